@@ -1,0 +1,27 @@
+"""The one exception a user sees, and the two sentences every such error is made of.
+
+A `UserError` says what was wrong, where, with which value, and what would be right. The command line prints it
+as one line and exits with status 2; a library caller catches one class.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for or supplied; its text is one sentence that names the remedy."""
+
+
+def must_be(place: str, requirement: str, got: object) -> UserError:
+    """The first sentence: `place` must be `requirement`; got `got`."""
+    shown = f"'{got}'" if isinstance(got, str) else got
+    return UserError(f"{place} must be {requirement}; got {shown}.")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The second sentence: there is no `kind` called `name`; the nearest known name is suggested."""
+    names = sorted(known)
+    close = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.5)
+    nearest = next((candidate for candidate in names if close and candidate.lower() == close[0]), None)
+    hint = f"did you mean '{nearest}'? " if nearest else ""
+    return UserError(f"There is no {kind} '{name}': {hint}known are {', '.join(names)}.")

@@ -1,0 +1,81 @@
+"""What may stand where a linear layer (or a word embedding) stood.
+
+Forward, size, saving and loading belong to formats, so that a new compression method inherits all four. A format
+keeps one zero-length buffer called `weight`, the name of the tensor it replaced: transformers without laconic then
+refuses the checkpoint with a size mismatch instead of filling the layer with random numbers, and code that asks for
+`layer.weight.dtype` still gets its answer.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Format(nn.Module, ABC):
+    """A compressed matrix of shape (out, in) with its bias; subclasses are final and made of plain linears."""
+
+    kind: ClassVar[str]
+    readers: ClassVar[tuple[str, ...]]
+    """The children that read the layer's own input, whose statistics they therefore share."""
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0))
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix that this stands for."""
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "out in"]:
+        """The matrix that `forward` multiplies by, in the dtype of the stored tensors."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes on disk in the present dtype, bias excluded: what saving really writes."""
+
+    @abstractmethod
+    def macs(self) -> int:
+        """Multiply-accumulates for one row of input, bias excluded."""
+
+    @abstractmethod
+    def set_bias(self, bias: Tensor | None) -> None:
+        """Take over the bias (out,) of the layer that this replaces."""
+
+    @abstractmethod
+    def for_lookup(self, padding_idx: int | None) -> "Format":
+        """The same matrix as a word embedding: (width, vocabulary), read by token instead of multiplied."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Arguments of `shell`: JSON values that rebuild this format empty, ready to receive its tensors."""
+
+    @classmethod
+    @abstractmethod
+    def shell(cls, **spec: Any) -> Self:
+        """An uninitialised format of this specification."""
+
+
+def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:
+    """The (out, in) matrix of a plain linear or of a format; what nests inside a format goes through here."""
+    return module.dense() if isinstance(module, Format) else module.get_parameter("weight")
+
+
+def weight_nbytes(module: nn.Module) -> int:
+    """Bytes on disk of a plain linear's or a format's weight, bias excluded."""
+    if isinstance(module, Format):
+        return module.nbytes()
+    weight = module.get_parameter("weight")
+    return weight.numel() * weight.element_size()
+
+
+def weight_macs(module: nn.Module) -> int:
+    """Multiply-accumulates of a plain linear or a format for one row of input; looking up an embedding costs none."""
+    if isinstance(module, Format):
+        return module.macs()
+    return 0 if isinstance(module, nn.Embedding) else module.get_parameter("weight").numel()

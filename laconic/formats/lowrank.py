@@ -1,0 +1,119 @@
+"""Ŵ = A B with A (out, r) and B (r, in): two thin linears in place of one, or a thin table in place of a wide one."""
+
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
+
+
+class LowRank(Format):
+    """y = A (B x) + bias. `right` holds B, `left` holds A and the bias."""
+
+    kind = "low-rank"
+    readers = ("right",)
+
+    def __init__(self, out_features: int, in_features: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        self.right = nn.Linear(in_features, rank, bias=False)
+        self.left = nn.Linear(rank, out_features, bias=bias)
+        self.rank = rank
+
+    @classmethod
+    def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"]) -> Self:
+        """The format of two given factors, without a bias."""
+        with torch.device("meta"):
+            layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False)
+        layer.to_empty(device=A.device)
+        layer.left.weight = nn.Parameter(A.contiguous(), requires_grad=False)
+        layer.right.weight = nn.Parameter(B.contiguous(), requires_grad=False)
+        return layer.to(A.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.out_features, self.right.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(self.right(x))
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        return dense_weight(self.left) @ dense_weight(self.right)
+
+    def nbytes(self) -> int:
+        return weight_nbytes(self.left) + weight_nbytes(self.right)
+
+    def macs(self) -> int:
+        return weight_macs(self.left) + weight_macs(self.right)
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        self.left.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def for_lookup(self, padding_idx: int | None) -> Format:
+        return LowRankEmbedding.of(self, padding_idx)
+
+    def spec(self) -> dict[str, Any]:
+        out_features, in_features = self.shape
+        bias = self.left.bias is not None
+        return {"out_features": out_features, "in_features": in_features, "rank": self.rank, "bias": bias}
+
+    @classmethod
+    def shell(cls, **spec: Any) -> Self:
+        return cls(**spec)
+
+
+class LowRankEmbedding(Format):
+    """y = A B[:, token]: a table of `rank` numbers a token, then one linear. The matrix is (width, vocabulary)."""
+
+    kind = "low-rank-embedding"
+    readers = ("table",)
+
+    def __init__(self, vocabulary: int, width: int, rank: int, padding_idx: int | None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, rank, padding_idx=padding_idx)
+        self.left = nn.Linear(rank, width, bias=False)
+        self.rank = rank
+
+    @classmethod
+    def of(cls, linear: LowRank, padding_idx: int | None) -> Self:
+        """The same factors, looked up by token instead of multiplied by a one-hot row."""
+        width, vocabulary = linear.shape
+        with torch.device("meta"):
+            layer = cls(vocabulary, width, linear.rank, padding_idx)
+        A, B = dense_weight(linear.left), dense_weight(linear.right)
+        layer.to_empty(device=A.device)
+        layer.left.weight = nn.Parameter(A, requires_grad=False)
+        layer.table.weight = nn.Parameter(B.T.contiguous(), requires_grad=False)
+        return layer.to(A.dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.out_features, self.table.num_embeddings
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.left(self.table(tokens))
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        return dense_weight(self.left) @ self.table.weight.T
+
+    def nbytes(self) -> int:
+        return weight_nbytes(self.left) + weight_nbytes(self.table)
+
+    def macs(self) -> int:
+        return weight_macs(self.left)
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        if bias is not None:
+            raise ValueError("a word embedding has no bias")
+
+    def for_lookup(self, padding_idx: int | None) -> Format:
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        width, vocabulary = self.shape
+        return {"vocabulary": vocabulary, "width": width, "rank": self.rank, "padding_idx": self.table.padding_idx}
+
+    @classmethod
+    def shell(cls, **spec: Any) -> Self:
+        return cls(**spec)

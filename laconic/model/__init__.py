@@ -1,0 +1,24 @@
+"""A Transformers model seen as stacks of blocks and sites: anatomy as data, surgery, loading, predictions."""
+
+from laconic.model.anatomy import ANATOMIES, Anatomy
+from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
+from laconic.model.loading import check_model, load
+from laconic.model.predictions import Batch, Predictions, divergence, predict
+from laconic.model.site import Group, Site
+from laconic.model.task import Task
+
+__all__ = [
+    "ANATOMIES",
+    "DEFAULT_TARGETS",
+    "Anatomy",
+    "Batch",
+    "Group",
+    "LanguageModel",
+    "Predictions",
+    "Site",
+    "Task",
+    "check_model",
+    "divergence",
+    "load",
+    "predict",
+]

@@ -1,0 +1,98 @@
+"""What a model says about a batch, as one table of distributions, whatever its task.
+
+Categorical tasks give logits. Regression and plain encoders give the mean of a Gaussian with unit variance: a score,
+or the unit-length mean of the last hidden states (the sentence embedding). So every task has a KL divergence in nats
+and a Fisher information, and nothing downstream asks for the task again.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from laconic.model.lm import LanguageModel
+from laconic.model.task import Task
+
+Batch = dict[str, Tensor]
+"""`input_ids` and `attention_mask` (rows, tokens), with `labels` where the task or the data has them; −100 is ignored."""
+
+
+class Predictions(NamedTuple):
+    """values: logits over k classes, or the k coordinates of a Gaussian mean, one line a prediction.
+    rows: the row of the batch that each prediction belongs to.
+    labels: the true class, token or value of each prediction; None where the data has none.
+    """
+
+    values: Float[Tensor, "n k"]
+    rows: Int[Tensor, " n"]
+    labels: Tensor | None
+    categorical: bool
+
+
+def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Float[Tensor, "rows d"]]:
+    """Run the model and gather its predictions at every position that counts (no padding).
+
+    Returns them with the masked mean of the last hidden states of each row (of zero rows when not asked for by
+    `hidden`). Differentiable when gradients are enabled.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels" or lm.task is Task.SEQ2SEQ}
+    embedding = lm.task is Task.EMBEDDING
+    states = {} if embedding else {"output_hidden_states": hidden}
+    caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
+    output = lm.model(**inputs, **states, **caching)
+    if embedding:
+        pooled = _pool(output.last_hidden_state, _state_mask(lm, batch))
+        return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, False), pooled.detach()
+    pooled = _pool(_last_hidden(output), _state_mask(lm, batch)) if hidden else output.logits.new_zeros(0, 1)
+    return _gather(lm.task, output.logits, batch), pooled.detach()
+
+
+def _gather(task: Task, logits: Tensor, batch: Batch) -> Predictions:
+    labels = batch.get("labels")
+    if task in (Task.CLASSIFICATION, Task.REGRESSION):
+        return Predictions(logits, _row_numbers(logits), labels, task.is_categorical)
+    if task is Task.CAUSAL:
+        counted, targets, logits = _next_tokens(batch), batch["input_ids"][:, 1:], logits[:, :-1]
+    else:
+        assert labels is not None, "masked and sequence-to-sequence batches carry labels"
+        counted, targets = labels != -100, labels
+    rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(counted)
+    return Predictions(logits[counted], rows[counted], targets[counted], True)
+
+
+def _next_tokens(batch: Batch) -> Bool[Tensor, "rows t-1"]:
+    """Positions whose next token is a real one; `labels` may exclude more, as overlapping windows do."""
+    counted = batch["attention_mask"][:, 1:].bool() & batch["attention_mask"][:, :-1].bool()
+    labels = batch.get("labels")
+    return counted if labels is None else counted & (labels[:, 1:] != -100)
+
+
+def _last_hidden(output: object) -> Tensor:
+    decoder = getattr(output, "decoder_hidden_states", None)
+    states = decoder if decoder is not None else output.hidden_states  # type: ignore[attr-defined]
+    return states[-1]
+
+
+def _state_mask(lm: LanguageModel, batch: Batch) -> Tensor:
+    return batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else batch["attention_mask"].bool()
+
+
+def _pool(hidden: Float[Tensor, "rows t d"], mask: Tensor) -> Float[Tensor, "rows d"]:
+    # A plain encoder-decoder run without labels reads its own input as the target; lengths then agree.
+    weights = mask[:, : hidden.shape[1], None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _row_numbers(values: Tensor) -> Tensor:
+    return torch.arange(len(values), device=values.device)
+
+
+def divergence(reference: Predictions, other: Predictions) -> Float[Tensor, " n"]:
+    """KL(reference ‖ other) of each prediction, in nats; ½ ‖difference‖² between unit Gaussians."""
+    if not reference.categorical:
+        return 0.5 * (reference.values.double() - other.values.double()).square().sum(-1)
+    log_p = reference.values.double().log_softmax(-1)
+    log_q = other.values.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

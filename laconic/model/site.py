@@ -1,0 +1,80 @@
+"""One matrix of a model that can be compressed, always presented as (out, in), whatever holds it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from laconic.formats import Format
+
+Linear = nn.Linear | Conv1D
+
+
+class Group(StrEnum):
+    """The part of a transformer that a site belongs to; a target of the command line."""
+
+    ATTENTION = "attention"
+    FFN = "ffn"
+    HEAD = "head"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A plain linear or a word embedding.
+
+    name:    dotted path from the whole model; the first of several when tied embeddings share one matrix.
+    input:   sites with the same value read the same tensor, so its statistics are collected once.
+    reads:   whose padding mask applies to its rows, the `source`'s or the `target`'s.
+    block:   dotted path of the block it lies in; None for heads and embeddings.
+    modules: the modules that hold the matrix; one, except for tied embeddings.
+    names:   their dotted paths.
+    """
+
+    name: str
+    group: Group
+    input: str
+    reads: str
+    block: str | None
+    modules: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.modules[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.module.get_parameter("weight").shape
+        return (rows, columns) if isinstance(self.module, nn.Linear) else (columns, rows)
+
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The matrix that multiplies the input; a scaled embedding is presented with its scale."""
+        weight = self.module.get_parameter("weight").detach()
+        if isinstance(self.module, nn.Embedding):
+            with torch.no_grad():
+                return self.module(torch.arange(len(weight), device=weight.device)).T
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+    def bias(self) -> Tensor | None:
+        """(out,), or None."""
+        return None if isinstance(self.module, nn.Embedding) else self.module.bias  # type: ignore[return-value]
+
+
+def linears_within(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
+    """(path, input key, module) of every plain linear that is, or lies in, `module`.
+
+    A format is entered, so that a later step can compress what an earlier one left; its readers share the input of
+    the layer, the others have an input of their own.
+    """
+    if isinstance(module, (nn.Linear, Conv1D)):
+        yield name, input_key, module
+    elif isinstance(module, Format):
+        for child_name, child in module.named_children():
+            path = f"{name}.{child_name}"
+            yield from linears_within(child, input_key if child_name in module.readers else path, path)

@@ -1,0 +1,63 @@
+"""Symmetric positive semi-definite matrices: shrinkage, roots, products. Everything in fp64.
+
+Notation: S is a second moment, E[v v^T], either full, (n, n), or only its diagonal, (n,). The diagonal form serves
+vocabularies: the input of an embedding is one-hot, so its moment *is* diagonal, and that of the gradient at a
+50,000-way head does not fit in memory in full.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Moment = Float[Tensor, "n n"] | Float[Tensor, " n"]
+
+# Eigenvalues below this fraction of the largest are rounding noise of an fp64 `eigh`.
+RELATIVE_FLOOR = 1e-12
+
+
+def shrink(S: Moment, alpha: float) -> Moment:
+    """(1 − α) S + α mean(diag S) I: the usual remedy for a moment estimated from few samples.
+
+    An all-zero S becomes the identity, so that a dead layer is compressed by its weights alone.
+    """
+    S = S.double()
+    diagonal = S if S.ndim == 1 else S.diagonal()
+    level = diagonal.mean()
+    if level <= 0:
+        return torch.ones_like(S) if S.ndim == 1 else torch.eye(len(S), dtype=S.dtype, device=S.device)
+    shrunk = (1 - alpha) * S
+    if S.ndim == 1:
+        return shrunk + alpha * level
+    shrunk.diagonal().add_(alpha * level)
+    return shrunk
+
+
+def times(S: Moment, X: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """S X, for a full or a diagonal S."""
+    return S[:, None] * X if S.ndim == 1 else S @ X
+
+
+def roots(S: Moment, floor: float = RELATIVE_FLOOR) -> tuple[Moment, Moment]:
+    """S^{1/2} and S^{-1/2} by `eigh`, eigenvalues raised to `floor` times the largest so that both exist."""
+    S = S.double()
+    if S.ndim == 1:
+        raised = S.clamp(min=max(floor * S.max().item(), torch.finfo(S.dtype).tiny))
+        return raised.sqrt(), raised.rsqrt()
+    values, vectors = eigh(S)
+    raised = values.clamp(min=max(floor * values[0].item(), torch.finfo(S.dtype).tiny))
+    return (vectors * raised.sqrt()) @ vectors.T, (vectors * raised.rsqrt()) @ vectors.T
+
+
+def square_root(S: Moment) -> Moment:
+    """S^{1/2}; negative eigenvalues, which are rounding noise, count as zero."""
+    S = S.double()
+    if S.ndim == 1:
+        return S.clamp(min=0).sqrt()
+    values, vectors = eigh(S)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def eigh(S: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+    """Eigenvalues in descending order and their eigenvectors as columns; symmetrises S first."""
+    values, vectors = torch.linalg.eigh((S + S.T) / 2)
+    return values.flip(0), vectors.flip(1)
