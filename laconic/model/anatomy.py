@@ -40,13 +40,21 @@ class Stack:
     reads: str = "source"
 
 
+@dataclass(frozen=True)
+class Table:
+    """A word embedding, and whose tokens it looks up."""
+
+    path: str
+    reads: str = "source"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """One architecture; `embeddings` are the word embeddings in the order in which transformers ties them."""
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...]
-    embeddings: tuple[str, ...]
+    embeddings: tuple[Table, ...]
 
 
 BERT = Anatomy(
@@ -63,7 +71,7 @@ BERT = Anatomy(
             feed_forward=(FeedForward(inner=("intermediate.dense",), output="output.dense"),),
         ),
     ),
-    embeddings=("embeddings.word_embeddings",),
+    embeddings=(Table("embeddings.word_embeddings"),),
 )
 
 DISTILBERT = Anatomy(
@@ -77,7 +85,7 @@ DISTILBERT = Anatomy(
             feed_forward=(FeedForward(inner=("ffn.lin1",), output="ffn.lin2"),),
         ),
     ),
-    embeddings=("embeddings.word_embeddings",),
+    embeddings=(Table("embeddings.word_embeddings"),),
 )
 
 GPT2 = Anatomy(
@@ -89,7 +97,7 @@ GPT2 = Anatomy(
             feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj"),),
         ),
     ),
-    embeddings=("wte",),
+    embeddings=(Table("wte"),),
 )
 
 LLAMA = Anatomy(
@@ -103,8 +111,12 @@ LLAMA = Anatomy(
             feed_forward=(FeedForward(inner=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),),
         ),
     ),
-    embeddings=("embed_tokens",),
+    embeddings=(Table("embed_tokens"),),
 )
+
+
+# `shared` itself is not called: the two stacks call tied copies of it.
+ENCODER_DECODER_TABLES = (Table("shared"), Table("encoder.embed_tokens"), Table("decoder.embed_tokens", "target"))
 
 
 def _t5_attention(path: str) -> Attention:
@@ -135,7 +147,7 @@ T5 = Anatomy(
             reads="target",
         ),
     ),
-    embeddings=("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+    embeddings=ENCODER_DECODER_TABLES,
 )
 
 
@@ -161,7 +173,7 @@ BART = Anatomy(
             reads="target",
         ),
     ),
-    embeddings=("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+    embeddings=ENCODER_DECODER_TABLES,
 )
 
 ANATOMIES: tuple[Anatomy, ...] = (BERT, DISTILBERT, GPT2, LLAMA, T5, BART)

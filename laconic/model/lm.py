@@ -13,7 +13,7 @@ from laconic.errors import UserError, unknown
 from laconic.formats import Format
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Attention, Stack, anatomy_of
-from laconic.model.site import Group, Linear, Site, linears_within
+from laconic.model.site import Group, Linear, Place, Site, linears_within
 from laconic.model.task import Task, task_of
 
 DEFAULT_TARGETS = ("attention", "ffn")
@@ -68,12 +68,10 @@ class LanguageModel:
 
     def replace(self, site: Site, format: Format) -> None:
         """Put `format` where `site` is, with its bias; a tied matrix is untied from all but its own aliases."""
-        lookup = isinstance(site.module, nn.Embedding)
-        if lookup:
+        if isinstance(site.module, nn.Embedding):
             format = format.for_lookup(site.module.padding_idx)
         else:
-            bias = site.bias()
-            format.set_bias(bias)
+            format.set_bias(site.bias())
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
         format.train(self.model.training)
@@ -119,34 +117,24 @@ class LanguageModel:
         yield from self._heads(tuple(in_blocks))
 
     def _embedding(self) -> Iterator[Site]:
-        paths = [path for name in self.anatomy.embeddings if (path := self._path(name)) is not None]
-        modules = tuple(self.model.get_submodule(path) for path in paths)
-        if not paths or isinstance(modules[0], Format):
+        tables = [(path, table.reads) for table in self.anatomy.embeddings if (path := self._path(table.path))]
+        first = tables[0][0]
+        if isinstance(self.model.get_submodule(first), Format):
             return
-        first = paths[0]
-        aliases = {n.rpartition(".")[0] for n in ties.tied_names(self.model, f"{first}.weight")} | {first}
-        same = [(path, module) for path, module in zip(paths, modules, strict=True) if path in aliases]
-        yield Site(
-            name=first,
-            group=Group.EMBEDDING,
-            input=first,
-            reads="source",
-            block=None,
-            modules=tuple(module for _, module in same),
-            names=tuple(path for path, _ in same),
-        )
+        same = {name.rpartition(".")[0] for name in ties.tied_names(self.model, f"{first}.weight")} | {first}
+        places = [Place(path, self.model.get_submodule(path), reads) for path, reads in tables if path in same]
+        yield Site(group=Group.EMBEDDING, input=first, block=None, places=tuple(places))
 
     def _heads(self, in_blocks: tuple[str, ...]) -> Iterator[Site]:
         reads = next(stack.reads for stack in reversed(self.anatomy.stacks))
-        embeddings = {path for name in self.anatomy.embeddings if (path := self._path(name)) is not None}
-        inside = tuple(f"{path}." for path in embeddings)
+        inside = tuple(f"{path}." for table in self.anatomy.embeddings if (path := self._path(table.path)))
         for name, module in self.model.named_modules():
             if isinstance(module, Linear) and not name.startswith((*in_blocks, *inside)):
                 yield _site(name, Group.HEAD, name, reads, None, module)
 
 
 def _site(name: str, group: Group, key: str, reads: str, block: str | None, module: nn.Module) -> Site:
-    return Site(name=name, group=group, input=key, reads=reads, block=block, modules=(module,), names=(name,))
+    return Site(group=group, input=key, block=block, places=(Place(name, module, reads),))
 
 
 def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Site]:

@@ -40,6 +40,8 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" or lm.task is Task.SEQ2SEQ}
     embedding = lm.task is Task.EMBEDDING
     states = {} if embedding else {"output_hidden_states": hidden}
+    if embedding and lm.model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
     output = lm.model(**inputs, **states, **caching)
     if embedding:

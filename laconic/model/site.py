@@ -23,29 +23,47 @@ class Group(StrEnum):
     EMBEDDING = "embedding"
 
 
+@dataclass(frozen=True)
+class Place:
+    """A module by its dotted path; `reads` says whose padding mask applies to its rows, the `source`'s or the
+    `target`'s."""
+
+    name: str
+    module: nn.Module
+    reads: str = "source"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """A plain linear or a word embedding.
 
-    name:    dotted path from the whole model; the first of several when tied embeddings share one matrix.
-    input:   sites with the same value read the same tensor, so its statistics are collected once.
-    reads:   whose padding mask applies to its rows, the `source`'s or the `target`'s.
-    block:   dotted path of the block it lies in; None for heads and embeddings.
-    modules: the modules that hold the matrix; one, except for tied embeddings.
-    names:   their dotted paths.
+    places: where the matrix is; one place, except for tied embeddings.
+    input:  sites with the same value read the same tensor, so its statistics are collected once.
+    block:  dotted path of the block it lies in; None for heads and embeddings.
     """
 
-    name: str
     group: Group
     input: str
-    reads: str
     block: str | None
-    modules: tuple[nn.Module, ...]
-    names: tuple[str, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def name(self) -> str:
+        """Dotted path from the whole model, of the first place."""
+        return self.places[0].name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(place.name for place in self.places)
 
     @property
     def module(self) -> nn.Module:
-        return self.modules[0]
+        return self.places[0].module
+
+    @property
+    def is_lookup(self) -> bool:
+        """True for a word embedding, whose input rows are one-hot."""
+        return isinstance(self.module, nn.Embedding)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,14 +74,14 @@ class Site:
     def weight(self) -> Float[Tensor, "out in"]:
         """The matrix that multiplies the input; a scaled embedding is presented with its scale."""
         weight = self.module.get_parameter("weight").detach()
-        if isinstance(self.module, nn.Embedding):
+        if self.is_lookup:
             with torch.no_grad():
                 return self.module(torch.arange(len(weight), device=weight.device)).T
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     def bias(self) -> Tensor | None:
         """(out,), or None."""
-        return None if isinstance(self.module, nn.Embedding) else self.module.bias  # type: ignore[return-value]
+        return None if self.is_lookup else self.module.bias  # type: ignore[return-value]
 
 
 def linears_within(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:

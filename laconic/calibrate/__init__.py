@@ -1,0 +1,34 @@
+"""What is known of each matrix: texts in, statistics of inputs and gradients out."""
+
+from laconic.calibrate.calibration import Calibration, Labels
+from laconic.calibrate.statistics import (
+    AbsMax,
+    AbsMean,
+    Fisher,
+    GradientStatistic,
+    Gram,
+    InputStatistic,
+    Known,
+    Mean,
+    OutputGram,
+    Statistic,
+)
+from laconic.calibrate.survey import survey
+from laconic.calibrate.walk import walk
+
+__all__ = [
+    "AbsMax",
+    "AbsMean",
+    "Calibration",
+    "Fisher",
+    "GradientStatistic",
+    "Gram",
+    "InputStatistic",
+    "Known",
+    "Labels",
+    "Mean",
+    "OutputGram",
+    "Statistic",
+    "survey",
+    "walk",
+]

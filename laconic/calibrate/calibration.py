@@ -1,0 +1,24 @@
+"""The data that statistics are collected on, with what decides how."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from laconic.model import Batch
+from laconic.progress import Track, silent
+
+Labels = Literal["auto", "sampled", "enumerated", "data"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches and where the labels of the Fisher information come from.
+
+    labels: `sampled` from the model (an unbiased estimate of the true Fisher), `enumerated` over all classes weighted by
+    their probability (exact), the `data`'s own (the empirical Fisher); `auto` enumerates up to four classes and
+    samples otherwise.
+    """
+
+    batches: list[Batch]
+    labels: Labels = "auto"
+    seed: int = 0
+    track: Track = silent

@@ -1,0 +1,101 @@
+"""Hooks that feed the statistics of a set of sites while the model runs."""
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Known, Statistic
+from laconic.model import Batch, LanguageModel, Site, Task
+from laconic.model.site import Place
+
+
+class Recorder(ExitStack):
+    """Within the context every forward pass updates the input statistics, every backward pass the gradients'.
+
+    Sites that read the same tensor share one `InputStatistic`. `batch` must be set before each forward pass: its
+    masks say which rows are padding.
+    """
+
+    def __init__(self, lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]]) -> None:
+        super().__init__()
+        self.sites = sites
+        self.batch: Batch = {}
+        self._seq2seq = lm.task is Task.SEQ2SEQ
+        self._inputs: dict[str, list[InputStatistic]] = {}
+        self._gradients: dict[str, list[GradientStatistic]] = {}
+        for site in sites:
+            out_features, in_features = site.shape
+            self._gradients[site.name] = [
+                kind.empty((out_features, in_features), lm.device)
+                for kind in needs
+                if issubclass(kind, GradientStatistic)
+            ]
+            if site.input not in self._inputs:
+                self._inputs[site.input] = [
+                    kind.empty(in_features, site.is_lookup, lm.device)
+                    for kind in needs
+                    if issubclass(kind, InputStatistic)
+                ]
+
+    def __enter__(self) -> Self:
+        reader = {site.input: site.name for site in reversed(self.sites)}
+        for site in self.sites:
+            for place in site.places:
+                reads_first = reader[site.input] == site.name
+                self.callback(self._hook(site, place, reads_first).remove)
+        return self
+
+    def known(self) -> dict[str, Known]:
+        """What was collected, by site name."""
+        return {site.name: Known([*self._inputs[site.input], *self._gradients[site.name]]) for site in self.sites}
+
+    def count_predictions(self, number: int) -> None:
+        """Tell the gradient statistics how many predictions the batch's gradients came from."""
+        for statistics in self._gradients.values():
+            for statistic in statistics:
+                statistic.count += number
+
+    def _hook(self, site: Site, place: Place, reads_first: bool) -> torch.utils.hooks.RemovableHandle:
+        gradients = self._gradients[site.name]
+
+        def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = args[0].detach()
+            mask = self._mask(x if site.is_lookup else x[..., 0], place)
+            if reads_first:
+                rows = _rows(x, mask, site.is_lookup)
+                for statistic in self._inputs[site.input]:
+                    statistic.update(rows)
+            if gradients and torch.is_grad_enabled():
+                if not output.requires_grad:
+                    output.requires_grad_()
+                output.register_hook(lambda g: _update(gradients, x, g.detach(), mask, site.is_lookup))
+
+        return place.module.register_forward_hook(on_forward)
+
+    def _mask(self, positions: Tensor, place: Place) -> Tensor:
+        """True where a row counts, in the shape of `positions`; a pooled vector per row of the batch always does."""
+        if place.reads == "target" and self._seq2seq:
+            mask = self.batch["labels"] != -100
+        else:
+            mask = self.batch["attention_mask"].bool()
+        if mask.numel() != positions.numel():
+            return torch.ones_like(positions, dtype=torch.bool)
+        return mask.reshape(positions.shape)
+
+
+def _rows(x: Tensor, mask: Tensor, lookup: bool) -> Tensor:
+    return x[mask] if lookup else x[mask].reshape(-1, x.shape[-1])
+
+
+def _update(statistics: list[GradientStatistic], x: Tensor, g: Tensor, mask: Tensor, lookup: bool) -> None:
+    for statistic in statistics:
+        if statistic.per_sequence:
+            for x_row, g_row, mask_row in zip(x, g, mask, strict=True):
+                mask_here = mask_row.reshape(-1)
+                inputs = x_row.reshape(-1) if lookup else x_row.reshape(-1, x.shape[-1])
+                statistic.update(inputs[mask_here], g_row.reshape(-1, g.shape[-1])[mask_here])
+        else:
+            statistic.update(_rows(x, mask, lookup), g[mask].reshape(-1, g.shape[-1]))

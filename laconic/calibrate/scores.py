@@ -1,0 +1,63 @@
+"""Scalars whose gradients have the Fisher information as their second moment.
+
+With p = softmax(logits): drawing y ~ p and differentiating −log p_y gives E[g g^T] = F, the Gauss-Newton Hessian of
+KL (Martens, arXiv 1412.1193). For few classes the expectation is taken exactly, one class at a time with the
+gradient scaled by √p_c. A Gaussian mean μ with unit variance has F = Σ_i J_i^T J_i, by coordinates or by a random
+direction ε ~ N(0, I).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from laconic.calibrate.calibration import Labels
+from laconic.errors import UserError
+from laconic.model import Predictions
+
+ENUMERATED_UP_TO = 4
+
+
+def scores(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
+    """The scalars to differentiate for one batch; their gradients' outer products are to be added up.
+
+    Raises:
+        UserError: the data's own labels are asked for and there are none.
+    """
+    few = predictions.values.shape[-1] <= ENUMERATED_UP_TO
+    if labels == "data":
+        yield _of_data(predictions)
+    elif labels == "enumerated" or (labels == "auto" and few):
+        yield from _enumerated(predictions)
+    else:
+        yield _sampled(predictions, generator)
+
+
+def _enumerated(predictions: Predictions) -> Iterator[Tensor]:
+    values = predictions.values
+    if not predictions.categorical:
+        yield from (values[:, i].sum() for i in range(values.shape[-1]))
+        return
+    log_p = values.log_softmax(-1)
+    root_p = (0.5 * log_p).exp().detach()
+    yield from (-(root_p[:, c] * log_p[:, c]).sum() for c in range(values.shape[-1]))
+
+
+def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:
+    values = predictions.values
+    if not predictions.categorical:
+        direction = torch.randn(values.shape, generator=generator)
+        return (values * direction.to(values)).sum()
+    probabilities = values.detach().float().softmax(-1).cpu()
+    drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return functional.cross_entropy(values, drawn.to(values.device), reduction="sum")
+
+
+def _of_data(predictions: Predictions) -> Tensor:
+    values, labels = predictions.values, predictions.labels
+    if labels is None:
+        raise UserError("labels must be 'sampled' or 'enumerated' for this data, which has no labels; got 'data'.")
+    if predictions.categorical:
+        return functional.cross_entropy(values, labels.long(), reduction="sum")
+    return 0.5 * (values.squeeze(-1) - labels.to(values)).square().sum()

@@ -1,0 +1,58 @@
+"""What is known of each matrix of the model as it stands, in one pass over the data."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.recorder import Recorder
+from laconic.calibrate.scores import scores
+from laconic.calibrate.statistics import GradientStatistic, Known, Statistic
+from laconic.errors import UserError
+from laconic.model import LanguageModel, Site, predict
+
+
+def survey(
+    lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
+) -> dict[str, Known]:
+    """Run every batch forward, and backward where a gradient statistic is needed; return `Known` by site name.
+
+    Raises:
+        UserError: there is no batch, or activations or gradients are not finite.
+    """
+    if not data.batches:
+        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    if not needs:
+        return {site.name: Known() for site in sites}
+    with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
+    generator = torch.Generator().manual_seed(data.seed)
+    trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+    was_training = lm.model.training
+    lm.model.eval().requires_grad_(False)
+    try:
+        with Recorder(lm, sites, needs) as recorder, torch.set_grad_enabled(with_gradients):
+            for batch in data.track(data.batches, "Measuring the layers"):
+                recorder.batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+                predictions, _ = predict(lm, recorder.batch)
+                if with_gradients:
+                    _differentiate(list(scores(predictions, data.labels, generator)))
+                    recorder.count_predictions(len(predictions.values))
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_()
+        lm.model.train(was_training)
+    known = recorder.known()
+    _check_finite(known, needs)
+    return known
+
+
+def _differentiate(losses: list[torch.Tensor]) -> None:
+    for i, loss in enumerate(losses):
+        loss.backward(retain_graph=i + 1 < len(losses))
+
+
+def _check_finite(known: dict[str, Known], needs: Collection[type[Statistic]]) -> None:
+    for name, statistics in known.items():
+        for kind in needs:
+            if not torch.isfinite(statistics[kind].total).all():
+                raise UserError(f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data.")
