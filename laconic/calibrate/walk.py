@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.recorder import Recorder
@@ -98,9 +99,10 @@ def _capture(lm: LanguageModel, blocks: list[nn.Module], batch: Batch) -> tuple[
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         if not entering:
             entering.append(hidden)
-        # Only the first block's states are kept: the others are recomputed from it.
-        bare = {**kwargs, "hidden_states": None} if "hidden_states" in kwargs else kwargs
-        calls.append(_Call(args if "hidden_states" in kwargs else (None, *args[1:]), bare))
+        # Only the first block's states are kept: the others are recomputed from it. A cache would remember the
+        # keys of the first run and see every token twice in the second.
+        kept = {name: None if isinstance(value, Cache) or value is hidden else value for name, value in kwargs.items()}
+        calls.append(_Call(tuple(None if isinstance(a, Cache) or a is hidden else a for a in args), kept))
 
     with ExitStack() as hooks, torch.no_grad():
         for block in blocks:

@@ -1,0 +1,46 @@
+"""A plan: which method, fully specified, goes to which site; None leaves the site dense.
+
+Written as YAML it can be read, edited and used again:
+
+    bert.encoder.layer.0.attention.self.query: {kfac-svd: {rank: 64}}
+    bert.encoder.layer.0.intermediate.dense: dense
+"""
+
+from pathlib import Path
+
+import yaml
+
+from laconic.errors import UserError, must_be
+from laconic.methods import Method
+from laconic.methods.spelling import method_from, spell
+
+Plan = dict[str, Method | None]
+
+DENSE = "dense"
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write `plan` as YAML, one site a line."""
+    path.write_text(yaml.safe_dump(spell_plan(plan), sort_keys=False, default_flow_style=None, width=200))
+
+
+def spell_plan(plan: Plan) -> dict[str, object]:
+    """The plan in the words of a recipe, site by site."""
+    return {name: DENSE if method is None else spell(method) for name, method in plan.items()}
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a YAML file.
+
+    Raises:
+        UserError: no such file, not YAML, or a line that spells no method; the sentence names the line's site.
+    """
+    try:
+        spelled = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"The plan '{path}' cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The plan '{path}' is not YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(spelled, dict) or not spelled:
+        raise must_be(f"The plan '{path}'", "a mapping of site names to methods", spelled)
+    return {str(name): None if line == DENSE else method_from(line, f"plan.{name}") for name, line in spelled.items()}

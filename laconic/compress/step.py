@@ -1,0 +1,43 @@
+"""A step changes a model: it runs it, reshapes it, or both. Its dataclass is the line of the recipe."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from laconic.allocate import Plan
+from laconic.calibrate import Calibration
+from laconic.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step did.
+
+    plan:           the method of each targeted site; None where it stayed dense.
+    nbytes:         bytes of the targeted matrices now, in the stored dtype.
+    dense_nbytes:   and before.
+    untied:         sites that were tied to another matrix before and no longer are, so the file holds both.
+    predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None where it was not predicted.
+    """
+
+    plan: Plan
+    nbytes: int
+    dense_nbytes: int
+    untied: tuple[str, ...] = ()
+    predicted_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """One line of a recipe."""
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def needs_data(self) -> bool:
+        """True when `apply` cannot do without calibration data."""
+
+    @abstractmethod
+    def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
+        """Change the model in place and say what was done."""

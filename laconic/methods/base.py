@@ -1,0 +1,83 @@
+"""A method solves one matrix: `compress(weight, known) -> Format`. It never sees a module, a model, a device or a file.
+
+A method is at once the code, the configuration and the line of a recipe: a frozen dataclass of its parameters.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from jaxtyping import Float
+from torch import Tensor
+
+from laconic.calibrate import Gram, Known, OutputGram, Statistic
+from laconic.formats import Format
+
+PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({Gram, OutputGram})
+"""What `Method.ladder` needs beside `Method.needs`: the two moments of the predicted loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One size that a method offers for one matrix.
+
+    method is fully specified, or None for the dense matrix; loss is ½ tr(F E C E^T), nats per prediction.
+    nbytes (on disk), parameters and macs (per row of input) are those of the matrix, bias excluded.
+    """
+
+    method: "Method | None"
+    nbytes: int
+    parameters: int
+    macs: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Every size offered for one matrix, the dense one included."""
+
+    rungs: tuple[Rung, ...]
+
+    def __or__(self, other: "Ladder") -> "Ladder":
+        """The choices of two methods together: allocating over them is the mixed-family search."""
+        return Ladder(self.rungs + other.rungs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One way to compress one matrix."""
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[frozenset[type[Statistic]]]
+
+    @abstractmethod
+    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Format:
+        """The compressed matrix, in the dtype of `weight`, which is the one it will be stored in.
+
+        `known` holds at least `needs`.
+
+        Raises:
+            UserError: the method's own size was not set.
+        """
+
+    @abstractmethod
+    def at(self, keep: float, shape: tuple[int, int]) -> Self:
+        """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes."""
+
+    @property
+    @abstractmethod
+    def has_size(self) -> bool:
+        """True once the method says itself how small it makes a matrix, so that no `keep` is needed."""
+
+    @abstractmethod
+    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+        """Every size it offers for this matrix, with the predicted loss; `known` also holds PREDICTS_FROM."""
+
+
+def statistics_for(methods: Iterable[Method], predicting: bool) -> frozenset[type[Statistic]]:
+    """Everything that `methods` need, and the two moments of the predicted loss when `predicting`."""
+    needed = frozenset[type[Statistic]]().union(*(method.needs for method in methods))
+    return needed | PREDICTS_FROM if predicting else needed

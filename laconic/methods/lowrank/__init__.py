@@ -1,0 +1,1 @@
+"""Low rank: Ŵ = A B, two thin matrices in place of one."""

@@ -1,0 +1,79 @@
+"""How a method is written in a recipe or on the command line, and back. The dataclasses are the schema.
+
+`svd`, `svd:rank=64,multiple=16` and `{svd: {rank: 64, multiple: 16}}` all name a method; every mistake is one sentence
+with its place.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from laconic.errors import UserError, must_be, unknown
+from laconic.methods import METHODS
+from laconic.methods.base import Method
+
+_BY_NAME = {method.name: method for method in METHODS}
+
+
+def method_from(value: object, place: str) -> Method:
+    """The method that `value` spells.
+
+    Raises:
+        UserError: an unknown name or parameter, or a value out of range; the sentence begins with `place`.
+    """
+    name, parameters = _split(value, place)
+    if name not in _BY_NAME:
+        raise unknown("method", name, _BY_NAME)
+    kind = _BY_NAME[name]
+    known = [field.name for field in fields(kind)]
+    for parameter in parameters:
+        if parameter not in known:
+            raise unknown(f"parameter of the method '{name}'", parameter, known)
+    try:
+        return TypeAdapter(kind).validate_python(parameters)
+    except ValidationError as error:
+        raise _first_sentence(error, f"{place}.{name}") from error
+
+
+def spell(method: Method) -> dict[str, dict[str, Any]]:
+    """The recipe's line for `method`: its name and the parameters that differ from the defaults."""
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    changed = {field.name: values[field.name] for field in fields(method) if values[field.name] != field.default}
+    return {method.name: changed}
+
+
+def _split(value: object, place: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(value, str):
+        name, _, rest = value.partition(":")
+        return name.strip(), _parameters(rest, place)
+    if isinstance(value, dict) and len(value) == 1:
+        name, parameters = next(iter(value.items()))
+        if parameters is None:
+            parameters = {}
+        if isinstance(parameters, dict):
+            return str(name), parameters
+    raise must_be(place, "a method's name or {name: {parameter: value}}", value)
+
+
+def _parameters(text: str, place: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, literal = item.partition("=")
+        if not equals:
+            raise must_be(place, "NAME:parameter=value,…", item)
+        parameters[key.strip()] = yaml.safe_load(literal)
+    return parameters
+
+
+def _first_sentence(error: ValidationError, place: str) -> UserError:
+    first = error.errors(include_url=False)[0]
+    # Unions report one branch after another; the innermost name of the location is the parameter itself.
+    parameter = next((str(part) for part in first["loc"] if part), "")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return cause
+    requirement = first["msg"][0].lower() + first["msg"][1:]
+    requirement = requirement.removeprefix("input should be ")
+    return must_be(f"{place}.{parameter}", requirement, first["input"])
