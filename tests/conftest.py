@@ -1,0 +1,39 @@
+"""What every test may ask for: the real models and data, where there are any."""
+
+import os
+from pathlib import Path
+
+# Read when transformers and datasets are imported, so they are set before anything is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run side by side, one a core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; `LACONIC_DATA`, or the one beside the repository."""
+    folder = Path(os.environ.get("LACONIC_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set LACONIC_DATA")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def shared_models(shared_data: Path) -> Path:
+    """The folder of real models, beside the data."""
+    folder = shared_data.parent / "models"
+    if not folder.is_dir():
+        pytest.skip(f"no real models at {folder}")
+    return folder
