@@ -1,0 +1,172 @@
+"""From rows of text to batches that a model takes: tokens, right padding, and the labels of its task.
+
+Masked language models get the 15 % masking of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805), always by the mask
+token. Rows keep their order; a row without any token to predict from or to is left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from laconic.calibrate.examples import Corpus, Example
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, Task
+
+MASKED_SHARE = 0.15
+IGNORED = -100
+"""The label that every loss of transformers leaves out."""
+
+
+@dataclass
+class Row:
+    """One tokenized row; `labels` are tokens (a sequence), a class or a score, or None."""
+
+    input_ids: list[int]
+    token_type_ids: list[int] | None = None
+    labels: list[int] | int | float | None = None
+
+
+def batches(
+    lm: LanguageModel, corpus: Corpus, *, batch_size: int = 16, max_length: int = 128, seed: int = 0
+) -> list[Batch]:
+    """The corpus as CPU batches of at most `batch_size` rows and `max_length` tokens, in its order.
+
+    Labels: class numbers or scores where every row has one that this model can predict; tokens for masked models (drawn
+    with `seed`) and for sequence-to-sequence ones (a row without a target is its own); none otherwise. A plain encoder
+    reads the two texts of a pair as two rows.
+
+    Raises:
+        UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens.
+    """
+    rows = list(_rows(lm, corpus, max_length, seed))
+    if not rows:
+        raise UserError(f"No row of the {corpus.split} split of '{corpus.source}' has tokens; give longer texts.")
+    if lm.task in (Task.CLASSIFICATION, Task.REGRESSION) and lm.model.config.pad_token_id is None:
+        # A decoder that classifies finds its last token by the pad token; without one it refuses larger batches.
+        batch_size = 1
+    pad = pad_token(lm)
+    return [_collate(rows[start : start + batch_size], pad) for start in range(0, len(rows), batch_size)]
+
+
+def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
+    """The tokenizer; UserError where the model came without one."""
+    if lm.tokenizer is None:
+        raise UserError(f"The model '{lm.source}' has no tokenizer in its folder; save its tokenizer there too.")
+    return lm.tokenizer
+
+
+def pad_token(lm: LanguageModel) -> int:
+    """What padding is filled with; never seen by the model, so any token does where none is declared."""
+    tokenizer = tokenizer_of(lm)
+    candidates = (lm.model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if isinstance(token, int) and token >= 0)
+
+
+def positions(lm: LanguageModel) -> int | None:
+    """The longest input in tokens that the model has positions for; None when its positions are relative."""
+    for name, module in lm.model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            padding: int | None = module.padding_idx
+            if padding is not None:
+                # RoBERTa counts positions from behind its padding index.
+                return int(module.num_embeddings) - padding - 1
+    return getattr(lm.model.config, "max_position_embeddings", None)
+
+
+def _rows(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> Iterator[Row]:
+    tokenizer = tokenizer_of(lm)
+    longest = min(max_length, positions(lm) or max_length)
+    if lm.task in (Task.CLASSIFICATION, Task.REGRESSION):
+        return _labelled(lm, tokenizer, corpus.examples, longest)
+    if lm.task is Task.CAUSAL:
+        # One token alone predicts nothing.
+        rows = _tokenized(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
+        return (row for row in rows if len(row.input_ids) > 1)
+    if lm.task is Task.SEQ2SEQ:
+        return _with_targets(lm, tokenizer, corpus.examples, longest)
+    if lm.task is Task.MASKED:
+        return _masked(tokenizer, _tokenized(lm, tokenizer, corpus.examples, longest), seed)
+    texts = [Example(text) for example in corpus.examples for text in (example.text, example.pair) if text is not None]
+    return (row for row in _tokenized(lm, tokenizer, texts, longest) if row.input_ids)
+
+
+def _tokenized(
+    lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
+) -> Iterator[Row]:
+    has_segments = getattr(lm.model.config, "type_vocab_size", 0) > 1
+    for example in examples:
+        encoded = tokenizer(example.text, example.pair, truncation=True, max_length=longest)
+        # Only a model with segment embeddings may get segments: GPT-2 would look them up as words.
+        segments = encoded.get("token_type_ids") if has_segments else None
+        yield Row(list(encoded["input_ids"]), None if segments is None else list(segments))
+
+
+def _labelled(
+    lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
+) -> Iterator[Row]:
+    usable = all(_predictable(lm, example.label) for example in examples)
+    for example, row in zip(examples, _tokenized(lm, tokenizer, examples, longest), strict=True):
+        if usable and example.label is not None:
+            row.labels = int(example.label) if lm.task is Task.CLASSIFICATION else example.label
+        if row.input_ids:
+            yield row
+
+
+def _predictable(lm: LanguageModel, label: float | None) -> bool:
+    if label is None or lm.task is Task.REGRESSION:
+        return label is not None
+    return label.is_integer() and 0 <= label < (lm.model.config.num_labels or 0)
+
+
+def _with_targets(
+    lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
+) -> Iterator[Row]:
+    target_tokenizer = lm.target_tokenizer or tokenizer
+    sources = [Example(example.text, example.pair) for example in examples]
+    for example, row in zip(examples, _tokenized(lm, tokenizer, sources, longest), strict=True):
+        target = example.text if example.target is None else example.target
+        row.labels = list(target_tokenizer(text_target=target, truncation=True, max_length=longest)["input_ids"])
+        if row.input_ids and row.labels:
+            yield row
+
+
+def _masked(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: int) -> Iterator[Row]:
+    mask = tokenizer.mask_token_id
+    if not isinstance(mask, int):
+        raise UserError(
+            "The tokenizer has no mask token, which a masked language model predicts; use its own tokenizer."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    special = set(tokenizer.all_special_ids)
+    for row in rows:
+        words = [at for at, token in enumerate(row.input_ids) if token not in special]
+        if words:
+            count = max(1, round(MASKED_SHARE * len(words)))
+            chosen = {words[at] for at in torch.randperm(len(words), generator=generator)[:count].tolist()}
+            row.labels = [token if at in chosen else IGNORED for at, token in enumerate(row.input_ids)]
+            row.input_ids = [mask if at in chosen else token for at, token in enumerate(row.input_ids)]
+            yield row
+
+
+def _collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Right padding: `input_ids`, `attention_mask`, and what else the rows have."""
+    batch = {
+        "input_ids": _padded([row.input_ids for row in rows], pad),
+        "attention_mask": _padded([[1] * len(row.input_ids) for row in rows], 0),
+    }
+    if rows[0].token_type_ids is not None:
+        batch["token_type_ids"] = _padded([row.token_type_ids or [] for row in rows], 0)
+    labels = [row.labels for row in rows]
+    if isinstance(labels[0], list):
+        batch["labels"] = _padded([label for label in labels if isinstance(label, list)], IGNORED)
+    elif labels[0] is not None:
+        batch["labels"] = torch.tensor(labels)
+    return batch
+
+
+def _padded(sequences: Sequence[list[int]], fill: int) -> Tensor:
+    width = max(len(sequence) for sequence in sequences)
+    return torch.tensor([sequence + [fill] * (width - len(sequence)) for sequence in sequences])

@@ -1,0 +1,38 @@
+"""A corpus from its name: a GLUE task, a local file or folder, a hub data set, or text that ships with Python.
+
+`SOURCE` is looked for in this order: `builtin:NAME`, `glue/TASK`, a local file or folder, the same name in the folder
+that the environment variable LACONIC_DATA names, a hub data set `owner/name[:config]`. A source of a single file
+serves both splits with the same rows; everything else keeps them apart.
+"""
+
+from collections.abc import Callable
+
+from laconic.calibrate.batching import batches
+from laconic.calibrate.examples import Corpus, Example, sample
+from laconic.calibrate.sources import SPLITS, find
+from laconic.errors import UserError, must_be
+
+__all__ = ["Corpus", "Example", "batches", "check_source", "read", "sample"]
+
+
+def read(source: str, split: str = "train") -> Corpus:
+    """All rows of one split, `train` or `dev`.
+
+    Raises:
+        UserError: no such source or split, a malformed row (with its file and line), no rows, a non-finite label.
+    """
+    examples = _find(source, split)()
+    if not examples:
+        raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
+    return Corpus(source, split, tuple(examples))
+
+
+def check_source(source: str, split: str) -> None:
+    """Raise UserError where `read` would for a missing source, file, task or split; no row is read."""
+    _find(source, split)
+
+
+def _find(source: str, split: str) -> Callable[[], list[Example]]:
+    if split not in SPLITS:
+        raise must_be("split", f"one of {', '.join(SPLITS)}", split)
+    return find(source, split)

@@ -1,0 +1,38 @@
+"""What a corpus is: rows of text, some of them with a second text, a label or a target."""
+
+import random
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row. label: class number, or score on the scale that models are trained on (STS-B divided by 5)."""
+
+    text: str
+    pair: str | None = None
+    label: float | None = None
+    target: str | None = None
+
+    @property
+    def joined(self) -> str:
+        """All of its text as one passage, for models that read a single one."""
+        return " ".join(part for part in (self.text, self.pair, self.target) if part is not None)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of one split of one source, in the source's order."""
+
+    source: str
+    split: str
+    examples: tuple[Example, ...]
+
+    def first(self, rows: int | None) -> "Corpus":
+        """The first `rows` rows; all of them for None."""
+        return replace(self, examples=self.examples[:rows])
+
+
+def sample(corpus: Corpus, rows: int, seed: int) -> Corpus:
+    """`rows` rows drawn without replacement, in random order; all of them when there are no more."""
+    drawn = random.Random(seed).sample(range(len(corpus.examples)), min(rows, len(corpus.examples)))
+    return replace(corpus, examples=tuple(corpus.examples[index] for index in drawn))

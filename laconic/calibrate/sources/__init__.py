@@ -1,0 +1,81 @@
+"""Where rows of text come from; `find` decides by the name alone, before anything is read."""
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from laconic.calibrate.examples import Example
+from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, read_file
+from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, read_glue_file
+from laconic.calibrate.sources.hub import hub_examples, hub_glue
+from laconic.calibrate.sources.pydoc import pydoc
+from laconic.errors import UserError, unknown
+
+__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "find", "glue_task"]
+
+Reader = Callable[[], list[Example]]
+
+SPLITS = tuple(SPLIT_NAMES)
+BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
+DATA_FOLDER = "LACONIC_DATA"
+
+
+def data_folder() -> Path | None:
+    """The folder that is searched before the hub, where one is named."""
+    named = os.environ.get(DATA_FOLDER)
+    return Path(named).expanduser() if named else None
+
+
+def find(source: str, split: str) -> Reader:
+    """A reader of the rows of `split`, once they are known to be there.
+
+    Raises:
+        UserError: there is no such source, or it lacks the split.
+    """
+    if source.startswith("builtin:"):
+        if source not in BUILTINS:
+            raise unknown("built-in corpus", source, BUILTINS)
+        return lambda: BUILTINS[source](split)
+    if source.lower().startswith("glue/"):
+        return _glue(glue_task(source[len("glue/") :].rstrip("/")), split)
+    path = _local(source)
+    if path is not None:
+        file = find_file(path, split)
+        return lambda: read_file(file)
+    if source.count("/") == 1 and not _is_path(source):
+        return hub_examples(source, split)
+    raise _nowhere(source)
+
+
+def _glue(task: GlueTask, split: str) -> Reader:
+    folder = data_folder()
+    path = glue_file(folder / "glue", task, split) if folder else None
+    if path is not None:
+        return lambda: read_glue_file(path, task)
+    return hub_glue(task, split)
+
+
+def _local(source: str) -> Path | None:
+    """Where `source` is, here or in the data folder."""
+    folder = data_folder()
+    places = [Path(source).expanduser(), *([folder / source] if folder and source else [])]
+    return next((place for place in places if source and place.exists()), None)
+
+
+def _is_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
+
+
+def _nowhere(source: str) -> UserError:
+    folder = data_folder()
+    known = [*BUILTINS, *(f"glue/{task.name}" for task in TASKS)]
+    if folder and folder.is_dir():
+        known += sorted(entry.name for entry in folder.iterdir())
+    searched = f"the working folder and {folder} ({DATA_FOLDER})" if folder else "the working folder"
+    close = get_close_matches(source.lower(), known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return UserError(
+        f"There is no data '{source}' in {searched}: {hint}"
+        "give a file, a folder, builtin:pydoc, glue/TASK or a hub data set owner/name."
+    )

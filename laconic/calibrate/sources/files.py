@@ -1,0 +1,118 @@
+"""Local files and folders: .txt, .jsonl, .json, .tsv and wikitext's .tokens, one reader each.
+
+A folder is read by the split names in its file names (`train.jsonl`, `wiki.valid.tokens`); for the dev split, `dev`
+comes before `valid`, `validation` and `test`. A folder of one file without a split name is that file.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from laconic.calibrate.examples import Example
+from laconic.calibrate.sources.glue import glue_task_of, read_glue_file
+from laconic.calibrate.sources.records import content, example
+from laconic.errors import UserError
+
+SPLIT_NAMES = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "test")}
+
+
+def read_txt(path: Path) -> list[Example]:
+    """Paragraphs between blank lines; one row a line in a file without any."""
+    text = content(path).strip("\n")
+    parts = re.split(r"\n[ \t]*\n", text) if re.search(r"\n[ \t]*\n", text) else text.split("\n")
+    return [Example(part.strip()) for part in parts if part.strip()]
+
+
+def read_tokens(path: Path) -> list[Example]:
+    """One article of wikitext a row; a level-one heading ` = Title = ` starts each."""
+    articles = re.split(r"^(?= = [^=].*[^=] = \n)", content(path), flags=re.MULTILINE)
+    return [Example(article.strip()) for article in articles if article.strip()]
+
+
+def read_jsonl(path: Path) -> list[Example]:
+    """One JSON value a line."""
+    lines = enumerate(content(path).split("\n"), start=1)
+    return [example(_json(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
+
+
+def read_json(path: Path) -> list[Example]:
+    """A JSON list of strings or of objects."""
+    rows = _json(content(path), str(path))
+    if not isinstance(rows, list):
+        raise UserError(f"{path} must hold a list of strings or of objects; got {type(rows).__name__}.")
+    return [example(row, f"{path}[{at}]") for at, row in enumerate(rows)]
+
+
+def read_tsv(path: Path) -> list[Example]:
+    """GLUE's layout in a folder with the name of a GLUE task; otherwise a header with field names. No quoting."""
+    task = glue_task_of(path.parent.name)
+    if task is not None:
+        return read_glue_file(path, task)
+    header, *lines = content(path).split("\n")
+    names = header.split("\t")
+    rows: list[Example] = []
+    for at, line in enumerate(lines, start=2):
+        if line.strip():
+            cells = line.split("\t")
+            if len(cells) != len(names):
+                raise UserError(f"{path}:{at} has {len(cells)} columns, its header {len(names)}; mend the row.")
+            rows.append(example(dict(zip(names, cells, strict=True)), f"{path}:{at}"))
+    return rows
+
+
+READERS: dict[str, Callable[[Path], list[Example]]] = {
+    ".txt": read_txt,
+    ".tokens": read_tokens,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".tsv": read_tsv,
+}
+
+
+def find_file(path: Path, split: str) -> Path:
+    """The file of `split` at `path`, itself a file or a folder.
+
+    Raises:
+        UserError: a format that laconic does not read, or a folder without the split.
+    """
+    if path.is_dir():
+        return _in_folder(path, split)
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"The file '{path}' has no known format; its name must end in {', '.join(READERS)}.")
+    return path
+
+
+def read_file(path: Path) -> list[Example]:
+    """The rows of a file that `find_file` found.
+
+    Raises:
+        UserError: unreadable, or a malformed row; the sentence has its line.
+    """
+    return READERS[path.suffix.lower()](path)
+
+
+def _in_folder(folder: Path, split: str) -> Path:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
+    named = [name for names in SPLIT_NAMES.values() for name in names]
+    for wanted in SPLIT_NAMES[split]:
+        for file in files:
+            if wanted in _words(file):
+                return file
+    unnamed = [file for file in files if not set(named) & set(_words(file))]
+    if len(unnamed) == 1 and len(files) == 1:
+        return unnamed[0]
+    listing = ", ".join(file.name for file in files) or f"no file ending in {', '.join(READERS)}"
+    raise UserError(f"The folder '{folder}' has no {split} split (found: {listing}); name one of its files instead.")
+
+
+def _words(file: Path) -> list[str]:
+    return re.split(r"[._\-\d]+", file.name.lower())
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}.") from error
