@@ -34,7 +34,7 @@ def spectrum(ladders: Mapping[str, Ladder], keep: float, currency: Currency = "b
 def choose(ladders: Mapping[str, Ladder], keep: float, currency: Currency = "bytes") -> dict[str, Rung]:
     """As `spectrum`, with the chosen rungs themselves."""
     cost = COST[currency]
-    dense = sum(cost(rung) for ladder in ladders.values() for rung in ladder.rungs if rung.method is None)
+    dense = sum(next(cost(rung) for rung in ladder.rungs if rung.method is None) for ladder in ladders.values())
     hulls = {name: lower_hull(ladder, cost) for name, ladder in ladders.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = int(keep * dense) - sum(cost(rung) for rung in chosen.values())

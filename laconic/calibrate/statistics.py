@@ -9,13 +9,13 @@ The input of a word embedding is one-hot, so it comes as token numbers, (tokens,
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from laconic.numerics.psd import Moment
+from laconic.numerics.psd import InputMoment, OutputMoment
 
 Inputs = Float[Tensor, "tokens in"] | Int[Tensor, " tokens"]
 Gradients = Float[Tensor, "tokens out"]
@@ -31,7 +31,7 @@ class Statistic(ABC):
         self.total = total
         self.count = 0
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "Statistic") -> None:
         """Add what another shard collected of the same matrix."""
         self.total = self.total + other.total.to(self.total.device)
         self.count += other.count
@@ -48,7 +48,7 @@ class InputStatistic(Statistic):
 
     @classmethod
     @abstractmethod
-    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> Self:
+    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "InputStatistic":
         """Nothing seen yet; `lookup` for a word embedding."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class GradientStatistic(Statistic):
 
     @classmethod
     @abstractmethod
-    def empty(cls, shape: tuple[int, int], device: torch.device) -> Self:
+    def empty(cls, shape: tuple[int, int], device: torch.device) -> "GradientStatistic":
         """Nothing seen yet of a matrix of `shape` (out, in)."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Gram(InputStatistic):
     """C = E[x x^T], uncentred: (in, in), or its diagonal (in,) for one-hot inputs."""
 
     @classmethod
-    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> Self:
+    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "Gram":
         size = (in_features,) if lookup else (in_features, in_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
 
@@ -92,13 +92,13 @@ class Gram(InputStatistic):
             self._add(x.T @ x)
 
     @property
-    def matrix(self) -> Moment:
+    def matrix(self) -> InputMoment:
         return self._mean()
 
 
 class _ColumnStatistic(InputStatistic):
     @classmethod
-    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> Self:
+    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "_ColumnStatistic":
         return cls(torch.zeros(in_features, dtype=torch.float64, device=device))
 
     @property
@@ -132,7 +132,7 @@ class AbsMax(_ColumnStatistic):
         elif len(x):
             self.total = torch.maximum(self.total, x.abs().amax(0).to(self.total))
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: "Statistic") -> None:
         self.total = torch.maximum(self.total, other.total.to(self.total.device))
         self.count += other.count
 
@@ -145,7 +145,7 @@ class OutputGram(GradientStatistic):
     """F = Σ g g^T / predictions: (out, out), or its diagonal (out,) above FULL_MOMENT_LIMIT outputs."""
 
     @classmethod
-    def empty(cls, shape: tuple[int, int], device: torch.device) -> Self:
+    def empty(cls, shape: tuple[int, int], device: torch.device) -> "OutputGram":
         out_features = shape[0]
         size = (out_features,) if out_features > FULL_MOMENT_LIMIT else (out_features, out_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
@@ -155,7 +155,7 @@ class OutputGram(GradientStatistic):
         self._add(g.square().sum(0) if self.total.ndim == 1 else g.T @ g)
 
     @property
-    def matrix(self) -> Moment:
+    def matrix(self) -> OutputMoment:
         return self._mean()
 
 
@@ -165,7 +165,7 @@ class Fisher(GradientStatistic):
     per_sequence = True
 
     @classmethod
-    def empty(cls, shape: tuple[int, int], device: torch.device) -> Self:
+    def empty(cls, shape: tuple[int, int], device: torch.device) -> "Fisher":
         return cls(torch.zeros(shape, dtype=torch.float64, device=device))
 
     def update(self, x: Inputs, g: Gradients) -> None:

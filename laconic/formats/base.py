@@ -7,7 +7,7 @@ refuses the checkpoint with a size mismatch instead of filling the layer with ra
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -57,7 +57,7 @@ class Format(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def shell(cls, **spec: Any) -> Self:
+    def shell(cls, **spec: Any) -> "Format":
         """An uninitialised format of this specification."""
 
 

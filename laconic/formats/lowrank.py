@@ -1,6 +1,6 @@
 """Ŵ = A B with A (out, r) and B (r, in): two thin linears in place of one, or a thin table in place of a wide one."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class LowRank(Format):
         self.rank = rank
 
     @classmethod
-    def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"]) -> Self:
+    def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"]) -> "LowRank":
         """The format of two given factors, without a bias."""
         with torch.device("meta"):
             layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False)
@@ -59,7 +59,7 @@ class LowRank(Format):
         return {"out_features": out_features, "in_features": in_features, "rank": self.rank, "bias": bias}
 
     @classmethod
-    def shell(cls, **spec: Any) -> Self:
+    def shell(cls, **spec: Any) -> "LowRank":
         return cls(**spec)
 
 
@@ -76,7 +76,7 @@ class LowRankEmbedding(Format):
         self.rank = rank
 
     @classmethod
-    def of(cls, linear: LowRank, padding_idx: int | None) -> Self:
+    def of(cls, linear: LowRank, padding_idx: int | None) -> "LowRankEmbedding":
         """The same factors, looked up by token instead of multiplied by a one-hot row."""
         width, vocabulary = linear.shape
         with torch.device("meta"):
@@ -115,5 +115,5 @@ class LowRankEmbedding(Format):
         return {"vocabulary": vocabulary, "width": width, "rank": self.rank, "padding_idx": self.table.padding_idx}
 
     @classmethod
-    def shell(cls, **spec: Any) -> Self:
+    def shell(cls, **spec: Any) -> "LowRankEmbedding":
         return cls(**spec)

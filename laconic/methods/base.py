@@ -6,7 +6,7 @@ A method is at once the code, the configuration and the line of a recipe: a froz
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -64,7 +64,7 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def at(self, keep: float, shape: tuple[int, int]) -> Self:
+    def at(self, keep: float, shape: tuple[int, int]) -> "Method":
         """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes."""
 
     @property

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.numerics.psd import Moment, times
+from laconic.numerics.psd import InputMoment, OutputMoment, times
 
 
-def quadratic_loss(E: Float[Tensor, "out in"], F: Moment, C: Moment) -> float:
+def quadratic_loss(E: Float[Tensor, "out in"], F: OutputMoment, C: InputMoment) -> float:
     """½ tr(F E C E^T). With F = I this is half the squared error at the layer's output."""
     E = E.double()
     return 0.5 * (times(F.double(), E) * times(C.double(), E.T).T).sum().item()
 
 
 def truncation_losses(
-    A: Float[Tensor, "out k"], B: Float[Tensor, "k in"], F: Moment, C: Moment
+    A: Float[Tensor, "out k"], B: Float[Tensor, "k in"], F: OutputMoment, C: InputMoment
 ) -> Float[Tensor, " k+1"]:
     """The loss of keeping the first r of W = Σ_i a_i b_i^T, for every r = 0 … k at once.
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.numerics.psd import RELATIVE_FLOOR, Moment, eigh, roots, square_root, times
+from laconic.numerics.psd import RELATIVE_FLOOR, InputMoment, OutputMoment, eigh, roots, square_root, times
 
 
 class Components(NamedTuple):
@@ -32,7 +32,7 @@ def column_weighted_components(W: Float[Tensor, "out in"], d: Float[Tensor, " in
     return balanced(Components(U * s, Vt / d))
 
 
-def two_sided_components(W: Float[Tensor, "out in"], F: Moment, C: Moment) -> Components:
+def two_sided_components(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMoment) -> Components:
     """The best rank r under ½ tr(F E C E^T), with one root only, on the smaller side of W.
 
     Let P = F^{1/2}, R = C^{1/2} and P W R = Σ σ_i u_i v_i^T. The optimum is Ŵ = P^{-1} U_r U_r^T P W.
@@ -56,7 +56,7 @@ def two_sided_components(W: Float[Tensor, "out in"], F: Moment, C: Moment) -> Co
 
 
 def _from_input_side(
-    W: Float[Tensor, "out in"], R: Moment, WFW: Float[Tensor, "in in"], values: Tensor, V: Tensor
+    W: Float[Tensor, "out in"], R: InputMoment, WFW: Float[Tensor, "in in"], values: Tensor, V: Tensor
 ) -> Components:
     # Beyond the numerical rank Λ is noise, and so would be its inverse root.
     k = max(1, int((values > RELATIVE_FLOOR * values[0].clamp(min=0)).sum()))

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Moment = Float[Tensor, "n n"] | Float[Tensor, " n"]
+InputMoment = Float[Tensor, "in in"] | Float[Tensor, " in"]
+OutputMoment = Float[Tensor, "out out"] | Float[Tensor, " out"]
 
 # Eigenvalues below this fraction of the largest are rounding noise of an fp64 `eigh`.
 RELATIVE_FLOOR = 1e-12

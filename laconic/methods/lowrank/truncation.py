@@ -7,7 +7,7 @@ the smaller side, or is set by `at` from a fraction of bytes; ranks set by `at` 
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
 from pydantic import Field
@@ -54,7 +54,7 @@ class Truncation(Method):
         A, B = self.components(weight, known)
         return LowRank.of(A[:, :rank].to(weight.dtype), B[:rank].to(weight.dtype))
 
-    def at(self, keep: float, shape: tuple[int, int]) -> Self:
+    def at(self, keep: float, shape: tuple[int, int]) -> "Truncation":
         return replace(self, rank=rank_for(keep, *shape, self.multiple), rank_ratio=None)
 
     def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:

@@ -1,0 +1,94 @@
+"""Water-filling against the exhaustive optimum, its budget, and its hull."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from laconic.allocate import choose, spectrum, uniform
+from laconic.allocate.spectrum import lower_hull
+from laconic.errors import UserError
+from laconic.methods import Drone, KfacSvd, Ladder, Rung, Svd
+from tests.matrices import case
+
+
+def ladder(costs_and_losses: list[tuple[int, float]]) -> Ladder:
+    """Rungs of the given bytes and losses; the last is the dense matrix."""
+    rungs = [
+        Rung(method=Svd(rank=i + 1), nbytes=cost, parameters=cost, macs=cost, loss=loss)
+        for i, (cost, loss) in enumerate(costs_and_losses[:-1])
+    ]
+    cost, loss = costs_and_losses[-1]
+    return Ladder((*rungs, Rung(method=None, nbytes=cost, parameters=cost, macs=cost, loss=loss)))
+
+
+def random_ladders(seed: int) -> dict[str, Ladder]:
+    generator = torch.Generator().manual_seed(seed)
+    ladders = {}
+    for name in "abcd":
+        falls = torch.rand(5, generator=generator).cumsum(0).flip(0).tolist()
+        ladders[name] = ladder([(10 * (i + 1), fall) for i, fall in enumerate(falls)] + [(70, 0.0)])
+    return ladders
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
+def test_it_is_within_one_step_of_the_exhaustive_optimum(seed, keep):
+    ladders = random_ladders(seed)
+    budget = int(keep * 4 * 70)
+    best = min(
+        sum(rung.loss for rung in rungs)
+        for rungs in product(*(ladder.rungs for ladder in ladders.values()))
+        if sum(rung.nbytes for rung in rungs) <= budget
+    )
+    chosen = choose(ladders, keep)
+    assert sum(rung.nbytes for rung in chosen.values()) <= budget
+    largest_step = max(
+        earlier.loss - later.loss
+        for ladder in ladders.values()
+        for earlier, later in zip(lower_hull(ladder, lambda r: r.nbytes), lower_hull(ladder, lambda r: r.nbytes)[1:], strict=False)
+    )
+    assert sum(rung.loss for rung in chosen.values()) <= best + largest_step
+
+
+def test_keeping_everything_keeps_everything_dense():
+    assert set(spectrum(random_ladders(0), 1.0).values()) == {None}
+
+
+def test_what_the_last_step_leaves_over_is_spent():
+    ladders = {"a": ladder([(10, 5.0), (11, 4.9), (100, 0.0)])}
+    assert choose(ladders, 0.12)["a"].nbytes == 11
+
+
+def test_a_budget_below_the_smallest_sizes_is_one_sentence():
+    with pytest.raises(UserError, match=r"keep must be at least 0\.1429"):
+        choose(random_ladders(0), 0.05)
+
+
+def test_the_hull_is_convex_and_falling():
+    rungs = lower_hull(ladder([(10, 5.0), (20, 4.9), (30, 1.0), (40, 2.0), (70, 0.0)]), lambda r: r.nbytes)
+    assert [rung.nbytes for rung in rungs] == [10, 30, 70]
+
+
+@pytest.mark.parametrize("currency", ["bytes", "parameters", "macs"])
+def test_the_sensitive_matrix_gets_more(currency):
+    shy, loud = case("shy", (24, 40)), case("loud", (24, 40))
+    ladders = {
+        "shy": KfacSvd(multiple=1).ladder(shy.weight * 0.01, shy.known),
+        "loud": KfacSvd(multiple=1).ladder(loud.weight * 10, loud.known),
+    }
+    chosen = choose(ladders, 0.5, currency)
+    assert chosen["loud"].nbytes > chosen["shy"].nbytes
+
+
+def test_ladders_of_two_methods_are_one_search():
+    matrix = case("mixed", (24, 40))
+    both = Svd(multiple=1).ladder(matrix.weight, matrix.known) | KfacSvd(multiple=1).ladder(matrix.weight, matrix.known)
+    chosen = choose({"only": both}, 0.5)["only"]
+    assert isinstance(chosen.method, KfacSvd)
+
+
+def test_uniform_gives_every_matrix_its_own_rank_and_keeps_everything_dense():
+    shapes = {"square": (384, 384), "tall": (1536, 384)}
+    assert uniform(Drone(), shapes, 0.5) == {"square": Drone(rank=96), "tall": Drone(rank=152)}
+    assert uniform(Drone(), shapes, 1.0) == {"square": None, "tall": None}

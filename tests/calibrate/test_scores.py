@@ -1,0 +1,59 @@
+"""The Fisher information from labels enumerated, sampled and given."""
+
+import pytest
+import torch
+
+from laconic.calibrate.scores import scores
+from laconic.errors import UserError
+from laconic.model import Predictions
+
+
+def moment_of_gradients(values: torch.Tensor, mode: str, categorical: bool = True, labels=None) -> torch.Tensor:
+    """Σ over the scores of g g^T for one prediction, g the gradient at its values."""
+    generator = torch.Generator().manual_seed(0)
+    leaf = values.clone().requires_grad_()
+    predictions = Predictions(leaf, torch.zeros(1, dtype=torch.long), labels, categorical)
+    total = torch.zeros(values.shape[1], values.shape[1])
+    for score in scores(predictions, mode, generator):
+        (g,) = torch.autograd.grad(score, leaf, retain_graph=True)
+        total += g.T @ g
+    return total
+
+
+def test_enumerating_classes_gives_the_exact_fisher_of_a_softmax():
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    p = logits.softmax(-1)[0]
+    assert torch.allclose(moment_of_gradients(logits, "enumerated"), torch.diag(p) - torch.outer(p, p), atol=1e-6)
+
+
+def test_sampling_agrees_with_enumerating_on_average():
+    logits = torch.tensor([[0.3, -1.0, 2.0]]).repeat(20_000, 1).requires_grad_()
+    predictions = Predictions(logits, torch.arange(len(logits)), None, True)
+    (score,) = scores(predictions, "sampled", torch.Generator().manual_seed(0))
+    (g,) = torch.autograd.grad(score, logits)
+    p = logits[0].softmax(-1)
+    assert torch.allclose(g.T @ g / len(g), torch.diag(p) - torch.outer(p, p), atol=0.01)
+
+
+def test_a_gaussian_has_unit_fisher():
+    values = torch.tensor([[0.4, -0.2]])
+    assert torch.allclose(moment_of_gradients(values, "auto", categorical=False), torch.eye(2))
+
+
+def test_a_wide_gaussian_is_sampled():
+    values = torch.zeros(5_000, 6, requires_grad=True)
+    predictions = Predictions(values, torch.arange(5_000), None, False)
+    (score,) = scores(predictions, "auto", torch.Generator().manual_seed(0))
+    (g,) = torch.autograd.grad(score, values)
+    assert torch.allclose(g.T @ g / len(g), torch.eye(6), atol=0.1)
+
+
+def test_the_datas_labels_give_the_empirical_fisher():
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    g = logits.softmax(-1) - torch.tensor([[0.0, 1.0, 0.0]])
+    assert torch.allclose(moment_of_gradients(logits, "data", labels=torch.tensor([1])), g.T @ g, atol=1e-6)
+
+
+def test_missing_labels_are_one_sentence():
+    with pytest.raises(UserError, match="no labels; got 'data'"):
+        moment_of_gradients(torch.zeros(1, 3), "data")

@@ -1,0 +1,61 @@
+"""Matrices with everything known of them, for tests of methods: random, singular, dead, half precision."""
+
+from dataclasses import dataclass
+
+import torch
+
+from laconic.calibrate import Fisher, Gram, Known, Mean, OutputGram
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One matrix and its statistics."""
+
+    name: str
+    weight: torch.Tensor
+    known: Known
+
+
+def known_of(x: torch.Tensor, g: torch.Tensor, sequences: int = 4) -> Known:
+    """Every statistic of a layer that saw inputs `x` (tokens, in) and gradients `g` (tokens, out)."""
+    shape = (g.shape[1], x.shape[1])
+    gram, mean = Gram.empty(shape[1], False, CPU), Mean.empty(shape[1], False, CPU)
+    output, fisher = OutputGram.empty(shape, CPU), Fisher.empty(shape, CPU)
+    gram.update(x)
+    mean.update(x)
+    output.update(x, g)
+    for x_part, g_part in zip(x.chunk(sequences), g.chunk(sequences), strict=True):
+        fisher.update(x_part, g_part)
+    output.count = fisher.count = sequences
+    return Known([gram, mean, output, fisher])
+
+
+def case(name: str, shape: tuple[int, int], tokens: int = 400, dtype: torch.dtype = torch.float32) -> Case:
+    """A random matrix with correlated inputs and gradients of uneven size."""
+    m, n = shape
+    generator = torch.Generator().manual_seed(m * 1000 + n)
+    mixing = torch.randn(n, n, generator=generator) / n**0.5
+    x = torch.randn(tokens, n, generator=generator) @ mixing * torch.linspace(0.1, 3, n)
+    g = torch.randn(tokens, m, generator=generator) * torch.linspace(2, 0.05, m)
+    weight = torch.randn(m, n, generator=generator) / n**0.5
+    return Case(name, weight.to(dtype), known_of(x, g))
+
+
+def _dead() -> Case:
+    base = case("dead channels", (24, 40))
+    x, g = torch.randn(200, 40), torch.randn(200, 24)
+    x[:, :7] = 0
+    g[:, 3:9] = 0
+    return Case(base.name, base.weight, known_of(x, g))
+
+
+CASES = (
+    case("wide", (24, 40)),
+    case("tall", (40, 24)),
+    case("square, singular moment", (32, 32), tokens=12),
+    _dead(),
+    Case("nothing seen", torch.randn(24, 40), known_of(torch.zeros(8, 40), torch.zeros(8, 24))),
+    case("half precision", (24, 40), dtype=torch.float16),
+)

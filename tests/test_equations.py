@@ -1,0 +1,127 @@
+"""One test per method for the equation it implements, quoted from its paper, against an independent computation."""
+
+import pytest
+import torch
+
+from laconic.calibrate import Fisher, Gram, OutputGram
+from laconic.methods import Drone, Fwsvd, KfacSvd, Method, Svd
+from laconic.methods.lowrank.fwsvd import fisher_weights
+from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.psd import shrink, square_root
+from tests.matrices import Case, case, known_of
+
+RANK = 7
+SHAPES = [(24, 40), (40, 24), (32, 32)]
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def double(shape: tuple[int, int], tokens: int = 400) -> Case:
+    """A well-conditioned case in fp64, so that identities hold to many digits."""
+    matrix = case("double", shape, tokens)
+    return Case(matrix.name, matrix.weight.double(), matrix.known)
+
+
+def approximation(method: Method, matrix: Case) -> torch.Tensor:
+    return method.compress(matrix.weight, matrix.known).dense()
+
+
+def best_rank(W: torch.Tensor, rank: int = RANK) -> torch.Tensor:
+    U, s, Vt = torch.linalg.svd(W, full_matrices=False)
+    return (U[:, :rank] * s[:rank]) @ Vt[:rank]
+
+
+def output_error(matrix: Case, W_hat: torch.Tensor) -> float:
+    """‖(W − Ŵ) X‖² / tokens = tr(E C E^T)."""
+    return 2 * quadratic_loss(matrix.weight - W_hat, torch.ones(len(matrix.weight)), matrix.known[Gram].matrix)
+
+
+@every_shape
+def test_svd_is_eckart_and_young(shape):
+    matrix = double(shape)
+    assert torch.allclose(approximation(Svd(rank=RANK), matrix), best_rank(matrix.weight), atol=1e-10)
+
+
+@every_shape
+def test_fwsvd_is_equation_8(shape):
+    """Ŵ = SVD_r(W D) D^{-1} with D = diag(√Σ_i Φ_ij), columns being HF's input features."""
+    matrix = double(shape)
+    d = matrix.known[Fisher].matrix.sum(0).sqrt()
+    expected = best_rank(matrix.weight * d) / d
+    assert torch.allclose(approximation(Fwsvd(rank=RANK), matrix), expected, atol=1e-8)
+
+
+@every_shape
+def test_drone_is_whitening_by_cholesky(shape):
+    """min ‖W X − Ŵ X‖: C = L L^T, Ŵ = SVD_r(W L) L^{-1} (SVD-LLM's form)."""
+    matrix = double(shape)
+    L = torch.linalg.cholesky(matrix.known[Gram].matrix)
+    expected = torch.linalg.solve_triangular(L, best_rank(matrix.weight @ L), upper=False, left=False)
+    assert (approximation(Drone(rank=RANK), matrix) - expected).abs().max() < 1e-8
+
+
+@every_shape
+def test_drone_is_the_two_svds_of_theorem_1(shape):
+    """W = U_W S_W V_W^T, X = U_X S_X V_X^T, Z = S_W V_W^T U_X S_X: Ŵ = W V_W S_W^{-1} Z_r S_X^{-1} U_X^T."""
+    m, n = shape
+    generator = torch.Generator().manual_seed(5)
+    X = torch.randn(n, 300, dtype=torch.float64, generator=generator)
+    W = torch.randn(m, n, dtype=torch.float64, generator=generator)
+    matrix = Case("two svds", W, known_of(X.T, torch.randn(300, m, generator=generator)))
+    U_W, S_W, Vt_W = torch.linalg.svd(W, full_matrices=False)
+    U_X, S_X, _ = torch.linalg.svd(X, full_matrices=False)
+    Z = (S_W[:, None] * Vt_W) @ (U_X * S_X)
+    expected = U_W @ best_rank(Z) @ ((1 / S_X)[:, None] * U_X.T)
+    assert (approximation(Drone(rank=RANK), matrix) - expected).abs().max() < 1e-8
+
+
+@every_shape
+def test_drone_is_optimal_when_the_moment_is_singular(shape):
+    """With fewer tokens than features Cholesky fails; Eckart-Young on W C^{1/2} says what the optimum is."""
+    matrix = double(shape, tokens=12)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(matrix.known[Gram].matrix)
+    squares = torch.linalg.svdvals(matrix.weight @ square_root(matrix.known[Gram].matrix)).square()
+    W_hat = approximation(Drone(rank=RANK), matrix)
+    assert torch.isfinite(W_hat).all()
+    assert output_error(matrix, W_hat) == pytest.approx(squares[RANK:].sum().item(), rel=1e-8)
+
+
+@every_shape
+def test_kfac_svd_is_the_two_sided_whitening(shape):
+    """Ŵ = F^{-1/2} SVD_r(F^{1/2} W C^{1/2}) C^{-1/2}, F shrunk by 0.1."""
+    matrix = double(shape)
+    P = square_root(shrink(matrix.known[OutputGram].matrix, 0.1))
+    R = square_root(matrix.known[Gram].matrix)
+    expected = torch.linalg.inv(P) @ best_rank(P @ matrix.weight @ R) @ torch.linalg.inv(R)
+    assert (approximation(KfacSvd(rank=RANK), matrix) - expected).abs().max() < 1e-8
+
+
+def claimed_objective(method: Method, matrix: Case, W_hat: torch.Tensor) -> float:
+    """What each method says that it minimises."""
+    E = matrix.weight - W_hat
+    if isinstance(method, Fwsvd):
+        return (E * fisher_weights(matrix.known[Fisher].matrix)).square().sum().item()
+    if isinstance(method, Drone):
+        return output_error(matrix, W_hat)
+    if isinstance(method, KfacSvd):
+        F = shrink(matrix.known[OutputGram].matrix, method.shrink)
+        return quadratic_loss(E, F, matrix.known[Gram].matrix)
+    return E.square().sum().item()
+
+
+@every_shape
+@pytest.mark.parametrize("tokens", [400, 12])
+@pytest.mark.parametrize("method", [Fwsvd(rank=RANK), Drone(rank=RANK), KfacSvd(rank=RANK)], ids=lambda m: m.name)
+def test_each_method_beats_plain_svd_on_its_own_objective(method, shape, tokens):
+    matrix = double(shape, tokens)
+    own = claimed_objective(method, matrix, approximation(method, matrix))
+    plain = claimed_objective(method, matrix, approximation(Svd(rank=RANK), matrix))
+    assert own < plain * 0.999
+
+
+def test_the_quadratic_loss_is_the_kronecker_form():
+    """½ vec(E)^T (F ⊗ C) vec(E), row-major vec, by brute force."""
+    matrix = double((5, 4), tokens=60)
+    E, F, C = matrix.weight, matrix.known[OutputGram].matrix, matrix.known[Gram].matrix
+    vec = E.reshape(-1)
+    assert quadratic_loss(E, F, C) == pytest.approx((0.5 * vec @ torch.kron(F, C) @ vec).item())
