@@ -1,0 +1,84 @@
+"""The model card that lies beside a saved model, written from what the model is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from laconic.formats import Format
+from laconic.model.task import Task, auto_class_for, task_of
+
+PIPELINES = {
+    Task.CLASSIFICATION: "text-classification",
+    Task.REGRESSION: "text-classification",
+    Task.CAUSAL: "text-generation",
+    Task.MASKED: "fill-mask",
+    Task.SEQ2SEQ: "text2text-generation",
+    Task.EMBEDDING: "feature-extraction",
+}
+
+
+def default_card(model: PreTrainedModel, name: str, source: str, nbytes: int) -> str:
+    """README.md of `model`, saved as `name` from `source` in files of `nbytes`."""
+    return "\n".join([*_front_matter(model, source), f"# {name}", "", *_origin(source), *_body(model, nbytes)]) + "\n"
+
+
+def _front_matter(model: PreTrainedModel, source: str) -> Iterator[str]:
+    yield "---"
+    yield "library_name: transformers"
+    yield f"pipeline_tag: {PIPELINES[task_of(model)]}"
+    if _is_hub_name(source):
+        yield f"base_model: {source}"
+    yield "tags:"
+    yield "- laconic"
+    yield "- compressed"
+    yield "---"
+
+
+def _origin(source: str) -> list[str]:
+    # Of a folder only the name: where it lay is nobody's business.
+    shown = source if _is_hub_name(source) else Path(source).name
+    return [f"Compressed from `{shown}` by laconic.", ""] if shown else []
+
+
+def _body(model: PreTrainedModel, nbytes: int) -> Iterator[str]:
+    auto = auto_class_for(model.config, [type(model).__name__]).__name__
+    formats = {name: module for name, module in model.named_modules() if isinstance(module, Format)}
+    yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
+    yield ""
+    if formats:
+        yield from _compressed(formats)
+    yield "```python"
+    if formats:
+        yield "import laconic  # transformers needs it to read the compressed layers"
+    yield f"from transformers import {auto}"
+    yield ""
+    yield f'model = {auto}.from_pretrained("path/to/this/folder")'
+    yield "```"
+
+
+def _compressed(formats: dict[str, Format]) -> Iterator[str]:
+    outer = [format for name, format in formats.items() if not _lies_inside(name, formats)]
+    now = sum(format.nbytes() for format in outer)
+    before = sum(format.shape[0] * format.shape[1] * format.weight.element_size() for format in outer)
+    yield f"{len(outer)} matrices are compressed: {now:,} bytes of {before:,} ({now / before:.1%})."
+    yield ""
+    yield "<details><summary>Every compressed matrix</summary>"
+    yield ""
+    yield "| layer | format | shape | bytes | of dense |"
+    yield "|---|---|---|---:|---:|"
+    for name, format in formats.items():
+        rows, columns = format.shape
+        share = format.nbytes() / (rows * columns * format.weight.element_size())
+        yield f"| `{name}` | {format.kind} | {rows} × {columns} | {format.nbytes():,} | {share:.1%} |"
+    yield ""
+    yield "</details>"
+    yield ""
+
+
+def _lies_inside(name: str, formats: dict[str, Format]) -> bool:
+    return any(name.startswith(f"{other}.") for other in formats)
+
+
+def _is_hub_name(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).exists()

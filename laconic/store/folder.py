@@ -1,0 +1,73 @@
+"""A model's folder: safetensors, configuration, tokenizers, recipe and card, written whole or not at all."""
+
+import copy
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from laconic.model import LanguageModel
+from laconic.model.loading import TARGET_TOKENIZER
+from laconic.store.atomic import new_folder
+from laconic.store.card import default_card
+from laconic.store.quantizer import attach
+
+RECIPE = "recipe.yaml"
+CARD = "README.md"
+
+
+def save(
+    lm: LanguageModel,
+    folder: Path,
+    recipe: str | None = None,
+    card: str | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write `lm` to the new `folder` in its stored dtype; the model in memory stays as it is.
+
+    A compressed model reloads exactly after `import laconic`; a model without any format is a plain stock checkpoint.
+    `recipe` is the YAML that made it, `card` the text of README.md in place of the default one.
+
+    Raises:
+        UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
+    """
+    with new_folder(folder) as partial:
+        stored = in_dtype(lm.model, lm.dtype)
+        attach(stored)
+        stored.save_pretrained(partial, max_shard_size=max_shard_size)
+        if lm.tokenizer is not None:
+            lm.tokenizer.save_pretrained(partial)
+        if lm.target_tokenizer is not None:
+            lm.target_tokenizer.save_pretrained(partial / TARGET_TOKENIZER)
+        if recipe is not None:
+            (partial / RECIPE).write_text(recipe, encoding="utf-8")
+        text = card if card is not None else default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
+        (partial / CARD).write_text(text, encoding="utf-8")
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of the weights in `folder`: of its safetensors files."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of `model` with its weights in `dtype`; what is in `dtype` already is shared with `model`, not copied.
+
+    Tensors that transformers keeps in float32 for this class stay there where `dtype` would round them.
+    """
+    kept = re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
+    # Given to deepcopy as what it has copied already, each tensor is cast once, and ties stay ties.
+    cast: dict[int, object] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        rounded = _cast(tensor.detach(), dtype, exactly=kept.search(name) is not None)
+        cast[id(tensor)] = nn.Parameter(rounded, requires_grad=False) if isinstance(tensor, nn.Parameter) else rounded
+    return copy.deepcopy(model, cast)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, exactly: bool) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(dtype)
+    return tensor if exactly and not torch.equal(rounded.to(tensor.dtype), tensor) else rounded

@@ -1,0 +1,94 @@
+"""The way back: a plain dense model of the stock class, which loads anywhere and computes the same."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from laconic.formats import Format
+from laconic.store.structure import outermost, scan
+
+
+def materialize(model: PreTrainedModel) -> PreTrainedModel:
+    """A dense copy of `model`: every format multiplied out, with no trace of laconic in it or in what it saves."""
+    dense = copy.deepcopy(model)
+    densify(dense)
+    forget(dense)
+    return dense
+
+
+def forget(model: PreTrainedModel) -> None:
+    """Remove what marks `model` as one that laconic saves."""
+    for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
+        vars(model).pop(mark, None)
+    vars(model.config).pop("quantization_config", None)
+
+
+def densify(model: PreTrainedModel) -> None:
+    """Replace every format of `model` by the module that its class has there, in place."""
+    stock = _stock(model)
+    for name, places in outermost(scan(model)).items():
+        format = model.get_submodule(name)
+        assert isinstance(format, Format)
+        plain = [_filled(stock.get_submodule(place), format) for place in places]
+        for place, module in zip(places, plain, strict=True):
+            module.weight = plain[0].weight
+            model.set_submodule(place, module.train(model.training))
+    _tie_as(model, stock)
+
+
+def _stock(model: PreTrainedModel) -> PreTrainedModel:
+    """The class of `model` before anything was replaced, without weights."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+@torch.no_grad()
+def _filled(module: nn.Module, format: Format) -> nn.Module:
+    """`module`, of the stock model, with the matrix and the bias of `format`."""
+    dense, bias = format.dense().detach(), format.bias
+    module = module.to_empty(device=dense.device)
+    if isinstance(module, nn.Embedding):
+        weight = (dense.T.double() / _scale(module)).to(dense.dtype)
+    else:
+        weight = dense.T if isinstance(module, Conv1D) else dense
+    module.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone())
+    return module
+
+
+def _scale(module: nn.Embedding) -> Tensor:
+    """What a word embedding multiplies its rows by (BART's √width), seen by looking up a one."""
+    module.double().weight.fill_(1)
+    return module(torch.zeros(1, dtype=torch.long, device=module.weight.device))[0, 0]
+
+
+def _tie_as(model: PreTrainedModel, stock: PreTrainedModel) -> None:
+    """Tie `model` as its class would, or say in its configuration that it is not tied."""
+    declared = stock.all_tied_weights_keys
+    broken = {t for t, s in declared.items() if model.get_parameter(t) is not model.get_parameter(s)}
+    if broken and _can_untie(model.config):
+        model.config.tie_word_embeddings = False
+        # The flag is about all ties of a model, so whatever is still one tensor becomes several.
+        for target in declared.keys() - broken:
+            parent, _, name = target.rpartition(".")
+            setattr(model.get_submodule(parent), name, nn.Parameter(model.get_parameter(target).detach().clone()))
+        broken = set(declared)
+    # Where the flag has another meaning (T5), both tensors lie in the file, and transformers ties only equal ones.
+    for path, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            prefix = f"{path}." if path else ""
+            for ties in ("_tied_weights_keys", "all_tied_weights_keys"):
+                of_class: dict[str, str] = getattr(stock.get_submodule(path), ties) or {}
+                setattr(part, ties, {t: s for t, s in of_class.items() if prefix + t not in broken})
+
+
+def _can_untie(config: PreTrainedConfig) -> bool:
+    """Whether `tie_word_embeddings: false` is read back as that and nothing else."""
+    wanted = {**config.to_dict(), "tie_word_embeddings": False}
+    return type(config).from_dict(wanted).to_dict() == wanted

@@ -1,0 +1,107 @@
+"""The transformers plug-in: after `import laconic`, `from_pretrained` and `save_pretrained` understand formats.
+
+transformers calls whatever turns a plain model into another before its weights are loaded a quantizer, and lets
+libraries register their own. `config.json` then holds `quantization_config: {quant_method: laconic, version,
+structure}`; see `laconic.store.structure`.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, auto
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from laconic.errors import UserError
+from laconic.store.materialize import densify, forget
+from laconic.store.structure import Structure, rebuild, scan
+
+NAME = "laconic"
+VERSION = 1
+
+
+class LaconicConfig(QuantizationConfigMixin):
+    """`quantization_config` of a compressed model: the structure to rebuild, and the version of this layout."""
+
+    def __init__(self, structure: Structure, version: int = VERSION, quant_method: str = NAME, **_: Any) -> None:
+        # A later layout may hold further keys, so its number is looked at before anything else.
+        if version != VERSION:
+            raise UserError(
+                f"quantization_config.version must be {VERSION}, the layout that this version of laconic reads; "
+                f"got {version!r}: upgrade laconic, or save the model again with the version in use."
+            )
+        self.quant_method: Any = quant_method
+        self.version = version
+        self.structure = structure
+
+
+class LaconicQuantizer(HfQuantizer):
+    """Replaces modules by empty formats before the weights are loaded, and refreshes the structure when saving."""
+
+    # Turning a plain checkpoint into a compressed one is the work of `laconic.compress`.
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        rebuild(model, self.quantization_config.structure)
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        # Formats are plain linears: the model may be cast and trained, which transformers denies to quantized ones.
+        model.is_quantized = False
+        return model
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+        """Called first when saving: the structure written is that of the model as it is now."""
+        _describe(model)
+        return None, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        densify(model)
+        return model
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Make `model.save_pretrained` write what `from_pretrained` needs; a model without formats is left plain.
+
+    Raises:
+        UserError: another library quantized the model, and one folder cannot say both.
+    """
+    other = getattr(model, "hf_quantizer", None)
+    if other is not None and not isinstance(other, LaconicQuantizer):
+        name = other.quantization_config.quant_method
+        raise UserError(f"The model is already quantized by '{name}', so laconic cannot save it; start from the original.")
+    forget(model)
+    if structure := scan(model):
+        model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure))  # type: ignore[assignment]
+        model.quantization_method = NAME  # type: ignore[assignment]
+        _describe(model)
+
+
+def register() -> None:
+    """Make transformers know laconic; again is harmless."""
+    if NAME not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
+        auto.register_quantization_config(NAME)(LaconicConfig)
+        auto.register_quantizer(NAME)(LaconicQuantizer)
+
+
+def _describe(model: PreTrainedModel) -> None:
+    structure = scan(model)
+    if structure:
+        model.config.quantization_config = LaconicConfig(structure)
+    else:
+        vars(model.config).pop("quantization_config", None)

@@ -1,0 +1,106 @@
+"""Which modules of a model are formats, as JSON, and the same model rebuilt from that.
+
+A structure maps a module's dotted path to `{"kind": ..., **spec}`, with `"aliases"` where one format stands in several
+places (tied word embeddings). It says what the model is, not how it came to be, and leaves transformers'
+`per_layer_config` alone: that key holds configuration attributes that differ by layer, and a format changes none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from laconic.errors import UserError
+from laconic.formats import FORMATS, Format
+from laconic.model import ties
+
+Structure = Mapping[str, Mapping[str, Any]]
+
+
+def scan(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """The structure of `model` as it is now; empty where nothing is compressed."""
+    places: dict[Format, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Format):
+            places.setdefault(module, []).append(name)
+    return {names[0]: _entry(format, names[1:]) for format, names in places.items()}
+
+
+def outermost(structure: Structure) -> dict[str, tuple[str, ...]]:
+    """Path → all the places of every format that does not lie inside another."""
+    every = {name for name, entry in structure.items() for name in (name, *entry.get("aliases", ()))}
+    return {
+        name: (name, *entry.get("aliases", ()))
+        for name, entry in structure.items()
+        if not any(name.startswith(f"{other}.") for other in every)
+    }
+
+
+def rebuild(model: PreTrainedModel, structure: Structure) -> None:
+    """Put an empty format (on the meta device) wherever `structure` says, tied as it says.
+
+    `structure` may come from a sibling class: a head may be here and not there, with the base model's prefix.
+
+    Raises:
+        UserError: a kind of format that this version lacks, or arguments that do not fit it.
+    """
+    # By depth, so that a format is there before the formats inside it.
+    for name in sorted(structure, key=lambda path: path.count(".")):
+        entry = structure[name]
+        aliases = entry.get("aliases", ())
+        first = _resolve(model, name)
+        others = [path for alias in aliases if (path := _resolve(model, alias)) is not None]
+        if first is None and others:
+            raise UserError(
+                f"{type(model).__name__} has '{others[0]}' but not '{name}', which holds its weights; "
+                f"load the checkpoint with the class it was saved from."
+            )
+        if first is not None:
+            _put(model, _shell(name, entry), first, others)
+
+
+def _entry(format: Format, aliases: list[str]) -> dict[str, Any]:
+    return {"kind": format.kind, **format.spec(), **({"aliases": aliases} if aliases else {})}
+
+
+def _put(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
+    places = [first, *others]
+    ties.release(model, set(places))
+    for place in places:
+        model.set_submodule(place, format)
+    ties.share(model, first, others)
+
+
+def _shell(name: str, entry: Mapping[str, Any]) -> Format:
+    kinds = {format.kind: format for format in FORMATS}
+    kind = entry.get("kind")
+    if kind not in kinds:
+        raise UserError(
+            f"The layer '{name}' is stored as '{kind}', which this version of laconic does not know "
+            f"(it knows {', '.join(sorted(kinds))}); upgrade laconic."
+        )
+    spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases")}
+    try:
+        with torch.device("meta"):
+            return kinds[kind].shell(**spec)
+    except TypeError as error:
+        raise UserError(f"quantization_config.structure['{name}'] does not fit the kind '{kind}': {error}.") from error
+
+
+def _resolve(model: PreTrainedModel, name: str) -> str | None:
+    """`name` as this class calls it: as it is, or without or with the prefix of the base model; None if absent."""
+    prefix = f"{model.base_model_prefix}."
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if _has(model, candidate):
+            return candidate
+    return None
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
