@@ -43,9 +43,14 @@ class Format(nn.Module, ABC):
     def macs(self) -> int:
         """Multiply-accumulates for one row of input, bias excluded."""
 
+    @property
+    @abstractmethod
+    def bias(self) -> Tensor | None:
+        """(out,), or None."""
+
     @abstractmethod
     def set_bias(self, bias: Tensor | None) -> None:
-        """Take over the bias (out,) of the layer that this replaces."""
+        """Take over a copy of the bias (out,) of the layer that this replaces."""
 
     @abstractmethod
     def for_lookup(self, padding_idx: int | None) -> "Format":

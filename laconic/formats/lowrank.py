@@ -19,7 +19,8 @@ class LowRank(Format):
         super().__init__()
         self.right = nn.Linear(in_features, rank, bias=False)
         self.left = nn.Linear(rank, out_features, bias=bias)
-        self.rank = rank
+        # Kept apart from the factors, which a later step may replace by formats of their own.
+        self.out_features, self.in_features, self.rank = out_features, in_features, rank
 
     @classmethod
     def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"]) -> "LowRank":
@@ -33,7 +34,7 @@ class LowRank(Format):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.left.out_features, self.right.in_features
+        return self.out_features, self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.left(self.right(x))
@@ -47,15 +48,20 @@ class LowRank(Format):
     def macs(self) -> int:
         return weight_macs(self.left) + weight_macs(self.right)
 
+    @property
+    def bias(self) -> Tensor | None:
+        return self.left.bias
+
     def set_bias(self, bias: Tensor | None) -> None:
-        self.left.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        # A copy: the bias of a masked-language head is one with another tensor, from which it is now apart.
+        self.left.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def for_lookup(self, padding_idx: int | None) -> Format:
         return LowRankEmbedding.of(self, padding_idx)
 
     def spec(self) -> dict[str, Any]:
         out_features, in_features = self.shape
-        bias = self.left.bias is not None
+        bias = self.bias is not None
         return {"out_features": out_features, "in_features": in_features, "rank": self.rank, "bias": bias}
 
     @classmethod
@@ -102,6 +108,10 @@ class LowRankEmbedding(Format):
 
     def macs(self) -> int:
         return weight_macs(self.left)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
 
     def set_bias(self, bias: Tensor | None) -> None:
         if bias is not None:
