@@ -1,11 +1,12 @@
 """Water-filling: one budget over many matrices, spent where a byte buys the largest fall of the predicted loss.
 
-min Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B over one rung o_ℓ per ladder. On the lower convex hull of each ladder the steps
-have falling gain per cost, so taking all steps in order of gain per cost is the Lagrangian optimum of the hulls
+min Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B over one rung o_ℓ per ladder. On the lower convex hull of each ladder the
+steps have falling gain per cost, so taking all steps in order of gain per cost is the Lagrangian optimum of the hulls
 (Shoham & Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE TASSP 1988). What the last step
 leaves over is spent on single rungs that still fit.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -64,13 +65,11 @@ def _gain(lower: Rung, upper: Rung, cost: Callable[[Rung], int]) -> float:
     return (lower.loss - upper.loss) / extra if extra > 0 else float("inf")
 
 
-def _climb(
-    hulls: Mapping[str, list[Rung]], chosen: dict[str, Rung], left: int, cost: Callable[[Rung], int]
-) -> int:
+def _climb(hulls: Mapping[str, list[Rung]], chosen: dict[str, Rung], left: int, cost: Callable[[Rung], int]) -> int:
     steps = [
         (_gain(lower, upper, cost), name, index)
         for name, hull in hulls.items()
-        for index, (lower, upper) in enumerate(zip(hull, hull[1:], strict=False))
+        for index, (lower, upper) in enumerate(itertools.pairwise(hull))
     ]
     stuck: set[str] = set()
     for _, name, index in sorted(steps, key=lambda step: (-step[0], step[2])):

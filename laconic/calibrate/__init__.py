@@ -12,6 +12,7 @@ from laconic.calibrate.statistics import (
     Mean,
     OutputGram,
     Statistic,
+    merge,
 )
 from laconic.calibrate.survey import survey
 from laconic.calibrate.walk import walk
@@ -29,6 +30,7 @@ __all__ = [
     "Mean",
     "OutputGram",
     "Statistic",
+    "merge",
     "survey",
     "walk",
 ]

@@ -48,7 +48,7 @@ def batches(
         # A decoder that classifies finds its last token by the pad token; without one it refuses larger batches.
         batch_size = 1
     pad = pad_token(lm)
-    return [_collate(rows[start : start + batch_size], pad) for start in range(0, len(rows), batch_size)]
+    return [collate(rows[start : start + batch_size], pad) for start in range(0, len(rows), batch_size)]
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
@@ -151,7 +151,7 @@ def _masked(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: int) 
             yield row
 
 
-def _collate(rows: Sequence[Row], pad: int) -> Batch:
+def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Right padding: `input_ids`, `attention_mask`, and what else the rows have."""
     batch = {
         "input_ids": _padded([row.input_ids for row in rows], pad),

@@ -13,8 +13,8 @@ Labels = Literal["auto", "sampled", "enumerated", "data"]
 class Calibration:
     """Batches and where the labels of the Fisher information come from.
 
-    labels: `sampled` from the model (an unbiased estimate of the true Fisher), `enumerated` over all classes weighted by
-    their probability (exact), the `data`'s own (the empirical Fisher); `auto` enumerates up to four classes and
+    labels: `sampled` from the model (an unbiased estimate of the true Fisher), `enumerated` over all classes weighted
+    by their probability (exact), the `data`'s own (the empirical Fisher); `auto` enumerates up to four classes and
     samples otherwise.
     """
 

@@ -8,7 +8,7 @@ The input of a word embedding is one-hot, so it comes as token numbers, (tokens,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -24,8 +24,8 @@ Gradients = Float[Tensor, "tokens out"]
 FULL_MOMENT_LIMIT = 16_384
 
 
-class Statistic(ABC):
-    """A running sum and the count that it is divided by."""
+class Statistic:
+    """A running sum and the count that it is divided by; what is summed is up to the subclasses."""
 
     def __init__(self, total: Tensor) -> None:
         self.total = total
@@ -43,7 +43,7 @@ class Statistic(ABC):
         self.total += amount.to(self.total.device, torch.float64)
 
 
-class InputStatistic(Statistic):
+class InputStatistic(Statistic, ABC):
     """Collected in the forward pass from the inputs alone; `count` is tokens."""
 
     @classmethod
@@ -55,7 +55,7 @@ class InputStatistic(Statistic):
     def update(self, x: Inputs) -> None: ...
 
 
-class GradientStatistic(Statistic):
+class GradientStatistic(Statistic, ABC):
     """Collected in the backward pass; `count` is predictions, so that losses come out in nats per prediction."""
 
     @classmethod
@@ -199,6 +199,9 @@ class Known:
         assert isinstance(statistic, kind)
         return statistic
 
+    def __iter__(self) -> Iterator[Statistic]:
+        return iter(self._by_type.values())
+
     def __contains__(self, kind: type[Statistic]) -> bool:
         return kind in self._by_type
 
@@ -206,3 +209,13 @@ class Known:
         """Both together; `other` wins where both know the same kind."""
         merged = {**self._by_type, **other._by_type}
         return Known(merged.values(), self.support if other.support is None else other.support)
+
+
+def merge(into: Mapping[str, Known], other: Mapping[str, Known]) -> None:
+    """Add what another shard collected of the same sites; a statistic that several sites share is added once."""
+    done: set[int] = set()
+    for name, known in into.items():
+        for statistic in known:
+            if id(statistic) not in done:
+                done.add(id(statistic))
+                statistic.merge(other[name][type(statistic)])

@@ -55,4 +55,6 @@ def _check_finite(known: dict[str, Known], needs: Collection[type[Statistic]]) -
     for name, statistics in known.items():
         for kind in needs:
             if not torch.isfinite(statistics[kind].total).all():
-                raise UserError(f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data.")
+                raise UserError(
+                    f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data."
+                )

@@ -43,7 +43,9 @@ class Compress(Step):
         if self.plan is None and self.keep is None and not self.method.has_size:
             raise UserError(f"The method '{self.method.name}' needs a size: give keep, or a size of its own like rank.")
         if self.plan is None and self.keep is not None and self.method.has_size:
-            raise UserError(f"The method '{self.method.name}' says its own size, so keep must be left out; got {self.keep}.")
+            raise UserError(
+                f"The method '{self.method.name}' says its own size, so keep must be left out; got {self.keep}."
+            )
         for keep in self.keep.values() if isinstance(self.keep, dict) else (self.keep,):
             if keep is not None and not 0 < keep <= 1:
                 raise must_be("keep", "in (0, 1]", keep)
@@ -53,12 +55,19 @@ class Compress(Step):
         """The statistics that planning and solving ask for."""
         if self.plan is not None:
             return statistics_for((method for method in self.plan.values() if method), predicting=False)
-        predicting = self.allocate == "spectrum" and self.keep is not None
-        return statistics_for((self.method,), predicting)
+        return statistics_for((self.method,), self._predicts)
 
     @property
     def needs_data(self) -> bool:
         return bool(self.needs)
+
+    @property
+    def _predicts(self) -> bool:
+        return self.allocate == "spectrum" and self.keep is not None and self.plan is None
+
+    @property
+    def _walks(self) -> bool:
+        return self.sequential and self.needs_data
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve.
@@ -69,7 +78,10 @@ class Compress(Step):
         if self.needs and data is None:
             raise UserError(f"The method '{self.method.name}' needs calibration data; name a source of it.")
         sites = self.sites(lm)
-        known = survey(lm, data, self.needs, sites) if data is not None else {site.name: Known() for site in sites}
+        known = {site.name: Known() for site in sites}
+        # A walk measures for itself; only a prediction of losses must come before it.
+        if data is not None and (self._predicts or not self._walks):
+            known = survey(lm, data, self.needs, sites)
         return self.solve(lm, known, data)
 
     def sites(self, lm: LanguageModel) -> list[Site]:
@@ -89,6 +101,8 @@ class Compress(Step):
         weights = {site.name: _nbytes(lm, site) for site in sites}
         plan, predicted = self._plan(lm, sites, known, data)
         after = dict(weights)
+        # A walk runs the blocks as they are; dropout would blur what it measures.
+        lm.model.eval()
         for site, what in self._in_order(lm, sites, known, data):
             method = plan[site.name]
             if method is not None:
@@ -105,7 +119,7 @@ class Compress(Step):
     def _in_order(
         self, lm: LanguageModel, sites: Sequence[Site], known: Mapping[str, Known], data: Calibration | None
     ) -> Iterable[tuple[Site, Known]]:
-        if self.sequential and self.needs and data is not None:
+        if self._walks and data is not None:
             for of_block in walk(lm, data, self.needs, sites):
                 yield from of_block
         else:

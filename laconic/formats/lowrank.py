@@ -28,8 +28,8 @@ class LowRank(Format):
         with torch.device("meta"):
             layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False)
         layer.to_empty(device=A.device)
-        layer.left.weight = nn.Parameter(A.contiguous(), requires_grad=False)
-        layer.right.weight = nn.Parameter(B.contiguous(), requires_grad=False)
+        layer.left.weight = nn.Parameter(A.contiguous())
+        layer.right.weight = nn.Parameter(B.contiguous())
         return layer.to(A.dtype)
 
     @property
@@ -54,7 +54,8 @@ class LowRank(Format):
 
     def set_bias(self, bias: Tensor | None) -> None:
         # A copy: the bias of a masked-language head is one with another tensor, from which it is now apart.
-        self.left.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        own = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.left.register_parameter("bias", own)
 
     def for_lookup(self, padding_idx: int | None) -> Format:
         return LowRankEmbedding.of(self, padding_idx)
@@ -89,8 +90,8 @@ class LowRankEmbedding(Format):
             layer = cls(vocabulary, width, linear.rank, padding_idx)
         A, B = dense_weight(linear.left), dense_weight(linear.right)
         layer.to_empty(device=A.device)
-        layer.left.weight = nn.Parameter(A, requires_grad=False)
-        layer.table.weight = nn.Parameter(B.T.contiguous(), requires_grad=False)
+        layer.left.weight = nn.Parameter(A)
+        layer.table.weight = nn.Parameter(B.T.contiguous())
         return layer.to(A.dtype)
 
     @property

@@ -152,9 +152,7 @@ T5 = Anatomy(
 
 
 def _bart_attention(path: str) -> Attention:
-    return Attention(
-        query=f"{path}.q_proj", key=f"{path}.k_proj", value=f"{path}.v_proj", output=f"{path}.out_proj"
-    )
+    return Attention(query=f"{path}.q_proj", key=f"{path}.k_proj", value=f"{path}.v_proj", output=f"{path}.out_proj")
 
 
 BART = Anatomy(

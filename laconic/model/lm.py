@@ -39,7 +39,7 @@ class LanguageModel:
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
         """See any loaded model; UserError for an architecture without an entry or a class without predictions."""
         anatomy = anatomy_of(model.config.model_type)
-        return cls(model, tokenizer, anatomy, task_of(model), model.dtype, model.config.name_or_path)
+        return cls(model, tokenizer, anatomy, task_of(model), model.dtype, model.config.name_or_path or "")
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +74,7 @@ class LanguageModel:
             format.set_bias(site.bias())
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
-        format.train(self.model.training)
+        format.train(self.model.training).requires_grad_(site.module.get_parameter("weight").requires_grad)
         ties.release(self.model, set(site.names))
         for name in site.names:
             self.model.set_submodule(name, format)
@@ -86,8 +86,7 @@ class LanguageModel:
             site.name
             for site in sites
             if any(
-                name.rpartition(".")[0] not in site.names
-                for name in ties.tied_names(self.model, f"{site.name}.weight")
+                name.rpartition(".")[0] not in site.names for name in ties.tied_names(self.model, f"{site.name}.weight")
             )
         ]
 
@@ -197,7 +196,9 @@ def _matching(sites: list[Site], target: str) -> list[Site]:
 
 def _no_match(sites: list[Site], target: str, groups: list[str]) -> UserError:
     if target in groups or target.startswith("re:") or set(target) & set("*?["):
-        return UserError(f"The target '{target}' matches no site of this model; sites are named like '{sites[0].name}'.")
+        return UserError(
+            f"The target '{target}' matches no site of this model; sites are named like '{sites[0].name}'."
+        )
     return unknown("target", target, [*groups, "all", *(site.name for site in sites[-2:])])
 
 

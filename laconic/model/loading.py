@@ -29,7 +29,9 @@ def check_model(source: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else source)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason}") from error
+        raise UserError(
+            f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason}"
+        ) from error
     anatomy_of(config.model_type)
     auto_class_for(config, config.architectures or ())
     return config

@@ -16,7 +16,7 @@ from laconic.model.lm import LanguageModel
 from laconic.model.task import Task
 
 Batch = dict[str, Tensor]
-"""`input_ids` and `attention_mask` (rows, tokens), with `labels` where the task or the data has them; −100 is ignored."""
+"""`input_ids` and `attention_mask` (rows, tokens), `labels` where the task or the data has them; −100 is ignored."""
 
 
 class Predictions(NamedTuple):

@@ -46,7 +46,9 @@ def test_it_is_within_one_step_of_the_exhaustive_optimum(seed, keep):
     largest_step = max(
         earlier.loss - later.loss
         for ladder in ladders.values()
-        for earlier, later in zip(lower_hull(ladder, lambda r: r.nbytes), lower_hull(ladder, lambda r: r.nbytes)[1:], strict=False)
+        for earlier, later in zip(
+            lower_hull(ladder, lambda r: r.nbytes), lower_hull(ladder, lambda r: r.nbytes)[1:], strict=False
+        )
     )
     assert sum(rung.loss for rung in chosen.values()) <= best + largest_step
 

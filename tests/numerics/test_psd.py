@@ -24,7 +24,9 @@ def test_roots_of_a_singular_matrix_are_finite():
     assert torch.isfinite(inverse).all()
 
 
-@pytest.mark.parametrize("function", [square_root, lambda S: roots(S)[0], lambda S: roots(S)[1], lambda S: shrink(S, 0.3)])
+@pytest.mark.parametrize(
+    "function", [square_root, lambda S: roots(S)[0], lambda S: roots(S)[1], lambda S: shrink(S, 0.3)]
+)
 def test_a_diagonal_moment_is_its_full_counterpart(function):
     d = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
     assert torch.allclose(function(d), function(torch.diag(d)).diagonal())

@@ -85,4 +85,3 @@ class Truncation(Method):
         if self.rank_ratio is not None:
             return max(1, int(self.rank_ratio * smaller))
         raise UserError(f"{self.name} needs a size: give keep, {self.name}:rank=R or {self.name}:rank_ratio=R.")
-

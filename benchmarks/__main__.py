@@ -1,0 +1,28 @@
+"""`python -m benchmarks NAME [options]` runs one benchmark; without a name, or with `all`, every one runs."""
+
+import sys
+
+from benchmarks import latency, loss_prediction, lowrank_quality
+
+BENCHMARKS = {
+    "lowrank_quality": lowrank_quality.main,
+    "loss_prediction": loss_prediction.main,
+    "latency": latency.main,
+}
+
+
+def main() -> int:
+    """Exit status 2 for an unknown name."""
+    name, *options = sys.argv[1:] or ["all"]
+    if name == "all":
+        for run in BENCHMARKS.values():
+            run(options)
+        return 0
+    if name not in BENCHMARKS:
+        print(f"There is no benchmark '{name}'; known are all, {', '.join(BENCHMARKS)}.", file=sys.stderr)
+        return 2
+    BENCHMARKS[name](options)
+    return 0
+
+
+sys.exit(main())

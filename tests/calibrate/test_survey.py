@@ -1,0 +1,190 @@
+"""What a pass over the data leaves known, on every architecture, against forward and backward passes by hand."""
+
+import pytest
+import torch
+
+from laconic.calibrate import AbsMax, Calibration, Fisher, Gram, Mean, OutputGram, merge, survey, walk
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, Site, predict
+from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, factors
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+INPUT_KINDS = frozenset({Gram, Mean, AbsMax})
+ALL_KINDS = INPUT_KINDS | {OutputGram, Fisher}
+EVERYTHING = ("*",)
+
+
+def labelled_batches(lm: LanguageModel, count: int = 2) -> list[Batch]:
+    """Batches of two rows, the second padded, with target tokens where the task has any."""
+    generator = torch.Generator().manual_seed(7)
+    made = []
+    for _ in range(count):
+        tokens = torch.randint(3, VOCABULARY, (2, 7), generator=generator)
+        batch = {"input_ids": tokens, "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2])}
+        if lm.task.value in ("seq2seq", "masked"):
+            width = 7 if lm.task.value == "masked" else 6
+            batch["labels"] = torch.randint(3, VOCABULARY, (2, width), generator=generator)
+            batch["labels"][1, 4:] = -100
+        made.append(batch)
+    return made
+
+
+def known_of(lm: LanguageModel, kinds=ALL_KINDS, batches=None, labels="sampled"):
+    sites = lm.sites(EVERYTHING)
+    return survey(lm, Calibration(batches or labelled_batches(lm), labels), kinds, sites)
+
+
+@every_architecture
+def test_every_site_is_measured_and_finite(architecture):
+    lm = architecture.lm()
+    known = known_of(lm)
+    for site in lm.sites(EVERYTHING):
+        out_features, in_features = site.shape
+        assert known[site.name][Gram].matrix.shape[0] == in_features
+        assert known[site.name][Gram].count > 0
+        assert known[site.name][OutputGram].matrix.shape == (out_features, out_features)
+        assert known[site.name][Fisher].matrix.shape == site.shape
+        assert torch.isfinite(known[site.name][Fisher].matrix).all()
+
+
+@every_architecture
+def test_projections_of_one_input_share_its_statistics(architecture):
+    lm = architecture.lm()
+    known = known_of(lm, {Gram})
+    by_input: dict[str, set[int]] = {}
+    for site in lm.sites(EVERYTHING):
+        by_input.setdefault(site.input, set()).add(id(known[site.name][Gram]))
+    assert all(len(objects) == 1 for objects in by_input.values())
+    assert len(by_input) < len(lm.sites(EVERYTHING)) or "gpt2" in architecture.name
+
+
+@every_architecture
+def test_the_model_is_left_as_it_was(architecture):
+    lm = architecture.lm()
+    lm.model.train()
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    known_of(lm)
+    assert lm.model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in lm.model.state_dict().items())
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def one_site(lm: LanguageModel, name: str) -> Site:
+    (site,) = lm.sites((name,))
+    return site
+
+
+def test_padding_is_left_out():
+    lm = BY_NAME["bert-classifier"].lm()
+    (batch,) = labelled_batches(lm, 1)
+    site = one_site(lm, "bert.encoder.layer.0.intermediate.dense")
+    gram = known_of(lm, {Gram}, [batch])[site.name][Gram]
+    assert gram.count == int(batch["attention_mask"].sum()) == 12
+    rows = []
+    for row in range(2):
+        length = int(batch["attention_mask"][row].sum())
+        alone = {name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+        seen: list[torch.Tensor] = []
+        hook = site.module.register_forward_hook(lambda module, args, output, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            predict(lm, alone)
+        hook.remove()
+        rows.append(seen[0][0])
+    x = torch.cat(rows).double()
+    assert torch.allclose(gram.matrix, x.T @ x / len(x), atol=1e-5)
+
+
+def test_cross_attention_reads_the_sources_tokens():
+    lm = BY_NAME["t5"].lm()
+    batches = labelled_batches(lm, 1)
+    known = known_of(lm, {Gram}, batches)
+    source, target = int(batches[0]["attention_mask"].sum()), int((batches[0]["labels"] != -100).sum())
+    assert known["decoder.block.0.layer.1.EncDecAttention.k"][Gram].count == source
+    assert known["decoder.block.0.layer.1.EncDecAttention.q"][Gram].count == target
+    assert known["shared"][Gram].count == source + target
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "llama-tied", "bart"])
+def test_the_element_wise_fisher_is_the_squared_gradient_of_the_weight(name):
+    """With the data's labels, Φ is what autograd gives for the weight itself, one sequence at a time, squared."""
+    lm = BY_NAME[name].lm()
+    (batch,) = labelled_batches(lm, 1)
+    if lm.task.value == "classification":
+        batch["labels"] = torch.tensor([2, 0])
+    site = lm.sites(("ffn",))[1]
+    known = known_of(lm, {Fisher}, [batch], labels="data")[site.name][Fisher]
+    expected = torch.zeros(site.shape)
+    predictions_seen = 0
+    for row in range(2):
+        alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        predictions, _ = predict(lm, alone)
+        assert predictions.labels is not None
+        loss = torch.nn.functional.cross_entropy(predictions.values, predictions.labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, site.module.weight)
+        expected += (gradient if gradient.shape == site.shape else gradient.T).square()
+        predictions_seen += len(predictions.values)
+    assert torch.allclose(known.matrix.float(), expected / predictions_seen, rtol=1e-3, atol=1e-8)
+
+
+def test_shards_merge_to_the_whole():
+    lm = BY_NAME["bert-classifier"].lm()
+    batches = labelled_batches(lm, 3)
+    whole = known_of(lm, {Gram, OutputGram}, batches, "enumerated")
+    left, right = (known_of(lm, {Gram, OutputGram}, part, "enumerated") for part in (batches[:1], batches[1:]))
+    merge(left, right)
+    for name in whole:
+        for kind in (Gram, OutputGram):
+            assert torch.allclose(left[name][kind].matrix, whole[name][kind].matrix, atol=1e-8)
+
+
+@every_architecture
+def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
+    lm = architecture.lm()
+    data = Calibration(labelled_batches(lm), "sampled")
+    sites = lm.sites(EVERYTHING)
+    surveyed = survey(lm, data, ALL_KINDS, sites)
+    walked = {site.name: known for block in walk(lm, data, ALL_KINDS, sites) for site, known in block}
+    assert walked.keys() == surveyed.keys()
+    for name in walked:
+        for kind in ALL_KINDS:
+            assert torch.allclose(walked[name][kind].total, surveyed[name][kind].total, atol=1e-6), (name, kind)
+
+
+@every_architecture
+def test_a_walk_sees_the_errors_of_the_blocks_it_replaced(architecture):
+    """After the walk, its last statistics equal a fresh survey of the replaced model."""
+    lm = architecture.lm()
+    data = Calibration(labelled_batches(lm))
+    sites = lm.sites()
+    dense = survey(lm, data, {Gram}, sites)
+    last_block = None
+    for block in walk(lm, data, {Gram}, sites):
+        last_block = {site.input: known for site, known in block}
+        if any(site.block == sites[-1].block for site, _ in block):
+            break
+        for site, _ in block:
+            lm.replace(site, factors(site, rank=3))
+    assert last_block is not None
+    now = survey(lm, data, {Gram}, [site for site in lm.sites() if site.input in last_block])
+    reader = {site.input: site.name for site in lm.sites()}
+    for key, known in last_block.items():
+        assert torch.allclose(known[Gram].matrix, now[reader[key]][Gram].matrix, rtol=1e-3, atol=1e-4), key
+    changed = [
+        not torch.allclose(known[Gram].matrix, dense[reader[key]][Gram].matrix) for key, known in last_block.items()
+    ]
+    assert any(changed)
+
+
+def test_empty_data_is_one_sentence():
+    lm = BY_NAME["gpt2"].lm()
+    with pytest.raises(UserError, match="calibration data is empty"):
+        survey(lm, Calibration([]), {Gram}, lm.sites())
+
+
+def test_activations_that_are_not_finite_are_one_sentence():
+    lm = BY_NAME["gpt2"].lm()
+    with torch.no_grad():
+        lm.sites()[0].module.bias.fill_(float("inf"))
+    with pytest.raises(UserError, match="is not finite"):
+        known_of(lm, {Gram})
