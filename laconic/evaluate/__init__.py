@@ -1,0 +1,9 @@
+"""Quality (GLUE, perplexity, sequence-to-sequence, fidelity) and cost (bytes, operations, time, memory)."""
+
+from laconic.evaluate.cost import Cost, measure_cost
+from laconic.evaluate.fidelity import Fidelity, fidelity
+from laconic.evaluate.run import Evaluation, evaluate
+from laconic.evaluate.speed import Latency, latency
+from laconic.evaluate.tasks import check_task
+
+__all__ = ["Cost", "Evaluation", "Fidelity", "Latency", "check_task", "evaluate", "fidelity", "latency", "measure_cost"]

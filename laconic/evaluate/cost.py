@@ -1,0 +1,158 @@
+"""What a model costs: parameters, bytes on disk and in memory, multiply-accumulates, latency, peak memory."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
+
+from laconic.evaluate.judging import evaluating
+from laconic.evaluate.memory import peak_bytes, weight_bytes
+from laconic.evaluate.speed import Latency, forward, latency, random_batch
+from laconic.formats import Format, weight_macs
+from laconic.model import Batch, LanguageModel
+from laconic.progress import Track, silent
+from laconic.store import file_bytes
+
+BATCHES = (1, 8)
+LENGTHS = (128,)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One batch × length: how long it takes, its multiply-accumulates, and the bytes of tensors alive at its peak."""
+
+    latency: Latency
+    macs: int
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        seconds = self.latency
+        return {
+            **asdict(seconds),
+            "throughput": seconds.throughput,
+            "macs": self.macs,
+            "macs_per_token": self.macs / (seconds.batch * seconds.length),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: a matrix that is shared counts once.
+    bytes:        on disk: of the safetensors files, or what they would be.
+    memory_bytes: of the weights as they are in memory here, which is in `dtype`.
+    speeds:       by batch × length.
+    machine:      what the timings depend on.
+    """
+
+    parameters: int
+    bytes: int
+    memory_bytes: int
+    dtype: str
+    speeds: tuple[Speed, ...]
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Seconds in `latency`; `throughput` in tokens a second."""
+        return {
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "memory_bytes": self.memory_bytes,
+            "dtype": self.dtype,
+            "latency": [speed.to_json() for speed in self.speeds],
+            "machine": self.machine,
+        }
+
+
+def measure_cost(
+    lm: LanguageModel,
+    folder: Path | None = None,
+    batch_sizes: Sequence[int] = BATCHES,
+    lengths: Sequence[int] = LENGTHS,
+    *,
+    track: Track = silent,
+) -> Cost:
+    """Measure `lm`, saved in `folder` or not yet; lengths beyond what it can read are cut to that."""
+    grid = [(batch, length) for length in lengths for batch in batch_sizes]
+    speeds = tuple(_speed(lm, batch, length) for batch, length in track(grid, "cost"))
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
+        bytes=stored_bytes(lm) if folder is None else file_bytes(folder),
+        memory_bytes=weight_bytes(lm),
+        dtype=str(lm.model.dtype).removeprefix("torch."),
+        speeds=speeds,
+        machine=machine(lm.device),
+    )
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a timing on `device` depends on."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def stored_bytes(lm: LanguageModel) -> int:
+    """Bytes of the safetensors file that saving `lm` in its dtype would write: tensors, each once, and their index."""
+    sizes: dict[tuple[int, int], int] = {}
+    index: dict[str, Any] = {}
+    for name, tensor in lm.model.state_dict().items():
+        # Empty tensors have no address to be told apart by, and no bytes.
+        key = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() == 0 or key not in sizes:
+            width = lm.dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
+            start = sum(sizes.values())
+            sizes[key] = tensor.numel() * width
+            index[name] = {
+                "dtype": "F32",
+                "shape": list(tensor.shape),
+                "data_offsets": [start, start + sizes[key]],
+            }
+    return sum(sizes.values()) + len(json.dumps(index, separators=(",", ":")))
+
+
+def macs(lm: LanguageModel, inputs: Batch) -> int:
+    """Multiply-accumulates of one forward pass: of every linear, and of the products of attention.
+
+    A linear (or the format in its place) counts its weights once for every row that it really multiplies. The products
+    of queries with keys and of scores with values are counted as executed, masked halves included.
+    """
+    counted = 0
+
+    def count(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal counted
+        counted += weight_macs(module) * (output.numel() // output.shape[-1])
+
+    hooks = [module.register_forward_hook(count) for module in _outermost(lm.model)]
+    try:
+        # The plain attention is made of batched products, which the counter sees; a fused one it may not know.
+        with evaluating(lm), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            forward(lm, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    products = counter.get_flop_counts()["Global"]
+    return counted + sum(products.get(kind, 0) for kind in (torch.ops.aten.bmm, torch.ops.aten.baddbmm)) // 2
+
+
+def _outermost(module: nn.Module) -> list[nn.Module]:
+    """The linears and formats in `module`; what a format is made of is the format's to count."""
+    if isinstance(module, (nn.Linear, Conv1D, Format)):
+        return [module]
+    return [found for child in module.children() for found in _outermost(child)]
+
+
+def _speed(lm: LanguageModel, batch: int, length: int) -> Speed:
+    inputs = random_batch(lm, batch, length)
+    return Speed(latency(lm, batch, length), macs(lm, inputs), peak_bytes(lm, inputs))

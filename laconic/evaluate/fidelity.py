@@ -1,0 +1,125 @@
+"""How far a compressed model is from its original, on the same rows: no labels are needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from laconic.calibrate.corpus import Corpus, batches
+from laconic.errors import UserError
+from laconic.evaluate.intervals import Table, interval
+from laconic.evaluate.judging import evaluating, predict_on, rows_per_batch, stacked
+from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
+from laconic.progress import Track, silent
+
+BATCH = 16
+CONTEXT = 128
+GRADE = 0.2
+"""One grade of STS-B on the scale that its models predict (0 to 1)."""
+CHUNK = 2**24
+"""How many logits are compared at a time: the comparison is in float64."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """kl:          KL(original ‖ compressed), mean nats per prediction; kl_low and kl_high its 95 % interval over rows.
+    top1_agreement: share of predictions whose likeliest class or token is the same. Of a regression: whose scores
+                    round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same.
+    cosine:         of the mean last hidden states, averaged over rows.
+    predictions:    how many there were, of `rows` rows.
+    """
+
+    kl: float
+    kl_low: float
+    kl_high: float
+    top1_agreement: float
+    cosine: float
+    predictions: int
+    rows: int
+
+
+def fidelity(
+    lm: LanguageModel, original: LanguageModel, corpus: Corpus, *, seed: int = 0, track: Track = silent
+) -> Fidelity:
+    """Compare `lm` with `original` on `corpus`, read with the original's tokenizer.
+
+    Raises:
+        UserError: they predict different things, or one predicts NaN.
+    """
+    if lm.task is not original.task:
+        raise UserError(
+            f"The models cannot be compared: one is a {lm.task.value}, the other a {original.task.value} model."
+        )
+    size = rows_per_batch(original, CONTEXT, BATCH)
+    data = batches(original, corpus, batch_size=size, max_length=CONTEXT, seed=seed)
+    lines: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    with evaluating(lm, original):
+        for batch in track(data, "fidelity"):
+            line, said = _compared(lm, original, batch)
+            lines.append(line)
+            if original.task is Task.EMBEDDING:
+                embeddings.append(said)
+    table = stacked(lines, "fidelity", corpus)
+    agreement = _mean(1, table) if not embeddings else _neighbour_agreement(*torch.cat(embeddings, dim=1))
+    kl = interval(lambda rows: _mean(0, rows), table, seed)
+    count = int(table[:, 3].sum())
+    return Fidelity(kl.value, kl.low, kl.high, agreement, float(np.mean(table[:, 2])), count, len(table))
+
+
+@torch.inference_mode()
+def _compared(lm: LanguageModel, original: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(rows, 4): summed KL, agreeing predictions, cosine, predictions; and (2, rows, k) what both said."""
+    reference, reference_hidden = predict_on(original, batch, hidden=True)
+    other, hidden = predict_on(lm, batch, hidden=True)
+    if reference.values.shape != other.values.shape:
+        shapes = f"{tuple(reference.values.shape)} and {tuple(other.values.shape)}"
+        raise UserError(f"The models cannot be compared: their predictions have the shapes {shapes}.")
+    step = max(1, CHUNK // reference.values.shape[1])
+    parts = zip(_chunks(reference, step), _chunks(other, step), strict=True)
+    figures = torch.cat(
+        [torch.stack((divergence(p, q), _agrees(p, q), torch.ones(len(p.values)).to(p.values)), 1) for p, q in parts]
+    ).double()
+    sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=figures.device)
+    sums.index_add_(0, reference.rows, figures)
+    cosine = functional.cosine_similarity(reference_hidden.double(), hidden.double(), dim=-1)[:, None]
+    said = torch.stack((reference.values, other.values)) if original.task is Task.EMBEDDING else torch.empty(0)
+    return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), said.cpu()
+
+
+def _chunks(predictions: Predictions, step: int) -> list[Predictions]:
+    values, rows, _, categorical = predictions
+    split: Sequence[tuple[Tensor, Tensor]] = list(zip(values.split(step), rows.split(step), strict=True))
+    return [Predictions(part, numbers, None, categorical) for part, numbers in split]
+
+
+def _agrees(reference: Predictions, other: Predictions) -> Tensor:
+    """1 where both say the same; a regression that is a table of one column is compared by grade."""
+    if reference.categorical:
+        return (reference.values.argmax(-1) == other.values.argmax(-1)).double()
+    return ((reference.values / GRADE).round() == (other.values / GRADE).round()).all(-1).double()
+
+
+def _neighbour_agreement(reference: Tensor, other: Tensor) -> float:
+    """Share of rows whose most similar other row is the same under both embeddings (unit vectors, (rows, d))."""
+    if len(reference) < 2:
+        return 1.0
+    return float((_nearest(reference) == _nearest(other)).double().mean())
+
+
+def _nearest(embeddings: Tensor) -> Tensor:
+    nearest: list[Tensor] = []
+    for start in range(0, len(embeddings), 1024):
+        part = embeddings[start : start + 1024]
+        similarity = part @ embeddings.T
+        similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
+        nearest.append(similarity.argmax(-1))
+    return torch.cat(nearest)
+
+
+def _mean(column: int, table: Table) -> float:
+    """Per prediction."""
+    return float(table[:, column].sum() / table[:, 3].sum())

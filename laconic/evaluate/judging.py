@@ -1,0 +1,122 @@
+"""What every quality task has in common: rows in, a table and its metrics out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate.corpus import Corpus, check_source, read
+from laconic.errors import UserError
+from laconic.evaluate.intervals import Metric, Table
+from laconic.model import Batch, LanguageModel, Predictions, Task, predict
+from laconic.progress import Track
+
+LOGITS = 2**26
+"""How many logits one batch may have: 256 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model on one task: `table` has one line for each row, `settings` is what the figures depend on."""
+
+    table: Table
+    metrics: Mapping[str, Metric]
+    settings: Mapping[str, Any]
+
+
+class Judge(ABC):
+    """A quality task: where its rows come from, and how a model is judged on them. A frozen dataclass."""
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """The name of the corpus whose dev split is judged on."""
+
+    @abstractmethod
+    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+        """Judge `lm` on every row of `corpus`; UserError where it is not a model for this task."""
+
+    def check(self) -> None:
+        """Raise UserError where `corpus` would for what is missing; nothing is read."""
+        check_source(self.source, "dev")
+
+    def corpus(self, limit: int | None) -> Corpus:
+        """The first `limit` rows of the dev split, or all of them."""
+        return read(self.source, "dev").first(limit)
+
+
+def refuse_unless(lm: LanguageModel, tasks: Sequence[Task], name: str) -> None:
+    """Raise UserError unless `lm` predicts one of `tasks`."""
+    if lm.task not in tasks:
+        wanted = " or ".join(task.value for task in tasks)
+        raise UserError(f"The task '{name}' needs a {wanted} model; '{lm.source}' is a {lm.task.value} model.")
+
+
+def predicted(
+    lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
+) -> Iterator[tuple[Batch, Predictions]]:
+    """Each batch with what the model says about it, both on the CPU, one batch at a time."""
+    with evaluating(lm):
+        for batch in track(batches, what):
+            yield batch, on_cpu(predict_on(lm, batch)[0])
+
+
+@torch.inference_mode()
+def predict_on(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Tensor]:
+    """`laconic.model.predict` on the model's device, without gradients.
+
+    Raises:
+        UserError: a prediction is NaN or infinite.
+    """
+    predictions, pooled = predict(lm, to_device(batch, lm.device), hidden)
+    if not torch.isfinite(predictions.values).all():
+        raise UserError(f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.")
+    return predictions, pooled
+
+
+@contextmanager
+def evaluating(*models: LanguageModel) -> Iterator[None]:
+    """Without dropout; afterwards as it was."""
+    training = [lm for lm in models if lm.model.training]
+    for lm in training:
+        lm.model.eval()
+    try:
+        yield
+    finally:
+        for lm in training:
+            lm.model.train()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def on_cpu(predictions: Predictions) -> Predictions:
+    values, rows, labels, categorical = predictions
+    return Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), categorical)
+
+
+def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:
+    """`wanted` rows of `length` tokens, or fewer where every token is predicted and the logits would be too many."""
+    if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
+        return wanted
+    return max(1, min(wanted, LOGITS // (length * lm.model.config.get_text_config().vocab_size)))
+
+
+def tokenizer_name(lm: LanguageModel) -> str:
+    """The class and vocabulary of the tokenizer; figures per token depend on it."""
+    if lm.tokenizer is None:
+        return "none"
+    return f"{type(lm.tokenizer).__name__}, {len(lm.tokenizer)} tokens"
+
+
+def stacked(lines: Iterable[Tensor], name: str, corpus: Corpus) -> Table:
+    """The lines of every batch as one table; UserError where there are none."""
+    parts = list(lines)
+    if not parts:
+        raise UserError(f"The task '{name}' has no rows to judge in '{corpus.source}'; give more rows.")
+    return torch.cat(parts).double().numpy()

@@ -1,0 +1,138 @@
+"""Perplexity of a causal language model: per token, per word and per byte, with a sliding window.
+
+Each row of the corpus is a document of its own, read after the token that starts documents. One longer than the context
+is read through windows that advance by `stride`; every token is scored once, in the first window that holds it, so
+with at least `context − stride` tokens before it (or all there are). Figures per word and per byte divide the same
+log-likelihood by what does not depend on the tokenizer
+(Gao et al. 2020, section 3.1, https://arxiv.org/abs/2101.00027).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from laconic.calibrate.batching import IGNORED, Row, collate, pad_token, positions, tokenizer_of
+from laconic.calibrate.corpus import Corpus
+from laconic.errors import UserError, must_be
+from laconic.evaluate.intervals import Metric, Table
+from laconic.evaluate.judging import Judge, Judged, predicted, refuse_unless, rows_per_batch, stacked, tokenizer_name
+from laconic.model import Batch, LanguageModel, Task
+from laconic.progress import Track
+
+BATCH = 16
+LONGEST = 1024
+"""The context where the model would take more."""
+LARGEST_EXPONENT = 700.0
+"""Of the exponential that a float still holds."""
+
+TOKENS, WORDS, BYTES = 1, 2, 3
+"""Columns of the table; column 0 is the negative log-likelihood in nats."""
+
+
+def _per(column: int) -> Metric:
+    """Perplexity per unit of `column`."""
+    return lambda table: float(np.exp(min(_nats(table, column), LARGEST_EXPONENT)))
+
+
+def _nats(table: Table, column: int) -> float:
+    return float(table[:, 0].sum() / max(table[:, column].sum(), 1))
+
+
+METRICS: dict[str, Metric] = {
+    "perplexity": _per(TOKENS),
+    "word_perplexity": _per(WORDS),
+    "byte_perplexity": _per(BYTES),
+    "bits_per_byte": lambda table: _nats(table, BYTES) / float(np.log(2)),
+}
+
+
+@dataclass(frozen=True)
+class Perplexity(Judge):
+    """Perplexity on the rows of `text`; context: the model's own up to 1024, and stride: half of it, when None."""
+
+    text: str
+    context: int | None = None
+    stride: int | None = None
+
+    @property
+    def source(self) -> str:
+        return self.text
+
+    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+        """The table has the nats, tokens, words and bytes of each row."""
+        refuse_unless(lm, (Task.CAUSAL,), f"perplexity:{self.text}")
+        context, stride = self._window(lm)
+        first = start_token(lm)
+        data, rows = _windows(lm, corpus, context, stride)
+        sums = torch.zeros(len(corpus.examples), 2, dtype=torch.float64)
+        seen = 0
+        for batch, (values, lines, tokens, _) in predicted(lm, data, track, f"perplexity:{self.text}"):
+            assert tokens is not None, "the next tokens are the labels of a causal model"
+            nats = functional.cross_entropy(values.float(), tokens, reduction="none").double()
+            documents = torch.tensor(rows[seen : seen + len(batch["input_ids"])])[lines]
+            sums.index_add_(0, documents, torch.stack((nats, torch.ones_like(nats)), dim=1))
+            seen += len(batch["input_ids"])
+        sizes = [(len(text.split()), len(text.encode())) for text in (row.joined for row in corpus.examples)]
+        table = stacked(
+            [torch.cat((sums, torch.tensor(sizes).reshape(-1, 2)), dim=1)], f"perplexity:{self.text}", corpus
+        )
+        if not table[:, TOKENS].any():
+            raise UserError(
+                f"The task 'perplexity:{self.text}' has no text to predict in '{corpus.source}'; give longer rows."
+            )
+        settings = {
+            "context": context,
+            "stride": stride,
+            "starts_with": None if first is None else tokenizer_of(lm).convert_ids_to_tokens(first),
+            "tokenizer": tokenizer_name(lm),
+            **{name: int(table[:, at].sum()) for name, at in (("tokens", TOKENS), ("words", WORDS), ("bytes", BYTES))},
+        }
+        return Judged(table, METRICS, settings)
+
+    def _window(self, lm: LanguageModel) -> tuple[int, int]:
+        longest = positions(lm)
+        context = self.context or min(longest or LONGEST, LONGEST)
+        if context < 2 or (longest is not None and context > longest):
+            raise must_be("The context", f"2 to {longest or 'any number of'} tokens for '{lm.source}'", context)
+        stride = self.stride or context // 2
+        if not 1 <= stride < context:
+            raise must_be("The stride", f"between 1 and the context less one ({context - 1})", stride)
+        return context, stride
+
+
+def start_token(lm: LanguageModel) -> int | None:
+    """The token before a document, so that its first token is predicted too; the end token where there is no other."""
+    tokenizer = tokenizer_of(lm)
+    tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next((token for token in tokens if isinstance(token, int)), None)
+
+
+def _windows(lm: LanguageModel, corpus: Corpus, context: int, stride: int) -> tuple[list[Batch], list[int]]:
+    """Every window of every document as batches, and the document of each."""
+    first = start_token(lm)
+    rows: list[Row] = []
+    documents: list[int] = []
+    for document, example in enumerate(corpus.examples):
+        ids = tokenizer_of(lm)(example.joined, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [token for token in (first, *ids) if token is not None]
+        for start, new in windows(len(ids), context, stride):
+            tokens = ids[start : start + context]
+            scored = [token if at >= new - start else IGNORED for at, token in enumerate(tokens)]
+            rows.append(Row(tokens, labels=scored))
+            documents.append(document)
+    size = rows_per_batch(lm, context, BATCH)
+    return [collate(rows[at : at + size], pad_token(lm)) for at in range(0, len(rows), size)], documents
+
+
+def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:
+    """(where a window starts, the first token that it is the first to hold), over a document of `tokens` tokens."""
+    seen = 0
+    for start in range(0, max(tokens, 1), stride):
+        if tokens > 1:
+            yield start, seen
+        seen = min(start + context, tokens)
+        if seen == tokens:
+            return

@@ -1,0 +1,83 @@
+"""Sequence-to-sequence models: how often greedy decoding gives the exact target, and teacher-forced token accuracy."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laconic.calibrate.batching import positions, tokenizer_of
+from laconic.calibrate.corpus import Corpus, batches
+from laconic.errors import UserError
+from laconic.evaluate.intervals import Metric
+from laconic.evaluate.judging import (
+    Judge,
+    Judged,
+    predicted,
+    refuse_unless,
+    rows_per_batch,
+    stacked,
+    to_device,
+    tokenizer_name,
+)
+from laconic.model import Batch, LanguageModel, Predictions, Task
+from laconic.progress import Track
+
+BATCH = 32
+CONTEXT = 512
+
+METRICS: dict[str, Metric] = {
+    "exact_match": lambda table: float(np.mean(table[:, 0])),
+    "token_accuracy": lambda table: float(table[:, 1].sum() / table[:, 2].sum()),
+}
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Judge):
+    """Rows with a source and a target; each generated text must equal its target, spaces around it aside."""
+
+    pairs: str
+
+    @property
+    def source(self) -> str:
+        return self.pairs
+
+    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+        """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""
+        name = f"seq2seq:{self.pairs}"
+        refuse_unless(lm, (Task.SEQ2SEQ,), name)
+        if any(example.target is None for example in corpus.examples):
+            raise UserError(f"The task '{name}' needs rows with a source and a target; '{corpus.source}' has others.")
+        kept = [row for row in corpus.examples if row.text.strip() and (row.target or "").strip()]
+        corpus = replace(corpus, examples=tuple(kept))
+        context = min(positions(lm) or CONTEXT, CONTEXT)
+        data = batches(lm, corpus, batch_size=rows_per_batch(lm, context, BATCH), max_length=context)
+        lines: list[Tensor] = []
+        seen = 0
+        for batch, predictions in predicted(lm, data, track, name):
+            targets = [row.target or "" for row in kept[seen : seen + len(batch["input_ids"])]]
+            exact = [text.strip() == target.strip() for text, target in zip(generate(lm, batch), targets, strict=True)]
+            lines.append(
+                torch.cat((torch.tensor(exact)[:, None].double(), _right_tokens(predictions, len(exact))), dim=1)
+            )
+            seen += len(exact)
+        settings = {"context": context, "decoding": "greedy", "tokenizer": tokenizer_name(lm)}
+        return Judged(stacked(lines, name, corpus), METRICS, settings)
+
+
+@torch.inference_mode()
+def generate(lm: LanguageModel, batch: Batch) -> list[str]:
+    """What the model writes for each row, decoded greedily; at most one token more than the longest target."""
+    inputs = to_device({name: batch[name] for name in ("input_ids", "attention_mask")}, lm.device)
+    longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
+    # One token more than the target is enough to tell that a text does not stop where it should.
+    written = lm.model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+    return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
+
+
+def _right_tokens(predictions: Predictions, rows: int) -> Tensor:
+    """(rows, 2): target tokens that were the likeliest after the true ones before them, and target tokens."""
+    assert predictions.labels is not None, "sequence-to-sequence batches carry their targets"
+    right = (predictions.values.argmax(-1) == predictions.labels).double()
+    sums = torch.zeros(rows, 2, dtype=torch.float64)
+    return sums.index_add_(0, predictions.rows, torch.stack((right, torch.ones_like(right)), dim=1))
