@@ -1,0 +1,56 @@
+"""`laconic compress`: one or several methods on one model; it prints the recipe that it stands for."""
+
+from typing import Annotated
+
+import typer
+
+from laconic.cli.options import DeviceOption, JsonOption, ModelArgument, OutputOption, check_device, keep_from, split
+from laconic.cli.record import show_record
+from laconic.cli.terminal import progress, show
+from laconic.errors import UserError
+
+
+def compress(
+    model: ModelArgument,
+    output: OutputOption,
+    method: Annotated[
+        list[str], typer.Option(metavar="NAME[:param=value,…]", help="See `laconic methods`; several run in order.")
+    ],
+    keep: Annotated[
+        str | None, typer.Option(metavar="FRACTION", help="Of the targeted bytes; or attention=0.5,ffn=0.3.")
+    ] = None,
+    allocate: Annotated[str, typer.Option(metavar="uniform|spectrum", help="How the budget is shared.")] = "uniform",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(metavar="attention|ffn|head|embedding|all|GLOB", help="What to compress [attention,ffn]."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Calibration texts: glue/sst2, a file, builtin:pydoc, ….")
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Rows of it that are used.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Compress MODEL into the folder OUT."""
+    from laconic.methods.spelling import method_from
+    from laconic.model import DEFAULT_TARGETS
+    from laconic.recipe import recipe_from, run, write_recipe
+    from laconic.recipe.flow import steps_of
+    from laconic.recipe.run import check
+    from laconic.recipe.write import spell_step
+
+    check_device(device)
+    methods = [method_from(one, "--method") for one in method]
+    steps = steps_of(methods, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)  # type: ignore[arg-type]
+    if data is None and any(step.needs_data for step in steps):
+        raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
+    # By way of the words that it prints, so that the recipe is what really runs.
+    spelled = {"model": model, "samples": samples, "seed": seed, "steps": [spell_step(step) for step in steps]}
+    recipe = recipe_from(spelled if data is None else {**spelled, "data": data})
+    with progress() as track:
+        check(recipe, output)
+        if not json:
+            show({}, False, write_recipe(recipe))
+        record = run(recipe, output, track=track, device=device)
+    show_record(record, json)

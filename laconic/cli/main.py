@@ -1,0 +1,64 @@
+"""The program `laconic`: its verbs, and what becomes of an error: one sentence, exit status 2; 130 for Ctrl-C."""
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from laconic.cli.compress import compress
+from laconic.cli.demo import demo
+from laconic.cli.evaluate import evaluate
+from laconic.cli.inspect import inspect
+from laconic.cli.methods import methods
+from laconic.cli.run import run
+from laconic.errors import UserError
+
+INTERRUPTED = 130
+MISTAKE = 2
+
+app = typer.Typer(
+    help="Make a transformer language model smaller and faster, and say what that cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (demo, compress, run, evaluate, inspect, methods):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the program and exit."""
+    sys.exit(status(sys.argv[1:]))
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Run the program with `arguments`; the exit status."""
+    try:
+        return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except UserError as error:
+        return _complain(str(error))
+    except typer.TyperException as error:
+        # The library's own sentences: an unknown option, a missing argument. Its help has none, and is printed already.
+        return _complain(error.format_message()) if str(error) else MISTAKE
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            # The reader of stdout has left, as `head` does; closing it keeps Python from complaining at exit.
+            sys.stderr.close()
+            return 1
+        return _complain(_of_the_system(error))
+
+
+def _complain(sentence: str) -> int:
+    sys.stderr.write(f"{' '.join(sentence.split())}\n")
+    return MISTAKE
+
+
+def _of_the_system(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    where = f"'{error.filename}': " if error.filename else ""
+    remedy = " Free some space or write elsewhere." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{where}{reason}.{remedy}"

@@ -1,0 +1,61 @@
+"""The options that several verbs share, and how their values are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from laconic.errors import UserError, must_be
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder, or a hub name.")]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it must not exist.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ….")]
+LimitOption = Annotated[int | None, typer.Option(metavar="ROWS", help="Rows of each task at most.", min=1)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def split(values: Sequence[str]) -> tuple[str, ...]:
+    """The items of an option that is given several times, or once with commas."""
+    return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
+
+
+def keep_from(text: str | None) -> float | dict[str, float] | None:
+    """`0.5`, or `attention=0.5,ffn=0.3`, or nothing.
+
+    Raises:
+        UserError: not a number in (0, 1], or a group without one.
+    """
+    if text is None:
+        return None
+    if "=" not in text:
+        return _fraction("--keep", text)
+    keeps: dict[str, float] = {}
+    for item in split([text]):
+        group, equals, value = item.partition("=")
+        if not equals:
+            raise must_be("--keep", "one number, or GROUP=number for every group", text)
+        keeps[group.strip()] = _fraction(f"--keep {group.strip()}", value)
+    return keeps
+
+
+def _fraction(place: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise must_be(place, "a number in (0, 1]", text) from error
+    if not 0 < value <= 1:
+        raise must_be(place, "in (0, 1]", value)
+    return value
+
+
+def check_device(device: str) -> None:
+    """Raise UserError when there is no such device on this machine."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device '{device}' is not available here; use cpu, or a device that torch sees.") from error

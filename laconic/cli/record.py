@@ -1,0 +1,25 @@
+"""How `compress` and `run` show what they made."""
+
+from laconic.cli.terminal import show
+from laconic.recipe import Record
+from laconic.report.points import MEGABYTE
+
+
+def show_record(record: Record, as_json: bool) -> None:
+    """The JSON of the record, or a few lines."""
+    changes = record.changes
+    dense = sum(method is None for method in changes.plan.values())
+    lines = [
+        f"{len(changes.plan)} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} MB "
+        f"({changes.nbytes / max(changes.dense_nbytes, 1):.1%} kept; {dense} left dense)",
+        f"Weights in {record.output}: {record.file_bytes / MEGABYTE:.2f} MB, made in {record.seconds:.1f} s",
+    ]
+    if changes.untied:
+        lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
+    if record.evaluation:
+        lines += [
+            f"{task}: {name} {metric['value']:.4f}"
+            for task, metrics in record.evaluation["results"].items()
+            for name, metric in metrics.items()
+        ]
+    show(record.to_json(), as_json, *lines)

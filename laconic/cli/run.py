@@ -1,0 +1,37 @@
+"""`laconic run`: a recipe from a file, with values changed on the way."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from laconic.cli.options import DeviceOption, JsonOption, OutputOption, check_device
+from laconic.cli.record import show_record
+from laconic.cli.terminal import progress
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe; see the folder recipes.")],
+    output: OutputOption,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Like steps[0].compress.keep=0.3.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="PLAN.yaml", help="Use this plan in place of the recipe's budget.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    json: JsonOption = False,
+) -> None:
+    """Run a recipe, and write the model to the folder OUT."""
+    from laconic.allocate import read_plan
+    from laconic.recipe import read_recipe
+    from laconic.recipe import run as run_recipe
+    from laconic.recipe.schema import with_plan
+
+    check_device(device)
+    what = read_recipe(recipe, overrides or ())
+    if plan is not None:
+        what = with_plan(what, read_plan(plan))
+    with progress() as track:
+        record = run_recipe(what, output, track=track, device=device)
+    show_record(record, json)

@@ -1,0 +1,89 @@
+"""What the verbs share: results on stdout, progress on stderr, and quiet libraries."""
+
+import json
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from laconic.progress import Item
+
+FIRST_WORD_AFTER = 5.0
+"""Seconds of work before a stderr that is no terminal is told of it, and between two such lines."""
+
+
+def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> None:
+    """Print the result: one JSON object, or what people read."""
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False, default=str))
+        return
+    console = Console(soft_wrap=False)
+    for part in readable:
+        if isinstance(part, str):
+            # Paths and YAML are printed as they are, not broken into lines nor read as markup.
+            typer.echo(part)
+        else:
+            console.print(part)
+
+
+def remark(text: str) -> None:
+    """One line for people, on stderr."""
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def progress() -> Iterator["Bars"]:
+    """Progress bars on stderr while a verb works; libraries below are silenced."""
+    _quiet_libraries()
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield Bars(bars, console.is_terminal)
+
+
+class Bars:
+    """A `Track`: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, bars: Progress, is_terminal: bool) -> None:
+        self._bars = bars
+        self._is_terminal = is_terminal
+
+    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
+        return self._drawn(items, what) if self._is_terminal else _told(items, what)
+
+    def _drawn(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+        task = self._bars.add_task(what, total=len(items))
+        try:
+            for item in items:
+                yield item
+                self._bars.advance(task)
+        finally:
+            self._bars.remove_task(task)
+
+
+def _told(items: Sequence[Item], what: str) -> Iterator[Item]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last > FIRST_WORD_AFTER and done < len(items):
+            left = (now - start) / done * (len(items) - done)
+            remark(f"{what}: {done} of {len(items)}, about {left:.0f} s left")
+            last = now
+
+
+def _quiet_libraries() -> None:
+    from datasets.utils.logging import set_verbosity_error
+    from datasets.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    set_verbosity_error()
+    disable_progress_bars()
+    warnings.simplefilter("ignore")

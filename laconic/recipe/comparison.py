@@ -1,0 +1,104 @@
+"""Several methods at several sizes on one model: measured once, each from a fresh copy, judged alike."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+from laconic.allocate import Plan
+from laconic.calibrate import Calibration, Known, Statistic, survey
+from laconic.calibrate.corpus import Corpus
+from laconic.compress import Compress, Outcome
+from laconic.evaluate import fidelity, latency
+from laconic.methods import Method
+from laconic.model import LanguageModel
+from laconic.progress import Track
+from laconic.recipe.flow import Allocation
+from laconic.report.points import Point
+
+TIMED_RUNS = 10
+"""Of each model; its latency is their median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A method and how its budget is shared, under the name that the table gives it."""
+
+    name: str
+    method: Method
+    allocate: Allocation = "uniform"
+
+    def step(self, keep: float) -> Compress:
+        """The step that keeps this fraction of the bytes in the blocks."""
+        return Compress(method=self.method, keep=keep, allocate=self.allocate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One candidate at one size: where it is on the trade-off, and what became of each site."""
+
+    candidate: Candidate
+    point: Point
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """What every model is judged on: `corpus` for fidelity to `original`, one shape of batch for speed."""
+
+    original: LanguageModel
+    corpus: Corpus
+    batch: int = 8
+    length: int = 128
+
+    def point(self, lm: LanguageModel, name: str, keep: float, sizes: tuple[int, int]) -> Point:
+        """Where `lm` is; `sizes` are the bytes of the targeted matrices now and before."""
+        like = fidelity(lm, self.original, self.corpus)
+        nbytes, dense = sizes
+        return Point(
+            method=name,
+            keep=keep,
+            nbytes=nbytes,
+            dense_nbytes=dense,
+            file_bytes=sum(part.numel() for part in lm.model.parameters()) * lm.dtype.itemsize,
+            kl=like.kl,
+            agreement=like.top1_agreement,
+            latency=latency(lm, self.batch, self.length, runs=TIMED_RUNS).median,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One model, and everything that the candidates need to know of its matrices (`known`, by site)."""
+
+    judge: Judge
+    candidates: Sequence[Candidate]
+    known: Mapping[str, Known]
+
+    @classmethod
+    def of(cls, judge: Judge, candidates: Sequence[Candidate], data: Calibration) -> "Comparison":
+        """Measure, in one pass, what any of the candidates needs."""
+        steps = [candidate.step(keep=0.5) for candidate in candidates]
+        needs = frozenset[type[Statistic]]().union(*(step.needs for step in steps))
+        known = survey(judge.original, data, needs, judge.original.sites())
+        return cls(judge=judge, candidates=candidates, known=known)
+
+    def original(self) -> Point:
+        """The model as it was."""
+        lm = self.judge.original
+        dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
+        return self.judge.point(lm, "original", 1.0, (dense, dense))
+
+    def compressed(self, candidate: Candidate, keep: float) -> tuple[LanguageModel, Outcome]:
+        """A copy of the original, compressed."""
+        lm = replace(self.judge.original, model=deepcopy(self.judge.original.model))
+        return lm, candidate.step(keep).solve(lm, self.known)
+
+    def cells(self, keeps: Sequence[float], track: Track) -> list[Cell]:
+        """Every candidate at every size."""
+        pairs = [(candidate, keep) for candidate in self.candidates for keep in keeps]
+        return [self._cell(candidate, keep) for candidate, keep in track(pairs, "Compressing and judging")]
+
+    def _cell(self, candidate: Candidate, keep: float) -> Cell:
+        lm, outcome = self.compressed(candidate, keep)
+        point = self.judge.point(lm, candidate.name, keep, (outcome.nbytes, outcome.dense_nbytes))
+        return Cell(candidate=candidate, point=point, plan=outcome.plan)

@@ -1,0 +1,100 @@
+"""The Python entry: compress a model that is already in memory, and get the same class back."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from laconic.calibrate.corpus import Corpus, Example, read
+from laconic.errors import UserError
+from laconic.methods import Method
+from laconic.methods.spelling import method_from
+from laconic.model import DEFAULT_TARGETS, LanguageModel, load
+from laconic.progress import Track, silent
+from laconic.recipe.flow import Allocation, Sampling, apply_steps, steps_of
+from laconic.store import attach
+
+DEFAULT_KEEP = 0.5
+
+
+def compress(
+    model: PreTrainedModel | str,
+    method: Method | str | Sequence[Method | str] = "kfac-svd",
+    keep: float | Mapping[str, float] | None = None,
+    *,
+    data: str | Sequence[str] | None = None,
+    allocate: Allocation = "uniform",
+    targets: str | Sequence[str] = DEFAULT_TARGETS,
+    samples: int = 128,
+    seed: int = 0,
+    max_length: int = 128,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    track: Track = silent,
+) -> PreTrainedModel:
+    """Compress `model` in place and return it; `save_pretrained` and `from_pretrained` then work on it as on any other.
+
+    Args:
+        model: a loaded model, or a folder or hub name, which is loaded in the dtype it is stored in.
+        method: one, or several that run in order; `"svd"`, `"svd:rank=64"` or an object of `laconic.methods`.
+        keep: fraction of the targeted bytes kept, or one for each group; a half where the method says no size itself.
+        data: source of calibration texts, as on the command line, or the texts themselves.
+        allocate: `uniform` or `spectrum`.
+        targets: groups, `all`, globs over the names of sites, or `re:` and a regular expression.
+        samples: rows of `data` that are used, drawn with `seed`.
+        max_length: tokens of a row at most.
+        tokenizer: that of the model; looked for where the model was loaded from when not given.
+
+    Raises:
+        UserError: an argument that cannot be, or a model or source that is not there.
+    """
+    several = [method] if isinstance(method, (str, Method)) else method
+    methods = [one if isinstance(one, Method) else method_from(one, "method") for one in several]
+    if keep is None and not all(one.has_size for one in methods):
+        keep = DEFAULT_KEEP
+    steps = steps_of(methods, keep, allocate, (targets,) if isinstance(targets, str) else tuple(targets))
+    if data is None and any(step.needs_data for step in steps):
+        raise UserError("data is missing, and the method needs calibration texts; name their source.")
+    sampling = Sampling(samples=samples, seed=seed, max_length=max_length)
+    with _in_float32(model, tokenizer) as lm:
+        calibration = None if data is None else sampling.of(_with_tokenizer(lm), _corpus(data), track)
+        apply_steps(lm, steps, calibration)
+    attach(lm.model)
+    return lm.model
+
+
+def _corpus(data: str | Sequence[str]) -> Corpus:
+    if isinstance(data, str):
+        return read(data, "train")
+    if not data:
+        raise UserError("data has no texts; give some, or the name of a source.")
+    return Corpus("memory", "train", tuple(Example(text) for text in data))
+
+
+@contextmanager
+def _in_float32(model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[LanguageModel]:
+    """The model in float32 and in evaluation mode; afterwards every tensor has its own dtype and the model its mode."""
+    lm = load(model) if isinstance(model, str) else LanguageModel.of(model)
+    lm = lm if tokenizer is None else replace(lm, tokenizer=tokenizer)
+    # A path was loaded in float32 whatever is in the file; buffers such as rotary frequencies stay as they are.
+    dtypes = {name: lm.dtype if isinstance(model, str) else part.dtype for name, part in lm.model.named_parameters()}
+    dtypes |= {name: part.dtype for name, part in lm.model.named_buffers()}
+    training = lm.model.training
+    lm.model.float().eval()
+    try:
+        yield lm
+    finally:
+        for name, part in (*lm.model.named_parameters(), *lm.model.named_buffers()):
+            if part.is_floating_point():
+                part.data = part.data.to(dtypes.get(name, lm.dtype))
+        lm.model.train(training)
+
+
+def _with_tokenizer(lm: LanguageModel) -> LanguageModel:
+    if lm.tokenizer is not None:
+        return lm
+    source = lm.model.config.name_or_path
+    try:
+        return replace(lm, tokenizer=AutoTokenizer.from_pretrained(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"There is no tokenizer at '{source}', where the model came from; pass tokenizer=.") from error

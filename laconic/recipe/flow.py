@@ -1,0 +1,92 @@
+"""What a recipe and the Python entry share: calibration data, the steps in order, what they did."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from laconic.allocate import Plan
+from laconic.calibrate import Calibration, Labels
+from laconic.calibrate.corpus import Corpus, batches, sample
+from laconic.compress import Compress, Step
+from laconic.errors import UserError, must_be
+from laconic.methods import Method
+from laconic.model import LanguageModel
+from laconic.progress import Track
+
+Allocation = Literal["uniform", "spectrum"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a list of steps did together.
+
+    plan:            the method of every site that a step aimed at; None where it stayed dense.
+    nbytes:          bytes of those matrices now.
+    dense_nbytes:    and before the first step.
+    untied:          sites that no longer share their matrix with another.
+    predicted_losses: of each step, nats per prediction; None where it was not predicted.
+    """
+
+    plan: Plan
+    nbytes: int
+    dense_nbytes: int
+    untied: tuple[str, ...]
+    predicted_losses: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a corpus becomes calibration data; the fields are those of a recipe."""
+
+    samples: int = 128
+    seed: int = 0
+    max_length: int = 128
+    labels: Labels = "auto"
+
+    def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
+        """The calibration data drawn from `corpus` for `lm`."""
+        drawn = sample(corpus, self.samples, self.seed)
+        tokens = batches(lm, drawn, max_length=self.max_length, seed=self.seed)
+        return Calibration(tokens, self.labels, self.seed, track)
+
+
+def steps_of(
+    methods: Sequence[Method], keep: float | Mapping[str, float] | None, allocate: Allocation, targets: tuple[str, ...]
+) -> tuple[Compress, ...]:
+    """One step for each method; those that say their own size take no `keep`.
+
+    Raises:
+        UserError: a method lacks a size, or `keep` serves none of them, or a value is out of range.
+    """
+    if allocate not in get_args(Allocation):
+        raise must_be("allocate", f"one of {', '.join(get_args(Allocation))}", allocate)
+    if keep is not None and all(method.has_size for method in methods):
+        raise UserError(f"keep must be left out, because '{methods[0].name}' says its own size; got {keep}.")
+    kept = dict(keep) if isinstance(keep, Mapping) else keep
+    return tuple(
+        Compress(method=method, keep=None if method.has_size else kept, allocate=allocate, targets=targets)
+        for method in methods
+    )
+
+
+def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> Changes:
+    """Change `lm` in place, step by step."""
+    sizes = {site.name: site.shape[0] * site.shape[1] * lm.dtype.itemsize for site in lm.sites(("all", "*"))}
+    outcomes = [step.apply(lm, data) for step in steps]
+    plan: Plan = {}
+    for outcome in outcomes:
+        plan |= outcome.plan
+    # A later step may aim at a factor of a matrix; what counts as dense is the matrix it came from.
+    dense = sum(size for name, size in sizes.items() if any(_is_within(aimed, name) for aimed in plan))
+    saved = sum(outcome.dense_nbytes - outcome.nbytes for outcome in outcomes)
+    return Changes(
+        plan=plan,
+        nbytes=dense - saved,
+        dense_nbytes=dense,
+        untied=tuple(name for outcome in outcomes for name in outcome.untied),
+        predicted_losses=tuple(outcome.predicted_loss for outcome in outcomes),
+    )
+
+
+def _is_within(site: str, whole: str) -> bool:
+    return site == whole or site.startswith(f"{whole}.")

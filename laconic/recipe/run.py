@@ -1,0 +1,110 @@
+"""The whole flow in one function: check, load, calibrate, apply the steps, save, evaluate."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laconic.allocate import spell_plan
+from laconic.calibrate import corpus
+from laconic.errors import UserError
+from laconic.evaluate import check_task, evaluate
+from laconic.model import check_model, load
+from laconic.progress import Track, silent
+from laconic.recipe.flow import Changes, Sampling, apply_steps
+from laconic.recipe.schema import Evaluation, Recipe
+from laconic.recipe.write import key_of, write_recipe
+from laconic.store import file_bytes, save
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one run made.
+
+    key:        names the recipe.
+    seconds:    from the first check to the saved folder; evaluation not counted.
+    file_bytes: of the saved weights, everything that was not targeted included.
+    evaluation: the JSON of `laconic evaluate`, when the recipe asks for it.
+    """
+
+    recipe: Recipe
+    key: str
+    output: Path
+    seconds: float
+    changes: Changes
+    file_bytes: int
+    evaluation: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as `laconic run --json` prints them."""
+        return {
+            "key": self.key,
+            "output": str(self.output),
+            "seconds": round(self.seconds, 3),
+            "bytes": self.changes.nbytes,
+            "dense_bytes": self.changes.dense_nbytes,
+            "file_bytes": self.file_bytes,
+            "predicted_losses": list(self.changes.predicted_losses),
+            "untied": list(self.changes.untied),
+            "sites": spell_plan(self.changes.plan),
+            "evaluation": self.evaluation,
+        }
+
+
+def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "cpu") -> Record:
+    """Compress `recipe.model` into the folder `output`, which is written whole or not at all.
+
+    Raises:
+        UserError: anything in the recipe that cannot be done; what can be checked is checked before weights are loaded.
+    """
+    check(recipe, output)
+    start = time.perf_counter()
+    lm = load(recipe.model, device)
+    sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
+    data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
+    changes = apply_steps(lm, recipe.steps, data)
+    save(lm, output, recipe=write_recipe(recipe), card=None)
+    seconds = time.perf_counter() - start
+    return Record(
+        recipe=recipe,
+        key=key_of(recipe),
+        output=output,
+        seconds=seconds,
+        changes=changes,
+        file_bytes=file_bytes(output),
+        evaluation=None if recipe.evaluate is None else _evaluation(recipe.evaluate, output, track, device),
+    )
+
+
+def check(recipe: Recipe, output: Path) -> None:
+    """Raise UserError for everything about `recipe` that can be known before weights are loaded."""
+    check_output(output)
+    check_model(recipe.model)
+    for index, step in enumerate(recipe.steps):
+        if step.needs_data and recipe.data is None:
+            raise UserError(
+                f"recipe.data is missing, and recipe.steps[{index}].{step.name} needs calibration texts; "
+                "name their source, for example builtin:pydoc."
+            )
+    if recipe.data is not None:
+        corpus.check_source(recipe.data, "train")
+    for task in recipe.evaluate.tasks if recipe.evaluate else ():
+        check_task(task)
+
+
+def check_output(output: Path) -> None:
+    """Raise UserError unless a new folder can be made at `output`."""
+    if output.exists():
+        raise UserError(f"The output '{output}' exists already; name a new folder or remove it first.")
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"The output '{output}' cannot be made: '{parent}' is not a folder that you may write to.")
+
+
+def _evaluation(wanted: Evaluation, output: Path, track: Track, device: str) -> dict[str, Any]:
+    # What was saved is judged, not what is in memory.
+    saved = load(str(output), device)
+    return evaluate(saved, wanted.tasks, limit=wanted.limit, cost=wanted.cost, track=track).to_json()

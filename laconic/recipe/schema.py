@@ -1,0 +1,64 @@
+"""What a recipe says. The dataclasses are the schema of the YAML; the steps and methods in it are those that run."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+
+from laconic.allocate import Plan
+from laconic.calibrate import Labels
+from laconic.compress import Compress, Step
+from laconic.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to measure on the saved model.
+
+    tasks: names as `laconic evaluate --tasks` takes them.
+    cost:  also parameters, bytes, latency and memory.
+    limit: rows of each task at most.
+    """
+
+    tasks: tuple[str, ...] = ()
+    cost: bool = False
+    limit: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a compressed model.
+
+    model:      folder or hub name.
+    data:       source of the calibration texts, of which the training split is read; None where no step needs any.
+    samples:    rows of it that are used, drawn with `seed`.
+    max_length: tokens of a row at most.
+    labels:     where the labels of the Fisher information come from.
+    """
+
+    model: str
+    data: str | None = None
+    samples: Count = 128
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_length: Annotated[int, Field(ge=2)] = 128
+    labels: Labels = "auto"
+    steps: tuple[Step, ...]
+    evaluate: Evaluation | None = None
+
+
+def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with `plan` in place of the budget of its one `compress` step.
+
+    Raises:
+        UserError: it has none, or several.
+    """
+    places = [index for index, step in enumerate(recipe.steps) if isinstance(step, Compress)]
+    if len(places) != 1:
+        raise UserError(f"A plan replaces the budget of one compress step; the recipe has {len(places)} of them.")
+    steps = list(recipe.steps)
+    planned = steps[places[0]]
+    assert isinstance(planned, Compress)
+    steps[places[0]] = replace(planned, plan=plan, keep=None, allocate="uniform")
+    return replace(recipe, steps=tuple(steps))

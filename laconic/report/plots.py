@@ -1,0 +1,118 @@
+"""Pictures of a trade-off and of a model's parts; each is a matplotlib `Figure` that no global state knows of."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from laconic.report.points import MEGABYTE, Point
+
+# Okabe & Ito's palette, which people of every colour vision tell apart, without its yellow, too pale for a line.
+COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK = "#222222"
+FONT_SIZE = 11
+
+
+def trade_off(points: Sequence[Point], quality: str) -> Figure:
+    """KL (log axis, lower is better) against the fraction of bytes really kept: one line a method, named at its end."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    lines = {name: sorted((p for p in points if p.method == name), key=lambda p: p.kept) for name in _names(points)}
+    for index, line in enumerate(lines.values()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.plot([p.kept for p in line], [p.kl for p in line], color=colour, marker=marker, linewidth=2, markersize=6)
+    axes.set_yscale("log")
+    _widen(axes, points)
+    _name_lines(axes, lines)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("bytes kept of the compressed matrices", color=INK, fontsize=FONT_SIZE)
+    axes.set_title(f"{quality}; lower is better", color=INK, fontsize=FONT_SIZE, loc="left")
+    _plain(axes)
+    return figure
+
+
+def parts(sizes: Mapping[str, int]) -> Figure:
+    """Bytes by part of a model, as bars with their sizes written out."""
+    figure = Figure(figsize=(7.2, 0.6 + 0.45 * len(sizes)), layout="constrained")
+    axes = figure.subplots()
+    names = list(sizes)[::-1]
+    values = [sizes[name] / MEGABYTE for name in names]
+    bars = axes.barh(names, values, color=COLOURS[3])
+    axes.bar_label(bars, [f"{value:,.1f} MB" for value in values], padding=4, color=INK, fontsize=FONT_SIZE)
+    axes.set_xlim(0, 1.18 * max(values))
+    axes.set_xticks([])
+    _plain(axes)
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write `stem`.png and `stem`.svg."""
+    figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")
+    stem.with_suffix(".svg").write_text(_svg(figure))
+
+
+def inline_svg(figure: Figure) -> str:
+    """The picture as an element of an HTML page, its ink in the colour of the page's text."""
+    svg = _svg(figure, transparent=True)
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+def _svg(figure: Figure, transparent: bool = False) -> str:
+    buffer = io.StringIO()
+    # Text stays text, and equal pictures are equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "laconic"}):
+        figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _names(points: Sequence[Point]) -> list[str]:
+    return list(dict.fromkeys(point.method for point in points))
+
+
+def _widen(axes: Axes, points: Sequence[Point]) -> None:
+    """Room for the names on the left, and for a margin in decades above and below."""
+    kept = [point.kept for point in points]
+    span = max(max(kept) - min(kept), 0.1)
+    axes.set_xlim(min(kept) - 0.34 * span, max(kept) + 0.06 * span)
+    kls = [point.kl for point in points if point.kl > 0]
+    axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _name_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
+    """Each name left of its line's smallest model, moved up where two would overlap."""
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    least = 0.055 * (high - low)
+    previous = -math.inf
+    order = list(lines)
+    for name in sorted(order, key=lambda name: lines[name][0].kl):
+        end = lines[name][0]
+        height = max(math.log(max(end.kl, math.exp(low))), previous + least)
+        previous = height
+        axes.annotate(
+            name,
+            xy=(end.kept, math.exp(height)),
+            xytext=(-10, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=COLOURS[order.index(name) % len(COLOURS)],
+            fontsize=FONT_SIZE,
+            fontweight="bold",
+        )
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(INK)
+    axes.tick_params(colors=INK, which="both", length=0, labelsize=FONT_SIZE - 1)
+    axes.grid(visible=True, axis="y", which="major", color="#999999", alpha=0.35, linewidth=0.8)
