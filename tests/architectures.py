@@ -53,7 +53,14 @@ DISTILBERT = {
     "hidden_dim": INNER,
     "max_position_embeddings": 40,
 }
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_inner": INNER, "n_positions": 40}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": WIDTH,
+    "n_layer": BLOCKS,
+    "n_head": HEADS,
+    "n_inner": INNER,
+    "n_positions": 40,
+}
 DECODER = {**ENCODER, "num_key_value_heads": 2, "head_dim": 8}
 T5 = {
     "vocab_size": VOCABULARY,
@@ -87,11 +94,13 @@ class Architecture:
     build: Callable[[], PreTrainedModel]
 
     def model(self, seed: int = 0) -> PreTrainedModel:
-        """The model with random weights; biases too, which transformers would leave at zero."""
+        """The model with random weights, large enough that every one of them shows in the outputs."""
         torch.manual_seed(seed)
         model = self.build().eval()
         for name, tensor in model.named_parameters():
-            if name.endswith("bias"):
+            if tensor.dim() > 1:
+                torch.nn.init.normal_(tensor, std=WIDTH**-0.5)
+            elif name.endswith("bias"):
                 torch.nn.init.normal_(tensor, std=0.1)
         return model
 
@@ -111,7 +120,8 @@ ARCHITECTURES = (
     Architecture("roberta-masked", lambda: RobertaForMaskedLM(RobertaConfig(**ENCODER, **SMALL))),
     Architecture("distilbert-masked", lambda: DistilBertForMaskedLM(DistilBertConfig(**DISTILBERT))),
     Architecture(
-        "distilbert-classifier", lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT, num_labels=1))
+        "distilbert-classifier",
+        lambda: DistilBertForSequenceClassification(DistilBertConfig(**DISTILBERT, num_labels=1)),
     ),
     Architecture("gpt2", lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **SMALL))),
     Architecture("gpt2-untied", lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **SMALL, tie_word_embeddings=False))),
@@ -126,7 +136,9 @@ ARCHITECTURES = (
         lambda: T5ForConditionalGeneration(T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     ),
     Architecture("bart", lambda: BartForConditionalGeneration(BartConfig(**BART, **SMALL))),
-    Architecture("bart-scaled", lambda: BartForConditionalGeneration(BartConfig(**BART, **SMALL, scale_embedding=True))),
+    Architecture(
+        "bart-scaled", lambda: BartForConditionalGeneration(BartConfig(**BART, **SMALL, scale_embedding=True))
+    ),
 )
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 

@@ -72,7 +72,8 @@ class LaconicQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         densify(model)
-        return model
+        # After saving, transformers' configuration holds the dtype as text; the model is in that dtype already.
+        return model.to(dtype) if isinstance(dtype, torch.dtype) and dtype != model.dtype else model
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -84,7 +85,9 @@ def attach(model: PreTrainedModel) -> None:
     other = getattr(model, "hf_quantizer", None)
     if other is not None and not isinstance(other, LaconicQuantizer):
         name = other.quantization_config.quant_method
-        raise UserError(f"The model is already quantized by '{name}', so laconic cannot save it; start from the original.")
+        raise UserError(
+            f"The model is already quantized by '{name}', so laconic cannot save it; start from the original."
+        )
     forget(model)
     if structure := scan(model):
         model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure))  # type: ignore[assignment]

@@ -1,0 +1,111 @@
+"""Compressed folders of every architecture with what they must compute, and the process that loads them afresh."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from laconic.formats import Format
+from laconic.model import LanguageModel
+from laconic.model.task import auto_class_for
+from laconic.store import save
+from tests.architectures import ARCHITECTURES, BY_NAME, batch_for, compress_everything, factors, outputs
+
+SCRIPT = Path(__file__).with_name("fresh.py")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+TIED = ("bert-masked", "gpt2", "llama-tied", "t5", "bart-scaled")
+HALF = ("bert-masked", "gpt2", "llama", "t5", "t5-gated", "bart")
+NESTED = ("bert-classifier", "gpt2", "t5-gated")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """key: architecture and what was compressed; auto: the class it was saved from, as an Auto class."""
+
+    key: str
+    folder: Path
+    auto: str
+    lm: LanguageModel
+
+
+def checkpoints(parent: Path) -> Iterator[Checkpoint]:
+    """Save them all under `parent`."""
+    for architecture in ARCHITECTURES:
+        yield _saved(compress_everything(architecture.lm(), rank=4), parent, f"{architecture.name}/everything/float32")
+    for name in HALF:
+        lm = compress_everything(BY_NAME[name].lm().with_dtype(torch.float16), rank=4)
+        yield _saved(lm, parent, f"{name}/everything/float16")
+    for name in TIED:
+        for target in ("attention", "head", "embedding"):
+            lm = BY_NAME[name].lm()
+            for site in lm.sites((target,)):
+                lm.replace(site, factors(site, rank=4))
+            yield _saved(lm, parent, f"{name}/{target}/float32")
+    for name in NESTED:
+        lm = compress_everything(BY_NAME[name].lm(), rank=8)
+        for site in lm.sites(("all",)):
+            lm.replace(site, factors(site, rank=2))
+        yield _saved(lm, parent, f"{name}/nested/float32")
+
+
+def _saved(lm: LanguageModel, parent: Path, key: str) -> Checkpoint:
+    # In memory as it is once stored, like a model that laconic loaded in its stored dtype.
+    with torch.no_grad():
+        for parameter in lm.model.parameters():
+            parameter.copy_(parameter.to(lm.dtype))
+    folder = parent / key.replace("/", "-")
+    save(lm, folder)
+    save_file(batch_for(lm.model), f"{folder}.batch")
+    auto = auto_class_for(lm.model.config, [type(lm.model).__name__]).__name__
+    return Checkpoint(key, folder, auto, lm)
+
+
+def in_fresh_process(
+    jobs: Sequence[dict[str, object]], tmp_path: Path, laconic: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(what each job computed, the complaint of each that did not load as it should)."""
+    list_file, outputs_file = tmp_path / "jobs.json", tmp_path / "outputs"
+    list_file.write_text(json.dumps(jobs))
+    command = [sys.executable, str(SCRIPT), str(list_file), str(outputs_file), *(["laconic"] if laconic else [])]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(outputs_file), json.loads(done.stdout.splitlines()[-1])
+
+
+def job(checkpoint: Checkpoint, auto: str | None = None, dtype: str | None = None) -> dict[str, object]:
+    auto = auto or checkpoint.auto
+    return {"key": f"{checkpoint.key}:{auto}:{dtype}", "folder": str(checkpoint.folder), "auto": auto, "dtype": dtype}
+
+
+@torch.no_grad()
+def hidden(model: PreTrainedModel) -> Tensor:
+    """What AutoModel of the same checkpoint computes: the last hidden states."""
+    batch = batch_for(model)
+    if model.base_model is not model:
+        return model.base_model(**batch)[0]
+    output = model(**batch, output_hidden_states=True)
+    return output["decoder_hidden_states"][-1] if model.config.is_encoder_decoder else output[0]
+
+
+def in_half(model: PreTrainedModel) -> Tensor:
+    """The outputs in float16, but for what transformers keeps in float32."""
+    half = copy.deepcopy(model)
+    for parameter in half.parameters():
+        parameter.data = parameter.data.half()
+    for name, module in half.named_modules():
+        if isinstance(module, Format):
+            module.half()
+        if name.rpartition(".")[2] in half._keep_in_fp32_modules:
+            module.float()
+    return outputs(half)
