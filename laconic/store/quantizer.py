@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, auto
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from laconic.errors import UserError
@@ -42,12 +43,13 @@ class LaconicQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        assert isinstance(self.quantization_config, LaconicConfig)
         rebuild(model, self.quantization_config.structure)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         # Formats are plain linears: the model may be cast and trained, which transformers denies to quantized ones.
-        model.is_quantized = False
+        vars(model)["is_quantized"] = False
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
@@ -55,11 +57,12 @@ class LaconicQuantizer(HfQuantizer):
         _describe(model)
         return None, {}
 
-    def is_serializable(self) -> bool:
+    # transformers declares no type for the two below, which a type checker reads as None.
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return True
 
     @property
@@ -73,7 +76,7 @@ class LaconicQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         densify(model)
         # After saving, transformers' configuration holds the dtype as text; the model is in that dtype already.
-        return model.to(dtype) if isinstance(dtype, torch.dtype) and dtype != model.dtype else model
+        return torch.nn.Module.to(model, dtype) if isinstance(dtype, torch.dtype) and dtype != model.dtype else model
 
 
 def attach(model: PreTrainedModel) -> None:
