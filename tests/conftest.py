@@ -37,3 +37,31 @@ def shared_models(shared_data: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real models at {folder}")
     return folder
+
+
+SENTENCES = tuple(f"the {noun} is {quality}" for noun in ("cat", "dog", "house") for quality in ("good", "bad", "old"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random classifier and a tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.architectures import BY_NAME
+
+    words = dict.fromkeys(("[PAD]", "[UNK]", *(word for sentence in SENTENCES for word in sentence.split())))
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    BY_NAME["bert-classifier"].lm().model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file that the tiny model has words for."""
+    file = tmp_path_factory.mktemp("data") / "texts.txt"
+    file.write_text("\n".join(SENTENCES) + "\n")
+    return file

@@ -6,7 +6,7 @@ import typer
 
 from laconic.cli.options import DeviceOption, JsonOption, ModelArgument, OutputOption, check_device, keep_from, split
 from laconic.cli.record import show_record
-from laconic.cli.terminal import progress, show
+from laconic.cli.terminal import progress
 from laconic.errors import UserError
 
 
@@ -37,7 +37,6 @@ def compress(
     from laconic.model import DEFAULT_TARGETS
     from laconic.recipe import recipe_from, run, write_recipe
     from laconic.recipe.flow import steps_of
-    from laconic.recipe.run import check
     from laconic.recipe.write import spell_step
 
     check_device(device)
@@ -49,8 +48,5 @@ def compress(
     spelled = {"model": model, "samples": samples, "seed": seed, "steps": [spell_step(step) for step in steps]}
     recipe = recipe_from(spelled if data is None else {**spelled, "data": data})
     with progress() as track:
-        check(recipe, output)
-        if not json:
-            show({}, False, write_recipe(recipe))
         record = run(recipe, output, track=track, device=device)
-    show_record(record, json)
+    show_record(record, json, write_recipe(recipe))

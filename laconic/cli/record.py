@@ -5,8 +5,8 @@ from laconic.recipe import Record
 from laconic.report.points import MEGABYTE
 
 
-def show_record(record: Record, as_json: bool) -> None:
-    """The JSON of the record, or a few lines."""
+def show_record(record: Record, as_json: bool, *before: str) -> None:
+    """The JSON of the record, or a few lines after those given."""
     changes = record.changes
     dense = sum(method is None for method in changes.plan.values())
     lines = [
@@ -22,4 +22,4 @@ def show_record(record: Record, as_json: bool) -> None:
             for task, metrics in record.evaluation["results"].items()
             for name, metric in metrics.items()
         ]
-    show(record.to_json(), as_json, *lines)
+    show(record.to_json(), as_json, *before, *lines)

@@ -27,7 +27,8 @@ def trade_off(points: Sequence[Point], quality: str) -> Figure:
     for index, line in enumerate(lines.values()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.plot([p.kept for p in line], [p.kl for p in line], color=colour, marker=marker, linewidth=2, markersize=6)
-    axes.set_yscale("log")
+    if any(point.kl > 0 for point in points):
+        axes.set_yscale("log")
     _widen(axes, points)
     _name_lines(axes, lines)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -82,7 +83,8 @@ def _widen(axes: Axes, points: Sequence[Point]) -> None:
     kept = [point.kept for point in points]
     span = max(max(kept) - min(kept), 0.1)
     axes.set_xlim(min(kept) - 0.34 * span, max(kept) + 0.06 * span)
-    kls = [point.kl for point in points if point.kl > 0]
+    # A perfect model has no place on a log axis, and a picture of nothing else still needs one.
+    kls = [point.kl for point in points if point.kl > 0] or [1.0]
     axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -1,0 +1,171 @@
+"""Each verb does its work, prints one JSON object when asked to, and names every mistake in one sentence."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from laconic.cli.main import status
+
+Output = pytest.CaptureFixture[str]
+
+
+def said(capsys: Output, *arguments: object) -> dict[str, object]:
+    """The one JSON object that a verb prints."""
+    assert status([str(argument) for argument in (*arguments, "--json")]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+def complaint(capsys: Output, *arguments: object) -> str:
+    """The one sentence on stderr of a verb that was asked for something that cannot be."""
+    assert status([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_compress_inspect_and_run_again(capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    made = said(capsys, "compress", tiny_model, "--method", "kfac-svd:multiple=1", "--keep", "attention=0.5,ffn=0.4",
+                "--allocate", "spectrum", "--data", texts, "--samples", 6, "-o", small)  # fmt: skip
+    assert made["output"] == str(small) and made["bytes"] < 0.5 * made["dense_bytes"]
+    assert said(capsys, "inspect", small, "-o", tmp_path / "seen")["model"] == str(small)
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == {
+        "inspect.json", "size-by-part.png", "size-by-part.svg",
+    }  # fmt: skip
+    again = said(capsys, "run", small / "recipe.yaml", "steps[0].compress.keep=0.3", "-o", tmp_path / "smaller")
+    assert again["bytes"] <= 0.3 * again["dense_bytes"]
+
+
+def test_compress_prints_a_recipe_that_run_takes(capsys: Output, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ["compress", tiny_model, "--method", "svd:rank=4", "--targets", "ffn", "-o", tmp_path / "one"]
+    assert status([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(printed[: printed.index("\n\n")])
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("encoder.layer.0.intermediate.dense: {svd: {rank: 2}}\n".replace("encoder", "bert.encoder"))
+    assert set(said(capsys, "run", recipe, "-o", tmp_path / "two")["sites"]) > {"bert.encoder.layer.0.output.dense"}
+    planned = said(capsys, "run", recipe, "--plan", plan, "-o", tmp_path / "three")
+    assert planned["sites"] == {"bert.encoder.layer.0.intermediate.dense": {"svd": {"rank": 2}}}
+
+
+def test_methods_lists_all_of_them(capsys: Output) -> None:
+    listed = said(capsys, "methods")["methods"]
+    assert {method["name"] for method in listed} >= {"svd", "fwsvd", "drone", "kfac-svd"}
+    assert all(method["paper"] and method["what"] for method in listed)
+    assert status(["methods"]) == 0 and "kfac-svd" in capsys.readouterr().out
+
+
+SVD = ("--method", "svd", "--keep", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nowhere/at/all", *SVD), "no model folder 'nowhere/at/all'"),
+        (("MODEL", "--method", "svdd", "--keep", "0.5"), "no method 'svdd': did you mean 'svd'?"),
+        (("MODEL", "--method", "svd", "--keep", "0"), "--keep must be in (0, 1]; got 0.0."),
+        (("MODEL", "--method", "svd", "--keep", "1.5"), "--keep must be in (0, 1]; got 1.5."),
+        (("MODEL", "--method", "svd", "--keep", "half"), "--keep must be a number in (0, 1]; got 'half'."),
+        (("MODEL", "--method", "svd", "--keep", "ffn=2"), "--keep ffn must be in (0, 1]; got 2.0."),
+        (("MODEL", "--method", "svd"), "needs a size"),
+        (("MODEL", "--method", "svd:rank=2", "--keep", "0.5"), "says its own size"),
+        (("MODEL", *SVD, "--targets", "fnn"), "no target 'fnn': did you mean 'ffn'?"),
+        (("MODEL", *SVD, "--allocate", "fair"), "allocate must be one of uniform, spectrum; got 'fair'."),
+        (("MODEL", "--method", "drone", "--keep", "0.5"), "--data is missing"),
+        (("MODEL", *SVD, "--data", "./nowhere.txt"), "nowhere.txt"),
+        (("MODEL", *SVD, "--data", "EMPTY"), "no rows"),
+        (("MODEL", *SVD, "--device", "abacus"), "--device 'abacus' is not available"),
+        (("MODEL", *SVD, "--samples", "many"), "--samples"),
+        (("MODEL", *SVD, "--bogus"), "No such option: --bogus"),
+        (("UNKNOWN", *SVD), "has no entry in laconic.model.anatomy; known are"),
+        (("NAN", *SVD), "NaN"),
+    ],
+)
+def test_compress_names_the_mistake_and_leaves_nothing(
+    capsys: Output, tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    output = tmp_path / "small"
+    stands_for = {"MODEL": tiny_model, "EMPTY": tmp_path / "empty.txt"}
+    (tmp_path / "empty.txt").touch()
+    if arguments[0] in ("UNKNOWN", "NAN"):
+        stands_for[arguments[0]] = _spoilt(tiny_model, tmp_path / "spoilt", arguments[0])
+    before = set(tmp_path.iterdir())
+    filled = [str(stands_for.get(argument, argument)) for argument in arguments]
+    assert sentence in complaint(capsys, "compress", *filled, "-o", output)
+    assert set(tmp_path.iterdir()) == before
+
+
+def _spoilt(model: Path, folder: Path, how: str) -> Path:
+    shutil.copytree(model, folder)
+    if how == "UNKNOWN":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "opt", "architectures": ["OPTModel"]}))
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["classifier.weight"][0, 0] = torch.nan
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_an_existing_output_is_refused(capsys: Output, tiny_model: Path, tmp_path: Path) -> None:
+    for verb in (("compress", tiny_model, *SVD), ("inspect", tiny_model), ("demo",)):
+        assert "exists already" in complaint(capsys, *verb, "-o", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("evaluate", "MODEL", "--tasks", "glue/sst3"), "sst"),
+        (("evaluate", "MODEL", "--tasks", ","), "--tasks names no task"),
+        (("evaluate", "MODEL", "--tasks", "glue/sst2", "--limit", "0"), "--limit"),
+        (("evaluate", "MODEL", "--tasks", "glue/sst2", "--against", "./nowhere"), "no model folder './nowhere'"),
+        (("run", "nowhere.yaml", "-o", "OUT"), "The recipe 'nowhere.yaml' cannot be read"),
+        (("inspect", "./nowhere"), "no model folder './nowhere'"),
+        (("comprss",), "Did you mean 'compress'?"),
+        (("compress",), "Missing"),
+    ],
+)
+def test_the_other_verbs_name_the_mistake(
+    capsys: Output, tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    stands_for = {"MODEL": tiny_model, "OUT": tmp_path / "out"}
+    assert sentence in complaint(capsys, *(stands_for.get(argument, argument) for argument in arguments))
+
+
+def test_the_demo_without_its_model_says_what_to_install(
+    capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laconic.cli.demo.find_spec", lambda name: None)
+    assert "pip install 'laconic[demo]'" in complaint(capsys, "demo", "-o", tmp_path / "demo")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device", "out/model.safetensors"), 2, "out/model.safetensors"),
+        (PermissionError(13, "Permission denied", "out"), 2, "Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_and_what_the_user_stops(
+    capsys: Output, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: BaseException, expected: int, words: str,
+) -> None:  # fmt: skip
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", refuse)
+    assert status(["compress", str(tiny_model), *SVD, "--json", "-o", str(tmp_path / "small")]) == expected
+    captured = capsys.readouterr()
+    assert captured.out == "" and words in captured.err and len(captured.err.splitlines()) <= 1
+    assert not (tmp_path / "small").exists()

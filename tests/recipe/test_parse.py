@@ -1,0 +1,156 @@
+"""Recipes: what is written comes back, and every mistake is one sentence that begins with its place."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from laconic.compress import Compress
+from laconic.errors import UserError
+from laconic.methods import KfacSvd, Svd
+from laconic.recipe import read_recipe, recipe_from, write_recipe
+from laconic.recipe.schema import with_plan
+from laconic.recipe.write import key_of
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+FULL: dict[str, Any] = {
+    "model": "some/model",
+    "data": "glue/sst2",
+    "samples": 16,
+    "steps": [
+        {"compress": {"method": "kfac-svd", "keep": 0.5, "allocate": "spectrum", "targets": ["ffn", "attention"]}},
+        {"compress": {"method": {"svd": {"rank": 8}}}},
+    ],
+    "evaluate": {"tasks": ["glue/sst2"], "cost": True},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """FULL with the value at a dotted path replaced, or removed for `...`."""
+    recipe = copy.deepcopy(FULL)
+    here: Any = recipe
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in way:
+        here = here[part]
+    if value is ...:
+        del here[last]
+    else:
+        here[last] = value
+    return recipe
+
+
+def test_every_shipped_recipe_parses() -> None:
+    shipped = sorted(RECIPES.rglob("*.yaml"))
+    assert len(shipped) == 3
+    for path in shipped:
+        recipe = read_recipe(path)
+        assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
+
+
+def test_the_dataclasses_are_the_schema() -> None:
+    recipe = recipe_from(FULL)
+    assert recipe.steps == (
+        Compress(method=KfacSvd(), keep=0.5, allocate="spectrum", targets=("ffn", "attention")),
+        Compress(method=Svd(rank=8)),
+    )
+    assert recipe.evaluate is not None and recipe.evaluate.tasks == ("glue/sst2",)
+
+
+def test_what_is_written_comes_back() -> None:
+    plan = {"a.b": {"svd": {"rank": 3}}, "c.d": "dense"}
+    for spelled in (FULL, changed("steps.0.compress.keep", {"ffn": 0.5, "attention": 0.2}),
+                    changed("steps.0.compress.plan", plan)):  # fmt: skip
+        recipe = recipe_from(spelled)
+        assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
+
+
+def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written() -> None:
+    spelled_out = changed("steps.1.compress.method", "svd:rank=8")
+    assert key_of(recipe_from(spelled_out)) == key_of(recipe_from(FULL))
+    assert key_of(recipe_from(changed("seed", 1))) != key_of(recipe_from(FULL))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("steps.0.compress.keep", 2.0, "recipe.steps[0].compress.keep must be in (0, 1]; got 2.0."),
+        ("steps.0.compress.keep", 0, "recipe.steps[0].compress.keep must be in (0, 1]; got 0."),
+        ("steps.0.compress.keep", {"ffn": 1.5}, "recipe.steps[0].compress.keep.ffn must be in (0, 1]; got 1.5."),
+        ("steps.0.compress.keep", "x", "recipe.steps[0].compress.keep must be a valid number"),
+        ("steps.0.compress.keep", ..., "recipe.steps[0].compress: The method 'kfac-svd' needs a size"),
+        ("steps.0.compress.kep", 1, "recipe.steps[0].compress: There is no key 'kep': did you mean 'keep'?"),
+        ("steps.0.compress.method", "kfac", "recipe.steps[0].compress.method: There is no method 'kfac': did you mean"),
+        ("steps.0.compress.method", ..., "recipe.steps[0].compress.method is missing"),
+        ("steps.1.compress.method", "svd:rnk=3", "recipe.steps[1].compress.method: There is no parameter"),
+        ("steps.1.compress.method", "svd:rank=0", "recipe.steps[1].compress.method.svd.rank must be"),
+        ("steps.0.compress.targets", "ffn", "recipe.steps[0].compress.targets must be a list; got 'ffn'."),
+        ("steps.0.compress.allocate", "fair", "recipe.steps[0].compress.allocate must be 'uniform' or 'spectrum'"),
+        ("steps.0.compress.plan", {"a": "svdd"}, "recipe.steps[0].compress.plan: There is no method 'svdd'"),
+        ("steps.0", {"compres": {}}, "recipe.steps[0]: There is no step 'compres': did you mean 'compress'?"),
+        ("steps.0", "compress", "recipe.steps[0].compress.method is missing"),
+        ("steps", [], "recipe.steps must be a list of steps"),
+        ("samples", 0, "recipe.samples must be in [1, ∞); got 0."),
+        ("sample", 3, "recipe: There is no key 'sample': did you mean 'samples'?"),
+        ("labels", "mine", "recipe.labels must be 'auto', 'sampled', 'enumerated' or 'data'; got 'mine'."),
+        ("model", ..., "recipe.model is missing"),
+        ("model", None, "recipe.model must be text; got None."),
+        ("evaluate.limit", 0, "recipe.evaluate.limit must be in [1, ∞); got 0."),
+        ("evaluate.task", 0, "recipe.evaluate: There is no key 'task': did you mean 'tasks'?"),
+    ],
+)
+def test_every_mistake_is_named_with_its_place(path: str, value: object, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        recipe_from(changed(path, value))
+
+
+def test_overrides_reach_everything(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**FULL, "evaluate": None, "steps": ["compress", FULL["steps"][1]]}))
+    recipe = read_recipe(
+        path, ["samples=3", "steps[0].compress.method=drone", "steps[0].compress.keep=0.3", "evaluate.tasks=[glue/rte]"]
+    )
+    assert recipe.samples == 3
+    first = recipe.steps[0]
+    assert isinstance(first, Compress) and first.keep == 0.3 and first.method.name == "drone"
+    assert recipe.evaluate is not None and recipe.evaluate.tasks == ("glue/rte",)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("samples", "An override must be key=value"),
+        ("=3", "An override must be key=value"),
+        ("steps[7].compress.keep=1", "recipe.steps[7].compress.keep, the index [7], must be below 2"),
+        ("samples.x=1", "recipe.samples.x leads nowhere"),
+        ("model[0]=1", "recipe.model[0] leads nowhere"),
+        ("smples=1", "There is no key 'smples'"),
+        ("samples=[", "recipe.samples must be a YAML value"),
+    ],
+)
+def test_an_override_that_leads_nowhere_says_so(tmp_path: Path, override: str, sentence: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(FULL))
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        read_recipe(path, [override])
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not YAML"), ("", "must be a mapping"), ("3", "mapping")])
+def test_a_file_that_is_no_recipe_says_so(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_recipe(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_recipe(tmp_path / "missing.yaml")
+
+
+def test_a_plan_replaces_one_budget() -> None:
+    plan = {"a.b": Svd(rank=3)}
+    one = recipe_from({**FULL, "steps": FULL["steps"][:1]})
+    step = with_plan(one, plan).steps[0]
+    assert isinstance(step, Compress) and step.plan == plan and step.keep is None
+    with pytest.raises(UserError, match="2 of them"):
+        with_plan(recipe_from(FULL), plan)

@@ -1,0 +1,124 @@
+"""The flow in one function: what is checked first, what is recorded, and the Python entry."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+
+import laconic
+from laconic.errors import UserError
+from laconic.formats import LowRank
+from laconic.model import load
+from laconic.recipe import read_recipe, recipe_from, run
+from laconic.store import file_bytes
+
+
+def spelled(model: Path, data: Path, **compress: object) -> dict[str, object]:
+    step = {"method": "kfac-svd:multiple=1", "keep": 0.5, **compress}
+    return {"model": str(model), "data": str(data), "samples": 6, "steps": [{"compress": step}]}
+
+
+def test_the_record_is_what_was_saved(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    output = tmp_path / "small"
+    record = run(recipe_from(spelled(tiny_model, texts, allocate="spectrum")), output)
+    said = record.to_json()
+    assert said["bytes"] <= 0.5 * said["dense_bytes"]
+    assert said["file_bytes"] == file_bytes(output)
+    # What left the file is what the record says was saved; the headers of more tensors are the rest.
+    assert abs(file_bytes(tiny_model) - said["file_bytes"] - (said["dense_bytes"] - said["bytes"])) < 4096
+    assert set(said["sites"]) == {site.name for site in load(str(tiny_model)).sites()}
+    assert read_recipe(output / "recipe.yaml") == record.recipe
+
+
+def test_two_steps_count_against_the_matrices_of_the_first(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = spelled(tiny_model, texts)
+    recipe["steps"] = [
+        {"compress": {"method": "svd:multiple=1", "keep": 0.6, "targets": ["ffn"]}},
+        {"compress": {"method": "svd:rank=2", "targets": ["re:intermediate.dense.left$", "attention"]}},
+    ]
+    record = run(recipe_from(recipe), tmp_path / "small")
+    stored = sum(tensor.numel() for name, tensor in load(str(tmp_path / "small")).model.state_dict().items()
+                 if ".layer." in name and tensor.ndim == 2)  # fmt: skip
+    assert record.changes.nbytes == 4 * stored
+
+
+def test_the_plan_of_one_run_makes_the_same_model_again(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    first = run(recipe_from(spelled(tiny_model, texts, allocate="spectrum")), tmp_path / "first")
+    again = recipe_from(spelled(tiny_model, texts, plan=first.to_json()["sites"]))
+    run(again, tmp_path / "second")
+    one, two = (load(str(tmp_path / name)).model.state_dict() for name in ("first", "second"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": "./nowhere"}, "no model folder"),
+        ({"data": "./nowhere.txt"}, "nowhere"),
+        ({"data": None}, "recipe.data is missing"),
+        ({"evaluate": {"tasks": ["glue/sst3"]}}, "sst"),
+    ],
+)
+def test_what_can_be_checked_is_checked_before_weights_are_loaded(
+    tiny_model: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", pytest.fail)
+    with pytest.raises(UserError, match=sentence):
+        run(recipe_from({**spelled(tiny_model, texts), **change}), tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_an_output_that_exists_is_not_touched(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        run(recipe_from(spelled(tiny_model, texts)), tmp_path)
+
+
+def test_the_python_entry_gives_back_the_same_class(tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    inputs = torch.tensor([[2, 3, 4]])
+    small = laconic.compress(model, "kfac-svd:multiple=1", 0.5, data=["the cat is good", "the dog is bad"] * 3)
+    assert small is model and isinstance(small, BertForSequenceClassification)
+    assert any(isinstance(module, LowRank) for module in small.modules())
+    small.save_pretrained(tmp_path / "small")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(again(inputs).logits, small.eval()(inputs).logits)
+        assert torch.allclose(laconic.materialize(small)(inputs).logits, small(inputs).logits, atol=1e-6)
+
+
+def test_half_precision_stays_half_precision(tiny_model: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.bfloat16).train()
+    small = laconic.compress(model, "svd:multiple=1", 0.5)
+    assert {part.dtype for part in small.parameters()} == {torch.bfloat16}
+    assert small.training
+
+
+def test_methods_in_order_and_a_size_of_their_own(tiny_model: Path) -> None:
+    small = laconic.compress(str(tiny_model), ["svd:rank=4", "svd:rank=2"], targets="ffn")
+    ranks = {module.rank for module in small.modules() if isinstance(module, LowRank)}
+    assert ranks == {2, 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"method": "svdd"}, "did you mean 'svd'"),
+        ({"method": "svd", "keep": 1.5}, "keep must be in"),
+        ({"method": "svd", "keep": 0.0}, "keep must be in"),
+        ({"method": "svd:rank=3", "keep": 0.5}, "says its own size"),
+        ({"method": "svd", "targets": "fnn"}, "did you mean 'ffn'"),
+        ({"method": "svd", "allocate": "fair"}, "allocate must be one of"),
+        ({"method": "drone"}, "data is missing"),
+        ({"method": "drone", "data": []}, "data has no texts"),
+    ],
+)
+def test_the_python_entry_names_the_mistake(tiny_model: Path, arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        laconic.compress(str(tiny_model), **arguments)  # type: ignore[arg-type]
