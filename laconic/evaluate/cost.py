@@ -19,6 +19,7 @@ from laconic.formats import Format, weight_macs
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
 from laconic.store import file_bytes
+from laconic.store.folder import in_dtype
 
 BATCHES = (1, 8)
 LENGTHS = (128,)
@@ -107,13 +108,12 @@ def stored_bytes(lm: LanguageModel) -> int:
     """Bytes of the safetensors file that saving `lm` in its dtype would write: tensors, each once, and their index."""
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
-    for name, tensor in lm.model.state_dict().items():
+    for name, tensor in in_dtype(lm.model, lm.dtype).state_dict().items():
         # Empty tensors have no address to be told apart by, and no bytes.
         key = (tensor.data_ptr(), tensor.numel())
         if tensor.numel() == 0 or key not in sizes:
-            width = lm.dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
             start = sum(sizes.values())
-            sizes[key] = tensor.numel() * width
+            sizes[key] = tensor.nbytes
             index[name] = {
                 "dtype": "F32",
                 "shape": list(tensor.shape),

@@ -81,7 +81,7 @@ class Glue(Judge):
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
             raise UserError(
-                f"The task '{self.source}' needs a model with {needed} labels; '{lm.source}' has {outputs}."
+                f"The task '{self.source}' needs a model with num_labels {needed}; '{lm.source}' has {outputs}."
             )
         classes = _class_numbers(lm, self.task)
         data = batches(lm, corpus, batch_size=BATCH, max_length=CONTEXT)

@@ -1,0 +1,206 @@
+"""Every kind of source gives the rows that it should, and every mistake its sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from laconic.calibrate.corpus import Example, check_source, read, sample
+from laconic.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LACONIC_DATA", raising=False)
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def texts(source: str, split: str = "train") -> list[str]:
+    return [example.text for example in read(source, split).examples]
+
+
+def test_pydoc_is_english_prose_and_its_splits_are_disjoint():
+    train, dev = texts("builtin:pydoc"), texts("builtin:pydoc", "dev")
+    assert len(train) > 500 and len(dev) > 100
+    assert not set(train) & set(dev)
+    assert len(set(train)) == len(train)
+    assert all(len(text) >= 40 and "\n" not in text and ">>>" not in text for text in train + dev)
+    assert train == texts("builtin:pydoc")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "one\ntwo\n\nthree\n", [Example("one\ntwo"), Example("three")]),
+        ("a.txt", "one\r\ntwo\r\n", [Example("one"), Example("two")]),
+        ("a.jsonl", '{"text": "x"}\n\n{"sentence": "y", "label": 1}\n', [Example("x"), Example("y", label=1.0)]),
+        ("a.jsonl", '{"source": "x", "target": "y"}', [Example("x", target="y")]),
+        (
+            "a.jsonl",
+            '{"premise": "x", "hypothesis": "y", "label": "contradiction"}',
+            [Example("x", "y", label=2.0)],
+        ),
+        ("a.jsonl", '{"question": "x", "passage": "y", "answer": true}', [Example("x", "y", label=1.0)]),
+        ("a.json", '["x", {"content": "y"}]', [Example("x"), Example("y")]),
+        ("a.tsv", 'label\ttext\n0\tx "y\n', [Example('x "y', label=0.0)]),
+        ("a.tokens", " \n = One = \n \n x \n = = Part = = \n y \n = Two = \n z \n", None),
+    ],
+)
+def test_file_formats(tmp_path: Path, name: str, content: str, expected: list[Example] | None):
+    rows = read(write(tmp_path / name, content)).examples
+    if expected is None:
+        assert [row.text.split("\n")[0].strip() for row in rows] == ["= One =", "= Two ="]
+    else:
+        assert list(rows) == expected
+
+
+def test_a_folder_is_read_by_split_and_a_lone_file_serves_both(tmp_path: Path):
+    write(tmp_path / "two" / "train.txt", "t")
+    write(tmp_path / "two" / "wiki.valid.txt", "v")
+    write(tmp_path / "two" / "test.txt", "x")
+    write(tmp_path / "one" / "stories_1000.txt", "s")
+    assert texts(str(tmp_path / "two")) == ["t"] and texts(str(tmp_path / "two"), "dev") == ["v"]
+    assert texts(str(tmp_path / "one")) == texts(str(tmp_path / "one"), "dev") == ["s"]
+
+
+GLUE_FILES = {
+    "CoLA/dev.tsv": "gj04\t1\t\tHe left.\ngj04\t0\t*\tHe leave.\n",
+    "MRPC/dev.tsv": '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tHe said "a\tb\n',
+    "QNLI/dev.tsv": "index\tquestion\tsentence\tlabel\n0\tq\ts\tnot_entailment\n",
+    "QQP/dev.tsv": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\ta\tb\t1\n4\tbroken\n",
+    "RTE/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+    "SST-2/dev.tsv": "sentence\tlabel\nfine \t1\r\n",
+    "STS-B/dev.tsv": "index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.500\n",
+    "WNLI/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t0\n",
+    "MNLI/dev_matched.tsv": "index\tsentence1\tsentence2\tgold_label\n0\ta\tb\tneutral\n",
+    "MNLI/dev_mismatched.tsv": "index\tsentence1\tsentence2\tgold_label\n0\tc\td\tcontradiction\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("cola", [Example("He left.", label=1.0), Example("He leave.", label=0.0)]),
+        ("MRPC", [Example('He said "a', "b", label=1.0)]),
+        ("qnli", [Example("q", "s", label=1.0)]),
+        ("qqp", [Example("a", "b", label=1.0)]),
+        ("rte", [Example("a", "b", label=0.0)]),
+        ("SST-2", [Example("fine", label=1.0)]),
+        ("sts-b", [Example("a", "b", label=0.7)]),
+        ("stsb", [Example("a", "b", label=0.7)]),
+        ("wnli", [Example("a", "b", label=0.0)]),
+        ("mnli", [Example("a", "b", label=1.0)]),
+        ("mnli-mm", [Example("c", "d", label=2.0)]),
+    ],
+)
+def test_glue_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, expected: list[Example]):
+    for name, content in GLUE_FILES.items():
+        write(tmp_path / "glue" / name, content)
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    assert list(read(f"glue/{task}", "dev").examples) == expected
+
+
+def test_a_folder_with_a_glue_name_is_read_in_its_layout(tmp_path: Path):
+    write(tmp_path / "STS-B" / "dev.tsv", GLUE_FILES["STS-B/dev.tsv"])
+    assert read(str(tmp_path / "STS-B"), "dev").examples[0].label == pytest.approx(0.7)
+
+
+def test_names_are_looked_up_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "tales" / "tales.txt", "x")
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    assert texts("tales") == texts("tales/tales.txt") == ["x"]
+
+
+def test_a_sample_is_seeded_without_replacement_and_never_larger():
+    corpus = read("builtin:pydoc")
+    drawn = sample(corpus, 50, seed=1)
+    assert drawn == sample(corpus, 50, seed=1) != sample(corpus, 50, seed=2)
+    assert len(set(drawn.examples)) == 50
+    assert set(sample(corpus, 10**6, seed=0).examples) == set(corpus.examples)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", " \n\n", "has no rows of text"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl:2 is not JSON"),
+        ("a.jsonl", '{"body": "x"}', r"a\.jsonl:1 has no field that laconic reads as text \(fields: 'body'\)"),
+        ("a.jsonl", '{"text": 3}', "has int in the field 'text'"),
+        ("a.jsonl", "7", r"a\.jsonl:1 must be a string or an object"),
+        ("a.jsonl", '{"text": "x", "label": NaN}', r"a\.jsonl:1 has the label 'nan'; a label must be finite"),
+        ("a.jsonl", '{"text": "x", "label": "good"}', "has the label 'good'; a label must be a number"),
+        ("a.json", '{"text": "x"}', "must hold a list"),
+        ("a.tsv", "text\tlabel\nx\n", r"a\.tsv:2 has 1 columns, its header 2"),
+        ("STS-B/dev.tsv", "sentence1\tsentence2\tscore\na\tb\tinf\n", r"dev\.tsv:2 has the label 'inf'"),
+        ("RTE/dev.tsv", "sentence1\tlabel\na\tb\n", "has no column 'sentence2'"),
+        ("CoLA/dev.tsv", "gj04\t1\t\tx\ngj04\t1\n", r"dev\.tsv:2 has 2 columns, CoLA 4"),
+        ("a.csv", "x", "has no known format; its name must end in .txt"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: str, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        read(write(tmp_path / name, content))
+
+
+def test_a_file_that_is_not_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(b"abc\xff")
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 3\)"):
+        read(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nowhere.txt", "There is no data 'nowhere.txt' in the working folder"),
+        ("builtin:pydocs", "did you mean 'builtin:pydoc'"),
+        ("glue/sst3", "There is no GLUE task 'sst3': did you mean 'sst2'"),
+        ("", "There is no data ''"),
+        ("./no/such", "There is no data './no/such'"),
+    ],
+)
+def test_an_unknown_source_is_refused_before_anything_is_read(source: str, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        check_source(source, "train")
+
+
+def test_a_near_name_in_the_data_folder_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "tinystories" / "a.txt", "x")
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    with pytest.raises(UserError, match="did you mean 'tinystories'"):
+        check_source("tinystory", "train")
+
+
+def test_a_missing_split_names_what_is_there(tmp_path: Path):
+    write(tmp_path / "dev.txt", "x")
+    with pytest.raises(UserError, match=r"has no train split \(found: dev\.txt\)"):
+        check_source(str(tmp_path), "train")
+    with pytest.raises(UserError, match="split must be one of train, dev; got 'test'"):
+        check_source(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize("source", ["someone/something", "someone/something:part"])
+def test_the_hub_out_of_reach_is_one_sentence(source: str):
+    with pytest.raises(UserError, match=r"'someone/something' is no local file and cannot be had from the hub"):
+        check_source(source, "train")
+
+
+def test_glue_out_of_reach_names_the_file_that_would_do():
+    with pytest.raises(UserError, match=r"There is no LACONIC_DATA/glue/QNLI/train\.tsv"):
+        check_source("glue/qnli", "train")
+
+
+def test_real_data(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LACONIC_DATA", str(shared_data))
+    rows = {name: len(read(name, "dev").examples) for name in ("glue/sst2", "glue/CoLA", "glue/mrpc", "glue/stsb")}
+    assert rows == {"glue/sst2": 872, "glue/CoLA": 1043, "glue/mrpc": 408, "glue/stsb": 1500}
+    labels = [example.label for example in read("glue/stsb", "dev").examples]
+    assert min(label for label in labels if label is not None) == 0.0 and max(filter(None, labels)) == 1.0
+    assert read("g2p").examples[0] == Example("epexegesis", target="ɛpˌɛksəʤˈisɪs")
+    assert len(read("wikitext-2", "dev").examples) == 60
+    first = json.loads((shared_data / "tinystories" / "tinystories_1000.json").read_text())[0]
+    assert read("tinystories", "dev").examples[0].text == first

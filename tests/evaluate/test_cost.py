@@ -1,0 +1,120 @@
+"""Costs against what is known of a model: its files, its matrices, its memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.evaluate import latency, measure_cost
+from laconic.evaluate.cost import macs, stored_bytes
+from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
+from laconic.evaluate.speed import fixed_threads, random_batch
+from laconic.store import file_bytes, save
+from tests.architectures import (
+    ARCHITECTURES,
+    BLOCKS,
+    BY_NAME,
+    HEADS,
+    INNER,
+    VOCABULARY,
+    WIDTH,
+    compress_everything,
+    factors,
+)
+
+BATCH, LENGTH = 3, 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["bert-masked", "gpt2-untied", "t5", "bart", "llama-tied"])
+def test_bytes_are_those_on_disk(tmp_path: Path, name: str, dtype: torch.dtype):
+    dense, compressed = BY_NAME[name].lm(), compress_everything(BY_NAME[name].lm().with_dtype(dtype), rank=4)
+    for at, lm in enumerate((dense.with_dtype(dtype), compressed)):
+        save(lm, tmp_path / str(at))
+        # The file's own metadata and rounding to 8 bytes are a few dozen bytes.
+        assert stored_bytes(lm) == pytest.approx(file_bytes(tmp_path / str(at)), abs=100)
+        assert measure_cost(lm, tmp_path / str(at), (1,), (4,)).bytes == file_bytes(tmp_path / str(at))
+
+
+def test_shared_matrices_count_once():
+    tied, untied = (measure_cost(BY_NAME[name].lm(), None, (1,), (4,)) for name in ("llama-tied", "llama"))
+    table = VOCABULARY * WIDTH
+    assert untied.parameters - tied.parameters == table
+    assert untied.memory_bytes - tied.memory_bytes == 4 * table
+    assert untied.bytes - tied.bytes == pytest.approx(4 * table, abs=100)
+
+
+def test_operations_of_known_models():
+    tokens = BATCH * LENGTH
+    attention = 2 * BATCH * LENGTH**2 * WIDTH
+    lm = BY_NAME["gpt2"].lm()
+    block = 4 * WIDTH**2 + 2 * WIDTH * INNER
+    expected = tokens * (BLOCKS * block + WIDTH * VOCABULARY) + BLOCKS * attention
+    assert macs(lm, random_batch(lm, BATCH, LENGTH)) == expected
+    lm = BY_NAME["bert-classifier"].lm()
+    # The pooler and the classifier read one token of each row.
+    expected = BLOCKS * (tokens * block + attention) + BATCH * (WIDTH**2 + 3 * WIDTH)
+    assert macs(lm, random_batch(lm, BATCH, LENGTH)) == expected
+
+
+def test_a_low_rank_layer_saves_the_operations_that_it_should():
+    lm = BY_NAME["bert-classifier"].lm()
+    inputs = random_batch(lm, BATCH, LENGTH)
+    before = macs(lm, inputs)
+    sites = lm.sites(("ffn",))
+    for site in sites:
+        lm.replace(site, factors(site, rank=5))
+    saved = len(sites) * (WIDTH * INNER - 5 * (WIDTH + INNER))
+    assert before - macs(lm, inputs) == BATCH * LENGTH * saved
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+def test_every_architecture_can_be_measured(architecture):
+    lm = architecture.lm()
+    [speed] = measure_cost(lm, None, (2,), (60,)).speeds
+    length = 60 if architecture.name.startswith("t5") else 38 if architecture.name.startswith("roberta") else 40
+    assert (speed.latency.batch, speed.latency.length) == (2, length)
+    assert speed.macs > 2 * length * BLOCKS * 4 * WIDTH**2
+    assert speed.peak_bytes > weight_bytes(lm)
+    assert speed.latency.lower_quartile <= speed.latency.median <= speed.latency.upper_quartile
+    assert speed.latency.throughput == pytest.approx(2 * length / speed.latency.median)
+
+
+def test_live_tensors_are_counted_until_they_are_freed():
+    with _Alive() as alive:
+        total = torch.zeros(1000)
+        for _ in range(50):
+            total = total + 1
+        halves = total.view(2, 500)
+        del total
+        held = halves[0] * 2
+    assert alive.peak == 2 * 4000
+    assert alive.now == 4000 + 2000 == halves.untyped_storage().nbytes() + held.nbytes
+
+
+def test_peak_memory_grows_with_the_batch_and_shrinks_with_the_weights():
+    lm = BY_NAME["llama"].lm()
+    small, large = (peak_bytes(lm, random_batch(lm, batch, 32)) for batch in (1, 8))
+    logits = 4 * 32 * VOCABULARY
+    assert large - small > 7 * logits
+    compressed = compress_everything(BY_NAME["llama"].lm(), rank=2)
+    saved = weight_bytes(lm) - weight_bytes(compressed)
+    assert saved > 0
+    assert small - peak_bytes(compressed, random_batch(compressed, 1, 32)) == pytest.approx(saved, rel=0.1)
+
+
+def test_timings_use_the_threads_asked_for_and_give_them_back():
+    before = torch.get_num_threads()
+    with fixed_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    found = latency(BY_NAME["bert-base"].lm(), 2, 8, runs=7)
+    assert found.runs == 7 and found.median > 0
+
+
+def test_random_batches_hold_no_padding_and_are_the_same_each_time():
+    lm = BY_NAME["llama"].lm()
+    batch = random_batch(lm, 50, 30)
+    assert not (batch["input_ids"] == lm.model.config.pad_token_id).any() and batch["attention_mask"].all()
+    assert torch.equal(batch["input_ids"], random_batch(lm, 50, 30)["input_ids"])
+    assert HEADS * 8 == WIDTH

@@ -1,0 +1,80 @@
+"""Fidelity: perfect to itself, and equal to a plain computation for a changed model of every task."""
+
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from torch.nn import functional
+
+from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.errors import UserError
+from laconic.evaluate import fidelity
+from laconic.evaluate.fidelity import _neighbour_agreement
+from laconic.model import LanguageModel, predict
+from tests.architectures import compress_everything
+from tests.evaluate.models import with_tokenizer
+
+WORDS = ("a tale of two cities", "it was", "the best of times, it was the worst", "of times", "wisdom", "the age")
+CORPUS = Corpus("dickens", "dev", tuple(Example(word) for word in WORDS * 4))
+NAMES = ("bert-classifier", "distilbert-classifier", "bert-base", "bert-masked", "gpt2", "llama", "t5", "bart")
+
+
+def changed(name: str) -> LanguageModel:
+    return compress_everything(with_tokenizer(name), rank=12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_faithful_to_itself(name: str):
+    found = fidelity(with_tokenizer(name), with_tokenizer(name), CORPUS)
+    assert (found.kl, found.kl_low, found.kl_high, found.top1_agreement) == (0, 0, 0, 1)
+    assert found.cosine == pytest.approx(1) and found.rows == len(CORPUS.examples)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
+    original, lm = with_tokenizer(name), changed(name)
+    found = fidelity(lm, original, CORPUS)
+    [batch] = batches(original, CORPUS, batch_size=100)
+    (p, _, _, categorical), hidden = predict(original, batch, hidden=True)
+    (q, _, _, _), other = predict(lm, batch, hidden=True)
+    if categorical:
+        kl = functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item()
+        agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
+        assert found.top1_agreement == pytest.approx(agreement)
+    else:
+        kl = 0.5 * (p - q).square().sum(-1).mean().item()
+    assert found.kl == pytest.approx(kl, rel=1e-4) and found.kl > 0
+    assert found.kl_low <= found.kl <= found.kl_high
+    assert found.predictions == len(p)
+    assert found.cosine == pytest.approx(torch.cosine_similarity(hidden, other).mean().item(), rel=1e-5)
+
+
+def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch):
+    original, lm = with_tokenizer("gpt2"), changed("gpt2")
+    whole = fidelity(lm, original, CORPUS)
+    # The package has a function of the same name.
+    monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "CHUNK", 150)
+    assert fidelity(lm, original, CORPUS) == whole
+    monkeypatch.setattr("laconic.evaluate.judging.LOGITS", 1)
+    assert fidelity(lm, original, CORPUS).kl == pytest.approx(whole.kl, rel=1e-5)
+
+
+def test_neighbours_agree_where_the_nearest_other_row_is_the_same():
+    angles = torch.tensor([0.0, 0.1, 1.0, 1.2])
+    moved = torch.tensor([0.0, 0.9, 1.0, 1.2])
+    rows, others = (torch.stack((torch.cos(a), torch.sin(a)), dim=1) for a in (angles, moved))
+    # The second row is now nearest to the third, and the third to it.
+    assert _neighbour_agreement(rows, rows) == 1
+    assert _neighbour_agreement(rows, others) == 0.5
+
+
+def test_models_that_predict_different_things_are_not_compared():
+    with pytest.raises(UserError, match="one is a causal, the other a masked model"):
+        fidelity(with_tokenizer("gpt2"), with_tokenizer("bert-masked"), CORPUS)
+    other = replace(with_tokenizer("bert-classifier"))
+    other.model.resize_token_embeddings(60)
+    other.model.set_submodule("classifier", torch.nn.Linear(32, 4))
+    with pytest.raises(UserError, match="their predictions have the shapes"):
+        fidelity(other, with_tokenizer("bert-classifier"), CORPUS)

@@ -1,0 +1,105 @@
+"""GLUE's metrics equal the reference implementations, and models are matched with tasks."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics
+
+from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.sources import TASKS, glue_task
+from laconic.errors import UserError
+from laconic.evaluate.glue import METRICS, Glue, accuracy, f1, matthews, pearson, spearman
+from laconic.model import LanguageModel
+from laconic.progress import silent
+from tests.architectures import BY_NAME
+from tests.evaluate.models import with_tokenizer
+
+
+def classifier(labels: int, names: list[str] | None = None) -> LanguageModel:
+    from transformers import BertForSequenceClassification
+
+    lm = with_tokenizer("bert-classifier")
+    config = type(lm.model.config)(**{**lm.model.config.to_dict(), "num_labels": labels})
+    if names:
+        config.id2label = dict(enumerate(names))
+    torch.manual_seed(0)
+    return with_tokenizer(LanguageModel.of(BertForSequenceClassification(config).eval()))
+
+
+def test_metrics_equal_the_reference_on_random_predictions():
+    generator = np.random.default_rng(0)
+    table = generator.integers(2, size=(200, 2)).astype(float)
+    truth, said = table.T
+    assert accuracy(table) == pytest.approx(metrics.accuracy_score(truth, said))
+    assert f1(table) == pytest.approx(metrics.f1_score(truth, said))
+    assert matthews(table) == pytest.approx(metrics.matthews_corrcoef(truth, said))
+    scores = generator.normal(size=(200, 2))
+    assert pearson(scores) == pytest.approx(stats.pearsonr(*scores.T)[0])
+    assert spearman(scores) == pytest.approx(stats.spearmanr(*scores.T)[0])
+
+
+@pytest.mark.parametrize("metric", [f1, matthews, pearson, spearman])
+def test_a_constant_prediction_is_worth_nothing(metric):
+    assert metric(np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])) == 0.0
+
+
+def test_each_task_has_its_official_metrics():
+    found = {task.name: set(METRICS.get(task.name, {"accuracy": accuracy})) for task in TASKS}
+    assert found == {
+        "cola": {"matthews"},
+        "mrpc": {"f1", "accuracy"},
+        "qqp": {"f1", "accuracy"},
+        "stsb": {"pearson", "spearman"},
+        **{name: {"accuracy"} for name in ("sst2", "mnli", "mnli-mm", "qnli", "rte", "wnli")},
+    }
+
+
+def test_the_table_is_what_the_model_says_in_order():
+    lm = classifier(2)
+    words = ["good", "bad film", "dull, dull", "fine"] * 10
+    corpus = Corpus("glue/sst2", "dev", tuple(Example(text, label=float(at % 2)) for at, text in enumerate(words)))
+    table = Glue(glue_task("sst2")).judge(lm, corpus, silent).table
+    tokenizer = lm.tokenizer
+    assert tokenizer is not None
+    with torch.no_grad():
+        said = [int(lm.model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in words]
+    assert table.tolist() == [[float(at % 2), float(said[at])] for at in range(len(words))]
+
+
+def test_classes_in_another_order_are_matched_by_name():
+    task = Glue(glue_task("mnli"))
+    corpus = Corpus("glue/mnli", "dev", tuple(Example("a" * at, "b", label=0.0) for at in range(1, 30)))
+    plain = task.judge(classifier(3), corpus, silent).table[:, 1]
+    reversed_names = ["CONTRADICTION", "neutral", "entailment"]
+    turned = task.judge(classifier(3, reversed_names), corpus, silent).table[:, 1]
+    assert turned.tolist() == (2 - plain).tolist()
+
+
+def test_a_model_of_another_kind_is_refused():
+    corpus = Corpus("glue/sst2", "dev", (Example("a", label=0.0),))
+    with pytest.raises(UserError, match=r"'glue/sst2' needs a model with num_labels 2; '.*' has 3"):
+        Glue(glue_task("sst2")).judge(classifier(3), corpus, silent)
+    with pytest.raises(UserError, match="'glue/stsb' needs a model with num_labels 1"):
+        Glue(glue_task("stsb")).judge(classifier(3), corpus, silent)
+    with pytest.raises(UserError, match=r"needs a classification or regression model; .* is a causal model"):
+        Glue(glue_task("sst2")).judge(with_tokenizer("llama"), corpus, silent)
+    with pytest.raises(UserError, match="has rows without a label"):
+        Glue(glue_task("sst2")).judge(classifier(2), Corpus("x", "dev", (Example("a"),)), silent)
+
+
+def test_a_model_that_predicts_nan_is_refused():
+    lm = classifier(2)
+    lm.model.get_parameter("classifier.bias").data[0] = torch.nan
+    with pytest.raises(UserError, match="predicts NaN or infinite values"):
+        Glue(glue_task("sst2")).judge(lm, Corpus("x", "dev", (Example("a", label=0.0),)), silent)
+
+
+def test_dropout_is_off_and_the_model_left_as_it_was():
+    lm = classifier(2)
+    lm.model.train()
+    corpus = Corpus("x", "dev", tuple(Example("abc" * at, label=0.0) for at in range(1, 9)))
+    judged = Glue(glue_task("sst2")).judge
+    assert (judged(lm, corpus, silent).table == judged(lm, corpus, silent).table).all()
+    assert lm.model.training
+    assert BY_NAME["bert-classifier"].lm().task is lm.task
