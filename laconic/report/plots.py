@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from laconic.report.points import MEGABYTE, Point
 
@@ -17,6 +17,8 @@ COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
 FONT_SIZE = 11
+SHORT_AXIS = 1.6
+"""Decades below which powers of ten alone are too few marks."""
 
 
 def trade_off(points: Sequence[Point], quality: str) -> Figure:
@@ -86,7 +88,10 @@ def _widen(axes: Axes, points: Sequence[Point]) -> None:
     # A perfect model has no place on a log axis, and a picture of nothing else still needs one.
     kls = [point.kl for point in points if point.kl > 0] or [1.0]
     axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
+    decades = math.log10(max(kls) / min(kls))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < SHORT_AXIS else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:

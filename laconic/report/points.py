@@ -39,8 +39,8 @@ def table_of(points: Sequence[Point], original: Point, kl: str, agreement: str) 
     columns = (
         Column("method"),
         Column("keep", "{:.2f}"),
-        Column("matrices, MB", "{:.1f}"),
-        Column("model, MB", "{:.1f}"),
+        Column("matrices MB", "{:.1f}"),
+        Column("model MB", "{:.1f}"),
         Column(kl, "{:.4f}"),
         Column(agreement, "{:.1%}"),
         Column("ms per batch", "{:.0f}"),

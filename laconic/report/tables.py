@@ -1,9 +1,13 @@
 """One table, shown three ways: on the terminal, in Markdown, and (by the template) in HTML."""
 
 from dataclasses import dataclass
+from textwrap import fill
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
+
+UNBROKEN = 19
+"""Characters up to which a text stays on one line of the terminal."""
 
 Value = str | int | float | None
 
@@ -37,10 +41,14 @@ class Table:
 
     def to_rich(self, title: str | None = None) -> RichTable:
         """For the terminal."""
-        table = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-        for column in self.columns:
-            table.add_column(column.heading, justify="left" if column.is_text else "right", overflow="fold")
-        for row in self.shown():
+        table = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
+        shown = self.shown()
+        for index, column in enumerate(self.columns):
+            longest = max((len(row[index]) for row in shown), default=0)
+            # On a narrow terminal long texts break; names and numbers do not, and headings only between words.
+            heading = fill(column.heading, max(longest, *map(len, column.heading.split())))
+            table.add_column(heading, justify="left" if column.is_text else "right", no_wrap=longest <= UNBROKEN)
+        for row in shown:
             table.add_row(*row)
         return table
 
