@@ -1,9 +1,12 @@
 """From a folder or a hub name to a `LanguageModel`, with everything that can be checked first checked first."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import anatomy_of
@@ -26,8 +29,8 @@ def check_model(source: str) -> PreTrainedConfig:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"The folder '{source}' has no config.json; give a folder saved by save_pretrained.")
     try:
-        config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else source)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(_place(source))
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason}"
@@ -45,24 +48,55 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     """
     config = check_model(source)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    auto_class = auto_class_for(config, config.architectures or ())
+    model = _weights(source, auto_class_for(config, config.architectures or ()))
+    check_finite(model, source)
+    torch.nn.Module.to(model.eval(), device)
+    folder = Path(source).expanduser()
+    target = folder / TARGET_TOKENIZER
+    target_tokenizer = _tokenizer(target) if target.is_dir() else None
+    anatomy = anatomy_of(config.model_type)
+    return LanguageModel(model, _tokenizer(folder, source), anatomy, task_of(model), stored, source, target_tokenizer)
+
+
+def _weights(source: str, auto_class: Any) -> PreTrainedModel:
+    """The model in float32, with every tensor from the file: transformers alone would only warn of random ones."""
+    place = _place(source)
     try:
-        model = auto_class.from_pretrained(source, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
+        # Mismatches are gathered, to be named below.
+        model, report = auto_class.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"The weights of '{source}' cannot be loaded: {reason}") from error
-    check_finite(model, source)
-    model.eval().to(device)
-    tokenizer = _tokenizer(source)
-    target = Path(source).expanduser() / TARGET_TOKENIZER
-    target_tokenizer = _tokenizer(str(target)) if target.is_dir() else None
-    anatomy = anatomy_of(config.model_type)
-    return LanguageModel(model, tokenizer, anatomy, task_of(model), stored, source, target_tokenizer)
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"The weights of '{source}' do not fit its config.json: '{name}' has shape {tuple(stored)} in the file and "
+            f"{tuple(wanted)} in the model; use files that were saved together."
+        )
+    # Some plain encoders are saved without the pooler that their class has; no prediction of ours reads it.
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"The weights of '{source}' are incomplete: {len(missing)} of its tensors are missing, the first is "
+            f"'{missing[0]}'; use a complete checkpoint."
+        )
+    return model
 
 
-def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+def _place(source: str) -> str:
+    """The folder at `source`, or the hub name that it is."""
+    folder = Path(source).expanduser()
+    return str(folder) if folder.is_dir() else source
+
+
+def _tokenizer(folder: Path, source: str = "") -> PreTrainedTokenizerBase | None:
+    """The tokenizer in `folder`, or of the hub name `source`; a model may come without, and what needs one says so."""
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else source)
     except (OSError, ValueError, KeyError):
-        # A model may come without a tokenizer; what needs one says so.
         return None
+    # From a folder without one, transformers makes up an empty tokenizer of the model's kind.
+    files = {"tokenizer_config.json", *tokenizer.vocab_files_names.values()}
+    return None if folder.is_dir() and not any((folder / file).is_file() for file in files) else tokenizer

@@ -76,7 +76,9 @@ class LaconicQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         densify(model)
         # After saving, transformers' configuration holds the dtype as text; the model is in that dtype already.
-        return torch.nn.Module.to(model, dtype) if isinstance(dtype, torch.dtype) and dtype != model.dtype else model
+        if isinstance(dtype, torch.dtype) and dtype != model.dtype:
+            torch.nn.Module.to(model, dtype)
+        return model
 
 
 def attach(model: PreTrainedModel) -> None:

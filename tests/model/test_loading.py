@@ -1,0 +1,114 @@
+"""A model is loaded whole and sound, or one sentence says what is wrong with it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from laconic.errors import UserError
+from laconic.model import Task, load
+from tests.architectures import BY_NAME, outputs
+
+LAYER = "transformer.h.0.mlp.c_fc.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    BY_NAME["gpt2"].model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change_tensor(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
+    file = folder / "model.safetensors"
+    tensors = {key: value.clone() for key, value in load_file(file).items() if key != name}
+    save_file(tensors if tensor is None else {**tensors, name: tensor}, file, {"format": "pt"})
+
+
+def change_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_stored_dtype_is_remembered_and_float32_computed_with(tmp_path: Path) -> None:
+    model = BY_NAME["bert-classifier"].model().half()
+    model.save_pretrained(tmp_path / "model")
+    lm = load(str(tmp_path / "model"))
+    assert (lm.dtype, lm.model.dtype, lm.task) == (torch.float16, torch.float32, Task.CLASSIFICATION)
+    assert torch.equal(outputs(lm.model), outputs(model.float()))
+    # transformers would make up an empty tokenizer.
+    assert lm.tokenizer is None
+
+
+def test_home_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load("~/model").source == "~/model"
+
+
+def test_plain_encoder_without_pooler(tmp_path: Path) -> None:
+    BY_NAME["bert-base"].model().save_pretrained(tmp_path)
+    for name in ("pooler.dense.weight", "pooler.dense.bias"):
+        change_tensor(tmp_path, name, None)
+    assert load(str(tmp_path)).task is Task.EMBEDDING
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sentence"),
+    [
+        (None, f"are incomplete: 1 of its tensors are missing, the first is '{LAYER}'"),
+        (
+            torch.zeros(3, 3),
+            r"do not fit its config.json: .* has shape \(3, 3\) in the file and \(32, 48\) in the model",
+        ),
+        (torch.full((32, 48), float("nan")), f"NaN or infinite values in '{LAYER}'"),
+        (torch.full((32, 48), float("inf")), f"NaN or infinite values in '{LAYER}'"),
+    ],
+)
+def test_bad_tensor(folder: Path, tensor: torch.Tensor | None, sentence: str) -> None:
+    change_tensor(folder, LAYER, tensor)
+    with pytest.raises(UserError, match=sentence):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"n_layer": 3}, "are incomplete: 12 of its tensors are missing"),
+        ({"n_layer": "two"}, "There is no loadable model .*'n_layer'"),
+        ({"architectures": ["GPT2DoubleHeadsModel"]}, "'GPT2DoubleHeadsModel', which is not supported"),
+    ],
+)
+def test_bad_configuration(folder: Path, values: dict[str, object], sentence: str) -> None:
+    change_config(folder, **values)
+    with pytest.raises(UserError, match=sentence):
+        load(str(folder))
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
+    with pytest.raises(UserError, match=r"'xlnet' has no entry in laconic\.model\.anatomy; known are bart, bert"):
+        load(str(tmp_path))
+
+
+def test_truncated_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"The weights of .* cannot be loaded"):
+        load(str(folder))
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no model folder"):
+        load(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load(str(tmp_path))
+    with pytest.raises(UserError, match="There is no loadable model 'no-such-model'"):
+        load("no-such-model")
+
+
+def test_no_weights(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("empty"), ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(UserError, match=r"cannot be loaded: .*no file named"):
+        load(str(folder.with_name("empty")))
