@@ -1,6 +1,6 @@
 """`laconic evaluate`: quality and cost of a model, and what it lost against the original."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ def evaluate(
     from laconic.evaluate import check_task
     from laconic.evaluate import evaluate as evaluate_model
     from laconic.model import check_model, load
+    from laconic.report.evaluation import tables_of
 
     check_device(device)
     names = split(tasks)
@@ -36,21 +37,4 @@ def evaluate(
     with progress() as track:
         original = None if against is None else load(against, device)
         result = evaluate_model(load(model, device), names, limit=limit, against=original, track=track).to_json()
-    show(result, json, *_readable(result))
-
-
-def _readable(result: dict[str, Any]) -> list[Any]:
-    """A table of the qualities, then the rest as it is."""
-    from laconic.report.tables import Column, Table
-
-    columns = (Column("task"), Column("metric"), *(Column(name, "{:.4f}") for name in ("value", "low", "high")))
-    rows = tuple(
-        (task, metric, figure["value"], figure.get("low"), figure.get("high"))
-        for task, metrics in result["results"].items()
-        for metric, figure in metrics.items()
-    )
-    parts: list[Any] = [Table(columns, rows).to_rich()]
-    for section in ("fidelity", "difference", "cost"):
-        if result.get(section):
-            parts.append("\n".join(f"{section} {name}: {value}" for name, value in result[section].items()))
-    return parts
+    show(result, json, *(table.to_rich(title) for title, table in tables_of(result).items()))

@@ -2,6 +2,7 @@
 
 from laconic.cli.terminal import show
 from laconic.recipe import Record
+from laconic.report.evaluation import tables_of
 from laconic.report.points import MEGABYTE
 
 
@@ -16,10 +17,5 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     ]
     if changes.untied:
         lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
-    if record.evaluation:
-        lines += [
-            f"{task}: {name} {metric['value']:.4f}"
-            for task, metrics in record.evaluation["results"].items()
-            for name, metric in metrics.items()
-        ]
-    show(record.to_json(), as_json, *before, *lines)
+    tables = {} if record.evaluation is None else tables_of(record.evaluation)
+    show(record.to_json(), as_json, *before, *lines, *(table.to_rich(title) for title, table in tables.items()))

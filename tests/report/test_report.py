@@ -9,6 +9,7 @@ import pytest
 from laconic.model import load
 from laconic.report import plots
 from laconic.report.anatomy import inspect
+from laconic.report.evaluation import tables_of
 from laconic.report.html import Page, render
 from laconic.report.points import Point, table_of
 from laconic.report.tables import Column, Table
@@ -94,3 +95,22 @@ def test_the_parts_of_a_model_add_up(name: str) -> None:
 def test_a_compressed_model_can_be_inspected_too(tiny_model: Path) -> None:
     lm = load(str(tiny_model))
     assert inspect(lm).to_json()["stacks"] == [{"path": "encoder.layer", "blocks": 2}]
+
+
+def test_an_evaluation_becomes_tables() -> None:
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    speed = {"batch": 8, "length": 128, "median": 0.1, "lower_quartile": 0.09, "upper_quartile": 0.11,
+             "throughput": 10240.0, "macs_per_token": 1e6, "peak_bytes": 10**7}  # fmt: skip
+    cost = {"parameters": 10, "bytes": 40, "memory_bytes": 40, "latency": [speed]}
+    alone = {"results": {"glue/sst2": {"accuracy": interval}}, "cost": cost}
+    assert list(tables_of(alone)) == ["Quality", "Size", "Speed of one forward pass"]
+    compared = {
+        **alone,
+        "original": {"results": alone["results"], "cost": cost},
+        "difference": {"glue/sst2": {"accuracy": {**interval, "p": 0.01}}},
+        "fidelity": {"kl": 0.1, "kl_low": 0.0, "kl_high": 0.2, "top1_agreement": 0.9, "cosine": 1.0, "predictions": 3},
+    }
+    tables = tables_of(compared)
+    assert tables["Quality"].shown()[0][-3:] == ["+0.5000", "0.4000 – 0.6000", "0.010"]
+    assert [row[0] for row in tables["Size"].shown()] == ["this model", "original"]
+    assert tables["Distance to the original"].shown()[0][2] == "90.0%"

@@ -1,0 +1,98 @@
+"""The JSON of `laconic evaluate` as tables: quality, distance to the original, size, speed."""
+
+from typing import Any
+
+from laconic.report.points import MEGABYTE
+from laconic.report.tables import Column, Table
+
+FIGURE = "{:.4f}"
+
+
+def tables_of(result: dict[str, Any]) -> dict[str, Table]:
+    """By title, in the order to show them; sections that were not measured are left out."""
+    tables = {"Quality": _quality(result)}
+    if "fidelity" in result:
+        tables["Distance to the original"] = _fidelity(result["fidelity"])
+    if "cost" in result:
+        costs = {"this model": result["cost"]}
+        original = result.get("original", {}).get("cost")
+        if original is not None:
+            costs["original"] = original
+        tables["Size"] = _size(costs)
+        tables["Speed of one forward pass"] = _speed(costs)
+    return tables
+
+
+def _quality(result: dict[str, Any]) -> Table:
+    """Each metric with its 95 % interval; with an original, the change and the interval of that."""
+    columns = [Column("task"), Column("metric"), Column("value", FIGURE), Column("95 % interval")]
+    compared = "difference" in result
+    if compared:
+        columns += [Column("change", "{:+.4f}"), Column("its interval"), Column("p", "{:.3f}")]
+    rows = []
+    for task, metrics in result["results"].items():
+        for metric, figure in metrics.items():
+            row = [task, metric, figure["value"], _interval(figure)]
+            if compared:
+                change = result["difference"][task][metric]
+                row += [change["value"], _interval(change), change["p"]]
+            rows.append(tuple(row))
+    return Table(tuple(columns), tuple(rows))
+
+
+def _fidelity(found: dict[str, Any]) -> Table:
+    columns = (
+        Column("KL, nats", FIGURE),
+        Column("95 % interval"),
+        Column("same prediction", "{:.1%}"),
+        Column("cosine", FIGURE),
+        Column("predictions", "{:,d}"),
+    )
+    interval = _interval({"low": found["kl_low"], "high": found["kl_high"]})
+    return Table(columns, ((found["kl"], interval, found["top1_agreement"], found["cosine"], found["predictions"]),))
+
+
+def _size(costs: dict[str, Any]) -> Table:
+    columns = (
+        Column("model"),
+        Column("parameters", "{:,d}"),
+        Column("file MB", "{:.2f}"),
+        Column("memory MB", "{:.2f}"),
+    )
+    return Table(
+        columns,
+        tuple(
+            (name, cost["parameters"], cost["bytes"] / MEGABYTE, cost["memory_bytes"] / MEGABYTE)
+            for name, cost in costs.items()
+        ),
+    )
+
+
+def _speed(costs: dict[str, Any]) -> Table:
+    columns = (
+        Column("model"),
+        Column("batch × length"),
+        Column("ms", "{:.1f}"),
+        Column("quartiles"),
+        Column("tokens/s", "{:,.0f}"),
+        Column("MMACs/token", "{:.2f}"),
+        Column("peak MB", "{:.1f}"),
+    )
+    rows = tuple(
+        (
+            name,
+            f"{speed['batch']} × {speed['length']}",
+            1e3 * speed["median"],
+            f"{1e3 * speed['lower_quartile']:.1f} – {1e3 * speed['upper_quartile']:.1f}",
+            speed["throughput"],
+            speed["macs_per_token"] / 1e6,
+            speed["peak_bytes"] / MEGABYTE,
+        )
+        for name, cost in costs.items()
+        for speed in cost["latency"]
+    )
+    return Table(columns, rows)
+
+
+def _interval(figure: dict[str, float]) -> str:
+    return f"{figure['low']:.4f} – {figure['high']:.4f}"
