@@ -2,12 +2,13 @@
 
 import sys
 
-from benchmarks import latency, loss_prediction, lowrank_quality
+from benchmarks import latency, loss_prediction, lowrank_quality, tables
 
 BENCHMARKS = {
     "lowrank_quality": lowrank_quality.main,
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,
+    "tables": tables.main,
 }
 
 

@@ -1,20 +1,23 @@
-"""Milliseconds of a forward pass at batch 8 × 128 tokens: dense against low rank, on the CPU, in turn.
+"""Milliseconds of a forward pass (batch 8 × 128 tokens, float32, CPU) and bytes on disk: dense against low rank.
 
-Dense and compressed run alternately, so that a drift of the machine's speed hits both; the median of 30 of each.
+Dense and compressed run alternately, so that a drift of the machine's speed hits both; the median of 30 runs of each
+after 5 to warm up. Bytes are those of the safetensors files that saving writes.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.progress import track
 
 from benchmarks.common import calibration, clone, models_folder, write_json
-from laconic.calibrate import Gram, OutputGram, survey
-from laconic.compress import Compress
-from laconic.methods import KfacSvd
+from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, WAYS, every_need, step_of
+from laconic.calibrate import survey
 from laconic.model import LanguageModel, load
+from laconic.store import file_bytes, save
 
 BATCH, LENGTH, WARM_UP, RUNS = 8, 128, 5, 30
 
@@ -25,43 +28,69 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    lm = load(str(models_folder() / "minilm-sst2"))
-    known = survey(lm, calibration(lm, "glue/sst2", 128, seed=0), {Gram, OutputGram}, lm.sites())
-    rows = []
-    for allocate in ("uniform", "spectrum"):
-        for keep in (0.8, 0.65, 0.5, 0.35, 0.25):
-            small = clone(lm)
-            Compress(method=KfacSvd(), keep=keep, allocate=allocate).solve(small, known)
-            dense_ms, small_ms = alternate(lm, small, f"{allocate} {keep}")
-            rows.append({"allocate": allocate, "keep": keep, "dense_ms": dense_ms, "ms": small_ms})
+    rows = [row for name in MODELS for row in measure(name)]
     result = {
         "batch": BATCH,
         "length": LENGTH,
         "threads": options.threads,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "rows": rows,
     }
-    print(
-        f"kfac-svd, batch {BATCH} × {LENGTH}, {options.threads} threads, {result['cpu']}; median of {RUNS} [quartiles]"
-    )
     for row in rows:
         dense, small = row["dense_ms"], row["ms"]
         print(
-            f"  {row['allocate']:8} keep {row['keep']:.2f}  dense {dense[1]:6.1f} ms [{dense[0]:.1f}, {dense[2]:.1f}]"
+            f"{row['model']:12} {row['way']:20} keep {row['keep']:.2f}  dense {dense[1]:6.1f} ms"
             f"  compressed {small[1]:6.1f} ms [{small[0]:.1f}, {small[2]:.1f}]  {dense[1] / small[1]:.2f}×"
+            f"  claimed {row['bytes']:,}  on disk {row['disk_bytes']:,}"
         )
     print(f"written to {write_json('latency', result)}")
 
 
+def measure(name: str) -> list[dict]:
+    """One row for each way and size."""
+    lm = load(str(models_folder() / name))
+    known = survey(lm, calibration(lm, MODELS[name], CALIBRATION_ROWS, seed=0), every_need(), lm.sites())
+    dense_file = saved_bytes(lm)
+    rows = []
+    for keep in track(KEEPS, name):
+        for way in WAYS:
+            small = clone(lm)
+            outcome = step_of(way, keep).solve(small, known)
+            dense_ms, small_ms = alternate(lm, small)
+            file = saved_bytes(small)
+            rows.append(
+                {
+                    "model": name,
+                    "way": way,
+                    "keep": keep,
+                    "dense_ms": dense_ms,
+                    "ms": small_ms,
+                    "bytes": outcome.nbytes,
+                    # What is on disk of the targeted matrices: everything else is the same in both files.
+                    "disk_bytes": file - (dense_file - outcome.dense_nbytes),
+                    "file_bytes": file,
+                    "dense_file_bytes": dense_file,
+                }
+            )
+    return rows
+
+
+def saved_bytes(lm: LanguageModel) -> int:
+    """Bytes of the weights that saving `lm` writes."""
+    with TemporaryDirectory() as folder:
+        save(lm, Path(folder) / "model")
+        return file_bytes(Path(folder) / "model")
+
+
 @torch.inference_mode()
-def alternate(first: LanguageModel, second: LanguageModel, what: str) -> tuple[list[float], list[float]]:
+def alternate(first: LanguageModel, second: LanguageModel) -> tuple[list[float], list[float]]:
     """Quartiles in milliseconds of both models, run in turn on the same tokens."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1000, 20_000, (BATCH, LENGTH), generator=generator)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     times: tuple[list[float], list[float]] = ([], [])
-    for run in track(range(WARM_UP + RUNS), what):
+    for run in range(WARM_UP + RUNS):
         for model, measured in zip((first.model, second.model), times, strict=True):
             started = time.perf_counter()
             model(**inputs)

@@ -1,38 +1,26 @@
-"""The README's table: four low-rank methods on two fine-tuned encoders, over five sizes and three calibration seeds.
+"""Quality of four low-rank methods on two fine-tuned encoders, over five sizes and three calibration seeds.
 
 Calibration: 128 training rows. Judged on the whole development set: KL divergence from the dense model (nats), the
 task's metric, and the bytes of the targeted matrices. Each finished cell is one line of
-benchmarks/results/lowrank_quality.jsonl, so a run that was stopped goes on where it was.
+benchmarks/results/lowrank_quality.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
 """
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import mean, stdev
 
 from rich.progress import track
 from scipy.stats import pearsonr
 
 from benchmarks.common import RESULTS, calibration, clone, development, kl, models_folder, predictions
-from laconic.calibrate import survey
-from laconic.compress import Compress
-from laconic.methods import Drone, Fwsvd, KfacSvd, Method, Svd
+from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, SEEDS, WAYS, every_need, step_of
+from laconic.calibrate import Known, survey
 from laconic.model import Batch, LanguageModel, Predictions, load
 
-MODELS = {"minilm-sst2": "glue/sst2", "minilm-stsb": "glue/stsb"}
-SEEDS = (0, 1, 2)
-KEEPS = (0.8, 0.65, 0.5, 0.35, 0.25)
-COLUMNS: tuple[tuple[Method, str], ...] = (
-    (Svd(), "uniform"),
-    (Fwsvd(), "uniform"),
-    (Drone(), "uniform"),
-    (KfacSvd(), "uniform"),
-    (Drone(), "spectrum"),
-    (KfacSvd(), "spectrum"),
-)
 PATH = RESULTS / "lowrank_quality.jsonl"
+SAME = ("model", "rows", "seed", "way", "keep")
+"""What makes a cell the same cell."""
 
 
 @dataclass(frozen=True)
@@ -45,53 +33,48 @@ class Judge:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing, then print one Markdown table a model."""
+    """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=128, help="calibration rows")
+    parser.add_argument("--rows", type=int, default=CALIBRATION_ROWS, help="calibration rows")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     options = parser.parse_args(argv)
     RESULTS.mkdir(exist_ok=True)
-    names = [options.only] if options.only else list(MODELS)
-    for name in names:
+    for name in [options.only] if options.only else MODELS:
         for seed in SEEDS:
             measure(name, seed, options.rows)
-    for name in names:
-        print(markdown(name, options.rows))
+    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks tables` makes the tables")
 
 
 def measure(name: str, seed: int, rows: int) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {key(cell) for cell in cells()}
-    steps = [
-        Compress(method=method, keep=keep, allocate=allocate)  # type: ignore[arg-type]
-        for keep in KEEPS
-        for method, allocate in COLUMNS
-        if (name, rows, seed, method.name, allocate, keep) not in done
-    ]
-    if not steps:
+    done = {tuple(cell[key] for key in SAME) for cell in cells()}
+    missing = [(way, keep) for keep in KEEPS for way in WAYS if (name, rows, seed, way, keep) not in done]
+    if not missing:
         return
     lm = load(str(models_folder() / name))
-    needs = frozenset().union(*(step.needs for step in steps))
-    known = survey(lm, calibration(lm, MODELS[name], rows, seed), needs, lm.sites())
+    known = survey(lm, calibration(lm, MODELS[name], rows, seed), every_need(), lm.sites())
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
-    for step in track(steps, f"{name}, seed {seed}"):
-        small = clone(lm)
-        outcome = step.solve(small, known)
-        cell = {
-            "model": name,
-            "rows": rows,
-            "seed": seed,
-            "method": step.method.name,
-            "allocate": step.allocate,
-            "keep": step.keep,
-            "bytes": outcome.nbytes,
-            "dense_bytes": outcome.dense_nbytes,
-            "predicted": outcome.predicted_loss,
-            **judged(judge, small),
-        }
+    for way, keep in track(missing, f"{name}, seed {seed}"):
+        same = dict(zip(SAME, (name, rows, seed, way, keep), strict=True))
+        cell = blind(name, way, keep) or solved(judge, known, way, keep)
         with PATH.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
+            file.write(json.dumps({**cell, **same}) + "\n")
+
+
+def solved(judge: Judge, known: dict[str, Known], way: str, keep: float) -> dict:
+    """One cell, measured."""
+    small = clone(judge.lm)
+    outcome = step_of(way, keep).solve(small, known)
+    sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "predicted": outcome.predicted_loss}
+    return {**sizes, **judged(judge, small)}
+
+
+def blind(name: str, way: str, keep: float) -> dict | None:
+    """The same cell of another seed, where the way looks at no data and so knows no seed."""
+    if step_of(way, keep).needs_data:
+        return None
+    return next((cell for cell in cells() if (cell["model"], cell["way"], cell["keep"]) == (name, way, keep)), None)
 
 
 def judged(judge: Judge, small: LanguageModel) -> dict[str, float]:
@@ -113,41 +96,3 @@ def cells() -> Iterator[dict]:
     if PATH.exists():
         for line in PATH.read_text().splitlines():
             yield json.loads(line)
-
-
-def key(cell: dict) -> tuple:
-    """What makes a cell the same cell."""
-    return tuple(cell[name] for name in ("model", "rows", "seed", "method", "allocate", "keep"))
-
-
-def markdown(name: str, rows: int) -> str:
-    """One table: a row per keep, a column per method; mean KL / metric over the seeds."""
-    mine = [cell for cell in cells() if cell["model"] == name and cell["rows"] == rows]
-    heads = [method.name + (" + spectrum" if allocate == "spectrum" else "") for method, allocate in COLUMNS]
-    lines = [
-        f"{name}: KL in nats / {'accuracy' if 'sst2' in name else 'Pearson'}, dense {mine[0]['dense_metric']:.3f}, "
-        f"mean of {len({cell['seed'] for cell in mine})} calibration seeds (standard deviation of the KL)",
-        "",
-        "| keep | " + " | ".join(heads) + " |",
-        "|---|" + "---|" * len(heads),
-    ]
-    for keep in KEEPS:
-        columns = []
-        for method, allocate in COLUMNS:
-            here = [c for c in mine if (c["keep"], c["method"], c["allocate"]) == (keep, method.name, allocate)]
-            columns.append(_entry(here))
-        lines.append(f"| {keep} | " + " | ".join(columns) + " |")
-    return "\n".join([*lines, ""])
-
-
-def _entry(here: list[dict]) -> str:
-    if not here:
-        return "–"
-    divergences = [cell["kl"] for cell in here]
-    spread = f" (±{stdev(divergences):.2g})" if len(here) > 1 else ""
-    return f"{mean(divergences):.4f}{spread} / {mean(cell['metric'] for cell in here):.3f}"
-
-
-def results_path() -> Path:
-    """Where the cells are kept."""
-    return PATH

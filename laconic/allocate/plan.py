@@ -21,7 +21,12 @@ DENSE = "dense"
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Write `plan` as YAML, one site a line."""
-    path.write_text(yaml.safe_dump(spell_plan(plan), sort_keys=False, default_flow_style=None, width=200))
+    path.write_text(plan_text(plan))
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as YAML that `read_plan` takes."""
+    return yaml.safe_dump(spell_plan(plan), sort_keys=False, default_flow_style=None, width=200)
 
 
 def spell_plan(plan: Plan) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laconic.allocate import spell_plan
+from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_task, evaluate
@@ -64,7 +64,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
     data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
     changes = apply_steps(lm, recipe.steps, data)
-    save(lm, output, recipe=write_recipe(recipe), card=None)
+    save(lm, output, recipe=write_recipe(recipe), plan=plan_text(changes.plan))
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,

@@ -15,6 +15,7 @@ from laconic.store.card import default_card
 from laconic.store.quantizer import attach
 
 RECIPE = "recipe.yaml"
+PLAN = "plan.yaml"
 CARD = "README.md"
 
 
@@ -22,13 +23,15 @@ def save(
     lm: LanguageModel,
     folder: Path,
     recipe: str | None = None,
+    plan: str | None = None,
     card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write `lm` to the new `folder` in its stored dtype; the model in memory stays as it is.
 
     A compressed model reloads exactly after `import laconic`; a model without any format is a plain stock checkpoint.
-    `recipe` is the YAML that made it, `card` the text of README.md in place of the default one.
+    `recipe` is the YAML that made it, `plan` the YAML of what each site became, `card` the text of README.md in place
+    of the default one.
 
     Raises:
         UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
@@ -41,8 +44,9 @@ def save(
             lm.tokenizer.save_pretrained(partial)
         if lm.target_tokenizer is not None:
             lm.target_tokenizer.save_pretrained(partial / TARGET_TOKENIZER)
-        if recipe is not None:
-            (partial / RECIPE).write_text(recipe, encoding="utf-8")
+        for name, words in ((RECIPE, recipe), (PLAN, plan)):
+            if words is not None:
+                (partial / name).write_text(words, encoding="utf-8")
         text = card if card is not None else default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
         (partial / CARD).write_text(text, encoding="utf-8")
 

@@ -1,0 +1,117 @@
+"""The tables and the figure of README.md and docs/lowrank.md, made from benchmarks/results/.
+
+README.md carries a summary between two comments; docs/lowrank.md and docs/lowrank-*.png hold everything.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from matplotlib.figure import Figure
+
+from benchmarks.common import RESULTS
+from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, METRICS, MODELS, WAYS
+from benchmarks.lowrank_quality import cells
+from laconic.report import plots
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what was made -->"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the tables into README.md and docs/lowrank.md, and the figures beside the latter."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    quality = [cell for cell in cells() if cell["rows"] == CALIBRATION_ROWS]
+    timing = json.loads((RESULTS / "latency.json").read_text())
+    for name in MODELS:
+        plots.save(figure([cell for cell in quality if cell["model"] == name], name), ROOT / f"docs/lowrank-{name}")
+    replace_between(ROOT / "README.md", "\n".join(summary(name, quality, timing) for name in MODELS))
+    replace_between(ROOT / "docs/lowrank.md", "\n".join(everything(name, quality, timing) for name in MODELS))
+
+
+def summary(name: str, quality: list[dict], timing: dict) -> str:
+    """KL / metric of every way at every size, and what the last way costs."""
+    mine = [cell for cell in quality if cell["model"] == name]
+    best = list(WAYS)[-1]
+    lines = [
+        f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense, "
+        f"{_timed(timing, name, best, KEEPS[0])['dense_file_bytes'] / 1e6:.1f} MB): KL to the dense model / {METRICS[name]}",
+        "",
+        f"| keep | {' | '.join(WAYS)} | on disk, MB | ms |",
+        "|---|" + "---|" * len(WAYS) + "---:|---:|",
+    ]
+    for keep in KEEPS:
+        kls = {way: mean(cell["kl"] for cell in _at(mine, way, keep)) for way in WAYS}
+        least = min(kls, key=lambda way: kls[way])
+        entries = [_short(kls[way], _at(mine, way, keep), bold=way == least) for way in WAYS]
+        cost = _timed(timing, name, best, keep)
+        lines.append(f"| {keep} | {' | '.join(entries)} | {cost['file_bytes'] / 1e6:.1f} | {_milliseconds(cost)} |")
+    return "\n".join([*lines, ""])
+
+
+def everything(name: str, quality: list[dict], timing: dict) -> str:
+    """One row a cell, with spreads over the calibration seeds."""
+    mine = [cell for cell in quality if cell["model"] == name]
+    lines = [
+        f"## {name}",
+        "",
+        f"![KL against bytes kept](lowrank-{name}.png)",
+        "",
+        f"| keep | method | KL, nats | {METRICS[name]} | matrices, MB | file, MB | ms (dense) | speed-up |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for keep in KEEPS:
+        for way in WAYS:
+            here, cost = _at(mine, way, keep), _timed(timing, name, way, keep)
+            lines.append(
+                f"| {keep} | {way} | {_spread([c['kl'] for c in here], 4)} | {_spread([c['metric'] for c in here], 3)} "
+                f"| {mean(c['bytes'] for c in here) / 1e6:.2f} | {cost['file_bytes'] / 1e6:.1f} "
+                f"| {_milliseconds(cost)} ({cost['dense_ms'][1]:.0f}) | {cost['dense_ms'][1] / cost['ms'][1]:.2f}× |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def figure(mine: list[dict], name: str) -> Figure:
+    """KL against the bytes really kept, one line a way; each mark is the mean over the seeds."""
+    lines = {
+        way: [
+            (
+                mean(c["bytes"] / c["dense_bytes"] for c in _at(mine, way, keep)),
+                mean(c["kl"] for c in _at(mine, way, keep)),
+            )
+            for keep in KEEPS
+        ]
+        for way in WAYS
+    }
+    return plots.trade_off(lines, f"KL to the dense {name}, nats")
+
+
+def replace_between(path: Path, text: str) -> None:
+    """Put `text` between the two comments of the Markdown file at `path`."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def _at(mine: list[dict], way: str, keep: float) -> list[dict]:
+    return [cell for cell in mine if cell["way"] == way and cell["keep"] == keep]
+
+
+def _timed(timing: dict, name: str, way: str, keep: float) -> dict:
+    (row,) = [row for row in timing["rows"] if (row["model"], row["way"], row["keep"]) == (name, way, keep)]
+    return row
+
+
+def _short(kl: float, here: list[dict], bold: bool) -> str:
+    text = f"{kl:.4f} / {mean(cell['metric'] for cell in here):.3f}"
+    return f"**{text}**" if bold else text
+
+
+def _spread(values: list[float], digits: int) -> str:
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def _milliseconds(cost: dict) -> str:
+    return f"{cost['ms'][1]:.0f}"
