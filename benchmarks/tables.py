@@ -15,6 +15,7 @@ from benchmarks.common import RESULTS
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, METRICS, MODELS, WAYS
 from benchmarks.lowrank_quality import cells
 from laconic.report import plots
+from laconic.report.points import Point
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what was made -->"
@@ -26,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
     quality = [cell for cell in cells() if cell["rows"] == CALIBRATION_ROWS]
     timing = json.loads((RESULTS / "latency.json").read_text())
     for name in MODELS:
-        plots.save(figure([cell for cell in quality if cell["model"] == name], name), ROOT / f"docs/lowrank-{name}")
+        mine = [cell for cell in quality if cell["model"] == name]
+        plots.save(figure(name, mine, timing), ROOT / f"docs/lowrank-{name}")
     replace_between(ROOT / "README.md", "\n".join(summary(name, quality, timing) for name in MODELS))
     replace_between(ROOT / "docs/lowrank.md", "\n".join(everything(name, quality, timing) for name in MODELS))
 
@@ -37,7 +39,8 @@ def summary(name: str, quality: list[dict], timing: dict) -> str:
     best = list(WAYS)[-1]
     lines = [
         f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense, "
-        f"{_timed(timing, name, best, KEEPS[0])['dense_file_bytes'] / 1e6:.1f} MB): KL to the dense model / {METRICS[name]}",
+        f"{_timed(timing, name, best, KEEPS[0])['dense_file_bytes'] / 1e6:.1f} MB): KL to the dense model / "
+        f"{METRICS[name]}",
         "",
         f"| keep | {' | '.join(WAYS)} | on disk, MB | ms |",
         "|---|" + "---|" * len(WAYS) + "---:|---:|",
@@ -73,19 +76,25 @@ def everything(name: str, quality: list[dict], timing: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def figure(mine: list[dict], name: str) -> Figure:
+def figure(name: str, mine: list[dict], timing: dict) -> Figure:
     """KL against the bytes really kept, one line a way; each mark is the mean over the seeds."""
-    lines = {
-        way: [
-            (
-                mean(c["bytes"] / c["dense_bytes"] for c in _at(mine, way, keep)),
-                mean(c["kl"] for c in _at(mine, way, keep)),
+    points = []
+    for way in WAYS:
+        for keep in KEEPS:
+            here, cost = _at(mine, way, keep), _timed(timing, name, way, keep)
+            points.append(
+                Point(
+                    method=way,
+                    keep=keep,
+                    nbytes=round(mean(cell["bytes"] for cell in here)),
+                    dense_nbytes=here[0]["dense_bytes"],
+                    file_bytes=cost["file_bytes"],
+                    kl=mean(cell["kl"] for cell in here),
+                    agreement=float("nan"),
+                    latency=cost["ms"][1] / 1000,
+                )
             )
-            for keep in KEEPS
-        ]
-        for way in WAYS
-    }
-    return plots.trade_off(lines, f"KL to the dense {name}, nats")
+    return plots.trade_off(points, f"KL to the dense {name}, nats")
 
 
 def replace_between(path: Path, text: str) -> None:

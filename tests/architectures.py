@@ -137,6 +137,9 @@ ARCHITECTURES = (
     ),
     Architecture("bart", lambda: BartForConditionalGeneration(BartConfig(**BART, **SMALL))),
     Architecture(
+        "bart-untied", lambda: BartForConditionalGeneration(BartConfig(**BART, **SMALL, tie_word_embeddings=False))
+    ),
+    Architecture(
         "bart-scaled", lambda: BartForConditionalGeneration(BartConfig(**BART, **SMALL, scale_embedding=True))
     ),
 )

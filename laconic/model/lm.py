@@ -107,7 +107,7 @@ class LanguageModel:
         return None
 
     def _every_site(self) -> Iterator[Site]:
-        yield from self._embedding()
+        yield from self._embeddings()
         in_blocks: list[str] = []
         for stack, blocks in self.stacks():
             for block_path, block in blocks:
@@ -115,14 +115,18 @@ class LanguageModel:
                 yield from _block_sites(stack, block_path, block)
         yield from self._heads(tuple(in_blocks))
 
-    def _embedding(self) -> Iterator[Site]:
+    def _embeddings(self) -> Iterator[Site]:
         tables = [(path, table.reads) for table in self.anatomy.embeddings if (path := self._path(table.path))]
-        first = tables[0][0]
-        if isinstance(self.model.get_submodule(first), Format):
-            return
-        same = {name.rpartition(".")[0] for name in ties.tied_names(self.model, f"{first}.weight")} | {first}
-        places = [Place(path, self.model.get_submodule(path), reads) for path, reads in tables if path in same]
-        yield Site(group=Group.EMBEDDING, input=first, block=None, places=tuple(places))
+        seen: set[str] = set()
+        for first, _ in tables:
+            if first in seen or isinstance(self.model.get_submodule(first), Format):
+                continue
+            same = {name.rpartition(".")[0] for name in ties.tied_names(self.model, f"{first}.weight")} | {first}
+            seen |= same
+            places = [Place(path, self.model.get_submodule(path), reads) for path, reads in tables if path in same]
+            # Where nothing is tied, the first of several tables is a copy that no stack reads.
+            if len(places) > 1 or len(tables) == 1 or first != tables[0][0]:
+                yield Site(group=Group.EMBEDDING, input=first, block=None, places=tuple(places))
 
     def _heads(self, in_blocks: tuple[str, ...]) -> Iterator[Site]:
         reads = next(stack.reads for stack in reversed(self.anatomy.stacks))

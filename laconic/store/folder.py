@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,6 +41,9 @@ def save(
         stored = in_dtype(lm.model, lm.dtype)
         attach(stored)
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
+        for weights in partial.glob("*.safetensors"):
+            # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
+            shutil.copymode(partial / "config.json", weights)
         if lm.tokenizer is not None:
             lm.tokenizer.save_pretrained(partial)
         if lm.target_tokenizer is not None:
