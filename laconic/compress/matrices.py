@@ -69,6 +69,11 @@ class Compress(Step):
     def _walks(self) -> bool:
         return self.sequential and self.needs_data
 
+    def check(self, lm: LanguageModel) -> None:
+        sites = self.sites(lm)
+        if self.keep is not None and self.plan is None:
+            self._budgets(sites)
+
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve.
 

@@ -39,5 +39,9 @@ class Step(ABC):
         """True when `apply` cannot do without calibration data."""
 
     @abstractmethod
+    def check(self, lm: LanguageModel) -> None:
+        """Raise UserError where `apply` would for the structure of `lm` alone; its weights may be absent."""
+
+    @abstractmethod
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Change the model in place and say what was done."""

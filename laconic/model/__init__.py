@@ -2,7 +2,7 @@
 
 from laconic.model.anatomy import ANATOMIES, Anatomy
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
-from laconic.model.loading import check_model, load
+from laconic.model.loading import check_model, load, skeleton
 from laconic.model.predictions import Batch, Predictions, divergence, predict
 from laconic.model.site import Group, Site
 from laconic.model.task import Task
@@ -21,4 +21,5 @@ __all__ = [
     "divergence",
     "load",
     "predict",
+    "skeleton",
 ]

@@ -40,6 +40,19 @@ def check_model(source: str) -> PreTrainedConfig:
     return config
 
 
+def skeleton(source: str) -> LanguageModel | None:
+    """The model at `source` without weights or tokenizer, to look up its sites; None for a compressed checkpoint.
+
+    Raises:
+        UserError: as `check_model`.
+    """
+    config = check_model(source)
+    if "quantization_config" in config.to_dict():
+        return None
+    with torch.device("meta"):
+        return LanguageModel.of(auto_class_for(config, config.architectures or ()).from_config(config))
+
+
 def load(source: str, device: str = "cpu") -> LanguageModel:
     """Load the model at `source` in float32, whatever it is stored in, ready for compression or evaluation.
 

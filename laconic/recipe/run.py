@@ -10,7 +10,7 @@ from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_task, evaluate
-from laconic.model import check_model, load
+from laconic.model import load, skeleton
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
 from laconic.recipe.schema import Evaluation, Recipe
@@ -80,7 +80,10 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
 def check(recipe: Recipe, output: Path) -> None:
     """Raise UserError for everything about `recipe` that can be known before weights are loaded."""
     check_output(output)
-    check_model(recipe.model)
+    model = skeleton(recipe.model)
+    if model is not None:
+        # Of the first step only: the sites of the others are what the ones before leave.
+        recipe.steps[0].check(model)
     for index, step in enumerate(recipe.steps):
         if step.needs_data and recipe.data is None:
             raise UserError(
