@@ -17,6 +17,8 @@ from laconic.errors import UserError
 from laconic.model import Predictions
 
 ENUMERATED_UP_TO = 4
+DRAWS = 4
+"""Samples of a row with one prediction; a text of many predictions has one for each of its tokens as it is."""
 
 
 def scores(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
@@ -31,7 +33,8 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
     elif labels == "enumerated" or (labels == "auto" and few):
         yield from _enumerated(predictions)
     else:
-        yield _sampled(predictions, generator)
+        draws = DRAWS if len(predictions.rows.unique()) == len(predictions.rows) else 1
+        yield from (_sampled(predictions, generator) / draws**0.5 for _ in range(draws))
 
 
 def _enumerated(predictions: Predictions) -> Iterator[Tensor]:

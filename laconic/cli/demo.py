@@ -26,7 +26,7 @@ MODEL_NAME = "all-MiniLM-L6-v2"
 SOURCE = "builtin:pydoc"
 KEEPS = (0.75, 0.5, 0.25)
 SAVED_KEEP = 0.5
-CALIBRATION_ROWS = 512
+CALIBRATION_ROWS = 256
 JUDGING_ROWS = 128
 DISTANCE, AGREEMENT = "1 − cosine", "same neighbour"
 

@@ -29,10 +29,11 @@ def test_enumerating_classes_gives_the_exact_fisher_of_a_softmax():
 def test_sampling_agrees_with_enumerating_on_average():
     logits = torch.tensor([[0.3, -1.0, 2.0]]).repeat(20_000, 1).requires_grad_()
     predictions = Predictions(logits, torch.arange(len(logits)), None, True)
-    (score,) = scores(predictions, "sampled", torch.Generator().manual_seed(0))
-    (g,) = torch.autograd.grad(score, logits)
+    drawn = list(scores(predictions, "sampled", torch.Generator().manual_seed(0)))
+    assert len(drawn) == 4
+    g = torch.cat([torch.autograd.grad(score, logits, retain_graph=True)[0] for score in drawn])
     p = logits[0].softmax(-1)
-    assert torch.allclose(g.T @ g / len(g), torch.diag(p) - torch.outer(p, p), atol=0.01)
+    assert torch.allclose(g.T @ g / len(logits), torch.diag(p) - torch.outer(p, p), atol=0.01)
 
 
 def test_a_gaussian_has_unit_fisher():
@@ -43,9 +44,15 @@ def test_a_gaussian_has_unit_fisher():
 def test_a_wide_gaussian_is_sampled():
     values = torch.zeros(5_000, 6, requires_grad=True)
     predictions = Predictions(values, torch.arange(5_000), None, False)
-    (score,) = scores(predictions, "auto", torch.Generator().manual_seed(0))
-    (g,) = torch.autograd.grad(score, values)
-    assert torch.allclose(g.T @ g / len(g), torch.eye(6), atol=0.1)
+    drawn = list(scores(predictions, "auto", torch.Generator().manual_seed(0)))
+    g = torch.cat([torch.autograd.grad(score, values, retain_graph=True)[0] for score in drawn])
+    assert torch.allclose(g.T @ g / len(values), torch.eye(6), atol=0.1)
+
+
+def test_a_text_of_many_predictions_is_drawn_once():
+    values = torch.zeros(6, 9, requires_grad=True)
+    predictions = Predictions(values, torch.tensor([0, 0, 0, 1, 1, 1]), None, True)
+    assert len(list(scores(predictions, "sampled", torch.Generator().manual_seed(0)))) == 1
 
 
 def test_the_datas_labels_give_the_empirical_fisher():
