@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,9 +28,9 @@ def calibration(lm: LanguageModel, source: str, rows: int, seed: int) -> Calibra
 
 def development(lm: LanguageModel, source: str, rows: int | None = None) -> list[Batch]:
     """The development rows, longest first, so that batches carry little padding."""
-    examples = sorted(read(source, "dev").first(rows).examples, key=lambda e: -len(e.text) - len(e.pair or ""))
-    corpus = read(source, "dev").__class__(source, "dev", tuple(examples))
-    return batches(lm, corpus, batch_size=32, max_length=128)
+    corpus = read(source, "dev").first(rows)
+    examples = sorted(corpus.examples, key=lambda example: -len(example.text) - len(example.pair or ""))
+    return batches(lm, replace(corpus, examples=tuple(examples)), batch_size=32, max_length=128)
 
 
 @torch.inference_mode()
@@ -49,8 +50,7 @@ def kl(reference: Predictions, other: Predictions) -> float:
 
 def clone(lm: LanguageModel) -> LanguageModel:
     """A copy whose model can be changed."""
-    twin = LanguageModel.of(copy.deepcopy(lm.model), lm.tokenizer)
-    return twin.with_dtype(lm.dtype)
+    return replace(lm, model=copy.deepcopy(lm.model))
 
 
 def write_json(name: str, result: object) -> Path:

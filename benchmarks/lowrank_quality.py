@@ -37,22 +37,23 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=CALIBRATION_ROWS, help="calibration rows")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
     options = parser.parse_args(argv)
     RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for seed in SEEDS:
-            measure(name, seed, options.rows)
+            measure(name, seed, options.rows, options.ways)
     print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks tables` makes the tables")
 
 
-def measure(name: str, seed: int, rows: int) -> None:
+def measure(name: str, seed: int, rows: int, ways: Sequence[str]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
     done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    missing = [(way, keep) for keep in KEEPS for way in WAYS if (name, rows, seed, way, keep) not in done]
+    missing = [(way, keep) for keep in KEEPS for way in ways if (name, rows, seed, way, keep) not in done]
     if not missing:
         return
     lm = load(str(models_folder() / name))
-    known = survey(lm, calibration(lm, MODELS[name], rows, seed), every_need(), lm.sites())
+    known = survey(lm, calibration(lm, MODELS[name], rows, seed), every_need(ways), lm.sites())
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
     for way, keep in track(missing, f"{name}, seed {seed}"):

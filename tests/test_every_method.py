@@ -111,5 +111,6 @@ def test_its_ladder_falls_from_rung_to_rung(method: Method):
 
 
 @every_method
-def test_its_parameters_are_documented_by_their_types(method: Method):
+def test_every_parameter_has_a_default_and_is_given_by_name(method: Method):
+    assert type(method)().name == method.name
     assert all(field.kw_only for field in fields(method))

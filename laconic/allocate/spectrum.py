@@ -41,7 +41,7 @@ def choose(ladders: Mapping[str, Ladder], keep: float, currency: Currency = "byt
     left = int(keep * dense) - sum(cost(rung) for rung in chosen.values())
     if left < 0:
         least = sum(cost(rung) for rung in chosen.values()) / max(dense, 1)
-        raise must_be("keep", f"at least {least:.4f}, the smallest sizes that the method offers here,", keep)
+        raise must_be("keep", f"at least {least:.4f}, which the smallest sizes on offer here keep", keep)
     left = _climb(hulls, chosen, left, cost)
     _fill(ladders, chosen, left, cost)
     return chosen

@@ -1,6 +1,7 @@
 """What is known of each matrix: texts in, statistics of inputs and gradients out."""
 
 from laconic.calibrate.calibration import Calibration, Labels
+from laconic.calibrate.known import Known, merge
 from laconic.calibrate.statistics import (
     AbsMax,
     AbsMean,
@@ -8,11 +9,9 @@ from laconic.calibrate.statistics import (
     GradientStatistic,
     Gram,
     InputStatistic,
-    Known,
     Mean,
     OutputGram,
     Statistic,
-    merge,
 )
 from laconic.calibrate.survey import survey
 from laconic.calibrate.walk import walk

@@ -1,15 +1,16 @@
 """Hooks that feed the statistics of a set of sites while the model runs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import cycle
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Known, Statistic
+from laconic.calibrate.known import Known
+from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
 from laconic.model import Batch, LanguageModel, Site, Task
-from laconic.model.site import Place
 
 
 class Recorder(ExitStack):
@@ -43,9 +44,12 @@ class Recorder(ExitStack):
     def __enter__(self) -> Self:
         reader = {site.input: site.name for site in reversed(self.sites)}
         for site in self.sites:
+            modules: dict[nn.Module, dict[str, None]] = {}
             for place in site.places:
+                modules.setdefault(place.module, {})[place.reads] = None
+            for module, reads in modules.items():
                 reads_first = reader[site.input] == site.name
-                self.callback(self._hook(site, place, reads_first).remove)
+                self.callback(self._hook(site, module, cycle(reads), reads_first).remove)
         return self
 
     def known(self) -> dict[str, Known]:
@@ -58,12 +62,15 @@ class Recorder(ExitStack):
             for statistic in statistics:
                 statistic.count += number
 
-    def _hook(self, site: Site, place: Place, reads_first: bool) -> torch.utils.hooks.RemovableHandle:
+    def _hook(
+        self, site: Site, module: nn.Module, turns: Iterator[str], reads_first: bool
+    ) -> torch.utils.hooks.RemovableHandle:
+        """`turns` says whose tokens each call of `module` has: one table may serve encoder and decoder in turn."""
         gradients = self._gradients[site.name]
 
-        def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
-            mask = self._mask(x if site.is_lookup else x[..., 0], place)
+            mask = self._mask(x if site.is_lookup else x[..., 0], next(turns))
             if reads_first:
                 rows = _rows(x, mask, site.is_lookup)
                 for statistic in self._inputs[site.input]:
@@ -73,11 +80,11 @@ class Recorder(ExitStack):
                     output.requires_grad_()
                 output.register_hook(lambda g: _update(gradients, x, g.detach(), mask, site.is_lookup))
 
-        return place.module.register_forward_hook(on_forward)
+        return module.register_forward_hook(on_forward)
 
-    def _mask(self, positions: Tensor, place: Place) -> Tensor:
+    def _mask(self, positions: Tensor, reads: str) -> Tensor:
         """True where a row counts, in the shape of `positions`; a pooled vector per row of the batch always does."""
-        if place.reads == "target" and self._seq2seq:
+        if reads == "target" and self._seq2seq:
             mask = self.batch["labels"] != -100
         else:
             mask = self.batch["attention_mask"].bool()

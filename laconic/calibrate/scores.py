@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from laconic.calibrate.calibration import Labels
-from laconic.errors import UserError
+from laconic.errors import must_be
 from laconic.model import Predictions
 
 ENUMERATED_UP_TO = 4
@@ -25,15 +25,20 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
     """The scalars to differentiate for one batch; their gradients' outer products are to be added up.
 
     Raises:
-        UserError: the data's own labels are asked for and there are none.
+        UserError: the data's own labels are asked for and there are none, or enumeration where it would not be exact.
     """
+    # Several predictions of a row share its hidden states: summed over classes their gradients would not be
+    # independent, as drawn labels are, and F would hold their cross terms.
+    alone = len(predictions.rows.unique()) == len(predictions.rows)
     few = predictions.values.shape[-1] <= ENUMERATED_UP_TO
+    if labels == "enumerated" and not alone:
+        raise must_be("labels", "'sampled' or 'data' for a model with several predictions per row", labels)
     if labels == "data":
         yield _of_data(predictions)
-    elif labels == "enumerated" or (labels == "auto" and few):
+    elif labels == "enumerated" or (labels == "auto" and few and alone):
         yield from _enumerated(predictions)
     else:
-        draws = DRAWS if len(predictions.rows.unique()) == len(predictions.rows) else 1
+        draws = DRAWS if alone else 1
         yield from (_sampled(predictions, generator) / draws**0.5 for _ in range(draws))
 
 
@@ -60,7 +65,7 @@ def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:
 def _of_data(predictions: Predictions) -> Tensor:
     values, labels = predictions.values, predictions.labels
     if labels is None:
-        raise UserError("labels must be 'sampled' or 'enumerated' for this data, which has no labels; got 'data'.")
+        raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
     if predictions.categorical:
         return functional.cross_entropy(values, labels.long(), reduction="sum")
     return 0.5 * (values.squeeze(-1) - labels.to(values)).square().sum()

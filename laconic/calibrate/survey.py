@@ -5,9 +5,10 @@ from collections.abc import Collection, Sequence
 import torch
 
 from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.known import Known
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.scores import scores
-from laconic.calibrate.statistics import GradientStatistic, Known, Statistic
+from laconic.calibrate.statistics import GradientStatistic, Statistic
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Site, predict
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.known import Known
 from laconic.calibrate.recorder import Recorder
-from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Known, Statistic
+from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
 from laconic.calibrate.survey import survey
 from laconic.model import Batch, Group, LanguageModel, Site, predict
 

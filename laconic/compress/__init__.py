@@ -1,8 +1,8 @@
 """Steps that shrink a model."""
 
-from laconic.compress.matrices import Compress
+from laconic.compress.matrices import Allocation, Compress
 from laconic.compress.step import Outcome, Step
 
 STEPS: tuple[type[Step], ...] = (Compress,)
 
-__all__ = ["STEPS", "Compress", "Outcome", "Step"]
+__all__ = ["STEPS", "Allocation", "Compress", "Outcome", "Step"]

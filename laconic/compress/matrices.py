@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
 from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
+Allocation = Literal["uniform", "spectrum"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Compress(Step):
 
     method: Method
     keep: Keep | dict[str, Keep] | None = None
-    allocate: Literal["uniform", "spectrum"] = "uniform"
+    allocate: Allocation = "uniform"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     currency: Currency = "bytes"
     sequential: bool = False
@@ -96,27 +98,32 @@ class Compress(Step):
         every = {site.name: site for site in lm.sites(("all", "*"))}
         for name in self.plan:
             if name not in every:
-                raise unknown("site of this model", name, list(every)[:6] if len(every) > 6 else every)
+                near = get_close_matches(name, list(every), n=3, cutoff=0) or list(every)[:3]
+                raise unknown("site of this model", name, near)
         return [every[name] for name in self.plan]
 
     def solve(self, lm: LanguageModel, known: Mapping[str, Known], data: Calibration | None = None) -> Outcome:
         """Plan and replace, on statistics that were collected before (and so can serve several sizes)."""
         sites = self.sites(lm)
         untied = tuple(lm.untied_by(sites))
-        weights = {site.name: _nbytes(lm, site) for site in sites}
+        before = lm.stored_nbytes(sites)
         plan, predicted = self._plan(lm, sites, known, data)
-        after = dict(weights)
+        after = dict(before)
+        was_training = lm.model.training
         # A walk runs the blocks as they are; dropout would blur what it measures.
         lm.model.eval()
         for site, what in self._in_order(lm, sites, known, data):
             method = plan[site.name]
-            if method is not None:
-                after[site.name] = _replace(lm, site, method, what, weights[site.name])
-                plan[site.name] = method if after[site.name] < weights[site.name] else None
+            nbytes = None if method is None else _replace(lm, site, method, what)
+            if nbytes is None:
+                plan[site.name] = None
+            else:
+                after[site.name] = nbytes
+        lm.model.train(was_training)
         return Outcome(
             plan=plan,
-            nbytes=sum(after.values()),
-            dense_nbytes=sum(weights.values()),
+            before=before,
+            after=after,
             untied=tuple(name for name in untied if plan[name] is not None),
             predicted_loss=predicted,
         )
@@ -169,16 +176,12 @@ class Compress(Step):
         return [(keep, [site for site in sites if site.group == name]) for name, keep in self.keep.items()]
 
 
-def _nbytes(lm: LanguageModel, site: Site) -> int:
-    out_features, in_features = site.shape
-    return out_features * in_features * lm.dtype.itemsize
-
-
-def _replace(lm: LanguageModel, site: Site, method: Method, known: Known, dense: int) -> int:
-    """Bytes of the site afterwards; a format that is no smaller than the matrix is not put in its place."""
-    format = method.compress(site.weight().to(lm.dtype), known)
+def _replace(lm: LanguageModel, site: Site, method: Method, known: Known) -> int | None:
+    """Bytes of the site afterwards; None where a format no smaller than the matrix was not put in its place."""
+    weight = site.weight().to(lm.dtype)
+    format = method.compress(weight, known)
     nbytes = format.nbytes()
-    if nbytes >= dense:
-        return dense
+    if nbytes >= weight.nbytes:
+        return None
     lm.replace(site, format)
     return nbytes

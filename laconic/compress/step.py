@@ -14,17 +14,27 @@ class Outcome:
     """What a step did.
 
     plan:           the method of each targeted site; None where it stayed dense.
-    nbytes:         bytes of the targeted matrices now, in the stored dtype.
-    dense_nbytes:   and before.
+    before, after:  bytes of each targeted matrix in the stored dtype; a matrix that was tied counts once before, or not
+                    at all where its other place keeps it.
     untied:         sites that were tied to another matrix before and no longer are, so the file holds both.
     predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None where it was not predicted.
     """
 
     plan: Plan
-    nbytes: int
-    dense_nbytes: int
+    before: dict[str, int]
+    after: dict[str, int]
     untied: tuple[str, ...] = ()
     predicted_loss: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the targeted matrices now."""
+        return sum(self.after.values())
+
+    @property
+    def dense_nbytes(self) -> int:
+        """And before the step."""
+        return sum(self.before.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,10 @@ class Method(ABC):
 
     @abstractmethod
     def at(self, keep: float, shape: tuple[int, int]) -> "Method":
-        """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes."""
+        """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes.
+
+        Where even its smallest size keeps more, that smallest size.
+        """
 
     @property
     @abstractmethod

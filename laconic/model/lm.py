@@ -1,19 +1,18 @@
 """A Transformers model seen as stacks of blocks and sites, with the surgery that compression needs."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.errors import UserError, unknown
 from laconic.formats import Format
 from laconic.model import ties
-from laconic.model.anatomy import Anatomy, Attention, Stack, anatomy_of
-from laconic.model.site import Group, Linear, Place, Site, linears_within
+from laconic.model.anatomy import Anatomy, Stack, anatomy_of
+from laconic.model.enumeration import block_sites, plain_site
+from laconic.model.site import Group, Linear, Place, Site
+from laconic.model.targets import matching
 from laconic.model.task import Task, task_of
 
 DEFAULT_TARGETS = ("attention", "ffn")
@@ -63,7 +62,7 @@ class LanguageModel:
             UserError: a target matches nothing.
         """
         every = list(self._every_site())
-        wanted = {site.name for target in targets for site in _matching(every, target)}
+        wanted = {site.name for target in targets for site in matching(every, target)}
         return [site for site in every if site.name in wanted]
 
     def replace(self, site: Site, format: Format) -> None:
@@ -79,6 +78,23 @@ class LanguageModel:
         for name in site.names:
             self.model.set_submodule(name, format)
         ties.share(self.model, site.names[0], list(site.names[1:]))
+
+    def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
+        """Bytes that the matrix of each site takes in a file now, in the stored dtype.
+
+        A matrix that several sites share counts once, at the first of them, and not at all where it is also that of a
+        module outside `sites`: replacing it there frees nothing.
+        """
+        places = {name for site in sites for name in site.names}
+        counted: set[int] = set()
+        nbytes = {}
+        for site in sites:
+            weight = site.module.get_parameter("weight")
+            sharing = {name.rpartition(".")[0] for name in ties.tied_names(self.model, f"{site.name}.weight")}
+            free = id(weight) in counted or not sharing <= places
+            counted.add(id(weight))
+            nbytes[site.name] = 0 if free else weight.numel() * self.dtype.itemsize
+        return nbytes
 
     def untied_by(self, sites: Sequence[Site]) -> list[str]:
         """Names of those sites whose matrix is now shared with a module that is not replaced with them."""
@@ -112,7 +128,7 @@ class LanguageModel:
         for stack, blocks in self.stacks():
             for block_path, block in blocks:
                 in_blocks.append(block_path + ".")
-                yield from _block_sites(stack, block_path, block)
+                yield from block_sites(stack, block_path, block)
         yield from self._heads(tuple(in_blocks))
 
     def _embeddings(self) -> Iterator[Site]:
@@ -133,81 +149,4 @@ class LanguageModel:
         inside = tuple(f"{path}." for table in self.anatomy.embeddings if (path := self._path(table.path)))
         for name, module in self.model.named_modules():
             if isinstance(module, Linear) and not name.startswith((*in_blocks, *inside)):
-                yield _site(name, Group.HEAD, name, reads, None, module)
-
-
-def _site(name: str, group: Group, key: str, reads: str, block: str | None, module: nn.Module) -> Site:
-    return Site(group=group, input=key, block=block, places=(Place(name, module, reads),))
-
-
-def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Site]:
-    for group, paths, reads in _readings(stack):
-        # The path of the first reader names the shared input.
-        key = f"{block_path}.{paths[0]}"
-        for path in paths:
-            try:
-                module = block.get_submodule(path)
-            except AttributeError:
-                continue
-            for name, input_key, linear in linears_within(module, key, f"{block_path}.{path}"):
-                yield _site(name, group, input_key, reads, block_path, linear)
-
-
-def _readings(stack: Stack) -> Iterator[tuple[Group, tuple[str, ...], str]]:
-    """(group, paths that read one and the same input, whose tokens it holds), in forward order."""
-    own = stack.reads
-    for paths in _attention_readings(stack.attention, cross=False):
-        yield Group.ATTENTION, paths, own
-    if stack.cross_attention is not None:
-        for paths in _attention_readings(stack.cross_attention, cross=True):
-            memory = paths[0] == stack.cross_attention.key
-            yield Group.ATTENTION, paths, "source" if memory else own
-    outputs: set[str] = set()
-    for feed_forward in stack.feed_forward:
-        yield Group.FFN, feed_forward.inner, own
-        if feed_forward.output not in outputs:
-            outputs.add(feed_forward.output)
-    for output in sorted(outputs):
-        yield Group.FFN, (output,), own
-
-
-def _attention_readings(attention: Attention, cross: bool) -> Iterator[tuple[str, ...]]:
-    if attention.fused is not None:
-        yield (attention.fused,)
-    elif attention.query and attention.key and attention.value:
-        if cross:
-            yield (attention.query,)
-            yield (attention.key, attention.value)
-        else:
-            yield (attention.query, attention.key, attention.value)
-    yield (attention.output,)
-
-
-def _matching(sites: list[Site], target: str) -> list[Site]:
-    groups = [group.value for group in Group]
-    if target == "all":
-        matched = [site for site in sites if site.block is not None]
-    elif target in groups:
-        matched = [site for site in sites if site.group == target]
-    elif target.startswith("re:"):
-        matched = [site for site in sites if _pattern(target).search(site.name)]
-    else:
-        matched = [site for site in sites if fnmatchcase(site.name, target)]
-    if not matched:
-        raise _no_match(sites, target, groups)
-    return matched
-
-
-def _no_match(sites: list[Site], target: str, groups: list[str]) -> UserError:
-    if target in groups or target.startswith("re:") or set(target) & set("*?["):
-        return UserError(
-            f"The target '{target}' matches no site of this model; sites are named like '{sites[0].name}'."
-        )
-    return unknown("target", target, [*groups, "all", *(site.name for site in sites[-2:])])
-
-
-def _pattern(target: str) -> re.Pattern[str]:
-    try:
-        return re.compile(target.removeprefix("re:"))
-    except re.error as error:
-        raise UserError(f"The target '{target}' is not a regular expression: {error}.") from error
+                yield plain_site(name, Group.HEAD, name, reads, None, module)

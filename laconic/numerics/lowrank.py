@@ -83,7 +83,9 @@ def break_even_rank(out_features: int, in_features: int) -> int:
 def rank_for(keep: float, out_features: int, in_features: int, multiple: int) -> int:
     """The largest rank whose factors hold at most `keep` of the matrix's numbers, rounded down to `multiple`.
 
-    Never below 1; a rank smaller than `multiple` is not rounded, because rounding would lose the matrix.
+    Never below 1, though rank 1 of a very thin matrix may be more than `keep`; a rank smaller than `multiple` is not
+    rounded, because rounding would lose the matrix.
     """
-    rank = int(keep * out_features * in_features / (out_features + in_features))
+    # 0.29 · 800 is 231.99… in floating point; no rank is to be lost to that.
+    rank = int(keep * out_features * in_features / (out_features + in_features) + 1e-9)
     return max(1, rank - rank % multiple if rank >= multiple else rank)

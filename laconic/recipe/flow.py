@@ -2,36 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
-from laconic.compress import Compress, Step
+from laconic.compress import Allocation, Compress, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track
 
-Allocation = Literal["uniform", "spectrum"]
+ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
     """What a list of steps did together.
 
-    plan:            the method of every site that a step aimed at; None where it stayed dense.
-    nbytes:          bytes of those matrices now.
-    dense_nbytes:    and before the first step.
-    untied:          sites that no longer share their matrix with another.
+    plans:            of each step, the method of every site that it aimed at; None where it stayed dense.
+    nbytes:           bytes of all those matrices now.
+    dense_nbytes:     and before the first step.
+    untied:           sites that no longer share their matrix with another.
     predicted_losses: of each step, nats per prediction; None where it was not predicted.
     """
 
-    plan: Plan
+    plans: tuple[Plan, ...]
     nbytes: int
     dense_nbytes: int
     untied: tuple[str, ...]
     predicted_losses: tuple[float | None, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """What became of every site, factors that a later step aimed at included."""
+        return {site: method for plan in self.plans for site, method in plan.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,36 +56,37 @@ class Sampling:
 
 
 def steps_of(
-    methods: Sequence[Method], keep: float | Mapping[str, float] | None, allocate: Allocation, targets: tuple[str, ...]
+    methods: Sequence[Method], keep: float | Mapping[str, float] | None, allocate: str, targets: tuple[str, ...]
 ) -> tuple[Compress, ...]:
     """One step for each method; those that say their own size take no `keep`.
 
     Raises:
         UserError: a method lacks a size, or `keep` serves none of them, or a value is out of range.
     """
-    if allocate not in get_args(Allocation):
-        raise must_be("allocate", f"one of {', '.join(get_args(Allocation))}", allocate)
+    shared = next((name for name in ALLOCATIONS if name == allocate), None)
+    if shared is None:
+        raise must_be("allocate", f"one of {', '.join(ALLOCATIONS)}", allocate)
     if keep is not None and all(method.has_size for method in methods):
         raise UserError(f"keep must be left out, because '{methods[0].name}' says its own size; got {keep}.")
     kept = dict(keep) if isinstance(keep, Mapping) else keep
     return tuple(
-        Compress(method=method, keep=None if method.has_size else kept, allocate=allocate, targets=targets)
+        Compress(method=method, keep=None if method.has_size else kept, allocate=shared, targets=targets)
         for method in methods
     )
 
 
 def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> Changes:
     """Change `lm` in place, step by step."""
-    sizes = {site.name: site.shape[0] * site.shape[1] * lm.dtype.itemsize for site in lm.sites(("all", "*"))}
     outcomes = [step.apply(lm, data) for step in steps]
-    plan: Plan = {}
-    for outcome in outcomes:
-        plan |= outcome.plan
     # A later step may aim at a factor of a matrix; what counts as dense is the matrix it came from.
-    dense = sum(size for name, size in sizes.items() if any(_is_within(aimed, name) for aimed in plan))
+    originals: dict[str, int] = {}
+    for outcome in outcomes:
+        here = outcome.before.items()
+        originals |= {name: size for name, size in here if not any(_is_within(name, whole) for whole in originals)}
+    dense = sum(originals.values())
     saved = sum(outcome.dense_nbytes - outcome.nbytes for outcome in outcomes)
     return Changes(
-        plan=plan,
+        plans=tuple(outcome.plan for outcome in outcomes),
         nbytes=dense - saved,
         dense_nbytes=dense,
         untied=tuple(name for outcome in outcomes for name in outcome.untied),

@@ -61,6 +61,12 @@ def test_the_datas_labels_give_the_empirical_fisher():
     assert torch.allclose(moment_of_gradients(logits, "data", labels=torch.tensor([1])), g.T @ g, atol=1e-6)
 
 
+def test_enumerating_is_refused_where_it_would_not_be_exact():
+    predictions = Predictions(torch.zeros(4, 3), torch.tensor([0, 0, 1, 1]), None, True)
+    with pytest.raises(UserError, match="labels must be 'sampled' or 'data'"):
+        list(scores(predictions, "enumerated", torch.Generator()))
+
+
 def test_missing_labels_are_one_sentence():
     with pytest.raises(UserError, match="no labels; got 'data'"):
         moment_of_gradients(torch.zeros(1, 3), "data")

@@ -95,6 +95,20 @@ def test_padding_is_left_out():
     assert torch.allclose(gram.matrix, x.T @ x / len(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_one_table_object_in_several_places_counts_each_call_with_its_own_mask(name):
+    """Resizing the vocabulary leaves encoder and decoder with one and the same module."""
+    lm = BY_NAME[name].lm()
+    batches = labelled_batches(lm)
+    apart = known_of(lm, {Gram}, batches)
+    (site,) = lm.sites(("embedding",))
+    for place in site.names[1:]:
+        lm.model.set_submodule(place, site.module)
+    together = known_of(lm, {Gram}, batches)
+    assert together[site.name][Gram].count == apart[site.name][Gram].count
+    assert torch.equal(together[site.name][Gram].matrix, apart[site.name][Gram].matrix)
+
+
 def test_cross_attention_reads_the_sources_tokens():
     lm = BY_NAME["t5"].lm()
     batches = labelled_batches(lm, 1)

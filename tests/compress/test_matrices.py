@@ -153,6 +153,8 @@ def test_tied_matrices_are_reported_when_they_come_apart():
     lm = BY_NAME["llama-tied"].lm()
     outcome = Compress(method=KfacSvd(multiple=1), keep=0.5, targets=("head",)).apply(lm, data_for(lm))
     assert outcome.untied == ("lm_head",)
+    # The table stays for the embedding, so the head's own factors come on top.
+    assert outcome.dense_nbytes == 0 < outcome.nbytes
     assert torch.isfinite(logits(lm)).all()
 
 
@@ -160,8 +162,9 @@ def test_tied_matrices_are_reported_when_they_come_apart():
 def test_embeddings_and_heads_are_compressed_on_request(name):
     lm = BY_NAME[name].lm()
     step = Compress(method=KfacSvd(multiple=1), keep=0.6, targets=("embedding", "head"), allocate="spectrum")
+    whole = sum(4 * site.shape[0] * site.shape[1] for site in lm.sites(("embedding", "head")))
     outcome = step.apply(lm, data_for(lm))
-    assert outcome.nbytes <= 0.6 * outcome.dense_nbytes
+    assert outcome.nbytes <= 0.6 * whole
     assert torch.isfinite(logits(lm)).all()
 
 
@@ -184,3 +187,17 @@ def test_missing_data_is_one_sentence():
     lm = BY_NAME["gpt2"].lm()
     with pytest.raises(UserError, match="needs calibration data"):
         Compress(method=Drone(), keep=0.5).apply(lm, None)
+
+
+def test_a_tied_matrix_counts_once():
+    lm = BY_NAME["llama-tied"].lm()
+    sites = lm.sites(("embedding", "head"))
+    rows, columns = sites[0].shape
+    assert sum(lm.stored_nbytes(sites).values()) == 4 * rows * columns
+
+
+def test_a_training_model_stays_one():
+    lm = BY_NAME["gpt2"].lm()
+    lm.model.train()
+    Compress(method=Drone(multiple=1), keep=0.5, sequential=True).apply(lm, data_for(lm))
+    assert lm.model.training

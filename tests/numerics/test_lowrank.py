@@ -92,6 +92,11 @@ def test_break_even_is_where_factors_stop_being_smaller():
         assert rank * (m + n) < m * n <= (rank + 1) * (m + n)
 
 
+def test_no_rank_is_lost_to_floating_point():
+    assert rank_for(0.29, 1600, 1600, multiple=8) == 232
+    assert rank_for(0.575, 6400, 1600, multiple=8) == 736
+
+
 @pytest.mark.parametrize(("keep", "rank"), [(0.5, 96), (0.45, 80), (0.01, 1), (0.02, 3), (1.0, 192)])
 def test_ranks_round_down_to_a_multiple_and_never_to_nothing(keep, rank):
     assert rank_for(keep, 384, 384, multiple=16) == rank
