@@ -23,10 +23,11 @@ MORE_ROWS = 256
 PREDICTION = """## How well the loss is predicted
 
 `python -m benchmarks loss_prediction` replaces one matrix of minilm-sst2 at a time (by `drone`, at 30 % of its bytes)
-and ranks the true KL on the development set against the prediction from 128 training rows. Spearman's correlation over
-the {matrices} matrices is **{predicted:.2f}** for ½ tr(F E C Eᵀ), and {output_error:.2f} for ½ tr(E C Eᵀ), the error of
-the layer's own output, which knows no gradients. The prediction orders the matrices; it is no forecast in nats, because it leaves
-out how errors at different tokens of a text add up: at the median the true KL is {ratio:.1f} times as large.
+and ranks the true KL on the development set against the prediction from 128 training rows. Spearman's correlation
+over the {matrices} matrices is **{predicted:.2f}** for ½ tr(F E C Eᵀ), and {output_error:.2f} for ½ tr(E C Eᵀ), the
+error of the layer's own output, which knows no gradients. The prediction orders the matrices; it is no forecast in
+nats, because it leaves out how errors at different tokens of a text add up: at the median the true KL is {ratio:.1f}
+times as large.
 """
 BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what was made -->"
 
@@ -61,9 +62,8 @@ def summary(name: str, quality: list[dict], timing: dict) -> str:
         least = min(kls, key=lambda way: kls[way])
         entries = [_short(kls[way], _at(mine, way, keep), bold=way == least) for way in WAYS]
         cost = _timed(timing, name, best, keep)
-        lines.append(
-            f"| {keep} | {' | '.join(entries)} | {cost['file_bytes'] / 1e6:.1f} | {_milliseconds(cost)} ({_speed_up(cost)}) |"
-        )
+        size, speed = f"{cost['file_bytes'] / 1e6:.1f}", f"{_milliseconds(cost)} ({_speed_up(cost)})"
+        lines.append(f"| {keep} | {' | '.join(entries)} | {size} | {speed} |")
     return "\n".join([*lines, ""])
 
 
