@@ -134,7 +134,8 @@ def macs(lm: LanguageModel, inputs: Batch) -> int:
         nonlocal counted
         counted += weight_macs(module) * (output.numel() // output.shape[-1])
 
-    hooks = [module.register_forward_hook(count) for module in _outermost(lm.model)]
+    # A format that stands in several places is met once for each, and would count as often at every call.
+    hooks = [module.register_forward_hook(count) for module in dict.fromkeys(_outermost(lm.model))]
     try:
         # The plain attention is made of batched products, which the counter sees; a fused one it may not know.
         with evaluating(lm), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -147,7 +148,7 @@ def macs(lm: LanguageModel, inputs: Batch) -> int:
 
 
 def _outermost(module: nn.Module) -> list[nn.Module]:
-    """The linears and formats in `module`; what a format is made of is the format's to count."""
+    """The linears and formats in `module`, by place; what a format is made of is the format's to count."""
     if isinstance(module, (nn.Linear, Conv1D, Format)):
         return [module]
     return [found for child in module.children() for found in _outermost(child)]

@@ -1,7 +1,7 @@
 """Time of a forward pass: warmed up, repeated, on a fixed number of threads.
 
-The pass has random tokens and no padding. A causal model reads a whole prompt (no cache); an encoder-decoder reads as
-many target tokens as source tokens.
+The pass has random tokens and no padding; each row ends with the end token, where the model has one. A causal model
+reads a whole prompt (no cache); an encoder-decoder reads as many target tokens as source tokens.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,8 @@ from laconic.model import Batch, LanguageModel, Task
 WARM_UP = 3
 RUNS = 30
 FEWEST_RUNS = 5
+LENT_PADDING = 0
+"""The pad token of a model without one; no random batch of it has this token."""
 PATIENCE = 30.0
 """Seconds after which a slow model is timed no more, once it has run often enough for a median."""
 
@@ -59,22 +61,40 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
     """`batch` rows of random tokens on the model's device, `length` long or as long as it can read."""
     generator = torch.Generator().manual_seed(seed)
     length = min(length, positions(lm) or length)
-    vocabulary = lm.model.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (batch, length), generator=generator)
-    padding = lm.model.config.pad_token_id
-    if padding is not None:
-        # No model may take a random token for padding.
-        ids[ids == padding] = (padding + 1) % vocabulary
+    config = lm.model.config.get_text_config()
+    padding = LENT_PADDING if config.pad_token_id is None else config.pad_token_id
+    end = config.eos_token_id
+    # No model may take a random token for padding or for the end.
+    words = [token for token in range(config.vocab_size) if token not in (padding, end)]
+    ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
+    if isinstance(end, int) and end != padding:
+        # The classifiers among the encoder-decoders read their answer at the one end of each row.
+        ids[:, -1] = end
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if lm.task is Task.SEQ2SEQ:
+    if lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder):
         inputs["decoder_input_ids"] = ids
     return {name: tensor.to(lm.device) for name, tensor in inputs.items()}
 
 
 def forward(lm: LanguageModel, inputs: Batch) -> None:
-    """One pass, without a cache for tokens to come."""
+    """One pass over a random batch, without a cache for tokens to come."""
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    lm.model(**inputs, **caching)
+    with _lent_padding(lm):
+        lm.model(**inputs, **caching)
+
+
+@contextmanager
+def _lent_padding(lm: LanguageModel) -> Iterator[None]:
+    """A pad token for a classifier without one, which else refuses more than one row; afterwards as it was."""
+    config = lm.model.config.get_text_config()
+    if lm.task not in (Task.CLASSIFICATION, Task.REGRESSION) or config.pad_token_id is not None:
+        yield
+        return
+    config.pad_token_id = LENT_PADDING
+    try:
+        yield
+    finally:
+        config.pad_token_id = None
 
 
 @contextmanager

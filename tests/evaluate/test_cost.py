@@ -4,18 +4,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BartModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+    T5Model,
+)
 
 from laconic.evaluate import latency, measure_cost
 from laconic.evaluate.cost import macs, stored_bytes
 from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
 from laconic.evaluate.speed import fixed_threads, random_batch
+from laconic.model import LanguageModel
 from laconic.store import file_bytes, save
 from tests.architectures import (
     ARCHITECTURES,
+    BART,
     BLOCKS,
     BY_NAME,
-    HEADS,
+    DECODER,
+    GPT2,
     INNER,
+    SMALL,
+    T5,
     VOCABULARY,
     WIDTH,
     compress_everything,
@@ -68,6 +85,18 @@ def test_a_low_rank_layer_saves_the_operations_that_it_should():
     assert before - macs(lm, inputs) == BATCH * LENGTH * saved
 
 
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_embedding_that_both_stacks_read_counts_once_a_reading(name: str):
+    lm = BY_NAME[name].lm()
+    inputs = random_batch(lm, BATCH, LENGTH)
+    before = macs(lm, inputs)
+    [site] = lm.sites(("embedding",))
+    assert len(site.names) > 1
+    lm.replace(site, factors(site, rank=5))
+    # Once for every token of the source and once for every token of the target.
+    assert macs(lm, inputs) - before == 2 * BATCH * LENGTH * 5 * WIDTH
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
 def test_every_architecture_can_be_measured(architecture):
     lm = architecture.lm()
@@ -117,4 +146,26 @@ def test_random_batches_hold_no_padding_and_are_the_same_each_time():
     batch = random_batch(lm, 50, 30)
     assert not (batch["input_ids"] == lm.model.config.pad_token_id).any() and batch["attention_mask"].all()
     assert torch.equal(batch["input_ids"], random_batch(lm, 50, 30)["input_ids"])
-    assert HEADS * 8 == WIDTH
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, bos_token_id=0, eos_token_id=2, num_labels=3)),
+        lambda: LlamaForSequenceClassification(LlamaConfig(**DECODER, eos_token_id=2, num_labels=1)),
+        lambda: BartForSequenceClassification(BartConfig(**BART, **SMALL, num_labels=3)),
+        lambda: T5ForSequenceClassification(T5Config(**T5)),
+        lambda: T5Model(T5Config(**T5)),
+        lambda: BartModel(BartConfig(**BART, **SMALL)),
+    ],
+)
+def test_classifiers_and_encoders_of_every_kind_can_be_measured(model):
+    lm = LanguageModel.of(model().eval())
+    padding = lm.model.config.pad_token_id
+    [one, many] = measure_cost(lm, None, (1, 8), (30,)).speeds
+    assert many.macs == pytest.approx(8 * one.macs)
+    assert lm.model.config.pad_token_id == padding
+    ids = random_batch(lm, 50, 30)["input_ids"]
+    assert (ids[:, -1] == lm.model.config.eos_token_id).all()
+    assert not (ids[:, :-1] == lm.model.config.eos_token_id).any()
+    assert not (ids == (0 if padding is None else padding)).any()
