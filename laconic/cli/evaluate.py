@@ -11,7 +11,14 @@ from laconic.errors import UserError
 
 def evaluate(
     model: ModelArgument,
-    tasks: Annotated[list[str], typer.Option(metavar="TASK,…", help="glue/sst2, perplexity:SOURCE, seq2seq:SOURCE.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK,…",
+            help="glue/sst2, perplexity:SOURCE, seq2seq:SOURCE; fidelity:SOURCE for the rows of --against. "
+            "Without any, the cost alone.",
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="ORIGINAL", help="Also say how far MODEL is from this one.")
     ] = None,
@@ -20,20 +27,19 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the quality and the cost of MODEL."""
-    from laconic.evaluate import check_task
+    from laconic.evaluate import check_tasks
     from laconic.evaluate import evaluate as evaluate_model
-    from laconic.model import check_model, load
+    from laconic.model import check_model, load, skeleton
     from laconic.report.evaluation import tables_of
 
     check_device(device)
-    names = split(tasks)
-    if not names:
+    names = split(tasks or [])
+    if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
-    for source in (model, against):
-        if source is not None:
-            check_model(source)
-    for name in names:
-        check_task(name)
+    seen = skeleton(model)
+    if against is not None:
+        check_model(against)
+    check_tasks(names, None if seen is None else seen.task, compared=against is not None)
     with progress() as track:
         original = None if against is None else load(against, device)
         result = evaluate_model(load(model, device), names, limit=limit, against=original, track=track).to_json()

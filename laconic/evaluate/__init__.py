@@ -4,6 +4,17 @@ from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.run import Evaluation, evaluate
 from laconic.evaluate.speed import Latency, latency
-from laconic.evaluate.tasks import check_task
+from laconic.evaluate.tasks import check_task, check_tasks
 
-__all__ = ["Cost", "Evaluation", "Fidelity", "Latency", "check_task", "evaluate", "fidelity", "latency", "measure_cost"]
+__all__ = [
+    "Cost",
+    "Evaluation",
+    "Fidelity",
+    "Latency",
+    "check_task",
+    "check_tasks",
+    "evaluate",
+    "fidelity",
+    "latency",
+    "measure_cost",
+]

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from laconic.calibrate.batching import positions
 from laconic.calibrate.corpus import Corpus, batches
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.judging import evaluating, predict_on, rows_per_batch, stacked
+from laconic.evaluate.judging import a, evaluating, predict_on, rows_per_batch, stacked, tokenizer_name
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.progress import Track, silent
 
@@ -30,6 +31,8 @@ class Fidelity:
                     round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same.
     cosine:         of the mean last hidden states, averaged over rows.
     predictions:    how many there were, of `rows` rows.
+
+    The rest is what the figures depend on; `context`: tokens of a row at most, `tokenizer`: that of the original.
     """
 
     kl: float
@@ -39,6 +42,11 @@ class Fidelity:
     cosine: float
     predictions: int
     rows: int
+    source: str
+    split: str
+    context: int
+    tokenizer: str
+    seed: int
 
 
 def fidelity(
@@ -51,10 +59,11 @@ def fidelity(
     """
     if lm.task is not original.task:
         raise UserError(
-            f"The models cannot be compared: one is a {lm.task.value}, the other a {original.task.value} model."
+            f"The models cannot be compared: one is {a(lm.task.value)}, the other {a(original.task.value)} model."
         )
-    size = rows_per_batch(original, CONTEXT, BATCH)
-    data = batches(original, corpus, batch_size=size, max_length=CONTEXT, seed=seed)
+    context = min(positions(original) or CONTEXT, CONTEXT)
+    size = rows_per_batch(original, context, BATCH)
+    data = batches(original, corpus, batch_size=size, max_length=context, seed=seed)
     lines: list[Tensor] = []
     embeddings: list[Tensor] = []
     with evaluating(lm, original):
@@ -66,8 +75,20 @@ def fidelity(
     table = stacked(lines, "fidelity", corpus)
     agreement = _mean(1, table) if not embeddings else _neighbour_agreement(*torch.cat(embeddings, dim=1))
     kl = interval(lambda rows: _mean(0, rows), table, seed)
-    count = int(table[:, 3].sum())
-    return Fidelity(kl.value, kl.low, kl.high, agreement, float(np.mean(table[:, 2])), count, len(table))
+    return Fidelity(
+        kl=kl.value,
+        kl_low=kl.low,
+        kl_high=kl.high,
+        top1_agreement=agreement,
+        cosine=float(np.mean(table[:, 2])),
+        predictions=int(table[:, 3].sum()),
+        rows=len(table),
+        source=corpus.source,
+        split=corpus.split,
+        context=context,
+        tokenizer=tokenizer_name(original),
+        seed=seed,
+    )
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """GLUE: the official metrics of its nine tasks (Wang et al. 2019, table 1, https://arxiv.org/abs/1804.07461)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,12 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from laconic.calibrate.classes import class_numbers
 from laconic.calibrate.corpus import Corpus, batches
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.judging import Judge, Judged, predicted, refuse_unless, stacked, tokenizer_name
+from laconic.evaluate.judging import Judge, Judged, predicted, stacked, tokenizer_name
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -69,7 +70,13 @@ METRICS: dict[str, dict[str, Metric]] = {
 class Glue(Judge):
     """The dev split of one GLUE task."""
 
+    kinds = (Task.CLASSIFICATION, Task.REGRESSION)
+
     task: GlueTask
+
+    @property
+    def name(self) -> str:
+        return self.source
 
     @property
     def source(self) -> str:
@@ -77,29 +84,21 @@ class Glue(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the true label and the predicted class or score of each row."""
-        refuse_unless(lm, (Task.CLASSIFICATION, Task.REGRESSION), self.source)
+        self.refuse(lm.task, lm.source)
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
             raise UserError(
                 f"The task '{self.source}' needs a model with num_labels {needed}; '{lm.source}' has {outputs}."
             )
-        classes = _class_numbers(lm, self.task)
-        data = batches(lm, corpus, batch_size=BATCH, max_length=CONTEXT)
+        classes = torch.tensor(class_numbers(lm, self.task.classes))
+        data = batches(lm, replace(corpus, classes=self.task.classes), batch_size=BATCH, max_length=CONTEXT)
         lines: list[torch.Tensor] = []
         for _, (values, _, labels, categorical) in predicted(lm, data, track, self.source):
             if labels is None:
                 raise UserError(f"The dev split of '{self.source}' has rows without a label; use the labelled file.")
-            said = classes[values.argmax(-1)] if categorical else values[:, 0]
-            lines.append(torch.stack((labels.double(), said.double()), dim=1))
+            # Both are the model's numbers; F1 is of GLUE's class 1.
+            true, said = (classes[labels], classes[values.argmax(-1)]) if categorical else (labels, values[:, 0])
+            lines.append(torch.stack((true.double(), said.double()), dim=1))
         settings = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
         metrics = METRICS.get(self.task.name, {"accuracy": accuracy})
         return Judged(stacked(lines, self.source, corpus), metrics, settings)
-
-
-def _class_numbers(lm: LanguageModel, task: GlueTask) -> torch.Tensor:
-    """GLUE's number of each of the model's classes; they differ where the model names its classes in another order."""
-    labels = lm.model.config.id2label or {}
-    names = [str(label).lower() for _, label in sorted(labels.items())]
-    if set(names) == set(task.classes):
-        return torch.tensor([task.classes.index(name) for name in names])
-    return torch.arange(len(task.classes))

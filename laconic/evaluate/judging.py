@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,15 +21,27 @@ LOGITS = 2**26
 
 @dataclass(frozen=True)
 class Judged:
-    """One model on one task: `table` has one line for each row, `settings` is what the figures depend on."""
+    """One model on one task: `table` has one line for each row, `settings` is what the figures depend on.
+
+    rows: the place in the corpus of each line; None where every row of it has one.
+    """
 
     table: Table
     metrics: Mapping[str, Metric]
     settings: Mapping[str, Any]
+    rows: tuple[int, ...] | None = None
 
 
 class Judge(ABC):
     """A quality task: where its rows come from, and how a model is judged on them. A frozen dataclass."""
+
+    kinds: ClassVar[tuple[Task, ...]]
+    """What a model may predict to be judged on this task."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What `--tasks` calls it."""
 
     @property
     @abstractmethod
@@ -48,12 +60,17 @@ class Judge(ABC):
         """The first `limit` rows of the dev split, or all of them."""
         return read(self.source, "dev").first(limit)
 
+    def refuse(self, task: Task, model: str = "") -> None:
+        """Raise UserError unless a model that predicts `task` can be judged; `model` is its name."""
+        if task not in self.kinds:
+            wanted = " or ".join(kind.value for kind in self.kinds)
+            whose = f"'{model}'" if model else "the model"
+            raise UserError(f"The task '{self.name}' needs {a(wanted)} model; {whose} is {a(task.value)} model.")
 
-def refuse_unless(lm: LanguageModel, tasks: Sequence[Task], name: str) -> None:
-    """Raise UserError unless `lm` predicts one of `tasks`."""
-    if lm.task not in tasks:
-        wanted = " or ".join(task.value for task in tasks)
-        raise UserError(f"The task '{name}' needs a {wanted} model; '{lm.source}' is a {lm.task.value} model.")
+
+def a(words: str) -> str:
+    """`words` after their article."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def predicted(

@@ -18,7 +18,7 @@ from laconic.calibrate.batching import IGNORED, Row, collate, pad_token, positio
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.judging import Judge, Judged, predicted, refuse_unless, rows_per_batch, stacked, tokenizer_name
+from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, tokenizer_name
 from laconic.model import Batch, LanguageModel, Task
 from laconic.progress import Track
 
@@ -53,9 +53,15 @@ METRICS: dict[str, Metric] = {
 class Perplexity(Judge):
     """Perplexity on the rows of `text`; context: the model's own up to 1024, and stride: half of it, when None."""
 
+    kinds = (Task.CAUSAL,)
+
     text: str
     context: int | None = None
     stride: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"perplexity:{self.text}"
 
     @property
     def source(self) -> str:
@@ -63,26 +69,22 @@ class Perplexity(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the nats, tokens, words and bytes of each row."""
-        refuse_unless(lm, (Task.CAUSAL,), f"perplexity:{self.text}")
+        self.refuse(lm.task, lm.source)
         context, stride = self._window(lm)
         first = start_token(lm)
         data, rows = _windows(lm, corpus, context, stride)
         sums = torch.zeros(len(corpus.examples), 2, dtype=torch.float64)
         seen = 0
-        for batch, (values, lines, tokens, _) in predicted(lm, data, track, f"perplexity:{self.text}"):
+        for batch, (values, lines, tokens, _) in predicted(lm, data, track, self.name):
             assert tokens is not None, "the next tokens are the labels of a causal model"
             nats = functional.cross_entropy(values.float(), tokens, reduction="none").double()
             documents = torch.tensor(rows[seen : seen + len(batch["input_ids"])])[lines]
             sums.index_add_(0, documents, torch.stack((nats, torch.ones_like(nats)), dim=1))
             seen += len(batch["input_ids"])
         sizes = [(len(text.split()), len(text.encode())) for text in (row.joined for row in corpus.examples)]
-        table = stacked(
-            [torch.cat((sums, torch.tensor(sizes).reshape(-1, 2)), dim=1)], f"perplexity:{self.text}", corpus
-        )
+        table = stacked([torch.cat((sums, torch.tensor(sizes).reshape(-1, 2)), dim=1)], self.name, corpus)
         if not table[:, TOKENS].any():
-            raise UserError(
-                f"The task 'perplexity:{self.text}' has no text to predict in '{corpus.source}'; give longer rows."
-            )
+            raise UserError(f"The task '{self.name}' has no text to predict in '{corpus.source}'; give longer rows.")
         settings = {
             "context": context,
             "stride": stride,

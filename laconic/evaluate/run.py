@@ -13,7 +13,7 @@ from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.intervals import Difference, Interval, difference, interval
 from laconic.evaluate.judging import Judged
-from laconic.evaluate.tasks import task_named
+from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 
@@ -27,7 +27,7 @@ Figures = dict[str, dict[str, Interval]]
 class Evaluation:
     """results:  task → metric → figure; `settings` has what each depends on.
     original:    the same figures of the model compared with, and its cost.
-    fidelity:    to that model, on the rows of the first task; `difference` is results minus its results.
+    fidelity:    to that model; `difference` is results minus its results.
     """
 
     results: Figures
@@ -44,10 +44,11 @@ class Evaluation:
             "results": _plain(self.results),
             "settings": self.settings,
             "cost": self.cost and self.cost.to_json(),
-            "fidelity": self.fidelity and asdict(self.fidelity),
-            "difference": self.difference and _plain(self.difference),
-            "original": self.original
-            and {
+            "fidelity": self.fidelity and {**asdict(self.fidelity), "versions": versions()},
+            "difference": None if self.difference is None else _plain(self.difference),
+            "original": None
+            if self.original is None
+            else {
                 "results": _plain(self.original),
                 "cost": self.original_cost and self.original_cost.to_json(),
             },
@@ -66,16 +67,22 @@ def evaluate(
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
 
+    The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
+    cost is measured.
+
     Raises:
-        UserError: an unknown task, no data for it, a model that is not one for it, or NaN predictions.
+        UserError: an unknown task, no data for it, a model that is not one for it, NaN predictions, or nothing asked.
     """
-    if not tasks:
+    if not tasks and not cost:
         raise UserError("No task was given; name one, like glue/sst2 or perplexity:builtin:pydoc.")
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
-    judges = {name: task_named(name) for name in tasks}
-    corpora = {name: judge.corpus(limit) for name, judge in judges.items()}
-    ours = {name: judge.judge(lm, corpora[name], track) for name, judge in judges.items()}
+    asked = wanted(tasks, compared=against is not None)
+    for judge in asked.judges.values():
+        judge.refuse(lm.task, lm.source)
+    corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
+    rows = asked.rows_to_compare(corpora, limit)
+    ours = {name: judge.judge(lm, corpora[name], track) for name, judge in asked.judges.items()}
     evaluation = {
         "results": _figures(ours),
         "settings": {name: _settings(corpora[name].source, judged) for name, judged in ours.items()},
@@ -83,13 +90,13 @@ def evaluate(
     }
     if against is None:
         return Evaluation(**evaluation)
-    theirs = {name: judge.judge(against, corpora[name], track) for name, judge in judges.items()}
+    theirs = {name: judge.judge(against, corpora[name], track) for name, judge in asked.judges.items()}
     return Evaluation(
         **evaluation,
         original=_figures(theirs),
         original_cost=measure_cost(against, track=track) if cost else None,
-        fidelity=fidelity(lm, against, corpora[tasks[0]], seed=SEED, track=track),
-        difference={name: _differences(name, ours[name], theirs[name]) for name in tasks},
+        fidelity=None if rows is None else fidelity(lm, against, rows, seed=SEED, track=track),
+        difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
     )
 
 
@@ -110,7 +117,7 @@ def _figures(judged: dict[str, Judged]) -> Figures:
 
 
 def _differences(name: str, ours: Judged, theirs: Judged) -> dict[str, Difference]:
-    if len(ours.table) != len(theirs.table):
+    if len(ours.table) != len(theirs.table) or ours.rows != theirs.rows:
         raise UserError(f"The models cannot be compared on '{name}': their tokenizers leave out different rows.")
     return {metric: difference(of, ours.table, theirs.table, SEED) for metric, of in ours.metrics.items()}
 

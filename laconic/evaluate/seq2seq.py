@@ -1,25 +1,16 @@
 """Sequence-to-sequence models: how often greedy decoding gives the exact target, and teacher-forced token accuracy."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import positions, tokenizer_of
-from laconic.calibrate.corpus import Corpus, batches
+from laconic.calibrate.batching import Row, collate, pad_token, positions, tokenizer_of
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric
-from laconic.evaluate.judging import (
-    Judge,
-    Judged,
-    predicted,
-    refuse_unless,
-    rows_per_batch,
-    stacked,
-    to_device,
-    tokenizer_name,
-)
+from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.model import Batch, LanguageModel, Predictions, Task
 from laconic.progress import Track
 
@@ -36,7 +27,13 @@ METRICS: dict[str, Metric] = {
 class Seq2Seq(Judge):
     """Rows with a source and a target; each generated text must equal its target, spaces around it aside."""
 
+    kinds = (Task.SEQ2SEQ,)
+
     pairs: str
+
+    @property
+    def name(self) -> str:
+        return f"seq2seq:{self.pairs}"
 
     @property
     def source(self) -> str:
@@ -44,25 +41,40 @@ class Seq2Seq(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""
-        name = f"seq2seq:{self.pairs}"
-        refuse_unless(lm, (Task.SEQ2SEQ,), name)
+        self.refuse(lm.task, lm.source)
         if any(example.target is None for example in corpus.examples):
-            raise UserError(f"The task '{name}' needs rows with a source and a target; '{corpus.source}' has others.")
-        kept = [row for row in corpus.examples if row.text.strip() and (row.target or "").strip()]
-        corpus = replace(corpus, examples=tuple(kept))
+            raise UserError(
+                f"The task '{self.name}' needs rows with a source and a target; '{corpus.source}' has others."
+            )
         context = min(positions(lm) or CONTEXT, CONTEXT)
-        data = batches(lm, corpus, batch_size=rows_per_batch(lm, context, BATCH), max_length=context)
+        rows = _rows(lm, corpus, context)
+        places, size = list(rows), rows_per_batch(lm, context, BATCH)
+        parts = [places[at : at + size] for at in range(0, len(places), size)]
+        data = [collate([rows[place] for place in part], pad_token(lm)) for part in parts]
         lines: list[Tensor] = []
-        seen = 0
-        for batch, predictions in predicted(lm, data, track, name):
-            targets = [row.target or "" for row in kept[seen : seen + len(batch["input_ids"])]]
-            exact = [text.strip() == target.strip() for text, target in zip(generate(lm, batch), targets, strict=True)]
+        for part, (batch, predictions) in zip(parts, predicted(lm, data, track, self.name), strict=True):
+            targets = [(corpus.examples[place].target or "").strip() for place in part]
+            exact = [text.strip() == target for text, target in zip(generate(lm, batch), targets, strict=True)]
             lines.append(
                 torch.cat((torch.tensor(exact)[:, None].double(), _right_tokens(predictions, len(exact))), dim=1)
             )
-            seen += len(exact)
         settings = {"context": context, "decoding": "greedy", "tokenizer": tokenizer_name(lm)}
-        return Judged(stacked(lines, name, corpus), METRICS, settings)
+        return Judged(stacked(lines, self.name, corpus), METRICS, settings, tuple(places))
+
+
+def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:
+    """By its place in the corpus, each row that has text and tokens on both sides."""
+    tokenizer = tokenizer_of(lm)
+    target_tokenizer = lm.target_tokenizer or tokenizer
+    rows: dict[int, Row] = {}
+    for place, example in enumerate(corpus.examples):
+        target = example.target or ""
+        if example.text.strip() and target.strip():
+            ids = tokenizer(example.text, example.pair, truncation=True, max_length=context)["input_ids"]
+            labels = target_tokenizer(text_target=target, truncation=True, max_length=context)["input_ids"]
+            if ids and labels:
+                rows[place] = Row(list(ids), labels=list(labels))
+    return rows
 
 
 @torch.inference_mode()

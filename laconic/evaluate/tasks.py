@@ -1,31 +1,89 @@
-"""Quality tasks by name: `glue/TASK`, `perplexity:SOURCE`, `seq2seq:SOURCE`."""
+"""Tasks by the names that `--tasks` takes: `glue/TASK`, `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.judging import Judge
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
+from laconic.model import Task
 
 ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
+FIDELITY = "fidelity"
+"""Judges no model alone: it names the rows on which a model of any kind is compared with its original."""
+KINDS = (*ON_A_SOURCE, FIDELITY)
+SPLIT = "dev"
 
 
-def task_named(name: str) -> Judge:
-    """The task of this name.
+@dataclass(frozen=True)
+class Wanted:
+    """What a list of task names asks for; `fidelity`: the source of the rows that two models are compared on."""
+
+    judges: dict[str, Judge]
+    fidelity: str | None
+
+    def rows_to_compare(self, judged: dict[str, Corpus], limit: int | None) -> Corpus | None:
+        """The rows for fidelity: those named for it, else those of the first task; None where there is no task."""
+        if self.fidelity is not None:
+            return read(self.fidelity, SPLIT).first(limit)
+        return next(iter(judged.values()), None)
+
+
+def wanted(names: Sequence[str], compared: bool) -> Wanted:
+    """The tasks of these names, for a model that is `compared` with an original or stands alone.
 
     Raises:
-        UserError: there is none, or it lacks its source.
+        UserError: there is no such task, it lacks its source, or `fidelity` lacks an original or is named twice.
     """
+    sources = {name: _source(name) for name in names if _kind(name) == FIDELITY}
+    if sources and not compared:
+        raise UserError(
+            f"The task '{next(iter(sources))}' needs an original to compare with; name it: laconic evaluate MODEL "
+            "--against ORIGINAL."
+        )
+    if len(sources) > 1:
+        raise UserError(f"The models are compared on one source; name one of {', '.join(sources)}.")
+    judges = {name: _judge(name) for name in names if name not in sources}
+    return Wanted(judges, next(iter(sources.values()), None))
+
+
+def check_task(name: str, task: Task | None = None) -> None:
+    """`check_tasks` of one task of a model that is not compared with another."""
+    check_tasks([name], task, compared=False)
+
+
+def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool) -> None:
+    """Raise UserError as `wanted`, and for a source that does not exist; no model and no row is read.
+
+    `task` is what the model predicts, where that is known: a model of the wrong kind is refused too.
+    """
+    asked = wanted(names, compared)
+    if asked.fidelity is not None:
+        check_source(asked.fidelity, SPLIT)
+    for judge in asked.judges.values():
+        judge.check()
+        if task is not None:
+            judge.refuse(task)
+
+
+def _judge(name: str) -> Judge:
     if name.lower().startswith("glue/"):
         return Glue(glue_task(name[len("glue/") :].rstrip("/")))
-    kind, separator, source = name.partition(":")
-    if kind in ON_A_SOURCE and separator and source:
-        return ON_A_SOURCE[kind](source)
-    if kind in ON_A_SOURCE:
+    if _kind(name) in ON_A_SOURCE:
+        return ON_A_SOURCE[_kind(name)](_source(name))
+    raise unknown("task", name, [*(f"glue/{task.name}" for task in TASKS), *(f"{kind}:SOURCE" for kind in KINDS)])
+
+
+def _kind(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _source(name: str) -> str:
+    kind, _, source = name.partition(":")
+    if not source:
         raise UserError(f"The task '{kind}' lacks its text; name it as {kind}:SOURCE, like {kind}:builtin:pydoc.")
-    raise unknown("task", name, [*(f"glue/{task.name}" for task in TASKS), *(f"{kind}:SOURCE" for kind in ON_A_SOURCE)])
-
-
-def check_task(name: str) -> None:
-    """Raise UserError for a task, or a source of one, that does not exist; no model and no row is read."""
-    task_named(name).check()
+    return source

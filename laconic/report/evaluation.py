@@ -10,7 +10,7 @@ FIGURE = "{:.4f}"
 
 def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     """By title, in the order to show them; sections that were not measured are left out."""
-    tables = {"Quality": _quality(result)}
+    tables = {"Quality": _quality(result)} if result["results"] else {}
     if "fidelity" in result:
         tables["Distance to the original"] = _fidelity(result["fidelity"])
     if "cost" in result:

@@ -11,7 +11,7 @@ from laconic.calibrate.corpus import Corpus, Example, batches
 from laconic.errors import UserError
 from laconic.evaluate import fidelity
 from laconic.evaluate.fidelity import _neighbour_agreement
-from laconic.model import LanguageModel, predict
+from laconic.model import LanguageModel, Task, predict
 from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
 
@@ -35,20 +35,44 @@ def test_a_model_is_faithful_to_itself(name: str):
 @torch.no_grad()
 def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
     original, lm = with_tokenizer(name), changed(name)
-    found = fidelity(lm, original, CORPUS)
-    [batch] = batches(original, CORPUS, batch_size=100)
+    # Of rows that are there four times, which is nearest is left to rounding.
+    corpus = CORPUS.first(len(WORDS)) if original.task is Task.EMBEDDING else CORPUS
+    found = fidelity(lm, original, corpus)
+    [batch] = batches(original, corpus, batch_size=100)
     (p, _, _, categorical), hidden = predict(original, batch, hidden=True)
     (q, _, _, _), other = predict(lm, batch, hidden=True)
     if categorical:
         kl = functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item()
         agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
         assert found.top1_agreement == pytest.approx(agreement)
+    elif original.task is Task.REGRESSION:
+        grades = [[round(5 * score) for score in scores.flatten().tolist()] for scores in (p, q)]
+        assert found.top1_agreement == sum(a == b for a, b in zip(*grades, strict=True)) / len(p)
+        kl = 0.5 * (p - q).square().mean().item()
     else:
+        assert found.top1_agreement == _neighbour_agreement(p, q)
         kl = 0.5 * (p - q).square().sum(-1).mean().item()
     assert found.kl == pytest.approx(kl, rel=1e-4) and found.kl > 0
     assert found.kl_low <= found.kl <= found.kl_high
     assert found.predictions == len(p)
     assert found.cosine == pytest.approx(torch.cosine_similarity(hidden, other).mean().item(), rel=1e-5)
+
+
+def test_scores_agree_where_they_round_to_the_same_fifth():
+    original, lm = with_tokenizer("distilbert-classifier"), with_tokenizer("distilbert-classifier")
+    [batch] = batches(original, CORPUS, batch_size=100)
+    with torch.no_grad():
+        scores = predict(original, batch)[0].values.flatten().tolist()
+        lm.model.get_parameter("classifier.bias").add_(0.1)
+    same = [round(5 * score) == round(5 * (score + 0.1)) for score in scores]
+    assert 0 < sum(same) < len(same)
+    assert fidelity(lm, original, CORPUS).top1_agreement == sum(same) / len(same)
+
+
+def test_what_the_figures_depend_on_is_said():
+    found = fidelity(changed("gpt2"), with_tokenizer("gpt2"), CORPUS, seed=3)
+    assert (found.source, found.split, found.context, found.seed) == ("dickens", "dev", 40, 3)
+    assert found.tokenizer.endswith("35 tokens")
 
 
 def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch):
@@ -73,6 +97,8 @@ def test_neighbours_agree_where_the_nearest_other_row_is_the_same():
 def test_models_that_predict_different_things_are_not_compared():
     with pytest.raises(UserError, match="one is a causal, the other a masked model"):
         fidelity(with_tokenizer("gpt2"), with_tokenizer("bert-masked"), CORPUS)
+    with pytest.raises(UserError, match="one is an embedding, the other a causal model"):
+        fidelity(with_tokenizer("bert-base"), with_tokenizer("gpt2"), CORPUS)
     other = replace(with_tokenizer("bert-classifier"))
     other.model.resize_token_embeddings(60)
     other.model.set_submodule("classifier", torch.nn.Linear(32, 4))

@@ -84,6 +84,8 @@ def test_a_model_of_another_kind_is_refused():
         Glue(glue_task("stsb")).judge(classifier(3), corpus, silent)
     with pytest.raises(UserError, match=r"needs a classification or regression model; .* is a causal model"):
         Glue(glue_task("sst2")).judge(with_tokenizer("llama"), corpus, silent)
+    with pytest.raises(UserError, match="is an embedding model"):
+        Glue(glue_task("sst2")).judge(with_tokenizer("bert-base"), corpus, silent)
     with pytest.raises(UserError, match="has rows without a label"):
         Glue(glue_task("sst2")).judge(classifier(2), Corpus("x", "dev", (Example("a"),)), silent)
 

@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from laconic.errors import UserError
-from laconic.evaluate import check_task, evaluate
+from laconic.evaluate import check_task, check_tasks, evaluate
+from laconic.evaluate.judging import Judged
+from laconic.evaluate.run import _differences
+from laconic.model import Task
 from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
 
@@ -31,6 +35,9 @@ def test_the_json_has_every_section(text: str):
     ours, theirs = (section["results"][task]["perplexity"]["value"] for section in (found, found["original"]))
     assert found["difference"][task]["perplexity"]["value"] == pytest.approx(ours - theirs)
     assert {"kl", "top1_agreement", "cosine"} <= set(found["fidelity"])
+    depends = [found["fidelity"][name] for name in ("source", "split", "rows", "context", "seed")]
+    assert depends == [text, "dev", 6, 40, 0]
+    assert {"tokenizer", "versions"} <= set(found["fidelity"])
     assert {"parameters", "bytes", "memory_bytes", "latency", "machine"} <= set(found["cost"])
     assert found["cost"]["bytes"] < found["original"]["cost"]["bytes"]
     settings = found["settings"][task]
@@ -75,8 +82,60 @@ def test_known_tasks_pass():
     check_task("seq2seq:builtin:pydoc")
 
 
+def test_a_task_for_another_kind_of_model_is_refused_before_a_model_is_needed():
+    check_task("perplexity:builtin:pydoc", Task.CAUSAL)
+    check_task("glue/sst2", Task.CLASSIFICATION)
+    with pytest.raises(
+        UserError, match=r"'perplexity:builtin:pydoc' needs a causal model; the model is a masked model"
+    ):
+        check_task("perplexity:builtin:pydoc", Task.MASKED)
+
+
+def test_fidelity_needs_an_original_and_one_source(text: str):
+    check_tasks([f"fidelity:{text}"], Task.MASKED, compared=True)
+    for refused in (check_task, lambda name: evaluate(with_tokenizer("gpt2"), [name])):
+        with pytest.raises(UserError, match=r"'fidelity:builtin:pydoc' needs an original .* --against ORIGINAL"):
+            refused("fidelity:builtin:pydoc")
+    with pytest.raises(UserError, match=r"There is no data 'nowhere\.txt'"):
+        check_tasks(["fidelity:nowhere.txt"], None, compared=True)
+    with pytest.raises(UserError, match="The models are compared on one source; name one of fidelity:a, fidelity:b"):
+        check_tasks(["fidelity:a", "fidelity:b"], None, compared=True)
+
+
+@pytest.mark.parametrize("name", ["bert-masked", "bert-base", "gpt2", "bart"])
+def test_a_model_without_a_task_is_compared_on_rows_that_are_named(name: str, text: str):
+    lm, original = compress_everything(with_tokenizer(name), rank=6), with_tokenizer(name)
+    found = evaluate(lm, [f"fidelity:{text}"], limit=4, against=original, cost=False).to_json()
+    assert found["results"] == {} == found["difference"]
+    assert found["fidelity"]["kl"] > 0
+    assert (found["fidelity"]["source"], found["fidelity"]["rows"]) == (text, 4)
+
+
+def test_the_rows_named_for_fidelity_come_before_those_of_a_task(text: str, tmp_path: Path):
+    (tmp_path / "other.txt").write_text("wisdom\nof times")
+    lm, other = with_tokenizer("gpt2"), str(tmp_path / "other.txt")
+    found = evaluate(lm, [f"perplexity:{text}", f"fidelity:{other}"], against=lm, cost=False).to_json()
+    assert found["fidelity"]["source"] == other
+    assert list(found["results"]) == [f"perplexity:{text}"] == list(found["difference"])
+
+
+def test_without_a_task_the_cost_alone_is_measured():
+    lm = with_tokenizer("bert-masked")
+    assert set(evaluate(lm, []).to_json()) == {"results", "settings", "cost"}
+    compared = evaluate(lm, [], against=lm).to_json()
+    assert compared["original"]["cost"]["bytes"] == compared["cost"]["bytes"]
+    assert "fidelity" not in compared
+
+
+def test_tables_of_other_rows_are_not_compared():
+    table = np.zeros((2, 1))
+    ours, theirs = (Judged(table, {}, {}, rows) for rows in ((0, 1), (1, 2)))
+    with pytest.raises(UserError, match="their tokenizers leave out different rows"):
+        _differences("seq2seq:x", ours, theirs)
+
+
 def test_no_task_and_no_rows_are_refused(text: str):
     with pytest.raises(UserError, match="No task was given"):
-        evaluate(with_tokenizer("gpt2"), [])
+        evaluate(with_tokenizer("gpt2"), [], cost=False)
     with pytest.raises(UserError, match="limit must be at least 1 row; got 0"):
         evaluate(with_tokenizer("gpt2"), [f"perplexity:{text}"], limit=0)

@@ -104,6 +104,7 @@ def test_an_evaluation_becomes_tables() -> None:
     cost = {"parameters": 10, "bytes": 40, "memory_bytes": 40, "latency": [speed]}
     alone = {"results": {"glue/sst2": {"accuracy": interval}}, "cost": cost}
     assert list(tables_of(alone)) == ["Quality", "Size", "Speed of one forward pass"]
+    assert list(tables_of({"results": {}, "cost": cost})) == ["Size", "Speed of one forward pass"]
     compared = {
         **alone,
         "original": {"results": alone["results"], "cost": cost},
