@@ -18,10 +18,23 @@ def must_be(place: str, requirement: str, got: object) -> UserError:
     return UserError(f"{place} must be {requirement}; got {shown}.")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The second sentence: there is no `kind` called `name`; the nearest known name is suggested."""
+def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is") -> UserError:
+    """The second sentence: there is no `kind` called `name`; the nearest known name is suggested.
+
+    `owner` says whose it would be, as "The method 'svd' has".
+    """
     names = sorted(known)
     close = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.5)
     nearest = next((candidate for candidate in names if close and candidate.lower() == close[0]), None)
     hint = f"did you mean '{nearest}'? " if nearest else ""
-    return UserError(f"There is no {kind} '{name}': {hint}known are {', '.join(names)}.")
+    return UserError(f"{owner} no {kind} '{name}': {hint}known are {', '.join(names)}.")
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's `error` says, without a full stop: its first line, and the next where that ends in a colon."""
+    said: list[str] = []
+    for line in filter(None, (line.strip() for line in str(error).splitlines())):
+        said.append(line)
+        if not line.endswith(":"):
+            break
+    return " ".join(said).rstrip(".:") or type(error).__name__

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError, must_be, reason_of
 from laconic.methods import Method
+from laconic.methods.problem import placed
 from laconic.methods.spelling import method_from, spell
 
 Plan = dict[str, Method | None]
@@ -45,7 +46,23 @@ def read_plan(path: Path) -> Plan:
     except OSError as error:
         raise UserError(f"The plan '{path}' cannot be read: {error.strerror}.") from error
     except yaml.YAMLError as error:
-        raise UserError(f"The plan '{path}' is not YAML: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"The plan '{path}' is not YAML: {reason_of(error)}.") from error
+    return plan_from(spelled, f"The plan '{path}'")
+
+
+def plan_from(spelled: object, place: str) -> Plan:
+    """The plan that a mapping spells, as read from YAML.
+
+    Raises:
+        UserError: no mapping of site names to methods; the sentence begins with `place` and names the site.
+    """
     if not isinstance(spelled, dict) or not spelled:
-        raise must_be(f"The plan '{path}'", "a mapping of site names to methods", spelled)
-    return {str(name): None if line == DENSE else method_from(line, f"plan.{name}") for name, line in spelled.items()}
+        raise must_be(place, "a mapping of site names to methods", spelled)
+    return {str(site): None if line == DENSE else _line(line, f"{place}, {site}") for site, line in spelled.items()}
+
+
+def _line(line: object, place: str) -> Method:
+    try:
+        return method_from(line, place)
+    except UserError as error:
+        raise placed(error, place) from error

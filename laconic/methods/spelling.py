@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import must_be, unknown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
+from laconic.methods.problem import sentence
 
 _BY_NAME = {method.name: method for method in METHODS}
 
@@ -30,11 +31,11 @@ def method_from(value: object, place: str) -> Method:
     known = [field.name for field in fields(kind)]
     for parameter in parameters:
         if parameter not in known:
-            raise unknown(f"parameter of the method '{name}'", parameter, known)
+            raise unknown("parameter", parameter, known, owner=f"The method '{name}' has")
     try:
         return TypeAdapter(kind).validate_python(parameters)
     except ValidationError as error:
-        raise _first_sentence(error, f"{place}.{name}") from error
+        raise sentence(error, kind, f"{place}.{name}") from error
 
 
 def spell(method: Method) -> dict[str, dict[str, Any]]:
@@ -63,17 +64,8 @@ def _parameters(text: str, place: str) -> dict[str, Any]:
         key, equals, literal = item.partition("=")
         if not equals:
             raise must_be(place, "NAME:parameter=value,…", item)
-        parameters[key.strip()] = yaml.safe_load(literal)
+        try:
+            parameters[key.strip()] = yaml.safe_load(literal)
+        except yaml.YAMLError as error:
+            raise must_be(f"{place}, {key.strip()}", "a YAML value", literal) from error
     return parameters
-
-
-def _first_sentence(error: ValidationError, place: str) -> UserError:
-    first = error.errors(include_url=False)[0]
-    # Unions report one branch after another; the innermost name of the location is the parameter itself.
-    parameter = next((str(part) for part in first["loc"] if part), "")
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return cause
-    requirement = first["msg"][0].lower() + first["msg"][1:]
-    requirement = requirement.removeprefix("input should be ")
-    return must_be(f"{place}.{parameter}", requirement, first["input"])

@@ -9,13 +9,12 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from laconic.allocate import Plan, read_plan
-from laconic.allocate.plan import DENSE
+from laconic.allocate import Plan, plan_from, read_plan
 from laconic.compress import STEPS, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method
+from laconic.methods.problem import placed, sentence
 from laconic.methods.spelling import method_from
-from laconic.recipe.problem import placed, sentence
 from laconic.recipe.schema import Evaluation, Recipe
 
 ROOT = "recipe"
@@ -115,9 +114,7 @@ def _plan(value: Any, place: str) -> Plan | None:
         return None
     if isinstance(value, str):
         return read_plan(Path(value))
-    if not isinstance(value, dict) or not value:
-        raise must_be(place, "a plan's file or a mapping of site names to methods", value)
-    return {str(site): None if line == DENSE else method_from(line, f"{place}.{site}") for site, line in value.items()}
+    return plan_from(value, place)
 
 
 def _put(spelled: dict[str, Any], override: str) -> None:

@@ -19,7 +19,7 @@ def test_it_survives_its_file(tmp_path):
     ("text", "sentence"),
     [
         ("a: {sdv: {rank: 3}}", "There is no method 'sdv': did you mean 'svd'?"),
-        ("a: {svd: {rank: -1}}", "plan.a.svd.rank must be greater than or equal to 1; got -1."),
+        ("a: {svd: {rank: -1}}", "plan.yaml', a.svd.rank must be in [1, ∞); got -1."),
         ("[1, 2]", "must be a mapping of site names to methods"),
         ("", "must be a mapping of site names to methods"),
         ("a: [", "is not YAML"),

@@ -8,7 +8,7 @@ from laconic.calibrate.examples import Example
 from laconic.calibrate.sources.files import SPLIT_NAMES
 from laconic.calibrate.sources.glue import GlueTask
 from laconic.calibrate.sources.records import example, label_value
-from laconic.errors import UserError
+from laconic.errors import UserError, reason_of
 
 GLUE = "nyu-mll/glue"
 
@@ -78,8 +78,7 @@ def _asked(name: str, question: Callable[[], Any]) -> Any:
     try:
         return question()
     except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"The data '{name}' is no local file and cannot be had from the hub: {lines[0].rstrip('.')}; "
+            f"The data '{name}' is no local file and cannot be had from the hub: {reason_of(error)}; "
             "check the name and the network, or give a local file."
         ) from error
