@@ -1,26 +1,34 @@
 """From a folder or a hub name to a `LanguageModel`, with everything that can be checked first checked first."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
-from laconic.errors import UserError
+from laconic.errors import UserError, reason_of
 from laconic.model.anatomy import anatomy_of
 from laconic.model.lm import LanguageModel
 from laconic.model.task import auto_class_for, check_finite, task_of
 
 TARGET_TOKENIZER = "target_tokenizer"
+QUANT_METHOD = "laconic"
+"""Under this name laconic's own `quantization_config` stands in config.json."""
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""safetensors' names of the dtypes that weights are stored in."""
 
 
 def check_model(source: str) -> PreTrainedConfig:
     """The configuration at `source`, once it is known to be one that laconic can load; weights are not touched.
 
     Raises:
-        UserError: nothing there, no configuration in it, or an architecture or class that is not supported.
+        UserError: nothing there, no configuration or no safetensors in it, an architecture or class that is not
+            supported, or a model that another library quantized.
     """
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     folder = Path(source).expanduser()
@@ -31,12 +39,17 @@ def check_model(source: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(_place(source))
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason}"
+            f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
     anatomy_of(config.model_type)
     auto_class_for(config, config.architectures or ())
+    _check_quantization(config, source)
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"The model '{source}' has its weights in pytorch_model.bin, and laconic reads safetensors; "
+            "convert it: load it with transformers and save it again with save_pretrained."
+        )
     return config
 
 
@@ -60,15 +73,29 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
         UserError: as `check_model`, or the weights are missing, mismatched, NaN or infinite.
     """
     config = check_model(source)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model = _weights(source, auto_class_for(config, config.architectures or ()))
     check_finite(model, source)
     torch.nn.Module.to(model.eval(), device)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else _stored_dtype(_place(source))
+    tokenizer, target_tokenizer = tokenizers(source)
+    return LanguageModel(
+        model, tokenizer, anatomy_of(config.model_type), task_of(model), stored, source, target_tokenizer
+    )
+
+
+def tokenizers(
+    source: str, own: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    """The tokenizer of the model at `source`, and the one of its targets where they are in a language of their own.
+
+    `own` stands in for the first. Either is None where there is none; what needs a tokenizer says so.
+    """
+    if not source:
+        return own, None
     folder = Path(source).expanduser()
     target = folder / TARGET_TOKENIZER
-    target_tokenizer = _tokenizer(target) if target.is_dir() else None
-    anatomy = anatomy_of(config.model_type)
-    return LanguageModel(model, _tokenizer(folder, source), anatomy, task_of(model), stored, source, target_tokenizer)
+    found = _tokenizer(folder, source) if own is None else own
+    return found, _tokenizer(target) if target.is_dir() else None
 
 
 def _weights(source: str, auto_class: Any) -> PreTrainedModel:
@@ -77,13 +104,12 @@ def _weights(source: str, auto_class: Any) -> PreTrainedModel:
     try:
         # Mismatches are gathered, to be named below.
         model, report = auto_class.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The weights of '{source}' cannot be loaded: {reason}") from error
+        raise UserError(f"The weights of '{source}' cannot be loaded: {reason_of(error)}.") from error
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise UserError(
             f"The weights of '{source}' do not fit its config.json: '{name}' has shape {tuple(stored)} in the file and "
@@ -96,6 +122,31 @@ def _weights(source: str, auto_class: Any) -> PreTrainedModel:
             f"'{missing[0]}'; use a complete checkpoint."
         )
     return model
+
+
+def _check_quantization(config: PreTrainedConfig, source: str) -> None:
+    """Refuse what another library quantized: its matrices are no longer there to be factored."""
+    quantization = config.to_dict().get("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method != QUANT_METHOD:
+        raise UserError(
+            f"The model '{source}' is quantized by '{method or 'an unnamed library'}', which laconic does not read; "
+            "use the model that it was made from."
+        )
+
+
+def _stored_dtype(place: str) -> torch.dtype:
+    """The dtype of the first floating tensor in the safetensors file, for a configuration that does not say it."""
+    file = cached_file(place, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME)
+        assert index is not None
+        file = cached_file(place, next(iter(json.loads(Path(index).read_text())["weight_map"].values())))
+    with safe_open(file, framework="pt") as tensors:
+        names = (tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118 (not a mapping)
+        return next((_FLOATS[name] for name in names if name in _FLOATS), torch.float32)
 
 
 def _place(source: str) -> str:

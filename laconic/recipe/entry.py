@@ -4,15 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.calibrate.corpus import Corpus, Example, read
+from laconic.compress import Allocation
 from laconic.errors import UserError
 from laconic.methods import Method
 from laconic.methods.spelling import method_from
 from laconic.model import DEFAULT_TARGETS, LanguageModel, load
+from laconic.model.loading import tokenizers
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Allocation, Sampling, apply_steps, steps_of
+from laconic.recipe.flow import Sampling, apply_steps, steps_of
 from laconic.store import attach
 
 DEFAULT_KEEP = 0.5
@@ -57,7 +59,7 @@ def compress(
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length)
     with _in_float32(model, tokenizer) as lm:
-        calibration = None if data is None else sampling.of(_with_tokenizer(lm), _corpus(data), track)
+        calibration = None if data is None else sampling.of(_with_tokenizers(lm), _corpus(data), track)
         apply_steps(lm, steps, calibration)
     attach(lm.model)
     return lm.model
@@ -90,11 +92,10 @@ def _in_float32(model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase
         lm.model.train(training)
 
 
-def _with_tokenizer(lm: LanguageModel) -> LanguageModel:
-    if lm.tokenizer is not None:
-        return lm
-    source = lm.model.config.name_or_path
-    try:
-        return replace(lm, tokenizer=AutoTokenizer.from_pretrained(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"There is no tokenizer at '{source}', where the model came from; pass tokenizer=.") from error
+def _with_tokenizers(lm: LanguageModel) -> LanguageModel:
+    """With those that lie where the model was loaded from."""
+    tokenizer, target_tokenizer = tokenizers(lm.source, lm.tokenizer)
+    if tokenizer is None:
+        where = f"at '{lm.source}', where the model came from" if lm.source else "with a model that was made in memory"
+        raise UserError(f"There is no tokenizer {where}; pass tokenizer=.")
+    return replace(lm, tokenizer=tokenizer, target_tokenizer=target_tokenizer)

@@ -13,7 +13,7 @@ from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track
 
-ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
+ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def steps_of(
     Raises:
         UserError: a method lacks a size, or `keep` serves none of them, or a value is out of range.
     """
-    shared = next((name for name in ALLOCATIONS if name == allocate), None)
+    shared = ALLOCATIONS.get(allocate)
     if shared is None:
         raise must_be("allocate", f"one of {', '.join(ALLOCATIONS)}", allocate)
     if keep is not None and all(method.has_size for method in methods):

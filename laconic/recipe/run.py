@@ -1,6 +1,5 @@
 """The whole flow in one function: check, load, calibrate, apply the steps, save, evaluate."""
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
-from laconic.store import file_bytes, save
+from laconic.store import check_output, file_bytes, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +57,13 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     Raises:
         UserError: anything in the recipe that cannot be done; what can be checked is checked before weights are loaded.
     """
-    check(recipe, output)
+    output = check(recipe, output)
     start = time.perf_counter()
     lm = load(recipe.model, device)
     sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
     data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
     changes = apply_steps(lm, recipe.steps, data)
-    save(lm, output, recipe=write_recipe(recipe), plan=plan_text(changes.plan))
+    save(lm, output, recipe=write_recipe(recipe), plan=tuple(plan_text(plan) for plan in changes.plans))
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,
@@ -77,9 +76,13 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     )
 
 
-def check(recipe: Recipe, output: Path) -> None:
-    """Raise UserError for everything about `recipe` that can be known before weights are loaded."""
-    check_output(output)
+def check(recipe: Recipe, output: Path) -> Path:
+    """The folder to write, once all that can be known before weights are loaded is known to be right.
+
+    Raises:
+        UserError: `output` cannot be made, or something in `recipe` cannot be done.
+    """
+    output = check_output(output)
     model = skeleton(recipe.model)
     if model is not None:
         # Of the first step only: the sites of the others are what the ones before leave.
@@ -93,18 +96,8 @@ def check(recipe: Recipe, output: Path) -> None:
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
     for task in recipe.evaluate.tasks if recipe.evaluate else ():
-        check_task(task)
-
-
-def check_output(output: Path) -> None:
-    """Raise UserError unless a new folder can be made at `output`."""
-    if output.exists():
-        raise UserError(f"The output '{output}' exists already; name a new folder or remove it first.")
-    parent = output.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"The output '{output}' cannot be made: '{parent}' is not a folder that you may write to.")
+        check_task(task, None if model is None else model.task)
+    return output
 
 
 def _evaluation(wanted: Evaluation, output: Path, track: Track, device: str) -> dict[str, Any]:

@@ -1,7 +1,17 @@
 """Save and load: the transformers plug-in, folders written whole or not at all, and the way back to a plain model."""
 
+from laconic.store.atomic import check_output
 from laconic.store.folder import file_bytes, save
 from laconic.store.materialize import materialize
 from laconic.store.quantizer import LaconicConfig, LaconicQuantizer, attach, register
 
-__all__ = ["LaconicConfig", "LaconicQuantizer", "attach", "file_bytes", "materialize", "register", "save"]
+__all__ = [
+    "LaconicConfig",
+    "LaconicQuantizer",
+    "attach",
+    "check_output",
+    "file_bytes",
+    "materialize",
+    "register",
+    "save",
+]

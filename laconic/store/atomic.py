@@ -15,16 +15,31 @@ from safetensors import SafetensorError
 from laconic.errors import UserError
 
 
+def check_output(folder: Path) -> Path:
+    """`folder` with the user's home in place of ~, once it is known that a new folder can be made there.
+
+    Raises:
+        UserError: something is there already, or its parent is no folder that can be written to.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"The output '{folder}' exists already; name a new folder or remove it first.")
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"The output '{folder}' cannot be made: '{parent}' is not a folder that you may write to.")
+    return folder
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to write in; it is `folder` once the block ends, and gone if the block fails or is interrupted.
 
     Raises:
-        UserError: `folder` exists, another run is writing it, or the disk is full or refuses.
+        UserError: as `check_output`, or another run is writing it, or the disk is full or refuses.
     """
-    folder = Path(folder).expanduser().absolute()
-    if folder.exists() or folder.is_symlink():
-        raise UserError(f"The output '{folder}' exists; name a new folder, or remove it first.")
+    folder = check_output(folder).absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_writer(folder):

@@ -16,7 +16,7 @@ from laconic.store.card import default_card
 from laconic.store.quantizer import attach
 
 RECIPE = "recipe.yaml"
-PLAN = "plan.yaml"
+PLAN = "plan"
 CARD = "README.md"
 
 
@@ -24,15 +24,15 @@ def save(
     lm: LanguageModel,
     folder: Path,
     recipe: str | None = None,
-    plan: str | None = None,
+    plan: str | tuple[str, ...] = (),
     card: str | None = None,
     max_shard_size: int | str = "5GB",
 ) -> None:
     """Write `lm` to the new `folder` in its stored dtype; the model in memory stays as it is.
 
     A compressed model reloads exactly after `import laconic`; a model without any format is a plain stock checkpoint.
-    `recipe` is the YAML that made it, `plan` the YAML of what each site became, `card` the text of README.md in place
-    of the default one.
+    `recipe` is the YAML that made it, `plan` the YAML of what each site became (of several steps in order: plan-1.yaml,
+    plan-2.yaml, …), `card` the text of README.md in place of the default one.
 
     Raises:
         UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
@@ -48,11 +48,18 @@ def save(
             lm.tokenizer.save_pretrained(partial)
         if lm.target_tokenizer is not None:
             lm.target_tokenizer.save_pretrained(partial / TARGET_TOKENIZER)
-        for name, words in ((RECIPE, recipe), (PLAN, plan)):
-            if words is not None:
-                (partial / name).write_text(words, encoding="utf-8")
+        notes = _plans((plan,) if isinstance(plan, str) else plan) | ({} if recipe is None else {RECIPE: recipe})
+        for name, words in notes.items():
+            (partial / name).write_text(words, encoding="utf-8")
         text = card if card is not None else default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
         (partial / CARD).write_text(text, encoding="utf-8")
+
+
+def _plans(plans: tuple[str, ...]) -> dict[str, str]:
+    """File names and texts; a plan is of one step, as the sites of the next are what the one before left."""
+    if len(plans) == 1:
+        return {f"{PLAN}.yaml": plans[0]}
+    return {f"{PLAN}-{number}.yaml": text for number, text in enumerate(plans, start=1)}
 
 
 def file_bytes(folder: Path) -> int:

@@ -5,6 +5,7 @@ libraries register their own. `config.json` then holds `quantization_config: {qu
 structure}`; see `laconic.store.structure`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,22 +15,30 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from laconic.errors import UserError
+from laconic.model.loading import QUANT_METHOD
 from laconic.store.materialize import densify, forget
 from laconic.store.structure import Structure, rebuild, scan
 
-NAME = "laconic"
+NAME = QUANT_METHOD
 VERSION = 1
 
 
 class LaconicConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed model: the structure to rebuild, and the version of this layout."""
 
-    def __init__(self, structure: Structure, version: int = VERSION, quant_method: str = NAME, **_: Any) -> None:
+    def __init__(
+        self, structure: Structure | None = None, version: int = VERSION, quant_method: str = NAME, **_: Any
+    ) -> None:
         # A later layout may hold further keys, so its number is looked at before anything else.
         if version != VERSION:
             raise UserError(
                 f"quantization_config.version must be {VERSION}, the layout that this version of laconic reads; "
                 f"got {version!r}: upgrade laconic, or save the model again with the version in use."
+            )
+        if not isinstance(structure, Mapping) or not all(isinstance(entry, Mapping) for entry in structure.values()):
+            raise UserError(
+                "quantization_config.structure in config.json must map layers to what they are stored as; "
+                f"got {structure!r}: take the config.json that was saved with the weights."
             )
         self.quant_method: Any = quant_method
         self.version = version

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from laconic.errors import UserError
-from laconic.model import Task, load
+from laconic.errors import UserError, reason_of
+from laconic.model import Task, check_model, load
+from laconic.model.loading import tokenizers
 from tests.architectures import BY_NAME, outputs
+from tests.tokens import letters
 
 LAYER = "transformer.h.0.mlp.c_fc.weight"
 
@@ -40,6 +42,27 @@ def test_stored_dtype_is_remembered_and_float32_computed_with(tmp_path: Path) ->
     assert torch.equal(outputs(lm.model), outputs(model.float()))
     # transformers would make up an empty tokenizer.
     assert lm.tokenizer is None
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_dtype_that_the_configuration_does_not_say_is_that_of_the_file(
+    tmp_path: Path, dtype: torch.dtype, shard: str
+) -> None:
+    BY_NAME["gpt2"].model().to(dtype).save_pretrained(tmp_path, max_shard_size=shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (1 if shard == "1GB" else pytest.approx(10, abs=8))
+    change_config(tmp_path, dtype=None)
+    assert load(str(tmp_path)).dtype is dtype
+
+
+def test_tokenizers_are_those_in_the_folder_and_never_made_up(folder: Path) -> None:
+    assert tokenizers(str(folder)) == tokenizers("") == (None, None)
+    letters("start").save_pretrained(folder)
+    letters("none").save_pretrained(folder / "target_tokenizer")
+    own, target = tokenizers(str(folder))
+    assert own is not None and target is not None
+    assert own("a")["input_ids"] == [0, *target("a")["input_ids"]]
+    assert tokenizers(str(folder), target)[0] is target
 
 
 def test_home_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +99,13 @@ def test_bad_tensor(folder: Path, tensor: torch.Tensor | None, sentence: str) ->
     ("values", "sentence"),
     [
         ({"n_layer": 3}, "are incomplete: 12 of its tensors are missing"),
-        ({"n_layer": "two"}, "There is no loadable model .*'n_layer'"),
+        ({"n_layer": "two"}, "There is no loadable model .*field 'n_layer': .*got str.*[^:.]\\.$"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "is quantized by 'gptq', which laconic",
+        ),
+        ({"quantization_config": {"quant_method": "awq"}}, "is quantized by 'awq'"),
+        ({"quantization_config": {"bits": 4}}, "is quantized by 'an unnamed library'"),
         ({"architectures": ["GPT2DoubleHeadsModel"]}, "'GPT2DoubleHeadsModel', which is not supported"),
     ],
 )
@@ -112,3 +141,30 @@ def test_no_weights(folder: Path) -> None:
     shutil.copytree(folder, folder.with_name("empty"), ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(UserError, match=r"cannot be loaded: .*no file named"):
         load(str(folder.with_name("empty")))
+
+
+def test_a_foreign_quantization_is_refused_before_weights_are_read(folder: Path) -> None:
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="gptq"):
+        check_model(str(folder))
+
+
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not a pickle")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, and laconic reads safetensors; convert it"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("", "RuntimeError"),
+        ("It broke.\nCall for help.", "It broke"),
+        ("Error for field 'x':\n\n    expected int:\n got str\n more", "Error for field 'x': expected int: got str"),
+        ("It ends here:", "It ends here"),
+    ],
+)
+def test_what_a_library_says_becomes_one_sentence(message: str, reason: str) -> None:
+    assert reason_of(RuntimeError(message)) == reason

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, BertForSequenceClassification
 
 import laconic
+from laconic.calibrate import Calibration
 from laconic.errors import UserError
 from laconic.formats import LowRank
-from laconic.model import load
+from laconic.model import LanguageModel, load
 from laconic.recipe import read_recipe, recipe_from, run
 from laconic.store import file_bytes
+from tests.architectures import BY_NAME
+from tests.tokens import letters
 
 
 def spelled(model: Path, data: Path, **compress: object) -> dict[str, object]:
@@ -59,6 +62,10 @@ def test_the_plan_of_one_run_makes_the_same_model_again(tiny_model: Path, texts:
         ({"data": "./nowhere.txt"}, "nowhere"),
         ({"data": None}, "recipe.data is missing"),
         ({"evaluate": {"tasks": ["glue/sst3"]}}, "sst"),
+        (
+            {"evaluate": {"tasks": ["perplexity:builtin:pydoc"]}},
+            "needs .* model is a classification model",
+        ),
     ],
 )
 def test_what_can_be_checked_is_checked_before_weights_are_loaded(
@@ -80,6 +87,33 @@ def test_an_output_that_exists_is_not_touched(tiny_model: Path, texts: Path, tmp
         run(recipe_from(spelled(tiny_model, texts)), tmp_path)
 
 
+def test_home_is_understood_and_its_files_are_counted(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = recipe_from({**spelled(tiny_model, texts, method="svd"), "evaluate": {"cost": True}})
+    record = run(recipe, Path("~/small"))
+    assert record.output == tmp_path / "small"
+    assert record.file_bytes == file_bytes(tmp_path / "small") > 0
+
+
+def test_each_of_several_plans_can_be_used_again(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = spelled(tiny_model, texts)
+    first = {"method": "svd:multiple=1", "keep": 0.6, "targets": ["ffn"]}
+    second = {"method": "svd:rank=2", "targets": ["re:intermediate.dense.left$", "attention"]}
+    run(recipe_from({**recipe, "steps": [{"compress": first}]}), tmp_path / "one")
+    assert [path.name for path in (tmp_path / "one").glob("plan*")] == ["plan.yaml"]
+    run(recipe_from({**recipe, "steps": [{"compress": first}, {"compress": second}]}), tmp_path / "two")
+    assert sorted(path.name for path in (tmp_path / "two").glob("plan*")) == ["plan-1.yaml", "plan-2.yaml"]
+    planned = [
+        {"compress": {"method": "svd", "keep": 0.5, "plan": str(tmp_path / "two" / f"plan-{number}.yaml")}}
+        for number in (1, 2)
+    ]
+    run(recipe_from({**recipe, "steps": planned}), tmp_path / "again")
+    one, two = (load(str(tmp_path / name)).model.state_dict() for name in ("two", "again"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_the_python_entry_gives_back_the_same_class(tiny_model: Path, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
     inputs = torch.tensor([[2, 3, 4]])
@@ -91,6 +125,33 @@ def test_the_python_entry_gives_back_the_same_class(tiny_model: Path, tmp_path: 
     with torch.no_grad():
         assert torch.equal(again(inputs).logits, small.eval()(inputs).logits)
         assert torch.allclose(laconic.materialize(small)(inputs).logits, small(inputs).logits, atol=1e-6)
+
+
+def test_the_python_entry_makes_up_no_tokenizer(tmp_path: Path) -> None:
+    BY_NAME["bert-classifier"].model().save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"There is no tokenizer at '.*', where the model came from; pass tokenizer=\."):
+        laconic.compress(model, "drone", data=["the cat is good"])
+    with pytest.raises(UserError, match="no tokenizer with a model that was made in memory; pass"):
+        laconic.compress(BY_NAME["bert-classifier"].model(), "drone", data=["the cat is good"])
+    laconic.compress(model, "drone:multiple=1", data=["a cat", "is good"] * 8, tokenizer=letters())
+
+
+def test_the_python_entry_reads_targets_in_their_own_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BY_NAME["bart"].model().save_pretrained(tmp_path / "model")
+    letters("pair").save_pretrained(tmp_path / "model")
+    letters("none").save_pretrained(tmp_path / "model" / "target_tokenizer")
+    (tmp_path / "rows.jsonl").write_text('{"source": "abc", "target": "de"}\n' * 4)
+    seen: list[torch.Tensor] = []
+
+    def look(lm: LanguageModel, steps: object, data: Calibration) -> None:
+        seen.extend(batch["labels"] for batch in data.batches)
+
+    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "apply_steps", look)
+    for model in (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"), str(tmp_path / "model")):
+        laconic.compress(model, "drone", data=str(tmp_path / "rows.jsonl"))
+    expected = [letters("none")("de")["input_ids"]] * 4
+    assert [labels.tolist() for labels in seen] == [expected, expected]
 
 
 def test_half_precision_stays_half_precision(tiny_model: Path) -> None:

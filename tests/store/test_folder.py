@@ -139,7 +139,7 @@ def test_claimed_bytes_are_the_bytes_written(tmp_path: Path) -> None:
 
 def test_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists; name a new folder"):
+    with pytest.raises(UserError, match="exists already; name a new folder"):
         save(compressed(), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -173,7 +173,7 @@ def test_nothing_is_left_of_a_failed_save(
 
 def test_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be made: .*file' is not a folder"):
         save(compressed(), tmp_path / "file" / "out")
 
 
