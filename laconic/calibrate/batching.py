@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from laconic.calibrate.classes import class_numbers
 from laconic.calibrate.examples import Corpus, Example
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
@@ -34,9 +35,9 @@ def batches(
 ) -> list[Batch]:
     """The corpus as CPU batches of at most `batch_size` rows and `max_length` tokens, in its order.
 
-    Labels: class numbers or scores where every row has one that this model can predict; tokens for masked models (drawn
-    with `seed`) and for sequence-to-sequence ones (a row without a target is its own); none otherwise. A plain encoder
-    reads the two texts of a pair as two rows.
+    Labels: scores or the model's own class numbers, where every row has one that this model can predict; tokens for
+    masked models (drawn with `seed`) and for sequence-to-sequence ones (a row without a target is its own); none
+    otherwise. A plain encoder reads the two texts of a pair as two rows.
 
     Raises:
         UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens.
@@ -80,7 +81,7 @@ def _rows(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> Iter
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length)
     if lm.task in (Task.CLASSIFICATION, Task.REGRESSION):
-        return _labelled(lm, tokenizer, corpus.examples, longest)
+        return _labelled(lm, tokenizer, corpus, longest)
     if lm.task is Task.CAUSAL:
         # One token alone predicts nothing.
         rows = _tokenized(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
@@ -104,13 +105,12 @@ def _tokenized(
         yield Row(list(encoded["input_ids"]), None if segments is None else list(segments))
 
 
-def _labelled(
-    lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
-) -> Iterator[Row]:
-    usable = all(_predictable(lm, example.label) for example in examples)
-    for example, row in zip(examples, _tokenized(lm, tokenizer, examples, longest), strict=True):
+def _labelled(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, longest: int) -> Iterator[Row]:
+    usable = all(_predictable(lm, example.label) for example in corpus.examples)
+    classes = class_numbers(lm, corpus.classes)
+    for example, row in zip(corpus.examples, _tokenized(lm, tokenizer, corpus.examples, longest), strict=True):
         if usable and example.label is not None:
-            row.labels = int(example.label) if lm.task is Task.CLASSIFICATION else example.label
+            row.labels = classes.index(int(example.label)) if lm.task is Task.CLASSIFICATION else example.label
         if row.input_ids:
             yield row
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from laconic.calibrate.batching import batches
 from laconic.calibrate.examples import Corpus, Example, sample
-from laconic.calibrate.sources import SPLITS, find
+from laconic.calibrate.sources import SPLITS, classes_of, find
 from laconic.errors import UserError, must_be
 
 __all__ = ["Corpus", "Example", "batches", "check_source", "read", "sample"]
@@ -24,7 +24,7 @@ def read(source: str, split: str = "train") -> Corpus:
     examples = _find(source, split)()
     if not examples:
         raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
-    return Corpus(source, split, tuple(examples))
+    return Corpus(source, split, tuple(examples), classes_of(source))
 
 
 def check_source(source: str, split: str) -> None:

@@ -21,11 +21,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows of one split of one source, in the source's order."""
+    """The rows of one split of one source, in the source's order.
+
+    classes: names of the classes in the order of their numbers in the labels; empty where the source does not say.
+    """
 
     source: str
     split: str
     examples: tuple[Example, ...]
+    classes: tuple[str, ...] = ()
 
     def first(self, rows: int | None) -> "Corpus":
         """The first `rows` rows; all of them for None."""

@@ -132,3 +132,13 @@ def test_what_a_tokenizer_lacks_is_said():
         batches(BY_NAME["llama"].lm(), TEXTS)
     with pytest.raises(UserError, match="has no mask token"):
         batches(lm_of("bert-masked", mask_token=None), TEXTS)
+
+
+def test_classes_get_the_numbers_of_the_model():
+    lm = lm_of("bert-classifier")
+    names = ("entailment", "neutral", "contradiction")
+    corpus = replace(PAIRS, classes=names)
+    assert batches(lm, corpus)[0]["labels"].tolist() == [0, 1, 2, 0]
+    lm.model.config.id2label = {0: "CONTRADICTION", 1: "ENTAILMENT", 2: "NEUTRAL"}
+    assert batches(lm, corpus)[0]["labels"].tolist() == [1, 2, 0, 1]
+    assert batches(lm, PAIRS)[0]["labels"].tolist() == [0, 1, 2, 0]

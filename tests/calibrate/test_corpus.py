@@ -110,6 +110,15 @@ def test_a_folder_with_a_glue_name_is_read_in_its_layout(tmp_path: Path):
     assert read(str(tmp_path / "STS-B"), "dev").examples[0].label == pytest.approx(0.7)
 
 
+def test_the_classes_of_glue_are_known_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = "index\tsentence1\tsentence2\tlabel\n0\tx\ty\tnot_entailment\n"
+    file = write(tmp_path / "glue" / "RTE" / "train.tsv", rows)
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    for source in ("glue/rte", file, str(tmp_path / "glue" / "RTE")):
+        assert read(source).classes == ("entailment", "not_entailment"), source
+    assert read(write(tmp_path / "a.txt", "x")).classes == ()
+
+
 def test_names_are_looked_up_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "tales" / "tales.txt", "x")
     monkeypatch.setenv("LACONIC_DATA", str(tmp_path))

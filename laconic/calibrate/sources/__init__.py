@@ -7,12 +7,12 @@ from pathlib import Path
 
 from laconic.calibrate.examples import Example
 from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, read_file
-from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, read_glue_file
-from laconic.calibrate.sources.hub import hub_examples, hub_glue
+from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, glue_task_of, read_glue_file
+from laconic.calibrate.sources.hub import GLUE, hub_examples, hub_glue
 from laconic.calibrate.sources.pydoc import pydoc
 from laconic.errors import UserError, unknown
 
-__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "find", "glue_task"]
+__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "classes_of", "data_folder", "find", "glue_task"]
 
 Reader = Callable[[], list[Example]]
 
@@ -46,6 +46,22 @@ def find(source: str, split: str) -> Reader:
     if source.count("/") == 1 and not _is_path(source):
         return hub_examples(source, split)
     raise _nowhere(source)
+
+
+def classes_of(source: str) -> tuple[str, ...]:
+    """Names of the classes of a GLUE task, wherever it comes from; empty for other sources and for regression."""
+    task = _task(source)
+    return () if task is None else task.classes
+
+
+def _task(source: str) -> GlueTask | None:
+    if source.lower().startswith("glue/"):
+        return glue_task_of(source[len("glue/") :].rstrip("/"))
+    path = _local(source)
+    if path is not None:
+        return glue_task_of((path if path.is_dir() else path.parent).name)
+    name, _, config = source.partition(":")
+    return glue_task_of(config) if name == GLUE else None
 
 
 def _glue(task: GlueTask, split: str) -> Reader:
