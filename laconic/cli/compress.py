@@ -41,7 +41,7 @@ def compress(
 
     check_device(device)
     methods = [method_from(one, "--method") for one in method]
-    steps = steps_of(methods, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)  # type: ignore[arg-type]
+    steps = steps_of(methods, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
     # By way of the words that it prints, so that the recipe is what really runs.

@@ -1,5 +1,6 @@
 """The options that several verbs share, and how their values are read."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +9,18 @@ import typer
 
 from laconic.errors import UserError, must_be
 
+
+def new_folder(text: str) -> Path:
+    """The folder that an option names; the empty name would be read as the working folder."""
+    if not text.strip():
+        raise typer.BadParameter("it must name a folder; got ''.", param_hint="--output")
+    return Path(text)
+
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder, or a hub name.")]
 OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it must not exist.")
+    Path,
+    typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="The folder to write; it must not exist."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ….")]
 LimitOption = Annotated[int | None, typer.Option(metavar="ROWS", help="Rows of each task at most.", min=1)]
@@ -55,6 +65,8 @@ def check_device(device: str) -> None:
     """Raise UserError when there is no such device on this machine."""
     import torch
 
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise must_be("--device", "cpu, cuda or cuda:N", device)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

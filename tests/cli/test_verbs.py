@@ -84,7 +84,11 @@ SVD = ("--method", "svd", "--keep", "0.5")
         (("MODEL", "--method", "drone", "--keep", "0.5"), "--data is missing"),
         (("MODEL", *SVD, "--data", "./nowhere.txt"), "nowhere.txt"),
         (("MODEL", *SVD, "--data", "EMPTY"), "no rows"),
-        (("MODEL", *SVD, "--device", "abacus"), "--device 'abacus' is not available"),
+        (("MODEL", *SVD, "--device", "abacus"), "--device must be cpu, cuda or cuda:N; got 'abacus'."),
+        (("MODEL", *SVD, "--device", "meta"), "--device must be cpu, cuda or cuda:N; got 'meta'."),
+        (("MODEL", *SVD, "--device", "cuda:99"), "--device 'cuda:99' is not available"),
+        (("MODEL", "--method", "svd:rank=["), "--method, rank must be a YAML value; got '['."),
+        (("MODEL", "--method", "svd:rnk=3"), "The method 'svd' has no parameter 'rnk': did you mean 'rank'?"),
         (("MODEL", *SVD, "--samples", "many"), "--samples"),
         (("MODEL", *SVD, "--bogus"), "No such option: --bogus"),
         (("UNKNOWN", *SVD), "has no entry in laconic.model.anatomy; known are"),
@@ -115,6 +119,11 @@ def _spoilt(model: Path, folder: Path, how: str) -> Path:
         tensors["classifier.weight"][0, 0] = torch.nan
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def test_an_output_without_a_name_is_refused(capsys: Output, tiny_model: Path) -> None:
+    said = complaint(capsys, "compress", tiny_model, *SVD, "-o", "")
+    assert said == "Invalid value for --output: it must name a folder; got ''."
 
 
 def test_an_existing_output_is_refused(capsys: Output, tiny_model: Path, tmp_path: Path) -> None:
