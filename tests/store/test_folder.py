@@ -173,7 +173,7 @@ def test_nothing_is_left_of_a_failed_save(
 
 def test_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made: .*file' is not a folder"):
+    with pytest.raises(UserError, match=r"cannot be made: .*file' is not a folder"):
         save(compressed(), tmp_path / "file" / "out")
 
 
