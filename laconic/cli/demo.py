@@ -39,13 +39,13 @@ def demo(
 ) -> None:
     """Compress a real sentence encoder by four methods at three sizes, and say what each cost."""
     from laconic.recipe.run import check_output
-    from laconic.store import save
+    from laconic.store.atomic import new_folder
 
     folder = _model_folder()
     check_output(output)
     start = time.perf_counter()
     with progress() as track:
-        comparison = _measure(str(folder), track)
+        comparison = _measure(folder, track)
         original, cells = comparison.original(), comparison.cells(KEEPS, track)
         best = min((cell for cell in cells if cell.point.keep == SAVED_KEEP), key=lambda cell: cell.point.kl)
         result = {
@@ -54,9 +54,9 @@ def demo(
             "points": [asdict(cell.point) for cell in cells],
             "saved": asdict(best.point),
         }
-        output.mkdir(parents=True)
-        save(comparison.compressed(best.candidate, SAVED_KEEP)[0], output / "model")
-        table = _write(output, original, cells, result)
+        with new_folder(output) as partial:
+            _save(comparison, best, folder, partial / "model")
+            table = _write(partial, original, cells, result)
     closing = (
         f"The picture is in {output}/report.html; {output}/model is {best.point.method} at keep {SAVED_KEEP:g}. "
         f"This took {time.perf_counter() - start:.0f} s."
@@ -72,17 +72,17 @@ def _model_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _measure(folder: str, track: "Track") -> "Comparison":
+def _measure(folder: Path, track: "Track") -> "Comparison":
     """The original model, the texts it is judged on, and what the candidates need to know of its matrices."""
     from laconic.calibrate.corpus import read, sample
     from laconic.model import load
-    from laconic.recipe.comparison import Comparison, Judge
+    from laconic.recipe.comparison import Comparison, Referee
     from laconic.recipe.flow import Sampling
 
-    lm = load(folder)
-    judge = Judge(original=lm, corpus=sample(read(SOURCE, "dev"), JUDGING_ROWS, seed=0))
+    lm = load(str(folder))
+    referee = Referee(original=lm, corpus=sample(read(SOURCE, "dev"), JUDGING_ROWS, seed=0))
     data = Sampling(samples=CALIBRATION_ROWS).of(lm, read(SOURCE, "train"), track)
-    return Comparison.of(judge, _candidates(), data)
+    return Comparison.of(referee, _candidates(), data)
 
 
 def _candidates() -> "list[Candidate]":
@@ -95,6 +95,18 @@ def _candidates() -> "list[Candidate]":
         Candidate(name="drone", method=Drone()),
         Candidate(name="kfac-svd + spectrum", method=KfacSvd(), allocate="spectrum"),
     ]
+
+
+def _save(comparison: "Comparison", best: "Cell", original: Path, folder: Path) -> None:
+    """The best model, with the recipe that makes it again and its plan, like any compressed model."""
+    from laconic.allocate import plan_text
+    from laconic.recipe import Recipe, write_recipe
+    from laconic.store import save
+
+    lm, outcome = comparison.compressed(best.candidate, SAVED_KEEP)
+    step = best.candidate.step(SAVED_KEEP)
+    recipe = Recipe(model=str(original), data=SOURCE, samples=CALIBRATION_ROWS, steps=(step,))
+    save(lm, folder, recipe=write_recipe(recipe), plan=plan_text(outcome.plan))
 
 
 def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dict[str, Any]) -> "Table":

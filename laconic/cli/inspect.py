@@ -37,7 +37,8 @@ def _write(seen: dict[str, object], sizes: dict[str, int], folder: Path) -> None
     import json
 
     from laconic.report import plots
+    from laconic.store.atomic import new_folder
 
-    folder.mkdir(parents=True)
-    plots.save(plots.parts(sizes), folder / "size-by-part")
-    (folder / "inspect.json").write_text(json.dumps(seen, indent=1))
+    with new_folder(folder) as partial:
+        plots.save(plots.parts(sizes), partial / "size-by-part")
+        (partial / "inspect.json").write_text(json.dumps(seen, indent=1))

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Known, Statistic, survey
 from laconic.calibrate.corpus import Corpus
-from laconic.compress import Compress, Outcome
+from laconic.compress import Allocation, Compress, Outcome
 from laconic.evaluate import fidelity, latency
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track
-from laconic.recipe.flow import Allocation
 from laconic.report.points import Point
 
 TIMED_RUNS = 10
@@ -42,7 +41,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class Referee:
     """What every model is judged on: `corpus` for fidelity to `original`, one shape of batch for speed."""
 
     original: LanguageModel
@@ -70,27 +69,27 @@ class Judge:
 class Comparison:
     """One model, and everything that the candidates need to know of its matrices (`known`, by site)."""
 
-    judge: Judge
+    referee: Referee
     candidates: Sequence[Candidate]
     known: Mapping[str, Known]
 
     @classmethod
-    def of(cls, judge: Judge, candidates: Sequence[Candidate], data: Calibration) -> "Comparison":
+    def of(cls, referee: Referee, candidates: Sequence[Candidate], data: Calibration) -> "Comparison":
         """Measure, in one pass, what any of the candidates needs."""
         steps = [candidate.step(keep=0.5) for candidate in candidates]
         needs = frozenset[type[Statistic]]().union(*(step.needs for step in steps))
-        known = survey(judge.original, data, needs, judge.original.sites())
-        return cls(judge=judge, candidates=candidates, known=known)
+        known = survey(referee.original, data, needs, referee.original.sites())
+        return cls(referee=referee, candidates=candidates, known=known)
 
     def original(self) -> Point:
         """The model as it was."""
-        lm = self.judge.original
+        lm = self.referee.original
         dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
-        return self.judge.point(lm, "original", 1.0, (dense, dense))
+        return self.referee.point(lm, "original", 1.0, (dense, dense))
 
     def compressed(self, candidate: Candidate, keep: float) -> tuple[LanguageModel, Outcome]:
         """A copy of the original, compressed."""
-        lm = replace(self.judge.original, model=deepcopy(self.judge.original.model))
+        lm = replace(self.referee.original, model=deepcopy(self.referee.original.model))
         return lm, candidate.step(keep).solve(lm, self.known)
 
     def cells(self, keeps: Sequence[float], track: Track) -> list[Cell]:
@@ -100,5 +99,5 @@ class Comparison:
 
     def _cell(self, candidate: Candidate, keep: float) -> Cell:
         lm, outcome = self.compressed(candidate, keep)
-        point = self.judge.point(lm, candidate.name, keep, (outcome.nbytes, outcome.dense_nbytes))
+        point = self.referee.point(lm, candidate.name, keep, (outcome.nbytes, outcome.dense_nbytes))
         return Cell(candidate=candidate, point=point, plan=outcome.plan)
