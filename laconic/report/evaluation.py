@@ -10,7 +10,9 @@ FIGURE = "{:.4f}"
 
 def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     """By title, in the order to show them; sections that were not measured are left out."""
-    tables = {"Quality": _quality(result)} if result["results"] else {}
+    tables = {"Quality": _quality(result["results"])} if result["results"] else {}
+    if result.get("difference"):
+        tables["Change against the original"] = _change(result["difference"])
     if "fidelity" in result:
         tables["Distance to the original"] = _fidelity(result["fidelity"])
     if "cost" in result:
@@ -23,21 +25,32 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     return tables
 
 
-def _quality(result: dict[str, Any]) -> Table:
-    """Each metric with its 95 % interval; with an original, the change and the interval of that."""
-    columns = [Column("task"), Column("metric"), Column("value", FIGURE), Column("95 % interval")]
-    compared = "difference" in result
-    if compared:
-        columns += [Column("change", "{:+.4f}"), Column("its interval"), Column("p", "{:.3f}")]
-    rows = []
-    for task, metrics in result["results"].items():
-        for metric, figure in metrics.items():
-            row = [task, metric, figure["value"], _interval(figure)]
-            if compared:
-                change = result["difference"][task][metric]
-                row += [change["value"], _interval(change), change["p"]]
-            rows.append(tuple(row))
-    return Table(tuple(columns), tuple(rows))
+def _quality(results: dict[str, Any]) -> Table:
+    """Each metric with its 95 % interval."""
+    columns = (Column("task"), Column("metric"), Column("value", FIGURE), Column("95 % interval"))
+    rows = [
+        (task, metric, figure["value"], _interval(figure))
+        for task, metrics in results.items()
+        for metric, figure in metrics.items()
+    ]
+    return Table(columns, tuple(rows))
+
+
+def _change(difference: dict[str, Any]) -> Table:
+    """What each metric gained or lost, and the chance of as much by luck."""
+    columns = (
+        Column("task"),
+        Column("metric"),
+        Column("change", "{:+.4f}"),
+        Column("95 % interval"),
+        Column("p", "{:.3f}"),
+    )
+    rows = [
+        (task, metric, figure["value"], _interval(figure), figure["p"])
+        for task, metrics in difference.items()
+        for metric, figure in metrics.items()
+    ]
+    return Table(columns, tuple(rows))
 
 
 def _fidelity(found: dict[str, Any]) -> Table:

@@ -45,9 +45,15 @@ class Table:
         shown = self.shown()
         for index, column in enumerate(self.columns):
             longest = max((len(row[index]) for row in shown), default=0)
-            # On a narrow terminal long texts break; names and numbers do not, and headings only between words.
+            # On a narrow terminal the names in front and long texts break; numbers do not, and headings only between
+            # words. What breaks is folded: nothing is ever cut off.
             heading = fill(column.heading, max(longest, *map(len, column.heading.split())))
-            table.add_column(heading, justify="left" if column.is_text else "right", no_wrap=longest <= UNBROKEN)
+            table.add_column(
+                heading,
+                justify="left" if column.is_text else "right",
+                no_wrap=index > 0 and longest <= UNBROKEN,
+                overflow="fold",
+            )
         for row in shown:
             table.add_row(*row)
         return table

@@ -112,6 +112,6 @@ def test_an_evaluation_becomes_tables() -> None:
         "fidelity": {"kl": 0.1, "kl_low": 0.0, "kl_high": 0.2, "top1_agreement": 0.9, "cosine": 1.0, "predictions": 3},
     }
     tables = tables_of(compared)
-    assert tables["Quality"].shown()[0][-3:] == ["+0.5000", "0.4000 – 0.6000", "0.010"]
+    assert tables["Change against the original"].shown()[0][-3:] == ["+0.5000", "0.4000 – 0.6000", "0.010"]
     assert [row[0] for row in tables["Size"].shown()] == ["this model", "original"]
     assert tables["Distance to the original"].shown()[0][2] == "90.0%"
