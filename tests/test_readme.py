@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> Iterator[str]:
+def blocks(language: str, text: str = README) -> Iterator[str]:
     """The code of each block fenced as `language`."""
-    yield from re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def test_every_snippet_runs(model: str) -> None:
     names: dict[str, object] = {}
     exec(compile(snippet.replace('"MODEL"', repr(model)), "README.md", "exec"), names)
     assert type(names["smaller"]) is type(names["plain"]) is type(names["model"])
+
+
+def test_every_command_of_the_docs_runs(model: str, shared_models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+    commands = [line for block in blocks("sh", text) for line in block.splitlines()]
+    assert commands
+    for command in commands:
+        words = shlex.split(command.replace("BART", str(shared_models / "bart-g2p-us")))
+        assert words[0] == "laconic"
+        assert status(words[1:]) == 0, (command, capfd.readouterr().err)
 
 
 def test_every_make_target_exists() -> None:
