@@ -1,6 +1,6 @@
 """The nine GLUE tasks as data: their files, columns and labels (Wang et al. 2019, https://gluebenchmark.com)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from laconic.calibrate.examples import Example
@@ -36,6 +36,17 @@ SENTENCES = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
 MNLI_CLASSES = ("entailment", "neutral", "contradiction")
 
+MNLI = GlueTask(
+    name="mnli",
+    folder="MNLI",
+    texts=SENTENCES,
+    label="gold_label",
+    classes=MNLI_CLASSES,
+    hub="mnli",
+    hub_texts=("premise", "hypothesis"),
+    dev="dev_matched",
+    hub_dev="validation_matched",
+)
 TASKS: tuple[GlueTask, ...] = (
     GlueTask(name="cola", folder="CoLA", texts=(3,), label=1, hub="cola", hub_texts=("sentence",)),
     GlueTask(name="mrpc", folder="MRPC", texts=("#1 String", "#2 String"), label="Quality", hub="mrpc"),
@@ -61,28 +72,8 @@ TASKS: tuple[GlueTask, ...] = (
     GlueTask(name="sst2", folder="SST-2", texts=("sentence",), hub="sst2", hub_texts=("sentence",)),
     GlueTask(name="stsb", folder="STS-B", texts=SENTENCES, label="score", classes=(), scale=5.0, hub="stsb"),
     GlueTask(name="wnli", folder="WNLI", texts=SENTENCES, hub="wnli"),
-    GlueTask(
-        name="mnli",
-        folder="MNLI",
-        texts=SENTENCES,
-        label="gold_label",
-        classes=MNLI_CLASSES,
-        hub="mnli",
-        hub_texts=("premise", "hypothesis"),
-        dev="dev_matched",
-        hub_dev="validation_matched",
-    ),
-    GlueTask(
-        name="mnli-mm",
-        folder="MNLI",
-        texts=SENTENCES,
-        label="gold_label",
-        classes=MNLI_CLASSES,
-        hub="mnli",
-        hub_texts=("premise", "hypothesis"),
-        dev="dev_mismatched",
-        hub_dev="validation_mismatched",
-    ),
+    MNLI,
+    replace(MNLI, name="mnli-mm", dev="dev_mismatched", hub_dev="validation_mismatched"),
 )
 
 
