@@ -99,6 +99,8 @@ def more_rows() -> str:
     lines = [
         f"## {best} on {name}, calibrated on {MORE_ROWS} rows",
         "",
+        f'`python -m benchmarks lowrank_quality --only {name} --rows {MORE_ROWS} --ways "{best}"`',
+        "",
         f"| keep | KL, nats | {METRICS[name]} |",
         "|---|---:|---:|",
     ]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+from transformers.utils.generic import ModelOutput
 
 from laconic.model.lm import LanguageModel
 from laconic.model.task import Task
@@ -71,9 +72,9 @@ def _next_tokens(batch: Batch) -> Bool[Tensor, "rows t-1"]:
     return counted if labels is None else counted & (labels[:, 1:] != -100)
 
 
-def _last_hidden(output: object) -> Tensor:
-    decoder = getattr(output, "decoder_hidden_states", None)
-    states = decoder if decoder is not None else output.hidden_states  # type: ignore[attr-defined]
+def _last_hidden(output: ModelOutput) -> Tensor:
+    # An encoder-decoder has both, and its predictions come from the decoder.
+    states = output.get("decoder_hidden_states") or output["hidden_states"]
     return states[-1]
 
 

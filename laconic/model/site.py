@@ -81,7 +81,7 @@ class Site:
 
     def bias(self) -> Tensor | None:
         """(out,), or None."""
-        return None if self.is_lookup else self.module.bias  # type: ignore[return-value]
+        return dict(self.module.named_parameters(recurse=False)).get("bias")
 
 
 def linears_within(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
