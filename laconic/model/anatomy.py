@@ -11,14 +11,39 @@ from laconic.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The attributes of an attention module that say how its projections are cut into heads.
+
+    Only where scores are products of queries with keys and nothing else (a bias may be added to them), each head has
+    keys of its own, and what scales the scores was computed when the module was made.
+
+    module: path of the attention module.
+    count:  its attribute with the number of heads.
+    size:   and with the size of a head.
+    width:  and with the product of the two, where it keeps one.
+    config: the configuration's name for the size, where it may be any.
+    """
+
+    module: str
+    count: str
+    size: str
+    width: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Paths of the projections of one attention; `fused` stands for query, key and value in one matrix."""
+    """Paths of the projections of one attention; `fused` stands for query, key and value in one matrix, in this order.
+
+    heads: how it is cut into heads; None where these cannot shrink, as where queries and keys are rotated.
+    """
 
     output: str
     query: str | None = None
     key: str | None = None
     value: str | None = None
     fused: str | None = None
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +92,12 @@ BERT = Anatomy(
                 key="attention.self.key",
                 value="attention.self.value",
                 output="attention.output.dense",
+                heads=Heads(
+                    module="attention.self",
+                    count="num_attention_heads",
+                    size="attention_head_size",
+                    width="all_head_size",
+                ),
             ),
             feed_forward=(FeedForward(inner=("intermediate.dense",), output="output.dense"),),
         ),
@@ -80,7 +111,11 @@ DISTILBERT = Anatomy(
         Stack(
             blocks="transformer.layer",
             attention=Attention(
-                query="attention.q_lin", key="attention.k_lin", value="attention.v_lin", output="attention.out_lin"
+                query="attention.q_lin",
+                key="attention.k_lin",
+                value="attention.v_lin",
+                output="attention.out_lin",
+                heads=Heads(module="attention", count="n_heads", size="attention_head_size"),
             ),
             feed_forward=(FeedForward(inner=("ffn.lin1",), output="ffn.lin2"),),
         ),
@@ -93,7 +128,11 @@ GPT2 = Anatomy(
     stacks=(
         Stack(
             blocks="h",
-            attention=Attention(fused="attn.c_attn", output="attn.c_proj"),
+            attention=Attention(
+                fused="attn.c_attn",
+                output="attn.c_proj",
+                heads=Heads(module="attn", count="num_heads", size="head_dim", width="split_size"),
+            ),
             feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj"),),
         ),
     ),
@@ -120,7 +159,9 @@ ENCODER_DECODER_TABLES = (Table("shared"), Table("encoder.embed_tokens"), Table(
 
 
 def _t5_attention(path: str) -> Attention:
-    return Attention(query=f"{path}.q", key=f"{path}.k", value=f"{path}.v", output=f"{path}.o")
+    # Its scores are not scaled at all, so a configuration with another `d_kv` is all that smaller heads need.
+    heads = Heads(module=path, count="n_heads", size="key_value_proj_dim", width="inner_dim", config="d_kv")
+    return Attention(query=f"{path}.q", key=f"{path}.k", value=f"{path}.v", output=f"{path}.o", heads=heads)
 
 
 def _t5_feed_forward(path: str) -> tuple[FeedForward, ...]:
@@ -152,7 +193,13 @@ T5 = Anatomy(
 
 
 def _bart_attention(path: str) -> Attention:
-    return Attention(query=f"{path}.q_proj", key=f"{path}.k_proj", value=f"{path}.v_proj", output=f"{path}.out_proj")
+    return Attention(
+        query=f"{path}.q_proj",
+        key=f"{path}.k_proj",
+        value=f"{path}.v_proj",
+        output=f"{path}.out_proj",
+        heads=Heads(module=path, count="num_heads", size="head_dim"),
+    )
 
 
 BART = Anatomy(
