@@ -40,7 +40,8 @@ def case(name: str, shape: tuple[int, int], tokens: int = 400, dtype: torch.dtyp
     x = torch.randn(tokens, n, generator=generator) @ mixing * torch.linspace(0.1, 3, n)
     g = torch.randn(tokens, m, generator=generator) * torch.linspace(2, 0.05, m)
     weight = torch.randn(m, n, generator=generator) / n**0.5
-    return Case(name, weight.to(dtype), known_of(x, g))
+    exact = torch.promote_types(dtype, torch.float32)
+    return Case(name, weight.to(dtype), known_of(x.to(exact), g.to(exact)))
 
 
 def _dead() -> Case:

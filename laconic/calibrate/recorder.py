@@ -67,18 +67,21 @@ class Recorder(ExitStack):
     ) -> torch.utils.hooks.RemovableHandle:
         """`turns` says whose tokens each call of `module` has: one table may serve encoder and decoder in turn."""
         gradients = self._gradients[site.name]
+        # The graph of frozen weights keeps no inputs; neither does this, unless they are asked for.
+        keeps_inputs = any(statistic.reads_inputs for statistic in gradients)
 
         def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
             mask = self._mask(x if site.is_lookup else x[..., 0], next(turns))
             if reads_first:
-                rows = _rows(x, mask, site.is_lookup)
+                counted = _rows(x, mask, site.is_lookup)
                 for statistic in self._inputs[site.input]:
-                    statistic.update(rows)
+                    statistic.update(counted)
             if gradients and torch.is_grad_enabled():
                 if not output.requires_grad:
                     output.requires_grad_()
-                output.register_hook(lambda g: _update(gradients, x, g.detach(), mask, site.is_lookup))
+                kept, rows = x if keeps_inputs else None, len(self.batch["input_ids"])
+                output.register_hook(lambda g: _update(gradients, kept, g.detach(), mask, rows))
 
         return module.register_forward_hook(on_forward)
 
@@ -97,12 +100,12 @@ def _rows(x: Tensor, mask: Tensor, lookup: bool) -> Tensor:
     return x[mask] if lookup else x[mask].reshape(-1, x.shape[-1])
 
 
-def _update(statistics: list[GradientStatistic], x: Tensor, g: Tensor, mask: Tensor, lookup: bool) -> None:
+def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, mask: Tensor, rows: int) -> None:
+    # One line a row of the batch, whatever the model folds them into; a pooled vector is a sequence of one, and what
+    # is no multiple of the batch (embeddings of relative positions) belongs to no row.
+    sequences = rows if mask.numel() % rows == 0 else 1
+    g = (g * mask[..., None]).reshape(sequences, -1, g.shape[-1])
+    if x is not None:
+        x = x.reshape(g.shape[:2]) if not x.is_floating_point() else x.reshape(*g.shape[:2], x.shape[-1])
     for statistic in statistics:
-        if statistic.per_sequence:
-            for x_row, g_row, mask_row in zip(x, g, mask, strict=True):
-                mask_here = mask_row.reshape(-1)
-                inputs = x_row.reshape(-1) if lookup else x_row.reshape(-1, x.shape[-1])
-                statistic.update(inputs[mask_here], g_row.reshape(-1, g.shape[-1])[mask_here])
-        else:
-            statistic.update(_rows(x, mask, lookup), g[mask].reshape(-1, g.shape[-1]))
+        statistic.update(x, g)

@@ -1,8 +1,9 @@
 """Scalars whose gradients have the Fisher information as their second moment.
 
 With p = softmax(logits): drawing y ~ p and differentiating −log p_y gives E[g g^T] = F, the Gauss-Newton Hessian of
-KL (Martens, arXiv 1412.1193). For few classes the expectation is taken exactly, one class at a time with the
-gradient scaled by √p_c. A Gaussian mean μ with unit variance has F = Σ_i J_i^T J_i, by coordinates or by a random
+KL (Martens, arXiv 1412.1193). For few classes the expectation is taken exactly: over the logits it is
+diag(p) − p p^T = L L^T, so the scalars are the logits along the columns of L, one fewer than classes (its null vector
+is the constant). A Gaussian mean μ with unit variance has F = Σ_i J_i^T J_i, by coordinates or by a random
 direction ε ~ N(0, I).
 """
 
@@ -47,9 +48,10 @@ def _enumerated(predictions: Predictions) -> Iterator[Tensor]:
     if not predictions.categorical:
         yield from (values[:, i].sum() for i in range(values.shape[-1]))
         return
-    log_p = values.log_softmax(-1)
-    root_p = (0.5 * log_p).exp().detach()
-    yield from (-(root_p[:, c] * log_p[:, c]).sum() for c in range(values.shape[-1]))
+    p = values.detach().double().softmax(-1)
+    variances, axes = torch.linalg.eigh(p.diag_embed() - p[:, :, None] * p[:, None, :])
+    L = (axes * variances.clamp(min=0).sqrt()[:, None, :]).to(values)
+    yield from ((values * L[:, :, c]).sum() for c in range(1, values.shape[-1]))
 
 
 def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:

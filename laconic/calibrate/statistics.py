@@ -1,25 +1,30 @@
 """What is known of one matrix: running sums over the tokens that passed through it.
 
-Every statistic is additive over batches, shards and machines (`merge`). Sums are kept in fp64; a batch is multiplied
-in fp64 on CPU and in fp32 elsewhere. Rows of padding never reach them.
+Every statistic is additive over batches, shards and machines (`merge`). Products of one batch are taken in fp32 (fp64
+where the model is), sums over batches are kept in fp64. Rows of padding never reach them.
 
 Notation: x (tokens, in) the inputs of a layer; g (tokens, out) the gradients at its outputs of the *sum* of the losses.
 The input of a word embedding is one-hot, so it comes as token numbers, (tokens,), and its moments are diagonal.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from laconic.numerics.psd import InputMoment, OutputMoment
+from laconic.numerics.psd import InputMoment, OutputMoment, add_gram, mirrored
 
-Inputs = Float[Tensor, "tokens in"] | Int[Tensor, " tokens"]
-Gradients = Float[Tensor, "tokens out"]
+Inputs = Float[Tensor, "*rows tokens in"] | Int[Tensor, "*rows tokens"]
+Gradients = Float[Tensor, "*rows tokens out"]
 
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
 FULL_MOMENT_LIMIT = 16_384
+
+# Numbers that the gradients of several sequences may take together, of one matrix.
+PRODUCT_LIMIT = 25_000_000
 
 
 class Statistic:
@@ -56,21 +61,26 @@ class InputStatistic(Statistic, ABC):
 class GradientStatistic(Statistic, ABC):
     """Collected in the backward pass; `count` is predictions, so that losses come out in nats per prediction."""
 
+    reads_inputs: ClassVar[bool]
+    """True where `update` looks at x, which must then be kept from the forward to the backward pass."""
+
     @classmethod
     @abstractmethod
     def empty(cls, shape: tuple[int, int], device: torch.device) -> "GradientStatistic":
         """Nothing seen yet of a matrix of `shape` (out, in)."""
 
     @abstractmethod
-    def update(self, x: Inputs, g: Gradients) -> None:
-        """Add the tokens of one sequence (`per_sequence`) or of a whole batch."""
+    def update(self, x: Inputs | None, g: Gradients) -> None:
+        """Add one sequence, or several of equal length with g = 0 at their padding; x is None unless it is read."""
 
-    per_sequence: bool = False
+    @classmethod
+    @abstractmethod
+    def stacked(cls, parts: "Sequence[GradientStatistic]") -> "GradientStatistic":
+        """The same statistic of the matrices of `parts`, which read one input, written one below the other."""
 
 
 def _precise(x: Tensor) -> Tensor:
-    # Condition numbers of 1e8 and more are usual here; fp32 products lose the small directions.
-    return x.double() if x.device.type == "cpu" else x.float()
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Gram(InputStatistic):
@@ -86,12 +96,11 @@ class Gram(InputStatistic):
         if x.ndim == 1:
             self._add(torch.bincount(x, minlength=len(self.total)))
         else:
-            x = _precise(x)
-            self._add(x.T @ x)
+            add_gram(self.total, _precise(x))
 
     @property
     def matrix(self) -> InputMoment:
-        return self._mean()
+        return self._mean() if self.total.ndim == 1 else mirrored(self._mean())
 
 
 class _ColumnStatistic(InputStatistic):
@@ -142,38 +151,70 @@ class AbsMax(_ColumnStatistic):
 class OutputGram(GradientStatistic):
     """F = Σ g g^T / predictions: (out, out), or its diagonal (out,) above FULL_MOMENT_LIMIT outputs."""
 
+    reads_inputs = False
+
     @classmethod
     def empty(cls, shape: tuple[int, int], device: torch.device) -> "OutputGram":
         out_features = shape[0]
         size = (out_features,) if out_features > FULL_MOMENT_LIMIT else (out_features, out_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
 
-    def update(self, x: Inputs, g: Gradients) -> None:
-        g = _precise(g)
-        self._add(g.square().sum(0) if self.total.ndim == 1 else g.T @ g)
+    def update(self, x: Inputs | None, g: Gradients) -> None:
+        g = _precise(g).reshape(-1, g.shape[-1])
+        if self.total.ndim == 1:
+            self._add(g.square().sum(0))
+        else:
+            add_gram(self.total, g)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[GradientStatistic]) -> "OutputGram":
+        # Gradients of different matrices are taken as uncorrelated: one block each.
+        totals = [part.total for part in parts]
+        diagonal = any(total.ndim == 1 for total in totals)
+        blocks = [total.diagonal() if diagonal and total.ndim == 2 else total for total in totals]
+        whole = cls(torch.cat(blocks) if diagonal else torch.block_diag(*blocks))
+        whole.count = parts[0].count
+        return whole
 
     @property
     def matrix(self) -> OutputMoment:
-        return self._mean()
+        return self._mean() if self.total.ndim == 1 else mirrored(self._mean())
 
 
 class Fisher(GradientStatistic):
     """Φ = Σ_sequences (Σ_t g_t x_t^T)² / predictions, element-wise: (out, in)."""
 
-    per_sequence = True
+    reads_inputs = True
 
     @classmethod
     def empty(cls, shape: tuple[int, int], device: torch.device) -> "Fisher":
         return cls(torch.zeros(shape, dtype=torch.float64, device=device))
 
-    def update(self, x: Inputs, g: Gradients) -> None:
-        if x.ndim == 1:
-            seen, place = x.unique(return_inverse=True)
-            gradient = g.new_zeros(len(seen), g.shape[1], dtype=torch.float32).index_add_(0, place, g.float())
-            self.total[:, seen] += gradient.T.square().to(self.total)
-        else:
-            # Entry by entry, so there are no small directions to lose: fp32 products are enough, and twice as fast.
-            self._add((g.float().T @ x.float()).square())
+    def update(self, x: Inputs | None, g: Gradients) -> None:
+        assert x is not None
+        g = _precise(g)
+        lookup = not x.is_floating_point()
+        several = x.reshape(-1, x.shape[-1]) if lookup else _precise(x).reshape(-1, *x.shape[-2:])
+        gradients = g.reshape(len(several), -1, g.shape[-1])
+        if lookup:
+            for tokens, g_row in zip(several, gradients, strict=True):
+                self._look_up(tokens, g_row)
+            return
+        # As many sequences at once as a hundred megabytes hold: the sums then stay in cache and in fp32.
+        together = max(1, PRODUCT_LIMIT // self.total.numel())
+        for x_rows, g_rows in zip(several.split(together), gradients.split(together), strict=True):
+            self._add((g_rows.mT @ x_rows).square().sum(0))
+
+    def _look_up(self, tokens: Int[Tensor, " tokens"], g: Float[Tensor, "tokens out"]) -> None:
+        seen, place = tokens.unique(return_inverse=True)
+        gradient = g.new_zeros(len(seen), g.shape[1]).index_add_(0, place, g)
+        self.total[:, seen] += gradient.T.square().to(self.total)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[GradientStatistic]) -> "Fisher":
+        whole = cls(torch.cat([part.total for part in parts]))
+        whole.count = parts[0].count
+        return whole
 
     @property
     def matrix(self) -> Float[Tensor, "out in"]:
