@@ -1,12 +1,13 @@
 """What is known of one matrix, by kind of statistic, and of many sites over several shards."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from laconic.calibrate.statistics import Statistic
+from laconic.calibrate.statistics import GradientStatistic, Statistic
 
 S = TypeVar("S", bound=Statistic)
 
@@ -14,12 +15,23 @@ S = TypeVar("S", bound=Statistic)
 class Known:
     """The statistics of one matrix, asked for by type: `known[Gram].matrix`.
 
-    support: the mask that an earlier pruning step left, (out, in); solvers keep to it. None where nothing was pruned.
+    support:  the mask that an earlier pruning step left, (out, in); solvers keep to it. None where nothing was pruned.
+    worked_out: what `once` has computed from the statistics, by name.
     """
 
     def __init__(self, statistics: Iterable[Statistic] = (), support: Bool[Tensor, "out in"] | None = None) -> None:
         self._by_type = {type(statistic): statistic for statistic in statistics}
         self.support = support
+        self.worked_out: dict[str, tuple[Tensor, ...]] = {}
+
+    def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `compute` gives, computed at the first call of this name only.
+
+        The name must tell everything that the result depends on beside these statistics.
+        """
+        if name not in self.worked_out:
+            self.worked_out[name] = compute()
+        return self.worked_out[name]
 
     def __getitem__(self, kind: type[S]) -> S:
         statistic = self._by_type[kind]
@@ -36,6 +48,23 @@ class Known:
         """Both together; `other` wins where both know the same kind."""
         merged = {**self._by_type, **other._by_type}
         return Known(merged.values(), self.support if other.support is None else other.support)
+
+
+def stacked(parts: Sequence[Known]) -> Known:
+    """What is known of the matrices of `parts` written one below the other, (Σ out, in); they read one input."""
+    if len(parts) == 1:
+        return parts[0]
+    support = None if parts[0].support is None else torch.cat([_support(part) for part in parts])
+    statistics = [
+        type(first).stacked([part[type(first)] for part in parts]) if isinstance(first, GradientStatistic) else first
+        for first in parts[0]
+    ]
+    return Known(statistics, support)
+
+
+def _support(known: Known) -> Bool[Tensor, "out in"]:
+    assert known.support is not None, "all parts were pruned, or none"
+    return known.support
 
 
 def merge(into: Mapping[str, Known], other: Mapping[str, Known]) -> None:

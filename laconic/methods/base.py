@@ -23,14 +23,20 @@ class Rung:
     """One size that a method offers for one matrix.
 
     method is fully specified, or None for the dense matrix; loss is ½ tr(F E C E^T), nats per prediction.
-    nbytes (on disk), parameters and macs (per row of input) are those of the matrix, bias excluded.
+    nbytes (on disk) and parameters are those of the matrix, bias excluded; products are the shapes (out, in) of the
+    dense matrices that a row of input is multiplied by in turn.
     """
 
     method: "Method | None"
     nbytes: int
     parameters: int
-    macs: int
+    products: tuple[tuple[int, int], ...]
     loss: float
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for a row of input."""
+        return sum(out_features * in_features for out_features, in_features in self.products)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Method(ABC):
     family: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]]
+    shares_inputs: ClassVar[bool] = False
+    """True where `compress` gives a `LowRank`, so that matrices of one input can be solved as one and divided."""
 
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Format:
@@ -69,6 +77,10 @@ class Method(ABC):
 
         Where even its smallest size keeps more, that smallest size.
         """
+
+    @abstractmethod
+    def unsized(self) -> "Method":
+        """This method without its size: what solutions of all sizes have in common, and what a plan may spell."""
 
     @property
     @abstractmethod

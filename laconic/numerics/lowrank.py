@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.numerics.psd import RELATIVE_FLOOR, InputMoment, OutputMoment, eigh, roots, square_root, times
+from laconic.numerics.psd import RELATIVE_FLOOR, InputMoment, OutputMoment, eigh, root_factor, square_root, times
 
 
 class Components(NamedTuple):
@@ -45,10 +45,11 @@ def two_sided_components(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMo
     W, F, C = W.double(), F.double(), C.double()
     m, n = W.shape
     if m <= n:
-        P, P_inverse = roots(F)
-        PW = times(P, W)
+        L = root_factor(F)
+        PW = times(L.mT, W) if L.ndim == 2 else times(L, W)
         _, U = eigh(PW @ times(C, PW.T))
-        return balanced(Components(times(P_inverse, U), U.T @ PW))
+        A = torch.linalg.solve_triangular(L.mT, U, upper=True) if L.ndim == 2 else U / L[:, None]
+        return balanced(Components(A, U.T @ PW))
     R = square_root(C)
     WFW = W.T @ times(F, W)
     values, V = eigh(times(R, times(R, WFW).T))

@@ -15,11 +15,11 @@ from tests.matrices import case
 def ladder(costs_and_losses: list[tuple[int, float]]) -> Ladder:
     """Rungs of the given bytes and losses; the last is the dense matrix."""
     rungs = [
-        Rung(method=Svd(rank=i + 1), nbytes=cost, parameters=cost, macs=cost, loss=loss)
+        Rung(method=Svd(rank=i + 1), nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)
         for i, (cost, loss) in enumerate(costs_and_losses[:-1])
     ]
     cost, loss = costs_and_losses[-1]
-    return Ladder((*rungs, Rung(method=None, nbytes=cost, parameters=cost, macs=cost, loss=loss)))
+    return Ladder((*rungs, Rung(method=None, nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)))
 
 
 def random_ladders(seed: int) -> dict[str, Ladder]:

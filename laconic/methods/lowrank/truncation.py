@@ -3,12 +3,15 @@
 A method of this family says only how the expansion is made (`components`). Its size is `rank`, or `rank_ratio` of
 the smaller side, or is set by `at` from a fraction of bytes; ranks set by `at` and by the ladder are multiples of
 `multiple`, which is what matrix kernels run fastest on.
+The expansion serves every size, so it is worked out once for a matrix and remembered with what is known of it.
 """
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +29,7 @@ class Truncation(Method):
     """A rank-r approximation by keeping the leading terms of an expansion."""
 
     family: ClassVar[str] = "low rank"
+    shares_inputs: ClassVar[bool] = True
 
     rank: Annotated[int, Field(ge=1)] | None = None
     rank_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -51,18 +55,15 @@ class Truncation(Method):
 
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> LowRank:
         rank = self._rank(weight)
-        A, B = self.components(weight, known)
-        return LowRank.of(A[:, :rank].to(weight.dtype), B[:rank].to(weight.dtype))
+        A, B = self._remembered(weight, known)
+        return LowRank.of(A[:, :rank].clone(), B[:rank].clone())
 
     def at(self, keep: float, shape: tuple[int, int]) -> "Truncation":
         return replace(self, rank=rank_for(keep, *shape, self.multiple), rank_ratio=None)
 
     def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
         m, n = weight.shape
-        A, B = self.components(weight, known)
-        losses = truncation_losses(A, B, known[OutputGram].matrix, known[Gram].matrix).tolist()
-        # Looking up an embedding costs nothing; its one-hot inputs leave a diagonal moment.
-        dense_macs = 0 if known[Gram].matrix.ndim == 1 else m * n
+        losses, lookup = self._losses(weight, known)
         highest = min(break_even_rank(m, n), len(losses) - 1)
         size = weight.element_size()
         rungs = [
@@ -70,13 +71,40 @@ class Truncation(Method):
                 method=replace(self, rank=rank, rank_ratio=None),
                 nbytes=rank * (m + n) * size,
                 parameters=rank * (m + n),
-                macs=rank * (m + n) if dense_macs else rank * m,
+                products=((m, rank),) if lookup else ((rank, n), (m, rank)),
                 loss=losses[rank],
             )
             for rank in range(self.multiple, highest + 1, self.multiple) or range(1, highest + 1)
         ]
-        dense = Rung(method=None, nbytes=m * n * size, parameters=m * n, macs=dense_macs, loss=0.0)
+        dense = Rung(method=None, nbytes=m * n * size, parameters=m * n, products=() if lookup else ((m, n),), loss=0.0)
         return Ladder((*rungs, dense))
+
+    def unsized(self) -> "Truncation":
+        return replace(self, rank=None, rank_ratio=None)
+
+    def _remembered(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+        """The expansion in the dtype of `weight`, in which it will be stored."""
+
+        def expand() -> Components:
+            A, B = self.components(weight, known)
+            return Components(A.to(weight.dtype), B.to(weight.dtype))
+
+        return Components(*known.once(f"expansion {self._name_for(weight)}", expand))
+
+    def _losses(self, weight: Float[Tensor, "out in"], known: Known) -> tuple[list[float], bool]:
+        """The loss of every rank, and whether the inputs are one-hot, so that multiplying by the matrix is free."""
+
+        def predict() -> tuple[Tensor, Tensor]:
+            A, B = self._remembered(weight, known)
+            C = known[Gram].matrix
+            return truncation_losses(A, B, known[OutputGram].matrix, C), torch.tensor(C.ndim == 1)
+
+        losses, lookup = known.once(f"losses {self._name_for(weight)}", predict)
+        return losses.tolist(), bool(lookup)
+
+    def _name_for(self, weight: Float[Tensor, "out in"]) -> str:
+        content = weight.contiguous().cpu().view(torch.uint8).numpy()
+        return f"{replace(self.unsized(), multiple=1)} of {hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
     def _rank(self, weight: Float[Tensor, "out in"]) -> int:
         smaller = min(weight.shape)
