@@ -4,8 +4,13 @@ Written as YAML it can be read, edited and used again:
 
     bert.encoder.layer.0.attention.self.query: {kfac-svd: {rank: 64}}
     bert.encoder.layer.0.intermediate.dense: dense
+    bert.encoder.layer.1.attention.self.{query,key,value}: {kfac-svd: {rank: 96}}
+
+The last line is of three matrices that share one input factor, solved as one.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -18,6 +23,23 @@ from laconic.methods.spelling import method_from, spell
 Plan = dict[str, Method | None]
 
 DENSE = "dense"
+_SEVERAL = re.compile(r"(.*)\{([^{}]+)\}")
+
+
+def unit_name(sites: Sequence[str]) -> str:
+    """How a plan writes sites that are solved as one: their common path, and the ends in braces."""
+    if len(sites) == 1:
+        return sites[0]
+    paths = [site.split(".") for site in sites]
+    depth = next(i for i, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1)
+    ends = ",".join(".".join(path[depth:]) for path in paths)
+    return ".".join([*paths[0][:depth], f"{{{ends}}}"])
+
+
+def site_names(unit: str) -> tuple[str, ...]:
+    """The sites of one line of a plan."""
+    several = _SEVERAL.fullmatch(unit)
+    return (unit,) if several is None else tuple(several[1] + end.strip() for end in several[2].split(","))
 
 
 def write_plan(plan: Plan, path: Path) -> None:

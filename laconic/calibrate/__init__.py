@@ -1,7 +1,8 @@
 """What is known of each matrix: texts in, statistics of inputs and gradients out."""
 
 from laconic.calibrate.calibration import Calibration, Labels
-from laconic.calibrate.known import Known, merge
+from laconic.calibrate.known import Known, merge, stacked
+from laconic.calibrate.problem import Means, Problem, stack
 from laconic.calibrate.statistics import (
     AbsMax,
     AbsMean,
@@ -27,9 +28,13 @@ __all__ = [
     "Known",
     "Labels",
     "Mean",
+    "Means",
     "OutputGram",
+    "Problem",
     "Statistic",
     "merge",
+    "stack",
+    "stacked",
     "survey",
     "walk",
 ]

@@ -72,7 +72,7 @@ class Recorder(ExitStack):
 
         def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()
-            mask = self._mask(x if site.is_lookup else x[..., 0], next(turns))
+            mask = self.mask(x if site.is_lookup else x[..., 0], next(turns))
             if reads_first:
                 counted = _rows(x, mask, site.is_lookup)
                 for statistic in self._inputs[site.input]:
@@ -85,7 +85,7 @@ class Recorder(ExitStack):
 
         return module.register_forward_hook(on_forward)
 
-    def _mask(self, positions: Tensor, reads: str) -> Tensor:
+    def mask(self, positions: Tensor, reads: str) -> Tensor:
         """True where a row counts, in the shape of `positions`; a pooled vector per row of the batch always does."""
         if reads == "target" and self._seq2seq:
             mask = self.batch["labels"] != -100

@@ -87,6 +87,13 @@ class Gram(InputStatistic):
     """C = E[x x^T], uncentred: (in, in), or its diagonal (in,) for one-hot inputs."""
 
     @classmethod
+    def of(cls, moment: InputMoment, count: int) -> "Gram":
+        """The statistic of a given second moment over `count` tokens."""
+        gram = cls(moment * count)
+        gram.count = count
+        return gram
+
+    @classmethod
     def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "Gram":
         size = (in_features,) if lookup else (in_features, in_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))

@@ -1,112 +1,199 @@
-"""What is known of each matrix, block by block: later blocks see the errors of those already replaced.
+"""What is known of each matrix, input by input in forward order: later ones see the errors of those already replaced.
 
-Each block is run on its own, on inputs cached for one block at a time. What a block receives besides hidden states
-(masks, position embeddings, T5's position bias) does not depend on the linears, so it is captured once per stack.
-Gradients are those of the model before the walk began: the Fisher information belongs to the dense model.
+Blocks are run one at a time, on hidden states that are cached for one block. Gradients are those of the model before
+the walk began, because the Fisher information belongs to the dense model, unless they are asked for anew on the way.
+With `anchored` a second, untouched copy of the model is walked beside it, and every layer is given the outputs of that
+one to reach (`laconic.calibrate.anchor`); the layers that write to the residual stream also make up for its drift.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
+from laconic.calibrate.anchor import RIDGE, Anchor
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.known import Known
+from laconic.calibrate.problem import Problem
 from laconic.calibrate.recorder import Recorder
-from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
+from laconic.calibrate.residual import Residual, Sublayer, kind_of, paths_of, stream_before, sublayers
+from laconic.calibrate.statistics import GradientStatistic, Gram, InputStatistic, Statistic
+from laconic.calibrate.stream import Stream
 from laconic.calibrate.survey import survey
-from laconic.model import Batch, Group, LanguageModel, Site, predict
+from laconic.calibrate.tap import Tap
+from laconic.model import Group, LanguageModel, Site
+
+Step = list[tuple[Site, Problem]]
 
 
-@dataclass
-class _Call:
-    """The arguments of one block for one batch; the hidden states are kept apart because they change."""
+@dataclass(frozen=True)
+class _Piece:
+    """What is run again and again while its sites are replaced: one block, or the whole model (path None)."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    sites: list[Site]
+    block: str | None = None
+    sublayers: tuple[Sublayer, ...] = ()
+    residual: Residual = Residual.UNKNOWN
 
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        if "hidden_states" in self.kwargs:
-            output = block(*self.args, **{**self.kwargs, "hidden_states": hidden})
-        else:
-            output = block(hidden, *self.args[1:], **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
+    def steps(self) -> list[list[Site]]:
+        """Its sites by the input that they read."""
+        by_input: dict[str, list[Site]] = {}
+        for site in self.sites:
+            by_input.setdefault(site.input, []).append(site)
+        return list(by_input.values())
 
 
 def walk(
-    lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
-) -> Iterator[list[tuple[Site, Known]]]:
-    """Yield the sites of each block with what is known of them, in forward order; embeddings first, heads last.
+    lm: LanguageModel,
+    data: Calibration,
+    needs: Collection[type[Statistic]],
+    sites: Sequence[Site],
+    *,
+    anchored: bool = False,
+    refresh: int | None = None,
+    surveyed: Mapping[str, Known] | None = None,
+) -> Iterator[Step]:
+    """Yield the sites of each distinct input with their problems, in forward order; embeddings first, heads last.
 
-    The caller may replace the sites it was given before it asks for the next block.
+    The caller may replace the sites it was given before it asks for the next ones.
+
+    Args:
+        anchored: aim at the outputs of the dense model, from inputs as they have become.
+        refresh: collect the gradient statistics anew after every so many blocks.
+        surveyed: those statistics, where they have been collected already.
     """
-    gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
-    input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)}
-    gradients = survey(lm, data, gradient_kinds, sites)
-
-    def joined(measured: dict[str, Known], here: Sequence[Site]) -> list[tuple[Site, Known]]:
-        return [(site, gradients[site.name] | measured[site.name]) for site in here]
-
-    first = [site for site in sites if site.group is Group.EMBEDDING]
-    last = [site for site in sites if site.group is Group.HEAD]
-    if first:
-        yield joined(survey(lm, data, input_kinds, first), first)
-    for measured, here in _walk_blocks(lm, data, input_kinds, sites):
-        yield joined(measured, here)
-    if last:
-        yield joined(survey(lm, data, input_kinds, last), last)
+    yield from _Walk(lm, data, needs, sites, anchored, refresh).steps(surveyed)
 
 
-def _walk_blocks(
-    lm: LanguageModel, data: Calibration, kinds: Collection[type[Statistic]], sites: Sequence[Site]
-) -> Iterator[tuple[dict[str, Known], list[Site]]]:
-    batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
-    for stack, blocks in lm.stacks():
-        captured = [_capture(lm, [block for _, block in blocks], batch) for batch in batches]
-        hidden = [states for states, _ in captured]
-        for index in data.track(range(len(blocks)), f"Walking the {stack.blocks}"):
-            path, block = blocks[index]
-            calls = [of_block[index] for _, of_block in captured]
-            here = [site for site in sites if site.block == path]
-            if here:
-                with Recorder(lm, here, kinds) as recorder:
-                    _run(block, calls, hidden, recorder, batches)
-                yield recorder.known(), here
-            hidden = _run(block, calls, hidden, None, batches)
+class _Walk:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        data: Calibration,
+        needs: Collection[type[Statistic]],
+        sites: Sequence[Site],
+        anchored: bool,
+        refresh: int | None,
+    ) -> None:
+        self.lm, self.data, self.sites, self.refresh = lm, data, sites, refresh
+        self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
+        self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)} | (
+            {Gram} if anchored else set()
+        )
+        batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
+        self.now = Stream(lm, batches)
+        self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if anchored else None
+        self.gradients: dict[str, Known] = {}
+        self.done: set[str] = set()
 
+    def steps(self, surveyed: Mapping[str, Known] | None) -> Iterator[Step]:
+        self.gradients = dict(surveyed) if surveyed is not None else self._survey(self.sites)
+        for piece in self._pieces():
+            for sites in piece.steps():
+                yield self._measure(piece, sites)
+                self.done |= {site.name for site in sites}
 
-def _run(
-    block: nn.Module, calls: list[_Call], hidden: list[Tensor], recorder: Recorder | None, batches: list[Batch]
-) -> list[Tensor]:
-    outputs = []
-    with torch.no_grad():
-        for call, states, batch in zip(calls, hidden, batches, strict=True):
-            if recorder is not None:
+    def _survey(self, sites: Sequence[Site]) -> dict[str, Known]:
+        return survey(self.lm, self.data, self.gradient_kinds, sites)
+
+    def _pieces(self) -> Iterator[_Piece]:
+        yield _Piece([site for site in self.sites if site.group is Group.EMBEDDING])
+        walked = 0
+        for stack, blocks in self.lm.stacks():
+            paths = [path for path, _ in blocks]
+            here = [site for site in self.sites if site.block in paths]
+            if not here:
+                continue
+            if not self._enter(paths):
+                yield _Piece(here)
+                continue
+            for path in self.data.track(paths, f"Walking the {stack.blocks}"):
+                if self.refresh is not None and walked and walked % self.refresh == 0:
+                    self.gradients |= self._survey([site for site in self.sites if site.name not in self.done])
+                yield self._block(
+                    path, [site for site in here if site.block == path], sublayers(stack, path, self._has)
+                )
+                walked += 1
+                for stream in self._streams():
+                    stream.advance()
+        yield _Piece([site for site in self.sites if site.group is Group.HEAD])
+
+    def _streams(self) -> list[Stream]:
+        return [self.now] if self.dense is None else [self.now, self.dense]
+
+    def _enter(self, paths: list[str]) -> bool:
+        return all([stream.enter([_module(stream, path) for path in paths]) for stream in self._streams()])
+
+    def _has(self, path: str) -> bool:
+        try:
+            self.lm.model.get_submodule(path)
+        except AttributeError:
+            return False
+        return True
+
+    def _block(self, path: str, sites: list[Site], parts: list[Sublayer]) -> _Piece:
+        residual = Residual.UNKNOWN
+        if self.dense is not None and sites:
+            with Tap(self.dense.lm.model, paths_of(path, parts)) as tap:
+                self.dense.run(0)
+            residual = kind_of(tap, path, parts)
+        return _Piece(sites, path, tuple(parts), residual)
+
+    def _measure(self, piece: _Piece, sites: list[Site]) -> Step:
+        """Run the piece over every batch, listening to the inputs of `sites`."""
+        lookup = any(site.is_lookup for site in sites)
+        anchors = {} if self.dense is None or lookup else {s.name: Anchor(s.shape, self.lm.device) for s in sites}
+        with Recorder(self.lm, sites, self.input_kinds) as recorder:
+            for number, batch in enumerate(self.now.batches):
                 recorder.batch = batch
-            outputs.append(call.run(block, states))
-    return outputs
+                if anchors and self.dense is not None:
+                    self._compare(piece, sites, anchors, recorder, number)
+                else:
+                    _run(self.now, piece, number)
+        known = {site.name: self.gradients[site.name] | recorder.known()[site.name] for site in sites}
+        if not anchors:
+            return [(site, Problem(weight=site.weight(), known=known[site.name])) for site in sites]
+        # Sites of one input may be solved as one, so they are centred together or not at all.
+        centred = all(site.bias() is not None for site in sites)
+        return [(site, anchors[site.name].problem(site.weight(), known[site.name], RIDGE, centred)) for site in sites]
+
+    @torch.no_grad()
+    def _compare(
+        self, piece: _Piece, sites: list[Site], anchors: dict[str, Anchor], recorder: Recorder, number: int
+    ) -> None:
+        """One batch through both models; what each site reads now, and what it should have given."""
+        assert self.dense is not None
+        follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
+        paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *anchors]
+        with Tap(self.now.lm.model, paths) as now, Tap(self.dense.lm.model, paths) as dense:
+            _run(self.now, piece, number)
+            _run(self.dense, piece, number)
+        for site in sites:
+            for call, x in enumerate(now.inputs[site.name]):
+                wanted = dense.outputs[site.name][call]
+                if follows:
+                    wanted = wanted + _drift(piece, now, dense, site.name, call)
+                counted = recorder.mask(x[..., 0], site.places[0].reads)
+                anchors[site.name].update(x[counted], wanted[counted])
 
 
-def _capture(lm: LanguageModel, blocks: list[nn.Module], batch: Batch) -> tuple[Tensor, list[_Call]]:
-    """The hidden states that enter the first block, and how each block is called."""
-    calls: list[_Call] = []
-    entering: list[Tensor] = []
+def _drift(piece: _Piece, now: Tap, dense: Tap, site: str, call: int) -> Tensor | float:
+    """How far the stream that `site` writes to is from the dense model's; zero for a site that writes to none."""
+    assert piece.block is not None
+    if all(part.writer != site for part in piece.sublayers):
+        return 0.0
+    before = (stream_before(tap, piece.block, piece.sublayers, site, piece.residual, call) for tap in (dense, now))
+    return next(before) - next(before)
 
-    def on_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        if not entering:
-            entering.append(hidden)
-        # Only the first block's states are kept: the others are recomputed from it. A cache would remember the
-        # keys of the first run and see every token twice in the second.
-        kept = {name: None if isinstance(value, Cache) or value is hidden else value for name, value in kwargs.items()}
-        calls.append(_Call(tuple(None if isinstance(a, Cache) or a is hidden else a for a in args), kept))
 
-    with ExitStack() as hooks, torch.no_grad():
-        for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(on_call, with_kwargs=True).remove)
-        predict(lm, batch)
-    return entering[0], calls
+def _run(stream: Stream, piece: _Piece, number: int) -> None:
+    if piece.block is None:
+        stream.run_whole(number)
+    else:
+        stream.run(number)
+
+
+def _module(stream: Stream, path: str) -> nn.Module:
+    return stream.lm.model.get_submodule(path)

@@ -1,15 +1,18 @@
 """Lifts any method of one matrix to a whole model: measure, share out the budget, solve each matrix, replace it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from laconic.allocate import Currency, Plan, choose, uniform
-from laconic.calibrate import Calibration, Known, Statistic, survey, walk
+from laconic.allocate import Currency, Plan, site_names
+from laconic.calibrate import Calibration, Gram, Known, Problem, Statistic, stack, survey, walk
+from laconic.compress.planning import by_currency, poured, shared_out, split_by_group, units_of
+from laconic.compress.put import put
 from laconic.compress.step import Outcome, Step
+from laconic.compress.units import Family, Unit, families
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
@@ -23,12 +26,16 @@ Allocation = Literal["uniform", "spectrum"]
 class Compress(Step):
     """Compress every targeted matrix by one method.
 
-    keep:       fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
-                the method says its own size.
-    allocate:   `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most.
-    currency:   what `keep` counts under `spectrum`: bytes, parameters or MACs.
-    sequential: solve block by block, each on inputs that carry the errors of the blocks before.
-    plan:       reuse a plan instead of making one; its sites are then the targets.
+    keep:         fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
+                  the method says its own size.
+    allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most.
+    currency:     what `keep` counts under `spectrum`: bytes, parameters or MACs.
+    share_inputs: matrices that read the same input may share one input factor: all do under `uniform`, those where it
+                  predicts less loss under `spectrum`.
+    sequential:   solve in forward order, each matrix on inputs that carry the errors of those before.
+    anchored:     the same, and aim at the outputs of the original; biases and the residual stream make up for errors.
+    refresh:      with either, collect the gradients anew after every so many blocks.
+    plan:         reuse a plan instead of making one; its sites are then the targets.
     """
 
     name = "compress"
@@ -38,7 +45,10 @@ class Compress(Step):
     allocate: Allocation = "uniform"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     currency: Currency = "bytes"
+    share_inputs: bool = False
     sequential: bool = False
+    anchored: bool = False
+    refresh: Annotated[int, Field(ge=1)] | None = None
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -51,13 +61,16 @@ class Compress(Step):
         for keep in self.keep.values() if isinstance(self.keep, dict) else (self.keep,):
             if keep is not None and not 0 < keep <= 1:
                 raise must_be("keep", "in (0, 1]", keep)
+        if self.share_inputs and not self.method.shares_inputs:
+            raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
+        if self.refresh is not None and not self._walks:
+            raise UserError("refresh must be left out, or come with sequential or anchored, which have stages.")
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The statistics that planning and solving ask for."""
-        if self.plan is not None:
-            return statistics_for((method for method in self.plan.values() if method), predicting=False)
-        return statistics_for((self.method,), self._predicts)
+        methods = (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
+        return statistics_for(methods, self._predicts) | (frozenset({Gram}) if self.anchored else frozenset())
 
     @property
     def needs_data(self) -> bool:
@@ -69,12 +82,12 @@ class Compress(Step):
 
     @property
     def _walks(self) -> bool:
-        return self.sequential and self.needs_data
+        return self.sequential or self.anchored
 
     def check(self, lm: LanguageModel) -> None:
-        sites = self.sites(lm)
+        of = self._families(lm)
         if self.keep is not None and self.plan is None:
-            self._budgets(sites)
+            split_by_group(self.keep, of)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve.
@@ -96,92 +109,99 @@ class Compress(Step):
         if self.plan is None:
             return lm.sites(self.targets)
         every = {site.name: site for site in lm.sites(("all", "*"))}
-        for name in self.plan:
+        named = [name for unit in self.plan for name in site_names(unit)]
+        for name in named:
             if name not in every:
                 near = get_close_matches(name, list(every), n=3, cutoff=0) or list(every)[:3]
                 raise unknown("site of this model", name, near)
-        return [every[name] for name in self.plan]
+        return [every[name] for name in named]
 
     def solve(self, lm: LanguageModel, known: Mapping[str, Known], data: Calibration | None = None) -> Outcome:
         """Plan and replace, on statistics that were collected before (and so can serve several sizes)."""
-        sites = self.sites(lm)
+        of, sites = self._families(lm), self.sites(lm)
         untied = tuple(lm.untied_by(sites))
         before = lm.stored_nbytes(sites)
-        plan, predicted = self._plan(lm, sites, known, data)
+        problems = self._problems(lm, of, known)
+        plan, predicted = self._plan(of, problems, data)
         after = dict(before)
         was_training = lm.model.training
         # A walk runs the blocks as they are; dropout would blur what it measures.
         lm.model.eval()
-        for site, what in self._in_order(lm, sites, known, data):
-            method = plan[site.name]
-            nbytes = None if method is None else _replace(lm, site, method, what)
-            if nbytes is None:
-                plan[site.name] = None
+        for unit, problem in self._in_order(lm, units_of(plan, of), problems, known, data):
+            method = plan[unit.name]
+            sizes = None if method is None else put(lm, unit, method, problem)
+            if sizes is None:
+                plan[unit.name] = None
             else:
-                after[site.name] = nbytes
+                after |= sizes
         lm.model.train(was_training)
+        compressed = {name for unit, method in plan.items() if method for name in site_names(unit)}
         return Outcome(
             plan=plan,
             before=before,
             after=after,
-            untied=tuple(name for name in untied if plan[name] is not None),
+            untied=tuple(name for name in untied if name in compressed),
             predicted_loss=predicted,
         )
 
-    def _in_order(
-        self, lm: LanguageModel, sites: Sequence[Site], known: Mapping[str, Known], data: Calibration | None
-    ) -> Iterable[tuple[Site, Known]]:
-        if self._walks and data is not None:
-            for of_block in walk(lm, data, self.needs, sites):
-                yield from of_block
-        else:
-            track = data.track if data is not None else silent
-            for site in track(sites, "Compressing the layers"):
-                yield site, known[site.name]
+    def _families(self, lm: LanguageModel) -> list[Family]:
+        sites = self.sites(lm)
+        if self.plan is None:
+            return families(sites, self.share_inputs)
+        by_name = {site.name: site for site in sites}
+        return [((Unit(tuple(by_name[name] for name in site_names(unit))),),) for unit in self.plan]
+
+    def _problems(self, lm: LanguageModel, of: Sequence[Family], known: Mapping[str, Known]) -> dict[str, Problem]:
+        """Of every unit as the model is now; the matrices in the dtype that they are stored in."""
+        single = {
+            site.name: Problem(weight=site.weight().to(lm.dtype), known=known[site.name])
+            for family in of
+            for unit in family[0]
+            for site in unit.sites
+        }
+        units = [unit for family in of for alternative in family for unit in alternative]
+        return {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
 
     def _plan(
-        self, lm: LanguageModel, sites: Sequence[Site], known: Mapping[str, Known], data: Calibration | None
+        self, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
     ) -> tuple[Plan, float | None]:
         if self.plan is not None:
             return dict(self.plan), None
         if self.keep is None:
-            return {site.name: self.method for site in sites}, None
+            return {unit.name: self.method for family in of for unit in family[-1]}, None
         plan: Plan = {}
         predicted = 0.0
         track = data.track if data is not None else silent
-        for keep, group in self._budgets(sites):
+        for keep, group in split_by_group(self.keep, of):
             if self.allocate == "uniform":
-                plan |= uniform(self.method, {site.name: site.shape for site in group}, keep)
+                plan |= shared_out(self.method, group, keep)
                 continue
-            ladders = {
-                site.name: self.method.ladder(site.weight().to(lm.dtype), known[site.name])
-                for site in track(group, "Predicting the loss")
-            }
-            chosen = choose(ladders, keep, self.currency)
-            plan |= {name: rung.method for name, rung in chosen.items()}
-            predicted += sum(rung.loss for rung in chosen.values())
+            chosen, loss = poured(self.method, group, problems, keep, by_currency(self.currency), track)
+            plan |= chosen
+            predicted += loss
         return plan, predicted if self.allocate == "spectrum" else None
 
-    def _budgets(self, sites: Sequence[Site]) -> list[tuple[float, list[Site]]]:
-        """(keep, the sites that share it): one budget over all, or one for each group."""
-        if not isinstance(self.keep, dict):
-            assert self.keep is not None
-            return [(self.keep, list(sites))]
-        groups = {site.group.value for site in sites}
-        for name in self.keep:
-            if name not in groups:
-                raise unknown("targeted group", name, groups)
-        for name in groups - self.keep.keys():
-            raise UserError(f"keep must name every targeted group; '{name}' is missing.")
-        return [(keep, [site for site in sites if site.group == name]) for name, keep in self.keep.items()]
+    def _in_order(
+        self,
+        lm: LanguageModel,
+        units: Sequence[Unit],
+        problems: Mapping[str, Problem],
+        known: Mapping[str, Known],
+        data: Calibration | None,
+    ) -> Iterable[tuple[Unit, Problem]]:
+        if self._walks and data is not None:
+            return self._on_the_way(lm, units, known, data)
+        track = data.track if data is not None else silent
+        return ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))
 
-
-def _replace(lm: LanguageModel, site: Site, method: Method, known: Known) -> int | None:
-    """Bytes of the site afterwards; None where a format no smaller than the matrix was not put in its place."""
-    weight = site.weight().to(lm.dtype)
-    format = method.compress(weight, known)
-    nbytes = format.nbytes()
-    if nbytes >= weight.nbytes:
-        return None
-    lm.replace(site, format)
-    return nbytes
+    def _on_the_way(
+        self, lm: LanguageModel, units: Sequence[Unit], known: Mapping[str, Known], data: Calibration
+    ) -> Iterator[tuple[Unit, Problem]]:
+        sites = [site for unit in units for site in unit.sites]
+        surveyed = known if self._predicts else None
+        steps = walk(lm, data, self.needs, sites, anchored=self.anchored, refresh=self.refresh, surveyed=surveyed)
+        for step in steps:
+            problems = {site.name: problem for site, problem in step}
+            for unit in units:
+                if unit.sites[0].name in problems:
+                    yield unit, stack([problems[site.name] for site in unit.sites])

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from laconic.errors import UserError
+
 
 class Format(nn.Module, ABC):
     """A compressed matrix of shape (out, in) with its bias; subclasses are final and made of plain linears."""
@@ -52,6 +54,19 @@ class Format(nn.Module, ABC):
     def set_bias(self, bias: Tensor | None) -> None:
         """Take over a copy of the bias (out,) of the layer that this replaces."""
 
+    @property
+    def source(self) -> "Format | None":
+        """Another format whose tensors this one reads; None where it has all that it needs."""
+        return None
+
+    def read_from(self, source: "Format") -> None:
+        """Take `source` for the format whose tensors this one reads.
+
+        Raises:
+            UserError: this kind reads from no other, or not from one like it.
+        """
+        raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
+
     @abstractmethod
     def for_lookup(self, padding_idx: int | None) -> "Format":
         """The same matrix as a word embedding: (width, vocabulary), read by token instead of multiplied."""
@@ -64,6 +79,11 @@ class Format(nn.Module, ABC):
     @abstractmethod
     def shell(cls, **spec: Any) -> "Format":
         """An uninitialised format of this specification."""
+
+
+def own_bias(bias: Tensor | None) -> nn.Parameter | None:
+    """A copy: the bias of a masked-language head is one with another tensor, from which it is to be apart."""
+    return None if bias is None else nn.Parameter(bias.detach().clone())
 
 
 def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:

@@ -6,27 +6,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
+from laconic.formats.base import Format, dense_weight, own_bias, weight_macs, weight_nbytes
+from laconic.formats.latent import Latent
 
 
 class LowRank(Format):
-    """y = A (B x) + bias. `right` holds B, `left` holds A and the bias."""
+    """y = A (B x) + bias. `right` holds B, `left` holds A and the bias.
+
+    shared_by counts the layers that multiply by this B; see `laconic.formats.shared`.
+    """
 
     kind = "low-rank"
     readers = ("right",)
 
-    def __init__(self, out_features: int, in_features: int, rank: int, bias: bool) -> None:
+    def __init__(self, out_features: int, in_features: int, rank: int, bias: bool, shared_by: int = 1) -> None:
         super().__init__()
         self.right = nn.Linear(in_features, rank, bias=False)
         self.left = nn.Linear(rank, out_features, bias=bias)
         # Kept apart from the factors, which a later step may replace by formats of their own.
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
+        self._latent = Latent(shared_by)
 
     @classmethod
-    def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"]) -> "LowRank":
+    def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"], shared_by: int = 1) -> "LowRank":
         """The format of two given factors, without a bias."""
         with torch.device("meta"):
-            layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False)
+            layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False, shared_by=shared_by)
         layer.to_empty(device=A.device)
         layer.left.weight = nn.Parameter(A.contiguous())
         layer.right.weight = nn.Parameter(B.contiguous())
@@ -37,7 +42,11 @@ class LowRank(Format):
         return self.out_features, self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.left(self.right(x))
+        return self.left(self.project(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """B x."""
+        return self._latent.of(x, self.right)
 
     def dense(self) -> Float[Tensor, "out in"]:
         return dense_weight(self.left) @ dense_weight(self.right)
@@ -53,17 +62,16 @@ class LowRank(Format):
         return self.left.bias
 
     def set_bias(self, bias: Tensor | None) -> None:
-        # A copy: the bias of a masked-language head is one with another tensor, from which it is now apart.
-        own = None if bias is None else nn.Parameter(bias.detach().clone())
-        self.left.register_parameter("bias", own)
+        self.left.register_parameter("bias", own_bias(bias))
 
     def for_lookup(self, padding_idx: int | None) -> Format:
         return LowRankEmbedding.of(self, padding_idx)
 
     def spec(self) -> dict[str, Any]:
         out_features, in_features = self.shape
-        bias = self.bias is not None
-        return {"out_features": out_features, "in_features": in_features, "rank": self.rank, "bias": bias}
+        sizes = {"out_features": out_features, "in_features": in_features, "rank": self.rank}
+        shared = {"shared_by": self._latent.shared_by} if self._latent.shared_by > 1 else {}
+        return {**sizes, "bias": self.bias is not None, **shared}
 
     @classmethod
     def shell(cls, **spec: Any) -> "LowRank":

@@ -1,6 +1,6 @@
 """A Transformers model seen as stacks of blocks and sites: anatomy as data, surgery, loading, predictions."""
 
-from laconic.model.anatomy import ANATOMIES, Anatomy
+from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, skeleton
 from laconic.model.predictions import Batch, Predictions, divergence, predict
@@ -16,6 +16,7 @@ __all__ = [
     "LanguageModel",
     "Predictions",
     "Site",
+    "Stack",
     "Task",
     "check_model",
     "divergence",

@@ -65,12 +65,12 @@ class LanguageModel:
         wanted = {site.name for target in targets for site in matching(every, target)}
         return [site for site in every if site.name in wanted]
 
-    def replace(self, site: Site, format: Format) -> None:
-        """Put `format` where `site` is, with its bias; a tied matrix is untied from all but its own aliases."""
+    def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
+        """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""
         if isinstance(site.module, nn.Embedding):
             format = format.for_lookup(site.module.padding_idx)
         else:
-            format.set_bias(site.bias())
+            format.set_bias(site.bias() if bias is None else bias)
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
         format.train(self.model.training).requires_grad_(site.module.get_parameter("weight").requires_grad)

@@ -79,9 +79,20 @@ def square_root(S: Moment) -> Moment:
 
 
 def root_factor(S: Moment) -> Moment:
-    """L with S = L L^T, for a positive definite S: much cheaper than a symmetric root, and as good in a norm."""
+    """Lower triangular L with S = L L^T (Cholesky): cheaper than a symmetric root, and as good within a norm.
+
+    A singular S is raised by the least multiple of the identity, from `RELATIVE_FLOOR` of its mean on, that lets it be
+    factored.
+    """
     S = S.double()
-    return S.sqrt() if S.ndim == 1 else torch.linalg.cholesky(S)
+    if S.ndim == 1:
+        return S.clamp(min=RELATIVE_FLOOR * S.mean().item()).sqrt()
+    L, failed = torch.linalg.cholesky_ex(S)
+    jitter = (RELATIVE_FLOOR * S.diagonal().mean()).clamp(min=torch.finfo(S.dtype).tiny)
+    while failed and jitter.isfinite():
+        L, failed = torch.linalg.cholesky_ex(S + jitter * torch.eye(len(S), dtype=S.dtype, device=S.device))
+        jitter = 10 * jitter
+    return L
 
 
 def eigh(S: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:

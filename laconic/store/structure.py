@@ -1,7 +1,7 @@
 """Which modules of a model are formats, as JSON, and the same model rebuilt from that.
 
 A structure maps a module's dotted path to `{"kind": ..., **spec}`, with `"aliases"` where one format stands in several
-places (tied word embeddings). It says what the model is, not how it came to be, and leaves transformers'
+places (tied word embeddings) and `"source"` where it reads from another one (shared input factors). It says what the model is, not how it came to be, and leaves transformers'
 `per_layer_config` alone: that key holds configuration attributes that differ by layer, and a format changes none.
 """
 
@@ -25,7 +25,7 @@ def scan(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Format):
             places.setdefault(module, []).append(name)
-    return {names[0]: _entry(format, names[1:]) for format, names in places.items()}
+    return {names[0]: _entry(format, names[1:], places) for format, names in places.items()}
 
 
 def outermost(structure: Structure) -> dict[str, tuple[str, ...]]:
@@ -59,10 +59,23 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
             )
         if first is not None:
             _put(model, _shell(name, entry), first, others)
+    for name, entry in structure.items():
+        if "source" in entry:
+            _link(model, name, entry["source"])
 
 
-def _entry(format: Format, aliases: list[str]) -> dict[str, Any]:
-    return {"kind": format.kind, **format.spec(), **({"aliases": aliases} if aliases else {})}
+def _entry(format: Format, aliases: list[str], places: Mapping[Format, list[str]]) -> dict[str, Any]:
+    source = {} if format.source is None else {"source": places[format.source][0]}
+    return {"kind": format.kind, **format.spec(), **({"aliases": aliases} if aliases else {}), **source}
+
+
+def _link(model: PreTrainedModel, name: str, source: str) -> None:
+    """Make the format at `name` read from the one at `source`, where this class has them."""
+    reader, owner = (path and model.get_submodule(path) for path in (_resolve(model, name), _resolve(model, source)))
+    if isinstance(reader, Format):
+        if not isinstance(owner, Format):
+            raise UserError(f"The layer '{name}' reads from '{source}', which is not stored as a factored layer.")
+        reader.read_from(owner)
 
 
 def _put(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
@@ -81,7 +94,7 @@ def _shell(name: str, entry: Mapping[str, Any]) -> Format:
             f"The layer '{name}' is stored as '{kind}', which this version of laconic does not know "
             f"(it knows {', '.join(sorted(kinds))}); upgrade laconic."
         )
-    spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases")}
+    spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}
     try:
         with torch.device("meta"):
             return kinds[kind].shell(**spec)

@@ -1,12 +1,14 @@
 """Water-filling against the exhaustive optimum, its budget, and its hull."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
 
-from laconic.allocate import choose, spectrum, uniform
-from laconic.allocate.spectrum import lower_hull
+from laconic.allocate import budget_of, spectrum, uniform
+from laconic.allocate import choose as choose_among
+from laconic.allocate.budget import Currency
+from laconic.allocate.option import Option, lower_hull, options
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Ladder, Rung, Svd
 from tests.matrices import case
@@ -20,6 +22,17 @@ def ladder(costs_and_losses: list[tuple[int, float]]) -> Ladder:
     ]
     cost, loss = costs_and_losses[-1]
     return Ladder((*rungs, Rung(method=None, nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)))
+
+
+def choose(ladders: dict[str, Ladder], keep: float, currency: Currency = "bytes") -> dict[str, Rung]:
+    """The rungs chosen where every ladder stands alone."""
+    return choose_among(
+        [[{name: ladder}] for name, ladder in ladders.items()], budget_of(ladders.values(), keep, currency)
+    )
+
+
+def hull(ladder: Ladder) -> list[Option]:
+    return lower_hull(options([{"only": ladder}], lambda rung: rung.nbytes))
 
 
 def random_ladders(seed: int) -> dict[str, Ladder]:
@@ -44,11 +57,7 @@ def test_it_is_within_one_step_of_the_exhaustive_optimum(seed, keep):
     chosen = choose(ladders, keep)
     assert sum(rung.nbytes for rung in chosen.values()) <= budget
     largest_step = max(
-        earlier.loss - later.loss
-        for ladder in ladders.values()
-        for earlier, later in zip(
-            lower_hull(ladder, lambda r: r.nbytes), lower_hull(ladder, lambda r: r.nbytes)[1:], strict=False
-        )
+        earlier.loss - later.loss for ladder in ladders.values() for earlier, later in pairwise(hull(ladder))
     )
     assert sum(rung.loss for rung in chosen.values()) <= best + largest_step
 
@@ -68,8 +77,30 @@ def test_a_budget_below_the_smallest_sizes_is_one_sentence():
 
 
 def test_the_hull_is_convex_and_falling():
-    rungs = lower_hull(ladder([(10, 5.0), (20, 4.9), (30, 1.0), (40, 2.0), (70, 0.0)]), lambda r: r.nbytes)
-    assert [rung.nbytes for rung in rungs] == [10, 30, 70]
+    kept = hull(ladder([(10, 5.0), (20, 4.9), (30, 1.0), (40, 2.0), (70, 0.0)]))
+    assert [option.cost for option in kept] == [10, 30, 70]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("keep", [0.4, 0.6])
+def test_of_two_ways_to_present_the_same_matrices_the_better_is_taken(seed, keep):
+    """Against every combination of rungs: a, b and c apart or as one, beside d."""
+    apart = random_ladders(seed)
+    generator = torch.Generator().manual_seed(100 + seed)
+    falls = (2 * torch.rand(6, generator=generator)).cumsum(0).flip(0).tolist()
+    joint = ladder([(30 * (i + 1), fall) for i, fall in enumerate(falls)] + [(210, 0.0)])
+    families = [[{name: apart[name] for name in "abc"}, {"abc": joint}], [{"d": apart["d"]}]]
+    budget = budget_of(apart.values(), keep, "bytes")
+    chosen = choose_among(families, budget)
+    assert set(chosen) in ({"a", "b", "c", "d"}, {"abc", "d"})
+    assert sum(rung.nbytes for rung in chosen.values()) <= budget.limit
+    alone = choose(apart, keep)
+    together = choose({"abc": joint, "d": apart["d"]}, keep)
+    best = min(sum(rung.loss for rung in one.values()) for one in (alone, together))
+    slack = max(
+        earlier.loss - later.loss for ladder in (*apart.values(), joint) for earlier, later in pairwise(hull(ladder))
+    )
+    assert sum(rung.loss for rung in chosen.values()) <= best + slack
 
 
 @pytest.mark.parametrize("currency", ["bytes", "parameters", "macs"])

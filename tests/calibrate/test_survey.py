@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate import AbsMax, Calibration, Fisher, Gram, Mean, OutputGram, merge, survey, walk
+from laconic.calibrate import AbsMax, Calibration, Fisher, Gram, Known, Mean, OutputGram, merge, survey, walk
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Site, predict
 from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, factors
@@ -158,7 +158,7 @@ def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
     data = Calibration(labelled_batches(lm), "sampled")
     sites = lm.sites(EVERYTHING)
     surveyed = survey(lm, data, ALL_KINDS, sites)
-    walked = {site.name: known for block in walk(lm, data, ALL_KINDS, sites) for site, known in block}
+    walked = {site.name: problem.known for step in walk(lm, data, ALL_KINDS, sites) for site, problem in step}
     assert walked.keys() == surveyed.keys()
     for name in walked:
         for kind in ALL_KINDS:
@@ -172,22 +172,17 @@ def test_a_walk_sees_the_errors_of_the_blocks_it_replaced(architecture):
     data = Calibration(labelled_batches(lm))
     sites = lm.sites()
     dense = survey(lm, data, {Gram}, sites)
-    last_block = None
-    for block in walk(lm, data, {Gram}, sites):
-        last_block = {site.input: known for site, known in block}
-        if any(site.block == sites[-1].block for site, _ in block):
+    last: dict[str, Known] = {}
+    for step in walk(lm, data, {Gram}, sites):
+        last = {site.name: problem.known for site, problem in step}
+        if sites[-1].name in last:
             break
-        for site, _ in block:
+        for site, _ in step:
             lm.replace(site, factors(site, rank=3))
-    assert last_block is not None
-    now = survey(lm, data, {Gram}, [site for site in lm.sites() if site.input in last_block])
-    reader = {site.input: site.name for site in lm.sites()}
-    for key, known in last_block.items():
-        assert torch.allclose(known[Gram].matrix, now[reader[key]][Gram].matrix, rtol=1e-3, atol=1e-4), key
-    changed = [
-        not torch.allclose(known[Gram].matrix, dense[reader[key]][Gram].matrix) for key, known in last_block.items()
-    ]
-    assert any(changed)
+    now = survey(lm, data, {Gram}, [site for site in lm.sites() if site.name in last])
+    for name, known in last.items():
+        assert torch.allclose(known[Gram].matrix, now[name][Gram].matrix, rtol=1e-3, atol=1e-4), name
+        assert not torch.allclose(known[Gram].matrix, dense[name][Gram].matrix), name
 
 
 def test_empty_data_is_one_sentence():

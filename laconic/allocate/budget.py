@@ -1,0 +1,43 @@
+"""What an allocation may spend, and what each size costs: bytes, parameters, multiply-accumulates or time."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from laconic.errors import UserError, must_be
+from laconic.methods import Ladder, Rung
+
+Currency = Literal["bytes", "parameters", "macs"]
+
+COST: dict[Currency, Callable[[Rung], int]] = {
+    "bytes": lambda rung: rung.nbytes,
+    "parameters": lambda rung: rung.parameters,
+    "macs": lambda rung: rung.macs,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """`keep` of the cost of everything as it was, `dense`, of which `fixed` is what no choice can save."""
+
+    keep: float
+    cost: Callable[[Rung], int]
+    dense: int
+    fixed: int = 0
+
+    @property
+    def limit(self) -> int:
+        """What may be spent on the rungs."""
+        return int(self.keep * self.dense) - self.fixed
+
+    def too_small(self, smallest: int) -> UserError:
+        """The mistake of asking for less than the cheapest rungs cost."""
+        least = (smallest + self.fixed) / max(self.dense, 1)
+        return must_be("keep", f"at least {least:.4f}, which the smallest sizes on offer here keep", self.keep)
+
+
+def budget_of(ladders: Iterable[Ladder], keep: float, currency: Currency) -> Budget:
+    """`keep` of what the dense matrices of `ladders` cost."""
+    cost = COST[currency]
+    dense = sum(next(cost(rung) for rung in ladder.rungs if rung.method is None) for ladder in ladders)
+    return Budget(keep=keep, cost=cost, dense=dense)

@@ -1,0 +1,86 @@
+"""A model run over all batches piece by piece: block after block, or as a whole where pieces cannot be told apart."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from laconic.model import Batch, LanguageModel, predict
+
+
+@dataclass
+class _Call:
+    """The arguments of one block for one batch; the hidden states are kept apart because they change."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        if "hidden_states" in self.kwargs:
+            output = block(*self.args, **{**self.kwargs, "hidden_states": hidden})
+        else:
+            output = block(hidden, *self.args[1:], **self.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+class Stream:
+    """`lm` over `batches`. What a block receives besides hidden states (masks, position embeddings, T5's position bias)
+    does not depend on the linears of its stack, so it is captured once, by `enter`."""
+
+    def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
+        self.lm = lm
+        self.batches = batches
+        self._blocks: list[nn.Module] = []
+        self._calls: list[list[_Call]] = []
+        self._hidden: list[Tensor] = []
+        self._at = 0
+
+    def enter(self, blocks: list[nn.Module]) -> bool:
+        """Stand before the first of `blocks`; False where they are not called once each, in this order."""
+        captured = [_capture(self.lm, blocks, batch) for batch in self.batches]
+        self._blocks, self._at = blocks, 0
+        self._hidden = [hidden for hidden, _, _ in captured]
+        self._calls = [calls for _, calls, _ in captured]
+        return all(order == blocks for _, _, order in captured)
+
+    @torch.no_grad()
+    def run(self, number: int) -> Tensor:
+        """The block where the stream stands, on batch `number`: its output."""
+        return self._calls[number][self._at].run(self._blocks[self._at], self._hidden[number])
+
+    def advance(self) -> None:
+        """Go on to the next block, with the outputs of this one as it is now."""
+        self._hidden = [self.run(number) for number in range(len(self.batches))]
+        self._at += 1
+
+    @torch.no_grad()
+    def run_whole(self, number: int) -> None:
+        """The whole model on batch `number`."""
+        predict(self.lm, self.batches[number])
+
+
+def _capture(lm: LanguageModel, blocks: list[nn.Module], batch: Batch) -> tuple[Tensor, list[_Call], list[nn.Module]]:
+    """The hidden states that enter the first block, how each block is called, and in which order."""
+    calls: list[_Call] = []
+    entering: list[Tensor] = []
+    order: list[nn.Module] = []
+
+    def on_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        if not entering:
+            entering.append(hidden)
+        order.append(module)
+        # Only the first block's states are kept: the others are recomputed from it. A cache would remember the
+        # keys of the first run and see every token twice in the second.
+        kept = {name: None if isinstance(value, Cache) or value is hidden else value for name, value in kwargs.items()}
+        calls.append(_Call(tuple(None if isinstance(a, Cache) or a is hidden else a for a in args), kept))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for block in set(blocks):
+            hooks.callback(block.register_forward_pre_hook(on_call, with_kwargs=True).remove)
+        predict(lm, batch)
+    return entering[0], calls, order

@@ -1,0 +1,73 @@
+"""From a budget to a plan: which method, of which size, goes to each unit."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from laconic.allocate import Alternatives, Budget, Plan, budget_of, choose, uniform
+from laconic.allocate.budget import Currency
+from laconic.calibrate import Problem
+from laconic.compress.units import Family, Unit
+from laconic.errors import UserError, unknown
+from laconic.methods import Ladder, Method
+from laconic.progress import Track
+
+Budgets = Callable[[Sequence[Ladder], float], Budget]
+"""The budget of one group of matrices: its dense ladders, and the fraction to keep of their cost."""
+
+
+def by_currency(currency: Currency) -> Budgets:
+    """Budgets in what is counted exactly."""
+    return lambda ladders, keep: budget_of(ladders, keep, currency)
+
+
+def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> list[tuple[float, list[Family]]]:
+    """(keep, the families that share it): one budget over all, or one for each group.
+
+    Raises:
+        UserError: `keep` names a group that is not targeted, or leaves one out.
+    """
+    if not isinstance(keep, Mapping):
+        return [(keep, list(of))]
+    groups = {family[0][0].sites[0].group.value for family in of}
+    for name in keep:
+        if name not in groups:
+            raise unknown("targeted group", name, groups)
+    for name in groups - keep.keys():
+        raise UserError(f"keep must name every targeted group; '{name}' is missing.")
+    return [
+        (fraction, [family for family in of if family[0][0].sites[0].group == name]) for name, fraction in keep.items()
+    ]
+
+
+def shared_out(method: Method, families: Sequence[Family], keep: float) -> Plan:
+    """Every matrix, or matrices together where they can be, at the same fraction of its bytes."""
+    units = [unit for family in families for unit in family[-1]]
+    return uniform(method, {unit.name: unit.shape for unit in units}, keep)
+
+
+def poured(
+    method: Method,
+    families: Sequence[Family],
+    problems: Mapping[str, Problem],
+    keep: float,
+    budgets: Budgets,
+    track: Track,
+) -> tuple[Plan, float]:
+    """The plan of least predicted loss within one budget over `families`, and that loss in nats per prediction."""
+    units = [unit for family in families for alternative in family for unit in alternative]
+    ladders = {
+        unit.name: method.ladder(problems[unit.name].weight, problems[unit.name].known)
+        for unit in track(units, "Decomposing the layers")
+    }
+    apart = [ladders[unit.name] for family in families for unit in family[0]]
+    chosen = choose([_alternatives(family, ladders) for family in families], budgets(apart, keep))
+    plan = {name: rung.method for name, rung in chosen.items()}
+    return plan, sum(rung.loss for rung in chosen.values())
+
+
+def _alternatives(family: Family, ladders: Mapping[str, Ladder]) -> Alternatives:
+    return [{unit.name: ladders[unit.name] for unit in alternative} for alternative in family]
+
+
+def units_of(plan: Plan, families: Sequence[Family]) -> list[Unit]:
+    """The units that `plan` has a line for, in forward order."""
+    return [unit for family in families for alternative in family for unit in alternative if unit.name in plan]
