@@ -2,12 +2,16 @@
 
 With x̃ the inputs as they are now and y* the outputs to be reached, over the same tokens,
 
-    W* = (D + λ W)(C + λ I)^{-1},   C = Cov(x̃),   D = Cov(y*, x̃),   λ = ridge · mean(diag C)
+    W* = (D + λ W)(C + λ I)^{-1},   C = Cov(x̃),   D = Cov(y*, x̃)
 
 and ‖Y* − Ŵ X̃‖² = const + ‖(W* − Ŵ) C^{1/2}‖², so approximating W* under C is the same problem as before, with the errors
 of earlier layers in it (AA-SVD, arXiv 2604.02119; GPTAQ, arXiv 2504.02692). Where the bias may not move, C and D are the
-uncentred moments.
+uncentred moments. λ holds W* to W where the tokens are too few to tell: it is chosen by cross-validation over two halves
+of the batches, from no trust in them at all (W* = W) up.
 """
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,43 +20,95 @@ from torch import Tensor
 from laconic.calibrate.known import Known
 from laconic.calibrate.problem import Means, Problem
 from laconic.calibrate.statistics import Gram
+from laconic.numerics.psd import add_gram, mirrored
 
-RIDGE = 1e-2
+RIDGES = (100.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+"""λ as multiples of the mean of C's diagonal."""
+FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means of inputs (in,) and outputs (out,), C (in, in) and D (out, in), over `count` tokens; centred or not."""
+
+    x: Float[Tensor, " in"]
+    y: Float[Tensor, " out"]
+    C: Float[Tensor, "in in"]
+    D: Float[Tensor, "out in"]
+    count: int
+
+
+class _Sums:
+    """Over the tokens of one fold: of the inputs, which several sites share, and of each site's wanted outputs."""
+
+    def __init__(self, in_features: int, outputs: Mapping[str, int], device: torch.device) -> None:
+        zeros = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
+        self.count, self.x, self.gram = 0, zeros.new_zeros(in_features), zeros
+        self.y = {name: zeros.new_zeros(size) for name, size in outputs.items()}
+        self.products = {name: zeros.new_zeros(size, in_features) for name, size in outputs.items()}
 
 
 class Anchor:
-    """Sums over tokens of one layer: inputs as they are, outputs as they should be, and their products."""
+    """What is summed of the sites that read one input: it as it is, their outputs as they should be."""
 
-    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
-        zeros = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.products, self.x, self.y, self.count = zeros, zeros.new_zeros(shape[1]), zeros.new_zeros(shape[0]), 0
+    def __init__(self, in_features: int, outputs: Mapping[str, int], device: torch.device) -> None:
+        self._folds = [_Sums(in_features, outputs, device) for _ in range(FOLDS)]
 
-    def update(self, x: Float[Tensor, "tokens in"], y: Float[Tensor, "tokens out"]) -> None:
-        """Add the tokens of one call: drifted inputs and wanted outputs."""
-        self.count += len(x)
-        self.x += x.sum(0, dtype=torch.float64)
-        self.y += y.sum(0, dtype=torch.float64)
-        self.products += y.T @ x
+    def update(
+        self, number: int, x: Float[Tensor, "tokens in"], wanted: Mapping[str, Float[Tensor, "tokens out"]]
+    ) -> None:
+        """Add the tokens of a call in batch `number`: drifted inputs, and the outputs wanted of each site."""
+        fold = self._folds[number % FOLDS]
+        fold.count += len(x)
+        fold.x += x.sum(0, dtype=torch.float64)
+        add_gram(fold.gram, x)
+        for name, y in wanted.items():
+            fold.y[name] += y.sum(0, dtype=torch.float64)
+            fold.products[name] += y.T @ x
 
-    def problem(self, W: Float[Tensor, "out in"], known: Known, ridge: float, centred: bool) -> Problem:
-        """What a method is to solve; `known` has the Gram of the drifted inputs."""
-        number = max(self.count, 1)
-        x, y, D = self.x / number, self.y / number, self.products / number
-        C = known[Gram].matrix
-        if centred:
-            C, D = C - torch.outer(x, x), D - torch.outer(y, x)
-        target = wanted(W, C, D, ridge).to(W.dtype)
-        moments = known | Known([Gram.of(C, known[Gram].count)])
-        return Problem(weight=target, known=moments, means=Means(x, y) if centred else None)
+    def problem(self, site: str, W: Float[Tensor, "out in"], known: Known, centred: bool) -> Problem:
+        """What a method is to solve for `site`, whose matrix is W."""
+        whole = _moments(self._folds, site, centred)
+        folds = [_moments([fold], site, centred) for fold in self._folds if fold.count]
+        ridge = chosen_ridge(W.double(), folds)
+        target = W if ridge is None else wanted(W.double(), whole, ridge).to(W.dtype)
+        gram = Gram.of(whole.C, whole.count)
+        return Problem(weight=target, known=known | Known([gram]), means=Means(whole.x, whole.y) if centred else None)
 
 
-def wanted(
-    W: Float[Tensor, "out in"], C: Float[Tensor, "in in"], D: Float[Tensor, "out in"], ridge: float
-) -> Float[Tensor, "out in"]:
-    """W* = (D + λ W)(C + λ I)^{-1} in fp64; W itself where nothing was seen."""
-    W = W.double()
-    level = ridge * C.diagonal().mean()
+def _moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moments:
+    count = max(sum(fold.count for fold in folds), 1)
+    x = sum((fold.x for fold in folds), torch.zeros_like(folds[0].x)) / count
+    y = sum((fold.y[site] for fold in folds), torch.zeros_like(folds[0].y[site])) / count
+    C = mirrored(sum((fold.gram for fold in folds), torch.zeros_like(folds[0].gram))) / count
+    D = sum((fold.products[site] for fold in folds), torch.zeros_like(folds[0].products[site])) / count
+    if centred:
+        C, D = C - torch.outer(x, x), D - torch.outer(y, x)
+    return Moments(x, y, C, D, count)
+
+
+def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[Tensor, "out in"]:
+    """W* = (D + λ W)(C + λ I)^{-1}, λ = ridge · mean(diag C); W itself where nothing was seen."""
+    level = ridge * moments.C.diagonal().mean()
     if level <= 0:
         return W
-    regular = C + level * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return torch.linalg.solve(regular, (D + level * W).T).T
+    regular = moments.C + level * torch.eye(len(moments.C), dtype=W.dtype, device=W.device)
+    return torch.cholesky_solve((moments.D + level * W).T, torch.linalg.cholesky(regular)).T
+
+
+def chosen_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float | None:
+    """The ridge whose W*, made from one fold, errs least on the other; None where W itself errs least."""
+    if len(folds) < FOLDS:
+        return None
+    best, least = None, sum(_error(W, fold) for fold in folds)
+    for ridge in RIDGES:
+        error = sum(_error(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True))
+        if error >= least:
+            break
+        best, least = ridge, error
+    return best
+
+
+def _error(W: Float[Tensor, "out in"], moments: Moments) -> float:
+    """E‖y* − W x̃‖² less a constant: tr(W C W^T) − 2 tr(W D^T)."""
+    return (W * (W @ moments.C - 2 * moments.D)).sum().item()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.anchor import RIDGE, Anchor
+from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.known import Known
 from laconic.calibrate.problem import Problem
@@ -143,40 +143,42 @@ class _Walk:
 
     def _measure(self, piece: _Piece, sites: list[Site]) -> Step:
         """Run the piece over every batch, listening to the inputs of `sites`."""
+        outputs, in_features = {site.name: site.shape[0] for site in sites}, sites[0].shape[1]
         lookup = any(site.is_lookup for site in sites)
-        anchors = {} if self.dense is None or lookup else {s.name: Anchor(s.shape, self.lm.device) for s in sites}
+        anchor = None if self.dense is None or lookup else Anchor(in_features, outputs, self.lm.device)
         with Recorder(self.lm, sites, self.input_kinds) as recorder:
             for number, batch in enumerate(self.now.batches):
                 recorder.batch = batch
-                if anchors and self.dense is not None:
-                    self._compare(piece, sites, anchors, recorder, number)
+                if anchor is not None and self.dense is not None:
+                    self._compare(piece, sites, anchor, recorder, number)
                 else:
                     _run(self.now, piece, number)
         known = {site.name: self.gradients[site.name] | recorder.known()[site.name] for site in sites}
-        if not anchors:
+        if anchor is None:
             return [(site, Problem(weight=site.weight(), known=known[site.name])) for site in sites]
         # Sites of one input may be solved as one, so they are centred together or not at all.
         centred = all(site.bias() is not None for site in sites)
-        return [(site, anchors[site.name].problem(site.weight(), known[site.name], RIDGE, centred)) for site in sites]
+        return [(site, anchor.problem(site.name, site.weight(), known[site.name], centred)) for site in sites]
 
     @torch.no_grad()
     def _compare(
-        self, piece: _Piece, sites: list[Site], anchors: dict[str, Anchor], recorder: Recorder, number: int
+        self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder, number: int
     ) -> None:
         """One batch through both models; what each site reads now, and what it should have given."""
         assert self.dense is not None
         follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
-        paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *anchors]
+        names = [site.name for site in sites]
+        paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
         with Tap(self.now.lm.model, paths) as now, Tap(self.dense.lm.model, paths) as dense:
             _run(self.now, piece, number)
             _run(self.dense, piece, number)
-        for site in sites:
-            for call, x in enumerate(now.inputs[site.name]):
-                wanted = dense.outputs[site.name][call]
-                if follows:
-                    wanted = wanted + _drift(piece, now, dense, site.name, call)
-                counted = recorder.mask(x[..., 0], site.places[0].reads)
-                anchors[site.name].update(x[counted], wanted[counted])
+        for call, x in enumerate(now.inputs[names[0]]):
+            counted = recorder.mask(x[..., 0], sites[0].places[0].reads)
+            wanted = {
+                name: (dense.outputs[name][call] + (_drift(piece, now, dense, name, call) if follows else 0.0))[counted]
+                for name in names
+            }
+            anchor.update(number, x[counted], wanted)
 
 
 def _drift(piece: _Piece, now: Tap, dense: Tap, site: str, call: int) -> Tensor | float:
