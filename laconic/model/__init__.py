@@ -4,7 +4,8 @@ from laconic.model.anatomy import ANATOMIES, Anatomy
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, skeleton
 from laconic.model.predictions import Batch, Predictions, divergence, predict
-from laconic.model.site import Group, Site
+from laconic.model.roles import Group, Reads, Role
+from laconic.model.site import Site
 from laconic.model.task import Task
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Group",
     "LanguageModel",
     "Predictions",
+    "Reads",
+    "Role",
     "Site",
     "Task",
     "check_model",

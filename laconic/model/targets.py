@@ -4,7 +4,8 @@ import re
 from fnmatch import fnmatchcase
 
 from laconic.errors import UserError, unknown
-from laconic.model.site import Group, Site
+from laconic.model.roles import Group
+from laconic.model.site import Site
 
 
 def matching(sites: list[Site], target: str) -> list[Site]:

@@ -115,7 +115,7 @@ def test_padding_mask_fits_the_rows_of_every_site(architecture: Architecture) ->
     length = {"source": 7, "target": 5 if lm.model.config.is_encoder_decoder else 7}
     sites = lm.sites(("all",))
     for site, tensor in zip(sites, inputs_of(lm, sites).values(), strict=True):
-        assert tensor.shape[1] == length[site.places[0].reads], site.name
+        assert tensor.shape[1] == length[site.places[0].reads[0]], site.name
 
 
 def test_targets() -> None:

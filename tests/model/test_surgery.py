@@ -91,7 +91,7 @@ def test_aliases_of_an_embedding_become_one_format(name: str) -> None:
     lm = BY_NAME[name].lm()
     site = lm.sites(("embedding",))[0]
     assert list(site.names) == ALIASES[name]
-    assert [place.reads for place in site.places][1:] == ["source", "target"]
+    assert [place.reads for place in site.places][1:] == [("source",), ("target",)]
     lm.replace(site, factors(site, rank=4))
     modules = {id(lm.model.get_submodule(path)) for path in ALIASES[name]}
     assert len(modules) == 1
