@@ -78,8 +78,8 @@ def headed_attentions(lm: LanguageModel) -> list[HeadedAttention]:
     Raises:
         UserError: the heads of this architecture cannot change their size, or a projection is compressed already.
     """
-    if not _have_heads(lm.anatomy):
-        fits = sorted(name for anatomy in ANATOMIES if _have_heads(anatomy) for name in anatomy.model_types)
+    if not can_shrink(lm.anatomy):
+        fits = sorted(name for anatomy in ANATOMIES if can_shrink(anatomy) for name in anatomy.model_types)
         raise UserError(
             f"The heads of '{lm.model.config.model_type}' cannot shrink: there is more between its projections and its "
             f"scores than a product of queries with keys, or heads share keys; it can be done for {', '.join(fits)}."
@@ -144,7 +144,8 @@ def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:
                 setattr(part.config, heads.config, size)
 
 
-def _have_heads(anatomy: Anatomy) -> bool:
+def can_shrink(anatomy: Anatomy) -> bool:
+    """Whether the heads of this architecture can change their size."""
     return all(
         stack.attention is not None and all(attention.heads is not None for attention in _attentions(stack))
         for stack in anatomy.stacks

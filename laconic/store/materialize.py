@@ -41,7 +41,7 @@ def densify(model: PreTrainedModel) -> None:
     for name, places in outermost(formats(model)).items():
         format = model.get_submodule(name)
         assert isinstance(format, Format)
-        filled = [_filled(plain.get_submodule(place), format) for place in places]
+        filled = [_filled(plain, place, format) for place in places]
         for place, module in zip(places, filled, strict=True):
             module.weight = filled[0].weight
             model.set_submodule(place, module.train(model.training))
@@ -60,14 +60,16 @@ def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _filled(module: nn.Module, format: Format) -> nn.Module:
-    """`module`, of the stock model, with the matrix and the bias of `format`."""
-    dense, bias = format.dense().detach(), format.bias
+def _filled(plain: PreTrainedModel, place: str, format: Format) -> nn.Module:
+    """The module of the stock model at `place`, with the matrix and the bias of `format`."""
+    module, dense, bias = plain.get_submodule(place), format.dense().detach(), format.bias
     if isinstance(module, (nn.Linear, Conv1D)):
         # The format may stand for a linear that had been resized before.
         module = empty_linear(module, format.shape)
     module = module.to_empty(device=dense.device)
     if isinstance(module, nn.Embedding):
+        # Its scale may be a buffer that no file holds (Gemma's), which transformers fills with the weights.
+        plain._init_weights(module)
         weight = (dense.T.double() / _scale(module)).to(dense.dtype)
     else:
         weight = dense.T if isinstance(module, Conv1D) else dense
