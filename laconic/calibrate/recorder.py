@@ -84,9 +84,14 @@ class Recorder(ExitStack):
         keeps_inputs = any(statistic.reads_inputs for statistic in gradients)
         tokens_first = site.places[0].tokens_first
 
-        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             shape = args[0].shape if site.is_lookup else args[0].shape[:-1]
-            rows = rows_of(shape, reads[self._calls[module] % len(reads)], tokens_first, *self._masks())
+            whose = reads[self._calls[module] % len(reads)]
+            source, target = self._masks()
+            if site.is_lookup and shape[-1] < (target if whose is Reads.TARGET else source).shape[-1]:
+                # LED looks its own padding up apart.
+                return output
+            rows = rows_of(shape, whose, tokens_first, source, target)
             self._calls[module] += 1
             x = rows.tokens(args[0]) if site.is_lookup else rows.lines(args[0].detach())
             if reads_first:
@@ -94,10 +99,12 @@ class Recorder(ExitStack):
                 for statistic in self._inputs[site.input]:
                     statistic.update(counted)
             if gradients and torch.is_grad_enabled():
-                if not output.requires_grad:
-                    output.requires_grad_()
                 kept = x if keeps_inputs else None
-                output.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
+                watched = output if output.requires_grad else output.detach().requires_grad_()
+                watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
+                # Some models scale their queries in place, which a tensor with a hook does not survive.
+                return watched.clone()
+            return output
 
         return module.register_forward_hook(on_forward)
 

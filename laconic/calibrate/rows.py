@@ -54,7 +54,7 @@ def _counted(shape: tuple[int, ...], mask: Mask) -> Mask:
 
 
 def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
-    """A pooled vector is a sequence of one; what is no multiple of the batch (relative positions) belongs to no row."""
+    """A pooled vector is a sequence of one; what all rows of the batch have in common (positions) is one sequence."""
     number = torch.Size(shape).numel()
-    sequences = len(mask) if number % len(mask) == 0 else 1
+    sequences = 1 if shape[0] == 1 or number % len(mask) else len(mask)
     return torch.ones(sequences, number // sequences, dtype=torch.bool, device=mask.device)
