@@ -88,12 +88,14 @@ class Anderson(Extrapolation):
 
     def propose(self, G: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         self.pairs.append((G, G - self.Y))
-        R = torch.stack([residual.flatten() for _, residual in self.pairs])
-        K = R @ R.T
+        residuals = [residual.flatten() for _, residual in self.pairs]
+        K = torch.stack([torch.stack([first.dot(second) for second in residuals]) for first in residuals])
         K.diagonal().add_(RIDGE * K.trace() + torch.finfo(K.dtype).tiny)
         alpha = torch.linalg.solve(K / K.trace(), K.new_ones(len(K)))
         alpha /= alpha.sum()
-        self.Y = torch.stack([a * past for a, (past, _) in zip(alpha, self.pairs, strict=True)]).sum(0)
+        self.Y = torch.zeros_like(G)
+        for weight, (past, _) in zip(alpha.tolist(), self.pairs, strict=True):
+            self.Y.add_(past, alpha=weight)
         return self.Y
 
     def refused(self, G: Float[Tensor, "out in"]) -> None:

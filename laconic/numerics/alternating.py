@@ -53,13 +53,24 @@ def _solved(
     A: Float[Tensor, "m n"], w: Float[Tensor, "m n"], U: Float[Tensor, "m r"], V: Float[Tensor, "n r"]
 ) -> Float[Tensor, "m r"]:
     """Every row u_i moved to the minimum of Σ_j w_ij (A_ij − u_i·v_j)² plus the ridge on its change."""
-    n, r = V.shape
+    r = V.shape[1]
     gradient = (w * (A - U @ V.T)) @ V
     moved = torch.empty_like(U)
-    for rows in torch.arange(len(U)).split(max(1, AT_ONCE // (n * r))):
-        normal = ((w[rows, None, :] * V.T).reshape(-1, n) @ V).reshape(len(rows), r, r)
+    for rows in torch.arange(len(U)).split(max(1, AT_ONCE // r**2)):
+        normal = _normal_matrices(w[rows], V)
         diagonal = normal.diagonal(dim1=1, dim2=2)
         diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp(min=LEAST_DIAGONAL)
         change = torch.cholesky_solve(gradient[rows, :, None], torch.linalg.cholesky(normal))
         moved[rows] = U[rows] + change[:, :, 0]
     return moved
+
+
+def _normal_matrices(w: Float[Tensor, "rows n"], V: Float[Tensor, "n r"]) -> Float[Tensor, "rows r r"]:
+    """V^T diag(w_i) V of every row, one column of all of them at a time: large products and little memory."""
+    r = V.shape[1]
+    normal = w.new_empty(len(w), r, r)
+    for k in range(r):
+        below = w @ (V[:, k:] * V[:, k, None])
+        normal[:, k:, k] = below
+        normal[:, k, k:] = below
+    return normal
