@@ -9,10 +9,23 @@ from transformers import PreTrainedModel
 
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, Site
+from laconic.model.anatomy import entry_of
 from laconic.model.predictions import first_token
-from tests.tiny_models import BLOCKS, HEADS, INNER, TINY_MODELS, VOCABULARY, WIDTH
+from tests.tiny_models import (
+    BART,
+    BLOCKS,
+    DECODER,
+    GPT2,
+    HEADS,
+    INNER,
+    SMALL,
+    T5,
+    TINY_MODELS,
+    VOCABULARY,
+    WIDTH,
+)
 
-__all__ = ["BLOCKS", "HEADS", "INNER", "VOCABULARY", "WIDTH"]
+__all__ = ["BART", "BLOCKS", "DECODER", "GPT2", "HEADS", "INNER", "SMALL", "T5", "VOCABULARY", "WIDTH"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,8 @@ def batch_for(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
         "input_ids": torch.randint(3, VOCABULARY, (2, 7), generator=generator),
         "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
     }
-    if LanguageModel.of(model).anatomy.global_attention:
+    entry = entry_of(model.config.model_type)
+    if entry is not None and entry.global_attention:
         batch["global_attention_mask"] = first_token(batch["input_ids"])
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = torch.randint(3, VOCABULARY, (2, 5), generator=generator)

@@ -37,7 +37,7 @@ RELATIVE = {
     "type_vocab_size": 0,
 }
 # Seven tokens are no multiple of its window.
-WINDOWED = {**ENCODER, **SMALL, "attention_window": 4, "max_position_embeddings": 50}
+WINDOWED = {**ENCODER, **SMALL, "attention_window": 4, "max_position_embeddings": 42}
 GPT2 = {
     "vocab_size": VOCABULARY,
     "n_embd": WIDTH,
@@ -45,7 +45,6 @@ GPT2 = {
     "n_head": HEADS,
     "n_inner": INNER,
     "n_positions": 40,
-    **SMALL,
 }
 GPT_NEO = {
     "vocab_size": VOCABULARY,
@@ -59,7 +58,7 @@ GPT_NEO = {
     **SMALL,
 }
 OPT = {**ENCODER, **SMALL, "ffn_dim": INNER, "word_embed_proj_dim": NARROW}
-DECODER = {**ENCODER, **SMALL, "num_key_value_heads": 2, "head_dim": 8}
+DECODER = {**ENCODER, "num_key_value_heads": 2, "head_dim": 8}
 T5 = {
     "vocab_size": VOCABULARY,
     "d_model": WIDTH,
@@ -79,10 +78,15 @@ BART = {
     "encoder_ffn_dim": INNER,
     "decoder_ffn_dim": INNER,
     "max_position_embeddings": 40,
-    **SMALL,
 }
-MARIAN = {**BART, "decoder_vocab_size": VOCABULARY, "decoder_start_token_id": 1}
-LED = {**BART, "attention_window": 4, "max_encoder_position_embeddings": 40, "max_decoder_position_embeddings": 40}
+MARIAN = {**BART, **SMALL, "decoder_vocab_size": VOCABULARY, "decoder_start_token_id": 1}
+LED = {
+    **BART,
+    **SMALL,
+    "attention_window": 4,
+    "max_encoder_position_embeddings": 40,
+    "max_decoder_position_embeddings": 40,
+}
 
 
 def _bert(**extra: object) -> hf.BertConfig:
@@ -120,28 +124,28 @@ TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "modernbert-masked": lambda: hf.ModernBertForMaskedLM(
         hf.ModernBertConfig(**ENCODER, **MASKED, global_attn_every_n_layers=2, local_attention=4)
     ),
-    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
-    "gpt2-untied": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, tie_word_embeddings=False)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, **SMALL)),
+    "gpt2-untied": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, **SMALL, tie_word_embeddings=False)),
     "gpt-neo": lambda: hf.GPTNeoForCausalLM(hf.GPTNeoConfig(**GPT_NEO)),
     "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**ENCODER, **SMALL)),
     "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT)),
     "opt-norm-after": lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT, do_layer_norm_before=False)),
-    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER)),
-    "llama-tied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER, tie_word_embeddings=True)),
-    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**DECODER)),
-    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER, tie_word_embeddings=True)),
-    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**DECODER, tie_word_embeddings=True)),
-    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**DECODER)),
-    "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**DECODER, sliding_window=4)),
-    "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**DECODER, sliding_window=4)),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER, **SMALL)),
+    "llama-tied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER, **SMALL, tie_word_embeddings=True)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**DECODER, **SMALL)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**DECODER, **SMALL, tie_word_embeddings=True)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**DECODER, **SMALL, tie_word_embeddings=True)),
+    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**DECODER, **SMALL)),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**DECODER, **SMALL, sliding_window=4)),
+    "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**DECODER, **SMALL, sliding_window=4)),
     "phi": lambda: hf.PhiForCausalLM(hf.PhiConfig(**ENCODER, **SMALL, partial_rotary_factor=0.5)),
     "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)),
     "t5-gated": lambda: hf.T5ForConditionalGeneration(
         hf.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     ),
-    "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART)),
-    "bart-untied": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, tie_word_embeddings=False)),
-    "bart-scaled": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, scale_embedding=True)),
+    "bart": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, **SMALL)),
+    "bart-untied": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, **SMALL, tie_word_embeddings=False)),
+    "bart-scaled": lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, **SMALL, scale_embedding=True)),
     "marian": lambda: hf.MarianMTModel(hf.MarianConfig(**MARIAN)),
     "marian-two-vocabularies": lambda: hf.MarianMTModel(
         hf.MarianConfig(**MARIAN, share_encoder_decoder_embeddings=False)

@@ -112,9 +112,9 @@ def _tables(model: PreTrainedModel) -> Iterator[Table]:
             inside = next(name for name, module in part.named_modules(remove_duplicate=False) if module is embedding)
             called[_prefix(model, part) + inside] = embedding, Reads.TARGET if reads is Reads.EITHER else reads
     whole = _words(model)
-    copies = [module for module, _ in called.values()]
-    if isinstance(whole, nn.Embedding) and whole not in copies and any(whole.weight is copy.weight for copy in copies):
-        yield Table(_prefix(model, whole).rstrip("."), called=False)
+    name = None if whole is None else _prefix(model, whole).rstrip(".")
+    if name is not None and name not in called and any(_same(whole, module) for module, _ in called.values()):
+        yield Table(name, called=False)
     for path, (_, reads) in called.items():
         yield Table(path, reads)
 
@@ -126,3 +126,9 @@ def _words(part: PreTrainedModel) -> nn.Module | None:
         # transformers' way to say that there is none.
         return None
     return embedding if isinstance(embedding, (nn.Embedding, Format)) else None
+
+
+def _same(one: nn.Module | None, other: nn.Module) -> bool:
+    # The embeddings of a compressed model are one format, those of a plain one share their weights.
+    tied = isinstance(one, nn.Embedding) and isinstance(other, nn.Embedding) and one.weight is other.weight
+    return one is other or tied
