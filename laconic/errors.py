@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A mistake in what the user asked for or supplied; its text is one sentence that names the remedy."""
 
 
+class StructureNotice(UserWarning):
+    """Said when a model is of no known architecture and its matrices were found by its structure."""
+
+
 def must_be(place: str, requirement: str, got: object) -> UserError:
     """The first sentence: `place` must be `requirement`; got `got`."""
     shown = f"'{got}'" if isinstance(got, str) else got

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from laconic.calibrate import Fisher, Gram, OutputGram
-from laconic.methods import Drone, Fwsvd, KfacSvd, Method, Svd
+from laconic.calibrate import AbsMean, Fisher, Gram, OutputGram
+from laconic.methods import Asvd, Drone, Fwsvd, KfacSvd, Method, Svd, Wlra
+from laconic.methods.lowrank.asvd import activation_scales
 from laconic.methods.lowrank.fwsvd import fisher_weights
 from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.psd import shrink, square_root
@@ -47,6 +48,32 @@ def test_fwsvd_is_equation_8(shape):
     d = matrix.known[Fisher].matrix.sum(0).sqrt()
     expected = best_rank(matrix.weight * d) / d
     assert torch.allclose(approximation(Fwsvd(rank=RANK), matrix), expected, atol=1e-8)
+
+
+@every_shape
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_asvd_is_the_svd_of_the_scaled_matrix(shape, alpha):
+    """Ŵ = SVD_r(W S) S^{-1}, S = diag((mean_t |x_j|)^α)."""
+    matrix = double(shape)
+    S = matrix.known[AbsMean].vector ** alpha
+    expected = best_rank(matrix.weight * S) / S
+    assert torch.allclose(approximation(Asvd(rank=RANK, alpha=alpha), matrix), expected, atol=1e-8)
+
+
+@every_shape
+@pytest.mark.parametrize("solver", ["em", "nesterov", "anderson", "als"])
+def test_wlra_is_a_fixed_point_of_srebro_and_jaakkola(shape, solver):
+    """X = SVD_r(w∘W + (1 − w)∘X), where Σ Φ (W − X)² has no gradient: (Φ∘E) V = 0 and (Φ∘E)^T U = 0 for X = U S V^T."""
+    matrix = double(shape)
+    Phi = matrix.known[Fisher].matrix
+    U, s, Vt = torch.linalg.svd(approximation(Wlra(rank=RANK, solver=solver, iterations=2000), matrix))
+    X = (U[:, :RANK] * s[:RANK]) @ Vt[:RANK]
+    slope = Phi * (matrix.weight - X)
+    assert (slope @ Vt[:RANK].T).norm() < 2e-2 * slope.norm()
+    assert (slope.T @ U[:, :RANK]).norm() < 2e-2 * slope.norm()
+    w = Phi / Phi.max()
+    moved = best_rank(w * matrix.weight + (1 - w) * X) - X
+    assert moved.norm() < 1e-4 * X.norm()
 
 
 @every_shape
@@ -100,6 +127,10 @@ def claimed_objective(method: Method, matrix: Case, W_hat: torch.Tensor) -> floa
     E = matrix.weight - W_hat
     if isinstance(method, Fwsvd):
         return (E * fisher_weights(matrix.known[Fisher].matrix)).square().sum().item()
+    if isinstance(method, Wlra):
+        return (matrix.known[Fisher].matrix * E.square()).sum().item()
+    if isinstance(method, Asvd):
+        return (E * activation_scales(matrix.known[AbsMean].vector, method.alpha)).square().sum().item()
     if isinstance(method, Drone):
         return output_error(matrix, W_hat)
     if isinstance(method, KfacSvd):
@@ -110,7 +141,11 @@ def claimed_objective(method: Method, matrix: Case, W_hat: torch.Tensor) -> floa
 
 @every_shape
 @pytest.mark.parametrize("tokens", [400, 12])
-@pytest.mark.parametrize("method", [Fwsvd(rank=RANK), Drone(rank=RANK), KfacSvd(rank=RANK)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [Fwsvd(rank=RANK), Wlra(rank=RANK), Asvd(rank=RANK), Drone(rank=RANK), KfacSvd(rank=RANK)],
+    ids=lambda method: method.name,
+)
 def test_each_method_beats_plain_svd_on_its_own_objective(method, shape, tokens):
     matrix = double(shape, tokens)
     own = claimed_objective(method, matrix, approximation(method, matrix))

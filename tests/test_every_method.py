@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Gram, OutputGram
-from laconic.methods import METHODS, Drone, Fwsvd, KfacSvd, Method, Svd
+from laconic.methods import METHODS, Asvd, Drone, Fwsvd, KfacSvd, Method, Svd, Wlra
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
 from tests.matrices import CASES, Case, case
@@ -15,6 +15,8 @@ from tests.matrices import CASES, Case, case
 EXAMPLES: tuple[Method, ...] = (
     Svd(multiple=1),
     Fwsvd(multiple=1),
+    Wlra(multiple=1),
+    Asvd(multiple=1),
     Drone(multiple=1),
     KfacSvd(multiple=1),
 )

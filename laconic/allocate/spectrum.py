@@ -1,9 +1,10 @@
 """Water-filling: one budget over many matrices, spent where it buys the largest fall of the predicted loss.
 
 min Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B over one option o_ℓ for each matrix, or each group of matrices that may be
-solved as one. On the lower convex hull of the options the steps have falling gain per cost, so taking all steps in order
-of gain per cost is the Lagrangian optimum of the hulls (Shoham & Gersho, "Efficient bit allocation for an arbitrary set
-of quantizers", IEEE TASSP 1988). What the last step leaves over is spent on single options that still fit.
+solved as one. On the lower convex hull of the options the steps have falling gain per cost, so taking all steps in
+order of gain per cost is the Lagrangian optimum of the hulls (Shoham & Gersho, "Efficient bit allocation for an
+arbitrary set of quantizers", IEEE TASSP 1988). What the last step leaves over is spent on single options that still
+fit.
 """
 
 import itertools

@@ -15,12 +15,13 @@ from laconic.calibrate.statistics import (
     Statistic,
 )
 from laconic.calibrate.survey import survey
-from laconic.calibrate.walk import walk
+from laconic.calibrate.walk import Course, walk
 
 __all__ = [
     "AbsMax",
     "AbsMean",
     "Calibration",
+    "Course",
     "Fisher",
     "GradientStatistic",
     "Gram",

@@ -4,10 +4,10 @@ With x̃ the inputs as they are now and y* the outputs to be reached, over the s
 
     W* = (D + λ W)(C + λ I)^{-1},   C = Cov(x̃),   D = Cov(y*, x̃)
 
-and ‖Y* − Ŵ X̃‖² = const + ‖(W* − Ŵ) C^{1/2}‖², so approximating W* under C is the same problem as before, with the errors
-of earlier layers in it (AA-SVD, arXiv 2604.02119; GPTAQ, arXiv 2504.02692). Where the bias may not move, C and D are the
-uncentred moments. λ holds W* to W where the tokens are too few to tell: it is chosen by cross-validation over two halves
-of the batches, from no trust in them at all (W* = W) up.
+and ‖Y* − Ŵ X̃‖² = const + ‖(W* − Ŵ) C^{1/2}‖², so approximating W* under C is the same problem as before, with the
+errors of earlier layers in it (AA-SVD, arXiv 2604.02119; GPTAQ, arXiv 2504.02692). Where the bias may not move, C and D
+are the uncentred moments. λ holds W* to W where the tokens are too few to tell: it is chosen by cross-validation over
+two halves of the batches, from no trust in them at all (W* = W) up.
 """
 
 from collections.abc import Mapping, Sequence

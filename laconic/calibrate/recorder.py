@@ -1,16 +1,17 @@
 """Hooks that feed the statistics of a set of sites while the model runs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from itertools import cycle
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from laconic.calibrate.known import Known
+from laconic.calibrate.rows import Rows, rows_of
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
-from laconic.model import Batch, LanguageModel, Site, Task
+from laconic.model import Batch, LanguageModel, Reads, Site, Task
 
 
 class Recorder(ExitStack):
@@ -23,7 +24,8 @@ class Recorder(ExitStack):
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]]) -> None:
         super().__init__()
         self.sites = sites
-        self.batch: Batch = {}
+        self._batch: Batch = {}
+        self._calls: Counter[nn.Module] = Counter()
         self._seq2seq = lm.task is Task.SEQ2SEQ
         self._inputs: dict[str, list[InputStatistic]] = {}
         self._gradients: dict[str, list[GradientStatistic]] = {}
@@ -44,13 +46,24 @@ class Recorder(ExitStack):
     def __enter__(self) -> Self:
         reader = {site.input: site.name for site in reversed(self.sites)}
         for site in self.sites:
-            modules: dict[nn.Module, dict[str, None]] = {}
+            # One table may serve encoder and decoder in turn.
+            modules: dict[nn.Module, dict[Reads, None]] = {}
             for place in site.places:
-                modules.setdefault(place.module, {})[place.reads] = None
+                modules.setdefault(place.module, {}).update(dict.fromkeys(place.reads))
             for module, reads in modules.items():
                 reads_first = reader[site.input] == site.name
-                self.callback(self._hook(site, module, cycle(reads), reads_first).remove)
+                self.callback(self._hook(site, module, tuple(reads), reads_first).remove)
         return self
+
+    @property
+    def batch(self) -> Batch:
+        """What the model is about to run."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, batch: Batch) -> None:
+        self._batch = batch
+        self._calls = Counter()
 
     def known(self) -> dict[str, Known]:
         """What was collected, by site name."""
@@ -62,50 +75,50 @@ class Recorder(ExitStack):
             for statistic in statistics:
                 statistic.count += number
 
+    def rows(self, shape: Sequence[int], reads: Reads, tokens_first: bool) -> Rows:
+        """Which rows of an input of `shape`, without its width, are no padding."""
+        return rows_of(shape, reads, tokens_first, *self._masks())
+
     def _hook(
-        self, site: Site, module: nn.Module, turns: Iterator[str], reads_first: bool
+        self, site: Site, module: nn.Module, reads: tuple[Reads, ...], reads_first: bool
     ) -> torch.utils.hooks.RemovableHandle:
-        """`turns` says whose tokens each call of `module` has: one table may serve encoder and decoder in turn."""
+        """`reads` says whose tokens each call of `module` in one pass has, in turn."""
         gradients = self._gradients[site.name]
         # The graph of frozen weights keeps no inputs; neither does this, unless they are asked for.
         keeps_inputs = any(statistic.reads_inputs for statistic in gradients)
+        tokens_first = site.places[0].tokens_first
 
-        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach()
-            mask = self.mask(x if site.is_lookup else x[..., 0], next(turns))
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            shape = args[0].shape if site.is_lookup else args[0].shape[:-1]
+            whose = reads[self._calls[module] % len(reads)]
+            source, target = self._masks()
+            if site.is_lookup and shape[-1] < (target if whose is Reads.TARGET else source).shape[-1]:
+                # LED looks its own padding up apart.
+                return output
+            rows = self.rows(shape, whose, tokens_first)
+            self._calls[module] += 1
+            x = rows.tokens(args[0]) if site.is_lookup else rows.lines(args[0].detach())
             if reads_first:
-                counted = _rows(x, mask, site.is_lookup)
+                counted = x[rows.counted]
                 for statistic in self._inputs[site.input]:
                     statistic.update(counted)
             if gradients and torch.is_grad_enabled():
-                if not output.requires_grad:
-                    output.requires_grad_()
-                kept, rows = x if keeps_inputs else None, len(self.batch["input_ids"])
-                output.register_hook(lambda g: _update(gradients, kept, g.detach(), mask, rows))
+                kept = x if keeps_inputs else None
+                watched = output if output.requires_grad else output.detach().requires_grad_()
+                watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
+                # Some models scale their queries in place, which a tensor with a hook does not survive.
+                return watched.clone()
+            return output
 
         return module.register_forward_hook(on_forward)
 
-    def mask(self, positions: Tensor, reads: str) -> Tensor:
-        """True where a row counts, in the shape of `positions`; a pooled vector per row of the batch always does."""
-        if reads == "target" and self._seq2seq:
-            mask = self.batch["labels"] != -100
-        else:
-            mask = self.batch["attention_mask"].bool()
-        if mask.numel() != positions.numel():
-            return torch.ones_like(positions, dtype=torch.bool)
-        return mask.reshape(positions.shape)
+    def _masks(self) -> tuple[Tensor, Tensor]:
+        """(rows, tokens) each, True where a token of the source, and one of the target, counts."""
+        source = self.batch["attention_mask"].bool()
+        return source, self.batch["labels"] != -100 if self._seq2seq else source
 
 
-def _rows(x: Tensor, mask: Tensor, lookup: bool) -> Tensor:
-    return x[mask] if lookup else x[mask].reshape(-1, x.shape[-1])
-
-
-def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, mask: Tensor, rows: int) -> None:
-    # One line a row of the batch, whatever the model folds them into; a pooled vector is a sequence of one, and what
-    # is no multiple of the batch (embeddings of relative positions) belongs to no row.
-    sequences = rows if mask.numel() % rows == 0 else 1
-    g = (g * mask[..., None]).reshape(sequences, -1, g.shape[-1])
-    if x is not None:
-        x = x.reshape(g.shape[:2]) if not x.is_floating_point() else x.reshape(*g.shape[:2], x.shape[-1])
+def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: Rows) -> None:
+    g = rows.lines(g) * rows.counted[..., None]
     for statistic in statistics:
         statistic.update(x, g)

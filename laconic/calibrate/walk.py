@@ -45,26 +45,33 @@ class _Piece:
         return list(by_input.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a walk goes.
+
+    anchored: aim at the outputs of the dense model, from inputs as they have become.
+    refresh:  collect the gradient statistics anew after every so many blocks.
+    """
+
+    anchored: bool = False
+    refresh: int | None = None
+
+
 def walk(
     lm: LanguageModel,
     data: Calibration,
     needs: Collection[type[Statistic]],
     sites: Sequence[Site],
-    *,
-    anchored: bool = False,
-    refresh: int | None = None,
+    course: Course | None = None,
     surveyed: Mapping[str, Known] | None = None,
 ) -> Iterator[Step]:
     """Yield the sites of each distinct input with their problems, in forward order; embeddings first, heads last.
 
     The caller may replace the sites it was given before it asks for the next ones.
 
-    Args:
-        anchored: aim at the outputs of the dense model, from inputs as they have become.
-        refresh: collect the gradient statistics anew after every so many blocks.
-        surveyed: those statistics, where they have been collected already.
+    `surveyed` has the gradient statistics where they have been collected already.
     """
-    yield from _Walk(lm, data, needs, sites, anchored, refresh).steps(surveyed)
+    yield from _Walk(lm, data, needs, sites, course or Course()).steps(surveyed)
 
 
 class _Walk:
@@ -74,17 +81,16 @@ class _Walk:
         data: Calibration,
         needs: Collection[type[Statistic]],
         sites: Sequence[Site],
-        anchored: bool,
-        refresh: int | None,
+        course: Course,
     ) -> None:
-        self.lm, self.data, self.sites, self.refresh = lm, data, sites, refresh
+        self.lm, self.data, self.sites, self.refresh = lm, data, sites, course.refresh
         self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
-        self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)} | (
-            {Gram} if anchored else set()
-        )
+        # Anchors measure the Gram themselves.
+        kinds = set(needs) - {Gram} if course.anchored else set(needs)
+        self.input_kinds = {kind for kind in kinds if issubclass(kind, InputStatistic)}
         batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
         self.now = Stream(lm, batches)
-        self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if anchored else None
+        self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if course.anchored else None
         self.gradients: dict[str, Known] = {}
         self.done: set[str] = set()
 
@@ -161,9 +167,7 @@ class _Walk:
         return [(site, anchor.problem(site.name, site.weight(), known[site.name], centred)) for site in sites]
 
     @torch.no_grad()
-    def _compare(
-        self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder, number: int
-    ) -> None:
+    def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder, number: int) -> None:
         """One batch through both models; what each site reads now, and what it should have given."""
         assert self.dense is not None
         follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
@@ -172,13 +176,13 @@ class _Walk:
         with Tap(self.now.lm.model, paths) as now, Tap(self.dense.lm.model, paths) as dense:
             _run(self.now, piece, number)
             _run(self.dense, piece, number)
+        place = sites[0].places[0]
         for call, x in enumerate(now.inputs[names[0]]):
-            counted = recorder.mask(x[..., 0], sites[0].places[0].reads)
-            wanted = {
-                name: (dense.outputs[name][call] + (_drift(piece, now, dense, name, call) if follows else 0.0))[counted]
-                for name in names
-            }
-            anchor.update(number, x[counted], wanted)
+            rows = recorder.rows(x.shape[:-1], place.reads[call % len(place.reads)], place.tokens_first)
+            drifts = {name: _drift(piece, now, dense, name, call) if follows else 0.0 for name in names}
+            outputs = {name: rows.lines(dense.outputs[name][call] + drifts[name]) for name in names}
+            counted = rows.counted
+            anchor.update(number, rows.lines(x)[counted], {name: y[counted] for name, y in outputs.items()})
 
 
 def _drift(piece: _Piece, now: Tap, dense: Tap, site: str, call: int) -> Tensor | float:

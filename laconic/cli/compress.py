@@ -22,7 +22,10 @@ def compress(
     allocate: Annotated[str, typer.Option(metavar="uniform|spectrum", help="How the budget is shared.")] = "uniform",
     targets: Annotated[
         list[str] | None,
-        typer.Option(metavar="attention|ffn|head|embedding|all|GLOB", help="What to compress [attention,ffn]."),
+        typer.Option(
+            metavar="attention|ffn|head|embedding|all|coc:…|GLOB",
+            help="What to compress [attention,ffn]; coc:attention, coc:ffn, coc:all as in The Cost of Compression.",
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Calibration texts: glue/sst2, a file, builtin:pydoc, ….")

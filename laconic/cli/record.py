@@ -11,7 +11,7 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     changes = record.changes
     dense = sum(method is None for method in changes.plan.values())
     lines = [
-        f"{len(changes.plan)} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} MB "
+        f"{changes.matrices} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} MB "
         f"({changes.nbytes / max(changes.dense_nbytes, 1):.1%} kept; {dense} left dense)",
         f"Weights in {record.output}: {record.file_bytes / MEGABYTE:.2f} MB, made in {record.seconds:.1f} s",
     ]

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from laconic.errors import StructureNotice
 from laconic.progress import Item
 
 FIRST_WORD_AFTER = 5.0
@@ -38,12 +39,20 @@ def remark(text: str) -> None:
 
 @contextmanager
 def progress() -> Iterator["Bars"]:
-    """Progress bars on stderr while a verb works; libraries below are silenced."""
-    _quiet_libraries()
+    """Progress bars on stderr while a verb works; libraries below are silenced, and laconic's notices are lines."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with (
+        warnings.catch_warnings(),
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars,
+    ):
+        _quiet_libraries()
+        warnings.showwarning = _show_notice
         yield Bars(bars, console.is_terminal)
+
+
+def _show_notice(message: Warning | str, *_: object, **__: object) -> None:
+    remark(str(message))
 
 
 class Bars:
@@ -87,3 +96,4 @@ def _quiet_libraries() -> None:
     set_verbosity_error()
     disable_progress_bars()
     warnings.simplefilter("ignore")
+    warnings.simplefilter("once", StructureNotice)

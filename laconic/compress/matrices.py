@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from laconic.allocate import Currency, Plan, site_names
-from laconic.calibrate import Calibration, Gram, Known, Problem, Statistic, stack, survey, walk
+from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, stack, survey, walk
 from laconic.compress.planning import by_currency, poured, shared_out, split_by_group, units_of
 from laconic.compress.put import put
 from laconic.compress.step import Outcome, Step
@@ -199,8 +199,8 @@ class Compress(Step):
     ) -> Iterator[tuple[Unit, Problem]]:
         sites = [site for unit in units for site in unit.sites]
         surveyed = known if self._predicts else None
-        steps = walk(lm, data, self.needs, sites, anchored=self.anchored, refresh=self.refresh, surveyed=surveyed)
-        for step in steps:
+        course = Course(anchored=self.anchored, refresh=self.refresh)
+        for step in walk(lm, data, self.needs, sites, course, surveyed):
             problems = {site.name: problem for site, problem in step}
             for unit in units:
                 if unit.sites[0].name in problems:

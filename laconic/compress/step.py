@@ -13,7 +13,7 @@ from laconic.model import LanguageModel
 class Outcome:
     """What a step did.
 
-    plan:           the method of each targeted site; None where it stayed dense.
+    plan:           the method of each targeted site; None where it stayed dense. Empty where no method was used.
     before, after:  bytes of each targeted matrix in the stored dtype; a matrix that was tied counts once before, or not
                     at all where its other place keeps it.
     untied:         sites that were tied to another matrix before and no longer are, so the file holds both.

@@ -1,8 +1,8 @@
 """Which matrices are solved as one: those that read the same input and have as many outputs.
 
-Query, key and value of an attention, key and value alone where the queries have more heads, gate and up projection. One
-input factor for all of them costs r (in + Σ out) numbers in place of r Σ (in + out), so at equal size its rank is higher
-(by half for three square matrices).
+Query, key and value of an attention, key and value alone where the queries have more heads, gate and up projection.
+One input factor for all of them costs r (in + Σ out) numbers in place of r Σ (in + out), so at equal size its rank is
+higher (by half for three square matrices).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """What a model costs: parameters, bytes on disk and in memory, multiply-accumulates, latency, peak memory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,26 @@ def macs(lm: LanguageModel, inputs: Batch) -> int:
     hooks = [module.register_forward_hook(count) for module in dict.fromkeys(_outermost(lm.model))]
     try:
         # The plain attention is made of batched products, which the counter sees; a fused one it may not know.
-        with evaluating(lm), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with evaluating(lm), _frozen(lm.model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             forward(lm, inputs)
     finally:
         for hook in hooks:
             hook.remove()
     products = counter.get_flop_counts()["Global"]
     return counted + sum(products.get(kind, 0) for kind in (torch.ops.aten.bmm, torch.ops.aten.baddbmm)) // 2
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Nothing that could have a gradient: the counter asks such arguments (DeBERTa's positions) for their graph."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def _outermost(module: nn.Module) -> list[nn.Module]:

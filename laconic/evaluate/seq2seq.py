@@ -11,7 +11,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric
 from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
-from laconic.model import Batch, LanguageModel, Predictions, Task
+from laconic.model import Batch, LanguageModel, Predictions, Task, first_token
 from laconic.progress import Track
 
 BATCH = 32
@@ -81,6 +81,8 @@ def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:
 def generate(lm: LanguageModel, batch: Batch) -> list[str]:
     """What the model writes for each row, decoded greedily; at most one token more than the longest target."""
     inputs = to_device({name: batch[name] for name in ("input_ids", "attention_mask")}, lm.device)
+    if lm.anatomy.global_attention:
+        inputs["global_attention_mask"] = first_token(inputs["input_ids"])
     longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
     # One token more than the target is enough to tell that a text does not stop where it should.
     written = lm.model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]

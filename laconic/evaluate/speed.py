@@ -14,7 +14,7 @@ import torch
 
 from laconic.calibrate.batching import positions
 from laconic.evaluate.judging import evaluating
-from laconic.model import Batch, LanguageModel, Task
+from laconic.model import Batch, LanguageModel, Task, first_token
 
 WARM_UP = 3
 RUNS = 30
@@ -71,6 +71,8 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
         # The classifiers among the encoder-decoders read their answer at the one end of each row.
         ids[:, -1] = end
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if lm.anatomy.global_attention:
+        inputs["global_attention_mask"] = first_token(ids)
     if lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder):
         inputs["decoder_input_ids"] = ids
     return {name: tensor.to(lm.device) for name, tensor in inputs.items()}

@@ -11,8 +11,8 @@ class Latent:
 
     def __init__(self, shared_by: int) -> None:
         self.shared_by = shared_by
-        # (x, whether gradients were on, f(x), how many layers have yet to ask for it)
-        self._latest: tuple[Tensor, bool, Tensor, int] | None = None
+        # (x, its version and whether gradients were on, f(x), how many layers have yet to ask for it)
+        self._latest: tuple[Tensor, tuple[int, bool], Tensor, int] | None = None
 
     def __deepcopy__(self, memo: object) -> "Latent":
         # What is held belongs to one call of one model.
@@ -23,10 +23,12 @@ class Latent:
         if self.shared_by == 1 or torch.compiler.is_compiling():
             # A compiler merges equal products by itself.
             return f(x)
-        held, with_gradients = self._latest, torch.is_grad_enabled()
-        if held is not None and held[0] is x and held[1] == with_gradients:
+        held = self._latest
+        # What was changed in place is another input, though it is the same tensor; inference tensors keep no count.
+        state = (0 if x.is_inference() else x._version, torch.is_grad_enabled())
+        if held is not None and held[0] is x and held[1] == state:
             _, _, z, left = held
         else:
             z, left = f(x), self.shared_by
-        self._latest = (x, with_gradients, z, left - 1) if left > 1 else None
+        self._latest = (x, state, z, left - 1) if left > 1 else None
         return z

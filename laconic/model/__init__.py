@@ -3,8 +3,9 @@
 from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, skeleton
-from laconic.model.predictions import Batch, Predictions, divergence, predict
-from laconic.model.site import Group, Site
+from laconic.model.predictions import Batch, Predictions, divergence, first_token, predict
+from laconic.model.roles import Group, Reads, Role
+from laconic.model.site import Site
 from laconic.model.task import Task
 
 __all__ = [
@@ -15,11 +16,14 @@ __all__ = [
     "Group",
     "LanguageModel",
     "Predictions",
+    "Reads",
+    "Role",
     "Site",
     "Stack",
     "Task",
     "check_model",
     "divergence",
+    "first_token",
     "load",
     "predict",
     "skeleton",

@@ -1,55 +1,166 @@
-"""The sites of one block, from the anatomy of its stack: which linears it has, and which of them share an input."""
+"""Every site of a model, from its anatomy: which linears it has, and which of them share an input."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from laconic.model.anatomy import Attention, Stack
-from laconic.model.site import Group, Place, Site, linears_within
+from laconic.formats import Format
+from laconic.model import ties
+from laconic.model.anatomy import Anatomy, Attention, Stack
+from laconic.model.roles import Group, Reads, Role
+from laconic.model.site import Linear, Place, Site, linears_within
+
+Blocks = list[tuple[str, nn.Module]]
+Projections = tuple[tuple[Role, str | None], ...]
 
 
-def plain_site(name: str, group: Group, key: str, reads: str, block: str | None, module: nn.Module) -> Site:
-    return Site(group=group, input=key, block=block, places=(Place(name, module, reads),))
+@dataclass(frozen=True)
+class _Reading:
+    """Projections that read one and the same input, and whose tokens that holds, call by call."""
+
+    group: Group
+    projections: Projections
+    reads: tuple[Reads, ...]
+    tokens_first: bool = False
+    same_as: str | None = None
 
 
-def block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Site]:
-    for group, paths, reads in _readings(stack):
+def stacks_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stack, Blocks]]:
+    """Each stack that `model` has, with the path and module of each of its blocks, in forward order."""
+    for stack in anatomy.stacks:
+        blocks = [
+            (f"{path}.{name}", block)
+            for path in _expanded(model, stack.blocks)
+            for name, block in model.get_submodule(path).named_children()
+        ]
+        if blocks:
+            yield stack, blocks
+
+
+def sites_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
+    """Embeddings, then the linears of each block, then those outside the blocks."""
+    yield from _embeddings(model, anatomy)
+    in_blocks: list[str] = []
+    for stack, blocks in stacks_of(model, anatomy):
+        for path, block in blocks:
+            in_blocks.append(path)
+            yield from _block_sites(stack, path, block)
+    yield from _heads(model, anatomy, in_blocks)
+
+
+def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
+    tables = {path: table for table in anatomy.embeddings if (path := _path(model, table.path))}
+    seen: set[str] = set()
+    for first in tables:
+        if first in seen or isinstance(model.get_submodule(first), Format):
+            continue
+        same = {name.rpartition(".")[0] for name in ties.tied_names(model, f"{first}.weight")} | {first}
+        seen |= same
+        if any(table.called for path, table in tables.items() if path in same):
+            places = tuple(
+                Place(path, model.get_submodule(path), (table.reads,)) for path, table in tables.items() if path in same
+            )
+            yield Site(group=Group.EMBEDDING, role=Role.OTHER, input=first, block=None, places=places)
+
+
+def _heads(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str]) -> Iterator[Site]:
+    """The linears outside the blocks; the last of them, where it comes after the blocks, gives the predictions."""
+    tables = [path for table in anatomy.embeddings if (path := _path(model, table.path))]
+    found: list[tuple[str, nn.Module]] = []
+    blocks_follow = False
+    for name, module in model.named_modules():
+        if name in in_blocks:
+            blocks_follow = True
+        outside = not any(f"{name}.".startswith(f"{path}.") for path in (*in_blocks, *tables, *(n for n, _ in found)))
+        if outside and isinstance(module, (Format, Linear)):
+            found.append((name, module))
+            blocks_follow = False
+    reads = (anatomy.stacks[-1].reads,)
+    for number, (name, module) in enumerate(found, start=1):
+        last = number == len(found) and not blocks_follow
+        role = Role.OUTPUT if last else Role.OTHER
+        for path, key, linear in linears_within(module, name, name):
+            yield Site(group=Group.HEAD, role=role, input=key, block=None, places=(Place(path, linear, reads),))
+
+
+def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Site]:
+    for reading in _readings(stack):
+        paths = [(role, path) for role, path in reading.projections if path is not None]
         # The path of the first reader names the shared input.
-        key = f"{block_path}.{paths[0]}"
-        for path in paths:
-            try:
-                module = block.get_submodule(path)
-            except AttributeError:
+        key = f"{block_path}.{reading.same_as or paths[0][1]}" if paths else ""
+        for role, path in paths:
+            module = _submodule(block, path)
+            if module is None:
                 continue
             for name, input_key, linear in linears_within(module, key, f"{block_path}.{path}"):
-                yield plain_site(name, group, input_key, reads, block_path, linear)
+                # What a factor writes for the next one lies as the input does.
+                place = Place(name, linear, reading.reads, reading.tokens_first)
+                yield Site(group=reading.group, role=role, input=input_key, block=block_path, places=(place,))
 
 
-def _readings(stack: Stack) -> Iterator[tuple[Group, tuple[str, ...], str]]:
-    """(group, paths that read one and the same input, whose tokens it holds), in forward order."""
-    own = stack.reads
-    for paths in _attention_readings(stack.attention, cross=False):
-        yield Group.ATTENTION, paths, own
+def _readings(stack: Stack) -> Iterator[_Reading]:
+    """In forward order."""
+    own = (stack.reads,)
+    first_reader: str | None = None
+    if stack.attention is not None:
+        yield from _self_attention(stack.attention, own)
+        first_reader = stack.attention.fused or stack.attention.query
     if stack.cross_attention is not None:
-        for paths in _attention_readings(stack.cross_attention, cross=True):
-            memory = paths[0] == stack.cross_attention.key
-            yield Group.ATTENTION, paths, "source" if memory else own
-    outputs: set[str] = set()
+        yield from _cross_attention(stack.cross_attention, own)
     for feed_forward in stack.feed_forward:
-        yield Group.FFN, feed_forward.inner, own
-        if feed_forward.output not in outputs:
-            outputs.add(feed_forward.output)
-    for output in sorted(outputs):
-        yield Group.FFN, (output,), own
+        inner = tuple((Role.INNER, path) for path in feed_forward.inner)
+        yield _Reading(Group.FFN, inner, own, same_as=first_reader if stack.parallel else None)
+    for output in dict.fromkeys(feed_forward.output for feed_forward in stack.feed_forward):
+        yield _Reading(Group.FFN, ((Role.OUTPUT, output),), own)
+    for plain in stack.plain:
+        yield _Reading(plain.group, ((Role.OTHER, plain.path),), own)
 
 
-def _attention_readings(attention: Attention, cross: bool) -> Iterator[tuple[str, ...]]:
+def _self_attention(attention: Attention, own: tuple[Reads, ...]) -> Iterator[_Reading]:
+    query, key, value = (Role.QUERY, attention.query), (Role.KEY, attention.key), (Role.VALUE, attention.value)
+    everywhere = ((Role.KEY, attention.global_key), (Role.VALUE, attention.global_value))
+    together: tuple[tuple[Projections, tuple[Reads, ...]], ...]
     if attention.fused is not None:
-        yield (attention.fused,)
-    elif attention.query and attention.key and attention.value:
-        if cross:
-            yield (attention.query,)
-            yield (attention.key, attention.value)
-        else:
-            yield (attention.query, attention.key, attention.value)
-    yield (attention.output,)
+        together = ((((Role.FUSED, attention.fused),), own),)
+    elif attention.shares_positions:
+        together = (((query, key), (*own, Reads.OWN)), ((value,), own))
+    else:
+        together = (((query, key, value, *everywhere), own),)
+    positions = ((Role.KEY, attention.position_key), (Role.QUERY, attention.position_query))
+    apart = ((((Role.QUERY, attention.global_query),), (Reads.OWN,)), (positions, (Reads.OWN,)))
+    for projections, reads in (*together, *apart):
+        yield _Reading(Group.ATTENTION, projections, reads, attention.tokens_first)
+    yield _Reading(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
+
+
+def _cross_attention(attention: Attention, own: tuple[Reads, ...]) -> Iterator[_Reading]:
+    memory = ((Role.KEY, attention.key), (Role.VALUE, attention.value))
+    yield _Reading(Group.ATTENTION, ((Role.QUERY, attention.query),), own)
+    yield _Reading(Group.ATTENTION, memory, (Reads.SOURCE,))
+    yield _Reading(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
+
+
+def _expanded(model: PreTrainedModel, path: str) -> list[str]:
+    """The paths from the whole model that `path`, which may hold one `*`, stands for; none where it lacks them."""
+    head, star, tail = path.partition(".*.")
+    whole = _path(model, head)
+    if whole is None or not star:
+        return [] if whole is None else [whole]
+    return [f"{whole}.{name}.{tail}" for name, _ in model.get_submodule(whole).named_children()]
+
+
+def _path(model: PreTrainedModel, path: str) -> str | None:
+    """`path` below the base model, from the whole model; None where this model lacks it."""
+    prefix = model.base_model_prefix
+    whole = f"{prefix}.{path}" if model.base_model is not model else path
+    return next((candidate for candidate in (whole, path) if _submodule(model, candidate) is not None), None)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path` below `module`; None where there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.formats import Format
 from laconic.model import ties
-from laconic.model.anatomy import Anatomy, Stack, anatomy_of
-from laconic.model.enumeration import block_sites, plain_site
-from laconic.model.site import Group, Linear, Place, Site
+from laconic.model.anatomy import Anatomy, Stack
+from laconic.model.enumeration import Blocks, sites_of, stacks_of
+from laconic.model.site import Site
+from laconic.model.structure import anatomy_of
 from laconic.model.targets import matching
 from laconic.model.task import Task, task_of
 
@@ -36,32 +37,33 @@ class LanguageModel:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
-        """See any loaded model; UserError for an architecture without an entry or a class without predictions."""
-        anatomy = anatomy_of(model.config.model_type)
-        return cls(model, tokenizer, anatomy, task_of(model), model.dtype, model.config.name_or_path or "")
+        """See any loaded model.
+
+        Raises:
+            UserError: the structure of its architecture is not understood, or its class has no predictions.
+        """
+        task = task_of(model)
+        return cls(model, tokenizer, anatomy_of(model), task, model.dtype, model.config.name_or_path or "")
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def stacks(self) -> Iterator[tuple[Stack, list[tuple[str, nn.Module]]]]:
+    def stacks(self) -> Iterator[tuple[Stack, Blocks]]:
         """Each stack that this model has, with the path and module of each of its blocks, in forward order."""
-        for stack in self.anatomy.stacks:
-            path = self._path(stack.blocks)
-            if path is not None:
-                blocks = self.model.get_submodule(path)
-                yield stack, [(f"{path}.{name}", block) for name, block in blocks.named_children()]
+        return stacks_of(self.model, self.anatomy)
 
     def sites(self, targets: Sequence[str] = DEFAULT_TARGETS) -> list[Site]:
         """The sites that any of `targets` names, in forward order.
 
-        A target is a group (`attention`, `ffn`, `head`, `embedding`), `all` (every linear inside the blocks), a
-        glob over site names, or a regular expression after `re:`.
+        A target is a group (`attention`, `ffn`, `head`, `embedding`), `all` (every linear inside the blocks), one of
+        the sets of The Cost of Compression (`coc:attention`, `coc:ffn`, `coc:all`), a glob over site names, or a
+        regular expression after `re:`.
 
         Raises:
             UserError: a target matches nothing.
         """
-        every = list(self._every_site())
+        every = list(sites_of(self.model, self.anatomy))
         wanted = {site.name for target in targets for site in matching(every, target)}
         return [site for site in every if site.name in wanted]
 
@@ -109,44 +111,3 @@ class LanguageModel:
     def with_dtype(self, dtype: torch.dtype) -> "LanguageModel":
         """The same model, to be stored in `dtype`."""
         return replace(self, dtype=dtype)
-
-    def _path(self, path: str) -> str | None:
-        """`path` below the base model, from the whole model; None where this model lacks it."""
-        prefix = self.model.base_model_prefix
-        whole = f"{prefix}.{path}" if self.model.base_model is not self.model else path
-        for candidate in (whole, path):
-            try:
-                self.model.get_submodule(candidate)
-            except AttributeError:
-                continue
-            return candidate
-        return None
-
-    def _every_site(self) -> Iterator[Site]:
-        yield from self._embeddings()
-        in_blocks: list[str] = []
-        for stack, blocks in self.stacks():
-            for block_path, block in blocks:
-                in_blocks.append(block_path + ".")
-                yield from block_sites(stack, block_path, block)
-        yield from self._heads(tuple(in_blocks))
-
-    def _embeddings(self) -> Iterator[Site]:
-        tables = [(path, table.reads) for table in self.anatomy.embeddings if (path := self._path(table.path))]
-        seen: set[str] = set()
-        for first, _ in tables:
-            if first in seen or isinstance(self.model.get_submodule(first), Format):
-                continue
-            same = {name.rpartition(".")[0] for name in ties.tied_names(self.model, f"{first}.weight")} | {first}
-            seen |= same
-            places = [Place(path, self.model.get_submodule(path), reads) for path, reads in tables if path in same]
-            # Where nothing is tied, the first of several tables is a copy that no stack reads.
-            if len(places) > 1 or len(tables) == 1 or first != tables[0][0]:
-                yield Site(group=Group.EMBEDDING, input=first, block=None, places=tuple(places))
-
-    def _heads(self, in_blocks: tuple[str, ...]) -> Iterator[Site]:
-        reads = next(stack.reads for stack in reversed(self.anatomy.stacks))
-        inside = tuple(f"{path}." for table in self.anatomy.embeddings if (path := self._path(table.path)))
-        for name, module in self.model.named_modules():
-            if isinstance(module, Linear) and not name.startswith((*in_blocks, *inside)):
-                yield plain_site(name, Group.HEAD, name, reads, None, module)

@@ -12,8 +12,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from laconic.errors import UserError, reason_of
-from laconic.model.anatomy import anatomy_of
+from laconic.model.anatomy import entry_of
 from laconic.model.lm import LanguageModel
+from laconic.model.structure import anatomy_of, structure_of
 from laconic.model.task import auto_class_for, check_finite, task_of
 
 TARGET_TOKENIZER = "target_tokenizer"
@@ -42,8 +43,9 @@ def check_model(source: str) -> PreTrainedConfig:
         raise UserError(
             f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
-    anatomy_of(config.model_type)
     auto_class_for(config, config.architectures or ())
+    if entry_of(config.model_type) is None:
+        structure_of(_empty(config))
     _check_quantization(config, source)
     if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
         raise UserError(
@@ -62,8 +64,7 @@ def skeleton(source: str) -> LanguageModel | None:
     config = check_model(source)
     if "quantization_config" in config.to_dict():
         return None
-    with torch.device("meta"):
-        return LanguageModel.of(auto_class_for(config, config.architectures or ()).from_config(config))
+    return LanguageModel.of(_empty(config))
 
 
 def load(source: str, device: str = "cpu") -> LanguageModel:
@@ -78,9 +79,7 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     torch.nn.Module.to(model.eval(), device)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else _stored_dtype(_place(source))
     tokenizer, target_tokenizer = tokenizers(source)
-    return LanguageModel(
-        model, tokenizer, anatomy_of(config.model_type), task_of(model), stored, source, target_tokenizer
-    )
+    return LanguageModel(model, tokenizer, anatomy_of(model), task_of(model), stored, source, target_tokenizer)
 
 
 def tokenizers(
@@ -96,6 +95,12 @@ def tokenizers(
     target = folder / TARGET_TOKENIZER
     found = _tokenizer(folder, source) if own is None else own
     return found, _tokenizer(target) if target.is_dir() else None
+
+
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that `config` describes, on the meta device."""
+    with torch.device("meta"):
+        return auto_class_for(config, config.architectures or ()).from_config(config)
 
 
 def _weights(source: str, auto_class: Any) -> PreTrainedModel:

@@ -39,6 +39,8 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
     `hidden`). Differentiable when gradients are enabled.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" or lm.task is Task.SEQ2SEQ}
+    if lm.anatomy.global_attention:
+        inputs["global_attention_mask"] = first_token(batch["input_ids"])
     embedding = lm.task is Task.EMBEDDING
     states = {} if embedding else {"output_hidden_states": hidden}
     if embedding and lm.model.config.is_encoder_decoder:
@@ -50,6 +52,13 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
         return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, False), pooled.detach()
     pooled = _pool(_last_hidden(output), _state_mask(lm, batch)) if hidden else output.logits.new_zeros(0, 1)
     return _gather(lm.task, output.logits, batch), pooled.detach()
+
+
+def first_token(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+    """The `global_attention_mask` that the classifiers among such models are given, and their summarizers advised."""
+    mask = torch.zeros_like(input_ids)
+    mask[:, 0] = 1
+    return mask
 
 
 def _gather(task: Task, logits: Tensor, batch: Batch) -> Predictions:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from jaxtyping import Float
@@ -10,39 +9,37 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Format
+from laconic.model.roles import Group, Reads, Role
 
 Linear = nn.Linear | Conv1D
 
 
-class Group(StrEnum):
-    """The part of a transformer that a site belongs to; a target of the command line."""
-
-    ATTENTION = "attention"
-    FFN = "ffn"
-    HEAD = "head"
-    EMBEDDING = "embedding"
-
-
 @dataclass(frozen=True)
 class Place:
-    """A module by its dotted path; `reads` says whose padding mask applies to its rows, the `source`'s or the
-    `target`'s."""
+    """A module by its dotted path.
+
+    reads:        whose tokens its rows are, at each call of one forward pass in turn.
+    tokens_first: it is called with (tokens, rows, width).
+    """
 
     name: str
     module: nn.Module
-    reads: str = "source"
+    reads: tuple[Reads, ...] = (Reads.SOURCE,)
+    tokens_first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """A plain linear or a word embedding.
 
+    role:   which projection of its group it is; the factors inside a format have that of the whole.
     places: where the matrix is; one place, except for tied embeddings.
     input:  sites with the same value read the same tensor, so its statistics are collected once.
     block:  dotted path of the block it lies in; None for heads and embeddings.
     """
 
     group: Group
+    role: Role
     input: str
     block: str | None
     places: tuple[Place, ...]

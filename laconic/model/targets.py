@@ -1,33 +1,62 @@
-"""Which sites a word of the command line means: a group, `all`, a glob, or `re:` and a regular expression."""
+"""Which sites a word of the command line means: a group, `all`, a set of a paper, a glob, or `re:` and an expression.
+
+The sets `coc:…` are those that Namburi et al., "The Cost of Compression: Investigating the Impact of Compression on
+Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `coc:attention` is queries, keys
+and values alone, `coc:ffn` takes the output of the attention too, and `coc:all` is every linear but the last.
+"""
 
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from laconic.errors import UserError, unknown
-from laconic.model.site import Group, Site
+from laconic.model.roles import Group, Role
+from laconic.model.site import Site
+
+
+def _reads_attention(site: Site) -> bool:
+    return site.group is Group.ATTENTION and site.role in (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
+
+
+def _feeds_forward(site: Site) -> bool:
+    return site.group is Group.FFN or (site.group is Group.ATTENTION and site.role is Role.OUTPUT)
+
+
+def _is_not_last(site: Site) -> bool:
+    return not site.is_lookup and not (site.group is Group.HEAD and site.role is Role.OUTPUT)
+
+
+def _of(group: Group) -> Callable[[Site], bool]:
+    return lambda site: site.group is group
+
+
+NAMED: dict[str, Callable[[Site], bool]] = {
+    **{group.value: _of(group) for group in Group},
+    "all": lambda site: site.block is not None,
+    "coc:attention": _reads_attention,
+    "coc:ffn": _feeds_forward,
+    "coc:all": _is_not_last,
+}
 
 
 def matching(sites: list[Site], target: str) -> list[Site]:
-    groups = [group.value for group in Group]
-    if target == "all":
-        matched = [site for site in sites if site.block is not None]
-    elif target in groups:
-        matched = [site for site in sites if site.group == target]
+    if target in NAMED:
+        matched = [site for site in sites if NAMED[target](site)]
     elif target.startswith("re:"):
         matched = [site for site in sites if _pattern(target).search(site.name)]
     else:
         matched = [site for site in sites if fnmatchcase(site.name, target)]
     if not matched:
-        raise _no_match(sites, target, groups)
+        raise _no_match(sites, target)
     return matched
 
 
-def _no_match(sites: list[Site], target: str, groups: list[str]) -> UserError:
-    if target in groups or target.startswith("re:") or set(target) & set("*?["):
+def _no_match(sites: list[Site], target: str) -> UserError:
+    if target in NAMED or target.startswith("re:") or set(target) & set("*?["):
         return UserError(
             f"The target '{target}' matches no site of this model; sites are named like '{sites[0].name}'."
         )
-    return unknown("target", target, [*groups, "all", *(site.name for site in sites[-2:])])
+    return unknown("target", target, [*NAMED, *(site.name for site in sites[-2:])])
 
 
 def _pattern(target: str) -> re.Pattern[str]:

@@ -20,7 +20,9 @@ ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation
 class Changes:
     """What a list of steps did together.
 
-    plans:            of each step, the method of every site that it aimed at; None where it stayed dense.
+    plans:            of each step, the method of every site that it aimed at; None where it stayed dense. Empty for a
+                      step that reshapes the model.
+    matrices:         how many matrices the steps aimed at; factors that a later one aimed at count too.
     nbytes:           bytes of all those matrices now.
     dense_nbytes:     and before the first step.
     untied:           sites that no longer share their matrix with another.
@@ -28,6 +30,7 @@ class Changes:
     """
 
     plans: tuple[Plan, ...]
+    matrices: int
     nbytes: int
     dense_nbytes: int
     untied: tuple[str, ...]
@@ -87,6 +90,7 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
     saved = sum(outcome.dense_nbytes - outcome.nbytes for outcome in outcomes)
     return Changes(
         plans=tuple(outcome.plan for outcome in outcomes),
+        matrices=len({name for outcome in outcomes for name in outcome.before}),
         nbytes=dense - saved,
         dense_nbytes=dense,
         untied=tuple(name for outcome in outcomes for name in outcome.untied),

@@ -63,7 +63,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
     data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
     changes = apply_steps(lm, recipe.steps, data)
-    save(lm, output, recipe=write_recipe(recipe), plan=tuple(plan_text(plan) for plan in changes.plans))
+    save(lm, output, recipe=write_recipe(recipe), plan=tuple(plan_text(plan) for plan in changes.plans if plan))
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from laconic.formats import Format
 from laconic.model.task import Task, auto_class_for, task_of
+from laconic.store.shapes import RESIZED, deviations, stock
 
 PIPELINES = {
     Task.CLASSIFICATION: "text-classification",
@@ -46,10 +47,14 @@ def _body(model: PreTrainedModel, nbytes: int) -> Iterator[str]:
     formats = {name: module for name, module in model.named_modules() if isinstance(module, Format)}
     yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
     yield ""
+    plain = stock(model)
+    shapes = deviations(model, plain)
     if formats:
         yield from _compressed(formats)
+    if narrow := [name for name, entry in shapes.items() if entry["kind"] == RESIZED]:
+        yield from _narrowed(model, plain, narrow)
     yield "```python"
-    if formats:
+    if formats or shapes:
         yield "import laconic  # transformers needs it to read the compressed layers"
     yield f"from transformers import {auto}"
     yield ""
@@ -73,6 +78,14 @@ def _compressed(formats: dict[str, Format]) -> Iterator[str]:
         yield f"| `{name}` | {format.kind} | {rows} × {columns} | {format.nbytes():,} | {share:.1%} |"
     yield ""
     yield "</details>"
+    yield ""
+
+
+def _narrowed(model: PreTrainedModel, plain: PreTrainedModel, names: list[str]) -> Iterator[str]:
+    weights = [f"{name}.weight" for name in names]
+    now = sum(model.get_parameter(name).nbytes for name in weights)
+    before = sum(plain.get_parameter(name).numel() * model.get_parameter(name).element_size() for name in weights)
+    yield f"{len(names)} matrices are smaller than in the class: {now:,} bytes of {before:,} ({now / before:.1%})."
     yield ""
 
 

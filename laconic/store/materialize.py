@@ -7,8 +7,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from laconic.errors import UserError
 from laconic.formats import Format
-from laconic.store.structure import outermost, scan
+from laconic.model import LanguageModel
+from laconic.model.heads import headed_attentions, reshape, zero_padding
+from laconic.model.resize import empty_linear
+from laconic.store.shapes import ATTRIBUTES, deviations, stock
+from laconic.store.structure import formats, outermost
 
 
 def materialize(model: PreTrainedModel) -> PreTrainedModel:
@@ -27,32 +32,44 @@ def forget(model: PreTrainedModel) -> None:
 
 
 def densify(model: PreTrainedModel) -> None:
-    """Replace every format of `model` by the module that its class has there, in place."""
-    stock = _stock(model)
-    for name, places in outermost(scan(model)).items():
+    """Give every format and every shape of `model` back to what its class has there, in place.
+
+    Raises:
+        UserError: there is a shape that cannot grow back.
+    """
+    plain = stock(model)
+    for name, places in outermost(formats(model)).items():
         format = model.get_submodule(name)
         assert isinstance(format, Format)
-        plain = [_filled(stock.get_submodule(place), format) for place in places]
-        for place, module in zip(places, plain, strict=True):
-            module.weight = plain[0].weight
+        filled = [_filled(plain, place, format) for place in places]
+        for place, module in zip(places, filled, strict=True):
+            module.weight = filled[0].weight
             model.set_submodule(place, module.train(model.training))
-    _tie_as(model, stock)
+    _widen(model, plain)
+    _tie_as(model, plain)
 
 
-def _stock(model: PreTrainedModel) -> PreTrainedModel:
-    """The class of `model` before anything was replaced, without weights."""
-    config = copy.deepcopy(model.config)
-    vars(config).pop("quantization_config", None)
-    with torch.device("meta"):
-        return type(model)(config)
+def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    """Zeros in every head up to the size that it has in `plain`: the same function, at full size."""
+    if any(entry["kind"] == ATTRIBUTES for entry in deviations(model, plain).values()):
+        lm = LanguageModel.of(model)
+        for attention, whole in zip(headed_attentions(lm), headed_attentions(LanguageModel.of(plain)), strict=True):
+            reshape(lm, attention, zero_padding(attention, whole.size))
+    if narrow := list(deviations(model, plain)):
+        raise UserError(f"The layer '{narrow[0]}' is narrower than its class makes it, so no stock model can hold it.")
 
 
 @torch.no_grad()
-def _filled(module: nn.Module, format: Format) -> nn.Module:
-    """`module`, of the stock model, with the matrix and the bias of `format`."""
-    dense, bias = format.dense().detach(), format.bias
+def _filled(plain: PreTrainedModel, place: str, format: Format) -> nn.Module:
+    """The module of the stock model at `place`, with the matrix and the bias of `format`."""
+    module, dense, bias = plain.get_submodule(place), format.dense().detach(), format.bias
+    if isinstance(module, (nn.Linear, Conv1D)):
+        # The format may stand for a linear that had been resized before.
+        module = empty_linear(module, format.shape)
     module = module.to_empty(device=dense.device)
     if isinstance(module, nn.Embedding):
+        # Its scale may be a buffer that no file holds (Gemma's), which transformers fills with the weights.
+        plain._init_weights(module)
         weight = (dense.T.double() / _scale(module)).to(dense.dtype)
     else:
         weight = dense.T if isinstance(module, Conv1D) else dense
@@ -68,9 +85,9 @@ def _scale(module: nn.Embedding) -> Tensor:
     return module(torch.zeros(1, dtype=torch.long, device=module.weight.device))[0, 0]
 
 
-def _tie_as(model: PreTrainedModel, stock: PreTrainedModel) -> None:
+def _tie_as(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Tie `model` as its class would, or say in its configuration that it is not tied."""
-    declared = stock.all_tied_weights_keys
+    declared = plain.all_tied_weights_keys
     broken = {t for t, s in declared.items() if model.get_parameter(t) is not model.get_parameter(s)}
     if broken and _can_untie(model.config):
         model.config.tie_word_embeddings = False
@@ -84,7 +101,7 @@ def _tie_as(model: PreTrainedModel, stock: PreTrainedModel) -> None:
         if isinstance(part, PreTrainedModel):
             prefix = f"{path}." if path else ""
             for ties in ("_tied_weights_keys", "all_tied_weights_keys"):
-                of_class: dict[str, str] = getattr(stock.get_submodule(path), ties) or {}
+                of_class: dict[str, str] = getattr(plain.get_submodule(path), ties) or {}
                 setattr(part, ties, {t: s for t, s in of_class.items() if prefix + t not in broken})
 
 

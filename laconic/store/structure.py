@@ -1,8 +1,10 @@
-"""Which modules of a model are formats, as JSON, and the same model rebuilt from that.
+"""What in a model is not as its class makes it, as JSON, and the same model rebuilt from that.
 
 A structure maps a module's dotted path to `{"kind": ..., **spec}`, with `"aliases"` where one format stands in several
-places (tied word embeddings) and `"source"` where it reads from another one (shared input factors). It says what the model is, not how it came to be, and leaves transformers'
-`per_layer_config` alone: that key holds configuration attributes that differ by layer, and a format changes none.
+places (tied word embeddings) and `"source"` where it reads from another one (shared input factors); besides formats
+there are the two kinds of `laconic.store.shapes`. It says what the model is, not how it came to be, and leaves
+transformers' `per_layer_config` alone: that key holds configuration attributes that differ by layer, and none of these
+changes any.
 """
 
 from collections.abc import Mapping
@@ -15,12 +17,18 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import FORMATS, Format
 from laconic.model import ties
+from laconic.store.shapes import ATTRIBUTES, RESIZED, deviations, restore, stock
 
 Structure = Mapping[str, Mapping[str, Any]]
 
 
 def scan(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """The structure of `model` as it is now; empty where nothing is compressed."""
+    return {**formats(model), **deviations(model, stock(model))}
+
+
+def formats(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """The part of the structure that is formats."""
     places: dict[Format, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Format):
@@ -29,7 +37,7 @@ def scan(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 
 
 def outermost(structure: Structure) -> dict[str, tuple[str, ...]]:
-    """Path → all the places of every format that does not lie inside another."""
+    """Path → all the places of every format that does not lie inside another; `structure` is of formats alone."""
     every = {name for name, entry in structure.items() for name in (name, *entry.get("aliases", ()))}
     return {
         name: (name, *entry.get("aliases", ()))
@@ -39,12 +47,12 @@ def outermost(structure: Structure) -> dict[str, tuple[str, ...]]:
 
 
 def rebuild(model: PreTrainedModel, structure: Structure) -> None:
-    """Put an empty format (on the meta device) wherever `structure` says, tied as it says.
+    """Put an empty format (on the meta device) wherever `structure` says, tied as it says, and shapes likewise.
 
     `structure` may come from a sibling class: a head may be here and not there, with the base model's prefix.
 
     Raises:
-        UserError: a kind of format that this version lacks, or arguments that do not fit it.
+        UserError: a kind that this version lacks, or arguments that do not fit it.
     """
     # By depth, so that a format is there before the formats inside it.
     for name in sorted(structure, key=lambda path: path.count(".")):
@@ -57,7 +65,9 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
                 f"{type(model).__name__} has '{others[0]}' but not '{name}', which holds its weights; "
                 f"load the checkpoint with the class it was saved from."
             )
-        if first is not None:
+        if first is not None and entry.get("kind") in (RESIZED, ATTRIBUTES):
+            restore(model, first, name, entry)
+        elif first is not None:
             _put(model, _shell(name, entry), first, others)
     for name, entry in structure.items():
         if "source" in entry:
@@ -92,7 +102,7 @@ def _shell(name: str, entry: Mapping[str, Any]) -> Format:
     if kind not in kinds:
         raise UserError(
             f"The layer '{name}' is stored as '{kind}', which this version of laconic does not know "
-            f"(it knows {', '.join(sorted(kinds))}); upgrade laconic."
+            f"(it knows {', '.join(sorted((*kinds, RESIZED, ATTRIBUTES)))}); upgrade laconic."
         )
     spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}
     try:

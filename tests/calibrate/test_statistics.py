@@ -25,7 +25,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("kind", INPUT_KINDS)
 def test_batches_and_shards_add_up(kind):
-    x = torch.randn(50, 6)
+    x = torch.randn(50, 6, dtype=torch.float64)
     whole, left, right = (kind.empty(6, False, CPU) for _ in range(3))
     whole.update(x)
     left.update(x[:10])

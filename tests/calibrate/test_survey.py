@@ -5,10 +5,13 @@ import torch
 
 from laconic.calibrate import AbsMax, Calibration, Fisher, Gram, Known, Mean, OutputGram, merge, survey, walk
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, Site, predict
+from laconic.model import Batch, LanguageModel, Role, Site, predict
 from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, factors
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+# A walk leaves a block behind once it has replaced it, and ALBERT comes back to its one block.
+WALKED = [architecture for architecture in ARCHITECTURES if not architecture.name.startswith("albert")]
+every_walked = pytest.mark.parametrize("architecture", WALKED, ids=lambda architecture: architecture.name)
 INPUT_KINDS = frozenset({Gram, Mean, AbsMax})
 ALL_KINDS = INPUT_KINDS | {OutputGram, Fisher}
 EVERYTHING = ("*",)
@@ -55,7 +58,8 @@ def test_projections_of_one_input_share_its_statistics(architecture):
     for site in lm.sites(EVERYTHING):
         by_input.setdefault(site.input, set()).add(id(known[site.name][Gram]))
     assert all(len(objects) == 1 for objects in by_input.values())
-    assert len(by_input) < len(lm.sites(EVERYTHING)) or "gpt2" in architecture.name
+    fused = any(site.role is Role.FUSED for site in lm.sites())
+    assert len(by_input) < len(lm.sites(EVERYTHING)) or fused
 
 
 @every_architecture
@@ -63,9 +67,12 @@ def test_the_model_is_left_as_it_was(architecture):
     lm = architecture.lm()
     lm.model.train()
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    # Marian's positions are sines, and frozen.
+    trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     known_of(lm)
     assert lm.model.training
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
+    assert [id(p) for p in trained] == [id(parameter) for parameter in lm.model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is None for parameter in lm.model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in lm.model.state_dict().items())
     assert not any(module._forward_hooks for module in lm.model.modules())
 
@@ -152,7 +159,7 @@ def test_shards_merge_to_the_whole():
             assert torch.allclose(left[name][kind].matrix, whole[name][kind].matrix, atol=1e-8)
 
 
-@every_architecture
+@every_walked
 def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
     lm = architecture.lm()
     data = Calibration(labelled_batches(lm), "sampled")
@@ -165,7 +172,7 @@ def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
             assert torch.allclose(walked[name][kind].total, surveyed[name][kind].total, atol=1e-6), (name, kind)
 
 
-@every_architecture
+@every_walked
 def test_a_walk_sees_the_errors_of_the_blocks_it_replaced(architecture):
     """After the walk, its last statistics equal a fresh survey of the replaced model."""
     lm = architecture.lm()

@@ -113,7 +113,7 @@ def _spoilt(model: Path, folder: Path, how: str) -> Path:
     shutil.copytree(model, folder)
     if how == "UNKNOWN":
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "model_type": "opt", "architectures": ["OPTModel"]}))
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "resnet", "architectures": []}))
     else:
         tensors = load_file(folder / "model.safetensors")
         tensors["classifier.weight"][0, 0] = torch.nan

@@ -115,9 +115,13 @@ def test_bad_configuration(folder: Path, values: dict[str, object], sentence: st
         load(str(folder))
 
 
-def test_unknown_architecture(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
-    with pytest.raises(UserError, match=r"'xlnet' has no entry in laconic\.model\.anatomy; known are bart, bert"):
+# No blocks with linears in the one, no words in the other.
+@pytest.mark.parametrize("model_type", ["resnet", "vit"])
+def test_unknown_architecture(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    with pytest.raises(
+        UserError, match=rf"'{model_type}' has no entry in laconic\.model\.anatomy; known are albert, bart, bert"
+    ):
         load(str(tmp_path))
 
 

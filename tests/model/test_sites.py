@@ -1,12 +1,15 @@
 """What can be compressed is found, in forward order, as (out, in), whatever holds it."""
 
+from collections import Counter
+from itertools import cycle
+
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.model import Group, LanguageModel, Site
+from laconic.model import Group, LanguageModel, Reads, Role, Site
 from tests.architectures import (
     ARCHITECTURES,
     BLOCKS,
@@ -20,7 +23,7 @@ from tests.architectures import (
     factors,
 )
 
-# Linears of attention and of the feed-forward in one block, and outside the blocks.
+# Linears of attention and of the feed-forward in one block (of each stack), and outside the blocks.
 COUNTS = {
     "bert-classifier": (4, 2, 2),  # the pooler and the classifier
     "bert-masked": (4, 2, 2),  # the transform and the decoder
@@ -29,31 +32,57 @@ COUNTS = {
     "roberta-masked": (4, 2, 2),
     "distilbert-masked": (4, 2, 2),
     "distilbert-classifier": (4, 2, 2),
+    "albert-masked": (4, 2, 3),  # and what widens its embeddings
+    "albert-groups": (4, 2, 3),
+    "electra-masked": (4, 2, 3),
+    "electra-classifier": (4, 2, 3),
+    "deberta-masked": (4, 2, 2),  # one for queries, keys and values, two of positions
+    "deberta-v2-masked": (6, 2, 2),
+    "deberta-v3-classifier": (4, 2, 2),
+    "longformer-masked": (7, 2, 2),
+    "longformer-classifier": (7, 2, 2),
+    "modernbert-masked": (2, 2, 2),
     "gpt2": (2, 2, 1),
     "gpt2-untied": (2, 2, 1),
+    "gpt-neo": (4, 2, 1),
+    "gpt-neox": (2, 2, 1),
+    "opt": (4, 2, 3),  # what widens its embeddings, and what narrows them again
+    "opt-norm-after": (4, 2, 3),
     "llama": (4, 3, 1),
     "llama-tied": (4, 3, 1),
     "mistral": (4, 3, 1),
     "qwen2": (4, 3, 1),
     "qwen3": (4, 3, 1),
+    "gemma": (4, 3, 1),
+    "gemma2": (4, 3, 1),
+    "gemma3": (4, 3, 1),
+    "phi": (4, 2, 1),
     "t5": (4 + 8, 2 + 2, 1),
     "t5-gated": (4 + 8, 3 + 3, 1),
     "bart": (4 + 8, 2 + 2, 1),
     "bart-untied": (4 + 8, 2 + 2, 1),
     "bart-scaled": (4 + 8, 2 + 2, 1),
+    "marian": (4 + 8, 2 + 2, 1),
+    "marian-two-vocabularies": (4 + 8, 2 + 2, 1),
+    "led": (7 + 8, 2 + 2, 1),
 }
+# ALBERT has fewer blocks than layers.
+BLOCKS_OF = {"albert-masked": 1, "albert-groups": 4}
+# Two stacks have a table each once nothing is tied.
+TABLES_OF = {"bart-untied": 2, "marian-two-vocabularies": 2}
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 
 
 def names(lm: LanguageModel, *targets: str) -> list[str]:
     return [site.name for site in lm.sites(targets)]
 
 
-def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, torch.Tensor]:
-    """What each site reads when the model runs a batch."""
-    seen: dict[str, torch.Tensor] = {}
+def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, list[torch.Tensor]]:
+    """What each site reads when the model runs a batch, call by call."""
+    seen: dict[str, list[torch.Tensor]] = {}
 
     def keep(name: str) -> object:
-        return lambda _, args: seen.__setitem__(name, args[0].detach().clone())
+        return lambda _, args: seen.setdefault(name, []).append(args[0].detach().clone())
 
     handles = [site.module.register_forward_pre_hook(keep(site.name)) for site in sites]  # type: ignore[arg-type]
     with torch.no_grad():
@@ -63,22 +92,43 @@ def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@every_architecture
 def test_every_linear_is_one_site(architecture: Architecture) -> None:
     lm = architecture.lm()
     attention, ffn, head = COUNTS[architecture.name]
+    blocks = BLOCKS_OF.get(architecture.name, BLOCKS)
     every = lm.sites(("*",))
     by_group = {group: [site for site in every if site.group == group] for group in Group}
-    assert len(by_group[Group.ATTENTION]) == attention * BLOCKS
-    assert len(by_group[Group.FFN]) == ffn * BLOCKS
+    assert len(by_group[Group.ATTENTION]) == attention * blocks
+    assert len(by_group[Group.FFN]) == ffn * blocks
     assert len(by_group[Group.HEAD]) == head
-    # BART's two stacks have a table each once nothing is tied.
-    assert len(by_group[Group.EMBEDDING]) == (2 if architecture.name == "bart-untied" else 1)
+    assert len(by_group[Group.EMBEDDING]) == TABLES_OF.get(architecture.name, 1)
     linears = [name for name, module in lm.model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     assert sorted(linears) == sorted(site.name for site in every if site.group != Group.EMBEDDING)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@every_architecture
+def test_every_block_has_its_roles(architecture: Architecture) -> None:
+    lm = architecture.lm()
+    for stack, blocks in lm.stacks():
+        for path, _ in blocks:
+            roles = Counter((site.group, site.role) for site in lm.sites(("all",)) if site.block == path)
+            attentions = 1 if stack.cross_attention is None else 2
+            assert roles[Group.ATTENTION, Role.OUTPUT] == attentions
+            assert roles[Group.FFN, Role.OUTPUT] == 1
+            assert roles[Group.FFN, Role.INNER] >= 1
+            fused = roles[Group.ATTENTION, Role.FUSED]
+            for role in (Role.QUERY, Role.KEY, Role.VALUE):
+                # Positions and tokens with global attention have projections of their own.
+                assert fused or roles[Group.ATTENTION, role] >= attentions
+            assert not any(role is Role.OTHER for _, role in roles)
+    last = [site for site in lm.sites(("*",)) if site.group is Group.HEAD and site.role is Role.OUTPUT]
+    assert len(last) == 1
+    predicts = lm.model.get_output_embeddings()
+    assert predicts is None or last[0].module is predicts
+
+
+@every_architecture
 def test_matrix_bias_and_shape_are_those_of_the_layer(architecture: Architecture) -> None:
     for site in architecture.lm().sites(("*",)):
         weight, bias = site.weight(), site.bias()
@@ -87,35 +137,50 @@ def test_matrix_bias_and_shape_are_those_of_the_layer(architecture: Architecture
         if site.is_lookup:
             tokens = torch.arange(VOCABULARY)
             assert torch.equal(site.module(tokens), weight.T)
-            assert site.shape == (WIDTH, VOCABULARY)
+            assert columns == VOCABULARY
             continue
         x = torch.randn(3, columns)
         torch.testing.assert_close(site.module(x), nn.functional.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-def test_sites_of_one_input_read_the_same_tensor(architecture: Architecture) -> None:
+@every_architecture
+def test_sites_of_one_input_read_the_same_tensors(architecture: Architecture) -> None:
     lm = architecture.lm()
-    sites = [site for site in lm.sites(("all",))]
+    sites = lm.sites(("all",))
     seen = inputs_of(lm, sites)
     assert len(seen) == len(sites)
-    first: dict[str, torch.Tensor] = {}
+    first: dict[str, list[torch.Tensor]] = {}
     for site in sites:
-        assert torch.equal(seen[site.name], first.setdefault(site.input, seen[site.name])), site.name
+        expected = first.setdefault(site.input, seen[site.name])
+        assert len(seen[site.name]) == len(expected), site.name
+        assert all(map(torch.equal, seen[site.name], expected)), site.name
     # And what is measured apart is not the same after all.
-    distinct = {tuple(tensor.flatten().tolist()) for tensor in first.values()}
-    cross = "cross" if lm.model.config.is_encoder_decoder else None
-    # Every cross-attention of a decoder reads the one output of the encoder.
-    assert len(distinct) == len(first) - (BLOCKS - 1 if cross else 0)
+    distinct = {tuple(torch.cat([x.flatten() for x in calls]).tolist()) for calls in first.values()}
+    # Every cross-attention of a decoder reads the one output of the encoder, and all blocks the one table of positions;
+    # DeBERTa's values have a measure of their own, as its queries and keys may read positions too.
+    repeated = {"deberta-masked": BLOCKS - 1, "deberta-v2-masked": BLOCKS - 1 + BLOCKS}
+    default = BLOCKS - 1 if lm.model.config.is_encoder_decoder else 0
+    assert len(distinct) == len(first) - repeated.get(architecture.name, default)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-def test_padding_mask_fits_the_rows_of_every_site(architecture: Architecture) -> None:
+@every_architecture
+def test_rows_are_those_of_the_tokens_that_a_site_says_it_reads(architecture: Architecture) -> None:
     lm = architecture.lm()
-    length = {"source": 7, "target": 5 if lm.model.config.is_encoder_decoder else 7}
+    lengths = {Reads.SOURCE: 7, Reads.TARGET: 5 if lm.model.config.is_encoder_decoder else 7}
     sites = lm.sites(("all",))
-    for site, tensor in zip(sites, inputs_of(lm, sites).values(), strict=True):
-        assert tensor.shape[1] == length[site.places[0].reads], site.name
+    seen = inputs_of(lm, sites)
+    for site in sites:
+        calls, (place,) = seen[site.name], site.places
+        # ALBERT's one block is called once a layer, and only some DeBERTas read positions by the same projections.
+        unusual = architecture.name.startswith("albert") or architecture.name == "deberta-v2-masked"
+        assert len(calls) == len(place.reads) or unusual, site.name
+        for x, reads in zip(calls, cycle(place.reads), strict=False):
+            rows = (x.transpose(0, 1) if place.tokens_first else x).shape[:-1]
+            if reads is Reads.OWN:
+                assert rows in ((1, 8), (1, 14), (2, 1)), site.name
+                continue
+            padded = 8 if lm.anatomy.global_attention and rows != (2, lengths[reads]) else lengths[reads]
+            assert rows in ((2, padded), (2 * padded,)), site.name
 
 
 def test_targets() -> None:
@@ -157,6 +222,32 @@ def test_what_an_earlier_step_left_is_found_again() -> None:
         assert after[f"{name}.left"].group == site.group
     # A compressed embedding is no longer offered.
     assert not [s for s in compress_everything(BY_NAME["t5"].lm(), 4).sites(("*",)) if s.group == Group.EMBEDDING]
+
+
+@pytest.mark.parametrize("name", ["bert-masked", "albert-masked", "bart"])
+def test_factors_keep_the_role_of_the_whole(name: str) -> None:
+    lm = BY_NAME[name].lm()
+    linears = [site for site in lm.sites(("*",)) if not site.is_lookup]
+    before = {site.name: site.role for site in linears}
+    for site in linears:
+        lm.replace(site, factors(site, rank=4))
+    after = {site.name: site.role for site in lm.sites(("*",)) if not site.is_lookup}
+    assert after == {f"{name}.{factor}": role for name, role in before.items() for factor in ("left", "right")}
+
+
+def test_the_cost_of_compressions_groups() -> None:
+    """Of BERT, as its authors select them."""
+    lm = BY_NAME["bert-masked"].lm()
+    linears = {name for name, module in lm.model.named_modules() if isinstance(module, nn.Linear)}
+    attention = {name for name in linears if name.endswith((".query", ".key", ".value"))}
+    assert set(names(lm, "coc:attention")) == attention
+    head = {"cls.predictions.transform.dense", "cls.predictions.decoder"}
+    assert set(names(lm, "coc:ffn")) == linears - attention - head
+    assert set(names(lm, "coc:all")) == linears - {"cls.predictions.decoder"}
+    assert names(BY_NAME["gpt2"].lm(), "coc:attention") == [f"transformer.h.{i}.attn.c_attn" for i in range(BLOCKS)]
+    assert "lm_head" not in names(BY_NAME["opt"].lm(), "coc:all")
+    with pytest.raises(UserError, match="did you mean 'coc:attention'"):
+        lm.sites(("coc:atention",))
 
 
 def test_shapes_of_conv1d_are_out_by_in() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from laconic.compress import Compress
+from laconic.compress import Compress, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import KfacSvd, Svd
 from laconic.recipe import read_recipe, recipe_from, write_recipe
@@ -44,7 +44,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 def test_every_shipped_recipe_parses() -> None:
     shipped = sorted(RECIPES.rglob("*.yaml"))
-    assert len(shipped) == 3
+    assert len(shipped) == 4
     for path in shipped:
         recipe = read_recipe(path)
         assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
@@ -57,6 +57,13 @@ def test_the_dataclasses_are_the_schema() -> None:
         Compress(method=Svd(rank=8)),
     )
     assert recipe.evaluate is not None and recipe.evaluate.tasks == ("glue/sst2",)
+
+
+def test_a_step_that_reshapes_is_spelled_like_any_other() -> None:
+    assert recipe_from(changed("steps.0", {"shrink-heads": {"keep": 0.75}})).steps[0] == ShrinkHeads(keep=0.75)
+    recipe = recipe_from(changed("steps", [{"shrink-heads": {"size": 24, "multiple": 4}}]))
+    assert recipe.steps == (ShrinkHeads(size=24, multiple=4),)
+    assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
 
 
 def test_what_is_written_comes_back() -> None:
@@ -93,6 +100,13 @@ def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written
         ("steps.0.compress.targets", "ffn", "recipe.steps[0].compress.targets must be a list; got 'ffn'."),
         ("steps.0.compress.allocate", "fair", "recipe.steps[0].compress.allocate must be 'uniform' or 'spectrum'"),
         ("steps.0.compress.plan", {"a": "svdd"}, "recipe.steps[0].compress.plan, a: There is no method 'svdd'"),
+        ("steps.0", {"shrink-heads": {"keep": 2}}, "recipe.steps[0].shrink-heads.keep must be in (0, 1]; got 2."),
+        ("steps.0", {"shrink-heads": {"size": 0}}, "recipe.steps[0].shrink-heads.size must be in [1, ∞); got 0."),
+        (
+            "steps.0",
+            "shrink-heads",
+            "recipe.steps[0].shrink-heads: The step 'shrink-heads' needs one size: give either",
+        ),
         ("steps.0", {"compres": {}}, "recipe.steps[0]: There is no step 'compres': did you mean 'compress'?"),
         ("steps.0", "compress", "recipe.steps[0].compress.method is missing"),
         ("steps", [], "recipe.steps must be a list of steps"),

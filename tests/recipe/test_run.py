@@ -47,6 +47,35 @@ def test_two_steps_count_against_the_matrices_of_the_first(tiny_model: Path, tex
     assert record.changes.nbytes == 4 * stored
 
 
+def test_narrower_heads_count_like_any_matrix(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = spelled(tiny_model, texts)
+    narrow = {"shrink-heads": {"keep": 0.5, "multiple": 1}}
+    recipe["steps"] = [narrow, {"compress": {"method": "svd:rank=4", "targets": ["attention"]}}]
+    record = run(recipe_from(recipe), tmp_path / "small")
+    said = record.to_json()
+    # Eight square matrices, half of each, and of that factors of rank 4.
+    assert (said["dense_bytes"], said["bytes"]) == (8 * 4 * 32 * 32, 8 * 4 * 4 * (32 + 16))
+    assert record.changes.matrices == len(said["sites"]) == 8
+    assert [path.name for path in (tmp_path / "small").glob("plan*")] == ["plan.yaml"]
+    assert read_recipe(tmp_path / "small" / "recipe.yaml") == record.recipe
+    alone = run(recipe_from({**recipe, "steps": [narrow]}), tmp_path / "narrow")
+    assert (alone.to_json()["bytes"], alone.to_json()["sites"]) == (said["dense_bytes"] // 2, {})
+    assert not list((tmp_path / "narrow").glob("plan*"))
+    # The biases of query, key and value shrink too.
+    left = file_bytes(tiny_model) - alone.file_bytes - said["dense_bytes"] // 2
+    assert abs(left - 4 * 2 * 3 * 16) < 512
+
+
+def test_heads_that_cannot_shrink_are_named_before_weights_are_loaded(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BY_NAME["llama"].model().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", None)
+    recipe = {**spelled(tmp_path / "model", texts), "steps": [{"shrink-heads": {"keep": 0.5}}]}
+    with pytest.raises(UserError, match="The heads of 'llama' cannot shrink"):
+        run(recipe_from(recipe), tmp_path / "small")
+
+
 def test_the_plan_of_one_run_makes_the_same_model_again(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     first = run(recipe_from(spelled(tiny_model, texts, allocate="spectrum")), tmp_path / "first")
     again = recipe_from(spelled(tiny_model, texts, plan=first.to_json()["sites"]))

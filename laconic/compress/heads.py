@@ -1,0 +1,108 @@
+"""Narrows attention heads: fewer numbers in every query, key and value, and no further product.
+
+DRONE's form for attention; the mathematics is in `laconic.numerics.bilinear`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from laconic.calibrate import Calibration, Gram, Known, Mean, survey
+from laconic.compress.matrices import Keep
+from laconic.compress.step import Outcome, Step
+from laconic.errors import UserError, must_be
+from laconic.model import LanguageModel
+from laconic.model.heads import HeadedAttention, HeadMaps, headed_attentions, reshape
+from laconic.numerics.bilinear import affine_moment, identity_components
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkHeads(Step):
+    """Give every attention head fewer dimensions, chosen by least squares on its scores and on its output.
+
+    keep:     fraction of the head size kept, the same in every attention.
+    size:     the new head size itself; one of the two is given.
+    multiple: sizes from `keep` are rounded down to it: fused attention kernels want multiples of 8.
+    """
+
+    name = "shrink-heads"
+
+    keep: Keep | None = None
+    size: Positive | None = None
+    multiple: Positive = 8
+
+    def __post_init__(self) -> None:
+        if (self.keep is None) == (self.size is None):
+            raise UserError("The step 'shrink-heads' needs one size: give either keep or size.")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise must_be("keep", "in (0, 1]", self.keep)
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    def check(self, lm: LanguageModel) -> None:
+        for attention in headed_attentions(lm):
+            self._new_size(attention)
+
+    def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
+        """Measure, and map the projections of every attention.
+
+        Raises:
+            UserError: data is missing or empty, `size` is more than a head has, or the heads of `lm` cannot shrink.
+        """
+        if data is None:
+            raise UserError("The step 'shrink-heads' needs calibration data; name a source of it.")
+        self.check(lm)
+        attentions = headed_attentions(lm)
+        before = _nbytes(lm)
+        known = survey(lm, data, {Gram, Mean}, [site for attention in attentions for site in attention.sites])
+        for attention in data.track(attentions, "Shrinking the heads"):
+            size = self._new_size(attention)
+            if size < attention.size:
+                reshape(lm, attention, best_maps(attention, known, size))
+        return Outcome(plan={}, before=before, after=_nbytes(lm))
+
+    def _new_size(self, attention: HeadedAttention) -> int:
+        if self.size is not None:
+            if self.size > attention.size:
+                raise must_be("size", f"in [1, {attention.size}], as the heads of '{attention.name}' are", self.size)
+            return self.size
+        assert self.keep is not None
+        size = int(self.keep * attention.size + 1e-9)
+        return max(1, size - size % self.multiple if self.multiple <= size < attention.size else size)
+
+
+@torch.no_grad()
+def best_maps(attention: HeadedAttention, known: Mapping[str, Known], size: int) -> HeadMaps:
+    """The maps to heads of `size` that change scores and outputs least on what was measured."""
+    d = attention.size
+    moments = []
+    for reader in attention.readers()[:2]:
+        what = known[reader.site.name]
+        moments.append(
+            _diagonal_blocks(affine_moment(reader.weight, reader.bias, what[Gram].matrix, what[Mean].vector), d)
+        )
+    scores = [identity_components(C_q, C_k) for C_q, C_k in zip(*moments, strict=True)]
+    columns = attention.output.weight().double().split(d, dim=1)
+    contexts = _diagonal_blocks(known[attention.output.name][Gram].matrix, d)
+    outputs = [identity_components(W_h.T @ W_h, C_z) for W_h, C_z in zip(columns, contexts, strict=True)]
+    return HeadMaps(
+        query=torch.stack([A[:, :size].T for A, _ in scores]),
+        key=torch.stack([B[:size] for _, B in scores]),
+        value=torch.stack([B[:size] for _, B in outputs]),
+        output=torch.stack([A[:, :size] for A, _ in outputs]),
+    )
+
+
+def _diagonal_blocks(matrix: torch.Tensor, d: int) -> list[torch.Tensor]:
+    return [rows[:, start : start + d] for start, rows in zip(range(0, len(matrix), d), matrix.split(d), strict=True)]
+
+
+def _nbytes(lm: LanguageModel) -> dict[str, int]:
+    return lm.stored_nbytes([site for attention in headed_attentions(lm) for site in attention.sites])

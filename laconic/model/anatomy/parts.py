@@ -1,0 +1,123 @@
+"""What is said of an architecture: where its linears are and which of them read the same input. Data only.
+
+Paths are written from the base model (`model.base_model`), and inside a stack from one block. The roles matter: the
+query, key and value of one attention read the same input, as do the gate and the up projection, so what is
+measured of that input is measured once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from laconic.model.roles import Group, Reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The attributes of an attention module that say how its projections are cut into heads.
+
+    Only where scores are products of queries with keys and nothing else (a bias may be added to them), each head has
+    keys of its own, and what scales the scores was computed when the module was made.
+
+    module: path of the attention module.
+    count:  its attribute with the number of heads.
+    size:   and with the size of a head.
+    width:  and with the product of the two, where it keeps one.
+    config: the configuration's name for the size, where it may be any.
+    """
+
+    module: str
+    count: str
+    size: str
+    width: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Paths of the projections of one attention; `fused` stands for query, key and value in one matrix, in this order.
+
+    fused_layout:     what the rows of `fused` are: "stacked" is all queries, all keys, all values; "by-head" is query,
+                      key and value of the first head, then those of the second.
+    heads:            how it is cut into heads; None where these cannot shrink, as where queries and keys are rotated.
+    global_query:     and `global_key`, `global_value`: the same three for tokens with global attention. The query
+                      reads those tokens alone, the others what `query`, `key` and `value` read.
+    position_query:   and `position_key`: projections of relative positions.
+    shares_positions: `query` and `key` may be applied to relative positions too, in a second call.
+    tokens_first:     all but `output` are called with (tokens, rows, width).
+    """
+
+    output: str
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    fused: str | None = None
+    fused_layout: Literal["stacked", "by-head"] = "stacked"
+    heads: Heads | None = None
+    global_query: str | None = None
+    global_key: str | None = None
+    global_value: str | None = None
+    position_query: str | None = None
+    position_key: str | None = None
+    shares_positions: bool = False
+    tokens_first: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """`inner` are the projections that read the block (one, or gate and up), `output` writes it back.
+
+    fused_gate: the one of `inner` holds both, the gate above and what it multiplies below.
+    """
+
+    inner: tuple[str, ...]
+    output: str
+    fused_gate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """A linear of which nothing is known but its path and its group; it counts as having an input of its own."""
+
+    path: str
+    group: Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A `ModuleList` of equal blocks.
+
+    blocks:   its path; `*` stands for every member of a list of such lists.
+    reads:    whose tokens pass.
+    parallel: the feed-forward reads what the attention reads.
+    plain:    linears whose part in the block is not known.
+    """
+
+    blocks: str
+    attention: Attention | None = None
+    feed_forward: tuple[FeedForward, ...] = ()
+    cross_attention: Attention | None = None
+    reads: Reads = Reads.SOURCE
+    parallel: bool = False
+    plain: tuple[Plain, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A word embedding, and whose tokens it looks up; one that is not `called` only lends its matrix to others."""
+
+    path: str
+    reads: Reads = Reads.SOURCE
+    called: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """One architecture; `embeddings` are the word embeddings in the order in which transformers ties them.
+
+    global_attention: some tokens may attend to all others; `predict` lets the first one do so.
+    """
+
+    model_types: tuple[str, ...]
+    stacks: tuple[Stack, ...]
+    embeddings: tuple[Table, ...]
+    global_attention: bool = False

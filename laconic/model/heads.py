@@ -1,0 +1,173 @@
+"""The heads of every attention of a model, and what gives them another size.
+
+A head computes softmax(q^T k · scale) v and the output projection adds up the heads. Its size may therefore change by a
+linear map of queries, one of keys, one of values and one in front of the output projection; the scale stays that of
+the size that the model was trained with.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads, Stack
+from laconic.model.lm import LanguageModel
+from laconic.model.resize import resized
+from laconic.model.site import Site
+
+
+class Reader(NamedTuple):
+    """The query, the key or the value projection of all heads, which may be a part of a fused one."""
+
+    site: Site
+    weight: Float[Tensor, "heads*size in"]
+    bias: Float[Tensor, " heads*size"] | None
+
+
+class HeadMaps(NamedTuple):
+    """For each head of size d, what gives it the size r: q' = Q q, k' = K k, v' = V v and W_O' = W_O O."""
+
+    query: Float[Tensor, "heads r d"]
+    key: Float[Tensor, "heads r d"]
+    value: Float[Tensor, "heads r d"]
+    output: Float[Tensor, "heads d r"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadedAttention:
+    """One attention of a model; `inputs` are the sites of query, key and value, or the one where they are fused."""
+
+    name: str
+    module: nn.Module
+    heads: Heads
+    inputs: tuple[Site, ...]
+    output: Site
+
+    @property
+    def count(self) -> int:
+        """Number of heads."""
+        return getattr(self.module, self.heads.count)
+
+    @property
+    def size(self) -> int:
+        """Numbers in one query, key or value of a head."""
+        return getattr(self.module, self.heads.size)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (*self.inputs, self.output)
+
+    def readers(self) -> list[Reader]:
+        """Query, key and value."""
+        if len(self.inputs) == 1:
+            (fused,) = self.inputs
+            bias = fused.bias()
+            biases = (None, None, None) if bias is None else bias.detach().chunk(3)
+            return [Reader(fused, *part) for part in zip(fused.weight().chunk(3), biases, strict=True)]
+        return [Reader(site, site.weight(), site.bias()) for site in self.inputs]
+
+
+def headed_attentions(lm: LanguageModel) -> list[HeadedAttention]:
+    """Every attention inside the blocks of `lm`, in forward order.
+
+    Raises:
+        UserError: the heads of this architecture cannot change their size, or a projection is compressed already.
+    """
+    if not can_shrink(lm.anatomy):
+        fits = sorted(name for anatomy in ANATOMIES if can_shrink(anatomy) for name in anatomy.model_types)
+        raise UserError(
+            f"The heads of '{lm.model.config.model_type}' cannot shrink: there is more between its projections and its "
+            f"scores than a product of queries with keys, or heads share keys; it can be done for {', '.join(fits)}."
+        )
+    sites = {site.name: site for site in lm.sites(("attention",))}
+    return [
+        _attention(block_path, block, attention, sites)
+        for stack, blocks in lm.stacks()
+        for block_path, block in blocks
+        for attention in _attentions(stack)
+    ]
+
+
+@torch.no_grad()
+def reshape(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) -> None:
+    """Give the heads of `attention` the size that `maps` map to."""
+    transforms = (maps.query, maps.key, maps.value)
+    weights, biases = [], []
+    for reader, transform in zip(attention.readers(), transforms, strict=True):
+        weights.append(_mapped(transform, reader.weight))
+        biases.append(None if reader.bias is None else _mapped(transform, reader.bias[:, None])[:, 0])
+    if len(attention.inputs) == 1:
+        present = [bias for bias in biases if bias is not None]
+        weights, biases = [torch.cat(weights)], [torch.cat(present) if present else None]
+    for site, weight, bias in zip(attention.inputs, weights, biases, strict=True):
+        _put(lm, site, weight, bias)
+    output = attention.output
+    _put(lm, output, _mapped(maps.output.mT, output.weight().T).T, output.bias())
+    _resize(lm, attention, maps.query.shape[1])
+
+
+def zero_padding(attention: HeadedAttention, size: int) -> HeadMaps:
+    """The maps that leave the function of `attention` as it is, its heads filled up with zeros to `size`."""
+    identity = torch.eye(size, attention.size, dtype=torch.float64, device=attention.output.weight().device)
+    rows = identity.expand(attention.count, -1, -1)
+    return HeadMaps(query=rows, key=rows, value=rows, output=rows.mT)
+
+
+def _mapped(transform: Float[Tensor, "heads r d"], rows: Float[Tensor, "heads*d n"]) -> Float[Tensor, "heads*r n"]:
+    heads, _, d = transform.shape
+    return (transform.double() @ rows.double().reshape(heads, d, -1)).flatten(0, 1)
+
+
+def _put(lm: LanguageModel, site: Site, weight: Tensor, bias: Tensor | None) -> None:
+    old = site.module
+    assert isinstance(old, (nn.Linear, Conv1D))
+    # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
+    rounded = [None if tensor is None else tensor.to(lm.dtype).to(old.weight.dtype) for tensor in (weight, bias)]
+    assert rounded[0] is not None
+    lm.model.set_submodule(site.name, resized(old, rounded[0], rounded[1]))
+
+
+def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:
+    heads = attention.heads
+    setattr(attention.module, heads.size, size)
+    if heads.width is not None:
+        setattr(attention.module, heads.width, size * attention.count)
+    if heads.config is not None:
+        # The stacks of an encoder-decoder have configurations of their own.
+        for part in lm.model.modules():
+            if isinstance(part, PreTrainedModel):
+                setattr(part.config, heads.config, size)
+
+
+def can_shrink(anatomy: Anatomy) -> bool:
+    """Whether the heads of this architecture can change their size."""
+    return all(
+        stack.attention is not None and all(attention.heads is not None for attention in _attentions(stack))
+        for stack in anatomy.stacks
+    )
+
+
+def _attentions(stack: Stack) -> list[Attention]:
+    return [attention for attention in (stack.attention, stack.cross_attention) if attention is not None]
+
+
+def _attention(block_path: str, block: nn.Module, attention: Attention, sites: dict[str, Site]) -> HeadedAttention:
+    assert attention.heads is not None
+    paths = (attention.fused,) if attention.fused else (attention.query, attention.key, attention.value)
+    found = [sites.get(f"{block_path}.{path}") for path in (*paths, attention.output)]
+    present = tuple(site for site in found if site is not None)
+    name = f"{block_path}.{attention.heads.module}"
+    if len(present) < len(found):
+        raise UserError(f"The attention '{name}' is compressed already; its heads must shrink before that.")
+    return HeadedAttention(
+        name=name,
+        module=block.get_submodule(attention.heads.module),
+        heads=attention.heads,
+        inputs=present[:-1],
+        output=present[-1],
+    )

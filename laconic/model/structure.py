@@ -1,0 +1,134 @@
+"""The anatomy of a model of no known architecture, read off its modules.
+
+Its blocks are the members of the longest `ModuleList` of one class, and of every other list of that class; in an
+encoder-decoder the encoder and the decoder are looked at apart. Every linear inside is a site. Which of them read the
+same input cannot be seen, so each has its own; nor can a cross-attention, so a decoder's may read either side.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import StructureNotice, UserError
+from laconic.formats import Format
+from laconic.model.anatomy import ANATOMIES, Anatomy, Plain, Stack, Table, entry_of
+from laconic.model.roles import Group, Reads
+
+
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
+    """The entry of the architecture of `model`, or what its structure shows; a `StructureNotice` says the latter.
+
+    Raises:
+        UserError: it has no entry, and its structure is not that of a transformer language model.
+    """
+    entry = entry_of(model.config.model_type)
+    if entry is not None:
+        return entry
+    found = structure_of(model)
+    linears = " and ".join(f"{len(stack.plain)} linears in each block of {stack.blocks}" for stack in found.stacks)
+    warnings.warn(
+        f"The architecture '{model.config.model_type}' has no entry in laconic.model.anatomy; found by structure: "
+        f"{linears}, each taken to have an input of its own.",
+        StructureNotice,
+        stacklevel=1,
+    )
+    return found
+
+
+def structure_of(model: PreTrainedModel) -> Anatomy:
+    """What the modules of `model` show.
+
+    Raises:
+        UserError: they hold no list of equal blocks with linears inside, or the model has no word embedding.
+    """
+    model_type = model.config.model_type
+    stacks, tables = tuple(_stacks(model)), tuple(_tables(model))
+    if not stacks or not tables:
+        known = ", ".join(sorted(name for anatomy in ANATOMIES for name in anatomy.model_types))
+        raise UserError(f"The architecture '{model_type}' has no entry in laconic.model.anatomy; known are {known}.")
+    return Anatomy(model_types=(model_type,), stacks=stacks, embeddings=tables)
+
+
+def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
+    for part, reads in _parts(model):
+        prefix = _prefix(model, part)
+        lists = [(name, blocks) for name, blocks in _lists(part) if _linears(blocks)]
+        longest = max((blocks for _, blocks in lists), key=len, default=None)
+        for name, blocks in lists:
+            if longest is not None and type(blocks[0]) is type(longest[0]):
+                plain = tuple(Plain(path=path, group=_group(path)) for path in _linears(blocks))
+                yield Stack(blocks=f"{prefix}{name}", plain=plain, reads=reads)
+
+
+def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, Reads]]:
+    if not model.config.is_encoder_decoder:
+        return [(model, Reads.SOURCE)]
+    return [(model.get_encoder(), Reads.SOURCE), (model.get_decoder(), Reads.EITHER)]
+
+
+def _prefix(model: nn.Module, part: nn.Module) -> str:
+    """The prefix of paths below `part`, from the whole model."""
+    name = next(name for name, module in model.named_modules() if module is part)
+    return f"{name}." if name else ""
+
+
+def _lists(part: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """Lists of modules of one class, without those that lie inside another."""
+    outermost: list[tuple[str, nn.ModuleList]] = []
+    for name, module in part.named_modules():
+        if not isinstance(module, nn.ModuleList) or len({type(member) for member in module}) != 1:
+            continue
+        inside = any(name.startswith(f"{other}.") for other, _ in outermost)
+        if not inside and not isinstance(module[0], nn.ModuleList):
+            outermost.append((name, module))
+    return outermost
+
+
+def _linears(blocks: nn.ModuleList) -> list[str]:
+    """Paths of the linears, and of the formats that stand where one stood, in any of the blocks."""
+    paths: dict[str, None] = {}
+    for block in blocks:
+        formats = tuple(f"{name}." for name, module in block.named_modules() if isinstance(module, Format))
+        for name, module in block.named_modules():
+            if isinstance(module, (Format, nn.Linear, Conv1D)) and not name.startswith(formats):
+                paths[name] = None
+    return list(paths)
+
+
+def _group(path: str) -> Group:
+    parts = path.lower().split(".")
+    return Group.ATTENTION if any("attn" in part or "attention" in part for part in parts) else Group.FFN
+
+
+def _tables(model: PreTrainedModel) -> Iterator[Table]:
+    """The word embeddings: those that each part looks its tokens up in, and the one that they are copies of."""
+    called: dict[str, tuple[nn.Module, Reads]] = {}
+    for part, reads in _parts(model):
+        embedding = _words(part)
+        if embedding is not None:
+            inside = next(name for name, module in part.named_modules(remove_duplicate=False) if module is embedding)
+            called[_prefix(model, part) + inside] = embedding, Reads.TARGET if reads is Reads.EITHER else reads
+    whole = _words(model)
+    name = None if whole is None else _prefix(model, whole).rstrip(".")
+    if name is not None and name not in called and any(_same(whole, module) for module, _ in called.values()):
+        yield Table(name, called=False)
+    for path, (_, reads) in called.items():
+        yield Table(path, reads)
+
+
+def _words(part: PreTrainedModel) -> nn.Module | None:
+    try:
+        embedding = part.get_input_embeddings()
+    except NotImplementedError:
+        # transformers' way to say that there is none.
+        return None
+    return embedding if isinstance(embedding, (nn.Embedding, Format)) else None
+
+
+def _same(one: nn.Module | None, other: nn.Module) -> bool:
+    # The embeddings of a compressed model are one format, those of a plain one share their weights.
+    tied = isinstance(one, nn.Embedding) and isinstance(other, nn.Embedding) and one.weight is other.weight
+    return one is other or tied

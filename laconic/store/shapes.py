@@ -1,0 +1,82 @@
+"""Where a model has other shapes than its class makes of the configuration, as entries of a structure.
+
+Two kinds: `resized` is a plain linear of another shape, `attributes` are numbers of a module that holds linears, such
+as the size of its heads.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.formats import Format
+from laconic.model.resize import empty_linear
+
+RESIZED = "resized"
+ATTRIBUTES = "attributes"
+
+
+def stock(model: PreTrainedModel) -> PreTrainedModel:
+    """What the class of `model` makes of its configuration, without weights."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def deviations(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """Path → entry of every module of `model` that has another shape than in `plain`, its stock model."""
+    there = dict(plain.named_modules())
+    return {
+        name: entry
+        for name, module in model.named_modules()
+        if name in there
+        for entry in _entries(module, there[name])
+    }
+
+
+def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, Any]) -> None:
+    """Give the module at `path` of `model` what the `entry` of that `name` says; new tensors are on the meta device.
+
+    Raises:
+        UserError: it cannot have that.
+    """
+    module = model.get_submodule(path)
+    match dict(entry):
+        case {"kind": "resized", "shape": [int(rows), int(columns)], **none} if not none:
+            if isinstance(module, (nn.Linear, Conv1D)):
+                model.set_submodule(path, empty_linear(module, (rows, columns)))
+                return
+        case {"kind": "attributes", "values": dict(values), **none} if not none:
+            if values.keys() <= _numbers(module).keys() and all(type(value) is int for value in values.values()):
+                for key, value in values.items():
+                    setattr(module, key, value)
+                return
+    raise UserError(
+        f"quantization_config.structure['{name}'] does not fit the {type(module).__name__} that is there; "
+        "take the config.json that was saved with the weights."
+    )
+
+
+def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
+    if isinstance(module, Format):
+        # What stands in the place of a linear says its own shape.
+        return
+    if isinstance(module, (nn.Linear, Conv1D)) and isinstance(plain, (nn.Linear, Conv1D)):
+        if module.weight.shape != plain.weight.shape:
+            shape = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            yield {"kind": RESIZED, "shape": list(shape)}
+    # Only where linears are: other modules count things at run time.
+    elif any(isinstance(child, (nn.Linear, Conv1D, Format)) for child in module.children()):
+        here, there = _numbers(module), _numbers(plain)
+        if changed := {key: here[key] for key in sorted(here.keys() & there.keys()) if here[key] != there[key]}:
+            yield {"kind": ATTRIBUTES, "values": changed}
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    return {key: value for key, value in vars(module).items() if type(value) is int}

@@ -1,0 +1,40 @@
+"""What the structure of an unknown architecture showed is one line on stderr, and the verb goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from laconic.cli.main import status
+from tests.architectures import Architecture
+from tests.tiny_models import ENCODER, SMALL
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """An MPNet with the tokenizer of the tiny model."""
+    from transformers import MPNetConfig, MPNetForSequenceClassification
+
+    folder = tmp_path / "mpnet"
+    Architecture(
+        "mpnet", lambda: MPNetForSequenceClassification(MPNetConfig(**ENCODER, **SMALL))
+    ).model().save_pretrained(folder)
+    for file in tiny_model.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_compress_says_what_it_found(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--method", "svd", "--keep", "0.5", "--json"]
+    assert status(["compress", str(model), *options, "-o", str(tmp_path / "small")]) == 0
+    said = capsys.readouterr()
+    notices = [line for line in said.err.splitlines() if "found by structure" in line]
+    assert notices == [
+        "The architecture 'mpnet' has no entry in laconic.model.anatomy; found by structure: 6 linears in each block "
+        "of mpnet.encoder.layer, each taken to have an input of its own."
+    ]
+    assert len(json.loads(said.out)["sites"]) == 12
+    # What was compressed is inspected the same way.
+    assert status(["inspect", str(tmp_path / "small"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stacks"] == [{"path": "mpnet.encoder.layer", "blocks": 2}]

@@ -1,0 +1,123 @@
+"""A model of no known architecture is understood by its structure, and one that cannot be is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from laconic.calibrate import Calibration, Fisher, Gram, OutputGram, survey
+from laconic.errors import StructureNotice, UserError
+from laconic.model import Group, LanguageModel, Role, check_model, load, skeleton
+from laconic.model.anatomy import entry_of
+from laconic.store import materialize, save
+from tests.architectures import Architecture, batch_for, compress_everything, outputs
+from tests.calibrate.test_survey import labelled_batches
+from tests.store.checkpoints import in_fresh_process
+from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, SMALL, VOCABULARY, WIDTH
+
+BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, **SMALL}
+FALCON = {**ENCODER, **SMALL, "new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
+
+# The model, its linears of attention and of the feed-forward in one block (of each stack), and outside.
+UNKNOWN: dict[str, tuple[Callable[[], PreTrainedModel], tuple[int, int, int]]] = {
+    "mpnet": (lambda: hf.MPNetForMaskedLM(hf.MPNetConfig(**ENCODER, **SMALL)), (4, 2, 2)),
+    "xlm-roberta": (
+        lambda: hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**ENCODER, **SMALL)),
+        (4, 2, 2),
+    ),
+    "bloom": (lambda: hf.BloomForCausalLM(hf.BloomConfig(**BLOOM)), (2, 2, 1)),
+    "falcon": (lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)), (2, 2, 1)),
+    "openai-gpt": (lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**GPT2)), (2, 2, 1)),
+    "mbart": (lambda: hf.MBartForConditionalGeneration(hf.MBartConfig(**BART, **SMALL)), (4 + 8, 2 + 2, 1)),
+    "pegasus-untied": (
+        lambda: hf.PegasusForConditionalGeneration(
+            hf.PegasusConfig(**BART, **{**SMALL, "pad_token_id": 0}, tie_word_embeddings=False)
+        ),
+        (4 + 8, 2 + 2, 1),
+    ),
+}
+every_unknown = pytest.mark.parametrize("name", UNKNOWN)
+
+
+def architecture(name: str) -> Architecture:
+    return Architecture(name, UNKNOWN[name][0])
+
+
+def see(model: PreTrainedModel) -> LanguageModel:
+    with pytest.warns(StructureNotice, match="has no entry in laconic.model.anatomy; found by structure: "):
+        return LanguageModel.of(model)
+
+
+@every_unknown
+def test_every_linear_is_found(name: str) -> None:
+    model = architecture(name).model()
+    assert entry_of(model.config.model_type) is None
+    lm = see(model)
+    every = lm.sites(("*",))
+    linears = [site.name for site in every if not site.is_lookup]
+    assert sorted(linears) == sorted(n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D))
+    assert len({site.input for site in every}) == len(every)
+    attention, ffn, head = UNKNOWN[name][1]
+    counts = {group: sum(site.group is group for site in every) for group in Group}
+    assert counts == {
+        Group.ATTENTION: attention * BLOCKS,
+        Group.FFN: ffn * BLOCKS,
+        Group.HEAD: head,
+        Group.EMBEDDING: 2 if name == "pegasus-untied" else 1,
+    }
+    assert [site.module for site in every if site.group is Group.HEAD][-1] is (
+        model.get_output_embeddings() or model.get_submodule("classifier.out_proj")
+    )
+    assert all(site.role is Role.OTHER for site in lm.sites(("all",)))
+    with pytest.raises(UserError, match="The target 'coc:attention' matches no site"):
+        lm.sites(("coc:attention",))
+
+
+@every_unknown
+def test_statistics_count_no_padding(name: str) -> None:
+    lm = see(architecture(name).model())
+    known = survey(lm, Calibration(labelled_batches(lm, 1)), {Gram, OutputGram, Fisher}, lm.sites(("*",)))
+    tokens = {12, 10, 22} if lm.task.value == "seq2seq" else {12, 2}
+    assert {statistics[Gram].count for statistics in known.values()} <= tokens
+
+
+@every_unknown
+def test_replaced_saved_and_reloaded(name: str, tmp_path: Path) -> None:
+    lm = compress_everything(see(architecture(name).model()), rank=4)
+    folder = tmp_path / name
+    save(lm, folder)
+    with pytest.warns(StructureNotice):
+        again = load(str(folder))
+    assert torch.equal(outputs(again.model), outputs(lm.model))
+    assert {site.name for site in again.sites(("*",))} == {site.name for site in lm.sites(("*",))}
+    torch.testing.assert_close(outputs(materialize(lm.model)), outputs(lm.model), rtol=1e-4, atol=1e-5)
+
+
+def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
+    wanted, jobs = {}, []
+    for name, auto in (("mpnet", "AutoModelForMaskedLM"), ("mbart", "AutoModelForSeq2SeqLM")):
+        lm = compress_everything(see(architecture(name).model()), rank=4)
+        save(lm, tmp_path / name)
+        save_file(batch_for(lm.model), f"{tmp_path / name}.batch")
+        jobs.append({"key": name, "folder": str(tmp_path / name), "auto": auto, "dtype": "float32"})
+        wanted[name] = outputs(lm.model)
+    computed, complaints = in_fresh_process(jobs, tmp_path, laconic=True)
+    assert not complaints
+    assert all(torch.equal(computed[name], wanted[name]) for name in wanted)
+
+
+def test_looked_up_without_weights(tmp_path: Path) -> None:
+    model = architecture("mpnet").model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    check_model(str(tmp_path))
+    with pytest.warns(StructureNotice, match=r"'mpnet'.*: 6 linears in each block of mpnet\.encoder\.layer,"):
+        empty = skeleton(str(tmp_path))
+    assert empty is not None
+    assert [site.name for site in empty.sites(("*",))] == [site.name for site in see(model).sites(("*",))]
