@@ -2,13 +2,14 @@
 
 import sys
 
-from benchmarks import latency, loss_prediction, lowrank_quality, tables
+from benchmarks import latency, loss_prediction, lowrank_quality, tables, weighted
 
 BENCHMARKS = {
     "lowrank_quality": lowrank_quality.main,
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,
     "tables": tables.main,
+    "weighted": weighted.main,
 }
 
 

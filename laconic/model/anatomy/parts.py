@@ -66,7 +66,7 @@ class Attention:
 class FeedForward:
     """`inner` are the projections that read the block (one, or gate and up), `output` writes it back.
 
-    fused_gate: the one of `inner` holds both, the gate above and what it multiplies below.
+    fused_gate: the one of `inner` holds both: the half that is activated above, what it is multiplied with below.
     """
 
     inner: tuple[str, ...]
