@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import latency, loss_prediction, lowrank_quality, tables, weighted
+from benchmarks import latency, loss_prediction, lowrank_quality, rank_sweep, tables, weighted
 
 BENCHMARKS = {
     "lowrank_quality": lowrank_quality.main,
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "latency": latency.main,
     "tables": tables.main,
     "weighted": weighted.main,
+    "rank_sweep": rank_sweep.main,
 }
 
 
