@@ -7,12 +7,13 @@ from typing import Literal
 from laconic.errors import UserError, must_be
 from laconic.methods import Ladder, Rung
 
-Currency = Literal["bytes", "parameters", "macs"]
+Currency = Literal["bytes", "parameters", "macs", "latency"]
 
 COST: dict[Currency, Callable[[Rung], int]] = {
     "bytes": lambda rung: rung.nbytes,
     "parameters": lambda rung: rung.parameters,
     "macs": lambda rung: rung.macs,
+    "latency": lambda rung: rung.nanoseconds,
 }
 
 

@@ -9,8 +9,12 @@ from pydantic import Field
 
 from laconic.allocate import Currency, Plan, site_names
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, stack, survey, walk
-from laconic.compress.planning import by_currency, poured, shared_out, split_by_group, units_of
+from laconic.calibrate.profile import USUAL, Workload, profile
+from laconic.compress.asked import check_error, check_latency
+from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
+from laconic.compress.pricing import pricing_of
 from laconic.compress.put import put
+from laconic.compress.search import allotted, searched
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families
 from laconic.errors import UserError, must_be, unknown
@@ -19,7 +23,7 @@ from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
 from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
-Allocation = Literal["uniform", "spectrum"]
+Allocation = Literal["uniform", "spectrum", "threshold"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,12 @@ class Compress(Step):
 
     keep:         fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
                   the method says its own size.
-    allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most.
-    currency:     what `keep` counts under `spectrum`: bytes, parameters or MACs.
+    allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most,
+                  `threshold` makes every matrix as small as `error` allows, slow ones before others.
+    currency:     what `keep` counts under `spectrum`: bytes, parameters or MACs of the targeted matrices, or the
+                  measured latency of the whole model.
+    error:        with `threshold`, the KL divergence allowed on the calibration rows, nats per prediction.
+    workload:     the forward pass whose time `latency` and `threshold` go by.
     share_inputs: matrices that read the same input may share one input factor: all do under `uniform`, those where it
                   predicts less loss under `spectrum`.
     sequential:   solve in forward order, each matrix on inputs that carry the errors of those before.
@@ -45,6 +53,8 @@ class Compress(Step):
     allocate: Allocation = "uniform"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     currency: Currency = "bytes"
+    error: Annotated[float, Field(gt=0)] | None = None
+    workload: Workload = USUAL
     share_inputs: bool = False
     sequential: bool = False
     anchored: bool = False
@@ -52,7 +62,10 @@ class Compress(Step):
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
-        if self.plan is None and self.keep is None and not self.method.has_size:
+        if self.plan is None:
+            check_error(self.allocate, self.error, self.keep, self.method, self._walks)
+            check_latency(self.currency, self.allocate, self.keep)
+        if self.plan is None and self.keep is None and not self.method.has_size and not self._searches:
             raise UserError(f"The method '{self.method.name}' needs a size: give keep, or a size of its own like rank.")
         if self.plan is None and self.keep is not None and self.method.has_size:
             raise UserError(
@@ -74,7 +87,11 @@ class Compress(Step):
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.needs)
+        return bool(self.needs) or self._searches
+
+    @property
+    def _searches(self) -> bool:
+        return self.allocate == "threshold" and self.plan is None
 
     @property
     def _predicts(self) -> bool:
@@ -95,7 +112,7 @@ class Compress(Step):
         Raises:
             UserError: data is needed and missing or empty, or targets, groups or the budget do not fit the model.
         """
-        if self.needs and data is None:
+        if self.needs_data and data is None:
             raise UserError(f"The method '{self.method.name}' needs calibration data; name a source of it.")
         sites = self.sites(lm)
         known = {site.name: Known() for site in sites}
@@ -122,7 +139,7 @@ class Compress(Step):
         untied = tuple(lm.untied_by(sites))
         before = lm.stored_nbytes(sites)
         problems = self._problems(lm, of, known)
-        plan, predicted = self._plan(of, problems, data)
+        plan, predicted = self._plan(lm, of, problems, data)
         after = dict(before)
         was_training = lm.model.training
         # A walk runs the blocks as they are; dropout would blur what it measures.
@@ -163,10 +180,12 @@ class Compress(Step):
         return {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
 
     def _plan(
-        self, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
+        self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
     ) -> tuple[Plan, float | None]:
         if self.plan is not None:
             return dict(self.plan), None
+        if self._searches:
+            return self._search(lm, [unit for family in of for unit in family[-1]], problems, data), None
         if self.keep is None:
             return {unit.name: self.method for family in of for unit in family[-1]}, None
         plan: Plan = {}
@@ -176,10 +195,20 @@ class Compress(Step):
             if self.allocate == "uniform":
                 plan |= shared_out(self.method, group, keep)
                 continue
-            chosen, loss = poured(self.method, group, problems, keep, by_currency(self.currency), track)
+            pricing = pricing_of(self.currency, lm, every_unit(group), self.workload, track)
+            chosen, loss = poured(self.method, group, problems, keep, pricing, track)
             plan |= chosen
             predicted += loss
         return plan, predicted if self.allocate == "spectrum" else None
+
+    def _search(
+        self, lm: LanguageModel, units: Sequence[Unit], problems: Mapping[str, Problem], data: Calibration | None
+    ) -> Plan:
+        if data is None:
+            raise UserError("allocate: threshold needs calibration data, on which the error is measured.")
+        assert self.error is not None
+        times = profile(lm, [site for unit in units for site in unit.sites], self.workload, data.track)
+        return searched(lm, self.method, units, problems, allotted(self.error, units, times), data)
 
     def _in_order(
         self,

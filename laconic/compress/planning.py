@@ -1,22 +1,14 @@
 """From a budget to a plan: which method, of which size, goes to each unit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from laconic.allocate import Alternatives, Budget, Plan, budget_of, choose, uniform
-from laconic.allocate.budget import Currency
+from laconic.allocate import Alternatives, Plan, choose, uniform
 from laconic.calibrate import Problem
+from laconic.compress.pricing import Pricing
 from laconic.compress.units import Family, Unit
 from laconic.errors import UserError, unknown
 from laconic.methods import Ladder, Method
 from laconic.progress import Track
-
-Budgets = Callable[[Sequence[Ladder], float], Budget]
-"""The budget of one group of matrices: its dense ladders, and the fraction to keep of their cost."""
-
-
-def by_currency(currency: Currency) -> Budgets:
-    """Budgets in what is counted exactly."""
-    return lambda ladders, keep: budget_of(ladders, keep, currency)
 
 
 def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> list[tuple[float, list[Family]]]:
@@ -49,17 +41,18 @@ def poured(
     families: Sequence[Family],
     problems: Mapping[str, Problem],
     keep: float,
-    budgets: Budgets,
+    pricing: Pricing,
     track: Track,
 ) -> tuple[Plan, float]:
     """The plan of least predicted loss within one budget over `families`, and that loss in nats per prediction."""
-    units = [unit for family in families for alternative in family for unit in alternative]
-    ladders = {
+    units = every_unit(families)
+    offered = {
         unit.name: method.ladder(problems[unit.name].weight, problems[unit.name].known)
         for unit in track(units, "Decomposing the layers")
     }
+    ladders = pricing.priced(units, offered)
     apart = [ladders[unit.name] for family in families for unit in family[0]]
-    chosen = choose([_alternatives(family, ladders) for family in families], budgets(apart, keep))
+    chosen = choose([_alternatives(family, ladders) for family in families], pricing.budget(apart, keep))
     plan = {name: rung.method for name, rung in chosen.items()}
     return plan, sum(rung.loss for rung in chosen.values())
 
@@ -68,6 +61,11 @@ def _alternatives(family: Family, ladders: Mapping[str, Ladder]) -> Alternatives
     return [{unit.name: ladders[unit.name] for unit in alternative} for alternative in family]
 
 
+def every_unit(families: Sequence[Family]) -> list[Unit]:
+    """The units of all alternatives."""
+    return [unit for family in families for alternative in family for unit in alternative]
+
+
 def units_of(plan: Plan, families: Sequence[Family]) -> list[Unit]:
     """The units that `plan` has a line for, in forward order."""
-    return [unit for family in families for alternative in family for unit in alternative if unit.name in plan]
+    return [unit for unit in every_unit(families) if unit.name in plan]

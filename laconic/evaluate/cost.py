@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from laconic.evaluate.judging import evaluating
+from laconic.calibrate.passes import evaluating, forward, machine, random_batch
 from laconic.evaluate.memory import peak_bytes, weight_bytes
-from laconic.evaluate.speed import Latency, forward, latency, random_batch
+from laconic.evaluate.speed import Latency, latency
 from laconic.formats import Format, weight_macs
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
@@ -92,17 +92,6 @@ def measure_cost(
         speeds=speeds,
         machine=machine(lm.device),
     )
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a timing on `device` depends on."""
-    on_gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-    }
 
 
 def stored_bytes(lm: LanguageModel) -> int:

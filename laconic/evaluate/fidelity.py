@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from laconic.calibrate.batching import positions
 from laconic.calibrate.corpus import Corpus, batches
+from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.judging import a, evaluating, predict_on, rows_per_batch, stacked, tokenizer_name
+from laconic.evaluate.judging import a, predict_on, rows_per_batch, stacked, tokenizer_name
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.progress import Track, silent
 

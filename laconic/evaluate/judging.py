@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.corpus import Corpus, check_source, read
+from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Table
 from laconic.model import Batch, LanguageModel, Predictions, Task, predict
@@ -93,19 +93,6 @@ def predict_on(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[P
     if not torch.isfinite(predictions.values).all():
         raise UserError(f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.")
     return predictions, pooled
-
-
-@contextmanager
-def evaluating(*models: LanguageModel) -> Iterator[None]:
-    """Without dropout; afterwards as it was."""
-    training = [lm for lm in models if lm.model.training]
-    for lm in training:
-        lm.model.eval()
-    try:
-        yield
-    finally:
-        for lm in training:
-            lm.model.train()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

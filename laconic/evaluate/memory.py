@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from laconic.evaluate.judging import evaluating
-from laconic.evaluate.speed import forward
+from laconic.calibrate.passes import evaluating, forward
 from laconic.model import Batch, LanguageModel
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -100,9 +100,11 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _read(hint: object, value: Any, place: str) -> Any:
-    """What YAML spells in a form of its own, by the type that is asked for: methods and plans."""
+    """What YAML spells in a form of its own, by the type that is asked for: methods, plans, mappings of fields."""
     readers: dict[object, Callable[[Any, str], Any]] = {Method: method_from, Plan: _plan, Plan | None: _plan}
     reader = readers.get(hint)
+    if reader is None and isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, place)
     try:
         return value if reader is None else reader(value, place)
     except UserError as error:

@@ -60,5 +60,5 @@ def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
     steps = list(recipe.steps)
     planned = steps[places[0]]
     assert isinstance(planned, Compress)
-    steps[places[0]] = replace(planned, plan=plan, keep=None, allocate="uniform")
+    steps[places[0]] = replace(planned, plan=plan, keep=None, error=None, allocate="uniform")
     return replace(recipe, steps=tuple(steps))

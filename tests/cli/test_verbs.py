@@ -80,7 +80,7 @@ SVD = ("--method", "svd", "--keep", "0.5")
         (("MODEL", "--method", "svd"), "needs a size"),
         (("MODEL", "--method", "svd:rank=2", "--keep", "0.5"), "says its own size"),
         (("MODEL", *SVD, "--targets", "fnn"), "no target 'fnn': did you mean 'ffn'?"),
-        (("MODEL", *SVD, "--allocate", "fair"), "allocate must be one of uniform, spectrum; got 'fair'."),
+        (("MODEL", *SVD, "--allocate", "fair"), "allocate must be one of uniform, spectrum, threshold; got 'fair'."),
         (("MODEL", "--method", "drone", "--keep", "0.5"), "--data is missing"),
         (("MODEL", *SVD, "--data", "./nowhere.txt"), "nowhere.txt"),
         (("MODEL", *SVD, "--data", "EMPTY"), "no rows"),

@@ -17,10 +17,11 @@ from transformers import (
     T5Model,
 )
 
+from laconic.calibrate.passes import random_batch
 from laconic.evaluate import latency, measure_cost
 from laconic.evaluate.cost import macs, stored_bytes
 from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
-from laconic.evaluate.speed import fixed_threads, random_batch
+from laconic.evaluate.speed import fixed_threads
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, save
 from tests.architectures import (

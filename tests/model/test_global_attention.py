@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.evaluate.speed import random_batch
+from laconic.calibrate.passes import random_batch
 from laconic.model import predict
 from tests.architectures import ARCHITECTURES, BY_NAME, batch_for
 

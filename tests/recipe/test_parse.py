@@ -98,7 +98,11 @@ def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written
         ),
         ("steps.1.compress.method", "svd:rank=0", "recipe.steps[1].compress.method.svd.rank must be in [1, ∞); got 0."),
         ("steps.0.compress.targets", "ffn", "recipe.steps[0].compress.targets must be a list; got 'ffn'."),
-        ("steps.0.compress.allocate", "fair", "recipe.steps[0].compress.allocate must be 'uniform' or 'spectrum'"),
+        (
+            "steps.0.compress.allocate",
+            "fair",
+            "recipe.steps[0].compress.allocate must be 'uniform', 'spectrum' or 'threshold'",
+        ),
         ("steps.0.compress.plan", {"a": "svdd"}, "recipe.steps[0].compress.plan, a: There is no method 'svdd'"),
         ("steps.0", {"shrink-heads": {"keep": 2}}, "recipe.steps[0].shrink-heads.keep must be in (0, 1]; got 2."),
         ("steps.0", {"shrink-heads": {"size": 0}}, "recipe.steps[0].shrink-heads.size must be in [1, ∞); got 0."),

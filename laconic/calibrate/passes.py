@@ -1,0 +1,98 @@
+"""One forward pass over random tokens, and its time: what every measurement of speed is made of.
+
+The pass has no padding; each row ends with the end token, where the model has one. A causal model reads a whole prompt
+(no cache); an encoder-decoder reads as many target tokens as source tokens.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from laconic.calibrate.batching import positions
+from laconic.model import Batch, LanguageModel, Task, first_token
+
+LENT_PADDING = 0
+"""The pad token of a model without one; no random batch of it has this token."""
+
+
+def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> Batch:
+    """`batch` rows of random tokens on the model's device, `length` long or as long as it can read."""
+    generator = torch.Generator().manual_seed(seed)
+    length = min(length, positions(lm) or length)
+    config = lm.model.config.get_text_config()
+    padding = LENT_PADDING if config.pad_token_id is None else config.pad_token_id
+    end = config.eos_token_id
+    # No model may take a random token for padding or for the end.
+    words = [token for token in range(config.vocab_size) if token not in (padding, end)]
+    ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
+    if isinstance(end, int) and end != padding:
+        # The classifiers among the encoder-decoders read their answer at the one end of each row.
+        ids[:, -1] = end
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if lm.anatomy.global_attention:
+        inputs["global_attention_mask"] = first_token(ids)
+    if lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder):
+        inputs["decoder_input_ids"] = ids
+    return {name: tensor.to(lm.device) for name, tensor in inputs.items()}
+
+
+def forward(lm: LanguageModel, inputs: Batch) -> None:
+    """One pass over a random batch, without a cache for tokens to come."""
+    caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
+    with _lent_padding(lm):
+        lm.model(**inputs, **caching)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that runs while `device` works: kernels of a GPU run after their calls return."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long `work` takes."""
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a timing on `device` depends on."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+@contextmanager
+def evaluating(*models: LanguageModel) -> Iterator[None]:
+    """Without dropout; afterwards as it was."""
+    training = [lm for lm in models if lm.model.training]
+    for lm in training:
+        lm.model.eval()
+    try:
+        yield
+    finally:
+        for lm in training:
+            lm.model.train()
+
+
+@contextmanager
+def _lent_padding(lm: LanguageModel) -> Iterator[None]:
+    """A pad token for a classifier without one, which else refuses more than one row; afterwards as it was."""
+    config = lm.model.config.get_text_config()
+    if lm.task not in (Task.CLASSIFICATION, Task.REGRESSION) or config.pad_token_id is not None:
+        yield
+        return
+    config.pad_token_id = LENT_PADDING
+    try:
+        yield
+    finally:
+        config.pad_token_id = None
