@@ -125,15 +125,22 @@ class Compress(Step):
             # A walk measures for itself; only a prediction of losses must come before it.
             return self.solve(lm, survey(lm, data, self.needs, self.sites(lm)) if self._predicts else {}, data)
         of = self._families(lm)
-        key = shelf.key_of(lm, data, self.needs, every_unit(of), self._methods)
+        units = every_unit(of) if self._predicts else [unit for family in of for unit in family[-1]]
+        key = shelf.key_of(lm, data, self._question(units))
         kept = shelf.recall(key, lm.device)
         if kept is not None:
             return self._carry_out(lm, of, with_known(problems_of(lm, of, {}), kept), {}, data)
         problems = problems_of(lm, of, survey(lm, data, self.needs, self.sites(lm)))
         outcome = self._carry_out(lm, of, problems, {}, data)
-        known = {name: problem.known for name, problem in problems.items()}
+        known = {unit.name: problems[unit.name].known for unit in units}
         shelf.keep(key, known, statistics=not all(method.remembers for method in self._methods))
         return outcome
+
+    def _question(self, units: Sequence[Unit]) -> list[str]:
+        """Everything of this step that what is worked out of each unit depends on: all but its size."""
+        asked = sorted(kind.__name__ for kind in self.needs)
+        methods = [repr(method.unsized()) for method in self._methods]
+        return [*asked, str(self._predicts), *methods, *(unit.name for unit in units)]
 
     def sites(self, lm: LanguageModel) -> list[Site]:
         """The targeted sites of `lm`."""

@@ -21,7 +21,7 @@ def problems_of(lm: LanguageModel, families: Sequence[Family], known: Mapping[st
 
 def with_known(problems: Mapping[str, Problem], known: Mapping[str, Known]) -> dict[str, Problem]:
     """The same matrices with what is `known` by unit."""
-    return {name: Problem(weight=problem.weight, known=known[name]) for name, problem in problems.items()}
+    return {name: Problem(weight=problem.weight, known=known.get(name, Known())) for name, problem in problems.items()}
 
 
 def on_a_walk(

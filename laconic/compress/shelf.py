@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,28 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laconic.cache import cache_folder, cache_limit
-from laconic.calibrate import STATISTICS, Calibration, Known, Statistic
-from laconic.compress.units import Unit
-from laconic.methods import Method
+from laconic.calibrate import STATISTICS, Calibration, Known
 from laconic.model import LanguageModel
 
 LAYOUT = 1
 FOLDER = "solved"
 
 
-def key_of(
-    lm: LanguageModel,
-    data: Calibration,
-    needs: Iterable[type[Statistic]],
-    units: Sequence[Unit],
-    methods: Iterable[Method],
-) -> str:
-    """The name of the entry."""
+def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str]) -> str:
+    """The name of the entry; `question` says what is asked of each matrix."""
     hashed = hashlib.blake2b(digest_size=16)
-    asked = sorted(kind.__name__ for kind in needs)
-    spelled = [repr(method.unsized()) for method in methods]
     said = [LAYOUT, torch.__version__, str(lm.dtype), lm.model.config.to_json_string(), data.labels, data.seed]
-    hashed.update(json.dumps([*said, asked, spelled, [unit.name for unit in units]]).encode())
+    hashed.update(json.dumps([*said, *question]).encode())
     for name, tensor in lm.model.state_dict().items():
         hashed.update(name.encode())
         hashed.update(_bytes(tensor))
@@ -65,7 +55,12 @@ def recall(key: str, device: torch.device) -> dict[str, Known] | None:
 
 
 def keep(key: str, known: Mapping[str, Known], statistics: bool) -> None:
-    """Write the entry, unless it is too large; with the `statistics` where sizes still to come need them."""
+    """Write the entry, unless it is too large or of some matrix has nothing.
+
+    With the `statistics`, where sizes still to come need them.
+    """
+    if not statistics and not all(what.worked_out for what in known.values()):
+        return
     tensors: dict[str, Tensor] = {}
     contents = {unit: _listed(what, statistics, tensors) for unit, what in known.items()}
     size = sum(tensor.nbytes for tensor in tensors.values())
