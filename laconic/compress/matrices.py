@@ -11,8 +11,9 @@ from laconic.allocate import Currency, Plan, site_names
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, stack, survey, walk
 from laconic.calibrate.profile import USUAL, Workload, profile
 from laconic.compress.asked import check_error, check_latency
-from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
-from laconic.compress.pricing import pricing_of
+from laconic.compress.latency import Timed
+from laconic.compress.planning import poured, shared_out, split_by_group, units_of
+from laconic.compress.pricing import Counted
 from laconic.compress.put import put
 from laconic.compress.search import allotted, searched
 from laconic.compress.step import Outcome, Step
@@ -195,7 +196,8 @@ class Compress(Step):
             if self.allocate == "uniform":
                 plan |= shared_out(self.method, group, keep)
                 continue
-            pricing = pricing_of(self.currency, lm, every_unit(group), self.workload, track)
+            in_time = self.currency == "latency"
+            pricing = Timed(lm, self.workload, track) if in_time else Counted(self.currency)
             chosen, loss = poured(self.method, group, problems, keep, pricing, track)
             plan |= chosen
             predicted += loss
