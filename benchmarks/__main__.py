@@ -2,12 +2,13 @@
 
 import sys
 
-from benchmarks import latency, loss_prediction, lowrank_quality, rank_sweep, tables, weighted
+from benchmarks import latency, latency_budget, loss_prediction, lowrank_quality, rank_sweep, tables, weighted
 
 BENCHMARKS = {
     "lowrank_quality": lowrank_quality.main,
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,
+    "latency_budget": latency_budget.main,
     "tables": tables.main,
     "weighted": weighted.main,
     "rank_sweep": rank_sweep.main,

@@ -2,7 +2,8 @@
 
 A time is that of a linear layer with its call, so two thin factors cost two calls. Along the rank the table is coarse
 and read piecewise linearly. Products are timed in turn, round by round, so that a load on the machine hits all alike,
-and each round in units of a reference product, so that what is measured on another day fits.
+and relative to a reference product, so that what is measured on another day fits. The time is the lower quartile of the
+rounds: a load only adds to it.
 """
 
 import hashlib
@@ -11,8 +12,9 @@ import platform
 import secrets
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +24,10 @@ from laconic.cache import cache_folder
 from laconic.calibrate.passes import machine, now, seconds_of
 
 WARM_UP = 2
-ROUNDS = 15
-FEWEST_ROUNDS = 3
+ROUNDS = 25
+FEWEST_ROUNDS = 5
 PATIENCE = 30.0
-"""Seconds after which a large table is measured no more, once every product has run often enough for a median."""
+"""Seconds after which a large table is measured no more, once every product has run often enough."""
 
 GRID = tuple(sorted({power * part // 4 for power in (2**i for i in range(3, 17)) for part in (4, 6)}))
 """Where the table is exact along the smaller side of a matrix: 8, 12, 16, 24, 32, ….; linear in between."""
@@ -60,23 +62,24 @@ class ProductTimes:
         if not asked:
             return
         missing = sorted(asked - {REFERENCE})
-        rounds = self._measure([REFERENCE, *missing])
-        reference = self._known.setdefault(REFERENCE, round(1e9 * median(times[0] for times in rounds)))
-        for at, product in enumerate(missing, start=1):
-            relative = median(times[at] / times[0] for times in rounds)
-            self._known[product] = max(1, round(reference * relative))
+        reference, *others = [
+            _lower_quartile(times) for times in zip(*self._measure([REFERENCE, *missing]), strict=True)
+        ]
+        unit = self._known.setdefault(REFERENCE, round(1e9 * reference)) / reference
+        self._known |= {product: max(1, round(unit * time)) for product, time in zip(missing, others, strict=True)}
         self._keep()
 
     def _keep(self) -> None:
         names = {"x".join(map(str, product)): time for product, time in sorted(self._known.items())}
         partial = self._file.with_suffix(f".{secrets.token_hex(4)}")
-        try:
+        # A folder that cannot be written to costs the measurement again, and nothing else.
+        with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"machine": self._machine, "nanoseconds": names}, indent=1) + "\n")
-            partial.replace(self._file)
-        except OSError:
-            # A folder that cannot be written to costs the measurement again, and nothing else.
-            partial.unlink(missing_ok=True)
+            try:
+                partial.write_text(json.dumps({"machine": self._machine, "nanoseconds": names}, indent=1) + "\n")
+                partial.replace(self._file)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def exact(self, product: Product) -> int:
         """Nanoseconds of a product that was prepared."""
@@ -129,6 +132,10 @@ def timed(products: Sequence[Product], device: torch.device) -> list[list[float]
     while len(rounds) < FEWEST_ROUNDS or (len(rounds) < ROUNDS and now(device) - start < PATIENCE):
         rounds.append(run())
     return rounds
+
+
+def _lower_quartile(times: Sequence[float]) -> float:
+    return quantiles(times, n=4, method="inclusive")[0]
 
 
 def _processor() -> str:

@@ -12,8 +12,9 @@ from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statist
 from laconic.calibrate.profile import USUAL, Workload, profile
 from laconic.compress import shelf
 from laconic.compress.asked import check_error, check_latency
+from laconic.compress.latency import Timed
 from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
-from laconic.compress.pricing import pricing_of
+from laconic.compress.pricing import Counted
 from laconic.compress.problems import on_a_walk, problems_of, with_known
 from laconic.compress.put import put
 from laconic.compress.search import allotted, searched
@@ -215,7 +216,8 @@ class Compress(Step):
             if self.allocate == "uniform":
                 plan |= shared_out(self.method, group, keep)
                 continue
-            pricing = pricing_of(self.currency, lm, every_unit(group), self.workload, track)
+            in_time = self.currency == "latency"
+            pricing = Timed(lm, self.workload, track) if in_time else Counted(self.currency)
             chosen, loss = poured(self.method, group, problems, keep, pricing, track)
             plan |= chosen
             predicted += loss

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from laconic.allocate import Alternatives, Plan, choose, uniform
+from laconic.allocate import Plan, uniform
 from laconic.calibrate import Problem
-from laconic.compress.pricing import Pricing
+from laconic.compress.pricing import Pricing, every_unit
 from laconic.compress.units import Family, Unit
 from laconic.errors import UserError, unknown
-from laconic.methods import Ladder, Method
+from laconic.methods import Method
 from laconic.progress import Track
 
 
@@ -50,20 +50,9 @@ def poured(
         unit.name: method.ladder(problems[unit.name].weight, problems[unit.name].known)
         for unit in track(units, "Decomposing the layers")
     }
-    ladders = pricing.priced(units, offered)
-    apart = [ladders[unit.name] for family in families for unit in family[0]]
-    chosen = choose([_alternatives(family, ladders) for family in families], pricing.budget(apart, keep))
+    chosen = pricing.spend(families, offered, problems, keep)
     plan = {name: rung.method for name, rung in chosen.items()}
     return plan, sum(rung.loss for rung in chosen.values())
-
-
-def _alternatives(family: Family, ladders: Mapping[str, Ladder]) -> Alternatives:
-    return [{unit.name: ladders[unit.name] for unit in alternative} for alternative in family]
-
-
-def every_unit(families: Sequence[Family]) -> list[Unit]:
-    """The units of all alternatives."""
-    return [unit for family in families for alternative in family for unit in alternative]
 
 
 def units_of(plan: Plan, families: Sequence[Family]) -> list[Unit]:

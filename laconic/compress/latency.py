@@ -1,0 +1,146 @@
+"""A budget of time: `keep` of the measured latency of the whole model.
+
+The prices come from the machine's table of products (`laconic.allocate.products`), and what part of a pass the dense
+matrices are from the model itself; the rest of the pass is fixed. A table knows nothing of what a model does to
+the caches between two products, so the plan is put in place in a copy and timed beside the original, the prices of all
+that is compressed are scaled by what was off, and the budget is spent again.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from laconic.allocate import Budget, budget_of, choose
+from laconic.allocate.products import Product, ProductTimes, knots, times_on
+from laconic.calibrate import Problem
+from laconic.calibrate.passes import evaluating, forward, now, random_batch, seconds_of
+from laconic.calibrate.profile import Profile, Workload, profile
+from laconic.compress.pricing import Ladders, Pricing, alternatives, apart, every_unit
+from laconic.compress.put import put
+from laconic.compress.units import Family, Unit
+from laconic.methods import Ladder, Rung
+from laconic.model import LanguageModel
+from laconic.progress import Track
+
+TRIALS = 3
+CLOSE_ENOUGH = 0.02
+"""Of `keep`: how far off a plan may be to be spent no further time on."""
+WARM_UP = 2
+ROUNDS = 15
+FEWEST_ROUNDS = 5
+PATIENCE = 40.0
+"""Seconds after which slow models are timed no more, once they have run often enough for a median."""
+
+
+@dataclass(frozen=True)
+class Timed(Pricing):
+    """`keep` is of the time of one forward pass of `lm`."""
+
+    lm: LanguageModel
+    workload: Workload
+    track: Track
+
+    def spend(
+        self, families: Sequence[Family], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+    ) -> dict[str, Rung]:
+        units = every_unit(families)
+        sites = list({site.name: site for unit in units for site in unit.sites}.values())
+        prices = Prices(profile(self.lm, sites, self.workload, self.track), times_on(self.lm.device))
+        tried: list[tuple[float, dict[str, Rung]]] = []
+        for _ in range(TRIALS):
+            priced = prices.priced(units, ladders)
+            budget = prices.budget(apart(families, priced), keep)
+            chosen = choose(alternatives(families, priced), budget)
+            chosen_units = [unit for unit in units if unit.name in chosen]
+            measured = relative_latency(self.lm, chosen_units, chosen, problems, self)
+            tried.append((abs(measured - keep), chosen))
+            if tried[-1][0] <= CLOSE_ENOUGH * keep:
+                break
+            prices = prices.corrected(list(chosen.values()), budget, measured)
+        return min(tried, key=lambda trial: trial[0])[1]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """profile: which part of a pass the matrices are. scale: what compressed ones take here relative to the table."""
+
+    profile: Profile
+    times: ProductTimes
+    scale: float = 1.0
+
+    def priced(self, units: Sequence[Unit], ladders: Ladders) -> dict[str, Ladder]:
+        """The ladders with the time of every rung; what the table does not have is measured now."""
+        rungs = [(unit, rung) for unit in units for rung in ladders[unit.name].rungs]
+        executed = [(rung, product) for unit, rung in rungs for _, product in self._executed(unit, rung)]
+        dense = [product for rung, product in executed if rung.method is None]
+        self.times.prepare(dense + [knot for rung, product in executed if rung.method for knot in knots(product)])
+        return {
+            unit.name: Ladder(
+                tuple(replace(rung, nanoseconds=self._nanoseconds(unit, rung)) for rung in ladders[unit.name].rungs)
+            )
+            for unit in units
+        }
+
+    def budget(self, priced: Sequence[Ladder], keep: float) -> Budget:
+        """`keep` of the whole pass, in the table's units; `priced` are the ladders of every matrix by itself."""
+        of_matrices = budget_of(priced, keep, "latency")
+        share = sum(use.share for use in self.profile.uses.values())
+        whole = round(of_matrices.dense / share) if share else 0
+        return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
+
+    def corrected(self, chosen: Sequence[Rung], budget: Budget, measured: float) -> "Prices":
+        """Scaled so that the rungs `chosen` within `budget` take the measured part of the dense pass."""
+        compressed = sum(rung.nanoseconds for rung in chosen if rung.method is not None)
+        left = sum(rung.nanoseconds for rung in chosen if rung.method is None)
+        took = measured * budget.dense - budget.fixed - left
+        # A pass that took less than its fixed part was disturbed, and says nothing.
+        return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
+
+    def _nanoseconds(self, unit: Unit, rung: Rung) -> int:
+        if rung.method is None:
+            return sum(calls * self.times.exact(product) for calls, product in self._executed(unit, rung))
+        table = sum(calls * self.times.between(product) for calls, product in self._executed(unit, rung))
+        return round(self.scale * table)
+
+    def _executed(self, unit: Unit, rung: Rung) -> Iterator[tuple[int, Product]]:
+        """The products of one pass, with how often each is made.
+
+        Of a unit of several matrices the common factor is multiplied by once, and each has a last factor of its own.
+        """
+        for rows, calls in Counter(self.profile.uses[unit.sites[0].name].rows).items():
+            for out_features, in_features in rung.products:
+                for part in unit.rows if out_features == sum(unit.rows) else (out_features,):
+                    yield calls, Product(rows, part, in_features)
+
+
+@torch.inference_mode()
+def relative_latency(
+    lm: LanguageModel,
+    units: Sequence[Unit],
+    chosen: Mapping[str, Rung],
+    problems: Mapping[str, Problem],
+    timed: Timed,
+) -> float:
+    """Time of a copy of `lm` with the `chosen` rungs in place, relative to `lm`: median over passes of both in turn."""
+    small = replace(lm, model=deepcopy(lm.model))
+    for unit in units:
+        method = chosen[unit.name].method
+        if method is not None:
+            put(small, unit, method, problems[unit.name])
+    inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
+    ratios: list[float] = []
+    with evaluating(lm, small):
+        start = now(lm.device)
+        for number in timed.track(range(WARM_UP + ROUNDS), "Timing the plan"):
+            dense, compressed = (
+                seconds_of(lambda model=model: forward(model, inputs), lm.device) for model in (lm, small)
+            )
+            if number >= WARM_UP:
+                ratios.append(compressed / dense)
+            if len(ratios) >= FEWEST_ROUNDS and now(lm.device) - start > PATIENCE:
+                break
+    return median(ratios)

@@ -1,0 +1,176 @@
+"""Budgets of time, on a clock of our own: prices, what is fixed, and the correction by what a plan really took."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from laconic.allocate.products import Product, ProductTimes
+from laconic.calibrate import Known, survey
+from laconic.calibrate.profile import Profile, Use, Workload
+from laconic.compress import Compress, latency
+from laconic.compress.latency import Prices, relative_latency
+from laconic.compress.units import families
+from laconic.errors import UserError
+from laconic.methods import KfacSvd, Ladder
+from laconic.model import LanguageModel
+from tests.architectures import BY_NAME
+from tests.compress.test_matrices import data_for
+
+ROWS = 50
+CALL = 2000
+FIXED = 0.4
+"""Of a dense pass."""
+
+
+def nanoseconds(product: Product) -> int:
+    """As linear as the table assumes: below its first knot nothing gets faster."""
+    return CALL + product.rows * max(8, product.out_features) * max(8, product.in_features)
+
+
+@pytest.fixture
+def times(tmp_path: Path) -> ProductTimes:
+    return ProductTimes(lambda asked: [[1e-9 * nanoseconds(product) for product in asked]] * 3, tmp_path / "t.json", {})
+
+
+def profile_of(lm: LanguageModel, calls: int = 1) -> Profile:
+    dense = {site.name: calls * nanoseconds(Product(ROWS, *site.shape)) for site in lm.sites()}
+    whole = sum(dense.values()) / (1 - FIXED)
+    return Profile(whole * 1e-9, {name: Use((ROWS,) * calls, time / whole) for name, time in dense.items()})
+
+
+def ladders_of(lm: LanguageModel, known: dict[str, Known], share: bool = False) -> dict[str, Ladder]:
+    from laconic.calibrate import Problem, stack
+
+    single = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
+    units = [unit for family in families(lm.sites(), share) for alternative in family for unit in alternative]
+    problems = {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
+    return {name: KfacSvd(multiple=1).ladder(problem.weight, problem.known) for name, problem in problems.items()}
+
+
+def step(keep: float, **more: object) -> Compress:
+    return Compress(method=KfacSvd(multiple=1), keep=keep, allocate="spectrum", currency="latency", **more)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_rung_costs_its_products_and_the_rest_of_the_pass_is_fixed(times: ProductTimes, calls: int) -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    ladders = ladders_of(lm, survey(lm, data_for(lm), step(0.5).needs, lm.sites()))
+    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    prices = Prices(profile_of(lm, calls), times)
+    priced = prices.priced(units, ladders)
+    for unit in units:
+        for before, rung in zip(ladders[unit.name].rungs, priced[unit.name].rungs, strict=True):
+            expected = sum(nanoseconds(Product(ROWS, *product)) for product in rung.products)
+            assert rung.nanoseconds == pytest.approx(calls * expected, rel=1e-3)
+            assert (rung.method, rung.loss) == (before.method, before.loss)
+    budget = prices.budget(list(priced.values()), 0.7)
+    dense = sum(budget.cost(next(rung for rung in ladder.rungs if rung.method is None)) for ladder in priced.values())
+    assert budget.fixed == pytest.approx(FIXED * budget.dense, rel=1e-6)
+    assert budget.dense - budget.fixed == dense
+    assert budget.limit == pytest.approx(0.7 * budget.dense - budget.fixed, abs=1)
+
+
+def test_a_common_input_factor_is_paid_for_once(times: ProductTimes) -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    ladders = ladders_of(lm, survey(lm, data_for(lm), step(0.5).needs, lm.sites()), share=True)
+    unit = next(family[1][0] for family in families(lm.sites(), True) if len(family) > 1)
+    priced = Prices(profile_of(lm), times).priced([unit], ladders)[unit.name]
+    out, width = unit.rows[0], unit.shape[1]
+    for rung in priced.rungs[:-1]:
+        rank = rung.method.rank
+        first, last = nanoseconds(Product(ROWS, rank, width)), nanoseconds(Product(ROWS, out, rank))
+        assert rung.nanoseconds == pytest.approx(first + len(unit.sites) * last, rel=1e-3)
+    assert priced.rungs[-1].nanoseconds == len(unit.sites) * nanoseconds(Product(ROWS, out, width))
+
+
+def test_prices_are_corrected_by_what_a_plan_took(times: ProductTimes) -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    ladders = ladders_of(lm, survey(lm, data_for(lm), step(0.5).needs, lm.sites()))
+    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    prices = Prices(profile_of(lm), times)
+    priced = prices.priced(units, ladders)
+    budget = prices.budget(list(priced.values()), 0.7)
+    chosen = [priced[unit.name].rungs[at % 2 - 1] for at, unit in enumerate(units)]
+    compressed = sum(rung.nanoseconds for rung in chosen if rung.method)
+    left = sum(rung.nanoseconds for rung in chosen if not rung.method)
+    assert compressed and left
+    slower = (budget.fixed + left + 1.25 * compressed) / budget.dense
+    corrected = prices.corrected(chosen, budget, slower)
+    assert corrected.scale == pytest.approx(1.25)
+    again = corrected.priced(units, ladders)
+    for unit in units:
+        for old, new in zip(priced[unit.name].rungs, again[unit.name].rungs, strict=True):
+            assert new.nanoseconds == pytest.approx((1.25 if old.method else 1) * old.nanoseconds, abs=1)
+    assert prices.corrected(chosen, budget, 0.5 * FIXED) is prices
+    assert prices.corrected([rung for rung in chosen if not rung.method], budget, 1.0) is prices
+
+
+@pytest.mark.parametrize(("slower", "keeps"), [(1.0, (0.9, 0.75)), (1.4, (0.95, 0.88))])
+def test_the_plan_takes_the_time_that_was_asked_for(
+    times: ProductTimes, monkeypatch: pytest.MonkeyPatch, slower: float, keeps: tuple[float, ...]
+) -> None:
+    """Also where compressed matrices take longer in the model than in the table."""
+    lm = BY_NAME["bert-classifier"].lm()
+    profile = profile_of(lm)
+    whole = 1e9 * profile.seconds
+
+    def took(lm, units, chosen, problems, timed):
+        parts = (
+            (slower if rung.method else 1) * sum(nanoseconds(Product(ROWS, *product)) for product in rung.products)
+            for rung in chosen.values()
+        )
+        return (FIXED * whole + sum(parts)) / whole
+
+    monkeypatch.setattr(latency, "profile", lambda *_: profile)
+    monkeypatch.setattr(latency, "times_on", lambda device: times)
+    monkeypatch.setattr(latency, "relative_latency", took)
+    known = survey(lm, data_for(lm), step(0.5).needs, lm.sites())
+    for keep in keeps:
+        small = LanguageModel.of(copy.deepcopy(lm.model))
+        outcome = step(keep, workload=Workload(batch=2, length=25)).solve(small, known)
+        shapes = {site.name: site.shape for site in lm.sites()}
+        taken = FIXED * whole
+        for name, method in outcome.plan.items():
+            m, n = shapes[name]
+            thin = ((method.rank, n), (m, method.rank)) if method else ((m, n),)
+            taken += (slower if method else 1) * sum(nanoseconds(Product(ROWS, *product)) for product in thin)
+        assert taken / whole == pytest.approx(keep, rel=0.03)
+    with pytest.raises(UserError, match=r"keep must be at least 0\.\d+, which the smallest sizes on offer here keep"):
+        step(FIXED / 2).solve(lm, known)
+
+
+def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from laconic.calibrate import Problem
+    from laconic.progress import silent
+
+    lm = BY_NAME["bert-classifier"].lm()
+    known = survey(lm, data_for(lm), step(0.5).needs, lm.sites())
+    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    chosen = {name: ladder.rungs[0] for name, ladder in ladders_of(lm, known).items()}
+    problems = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
+    seen: list[int] = []
+
+    def seconds_of(work, device):
+        work()
+        # The compressed model comes second.
+        return 8.0 if len(seen) % 2 else 2.0
+
+    monkeypatch.setattr(latency, "seconds_of", seconds_of)
+    monkeypatch.setattr(latency, "forward", lambda model, inputs: seen.append(sum(1 for _ in model.model.modules())))
+    timed = latency.Timed(lm, Workload(batch=1, length=4), silent)
+    assert relative_latency(lm, units, chosen, problems, timed) == 0.25
+    assert len(seen) == 2 * (latency.WARM_UP + latency.ROUNDS)
+    assert seen[1] > seen[0] == sum(1 for _ in lm.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"keep": {"ffn": 0.5}}, "keep must be one number where currency is latency"),
+        ({"keep": 0.5, "allocate": "uniform"}, "allocate must be spectrum where currency is latency; got 'uniform'"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_one_sentence(arguments: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Compress(**{"method": KfacSvd(), "allocate": "spectrum", "currency": "latency", **arguments})
