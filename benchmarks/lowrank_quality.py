@@ -37,12 +37,13 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=CALIBRATION_ROWS, help="calibration rows")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--keeps", nargs="+", type=float, choices=KEEPS, default=list(KEEPS), help="some of the sizes")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
     options = parser.parse_args(argv)
     RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
-        for seed in SEEDS:
+        for seed in options.seeds:
             measure(name, seed, options.rows, [(way, keep) for keep in options.keeps for way in options.ways])
     print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks tables` makes the tables")
 
