@@ -1,4 +1,4 @@
-"""The tables of docs/ranks.md, made from benchmarks/results/: rank rules, the rank sweep, the search, the time budget."""
+"""The tables of docs/ranks.md, made from benchmarks/results/: rank rules, rank sweep, search, budgets of time."""
 
 import argparse
 import json
@@ -28,10 +28,7 @@ def rules(name: str) -> str:
         "",
         f"| rule | bytes kept | KL, nats | {METRICS[name]} |",
         "|---|---:|---:|---:|",
-        *(
-            f"| {recipe} | {_kept(mine[recipe])} | {mine[recipe]['kl']:.4f} | {_metric(mine[recipe])} |"
-            for recipe in RULES
-        ),
+        *(f"| {rule} | {_kept(mine[rule])} | {mine[rule]['kl']:.4f} | {_metric(mine[rule])} |" for rule in RULES),
     ]
     return "\n".join([*lines, "", ""])
 
@@ -75,8 +72,8 @@ def budgets() -> str:
     lines = [
         "## Budgets of time",
         "",
-        f"`python -m benchmarks latency_budget`: minilm-sst2, kfac-svd, {measured['batch']} × {measured['length']} tokens, "
-        f"float32, eager, {measured['threads']} thread.",
+        f"`python -m benchmarks latency_budget`: minilm-sst2, kfac-svd, {measured['batch']} × {measured['length']} "
+        f"tokens, float32, eager, {measured['threads']} thread.",
         "",
         "| keep of the latency | inputs shared | measured | off by | bytes kept | KL, nats |",
         "|---:|---|---:|---:|---:|---:|",
