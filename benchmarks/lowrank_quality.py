@@ -1,4 +1,4 @@
-"""Quality of four low-rank methods on two fine-tuned encoders, over five sizes and three calibration seeds.
+"""Quality of ten ways of low rank on two fine-tuned encoders, over six sizes and three calibration seeds.
 
 Calibration: 128 training rows. Judged on the whole development set: KL divergence from the dense model (nats), the
 task's metric, and the bytes of the targeted matrices. Each finished cell is one line of
@@ -15,7 +15,7 @@ from scipy.stats import pearsonr
 
 from benchmarks.common import RESULTS, calibration, clone, development, kl, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, SEEDS, WAYS, every_need, step_of
-from laconic.calibrate import Known, survey
+from laconic.calibrate import Calibration, Known, survey
 from laconic.model import Batch, LanguageModel, Predictions, load
 
 PATH = RESULTS / "lowrank_quality.jsonl"
@@ -37,36 +37,38 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=CALIBRATION_ROWS, help="calibration rows")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--keeps", nargs="+", type=float, choices=KEEPS, default=list(KEEPS), help="some of the sizes")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
     options = parser.parse_args(argv)
     RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for seed in SEEDS:
-            measure(name, seed, options.rows, options.ways)
+            measure(name, seed, options.rows, [(way, keep) for keep in options.keeps for way in options.ways])
     print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks tables` makes the tables")
 
 
-def measure(name: str, seed: int, rows: int, ways: Sequence[str]) -> None:
+def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, float]]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
     done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    missing = [(way, keep) for keep in KEEPS for way in ways if (name, rows, seed, way, keep) not in done]
+    missing = [(way, keep) for way, keep in wanted if (name, rows, seed, way, keep) not in done]
     if not missing:
         return
     lm = load(str(models_folder() / name))
-    known = survey(lm, calibration(lm, MODELS[name], rows, seed), every_need(ways), lm.sites())
+    calibrating = calibration(lm, MODELS[name], rows, seed)
+    known = survey(lm, calibrating, every_need({way for way, _ in missing}), lm.sites())
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
     for way, keep in track(missing, f"{name}, seed {seed}"):
         same = dict(zip(SAME, (name, rows, seed, way, keep), strict=True))
-        cell = blind(name, way, keep) or solved(judge, known, way, keep)
+        cell = blind(name, way, keep) or solved(judge, known, calibrating, way, keep)
         with PATH.open("a") as file:
             file.write(json.dumps({**cell, **same}) + "\n")
 
 
-def solved(judge: Judge, known: dict[str, Known], way: str, keep: float) -> dict:
+def solved(judge: Judge, known: dict[str, Known], data: Calibration, way: str, keep: float) -> dict:
     """One cell, measured."""
     small = clone(judge.lm)
-    outcome = step_of(way, keep).solve(small, known)
+    outcome = step_of(way, keep).solve(small, known, data)
     sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "predicted": outcome.predicted_loss}
     return {**sizes, **judged(judge, small)}
 

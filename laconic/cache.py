@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+from laconic.errors import must_be
+
+GIGABYTES = 8.0
+"""What the solutions kept there may take together; `$LACONIC_CACHE_GB` says otherwise, 0 keeps none."""
+
 
 def cache_folder() -> Path:
     """`$LACONIC_CACHE`, else `laconic` in `$XDG_CACHE_HOME`, else `~/.cache/laconic`; it may not exist yet."""
@@ -11,3 +16,19 @@ def cache_folder() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "laconic"
+
+
+def cache_limit() -> int:
+    """Bytes that kept solutions may take together.
+
+    Raises:
+        UserError: `$LACONIC_CACHE_GB` is no number, or below zero.
+    """
+    said = os.environ.get("LACONIC_CACHE_GB")
+    try:
+        gigabytes = GIGABYTES if said is None else float(said)
+    except ValueError as error:
+        raise must_be("The environment variable LACONIC_CACHE_GB", "a number of gigabytes", said) from error
+    if not gigabytes >= 0:
+        raise must_be("The environment variable LACONIC_CACHE_GB", "at least 0", gigabytes)
+    return int(gigabytes * 1e9)

@@ -1,6 +1,7 @@
 """What every test may ask for: the real models and data, where there are any."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Read when transformers and datasets are imported, so they are set before anything is.
@@ -8,6 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "agg")
+# What is kept between runs is of one run of the tests, and nothing of the user's.
+os.environ["LACONIC_CACHE"] = tempfile.mkdtemp(prefix="laconic-tests-")
 
 import pytest
 import torch

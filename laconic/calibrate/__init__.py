@@ -4,6 +4,7 @@ from laconic.calibrate.calibration import Calibration, Labels
 from laconic.calibrate.known import Known, merge, stacked
 from laconic.calibrate.problem import Means, Problem, stack
 from laconic.calibrate.statistics import (
+    STATISTICS,
     AbsMax,
     AbsMean,
     Fisher,
@@ -18,6 +19,7 @@ from laconic.calibrate.survey import survey
 from laconic.calibrate.walk import Course, walk
 
 __all__ = [
+    "STATISTICS",
     "AbsMax",
     "AbsMean",
     "Calibration",

@@ -22,7 +22,7 @@ from laconic.calibrate.problem import Means, Problem
 from laconic.calibrate.statistics import Gram
 from laconic.numerics.psd import add_gram, mirrored
 
-RIDGES = (100.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """λ as multiples of the mean of C's diagonal."""
 FOLDS = 2
 

@@ -9,7 +9,7 @@ The input of a word embedding is one-hot, so it comes as token numbers, (tokens,
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -27,12 +27,22 @@ FULL_MOMENT_LIMIT = 16_384
 PRODUCT_LIMIT = 25_000_000
 
 
+Kind = TypeVar("Kind", bound="Statistic")
+
+
 class Statistic:
     """A running sum and the count that it is divided by; what is summed is up to the subclasses."""
 
     def __init__(self, total: Tensor) -> None:
         self.total = total
         self.count = 0
+
+    @classmethod
+    def restored(cls: type[Kind], total: Tensor, count: int) -> Kind:
+        """The statistic of this kind with these contents."""
+        statistic = cls(total)
+        statistic.count = count
+        return statistic
 
     def merge(self, other: "Statistic") -> None:
         """Add what another shard collected of the same matrix."""
@@ -89,9 +99,7 @@ class Gram(InputStatistic):
     @classmethod
     def of(cls, moment: InputMoment, count: int) -> "Gram":
         """The statistic of a given second moment over `count` tokens."""
-        gram = cls(moment * count)
-        gram.count = count
-        return gram
+        return cls.restored(moment * count, count)
 
     @classmethod
     def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "Gram":
@@ -179,9 +187,7 @@ class OutputGram(GradientStatistic):
         totals = [part.total for part in parts]
         diagonal = any(total.ndim == 1 for total in totals)
         blocks = [total.diagonal() if diagonal and total.ndim == 2 else total for total in totals]
-        whole = cls(torch.cat(blocks) if diagonal else torch.block_diag(*blocks))
-        whole.count = parts[0].count
-        return whole
+        return cls.restored(torch.cat(blocks) if diagonal else torch.block_diag(*blocks), parts[0].count)
 
     @property
     def matrix(self) -> OutputMoment:
@@ -219,10 +225,11 @@ class Fisher(GradientStatistic):
 
     @classmethod
     def stacked(cls, parts: Sequence[GradientStatistic]) -> "Fisher":
-        whole = cls(torch.cat([part.total for part in parts]))
-        whole.count = parts[0].count
-        return whole
+        return cls.restored(torch.cat([part.total for part in parts]), parts[0].count)
 
     @property
     def matrix(self) -> Float[Tensor, "out in"]:
         return self._mean()
+
+
+STATISTICS: tuple[type[Statistic], ...] = (Gram, Mean, AbsMean, AbsMax, OutputGram, Fisher)

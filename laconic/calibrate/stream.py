@@ -40,12 +40,28 @@ class Stream:
         self._at = 0
 
     def enter(self, blocks: list[nn.Module]) -> bool:
-        """Stand before the first of `blocks`; False where they are not called once each, in this order."""
+        """Stand before the first of `blocks`; False where they do not simply follow each other, once each."""
         captured = [_capture(self.lm, blocks, batch) for batch in self.batches]
         self._blocks, self._at = blocks, 0
         self._hidden = [hidden for hidden, _, _ in captured]
         self._calls = [calls for _, calls, _ in captured]
-        return all(order == blocks for _, _, order in captured)
+        return all(order == blocks for _, _, order in captured) and self._is_chain(blocks)
+
+    def _is_chain(self, blocks: list[nn.Module]) -> bool:
+        """True where each block reads what the one before it returned, as the first batch shows."""
+        left: list[Tensor] = []
+        follows: list[bool] = []
+
+        def on_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            read = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            follows.append(not left or torch.equal(read, left[-1]))
+            left[:] = [output[0] if isinstance(output, tuple) else output]
+
+        with ExitStack() as hooks:
+            for block in blocks:
+                hooks.callback(block.register_forward_hook(on_call, with_kwargs=True).remove)
+            self.run_whole(0)
+        return all(follows)
 
     @torch.no_grad()
     def run(self, number: int) -> Tensor:

@@ -55,7 +55,8 @@ def _differentiate(losses: list[torch.Tensor]) -> None:
 def _check_finite(known: dict[str, Known], needs: Collection[type[Statistic]]) -> None:
     for name, statistics in known.items():
         for kind in needs:
-            if not torch.isfinite(statistics[kind].total).all():
+            # One pass: a sum is finite only where every term is.
+            if not torch.isfinite(statistics[kind].total.sum()):
                 raise UserError(
                     f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data."
                 )

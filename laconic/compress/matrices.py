@@ -1,6 +1,6 @@
 """Lifts any method of one matrix to a whole model: measure, share out the budget, solve each matrix, replace it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal
@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from laconic.allocate import Currency, Plan, site_names
-from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, stack, survey, walk
+from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
 from laconic.calibrate.profile import USUAL, Workload, profile
+from laconic.compress import shelf
 from laconic.compress.asked import check_error, check_latency
 from laconic.compress.latency import Timed
-from laconic.compress.planning import poured, shared_out, split_by_group, units_of
+from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
 from laconic.compress.pricing import Counted
+from laconic.compress.problems import on_a_walk, problems_of, with_known
 from laconic.compress.put import put
 from laconic.compress.search import allotted, searched
 from laconic.compress.step import Outcome, Step
@@ -83,8 +85,11 @@ class Compress(Step):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The statistics that planning and solving ask for."""
-        methods = (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
-        return statistics_for(methods, self._predicts) | (frozenset({Gram}) if self.anchored else frozenset())
+        return statistics_for(self._methods, self._predicts) | (frozenset({Gram}) if self.anchored else frozenset())
+
+    @property
+    def _methods(self) -> tuple[Method, ...]:
+        return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
 
     @property
     def needs_data(self) -> bool:
@@ -108,19 +113,35 @@ class Compress(Step):
             split_by_group(self.keep, of)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Measure, plan and solve.
+        """Measure, plan and solve; what was worked out of the same matrices before is not worked out again.
 
         Raises:
             UserError: data is needed and missing or empty, or targets, groups or the budget do not fit the model.
         """
         if self.needs_data and data is None:
             raise UserError(f"The method '{self.method.name}' needs calibration data; name a source of it.")
-        sites = self.sites(lm)
-        known = {site.name: Known() for site in sites}
-        # A walk measures for itself; only a prediction of losses must come before it.
-        if data is not None and (self._predicts or not self._walks):
-            known = survey(lm, data, self.needs, sites)
-        return self.solve(lm, known, data)
+        if data is None or not self.needs:
+            return self.solve(lm, {}, data)
+        if self._walks:
+            # A walk measures for itself; only a prediction of losses must come before it.
+            return self.solve(lm, survey(lm, data, self.needs, self.sites(lm)) if self._predicts else {}, data)
+        of = self._families(lm)
+        units = every_unit(of) if self._predicts else [unit for family in of for unit in family[-1]]
+        key = shelf.key_of(lm, data, self._question(units))
+        kept = shelf.recall(key, lm.device)
+        if kept is not None:
+            return self._carry_out(lm, of, with_known(problems_of(lm, of, {}), kept), {}, data)
+        problems = problems_of(lm, of, survey(lm, data, self.needs, self.sites(lm)))
+        outcome = self._carry_out(lm, of, problems, {}, data)
+        known = {unit.name: problems[unit.name].known for unit in units}
+        shelf.keep(key, known, statistics=not all(method.remembers for method in self._methods))
+        return outcome
+
+    def _question(self, units: Sequence[Unit]) -> list[str]:
+        """Everything of this step that what is worked out of each unit depends on: all but its size."""
+        asked = sorted(kind.__name__ for kind in self.needs)
+        methods = [repr(method.unsized()) for method in self._methods]
+        return [*asked, str(self._predicts), *methods, *(unit.name for unit in units)]
 
     def sites(self, lm: LanguageModel) -> list[Site]:
         """The targeted sites of `lm`."""
@@ -136,10 +157,20 @@ class Compress(Step):
 
     def solve(self, lm: LanguageModel, known: Mapping[str, Known], data: Calibration | None = None) -> Outcome:
         """Plan and replace, on statistics that were collected before (and so can serve several sizes)."""
-        of, sites = self._families(lm), self.sites(lm)
+        of = self._families(lm)
+        return self._carry_out(lm, of, problems_of(lm, of, known), known, data)
+
+    def _carry_out(
+        self,
+        lm: LanguageModel,
+        of: Sequence[Family],
+        problems: Mapping[str, Problem],
+        known: Mapping[str, Known],
+        data: Calibration | None,
+    ) -> Outcome:
+        sites = self.sites(lm)
         untied = tuple(lm.untied_by(sites))
         before = lm.stored_nbytes(sites)
-        problems = self._problems(lm, of, known)
         plan, predicted = self._plan(lm, of, problems, data)
         after = dict(before)
         was_training = lm.model.training
@@ -168,17 +199,6 @@ class Compress(Step):
             return families(sites, self.share_inputs)
         by_name = {site.name: site for site in sites}
         return [((Unit(tuple(by_name[name] for name in site_names(unit))),),) for unit in self.plan]
-
-    def _problems(self, lm: LanguageModel, of: Sequence[Family], known: Mapping[str, Known]) -> dict[str, Problem]:
-        """Of every unit as the model is now; the matrices in the dtype that they are stored in."""
-        single = {
-            site.name: Problem(weight=site.weight().to(lm.dtype), known=known[site.name])
-            for family in of
-            for unit in family[0]
-            for site in unit.sites
-        }
-        units = [unit for family in of for alternative in family for unit in alternative]
-        return {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
 
     def _plan(
         self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
@@ -221,18 +241,7 @@ class Compress(Step):
         data: Calibration | None,
     ) -> Iterable[tuple[Unit, Problem]]:
         if self._walks and data is not None:
-            return self._on_the_way(lm, units, known, data)
+            course = Course(anchored=self.anchored, refresh=self.refresh)
+            return on_a_walk(lm, data, units, self.needs, course, known if self._predicts else None)
         track = data.track if data is not None else silent
         return ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))
-
-    def _on_the_way(
-        self, lm: LanguageModel, units: Sequence[Unit], known: Mapping[str, Known], data: Calibration
-    ) -> Iterator[tuple[Unit, Problem]]:
-        sites = [site for unit in units for site in unit.sites]
-        surveyed = known if self._predicts else None
-        course = Course(anchored=self.anchored, refresh=self.refresh)
-        for step in walk(lm, data, self.needs, sites, course, surveyed):
-            problems = {site.name: problem for site, problem in step}
-            for unit in units:
-                if unit.sites[0].name in problems:
-                    yield unit, stack([problems[site.name] for site in unit.sites])

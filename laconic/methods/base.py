@@ -63,6 +63,9 @@ class Method(ABC):
     shares_inputs: ClassVar[bool] = False
     """True where `compress` gives a `LowRank`, so that matrices of one input can be solved as one and divided."""
 
+    remembers: ClassVar[bool] = False
+    """True where what `Known.once` keeps of one size serves every other, without the statistics."""
+
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Format:
         """The compressed matrix, in the dtype of `weight`, which is the one it will be stored in.

@@ -9,9 +9,6 @@ from laconic.model import Batch, LanguageModel, Role, Site, predict
 from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, factors
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-# A walk leaves a block behind once it has replaced it, and ALBERT comes back to its one block.
-WALKED = [architecture for architecture in ARCHITECTURES if not architecture.name.startswith("albert")]
-every_walked = pytest.mark.parametrize("architecture", WALKED, ids=lambda architecture: architecture.name)
 INPUT_KINDS = frozenset({Gram, Mean, AbsMax})
 ALL_KINDS = INPUT_KINDS | {OutputGram, Fisher}
 EVERYTHING = ("*",)
@@ -159,7 +156,7 @@ def test_shards_merge_to_the_whole():
             assert torch.allclose(left[name][kind].matrix, whole[name][kind].matrix, atol=1e-8)
 
 
-@every_walked
+@every_architecture
 def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
     lm = architecture.lm()
     data = Calibration(labelled_batches(lm), "sampled")
@@ -172,7 +169,7 @@ def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
             assert torch.allclose(walked[name][kind].total, surveyed[name][kind].total, atol=1e-6), (name, kind)
 
 
-@every_walked
+@every_architecture
 def test_a_walk_sees_the_errors_of_the_blocks_it_replaced(architecture):
     """After the walk, its last statistics equal a fresh survey of the replaced model."""
     lm = architecture.lm()

@@ -6,6 +6,7 @@ once for a matrix and remembered with what is known of it.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,8 @@ from laconic.numerics.lowrank import Components
 @dataclass(frozen=True, kw_only=True)
 class Truncation(RankSized):
     """A rank-r approximation by keeping the leading terms of an expansion."""
+
+    remembers: ClassVar[bool] = True
 
     @abstractmethod
     def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:

@@ -1,0 +1,120 @@
+"""What was worked out of every matrix, kept on disk, so that the same model and data at a second size cost seconds.
+
+An entry is one safetensors file, named by a hash of everything that decides it: weights, configuration, calibration
+tokens, labels, seed, method without its size, and which matrices are solved as one. Nothing about it is needed: a lost,
+damaged or unwritable entry costs time and no more.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from laconic.cache import cache_folder, cache_limit
+from laconic.calibrate import STATISTICS, Calibration, Known
+from laconic.model import LanguageModel
+
+LAYOUT = 1
+FOLDER = "solved"
+
+
+def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str]) -> str:
+    """The name of the entry; `question` says what is asked of each matrix."""
+    hashed = hashlib.blake2b(digest_size=16)
+    said = [LAYOUT, torch.__version__, str(lm.dtype), lm.model.config.to_json_string(), data.labels, data.seed]
+    hashed.update(json.dumps([*said, *question]).encode())
+    for name, tensor in lm.model.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(_bytes(tensor))
+    for batch in data.batches:
+        for name, tensor in sorted(batch.items()):
+            hashed.update(f"{name} {tuple(tensor.shape)}".encode())
+            hashed.update(_bytes(tensor))
+    return hashed.hexdigest()
+
+
+def recall(key: str, device: torch.device) -> dict[str, Known] | None:
+    """What is known of each unit; None where there is no such entry, or it cannot be read."""
+    path = _path(key)
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            contents = json.loads(file.metadata()["contents"])
+            known = {unit: _known(lists, file.get_tensor) for unit, lists in contents.items()}
+        os.utime(path)
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return known
+
+
+def keep(key: str, known: Mapping[str, Known], statistics: bool) -> None:
+    """Write the entry, unless it is too large or of some matrix has nothing.
+
+    With the `statistics`, where sizes still to come need them.
+    """
+    if not statistics and not all(what.worked_out for what in known.values()):
+        return
+    tensors: dict[str, Tensor] = {}
+    contents = {unit: _listed(what, statistics, tensors) for unit, what in known.items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if not tensors or size > cache_limit():
+        return
+    path = _path(key)
+    partial = path.with_suffix(f".{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path.parent, cache_limit() - size)
+        try:
+            save_file(tensors, partial, {"contents": json.dumps(contents)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _listed(known: Known, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
+    """Where each tensor of `known` is among `tensors`, to which it is added."""
+
+    def add(tensor: Tensor) -> str:
+        # Under a number: safetensors refuses tensors that share memory, and names may hold anything.
+        tensors[str(len(tensors))] = tensor.contiguous().clone()
+        return str(len(tensors) - 1)
+
+    worked_out = [[name, [add(part) for part in parts]] for name, parts in known.worked_out.items()]
+    collected = [[type(one).__name__, add(one.total), one.count] for one in known] if statistics else []
+    return {"worked_out": worked_out, "statistics": collected}
+
+
+def _known(lists: Mapping[str, Sequence[Sequence[object]]], tensor: Callable[[str], Tensor]) -> Known:
+    kinds = {kind.__name__: kind for kind in STATISTICS}
+    known = Known(
+        kinds[str(name)].restored(tensor(str(at)), int(str(count))) for name, at, count in lists["statistics"]
+    )
+    for name, parts in lists["worked_out"]:
+        assert isinstance(parts, list)
+        known.worked_out[str(name)] = tuple(tensor(str(at)) for at in parts)
+    return known
+
+
+def _path(key: str) -> Path:
+    return cache_folder() / FOLDER / f"{key}.safetensors"
+
+
+def _make_room(folder: Path, limit: int) -> None:
+    """Remove the entries that were used least recently until the others take at most `limit` bytes."""
+    used = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for path in used:
+        total += path.stat().st_size
+        if total > limit:
+            path.unlink(missing_ok=True)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
