@@ -2,7 +2,17 @@
 
 import sys
 
-from benchmarks import latency, latency_budget, loss_prediction, lowrank_quality, rank_sweep, tables, weighted
+from benchmarks import (
+    latency,
+    latency_budget,
+    loss_prediction,
+    lowrank_quality,
+    rank_sweep,
+    rank_tables,
+    tables,
+    threshold,
+    weighted,
+)
 
 BENCHMARKS = {
     "lowrank_quality": lowrank_quality.main,
@@ -12,6 +22,8 @@ BENCHMARKS = {
     "tables": tables.main,
     "weighted": weighted.main,
     "rank_sweep": rank_sweep.main,
+    "threshold": threshold.main,
+    "rank_tables": rank_tables.main,
 }
 
 

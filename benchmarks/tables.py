@@ -144,11 +144,11 @@ def figure(name: str, mine: list[dict], timing: dict) -> Figure:
     return plots.trade_off(points, f"KL to the dense {name}, nats")
 
 
-def replace_between(path: Path, text: str) -> None:
-    """Put `text` between the two comments of the Markdown file at `path`."""
-    before, _, rest = path.read_text().partition(BEGIN)
+def replace_between(path: Path, text: str, begin: str = BEGIN) -> None:
+    """Put `text` between the two comments of the Markdown file at `path`, of which `begin` says what made it."""
+    before, _, rest = path.read_text().partition(begin)
     _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    path.write_text(f"{before}{begin}\n\n{text}\n{END}{after}")
 
 
 def _at(mine: list[dict], way: str, keep: float) -> list[dict]:

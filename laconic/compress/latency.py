@@ -117,7 +117,6 @@ class Prices:
                     yield calls, Product(rows, part, in_features)
 
 
-@torch.inference_mode()
 def relative_latency(
     lm: LanguageModel,
     units: Sequence[Unit],
@@ -133,7 +132,7 @@ def relative_latency(
             put(small, unit, method, problems[unit.name])
     inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
     ratios: list[float] = []
-    with evaluating(lm, small):
+    with evaluating(lm, small), torch.inference_mode():
         start = now(lm.device)
         for number in timed.track(range(WARM_UP + ROUNDS), "Timing the plan"):
             dense, compressed = (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from laconic.calibrate.profile import Workload
 from laconic.compress import Compress, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import KfacSvd, Svd
@@ -44,7 +45,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 def test_every_shipped_recipe_parses() -> None:
     shipped = sorted(RECIPES.rglob("*.yaml"))
-    assert len(shipped) == 12
+    assert len(shipped) == 14
     for path in shipped:
         recipe = read_recipe(path)
         assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
@@ -64,6 +65,18 @@ def test_a_step_that_reshapes_is_spelled_like_any_other() -> None:
     recipe = recipe_from(changed("steps", [{"shrink-heads": {"size": 24, "multiple": 4}}]))
     assert recipe.steps == (ShrinkHeads(size=24, multiple=4),)
     assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
+
+
+def test_budgets_of_time_and_errors_are_spelled_in_full() -> None:
+    in_time = {"method": "svd", "keep": 0.5, "allocate": "spectrum", "currency": "latency", "workload": {"batch": 2}}
+    by_error = {"method": "svd", "allocate": "threshold", "error": 0.01}
+    recipe = recipe_from(changed("steps", [{"compress": in_time}, {"compress": by_error}]))
+    first, second = recipe.steps
+    assert isinstance(first, Compress) and first.workload == Workload(batch=2, length=128)
+    assert isinstance(second, Compress) and second.error == 0.01
+    written = yaml.safe_load(write_recipe(recipe))
+    assert written["steps"][0]["compress"]["workload"] == {"batch": 2, "length": 128}
+    assert recipe_from(written) == recipe
 
 
 def test_what_is_written_comes_back() -> None:
@@ -104,6 +117,28 @@ def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written
             "recipe.steps[0].compress.allocate must be 'uniform', 'spectrum' or 'threshold'",
         ),
         ("steps.0.compress.plan", {"a": "svdd"}, "recipe.steps[0].compress.plan, a: There is no method 'svdd'"),
+        (
+            "steps.0.compress.workload",
+            {"batch": 0},
+            "recipe.steps[0].compress.workload.batch must be in [1, ∞)",
+        ),
+        (
+            "steps.0.compress.workload",
+            {"rows": 1},
+            "recipe.steps[0].compress.workload: There is no key 'rows': known are batch",
+        ),
+        ("steps.0.compress.workload", 8, "recipe.steps[0].compress.workload must be"),
+        (
+            "steps.0.compress.currency",
+            "time",
+            "recipe.steps[0].compress.currency must be 'bytes', 'parameters'",
+        ),
+        (
+            "steps.0.compress.error",
+            0.1,
+            "recipe.steps[0].compress: error must be left out unless allocate is",
+        ),
+        ("steps.0.compress.error", -1, "recipe.steps[0].compress.error must be in (0, ∞); got -1."),
         ("steps.0", {"shrink-heads": {"keep": 2}}, "recipe.steps[0].shrink-heads.keep must be in (0, 1]; got 2."),
         ("steps.0", {"shrink-heads": {"size": 0}}, "recipe.steps[0].shrink-heads.size must be in [1, ∞); got 0."),
         (
