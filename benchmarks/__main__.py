@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks import (
+    bert_base,
     latency,
     latency_budget,
     loss_prediction,
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "lowrank_quality": lowrank_quality.main,
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,
+    "bert_base": bert_base.main,
     "latency_budget": latency_budget.main,
     "tables": tables.main,
     "weighted": weighted.main,

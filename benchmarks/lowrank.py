@@ -29,6 +29,10 @@ WAYS: dict[str, Compress] = {
 """The steps on attention and feed-forward matrices, but for their size; … stands for the line before."""
 
 
+TIMED = ("kfac-svd", "kfac-svd + spectrum")
+"""One of the ways with uniform ranks, and the one whose ranks the anchored way has too."""
+
+
 def step_of(way: str, keep: float) -> Compress:
     """The step that `way` stands for, at one size."""
     return replace(WAYS[way], keep=keep)
