@@ -20,7 +20,7 @@ from torch import Tensor
 from laconic.calibrate.known import Known
 from laconic.calibrate.problem import Means, Problem
 from laconic.calibrate.statistics import Gram
-from laconic.numerics.psd import add_gram, mirrored
+from laconic.numerics.psd import add_gram, mirrored, root_factor
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """λ as multiples of the mean of C's diagonal."""
@@ -93,7 +93,7 @@ def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[
     if level <= 0:
         return W
     regular = moments.C + level * torch.eye(len(moments.C), dtype=W.dtype, device=W.device)
-    return torch.cholesky_solve((moments.D + level * W).T, torch.linalg.cholesky(regular)).T
+    return torch.cholesky_solve((moments.D + level * W).T, root_factor(regular)).T
 
 
 def chosen_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float | None:
@@ -103,7 +103,7 @@ def chosen_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float 
     best, least = None, sum(_error(W, fold) for fold in folds)
     for ridge in RIDGES:
         error = sum(_error(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True))
-        if error >= least:
+        if not error < least:
             break
         best, least = ridge, error
     return best
