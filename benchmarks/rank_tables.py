@@ -41,9 +41,10 @@ def sweep(name: str) -> str:
         "|---|---:|" + "---:|" * len(SWEEP),
     ]
     for rank in RANKS:
-        here = [mine[recipe, rank] for recipe in SWEEP]
-        entries = " | ".join(f"{_metric(cell)} / {cell['kl']:.4f}" for cell in here)
-        lines.append(f"| {rank} | {_kept(here[0])} | {entries} |")
+        here = [mine.get((recipe, rank)) for recipe in SWEEP]
+        entries = " | ".join(f"{_metric(cell)} / {cell['kl']:.4f}" if cell else "not run" for cell in here)
+        kept = next((_kept(cell) for cell in here if cell), "")
+        lines.append(f"| {rank} | {kept} | {entries} |")
     return "\n".join([*lines, ""])
 
 
