@@ -16,7 +16,7 @@ from laconic.compress.latency import Timed
 from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
 from laconic.compress.pricing import Counted
 from laconic.compress.problems import on_a_walk, problems_of, with_known
-from laconic.compress.put import put
+from laconic.compress.put import carried_out
 from laconic.compress.search import allotted, searched
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families
@@ -169,29 +169,8 @@ class Compress(Step):
         data: Calibration | None,
     ) -> Outcome:
         sites = self.sites(lm)
-        untied = tuple(lm.untied_by(sites))
-        before = lm.stored_nbytes(sites)
         plan, predicted = self._plan(lm, of, problems, data)
-        after = dict(before)
-        was_training = lm.model.training
-        # A walk runs the blocks as they are; dropout would blur what it measures.
-        lm.model.eval()
-        for unit, problem in self._in_order(lm, units_of(plan, of), problems, known, data):
-            method = plan[unit.name]
-            sizes = None if method is None else put(lm, unit, method, problem)
-            if sizes is None:
-                plan[unit.name] = None
-            else:
-                after |= sizes
-        lm.model.train(was_training)
-        compressed = {name for unit, method in plan.items() if method for name in site_names(unit)}
-        return Outcome(
-            plan=plan,
-            before=before,
-            after=after,
-            untied=tuple(name for name in untied if name in compressed),
-            predicted_loss=predicted,
-        )
+        return carried_out(lm, sites, plan, predicted, self._in_order(lm, units_of(plan, of), problems, known, data))
 
     def _families(self, lm: LanguageModel) -> list[Family]:
         sites = self.sites(lm)

@@ -1,15 +1,49 @@
-"""One solved unit, put in its place."""
+"""Units solved and put in their places, one by one, and what that did to the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from laconic.allocate import Plan, site_names
 from laconic.calibrate import Problem
+from laconic.compress.step import Outcome
 from laconic.compress.units import Unit
 from laconic.formats import Format, LowRank, divided
 from laconic.methods import Method
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, Site
+
+
+def carried_out(
+    lm: LanguageModel,
+    sites: Sequence[Site],
+    plan: Plan,
+    predicted: float | None,
+    problems: Iterable[tuple[Unit, Problem]],
+) -> Outcome:
+    """Do what `plan` says of each of the `problems`, which may depend on those before; `sites` are all of them."""
+    untied = lm.untied_by(sites)
+    before = lm.stored_nbytes(sites)
+    done, after = dict(plan), dict(before)
+    was_training = lm.model.training
+    # A walk runs the blocks as they are; dropout would blur what it measures.
+    lm.model.eval()
+    for unit, problem in problems:
+        method = plan[unit.name]
+        sizes = None if method is None else put(lm, unit, method, problem)
+        if sizes is None:
+            done[unit.name] = None
+        else:
+            after |= sizes
+    lm.model.train(was_training)
+    compressed = {name for unit, method in done.items() if method for name in site_names(unit)}
+    return Outcome(
+        plan=done,
+        before=before,
+        after=after,
+        untied=tuple(name for name in untied if name in compressed),
+        predicted_loss=predicted,
+    )
 
 
 def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict[str, int] | None:
