@@ -1,6 +1,7 @@
 """Where laconic keeps what is costly to find out again."""
 
 import os
+from math import inf
 from pathlib import Path
 
 from laconic.errors import must_be
@@ -29,6 +30,6 @@ def cache_limit() -> int:
         gigabytes = GIGABYTES if said is None else float(said)
     except ValueError as error:
         raise must_be("The environment variable LACONIC_CACHE_GB", "a number of gigabytes", said) from error
-    if not gigabytes >= 0:
-        raise must_be("The environment variable LACONIC_CACHE_GB", "at least 0", gigabytes)
+    if not 0 <= gigabytes < inf:
+        raise must_be("The environment variable LACONIC_CACHE_GB", "in [0, ∞)", gigabytes)
     return int(gigabytes * 1e9)

@@ -85,9 +85,7 @@ class _Walk:
     ) -> None:
         self.lm, self.data, self.sites, self.refresh = lm, data, sites, course.refresh
         self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
-        # Anchors measure the Gram themselves.
-        kinds = set(needs) - {Gram} if course.anchored else set(needs)
-        self.input_kinds = {kind for kind in kinds if issubclass(kind, InputStatistic)}
+        self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)}
         batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
         self.now = Stream(lm, batches)
         self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if course.anchored else None
@@ -152,7 +150,9 @@ class _Walk:
         outputs, in_features = {site.name: site.shape[0] for site in sites}, sites[0].shape[1]
         lookup = any(site.is_lookup for site in sites)
         anchor = None if self.dense is None or lookup else Anchor(in_features, outputs, self.lm.device)
-        with Recorder(self.lm, sites, self.input_kinds) as recorder:
+        # An anchor measures the Gram by itself.
+        kinds = self.input_kinds if anchor is None else self.input_kinds - {Gram}
+        with Recorder(self.lm, sites, kinds) as recorder:
             for number, batch in enumerate(self.now.batches):
                 recorder.batch = batch
                 if anchor is not None and self.dense is not None:
@@ -188,9 +188,11 @@ class _Walk:
 def _drift(piece: _Piece, now: Tap, dense: Tap, site: str, call: int) -> Tensor | float:
     """How far the stream that `site` writes to is from the dense model's; zero for a site that writes to none."""
     assert piece.block is not None
-    if all(part.writer != site for part in piece.sublayers):
+    # The last factor of a writer that an earlier step has compressed gives what the writer gives.
+    writer = next((part.writer for part in piece.sublayers if site in (part.writer, f"{part.writer}.left")), None)
+    if writer is None:
         return 0.0
-    before = (stream_before(tap, piece.block, piece.sublayers, site, piece.residual, call) for tap in (dense, now))
+    before = (stream_before(tap, piece.block, piece.sublayers, writer, piece.residual, call) for tap in (dense, now))
     return next(before) - next(before)
 
 

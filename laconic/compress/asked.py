@@ -1,8 +1,11 @@
 """What may be asked for together: ways to share a budget, what it counts, and how large the error may be."""
 
 from collections.abc import Mapping
+from math import inf
 
 from laconic.allocate import Currency
+from laconic.calibrate import GradientStatistic, Statistic
+from laconic.calibrate.profile import USUAL, Workload
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 
@@ -25,7 +28,7 @@ def check_error(allocate: str, error: float | None, keep: object, method: Method
         return
     if error is None:
         raise UserError("allocate: threshold needs error in a recipe's step: the nats that it allows, like 0.01.")
-    if not error > 0:
+    if not 0 < error < inf:
         raise must_be("error", "in (0, ∞)", error)
     if keep is not None:
         raise must_be("keep", "left out where allocate is threshold, which takes error", keep)
@@ -36,3 +39,23 @@ def check_error(allocate: str, error: float | None, keep: object, method: Method
             "sequential and anchored must be left out where allocate is threshold, which measures what it puts in "
             "place; the plan that it finds can be used with them."
         )
+
+
+def check_used(currency: Currency, allocate: str, workload: Workload) -> None:
+    """Raise UserError where something is asked for that would change nothing."""
+    if currency != "bytes" and allocate != "spectrum":
+        raise must_be("currency", "left out unless allocate is spectrum", currency)
+    if workload != USUAL and currency != "latency" and allocate != "threshold":
+        raise must_be("workload", "left out unless time counts: currency latency, or allocate threshold", workload)
+
+
+def check_refresh(refresh: int | None, walks: bool, needs: frozenset[type[Statistic]]) -> None:
+    """Raise UserError where gradients cannot be collected anew as asked."""
+    if refresh is None:
+        return
+    if refresh < 1:
+        raise must_be("refresh", "at least 1", refresh)
+    if not walks:
+        raise UserError("refresh must be left out, or come with sequential or anchored, which have stages.")
+    if not any(issubclass(kind, GradientStatistic) for kind in needs):
+        raise must_be("refresh", "left out where no gradients are asked for", refresh)

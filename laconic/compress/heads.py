@@ -31,6 +31,7 @@ class ShrinkHeads(Step):
     """
 
     name = "shrink-heads"
+    looks_at_original = True
 
     keep: Keep | None = None
     size: Positive | None = None
@@ -41,6 +42,9 @@ class ShrinkHeads(Step):
             raise UserError("The step 'shrink-heads' needs one size: give either keep or size.")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise must_be("keep", "in (0, 1]", self.keep)
+        for field, value in {"size": self.size, "multiple": self.multiple}.items():
+            if value is not None and value < 1:
+                raise must_be(field, "at least 1", value)
 
     @property
     def needs_data(self) -> bool:

@@ -22,6 +22,7 @@ from laconic.calibrate.profile import Profile, Workload, profile
 from laconic.compress.pricing import Ladders, Pricing, alternatives, apart, every_unit
 from laconic.compress.put import put
 from laconic.compress.units import Family, Unit
+from laconic.errors import UserError, must_be
 from laconic.methods import Ladder, Rung
 from laconic.model import LanguageModel
 from laconic.progress import Track
@@ -54,7 +55,13 @@ class Timed(Pricing):
         for _ in range(TRIALS):
             priced = prices.priced(units, ladders)
             budget = prices.budget(apart(families, priced), keep)
-            chosen = choose(alternatives(families, priced), budget)
+            try:
+                chosen = choose(alternatives(families, priced), budget)
+            except UserError:
+                # A correction that left nothing affordable came of a disturbed measurement.
+                if not tried:
+                    raise
+                break
             chosen_units = [unit for unit in units if unit.name in chosen]
             measured = relative_latency(self.lm, chosen_units, chosen, problems, self)
             tried.append((abs(measured - keep), chosen))
@@ -89,7 +96,11 @@ class Prices:
         """`keep` of the whole pass, in the table's units; `priced` are the ladders of every matrix by itself."""
         of_matrices = budget_of(priced, keep, "latency")
         share = sum(use.share for use in self.profile.uses.values())
-        whole = round(of_matrices.dense / share) if share else 0
+        if not share:
+            raise must_be(
+                "targets", "matrices that take time where currency is latency; a look-up takes none", "embedding"
+            )
+        whole = round(of_matrices.dense / share)
         return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
 
     def corrected(self, chosen: Sequence[Rung], budget: Budget, measured: float) -> "Prices":

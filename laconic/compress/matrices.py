@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from laconic.allocate import Currency, Plan, site_names
+from laconic.cache import cache_limit
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
 from laconic.calibrate.profile import USUAL, Workload, profile
 from laconic.compress import shelf
-from laconic.compress.asked import check_error, check_latency
+from laconic.compress.asked import check_error, check_latency, check_refresh, check_used
 from laconic.compress.latency import Timed
 from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
 from laconic.compress.pricing import Counted
@@ -19,7 +20,7 @@ from laconic.compress.problems import on_a_walk, problems_of, with_known
 from laconic.compress.put import carried_out
 from laconic.compress.search import allotted, searched
 from laconic.compress.step import Outcome, Step
-from laconic.compress.units import Family, Unit, families
+from laconic.compress.units import Family, Unit, families, planned_families
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
@@ -36,7 +37,7 @@ class Compress(Step):
     keep:         fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
                   the method says its own size.
     allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most,
-                  `threshold` makes every matrix as small as `error` allows, slow ones before others.
+                  `threshold` makes every matrix as small as `error` allows; slow ones may err more.
     currency:     what `keep` counts under `spectrum`: bytes, parameters or MACs of the targeted matrices, or the
                   measured latency of the whole model.
     error:        with `threshold`, the KL divergence allowed on the calibration rows, nats per prediction.
@@ -68,6 +69,7 @@ class Compress(Step):
         if self.plan is None:
             check_error(self.allocate, self.error, self.keep, self.method, self._walks)
             check_latency(self.currency, self.allocate, self.keep)
+            check_used(self.currency, self.allocate, self.workload)
         if self.plan is None and self.keep is None and not self.method.has_size and not self._searches:
             raise UserError(f"The method '{self.method.name}' needs a size: give keep, or a size of its own like rank.")
         if self.plan is None and self.keep is not None and self.method.has_size:
@@ -79,8 +81,7 @@ class Compress(Step):
                 raise must_be("keep", "in (0, 1]", keep)
         if self.share_inputs and not self.method.shares_inputs:
             raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
-        if self.refresh is not None and not self._walks:
-            raise UserError("refresh must be left out, or come with sequential or anchored, which have stages.")
+        check_refresh(self.refresh, self._walks, self.needs)
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
@@ -108,6 +109,8 @@ class Compress(Step):
         return self.sequential or self.anchored
 
     def check(self, lm: LanguageModel) -> None:
+        # Before any work: it is looked at again only when there is something to keep.
+        cache_limit()
         of = self._families(lm)
         if self.keep is not None and self.plan is None:
             split_by_group(self.keep, of)
@@ -120,6 +123,7 @@ class Compress(Step):
         """
         if self.needs_data and data is None:
             raise UserError(f"The method '{self.method.name}' needs calibration data; name a source of it.")
+        self.check(lm)
         if data is None or not self.needs:
             return self.solve(lm, {}, data)
         if self._walks:
@@ -170,14 +174,14 @@ class Compress(Step):
     ) -> Outcome:
         sites = self.sites(lm)
         plan, predicted = self._plan(lm, of, problems, data)
-        return carried_out(lm, sites, plan, predicted, self._in_order(lm, units_of(plan, of), problems, known, data))
+        units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
+        return carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
 
     def _families(self, lm: LanguageModel) -> list[Family]:
         sites = self.sites(lm)
         if self.plan is None:
             return families(sites, self.share_inputs)
-        by_name = {site.name: site for site in sites}
-        return [((Unit(tuple(by_name[name] for name in site_names(unit))),),) for unit in self.plan]
+        return planned_families(self.plan, sites)
 
     def _plan(
         self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None

@@ -20,7 +20,8 @@ class Pricing(ABC):
     def spend(
         self, families: Sequence[Family], ladders: Ladders, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Rung]:
-        """One rung for each unit of one alternative of each family, by the unit's name, within `keep`.
+        """One rung for each unit of one alternative of each family, by the unit's name, within `keep`, or, where
+        that is measured, as near to it as was found.
 
         Raises:
             UserError: the smallest sizes on offer cost more.

@@ -1,12 +1,14 @@
 """Units solved and put in their places, one by one, and what that did to the model."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
 
 from laconic.allocate import Plan, site_names
 from laconic.calibrate import Problem
+from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome
 from laconic.compress.units import Unit
 from laconic.formats import Format, LowRank, divided
@@ -25,17 +27,15 @@ def carried_out(
     untied = lm.untied_by(sites)
     before = lm.stored_nbytes(sites)
     done, after = dict(plan), dict(before)
-    was_training = lm.model.training
     # A walk runs the blocks as they are; dropout would blur what it measures.
-    lm.model.eval()
-    for unit, problem in problems:
-        method = plan[unit.name]
-        sizes = None if method is None else put(lm, unit, method, problem)
-        if sizes is None:
-            done[unit.name] = None
-        else:
-            after |= sizes
-    lm.model.train(was_training)
+    with evaluating(lm):
+        for unit, problem in problems:
+            method = plan[unit.name]
+            sizes = None if method is None else put(lm, unit, method, problem)
+            if sizes is None:
+                done[unit.name] = None
+            else:
+                after |= sizes
     compressed = {name for unit, method in done.items() if method for name in site_names(unit)}
     return Outcome(
         plan=done,
@@ -56,7 +56,7 @@ def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict
     if whole.nbytes() >= weight.nbytes:
         return None
     formats = _divided(whole, unit)
-    biases = _biases(problem, formats, unit)
+    biases = _biases(problem, whole, unit)
     sizes = {site.name: format.nbytes() for site, format in zip(unit.sites, formats, strict=True)}
     for site, format, bias in zip(unit.sites, formats, biases, strict=True):
         lm.replace(site, format, bias)
@@ -70,7 +70,8 @@ def _divided(whole: Format, unit: Unit) -> tuple[Format, ...]:
     return divided(whole, unit.rows)
 
 
-def _biases(problem: Problem, formats: Sequence[Format], unit: Unit) -> Sequence[Tensor | None]:
-    with torch.no_grad():
-        moved = problem.bias(torch.cat([format.dense() for format in formats]))
-    return [None] * len(formats) if moved is None else moved.float().split(unit.rows)
+@torch.no_grad()
+def _biases(problem: Problem, whole: Format, unit: Unit) -> Sequence[Tensor | None]:
+    # The factors are stored rounded, but multiplied in float32: so is what the bias makes up for.
+    moved = problem.bias(deepcopy(whole).float().dense())
+    return [None] * len(unit.sites) if moved is None else moved.float().split(unit.rows)

@@ -1,8 +1,8 @@
 """What was worked out of every matrix, kept on disk, so that the same model and data at a second size cost seconds.
 
 An entry is one safetensors file, named by a hash of everything that decides it: weights, configuration, calibration
-tokens, labels, seed, method without its size, and which matrices are solved as one. Nothing about it is needed: a lost,
-damaged or unwritable entry costs time and no more.
+tokens, labels, seed, method without its size, which matrices are solved as one, and the code that solves them. Nothing
+about it is needed: a lost, damaged or unwritable entry costs time and no more.
 """
 
 import contextlib
@@ -10,10 +10,14 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,22 +26,20 @@ from laconic.cache import cache_folder, cache_limit
 from laconic.calibrate import STATISTICS, Calibration, Known
 from laconic.model import LanguageModel
 
-LAYOUT = 1
 FOLDER = "solved"
+ABANDONED = 24 * 3600.0
+"""Seconds after which what a killed run left half written is removed."""
 
 
 def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str]) -> str:
     """The name of the entry; `question` says what is asked of each matrix."""
     hashed = hashlib.blake2b(digest_size=16)
-    said = [LAYOUT, torch.__version__, str(lm.dtype), lm.model.config.to_json_string(), data.labels, data.seed]
-    hashed.update(json.dumps([*said, *question]).encode())
-    for name, tensor in lm.model.state_dict().items():
-        hashed.update(name.encode())
+    said = [torch.__version__, transformers.__version__, str(lm.dtype), lm.model.config.to_json_string()]
+    hashed.update(json.dumps([*said, data.labels, data.seed, _code(), *question]).encode())
+    tensors = [lm.model.state_dict(), *data.batches]
+    for name, tensor in (pair for named in tensors for pair in sorted(named.items())):
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hashed.update(_bytes(tensor))
-    for batch in data.batches:
-        for name, tensor in sorted(batch.items()):
-            hashed.update(f"{name} {tuple(tensor.shape)}".encode())
-            hashed.update(_bytes(tensor))
     return hashed.hexdigest()
 
 
@@ -49,7 +51,7 @@ def recall(key: str, device: torch.device) -> dict[str, Known] | None:
             contents = json.loads(file.metadata()["contents"])
             known = {unit: _known(lists, file.get_tensor) for unit, lists in contents.items()}
         os.utime(path)
-    except (OSError, SafetensorError, KeyError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     return known
 
@@ -66,39 +68,41 @@ def keep(key: str, known: Mapping[str, Known], statistics: bool) -> None:
     size = sum(tensor.nbytes for tensor in tensors.values())
     if not tensors or size > cache_limit():
         return
+    # safetensors refuses tensors that share memory.
+    apart = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     path = _path(key)
     partial = path.with_suffix(f".{secrets.token_hex(4)}")
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
         _make_room(path.parent, cache_limit() - size)
         try:
-            save_file(tensors, partial, {"contents": json.dumps(contents)})
+            save_file(apart, partial, {"contents": json.dumps(contents)})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def _listed(known: Known, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
-    """Where each tensor of `known` is among `tensors`, to which it is added."""
+    """Under which number each tensor of `known` is among `tensors`, to which it is added."""
 
     def add(tensor: Tensor) -> str:
-        # Under a number: safetensors refuses tensors that share memory, and names may hold anything.
-        tensors[str(len(tensors))] = tensor.contiguous().clone()
-        return str(len(tensors) - 1)
+        # One that several matrices share is written once.
+        number = next((number for number, other in tensors.items() if other is tensor), str(len(tensors)))
+        tensors[number] = tensor
+        return number
 
     worked_out = [[name, [add(part) for part in parts]] for name, parts in known.worked_out.items()]
     collected = [[type(one).__name__, add(one.total), one.count] for one in known] if statistics else []
     return {"worked_out": worked_out, "statistics": collected}
 
 
-def _known(lists: Mapping[str, Sequence[Sequence[object]]], tensor: Callable[[str], Tensor]) -> Known:
+def _known(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> Known:
     kinds = {kind.__name__: kind for kind in STATISTICS}
     known = Known(
         kinds[str(name)].restored(tensor(str(at)), int(str(count))) for name, at, count in lists["statistics"]
     )
     for name, parts in lists["worked_out"]:
-        assert isinstance(parts, list)
-        known.worked_out[str(name)] = tuple(tensor(str(at)) for at in parts)
+        known.worked_out[str(name)] = tuple(tensor(str(at)) for at in list(parts))
     return known
 
 
@@ -114,6 +118,19 @@ def _make_room(folder: Path, limit: int) -> None:
         total += path.stat().st_size
         if total > limit:
             path.unlink(missing_ok=True)
+    for partial in set(folder.iterdir()) - set(used):
+        if time.time() - partial.stat().st_mtime > ABANDONED:
+            partial.unlink(missing_ok=True)
+
+
+@cache
+def _code() -> str:
+    """A hash of the modules that the entries come from: after a change of any, they are worked out anew."""
+    root = Path(__file__).parents[1]
+    files = sorted(
+        file for part in ("numerics", "calibrate", "methods", "model") for file in (root / part).rglob("*.py")
+    )
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -42,6 +42,8 @@ class Step(ABC):
     """One line of a recipe."""
 
     name: ClassVar[str]
+    looks_at_original: ClassVar[bool] = False
+    """True where `check` is right whatever steps came before, because it asks of nothing that they could make."""
 
     @property
     @abstractmethod

@@ -8,7 +8,9 @@ higher (by half for three square matrices).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laconic.allocate import unit_name
+from laconic.allocate import Plan, site_names, unit_name
+from laconic.errors import UserError
+from laconic.methods import Method
 from laconic.model import Site
 
 
@@ -51,3 +53,28 @@ def families(sites: Sequence[Site], share_inputs: bool) -> list[Family]:
 def _family(sites: tuple[Site, ...]) -> Family:
     apart = tuple(Unit((site,)) for site in sites)
     return (apart,) if len(sites) == 1 else (apart, (Unit(sites),))
+
+
+def planned_families(plan: Plan, sites: Sequence[Site]) -> list[Family]:
+    """The units that the lines of `plan` name, each with no alternative.
+
+    Raises:
+        UserError: a line of several sites that cannot be solved as one, or a site in two lines.
+    """
+    by_name = {site.name: site for site in sites}
+    named: set[str] = set()
+    for line, method in plan.items():
+        here = [by_name[name] for name in site_names(line)]
+        if twice := named & {site.name for site in here}:
+            raise UserError(f"The plan names '{sorted(twice)[0]}' in two lines; keep one of them.")
+        named |= {site.name for site in here}
+        if len(here) > 1:
+            _check_together(line, here, method)
+    return [((Unit(tuple(by_name[name] for name in site_names(line))),),) for line in plan]
+
+
+def _check_together(line: str, sites: Sequence[Site], method: Method | None) -> None:
+    if len({(site.block, site.input, site.shape) for site in sites}) > 1 or any(site.is_lookup for site in sites):
+        raise UserError(f"The plan's line '{line}' must name matrices of one shape that read one input; split it.")
+    if method is not None and not method.shares_inputs:
+        raise UserError(f"The plan's line '{line}' names several matrices, but '{method.name}' makes no input factor.")

@@ -85,8 +85,10 @@ def check(recipe: Recipe, output: Path) -> Path:
     output = check_output(output)
     model = skeleton(recipe.model)
     if model is not None:
-        # Of the first step only: the sites of the others are what the ones before leave.
-        recipe.steps[0].check(model)
+        # The sites of later steps are what the ones before leave.
+        for index, step in enumerate(recipe.steps):
+            if index == 0 or step.looks_at_original:
+                step.check(model)
     for index, step in enumerate(recipe.steps):
         if step.needs_data and recipe.data is None:
             raise UserError(

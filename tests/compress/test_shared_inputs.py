@@ -173,3 +173,47 @@ def test_sharing_by_a_method_without_factors_is_one_sentence(monkeypatch):
     monkeypatch.setattr(Svd, "shares_inputs", False)
     with pytest.raises(UserError, match="share_inputs must be left out: the method 'svd'"):
         Compress(method=Svd(), keep=0.5, share_inputs=True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [
+        ({"{query,output}": Drone(rank=4)}, "must name matrices of one shape that read one input"),
+        ({"self.{query,key}": Drone(rank=4), "self.query": Drone(rank=2)}, "names .*query' in two lines"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_one_sentence(plan, sentence):
+    lm = BY_NAME["bert-classifier"].lm()
+    block = "bert.encoder.layer.0.attention."
+    named = {
+        "{query,output}": block + "{self.query,output.dense}",
+        "self.{query,key}": block + "self.{query,key}",
+        "self.query": block + "self.query",
+    }
+    step = Compress(method=Drone(), plan={named[line]: method for line, method in plan.items()})
+    # The square matrices of this model are all of one shape; what they read differs.
+    with pytest.raises(UserError, match=sentence):
+        step.check(lm)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"currency": "macs"},
+        {"workload": {"batch": 1}},
+        {"allocate": "spectrum", "refresh": 1, "sequential": True, "method": Svd(), "share_inputs": True, "keep": None},
+    ],
+)
+def test_what_would_change_nothing_is_refused(asked):
+    with pytest.raises((UserError, TypeError), match=r"left out|needs a size"):
+        Compress(**{"method": Svd(), "keep": 0.5, **asked})
+
+
+def test_an_anchored_walk_takes_embeddings_and_heads_too():
+    lm = BY_NAME["bert-masked"].lm()
+    step = Compress(method=Drone(multiple=1), keep=0.6, anchored=True, targets=("embedding", "attention", "head"))
+    outcome = step.apply(lm, data_for(lm))
+    # Its tied matrix becomes two, so what is kept is more than was asked for.
+    assert outcome.nbytes < outcome.dense_nbytes
+    assert None not in outcome.plan.values()
+    assert torch.isfinite(logits(lm)).all()
