@@ -20,8 +20,8 @@ from laconic.report.points import Point
 
 ROOT = Path(__file__).parents[1]
 MORE_ROWS = 512
-# The shared form was never chosen on these models, and lines that lie on each other are not drawn twice.
-DRAWN = tuple(way for way in WAYS if way != "… + shared")
+# As many lines as can be told apart; the others lie on or between these.
+DRAWN = ("svd", "wlra", "drone", "kfac-svd", "kfac-svd + spectrum", "… + anchored")
 PREDICTION = """## How well the loss is predicted
 
 `python -m benchmarks loss_prediction` replaces one matrix of minilm-sst2 at a time (by `drone`, at 30 % of its bytes)
