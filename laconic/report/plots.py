@@ -84,7 +84,7 @@ def _widen(axes: Axes, points: Sequence[Point]) -> None:
     """Room for the names on the left, and for a margin in decades above and below."""
     kept = [point.kept for point in points]
     span = max(max(kept) - min(kept), 0.1)
-    axes.set_xlim(min(kept) - 0.34 * span, max(kept) + 0.06 * span)
+    axes.set_xlim(min(kept) - 0.42 * span, max(kept) + 0.06 * span)
     # A perfect model has no place on a log axis, and a picture of nothing else still needs one.
     kls = [point.kl for point in points if point.kl > 0] or [1.0]
     axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
@@ -95,18 +95,15 @@ def _widen(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _name_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
-    """Each name left of its line's smallest model, moved up where two would overlap."""
+    """Each name left of its line's smallest model, moved apart where two would overlap."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
-    least = 0.055 * (high - low)
-    previous = -math.inf
     order = list(lines)
-    for name in sorted(order, key=lambda name: lines[name][0].kl):
-        end = lines[name][0]
-        height = max(math.log(max(end.kl, math.exp(low))), previous + least)
-        previous = height
+    upwards = sorted(order, key=lambda name: lines[name][0].kl)
+    wanted = [math.log(max(lines[name][0].kl, math.exp(low))) for name in upwards]
+    for name, height in zip(upwards, _apart(wanted, 0.055 * (high - low), high), strict=True):
         axes.annotate(
             name,
-            xy=(end.kept, math.exp(height)),
+            xy=(lines[name][0].kept, math.exp(height)),
             xytext=(-10, 0),
             textcoords="offset points",
             ha="right",
@@ -115,6 +112,17 @@ def _name_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
             fontsize=FONT_SIZE,
             fontweight="bold",
         )
+
+
+def _apart(heights: Sequence[float], least: float, highest: float) -> list[float]:
+    """The rising `heights` moved up to be `least` apart, and down again where they would pass `highest`."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + least) if moved else height)
+    above = highest + least
+    for index in reversed(range(len(moved))):
+        above = moved[index] = min(moved[index], above - least)
+    return moved
 
 
 def _plain(axes: Axes) -> None:
