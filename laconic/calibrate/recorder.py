@@ -99,7 +99,7 @@ class Recorder(ExitStack):
             self._calls[module] += 1
             x = rows.tokens(args[0]) if site.is_lookup else rows.lines(args[0].detach())
             if reads_first:
-                counted = x[rows.counted]
+                counted = rows.of(x)
                 for statistic in self._inputs[site.input]:
                     statistic.update(counted)
             if gradients and torch.is_grad_enabled():
@@ -119,6 +119,6 @@ class Recorder(ExitStack):
 
 
 def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: Rows) -> None:
-    g = rows.lines(g) * rows.counted[..., None]
+    g = rows.lines(g) if rows.complete else rows.lines(g) * rows.counted[..., None]
     for statistic in statistics:
         statistic.update(x, g)

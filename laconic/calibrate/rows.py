@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool
@@ -24,6 +25,15 @@ class Rows:
         """`x`, as the model has it, as (sequences, tokens, width)."""
         x = x.transpose(0, 1) if self.tokens_first else x
         return x.reshape(*self.counted.shape, x.shape[-1])
+
+    @cached_property
+    def complete(self) -> bool:
+        """True where nothing is padding, so that nothing need be copied to leave it out."""
+        return bool(self.counted.all())
+
+    def of(self, lines: Tensor) -> Tensor:
+        """Those of `lines` (or tokens) that count, one after the other."""
+        return lines.flatten(0, 1) if self.complete else lines[self.counted]
 
     def tokens(self, x: Tensor) -> Tensor:
         """The token numbers `x` as (sequences, tokens)."""
