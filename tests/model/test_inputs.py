@@ -1,9 +1,11 @@
 """Which tensors a model's matrices read: the same where a site says so, and rows of the tokens that it says."""
 
+from collections.abc import Callable
 from itertools import cycle
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from laconic.model import LanguageModel, Reads, Site
 from tests.architectures import ARCHITECTURES, BLOCKS, Architecture, batch_for
@@ -15,10 +17,10 @@ def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, list[torch.Tens
     """What each site reads when the model runs a batch, call by call."""
     seen: dict[str, list[torch.Tensor]] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, args: seen.setdefault(name, []).append(args[0].detach().clone())
 
-    handles = [site.module.register_forward_pre_hook(keep(site.name)) for site in sites]  # type: ignore[arg-type]
+    handles = [site.module.register_forward_pre_hook(keep(site.name)) for site in sites]
     with torch.no_grad():
         lm.model(**batch_for(lm.model))
     for handle in handles:
