@@ -17,7 +17,7 @@ OutputMoment = Float[Tensor, "out out"] | Float[Tensor, " out"]
 RELATIVE_FLOOR = 1e-12
 
 # Wide enough for a matrix product to run at full speed, narrow enough to save nearly half of it.
-GRAM_BLOCK = 1024
+GRAM_BLOCK = 256
 
 
 def shrink(S: Moment, alpha: float) -> Moment:
