@@ -1,17 +1,21 @@
 """Few formats, each a plain `nn.Module`: what a compressed layer computes, weighs and stores."""
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
+from laconic.formats.dense import Dense
 from laconic.formats.lowrank import LowRank, LowRankEmbedding
 from laconic.formats.shared import LowRankReader, divided
+from laconic.formats.sparse import Sparse
 
-FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader)
+FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader, Sparse, Dense)
 
 __all__ = [
     "FORMATS",
+    "Dense",
     "Format",
     "LowRank",
     "LowRankEmbedding",
     "LowRankReader",
+    "Sparse",
     "dense_weight",
     "divided",
     "weight_macs",

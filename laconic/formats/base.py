@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from laconic.errors import UserError
@@ -22,6 +22,8 @@ class Format(nn.Module, ABC):
     kind: ClassVar[str]
     readers: ClassVar[tuple[str, ...]]
     """The children that read the layer's own input, whose statistics they therefore share."""
+    whole: ClassVar[bool] = False
+    """Whether a later step takes the layer for one matrix, and replaces all of it, instead of taking its parts."""
     weight: Tensor
 
     def __init__(self) -> None:
@@ -53,6 +55,11 @@ class Format(nn.Module, ABC):
     @abstractmethod
     def set_bias(self, bias: Tensor | None) -> None:
         """Take over a copy of the bias (out,) of the layer that this replaces."""
+
+    @property
+    def support(self) -> Bool[Tensor, "out in"] | None:
+        """Where a weight may be other than zero; None where it may be anywhere."""
+        return None
 
     @property
     def source(self) -> "Format | None":

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from laconic.formats import (
     FORMATS,
+    Dense,
     Format,
     LowRank,
-    LowRankEmbedding,
-    LowRankReader,
+    Sparse,
     dense_weight,
     divided,
     weight_macs,
@@ -104,14 +104,22 @@ def test_a_factor_may_be_a_format() -> None:
     assert dense_weight(outer) is not None
 
 
+def examples() -> dict[type[Format], Format]:
+    linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
+    _, reader = divided(linear, (2, OUT - 2))
+    some: tuple[Format, ...] = (
+        linear,
+        linear.for_lookup(None),
+        reader,
+        Sparse.of(weight, weight > 0),
+        Dense.of(weight),
+    )
+    return {type(format): format for format in some}
+
+
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.kind)
 def test_every_format_leaves_a_tombstone(kind: type[Format]) -> None:
-    format: Format = LowRank.of(*factors(torch.float16))
-    if kind is LowRankEmbedding:
-        format = format.for_lookup(None)
-    if kind is LowRankReader:
-        _, format = divided(LowRank.of(*factors(torch.float16)), (2, OUT - 2))
-    assert isinstance(format, kind)
+    format = examples()[kind]
     assert format.state_dict()["weight"].shape == (0,)
     assert format.weight.dtype == torch.float16
     assert all(reader in dict(format.named_children()) for reader in kind.readers)

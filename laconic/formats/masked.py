@@ -1,0 +1,177 @@
+"""A matrix with zeros: stored as a mask and the values that it keeps, computed with as a plain dense module.
+
+In memory there is that module, with the zeros in its weight, and the mask, which holds them while it is trained. A
+state dict has `values` and `bits` in place of the weight, whatever asks for it: saving, Trainer, a hash of the model.
+A shell has those two as parameters, for transformers to fill, and becomes the plain module by `unpack`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from laconic.errors import UserError
+from laconic.formats.base import Format
+from laconic.numerics.combinations import follows, index_bits, ranks, unranked
+from laconic.numerics.packing import pack, pack_mask, packed_nbytes, unpack, unpack_mask
+
+VALUES = "values"
+BITS = "bits"
+
+
+class Masked(Format):
+    """Ŵ ∘ M of shape (out, in). `mask` is True where a weight is kept; None as long as the layer is packed.
+
+    pattern: (N, M) where exactly N of every M consecutive inputs are kept; then the index of each group's combination
+             is stored instead of one bit per weight.
+    """
+
+    readers = ()
+    whole = True
+    child: ClassVar[str]
+    """The plain module that is computed with; its weight is not stored as such."""
+    mask: Tensor | None
+    values: nn.Parameter | None
+    bits: nn.Parameter | None
+
+    def __init__(self, shape: tuple[int, int], kept: int, pattern: Sequence[int] | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.kept, self.pattern = kept, None if pattern is None else (pattern[0], pattern[1])
+        self.register_buffer("mask", None, persistent=False)
+        self.values = nn.Parameter(torch.empty(kept))
+        self.bits = nn.Parameter(torch.empty(self._index_nbytes, dtype=torch.uint8), requires_grad=False)
+        self.register_load_state_dict_pre_hook(_accept)
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """(out, in) view of the weight of the plain module."""
+
+    @abstractmethod
+    def hold(self, weight: Tensor, trainable: bool) -> None:
+        """Make the plain module, with a weight that is (out, in)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    @property
+    def packed(self) -> bool:
+        """Whether this is still as a file has it, and cannot be computed with."""
+        return self.mask is None
+
+    @property
+    def support(self) -> Bool[Tensor, "out in"] | None:
+        return self.mask
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        return self.matrix()
+
+    def nbytes(self) -> int:
+        stored = self.matrix() if self.values is None else self.values
+        return self.kept * stored.element_size() + self._index_nbytes
+
+    def fill(self, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], trainable: bool = True) -> None:
+        """Become the plain module that has `weight` where `mask` is True, and zero elsewhere."""
+        self.values = self.bits = None
+        self.mask, self.kept = mask, int(mask.count_nonzero())
+        self.hold(torch.where(mask, weight, 0), trainable)
+
+    def unpack(self) -> None:
+        """Become the plain module, once the tensors of a shell have been filled; done already is left as it is.
+
+        Raises:
+            UserError: there are more or fewer values than the mask keeps.
+        """
+        if self.values is None or self.bits is None:
+            return
+        mask, trainable = self._mask_of(self.bits.detach()), self.values.requires_grad
+        if int(mask.count_nonzero()) != len(self.values):
+            raise UserError(
+                f"A pruned layer of {self.out_features} x {self.in_features} keeps {int(mask.count_nonzero())} weights "
+                f"by its mask, but {len(self.values)} are stored: the file is damaged; save the model again."
+            )
+        self.fill(_scattered(self.values.detach(), mask), mask, trainable)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As torch's, with the packed tensors in place of the weight."""
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        weight = state.pop(f"{prefix}{self.child}.weight", None)
+        if weight is not None and self.mask is not None:
+            state[prefix + VALUES] = self._oriented(weight)[self.mask]
+            state[prefix + BITS] = self._bits_of(self.mask)
+        return state
+
+    def accept(self, state_dict: Any, prefix: str, errors: list[str]) -> None:
+        """Unpack what a state dict holds for this layer, so that torch finds a weight there."""
+        values, bits = state_dict.pop(prefix + VALUES, None), state_dict.pop(prefix + BITS, None)
+        if values is None or bits is None:
+            return
+        error = self._take(values, bits)
+        if error is None:
+            state_dict[f"{prefix}{self.child}.weight"] = self._oriented(_scattered(values, self.mask))
+        else:
+            errors.append(f"{prefix[:-1]}: {error}")
+
+    def _take(self, values: Tensor, bits: Tensor) -> str | None:
+        """Get ready for a weight of the `values` that `bits` keeps; what is wrong with them, if anything is."""
+        if len(bits) != self._index_nbytes:
+            return f"a mask of {self._index_nbytes} bytes is wanted, {len(bits)} are there"
+        mask = self._mask_of(bits)
+        if int(mask.count_nonzero()) != len(values):
+            return f"the mask keeps {int(mask.count_nonzero())} weights, {len(values)} values are there"
+        if self.values is not None:
+            like = self.values
+            mask = mask.to(like.device)
+            self.fill(torch.empty(self.shape, dtype=like.dtype, device=like.device), mask, like.requires_grad)
+        elif self.mask is not None:
+            self.mask, self.kept = mask.to(self.mask.device), len(values)
+        return None
+
+    @property
+    def _index_nbytes(self) -> int:
+        if self.pattern is None:
+            return packed_nbytes(self.out_features * self.in_features, 1)
+        return packed_nbytes(self.out_features * self.in_features // self.pattern[1], index_bits(self.pattern))
+
+    def _bits_of(self, mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, " bytes"]:
+        if self.pattern is None:
+            return pack_mask(mask)
+        return pack(ranks(mask.view(-1, self.pattern[1])), index_bits(self.pattern))
+
+    def _mask_of(self, bits: Tensor) -> Bool[Tensor, "out in"]:
+        # transformers may have cast it with the weights beside it, to a dtype that holds every byte.
+        stream = bits.to(torch.uint8)
+        if self.pattern is None:
+            return unpack_mask(stream, self.shape)
+        groups = self.out_features * self.in_features // self.pattern[1]
+        return unranked(unpack(stream, index_bits(self.pattern), groups), self.pattern).view(self.shape)
+
+    def _oriented(self, weight: Tensor) -> Tensor:
+        """The weight of the plain module as (out, in), and the other way round."""
+        return weight
+
+    def masked_spec(self) -> dict[str, Any]:
+        """What every kind says of itself."""
+        pattern = {} if self.pattern is None else {"pattern": list(self.pattern)}
+        return {"out_features": self.out_features, "in_features": self.in_features, "kept": self.kept, **pattern}
+
+
+def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None) -> tuple[int, int] | None:
+    """`pattern`, where `mask` follows it exactly, as it does not where a group had zeros before."""
+    return pattern if pattern is not None and follows(mask, pattern) else None
+
+
+def _accept(layer: Masked, state_dict: Any, prefix: str, *about: Any) -> None:
+    # The last of what torch passes on is the list of what it raises in the end.
+    layer.accept(state_dict, prefix, about[-1])
+
+
+def _scattered(values: Tensor, mask: Tensor | None) -> Tensor:
+    assert mask is not None
+    weight = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    weight[mask.to(values.device)] = values
+    return weight
