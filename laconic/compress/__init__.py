@@ -1,8 +1,9 @@
 """Steps that shrink a model."""
 
 from laconic.compress.heads import ShrinkHeads
-from laconic.compress.matrices import Allocation, Compress
+from laconic.compress.matrices import Compress
 from laconic.compress.step import Outcome, Step
+from laconic.compress.ways import Allocation
 
 STEPS: tuple[type[Step], ...] = (Compress, ShrinkHeads)
 

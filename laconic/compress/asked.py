@@ -1,7 +1,7 @@
-"""What may be asked for together: ways to share a budget, what it counts, and how large the error may be."""
+"""What a step asks for about sizes, and what of it goes together whatever the way to allocate."""
 
 from collections.abc import Mapping
-from math import inf
+from dataclasses import dataclass
 
 from laconic.allocate import Currency
 from laconic.calibrate import GradientStatistic, Statistic
@@ -10,43 +10,42 @@ from laconic.errors import UserError, must_be
 from laconic.methods import Method
 
 
-def check_latency(currency: Currency, allocate: str, keep: float | Mapping[str, float] | None) -> None:
-    """Raise UserError where a budget of time cannot be shared out as asked."""
-    if currency != "latency" or keep is None:
-        return
-    if isinstance(keep, Mapping):
-        raise must_be("keep", "one number where currency is latency, which is that of the whole model", dict(keep))
-    if allocate != "spectrum":
-        raise must_be("allocate", "spectrum where currency is latency", allocate)
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a step says about sizes; the fields are those of `Compress`. walks: the matrices are solved on a walk."""
+
+    method: Method
+    keep: float | Mapping[str, float] | None
+    currency: Currency
+    error: float | None
+    workload: Workload
+    walks: bool
 
 
-def check_error(allocate: str, error: float | None, keep: object, method: Method, walks: bool) -> None:
-    """Raise UserError unless an error is given where, and only where, sizes are searched by it."""
-    if allocate != "threshold":
-        if error is not None:
-            raise must_be("error", "left out unless allocate is threshold", error)
-        return
-    if error is None:
-        raise UserError("allocate: threshold needs error in a recipe's step: the nats that it allows, like 0.01.")
-    if not 0 < error < inf:
-        raise must_be("error", "in (0, ∞)", error)
-    if keep is not None:
-        raise must_be("keep", "left out where allocate is threshold, which takes error", keep)
-    if method.has_size:
-        raise UserError(f"allocate: threshold finds the sizes, so '{method.name}' must be given without one.")
-    if walks:
-        raise UserError(
-            "sequential and anchored must be left out where allocate is threshold, which measures what it puts in "
-            "place; the plan that it finds can be used with them."
+def check_size(asked: Asked) -> None:
+    """Raise UserError unless the size is given once: by `keep`, or by the method."""
+    name = asked.method.name
+    if asked.keep is None and not asked.method.has_size:
+        raise UserError(f"The method '{name}' needs a size: give keep, or a size of its own like rank.")
+    if asked.keep is not None and asked.method.has_size:
+        raise UserError(f"The method '{name}' says its own size, so keep must be left out; got {asked.keep}.")
+
+
+def check_unused(asked: Asked) -> None:
+    """Raise UserError where an error, a currency or a workload is given that would change nothing."""
+    if asked.error is not None:
+        raise must_be("error", "left out unless allocate is threshold", asked.error)
+    if asked.currency != "bytes":
+        raise must_be("currency", "left out unless allocate is spectrum", asked.currency)
+    check_workload(asked)
+
+
+def check_workload(asked: Asked) -> None:
+    """Raise UserError where a workload is given though no time counts."""
+    if asked.workload != USUAL:
+        raise must_be(
+            "workload", "left out unless time counts: currency latency, or allocate threshold", asked.workload
         )
-
-
-def check_used(currency: Currency, allocate: str, workload: Workload) -> None:
-    """Raise UserError where something is asked for that would change nothing."""
-    if currency != "bytes" and allocate != "spectrum":
-        raise must_be("currency", "left out unless allocate is spectrum", currency)
-    if workload != USUAL and currency != "latency" and allocate != "threshold":
-        raise must_be("workload", "left out unless time counts: currency latency, or allocate threshold", workload)
 
 
 def check_refresh(refresh: int | None, walks: bool, needs: frozenset[type[Statistic]]) -> None:

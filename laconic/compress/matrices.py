@@ -3,31 +3,29 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from laconic.allocate import Currency, Plan, site_names
 from laconic.cache import cache_limit
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
-from laconic.calibrate.profile import USUAL, Workload, profile
+from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import shelf
-from laconic.compress.asked import check_error, check_latency, check_refresh, check_used
-from laconic.compress.latency import Timed
-from laconic.compress.planning import every_unit, poured, shared_out, split_by_group, units_of
-from laconic.compress.pricing import Counted
+from laconic.compress.asked import Asked, check_refresh
+from laconic.compress.planning import split_by_group, units_of
+from laconic.compress.pricing import every_unit
 from laconic.compress.problems import on_a_walk, problems_of, with_known
 from laconic.compress.put import carried_out
-from laconic.compress.search import allotted, searched
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families, planned_families
+from laconic.compress.ways import WAYS, Allocation, Job, Planned, Way
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
 from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
-Allocation = Literal["uniform", "spectrum", "threshold"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +65,7 @@ class Compress(Step):
 
     def __post_init__(self) -> None:
         if self.plan is None:
-            check_error(self.allocate, self.error, self.keep, self.method, self._walks)
-            check_latency(self.currency, self.allocate, self.keep)
-            check_used(self.currency, self.allocate, self.workload)
-        if self.plan is None and self.keep is None and not self.method.has_size and not self._searches:
-            raise UserError(f"The method '{self.method.name}' needs a size: give keep, or a size of its own like rank.")
-        if self.plan is None and self.keep is not None and self.method.has_size:
-            raise UserError(
-                f"The method '{self.method.name}' says its own size, so keep must be left out; got {self.keep}."
-            )
+            self._way.check(self._asked)
         for keep in self.keep.values() if isinstance(self.keep, dict) else (self.keep,):
             if keep is not None and not 0 < keep <= 1:
                 raise must_be("keep", "in (0, 1]", keep)
@@ -89,20 +79,36 @@ class Compress(Step):
         return statistics_for(self._methods, self._predicts) | (frozenset({Gram}) if self.anchored else frozenset())
 
     @property
+    def needs_data(self) -> bool:
+        return bool(self.needs) or (self.plan is None and self._way.runs_the_model(self._asked))
+
+    @property
     def _methods(self) -> tuple[Method, ...]:
         return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
 
     @property
-    def needs_data(self) -> bool:
-        return bool(self.needs) or self._searches
+    def _way(self) -> Way:
+        return WAYS[self.allocate]
 
     @property
-    def _searches(self) -> bool:
-        return self.allocate == "threshold" and self.plan is None
+    def _asked(self) -> Asked:
+        return Asked(
+            method=self.method,
+            keep=self.keep,
+            currency=self.currency,
+            error=self.error,
+            workload=self.workload,
+            walks=self._walks,
+        )
 
     @property
     def _predicts(self) -> bool:
-        return self.allocate == "spectrum" and self.keep is not None and self.plan is None
+        return self.plan is None and self._way.predicts(self._asked)
+
+    @property
+    def _surveys(self) -> bool:
+        """True where the plan rests on statistics, which a walk would measure too late."""
+        return self.plan is None and self._way.looks_at_matrices(self._asked)
 
     @property
     def _walks(self) -> bool:
@@ -127,8 +133,8 @@ class Compress(Step):
         if data is None or not self.needs:
             return self.solve(lm, {}, data)
         if self._walks:
-            # A walk measures for itself; only a prediction of losses must come before it.
-            return self.solve(lm, survey(lm, data, self.needs, self.sites(lm)) if self._predicts else {}, data)
+            # A walk measures for itself; only what the plan rests on must come before it.
+            return self.solve(lm, survey(lm, data, self.needs, self.sites(lm)) if self._surveys else {}, data)
         of = self._families(lm)
         units = every_unit(of) if self._predicts else [unit for family in of for unit in family[-1]]
         key = shelf.key_of(lm, data, self._question(units))
@@ -173,7 +179,8 @@ class Compress(Step):
         data: Calibration | None,
     ) -> Outcome:
         sites = self.sites(lm)
-        plan, predicted = self._plan(lm, of, problems, data)
+        job = Job(asked=self._asked, lm=lm, families=of, problems=problems, data=data)
+        plan, predicted = self._way.plan(job) if self.plan is None else Planned(dict(self.plan))
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
         return carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
 
@@ -182,38 +189,6 @@ class Compress(Step):
         if self.plan is None:
             return families(sites, self.share_inputs)
         return planned_families(self.plan, sites)
-
-    def _plan(
-        self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
-    ) -> tuple[Plan, float | None]:
-        if self.plan is not None:
-            return dict(self.plan), None
-        if self._searches:
-            return self._search(lm, [unit for family in of for unit in family[-1]], problems, data), None
-        if self.keep is None:
-            return {unit.name: self.method for family in of for unit in family[-1]}, None
-        plan: Plan = {}
-        predicted = 0.0
-        track = data.track if data is not None else silent
-        for keep, group in split_by_group(self.keep, of):
-            if self.allocate == "uniform":
-                plan |= shared_out(self.method, group, keep)
-                continue
-            in_time = self.currency == "latency"
-            pricing = Timed(lm, self.workload, track) if in_time else Counted(self.currency)
-            chosen, loss = poured(self.method, group, problems, keep, pricing, track)
-            plan |= chosen
-            predicted += loss
-        return plan, predicted if self.allocate == "spectrum" else None
-
-    def _search(
-        self, lm: LanguageModel, units: Sequence[Unit], problems: Mapping[str, Problem], data: Calibration | None
-    ) -> Plan:
-        if data is None:
-            raise UserError("allocate: threshold needs calibration data, on which the error is measured.")
-        assert self.error is not None
-        times = profile(lm, [site for unit in units for site in unit.sites], self.workload, data.track)
-        return searched(lm, self.method, units, problems, allotted(self.error, units, times), data)
 
     def _in_order(
         self,
@@ -225,6 +200,6 @@ class Compress(Step):
     ) -> Iterable[tuple[Unit, Problem]]:
         if self._walks and data is not None:
             course = Course(anchored=self.anchored, refresh=self.refresh)
-            return on_a_walk(lm, data, units, self.needs, course, known if self._predicts else None)
+            return on_a_walk(lm, data, units, self.needs, course, known if self._surveys else None)
         track = data.track if data is not None else silent
         return ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))

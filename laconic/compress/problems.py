@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from laconic.calibrate import Calibration, Course, Known, Problem, Statistic, stack, walk
-from laconic.compress.planning import every_unit
+from laconic.compress.pricing import every_unit
 from laconic.compress.units import Family, Unit
 from laconic.model import LanguageModel
 

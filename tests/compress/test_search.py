@@ -7,10 +7,11 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.profile import Profile, Use
-from laconic.compress import Compress, matrices
+from laconic.compress import Compress
 from laconic.compress import search as searching
 from laconic.compress.search import GRID, allotted
 from laconic.compress.units import families
+from laconic.compress.ways import threshold
 from laconic.errors import UserError
 from laconic.methods import METHODS, Drone, KfacSvd, Method, Svd
 from laconic.model import LanguageModel, divergence, predict
@@ -24,7 +25,7 @@ ERROR = 1e-3
 def same_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every matrix takes as long as any other."""
     monkeypatch.setattr(
-        matrices, "profile", lambda lm, sites, *_: Profile(1.0, {site.name: Use((1,), 0.01) for site in sites})
+        threshold, "profile", lambda lm, sites, *_: Profile(1.0, {site.name: Use((1,), 0.01) for site in sites})
     )
 
 
@@ -93,7 +94,7 @@ def test_slow_modules_may_err_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(parts.values()) == pytest.approx(ERROR)
     assert parts[slow] == pytest.approx(500 * parts[units[0].name])
     even = search(Svd(multiple=1)).apply(twin(lm), data).after[slow]
-    monkeypatch.setattr(matrices, "profile", lambda *_: Profile(1.0, uses))
+    monkeypatch.setattr(threshold, "profile", lambda *_: Profile(1.0, uses))
     assert search(Svd(multiple=1)).apply(twin(lm), data).after[slow] < even
     nothing = allotted(ERROR, units, Profile(1.0, dict.fromkeys(uses, Use((), 0.0))))
     assert set(nothing.values()) == {ERROR / len(units)}

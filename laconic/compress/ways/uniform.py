@@ -1,0 +1,30 @@
+"""Every matrix the same: the size that the method says, or the same fraction of its bytes."""
+
+from laconic.allocate import Plan, uniform
+from laconic.compress.asked import Asked, check_size, check_unused
+from laconic.compress.planning import split_by_group
+from laconic.compress.ways.way import Job, Planned, Way
+from laconic.errors import must_be
+
+
+class Uniform(Way):
+    def check(self, asked: Asked) -> None:
+        if asked.currency == "latency" and asked.keep is not None:
+            raise must_be("allocate", "spectrum where currency is latency", "uniform")
+        check_unused(asked)
+        check_size(asked)
+
+    def plan(self, job: Job) -> Planned:
+        return Planned(same_everywhere(job))
+
+
+def same_everywhere(job: Job) -> Plan:
+    """The method itself for every unit, or set to `keep` of the bytes of each."""
+    method, keep = job.asked.method, job.asked.keep
+    if keep is None:
+        return {unit.name: method for unit in job.units}
+    plan: Plan = {}
+    for fraction, group in split_by_group(keep, job.families):
+        units = [unit for family in group for unit in family[-1]]
+        plan |= uniform(method, {unit.name: unit.shape for unit in units}, fraction)
+    return plan
