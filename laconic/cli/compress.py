@@ -14,7 +14,8 @@ def compress(
     model: ModelArgument,
     output: OutputOption,
     method: Annotated[
-        list[str], typer.Option(metavar="NAME[:param=value,…]", help="See `laconic methods`; several run in order.")
+        list[str],
+        typer.Option(metavar="NAME[:param=value,…]", help="See `laconic methods`; several run in order."),
     ],
     keep: Annotated[
         str | None, typer.Option(metavar="FRACTION", help="Of the targeted bytes; or attention=0.5,ffn=0.3.")
@@ -36,15 +37,15 @@ def compress(
     json: JsonOption = False,
 ) -> None:
     """Compress MODEL into the folder OUT."""
-    from laconic.methods.spelling import method_from
     from laconic.model import DEFAULT_TARGETS
     from laconic.recipe import recipe_from, run, write_recipe
     from laconic.recipe.flow import steps_of
+    from laconic.recipe.parse import method_or_step
     from laconic.recipe.write import spell_step
 
     check_device(device)
-    methods = [method_from(one, "--method") for one in method]
-    steps = steps_of(methods, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)
+    lines = [method_or_step(one, "--method") for one in method]
+    steps = steps_of(lines, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
     # By way of the words that it prints, so that the recipe is what really runs.

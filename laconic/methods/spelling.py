@@ -24,7 +24,7 @@ def method_from(value: object, place: str) -> Method:
     Raises:
         UserError: an unknown name or parameter, or a value out of range; the sentence begins with `place`.
     """
-    name, parameters = _split(value, place)
+    name, parameters = named(value, place)
     if name not in _BY_NAME:
         raise unknown("method", name, _BY_NAME)
     kind = _BY_NAME[name]
@@ -45,7 +45,12 @@ def spell(method: Method) -> dict[str, dict[str, Any]]:
     return {method.name: changed}
 
 
-def _split(value: object, place: str) -> tuple[str, dict[str, Any]]:
+def named(value: object, place: str) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters that `value` spells, whatever they are of.
+
+    Raises:
+        UserError: it is no name with parameters; the sentence begins with `place`.
+    """
     if isinstance(value, str):
         name, _, rest = value.partition(":")
         return name.strip(), _parameters(rest, place)

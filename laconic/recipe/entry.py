@@ -7,14 +7,14 @@ from dataclasses import replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.calibrate.corpus import Corpus, Example, read
-from laconic.compress import Allocation
+from laconic.compress import Allocation, Step
 from laconic.errors import UserError
 from laconic.methods import Method
-from laconic.methods.spelling import method_from
 from laconic.model import DEFAULT_TARGETS, LanguageModel, load
 from laconic.model.loading import tokenizers
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Sampling, apply_steps, steps_of
+from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep
+from laconic.recipe.parse import method_or_step
 from laconic.store import attach
 
 DEFAULT_KEEP = 0.5
@@ -22,7 +22,7 @@ DEFAULT_KEEP = 0.5
 
 def compress(
     model: PreTrainedModel | str,
-    method: Method | str | Sequence[Method | str] = "kfac-svd",
+    method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
     keep: float | Mapping[str, float] | None = None,
     *,
     data: str | Sequence[str] | None = None,
@@ -38,7 +38,8 @@ def compress(
 
     Args:
         model: a loaded model, or a folder or hub name, which is loaded in the dtype it is stored in.
-        method: one, or several that run in order; `"svd"`, `"svd:rank=64"` or an object of `laconic.methods`.
+        method: one, or several that run in order; `"svd"`, `"svd:rank=64"` or an object of `laconic.methods`; or a
+            step, `"shrink-heads:keep=0.75"` or an object of `laconic.compress`.
         keep: fraction of the targeted bytes kept, or one for each group; a half where the method says no size itself.
         data: source of calibration texts, as on the command line, or the texts themselves.
         allocate: `uniform` or `spectrum`.
@@ -50,11 +51,11 @@ def compress(
     Raises:
         UserError: an argument that cannot be, or a model or source that is not there.
     """
-    several = [method] if isinstance(method, (str, Method)) else method
-    methods = [one if isinstance(one, Method) else method_from(one, "method") for one in several]
-    if keep is None and not all(one.has_size for one in methods):
+    several = [method] if isinstance(method, (str, Method, Step)) else method
+    lines = [method_or_step(one, "method") if isinstance(one, str) else one for one in several]
+    if keep is None and any(takes_keep(line) for line in lines):
         keep = DEFAULT_KEEP
-    steps = steps_of(methods, keep, allocate, (targets,) if isinstance(targets, str) else tuple(targets))
+    steps = steps_of(lines, keep, allocate, (targets,) if isinstance(targets, str) else tuple(targets))
     if data is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length)

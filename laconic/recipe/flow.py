@@ -59,9 +59,12 @@ class Sampling:
 
 
 def steps_of(
-    methods: Sequence[Method], keep: float | Mapping[str, float] | None, allocate: str, targets: tuple[str, ...]
-) -> tuple[Compress, ...]:
-    """One step for each method; those that say their own size take no `keep`.
+    lines: Sequence[Method | Step],
+    keep: float | Mapping[str, float] | None,
+    allocate: str,
+    targets: tuple[str, ...],
+) -> tuple[Step, ...]:
+    """The steps among `lines`, and one step for each method; those that say their own size take no `keep`.
 
     Raises:
         UserError: a method lacks a size, or `keep` serves none of them, or a value is out of range.
@@ -69,13 +72,20 @@ def steps_of(
     shared = ALLOCATIONS.get(allocate)
     if shared is None:
         raise must_be("allocate", f"one of {', '.join(ALLOCATIONS)}", allocate)
-    if keep is not None and all(method.has_size for method in methods):
-        raise UserError(f"keep must be left out, because '{methods[0].name}' says its own size; got {keep}.")
+    if keep is not None and not any(takes_keep(line) for line in lines):
+        raise UserError(f"keep must be left out, because '{lines[0].name}' says its own size; got {keep}.")
     kept = dict(keep) if isinstance(keep, Mapping) else keep
     return tuple(
-        Compress(method=method, keep=None if method.has_size else kept, allocate=shared, targets=targets)
-        for method in methods
+        line
+        if isinstance(line, Step)
+        else Compress(method=line, keep=kept if takes_keep(line) else None, allocate=shared, targets=targets)
+        for line in lines
     )
+
+
+def takes_keep(line: Method | Step) -> bool:
+    """Whether the one `keep` beside the lines is for this one: a step has a size of its own."""
+    return isinstance(line, Method) and not line.has_size
 
 
 def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> Changes:

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from laconic.allocate import Plan, plan_from, read_plan
 from laconic.compress import STEPS, Step
 from laconic.errors import UserError, must_be, unknown
-from laconic.methods import Method
+from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, sentence
-from laconic.methods.spelling import method_from
+from laconic.methods.spelling import method_from, named
 from laconic.recipe.schema import Evaluation, Recipe
 
 ROOT = "recipe"
@@ -54,6 +54,22 @@ def recipe_from(spelled: Mapping[str, Any]) -> Recipe:
     if "steps" in values:
         values["steps"] = _steps(values["steps"])
     return _build(Recipe, values, ROOT)
+
+
+def method_or_step(value: object, place: str) -> Method | Step:
+    """What the command line's `--method` names: a method of one matrix, or a step such as `shrink-heads:keep=0.75`.
+
+    Raises:
+        UserError: an unknown name or parameter, or a value out of range; the sentence begins with `place`.
+    """
+    name, parameters = named(value, place)
+    steps = {step.name: step for step in STEPS}
+    if name in steps:
+        return _build(steps[name], parameters, f"{place}.{name}")
+    methods = [method.name for method in METHODS]
+    if name not in methods:
+        raise unknown("method", name, [*methods, *steps])
+    return method_from(value, place)
 
 
 def _steps(spelled: object) -> tuple[Step, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from laconic.cli.main import status
@@ -58,6 +59,16 @@ def test_compress_prints_a_recipe_that_run_takes(capsys: Output, tiny_model: Pat
     assert planned["sites"] == {"bert.encoder.layer.0.intermediate.dense": {"svd": {"rank": 2}}}
 
 
+def test_steps_are_named_as_methods_are(capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    made = said(capsys, "compress", tiny_model, "--method", "shrink-heads:size=5,multiple=1",
+                "--method", "svd:multiple=1", "--keep", 0.5, "--data", texts, "--samples", 6, "-o",
+                tmp_path / "one")  # fmt: skip
+    assert made["bytes"] < 0.5 * made["dense_bytes"]
+    steps = yaml.safe_load((tmp_path / "one" / "recipe.yaml").read_text())["steps"]
+    assert [next(iter(step)) for step in steps] == ["shrink-heads", "compress"]
+    assert steps[0]["shrink-heads"] == {"size": 5, "multiple": 1}
+
+
 def test_methods_lists_all_of_them(capsys: Output) -> None:
     listed = said(capsys, "methods")["methods"]
     assert {method["name"] for method in listed} >= {"svd", "fwsvd", "drone", "kfac-svd"}
@@ -73,6 +84,13 @@ SVD = ("--method", "svd", "--keep", "0.5")
     [
         (("nowhere/at/all", *SVD), "no model folder 'nowhere/at/all'"),
         (("MODEL", "--method", "svdd", "--keep", "0.5"), "no method 'svdd': did you mean 'svd'?"),
+        (("MODEL", "--method", "shrink-heads:sice=4"), "--method.shrink-heads: There is no key 'sice': did you mean"),
+        (("MODEL", "--method", "shrink-heads:keep=2"), "--method.shrink-heads.keep must be in (0, 1]; got 2."),
+        (("MODEL", "--method", "shrink-head:size=4"), "no method 'shrink-head': did you mean 'shrink-heads'?"),
+        (
+            ("MODEL", "--method", "shrink-heads:size=4", "--keep", "0.5"),
+            "keep must be left out, because 'shrink-heads'",
+        ),
         (("MODEL", "--method", "svd", "--keep", "0"), "--keep must be in (0, 1]; got 0.0."),
         (("MODEL", "--method", "svd", "--keep", "1.5"), "--keep must be in (0, 1]; got 1.5."),
         (("MODEL", "--method", "svd", "--keep", "half"), "--keep must be a number in (0, 1]; got 'half'."),
