@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
-from laconic.model.anatomy import ANATOMIES, Anatomy, Plain, Stack, Table, entry_of
+from laconic.model.anatomy import ANATOMIES, Anatomy, Depth, Plain, Stack, Table, entry_of
 from laconic.model.roles import Group, Reads
 
 
@@ -60,7 +60,9 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
         for name, blocks in lists:
             if longest is not None and type(blocks[0]) is type(longest[0]):
                 plain = tuple(Plain(path=path, group=_group(path)) for path in _linears(blocks))
-                yield Stack(blocks=f"{prefix}{name}", plain=plain, reads=reads)
+                # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen.
+                depth = None if model.config.is_encoder_decoder else Depth(lists=("layer_types", "mlp_layer_types"))
+                yield Stack(blocks=f"{prefix}{name}", plain=plain, reads=reads, depth=depth)
 
 
 def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, Reads]]:

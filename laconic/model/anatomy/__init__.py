@@ -3,7 +3,7 @@
 from laconic.model.anatomy.decoders import GPT2, GPT_NEO, GPT_NEOX, LLAMA, OPT, PHI
 from laconic.model.anatomy.encoder_decoders import BART, LED, T5
 from laconic.model.anatomy.encoders import ALBERT, BERT, DEBERTA, DEBERTA_V2, DISTILBERT, LONGFORMER, MODERNBERT
-from laconic.model.anatomy.parts import Anatomy, Attention, FeedForward, Heads, Plain, Stack, Table
+from laconic.model.anatomy.parts import Anatomy, Attention, BiasTable, Depth, FeedForward, Heads, Plain, Stack, Table
 
 ANATOMIES: tuple[Anatomy, ...] = (
     BERT,
@@ -34,6 +34,8 @@ __all__ = [
     "ANATOMIES",
     "Anatomy",
     "Attention",
+    "BiasTable",
+    "Depth",
     "FeedForward",
     "Heads",
     "Plain",

@@ -1,6 +1,6 @@
 """Where the linears of the decoders are."""
 
-from laconic.model.anatomy.parts import Anatomy, Attention, FeedForward, Heads, Stack, Table
+from laconic.model.anatomy.parts import Anatomy, Attention, Depth, FeedForward, Heads, Stack, Table
 
 GPT2 = Anatomy(
     model_types=("gpt2",),
@@ -13,6 +13,7 @@ GPT2 = Anatomy(
                 heads=Heads(module="attn", count="num_heads", size="head_dim", width="split_size"),
             ),
             feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj"),),
+            depth=Depth(scaled="scale_attn_by_inverse_layer_idx"),
         ),
     ),
     embeddings=(Table("wte"),),
@@ -31,6 +32,7 @@ GPT_NEO = Anatomy(
                 heads=Heads(module="attn.attention", count="num_heads", size="head_dim"),
             ),
             feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj"),),
+            depth=Depth(lists=("attention_layers",), repeated="attention_types"),
         ),
     ),
     embeddings=(Table("wte"),),
@@ -62,6 +64,8 @@ OPT = Anatomy(
                 heads=Heads(module="self_attn", count="num_heads", size="head_dim"),
             ),
             feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            # Where its norms come after the sublayers; else it is one inside.
+            depth=Depth(closing="final_layer_norm"),
         ),
     ),
     embeddings=(Table("decoder.embed_tokens"),),
@@ -76,6 +80,8 @@ LLAMA = Anatomy(
                 query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", output="self_attn.o_proj"
             ),
             feed_forward=(FeedForward(inner=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),),
+            # Gemma 2 and 3; elsewhere the second is missing.
+            depth=Depth(outer=("post_attention_layernorm", "post_feedforward_layernorm")),
         ),
     ),
     embeddings=(Table("embed_tokens"),),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.parts import Anatomy, Attention, FeedForward, Heads, Stack, Table
+from laconic.model.anatomy.parts import Anatomy, Attention, BiasTable, Depth, FeedForward, Heads, Stack, Table
 from laconic.model.roles import Reads
 
 _TABLES = (
@@ -26,6 +26,10 @@ def _t5_feed_forward(path: str) -> tuple[FeedForward, ...]:
     )
 
 
+_T5_TABLE = BiasTable(
+    module="layer.0.SelfAttention", table="relative_attention_bias", flag="has_relative_attention_bias"
+)
+
 T5 = Anatomy(
     model_types=("t5",),
     stacks=(
@@ -33,6 +37,7 @@ T5 = Anatomy(
             blocks="encoder.block",
             attention=_t5_attention("layer.0.SelfAttention"),
             feed_forward=_t5_feed_forward("layer.1.DenseReluDense"),
+            depth=Depth(bias_table=_T5_TABLE),
         ),
         Stack(
             blocks="decoder.block",
@@ -40,6 +45,7 @@ T5 = Anatomy(
             cross_attention=_t5_attention("layer.1.EncDecAttention"),
             feed_forward=_t5_feed_forward("layer.2.DenseReluDense"),
             reads=Reads.TARGET,
+            depth=Depth(count="num_decoder_layers", own_count="num_layers", bias_table=_T5_TABLE),
         ),
     ),
     embeddings=_TABLES,
@@ -63,6 +69,7 @@ BART = Anatomy(
             blocks="encoder.layers",
             attention=_bart_attention("self_attn"),
             feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            depth=Depth(count="encoder_layers", closing="final_layer_norm", entry="encoder.layernorm_embedding"),
         ),
         Stack(
             blocks="decoder.layers",
@@ -70,6 +77,7 @@ BART = Anatomy(
             cross_attention=_bart_attention("encoder_attn"),
             feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
             reads=Reads.TARGET,
+            depth=Depth(count="decoder_layers", closing="final_layer_norm", entry="decoder.layernorm_embedding"),
         ),
     ),
     embeddings=_TABLES,
@@ -95,6 +103,12 @@ LED = Anatomy(
                 tokens_first=True,
             ),
             feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            depth=Depth(
+                count="encoder_layers",
+                lists=("attention_window",),
+                closing="final_layer_norm",
+                entry="encoder.layernorm_embedding",
+            ),
         ),
         replace(
             _BART_DECODER,

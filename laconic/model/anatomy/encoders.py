@@ -1,9 +1,12 @@
 """Where the linears of the encoders are."""
 
-from laconic.model.anatomy.parts import Anatomy, Attention, FeedForward, Heads, Stack, Table
+from dataclasses import replace
+
+from laconic.model.anatomy.parts import Anatomy, Attention, Depth, FeedForward, Heads, Stack, Table
 
 _WORDS = (Table("embeddings.word_embeddings"),)
 _FEED_FORWARD = (FeedForward(inner=("intermediate.dense",), output="output.dense"),)
+_DEPTH = Depth(closing="output.LayerNorm", entry="embeddings.LayerNorm")
 
 BERT = Anatomy(
     model_types=("bert", "roberta", "electra"),
@@ -23,6 +26,7 @@ BERT = Anatomy(
                 ),
             ),
             feed_forward=_FEED_FORWARD,
+            depth=_DEPTH,
         ),
     ),
     embeddings=_WORDS,
@@ -41,6 +45,7 @@ DISTILBERT = Anatomy(
                 heads=Heads(module="attention", count="n_heads", size="attention_head_size"),
             ),
             feed_forward=(FeedForward(inner=("ffn.lin1",), output="ffn.lin2"),),
+            depth=Depth(holder="n_layers", closing="output_layer_norm", entry="embeddings.LayerNorm"),
         ),
     ),
     embeddings=_WORDS,
@@ -62,6 +67,7 @@ ALBERT = Anatomy(
                 ),
             ),
             feed_forward=(FeedForward(inner=("ffn",), output="ffn_output"),),
+            depth=Depth(visited="num_hidden_groups"),
         ),
     ),
     embeddings=_WORDS,
@@ -81,6 +87,7 @@ DEBERTA = Anatomy(
                 output="attention.output.dense",
             ),
             feed_forward=_FEED_FORWARD,
+            depth=_DEPTH,
         ),
     ),
     embeddings=_WORDS,
@@ -101,6 +108,8 @@ DEBERTA_V2 = Anatomy(
                 output="attention.output.dense",
             ),
             feed_forward=_FEED_FORWARD,
+            # Its convolution reads what enters the first block and what leaves it.
+            depth=replace(_DEPTH, first_stays="encoder.conv"),
         ),
     ),
     embeddings=_WORDS,
@@ -122,6 +131,7 @@ LONGFORMER = Anatomy(
                 tokens_first=True,
             ),
             feed_forward=_FEED_FORWARD,
+            depth=replace(_DEPTH, lists=("attention_window",)),
         ),
     ),
     embeddings=_WORDS,
@@ -135,6 +145,8 @@ MODERNBERT = Anatomy(
             blocks="layers",
             attention=Attention(fused="attn.Wqkv", output="attn.Wo"),
             feed_forward=(FeedForward(inner=("mlp.Wi",), output="mlp.Wo", fused_gate=True),),
+            # The first block alone reads the stream without a norm.
+            depth=Depth(first_stays="", entry="embeddings.norm"),
         ),
     ),
     embeddings=(Table("embeddings.tok_embeddings"),),

@@ -83,6 +83,54 @@ class Plain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BiasTable:
+    """A table of relative positions that the first block holds, and whose result all the others use.
+
+    module: path of the module in a block that holds it.
+    table:  its name there.
+    flag:   the attribute of that module which says that it is there.
+    """
+
+    module: str
+    table: str
+    flag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """What depends on how many blocks a stack has, on where a block stands, and where the stream leaves a block.
+
+    count:       the configuration's name for the number of blocks.
+    own_count:   and that of the configuration which the stack has for itself, where it is another.
+    lists:       the configuration's lists with one entry for each block.
+    repeated:    and its list of [[entries, times]], which the first of `lists` was written out from.
+    holder:      the attribute with the number of blocks of the module that holds them.
+    visited:     the configuration's name for the number of groups, where `count` is how often blocks are called: all of
+                 a group in turn, the groups in equal shares.
+    bias_table:  see `BiasTable`.
+    scaled:      the configuration's flag which makes an attention divide its scores by its place, from 1.
+    first_stays: a module that the first block cannot do without, from the base model, where the model has it; "" where
+                 no other block can ever stand first.
+    closing:     the norm that the whole stream passes last in a block, where there is one.
+    outer:       the norms that what each sublayer adds to the stream passes before, where there are such.
+    entry:       the norm that the stream passes last before the first block, from the base model.
+    """
+
+    count: str = "num_hidden_layers"
+    own_count: str | None = None
+    lists: tuple[str, ...] = ("layer_types",)
+    repeated: str | None = None
+    holder: str | None = None
+    visited: str | None = None
+    bias_table: BiasTable | None = None
+    scaled: str | None = None
+    first_stays: str | None = None
+    closing: str | None = None
+    outer: tuple[str, ...] = ()
+    entry: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stack:
     """A `ModuleList` of equal blocks.
 
@@ -90,6 +138,7 @@ class Stack:
     reads:    whose tokens pass.
     parallel: the feed-forward reads what the attention reads.
     plain:    linears whose part in the block is not known.
+    depth:    what has to be put right where blocks go; None where that is not known.
     """
 
     blocks: str
@@ -99,6 +148,7 @@ class Stack:
     reads: Reads = Reads.SOURCE
     parallel: bool = False
     plain: tuple[Plain, ...] = ()
+    depth: Depth | None = Depth()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""Blocks taken out of a model for real: fewer modules, and a configuration that its class makes the same model of.
+
+What depends on a block's place moves with it: the index under which an attention keeps its keys, the entry of a block
+in lists of the configuration, T5's table of relative positions, the scale that a GPT-2 may have by its place.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.model.anatomy import BiasTable, Depth
+from laconic.model.layers import Layers, check_droppable, configurations, kept_groups
+from laconic.model.lm import LanguageModel
+from laconic.model.resize import resized
+
+PLACES = ("layer_idx", "layer_id")
+"""What transformers calls the number of its block in a module that needs it."""
+
+
+def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
+    """Take the layers of these numbers out of `layers` of `lm`, in place; what is left is a model of the same class.
+
+    Raises:
+        UserError: there is no such layer, or none would be left, or what is left could not be of the class.
+    """
+    check_droppable(lm, layers, indices)
+    kept = [index for index in range(len(layers)) if index not in indices]
+    if len(kept) == len(layers):
+        return
+    holder = lm.model.get_submodule(layers.list)
+    assert isinstance(holder, nn.ModuleList)
+    if layers.shared:
+        _drop_groups(lm, layers, holder, indices)
+    else:
+        _drop(lm, layers, holder, kept)
+    for config in configurations(lm, layers):
+        _shorten(config, layers.depth, len(layers), kept)
+    if layers.depth.own_count is not None:
+        setattr(configurations(lm, layers)[-1], layers.depth.own_count, len(kept))
+
+
+def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequence[int]) -> None:
+    if layers.depth.bias_table is not None:
+        _move_table(layers.depth.bias_table, holder[0], holder[kept[0]])
+    if layers.depth.scaled is not None and getattr(lm.model.config, layers.depth.scaled):
+        for new, old in enumerate(kept):
+            _rescale(lm, f"{layers.list}.{old}", old + 1, new + 1)
+    for index in reversed(range(len(layers))):
+        if index not in kept:
+            del holder[index]
+    for new, block in enumerate(holder):
+        _renumber(block, new)
+    if layers.depth.holder is not None:
+        parent = lm.model.get_submodule(layers.list.rpartition(".")[0])
+        setattr(parent, layers.depth.holder, len(kept))
+
+
+def _drop_groups(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, indices: Collection[int]) -> None:
+    groups = kept_groups(layers, indices)
+    assert groups is not None and layers.depth.visited is not None
+    for group in reversed(range(len(holder))):
+        if group not in groups:
+            del holder[group]
+    for config in configurations(lm, layers):
+        setattr(config, layers.depth.visited, len(groups))
+
+
+def _renumber(block: nn.Module, place: int) -> None:
+    for module in block.modules():
+        for name in PLACES:
+            # Where nothing is cached by it, it may be None.
+            if isinstance(vars(module).get(name), int):
+                setattr(module, name, place)
+
+
+def _move_table(table: BiasTable, first: nn.Module, new_first: nn.Module) -> None:
+    if first is not new_first:
+        source, target = first.get_submodule(table.module), new_first.get_submodule(table.module)
+        setattr(target, table.table, getattr(source, table.table))
+        setattr(target, table.flag, True)
+
+
+@torch.no_grad()
+def _rescale(lm: LanguageModel, block: str, old: int, new: int) -> None:
+    """The queries of a block multiplied by what its scores are no longer divided by."""
+    attention = lm.model.get_submodule(f"{block}.attn")
+    if old == new:
+        return
+    fused = attention.get_submodule("c_attn")
+    if not isinstance(fused, Conv1D):
+        raise UserError(f"The matrix '{block}.attn.c_attn' is compressed already; blocks must be dropped before that.")
+    queries = fused.nf // 3
+    factor = torch.ones(fused.nf, dtype=torch.float64, device=fused.weight.device)
+    factor[:queries] = new / old
+    # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
+    weight = (fused.weight.T * factor[:, None]).to(lm.dtype).to(fused.weight.dtype)
+    bias = (fused.bias * factor).to(lm.dtype).to(fused.bias.dtype)
+    lm.model.set_submodule(f"{block}.attn.c_attn", resized(fused, weight, bias))
+    attention.scaling = attention.scaling * old / new
+
+
+def _shorten(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:
+    setattr(config, depth.count, len(kept))
+    for name in depth.lists:
+        entries = getattr(config, name, None)
+        if isinstance(entries, list) and len(entries) == count:
+            setattr(config, name, [entries[index] for index in kept])
+    if depth.repeated is not None:
+        setattr(config, depth.repeated, [[getattr(config, depth.lists[0]), 1]])

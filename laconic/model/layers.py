@@ -1,0 +1,146 @@
+"""The layers of a model: what the hidden states pass, stack by stack, one after the other.
+
+A layer is a block, except where blocks are shared (ALBERT): there it is one visit to a group of them.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from laconic.errors import UserError
+from laconic.model.anatomy import Depth, Stack
+from laconic.model.lm import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The layers of one stack.
+
+    name:  `encoder` or `decoder`; of a model with one stack, `blocks`.
+    list:  path of the `ModuleList` that holds the blocks, or the groups of them.
+    paths: of the module that each layer calls, in forward order.
+    """
+
+    name: str
+    stack: Stack
+    depth: Depth
+    list: str
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def shared(self) -> bool:
+        """Whether several layers may call one and the same block."""
+        return self.depth.visited is not None
+
+
+def layers_of(lm: LanguageModel) -> list[Layers]:
+    """Every stack of `lm`, in forward order.
+
+    Raises:
+        UserError: it cannot be seen how the configuration says the number of blocks.
+    """
+    stacks = list(lm.stacks())
+    return [
+        _layers(lm, stack, blocks[0][0], stack.blocks.partition(".")[0] if len(stacks) > 1 else "blocks")
+        for stack, blocks in stacks
+    ]
+
+
+def named(lm: LanguageModel, name: str) -> Layers:
+    """The stack of that name."""
+    return next(layers for layers in layers_of(lm) if layers.name == name)
+
+
+def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Layers:
+    depth, config = stack.depth, lm.model.config
+    if depth is None:
+        raise _unknown(lm)
+    levels = 3 if depth.visited is not None else 1
+    place = first_block.rsplit(".", levels)[0]
+    blocks = [f"{place}.{child}" for child, _ in lm.model.get_submodule(place).named_children()]
+    if depth.visited is not None:
+        count = getattr(config, depth.count)
+        blocks = [blocks[group] for group in visits(count, len(blocks))]
+    if getattr(config, depth.count, None) != len(blocks):
+        raise _unknown(lm)
+    return Layers(name=name, stack=stack, depth=depth, list=place, paths=tuple(blocks))
+
+
+def visits(count: int, groups: int) -> list[int]:
+    """The group that each of `count` layers visits, as ALBERT shares them out."""
+    return [int(layer / (count / groups)) for layer in range(count)]
+
+
+def configurations(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
+    """Those of the model and of its parts that `layers` lie in, outermost first, each once."""
+    parts = [
+        part.config
+        for path, part in lm.model.named_modules()
+        if isinstance(part, PreTrainedModel) and (not path or layers.list.startswith(f"{path}."))
+    ]
+    return list({id(config): config for config in parts}.values())
+
+
+def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
+    """Raise UserError where the layers of these numbers cannot go, so that the others make a model of the class."""
+    for index in indices:
+        if not 0 <= index < len(layers):
+            raise UserError(f"There is no block {index} in {_called(layers)}: it has {len(layers)}, numbered from 0.")
+    if len(set(indices)) == len(layers):
+        raise UserError(f"All {len(layers)} blocks of {_called(layers)} would be dropped; at least one must stay.")
+    if 0 in indices and first_stays(lm, layers):
+        raise UserError(
+            f"Block 0 of '{lm.model.config.model_type}' must stay: no other block can take the first place of its class."
+        )
+    if layers.shared and kept_groups(layers, indices) is None:
+        raise UserError(
+            f"The groups of '{lm.model.config.model_type}' are visited in equal shares, so dropping the layers "
+            f"{', '.join(map(str, sorted(indices)))} leaves no model of its class; drop whole groups, or the same "
+            "number from each."
+        )
+
+
+def first_stays(lm: LanguageModel, layers: Layers) -> bool:
+    """Whether the first block holds, or stands before, what no other can."""
+    path = layers.depth.first_stays
+    return path is not None and (not path or _child(lm.model.base_model, path) is not None)
+
+
+def kept_groups(layers: Layers, indices: Collection[int]) -> list[int] | None:
+    """The groups that remain where shared layers go, or None where what remains visits them in no equal shares."""
+    groups = [int(path.rpartition(".")[2]) for index, path in enumerate(layers.paths) if index not in indices]
+    kept = list(dict.fromkeys(groups))
+    return kept if [kept[group] for group in visits(len(groups), len(kept))] == groups else None
+
+
+def _child(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path`, of which the last part may be an attribute that is None."""
+    head, _, name = path.rpartition(".")
+    return dict(module.get_submodule(head).named_children()).get(name)
+
+
+def _called(layers: Layers) -> str:
+    return "the model" if layers.name == "blocks" else f"the {layers.name}"
+
+
+def _unknown(lm: LanguageModel) -> UserError:
+    return UserError(
+        f"The blocks of '{lm.model.config.model_type}' cannot be dropped: where its configuration says how many there "
+        "are is not known; give it an entry in laconic.model.anatomy."
+    )
+
+
+def runs_of(indices: Iterable[int]) -> list[range]:
+    """`indices` as the longest runs of consecutive numbers, in order."""
+    runs: list[range] = []
+    for index in sorted(set(indices)):
+        if runs and runs[-1].stop == index:
+            runs[-1] = range(runs[-1].start, index + 1)
+        else:
+            runs.append(range(index, index + 1))
+    return runs
