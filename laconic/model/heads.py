@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
+from laconic.formats import Format
 from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads, Stack
 from laconic.model.lm import LanguageModel
 from laconic.model.resize import resized
@@ -51,7 +52,7 @@ class HeadedAttention:
     @property
     def count(self) -> int:
         """Number of heads."""
-        return getattr(self.module, self.heads.count)
+        return self.output.shape[1] // self.size
 
     @property
     def size(self) -> int:
@@ -133,10 +134,10 @@ def _put(lm: LanguageModel, site: Site, weight: Tensor, bias: Tensor | None) -> 
 
 
 def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:
-    heads = attention.heads
+    heads, count = attention.heads, attention.count
     setattr(attention.module, heads.size, size)
     if heads.width is not None:
-        setattr(attention.module, heads.width, size * attention.count)
+        setattr(attention.module, heads.width, size * count)
     if heads.config is not None:
         # The stacks of an encoder-decoder have configurations of their own.
         for part in lm.model.modules():
@@ -147,7 +148,8 @@ def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:
 def can_shrink(anatomy: Anatomy) -> bool:
     """Whether the heads of this architecture can change their size."""
     return all(
-        stack.attention is not None and all(attention.heads is not None for attention in _attentions(stack))
+        stack.attention is not None
+        and all(attention.heads is not None and attention.heads.shrinks for attention in _attentions(stack))
         for stack in anatomy.stacks
     )
 
@@ -162,7 +164,7 @@ def _attention(block_path: str, block: nn.Module, attention: Attention, sites: d
     found = [sites.get(f"{block_path}.{path}") for path in (*paths, attention.output)]
     present = tuple(site for site in found if site is not None)
     name = f"{block_path}.{attention.heads.module}"
-    if len(present) < len(found):
+    if len(present) < len(found) or any(isinstance(site.module, Format) for site in present):
         raise UserError(f"The attention '{name}' is compressed already; its heads must shrink before that.")
     return HeadedAttention(
         name=name,

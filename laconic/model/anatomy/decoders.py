@@ -12,7 +12,7 @@ GPT2 = Anatomy(
                 output="attn.c_proj",
                 heads=Heads(module="attn", count="num_heads", size="head_dim", width="split_size"),
             ),
-            feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj"),),
+            feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj", config="n_inner"),),
             depth=Depth(scaled="scale_attn_by_inverse_layer_idx"),
         ),
     ),
@@ -31,7 +31,7 @@ GPT_NEO = Anatomy(
                 output="attn.attention.out_proj",
                 heads=Heads(module="attn.attention", count="num_heads", size="head_dim"),
             ),
-            feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj"),),
+            feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj", config="intermediate_size"),),
             depth=Depth(lists=("attention_layers",), repeated="attention_types"),
         ),
     ),
@@ -44,8 +44,15 @@ GPT_NEOX = Anatomy(
     stacks=(
         Stack(
             blocks="layers",
-            attention=Attention(fused="attention.query_key_value", fused_layout="by-head", output="attention.dense"),
-            feed_forward=(FeedForward(inner=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),),
+            attention=Attention(
+                fused="attention.query_key_value",
+                fused_layout="by-head",
+                output="attention.dense",
+                heads=Heads(module="attention", size="head_size", shrinks=False),
+            ),
+            feed_forward=(
+                FeedForward(inner=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h", config="intermediate_size"),
+            ),
         ),
     ),
     embeddings=(Table("embed_in"),),
@@ -63,12 +70,22 @@ OPT = Anatomy(
                 output="self_attn.out_proj",
                 heads=Heads(module="self_attn", count="num_heads", size="head_dim"),
             ),
-            feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            feed_forward=(FeedForward(inner=("fc1",), output="fc2", config="ffn_dim"),),
             # Where its norms come after the sublayers; else it is one inside.
             depth=Depth(closing="final_layer_norm"),
         ),
     ),
     embeddings=(Table("decoder.embed_tokens"),),
+)
+
+# Queries and keys are rotated, each head by itself; the groups that share keys and values go as a whole.
+_ROTATED = Heads(
+    module="self_attn",
+    size="head_dim",
+    shrinks=False,
+    config="head_dim",
+    config_count="num_attention_heads",
+    config_keys="num_key_value_heads",
 )
 
 LLAMA = Anatomy(
@@ -77,9 +94,20 @@ LLAMA = Anatomy(
         Stack(
             blocks="layers",
             attention=Attention(
-                query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", output="self_attn.o_proj"
+                query="self_attn.q_proj",
+                key="self_attn.k_proj",
+                value="self_attn.v_proj",
+                output="self_attn.o_proj",
+                heads=_ROTATED,
             ),
-            feed_forward=(FeedForward(inner=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),),
+            feed_forward=(
+                FeedForward(
+                    inner=("mlp.gate_proj", "mlp.up_proj"),
+                    output="mlp.down_proj",
+                    config="intermediate_size",
+                    width="mlp.intermediate_size",
+                ),
+            ),
             # Gemma 2 and 3; elsewhere the second is missing.
             depth=Depth(outer=("post_attention_layernorm", "post_feedforward_layernorm")),
         ),
@@ -93,9 +121,13 @@ PHI = Anatomy(
         Stack(
             blocks="layers",
             attention=Attention(
-                query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", output="self_attn.dense"
+                query="self_attn.q_proj",
+                key="self_attn.k_proj",
+                value="self_attn.v_proj",
+                output="self_attn.dense",
+                heads=_ROTATED,
             ),
-            feed_forward=(FeedForward(inner=("mlp.fc1",), output="mlp.fc2"),),
+            feed_forward=(FeedForward(inner=("mlp.fc1",), output="mlp.fc2", config="intermediate_size"),),
             parallel=True,
         ),
     ),

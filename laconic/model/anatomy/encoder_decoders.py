@@ -14,15 +14,23 @@ _TABLES = (
 
 def _t5_attention(path: str) -> Attention:
     # Its scores are not scaled at all, so a configuration with another `d_kv` is all that smaller heads need.
-    heads = Heads(module=path, count="n_heads", size="key_value_proj_dim", width="inner_dim", config="d_kv")
+    heads = Heads(
+        module=path,
+        count="n_heads",
+        size="key_value_proj_dim",
+        width="inner_dim",
+        bias="relative_attention_bias",
+        config="d_kv",
+        config_count="num_heads",
+    )
     return Attention(query=f"{path}.q", key=f"{path}.k", value=f"{path}.v", output=f"{path}.o", heads=heads)
 
 
 def _t5_feed_forward(path: str) -> tuple[FeedForward, ...]:
     # The gated and the plain form share a model type; only the projections that exist become sites.
     return (
-        FeedForward(inner=(f"{path}.wi_0", f"{path}.wi_1"), output=f"{path}.wo"),
-        FeedForward(inner=(f"{path}.wi",), output=f"{path}.wo"),
+        FeedForward(inner=(f"{path}.wi_0", f"{path}.wi_1"), output=f"{path}.wo", config="d_ff"),
+        FeedForward(inner=(f"{path}.wi",), output=f"{path}.wo", config="d_ff"),
     )
 
 
@@ -62,20 +70,24 @@ def _bart_attention(path: str) -> Attention:
     )
 
 
+def _bart_feed_forward(config: str) -> tuple[FeedForward, ...]:
+    return (FeedForward(inner=("fc1",), output="fc2", config=config),)
+
+
 BART = Anatomy(
     model_types=("bart", "marian"),
     stacks=(
         Stack(
             blocks="encoder.layers",
             attention=_bart_attention("self_attn"),
-            feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            feed_forward=_bart_feed_forward("encoder_ffn_dim"),
             depth=Depth(count="encoder_layers", closing="final_layer_norm", entry="encoder.layernorm_embedding"),
         ),
         Stack(
             blocks="decoder.layers",
             attention=_bart_attention("self_attn"),
             cross_attention=_bart_attention("encoder_attn"),
-            feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            feed_forward=_bart_feed_forward("decoder_ffn_dim"),
             reads=Reads.TARGET,
             depth=Depth(count="decoder_layers", closing="final_layer_norm", entry="decoder.layernorm_embedding"),
         ),
@@ -86,7 +98,8 @@ BART = Anatomy(
 _LED = "self_attn.longformer_self_attn"
 _, _BART_DECODER = BART.stacks
 
-# BART with Longformer's attention in the encoder; that of the decoder keeps the width of the model, not of its heads.
+# BART with Longformer's attention in the encoder; both it and that of the decoder reshape what their heads give to the
+# width of the model, so these stay as many and as large.
 LED = Anatomy(
     model_types=("led",),
     stacks=(
@@ -102,7 +115,7 @@ LED = Anatomy(
                 output="self_attn.output",
                 tokens_first=True,
             ),
-            feed_forward=(FeedForward(inner=("fc1",), output="fc2"),),
+            feed_forward=_bart_feed_forward("encoder_ffn_dim"),
             depth=Depth(
                 count="encoder_layers",
                 lists=("attention_window",),

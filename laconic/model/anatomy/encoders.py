@@ -5,7 +5,7 @@ from dataclasses import replace
 from laconic.model.anatomy.parts import Anatomy, Attention, Depth, FeedForward, Heads, Stack, Table
 
 _WORDS = (Table("embeddings.word_embeddings"),)
-_FEED_FORWARD = (FeedForward(inner=("intermediate.dense",), output="output.dense"),)
+_FEED_FORWARD = (FeedForward(inner=("intermediate.dense",), output="output.dense", config="intermediate_size"),)
 _DEPTH = Depth(closing="output.LayerNorm", entry="embeddings.LayerNorm")
 
 BERT = Anatomy(
@@ -44,7 +44,7 @@ DISTILBERT = Anatomy(
                 output="attention.out_lin",
                 heads=Heads(module="attention", count="n_heads", size="attention_head_size"),
             ),
-            feed_forward=(FeedForward(inner=("ffn.lin1",), output="ffn.lin2"),),
+            feed_forward=(FeedForward(inner=("ffn.lin1",), output="ffn.lin2", config="hidden_dim"),),
             depth=Depth(holder="n_layers", closing="output_layer_norm", entry="embeddings.LayerNorm"),
         ),
     ),
@@ -66,7 +66,7 @@ ALBERT = Anatomy(
                     module="attention", count="num_attention_heads", size="attention_head_size", width="all_head_size"
                 ),
             ),
-            feed_forward=(FeedForward(inner=("ffn",), output="ffn_output"),),
+            feed_forward=(FeedForward(inner=("ffn",), output="ffn_output", config="intermediate_size"),),
             depth=Depth(visited="num_hidden_groups"),
         ),
     ),
@@ -85,6 +85,15 @@ DEBERTA = Anatomy(
                 position_key="attention.self.pos_proj",
                 position_query="attention.self.pos_q_proj",
                 output="attention.output.dense",
+                heads=Heads(
+                    module="attention.self",
+                    count="num_attention_heads",
+                    size="attention_head_size",
+                    width="all_head_size",
+                    vectors=("q_bias", "v_bias"),
+                    mixers=("head_logits_proj", "head_weights_proj"),
+                    shrinks=False,
+                ),
             ),
             feed_forward=_FEED_FORWARD,
             depth=_DEPTH,
@@ -106,6 +115,13 @@ DEBERTA_V2 = Anatomy(
                 position_query="attention.self.pos_query_proj",
                 shares_positions=True,
                 output="attention.output.dense",
+                heads=Heads(
+                    module="attention.self",
+                    count="num_attention_heads",
+                    size="attention_head_size",
+                    width="all_head_size",
+                    shrinks=False,
+                ),
             ),
             feed_forward=_FEED_FORWARD,
             # Its convolution reads what enters the first block and what leaves it.
@@ -115,6 +131,7 @@ DEBERTA_V2 = Anatomy(
     embeddings=_WORDS,
 )
 
+# What its heads give is reshaped to the width of the model, so all of them stay.
 LONGFORMER = Anatomy(
     model_types=("longformer",),
     stacks=(
@@ -143,8 +160,12 @@ MODERNBERT = Anatomy(
     stacks=(
         Stack(
             blocks="layers",
-            attention=Attention(fused="attn.Wqkv", output="attn.Wo"),
-            feed_forward=(FeedForward(inner=("mlp.Wi",), output="mlp.Wo", fused_gate=True),),
+            attention=Attention(
+                fused="attn.Wqkv", output="attn.Wo", heads=Heads(module="attn", size="head_dim", shrinks=False)
+            ),
+            feed_forward=(
+                FeedForward(inner=("mlp.Wi",), output="mlp.Wo", config="intermediate_size", fused_gate=True),
+            ),
             # The first block alone reads the stream without a norm.
             depth=Depth(first_stays="", entry="embeddings.norm"),
         ),

@@ -15,21 +15,32 @@ from laconic.model.roles import Group, Reads
 class Heads:
     """The attributes of an attention module that say how its projections are cut into heads.
 
-    Only where scores are products of queries with keys and nothing else (a bias may be added to them), each head has
-    keys of its own, and what scales the scores was computed when the module was made.
-
-    module: path of the attention module.
-    count:  its attribute with the number of heads.
-    size:   and with the size of a head.
-    width:  and with the product of the two, where it keeps one.
-    config: the configuration's name for the size, where it may be any.
+    module:       path of the attention module.
+    size:         its attribute with the size of a head.
+    count:        and with the number of heads, where it keeps one.
+    width:        and with the product of the two, where it keeps one.
+    vectors:      its parameters with one number for each row of the query, which are no bias of a projection.
+    mixers:       its children that mix the heads; where one is there, no head can go.
+    bias:         its child with one column a head, which the first attention of a stack adds to the scores of all: the
+                  attentions of such a stack lose the same heads.
+    shrinks:      the size may change: scores are products of queries with keys and nothing else (a bias may be added to
+                  them), each head has keys of its own, and what scales the scores was computed when the module was made.
+    config:       the configuration's name for the size, where it may be any.
+    config_count: and for the number of heads; None where the class takes the size from it.
+    config_keys:  and for the number of keys and values, where several heads may share them.
     """
 
     module: str
-    count: str
     size: str
+    count: str | None = None
     width: str | None = None
+    vectors: tuple[str, ...] = ()
+    mixers: tuple[str, ...] = ()
+    bias: str | None = None
+    shrinks: bool = True
     config: str | None = None
+    config_count: str | None = None
+    config_keys: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +49,7 @@ class Attention:
 
     fused_layout:     what the rows of `fused` are: "stacked" is all queries, all keys, all values; "by-head" is query,
                       key and value of the first head, then those of the second.
-    heads:            how it is cut into heads; None where these cannot shrink, as where queries and keys are rotated.
+    heads:            how it is cut into heads; None where these can neither shrink nor go.
     global_query:     and `global_key`, `global_value`: the same three for tokens with global attention. The query
                       reads those tokens alone, the others what `query`, `key` and `value` read.
     position_query:   and `position_key`: projections of relative positions.
@@ -67,11 +78,15 @@ class FeedForward:
     """`inner` are the projections that read the block (one, or gate and up), `output` writes it back.
 
     fused_gate: the one of `inner` holds both: the half that is activated above, what it is multiplied with below.
+    width:      path of an attribute with the number of channels, where a module keeps one.
+    config:     the configuration's name for that number.
     """
 
     inner: tuple[str, ...]
     output: str
+    config: str
     fused_gate: bool = False
+    width: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
