@@ -122,7 +122,7 @@ def macs(lm: LanguageModel, inputs: Batch) -> int:
 
     def count(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
         nonlocal counted
-        counted += weight_macs(module) * (output.numel() // output.shape[-1])
+        counted += weight_macs(module) * output.shape[:-1].numel()
 
     # A format that stands in several places is met once for each, and would count as often at every call.
     hooks = [module.register_forward_hook(count) for module in dict.fromkeys(_outermost(lm.model))]

@@ -1,20 +1,24 @@
 """Few formats, each a plain `nn.Module`: what a compressed layer computes, weighs and stores."""
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
+from laconic.formats.constant import Constant
 from laconic.formats.dense import Dense
 from laconic.formats.lowrank import LowRank, LowRankEmbedding
+from laconic.formats.mapped import Mapped
 from laconic.formats.shared import LowRankReader, divided
 from laconic.formats.sparse import Sparse
 
-FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader, Sparse, Dense)
+FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader, Sparse, Dense, Constant)
 
 __all__ = [
     "FORMATS",
+    "Constant",
     "Dense",
     "Format",
     "LowRank",
     "LowRankEmbedding",
     "LowRankReader",
+    "Mapped",
     "Sparse",
     "dense_weight",
     "divided",

@@ -1,5 +1,6 @@
 """A Transformers model seen as stacks of blocks and sites, with the surgery that compression needs."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -107,6 +108,12 @@ class LanguageModel:
                 name.rpartition(".")[0] not in site.names for name in ties.tied_names(self.model, f"{site.name}.weight")
             )
         ]
+
+    def twin(self) -> "LanguageModel":
+        """A model with modules and a configuration of its own, on the same tensors: what is put in place of a module of
+        one is not seen by the other."""
+        tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return replace(self, model=copy.deepcopy(self.model, tensors))
 
     def with_dtype(self, dtype: torch.dtype) -> "LanguageModel":
         """The same model, to be stored in `dtype`."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from laconic.formats import Format
+from laconic.formats import Format, Mapped
 from laconic.model.task import Task, auto_class_for, task_of
 from laconic.store.shapes import RESIZED, deviations, stock
 
@@ -53,6 +53,10 @@ def _body(model: PreTrainedModel, nbytes: int) -> Iterator[str]:
         yield from _compressed(formats)
     if narrow := [name for name, entry in shapes.items() if entry["kind"] == RESIZED]:
         yield from _narrowed(model, plain, narrow)
+    if maps := [module for module in model.modules() if isinstance(module, Mapped)]:
+        size = sum(mapped.nbytes() for mapped in maps)
+        yield f"Behind {len(maps)} norms a linear map stands for blocks that were dropped: {size:,} bytes."
+        yield ""
     yield "```python"
     if formats or shapes:
         yield "import laconic  # transformers needs it to read the compressed layers"

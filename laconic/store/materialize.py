@@ -12,7 +12,7 @@ from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.model.heads import headed_attentions, reshape, zero_padding
 from laconic.model.resize import empty_linear
-from laconic.store.shapes import ATTRIBUTES, deviations, stock
+from laconic.store.shapes import ATTRIBUTES, MAPPED, deviations, stock
 from laconic.store.structure import formats, outermost
 
 
@@ -55,7 +55,10 @@ def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
         lm = LanguageModel.of(model)
         for attention, whole in zip(headed_attentions(lm), headed_attentions(LanguageModel.of(plain)), strict=True):
             reshape(lm, attention, zero_padding(attention, whole.size))
-    if narrow := list(deviations(model, plain)):
+    left = deviations(model, plain)
+    if mapped := [name for name, entry in left.items() if entry["kind"] == MAPPED]:
+        raise UserError(f"The norm '{mapped[0]}' has a linear map behind it, so no stock model can hold it.")
+    if narrow := list(left):
         raise UserError(f"The layer '{narrow[0]}' is narrower than its class makes it, so no stock model can hold it.")
 
 
@@ -76,6 +79,9 @@ def _filled(plain: PreTrainedModel, place: str, format: Format) -> nn.Module:
     module.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
         module.bias = nn.Parameter(bias.detach().clone())
+    elif isinstance(module, (nn.Linear, Conv1D)) and module.bias is not None:
+        # Of a dropped part, whose class has one there.
+        module.bias.zero_()
     return module
 
 

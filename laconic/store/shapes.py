@@ -1,7 +1,7 @@
 """Where a model has other shapes than its class makes of the configuration, as entries of a structure.
 
-Two kinds: `resized` is a plain linear of another shape, `attributes` are numbers of a module that holds linears, such
-as the size of its heads.
+Three kinds: `resized` is a plain linear of another shape, `attributes` are numbers of a module that holds linears, such
+as the size of its heads, `mapped` is a norm followed by what stands for dropped blocks.
 """
 
 import copy
@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.formats import Format
+from laconic.formats import Format, Mapped
 from laconic.model.resize import empty_linear
 
 RESIZED = "resized"
 ATTRIBUTES = "attributes"
+MAPPED = "mapped"
 
 
 def stock(model: PreTrainedModel) -> PreTrainedModel:
@@ -57,6 +58,12 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
                 for key, value in values.items():
                     setattr(module, key, value)
                 return
+        case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **none} if not none:
+            # In the place of a norm, which holds vectors of this size and nothing else.
+            if {tuple(part.shape) for part in module.parameters()} == {(features,)}:
+                with torch.device("meta"):
+                    model.set_submodule(path, Mapped(module, features, matrix))
+                return
     raise UserError(
         f"quantization_config.structure['{name}'] does not fit the {type(module).__name__} that is there; "
         "take the config.json that was saved with the weights."
@@ -64,6 +71,9 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
 
 
 def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
+    if isinstance(module, Mapped):
+        yield {"kind": MAPPED, "features": module.features, "matrix": module.matrix is not None}
+        return
     if isinstance(module, Format):
         # What stands in the place of a linear says its own shape.
         return

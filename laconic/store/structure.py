@@ -2,7 +2,7 @@
 
 A structure maps a module's dotted path to `{"kind": ..., **spec}`, with `"aliases"` where one format stands in several
 places (tied word embeddings) and `"source"` where it reads from another one (shared input factors); besides formats
-there are the two kinds of `laconic.store.shapes`. It says what the model is, not how it came to be, and leaves
+there are the kinds of `laconic.store.shapes`. It says what the model is, not how it came to be, and leaves
 transformers' `per_layer_config` alone: that key holds configuration attributes that differ by layer, and none of these
 changes any.
 """
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import FORMATS, Format
 from laconic.model import ties
-from laconic.store.shapes import ATTRIBUTES, RESIZED, deviations, restore, stock
+from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, deviations, restore, stock
 
 Structure = Mapping[str, Mapping[str, Any]]
 
@@ -65,7 +65,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
                 f"{type(model).__name__} has '{others[0]}' but not '{name}', which holds its weights; "
                 f"load the checkpoint with the class it was saved from."
             )
-        if first is not None and entry.get("kind") in (RESIZED, ATTRIBUTES):
+        if first is not None and entry.get("kind") in (RESIZED, ATTRIBUTES, MAPPED):
             restore(model, first, name, entry)
         elif first is not None:
             _put(model, _shell(name, entry), first, others)
@@ -102,7 +102,7 @@ def _shell(name: str, entry: Mapping[str, Any]) -> Format:
     if kind not in kinds:
         raise UserError(
             f"The layer '{name}' is stored as '{kind}', which this version of laconic does not know "
-            f"(it knows {', '.join(sorted((*kinds, RESIZED, ATTRIBUTES)))}); upgrade laconic."
+            f"(it knows {', '.join(sorted((*kinds, RESIZED, ATTRIBUTES, MAPPED)))}); upgrade laconic."
         )
     spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}
     try:

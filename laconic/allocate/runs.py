@@ -1,0 +1,38 @@
+"""Which of a row of items to drop, where dropping neighbours together costs what it costs, and runs apart add up.
+
+Let c(i, j) be the cost of dropping the run [i, j) alone. With D(j, k) the least cost of dropping k of the first j items,
+
+    D(j, k) = min( D(j − 1, k),  min_i D(i − 1, k − (j − i)) + c(i, j) ),        D(−1, 0) = D(0, 0) = 0,
+
+where item i − 1 is kept in front of a run, so that no two runs touch: what they cost together is the cost of the one
+run that they make. Exact for any c; N runs ends, K items and runs of up to K take N K² additions.
+"""
+
+from collections.abc import Mapping
+from math import inf
+
+Run = tuple[int, int]
+"""[i, j): from the first item that goes up to the first that stays."""
+
+
+def best_runs(costs: Mapping[Run, float], length: int, drop: int) -> tuple[Run, ...] | None:
+    """The runs of least total cost that drop `drop` of `length` items, in order; None where `costs` allows none.
+
+    A run that is not in `costs` cannot be dropped. Of equal costs the earliest runs are taken.
+    """
+    # least[j][k]: D(j, k) and the runs that it is made of; least[-1] of the formula is that of nothing before the first.
+    least: list[dict[int, tuple[float, tuple[Run, ...]]]] = [{0: (0.0, ())}]
+    for stop in range(1, length + 1):
+        here = dict(least[stop - 1])
+        for start in range(stop):
+            cost = costs.get((start, stop), inf)
+            if cost == inf:
+                continue
+            before = least[max(start - 1, 0)] if start else {0: (0.0, ())}
+            for dropped, (paid, runs) in before.items():
+                whole = dropped + stop - start
+                if whole <= drop and paid + cost < here.get(whole, (inf, ()))[0]:
+                    here[whole] = (paid + cost, (*runs, (start, stop)))
+        least.append(here)
+    found = least[length].get(drop)
+    return None if found is None else found[1]

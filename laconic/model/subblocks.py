@@ -1,0 +1,135 @@
+"""The sub-blocks of a block: its attention, its cross-attention, its feed-forward; and how one of them is dropped.
+
+The projections that read the block become zero, the one that writes it back gives nothing, or a bias. Everything else
+of the sub-block stays: masks, position biases and the cache of keys go on as they are, on zeros.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.formats import Constant, Format
+from laconic.model.anatomy import Attention, Stack
+from laconic.model.layers import Layers
+from laconic.model.lm import LanguageModel
+
+
+ATTENTION, CROSS_ATTENTION, FEED_FORWARD = PARTS = ("attention", "cross-attention", "ffn")
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """One sub-block; the paths are from the whole model.
+
+    part:   which one of `PARTS`.
+    inner:  the projections that read the block, or positions; the first of them reads the stream, or a norm of it.
+    output: the projection that writes to the stream.
+    norm:   the norm that what it writes passes before, where there is one.
+    """
+
+    part: str
+    inner: tuple[str, ...]
+    output: str
+    norm: str | None
+
+    @property
+    def writer(self) -> str:
+        """The module whose output is added to the stream."""
+        return self.norm or self.output
+
+
+def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock]:
+    """Those of the layer of this number, in forward order.
+
+    Raises:
+        UserError: the block is shared by several layers, or what it is made of is not known.
+    """
+    model_type = lm.model.config.model_type
+    if layers.shared:
+        raise UserError(f"The layers of '{model_type}' share their block, so none of them can lose a part of it alone.")
+    path = layers.paths[index]
+    block = lm.model.get_submodule(path)
+    norms = layers.depth.outer if all(_has(block, norm) for norm in layers.depth.outer) else ()
+    found = list(_paths(layers.stack, block))
+    if not found:
+        raise UserError(f"The parts of a block of '{model_type}' are not known; drop whole blocks.")
+    return [
+        SubBlock(
+            part=part,
+            inner=tuple(f"{path}.{name}" for name in inner),
+            output=f"{path}.{output}",
+            norm=f"{path}.{norms[number]}" if norms else None,
+        )
+        for number, (part, inner, output) in enumerate(found)
+    ]
+
+
+@torch.no_grad()
+def drop_subblock(lm: LanguageModel, subblock: SubBlock, bias: Tensor | None) -> None:
+    """Leave nothing of `subblock`, or the `bias` (d,) that the stream then gets from it.
+
+    Raises:
+        UserError: it is dropped already.
+    """
+    if isinstance(lm.model.get_submodule(subblock.output), Constant):
+        raise UserError(f"The {subblock.part} that '{subblock.output}' belongs to is dropped already.")
+    for path in subblock.inner:
+        # Between the two of a feed-forward nothing need pass; heads are cut out of what an attention's give.
+        _put(lm, path, None, width=0 if subblock.part == FEED_FORWARD else None)
+    _put(lm, subblock.output, None if subblock.norm else bias)
+    if subblock.norm is not None and bias is not None:
+        _put(lm, subblock.norm, bias)
+
+
+def _put(lm: LanguageModel, path: str, bias: Tensor | None, width: int | None = None) -> None:
+    old = lm.model.get_submodule(path)
+    if isinstance(old, (Format, nn.Linear, Conv1D)):
+        out_features, in_features = _shape(old)
+    else:
+        assert bias is not None
+        out_features = in_features = len(bias)
+    like = next(iter(old.parameters()), old.get_buffer("weight") if isinstance(old, Format) else None)
+    assert like is not None
+    constant = Constant(out_features, in_features, False, width)
+    # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
+    constant.set_bias(None if bias is None else bias.to(lm.dtype).to(like.dtype))
+    constant.to(device=like.device, dtype=like.dtype).train(old.training).requires_grad_(like.requires_grad)
+    lm.model.set_submodule(path, constant)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, Format):
+        return module.shape
+    rows, columns = module.get_parameter("weight").shape
+    return (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
+
+
+def _paths(stack: Stack, block: nn.Module) -> Iterator[tuple[str, list[str], str]]:
+    """(part, its inner projections, its output) of each that `block` has."""
+    for part, attention in ((ATTENTION, stack.attention), (CROSS_ATTENTION, stack.cross_attention)):
+        if attention is not None and _has(block, attention.output):
+            yield part, [path for path in _inner(attention) if _has(block, path)], attention.output
+    for feed_forward in stack.feed_forward:
+        if all(_has(block, path) for path in (*feed_forward.inner, feed_forward.output)):
+            yield FEED_FORWARD, list(feed_forward.inner), feed_forward.output
+
+
+def _inner(attention: Attention) -> list[str]:
+    paths = (
+        *(attention.fused, attention.query, attention.key, attention.value),
+        *(attention.global_query, attention.global_key, attention.global_value),
+        *(attention.position_query, attention.position_key),
+    )
+    return [path for path in paths if path is not None]
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        block.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

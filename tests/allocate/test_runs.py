@@ -1,0 +1,50 @@
+"""Runs of least cost: against every subset, and where none can be."""
+
+from itertools import combinations
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laconic.allocate.runs import best_runs
+
+
+def runs_in(subset: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The maximal runs of consecutive numbers in `subset`."""
+    starts = [i for i in subset if i - 1 not in subset]
+    stops = [i + 1 for i in subset if i + 1 not in subset]
+    return list(zip(starts, stops, strict=True))
+
+
+def cheapest(costs: dict[tuple[int, int], float], length: int, drop: int) -> float:
+    """By looking at every subset."""
+    return min(sum(costs.get(run, inf) for run in runs_in(subset)) for subset in combinations(range(length), drop))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), length=st.integers(1, 10))
+def test_runs_are_those_of_brute_force(data, length):
+    drop = data.draw(st.integers(0, length))
+    # Not only sums of items: neighbours may cost more or less together, and some runs cannot be dropped.
+    every = [(i, j) for i in range(length) for j in range(i + 1, length + 1)]
+    values = data.draw(st.lists(st.one_of(st.floats(0, 9), st.just(inf)), min_size=len(every), max_size=len(every)))
+    costs = {run: value for run, value in zip(every, values, strict=True) if value != inf}
+    found = best_runs(costs, length, drop)
+    least = cheapest(costs, length, drop)
+    if found is None:
+        assert least == inf
+        return
+    assert sum(j - i for i, j in found) == drop
+    assert all(first[1] < second[0] for first, second in zip(found, found[1:], strict=False)), "runs must not touch"
+    assert sum(costs[run] for run in found) == pytest.approx(least)
+
+
+def test_neighbours_are_one_run():
+    """Alone each of the middle two is cheap; together they are not, and that is what they cost."""
+    costs = {(0, 1): 3.0, (1, 2): 0.1, (2, 3): 0.1, (3, 4): 0.5, (0, 2): 9.0, (1, 3): 9.0, (2, 4): 9.0}
+    assert best_runs(costs, 4, 2) == ((1, 2), (3, 4))
+
+
+def test_nothing_dropped_is_no_run():
+    assert best_runs({}, 5, 0) == ()
