@@ -102,7 +102,7 @@ def _stopwatches(lm: LanguageModel, sites: Sequence[Site]) -> Iterator[dict[str,
     hooks = []
     for site in sites:
         for module in dict.fromkeys(place.module for place in site.places):
-            if not isinstance(module, nn.Embedding):
+            if not site.is_lookup:
                 watch = watches[site.name]
                 hooks.append(module.register_forward_pre_hook(watch.on_call))
                 hooks.append(module.register_forward_hook(watch.on_return))

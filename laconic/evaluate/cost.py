@@ -21,6 +21,7 @@ from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
 from laconic.store import file_bytes
 from laconic.store.folder import in_dtype
+from laconic.store.packed import stored_tensors
 
 BATCHES = (1, 8)
 LENGTHS = (128,)
@@ -98,7 +99,7 @@ def stored_bytes(lm: LanguageModel) -> int:
     """Bytes of the safetensors file that saving `lm` in its dtype would write: tensors, each once, and their index."""
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
-    for name, tensor in in_dtype(lm.model, lm.dtype).state_dict().items():
+    for name, tensor in stored_tensors(in_dtype(lm.model, lm.dtype)).items():
         # Empty tensors have no address to be told apart by, and no bytes.
         key = (tensor.data_ptr(), tensor.numel())
         if tensor.numel() == 0 or key not in sizes:

@@ -5,10 +5,11 @@ from laconic.formats.constant import Constant
 from laconic.formats.dense import Dense
 from laconic.formats.lowrank import LowRank, LowRankEmbedding
 from laconic.formats.mapped import Mapped
+from laconic.formats.masked import Masked
 from laconic.formats.shared import LowRankReader, divided
-from laconic.formats.sparse import Sparse
+from laconic.formats.sparse import Sparse, SparseEmbedding
 
-FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader, Sparse, Dense, Constant)
+FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader, Sparse, SparseEmbedding, Dense, Constant)
 
 __all__ = [
     "FORMATS",
@@ -19,7 +20,9 @@ __all__ = [
     "LowRankEmbedding",
     "LowRankReader",
     "Mapped",
+    "Masked",
     "Sparse",
+    "SparseEmbedding",
     "dense_weight",
     "divided",
     "weight_macs",

@@ -22,8 +22,11 @@ class Format(nn.Module, ABC):
     kind: ClassVar[str]
     readers: ClassVar[tuple[str, ...]]
     """The children that read the layer's own input, whose statistics they therefore share."""
-    whole: ClassVar[bool] = False
-    """Whether a later step takes the layer for one matrix, and replaces all of it, instead of taking its parts."""
+    holds: ClassVar[str | None] = None
+    """The one parameter that is the whole matrix: a later step takes the layer as it took the one that stood there, and
+    replaces all of it. None where the layer is made of several, which a later step takes one by one."""
+    looks_up: ClassVar[bool] = False
+    """Whether it is a word embedding, called with tokens."""
     weight: Tensor
 
     def __init__(self) -> None:

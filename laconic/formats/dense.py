@@ -14,7 +14,7 @@ class Dense(Format):
 
     kind = "dense"
     readers = ("linear",)
-    whole = True
+    holds = "linear.weight"
 
     def __init__(self, out_features: int, in_features: int, bias: bool) -> None:
         super().__init__()

@@ -30,9 +30,10 @@ class Masked(Format):
     """
 
     readers = ()
-    whole = True
+    packed_names = (VALUES, BITS)
+    """What a state dict has in place of the weight."""
     child: ClassVar[str]
-    """The plain module that is computed with; its weight is not stored as such."""
+    """The plain module, whose weight is not stored as such."""
     mask: Tensor | None
     values: nn.Parameter | None
     bits: nn.Parameter | None
@@ -47,12 +48,12 @@ class Masked(Format):
         self.register_load_state_dict_pre_hook(_accept)
 
     @abstractmethod
-    def matrix(self) -> Tensor:
-        """(out, in) view of the weight of the plain module."""
+    def hold(self, weight: nn.Parameter) -> None:
+        """Make the plain module, with its weight."""
 
     @abstractmethod
-    def hold(self, weight: Tensor, trainable: bool) -> None:
-        """Make the plain module, with a weight that is (out, in)."""
+    def oriented(self, weight: Tensor) -> Tensor:
+        """The weight of the plain module as (out, in), and the other way round."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,17 +69,33 @@ class Masked(Format):
         return self.mask
 
     def dense(self) -> Float[Tensor, "out in"]:
-        return self.matrix()
+        return self.oriented(self.plain_weight)
+
+    @property
+    def plain_weight(self) -> Tensor:
+        """The weight of the plain module."""
+        return self.get_submodule(self.child).get_parameter("weight")
+
+    def held_weight(self) -> Tensor | None:
+        """The weight for a product of which gradients are asked: a chosen zero then has a gradient of zero.
+
+        So no optimizer moves it, whatever comes back. None where the plain module may be called as it is.
+        """
+        weight = self.plain_weight
+        if self.mask is None or not (torch.is_grad_enabled() and weight.requires_grad):
+            return None
+        return torch.where(self.oriented(self.mask), weight, 0)
 
     def nbytes(self) -> int:
-        stored = self.matrix() if self.values is None else self.values
+        stored = self.plain_weight if self.values is None else self.values
         return self.kept * stored.element_size() + self._index_nbytes
 
     def fill(self, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], trainable: bool = True) -> None:
         """Become the plain module that has `weight` where `mask` is True, and zero elsewhere."""
         self.values = self.bits = None
         self.mask, self.kept = mask, int(mask.count_nonzero())
-        self.hold(torch.where(mask, weight, 0), trainable)
+        weight = self.oriented(torch.where(mask, weight, 0)).contiguous()
+        self.hold(nn.Parameter(weight, requires_grad=trainable))
 
     def unpack(self) -> None:
         """Become the plain module, once the tensors of a shell have been filled; done already is left as it is.
@@ -101,7 +118,7 @@ class Masked(Format):
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         weight = state.pop(f"{prefix}{self.child}.weight", None)
         if weight is not None and self.mask is not None:
-            state[prefix + VALUES] = self._oriented(weight)[self.mask]
+            state[prefix + VALUES] = self.oriented(weight)[self.mask]
             state[prefix + BITS] = self._bits_of(self.mask)
         return state
 
@@ -112,7 +129,7 @@ class Masked(Format):
             return
         error = self._take(values, bits)
         if error is None:
-            state_dict[f"{prefix}{self.child}.weight"] = self._oriented(_scattered(values, self.mask))
+            state_dict[f"{prefix}{self.child}.weight"] = self.oriented(_scattered(values, self.mask))
         else:
             errors.append(f"{prefix[:-1]}: {error}")
 
@@ -149,10 +166,6 @@ class Masked(Format):
             return unpack_mask(stream, self.shape)
         groups = self.out_features * self.in_features // self.pattern[1]
         return unranked(unpack(stream, index_bits(self.pattern), groups), self.pattern).view(self.shape)
-
-    def _oriented(self, weight: Tensor) -> Tensor:
-        """The weight of the plain module as (out, in), and the other way round."""
-        return weight
 
     def masked_spec(self) -> dict[str, Any]:
         """What every kind says of itself."""

@@ -1,4 +1,4 @@
-"""Ŵ with zeros where a mask is False: one plain linear, stored as the mask and the values that are kept."""
+"""Ŵ with zeros where a mask is False: a plain linear or embedding, stored as the mask and the values that are kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from laconic.formats.base import Format, own_bias
 from laconic.formats.masked import Masked, exact_pattern
@@ -17,6 +17,7 @@ class Sparse(Masked):
 
     kind = "sparse"
     child = "linear"
+    holds = "linear.weight"
 
     def __init__(
         self, out_features: int, in_features: int, kept: int, bias: bool, pattern: Sequence[int] | None = None
@@ -42,22 +43,19 @@ class Sparse(Masked):
         return layer.to(weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.matrix()
-        if torch.is_grad_enabled() and weight.requires_grad and self.mask is not None:
-            # A chosen zero has a gradient of zero, whatever comes back, so that no optimizer moves it.
-            return linear(x, torch.where(self.mask, weight, 0), self.bias)
-        return self.linear(x)
+        weight = self.held_weight()
+        return self.linear(x) if weight is None else linear(x, weight, self.bias)
 
-    def matrix(self) -> Tensor:
-        return self.linear.get_parameter("weight")
-
-    def hold(self, weight: Tensor, trainable: bool) -> None:
+    def hold(self, weight: nn.Parameter) -> None:
         bias = self.bias
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, bias=False)
-        plain.weight = nn.Parameter(weight, requires_grad=trainable)
+        plain.weight = weight
         plain.register_parameter("bias", bias)
         self.linear = plain.train(self.training)
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        return weight
 
     def macs(self) -> int:
         # A dense product multiplies by the zeros too.
@@ -71,11 +69,82 @@ class Sparse(Masked):
         self.linear.register_parameter("bias", own_bias(bias))
 
     def for_lookup(self, padding_idx: int | None) -> Format:
-        raise ValueError("a word embedding")
+        assert self.mask is not None, "what is packed is not computed with"
+        return SparseEmbedding.of(self.dense(), self.mask, padding_idx, self.pattern)
 
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "bias": self.bias is not None}
 
     @classmethod
     def shell(cls, **spec: Any) -> "Sparse":
+        return cls(**spec)
+
+
+class SparseEmbedding(Masked):
+    """y = (Ŵ ∘ M)[:, token]. `table` holds Ŵ transposed; the matrix is (width, vocabulary)."""
+
+    kind = "sparse-embedding"
+    child = "table"
+    holds = "table.weight"
+    looks_up = True
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        kept: int,
+        padding_idx: int | None,
+        pattern: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__((out_features, in_features), kept, pattern)
+        self.padding_idx = padding_idx
+
+    @classmethod
+    def of(
+        cls,
+        weight: Float[Tensor, "out in"],
+        mask: Bool[Tensor, "out in"],
+        padding_idx: int | None,
+        pattern: tuple[int, int] | None = None,
+    ) -> "SparseEmbedding":
+        """The format of a (width, vocabulary) matrix with its zeros; as `Sparse.of`."""
+        mask = mask.to(weight.device)
+        with torch.device("meta"):
+            layer = cls(*weight.shape, kept=0, padding_idx=padding_idx, pattern=exact_pattern(mask, pattern))
+        layer.to_empty(device=weight.device)
+        layer.fill(weight.detach(), mask)
+        return layer.to(weight.dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weight = self.held_weight()
+        return self.table(tokens) if weight is None else embedding(tokens, weight, self.padding_idx)
+
+    def hold(self, weight: nn.Parameter) -> None:
+        with torch.device("meta"):
+            table = nn.Embedding(self.in_features, self.out_features, self.padding_idx)
+        table.weight = weight
+        self.table = table.train(self.training)
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        return weight.T
+
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        if bias is not None:
+            raise ValueError("a word embedding has no bias")
+
+    def for_lookup(self, padding_idx: int | None) -> Format:
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        return {**self.masked_spec(), "padding_idx": self.padding_idx}
+
+    @classmethod
+    def shell(cls, **spec: Any) -> "SparseEmbedding":
         return cls(**spec)

@@ -54,9 +54,11 @@ def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
     tables = {path: table for table in anatomy.embeddings if (path := _path(model, table.path))}
     seen: set[str] = set()
     for first in tables:
-        if first in seen or isinstance(model.get_submodule(first), Format):
+        module = model.get_submodule(first)
+        holds = module.holds if isinstance(module, Format) else "weight"
+        if first in seen or holds is None:
             continue
-        same = {name.rpartition(".")[0] for name in ties.tied_names(model, f"{first}.weight")} | {first}
+        same = ties.tied_places(model, first, holds)
         seen |= same
         if any(table.called for path, table in tables.items() if path in same):
             places = tuple(

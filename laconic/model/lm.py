@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.formats import Format
+from laconic.formats import Format, SparseEmbedding
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.enumeration import Blocks, sites_of, stacks_of
@@ -70,13 +70,13 @@ class LanguageModel:
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""
-        if isinstance(site.module, nn.Embedding):
+        if isinstance(site.module, (nn.Embedding, SparseEmbedding)):
             format = format.for_lookup(site.module.padding_idx)
         else:
             format.set_bias(site.bias() if bias is None else bias)
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
-        format.train(self.model.training).requires_grad_(site.module.get_parameter("weight").requires_grad)
+        format.train(self.model.training).requires_grad_(site.parameter.requires_grad)
         ties.release(self.model, set(site.names))
         for name in site.names:
             self.model.set_submodule(name, format)
@@ -92,21 +92,22 @@ class LanguageModel:
         counted: set[int] = set()
         nbytes = {}
         for site in sites:
-            weight = site.module.get_parameter("weight")
-            sharing = {name.rpartition(".")[0] for name in ties.tied_names(self.model, f"{site.name}.weight")}
-            free = id(weight) in counted or not sharing <= places
-            counted.add(id(weight))
-            nbytes[site.name] = 0 if free else weight.numel() * self.dtype.itemsize
+            sharing = ties.tied_places(self.model, site.name, site.holds)
+            free = id(site.parameter) in counted or not sharing <= places
+            counted.add(id(site.parameter))
+            nbytes[site.name] = 0 if free else self._nbytes(site)
         return nbytes
+
+    def _nbytes(self, site: Site) -> int:
+        if not isinstance(site.module, Format):
+            return site.parameter.numel() * self.dtype.itemsize
+        with torch.device("meta"):
+            return type(site.module).shell(**site.module.spec()).to(self.dtype).nbytes()
 
     def untied_by(self, sites: Sequence[Site]) -> list[str]:
         """Names of those sites whose matrix is now shared with a module that is not replaced with them."""
         return [
-            site.name
-            for site in sites
-            if any(
-                name.rpartition(".")[0] not in site.names for name in ties.tied_names(self.model, f"{site.name}.weight")
-            )
+            site.name for site in sites if not ties.tied_places(self.model, site.name, site.holds) <= set(site.names)
         ]
 
     def twin(self) -> "LanguageModel":

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -30,7 +30,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A plain linear or a word embedding.
+    """A plain linear, a word embedding, or a format that stands for one as a whole.
 
     role:   which projection of its group it is; the factors inside a format have that of the whole.
     places: where the matrix is; one place, except for tied embeddings.
@@ -60,17 +60,37 @@ class Site:
     @property
     def is_lookup(self) -> bool:
         """True for a word embedding, whose input rows are one-hot."""
-        return isinstance(self.module, nn.Embedding)
+        module = self.module
+        return module.looks_up if isinstance(module, Format) else isinstance(module, nn.Embedding)
+
+    @property
+    def holds(self) -> str:
+        """Name, in the module, of the parameter that is the matrix."""
+        return (self.module.holds if isinstance(self.module, Format) else None) or "weight"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The matrix as the module holds it."""
+        return self.module.get_parameter(self.holds)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        rows, columns = self.module.get_parameter("weight").shape
+        if isinstance(self.module, Format):
+            return self.module.shape
+        rows, columns = self.parameter.shape
         return (rows, columns) if isinstance(self.module, nn.Linear) else (columns, rows)
+
+    @property
+    def support(self) -> Bool[Tensor, "out in"] | None:
+        """Where the matrix may be other than zero; None where nothing was pruned."""
+        return self.module.support if isinstance(self.module, Format) else None
 
     def weight(self) -> Float[Tensor, "out in"]:
         """The matrix that multiplies the input; a scaled embedding is presented with its scale."""
-        weight = self.module.get_parameter("weight").detach()
+        if isinstance(self.module, Format):
+            return self.module.dense().detach()
+        weight = self.parameter.detach()
         if self.is_lookup:
             with torch.no_grad():
                 return self.module(torch.arange(len(weight), device=weight.device)).T
@@ -78,16 +98,18 @@ class Site:
 
     def bias(self) -> Tensor | None:
         """(out,), or None."""
+        if isinstance(self.module, Format):
+            return self.module.bias
         return dict(self.module.named_parameters(recurse=False)).get("bias")
 
 
 def linears_within(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
-    """(path, input key, module) of every plain linear that is, or lies in, `module`.
+    """(path, input key, module) of every matrix that is, or lies in, `module`.
 
-    A format is entered, so that a later step can compress what an earlier one left; its readers share the input of
-    the layer, the others have an input of their own.
+    A format of several is entered, so that a later step can compress what an earlier one left; its readers share the
+    input of the layer, the others have an input of their own.
     """
-    if isinstance(module, (nn.Linear, Conv1D)):
+    if isinstance(module, (nn.Linear, Conv1D)) or (isinstance(module, Format) and module.holds is not None):
         yield name, input_key, module
     elif isinstance(module, Format):
         for child_name, child in module.named_children():

@@ -15,11 +15,16 @@ def tied_names(model: PreTrainedModel, tensor: str) -> set[str]:
     return {source} | {target for target, its_source in ties.items() if its_source == source}
 
 
+def tied_places(model: PreTrainedModel, place: str, holds: str) -> set[str]:
+    """The module at `place` and every other whose parameter of the name `holds` is declared to be the same."""
+    return {name.removesuffix(f".{holds}") for name in tied_names(model, f"{place}.{holds}")}
+
+
 def release(model: PreTrainedModel, modules: set[str]) -> None:
-    """Forget every tie into or out of the tensors of the modules at these paths."""
+    """Forget every tie into or out of the tensors of the modules at these paths, and of what lies in them."""
 
     def is_free(prefix: str, tensor: str) -> bool:
-        return (prefix + tensor).rpartition(".")[0] not in modules
+        return not any((prefix + tensor).startswith(f"{module}.") for module in modules)
 
     for path, part in model.named_modules():
         if isinstance(part, PreTrainedModel):

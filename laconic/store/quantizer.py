@@ -17,6 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from laconic.errors import UserError
 from laconic.model.loading import QUANT_METHOD
 from laconic.store.materialize import densify, forget
+from laconic.store.packed import stored_tensors, unpack
 from laconic.store.structure import Structure, rebuild, scan
 
 NAME = QUANT_METHOD
@@ -57,14 +58,16 @@ class LaconicQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        unpack(model)
         # Formats are plain linears: the model may be cast and trained, which transformers denies to quantized ones.
         vars(model)["is_quantized"] = False
         return model
 
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        """Called first when saving: the structure written is that of the model as it is now."""
+    # What transformers takes the first of is any state dict; its own is always None.
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> Any:
+        """Called first when saving: the structure and the tensors written are those of the model as it is now."""
         _describe(model)
-        return None, {}
+        return stored_tensors(model), {}
 
     # transformers declares no type for the two below, which a type checker reads as None.
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]

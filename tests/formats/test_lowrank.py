@@ -106,15 +106,9 @@ def test_a_factor_may_be_a_format() -> None:
 
 def examples() -> dict[type[Format], Format]:
     linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
-    _, reader = divided(linear, (2, OUT - 2))
-    some: tuple[Format, ...] = (
-        linear,
-        linear.for_lookup(None),
-        reader,
-        Sparse.of(weight, weight > 0),
-        Dense.of(weight),
-    )
-    return {type(format): format for format in some}
+    sparse, (_, reader) = Sparse.of(weight, weight > 0), divided(linear, (2, OUT - 2))
+    some: tuple[Format, ...] = (linear, reader, sparse, Dense.of(weight))
+    return {type(format): format for format in (*some, linear.for_lookup(None), sparse.for_lookup(None))}
 
 
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.kind)
