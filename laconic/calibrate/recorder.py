@@ -67,7 +67,10 @@ class Recorder(ExitStack):
 
     def known(self) -> dict[str, Known]:
         """What was collected, by site name."""
-        return {site.name: Known([*self._inputs[site.input], *self._gradients[site.name]]) for site in self.sites}
+        return {
+            site.name: Known([*self._inputs[site.input], *self._gradients[site.name]], site.support)
+            for site in self.sites
+        }
 
     def count_predictions(self, number: int) -> None:
         """Tell the gradient statistics how many predictions the batch's gradients came from."""

@@ -24,7 +24,7 @@ def survey(
     if not data.batches:
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
     if not needs:
-        return {site.name: Known() for site in sites}
+        return {site.name: Known(support=site.support) for site in sites}
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
     generator = torch.Generator().manual_seed(data.seed)
     trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
