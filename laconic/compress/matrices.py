@@ -15,11 +15,12 @@ from laconic.compress import shelf
 from laconic.compress.asked import Asked, check_refresh
 from laconic.compress.planning import split_by_group, units_of
 from laconic.compress.pricing import every_unit
-from laconic.compress.problems import on_a_walk, problems_of, with_known
+from laconic.compress.problems import Problems, on_a_walk, problems_of
 from laconic.compress.put import carried_out
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families, planned_families
 from laconic.compress.ways import WAYS, Allocation, Job, Planned, Way
+from laconic.compress.zeros import check_zeros_stay
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
@@ -35,7 +36,8 @@ class Compress(Step):
     keep:         fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
                   the method says its own size.
     allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most,
-                  `threshold` makes every matrix as small as `error` allows; slow ones may err more.
+                  `threshold` makes every matrix as small as `error` allows; slow ones may err more; `global` prunes by
+                  one threshold for the scores of all, to the method's own sparsity over all of them or to `keep`.
     currency:     what `keep` counts under `spectrum`: bytes, parameters or MACs of the targeted matrices, or the
                   measured latency of the whole model.
     error:        with `threshold`, the KL divergence allowed on the calibration rows, nats per prediction.
@@ -120,6 +122,7 @@ class Compress(Step):
         of = self._families(lm)
         if self.keep is not None and self.plan is None:
             split_by_group(self.keep, of)
+        check_zeros_stay(of, self.method, self.plan)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve; what was worked out of the same matrices before is not worked out again.
@@ -140,10 +143,10 @@ class Compress(Step):
         key = shelf.key_of(lm, data, self._question(units))
         kept = shelf.recall(key, lm.device)
         if kept is not None:
-            return self._carry_out(lm, of, with_known(problems_of(lm, of, {}), kept), {}, data)
+            return self._carry_out(lm, of, problems_of(lm, of, {}).with_known(kept), {}, data)
         problems = problems_of(lm, of, survey(lm, data, self.needs, self.sites(lm)))
         outcome = self._carry_out(lm, of, problems, {}, data)
-        known = {unit.name: problems[unit.name].known for unit in units}
+        known = {unit.name: problems.known[unit.name] for unit in units}
         shelf.keep(key, known, statistics=not all(method.remembers for method in self._methods))
         return outcome
 
@@ -174,7 +177,7 @@ class Compress(Step):
         self,
         lm: LanguageModel,
         of: Sequence[Family],
-        problems: Mapping[str, Problem],
+        problems: Problems,
         known: Mapping[str, Known],
         data: Calibration | None,
     ) -> Outcome:
@@ -194,7 +197,7 @@ class Compress(Step):
         self,
         lm: LanguageModel,
         units: Sequence[Unit],
-        problems: Mapping[str, Problem],
+        problems: Problems,
         known: Mapping[str, Known],
         data: Calibration | None,
     ) -> Iterable[tuple[Unit, Problem]]:

@@ -1,27 +1,60 @@
 """The problems of a model's units: as the model is now, remembered from an earlier run, or met on a walk."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from laconic.calibrate import Calibration, Course, Known, Problem, Statistic, stack, walk
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from laconic.calibrate import Calibration, Course, Known, Problem, Statistic, stack, stacked, walk
 from laconic.compress.pricing import every_unit
 from laconic.compress.units import Family, Unit
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, Site
 
 
-def problems_of(lm: LanguageModel, families: Sequence[Family], known: Mapping[str, Known]) -> dict[str, Problem]:
-    """Of every unit, from what is `known` by site; the matrices in the dtype that they are stored in."""
-    single = {
-        site.name: Problem(weight=site.weight().to(lm.dtype), known=known.get(site.name, Known()))
-        for family in families
-        for unit in family[0]
-        for site in unit.sites
+class Problems(Mapping[str, Problem]):
+    """Of every unit, by its name.
+
+    A matrix is presented when it is asked for, in the dtype that it is stored in: where that is not the one it computes
+    in, or several matrices are one, it is a copy, and those of a whole model would be a second model.
+    """
+
+    def __init__(self, dtype: torch.dtype, units: Mapping[str, Unit], known: Mapping[str, Known]) -> None:
+        self._dtype = dtype
+        self._units = units
+        self.known = known
+
+    def __getitem__(self, name: str) -> Problem:
+        return Problem(weight=self._weight(self._units[name]), known=self.known[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def with_known(self, known: Mapping[str, Known]) -> "Problems":
+        """The same matrices with what is `known` by unit; which zeros they have is known already."""
+        here = {name: known.get(name, Known()) for name in self._units}
+        for name, what in here.items():
+            # The same object: what it has worked out was under these very zeros.
+            what.support = self.known[name].support
+        return Problems(self._dtype, self._units, here)
+
+    def _weight(self, unit: Unit) -> Float[Tensor, "out in"]:
+        weights = [site.weight().to(self._dtype) for site in unit.sites]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def problems_of(lm: LanguageModel, families: Sequence[Family], known: Mapping[str, Known]) -> Problems:
+    """Of every unit, from what is `known` by site."""
+    units = {unit.name: unit for unit in every_unit(families)}
+    by_unit = {
+        name: stacked(_with_supports(unit.sites, [known.get(site.name, Known()) for site in unit.sites]))
+        for name, unit in units.items()
     }
-    return {unit.name: stack([single[site.name] for site in unit.sites]) for unit in every_unit(families)}
-
-
-def with_known(problems: Mapping[str, Problem], known: Mapping[str, Known]) -> dict[str, Problem]:
-    """The same matrices with what is `known` by unit."""
-    return {name: Problem(weight=problem.weight, known=known.get(name, Known())) for name, problem in problems.items()}
+    return Problems(lm.dtype, units, by_unit)
 
 
 def on_a_walk(
@@ -38,4 +71,22 @@ def on_a_walk(
         problems = {site.name: problem for site, problem in step}
         for unit in units:
             if unit.sites[0].name in problems:
-                yield unit, stack([problems[site.name] for site in unit.sites])
+                parts = [problems[site.name] for site in unit.sites]
+                known = _with_supports(unit.sites, [part.known for part in parts])
+                yield unit, stack([replace(part, known=here) for part, here in zip(parts, known, strict=True)])
+
+
+def _with_supports(sites: Sequence[Site], known: Sequence[Known]) -> list[Known]:
+    """With the zeros of an earlier step; of several matrices that are one, all are given a mask where one has it."""
+    if all(site.support is None for site in sites):
+        return list(known)
+    masks = [
+        torch.ones(site.shape, dtype=torch.bool, device=site.weight().device) if site.support is None else site.support
+        for site in sites
+    ]
+    return [_supported(what, mask) for what, mask in zip(known, masks, strict=True)]
+
+
+def _supported(known: Known, support: Bool[Tensor, "out in"] | None) -> Known:
+    # The same object where there are none, for what it has worked out serves later sizes too.
+    return known if support is known.support else known | Known(support=support)

@@ -49,11 +49,12 @@ def carried_out(
 def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict[str, int] | None:
     """Solve `problem` and replace the sites of `unit`; the bytes of each afterwards.
 
-    None where a format no smaller than the matrices was not put in their place.
+    None where a format no smaller than the matrices was not put in their place. Zeros were asked for by number, so a
+    few of them are put there even where their mask is larger than what they save.
     """
     weight = problem.weight.to(lm.dtype)
     whole = method.compress(weight, problem.known)
-    if whole.nbytes() >= weight.nbytes:
+    if whole.nbytes() >= weight.nbytes and (whole.support is None or bool(whole.support.all())):
         return None
     formats = _divided(whole, unit)
     biases = _biases(problem, whole, unit)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 2**22
+CHUNK = 2**18
 """Scores that are counted at once."""
 DIGIT = 2**16
 

@@ -1,7 +1,8 @@
 """One threshold over many matrices, against a sort of everything."""
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -99,3 +100,25 @@ def test_keys_have_the_order_of_the_numbers() -> None:
     values = torch.tensor([-math.inf, -3.4e38, -1.0, -1e-45, 0.0, 1e-45, 1.0, 3.4e38, math.inf, math.nan])
     assert (keys(values).diff() > 0).all()
     assert torch.equal(keys(torch.tensor([-0.0])), keys(torch.tensor([0.0])))
+
+
+def test_no_more_than_one_piece_of_the_scores_is_held() -> None:
+    alive = peak = 0
+
+    def died() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def pieces(seed: int) -> Iterator[torch.Tensor]:
+        nonlocal alive, peak
+        for number in range(20):
+            piece = torch.randn(500, generator=torch.Generator().manual_seed(20 * seed + number))
+            alive += 1
+            weakref.finalize(piece, died)
+            peak = max(peak, alive)
+            yield piece
+
+    fields = [Field(lambda seed=seed: pieces(seed), 10_000) for seed in range(5)]
+    assert sum(lost_below(fields, 25_000)) == 25_000
+    # The generator and the loop that reads it each name one until the next is there.
+    assert alive == 0 and peak <= 2
