@@ -12,13 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads, Stack
 from laconic.model.lm import LanguageModel
-from laconic.model.resize import resized
+from laconic.model.resize import put
 from laconic.model.site import Site
 
 
@@ -106,9 +105,9 @@ def reshape(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) -> No
         present = [bias for bias in biases if bias is not None]
         weights, biases = [torch.cat(weights)], [torch.cat(present) if present else None]
     for site, weight, bias in zip(attention.inputs, weights, biases, strict=True):
-        _put(lm, site, weight, bias)
+        put(lm, site, weight, bias)
     output = attention.output
-    _put(lm, output, _mapped(maps.output.mT, output.weight().T).T, output.bias())
+    put(lm, output, _mapped(maps.output.mT, output.weight().T).T, output.bias())
     _resize(lm, attention, maps.query.shape[1])
 
 
@@ -122,15 +121,6 @@ def zero_padding(attention: HeadedAttention, size: int) -> HeadMaps:
 def _mapped(transform: Float[Tensor, "heads r d"], rows: Float[Tensor, "heads*d n"]) -> Float[Tensor, "heads*r n"]:
     heads, _, d = transform.shape
     return (transform.double() @ rows.double().reshape(heads, d, -1)).flatten(0, 1)
-
-
-def _put(lm: LanguageModel, site: Site, weight: Tensor, bias: Tensor | None) -> None:
-    old = site.module
-    assert isinstance(old, (nn.Linear, Conv1D))
-    # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
-    rounded = [None if tensor is None else tensor.to(lm.dtype).to(old.weight.dtype) for tensor in (weight, bias)]
-    assert rounded[0] is not None
-    lm.model.set_submodule(site.name, resized(old, rounded[0], rounded[1]))
 
 
 def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from laconic.model.site import Linear
+from laconic.model.lm import LanguageModel
+from laconic.model.site import Linear, Site
 
 
 def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
@@ -26,3 +27,13 @@ def resized(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) 
     if bias is not None:
         linear.bias = nn.Parameter(bias.contiguous(), requires_grad=trains)
     return linear.train(like.training)
+
+
+def put(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
+    """A linear of the kind of the one at `site`, with this matrix and bias, in its place."""
+    old = site.module
+    assert isinstance(old, (nn.Linear, Conv1D))
+    # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
+    rounded = [None if tensor is None else tensor.to(lm.dtype).to(old.weight.dtype) for tensor in (weight, bias)]
+    assert rounded[0] is not None
+    lm.model.set_submodule(site.name, resized(old, rounded[0], rounded[1]))

@@ -10,9 +10,11 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
-from laconic.model.heads import headed_attentions, reshape, zero_padding
+from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_padding
+from laconic.model.inner import inners_of
 from laconic.model.resize import empty_linear
-from laconic.store.shapes import ATTRIBUTES, MAPPED, deviations, stock
+from laconic.model.width import EMPTY, keep_parts
+from laconic.store.shapes import MAPPED, deviations, stock
 from laconic.store.structure import formats, outermost
 
 
@@ -50,16 +52,25 @@ def densify(model: PreTrainedModel) -> None:
 
 
 def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    """Zeros in every head up to the size that it has in `plain`: the same function, at full size."""
-    if any(entry["kind"] == ATTRIBUTES for entry in deviations(model, plain).values()):
-        lm = LanguageModel.of(model)
-        for attention, whole in zip(headed_attentions(lm), headed_attentions(LanguageModel.of(plain)), strict=True):
-            reshape(lm, attention, zero_padding(attention, whole.size))
+    """Zeros in every head up to the size that it has in `plain`, heads and channels of zeros up to their number there:
+    the same function, at full size."""
+    if deviations(model, plain):
+        lm, whole = LanguageModel.of(model), LanguageModel.of(plain)
+        if can_shrink(lm.anatomy):
+            for attention, full in zip(headed_attentions(lm), headed_attentions(whole), strict=True):
+                if attention.size != full.size:
+                    reshape(lm, attention, zero_padding(attention, full.size))
+        full = {inner.name: inner.count for inner in inners_of(whole)}
+        for inner in inners_of(lm):
+            if inner.count < full[inner.name]:
+                keep_parts(lm, inner, [*range(inner.count), *[EMPTY] * (full[inner.name] - inner.count)])
     left = deviations(model, plain)
     if mapped := [name for name, entry in left.items() if entry["kind"] == MAPPED]:
         raise UserError(f"The norm '{mapped[0]}' has a linear map behind it, so no stock model can hold it.")
     if narrow := list(left):
-        raise UserError(f"The layer '{narrow[0]}' is narrower than its class makes it, so no stock model can hold it.")
+        raise UserError(
+            f"The layer '{narrow[0]}' has a shape that its class cannot give it, so no stock model can hold it."
+        )
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
 """Where a model has other shapes than its class makes of the configuration, as entries of a structure.
 
-Three kinds: `resized` is a plain linear of another shape, `attributes` are numbers of a module that holds linears, such
-as the size of its heads, `mapped` is a norm followed by what stands for dropped blocks.
+Three kinds: `resized` is a plain linear of another shape, or T5's table of position biases; `attributes` are numbers of
+a module that holds linears, such as the size of its heads, with the shapes of its own parameters; `mapped` is a norm
+followed by what stands for dropped blocks.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,10 +54,17 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
             if isinstance(module, (nn.Linear, Conv1D)):
                 model.set_submodule(path, empty_linear(module, (rows, columns)))
                 return
-        case {"kind": "attributes", "values": dict(values), **none} if not none:
-            if values.keys() <= _numbers(module).keys() and all(type(value) is int for value in values.values()):
+            if isinstance(module, nn.Embedding):
+                model.set_submodule(path, nn.Embedding(rows, columns, device="meta"))
+                return
+        case {"kind": "attributes", "values": dict(values), **more} if more.keys() <= {"parameters"}:
+            shapes = more.get("parameters", {})
+            known = values.keys() <= _numbers(module).keys() and shapes.keys() <= _own_shapes(module).keys()
+            if known and all(type(value) is int for value in values.values()):
                 for key, value in values.items():
                     setattr(module, key, value)
+                for key, shape in shapes.items():
+                    module.register_parameter(key, nn.Parameter(torch.empty(shape, device="meta")))
                 return
         case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **none} if not none:
             # In the place of a norm, which holds vectors of this size and nothing else.
@@ -77,16 +85,26 @@ def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
     if isinstance(module, Format):
         # What stands in the place of a linear says its own shape.
         return
-    if isinstance(module, (nn.Linear, Conv1D)) and isinstance(plain, (nn.Linear, Conv1D)):
+    if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)) and isinstance(plain, (nn.Linear, Conv1D, nn.Embedding)):
         if module.weight.shape != plain.weight.shape:
-            shape = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+            shape = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
             yield {"kind": RESIZED, "shape": list(shape)}
     # Only where linears are: other modules count things at run time.
     elif any(isinstance(child, (nn.Linear, Conv1D, Format)) for child in module.children()):
-        here, there = _numbers(module), _numbers(plain)
-        if changed := {key: here[key] for key in sorted(here.keys() & there.keys()) if here[key] != there[key]}:
-            yield {"kind": ATTRIBUTES, "values": changed}
+        changed, reshaped = _differing(_numbers, module, plain), _differing(_own_shapes, module, plain)
+        if changed or reshaped:
+            yield {"kind": ATTRIBUTES, "values": changed, **({"parameters": reshaped} if reshaped else {})}
+
+
+def _differing(look: Callable[[nn.Module], dict[str, Any]], module: nn.Module, plain: nn.Module) -> dict[str, Any]:
+    """What `look` finds in both, where it is not the same."""
+    here, there = look(module), look(plain)
+    return {key: here[key] for key in sorted(here.keys() & there.keys()) if here[key] != there[key]}
 
 
 def _numbers(module: nn.Module) -> dict[str, int]:
     return {key: value for key, value in vars(module).items() if type(value) is int}
+
+
+def _own_shapes(module: nn.Module) -> dict[str, list[int]]:
+    return {name: list(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}

@@ -101,8 +101,8 @@ def test_the_way_back_is_a_stock_model(name: str, and_compress: bool, tmp_path: 
 def test_what_no_stock_model_can_hold_is_one_sentence() -> None:
     model = BY_NAME["bert-base"].model()
     layer = model.encoder.layer[0]
-    layer.intermediate.dense, layer.output.dense = torch.nn.Linear(32, 40), torch.nn.Linear(40, 32)
-    with pytest.raises(UserError, match=r"'encoder.layer.0.intermediate.dense' is narrower than its class makes it"):
+    layer.intermediate.dense, layer.output.dense = torch.nn.Linear(32, 56), torch.nn.Linear(56, 32)
+    with pytest.raises(UserError, match=r"'encoder.layer.0.intermediate.dense' has a shape that its class cannot give"):
         materialize(model)
 
 

@@ -23,8 +23,8 @@ class Heads:
     mixers:       its children that mix the heads; where one is there, no head can go.
     bias:         its child with one column a head, which the first attention of a stack adds to the scores of all: the
                   attentions of such a stack lose the same heads.
-    shrinks:      the size may change: scores are products of queries with keys and nothing else (a bias may be added to
-                  them), each head has keys of its own, and what scales the scores was computed when the module was made.
+    shrinks:      the size may change: scores are products of queries with keys and nothing else (a bias may be added),
+                  each head has keys of its own, and what scales the scores was computed when the module was made.
     config:       the configuration's name for the size, where it may be any.
     config_count: and for the number of heads; None where the class takes the size from it.
     config_keys:  and for the number of keys and values, where several heads may share them.

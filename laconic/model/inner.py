@@ -1,0 +1,219 @@
+"""What the attentions and the feed-forwards of a model have inside: heads and channels, parts of which each is a sum.
+
+The output projection of an attention adds up what its heads give, that of a feed-forward what its channels give. A part
+is therefore some rows of the projections that read and some columns of the one that writes, and can go without the
+others (`laconic.model.width`). Heads that share keys and values are one part.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.model.anatomy import ANATOMIES, Attention, FeedForward, Stack
+from laconic.model.lm import LanguageModel
+from laconic.model.roles import Group
+from laconic.model.site import Site
+
+
+class Reader(NamedTuple):
+    """A projection with rows of every part; `stacked` matrices lie one below the other in it, each with such rows."""
+
+    site: Site
+    stacked: int = 1
+
+
+class Counter(NamedTuple):
+    """An attribute of a module that says how many parts there are, `each` for every one of them."""
+
+    module: nn.Module
+    attribute: str
+    each: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """The inside of one attention or feed-forward.
+
+    name:     path of the attention module, or of a feed-forward's output projection.
+    group:    attention or feed-forward.
+    count:    its parts: heads, groups of heads with the same keys and values, or channels.
+    readers:  the projections that have rows of each part.
+    writer:   the one that has as many columns of each.
+    counters: numbers that follow the count.
+    vectors:  paths of parameters with numbers of each part, beside the biases of the readers.
+    bias:     path of the embedding with a column for each part, where there is one.
+    config:   the configuration's names for the count, each with what it counts for one part; none where the class
+              could not make such a model.
+    pinned:   other values of the configuration that must be said with these, as they are.
+    together: the same in all that must lose the same parts.
+    """
+
+    name: str
+    group: Group
+    count: int
+    readers: tuple[Reader, ...]
+    writer: Site
+    counters: tuple[Counter, ...] = ()
+    vectors: tuple[str, ...] = ()
+    bias: str | None = None
+    config: Mapping[str, int] = field(default_factory=dict)
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    together: str
+
+    @property
+    def size(self) -> int:
+        """Columns of the writer for each part."""
+        return self.writer.shape[1] // self.count
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (*(reader.site for reader in self.readers), self.writer)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of one part, in all matrices together."""
+        return sum(rows * columns for rows, columns in (site.shape for site in self.sites)) // self.count
+
+
+Family = tuple[Inner, ...]
+"""Those that must lose the same parts: mostly one."""
+
+
+def inners_of(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN)) -> list[Inner]:
+    """Every attention and feed-forward inside the blocks of `lm` whose parts can go, in forward order."""
+    return [inner for inner in _inners(lm) if inner.group in groups]
+
+
+def families_of(inners: Iterable[Inner]) -> list[Family]:
+    """The same, by what must lose the same parts."""
+    by_key: dict[str, list[Inner]] = {}
+    for inner in inners:
+        by_key.setdefault(inner.together, []).append(inner)
+    return [tuple(members) for members in by_key.values()]
+
+
+def check_inside(lm: LanguageModel, group: Group) -> None:
+    """Raise UserError where some attention (or feed-forward) of `lm` cannot lose parts."""
+    model_type, what = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
+    if not all(_is_known(stack, group) for stack in lm.anatomy.stacks):
+        fits = sorted(
+            name
+            for anatomy in ANATOMIES
+            if all(_is_known(stack, group) for stack in anatomy.stacks)
+            for name in anatomy.model_types
+        )
+        raise UserError(f"The {what} of '{model_type}' cannot go one by one; it can be done for {', '.join(fits)}.")
+    for stack, blocks in lm.stacks():
+        for path, block in blocks:
+            for place in _places(stack, block, group):
+                _check_place(path, block, place)
+
+
+def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) -> None:
+    if isinstance(place, Attention) and place.heads is not None:
+        children = dict(block.get_submodule(place.heads.module).named_children())
+        if mixer := next((name for name in place.heads.mixers if name in children), None):
+            raise UserError(f"'{path}.{place.heads.module}.{mixer}' mixes the heads, so none of them can go.")
+    for projection in (*_reading(place), place.output):
+        if _has(block, projection) and not isinstance(block.get_submodule(projection), (nn.Linear, Conv1D)):
+            raise UserError(
+                f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
+            )
+
+
+def _inners(lm: LanguageModel) -> Iterator[Inner]:
+    sites = {site.name: site for site in lm.sites(("all",)) if isinstance(site.module, (nn.Linear, Conv1D))}
+    for number, (stack, blocks) in enumerate(lm.stacks()):
+        for path, block in blocks:
+            for group in (Group.ATTENTION, Group.FFN):
+                for place in _places(stack, block, group):
+                    paths = (*_reading(place), place.output)
+                    if not all(f"{path}.{part}" in sites for part in paths if _has(block, part)):
+                        continue
+                    if isinstance(place, FeedForward):
+                        yield _feed_forward(path, block, place, sites)
+                    else:
+                        yield _attention(number, path, block, place, sites)
+
+
+def _attention(number: int, path: str, block: nn.Module, place: Attention, sites: dict[str, Site]) -> Inner:
+    heads = place.heads
+    assert heads is not None
+    module, name = block.get_submodule(heads.module), f"{path}.{heads.module}"
+    writer, size = sites[f"{path}.{place.output}"], getattr(module, heads.size)
+    many = writer.shape[1] // size
+    # Where several heads share their keys, the keys count.
+    count = many if place.key is None else sites[f"{path}.{place.key}"].shape[0] // size
+    stacked = {place.fused: 3 if place.fused_layout == "stacked" else 1}
+    counters = ((heads.count, many // count), (heads.width, many // count * size))
+    declared = {heads.config_count: many // count} | ({heads.config_keys: 1} if heads.config_keys else {})
+    return Inner(
+        name=name,
+        group=Group.ATTENTION,
+        count=count,
+        readers=tuple(
+            Reader(sites[f"{path}.{part}"], stacked.get(part, 1)) for part in _reading(place) if _has(block, part)
+        ),
+        writer=writer,
+        counters=tuple(Counter(module, attribute, each) for attribute, each in counters if attribute),
+        vectors=tuple(f"{name}.{vector}" for vector in heads.vectors),
+        bias=f"{name}.{heads.bias}" if heads.bias and _has(module, heads.bias) else None,
+        config={key: each for key, each in declared.items() if key} if heads.config_count else {},
+        pinned={heads.config: size} if heads.config_count and heads.config else {},
+        together=name if heads.bias is None else f"{number}.{heads.module}",
+    )
+
+
+def _feed_forward(path: str, block: nn.Module, place: FeedForward, sites: dict[str, Site]) -> Inner:
+    writer = sites[f"{path}.{place.output}"]
+    holder, _, attribute = (place.width or "").rpartition(".")
+    return Inner(
+        name=writer.name,
+        group=Group.FFN,
+        count=writer.shape[1],
+        readers=tuple(Reader(sites[f"{path}.{part}"], 2 if place.fused_gate else 1) for part in place.inner),
+        writer=writer,
+        counters=(Counter(block.get_submodule(holder), attribute, 1),) if attribute else (),
+        config={place.config: 1},
+        together=writer.name,
+    )
+
+
+def _is_known(stack: Stack, group: Group) -> bool:
+    if group is Group.FFN:
+        return bool(stack.feed_forward)
+    several = _attentions(stack)
+    return bool(several) and all(attention.heads is not None for attention in several)
+
+
+def _places(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
+    """Those of one group that `block` has and whose parts are known."""
+    if group is Group.FFN:
+        return [part for part in stack.feed_forward if all(_has(block, inner) for inner in part.inner)]
+    return [attention for attention in _attentions(stack) if attention.heads is not None]
+
+
+def _attentions(stack: Stack) -> list[Attention]:
+    return [attention for attention in (stack.attention, stack.cross_attention) if attention is not None]
+
+
+def _reading(place: Attention | FeedForward) -> list[str]:
+    if isinstance(place, FeedForward):
+        return list(place.inner)
+    paths = (
+        place.fused, place.query, place.key, place.value, place.position_query, place.position_key,
+        place.global_query, place.global_key, place.global_value,
+    )  # fmt: skip
+    return [path for path in paths if path is not None]
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""Heads and channels taken out of a model for real: rows and columns of its projections, and what counts them."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from laconic.formats import Dense
+from laconic.model.inner import Inner, inners_of
+from laconic.model.lm import LanguageModel
+from laconic.model.resize import put
+
+EMPTY = -1
+"""In place of the number of a part: one of zeros."""
+
+
+@torch.no_grad()
+def keep_parts(
+    lm: LanguageModel,
+    inner: Inner,
+    parts: Sequence[int],
+    weight: Float[Tensor, "out kept"] | None = None,
+    bias: Float[Tensor, " out"] | None = None,
+) -> None:
+    """Leave `inner` with its parts of these numbers, in this order; `EMPTY` makes one of zeros.
+
+    `weight` and `bias` are what its output projection has then, if not the columns and the bias that it has now; a bias
+    that its class has no place for makes it a `Dense`.
+    """
+    chosen = torch.as_tensor(parts, dtype=torch.long, device=lm.device)
+    for site, stacked in inner.readers:
+        own = site.bias()
+        put(
+            lm,
+            site,
+            _arranged(site.weight(), stacked, inner.count, chosen),
+            None if own is None else _arranged(own, stacked, inner.count, chosen),
+        )
+    for path in inner.vectors:
+        module, name = _owner(lm, path)
+        _set(module, name, _arranged(module.get_parameter(name), 1, inner.count, chosen))
+    if inner.bias is not None:
+        module, name = _owner(lm, f"{inner.bias}.weight")
+        assert isinstance(module, nn.Embedding)
+        _set(module, name, _arranged(module.weight.T, 1, inner.count, chosen).T)
+        module.embedding_dim = len(parts)
+    _write(lm, inner, chosen, weight, bias)
+    for module, attribute, each in inner.counters:
+        setattr(module, attribute, each * len(parts))
+
+
+def _write(lm: LanguageModel, inner: Inner, chosen: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    writer = inner.writer
+    if weight is None:
+        weight = _arranged(writer.weight().T, 1, inner.count, chosen).T
+    own = writer.bias()
+    if bias is not None and own is None:
+        lm.replace(writer, Dense.of(weight.to(lm.dtype)), bias)
+    else:
+        put(lm, writer, weight, own if bias is None else bias)
+
+
+def _arranged(rows: Tensor, stacked: int, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
+    """The rows (or numbers) of these parts, in each of the `stacked` matrices."""
+    blocks = rows.detach().reshape(stacked, count, -1, *rows.shape[1:])
+    # The last one is what `EMPTY` finds.
+    blocks = torch.cat([blocks, torch.zeros_like(blocks[:, :1])], dim=1)
+    return blocks[:, parts].flatten(0, 2)
+
+
+def _owner(lm: LanguageModel, path: str) -> tuple[nn.Module, str]:
+    module, _, name = path.rpartition(".")
+    return lm.model.get_submodule(module), name
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
+    trains = module.get_parameter(name).requires_grad
+    module.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=trains))
+
+
+def declare(lm: LanguageModel) -> None:
+    """Say in the configuration how many heads and channels there are, where that is one number and the class can make
+    as many: such a model is one of its class again."""
+    by_name: dict[str, list[dict[str, int]]] = {}
+    for inner in inners_of(lm):
+        if inner.config:
+            said = {name: each * inner.count for name, each in inner.config.items()}
+            by_name.setdefault(next(iter(said)), []).append({**said, **inner.pinned})
+    for several in by_name.values():
+        if all(said == several[0] for said in several):
+            _adopt(lm.model, several[0])
+
+
+def _adopt(model: PreTrainedModel, values: dict[str, int]) -> None:
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    if all(_takes(config, values) for config in configs.values()):
+        for config in configs.values():
+            for name, value in values.items():
+                setattr(config, name, value)
+
+
+def _takes(config: PreTrainedConfig, values: dict[str, int]) -> bool:
+    changed = deepcopy(config)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    try:
+        changed.validate()
+    except StrictDataclassError:
+        return False
+    return True
