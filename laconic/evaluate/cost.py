@@ -48,7 +48,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: a matrix that is shared counts once.
+    """parameters: a matrix that is shared counts once, a zero that was chosen not at all.
     bytes:        on disk: of the safetensors files, or what they would be.
     memory_bytes: of the weights as they are in memory here, which is in `dtype`.
     speeds:       by batch × length.
@@ -86,7 +86,7 @@ def measure_cost(
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
     speeds = tuple(_speed(lm, batch, length) for batch, length in track(grid, "cost"))
     return Cost(
-        parameters=sum(parameter.numel() for parameter in lm.model.parameters()),
+        parameters=lm.size()[0],
         bytes=stored_bytes(lm) if folder is None else file_bytes(folder),
         memory_bytes=weight_bytes(lm),
         dtype=str(lm.model.dtype).removeprefix("torch."),

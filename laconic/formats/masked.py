@@ -44,7 +44,7 @@ class Masked(Format):
         self.kept, self.pattern = kept, None if pattern is None else (pattern[0], pattern[1])
         self.register_buffer("mask", None, persistent=False)
         self.values = nn.Parameter(torch.empty(kept))
-        self.bits = nn.Parameter(torch.empty(self._index_nbytes, dtype=torch.uint8), requires_grad=False)
+        self.bits = nn.Parameter(torch.empty(self.index_nbytes, dtype=torch.uint8), requires_grad=False)
         self.register_load_state_dict_pre_hook(_accept)
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Masked(Format):
 
     def nbytes(self) -> int:
         stored = self.plain_weight if self.values is None else self.values
-        return self.kept * stored.element_size() + self._index_nbytes
+        return self.kept * stored.element_size() + self.index_nbytes
 
     def fill(self, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], trainable: bool = True) -> None:
         """Become the plain module that has `weight` where `mask` is True, and zero elsewhere."""
@@ -135,8 +135,8 @@ class Masked(Format):
 
     def _take(self, values: Tensor, bits: Tensor) -> str | None:
         """Get ready for a weight of the `values` that `bits` keeps; what is wrong with them, if anything is."""
-        if len(bits) != self._index_nbytes:
-            return f"a mask of {self._index_nbytes} bytes is wanted, {len(bits)} are there"
+        if len(bits) != self.index_nbytes:
+            return f"a mask of {self.index_nbytes} bytes is wanted, {len(bits)} are there"
         mask = self._mask_of(bits)
         if int(mask.count_nonzero()) != len(values):
             return f"the mask keeps {int(mask.count_nonzero())} weights, {len(values)} values are there"
@@ -149,7 +149,8 @@ class Masked(Format):
         return None
 
     @property
-    def _index_nbytes(self) -> int:
+    def index_nbytes(self) -> int:
+        """Bytes on disk of where the kept values are."""
         if self.pattern is None:
             return packed_nbytes(self.out_features * self.in_features, 1)
         return packed_nbytes(self.out_features * self.in_features // self.pattern[1], index_bits(self.pattern))

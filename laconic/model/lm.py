@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.formats import Format, SparseEmbedding
+from laconic.formats import Format, Masked, SparseEmbedding
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.enumeration import Blocks, sites_of, stacks_of
@@ -95,10 +95,11 @@ class LanguageModel:
             sharing = ties.tied_places(self.model, site.name, site.holds)
             free = id(site.parameter) in counted or not sharing <= places
             counted.add(id(site.parameter))
-            nbytes[site.name] = 0 if free else self._nbytes(site)
+            nbytes[site.name] = 0 if free else self.nbytes_of(site)
         return nbytes
 
-    def _nbytes(self, site: Site) -> int:
+    def nbytes_of(self, site: Site) -> int:
+        """Bytes that the matrix takes in a file, in the stored dtype, whoever shares it."""
         if not isinstance(site.module, Format):
             return site.parameter.numel() * self.dtype.itemsize
         with torch.device("meta"):
@@ -109,6 +110,16 @@ class LanguageModel:
         return [
             site.name for site in sites if not ties.tied_places(self.model, site.name, site.holds) <= set(site.names)
         ]
+
+    def size(self) -> tuple[int, int]:
+        """(parameters, bytes of them in the stored dtype), each once.
+
+        A zero that was chosen is no parameter; where the others are takes bytes nevertheless.
+        """
+        pruned = [module for module in self.model.modules() if isinstance(module, Masked)]
+        zeros = sum(layer.out_features * layer.in_features - layer.kept for layer in pruned)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters()) - zeros
+        return parameters, parameters * self.dtype.itemsize + sum(layer.index_nbytes for layer in pruned)
 
     def twin(self) -> "LanguageModel":
         """A model with modules and a configuration of its own, on the same tensors: what is put in place of a module of

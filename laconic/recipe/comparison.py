@@ -58,7 +58,7 @@ class Referee:
             keep=keep,
             nbytes=nbytes,
             dense_nbytes=dense,
-            file_bytes=sum(part.numel() for part in lm.model.parameters()) * lm.dtype.itemsize,
+            file_bytes=lm.size()[1],
             kl=like.kl,
             agreement=like.top1_agreement,
             latency=latency(lm, self.batch, self.length, runs=TIMED_RUNS).median,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from laconic.formats import Masked
 from laconic.model import Group, LanguageModel, Site
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
@@ -14,13 +15,29 @@ OTHER = "other"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The matrices of one group; sites and shapes are empty for what is no site."""
+    """The matrices of one group; sites and shapes are empty for what is no site.
+
+    parameters: a zero that was chosen is none.
+    sparsity:   fraction of zeros in the matrices; one that is stored like any other number saves no bytes.
+    """
 
     name: str
     sites: int
     shapes: tuple[str, ...]
     parameters: int
     nbytes: int
+    sparsity: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """One site: bytes in a file, and the fraction of zeros."""
+
+    name: str
+    group: str
+    shape: tuple[int, int]
+    nbytes: int
+    sparsity: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +52,14 @@ class Inspection:
     parts: tuple[Part, ...]
     parameters: int
     nbytes: int
-    sites: tuple[tuple[str, str, tuple[int, int]], ...]
+    sites: tuple["Matrix", ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `laconic inspect --json` prints them."""
         return {
             **asdict(self),
             "stacks": [{"path": path, "blocks": blocks} for path, blocks in self.stacks],
-            "sites": [{"name": name, "group": group, "shape": list(shape)} for name, group, shape in self.sites],
+            "sites": [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.sites],
         }
 
     def table(self) -> Table:
@@ -52,27 +69,31 @@ class Inspection:
             Column("matrices", "{:d}"),
             Column("shapes (out × in)"),
             Column("parameters", "{:,d}"),
+            Column("zeros", "{:.1%}"),
             Column("MB", "{:,.2f}"),
             Column("share", "{:.1%}"),
         )
         rows = tuple(
-            (part.name, part.sites, ", ".join(part.shapes), part.parameters, part.nbytes / MEGABYTE,
+            (part.name, part.sites, ", ".join(part.shapes), part.parameters, part.sparsity, part.nbytes / MEGABYTE,
              part.nbytes / self.nbytes)
             for part in self.parts
         )  # fmt: skip
-        every = ("all", sum(part.sites for part in self.parts), "", self.parameters, self.nbytes / MEGABYTE, 1.0)
+        every = ("all", sum(part.sites for part in self.parts), "", self.parameters, None, self.nbytes / MEGABYTE, 1.0)
         return Table(columns, (*rows, every))
 
 
 def inspect(lm: LanguageModel) -> Inspection:
     """Look at `lm`; nothing is run."""
-    sites = lm.sites(("all", "*"))
+    matrices = [(site, _matrix(site, lm)) for site in lm.sites(("all", "*"))]
     seen: set[int] = set()
     # A head that is tied to the embedding is counted there.
     order = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
-    parts = [_part(group, [site for site in sites if site.group is group], lm, seen) for group in order]
-    parameters = sum(parameter.numel() for parameter in lm.model.parameters())
-    parts.append(_sized(OTHER, (), parameters - sum(part.parameters for part in parts), lm))
+    parts = [
+        _part(group, [(site, matrix) for site, matrix in matrices if site.group is group], seen) for group in order
+    ]
+    parameters, nbytes = lm.size()
+    rest = parameters - sum(part.parameters for part in parts), nbytes - sum(part.nbytes for part in parts)
+    parts.append(Part(name=OTHER, sites=0, shapes=(), parameters=rest[0], nbytes=rest[1], sparsity=None))
     return Inspection(
         model=lm.source,
         architecture=f"{lm.model.config.model_type} ({type(lm.model).__name__})",
@@ -81,19 +102,34 @@ def inspect(lm: LanguageModel) -> Inspection:
         stacks=tuple((stack.blocks, len(blocks)) for stack, blocks in lm.stacks()),
         parts=tuple(part for part in parts if part.sites or part.parameters),
         parameters=parameters,
-        nbytes=parameters * lm.dtype.itemsize,
-        sites=tuple((site.name, site.group.value, site.shape) for site in sites),
+        nbytes=nbytes,
+        sites=tuple(matrix for _, matrix in matrices),
     )
 
 
-def _part(group: Group, sites: Sequence[Site], lm: LanguageModel, seen: set[int]) -> Part:
-    weights = {site.module.get_parameter("weight").data_ptr(): site.shape for site in sites}
-    parameters = sum(rows * columns for place, (rows, columns) in weights.items() if place not in seen)
-    seen |= weights.keys()
-    return _sized(group.value, [site.shape for site in sites], parameters, lm)
+def _matrix(site: Site, lm: LanguageModel) -> Matrix:
+    held = site.parameter
+    sparsity = 1 - int(held.count_nonzero()) / held.numel()
+    group, nbytes = site.group.value, lm.nbytes_of(site)
+    return Matrix(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
 
 
-def _sized(name: str, shapes: Sequence[tuple[int, int]], parameters: int, lm: LanguageModel) -> Part:
-    shown = tuple(dict.fromkeys(f"{rows} × {columns}" for rows, columns in shapes))
-    nbytes = parameters * lm.dtype.itemsize
-    return Part(name=name, sites=len(shapes), shapes=shown, parameters=parameters, nbytes=nbytes)
+def _part(group: Group, matrices: Sequence[tuple[Site, Matrix]], seen: set[int]) -> Part:
+    every = {id(site.parameter): (site, matrix) for site, matrix in matrices}
+    own = [both for place, both in every.items() if place not in seen]
+    seen |= every.keys()
+    numbers = [site.shape[0] * site.shape[1] for site, _ in every.values()]
+    zeros = sum(matrix.sparsity * n for (_, matrix), n in zip(every.values(), numbers, strict=True))
+    return Part(
+        name=group.value,
+        sites=len(matrices),
+        shapes=tuple(dict.fromkeys("{} × {}".format(*matrix.shape) for _, matrix in matrices)),
+        parameters=sum(_stored(site) for site, _ in own),
+        nbytes=sum(matrix.nbytes for _, matrix in own),
+        sparsity=zeros / sum(numbers) if numbers else None,
+    )
+
+
+def _stored(site: Site) -> int:
+    """Numbers that a file holds of the matrix."""
+    return site.module.kept if isinstance(site.module, Masked) else site.parameter.numel()
