@@ -7,7 +7,23 @@ import pytest
 import torch
 
 from laconic.calibrate import Gram, OutputGram
-from laconic.methods import METHODS, Asvd, Drone, Fwsvd, KfacSvd, Method, Svd, Wlra
+from laconic.methods import (
+    METHODS,
+    Asvd,
+    Drone,
+    Fwsvd,
+    KfacPrune,
+    KfacSvd,
+    LnStructured,
+    Magnitude,
+    Method,
+    Random,
+    RandomStructured,
+    SparseGpt,
+    Svd,
+    Wanda,
+    Wlra,
+)
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
 from tests.matrices import CASES, Case, case
@@ -19,6 +35,13 @@ EXAMPLES: tuple[Method, ...] = (
     Asvd(multiple=1),
     Drone(multiple=1),
     KfacSvd(multiple=1),
+    Magnitude(),
+    Random(),
+    Wanda(),
+    SparseGpt(),
+    KfacPrune(),
+    LnStructured(),
+    RandomStructured(),
 )
 
 every_method = pytest.mark.parametrize("method", EXAMPLES, ids=lambda method: method.name)
@@ -53,7 +76,7 @@ def test_it_is_the_line_of_a_recipe(method: Method):
 @pytest.mark.parametrize("keep", [0.7, 0.3])
 def test_it_keeps_at_most_what_it_was_told_and_stays_finite(method: Method, case: Case, keep: float):
     dense = case.weight.numel() * case.weight.element_size()
-    compressed = method.at(keep, tuple(case.weight.shape)).compress(case.weight, case.known)
+    compressed = method.at(keep, tuple(case.weight.shape), case.weight.dtype).compress(case.weight, case.known)
     assert compressed.shape == tuple(case.weight.shape)
     assert compressed.nbytes() <= keep * dense
     assert compressed.dense().dtype == case.weight.dtype

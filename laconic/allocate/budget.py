@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from laconic.errors import UserError, must_be
-from laconic.methods import Ladder, Rung
+from laconic.methods import Ladder, Method, Rung
 
 Currency = Literal["bytes", "parameters", "macs", "latency"]
 
@@ -42,3 +44,9 @@ def budget_of(ladders: Iterable[Ladder], keep: float, currency: Currency) -> Bud
     cost = COST[currency]
     dense = sum(next(cost(rung) for rung in ladder.rungs if rung.method is None) for ladder in ladders)
     return Budget(keep=keep, cost=cost, dense=dense)
+
+
+def check_overhead(method: Method, keep: float, dtype: torch.dtype) -> None:
+    """Raise UserError where `keep` of the bytes in `dtype` leaves no room for any number beside the overhead."""
+    if keep <= (least := method.overhead(dtype)):
+        raise must_be("keep", f"more than {least:g}, which '{method.name}' takes to say where the zeros are", keep)

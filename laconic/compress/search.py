@@ -55,13 +55,13 @@ def searched(
         trial = _Trial(lm, data.batches)
         for unit in data.track(units, "Searching the sizes"):
             allowed += parts[unit.name]
-            plan[unit.name] = trial.shrink(unit, _sizes(method, unit.shape), problems[unit.name], allowed)
+            plan[unit.name] = trial.shrink(unit, _sizes(method, unit.shape, lm.dtype), problems[unit.name], allowed)
     return plan
 
 
-def _sizes(method: Method, shape: tuple[int, int]) -> list[Method]:
+def _sizes(method: Method, shape: tuple[int, int], dtype: torch.dtype) -> list[Method]:
     """What `method` offers on the grid, smallest first, each once."""
-    return list(dict.fromkeys(method.at(keep, shape) for keep in GRID))
+    return list(dict.fromkeys(method.at(keep, shape, dtype) for keep in GRID))
 
 
 class _Trial:

@@ -7,8 +7,18 @@ from laconic.methods.lowrank.fwsvd import Fwsvd
 from laconic.methods.lowrank.kfac_svd import KfacSvd
 from laconic.methods.lowrank.svd import Svd
 from laconic.methods.lowrank.wlra import Wlra
+from laconic.methods.prune.kfac_prune import KfacPrune
+from laconic.methods.prune.magnitude import Magnitude
+from laconic.methods.prune.random import Random
+from laconic.methods.prune.scored import Scored
+from laconic.methods.prune.sparsegpt import SparseGpt
+from laconic.methods.prune.structured import LnStructured, RandomStructured
+from laconic.methods.prune.wanda import Wanda
 
-METHODS: tuple[type[Method], ...] = (Svd, Fwsvd, Wlra, Asvd, Drone, KfacSvd)
+METHODS: tuple[type[Method], ...] = (
+    *(Svd, Fwsvd, Wlra, Asvd, Drone, KfacSvd),
+    *(Magnitude, Random, Wanda, SparseGpt, KfacPrune, LnStructured, RandomStructured),
+)
 
 __all__ = [
     "METHODS",
@@ -16,11 +26,19 @@ __all__ = [
     "Asvd",
     "Drone",
     "Fwsvd",
+    "KfacPrune",
     "KfacSvd",
     "Ladder",
+    "LnStructured",
+    "Magnitude",
     "Method",
+    "Random",
+    "RandomStructured",
     "Rung",
+    "Scored",
+    "SparseGpt",
     "Svd",
+    "Wanda",
     "Wlra",
     "statistics_for",
 ]

@@ -3,11 +3,13 @@
 A method is at once the code, the configuration and the line of a recipe: a frozen dataclass of its parameters.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from laconic.calibrate import Gram, Known, OutputGram, Statistic
 from laconic.formats import Format
 
 PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({Gram, OutputGram})
-"""What `Method.ladder` needs beside `Method.needs`: the two moments of the predicted loss."""
+"""What `Method.ladder` needs beside what the method asks for: the two moments of the predicted loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +68,34 @@ class Method(ABC):
     remembers: ClassVar[bool] = False
     """True where what `Known.once` keeps of one size serves every other, without the statistics."""
 
+    keeps_support: ClassVar[bool] = False
+    """True where every weight that `Known.support` says is zero stays zero."""
+
+    @property
+    def asks(self) -> frozenset[type[Statistic]]:
+        """The statistics that it asks for as it is set: `needs`, and more where a parameter says so."""
+        return self.needs
+
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Format:
         """The compressed matrix, in the dtype of `weight`, which is the one it will be stored in.
 
-        `known` holds at least `needs`.
+        `known` holds at least what it `asks` for.
 
         Raises:
             UserError: the method's own size was not set.
         """
 
     @abstractmethod
-    def at(self, keep: float, shape: tuple[int, int]) -> "Method":
-        """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes.
+    def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Method":
+        """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes in `dtype`.
 
         Where even its smallest size keeps more, that smallest size.
         """
+
+    def overhead(self, dtype: torch.dtype) -> float:
+        """The fraction of a matrix's bytes in `dtype` that its result takes however few numbers that keeps."""
+        return 0.0
 
     @abstractmethod
     def unsized(self) -> "Method":
@@ -99,5 +113,10 @@ class Method(ABC):
 
 def statistics_for(methods: Iterable[Method], predicting: bool) -> frozenset[type[Statistic]]:
     """Everything that `methods` need, and the two moments of the predicted loss when `predicting`."""
-    needed = frozenset[type[Statistic]]().union(*(method.needs for method in methods))
+    needed = frozenset[type[Statistic]]().union(*(method.asks for method in methods))
     return needed | PREDICTS_FROM if predicting else needed
+
+
+def digest_of(weight: Float[Tensor, "out in"]) -> str:
+    """What tells the content of one matrix from that of any other; for `Known.once` and for seeds."""
+    return hashlib.blake2b(weight.contiguous().cpu().view(torch.uint8).numpy().data, digest_size=16).hexdigest()

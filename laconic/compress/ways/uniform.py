@@ -26,5 +26,5 @@ def same_everywhere(job: Job) -> Plan:
     plan: Plan = {}
     for fraction, group in split_by_group(keep, job.families):
         units = [unit for family in group for unit in family[-1]]
-        plan |= uniform(method, {unit.name: unit.shape for unit in units}, fraction)
+        plan |= uniform(method, {unit.name: unit.shape for unit in units}, fraction, job.lm.dtype)
     return plan

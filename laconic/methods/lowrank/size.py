@@ -3,7 +3,6 @@
 Ranks set by `at` and by ladders are multiples of `multiple`, which is what matrix kernels run fastest on.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -14,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.errors import UserError, must_be
-from laconic.methods.base import Ladder, Method, Rung
+from laconic.methods.base import Ladder, Method, Rung, digest_of
 from laconic.numerics.lowrank import break_even_rank, rank_for
 
 
@@ -43,7 +42,7 @@ class RankSized(Method):
     def has_size(self) -> bool:
         return self.rank is not None or self.rank_ratio is not None
 
-    def at(self, keep: float, shape: tuple[int, int]) -> "RankSized":
+    def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "RankSized":
         return self.with_rank(rank_for(keep, *shape, self.multiple))
 
     def unsized(self) -> "RankSized":
@@ -93,5 +92,4 @@ class RankSized(Method):
 
     def name_for(self, weight: Float[Tensor, "out in"]) -> str:
         """What tells this method's result for this weight from any other, its size apart; for `Known.once`."""
-        content = weight.contiguous().cpu().view(torch.uint8).numpy().tobytes()
-        return f"{replace(self.unsized(), multiple=1)} of {hashlib.blake2b(content, digest_size=16).hexdigest()}"
+        return f"{replace(self.unsized(), multiple=1)} of {digest_of(weight)}"

@@ -1,0 +1,28 @@
+"""What scores take from second moments: how much each input, and each output, counts.
+
+An input that was never seen active, or an output whose gradients are all zero, counts as good as nothing, but not
+exactly so: among its weights the smallest still go first. Where nothing was seen at all, all count the same.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from laconic.calibrate import Gram, Known, OutputGram
+from laconic.numerics.psd import RELATIVE_FLOOR, Moment, shrink
+
+
+def importance(S: Moment) -> Float[Tensor, " n"]:
+    """diag S in fp64, no element of it zero."""
+    S = shrink(S, 0.0)
+    diagonal = S if S.ndim == 1 else S.diagonal()
+    return diagonal.clamp(min=RELATIVE_FLOOR * diagonal.mean().item())
+
+
+def of_inputs(known: Known) -> Float[Tensor, " in"]:
+    """C_jj."""
+    return importance(known[Gram].matrix)
+
+
+def of_outputs(known: Known) -> Float[Tensor, "out 1"]:
+    """F_ii."""
+    return importance(known[OutputGram].matrix)[:, None]

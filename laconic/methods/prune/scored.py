@@ -1,0 +1,102 @@
+"""Pruning weight by weight: a sparsity over the whole matrix or over every row of it, or N of every M inputs."""
+
+import re
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, get_args
+
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from laconic.calibrate import Known
+from laconic.errors import UserError, must_be
+from laconic.formats import Sparse
+from laconic.methods.prune.size import Pruning, Size, Solver
+from laconic.numerics.masks import keep_in_groups, keep_in_matrix, keep_in_rows, marked
+
+Within = Literal["matrix", "row"]
+_PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Pruning):
+    """Weights go one by one.
+
+    pattern: `N:M`, N weights kept of every M consecutive inputs, in place of a sparsity.
+    within:  over what the smallest scores are found, the whole `matrix` or every `row` (output) for itself.
+    cap:     the largest sparsity of any one matrix where one budget is shared among many.
+    """
+
+    pattern: str | None = None
+    within: Within = "matrix"
+    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.within not in get_args(Within):
+            raise must_be(f"{self.name}.within", f"one of {', '.join(get_args(Within))}", self.within)
+        if not 0 < self.cap <= 1:
+            raise must_be(f"{self.name}.cap", "in (0, 1]", self.cap)
+        if self.pattern is not None and self.sparsity is not None:
+            raise UserError(f"{self.name} takes either sparsity or pattern; got both.")
+        if self.pattern is not None:
+            self._n_of_m(self.pattern)
+
+    @abstractmethod
+    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+        """What each weight is worth, ≥ 0; the smallest go. Comparable from matrix to matrix as far as the method is."""
+
+    @property
+    def size(self) -> Size | None:
+        return self.sparsity if self.pattern is None else self._n_of_m(self.pattern)
+
+    @property
+    def largest_offered(self) -> float:
+        return self.cap
+
+    def grain(self, shape: tuple[int, int]) -> int:
+        return 1 if self.within == "matrix" else shape[0]
+
+    def unsized(self) -> "Scored":
+        return replace(self, sparsity=None, pattern=None)
+
+    def keep(self, scores: Float[Tensor, "out in"], size: Size) -> Bool[Tensor, "out in"]:
+        """Which weights stay, of scores where those that are zero already have −∞.
+
+        Raises:
+            UserError: the width is no multiple of M.
+        """
+        if isinstance(size, tuple):
+            n, m = size
+            if scores.shape[1] % m:
+                requirement = f"of a group that divides the inputs of the matrix, which are {scores.shape[1]}"
+                raise must_be(f"{self.name}.pattern", requirement, f"{n}:{m}")
+            return keep_in_groups(scores, size)
+        return keep_in_matrix(scores, size) if self.within == "matrix" else keep_in_rows(scores, size)
+
+    def _n_of_m(self, pattern: str) -> tuple[int, int]:
+        matched = _PATTERN.fullmatch(pattern)
+        if matched is None or int(matched[1]) >= int(matched[2]):
+            raise must_be(f"{self.name}.pattern", "N:M with 0 < N < M, like 2:4", pattern)
+        return int(matched[1]), int(matched[2])
+
+
+def masked(method: Scored, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    """What keeps the weights of the largest scores as they are."""
+    scores = marked(method.scores(weight, known), known.support)
+
+    def solve(size: Size) -> Sparse:
+        return sparse(weight, method.keep(scores, size), size)
+
+    return solve
+
+
+def sparse(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], size: Size) -> Sparse:
+    """`weight` where the mask says so."""
+    return Sparse.of(weight, mask, size if isinstance(size, tuple) else None)
+
+
+def loses_nothing(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> bool:
+    """True where there is nothing to make up for, so that what stays is not to be touched."""
+    return not bool(weight.masked_fill(mask, 0).any())

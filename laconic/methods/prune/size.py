@@ -1,0 +1,145 @@
+"""How many zeros a pruning method leaves: `sparsity`, or `at` a fraction of bytes, and the sizes on its ladder.
+
+Sparsity is the fraction of zeros in the whole matrix. Those that `Known.support` says an earlier step left stay, and
+count; where they are more than is asked for, they are all there is. A matrix that loses nothing is left as it is, bit
+by bit. On disk the result is a bit for each weight and the values that are kept.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from laconic.calibrate import Gram, Known, OutputGram
+from laconic.errors import UserError, must_be
+from laconic.formats import Sparse
+from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.masks import zeros_for
+
+GRID = tuple(part / 20 for part in range(2, 20))
+"""The sparsities that a ladder offers."""
+
+Size = float | tuple[int, int]
+"""A sparsity, or N of every M."""
+
+Solver = Callable[[Size], Sparse]
+"""One matrix pruned to any size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Method):
+    """A method whose result is a `Sparse` of a chosen sparsity."""
+
+    family: ClassVar[str] = "pruning"
+    keeps_support: ClassVar[bool] = True
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise must_be(f"{self.name}.sparsity", "in [0, 1)", self.sparsity)
+
+    @abstractmethod
+    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+        """What prunes `weight` to any size; the work that all sizes share is done once."""
+
+    @abstractmethod
+    def grain(self, shape: tuple[int, int]) -> int:
+        """How many weights go at a time, so that what is kept is a multiple of it."""
+
+    @property
+    def size(self) -> Size | None:
+        """What was asked for; None where nothing was."""
+        return self.sparsity
+
+    @property
+    def largest_offered(self) -> float:
+        """The largest sparsity on its ladder."""
+        return GRID[-1]
+
+    @property
+    def has_size(self) -> bool:
+        return self.size is not None
+
+    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sparse:
+        """The pruned matrix.
+
+        Raises:
+            UserError: no size was set, the size does not fit the shape, or a weight is NaN or infinite, which a score
+                would hide.
+        """
+        if self.size is None:
+            raise UserError(f"{self.name} needs a size: give keep, or {self.name}:sparsity=S with S in [0, 1).")
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{self.name} cannot prune weights that are NaN or infinite; check the model.")
+        return self.solver(weight, known)(self.size)
+
+    def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Pruning":
+        grain = self.grain(shape)
+        grains = shape[0] * shape[1] // grain
+        values = (keep - self.overhead(dtype)) * shape[0] * shape[1]
+        # The mask is rounded up to whole bytes, which may cost one more value; 0.29 · 800 is 231.99….
+        spare = values - 1 if shape[0] * shape[1] % 8 else values
+        kept = min(max(int(spare / grain + 1e-9), 1), grains)
+        return self.with_sparsity(1 - kept / grains)
+
+    def overhead(self, dtype: torch.dtype) -> float:
+        return 1 / (8 * dtype.itemsize)
+
+    def unsized(self) -> "Pruning":
+        return replace(self, sparsity=None)
+
+    def with_sparsity(self, sparsity: float) -> "Pruning":
+        """This method at another sparsity."""
+        return replace(self.unsized(), sparsity=sparsity)
+
+    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+        offered = self._offered((weight.shape[0], weight.shape[1]), known.support)
+
+        def predict() -> tuple[Tensor, Tensor, Tensor]:
+            F, C = known[OutputGram].matrix, known[Gram].matrix
+            solve = self.solver(weight, known)
+            results = [solve(sparsity) for sparsity in offered]
+            losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
+            sizes = [[result.nbytes(), result.kept] for result in results]
+            return torch.tensor(losses).double(), torch.tensor(sizes).long().reshape(-1, 2), torch.tensor(C.ndim == 1)
+
+        name = f"losses at {offered} of {self.unsized()} of {digest_of(weight)}"
+        losses, sizes, lookup = known.once(name, predict)
+        products = () if lookup else ((weight.shape[0], weight.shape[1]),)
+        rungs = [
+            Rung(method=self.with_sparsity(sparsity), nbytes=nbytes, parameters=kept, products=products, loss=loss)
+            for sparsity, (nbytes, kept), loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
+        ]
+        stays = _as_it_is(weight, known.support, products)
+        return Ladder((*(rung for rung in reversed(rungs) if rung.nbytes < stays.nbytes), stays))
+
+    def _offered(self, shape: tuple[int, int], support: Bool[Tensor, "out in"] | None) -> list[float]:
+        """Of the grid, each that leaves more zeros than the one before, and than there are."""
+        grain = self.grain(shape)
+        grains = shape[0] * shape[1] // grain
+        there = 0 if support is None else int((~support).sum())
+        zeros = {zeros_for(sparsity, grains): sparsity for sparsity in reversed(GRID)}
+        return [
+            sparsity
+            for count, sparsity in sorted(zeros.items())
+            if there < count * grain and count < grains and sparsity <= self.largest_offered
+        ]
+
+
+def _as_it_is(
+    weight: Float[Tensor, "out in"], support: Bool[Tensor, "out in"] | None, products: tuple[tuple[int, int], ...]
+) -> Rung:
+    """The rung that changes nothing: the dense matrix, or one with the zeros that are there."""
+    if support is None:
+        nbytes, kept = weight.numel() * weight.element_size(), weight.numel()
+    else:
+        sparse = Sparse.of(weight, support)
+        nbytes, kept = sparse.nbytes(), sparse.kept
+    return Rung(method=None, nbytes=nbytes, parameters=kept, products=products, loss=0.0)
