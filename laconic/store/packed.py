@@ -22,7 +22,8 @@ def unpack(model: PreTrainedModel) -> None:
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Everything that the files of `model` hold: a packed layer that stands in several places once."""
-    state = dict(model.state_dict())
+    ignored = model._keys_to_ignore_on_save or ()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
     for layer, places in _places(model).items():
         for alias in places[1:]:
             for tensor in layer.packed_names:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from laconic.formats import (
     FORMATS,
+    Constant,
     Dense,
     Format,
     LowRank,
@@ -107,7 +108,8 @@ def test_a_factor_may_be_a_format() -> None:
 def examples() -> dict[type[Format], Format]:
     linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
     sparse, (_, reader) = Sparse.of(weight, weight > 0), divided(linear, (2, OUT - 2))
-    some: tuple[Format, ...] = (linear, reader, sparse, Dense.of(weight))
+    constant = Constant(OUT, IN, bias=False).half()
+    some: tuple[Format, ...] = (linear, reader, sparse, Dense.of(weight), constant)
     return {type(format): format for format in (*some, linear.for_lookup(None), sparse.for_lookup(None))}
 
 

@@ -41,24 +41,27 @@ class Checkpoint:
 def checkpoints(parent: Path) -> Iterator[Checkpoint]:
     """Save them all under `parent`."""
     for architecture in ARCHITECTURES:
-        yield _saved(compress_everything(architecture.lm(), rank=4), parent, f"{architecture.name}/everything/float32")
+        yield saved_as(
+            compress_everything(architecture.lm(), rank=4), parent, f"{architecture.name}/everything/float32"
+        )
     for name in HALF:
         lm = compress_everything(BY_NAME[name].lm().with_dtype(torch.float16), rank=4)
-        yield _saved(lm, parent, f"{name}/everything/float16")
+        yield saved_as(lm, parent, f"{name}/everything/float16")
     for name in TIED:
         for target in ("attention", "head", "embedding"):
             lm = BY_NAME[name].lm()
             for site in lm.sites((target,)):
                 lm.replace(site, factors(site, rank=4))
-            yield _saved(lm, parent, f"{name}/{target}/float32")
+            yield saved_as(lm, parent, f"{name}/{target}/float32")
     for name in NESTED:
         lm = compress_everything(BY_NAME[name].lm(), rank=8)
         for site in lm.sites(("all",)):
             lm.replace(site, factors(site, rank=2))
-        yield _saved(lm, parent, f"{name}/nested/float32")
+        yield saved_as(lm, parent, f"{name}/nested/float32")
 
 
-def _saved(lm: LanguageModel, parent: Path, key: str) -> Checkpoint:
+def saved_as(lm: LanguageModel, parent: Path, key: str) -> Checkpoint:
+    """Save `lm` under `parent`."""
     # In memory as it is once stored, like a model that laconic loaded in its stored dtype.
     with torch.no_grad():
         for parameter in lm.model.parameters():
