@@ -4,10 +4,13 @@ import sys
 
 from benchmarks import (
     bert_base,
+    global_threshold,
     latency,
     latency_budget,
     loss_prediction,
     lowrank_quality,
+    prune_quality,
+    prune_tables,
     rank_sweep,
     rank_tables,
     tables,
@@ -26,6 +29,9 @@ BENCHMARKS = {
     "rank_sweep": rank_sweep.main,
     "threshold": threshold.main,
     "rank_tables": rank_tables.main,
+    "global_threshold": global_threshold.main,
+    "prune_quality": prune_quality.main,
+    "prune_tables": prune_tables.main,
 }
 
 

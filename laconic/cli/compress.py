@@ -20,7 +20,9 @@ def compress(
     keep: Annotated[
         str | None, typer.Option(metavar="FRACTION", help="Of the targeted bytes; or attention=0.5,ffn=0.3.")
     ] = None,
-    allocate: Annotated[str, typer.Option(metavar="uniform|spectrum", help="How the budget is shared.")] = "uniform",
+    allocate: Annotated[
+        str, typer.Option(metavar="uniform|spectrum|global", help="How the budget is shared.")
+    ] = "uniform",
     targets: Annotated[
         list[str] | None,
         typer.Option(

@@ -10,6 +10,7 @@ from laconic.calibrate.corpus import Corpus, batches, sample
 from laconic.compress import Allocation, Compress, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
+from laconic.methods.prune.scored import Scored
 from laconic.model import LanguageModel
 from laconic.progress import Track
 
@@ -78,9 +79,19 @@ def steps_of(
     return tuple(
         line
         if isinstance(line, Step)
-        else Compress(method=line, keep=kept if takes_keep(line) else None, allocate=shared, targets=targets)
+        else Compress(
+            method=line,
+            keep=kept if takes_keep(line) else None,
+            allocate="uniform" if shared == "global" and _stands_aside(line, lines) else shared,
+            targets=targets,
+        )
         for line in lines
     )
+
+
+def _stands_aside(method: Method, lines: Sequence[Method | Step]) -> bool:
+    """Whether one threshold for all matrices is meant for another of the lines: a rank has no use for it."""
+    return method.has_size and not isinstance(method, Scored) and any(isinstance(line, Scored) for line in lines)
 
 
 def takes_keep(line: Method | Step) -> bool:

@@ -69,6 +69,15 @@ def test_steps_are_named_as_methods_are(capsys: Output, tiny_model: Path, texts:
     assert steps[0]["shrink-heads"] == {"size": 5, "multiple": 1}
 
 
+def test_one_threshold_for_all_is_meant_for_the_method_that_has_scores(
+    capsys: Output, tiny_model: Path, tmp_path: Path
+) -> None:
+    said(capsys, "compress", tiny_model, "--method", "svd:rank=8", "--method", "magnitude:sparsity=0.5",
+         "--allocate", "global", "-o", tmp_path / "one")  # fmt: skip
+    first, second = yaml.safe_load((tmp_path / "one" / "recipe.yaml").read_text())["steps"]
+    assert (first["compress"]["allocate"], second["compress"]["allocate"]) == ("uniform", "global")
+
+
 def test_methods_lists_all_of_them(capsys: Output) -> None:
     listed = said(capsys, "methods")["methods"]
     assert {method["name"] for method in listed} >= {"svd", "fwsvd", "drone", "kfac-svd"}
@@ -97,8 +106,12 @@ SVD = ("--method", "svd", "--keep", "0.5")
         (("MODEL", "--method", "svd", "--keep", "ffn=2"), "--keep ffn must be in (0, 1]; got 2.0."),
         (("MODEL", "--method", "svd"), "needs a size"),
         (("MODEL", "--method", "svd:rank=2", "--keep", "0.5"), "says its own size"),
+        (("MODEL", *SVD, "--allocate", "global"), "allocate: global compares weights one by one, and 'svd' has"),
         (("MODEL", *SVD, "--targets", "fnn"), "no target 'fnn': did you mean 'ffn'?"),
-        (("MODEL", *SVD, "--allocate", "fair"), "allocate must be one of uniform, spectrum, threshold; got 'fair'."),
+        (
+            ("MODEL", *SVD, "--allocate", "fair"),
+            "allocate must be one of uniform, spectrum, threshold, global; got 'fair'.",
+        ),
         (("MODEL", "--method", "drone", "--keep", "0.5"), "--data is missing"),
         (("MODEL", *SVD, "--data", "./nowhere.txt"), "nowhere.txt"),
         (("MODEL", *SVD, "--data", "EMPTY"), "no rows"),

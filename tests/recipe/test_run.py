@@ -47,6 +47,21 @@ def test_two_steps_count_against_the_matrices_of_the_first(tiny_model: Path, tex
     assert record.changes.nbytes == 4 * stored
 
 
+def test_shots_of_growing_sparsity_count_against_the_dense_matrices(
+    tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    recipe = spelled(tiny_model, texts)
+    shots = [{"wanda": {"sparsity": sparsity, "within": "matrix"}} for sparsity in (0.3, 0.6)]
+    recipe["steps"] = [{"compress": {"method": shot, "allocate": "global"}} for shot in shots]
+    record = run(recipe_from(recipe), tmp_path / "small")
+    sites = load(str(tmp_path / "small")).sites()
+    numel = sum(rows * columns for rows, columns in (site.shape for site in sites))
+    assert sum(int((site.weight() == 0).sum()) for site in sites) == round(0.6 * numel)
+    assert record.changes.dense_nbytes == 4 * numel
+    # A bit for each weight, and those that are kept.
+    assert record.changes.nbytes == 4 * (numel - round(0.6 * numel)) + numel // 8
+
+
 def test_narrower_heads_count_like_any_matrix(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     recipe = spelled(tiny_model, texts)
     narrow = {"shrink-heads": {"keep": 0.5, "multiple": 1}}

@@ -1,0 +1,139 @@
+"""The tables and figures of docs/pruning.md on single weights and on memory, made from benchmarks/results/."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+
+from matplotlib.figure import Figure
+
+from benchmarks.common import RESULTS
+from benchmarks.lowrank import METRICS, MODELS
+from benchmarks.prune_quality import cells
+from benchmarks.pruning import CALIBRATION_ROWS, PATTERNS, SPARSITIES, WAYS, sizes_of
+from benchmarks.tables import ROOT, replace_between
+from laconic.report import plots
+from laconic.report.points import Point
+
+PAGE = ROOT / "docs/pruning.md"
+BEGIN = "<!-- made by `python -m benchmarks prune_tables` -->"
+MEMORY = "<!-- memory, made by `python -m benchmarks prune_tables` -->"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/pruning.md, and the figures beside it."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    parts = []
+    for name in MODELS:
+        mine = [cell for cell in cells() if cell["model"] == name and cell["rows"] == CALIBRATION_ROWS]
+        if mine:
+            plots.save(figure(name, mine), ROOT / f"docs/pruning-{name}")
+            parts.append(everything(name, mine))
+    replace_between(PAGE, "\n".join(parts), BEGIN)
+    replace_between(PAGE, memory(), MEMORY)
+
+
+def everything(name: str, mine: list[dict]) -> str:
+    """KL and metric by sparsity, by pattern, then spreads, bytes and seconds of every cell."""
+    dense = mine[0]["dense_metric"]
+    lines = [
+        f"### {name} ({METRICS[name]} {dense:.3f} dense)",
+        "",
+        f"![KL against bytes kept](pruning-{name}.png)",
+        "",
+        f"KL to the dense model / {METRICS[name]}, by sparsity:",
+        "",
+        *across(mine, SPARSITIES, lambda size: f"{float(size):.0%}"),
+        "",
+        "and by pattern:",
+        "",
+        *across(mine, PATTERNS, str),
+        "",
+        f"| zeros | method | KL, nats | {METRICS[name]} | most zeros in one | matrices, MB | file, MB | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size in (*SPARSITIES, *PATTERNS):
+        for way in WAYS:
+            here = _at(mine, way, size)
+            if here:
+                lines.append(_row(size, way, here))
+    return "\n".join([*lines, ""])
+
+
+def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -> list[str]:
+    """One row a way, one column a size; the least KL of each size is bold."""
+    lines = [f"| | {' | '.join(map(head, sizes))} |", "|---|" + "---|" * len(sizes)]
+    measured = {(way, size): _at(mine, way, size) for way in WAYS for size in sizes}
+    means = {key: mean(cell["kl"] for cell in here) for key, here in measured.items() if here}
+    least = {size: min((kl for (_, other), kl in means.items() if other == size), default=None) for size in sizes}
+    for way in WAYS:
+        if not set(sizes) & set(sizes_of(way)):
+            continue
+        entries = []
+        for size in sizes:
+            here = measured[way, size]
+            if not here:
+                entries.append("not run")
+                continue
+            text = f"{means[way, size]:.4f} / {mean(cell['metric'] for cell in here):.3f}"
+            entries.append(f"**{text}**" if means[way, size] == least[size] else text)
+        lines.append(f"| {way} | {' | '.join(entries)} |")
+    return lines
+
+
+def memory() -> str:
+    """One threshold over a billion weights."""
+    result = json.loads((RESULTS / "global_threshold.json").read_text())
+    lines = [
+        "| | weights | in memory, GiB | peak, GiB | peak in units of the weights | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        start = f"| {row['way']} | {row['weights'] / 1e6:,.0f} million | {row['weight_bytes'] / 2**30:.2f} |"
+        if "failed" in row:
+            lines.append(f"{start} more than {row['limit_bytes'] / 2**30:.0f}: out of memory | | |")
+        else:
+            lines.append(f"{start} {row['peak_bytes'] / 2**30:.2f} | {row['ratio']:.2f} | {row['seconds']:.0f} |")
+    return "\n".join([*lines, ""])
+
+
+def figure(name: str, mine: list[dict]) -> Figure:
+    """KL against the bytes really kept, one line a way; each mark is the mean over the seeds."""
+    points = [
+        Point(
+            method=way,
+            keep=1 - float(size),
+            nbytes=round(mean(cell["bytes"] for cell in here)),
+            dense_nbytes=here[0]["dense_bytes"],
+            file_bytes=0,
+            kl=mean(cell["kl"] for cell in here),
+            agreement=float("nan"),
+            latency=float("nan"),
+        )
+        for way in WAYS
+        for size in SPARSITIES
+        if (here := _at(mine, way, size))
+    ]
+    return plots.trade_off(points, f"KL to the dense {name}, nats")
+
+
+def _at(mine: list[dict], way: str, size: str) -> list[dict]:
+    return [cell for cell in mine if cell["way"] == way and cell["size"] == size]
+
+
+def _row(size: str, way: str, here: list[dict]) -> str:
+    kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
+    shown = size if size in PATTERNS else f"{float(size):.0%}"
+    most = max(cell["largest_sparsity"] for cell in here)
+    megabytes = [mean(cell[what] for cell in here) / 1e6 for what in ("bytes", "file_bytes")]
+    seconds = mean(cell["seconds"] for cell in here)
+    return (
+        f"| {shown} | {way} | {_spread(kls, 4)} | {_spread(metrics, 3)} | {most:.1%} "
+        f"| {megabytes[0]:.2f} | {megabytes[1]:.1f} | {seconds:.0f} |"
+    )
+
+
+def _spread(values: list[float], digits: int) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (one seed)"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
