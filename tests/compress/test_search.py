@@ -13,10 +13,11 @@ from laconic.compress.search import GRID, allotted
 from laconic.compress.units import families
 from laconic.compress.ways import threshold
 from laconic.errors import UserError
-from laconic.methods import METHODS, Drone, KfacSvd, Method, Svd
+from laconic.methods import Drone, KfacSvd, Method, Svd
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME
 from tests.compress.test_matrices import data_for
+from tests.test_every_method import EXAMPLES
 
 ERROR = 1e-3
 
@@ -56,16 +57,16 @@ def test_the_error_is_kept_and_more_of_it_makes_smaller_models(name: str) -> Non
     assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_it_works_for_every_method(method: type[Method]) -> None:
+@pytest.mark.parametrize("method", EXAMPLES, ids=lambda method: method.name)
+def test_it_works_for_every_method(method: Method) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
     small = twin(lm)
-    outcome = search(method(multiple=1), 0.01, targets=("ffn",)).apply(small, data)
+    outcome = search(method, 0.01, targets=("ffn",)).apply(small, data)
     assert kl(lm, small, data) <= 0.01 * (1 + 1e-4)
     assert outcome.nbytes < outcome.dense_nbytes
     again = twin(lm)
-    Compress(method=method(), plan=outcome.plan).apply(again, data)
+    Compress(method=method, plan=outcome.plan).apply(again, data)
     assert kl(small, again, data) < 1e-9
 
 

@@ -2,8 +2,8 @@
 
 Paper: M. Sun, Z. Liu, A. Bair, J. Z. Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR
 2024, arXiv 2306.11695, equation 1: the score is |w_ij| ‖x_j‖, compared within each output row; here ‖x_j‖ is the root
-of C_jj = E[x_j²]. With `gradients` it is ½ w_ij² F_ii C_jj, what removing the weight alone adds to the predicted loss, so that
-rows compare too (Y. LeCun, J. Denker, S. Solla, "Optimal Brain Damage", NeurIPS 1989).
+of C_jj = E[x_j²]. With `gradients` it is ½ w_ij² F_ii C_jj, what removing the weight alone adds to the predicted loss,
+so that rows compare too (Y. LeCun, J. Denker, S. Solla, "Optimal Brain Damage", NeurIPS 1989).
 """
 
 from dataclasses import dataclass
