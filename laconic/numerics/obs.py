@@ -52,7 +52,7 @@ def inverse_factor(H: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 def sweep(W: Float[Tensor, "out in"], U: Float[Tensor, "in in"], keep: Choice, step: int = BLOCK) -> Pruned:
     """From left to right, `keep` decides on `step` columns at a time, with all errors to their left made up for."""
     # Transposed, so that a column lies in one piece of memory.
-    Wt = W.double().T.contiguous()
+    Wt = W.double().T.clone(memory_format=torch.contiguous_format)
     mask = torch.ones_like(Wt, dtype=torch.bool)
     n = len(Wt)
     block = max(step, BLOCK - BLOCK % step)

@@ -1,0 +1,54 @@
+"""The refit of each row against least squares of that row alone."""
+
+import pytest
+import torch
+
+from laconic.numerics import refit as refitting
+from laconic.numerics.obs import damped
+from laconic.numerics.refit import inverse, refit
+
+
+def problem(m: int, n: int, sparsity: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(m * n)
+    X = torch.randn(3 * n, n, dtype=torch.float64, generator=generator)
+    X = X @ (torch.eye(n) + 0.3 * torch.randn(n, n, dtype=torch.float64, generator=generator))
+    W = torch.randn(m, n, dtype=torch.float64, generator=generator)
+    # Rows of very different support, the first with none and the second with all of it.
+    mask = torch.rand(m, n, generator=generator) > torch.linspace(sparsity / 2, 1, m)[:, None] * 1.02
+    mask[0], mask[1] = False, True
+    return W, mask, X
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (40, 24), (9, 130)])
+@pytest.mark.parametrize("direct", [0.0, 0.25, 1.0])
+def test_it_is_lstsq_of_every_row(shape: tuple[int, int], direct: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refitting, "DIRECT", direct)
+    monkeypatch.setattr(refitting, "NUMBERS", 500)
+    W, mask, X = problem(*shape, 0.5)
+    H = X.T @ X / len(X)
+    Z = refit(W, mask, H, inverse(H))
+    assert not Z[~mask].any()
+    assert torch.allclose(Z[1], W[1])
+    for w, z, kept in zip(W, Z, mask, strict=True):
+        best = torch.linalg.lstsq(X[:, kept], X @ w).solution if kept.any() else w[kept]
+        error, least = X @ w - X[:, kept] @ z[kept], X @ w - X[:, kept] @ best
+        assert error.norm() <= least.norm() * (1 + 1e-6) + 1e-9
+        assert torch.allclose(z[kept], best, atol=1e-3 * w.abs().max().item())
+
+
+def test_the_residual_has_no_part_on_the_support() -> None:
+    """The normal equations: [(W − Z) H]_K = 0."""
+    W, mask, X = problem(30, 60, 0.5)
+    H = damped(X.T @ X / len(X), 0.01)
+    slope = (W - refit(W, mask, H, inverse(H))) @ H
+    assert slope[mask].abs().max() < 1e-4 * slope.abs().max()
+
+
+def test_a_singular_moment_is_fitted_with_damping() -> None:
+    """With fewer tokens than columns; what is not determined stays near what it was."""
+    W, mask, X = problem(12, 40, 0.5)
+    C = X[:15].T @ X[:15] / 15
+    H = damped(C, 0.01)
+    Z = refit(W, mask, H, inverse(H))
+    assert torch.isfinite(Z).all()
+    assert ((W - Z) @ C * (W - Z)).sum() < ((W - W * mask) @ C * (W - W * mask)).sum()
