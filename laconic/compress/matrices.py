@@ -121,7 +121,8 @@ class Compress(Step):
         cache_limit()
         of = self._families(lm)
         if self.keep is not None and self.plan is None:
-            split_by_group(self.keep, of)
+            for keep, _ in split_by_group(self.keep, of):
+                check_overhead(self.method, keep, lm.dtype)
         check_zeros_stay(of, self.method, self.plan)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
