@@ -1,6 +1,6 @@
 """One budget, many matrices: ladders of options in, a plan out."""
 
-from laconic.allocate.budget import Budget, Currency, budget_of
+from laconic.allocate.budget import Budget, Currency, budget_of, check_overhead
 from laconic.allocate.option import Alternatives
 from laconic.allocate.plan import (
     Plan,
@@ -21,6 +21,7 @@ __all__ = [
     "Currency",
     "Plan",
     "budget_of",
+    "check_overhead",
     "choose",
     "plan_from",
     "plan_text",

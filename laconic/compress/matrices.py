@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from laconic.allocate import Currency, Plan, site_names
+from laconic.allocate import Currency, Plan, check_overhead, site_names
 from laconic.cache import cache_limit
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
 from laconic.calibrate.profile import USUAL, Workload
