@@ -1,6 +1,6 @@
 """Which of a row of items to drop, where dropping neighbours together costs what it costs, and runs apart add up.
 
-Let c(i, j) be the cost of dropping the run [i, j) alone. With D(j, k) the least cost of dropping k of the first j items,
+Let c(i, j) be the cost of dropping the run [i, j) alone, and D(j, k) the least of dropping k of the first j items. Then
 
     D(j, k) = min( D(j − 1, k),  min_i D(i − 1, k − (j − i)) + c(i, j) ),        D(−1, 0) = D(0, 0) = 0,
 
@@ -20,7 +20,7 @@ def best_runs(costs: Mapping[Run, float], length: int, drop: int) -> tuple[Run, 
 
     A run that is not in `costs` cannot be dropped. Of equal costs the earliest runs are taken.
     """
-    # least[j][k]: D(j, k) and the runs that it is made of; least[-1] of the formula is that of nothing before the first.
+    # least[j][k]: D(j, k) and the runs that it is made of.
     least: list[dict[int, tuple[float, tuple[Run, ...]]]] = [{0: (0.0, ())}]
     for stop in range(1, length + 1):
         here = dict(least[stop - 1])

@@ -1,7 +1,8 @@
 """A step changes a model: it runs it, reshapes it, or both. Its dataclass is the line of the recipe."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from laconic.allocate import Plan
@@ -18,6 +19,7 @@ class Outcome:
                     at all where its other place keeps it.
     untied:         sites that were tied to another matrix before and no longer are, so the file holds both.
     predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None where it was not predicted.
+    dropped:        by stack the numbers of the blocks that went, as they were before, and of parts of blocks (`4.ffn`).
     """
 
     plan: Plan
@@ -25,6 +27,7 @@ class Outcome:
     after: dict[str, int]
     untied: tuple[str, ...] = ()
     predicted_loss: float | None = None
+    dropped: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -1,7 +1,7 @@
 """A norm and what stands for the blocks that were dropped behind it: y = T norm(x) + b.
 
-It is no format, for a norm is no matrix, but like one it keeps a zero-length `weight` where that of the norm was, so that
-transformers without laconic refuses the checkpoint.
+It is no format, for a norm is no matrix, but like one it keeps a zero-length `weight` where that of the norm was, so
+that transformers without laconic refuses the checkpoint.
 """
 
 import torch

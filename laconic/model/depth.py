@@ -21,6 +21,10 @@ PLACES = ("layer_idx", "layer_id")
 """What transformers calls the number of its block in a module that needs it."""
 
 
+SCALING = "scaling"
+"""And what its attention multiplies its scores by."""
+
+
 def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
     """Take the layers of these numbers out of `layers` of `lm`, in place; what is left is a model of the same class.
 
@@ -100,7 +104,7 @@ def _rescale(lm: LanguageModel, block: str, old: int, new: int) -> None:
     weight = (fused.weight.T * factor[:, None]).to(lm.dtype).to(fused.weight.dtype)
     bias = (fused.bias * factor).to(lm.dtype).to(fused.bias.dtype)
     lm.model.set_submodule(f"{block}.attn.c_attn", resized(fused, weight, bias))
-    attention.scaling = attention.scaling * old / new
+    setattr(attention, SCALING, getattr(attention, SCALING) * old / new)
 
 
 def _shorten(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:

@@ -95,7 +95,7 @@ def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int])
         raise UserError(f"All {len(layers)} blocks of {_called(layers)} would be dropped; at least one must stay.")
     if 0 in indices and first_stays(lm, layers):
         raise UserError(
-            f"Block 0 of '{lm.model.config.model_type}' must stay: no other block can take the first place of its class."
+            f"Block 0 of '{lm.model.config.model_type}' must stay: no other can take the first place in its class."
         )
     if layers.shared and kept_groups(layers, indices) is None:
         raise UserError(
@@ -103,6 +103,15 @@ def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int])
             f"{', '.join(map(str, sorted(indices)))} leaves no model of its class; drop whole groups, or the same "
             "number from each."
         )
+
+
+def can_drop(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> bool:
+    """Whether `check_droppable` has nothing to say."""
+    if not indices:
+        return True
+    if len(set(indices)) == len(layers) or (0 in indices and first_stays(lm, layers)):
+        return False
+    return not layers.shared or kept_groups(layers, indices) is not None
 
 
 def first_stays(lm: LanguageModel, layers: Layers) -> bool:

@@ -17,7 +17,6 @@ from laconic.model.anatomy import Attention, Stack
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
 
-
 ATTENTION, CROSS_ATTENTION, FEED_FORWARD = PARTS = ("attention", "cross-attention", "ffn")
 
 

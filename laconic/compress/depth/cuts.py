@@ -1,0 +1,83 @@
+"""What can be dropped: a block, or a sub-block of one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from laconic.errors import UserError
+from laconic.model import LanguageModel
+from laconic.model.layers import Layers, layers_of
+from laconic.model.subblocks import PARTS, SubBlock, subblocks_of
+
+Parts = Literal["blocks", "sublayers"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A layer of a stack by its number, or a part of it: `attention`, `cross-attention` or `ffn`."""
+
+    stack: str
+    layer: int
+    part: str | None = None
+
+    @property
+    def spelled(self) -> int | str:
+        """As a recipe's `blocks` names it: 3, or 3.ffn."""
+        return self.layer if self.part is None else f"{self.layer}.{self.part}"
+
+
+def every_cut(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
+    """All blocks, or all sub-blocks, of each stack in forward order.
+
+    Raises:
+        UserError: sub-blocks are asked for where none goes alone, or blocks where it is not known how they are counted.
+    """
+    return {layers.name: _cuts(lm, layers, parts) for layers in layers_of(lm)}
+
+
+def _cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
+    numbers = range(len(layers))
+    if parts == "blocks":
+        return [Cut(layers.name, number) for number in numbers]
+    return [Cut(layers.name, number, part.part) for number in numbers for part in subblocks_of(lm, layers, number)]
+
+
+def named_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> list[Cut]:
+    """The cuts that `blocks` spells, by stack, in forward order.
+
+    Raises:
+        UserError: there is no such block, or a block has no such part, or one is named with a part of itself.
+    """
+    stacks = {layers.name: layers for layers in layers_of(lm)}
+    cuts = {_named(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
+    whole = {(cut.stack, cut.layer) for cut in cuts if cut.part is None}
+    for cut in cuts:
+        if cut.part is not None and (cut.stack, cut.layer) in whole:
+            raise UserError(f"Block {cut.layer} is to be dropped whole, so '{cut.spelled}' must be left out.")
+    order = [*stacks]
+    return sorted(cuts, key=lambda cut: (order.index(cut.stack), cut.layer, PARTS.index(cut.part) if cut.part else -1))
+
+
+def _named(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
+    number, _, part = str(word).partition(".")
+    if not number.isdecimal() or not int(number) < len(layers):
+        raise UserError(
+            f"There is no block '{word}': they are numbered from 0 to {len(layers) - 1}, and a part of one is named "
+            f"like '0.{PARTS[-1]}'."
+        )
+    if not part:
+        return Cut(layers.name, int(number))
+    known = [subblock.part for subblock in subblocks_of(lm, layers, int(number))]
+    if part not in known:
+        raise UserError(f"There is no part '{part}' in block {number}: known are {', '.join(known)}.")
+    return Cut(layers.name, int(number), part)
+
+
+def subblock_at(lm: LanguageModel, layers: Layers, cut: Cut) -> SubBlock:
+    """The sub-block that `cut` names."""
+    return next(part for part in subblocks_of(lm, layers, cut.layer) if part.part == cut.part)
+
+
+def whole_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
+    """The numbers of the layers of `stack` that go whole."""
+    return [cut.layer for cut in cuts if cut.stack == stack and cut.part is None]

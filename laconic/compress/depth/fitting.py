@@ -1,0 +1,160 @@
+"""What stands for blocks that were dropped: the linear map, or the bias, that best brings the hidden states on.
+
+Paper: D. Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization",
+arXiv 2505.02819, eq. 5: T* = argmin ‖(M T + Y) − L‖², with M what the last layer before the run writes to the stream, Y
+the stream that it is added to and L the stream behind the run. Then T goes into that layer: T f(x) has no product more.
+Where a norm comes after the sum instead (post-LN), M is the whole stream and Y nothing, and T follows the norm.
+
+Here T is held to the identity, which is dropping the run with nothing in its place: T = (D + λ I)(C + λ I)^{-1} with
+the centred moments C of M and D of the wanted L − Y with M, in float64, λ by cross-validation over two halves of the
+batches (`laconic.calibrate.anchor`); the bias takes up the means. M and Y are those of the model as it has become, L is
+that of the original, so that what is fitted makes up for the runs dropped before.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laconic.calibrate import Calibration, Known
+from laconic.calibrate.anchor import Anchor
+from laconic.calibrate.tap import Tap
+from laconic.compress.depth.stream import rows_in, same
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, predict
+from laconic.model.layers import Layers
+from laconic.model.subblocks import subblocks_of
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a map of the stream may sit.
+
+    path:   the module whose output M is mapped.
+    whole:  whether that output is the whole stream; else it is added to the rest.
+    stream: the block that leaves the stream, or, before the first block, the block that it enters.
+    enters: which of the two.
+    width:  d, the numbers of the stream for one token.
+    """
+
+    path: str
+    whole: bool
+    stream: str
+    enters: bool
+    width: int
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model as it was, and the paths of blocks in it."""
+
+    lm: LanguageModel
+    blocks: tuple[str, ...]
+
+
+Map = tuple[Float[Tensor, "d d"] | None, Float[Tensor, " d"]]
+"""T, None for the identity, and b; in float64."""
+
+
+@torch.no_grad()
+def seat_before(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat | None:
+    """The seat of a map in front of the layer of this number, or behind the last; None where there is none.
+
+    `batch` shows where norms are: the same module paths mean different things in models of one family.
+    """
+    if layers.shared:
+        return None
+    batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+    return _entry(lm, layers, batch) if index == 0 else _behind(lm, layers, index - 1, batch)
+
+
+def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> Seat | None:
+    prefix = next(f"{name}." if name else "" for name, part in lm.model.named_modules() if part is lm.model.base_model)
+    path, first = f"{prefix}{layers.depth.entry}", layers.paths[0]
+    if layers.depth.entry is None or path not in dict(lm.model.named_modules()):
+        return None
+    with Tap(lm.model, (path, first)) as tap:
+        predict(lm, batch)
+    hidden, entered = tap.outputs[path][0], tap.inputs[first][0]
+    if hidden.shape != entered.shape:
+        return None
+    counted = rows_in(lm, batch, layers, entered).counted
+    return Seat(path, True, first, True, entered.shape[-1]) if same(hidden[counted], entered[counted]) else None
+
+
+def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat | None:
+    block = layers.paths[index]
+    if layers.stack.plain:
+        return None
+    parts = subblocks_of(lm, layers, index)
+    closing = [f"{block}.{layers.depth.closing}"] if layers.depth.closing is not None else []
+    with Tap(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as tap:
+        predict(lm, batch)
+    entered, left = tap.inputs[block][0], tap.outputs[block][0]
+    for path in closing:
+        if same(tap.outputs[path][0].reshape(left.shape), left):
+            return Seat(path, True, block, False, left.shape[-1])
+    written = sum((tap.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
+    if not same(entered + written, left):
+        return None
+    return Seat(parts[-1].writer, False, block, False, left.shape[-1])
+
+
+@torch.no_grad()
+def fitted(
+    lm: LanguageModel, seat: Seat, layers: Layers, original: Original, data: Calibration, linear: bool
+) -> list[Map]:
+    """T and b for `seat` of `lm`, aimed at what each of the blocks of the `original` leaves.
+
+    T is None, for the identity, unless it is `linear` and errs less on held-out rows than the bias alone.
+    """
+    anchor = Anchor(seat.width, dict.fromkeys(original.blocks, seat.width), lm.device)
+    for number, on_cpu in enumerate(data.batches):
+        batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+        now, there = _tapped(lm, seat, original, batch)
+        stream = (now.inputs if seat.enters else now.outputs)[seat.stream][0]
+        M = now.outputs[seat.path][0].reshape(stream.shape)
+        Y = 0 if seat.whole else stream - M
+        rows = rows_in(lm, batch, layers, stream)
+        wanted = {path: rows.of(rows.lines(there.outputs[path][0] - Y)) for path in original.blocks}
+        anchor.update(number, rows.of(rows.lines(M)), wanted)
+    return [_solved(lm, anchor, seat, path, linear) for path in original.blocks]
+
+
+def _tapped(lm: LanguageModel, seat: Seat, original: Original, batch: Batch) -> tuple[Tap, Tap]:
+    """What passes through `lm` at the seat, and through the original at the blocks; one run where they are the same."""
+    one = lm is original.lm
+    here = (seat.path, seat.stream)
+    with Tap(lm.model, dict.fromkeys((*here, *(original.blocks if one else ())))) as now:
+        predict(lm, batch)
+    if one:
+        return now, now
+    with Tap(original.lm.model, original.blocks) as there:
+        predict(original.lm, batch)
+    return now, there
+
+
+def _solved(lm: LanguageModel, anchor: Anchor, seat: Seat, block: str, linear: bool) -> Map:
+    identity = torch.eye(seat.width, dtype=torch.float64, device=lm.device)
+    problem = anchor.problem(block, identity, Known(), centred=True)
+    # Rounded as it will be stored, so that the bias makes up for the rounding too.
+    T = problem.weight.to(lm.dtype).double()
+    chosen = T if linear and not torch.equal(T, identity) else None
+    bias = problem.bias(identity if chosen is None else chosen)
+    assert bias is not None
+    return chosen, bias
+
+
+def no_seat(lm: LanguageModel, index: int) -> UserError:
+    """Said where nothing can stand for the blocks from that number on."""
+    model_type = lm.model.config.model_type
+    if index:
+        return UserError(
+            f"Nothing can stand for dropped blocks of '{model_type}': it is not seen where their outputs are added up, "
+            "or its layers share one block; use replace: nothing."
+        )
+    return UserError(
+        f"Nothing can stand for the first blocks of '{model_type}': no norm comes before them that could hold it; keep "
+        "block 0, or use replace: nothing."
+    )

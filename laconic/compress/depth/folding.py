@@ -1,0 +1,95 @@
+"""A map of hidden states put into the module that writes them: y ↦ T y + b."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.formats import Constant, Dense, Format, LowRank, LowRankReader, Mapped
+from laconic.model import LanguageModel, Site
+from laconic.model.resize import resized
+
+Matrix = Float[Tensor, "d d"] | None
+"""T in float64; None for the identity."""
+Bias = Float[Tensor, " d"]
+
+
+@torch.no_grad()
+def fold(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> int:
+    """Make the module at `path` give T y + b where it gave y, and say how many bytes more its matrices take for it.
+
+    A linear or a format of factors takes T into its matrix; a norm is followed by it.
+
+    Raises:
+        UserError: the module is of a format that no T fits into.
+    """
+    module = lm.model.get_submodule(path)
+    if isinstance(module, (nn.Linear, Conv1D, Format)):
+        _into_linear(lm, path, T, b)
+        return 0
+    if isinstance(module, Mapped):
+        return _into_map(lm, path, module, T, b)
+    if T is None and isinstance(module, nn.LayerNorm) and module.bias is not None:
+        module.bias = _parameter(lm, module.bias.double() + b, module.bias)
+        return 0
+    like = next(iter(module.parameters()))
+    mapped = Mapped.of(module, None if T is None else _rounded(lm, T, like), _rounded(lm, b, like))
+    lm.model.set_submodule(path, mapped.train(module.training).requires_grad_(like.requires_grad))
+    return 0 if T is None else T.numel() * lm.dtype.itemsize
+
+
+def _into_map(lm: LanguageModel, path: str, module: Mapped, T: Matrix, b: Bias) -> int:
+    before, like = module.matrix, module.bias
+    bias = (module.bias.double() if T is None else T @ module.bias.double()) + b
+    matrix = T if before is None else before.double() if T is None else T @ before.double()
+    mapped = Mapped.of(module.norm, None if matrix is None else _rounded(lm, matrix, like), _rounded(lm, bias, like))
+    lm.model.set_submodule(path, mapped.train(module.training).requires_grad_(like.requires_grad))
+    return matrix.numel() * lm.dtype.itemsize if before is None and matrix is not None else 0
+
+
+def _into_linear(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> None:
+    module = lm.model.get_submodule(path)
+    assert isinstance(module, (nn.Linear, Conv1D, Format))
+    old = module.bias
+    bias = b if old is None else (old.double() if T is None else T @ old.double()) + b
+    if isinstance(module, Format):
+        if T is not None:
+            _into_factor(lm, path, module, T)
+        module.set_bias(_rounded(lm, bias, module.weight if old is None else old))
+        return
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    W = weight if T is None else _rounded(lm, T @ weight.double(), weight)
+    if old is not None:
+        lm.model.set_submodule(path, resized(module, W, _rounded(lm, bias, weight)))
+    else:
+        lm.replace(_site(lm, path), Dense.of(W), _rounded(lm, bias, weight))
+
+
+def _into_factor(lm: LanguageModel, path: str, module: Format, T: Float[Tensor, "d d"]) -> None:
+    """T times the matrix of a format, where that stays of its kind."""
+    if isinstance(module, Constant):
+        return
+    child = {Dense: "linear", LowRank: "left", LowRankReader: "left"}.get(type(module))
+    if child is None:
+        raise UserError(f"The layer '{path}' is stored as '{module.kind}', which takes no map in; shorten before that.")
+    factor = lm.model.get_submodule(f"{path}.{child}")
+    if isinstance(factor, Format):
+        _into_factor(lm, f"{path}.{child}", factor, T)
+        return
+    assert isinstance(factor, nn.Linear)
+    W = _rounded(lm, T @ factor.weight.double(), factor.weight)
+    lm.model.set_submodule(f"{path}.{child}", resized(factor, W, factor.bias))
+
+
+def _site(lm: LanguageModel, path: str) -> Site:
+    return next(site for site in lm.sites(("all",)) if site.name == path)
+
+
+def _parameter(lm: LanguageModel, value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(_rounded(lm, value, like), requires_grad=like.requires_grad)
+
+
+def _rounded(lm: LanguageModel, value: Tensor, like: Tensor) -> Tensor:
+    # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
+    return value.to(lm.dtype).to(like.dtype)

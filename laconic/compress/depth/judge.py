@@ -1,0 +1,35 @@
+"""How far a model that was changed is from what it was, on the calibration rows."""
+
+from collections.abc import Sequence
+
+import torch
+
+from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
+
+KEPT_PREDICTIONS = 2**26
+"""Numbers that the original predicts are kept up to this many (256 MiB), and predicted again beyond."""
+
+
+class Judge:
+    """Mean KL(original ‖ changed) in nats per prediction."""
+
+    def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
+        self.original = original
+        self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in batches]
+        self._kept: dict[int, Predictions] = {}
+
+    @torch.inference_mode()
+    def __call__(self, changed: LanguageModel) -> float:
+        total, count = 0.0, 0
+        for number, batch in enumerate(self.batches):
+            there = divergence(self._reference(number), predict(changed, batch)[0])
+            total, count = total + there.sum().item(), count + len(there)
+        return total / max(count, 1)
+
+    def _reference(self, number: int) -> Predictions:
+        if number in self._kept:
+            return self._kept[number]
+        predictions, _ = predict(self.original, self.batches[number])
+        if sum(kept.values.numel() for kept in self._kept.values()) + predictions.values.numel() <= KEPT_PREDICTIONS:
+            self._kept[number] = predictions
+        return predictions

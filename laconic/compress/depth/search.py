@@ -1,0 +1,115 @@
+"""Which cuts to make, found by what they do to the predictions: one after the other, or by runs.
+
+Greedy, as J. Song et al. drop blocks ("SLEB", arXiv 2402.09025): the cut that leaves the least KL divergence from the
+original goes first; then all others are measured again without it. By runs: the divergence of every run of neighbours
+is measured once, and the runs of least sum are taken (`laconic.allocate.runs`), which is exact for what neighbours do
+together, and adds up what runs apart do.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from laconic.allocate.runs import Run, best_runs
+from laconic.calibrate import Calibration
+from laconic.compress.depth.cuts import Cut
+from laconic.compress.depth.fits import Fits
+from laconic.compress.depth.judge import Judge
+from laconic.compress.depth.surgery import take_out
+from laconic.errors import UserError
+from laconic.model import LanguageModel
+
+Row = Sequence[Cut | None]
+"""Cuts in forward order; None between two stacks."""
+Allowed = Callable[[Iterable[Cut]], bool]
+"""Whether these cuts can be made together."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model whose cuts are tried out on calibration data, with what would stand in their place.
+
+    measured: what was found of cuts already, so that another number to drop asks only for what is new.
+    """
+
+    lm: LanguageModel
+    judge: Judge
+    data: Calibration
+    fits: Fits | None
+    measured: dict[tuple[Cut, ...], float] = field(default_factory=dict)
+
+    def divergence(self, cuts: Sequence[Cut]) -> float:
+        """KL(original ‖ without `cuts`), nats per prediction."""
+        key = tuple(cuts)
+        if key not in self.measured:
+            twin = self.lm.twin()
+            take_out(twin, cuts, self.fits, self.lm)
+            self.measured[key] = self.judge(twin)
+        return self.measured[key]
+
+
+def greedy(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: bool) -> list[Cut]:
+    """`drop` cuts, each the best beside those before; `contiguous` ones each beside another.
+
+    Raises:
+        UserError: there are not as many that can go.
+    """
+    chosen: list[Cut] = []
+    for number in range(drop):
+        places = [at for at, cut in enumerate(row) if cut is not None and _is_open(row, at, chosen, contiguous)]
+        candidates = [cut for at in places if (cut := row[at]) is not None and allowed([*chosen, cut])]
+        if not candidates:
+            raise too_many(drop, number)
+        tried = trial.data.track(candidates, f"Dropping number {number + 1} of {drop}")
+        divergences = {cut: trial.divergence(in_order(row, [*chosen, cut])) for cut in tried}
+        chosen.append(min(divergences, key=lambda cut: divergences[cut]))
+    return in_order(row, chosen)
+
+
+def by_runs(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: bool) -> list[Cut]:
+    """The `drop` cuts whose runs have the least sum of divergences; one run of them, where `contiguous`.
+
+    Raises:
+        UserError: there are not as many that can go.
+    """
+    lengths = [drop] if contiguous else range(1, drop + 1)
+    # By their beginnings, as what stands for them is fitted for those that begin alike.
+    runs = sorted(run for run in every_run(row, lengths) if allowed(within(row, run)))
+    tried = trial.data.track(runs, "Measuring the runs")
+    costs = {run: trial.divergence(within(row, run)) for run in tried}
+    found = best_runs(costs, len(row), drop)
+    if found is None:
+        raise too_many(drop, max((stop - start for start, stop in runs), default=0))
+    return [cut for run in found for cut in within(row, run)]
+
+
+def every_run(row: Row, lengths: Iterable[int]) -> list[Run]:
+    """The runs of those lengths that lie in one stack."""
+    return [
+        (start, start + length)
+        for length in lengths
+        for start in range(len(row) - length + 1)
+        if None not in row[start : start + length]
+    ]
+
+
+def within(row: Row, run: Run) -> list[Cut]:
+    """The cuts of one run."""
+    return [cut for cut in row[slice(*run)] if cut is not None]
+
+
+def in_order(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
+    """`cuts` as they come in `row`."""
+    wanted = set(cuts)
+    return [cut for cut in row if cut in wanted and cut is not None]
+
+
+def too_many(drop: int, most: int) -> UserError:
+    """Said where no such number of cuts can be made."""
+    return UserError(f"drop must be at most {most} for what can be dropped here; got {drop}.")
+
+
+def _is_open(row: Row, at: int, chosen: Sequence[Cut], contiguous: bool) -> bool:
+    if row[at] in chosen:
+        return False
+    neighbours = [row[i] for i in (at - 1, at + 1) if 0 <= i < len(row)]
+    return not (contiguous and chosen) or any(cut in chosen for cut in neighbours if cut is not None)

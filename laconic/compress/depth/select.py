@@ -1,0 +1,119 @@
+"""The ways to choose what is dropped, under one roof: a row of cuts and a number in, the cuts that go out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from laconic.calibrate import Calibration
+from laconic.compress.depth.cuts import Cut
+from laconic.compress.depth.gates import importances
+from laconic.compress.depth.judge import Judge
+from laconic.compress.depth.search import Allowed, Row, Trial, by_runs, every_run, greedy, in_order, too_many, within
+from laconic.compress.depth.stream import distances, influences
+from laconic.compress.depth.surgery import Replacement, fits_for
+from laconic.errors import UserError
+from laconic.model import LanguageModel
+
+Select = Literal["influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate"]
+BY_PLACE: tuple[Select, ...] = ("first", "last", "alternate")
+"""Those that look at no data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How cuts are chosen; the fields are those of `Shorten`."""
+
+    select: Select
+    contiguous: bool
+    replace: Replacement
+
+    def of(
+        self,
+        lm: LanguageModel,
+        data: Calibration | None,
+        cuts: Mapping[str, list[Cut]],
+        quotas: Mapping[tuple[str, ...], int],
+        allowed: Allowed,
+    ) -> list[Cut]:
+        """For each entry of `quotas` that number of the cuts of its stacks, in forward order.
+
+        Raises:
+            UserError: there are not as many that can go.
+        """
+        chosen: list[Cut] = []
+        for stacks, drop in quotas.items():
+            row = row_of(cuts, stacks)
+            if drop:
+                chosen += self._of_row(lm, data, row, drop, allowed)
+        return in_order(row_of(cuts, tuple(cuts)), chosen)
+
+    def _of_row(self, lm: LanguageModel, data: Calibration | None, row: Row, drop: int, allowed: Allowed) -> list[Cut]:
+        if self.select in BY_PLACE:
+            return by_place(self.select, row, drop)
+        assert data is not None
+        if self.select in ("greedy", "dp"):
+            fits = fits_for(lm, data, self.replace, drop)
+            trial = Trial(lm, Judge(lm, data.batches), data, fits)
+            search = greedy if self.select == "greedy" else by_runs
+            return search(trial, row, drop, allowed, self.contiguous)
+        every = _by_stack(row)
+        if self.select == "angular":
+            starts = distances(lm, data, every, drop)
+            runs = {run: starts[within(row, run)[0]] for run in every_run(row, [drop])}
+            return least_run(row, runs, allowed)
+        of_row = [cut for cut in row if cut is not None]
+        scores = importances(lm, data, of_row) if self.select == "taylor" else influences(lm, data, every)
+        if self.contiguous:
+            sums = {run: sum(scores[cut] for cut in within(row, run)) for run in every_run(row, [drop])}
+            return least_run(row, sums, allowed)
+        return least(row, scores, drop, allowed)
+
+
+def row_of(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
+    """The cuts of several stacks as one row, apart from each other."""
+    row: list[Cut | None] = []
+    for stack in stacks:
+        row += [None, *cuts[stack]] if row else cuts[stack]
+    return row
+
+
+def by_place(select: Select, row: Row, drop: int) -> list[Cut]:
+    """The first or the last of the row, or every second one, beginning with the one before the last.
+
+    Raises:
+        UserError: the row is of several stacks, or not as long.
+    """
+    if None in row:
+        raise UserError(f"select: {select} drops from one stack; give drop for each, as {{encoder: 1, decoder: 1}}.")
+    places = {"first": range(len(row)), "last": range(len(row))[::-1], "alternate": range(len(row) - 1)[::-2]}[select]
+    if drop > len(places):
+        raise too_many(drop, len(places))
+    return in_order(row, [cut for place in places[:drop] if (cut := row[place]) is not None])
+
+
+def least(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
+    """The cuts of the lowest scores that can go together."""
+    chosen: list[Cut] = []
+    for cut in sorted(in_order(row, scores), key=lambda cut: scores[cut]):
+        if len(chosen) < drop and allowed([*chosen, cut]):
+            chosen.append(cut)
+    if len(chosen) < drop:
+        raise too_many(drop, len(chosen))
+    return in_order(row, chosen)
+
+
+def least_run(row: Row, scores: Mapping[tuple[int, int], float], allowed: Allowed) -> list[Cut]:
+    """The cuts of the run of the lowest score that can go."""
+    runs = [run for run in scores if allowed(within(row, run))]
+    if not runs:
+        length = next((stop - start for start, stop in scores), 0)
+        raise UserError(f"No run of {length or 'that many'} neighbours can be dropped here; give a smaller drop.")
+    return within(row, min(runs, key=lambda run: scores[run]))
+
+
+def _by_stack(row: Row) -> dict[str, list[Cut]]:
+    every: dict[str, list[Cut]] = {}
+    for cut in row:
+        if cut is not None:
+            every.setdefault(cut.stack, []).append(cut)
+    return every

@@ -1,0 +1,185 @@
+"""Drops whole blocks, or their attentions and feed-forwards: fewer layers, in memory, on disk and in time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.passes import evaluating
+from laconic.compress.depth.cuts import Cut, Parts, every_cut, named_cuts, subblock_at, whole_blocks
+from laconic.compress.depth.fitting import seat_before
+from laconic.compress.depth.search import Allowed
+from laconic.compress.depth.select import BY_PLACE, Select, Selection
+from laconic.compress.depth.surgery import Replacement, fits_for, take_out
+from laconic.compress.step import Outcome, Step
+from laconic.errors import UserError, unknown
+from laconic.model import LanguageModel
+from laconic.model.layers import can_drop, check_droppable, layers_of, named
+
+Number = Annotated[int, Field(ge=0)]
+Blocks = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shorten(Step):
+    """Drop blocks, or sub-blocks, those that the predictions need least.
+
+    drop:       how many; of an encoder-decoder for both stacks together, or for each: `{encoder: 1, decoder: 2}`.
+    blocks:     or which, by their numbers from 0: `[3, 4]`, a part of one as `4.ffn`; of an encoder-decoder
+                `{encoder: [3]}`.
+    select:     how they are chosen: `influence`, the least Block Influence; `angular`, the run with the least angular
+                distance; `taylor`, the least first-order importance of a gate; `greedy`, one after the other by the
+                measured divergence; `dp`, the runs of least measured divergence; by place `first`, `last`, `alternate`.
+    replace:    what stands in the place of each run: `nothing`, a `bias`, or a `linear` map with one.
+    parts:      `blocks`, or `sublayers`: attentions, cross-attentions and feed-forwards each by itself; `drop` counts
+                them, whatever their sizes.
+    contiguous: only one run.
+    """
+
+    name = "shorten"
+
+    drop: Number | dict[str, Number] | None = None
+    blocks: Blocks | dict[str, Blocks] | None = None
+    select: Select = "dp"
+    replace: Replacement = "nothing"
+    parts: Parts = "blocks"
+    contiguous: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.drop is None) == (self.blocks is None):
+            raise UserError("The step 'shorten' needs to know what to drop: give either drop or blocks.")
+        for number in self.drop.values() if isinstance(self.drop, dict) else (self.drop or 0,):
+            if number < 0:
+                raise UserError(f"drop must be at least 0; got {number}.")
+        if self.blocks is not None and (self.select != "dp" or self.contiguous or self.parts != "blocks"):
+            raise UserError("select, parts and contiguous must be left out where blocks says what is dropped.")
+        if self.parts == "sublayers" and self.replace == "linear":
+            raise UserError("replace must be nothing or bias where parts is sublayers: a map stands for whole blocks.")
+        if self.contiguous and self.select == "alternate":
+            raise UserError("contiguous must be left out where select is alternate, which drops no neighbours.")
+
+    @property
+    def needs_data(self) -> bool:
+        return self._drops and (self.replace != "nothing" or (self.blocks is None and self.select not in BY_PLACE))
+
+    @property
+    def _drops(self) -> bool:
+        asked = self.drop if self.blocks is None else self.blocks
+        return any(asked.values()) if isinstance(asked, dict) else bool(asked)
+
+    def check(self, lm: LanguageModel) -> None:
+        cuts = self._asked(lm)
+        if cuts is not None:
+            for layers in layers_of(lm):
+                check_droppable(lm, layers, whole_blocks(cuts, layers.name))
+            return
+        every = every_cut(lm, self.parts)
+        for stacks, drop in self._quotas(lm).items():
+            number = sum(len(every[stack]) for stack in stacks)
+            if drop >= number:
+                what = "blocks" if self.parts == "blocks" else "sub-blocks"
+                raise UserError(f"drop must be below {number}, the number of {what} {_of(stacks)}; got {drop}.")
+
+    def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
+        """Choose what goes, take it out, and fit what stands in its place.
+
+        Raises:
+            UserError: data is needed and missing or empty, or what is asked for cannot be dropped or replaced.
+        """
+        if self.needs_data and data is None:
+            raise UserError("The step 'shorten' needs calibration data; name a source of it.")
+        if self.needs_data and data is not None and not data.batches:
+            raise UserError("The calibration data is empty; give a source with at least one row of text.")
+        self.check(lm)
+        sites = lm.sites(("all",))
+        before = lm.stored_nbytes(sites)
+        with evaluating(lm):
+            original = lm.twin()
+            cuts = self._asked(lm)
+            cuts = self._chosen(original, data) if cuts is None else cuts
+            gone = _gone(lm, cuts)
+            added = take_out(lm, cuts, fits_for(original, data, self.replace), original)
+        after = {name: 0 if _lies_in(name, gone) else size for name, size in before.items()}
+        # What was added bears the name that its place has now, which may have been that of what is gone.
+        after |= {f"{path} (map)": size for path, size in added.items() if size}
+        return Outcome(plan={}, before=before, after=after, dropped=_spelled(cuts))
+
+    def _chosen(self, lm: LanguageModel, data: Calibration | None) -> list[Cut]:
+        selection = Selection(select=self.select, contiguous=self.contiguous, replace=self.replace)
+        every = every_cut(lm, self.parts)
+        return selection.of(lm, data, every, self._quotas(lm), self._allowed(lm, data))
+
+    def _allowed(self, lm: LanguageModel, data: Calibration | None) -> Allowed:
+        stacks = {layers.name: layers for layers in layers_of(lm)}
+        # Only what something can stand for.
+        keeps_first = {
+            name
+            for name, layers in stacks.items()
+            if self.replace != "nothing" and data is not None and seat_before(lm, layers, 0, data.batches[0]) is None
+        }
+
+        def allowed(cuts: Iterable[Cut]) -> bool:
+            cuts = list(cuts)
+            return all(
+                can_drop(lm, layers, whole_blocks(cuts, name))
+                and not (name in keeps_first and 0 in whole_blocks(cuts, name))
+                for name, layers in stacks.items()
+            )
+
+        return allowed
+
+    def _asked(self, lm: LanguageModel) -> list[Cut] | None:
+        """What `blocks` names."""
+        if self.blocks is None:
+            return None
+        names = [layers.name for layers in layers_of(lm)]
+        if not isinstance(self.blocks, dict):
+            if len(names) > 1:
+                raise UserError(f"blocks must say of which stack they are: {{{names[0]}: [...], {names[1]}: [...]}}.")
+            return named_cuts(lm, {names[0]: self.blocks})
+        _check_names(self.blocks, names)
+        return named_cuts(lm, self.blocks)
+
+    def _quotas(self, lm: LanguageModel) -> dict[tuple[str, ...], int]:
+        names = [layers.name for layers in layers_of(lm)]
+        if not isinstance(self.drop, dict):
+            return {tuple(names): self.drop or 0}
+        _check_names(self.drop, names)
+        return {(name,): number for name, number in self.drop.items()}
+
+
+def _check_names(asked: Iterable[str], names: list[str]) -> None:
+    for name in asked:
+        if name not in names:
+            raise unknown("stack", name, names)
+
+
+def _gone(lm: LanguageModel, cuts: list[Cut]) -> list[str]:
+    """Paths of the modules that `cuts` free of their matrices."""
+    paths: list[str] = []
+    for layers in layers_of(lm):
+        blocks = whole_blocks(cuts, layers.name)
+        kept = {path for number, path in enumerate(layers.paths) if number not in blocks}
+        paths += [path for path in layers.paths if path not in kept]
+    for cut in cuts:
+        if cut.part is not None:
+            part = subblock_at(lm, named(lm, cut.stack), cut)
+            paths += [*part.inner, part.output]
+    return paths
+
+
+def _lies_in(name: str, paths: Iterable[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
+    spelled: dict[str, tuple[int | str, ...]] = {}
+    for cut in cuts:
+        spelled[cut.stack] = (*spelled.get(cut.stack, ()), cut.spelled)
+    return spelled
+
+
+def _of(stacks: tuple[str, ...]) -> str:
+    return "of this model" if len(stacks) > 1 or stacks == ("blocks",) else f"of the {next(iter(stacks))}"

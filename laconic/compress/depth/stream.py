@@ -1,0 +1,126 @@
+"""How much each block, or run of blocks, turns the hidden states that pass it.
+
+Papers: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", arXiv
+2403.03853, eq. 1: the Block Influence 1 − E[cos(h_l, h_{l+1})]. A. Gromov et al., "The Unreasonable Ineffectiveness of
+the Deeper Layers", arXiv 2403.17887, eq. 4: the angular distance d(h_l, h_{l+n}) = arccos(cos(h_l, h_{l+n})) / π at the
+last token. Only a causal model has gathered a text in its last token; of the others every token counts. Padding never
+does.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.residual import TOLERANCE
+from laconic.calibrate.rows import Rows, rows_of
+from laconic.calibrate.tap import Tap
+from laconic.compress.depth.cuts import Cut
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, Task, predict
+from laconic.model.layers import Layers, layers_of
+from laconic.model.subblocks import SubBlock, subblocks_of
+
+Points = list[Float[Tensor, "sequences tokens d"]]
+"""The hidden states before each cut of a stack in turn, and behind the last."""
+
+
+def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]]) -> dict[Cut, float]:
+    """The Block Influence of each of `cuts`."""
+    turned = {cut: 0.0 for row in cuts.values() for cut in row}
+    counts: Counter[str] = Counter()
+    for batch in data.track(data.batches, "Measuring the hidden states"):
+        for stack, (points, rows) in streams(lm, batch, cuts).items():
+            counts[stack] += int(rows.counted.sum())
+            for cut, before, after in zip(cuts[stack], points[:-1], points[1:], strict=True):
+                turned[cut] += (1 - _cosines(rows.of(before), rows.of(after))).sum().item()
+    return {cut: value / max(counts[cut.stack], 1) for cut, value in turned.items()}
+
+
+def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], length: int) -> dict[Cut, float]:
+    """The angular distance across the `length` cuts from each one on that has as many behind it."""
+    turned = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
+    counts: Counter[str] = Counter()
+    for batch in data.track(data.batches, "Measuring the hidden states"):
+        for stack, (points, rows) in streams(lm, batch, cuts).items():
+            chosen = _last(rows.counted) if lm.task is Task.CAUSAL else rows.counted
+            counts[stack] += int(chosen.sum())
+            for cut, before, after in zip(cuts[stack], points, points[length:], strict=False):
+                cosines = _cosines(before[chosen], after[chosen]).clamp(-1, 1)
+                turned[cut] += (cosines.arccos() / torch.pi).sum().item()
+    return {cut: value / max(counts[cut.stack], 1) for cut, value in turned.items()}
+
+
+@torch.no_grad()
+def streams(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
+    """The hidden states of each stack in one run, and which of their rows are no padding."""
+    batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+    stacks = [layers for layers in layers_of(lm) if layers.name in cuts]
+    parts = {
+        layers.name: [subblocks_of(lm, layers, number) for number in range(len(layers))]
+        for layers in stacks
+        if any(cut.part is not None for cut in cuts[layers.name])
+    }
+    paths = [path for layers in stacks for path in layers.paths]
+    paths += [path for rows in parts.values() for row in rows for part in row for path in (part.inner[0], part.writer)]
+    with Tap(lm.model, dict.fromkeys(paths)) as tap:
+        predict(lm, batch)
+    found = {}
+    for layers in stacks:
+        points = _points(tap, layers, parts.get(layers.name))
+        rows = rows_in(lm, batch, layers, points[0])
+        found[layers.name] = ([rows.lines(point) for point in points], rows)
+    return found
+
+
+def rows_in(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> Rows:
+    """Which rows of the hidden states of a stack are no padding."""
+    source = batch["attention_mask"].bool()
+    target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
+    return rows_of(hidden.shape[:-1], layers.stack.reads, False, source, target)
+
+
+def _points(tap: Tap, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
+    points: Points = []
+    calls: Counter[str] = Counter()
+    for number, path in enumerate(layers.paths):
+        entered, left = tap.inputs[path][calls[path]], tap.outputs[path][calls[path]]
+        calls[path] += 1
+        points[-1:] = [entered] if parts is None else _within(tap, entered, left, parts[number])
+        points.append(left)
+    return points
+
+
+def _within(tap: Tap, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+    """Before each sub-block of a block: the sums so far, or, with norms between the sub-blocks, what they read."""
+    written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
+    sums = [entered]
+    for output in written:
+        sums.append(sums[-1] + output)
+    if same(sums[-1], left):
+        return sums[:-1]
+    read = [tap.inputs[part.inner[0]][0] for part in parts]
+    # A projection may be called with its tokens first (Longformer's), and is then the first of the block.
+    if same(read[0], entered) or same(read[0].transpose(0, 1), entered):
+        return [entered, *(point.reshape(entered.shape) for point in read[1:])]
+    raise UserError("The hidden states between the parts of a block are not told apart here; measure whole blocks.")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one but for rounding."""
+    return a.shape == b.shape and bool((a - b).norm() <= TOLERANCE * b.norm())
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return functional.cosine_similarity(a.double(), b.double(), dim=-1)
+
+
+def _last(counted: Tensor) -> Tensor:
+    """The last token of each sequence that counts, alone."""
+    numbers = torch.arange(counted.shape[1], device=counted.device) * counted
+    last = numbers.argmax(1, keepdim=True)
+    return torch.zeros_like(counted).scatter(1, last, True) & counted

@@ -1,0 +1,81 @@
+"""Cuts taken out of a model, with what stands in their place."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.tap import Tap
+from laconic.compress.depth.cuts import Cut, subblock_at, whole_blocks
+from laconic.compress.depth.fits import Fits
+from laconic.compress.depth.folding import fold
+from laconic.compress.depth.stream import rows_in
+from laconic.model import LanguageModel, predict
+from laconic.model.depth import drop_blocks
+from laconic.model.layers import layers_of, runs_of
+from laconic.model.layers import named as stack_named
+from laconic.model.subblocks import drop_subblock
+
+Replacement = Literal["nothing", "bias", "linear"]
+
+
+def fits_for(lm: LanguageModel, data: Calibration | None, replace: Replacement, longest: int = 1) -> Fits | None:
+    """Of `lm`, for runs of up to `longest`; None where nothing is to stand for them."""
+    return None if replace == "nothing" or data is None else Fits(lm, data, replace == "linear", longest)
+
+
+def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original: LanguageModel) -> dict[str, int]:
+    """Drop `cuts` from `lm`, in place, run by run in forward order; `original` is what it was, and is not changed.
+
+    `fits` says what stands in their place, None for nothing.
+
+    Returns the bytes of matrices that were added, by the path of the module that holds them.
+
+    Raises:
+        UserError: the cuts cannot go, or nothing can take their place.
+    """
+    parts = [cut for cut in cuts if cut.part is not None]
+    means = _means(original, parts, fits.data) if fits is not None else {}
+    before = layers_of(original)
+    for cut in parts:
+        drop_subblock(lm, subblock_at(lm, stack_named(lm, cut.stack), cut), means.get(cut))
+    for layers in before:
+        drop_blocks(lm, stack_named(lm, layers.name), whole_blocks(cuts, layers.name))
+    added: dict[str, int] = {}
+    # Up to the first run the hidden states are those of the original.
+    whole = not parts
+    for layers in before if fits is not None else ():
+        gone = 0
+        for run in runs_of(whole_blocks(cuts, layers.name)):
+            assert fits is not None
+            if whole:
+                seat, (T, b) = fits.of(layers, run)
+            else:
+                here = stack_named(lm, layers.name)
+                seat, ((T, b),) = fits.fit(lm, here, run.start - gone, layers.paths[run.stop - 1 : run.stop])
+            added[seat.path] = added.get(seat.path, 0) + fold(lm, seat.path, T, b)
+            gone, whole = gone + len(run), False
+    return added
+
+
+@torch.no_grad()
+def _means(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
+    """What each sub-block adds to the stream, averaged over the tokens that count."""
+    writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
+    sums: dict[Cut, Tensor] = {}
+    counts = dict.fromkeys(cuts, 0)
+    stacks = {layers.name: layers for layers in layers_of(lm)}
+    for on_cpu in data.batches if cuts else ():
+        batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+        blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}
+        with Tap(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
+            predict(lm, batch)
+        for cut, writer in writers.items():
+            hidden = tap.outputs[blocks[cut]][0]
+            rows = rows_in(lm, batch, stacks[cut.stack], hidden)
+            written = rows.of(rows.lines(tap.outputs[writer][0].reshape(hidden.shape)))
+            sums[cut] = sums.get(cut, 0) + written.sum(0, dtype=torch.float64)
+            counts[cut] += len(written)
+    return {cut: total / max(counts[cut], 1) for cut, total in sums.items()}
