@@ -13,6 +13,9 @@ from torch import Tensor
 
 from laconic.numerics.packing import MOST
 
+WIDEST_TABLE = 16
+"""Groups up to this size are looked up in a table of all of them."""
+
 
 def index_bits(pattern: tuple[int, int]) -> int:
     """Bits of the number of one group: ⌈log₂ C(M, N)⌉."""
@@ -31,6 +34,14 @@ def follows(mask: Bool[Tensor, "out in"], pattern: tuple[int, int]) -> bool:
 def ranks(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
     """The number of each group; all have as many places kept."""
     size = groups.shape[1]
+    if size <= WIDEST_TABLE and len(groups) > 2**size:
+        # Every group there is once, and then looked up.
+        places = torch.arange(size, device=groups.device)
+        every = (torch.arange(2**size, device=groups.device)[:, None] >> places) & 1 == 1
+        codes = torch.zeros(len(groups), dtype=torch.int32, device=groups.device)
+        for place in range(size):
+            codes |= groups[:, place].int() << place
+        return ranks(every)[codes]
     table = _binomials(size, size, groups.device)
     result = torch.zeros(len(groups), dtype=torch.int64, device=groups.device)
     # How many of the places so far are kept, this one included.
@@ -44,6 +55,8 @@ def ranks(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
 def unranked(numbers: Integer[Tensor, " n"], pattern: tuple[int, int]) -> Bool[Tensor, "n M"]:
     """The groups that have these numbers."""
     kept, of = pattern
+    if len(numbers) > math.comb(of, kept):
+        return unranked(torch.arange(math.comb(of, kept), device=numbers.device), pattern)[numbers.int()]
     table = _binomials(of, kept, numbers.device)
     left, count = numbers.long(), torch.full_like(numbers, kept, dtype=torch.int64)
     groups = torch.zeros(len(numbers), of, dtype=torch.bool, device=numbers.device)

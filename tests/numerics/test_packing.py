@@ -71,6 +71,15 @@ def test_combinations_are_numbered_without_gaps(pattern: tuple[int, int]) -> Non
     assert 2 ** index_bits(pattern) >= comb(of, kept) > 2 ** (index_bits(pattern) - 1)
 
 
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 2), (3, 7)])
+def test_many_groups_have_the_numbers_of_few(pattern: tuple[int, int]) -> None:
+    kept, of = pattern
+    few = torch.tensor([[place in chosen for place in range(of)] for chosen in combinations(range(of), kept)])
+    picks = torch.randint(len(few), (1000,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ranks(few[picks]), ranks(few)[picks])
+    assert torch.equal(unranked(ranks(few)[picks], pattern), few[picks])
+
+
 def test_combinations_by_hand() -> None:
     # Σ C(cᵢ, i): {0, 1} is 0, {0, 2} is C(0, 1) + C(2, 2) = 1, {2, 3} is C(2, 1) + C(3, 2) = 5.
     groups = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
