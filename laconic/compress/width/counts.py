@@ -1,0 +1,113 @@
+"""How many heads and channels stay, and where: the same fraction everywhere, or where they are worth most."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Literal
+
+from laconic.calibrate.profile import USUAL
+from laconic.compress.width.importance import Removal
+from laconic.errors import must_be
+from laconic.model.inner import Family
+from laconic.model.roles import Group
+
+Currency = Literal["bytes", "macs"]
+
+Price = Callable[[Family], int]
+"""Of one part of a family."""
+
+
+def price_in(currency: Currency) -> Price:
+    """Numbers stored; or multiply-accumulates for a token in a row of the usual length, those of its scores too."""
+
+    def price(family: Family) -> int:
+        stored = sum(inner.parameters for inner in family)
+        if currency == "bytes" or family[0].group is Group.FFN:
+            return stored
+        return stored + sum(2 * inner.size * USUAL.length for inner in family)
+
+    return price
+
+
+def chunk_of(family: Family, multiple: int) -> int:
+    """Parts that go at once, so that what stays is a multiple: of channels, where there are enough of them."""
+    return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
+
+
+def fraction_of(family: Family, keep: float, multiple: int) -> int:
+    """How many parts `keep` leaves: of heads the nearest number, of channels the next lower multiple; at least one."""
+    count, chunk = family[0].count, chunk_of(family, multiple)
+    if keep == 1:
+        return count
+    if family[0].group is Group.ATTENTION:
+        return max(1, int(keep * count + 0.5))
+    return max(chunk, int(keep * count + 1e-9) // chunk * chunk)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some parts of a family that go together: how many, what that saves, and what it costs for each unit saved."""
+
+    family: str
+    parts: int
+    saves: int
+    rate: float
+
+
+def each(family: Family) -> int:
+    """Every part counts one."""
+    return len(family)
+
+
+def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Price, multiple: int) -> dict[str, int]:
+    """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
+    what loses the same parts.
+
+    No family loses all.
+
+    Raises:
+        UserError: the least that must stay costs more.
+    """
+    whole = sum(price(family) * family[0].count for family, _ in several)
+    excess = whole - int(keep * whole + 1e-6)
+    chunks = [
+        chunk
+        for family, removal in several
+        for chunk in _chunks(family[0].together, removal, price(family), chunk_of(family, multiple))
+    ]
+    if sum(chunk.saves for chunk in chunks) < excess:
+        least = 1 - sum(chunk.saves for chunk in chunks) / whole
+        raise must_be("keep", f"at least {least:.4f}, which the least heads and channels that must stay are", keep)
+    counts = {family[0].together: family[0].count for family, _ in several}
+    # Stable, and rates of a family never fall: its own order is kept.
+    for chunk in sorted(chunks, key=lambda chunk: chunk.rate):
+        if excess <= 0:
+            break
+        counts[chunk.family] -= chunk.parts
+        excess -= chunk.saves
+    return counts
+
+
+def _chunks(family: str, removal: Removal, price: int, size: int) -> list[_Chunk]:
+    """Every part that may go, in order; the first chunk is the remainder that leaves a multiple."""
+    count = removal.count
+    ends = range(count % size or size, count - size + 1, size)
+    chunks, begin, rate = [], 0, 0.0
+    for end in ends:
+        rate = max(rate, sum(removal.costs[begin:end]) / (price * (end - begin)))
+        chunks.append(_Chunk(family, end - begin, price * (end - begin), rate))
+        begin = end
+    return chunks
+
+
+def standardised(removals: Sequence[Removal]) -> list[Removal]:
+    """Costs as multiples of the spread of their family around its mean, as FLAP compares layers; from zero up."""
+    found = [replace(removal, costs=_standard(removal.costs)) for removal in removals]
+    least = min((cost for removal in found for cost in removal.costs), default=0.0)
+    return [replace(removal, costs=tuple(cost - least for cost in removal.costs)) for removal in found]
+
+
+def _standard(costs: Sequence[float]) -> tuple[float, ...]:
+    mean = fmean(costs) if costs else 0.0
+    spread = pstdev(costs) if costs else 0.0
+    return tuple((cost - mean) / spread if spread > 0 else 0.0 for cost in costs)

@@ -1,0 +1,213 @@
+"""Takes attention heads and feed-forward channels out of a model; its matrices really become smaller."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from laconic.calibrate import Calibration, Course, Gram, Known, Mean, Problem, Statistic, survey, walk
+from laconic.calibrate.gates import Gates, gate_gradients
+from laconic.calibrate.passes import evaluating
+from laconic.compress.step import Outcome, Step
+from laconic.compress.width.counts import Currency, each, fraction_of, price_in, shared_out, standardised
+from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, removal
+from laconic.compress.width.writing import centring_bias, columns, problem_of, refit_columns
+from laconic.errors import UserError, must_be
+from laconic.model import Group, LanguageModel
+from laconic.model.inner import Family, Inner, check_inside, families_of, inners_of
+from laconic.model.width import declare, keep_parts
+from laconic.progress import silent
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Ranking = Literal["local", "global"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow(Step):
+    """Take out the attention heads and the feed-forward channels that matter least.
+
+    heads:      fraction of the heads kept, in every layer or in all together; those that share keys go together.
+    channels:   fraction of the channels of the feed-forwards kept.
+    keep:       in place of both, fraction kept of all attentions and feed-forwards together, heads against channels.
+    currency:   what `keep` counts: bytes, or multiply-accumulates.
+    importance: what matters least: `obs` predicts the KL divergence, the rest refitted; `taylor`, `taylor-squared`,
+                `variance`, `magnitude`.
+    ranking:    `local` keeps as many in every layer, `global` compares layers; no layer loses all.
+    refit:      the output projections make up for what is gone, by least squares, and so do their biases.
+    add_bias:   they may get biases that the class of the model has none for.
+    multiple:   of channels so many go at once.
+    sequential: choose and refit in forward order, on inputs as they have become.
+    anchored:   the same, and aim at the outputs of the original.
+    """
+
+    name = "narrow"
+    looks_at_original = True
+
+    heads: Fraction | None = None
+    channels: Fraction | None = None
+    keep: Fraction | None = None
+    currency: Currency = "bytes"
+    importance: Importance = "obs"
+    ranking: Ranking | None = None
+    refit: bool = True
+    add_bias: bool = False
+    multiple: Annotated[int, Field(ge=1)] = 8
+    sequential: bool = False
+    anchored: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = {"heads": self.heads, "channels": self.channels, "keep": self.keep}
+        for field, value in sizes.items():
+            if value is not None and not 0 < value <= 1:
+                raise must_be(field, "in (0, 1]", value)
+        if (self.keep is None) == (self.heads is None and self.channels is None):
+            raise UserError("The step 'narrow' needs a size: give heads, channels or both, or keep in place of them.")
+        if self.importance not in get_args(Importance):
+            raise must_be("importance", f"one of {', '.join(get_args(Importance))}", self.importance)
+        if self.multiple < 1:
+            raise must_be("multiple", "at least 1", self.multiple)
+        if self.keep is None and self.currency != "bytes":
+            raise UserError("currency is what keep counts, and must be left out without it.")
+        if self.keep is not None and self.ranking == "local":
+            raise UserError("ranking must be global, or left out, with keep, which compares heads with channels.")
+        if self.anchored and not self.refit:
+            raise UserError(
+                "anchored must be left out without refit, which is what aims at the outputs of the original."
+            )
+
+    @property
+    def needs(self) -> frozenset[type[Statistic]]:
+        """What is measured of the output projections."""
+        refitting: frozenset[type[Statistic]] = frozenset({Gram, Mean}) if self.refit else frozenset()
+        return NEEDS[self.importance] | refitting
+
+    @property
+    def needs_data(self) -> bool:
+        return bool(self.needs) or self.importance in BY_GATES or self._walks
+
+    @property
+    def _walks(self) -> bool:
+        return self.sequential or self.anchored
+
+    @property
+    def _global(self) -> bool:
+        return self.ranking == "global" or self.keep is not None
+
+    @property
+    def _groups(self) -> tuple[Group, ...]:
+        """Those that lose something; 1 leaves everything exactly as it is."""
+        sizes = {Group.ATTENTION: self.heads, Group.FFN: self.channels}
+        return tuple(group for group, size in sizes.items() if (self.keep or size or 1) < 1)
+
+    def check(self, lm: LanguageModel) -> None:
+        for group in self._groups:
+            check_inside(lm, group)
+        several = next((family for family in self._families(lm) if len(family) > 1), None)
+        if self._walks and several is not None:
+            raise UserError(
+                f"Attentions of '{lm.model.config.model_type}' share a position bias and so lose the same heads, which "
+                "no walk from block to block can choose; leave out sequential and anchored."
+            )
+
+    def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
+        """Measure, choose, and take out.
+
+        Raises:
+            UserError: data is missing or empty, or `lm` is not made of what can be taken out, or too little would stay.
+        """
+        if self.needs_data and data is None:
+            raise UserError("The step 'narrow' needs calibration data; name a source of it.")
+        self.check(lm)
+        sites = [site for inner in inners_of(lm) for site in inner.sites]
+        before = lm.stored_nbytes(sites)
+        # A walk runs the blocks as they are; dropout would blur what it measures.
+        with evaluating(lm):
+            self._narrow(lm, data)
+        if self._groups:
+            declare(lm)
+        every = {site.name: site for site in lm.sites(("all",))}
+        return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
+
+    def _families(self, lm: LanguageModel) -> list[Family]:
+        return families_of(inners_of(lm, self._groups))
+
+    def _narrow(self, lm: LanguageModel, data: Calibration | None) -> None:
+        families = self._families(lm)
+        if not families:
+            return
+        inners = [inner for family in families for inner in family]
+        known: Mapping[str, Known] = {}
+        gates: Mapping[str, Gates] = {}
+        if data is not None and self.importance in BY_GATES:
+            gates = gate_gradients(lm, data, inners)
+        if data is not None and self.needs and (self._global or not self._walks):
+            known = survey(lm, data, self.needs, [inner.writer for inner in inners])
+        counts = self._counts(families, known, gates)
+        track = silent if data is None else data.track
+        if self._walks and data is not None:
+            for family, problem in self._on_a_walk(lm, families, data, known):
+                self._take_out(lm, family, (problem,), gates, counts)
+        else:
+            for family in track(families, "Narrowing the layers"):
+                self._take_out(lm, family, self._problems(family, known), gates, counts)
+
+    def _take_out(
+        self,
+        lm: LanguageModel,
+        family: Family,
+        problems: Sequence[Problem],
+        gates: Mapping[str, Gates],
+        counts: Mapping[str, int],
+    ) -> None:
+        count = counts[family[0].together]
+        if count == family[0].count:
+            return
+        parts = removal(self.importance, family, problems, gates, count).kept(count)
+        for inner, problem in zip(family, problems, strict=True):
+            if self.refit:
+                weight = refit_columns(problem, inner, parts).to(lm.dtype)
+                keep_parts(lm, inner, parts, weight, centring_bias(problem, inner, parts, weight))
+            elif self.importance == "variance":
+                keep_parts(lm, inner, parts, bias=centring_bias(problem, inner, parts, columns(problem, inner, parts)))
+            else:
+                keep_parts(lm, inner, parts)
+
+    def _problems(self, family: Family, known: Mapping[str, Known]) -> list[Problem]:
+        return [self._problem(inner, known.get(inner.writer.name, Known())) for inner in family]
+
+    def _problem(self, inner: Inner, known: Known) -> Problem:
+        return problem_of(inner, known, moves=self.add_bias or inner.writer.bias() is not None)
+
+    def _on_a_walk(
+        self, lm: LanguageModel, families: Sequence[Family], data: Calibration, known: Mapping[str, Known]
+    ) -> Iterator[tuple[Family, Problem]]:
+        """Each family, which is one attention or feed-forward, once those before it are narrow."""
+        writers = {inner.writer.name: (inner,) for (inner,) in families}
+        sites = [inner.writer for (inner,) in families]
+        for met in walk(lm, data, self.needs | {Gram}, sites, Course(anchored=self.anchored), known or None):
+            for site, problem in met:
+                (inner,) = writers[site.name]
+                yield (inner,), problem if self.anchored else self._problem(inner, problem.known)
+
+    def _counts(
+        self, families: Sequence[Family], known: Mapping[str, Known], gates: Mapping[str, Gates]
+    ) -> dict[str, int]:
+        """How many parts stay, by what loses the same."""
+        if not self._global:
+            kept = {Group.ATTENTION: self.heads or 1, Group.FFN: self.channels or 1}
+            return {
+                family[0].together: fraction_of(family, kept[family[0].group], self.multiple) for family in families
+            }
+        every = [removal(self.importance, family, self._problems(family, known), gates) for family in families]
+        if self.importance == "variance":
+            every = standardised(every)
+        pairs = list(zip(families, every, strict=True))
+        if self.keep is not None:
+            return shared_out(pairs, self.keep, price_in(self.currency), self.multiple)
+        counts: dict[str, int] = {}
+        for group, kept in ((Group.ATTENTION, self.heads), (Group.FFN, self.channels)):
+            mine = [(family, of) for family, of in pairs if family[0].group is group]
+            if kept is not None and mine:
+                counts |= shared_out(mine, kept, each, self.multiple)
+        return counts

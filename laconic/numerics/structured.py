@@ -1,0 +1,138 @@
+"""Columns taken out of a matrix in parts (the columns of a head, one channel), and the rest refitted exactly.
+
+Optimal brain surgeon for groups, under ½ tr(F E H E^T): taking out the columns S of W costs, once the rest is refitted,
+
+    ½ tr(F W_S [H^{-1}]_SS^{-1} W_S^T),        W_K ← W H_{:K} H_KK^{-1},
+
+as B. Hassibi, D. G. Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon" (NeurIPS 1992) has it
+for one weight; F drops out of the refit. Parts go one after another, each time the one that costs least then, with
+P = H_KK^{-1} of the columns K that stay kept up to date by Schur complements.
+
+Notation: W (m, n) with m = out, n = in; H (n, n) the second moment of its inputs, F (m, m) that of the gradients at its
+outputs; G with G^T G = W^T F W; d the columns of one part.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from laconic.numerics.psd import root_factor
+
+DAMPING = 0.01
+"""SparseGPT's."""
+
+PENDING = 64
+"""Columns that go before P and G are brought up to date, for all of them in one product."""
+
+
+class Elimination:
+    """One matrix that loses parts of `size` columns, one by one. Everything in fp64."""
+
+    def __init__(
+        self, W: Float[Tensor, "out in"], H: Float[Tensor, "in in"], F: Float[Tensor, "out out"], size: int
+    ) -> None:
+        self._size = size
+        self._P = torch.cholesky_inverse(root_factor(H))
+        self._G = root_factor(F).T @ W.double()
+        n = W.shape[1]
+        self._gone = torch.zeros(n // size, dtype=torch.bool, device=self._P.device)
+        # P − U U^T and G − V U^T are what the last columns that went make of them.
+        self._U, self._V = self._P.new_zeros(n, 0), self._P.new_zeros(len(self._G), 0)
+        # Nothing is left of P in the parts that are gone; an identity in its place can be factored.
+        self._identity = torch.eye(size, dtype=self._P.dtype, device=self._P.device)
+        self._refresh()
+
+    @property
+    def count(self) -> int:
+        """Parts, those that are gone included."""
+        return self._P.shape[0] // self._size
+
+    def costs(self) -> Float[Tensor, " parts"]:
+        """½ tr(F W_S P_SS^{-1} W_S^T) for each part S that is there, of W as it is refitted now; ∞ for the others."""
+        if self._size == 1:
+            costs = 0.5 * (self._products / self._blocks)[:, 0, 0]
+        else:
+            L = torch.linalg.cholesky(self._blocks)
+            costs = 0.5 * torch.cholesky_solve(self._products, L).diagonal(dim1=1, dim2=2).sum(1)
+        return costs.clamp(min=0).masked_fill(self._gone, torch.inf)
+
+    def remove(self, part: int) -> None:
+        """Take out one part and refit the rest."""
+        columns = slice(part * self._size, (part + 1) * self._size)
+        L = torch.linalg.cholesky(self._blocks[part])
+        U = _over(self._P[:, columns] - self._U @ self._U[columns].T, L)
+        V = _over(self._G[:, columns] - self._V @ self._U[columns].T, L)
+        self._gone[part] = True
+        self._update_blocks(U, V)
+        self._blocks[part] = self._identity
+        self._U, self._V = torch.cat([self._U, U], dim=1), torch.cat([self._V, V], dim=1)
+        if self._U.shape[1] >= PENDING:
+            self._P.addmm_(self._U, self._U.T, alpha=-1)
+            self._G.addmm_(self._V, self._U.T, alpha=-1)
+            self._U, self._V = self._U[:, :0], self._V[:, :0]
+            self._refresh()
+
+    def _update_blocks(self, U: Float[Tensor, "in d"], V: Float[Tensor, "k d"]) -> None:
+        """What each part's costs are made of, after P lost U U^T and G lost V U^T."""
+        X = self._G.T @ V - self._U @ (self._V.T @ V)
+        u, x, v = (matrix.unflatten(0, (-1, self._size)) for matrix in (U, X, U @ (V.T @ V)))
+        cross = _times_transposed(x, u)
+        self._products = self._products - cross - cross.mT + _times_transposed(v, u)
+        self._blocks = self._blocks - _times_transposed(u, u)
+
+    def _refresh(self) -> None:
+        g = self._G.unflatten(1, (-1, self._size)).movedim(1, 0)
+        self._products = g.mT @ g
+        p = self._P.unflatten(0, (-1, self._size)).unflatten(2, (-1, self._size))
+        self._blocks = p.diagonal(dim1=0, dim2=2).movedim(-1, 0).clone()
+        self._blocks[self._gone] = self._identity
+
+
+def removals(eliminations: Sequence[Elimination], least: int = 1) -> tuple[list[int], list[float]]:
+    """The parts in the order in which they go, until `least` are left, and what each costs then.
+
+    Several matrices lose the same parts, and their costs add up.
+    """
+    order, costs = [], []
+    for _ in range(eliminations[0].count - least):
+        total = torch.stack([elimination.costs() for elimination in eliminations]).sum(0)
+        part = int(total.argmin())
+        order.append(part)
+        costs.append(total[part].item())
+        for elimination in eliminations:
+            elimination.remove(part)
+    return order, costs
+
+
+def damped(H: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
+    """H + λ I, λ = DAMPING · mean(diag H), which draws the refit towards W; the identity where nothing was seen."""
+    H = H.double()
+    level = H.diagonal().mean()
+    eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
+    return H + DAMPING * level * eye if level > 0 else eye
+
+
+def refitted(
+    W: Float[Tensor, "out in"], H: Float[Tensor, "in in"], kept: Int[Tensor, " kept"]
+) -> Float[Tensor, "out kept"]:
+    """W H_{:K} H_KK^{-1}: the columns K of least ½ tr(F E H E^T), whatever F."""
+    H = H.double()
+    return torch.cholesky_solve((W.double() @ H[:, kept]).T, root_factor(H[kept][:, kept])).T
+
+
+def columns_of(parts: Sequence[int], size: int) -> Int[Tensor, " columns"]:
+    """The columns of `parts` of `size` columns each."""
+    starts = torch.tensor(list(parts), dtype=torch.long) * size
+    return (starts[:, None] + torch.arange(size)).flatten()
+
+
+def _times_transposed(a: Float[Tensor, "parts d d"], b: Float[Tensor, "parts d d"]) -> Float[Tensor, "parts d d"]:
+    """a b^T, part by part; thousands of products of single numbers are slow as products of matrices."""
+    return a * b if a.shape[1] == 1 else a @ b.mT
+
+
+def _over(X: Float[Tensor, "k d"], L: Float[Tensor, "d d"]) -> Float[Tensor, "k d"]:
+    """X L^{-T}."""
+    return torch.linalg.solve_triangular(L, X.T, upper=False).T
