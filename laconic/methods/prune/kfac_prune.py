@@ -22,7 +22,7 @@ from torch import Tensor
 from laconic.calibrate import Gram, Known, OutputGram, Statistic
 from laconic.errors import must_be
 from laconic.formats import Sparse
-from laconic.methods.prune.moments import importance, of_inputs
+from laconic.methods.prune.moments import activity, importance, of_inputs
 from laconic.methods.prune.scored import Scored, loses_nothing, sparse
 from laconic.methods.prune.size import Size, Solver
 from laconic.numerics.masks import marked
@@ -91,9 +91,7 @@ class KfacPrune(Scored):
         if self.score == "obd":
             rows, columns = importance(F), of_inputs(known)
         else:
-            rows, columns = 1 / importance(_inverse(F)), 1 / importance(H_inverse)
-            # Damping alone would let inputs that are never active look as if they counted.
-            columns = torch.minimum(columns, of_inputs(known) * (1 + self.damping))
+            rows, columns = 1 / importance(_inverse(F)), activity(known) / importance(H_inverse)
         return 0.5 * weight.double().square() * rows.double()[:, None] * columns
 
 

@@ -4,6 +4,7 @@ An input that was never seen active, or an output whose gradients are all zero, 
 exactly so: among its weights the smallest still go first. Where nothing was seen at all, all count the same.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +22,16 @@ def importance(S: Moment) -> Float[Tensor, " n"]:
 def of_inputs(known: Known) -> Float[Tensor, " in"]:
     """C_jj."""
     return importance(known[Gram].matrix)
+
+
+def activity(known: Known) -> Float[Tensor, " in"]:
+    """1 for inputs that were seen active, and next to nothing for the others, which damping makes look as if they were.
+
+    Where nothing was seen at all, 1.
+    """
+    C = shrink(known[Gram].matrix, 0.0)
+    active = (C if C.ndim == 1 else C.diagonal()) > 0
+    return torch.where(active, 1.0, RELATIVE_FLOOR).double()
 
 
 def of_outputs(known: Known) -> Float[Tensor, "out 1"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
 
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from laconic.calibrate import Known
@@ -16,6 +16,14 @@ from laconic.methods.prune.size import Pruning, Size, Solver
 from laconic.numerics.masks import keep_in_groups, keep_in_matrix, keep_in_rows, marked
 
 Within = Literal["matrix", "row"]
+
+
+def _as_text(pattern: object) -> object:
+    """YAML 1.1 takes 2:4 without quotes for a number of base 60, like a time; that is undone."""
+    return f"{pattern // 60}:{pattern % 60}" if isinstance(pattern, int) and pattern >= 60 else pattern
+
+
+Pattern = Annotated[str, BeforeValidator(_as_text)]
 _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -28,7 +36,7 @@ class Scored(Pruning):
     cap:     the largest sparsity of any one matrix where one budget is shared among many.
     """
 
-    pattern: str | None = None
+    pattern: Pattern | None = None
     within: Within = "matrix"
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -49,7 +57,9 @@ class Scored(Pruning):
 
     @property
     def size(self) -> Size | None:
-        return self.sparsity if self.pattern is None else self._n_of_m(self.pattern)
+        if self.pattern is not None:
+            return self._n_of_m(self.pattern)
+        return None if self.sparsity is None else float(self.sparsity)
 
     @property
     def largest_offered(self) -> float:

@@ -56,7 +56,7 @@ class Pruning(Method):
     @property
     def size(self) -> Size | None:
         """What was asked for; None where nothing was."""
-        return self.sparsity
+        return None if self.sparsity is None else float(self.sparsity)
 
     @property
     def largest_offered(self) -> float:

@@ -10,7 +10,6 @@ are exact, zeros of an earlier step count, and inputs that are never active go f
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
@@ -18,12 +17,12 @@ from torch import Tensor
 from laconic.calibrate import Gram, Known, OutputGram, Statistic
 from laconic.errors import must_be
 from laconic.formats import Sparse
-from laconic.methods.prune.moments import of_outputs
+from laconic.methods.prune.moments import activity, of_outputs
 from laconic.methods.prune.scored import Scored, loses_nothing, sparse
 from laconic.methods.prune.size import Size, Solver
 from laconic.numerics.masks import keep_in_groups, largest, marked
 from laconic.numerics.obs import BLOCK, Choice, damped, inverse_factor, sweep
-from laconic.numerics.psd import RELATIVE_FLOOR, shrink
+from laconic.numerics.psd import RELATIVE_FLOOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +97,5 @@ class SparseGpt(Scored):
 
     def _weights(self, known: Known) -> tuple[Float[Tensor, "out 1"], Float[Tensor, " in"]]:
         """What the scores of the rows, and of the columns, are multiplied by."""
-        C = known[Gram].matrix
-        inputs = shrink(C, 0.0)
-        active = (inputs if inputs.ndim == 1 else inputs.diagonal()) > 0
-        # λ alone would let inputs that are never active look as if they counted.
-        columns = torch.where(active, 1.0, RELATIVE_FLOOR)
-        rows = of_outputs(known) if self.gradients else columns.new_ones(1, 1)
-        return rows.double(), columns.double()
+        columns = activity(known)
+        return of_outputs(known) if self.gradients else columns.new_ones(1, 1), columns

@@ -1,0 +1,398 @@
+"""What is said of pruning methods alone: whose zeros, how many, which first, and what becomes of the rest."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from laconic.allocate import uniform
+from laconic.calibrate import Gram, Known, OutputGram
+from laconic.errors import UserError
+from laconic.methods import (
+    KfacPrune,
+    LnStructured,
+    Magnitude,
+    Random,
+    RandomStructured,
+    Scored,
+    SparseGpt,
+    Wanda,
+)
+from laconic.methods.prune.size import Pruning
+from laconic.methods.prune.structured import Structured
+from laconic.methods.spelling import method_from, spell
+from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.psd import shrink
+from tests.matrices import CASES, Case, case, known_of
+
+SCORED: tuple[Scored, ...] = (
+    Magnitude(),
+    Random(),
+    Wanda(),
+    Wanda(gradients=True, within="matrix"),
+    SparseGpt(),
+    SparseGpt(gradients=True),
+    SparseGpt(within="row"),
+    KfacPrune(),
+    KfacPrune(score="obs"),
+    KfacPrune(gradients=False),
+    KfacPrune(refit=False, within="row"),
+)
+LINES: tuple[Structured, ...] = (
+    LnStructured(),
+    LnStructured(dim=1, n=1),
+    LnStructured(n="inf"),
+    RandomStructured(),
+    RandomStructured(dim=1),
+)
+
+
+def shown(value: object) -> str | None:
+    return repr(value) if isinstance(value, Pruning) else None
+
+
+every_scored = pytest.mark.parametrize("method", SCORED, ids=shown)
+every_method = pytest.mark.parametrize("method", [*SCORED, *LINES], ids=shown)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def mask_of(method: Pruning, matrix: Case) -> torch.Tensor:
+    mask = method.compress(matrix.weight, matrix.known).support
+    assert mask is not None
+    return mask
+
+
+def pruned_before(matrix: Case, fraction: float = 0.3) -> Case:
+    """The same matrix with zeros that an earlier step chose."""
+    support = torch.rand(matrix.weight.shape, generator=torch.Generator().manual_seed(3)) >= fraction
+    return Case(matrix.name, matrix.weight * support, Known(list(matrix.known), support))
+
+
+@every_scored
+@every_case
+@pytest.mark.parametrize("sparsity", [0.13, 0.5, 0.9])
+def test_it_leaves_exactly_as_many_zeros_as_asked_for(method: Scored, case: Case, sparsity: float) -> None:
+    m, n = case.weight.shape
+    zeros = ~mask_of(method.with_sparsity(sparsity), case)
+    if method.within == "row":
+        assert (zeros.sum(1) == round(sparsity * n)).all()
+    else:
+        assert zeros.sum() == round(sparsity * m * n)
+
+
+@every_scored
+def test_counts_are_exact_where_all_weights_and_all_inputs_are_equal(method: Scored) -> None:
+    known = known_of(torch.eye(16).repeat(4, 1), torch.ones(64, 12))
+    matrix = Case("equal", torch.full((12, 16), 0.5), known)
+    assert (~mask_of(method.with_sparsity(0.375), matrix)).sum() == 72
+    groups = mask_of(replace(method, pattern="3:8"), matrix).view(-1, 8)
+    assert (groups.sum(1) == 3).all()
+
+
+@every_scored
+@every_case
+@pytest.mark.parametrize("pattern", ["2:4", "3:8"])
+def test_a_pattern_keeps_n_of_every_m(method: Scored, case: Case, pattern: str) -> None:
+    n, m = map(int, pattern.split(":"))
+    format = replace(method, pattern=pattern).compress(case.weight, case.known)
+    assert (format.mask.view(-1, m).sum(1) == n).all()
+    assert format.pattern == (n, m)
+    assert torch.isfinite(format.dense()).all()
+
+
+@every_method
+@every_case
+def test_zeros_of_an_earlier_step_stay_and_count(method: Pruning, case: Case) -> None:
+    before = pruned_before(case)
+    support = before.known.support
+    for sparsity in (0.0, 0.1, 0.6):
+        format = method.with_sparsity(sparsity).compress(before.weight, before.known)
+        assert not (format.mask & ~support).any()
+        assert not format.dense()[~support].any()
+        if isinstance(method, Scored) and method.within == "matrix":
+            assert (~format.mask).sum() == max(round(sparsity * support.numel()), int((~support).sum()))
+        if isinstance(method, Scored):
+            pattern = replace(method.unsized(), pattern="2:4").compress(before.weight, before.known)
+            assert not (pattern.mask & ~support).any()
+
+
+@every_method
+@every_case
+def test_a_sparsity_of_zero_is_the_matrix_itself(method: Pruning, case: Case) -> None:
+    assert torch.equal(method.with_sparsity(0.0).compress(case.weight, case.known).dense(), case.weight)
+    before = pruned_before(case)
+    assert torch.equal(method.with_sparsity(0.0).compress(before.weight, before.known).dense(), before.weight)
+
+
+@every_method
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(method: Pruning, value: float) -> None:
+    matrix = case("broken", (24, 40))
+    weight = matrix.weight.clone()
+    weight[3, 5] = value
+    with pytest.raises(UserError, match="cannot prune weights that are NaN or infinite; check the model"):
+        method.with_sparsity(0.5).compress(weight, matrix.known)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (5, 7)])
+def test_a_fraction_of_bytes_is_met_as_nearly_as_it_can_be(
+    method: Pruning, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    matrix = case("bytes", shape, dtype=dtype)
+    dense = matrix.weight.numel() * dtype.itemsize
+    for keep in (0.8, 0.5, 0.3):
+        sized = method.at(keep, shape, dtype)
+        nbytes = sized.compress(matrix.weight, matrix.known).nbytes()
+        assert nbytes <= keep * dense
+        # Another weight, row or column would be too much; a mask is whole bytes.
+        assert nbytes + (method.grain(shape) + 1) * dtype.itemsize > keep * dense
+
+
+@every_method
+def test_less_than_the_mask_takes_gives_the_smallest_size_and_is_refused_in_a_plan(method: Pruning) -> None:
+    smallest = method.at(0.03, (24, 40))
+    matrix = case("tiny", (24, 40))
+    assert mask_of(smallest, matrix).sum() == method.grain((24, 40))
+    assert method.at(0.06, (24, 40), torch.float16) == smallest
+    with pytest.raises(UserError, match=r"keep must be more than 0.03125, which .* takes to say where the zeros"):
+        uniform(method, {"a": (24, 40)}, 0.03)
+    with pytest.raises(UserError, match=r"keep must be more than 0\.0625, which"):
+        uniform(method, {"a": (24, 40)}, 0.06, torch.float16)
+
+
+@every_method
+def test_its_ladder_begins_where_an_earlier_step_ended(method: Pruning) -> None:
+    before = pruned_before(case("ladder", (24, 40)))
+    *rungs, stays = method.ladder(before.weight, before.known).rungs
+    support = before.known.support
+    assert stays.method is None
+    assert stays.parameters == support.sum()
+    assert stays.nbytes == 4 * int(support.sum()) + 24 * 40 // 8
+    assert [rung.nbytes for rung in rungs] == sorted({rung.nbytes for rung in rungs})
+    for rung in rungs:
+        format = rung.method.compress(before.weight, before.known)
+        assert (rung.nbytes, rung.parameters) == (format.nbytes(), int(format.mask.sum()))
+        assert rung.nbytes < stays.nbytes
+        assert rung.products == ((24, 40),)
+
+
+@every_scored
+def test_inputs_that_are_never_active_go_first(method: Scored) -> None:
+    if isinstance(method, (Magnitude, Random)):
+        pytest.skip("looks at no input")
+    generator = torch.Generator().manual_seed(0)
+    x, g = torch.randn(200, 40, generator=generator), torch.randn(200, 24, generator=generator)
+    dead = torch.zeros(40, dtype=torch.bool)
+    dead[5:15] = True
+    x[:, dead] = 0
+    weight = torch.randn(24, 40, generator=generator)
+    weight[:, dead] *= 100
+    matrix = Case("dead", weight, known_of(x, g))
+    fewer, more = mask_of(method.with_sparsity(0.2), matrix), mask_of(method.with_sparsity(0.5), matrix)
+    assert fewer[:, ~dead].all()
+    assert not more[:, dead].any()
+
+
+def test_wanda_by_hand() -> None:
+    """Inputs of norm 1, 2 and 10: |w| ‖x‖ is (3, 2, 1), (0.5, 6, 10)."""
+    known = known_of(torch.diag(torch.tensor([1.0, 2.0, 10.0])), torch.tensor([[1.0, 0], [0, 10], [0, 0]]))
+    matrix = Case("by hand", torch.tensor([[3.0, -1, 0.1], [-0.5, 3, 1]]), known)
+    assert torch.allclose(
+        Wanda().scores(matrix.weight, known) * 3**0.5, torch.tensor([[3.0, 2, 1], [0.5, 6, 10]]).double()
+    )
+    rows = Wanda(sparsity=0.34).compress(matrix.weight, known).dense()
+    assert torch.equal(rows, torch.tensor([[3.0, -1, 0], [0, 3, 1]]))
+    matrix_wide = Wanda(sparsity=0.5, within="matrix").compress(matrix.weight, known).dense()
+    assert torch.equal(matrix_wide, torch.tensor([[3.0, 0, 0], [0, 3, 1]]))
+    # With the Fisher information the second row counts a hundred times as much: its smallest beats the first's.
+    fisher = Wanda(sparsity=0.5, within="matrix", gradients=True).compress(matrix.weight, known).dense()
+    assert torch.equal(fisher, torch.tensor([[0.0, 0, 0], [-0.5, 3, 1]]))
+
+
+def test_the_statistics_asked_for_follow_the_parameters() -> None:
+    assert Wanda().asks == SparseGpt().asks == KfacPrune(gradients=False).asks == {Gram}
+    assert Wanda(gradients=True).asks == SparseGpt(gradients=True).asks == KfacPrune().asks == {Gram, OutputGram}
+    assert Magnitude().asks == Random().asks == LnStructured().asks == frozenset()
+
+
+@pytest.mark.parametrize("within", ["matrix", "row"])
+def test_sparsegpt_with_independent_inputs_is_wanda(within: str) -> None:
+    """A diagonal C: the scores are w² C_jj, in every block alike, and there is nothing to make up with."""
+    generator = torch.Generator().manual_seed(1)
+    known = known_of(torch.eye(300) * torch.rand(300, generator=generator), torch.ones(300, 20))
+    matrix = Case("diagonal", torch.randn(20, 300, generator=generator), known)
+    found = SparseGpt(sparsity=0.6, within=within, damping=0.0).compress(matrix.weight, known).dense()
+    expected = Wanda(sparsity=0.6, within=within).compress(matrix.weight, known).dense()
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(found != 0, expected != 0)
+
+
+def test_sparsegpt_makes_up_for_what_it_removes() -> None:
+    matrix = case("made up", (30, 300), tokens=900)
+    F = torch.ones(30)
+    errors = [
+        quadratic_loss(
+            matrix.weight - replace(method, sparsity=0.5).compress(matrix.weight, matrix.known).dense(),
+            F,
+            matrix.known[Gram].matrix,
+        )
+        for method in (SparseGpt(), Wanda(within="matrix"), Magnitude())
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_kfac_prune_scores_are_the_two_formulas() -> None:
+    matrix = case("scores", (24, 40), dtype=torch.float64)
+    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    obd = KfacPrune().scores(matrix.weight, matrix.known)
+    assert torch.allclose(obd, 0.5 * matrix.weight.square() * F.diagonal()[:, None] * C.diagonal())
+    damped = C + 0.02 * C.diagonal().mean() * torch.eye(40)
+    obs = KfacPrune(score="obs", damping=0.02).scores(matrix.weight, matrix.known)
+    inverses = torch.linalg.inv(F).diagonal()[:, None] * torch.linalg.inv(damped).diagonal()
+    assert torch.allclose(obs, 0.5 * matrix.weight.square() / inverses)
+
+
+def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
+    matrix = case("rise", (6, 8), dtype=torch.float64)
+    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    scores = KfacPrune().scores(matrix.weight, matrix.known)
+    for i in range(6):
+        for j in range(8):
+            E = torch.zeros(6, 8, dtype=torch.float64)
+            E[i, j] = matrix.weight[i, j]
+            assert quadratic_loss(E, F, C) == pytest.approx(scores[i, j].item())
+
+
+def test_the_refit_only_changes_values_and_lowers_the_error() -> None:
+    matrix = case("refit", (24, 40))
+    with_it = KfacPrune(sparsity=0.6).compress(matrix.weight, matrix.known)
+    without = KfacPrune(sparsity=0.6, refit=False).compress(matrix.weight, matrix.known)
+    assert torch.equal(with_it.mask, without.mask)
+    kept = without.mask
+    assert torch.equal(without.dense()[kept], matrix.weight[kept])
+    C, F = matrix.known[Gram].matrix, torch.ones(24)
+    errors = [quadratic_loss(matrix.weight - format.dense(), F, C) for format in (with_it, without)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def torch_mask(method: prune.BasePruningMethod, matrix: Case) -> torch.Tensor:
+    return method.compute_mask(matrix.weight, torch.ones_like(matrix.weight)).bool()
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.85])
+def test_masks_are_those_of_torch(sparsity: float) -> None:
+    """With other scores in torch's hands where they are random."""
+    matrix = case("torch", (24, 40))
+    theirs = torch_mask(prune.L1Unstructured(sparsity), matrix)
+    assert torch.equal(mask_of(Magnitude(sparsity=sparsity), matrix), theirs)
+    layer = nn.Linear(40, 24)
+    scores = Random().scores(matrix.weight, matrix.known)
+    prune.l1_unstructured(layer, "weight", sparsity, importance_scores=scores)
+    assert torch.equal(mask_of(Random(sparsity=sparsity), matrix), layer.weight_mask.bool())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.85])
+def test_lines_are_those_of_torch(dim: int, sparsity: float) -> None:
+    matrix = case("lines", (24, 40))
+    for n in (1, 2, "inf"):
+        theirs = torch_mask(prune.LnStructured(sparsity, float(n), dim), matrix)
+        assert torch.equal(mask_of(LnStructured(sparsity=sparsity, n=n, dim=dim), matrix), theirs)
+    mine = mask_of(RandomStructured(sparsity=sparsity, dim=dim), matrix)
+    theirs = torch_mask(prune.RandomStructured(sparsity, dim), matrix)
+    assert mine.all(1 - dim).sum() == theirs.all(1 - dim).sum() == mine.any(1 - dim).sum()
+
+
+def test_random_zeros_follow_the_seed_and_the_matrix() -> None:
+    first, second = case("first", (24, 40)), case("second", (24, 40))
+    second = Case("second", second.weight + 1, second.known)
+    for method in (Random(sparsity=0.5), RandomStructured(sparsity=0.5)):
+        assert torch.equal(mask_of(method, first), mask_of(method, first))
+        assert not torch.equal(mask_of(method, first), mask_of(replace(method, seed=1), first))
+        assert not torch.equal(mask_of(method, first), mask_of(method, second))
+
+
+def test_lines_that_are_zero_already_go_first() -> None:
+    matrix = case("zero rows", (24, 40))
+    support = torch.ones(24, 40, dtype=torch.bool)
+    support[2::5] = False
+    known = Known(list(matrix.known), support)
+    for method in (LnStructured(sparsity=0.5), RandomStructured(sparsity=0.5)):
+        mask = mask_of(method, Case("zero rows", matrix.weight * support, known))
+        assert mask.any(1).sum() == 12
+        assert not mask[2::5].any()
+
+
+@pytest.mark.parametrize(
+    ("spelled", "sentence"),
+    [
+        ("magnitude:sparsity=1", r"must be in \[0, 1\); got 1"),
+        ("magnitude:sparsity=0.5,pattern=2:4", "takes either sparsity or pattern; got both"),
+        ("wanda:pattern=4:2", "pattern must be N:M with 0 < N < M, like 2:4; got '4:2'"),
+        ("wanda:pattern=half", "pattern must be N:M with 0 < N < M"),
+        ("wanda:within=column", "within"),
+        ("sparsegpt:damping=-1", "damping must be in"),
+        ("kfac-prune:score=taylor", "score"),
+        ("kfac-prune:cap=0", "cap must be in"),
+        ("ln-structured:dim=2", "dim must be in"),
+        ("ln-structured:n=3", "n"),
+        ("ln-structured:pattern=2:4", "no parameter 'pattern'"),
+    ],
+)
+def test_mistakes_are_named(spelled: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        method_from(spelled, "method")
+
+
+def test_a_method_is_checked_where_it_is_made_in_python_too() -> None:
+    for wrong in (
+        lambda: Magnitude(sparsity=1.0),
+        lambda: Magnitude(cap=0.0),
+        lambda: Magnitude(pattern="8:4"),
+        lambda: SparseGpt(damping=-1.0),
+        lambda: KfacPrune(shrink=0.0),
+        lambda: KfacPrune(damping=0.0),
+        lambda: RandomStructured(dim=2),
+    ):
+        with pytest.raises(UserError, match="must be"):
+            wrong()
+
+
+def test_a_pattern_is_text_that_survives_a_recipe() -> None:
+    method = method_from("sparsegpt:pattern=2:4", "method")
+    assert method == SparseGpt(pattern="2:4")
+    assert method_from(spell(method), "method") == method
+    assert method.has_size
+    assert not method.unsized().has_size
+
+
+def test_a_pattern_must_divide_the_inputs() -> None:
+    matrix = case("odd", (8, 10))
+    with pytest.raises(UserError, match="a group that divides the inputs of the matrix, which are 10; got '2:4'"):
+        Magnitude(pattern="2:4").compress(matrix.weight, matrix.known)
+
+
+def test_without_a_size_it_says_what_is_missing() -> None:
+    matrix = case("unsized", (8, 10))
+    with pytest.raises(UserError, match="magnitude needs a size: give keep, or magnitude:sparsity=S"):
+        Magnitude().compress(matrix.weight, matrix.known)
+
+
+def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
+    """A word embedding: C is diagonal, and given as such."""
+    generator = torch.Generator().manual_seed(2)
+    gram = Gram.empty(50, True, torch.device("cpu"))
+    gram.update(torch.randint(0, 45, (400,), generator=generator))
+    output = OutputGram.empty((8, 50), torch.device("cpu"))
+    output.update(None, torch.randn(400, 8, generator=generator))
+    output.count = 4
+    weight, known = torch.randn(8, 50, generator=generator), Known([gram, output])
+    for method in (Wanda(), SparseGpt(), KfacPrune(), KfacPrune(score="obs"), LnStructured()):
+        format = method.with_sparsity(0.5).compress(weight, known)
+        assert torch.equal(format.dense()[format.mask], weight[format.mask])
+        assert all(rung.products == () for rung in method.ladder(weight, known).rungs)
