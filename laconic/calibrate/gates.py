@@ -36,7 +36,7 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Inner]
     """Run every batch forward and backward; the gates by `Inner.together`, as those that lose the same parts have one.
 
     Raises:
-        UserError: there is no batch, or a gradient is not finite.
+        UserError: there is no batch, or predictions or gradients are not finite.
     """
     if not data.batches:
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
@@ -73,6 +73,8 @@ def _gradients(
     gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
     with _gated(inners, gates):
         predictions, _ = predict(lm, batch)
+    if not predictions.values.isfinite().all():
+        raise UserError("The model's predictions are not finite; check the model and the data.")
     for loss in scores(predictions, data.labels, generator):
         gradients = torch.autograd.grad(loss, list(gates.values()), retain_graph=True)
         yield {key: gradient.double().cpu() for key, gradient in zip(gates, gradients, strict=True)}

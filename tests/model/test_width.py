@@ -1,0 +1,148 @@
+"""Fewer heads and channels: the function of the whole model with the others zeroed, on every architecture."""
+
+import pytest
+import torch
+import transformers as hf
+from transformers import PreTrainedModel
+
+from laconic.errors import UserError
+from laconic.formats import LowRank
+from laconic.model import ANATOMIES, Group, LanguageModel
+from laconic.model.inner import check_inside, families_of, inners_of
+from laconic.model.width import EMPTY, keep_parts
+from tests.architectures import BY_NAME, HEADS, INNER, factors, outputs
+from tests.narrow import EVERY, FIXED_HEADS, counts, narrowed, zeroed
+from tests.tiny_models import RELATIVE
+
+every_architecture = pytest.mark.parametrize("name", EVERY)
+uniformly_or_not = pytest.mark.parametrize("uniform", [True, False])
+GENERATING = ("gpt2", "gpt-neo", "gpt-neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
+              "phi", "t5", "t5-gated", "bart", "marian", "led")  # fmt: skip
+
+
+def test_every_architecture_is_tested():
+    assert {BY_NAME[name].model().config.model_type for name in EVERY} >= {
+        name for anatomy in ANATOMIES for name in anatomy.model_types
+    }
+
+
+@every_architecture
+@uniformly_or_not
+def test_what_is_left_is_the_whole_with_the_rest_zeroed(name, uniform):
+    whole = zeroed(name, uniform)
+    lm = narrowed(name, uniform)
+    torch.testing.assert_close(outputs(lm.model), outputs(whole.model), rtol=1e-5, atol=2e-6)
+    saved = sum(part.numel() for part in whole.model.parameters()) - sum(p.numel() for p in lm.model.parameters())
+    assert saved >= sum(
+        inner.parameters * (inner.count - left.count)
+        for inner, left in zip(inners_of(whole), inners_of(lm), strict=True)
+    )
+
+
+@every_architecture
+def test_all_heads_and_channels_are_found(name):
+    lm = BY_NAME[name].lm()
+    heads, channels = counts(lm, Group.ATTENTION), counts(lm, Group.FFN)
+    # Those of the decoders share their keys two by two.
+    assert set(heads) <= {HEADS, 2} and bool(heads) != (name in FIXED_HEADS)
+    assert set(channels) == {INNER}
+    assert len(channels) == sum(len(blocks) for _, blocks in lm.stacks())
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_generation_is_that_of_the_whole_with_and_without_a_cache(name):
+    tokens = torch.tensor([[5, 9, 7, 4]])
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(tokens)}
+    said = []
+    for lm, cached in ((narrowed(name, False), True), (narrowed(name, False), False), (zeroed(name, False), True)):
+        assert isinstance(lm.model, PreTrainedModel)
+        said.append(lm.model.generate(tokens, use_cache=cached, **options))
+    assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
+
+
+@pytest.mark.parametrize(
+    "name", ["bert-classifier", "gpt2", "deberta-masked", "modernbert-masked", "llama", "t5", "bart"]
+)
+def test_implementations_of_attention_agree(name):
+    lm = narrowed(name, False)
+    found = []
+    for implementation in ("eager", "sdpa"):
+        if implementation == "sdpa" and not lm.model._supports_sdpa:
+            continue
+        lm.model.set_attn_implementation(implementation)
+        found.append(outputs(lm.model))
+    torch.testing.assert_close(found[0], found[-1], rtol=1e-4, atol=1e-5)
+
+
+@every_architecture
+def test_parts_of_zeros_change_nothing(name):
+    lm = BY_NAME[name].lm()
+    before = outputs(lm.model)
+    for inner in inners_of(lm):
+        keep_parts(lm, inner, [*range(inner.count), EMPTY, EMPTY])
+    torch.testing.assert_close(outputs(lm.model), before, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "t5", "llama"])
+def test_the_order_of_the_parts_changes_nothing(name):
+    lm = BY_NAME[name].lm()
+    before = outputs(lm.model)
+    for inner in inners_of(lm):
+        keep_parts(lm, inner, list(reversed(range(inner.count))))
+    torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
+
+
+def test_attentions_that_share_a_position_bias_are_one_family():
+    lm = BY_NAME["t5"].lm()
+    sizes = [len(family) for family in families_of(inners_of(lm, (Group.ATTENTION,)))]
+    assert sizes == [2, 2, 2]
+    assert all(len(family) == 1 for family in families_of(inners_of(BY_NAME["bart"].lm())))
+
+
+def test_it_trains_as_before():
+    lm = BY_NAME["gpt2"].lm()
+    inner = inners_of(lm)[0]
+    frozen = inner.writer.module.get_parameter("weight")
+    frozen.requires_grad_(False)
+    keep_parts(lm, inner, [0])
+    site = inners_of(lm)[0].writer
+    assert not site.module.get_parameter("weight").requires_grad
+    assert inners_of(lm)[0].readers[0].site.module.get_parameter("weight").requires_grad
+
+
+def test_half_precision_is_rounded_as_it_is_stored():
+    lm = BY_NAME["bert-classifier"].lm().with_dtype(torch.float16)
+    inner = inners_of(lm)[0]
+    keep_parts(lm, inner, [1, 2], weight=torch.full((32, 16), 1 / 3), bias=torch.full((32,), 1 / 3))
+    site = inners_of(lm)[0].writer
+    assert site.weight().dtype == torch.float32 and torch.equal(site.weight().half().float(), site.weight())
+    assert (site.bias() == torch.tensor(1 / 3).half().float()).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "sentence"),
+    [
+        ("led", Group.ATTENTION, r"^The heads of 'led' cannot go one by one; it can be done for albert, bart, bert, "),
+        ("longformer-masked", Group.ATTENTION, r"^The heads of 'longformer' cannot go one by one; "),
+    ],
+)
+def test_heads_that_cannot_go_are_one_sentence(name, group, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_inside(BY_NAME[name].lm(), group)
+
+
+def test_heads_that_are_mixed_stay():
+    mixed = hf.DebertaForMaskedLM(hf.DebertaConfig(**RELATIVE, talking_head=True))
+    with pytest.raises(UserError, match=r"^'deberta.encoder.layer.0.attention.self.head_logits_proj' mixes the heads"):
+        check_inside(LanguageModel.of(mixed), Group.ATTENTION)
+
+
+def test_what_is_compressed_narrows_no_more():
+    lm = BY_NAME["bert-classifier"].lm()
+    (site,) = lm.sites(("*.1.intermediate.dense",))
+    lm.replace(site, factors(site, 4))
+    assert isinstance(lm.model.get_submodule(site.name), LowRank)
+    check_inside(lm, Group.ATTENTION)
+    with pytest.raises(UserError, match=rf"^The layer '{site.name}' is compressed already; heads and channels must go"):
+        check_inside(lm, Group.FFN)
+    assert counts(lm, Group.FFN) == [INNER]

@@ -1,0 +1,55 @@
+"""Heads and channels to keep of the tiny models, and the model that what is left must equal."""
+
+import torch
+from torch import nn
+
+from laconic.model import Group, LanguageModel
+from laconic.model.inner import families_of, inners_of
+from laconic.model.width import declare, keep_parts
+from tests.architectures import ARCHITECTURES, BY_NAME
+
+EVERY = tuple(architecture.name for architecture in ARCHITECTURES)
+FIXED_HEADS = ("longformer-masked", "longformer-classifier", "led")
+"""Those whose heads cannot go."""
+ROTATED = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi")
+STOCK = (*ROTATED, "t5", "t5-gated", *FIXED_HEADS)
+"""Those whose class can be told of as few heads in every layer; all can be told of channels."""
+
+Parts = dict[str, list[int]]
+
+
+def parts_for(lm: LanguageModel, uniform: bool) -> Parts:
+    """By what must lose the same: with `uniform` every other part, else so here and all but the first there."""
+    chosen: Parts = {}
+    for number, (first, *_) in enumerate(families_of(inners_of(lm))):
+        every = list(range(first.count))
+        several = number // 2 % 2 and not uniform
+        chosen[first.together] = (every[1:] if first.count > 2 else every) if several else every[::2]
+    return chosen
+
+
+def narrowed(name: str, uniform: bool) -> LanguageModel:
+    """The tiny model with those parts alone, and a configuration that says so where it can."""
+    lm = BY_NAME[name].lm()
+    chosen = parts_for(lm, uniform)
+    for inner in inners_of(lm):
+        keep_parts(lm, inner, chosen[inner.together])
+    declare(lm)
+    return lm
+
+
+@torch.no_grad()
+def zeroed(name: str, uniform: bool) -> LanguageModel:
+    """The whole model with zeros for the others, in the columns of the projections that write."""
+    lm = BY_NAME[name].lm()
+    chosen = parts_for(lm, uniform)
+    for inner in inners_of(lm):
+        stays = torch.zeros(inner.count, inner.size)
+        stays[chosen[inner.together]] = 1
+        weight = inner.writer.module.get_parameter("weight")
+        weight.mul_(stays.flatten() if isinstance(inner.writer.module, nn.Linear) else stays.flatten()[:, None])
+    return lm
+
+
+def counts(lm: LanguageModel, group: Group) -> list[int]:
+    return [inner.count for inner in inners_of(lm, (group,))]
