@@ -24,6 +24,7 @@ from laconic.methods.prune.size import Pruning
 from laconic.methods.prune.structured import Structured
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.partial import unexplained
 from laconic.numerics.psd import shrink
 from tests.matrices import CASES, Case, case, known_of
 
@@ -37,6 +38,7 @@ SCORED: tuple[Scored, ...] = (
     SparseGpt(within="row"),
     KfacPrune(),
     KfacPrune(score="obs"),
+    KfacPrune(score="obd"),
     KfacPrune(gradients=False),
     KfacPrune(refit=False, within="row"),
 )
@@ -249,7 +251,7 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
 def test_kfac_prune_scores_are_the_two_formulas() -> None:
     matrix = case("scores", (24, 40), dtype=torch.float64)
     F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
-    obd = KfacPrune().scores(matrix.weight, matrix.known)
+    obd = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
     assert torch.allclose(obd, 0.5 * matrix.weight.square() * F.diagonal()[:, None] * C.diagonal())
     damped = C + 0.02 * C.diagonal().mean() * torch.eye(40)
     obs = KfacPrune(score="obs", damping=0.02).scores(matrix.weight, matrix.known)
@@ -257,10 +259,28 @@ def test_kfac_prune_scores_are_the_two_formulas() -> None:
     assert torch.allclose(obs, 0.5 * matrix.weight.square() / inverses)
 
 
+def test_kfac_prune_takes_the_inputs_that_stay_into_account() -> None:
+    """½ w² F_ii v_j at the sparsity asked for: 1 / [C^{-1}]_jj at 0, and nearly C_jj where nearly all go."""
+    matrix = case("partial", (24, 40), dtype=torch.float64)
+    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    H = C + 0.01 * C.diagonal().mean() * torch.eye(40)
+    columns = {
+        0.0: 1 / torch.linalg.inv(H).diagonal(),
+        0.7: unexplained(H, 0.7),
+        1 - 1e-6: H.diagonal(),
+    }
+    for sparsity, v in columns.items():
+        scores = KfacPrune(sparsity=sparsity).scores(matrix.weight, matrix.known)
+        expected = 0.5 * matrix.weight.square() * F.diagonal()[:, None] * v
+        assert torch.allclose(scores, expected, rtol=1e-3)
+    scores = KfacPrune(pattern="3:10").scores(matrix.weight, matrix.known)
+    assert torch.allclose(scores, KfacPrune(sparsity=0.7).scores(matrix.weight, matrix.known))
+
+
 def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
     matrix = case("rise", (6, 8), dtype=torch.float64)
     F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
-    scores = KfacPrune().scores(matrix.weight, matrix.known)
+    scores = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
     for i in range(6):
         for j in range(8):
             E = torch.zeros(6, 8, dtype=torch.float64)

@@ -5,10 +5,14 @@ Y. LeCun, J. Denker, S. Solla, "Optimal Brain Damage", NeurIPS 1989; with the Kr
 J. Martens, R. Grosse, arXiv 1503.05671, as in T. van der Ouderaa et al., "The LLM Surgeon", ICLR 2024, arXiv
 2312.17244. What removing a weight adds to the predicted loss, ½ tr(F E C E^T) nats, is
 
-    obd: ½ w² F_ii C_jj,    the others as they are;
-    obs: ½ w² / ([F^{-1}]_ii [C^{-1}]_jj),    all others at their best.
+    obd:     ½ w² F_ii C_jj,                         the others as they are;
+    obs:     ½ w² / ([F^{-1}]_ii [C^{-1}]_jj),       all others at their best;
+    partial: ½ w² F_ii v_j,                          those of the row at their best that stay.
 
-Being nats, scores compare from matrix to matrix. Each row is then fitted anew on what it keeps, by least squares.
+Being nats, scores compare from matrix to matrix. Each row is then fitted anew on what it keeps, by least squares. So
+weights of other rows make up for nothing, which obs counts on, nor do those of the row that go as well: v_j is what is
+left of input j once those that stay speak for it (`laconic.numerics.partial`), C_jj where all go and 1 / [C^{-1}]_jj
+where none does.
 """
 
 from dataclasses import dataclass
@@ -27,17 +31,21 @@ from laconic.methods.prune.scored import Scored, loses_nothing, sparse
 from laconic.methods.prune.size import Size, Solver
 from laconic.numerics.masks import marked
 from laconic.numerics.obs import damped
-from laconic.numerics.psd import InputMoment, Moment, shrink
+from laconic.numerics.partial import unexplained
+from laconic.numerics.psd import Moment, shrink
 from laconic.numerics.refit import inverse, refit
 
-Score = Literal["obd", "obs"]
+Score = Literal["partial", "obd", "obs"]
+
+USUAL = 0.5
+"""The sparsity that `partial` is taken at where none is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KfacPrune(Scored):
     """Scores in nats by both curvatures, then least squares on the support.
 
-    score:     `obd` or `obs`.
+    score:     `partial`, `obd` or `obs`.
     gradients: with the Fisher information of the outputs; without it F is the identity.
     refit:     fit what stays anew.
     shrink:    regularises F.
@@ -48,7 +56,7 @@ class KfacPrune(Scored):
     paper = "Hassibi & Stork 1992; van der Ouderaa et al., ICLR 2024"
     needs = frozenset({Gram, OutputGram})
 
-    score: Score = "obd"
+    score: Score = "partial"
     gradients: bool = True
     refit: bool = True
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -69,16 +77,14 @@ class KfacPrune(Scored):
         return self.needs if self.gradients else frozenset({Gram})
 
     def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
-        H = damped(known[Gram].matrix, self.damping)
-        return self._scores(weight, known, _inverse(H))
+        return self._scores(weight, known, USUAL if self.size is None else self.size)
 
     def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
         H = damped(known[Gram].matrix, self.damping)
         H_inverse = _inverse(H)
-        scores = marked(self._scores(weight, known, H_inverse), known.support)
 
         def solve(size: Size) -> Sparse:
-            mask = self.keep(scores, size)
+            mask = self.keep(marked(self._scores(weight, known, size), known.support), size)
             # What one-hot rows of input keep is at its best as it is.
             if not self.refit or H.ndim == 1 or loses_nothing(weight, mask):
                 return sparse(weight, mask, size)
@@ -86,13 +92,24 @@ class KfacPrune(Scored):
 
         return solve
 
-    def _scores(self, weight: Float[Tensor, "out in"], known: Known, H_inverse: InputMoment) -> Float[Tensor, "out in"]:
+    def _scores(self, weight: Float[Tensor, "out in"], known: Known, size: Size) -> Float[Tensor, "out in"]:
         F = shrink(known[OutputGram].matrix, self.shrink) if self.gradients else torch.ones(1, device=weight.device)
+        rows = 1 / importance(_inverse(F)) if self.score == "obs" else importance(F)
+        return 0.5 * weight.double().square() * rows.double()[:, None] * self._columns(known, size)
+
+    def _columns(self, known: Known, size: Size) -> Float[Tensor, " in"]:
+        """How much each input counts; `partial` depends on how many of the others go."""
         if self.score == "obd":
-            rows, columns = importance(F), of_inputs(known)
-        else:
-            rows, columns = 1 / importance(_inverse(F)), activity(known) / importance(H_inverse)
-        return 0.5 * weight.double().square() * rows.double()[:, None] * columns
+            return of_inputs(known)
+        missing = 0.0 if self.score == "obs" else 1 - size[0] / size[1] if isinstance(size, tuple) else size
+
+        def compute() -> tuple[Tensor]:
+            return (unexplained(damped(known[Gram].matrix, self.damping), missing),)
+
+        (left,) = known.once(
+            f"inputs that others leave unexplained, {missing} missing, damping {self.damping}", compute
+        )
+        return activity(known) * left
 
 
 def _inverse(S: Moment) -> Moment:
