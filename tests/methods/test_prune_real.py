@@ -1,0 +1,49 @@
+"""On a real model every method beats the simpler one in every matrix, by the error at the layer's own output."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.calibrate import Calibration, Gram, Known, survey
+from laconic.calibrate.corpus import batches, read, sample
+from laconic.methods import Magnitude, Scored, SparseGpt, Wanda
+from laconic.methods.prune.scored import Within
+from laconic.model import LanguageModel, Site, load
+from laconic.numerics.loss import quadratic_loss
+
+
+@pytest.fixture(scope="module")
+def measured(shared_models: Path, shared_data: Path) -> tuple[LanguageModel, dict[str, Known]]:
+    """minilm-sst2, and the moments of its inputs over some training rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACONIC_DATA", str(shared_data))
+        lm = load(str(shared_models / "minilm-sst2"))
+        rows = sample(read("glue/sst2", "train"), 128, seed=0)
+        data = Calibration(batches(lm, rows, batch_size=16, max_length=128))
+        return lm, survey(lm, data, {Gram}, lm.sites())
+
+
+@pytest.mark.parametrize("within", ["matrix", "row"])
+def test_sparsegpt_beats_wanda_beats_magnitude_in_every_matrix(
+    measured: tuple[LanguageModel, dict[str, Known]], within: Within
+) -> None:
+    lm, known = measured
+    sites = lm.sites()
+    assert len(sites) == 36
+    for site in sites:
+        surgeon, wanda, magnitude = (
+            error(site, method, known[site.name])
+            for method in (
+                SparseGpt(sparsity=0.6, within=within),
+                Wanda(sparsity=0.6, within=within),
+                Magnitude(sparsity=0.6, within=within),
+            )
+        )
+        assert surgeon < wanda < magnitude, site.name
+
+
+def error(site: Site, method: Scored, known: Known) -> float:
+    """tr(E C E^T)."""
+    E = site.weight() - method.compress(site.weight(), known).dense()
+    return 2 * quadratic_loss(E, torch.ones(len(E)), known[Gram].matrix)
