@@ -4,6 +4,7 @@ import sys
 
 from benchmarks import (
     bert_base,
+    depth_quality,
     global_threshold,
     latency,
     latency_budget,
@@ -23,6 +24,8 @@ BENCHMARKS = {
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,
     "bert_base": bert_base.main,
+    "depth_quality": depth_quality.main,
+    "depth_tables": depth_quality.write_tables,
     "latency_budget": latency_budget.main,
     "tables": tables.main,
     "weighted": weighted.main,

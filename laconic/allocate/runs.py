@@ -15,10 +15,10 @@ Run = tuple[int, int]
 """[i, j): from the first item that goes up to the first that stays."""
 
 
-def best_runs(costs: Mapping[Run, float], length: int, drop: int) -> tuple[Run, ...] | None:
-    """The runs of least total cost that drop `drop` of `length` items, in order; None where `costs` allows none.
+def best_runs(costs: Mapping[Run, float], length: int, drop: int) -> dict[int, tuple[float, tuple[Run, ...]]]:
+    """For each number up to `drop` that can be dropped of `length` items, the least cost and its runs in order.
 
-    A run that is not in `costs` cannot be dropped. Of equal costs the earliest runs are taken.
+    A run that is not in `costs` cannot be dropped.
     """
     # least[j][k]: D(j, k) and the runs that it is made of.
     least: list[dict[int, tuple[float, tuple[Run, ...]]]] = [{0: (0.0, ())}]
@@ -34,5 +34,4 @@ def best_runs(costs: Mapping[Run, float], length: int, drop: int) -> tuple[Run, 
                 if whole <= drop and paid + cost < here.get(whole, (inf, ()))[0]:
                     here[whole] = (paid + cost, (*runs, (start, stop)))
         least.append(here)
-    found = least[length].get(drop)
-    return None if found is None else found[1]
+    return least[length]

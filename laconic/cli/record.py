@@ -17,5 +17,8 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     ]
     if changes.untied:
         lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
+    for step in changes.dropped:
+        named = "; ".join(f"{stack} {', '.join(map(str, blocks))}" for stack, blocks in step.items())
+        lines.append(f"Dropped: {named}")
     tables = {} if record.evaluation is None else tables_of(record.evaluation)
     show(record.to_json(), as_json, *before, *lines, *(table.to_rich(title) for title, table in tables.items()))

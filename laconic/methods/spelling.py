@@ -4,6 +4,7 @@
 with its place.
 """
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +16,8 @@ from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.methods.problem import sentence
 
+# Not the commas inside of a list or a mapping.
+_BETWEEN = re.compile(r",(?![^\[\]{}]*[\]}])")
 _BY_NAME = {method.name: method for method in METHODS}
 
 
@@ -65,7 +68,7 @@ def named(value: object, place: str) -> tuple[str, dict[str, Any]]:
 
 def _parameters(text: str, place: str) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in filter(None, (part.strip() for part in _BETWEEN.split(text))):
         key, equals, literal = item.partition("=")
         if not equals:
             raise must_be(place, "NAME:parameter=value,…", item)

@@ -3,7 +3,7 @@
 A layer is a block, except where blocks are shared (ALBERT): there it is one visit to a group of them.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -112,6 +112,25 @@ def can_drop(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> boo
     if len(set(indices)) == len(layers) or (0 in indices and first_stays(lm, layers)):
         return False
     return not layers.shared or kept_groups(layers, indices) is not None
+
+
+def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
+    """Raise UserError where `dropped` blocks of each stack, by its name, leave a model that cannot generate."""
+    if not keeps_cache(lm, dropped):
+        raise UserError(
+            f"The decoder of '{lm.model.config.model_type}' would have more blocks than the encoder, and transformers "
+            "makes the cache of the one for as many as the other has; drop as many of the decoder."
+        )
+
+
+def keeps_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
+    """Whether, without so many blocks of each stack, the cache has room for all of the decoder where it had before."""
+    stacks = {layers.name: layers for layers in layers_of(lm)}
+    pairs = [(layers, stacks[layers.depth.cached_by]) for layers in stacks.values() if layers.depth.cached_by]
+    return all(
+        len(mine) > len(other) or len(mine) - dropped.get(mine.name, 0) <= len(other) - dropped.get(other.name, 0)
+        for mine, other in pairs
+    )
 
 
 def first_stays(lm: LanguageModel, layers: Layers) -> bool:

@@ -28,6 +28,7 @@ class Changes:
     dense_nbytes:     and before the first step.
     untied:           sites that no longer share their matrix with another.
     predicted_losses: of each step, nats per prediction; None where it was not predicted.
+    dropped:          of each step that dropped blocks, which, by stack, as they were numbered before it.
     """
 
     plans: tuple[Plan, ...]
@@ -36,6 +37,7 @@ class Changes:
     dense_nbytes: int
     untied: tuple[str, ...]
     predicted_losses: tuple[float | None, ...]
+    dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -116,6 +118,7 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
         dense_nbytes=dense,
         untied=tuple(name for outcome in outcomes for name in outcome.untied),
         predicted_losses=tuple(outcome.predicted_loss for outcome in outcomes),
+        dropped=tuple(outcome.dropped for outcome in outcomes if outcome.dropped),
     )
 
 

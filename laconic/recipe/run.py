@@ -46,6 +46,7 @@ class Record:
             "file_bytes": self.file_bytes,
             "predicted_losses": list(self.changes.predicted_losses),
             "untied": list(self.changes.untied),
+            "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in self.changes.dropped],
             "sites": spell_plan(self.changes.plan),
             "evaluation": self.evaluation,
         }

@@ -49,8 +49,8 @@ def _plain(name: str, value: Any) -> Any:
             return spell_step(value)
         case tuple():
             return [_plain(name, part) for part in value]
-        case dict() if name == "plan":
-            return spell_plan(value)
+        case dict():
+            return spell_plan(value) if name == "plan" else {key: _plain(name, part) for key, part in value.items()}
         case _ if is_dataclass(value):
             return _fields(value)
         case _:

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from laconic.calibrate.profile import Workload
-from laconic.compress import Compress, ShrinkHeads
+from laconic.compress import Compress, Shorten, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import KfacSvd, Svd
 from laconic.recipe import read_recipe, recipe_from, write_recipe
+from laconic.recipe.parse import method_or_step
 from laconic.recipe.schema import with_plan
 from laconic.recipe.write import key_of
 
@@ -66,6 +67,17 @@ def test_a_step_that_reshapes_is_spelled_like_any_other() -> None:
     recipe = recipe_from(changed("steps", [{"shrink-heads": {"size": 24, "multiple": 4}}]))
     assert recipe.steps == (ShrinkHeads(size=24, multiple=4),)
     assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
+
+
+def test_blocks_are_spelled_by_number_and_by_stack() -> None:
+    steps = [{"shorten": {"blocks": [3, "4.ffn"]}}, {"shorten": {"blocks": {"encoder": [1], "decoder": ["0.ffn", 2]}}},
+             {"shorten": {"drop": {"encoder": 1}, "select": "greedy"}}]  # fmt: skip
+    recipe = recipe_from(changed("steps", steps))
+    assert recipe.steps[0] == Shorten(blocks=(3, "4.ffn"))
+    assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
+    # On the command line a list has commas of its own.
+    line = method_or_step("shorten:blocks=[3, 4.ffn],replace=bias", "--method")
+    assert line == Shorten(blocks=(3, "4.ffn"), replace="bias")
 
 
 def test_budgets_of_time_and_errors_are_spelled_in_full() -> None:

@@ -6,8 +6,9 @@ is measured once, and the runs of least sum are taken (`laconic.allocate.runs`),
 together, and adds up what runs apart do.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from laconic.allocate.runs import Run, best_runs
 from laconic.calibrate import Calibration
@@ -21,7 +22,16 @@ from laconic.model import LanguageModel
 Row = Sequence[Cut | None]
 """Cuts in forward order; None between two stacks."""
 Allowed = Callable[[Iterable[Cut]], bool]
-"""Whether these cuts can be made together."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """alone:    whether cuts of one stack can be made, whatever becomes of the others.
+    together: whether cuts of all stacks can be made, and no others.
+    """
+
+    alone: Allowed
+    together: Allowed
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Trial:
         return self.measured[key]
 
 
-def greedy(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: bool) -> list[Cut]:
+def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
     """`drop` cuts, each the best beside those before; `contiguous` ones each beside another.
 
     Raises:
@@ -56,7 +66,7 @@ def greedy(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: bool
     chosen: list[Cut] = []
     for number in range(drop):
         places = [at for at, cut in enumerate(row) if cut is not None and _is_open(row, at, chosen, contiguous)]
-        candidates = [cut for at in places if (cut := row[at]) is not None and allowed([*chosen, cut])]
+        candidates = [cut for at in places if (cut := row[at]) is not None and limits.together([*chosen, cut])]
         if not candidates:
             raise too_many(drop, number)
         tried = trial.data.track(candidates, f"Dropping number {number + 1} of {drop}")
@@ -65,7 +75,7 @@ def greedy(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: bool
     return in_order(row, chosen)
 
 
-def by_runs(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: bool) -> list[Cut]:
+def by_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
     """The `drop` cuts whose runs have the least sum of divergences; one run of them, where `contiguous`.
 
     Raises:
@@ -73,13 +83,33 @@ def by_runs(trial: Trial, row: Row, drop: int, allowed: Allowed, contiguous: boo
     """
     lengths = [drop] if contiguous else range(1, drop + 1)
     # By their beginnings, as what stands for them is fitted for those that begin alike.
-    runs = sorted(run for run in every_run(row, lengths) if allowed(within(row, run)))
+    runs = sorted(run for run in every_run(row, lengths) if limits.alone(within(row, run)))
     tried = trial.data.track(runs, "Measuring the runs")
     costs = {run: trial.divergence(within(row, run)) for run in tried}
-    found = best_runs(costs, len(row), drop)
-    if found is None:
-        raise too_many(drop, max((stop - start for start, stop in runs), default=0))
-    return [cut for run in found for cut in within(row, run)]
+    shares = product(*(_shares(row, costs, stack, drop) for stack in _stacks(row)))
+    whole = [(sum(cost for cost, _ in share), [cut for _, cuts in share for cut in cuts]) for share in shares]
+    found = [(cost, cuts) for cost, cuts in whole if len(cuts) == drop and limits.together(cuts)]
+    if not found:
+        raise too_many(drop, max((len(cuts) for _, cuts in whole if limits.together(cuts)), default=0))
+    return min(found, key=lambda share: share[0])[1]
+
+
+def _stacks(row: Row) -> list[range]:
+    """The places in the row of each stack."""
+    ends = [at for at, cut in enumerate(row) if cut is None] + [len(row)]
+    return [range(start, stop) for start, stop in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
+
+
+def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> list[tuple[float, list[Cut]]]:
+    """What each number of cuts of one stack costs at least, and the cuts."""
+    inside = {
+        (start - stack.start, stop - stack.start): cost
+        for (start, stop), cost in costs.items()
+        if stack.start <= start < stack.stop
+    }
+    best = best_runs(inside, len(stack), drop).values()
+    cuts = row[stack.start : stack.stop]
+    return [(cost, [cut for run in runs for cut in within(cuts, run)]) for cost, runs in best]
 
 
 def every_run(row: Row, lengths: Iterable[int]) -> list[Run]:

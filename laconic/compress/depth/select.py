@@ -8,7 +8,18 @@ from laconic.calibrate import Calibration
 from laconic.compress.depth.cuts import Cut
 from laconic.compress.depth.gates import importances
 from laconic.compress.depth.judge import Judge
-from laconic.compress.depth.search import Allowed, Row, Trial, by_runs, every_run, greedy, in_order, too_many, within
+from laconic.compress.depth.search import (
+    Allowed,
+    Limits,
+    Row,
+    Trial,
+    by_runs,
+    every_run,
+    greedy,
+    in_order,
+    too_many,
+    within,
+)
 from laconic.compress.depth.stream import distances, influences
 from laconic.compress.depth.surgery import Replacement, fits_for
 from laconic.errors import UserError
@@ -33,7 +44,7 @@ class Selection:
         data: Calibration | None,
         cuts: Mapping[str, list[Cut]],
         quotas: Mapping[tuple[str, ...], int],
-        allowed: Allowed,
+        limits: Limits,
     ) -> list[Cut]:
         """For each entry of `quotas` that number of the cuts of its stacks, in forward order.
 
@@ -43,11 +54,13 @@ class Selection:
         chosen: list[Cut] = []
         for stacks, drop in quotas.items():
             row = row_of(cuts, stacks)
+            # A number for each stack is given by the user, and was looked at before.
+            together = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
             if drop:
-                chosen += self._of_row(lm, data, row, drop, allowed)
+                chosen += self._of_row(lm, data, row, drop, together)
         return in_order(row_of(cuts, tuple(cuts)), chosen)
 
-    def _of_row(self, lm: LanguageModel, data: Calibration | None, row: Row, drop: int, allowed: Allowed) -> list[Cut]:
+    def _of_row(self, lm: LanguageModel, data: Calibration | None, row: Row, drop: int, limits: Limits) -> list[Cut]:
         if self.select in BY_PLACE:
             return by_place(self.select, row, drop)
         assert data is not None
@@ -55,18 +68,18 @@ class Selection:
             fits = fits_for(lm, data, self.replace, drop)
             trial = Trial(lm, Judge(lm, data.batches), data, fits)
             search = greedy if self.select == "greedy" else by_runs
-            return search(trial, row, drop, allowed, self.contiguous)
+            return search(trial, row, drop, limits, self.contiguous)
         every = _by_stack(row)
         if self.select == "angular":
             starts = distances(lm, data, every, drop)
             runs = {run: starts[within(row, run)[0]] for run in every_run(row, [drop])}
-            return least_run(row, runs, allowed)
+            return least_run(row, runs, limits.together)
         of_row = [cut for cut in row if cut is not None]
         scores = importances(lm, data, of_row) if self.select == "taylor" else influences(lm, data, every)
         if self.contiguous:
             sums = {run: sum(scores[cut] for cut in within(row, run)) for run in every_run(row, [drop])}
-            return least_run(row, sums, allowed)
-        return least(row, scores, drop, allowed)
+            return least_run(row, sums, limits.together)
+        return least(row, scores, drop, limits.together)
 
 
 def row_of(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
@@ -94,11 +107,12 @@ def by_place(select: Select, row: Row, drop: int) -> list[Cut]:
 def least(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
     """The cuts of the lowest scores that can go together."""
     chosen: list[Cut] = []
-    for cut in sorted(in_order(row, scores), key=lambda cut: scores[cut]):
-        if len(chosen) < drop and allowed([*chosen, cut]):
-            chosen.append(cut)
-    if len(chosen) < drop:
-        raise too_many(drop, len(chosen))
+    while len(chosen) < drop:
+        # One that could not go yet may be able to after another.
+        left = [cut for cut in in_order(row, scores) if cut not in chosen and allowed([*chosen, cut])]
+        if not left:
+            raise too_many(drop, len(chosen))
+        chosen.append(min(left, key=lambda cut: scores[cut]))
     return in_order(row, chosen)
 
 

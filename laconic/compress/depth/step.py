@@ -10,13 +10,13 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.passes import evaluating
 from laconic.compress.depth.cuts import Cut, Parts, every_cut, named_cuts, subblock_at, whole_blocks
 from laconic.compress.depth.fitting import seat_before
-from laconic.compress.depth.search import Allowed
+from laconic.compress.depth.search import Limits
 from laconic.compress.depth.select import BY_PLACE, Select, Selection
 from laconic.compress.depth.surgery import Replacement, fits_for, take_out
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, unknown
 from laconic.model import LanguageModel
-from laconic.model.layers import can_drop, check_droppable, layers_of, named
+from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of, named
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[int | str, ...]
@@ -74,6 +74,7 @@ class Shorten(Step):
         if cuts is not None:
             for layers in layers_of(lm):
                 check_droppable(lm, layers, whole_blocks(cuts, layers.name))
+            check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in layers_of(lm)})
             return
         every = every_cut(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
@@ -81,6 +82,8 @@ class Shorten(Step):
             if drop >= number:
                 what = "blocks" if self.parts == "blocks" else "sub-blocks"
                 raise UserError(f"drop must be below {number}, the number of {what} {_of(stacks)}; got {drop}.")
+        if isinstance(self.drop, dict) and self.parts == "blocks":
+            check_depths(lm, self.drop)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Choose what goes, take it out, and fit what stands in its place.
@@ -109,9 +112,9 @@ class Shorten(Step):
     def _chosen(self, lm: LanguageModel, data: Calibration | None) -> list[Cut]:
         selection = Selection(select=self.select, contiguous=self.contiguous, replace=self.replace)
         every = every_cut(lm, self.parts)
-        return selection.of(lm, data, every, self._quotas(lm), self._allowed(lm, data))
+        return selection.of(lm, data, every, self._quotas(lm), self._limits(lm, data))
 
-    def _allowed(self, lm: LanguageModel, data: Calibration | None) -> Allowed:
+    def _limits(self, lm: LanguageModel, data: Calibration | None) -> Limits:
         stacks = {layers.name: layers for layers in layers_of(lm)}
         # Only what something can stand for.
         keeps_first = {
@@ -120,7 +123,7 @@ class Shorten(Step):
             if self.replace != "nothing" and data is not None and seat_before(lm, layers, 0, data.batches[0]) is None
         }
 
-        def allowed(cuts: Iterable[Cut]) -> bool:
+        def alone(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
             return all(
                 can_drop(lm, layers, whole_blocks(cuts, name))
@@ -128,7 +131,11 @@ class Shorten(Step):
                 for name, layers in stacks.items()
             )
 
-        return allowed
+        def together(cuts: Iterable[Cut]) -> bool:
+            cuts = list(cuts)
+            return alone(cuts) and keeps_cache(lm, {name: len(whole_blocks(cuts, name)) for name in stacks})
+
+        return Limits(alone, together)
 
     def _asked(self, lm: LanguageModel) -> list[Cut] | None:
         """What `blocks` names."""

@@ -53,7 +53,7 @@ T5 = Anatomy(
             cross_attention=_t5_attention("layer.1.EncDecAttention"),
             feed_forward=_t5_feed_forward("layer.2.DenseReluDense"),
             reads=Reads.TARGET,
-            depth=Depth(count="num_decoder_layers", own_count="num_layers", bias_table=_T5_TABLE),
+            depth=Depth(count="num_decoder_layers", own_count="num_layers", cached_by="encoder", bias_table=_T5_TABLE),
         ),
     ),
     embeddings=_TABLES,

@@ -123,6 +123,7 @@ class Depth:
     visited:     the configuration's name for the number of groups, where `count` is how often blocks are called: all of
                  a group in turn, the groups in equal shares.
     bias_table:  see `BiasTable`.
+    cached_by:   the stack by whose number of blocks transformers makes the cache of this one, where it is another.
     scaled:      the configuration's flag which makes an attention divide its scores by its place, from 1.
     first_stays: a module that the first block cannot do without, from the base model, where the model has it; "" where
                  no other block can ever stand first.
@@ -138,6 +139,7 @@ class Depth:
     holder: str | None = None
     visited: str | None = None
     bias_table: BiasTable | None = None
+    cached_by: str | None = None
     scaled: str | None = None
     first_stays: str | None = None
     closing: str | None = None

@@ -1,0 +1,158 @@
+"""Blocks dropped from two fine-tuned encoders of six: every selector with everything that may stand in their place.
+
+Calibration: 128 training rows. Judged on the whole development set, without any fine-tuning: KL divergence from the
+dense model (nats), the task's metric, and the bytes of the matrices inside the blocks. Each finished cell is one line
+of benchmarks/results/depth_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from statistics import mean, stdev
+
+from rich.progress import track
+
+from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
+from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import Calibration
+from laconic.compress import Shorten
+from laconic.compress.depth.cuts import Cut, every_cut
+from laconic.compress.depth.judge import Judge as OnRows
+from laconic.compress.depth.search import Limits, Trial, by_runs, greedy
+from laconic.compress.depth.select import Selection
+from laconic.compress.depth.surgery import fits_for
+from laconic.model import LanguageModel, load
+
+BEGIN = "<!-- made by `python -m benchmarks depth_tables` -->"
+PATH = RESULTS / "depth_quality.jsonl"
+DROPS = (1, 2, 3, 4)
+SELECTS = ("influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate")
+REPLACEMENTS = ("nothing", "bias", "linear")
+SAME = ("model", "seed", "select", "replace", "drop")
+"""What makes a cell the same cell."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--drops", nargs="+", type=int, choices=DROPS, default=list(DROPS), help="some of the numbers")
+    options = parser.parse_args(argv)
+    RESULTS.mkdir(exist_ok=True)
+    for name in [options.only] if options.only else MODELS:
+        for seed in options.seeds:
+            measure(name, seed, options.drops)
+    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks depth_tables` makes the tables")
+
+
+def measure(name: str, seed: int, drops: Sequence[int]) -> None:
+    """Every cell of one model and one calibration seed that has no line yet."""
+    done = {tuple(cell[key] for key in SAME) for cell in cells()}
+    wanted = [
+        (select, replace, drop)
+        for drop in drops
+        for replace in REPLACEMENTS
+        for select in SELECTS
+        if (name, seed, select, replace, drop) not in done and not (select == "alternate" and drop > 3)
+    ]
+    if not wanted:
+        return
+    lm = load(str(models_folder() / name))
+    rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
+    data = development(lm, MODELS[name])
+    judge = Judge(lm, data, predictions(lm, data))
+    chooser = Chooser(lm, rows)
+    found: dict[tuple, dict] = {}
+    for select, replace, drop in track(wanted, f"{name}, seed {seed}"):
+        blocks = chooser.blocks(select, replace, drop)
+        if (blocks, replace) not in found:
+            small = clone(lm)
+            outcome = Shorten(blocks=blocks, replace=replace).apply(small, rows)
+            found[blocks, replace] = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes,
+                                      "blocks": blocks, **judged(judge, small)}  # fmt: skip
+        same = dict(zip(SAME, (name, seed, select, replace, drop), strict=True))
+        with PATH.open("a") as file:
+            file.write(json.dumps({**found[blocks, replace], **same}) + "\n")
+
+
+class Chooser:
+    """What each selector drops; divergences that were measured for one number serve the next."""
+
+    def __init__(self, lm: LanguageModel, data: Calibration) -> None:
+        self.lm, self.data = lm, data
+        self.cuts = every_cut(lm, "blocks")
+        (self.row,) = self.cuts.values()
+        on_rows = OnRows(lm, data.batches)
+        self.trials = {replace: Trial(lm, on_rows, data, fits_for(lm, data, replace, max(DROPS)))
+                       for replace in REPLACEMENTS}  # fmt: skip
+
+    def blocks(self, select: str, replace: str, drop: int) -> tuple[int, ...]:
+        """The numbers of the blocks that go."""
+        limits = Limits(lambda _: True, lambda _: True)
+        chosen: list[Cut]
+        if select in ("greedy", "dp"):
+            search = greedy if select == "greedy" else by_runs
+            chosen = search(self.trials[replace], self.row, drop, limits, False)
+        else:
+            selection = Selection(select=select, contiguous=False, replace=replace)
+            chosen = selection.of(self.lm, self.data, self.cuts, {tuple(self.cuts): drop}, limits)
+        return tuple(cut.layer for cut in chosen)
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/pruning.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
+
+
+def cells() -> Iterator[dict]:
+    """Every finished cell."""
+    if PATH.exists():
+        for line in PATH.read_text().splitlines():
+            yield json.loads(line)
+
+
+def table(name: str) -> str:
+    """KL / metric of each selector and replacement by the number of blocks dropped, means over the seeds."""
+    mine = [cell for cell in cells() if cell["model"] == name]
+    if not mine:
+        return ""
+    seeds = len({cell["seed"] for cell in mine})
+    lines = [
+        f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense, {mine[0]['dense_bytes'] / 1e6:.1f} MB in "
+        f"the blocks; calibration seeds: {seeds}): KL to the dense model / {METRICS[name]}, by blocks dropped of six",
+        "",
+        f"| select | replace | {' | '.join(f'−{drop}' for drop in DROPS)} |",
+        "|---|---|" + "---|" * len(DROPS),
+    ]
+    least = {drop: min((_mean(mine, s, r, drop), s, r) for s in SELECTS for r in REPLACEMENTS)[1:] for drop in DROPS}
+    for select in SELECTS:
+        for replace in REPLACEMENTS:
+            entries = [_entry(mine, select, replace, drop, least[drop] == (select, replace)) for drop in DROPS]
+            lines.append(f"| {select} | {replace} | {' | '.join(entries)} |")
+    for replace in ("nothing", "linear"):
+        sizes = [f"{mean(cell['bytes'] for cell in _at(mine, 'dp', replace, drop)) / 1e6:.1f}" for drop in DROPS]
+        lines.append(f"| *MB in the blocks* | *dp, {replace}* | {' | '.join(sizes)} |")
+    return "\n".join([*lines, ""])
+
+
+def _entry(mine: list[dict], select: str, replace: str, drop: int, bold: bool) -> str:
+    here = _at(mine, select, replace, drop)
+    if not here:
+        return ""
+    kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
+    spread = f" ± {stdev(kls):.3f}" if len(kls) > 1 else ""
+    text = f"{mean(kls):.3f}{spread} / {mean(metrics):.3f}"
+    return f"**{text}**" if bold else text
+
+
+def _mean(mine: list[dict], select: str, replace: str, drop: int) -> float:
+    here = _at(mine, select, replace, drop)
+    return mean(cell["kl"] for cell in here) if here else float("inf")
+
+
+def _at(mine: list[dict], select: str, replace: str, drop: int) -> list[dict]:
+    return [c for c in mine if (c["select"], c["replace"], c["drop"]) == (select, replace, drop)]
