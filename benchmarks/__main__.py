@@ -17,6 +17,7 @@ from benchmarks import (
     tables,
     threshold,
     weighted,
+    width_quality,
 )
 
 BENCHMARKS = {
@@ -35,6 +36,8 @@ BENCHMARKS = {
     "global_threshold": global_threshold.main,
     "prune_quality": prune_quality.main,
     "prune_tables": prune_tables.main,
+    "width_quality": width_quality.main,
+    "width_tables": width_quality.write_tables,
 }
 
 

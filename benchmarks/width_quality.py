@@ -1,0 +1,142 @@
+"""Heads and channels taken out of two fine-tuned encoders: every importance, with and without the refit.
+
+Calibration: 128 training rows. Judged on the whole development set, without any fine-tuning: KL divergence from the
+dense model (nats), the task's metric, and the bytes of the matrices inside the blocks. Each finished cell is one line
+of benchmarks/results/width_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import mean, stdev
+
+from rich.progress import track
+
+from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
+from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import Known, survey
+from laconic.calibrate.gates import Gates, gate_gradients
+from laconic.compress import Narrow
+from laconic.model import load
+from laconic.model.inner import inners_of
+
+BEGIN = "<!-- made by `python -m benchmarks width_tables` -->"
+PATH = RESULTS / "width_quality.jsonl"
+SAME = ("model", "seed", "way", "what", "keep")
+"""What makes a cell the same cell."""
+WHATS = ("heads", "channels")
+KEEPS = (0.75, 0.5, 0.25)
+
+WAYS: dict[str, Narrow] = {
+    "magnitude": Narrow(keep=1, importance="magnitude", refit=False),
+    "magnitude + refit": Narrow(keep=1, importance="magnitude"),
+    "taylor": Narrow(keep=1, importance="taylor", refit=False),
+    "taylor + refit": Narrow(keep=1, importance="taylor"),
+    "taylor-squared": Narrow(keep=1, importance="taylor-squared", refit=False),
+    "taylor-squared + refit": Narrow(keep=1, importance="taylor-squared"),
+    "variance": Narrow(keep=1, importance="variance", refit=False),
+    "variance + refit": Narrow(keep=1, importance="variance"),
+    "obs": Narrow(keep=1),
+    "obs + global": Narrow(keep=1, ranking="global"),
+    "obs + anchored": Narrow(keep=1, anchored=True),
+}
+"""The steps, but for their size."""
+GATED = ("taylor", "taylor-squared")
+
+
+def step_of(way: str, what: str, keep: float) -> Narrow:
+    """The step that `way` stands for, at one size."""
+    return replace(WAYS[way], keep=None, **{what: keep})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
+    options = parser.parse_args(argv)
+    RESULTS.mkdir(exist_ok=True)
+    for name in [options.only] if options.only else MODELS:
+        for seed in options.seeds:
+            measure(name, seed, options.ways)
+    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks width_tables` makes the tables")
+
+
+def measure(name: str, seed: int, ways: Sequence[str]) -> None:
+    """Every cell of one model and one calibration seed that has no line yet."""
+    done = {tuple(cell[key] for key in SAME) for cell in cells()}
+    every = [(way, what, keep) for what in WHATS for keep in KEEPS for way in ways]
+    wanted = [cell for cell in every if (name, seed, *cell) not in done]
+    if not wanted:
+        return
+    lm = load(str(models_folder() / name))
+    rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
+    inners = inners_of(lm)
+    known: dict[str, Known] = survey(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
+    gates: dict[str, Gates] = {}
+    if any(WAYS[way].importance in GATED for way, _, _ in wanted):
+        gates = gate_gradients(lm, rows, inners)
+    data = development(lm, MODELS[name])
+    judge = Judge(lm, data, predictions(lm, data))
+    for way, what, keep in track(wanted, f"{name}, seed {seed}"):
+        small = clone(lm)
+        outcome = step_of(way, what, keep).solve(small, known, gates, rows)
+        sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes}
+        same = dict(zip(SAME, (name, seed, way, what, keep), strict=True))
+        with PATH.open("a") as file:
+            file.write(json.dumps({**sizes, **judged(judge, small), **same}) + "\n")
+
+
+def cells() -> Iterator[dict]:
+    """Every finished cell."""
+    if PATH.exists():
+        for line in PATH.read_text().splitlines():
+            yield json.loads(line)
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/pruning.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
+
+
+def table(name: str) -> str:
+    """KL / metric of each way at each size, means over the seeds."""
+    mine = [cell for cell in cells() if cell["model"] == name]
+    if not mine:
+        return ""
+    seeds = len({cell["seed"] for cell in mine})
+    sizes = [(what, keep) for what in WHATS for keep in KEEPS]
+    lines = [
+        f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense, {mine[0]['dense_bytes'] / 1e6:.1f} MB in "
+        f"the blocks; calibration seeds: {seeds}): KL to the dense model / {METRICS[name]}, by what is kept",
+        "",
+        f"| | {' | '.join(f'{what} {keep:.0%}' for what, keep in sizes)} |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    ways = [way for way in WAYS if all(_at(mine, way, *size) for size in sizes)]
+    least = {size: min(ways, key=lambda way, size=size: _kl(mine, way, *size)) for size in sizes if ways}
+    for way in ways:
+        entries = [_entry(_at(mine, way, *size), bold=least[size] == way) for size in sizes]
+        lines.append(f"| {way} | {' | '.join(entries)} |")
+    megabytes = [f"{mean(cell['bytes'] for cell in _at(mine, 'obs', *size)) / 1e6:.1f}" for size in sizes]
+    return "\n".join([*lines, f"| *MB in the blocks* | {' | '.join(megabytes)} |", ""])
+
+
+def _at(mine: list[dict], way: str, what: str, keep: float) -> list[dict]:
+    return [cell for cell in mine if (cell["way"], cell["what"], cell["keep"]) == (way, what, keep)]
+
+
+def _kl(mine: list[dict], way: str, what: str, keep: float) -> float:
+    return mean(cell["kl"] for cell in _at(mine, way, what, keep))
+
+
+def _entry(here: list[dict], bold: bool) -> str:
+    kls = [cell["kl"] for cell in here]
+    spread = f" ± {stdev(kls):.4f}" if len(kls) > 1 else ""
+    text = f"{mean(kls):.4f}{spread} / {mean(cell['metric'] for cell in here):.3f}"
+    return f"**{text}**" if bold else text
