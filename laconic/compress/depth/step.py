@@ -78,10 +78,11 @@ class Shorten(Step):
             return
         every = every_cut(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
-            number = sum(len(every[stack]) for stack in stacks)
-            if drop >= number:
-                what = "blocks" if self.parts == "blocks" else "sub-blocks"
-                raise UserError(f"drop must be below {number}, the number of {what} {_of(stacks)}; got {drop}.")
+            # One of each stack stays.
+            most = sum(len(every[stack]) - 1 for stack in stacks)
+            if drop > most:
+                what = "block" if self.parts == "blocks" else "sub-block"
+                raise UserError(f"drop must be at most {most}, as one {what} stays {_of(stacks)}; got {drop}.")
         if isinstance(self.drop, dict) and self.parts == "blocks":
             check_depths(lm, self.drop)
 
@@ -189,4 +190,4 @@ def _spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
 
 
 def _of(stacks: tuple[str, ...]) -> str:
-    return "of this model" if len(stacks) > 1 or stacks == ("blocks",) else f"of the {next(iter(stacks))}"
+    return "in the model" if stacks == ("blocks",) else " and ".join(f"in the {stack}" for stack in stacks)
