@@ -9,6 +9,13 @@ from laconic.model.width import declare, keep_parts
 from tests.architectures import ARCHITECTURES, BY_NAME
 
 EVERY = tuple(architecture.name for architecture in ARCHITECTURES)
+ONE_OF_EACH = (
+    "bert-classifier", "roberta-masked", "distilbert-masked", "albert-groups", "electra-masked", "deberta-masked",
+    "deberta-v2-masked", "deberta-v3-classifier", "longformer-masked", "modernbert-masked", "gpt2", "gpt-neo",
+    "gpt-neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "t5", "t5-gated",
+    "bart", "marian", "led",
+)  # fmt: skip
+"""The same, an architecture a time."""
 FIXED_HEADS = ("longformer-masked", "longformer-classifier", "led")
 """Those whose heads cannot go."""
 ROTATED = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi")

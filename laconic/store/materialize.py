@@ -78,6 +78,10 @@ def _filled(plain: PreTrainedModel, place: str, format: Format) -> nn.Module:
     """The module of the stock model at `place`, with the matrix and the bias of `format`."""
     module, dense, bias = plain.get_submodule(place), format.dense().detach(), format.bias
     if isinstance(module, (nn.Linear, Conv1D)):
+        if bias is not None and module.bias is None:
+            raise UserError(
+                f"The layer '{place}' has a bias and its class has none there, so no stock model can hold it."
+            )
         # The format may stand for a linear that had been resized before.
         module = empty_linear(module, format.shape)
     module = module.to_empty(device=dense.device)

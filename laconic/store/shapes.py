@@ -58,13 +58,7 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
                 model.set_submodule(path, nn.Embedding(rows, columns, device="meta"))
                 return
         case {"kind": "attributes", "values": dict(values), **more} if more.keys() <= {"parameters"}:
-            shapes = more.get("parameters", {})
-            known = values.keys() <= _numbers(module).keys() and shapes.keys() <= _own_shapes(module).keys()
-            if known and all(type(value) is int for value in values.values()):
-                for key, value in values.items():
-                    setattr(module, key, value)
-                for key, shape in shapes.items():
-                    module.register_parameter(key, nn.Parameter(torch.empty(shape, device="meta")))
+            if _set(module, values, more.get("parameters", {})):
                 return
         case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **none} if not none:
             # In the place of a norm, which holds vectors of this size and nothing else.
@@ -76,6 +70,19 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
         f"quantization_config.structure['{name}'] does not fit the {type(module).__name__} that is there; "
         "take the config.json that was saved with the weights."
     )
+
+
+def _set(module: nn.Module, values: Mapping[str, Any], shapes: Mapping[str, Any]) -> bool:
+    """Give `module` these numbers and parameters of these shapes; False where it has none of the name."""
+    known = values.keys() <= _numbers(module).keys() and shapes.keys() <= _own_shapes(module).keys()
+    numbers = [*values.values(), *(size for shape in shapes.values() for size in shape)]
+    if not known or not all(type(number) is int for number in numbers):
+        return False
+    for key, value in values.items():
+        setattr(module, key, value)
+    for key, shape in shapes.items():
+        module.register_parameter(key, nn.Parameter(torch.empty(shape, device="meta")))
+    return True
 
 
 def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:

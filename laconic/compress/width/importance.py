@@ -18,7 +18,6 @@ from torch import Tensor
 
 from laconic.calibrate import Gram, Mean, OutputGram, Problem, Statistic
 from laconic.calibrate.gates import Gates
-from laconic.errors import UserError
 from laconic.model.inner import Family, Inner
 from laconic.numerics.psd import shrink
 from laconic.numerics.structured import Elimination, damped, removals
@@ -60,14 +59,7 @@ def removal(
     gates: Mapping[str, Gates],
     least: int = 1,
 ) -> Removal:
-    """What `importance` says of `family`, until `least` parts are left, with the problem of each output projection.
-
-    Raises:
-        UserError: some weight is not finite.
-    """
-    for site in (site for inner in family for site in inner.sites):
-        if not site.weight().isfinite().all():
-            raise UserError(f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")
+    """What `importance` says of `family`, until `least` parts are left, with the problem of each output projection."""
     if importance == "obs":
         return _by_surgeon(family, problems, least)
     scores = _scores(importance, family, problems, gates).cpu()

@@ -12,11 +12,11 @@ from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
 from laconic.compress.width.counts import Currency, each, fraction_of, price_in, shared_out, standardised
 from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, removal
-from laconic.compress.width.writing import centring_bias, columns, problem_of, refit_columns
+from laconic.compress.width.writing import problem_of, take_out
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
 from laconic.model.inner import Family, Inner, check_inside, families_of, inners_of
-from laconic.model.width import declare, keep_parts
+from laconic.model.width import declare
 from laconic.progress import silent
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -103,7 +103,7 @@ class Narrow(Step):
     def check(self, lm: LanguageModel) -> None:
         for group in self._groups:
             check_inside(lm, group)
-        several = next((family for family in self._families(lm) if len(family) > 1), None)
+        several = next((family for family in families_of(inners_of(lm, self._groups)) if len(family) > 1), None)
         if self._walks and several is not None:
             raise UserError(
                 f"Attentions of '{lm.model.config.model_type}' share a position bias and so lose the same heads, which "
@@ -114,81 +114,88 @@ class Narrow(Step):
         """Measure, choose, and take out.
 
         Raises:
-            UserError: data is missing or empty, or `lm` is not made of what can be taken out, or too little would stay.
+            UserError: data is missing or empty, `lm` has not what can be taken out, or weights that are not finite, or
+                too little would stay.
         """
         if self.needs_data and data is None:
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
         self.check(lm)
+        inners = inners_of(lm, self._groups)
+        _check_finite(inners)
+        known: Mapping[str, Known] = {}
+        gates: Mapping[str, Gates] = {}
+        if data is not None and inners and self.importance in BY_GATES:
+            gates = gate_gradients(lm, data, inners)
+        # A walk measures for itself; only a comparison of layers must come before it.
+        if data is not None and inners and self.needs and (self._global or not self._walks):
+            known = survey(lm, data, self.needs, [inner.writer for inner in inners])
+        return self.solve(lm, known, gates, data)
+
+    def solve(
+        self,
+        lm: LanguageModel,
+        known: Mapping[str, Known],
+        gates: Mapping[str, Gates],
+        data: Calibration | None = None,
+    ) -> Outcome:
+        """Choose and take out, on what was measured before (and so can serve several sizes); a walk needs the data."""
         sites = [site for inner in inners_of(lm) for site in inner.sites]
         before = lm.stored_nbytes(sites)
-        # A walk runs the blocks as they are; dropout would blur what it measures.
-        with evaluating(lm):
-            self._narrow(lm, data)
-        if self._groups:
+        families = families_of(inners_of(lm, self._groups))
+        if families:
+            # A walk runs the blocks as they are; dropout would blur what it measures.
+            with evaluating(lm):
+                self._take_out(lm, families, known, gates, data)
             declare(lm)
         every = {site.name: site for site in lm.sites(("all",))}
         return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
 
-    def _families(self, lm: LanguageModel) -> list[Family]:
-        return families_of(inners_of(lm, self._groups))
-
-    def _narrow(self, lm: LanguageModel, data: Calibration | None) -> None:
-        families = self._families(lm)
-        if not families:
-            return
-        inners = [inner for family in families for inner in family]
-        known: Mapping[str, Known] = {}
-        gates: Mapping[str, Gates] = {}
-        if data is not None and self.importance in BY_GATES:
-            gates = gate_gradients(lm, data, inners)
-        if data is not None and self.needs and (self._global or not self._walks):
-            known = survey(lm, data, self.needs, [inner.writer for inner in inners])
-        counts = self._counts(families, known, gates)
-        track = silent if data is None else data.track
-        if self._walks and data is not None:
-            for family, problem in self._on_a_walk(lm, families, data, known):
-                self._take_out(lm, family, (problem,), gates, counts)
-        else:
-            for family in track(families, "Narrowing the layers"):
-                self._take_out(lm, family, self._problems(family, known), gates, counts)
-
     def _take_out(
         self,
         lm: LanguageModel,
-        family: Family,
-        problems: Sequence[Problem],
+        families: Sequence[Family],
+        known: Mapping[str, Known],
         gates: Mapping[str, Gates],
-        counts: Mapping[str, int],
+        data: Calibration | None,
     ) -> None:
-        count = counts[family[0].together]
-        if count == family[0].count:
+        counts = self._counts(families, known, gates)
+        for family, problems in self._in_order(lm, families, known, data):
+            count = counts[family[0].together]
+            if count < family[0].count:
+                parts = removal(self.importance, family, problems, gates, count).kept(count)
+                for inner, problem in zip(family, problems, strict=True):
+                    take_out(lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance")
+
+    def _in_order(
+        self,
+        lm: LanguageModel,
+        families: Sequence[Family],
+        known: Mapping[str, Known],
+        data: Calibration | None,
+    ) -> Iterator[tuple[Family, Sequence[Problem]]]:
+        if self._walks and data is not None:
+            yield from self._on_a_walk(lm, families, known, data)
             return
-        parts = removal(self.importance, family, problems, gates, count).kept(count)
-        for inner, problem in zip(family, problems, strict=True):
-            if self.refit:
-                weight = refit_columns(problem, inner, parts).to(lm.dtype)
-                keep_parts(lm, inner, parts, weight, centring_bias(problem, inner, parts, weight))
-            elif self.importance == "variance":
-                keep_parts(lm, inner, parts, bias=centring_bias(problem, inner, parts, columns(problem, inner, parts)))
-            else:
-                keep_parts(lm, inner, parts)
-
-    def _problems(self, family: Family, known: Mapping[str, Known]) -> list[Problem]:
-        return [self._problem(inner, known.get(inner.writer.name, Known())) for inner in family]
-
-    def _problem(self, inner: Inner, known: Known) -> Problem:
-        return problem_of(inner, known, moves=self.add_bias or inner.writer.bias() is not None)
+        track = silent if data is None else data.track
+        for family in track(families, "Narrowing the layers"):
+            yield family, self._problems(family, known)
 
     def _on_a_walk(
-        self, lm: LanguageModel, families: Sequence[Family], data: Calibration, known: Mapping[str, Known]
-    ) -> Iterator[tuple[Family, Problem]]:
+        self, lm: LanguageModel, families: Sequence[Family], known: Mapping[str, Known], data: Calibration
+    ) -> Iterator[tuple[Family, Sequence[Problem]]]:
         """Each family, which is one attention or feed-forward, once those before it are narrow."""
         writers = {inner.writer.name: (inner,) for (inner,) in families}
         sites = [inner.writer for (inner,) in families]
         for met in walk(lm, data, self.needs | {Gram}, sites, Course(anchored=self.anchored), known or None):
             for site, problem in met:
                 (inner,) = writers[site.name]
-                yield (inner,), problem if self.anchored else self._problem(inner, problem.known)
+                yield (inner,), (problem if self.anchored else self._problem(inner, problem.known),)
+
+    def _problems(self, family: Family, known: Mapping[str, Known]) -> list[Problem]:
+        return [self._problem(inner, known.get(inner.writer.name, Known())) for inner in family]
+
+    def _problem(self, inner: Inner, known: Known) -> Problem:
+        return problem_of(inner, known, moves=self.add_bias or inner.writer.bias() is not None)
 
     def _counts(
         self, families: Sequence[Family], known: Mapping[str, Known], gates: Mapping[str, Gates]
@@ -211,3 +218,9 @@ class Narrow(Step):
             if kept is not None and mine:
                 counts |= shared_out(mine, kept, each, self.multiple)
         return counts
+
+
+def _check_finite(inners: Sequence[Inner]) -> None:
+    for site in (site for inner in inners for site in inner.sites):
+        if not site.weight().isfinite().all():
+            raise UserError(f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")

@@ -1,11 +1,13 @@
 """The output projection of an attention or a feed-forward that has lost parts: its columns, refitted, and its bias."""
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from laconic.calibrate import Gram, Known, Mean, Means, Problem
+from laconic.model import LanguageModel
 from laconic.model.inner import Inner
+from laconic.model.width import keep_parts
 from laconic.numerics.structured import columns_of, damped, refitted
 
 
@@ -24,22 +26,17 @@ def problem_of(inner: Inner, known: Known, moves: bool) -> Problem:
     return Problem(weight=weight, known=known | Known([centred]), means=means)
 
 
-def columns(problem: Problem, inner: Inner, parts: list[int]) -> Float[Tensor, "out kept"]:
-    """The columns of `parts` as they are."""
-    return problem.weight[:, columns_of(parts, inner.size).to(problem.weight.device)]
-
-
-def refit_columns(problem: Problem, inner: Inner, parts: list[int]) -> Float[Tensor, "out kept"]:
-    """The columns of `parts` that make up best for those that go."""
-    kept = columns_of(parts, inner.size).to(problem.weight.device)
-    return refitted(problem.weight, damped(problem.known[Gram].matrix), kept)
-
-
-def centring_bias(
-    problem: Problem, inner: Inner, parts: list[int], weight: Float[Tensor, "out kept"]
-) -> Float[Tensor, " out"] | None:
-    """The bias that leaves no mean error with these columns; None where it does not move."""
-    if problem.means is None:
-        return None
-    kept = columns_of(parts, inner.size).to(weight.device)
-    return problem.means.y - weight.double() @ problem.means.x[kept]
+def take_out(
+    lm: LanguageModel, inner: Inner, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
+) -> None:
+    """Leave `inner` with `parts`; the columns that write make up for the rest by least squares where they `refit`, and
+    their bias does where that, or `centre`, is asked for and it may move."""
+    columns = columns_of(parts, inner.size).to(problem.weight.device)
+    weight = problem.weight[:, columns]
+    if refit:
+        # Rounded as they are stored, so that the bias makes up for that too.
+        weight = refitted(problem.weight, damped(problem.known[Gram].matrix), columns).to(lm.dtype)
+    bias = None
+    if problem.means is not None and (refit or centre):
+        bias = problem.means.y - weight.double() @ problem.means.x[columns]
+    keep_parts(lm, inner, parts, weight, bias)
