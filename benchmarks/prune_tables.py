@@ -1,4 +1,4 @@
-"""The tables and figures of docs/pruning.md on single weights and on memory, made from benchmarks/results/."""
+"""The tables and figures of docs/pruning.md on single weights, time and memory, made from benchmarks/results/."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ from laconic.report.points import Point
 
 PAGE = ROOT / "docs/pruning.md"
 BEGIN = "<!-- made by `python -m benchmarks prune_tables` -->"
+TIME = "<!-- time, made by `python -m benchmarks prune_tables` -->"
 MEMORY = "<!-- memory, made by `python -m benchmarks prune_tables` -->"
 
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
             plots.save(figure(name, mine), ROOT / f"docs/pruning-{name}")
             parts.append(everything(name, mine))
     replace_between(PAGE, "\n".join(parts), BEGIN)
+    replace_between(PAGE, time(), TIME)
     replace_between(PAGE, memory(), MEMORY)
 
 
@@ -79,6 +81,27 @@ def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -
             entries.append(f"**{text}**" if means[way, size] == least[size] else text)
         lines.append(f"| {way} | {' | '.join(entries)} |")
     return lines
+
+
+def time() -> str:
+    """What is faster, and what only smaller."""
+    result = json.loads((RESULTS / "prune_latency.json").read_text())
+    dense = result["rows"][0]
+    lines = [
+        f"{result['model']}, batch {result['batch']} × {result['length']} tokens, {result['threads']} threads, "
+        f"{result['instructions']}; dense: {dense['dense_file_bytes'] / 1e6:.1f} MB.",
+        "",
+        "| | matrices, MB | file, MB | ms | dense, ms | speed-up | |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in result["rows"]:
+        whole, small = row["dense_ms"][1], row["ms"][1]
+        verdict = "faster" if small < row["dense_ms"][0] and row["ms"][2] < whole else "**not faster**"
+        lines.append(
+            f"| {row['way']} | {row['bytes'] / 1e6:.2f} | {row['file_bytes'] / 1e6:.1f} "
+            f"| {small:.0f} | {whole:.0f} | {whole / small:.2f}× | {verdict} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def memory() -> str:

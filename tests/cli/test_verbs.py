@@ -79,9 +79,11 @@ def test_one_threshold_for_all_is_meant_for_the_method_that_has_scores(
 
 
 def test_methods_lists_all_of_them(capsys: Output) -> None:
-    listed = said(capsys, "methods")["methods"]
+    said_of = said(capsys, "methods")
+    listed = said_of["methods"]
     assert {method["name"] for method in listed} >= {"svd", "fwsvd", "drone", "kfac-svd"}
     assert all(method["paper"] and method["what"] for method in listed)
+    assert {step["name"] for step in said_of["steps"]} == {"shrink-heads", "narrow", "shorten"}
     assert status(["methods"]) == 0 and "kfac-svd" in capsys.readouterr().out
 
 
