@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         dense, small = row["dense_ms"], row["ms"]
         print(
             f"{row['way']:24} dense {dense[1]:6.1f} ms  pruned {small[1]:6.1f} ms [{small[0]:.1f}, {small[2]:.1f}]"
-            f"  {dense[1] / small[1]:.2f}×  file {row['file_bytes'] / 1e6:.1f} of {row['dense_file_bytes'] / 1e6:.1f} MB"
+            f"  {dense[1] / small[1]:.2f}×  file {row['file_bytes']:,} of {row['dense_file_bytes']:,} bytes"
         )
     machine = {"threads": options.threads, "instructions": torch.backends.cpu.get_cpu_capability()}
     about = {"model": MODEL, "batch": BATCH, "length": LENGTH, **machine, "torch": torch.__version__}
