@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 from laconic.allocate import uniform
 from laconic.calibrate import Gram, Known, OutputGram
 from laconic.errors import UserError
+from laconic.formats import Sparse
 from laconic.methods import (
     KfacPrune,
     LnStructured,
@@ -24,7 +25,6 @@ from laconic.methods.prune.size import Pruning
 from laconic.methods.prune.structured import Structured
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
-from laconic.numerics.partial import unexplained
 from laconic.numerics.psd import shrink
 from tests.matrices import CASES, Case, case, known_of
 
@@ -40,6 +40,7 @@ SCORED: tuple[Scored, ...] = (
     KfacPrune(score="obs"),
     KfacPrune(score="obd"),
     KfacPrune(gradients=False),
+    KfacPrune(coupled=False),
     KfacPrune(refit=False, within="row"),
 )
 LINES: tuple[Structured, ...] = (
@@ -259,22 +260,21 @@ def test_kfac_prune_scores_are_the_two_formulas() -> None:
     assert torch.allclose(obs, 0.5 * matrix.weight.square() / inverses)
 
 
-def test_kfac_prune_takes_the_inputs_that_stay_into_account() -> None:
-    """½ w² F_ii v_j at the sparsity asked for: 1 / [C^{-1}]_jj at 0, and nearly C_jj where nearly all go."""
+def test_kfac_prune_lies_between_the_two_by_the_sparsity() -> None:
     matrix = case("partial", (24, 40), dtype=torch.float64)
-    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
-    H = C + 0.01 * C.diagonal().mean() * torch.eye(40)
-    columns = {
-        0.0: 1 / torch.linalg.inv(H).diagonal(),
-        0.7: unexplained(H, 0.7),
-        1 - 1e-6: H.diagonal(),
-    }
-    for sparsity, v in columns.items():
-        scores = KfacPrune(sparsity=sparsity).scores(matrix.weight, matrix.known)
-        expected = 0.5 * matrix.weight.square() * F.diagonal()[:, None] * v
-        assert torch.allclose(scores, expected, rtol=1e-3)
-    scores = KfacPrune(pattern="3:10").scores(matrix.weight, matrix.known)
-    assert torch.allclose(scores, KfacPrune(sparsity=0.7).scores(matrix.weight, matrix.known))
+
+    def scores(**parameters: object) -> torch.Tensor:
+        return KfacPrune(**parameters).scores(matrix.weight, matrix.known)
+
+    obs, obd = scores(score="obs"), scores(score="obd")
+    assert torch.allclose(scores(sparsity=0.0), obs)
+    # C is damped by a hundredth of its mean in one and not in the other.
+    assert torch.allclose(scores(sparsity=1 - 1e-6, damping=1e-6), obd, rtol=1e-3)
+    assert ((scores(sparsity=0.3) > obs) & (scores(sparsity=0.7) > scores(sparsity=0.3))).all()
+    assert torch.allclose(scores(pattern="3:10"), scores(sparsity=0.7))
+    assert torch.allclose(scores(), scores(sparsity=0.5))
+    # Without the others' help a row is left with more.
+    assert (scores(sparsity=0.5, coupled=False) > scores(sparsity=0.5)).all()
 
 
 def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
@@ -288,16 +288,24 @@ def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
             assert quadratic_loss(E, F, C) == pytest.approx(scores[i, j].item())
 
 
-def test_the_refit_only_changes_values_and_lowers_the_error() -> None:
+def test_the_refit_only_changes_values_and_lowers_what_it_says() -> None:
+    """Fitted together, rows have the least loss that is weighed by F; each for itself, the least that is not."""
     matrix = case("refit", (24, 40))
-    with_it = KfacPrune(sparsity=0.6).compress(matrix.weight, matrix.known)
-    without = KfacPrune(sparsity=0.6, refit=False).compress(matrix.weight, matrix.known)
-    assert torch.equal(with_it.mask, without.mask)
-    kept = without.mask
-    assert torch.equal(without.dense()[kept], matrix.weight[kept])
-    C, F = matrix.known[Gram].matrix, torch.ones(24)
-    errors = [quadratic_loss(matrix.weight - format.dense(), F, C) for format in (with_it, without)]
-    assert errors[0] < 0.8 * errors[1]
+    methods = (KfacPrune(), KfacPrune(coupled=False), KfacPrune(refit=False))
+    together, apart, untouched = (
+        replace(method, sparsity=0.6).compress(matrix.weight, matrix.known) for method in methods
+    )
+    assert torch.equal(together.support, untouched.support)
+    assert torch.equal(apart.support, untouched.support)
+    assert torch.equal(untouched.dense()[untouched.support], matrix.weight[untouched.support])
+    C = matrix.known[Gram].matrix
+
+    def loss(format: Sparse, F: torch.Tensor) -> float:
+        return quadratic_loss(matrix.weight - format.dense(), F, C)
+
+    F, identity = shrink(matrix.known[OutputGram].matrix, 0.1), torch.ones(24)
+    assert loss(together, F) < loss(apart, F) < 0.8 * loss(untouched, F)
+    assert loss(apart, identity) < loss(together, identity)
 
 
 def torch_mask(method: prune.BasePruningMethod, matrix: Case) -> torch.Tensor:

@@ -5,21 +5,25 @@ Y. LeCun, J. Denker, S. Solla, "Optimal Brain Damage", NeurIPS 1989; with the Kr
 J. Martens, R. Grosse, arXiv 1503.05671, as in T. van der Ouderaa et al., "The LLM Surgeon", ICLR 2024, arXiv
 2312.17244. What removing a weight adds to the predicted loss, ½ tr(F E C E^T) nats, is
 
-    obd:     ½ w² F_ii C_jj,                         the others as they are;
-    obs:     ½ w² / ([F^{-1}]_ii [C^{-1}]_jj),       all others at their best;
-    partial: ½ w² F_ii v_j,                          those of the row at their best that stay.
+    obd:     ½ w² F_ii C_jj,                       the others as they are;
+    obs:     ½ w² / ([F^{-1}]_ii [C^{-1}]_jj),     all others at their best;
+    partial: ½ w² v_ij,                            those of the others at their best that stay.
 
-Being nats, scores compare from matrix to matrix. Each row is then fitted anew on what it keeps, by least squares. So
-weights of other rows make up for nothing, which obs counts on, nor do those of the row that go as well: v_j is what is
-left of input j once those that stay speak for it (`laconic.numerics.partial`), C_jj where all go and 1 / [C^{-1}]_jj
-where none does.
+obd forgets that others make up for a weight that goes, and obs that most of them go as well. `partial` lies between the
+two, by the sparsity asked for (`laconic.numerics.partial`): obs where nothing goes, and obd where nothing stays. Being
+nats, scores compare from matrix to matrix.
+
+What stays is then fitted anew: the least ½ tr(F E C E^T) that the mask allows, in which F couples the rows
+(`laconic.numerics.coupled`), or the least squares of every row for itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -29,13 +33,16 @@ from laconic.formats import Sparse
 from laconic.methods.prune.moments import activity, importance, of_inputs
 from laconic.methods.prune.scored import Scored, loses_nothing, sparse
 from laconic.methods.prune.size import Size, Solver
+from laconic.numerics.coupled import Curvature, refit_coupled
 from laconic.numerics.masks import marked
 from laconic.numerics.obs import damped
-from laconic.numerics.partial import unexplained
-from laconic.numerics.psd import Moment, shrink
+from laconic.numerics.partial import Correlations, correlations, unexplained
+from laconic.numerics.psd import InputMoment, Moment, OutputMoment, shrink
 from laconic.numerics.refit import inverse, refit
 
 Score = Literal["partial", "obd", "obs"]
+Fit = Callable[[Float[Tensor, "out in"], Bool[Tensor, "out in"]], Float[Tensor, "out in"]]
+"""Values for what a mask keeps of a matrix."""
 
 USUAL = 0.5
 """The sparsity that `partial` is taken at where none is said."""
@@ -48,6 +55,7 @@ class KfacPrune(Scored):
     score:     `partial`, `obd` or `obs`.
     gradients: with the Fisher information of the outputs; without it F is the identity.
     refit:     fit what stays anew.
+    coupled:   let rows make up for each other; otherwise each is fitted for itself.
     shrink:    regularises F.
     damping:   regularises C, as a fraction of the mean of its diagonal.
     """
@@ -59,6 +67,7 @@ class KfacPrune(Scored):
     score: Score = "partial"
     gradients: bool = True
     refit: bool = True
+    coupled: bool = True
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
     damping: Annotated[float, Field(gt=0)] = 0.01
     cap: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -80,36 +89,52 @@ class KfacPrune(Scored):
         return self._scores(weight, known, USUAL if self.size is None else self.size)
 
     def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
-        H = damped(known[Gram].matrix, self.damping)
-        H_inverse = _inverse(H)
+        fit = self._fit(weight, known) if self.refit else None
 
         def solve(size: Size) -> Sparse:
             mask = self.keep(marked(self._scores(weight, known, size), known.support), size)
-            # What one-hot rows of input keep is at its best as it is.
-            if not self.refit or H.ndim == 1 or loses_nothing(weight, mask):
+            if fit is None or loses_nothing(weight, mask):
                 return sparse(weight, mask, size)
-            return sparse(refit(weight, mask, H, H_inverse).to(weight.dtype), mask, size)
+            return sparse(fit(weight, mask).to(weight.dtype), mask, size)
 
         return solve
 
+    def _fit(self, weight: Float[Tensor, "out in"], known: Known) -> Fit | None:
+        """How what stays is fitted; None where it is at its best as it is, which it is for one-hot rows of input."""
+        F, H = self._moments(weight, known)
+        if H.ndim == 1:
+            return None
+        if self.coupled and F.ndim == 2:
+            return partial(refit_coupled, curvature=Curvature(F, H))
+        return partial(refit, H=H, H_inverse=inverse(H))
+
     def _scores(self, weight: Float[Tensor, "out in"], known: Known, size: Size) -> Float[Tensor, "out in"]:
-        F = shrink(known[OutputGram].matrix, self.shrink) if self.gradients else torch.ones(1, device=weight.device)
-        rows = 1 / importance(_inverse(F)) if self.score == "obs" else importance(F)
-        return 0.5 * weight.double().square() * rows.double()[:, None] * self._columns(known, size)
-
-    def _columns(self, known: Known, size: Size) -> Float[Tensor, " in"]:
-        """How much each input counts; `partial` depends on how many of the others go."""
+        F, H = self._moments(weight, known)
         if self.score == "obd":
-            return of_inputs(known)
-        missing = 0.0 if self.score == "obs" else 1 - size[0] / size[1] if isinstance(size, tuple) else size
+            v = importance(F)[:, None] * of_inputs(known)
+        elif self.score == "obs":
+            v = activity(known) / (importance(_inverse(F))[:, None] * importance(_inverse(H)))
+        else:
+            missing = 1 - size[0] / size[1] if isinstance(size, tuple) else size
+            outputs, inputs = self._correlations(known, F, H)
+            v = activity(known) * unexplained(outputs, inputs, missing)
+        return 0.5 * weight.double().square() * v
 
-        def compute() -> tuple[Tensor]:
-            return (unexplained(damped(known[Gram].matrix, self.damping), missing),)
+    def _correlations(self, known: Known, F: OutputMoment, H: InputMoment) -> tuple[Correlations, Correlations]:
+        """Of the outputs and the inputs. Rows that are not fitted together do not make up for each other."""
+        if F.ndim == 2 and not self.coupled:
+            F = F.diagonal()
+        named = f"shrink {self.shrink}, gradients {self.gradients}, coupled {self.coupled}"
+        outputs = known.once(f"correlations of outputs, {named}", lambda: correlations(F))
+        inputs = known.once(f"correlations of inputs, damping {self.damping}", lambda: correlations(H))
+        return Correlations(*outputs), Correlations(*inputs)
 
-        (left,) = known.once(
-            f"inputs that others leave unexplained, {missing} missing, damping {self.damping}", compute
-        )
-        return activity(known) * left
+    def _moments(self, weight: Float[Tensor, "out in"], known: Known) -> tuple[OutputMoment, InputMoment]:
+        """F and C, made positive definite."""
+        H = damped(known[Gram].matrix, self.damping)
+        if not self.gradients:
+            return torch.ones(len(weight), dtype=H.dtype, device=H.device), H
+        return shrink(known[OutputGram].matrix, self.shrink), H
 
 
 def _inverse(S: Moment) -> Moment:
