@@ -13,10 +13,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
+from laconic.formats import Dense
 from laconic.model.anatomy import ANATOMIES, Attention, FeedForward, Stack
 from laconic.model.lm import LanguageModel
 from laconic.model.roles import Group
 from laconic.model.site import Site
+
+PLAIN = (nn.Linear, Conv1D, Dense)
+"""What rows and columns can be taken out of."""
 
 
 class Reader(NamedTuple):
@@ -119,14 +123,14 @@ def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) ->
         if mixer := next((name for name in place.heads.mixers if name in children), None):
             raise UserError(f"'{path}.{place.heads.module}.{mixer}' mixes the heads, so none of them can go.")
     for projection in (*_reading(place), place.output):
-        if _has(block, projection) and not isinstance(block.get_submodule(projection), (nn.Linear, Conv1D)):
+        if _has(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
             raise UserError(
                 f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
             )
 
 
 def _inners(lm: LanguageModel) -> Iterator[Inner]:
-    sites = {site.name: site for site in lm.sites(("all",)) if isinstance(site.module, (nn.Linear, Conv1D))}
+    sites = {site.name: site for site in lm.sites(("all",)) if isinstance(site.module, PLAIN)}
     for number, (stack, blocks) in enumerate(lm.stacks()):
         for path, block in blocks:
             for group in (Group.ATTENTION, Group.FFN):

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from laconic.formats import Dense
 from laconic.model.lm import LanguageModel
 from laconic.model.site import Linear, Site
 
@@ -32,6 +33,9 @@ def resized(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) 
 def put(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
     """A linear of the kind of the one at `site`, with this matrix and bias, in its place."""
     old = site.module
+    if isinstance(old, Dense):
+        lm.replace(site, Dense.of(weight.to(lm.dtype)), bias)
+        return
     assert isinstance(old, (nn.Linear, Conv1D))
     # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
     rounded = [None if tensor is None else tensor.to(lm.dtype).to(old.weight.dtype) for tensor in (weight, bias)]

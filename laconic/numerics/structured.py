@@ -21,8 +21,8 @@ from torch import Tensor
 from laconic.numerics.psd import root_factor
 
 DAMPING = 0.2
-"""Of the mean diagonal. Calibration texts have a few thousand tokens, a feed-forward about as many channels: with less the
-refit learns the noise of H."""
+"""Of the mean diagonal. Calibration texts have a few thousand tokens, a feed-forward about as many channels: with less,
+the refit learns the noise of H."""
 
 FLOOR = 1e-6
 """The same of a column with less than that: one that was never other than zero costs next to nothing."""

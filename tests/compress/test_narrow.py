@@ -9,7 +9,7 @@ from laconic.compress.width.counts import price_in
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
-from laconic.model.inner import families_of, inners_of
+from laconic.model.inner import Inner, families_of, inners_of
 from laconic.numerics.structured import DAMPING
 from tests.architectures import BY_NAME, HEADS, INNER, outputs
 from tests.calibrate.test_survey import labelled_batches
@@ -155,7 +155,7 @@ def inputs_of(lm: LanguageModel, site: Site, data: Calibration) -> torch.Tensor:
     return torch.cat([x[mask] for x, mask in zip(seen, masks, strict=True)])
 
 
-def kept_of(lm: LanguageModel, before: object) -> torch.Tensor:
+def kept_of(lm: LanguageModel, before: Inner) -> torch.Tensor:
     """The channels that stayed: their rows of the reading projection are as they were."""
     (now,) = (inner for inner in inners_of(lm) if inner.name == before.name)
     rows, old = now.readers[0].site.weight(), before.readers[0].site.weight()
@@ -199,6 +199,8 @@ def test_where_the_class_has_no_bias_none_is_made_unless_asked_for():
     lm = BY_NAME["llama"].lm()
     Narrow(channels=0.5, add_bias=True).apply(lm, data_for(lm))
     assert all((site.bias() is not None) == ("down_proj" in site.name) for site in lm.sites())
+    Narrow(channels=0.5, add_bias=True).apply(lm, data_for(lm))
+    assert counts(lm, Group.FFN) == [8, 8] and outputs(lm.model).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "llama", "bart", "albert-groups"])
