@@ -1,4 +1,4 @@
-"""What the tables of docs/pruning.md on single weights compare: eight ways, five sparsities and two patterns."""
+"""What the tables of docs/pruning.md on single weights compare: nine ways, five sparsities and two patterns."""
 
 from dataclasses import dataclass, replace
 
@@ -38,15 +38,16 @@ WAYS: dict[str, Way] = {
     "magnitude": _globally(Magnitude(sparsity=0.5)),
     "wanda": Way(Compress(method=Wanda(sparsity=0.5))),
     "sparsegpt": Way(Compress(method=SparseGpt(sparsity=0.5))),
+    "kfac-prune": _globally(KfacPrune(sparsity=0.5)),
     "kfac-prune, OBD": _globally(KfacPrune(sparsity=0.5, score="obd")),
     "kfac-prune, OBS": _globally(KfacPrune(sparsity=0.5, score="obs")),
     "… in two shots": _globally(KfacPrune(sparsity=0.5), shots=2),
     "… in three shots": _globally(KfacPrune(sparsity=0.5), shots=3),
     "… anchored": _globally(KfacPrune(sparsity=0.5), anchored=True),
 }
-"""On attention and feed-forward matrices; … stands for kfac-prune with the score that it has by default."""
+"""On attention and feed-forward matrices; … stands for kfac-prune as it is by default, as its own line does."""
 
-IN_PATTERNS = ("magnitude", "wanda", "sparsegpt", "kfac-prune, OBD", "kfac-prune, OBS")
+IN_PATTERNS = ("magnitude", "wanda", "sparsegpt", "kfac-prune", "kfac-prune, OBD", "kfac-prune, OBS")
 """The ways that patterns tell apart: a pattern leaves nothing to share out."""
 
 
