@@ -6,7 +6,7 @@ more than the method's `cap`, nor all, and those pruned before keep their zeros,
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, floor
 
@@ -110,7 +110,9 @@ class _Pool:
             least = ceil(1e4 * ((self.numel - self._most) * dtype.itemsize + masks) / dense) / 1e4
             requirement = f"at least {least:.4f}, as no matrix may lose more than its cap of {self.method.cap:g}"
             raise must_be("keep", requirement, keep)
-        return self._without(self.numel - min(kept, self.numel))
+        zeros = self.numel - min(kept, self.numel)
+        # Scores may depend on how many of the others go.
+        return replace(self, method=self.method.with_sparsity(zeros / self.numel))._without(zeros)
 
     @cached_property
     def _fields(self) -> list[Field]:
