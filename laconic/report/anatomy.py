@@ -117,7 +117,7 @@ def _matrix(site: Site, lm: LanguageModel) -> Matrix:
 def _part(group: Group, matrices: Sequence[tuple[Site, Matrix]], seen: set[int]) -> Part:
     every = {id(site.parameter): (site, matrix) for site, matrix in matrices}
     own = [both for place, both in every.items() if place not in seen]
-    seen |= every.keys()
+    seen.update(every)
     numbers = [site.shape[0] * site.shape[1] for site, _ in every.values()]
     zeros = sum(matrix.sparsity * n for (_, matrix), n in zip(every.values(), numbers, strict=True))
     return Part(

@@ -89,6 +89,7 @@ def test_the_parts_of_a_model_add_up(name: str) -> None:
     seen = inspect(lm)
     assert sum(part.parameters for part in seen.parts) == seen.parameters == lm.model.num_parameters()
     assert sum(part.nbytes for part in seen.parts) == seen.nbytes
+    assert all(part.parameters >= 0 for part in seen.parts), "a tied matrix counts once"
     assert sum(part.sites for part in seen.parts) == len(seen.sites)
 
 
