@@ -20,7 +20,7 @@ What stays is then fitted anew: the least ½ tr(F E C E^T) that the mask allows,
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -63,6 +63,8 @@ class KfacPrune(Scored):
     name = "kfac-prune"
     paper = "Hassibi & Stork 1992; van der Ouderaa et al., ICLR 2024"
     needs = frozenset({Gram, OutputGram})
+
+    coarseness: ClassVar[int] = 2
 
     score: Score = "partial"
     gradients: bool = True

@@ -3,7 +3,7 @@
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from jaxtyping import Bool, Float
 from pydantic import BeforeValidator, Field
@@ -12,7 +12,7 @@ from torch import Tensor
 from laconic.calibrate import Known
 from laconic.errors import UserError, must_be
 from laconic.formats import Sparse
-from laconic.methods.prune.size import Pruning, Size, Solver
+from laconic.methods.prune.size import GRID, Pruning, Size, Solver
 from laconic.numerics.masks import keep_in_groups, keep_in_matrix, keep_in_rows, marked
 
 Within = Literal["matrix", "row"]
@@ -35,6 +35,9 @@ class Scored(Pruning):
     within:  over what the smallest scores are found, the whole `matrix` or every `row` (output) for itself.
     cap:     the largest sparsity of any one matrix where one budget is shared among many.
     """
+
+    coarseness: ClassVar[int] = 1
+    """Its ladder has every n-th sparsity of the grid alone, where each is a large problem of its own."""
 
     pattern: Pattern | None = None
     within: Within = "matrix"
@@ -62,8 +65,8 @@ class Scored(Pruning):
         return None if self.sparsity is None else float(self.sparsity)
 
     @property
-    def largest_offered(self) -> float:
-        return self.cap
+    def grid(self) -> tuple[float, ...]:
+        return tuple(sparsity for sparsity in GRID[:: self.coarseness] if sparsity <= self.cap)
 
     def grain(self, shape: tuple[int, int]) -> int:
         return 1 if self.within == "matrix" else shape[0]

@@ -23,7 +23,7 @@ from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.masks import zeros_for
 
 GRID = tuple(part / 20 for part in range(2, 20))
-"""The sparsities that a ladder offers."""
+"""The sparsities that a ladder offers: 0.1, 0.15, … 0.95."""
 
 Size = float | tuple[int, int]
 """A sparsity, or N of every M."""
@@ -59,9 +59,9 @@ class Pruning(Method):
         return None if self.sparsity is None else float(self.sparsity)
 
     @property
-    def largest_offered(self) -> float:
-        """The largest sparsity on its ladder."""
-        return GRID[-1]
+    def grid(self) -> tuple[float, ...]:
+        """The sparsities on its ladder."""
+        return GRID
 
     @property
     def has_size(self) -> bool:
@@ -125,12 +125,8 @@ class Pruning(Method):
         grain = self.grain(shape)
         grains = shape[0] * shape[1] // grain
         there = 0 if support is None else int((~support).sum())
-        zeros = {zeros_for(sparsity, grains): sparsity for sparsity in reversed(GRID)}
-        return [
-            sparsity
-            for count, sparsity in sorted(zeros.items())
-            if there < count * grain and count < grains and sparsity <= self.largest_offered
-        ]
+        zeros = {zeros_for(sparsity, grains): sparsity for sparsity in reversed(self.grid)}
+        return [sparsity for count, sparsity in sorted(zeros.items()) if there < count * grain and count < grains]
 
 
 def _as_it_is(
