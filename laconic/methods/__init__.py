@@ -16,8 +16,19 @@ from laconic.methods.prune.structured import LnStructured, RandomStructured
 from laconic.methods.prune.wanda import Wanda
 
 METHODS: tuple[type[Method], ...] = (
-    *(Svd, Fwsvd, Wlra, Asvd, Drone, KfacSvd),
-    *(Magnitude, Random, Wanda, SparseGpt, KfacPrune, LnStructured, RandomStructured),
+    Svd,
+    Fwsvd,
+    Wlra,
+    Asvd,
+    Drone,
+    KfacSvd,
+    Magnitude,
+    Random,
+    Wanda,
+    SparseGpt,
+    KfacPrune,
+    LnStructured,
+    RandomStructured,
 )
 
 __all__ = [
