@@ -1,0 +1,252 @@
+"""Each pruning method by hand and beside torch.nn.utils.prune, and the sentences of their mistakes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from laconic.calibrate import Gram, Known, OutputGram
+from laconic.errors import UserError
+from laconic.formats import Sparse
+from laconic.methods import (
+    KfacPrune,
+    LnStructured,
+    Magnitude,
+    Random,
+    RandomStructured,
+    SparseGpt,
+    Wanda,
+)
+from laconic.methods.spelling import method_from, spell
+from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.psd import shrink
+from tests.matrices import Case, case, known_of
+from tests.methods.test_prune import mask_of
+
+
+def test_wanda_by_hand() -> None:
+    """Inputs of norm 1, 2 and 10: |w| ‖x‖ is (3, 2, 1), (0.5, 6, 10)."""
+    known = known_of(torch.diag(torch.tensor([1.0, 2.0, 10.0])), torch.tensor([[1.0, 0], [0, 10], [0, 0]]))
+    matrix = Case("by hand", torch.tensor([[3.0, -1, 0.1], [-0.5, 3, 1]]), known)
+    assert torch.allclose(
+        Wanda().scores(matrix.weight, known) * 3**0.5, torch.tensor([[3.0, 2, 1], [0.5, 6, 10]]).double()
+    )
+    rows = Wanda(sparsity=0.34).compress(matrix.weight, known).dense()
+    assert torch.equal(rows, torch.tensor([[3.0, -1, 0], [0, 3, 1]]))
+    matrix_wide = Wanda(sparsity=0.5, within="matrix").compress(matrix.weight, known).dense()
+    assert torch.equal(matrix_wide, torch.tensor([[3.0, 0, 0], [0, 3, 1]]))
+    # With the Fisher information the second row counts a hundred times as much: its smallest beats the first's.
+    fisher = Wanda(sparsity=0.5, within="matrix", gradients=True).compress(matrix.weight, known).dense()
+    assert torch.equal(fisher, torch.tensor([[0.0, 0, 0], [-0.5, 3, 1]]))
+
+
+def test_the_statistics_asked_for_follow_the_parameters() -> None:
+    assert Wanda().asks == SparseGpt().asks == KfacPrune(gradients=False).asks == {Gram}
+    assert Wanda(gradients=True).asks == SparseGpt(gradients=True).asks == KfacPrune().asks == {Gram, OutputGram}
+    assert Magnitude().asks == Random().asks == LnStructured().asks == frozenset()
+
+
+@pytest.mark.parametrize("within", ["matrix", "row"])
+def test_sparsegpt_with_independent_inputs_is_wanda(within: str) -> None:
+    """A diagonal C: the scores are w² C_jj, in every block alike, and there is nothing to make up with."""
+    generator = torch.Generator().manual_seed(1)
+    known = known_of(torch.eye(300) * torch.rand(300, generator=generator), torch.ones(300, 20))
+    matrix = Case("diagonal", torch.randn(20, 300, generator=generator), known)
+    found = SparseGpt(sparsity=0.6, within=within, damping=0.0).compress(matrix.weight, known).dense()
+    expected = Wanda(sparsity=0.6, within=within).compress(matrix.weight, known).dense()
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(found != 0, expected != 0)
+
+
+def test_sparsegpt_makes_up_for_what_it_removes() -> None:
+    matrix = case("made up", (30, 300), tokens=900)
+    F = torch.ones(30)
+    errors = [
+        quadratic_loss(
+            matrix.weight - replace(method, sparsity=0.5).compress(matrix.weight, matrix.known).dense(),
+            F,
+            matrix.known[Gram].matrix,
+        )
+        for method in (SparseGpt(), Wanda(within="matrix"), Magnitude())
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_kfac_prune_scores_are_the_two_formulas() -> None:
+    matrix = case("scores", (24, 40), dtype=torch.float64)
+    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    obd = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
+    assert torch.allclose(obd, 0.5 * matrix.weight.square() * F.diagonal()[:, None] * C.diagonal())
+    damped = C + 0.02 * C.diagonal().mean() * torch.eye(40)
+    obs = KfacPrune(score="obs", damping=0.02).scores(matrix.weight, matrix.known)
+    inverses = torch.linalg.inv(F).diagonal()[:, None] * torch.linalg.inv(damped).diagonal()
+    assert torch.allclose(obs, 0.5 * matrix.weight.square() / inverses)
+
+
+def test_kfac_prune_lies_between_the_two_by_the_sparsity() -> None:
+    matrix = case("partial", (24, 40), dtype=torch.float64)
+
+    def scores(**parameters: object) -> torch.Tensor:
+        return KfacPrune(**parameters).scores(matrix.weight, matrix.known)
+
+    obs, obd = scores(score="obs"), scores(score="obd")
+    assert torch.allclose(scores(sparsity=0.0), obs)
+    # C is damped by a hundredth of its mean in one and not in the other.
+    assert torch.allclose(scores(sparsity=1 - 1e-6, damping=1e-6), obd, rtol=1e-3)
+    assert ((scores(sparsity=0.3) > obs) & (scores(sparsity=0.7) > scores(sparsity=0.3))).all()
+    assert torch.allclose(scores(pattern="3:10"), scores(sparsity=0.7))
+    assert torch.allclose(scores(), scores(sparsity=0.5))
+    # Without the others' help a row is left with more.
+    assert (scores(sparsity=0.5, coupled=False) > scores(sparsity=0.5)).all()
+
+
+def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
+    matrix = case("rise", (6, 8), dtype=torch.float64)
+    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    scores = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
+    for i in range(6):
+        for j in range(8):
+            E = torch.zeros(6, 8, dtype=torch.float64)
+            E[i, j] = matrix.weight[i, j]
+            assert quadratic_loss(E, F, C) == pytest.approx(scores[i, j].item())
+
+
+def test_the_refit_only_changes_values_and_lowers_what_it_says() -> None:
+    """Fitted together, rows have the least loss that is weighed by F; each for itself, the least that is not."""
+    matrix = case("refit", (24, 40))
+    methods = (KfacPrune(), KfacPrune(coupled=False), KfacPrune(refit=False))
+    together, apart, untouched = (
+        replace(method, sparsity=0.6).compress(matrix.weight, matrix.known) for method in methods
+    )
+    assert torch.equal(together.support, untouched.support)
+    assert torch.equal(apart.support, untouched.support)
+    assert torch.equal(untouched.dense()[untouched.support], matrix.weight[untouched.support])
+    C = matrix.known[Gram].matrix
+
+    def loss(format: Sparse, F: torch.Tensor) -> float:
+        return quadratic_loss(matrix.weight - format.dense(), F, C)
+
+    F, identity = shrink(matrix.known[OutputGram].matrix, 0.1), torch.ones(24)
+    assert loss(together, F) < loss(apart, F) < 0.8 * loss(untouched, F)
+    assert loss(apart, identity) < loss(together, identity)
+
+
+def torch_mask(method: prune.BasePruningMethod, matrix: Case) -> torch.Tensor:
+    return method.compute_mask(matrix.weight, torch.ones_like(matrix.weight)).bool()
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.85])
+def test_masks_are_those_of_torch(sparsity: float) -> None:
+    """With other scores in torch's hands where they are random."""
+    matrix = case("torch", (24, 40))
+    theirs = torch_mask(prune.L1Unstructured(sparsity), matrix)
+    assert torch.equal(mask_of(Magnitude(sparsity=sparsity), matrix), theirs)
+    layer = nn.Linear(40, 24)
+    scores = Random().scores(matrix.weight, matrix.known)
+    prune.l1_unstructured(layer, "weight", sparsity, importance_scores=scores)
+    assert torch.equal(mask_of(Random(sparsity=sparsity), matrix), layer.weight_mask.bool())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.85])
+def test_lines_are_those_of_torch(dim: int, sparsity: float) -> None:
+    matrix = case("lines", (24, 40))
+    for n in (1, 2, "inf"):
+        theirs = torch_mask(prune.LnStructured(sparsity, float(n), dim), matrix)
+        assert torch.equal(mask_of(LnStructured(sparsity=sparsity, n=n, dim=dim), matrix), theirs)
+    mine = mask_of(RandomStructured(sparsity=sparsity, dim=dim), matrix)
+    theirs = torch_mask(prune.RandomStructured(sparsity, dim), matrix)
+    assert mine.all(1 - dim).sum() == theirs.all(1 - dim).sum() == mine.any(1 - dim).sum()
+
+
+def test_random_zeros_follow_the_seed_and_the_matrix() -> None:
+    first, second = case("first", (24, 40)), case("second", (24, 40))
+    second = Case("second", second.weight + 1, second.known)
+    for method in (Random(sparsity=0.5), RandomStructured(sparsity=0.5)):
+        assert torch.equal(mask_of(method, first), mask_of(method, first))
+        assert not torch.equal(mask_of(method, first), mask_of(replace(method, seed=1), first))
+        assert not torch.equal(mask_of(method, first), mask_of(method, second))
+
+
+def test_lines_that_are_zero_already_go_first() -> None:
+    matrix = case("zero rows", (24, 40))
+    support = torch.ones(24, 40, dtype=torch.bool)
+    support[2::5] = False
+    known = Known(list(matrix.known), support)
+    for method in (LnStructured(sparsity=0.5), RandomStructured(sparsity=0.5)):
+        mask = mask_of(method, Case("zero rows", matrix.weight * support, known))
+        assert mask.any(1).sum() == 12
+        assert not mask[2::5].any()
+
+
+@pytest.mark.parametrize(
+    ("spelled", "sentence"),
+    [
+        ("magnitude:sparsity=1", r"must be in \[0, 1\); got 1"),
+        ("magnitude:sparsity=0.5,pattern=2:4", "takes either sparsity or pattern; got both"),
+        ("wanda:pattern=4:2", "pattern must be N:M with 0 < N < M, like 2:4; got '4:2'"),
+        ("wanda:pattern=half", "pattern must be N:M with 0 < N < M"),
+        ("wanda:within=column", "within"),
+        ("sparsegpt:damping=-1", "damping must be in"),
+        ("kfac-prune:score=taylor", "score"),
+        ("kfac-prune:cap=0", "cap must be in"),
+        ("ln-structured:dim=2", "dim must be in"),
+        ("ln-structured:n=3", "n"),
+        ("ln-structured:pattern=2:4", "no parameter 'pattern'"),
+    ],
+)
+def test_mistakes_are_named(spelled: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        method_from(spelled, "method")
+
+
+def test_a_method_is_checked_where_it_is_made_in_python_too() -> None:
+    for wrong in (
+        lambda: Magnitude(sparsity=1.0),
+        lambda: Magnitude(cap=0.0),
+        lambda: Magnitude(pattern="8:4"),
+        lambda: SparseGpt(damping=-1.0),
+        lambda: KfacPrune(shrink=0.0),
+        lambda: KfacPrune(damping=0.0),
+        lambda: RandomStructured(dim=2),
+    ):
+        with pytest.raises(UserError, match="must be"):
+            wrong()
+
+
+def test_a_pattern_is_text_that_survives_a_recipe() -> None:
+    method = method_from("sparsegpt:pattern=2:4", "method")
+    assert method == SparseGpt(pattern="2:4")
+    assert method_from(spell(method), "method") == method
+    assert method.has_size
+    assert not method.unsized().has_size
+
+
+def test_a_pattern_must_divide_the_inputs() -> None:
+    matrix = case("odd", (8, 10))
+    with pytest.raises(UserError, match="a group that divides the inputs of the matrix, which are 10; got '2:4'"):
+        Magnitude(pattern="2:4").compress(matrix.weight, matrix.known)
+
+
+def test_without_a_size_it_says_what_is_missing() -> None:
+    matrix = case("unsized", (8, 10))
+    with pytest.raises(UserError, match="magnitude needs a size: give keep, or magnitude:sparsity=S"):
+        Magnitude().compress(matrix.weight, matrix.known)
+
+
+def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
+    """A word embedding: C is diagonal, and given as such."""
+    generator = torch.Generator().manual_seed(2)
+    gram = Gram.empty(50, True, torch.device("cpu"))
+    gram.update(torch.randint(0, 45, (400,), generator=generator))
+    output = OutputGram.empty((8, 50), torch.device("cpu"))
+    output.update(None, torch.randn(400, 8, generator=generator))
+    output.count = 4
+    weight, known = torch.randn(8, 50, generator=generator), Known([gram, output])
+    for method in (Wanda(), SparseGpt(), KfacPrune(), KfacPrune(score="obs"), LnStructured()):
+        format = method.with_sparsity(0.5).compress(weight, known)
+        assert torch.equal(format.dense()[format.mask], weight[format.mask])
+        assert all(rung.products == () for rung in method.ladder(weight, known).rungs)
