@@ -78,6 +78,14 @@ def test_one_threshold_for_all_is_meant_for_the_method_that_has_scores(
     assert (first["compress"]["allocate"], second["compress"]["allocate"]) == ("uniform", "global")
 
 
+def test_heads_and_channels_go_by_one_option(capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    made = said(capsys, "compress", tiny_model, "--method", "narrow:heads=0.5,channels=0.5", "--data", texts,
+                "--samples", 6, "-o", tmp_path / "small")  # fmt: skip
+    assert 2 * made["bytes"] == made["dense_bytes"]  # type: ignore[operator]
+    steps = yaml.safe_load((tmp_path / "small" / "recipe.yaml").read_text())["steps"]
+    assert steps[0]["narrow"]["importance"] == "obs" and steps[0]["narrow"]["channels"] == 0.5
+
+
 def test_methods_lists_all_of_them(capsys: Output) -> None:
     said_of = said(capsys, "methods")
     listed = said_of["methods"]
@@ -97,6 +105,9 @@ SVD = ("--method", "svd", "--keep", "0.5")
         (("MODEL", "--method", "svdd", "--keep", "0.5"), "no method 'svdd': did you mean 'svd'?"),
         (("MODEL", "--method", "shrink-heads:sice=4"), "--method.shrink-heads: There is no key 'sice': did you mean"),
         (("MODEL", "--method", "shrink-heads:keep=2"), "--method.shrink-heads.keep must be in (0, 1]; got 2."),
+        (("MODEL", "--method", "narrow:heads=0"), "--method.narrow.heads must be in (0, 1]; got 0."),
+        (("MODEL", "--method", "narrow"), "--method.narrow: The step 'narrow' needs a size"),
+        (("MODEL", "--method", "narrow:heads=0.5"), "--data is missing"),
         (("MODEL", "--method", "shrink-head:size=4"), "no method 'shrink-head': did you mean 'shrink-heads'?"),
         (
             ("MODEL", "--method", "shrink-heads:size=4", "--keep", "0.5"),

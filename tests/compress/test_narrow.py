@@ -82,6 +82,13 @@ def test_global_ranking_keeps_the_fraction_and_no_layer_loses_all(name, importan
     assert sum(counts(lm, Group.FFN)) == channels // 4 and min(counts(lm, Group.FFN)) >= 8
 
 
+def test_one_head_stays_whatever_is_asked():
+    """Four heads in two layers: an eighth of them is one, and both layers need one."""
+    lm = BY_NAME["bert-base"].lm()
+    Narrow(heads=0.1, channels=0.01, ranking="global", importance="magnitude", refit=False).apply(lm, None)
+    assert head_count(lm) == [1, 1] and counts(lm, Group.FFN) == [8, 8]
+
+
 def test_global_ranking_takes_from_the_layer_that_gives_least():
     lm = BY_NAME["bert-classifier"].lm()
     first, second = inners_of(lm, (Group.FFN,))
@@ -241,8 +248,8 @@ def test_what_cannot_be_done_is_one_sentence():
     with pytest.raises(UserError, match="Attentions of 't5' share a position bias"):
         Narrow(heads=0.5, anchored=True).check(lm)
     Narrow(channels=0.5, anchored=True).check(lm)
-    with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, which the least heads and channels"):
-        Narrow(keep=0.1, importance="magnitude", refit=False).apply(lm, None)
+    with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, which the fewest heads and channels"):
+        Narrow(keep=0.1).check(lm)
     with pytest.raises(UserError, match="The heads of 'led' cannot go one by one"):
         Narrow(keep=0.5).check(BY_NAME["led"].lm())
     Compress(method=Svd(rank=4), targets=("*.wo",)).apply(lm, None)

@@ -13,7 +13,7 @@ from laconic.calibrate import Calibration
 from laconic.compress import Compress, Narrow, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import Svd
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, load
 from laconic.model.inner import inners_of
 from laconic.model.task import auto_class_for
 from laconic.store import file_bytes, materialize, save
@@ -182,3 +182,33 @@ def test_what_does_not_fit_is_said(saved: list[Checkpoint], tmp_path: Path, para
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=rf"structure\['{path}'\] does not fit the \w+ that is there"):
         AutoModel.from_pretrained(tmp_path)
+
+
+REAL = ("bart-g2p-us", "mico-tinyllama-1m", "stories260K")
+
+
+def test_real_models_come_back_in_a_fresh_process(shared_models: Path, tmp_path: Path) -> None:
+    """Cross-attention, groups that share keys, gated channels; as many everywhere, and what is worth most."""
+    found = []
+    for name in REAL:
+        for how, step in (("uniform", Narrow(heads=0.5, channels=0.5)), ("mixed", Narrow(keep=0.7))):
+            lm = load(str(shared_models / name))
+            step.apply(lm, Calibration(labelled_batches(lm, 4)))
+            folder = tmp_path / f"{name}-{how}"
+            save(lm, folder)
+            save_file(batch_for(lm.model), f"{folder}.batch")
+            auto = auto_class_for(lm.model.config, [type(lm.model).__name__]).__name__
+            found.append(Checkpoint(f"{name}/{how}", folder, auto, lm))
+    computed, complaints = in_fresh_process([job(each, dtype="float32") for each in found], tmp_path, laconic=True)
+    assert not complaints
+    for each in found:
+        assert torch.equal(computed[job(each, dtype="float32")["key"]], outputs(each.lm.model)), each.key
+        assert is_stock(each) or each.key.endswith("mixed")
+        tokens = torch.tensor([[5, 9, 7, 4]])
+        said = [
+            each.lm.model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=5, do_sample=False, use_cache=cached
+            )
+            for cached in (True, False)
+        ]
+        assert torch.equal(*said)

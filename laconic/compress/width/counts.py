@@ -63,10 +63,7 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
     """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
     what loses the same parts.
 
-    No family loses all.
-
-    Raises:
-        UserError: the least that must stay costs more.
+    No family loses all, so more than `keep` may stay.
     """
     whole = sum(price(family) * family[0].count for family, _ in several)
     excess = whole - int(keep * whole + 1e-6)
@@ -75,9 +72,6 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
         for family, removal in several
         for chunk in _chunks(family[0].together, removal, price(family), chunk_of(family, multiple))
     ]
-    if sum(chunk.saves for chunk in chunks) < excess:
-        least = 1 - sum(chunk.saves for chunk in chunks) / whole
-        raise must_be("keep", f"at least {least:.4f}, which the least heads and channels that must stay are", keep)
     counts = {family[0].together: family[0].count for family, _ in several}
     # Stable, and rates of a family never fall: its own order is kept.
     for chunk in sorted(chunks, key=lambda chunk: chunk.rate):
@@ -86,6 +80,14 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
         counts[chunk.family] -= chunk.parts
         excess -= chunk.saves
     return counts
+
+
+def check_enough(families: Sequence[Family], keep: float, price: Price, multiple: int) -> None:
+    """Raise UserError where what must stay in every layer costs more than `keep` of the whole."""
+    whole = sum(price(family) * family[0].count for family in families)
+    least = sum(price(family) * chunk_of(family, multiple) for family in families) / whole
+    if keep < least:
+        raise must_be("keep", f"at least {least:.4f}, which the fewest heads and channels that must stay are", keep)
 
 
 def _chunks(family: str, removal: Removal, price: int, size: int) -> list[_Chunk]:

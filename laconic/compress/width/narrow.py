@@ -10,7 +10,7 @@ from laconic.calibrate import Calibration, Course, Gram, Known, Mean, Problem, S
 from laconic.calibrate.gates import Gates, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
-from laconic.compress.width.counts import Currency, each, fraction_of, price_in, shared_out, standardised
+from laconic.compress.width.counts import Currency, check_enough, each, fraction_of, price_in, shared_out, standardised
 from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, removal
 from laconic.compress.width.writing import problem_of, take_out
 from laconic.errors import UserError, must_be
@@ -103,7 +103,10 @@ class Narrow(Step):
     def check(self, lm: LanguageModel) -> None:
         for group in self._groups:
             check_inside(lm, group)
-        several = next((family for family in families_of(inners_of(lm, self._groups)) if len(family) > 1), None)
+        families = families_of(inners_of(lm, self._groups))
+        if self.keep is not None and families:
+            check_enough(families, self.keep, price_in(self.currency), self.multiple)
+        several = next((family for family in families if len(family) > 1), None)
         if self._walks and several is not None:
             raise UserError(
                 f"Attentions of '{lm.model.config.model_type}' share a position bias and so lose the same heads, which "
