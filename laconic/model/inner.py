@@ -10,17 +10,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from laconic.errors import UserError
-from laconic.formats import Dense
-from laconic.model.anatomy import ANATOMIES, Attention, FeedForward, Stack
+from laconic.model.anatomy import Attention, FeedForward
 from laconic.model.lm import LanguageModel
+from laconic.model.places import PLAIN, has, places, reading
 from laconic.model.roles import Group
 from laconic.model.site import Site
-
-PLAIN = (nn.Linear, Conv1D, Dense)
-"""What rows and columns can be taken out of."""
 
 
 class Reader(NamedTuple):
@@ -100,43 +95,14 @@ def families_of(inners: Iterable[Inner]) -> list[Family]:
     return [tuple(members) for members in by_key.values()]
 
 
-def check_inside(lm: LanguageModel, group: Group) -> None:
-    """Raise UserError where some attention (or feed-forward) of `lm` cannot lose parts."""
-    model_type, what = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
-    if not all(_is_known(stack, group) for stack in lm.anatomy.stacks):
-        fits = sorted(
-            name
-            for anatomy in ANATOMIES
-            if all(_is_known(stack, group) for stack in anatomy.stacks)
-            for name in anatomy.model_types
-        )
-        raise UserError(f"The {what} of '{model_type}' cannot go one by one; it can be done for {', '.join(fits)}.")
-    for stack, blocks in lm.stacks():
-        for path, block in blocks:
-            for place in _places(stack, block, group):
-                _check_place(path, block, place)
-
-
-def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) -> None:
-    if isinstance(place, Attention) and place.heads is not None:
-        children = dict(block.get_submodule(place.heads.module).named_children())
-        if mixer := next((name for name in place.heads.mixers if name in children), None):
-            raise UserError(f"'{path}.{place.heads.module}.{mixer}' mixes the heads, so none of them can go.")
-    for projection in (*_reading(place), place.output):
-        if _has(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
-            raise UserError(
-                f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
-            )
-
-
 def _inners(lm: LanguageModel) -> Iterator[Inner]:
     sites = {site.name: site for site in lm.sites(("all",)) if isinstance(site.module, PLAIN)}
     for number, (stack, blocks) in enumerate(lm.stacks()):
         for path, block in blocks:
             for group in (Group.ATTENTION, Group.FFN):
-                for place in _places(stack, block, group):
-                    paths = (*_reading(place), place.output)
-                    if not all(f"{path}.{part}" in sites for part in paths if _has(block, part)):
+                for place in places(stack, block, group):
+                    paths = (*reading(place), place.output)
+                    if not all(f"{path}.{part}" in sites for part in paths if has(block, part)):
                         continue
                     if isinstance(place, FeedForward):
                         yield _feed_forward(path, block, place, sites)
@@ -160,12 +126,12 @@ def _attention(number: int, path: str, block: nn.Module, place: Attention, sites
         group=Group.ATTENTION,
         count=count,
         readers=tuple(
-            Reader(sites[f"{path}.{part}"], stacked.get(part, 1)) for part in _reading(place) if _has(block, part)
+            Reader(sites[f"{path}.{part}"], stacked.get(part, 1)) for part in reading(place) if has(block, part)
         ),
         writer=writer,
         counters=tuple(Counter(module, attribute, each) for attribute, each in counters if attribute),
         vectors=tuple(f"{name}.{vector}" for vector in heads.vectors),
-        bias=f"{name}.{heads.bias}" if heads.bias and _has(module, heads.bias) else None,
+        bias=f"{name}.{heads.bias}" if heads.bias and has(module, heads.bias) else None,
         config={key: each for key, each in declared.items() if key} if heads.config_count else {},
         pinned={heads.config: size} if heads.config_count and heads.config else {},
         together=name if heads.bias is None else f"{number}.{heads.module}",
@@ -185,39 +151,3 @@ def _feed_forward(path: str, block: nn.Module, place: FeedForward, sites: dict[s
         config={place.config: 1},
         together=writer.name,
     )
-
-
-def _is_known(stack: Stack, group: Group) -> bool:
-    if group is Group.FFN:
-        return bool(stack.feed_forward)
-    several = _attentions(stack)
-    return bool(several) and all(attention.heads is not None for attention in several)
-
-
-def _places(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
-    """Those of one group that `block` has and whose parts are known."""
-    if group is Group.FFN:
-        return [part for part in stack.feed_forward if all(_has(block, inner) for inner in part.inner)]
-    return [attention for attention in _attentions(stack) if attention.heads is not None]
-
-
-def _attentions(stack: Stack) -> list[Attention]:
-    return [attention for attention in (stack.attention, stack.cross_attention) if attention is not None]
-
-
-def _reading(place: Attention | FeedForward) -> list[str]:
-    if isinstance(place, FeedForward):
-        return list(place.inner)
-    paths = (
-        place.fused, place.query, place.key, place.value, place.position_query, place.position_key,
-        place.global_query, place.global_key, place.global_value,
-    )  # fmt: skip
-    return [path for path in paths if path is not None]
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -13,7 +13,7 @@ from laconic.model.inner import Inner, families_of, inners_of
 from laconic.numerics.structured import DAMPING
 from tests.architectures import BY_NAME, HEADS, INNER, outputs
 from tests.calibrate.test_survey import labelled_batches
-from tests.narrow import EVERY, FIXED_HEADS, counts
+from tests.narrow import FIXED_HEADS, ONE_OF_EACH, counts
 
 IMPORTANCES = ("magnitude", "taylor", "taylor-squared", "variance", "obs")
 
@@ -26,7 +26,7 @@ def head_count(lm: LanguageModel) -> list[int]:
     return counts(lm, Group.ATTENTION)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("importance", ["obs", "taylor"])
 def test_every_architecture_narrows(name, importance):
     lm = BY_NAME[name].lm()

@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import ANATOMIES, Group, LanguageModel
-from laconic.model.inner import check_inside, families_of, inners_of
+from laconic.model.inner import families_of, inners_of
+from laconic.model.places import check_inside
 from laconic.model.width import EMPTY, keep_parts
 from tests.architectures import BY_NAME, HEADS, INNER, factors, outputs
-from tests.narrow import EVERY, FIXED_HEADS, counts, narrowed, zeroed
+from tests.narrow import EVERY, FIXED_HEADS, ONE_OF_EACH, counts, narrowed, zeroed
 from tests.tiny_models import RELATIVE
 
 every_architecture = pytest.mark.parametrize("name", EVERY)
@@ -74,7 +75,7 @@ def test_implementations_of_attention_agree(name):
     torch.testing.assert_close(found[0], found[-1], rtol=1e-4, atol=1e-5)
 
 
-@every_architecture
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_parts_of_zeros_change_nothing(name):
     lm = BY_NAME[name].lm()
     before = outputs(lm.model)

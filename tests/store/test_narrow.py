@@ -21,7 +21,7 @@ from laconic.store.structure import scan
 from tests.architectures import BY_NAME, batch_for, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.headed import HEADED
-from tests.narrow import EVERY, ONE_OF_EACH, STOCK, narrowed
+from tests.narrow import ONE_OF_EACH, STOCK, narrowed
 from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, job
 
 assert laconic
@@ -65,8 +65,9 @@ def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path:
 def test_without_laconic_the_uniform_ones_load_where_their_class_can_hold_them(
     saved: list[Checkpoint], tmp_path: Path
 ) -> None:
-    computed, complaints = in_fresh_process([job(checkpoint) for checkpoint in saved], tmp_path, laconic=False)
-    for checkpoint in saved:
+    some = [checkpoint for checkpoint in saved if checkpoint.key.endswith("uniform") or checkpoint in saved[::7]]
+    computed, complaints = in_fresh_process([job(checkpoint) for checkpoint in some], tmp_path, laconic=False)
+    for checkpoint in some:
         key = job(checkpoint)["key"]
         if is_stock(checkpoint):
             assert key not in complaints or "embed_positions." in complaints[key]
@@ -77,7 +78,7 @@ def test_without_laconic_the_uniform_ones_load_where_their_class_can_hold_them(
     assert stock >= {f"{name}/uniform" for name in STOCK if name in ONE_OF_EACH}
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_channels_alone_are_said_in_the_configuration(name: str, tmp_path: Path) -> None:
     lm = BY_NAME[name].lm()
     Narrow(channels=0.5, importance="magnitude", refit=False).apply(lm, None)
@@ -117,7 +118,7 @@ def test_files_shrink_by_what_is_gone(saved: list[Checkpoint], tmp_path: Path) -
 def test_the_way_back_is_a_stock_model(saved: list[Checkpoint], tmp_path: Path) -> None:
     for checkpoint in saved:
         model = checkpoint.lm.model
-        if is_stock(checkpoint):
+        if is_stock(checkpoint) or checkpoint.key.endswith("uniform"):
             continue
         dense = materialize(model)
         assert not scan(dense)

@@ -1,6 +1,6 @@
 """How many heads and channels stay, and where: the same fraction everywhere, or where they are worth most."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import Literal
@@ -44,6 +44,22 @@ def fraction_of(family: Family, keep: float, multiple: int) -> int:
     return max(chunk, int(keep * count + 1e-9) // chunk * chunk)
 
 
+def as_many_everywhere(families: Sequence[Family], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
+    """The same fraction of every family of a group stays; by what loses the same parts."""
+    return {family[0].together: fraction_of(family, keeps[family[0].group], multiple) for family in families}
+
+
+def where_worth_most(
+    several: Sequence[tuple[Family, Removal]], keeps: Mapping[Group, float], multiple: int
+) -> dict[str, int]:
+    """That fraction of all parts of a group stays, where it is worth most; by what loses the same parts."""
+    counts: dict[str, int] = {}
+    for group, keep in keeps.items():
+        mine = [(family, of) for family, of in several if family[0].group is group]
+        counts |= shared_out(mine, keep, len, multiple)
+    return counts
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Some parts of a family that go together: how many, what that saves, and what it costs for each unit saved."""
@@ -52,11 +68,6 @@ class _Chunk:
     parts: int
     saves: int
     rate: float
-
-
-def each(family: Family) -> int:
-    """Every part counts one."""
-    return len(family)
 
 
 def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Price, multiple: int) -> dict[str, int]:

@@ -10,12 +10,22 @@ from laconic.calibrate import Calibration, Course, Gram, Known, Mean, Problem, S
 from laconic.calibrate.gates import Gates, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
-from laconic.compress.width.counts import Currency, check_enough, each, fraction_of, price_in, shared_out, standardised
+from laconic.compress.width.counts import (
+    Currency,
+    as_many_everywhere,
+    check_enough,
+    price_in,
+    shared_out,
+    standardised,
+    where_worth_most,
+)
 from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, removal
-from laconic.compress.width.writing import problem_of, take_out
+from laconic.compress.width.problems import on_a_walk, problems_of
+from laconic.compress.width.writing import take_out
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
-from laconic.model.inner import Family, Inner, check_inside, families_of, inners_of
+from laconic.model.inner import Family, Inner, families_of, inners_of
+from laconic.model.places import check_inside
 from laconic.model.width import declare
 from laconic.progress import silent
 
@@ -177,50 +187,27 @@ class Narrow(Step):
         data: Calibration | None,
     ) -> Iterator[tuple[Family, Sequence[Problem]]]:
         if self._walks and data is not None:
-            yield from self._on_a_walk(lm, families, known, data)
-            return
+            sites = [inner.writer for (inner,) in families]
+            met = walk(lm, data, self.needs | {Gram}, sites, Course(anchored=self.anchored), known or None)
+            return on_a_walk(families, met, self.anchored, self.add_bias)
         track = silent if data is None else data.track
-        for family in track(families, "Narrowing the layers"):
-            yield family, self._problems(family, known)
-
-    def _on_a_walk(
-        self, lm: LanguageModel, families: Sequence[Family], known: Mapping[str, Known], data: Calibration
-    ) -> Iterator[tuple[Family, Sequence[Problem]]]:
-        """Each family, which is one attention or feed-forward, once those before it are narrow."""
-        writers = {inner.writer.name: (inner,) for (inner,) in families}
-        sites = [inner.writer for (inner,) in families]
-        for met in walk(lm, data, self.needs | {Gram}, sites, Course(anchored=self.anchored), known or None):
-            for site, problem in met:
-                (inner,) = writers[site.name]
-                yield (inner,), (problem if self.anchored else self._problem(inner, problem.known),)
-
-    def _problems(self, family: Family, known: Mapping[str, Known]) -> list[Problem]:
-        return [self._problem(inner, known.get(inner.writer.name, Known())) for inner in family]
-
-    def _problem(self, inner: Inner, known: Known) -> Problem:
-        return problem_of(inner, known, moves=self.add_bias or inner.writer.bias() is not None)
+        tracked = track(families, "Narrowing the layers")
+        return ((family, problems_of(family, known, self.add_bias)) for family in tracked)
 
     def _counts(
         self, families: Sequence[Family], known: Mapping[str, Known], gates: Mapping[str, Gates]
     ) -> dict[str, int]:
         """How many parts stay, by what loses the same."""
+        keeps = {Group.ATTENTION: self.heads or 1.0, Group.FFN: self.channels or 1.0}
         if not self._global:
-            kept = {Group.ATTENTION: self.heads or 1, Group.FFN: self.channels or 1}
-            return {
-                family[0].together: fraction_of(family, kept[family[0].group], self.multiple) for family in families
-            }
-        every = [removal(self.importance, family, self._problems(family, known), gates) for family in families]
-        if self.importance == "variance":
-            every = standardised(every)
-        pairs = list(zip(families, every, strict=True))
+            return as_many_everywhere(families, keeps, self.multiple)
+        every = [
+            removal(self.importance, family, problems_of(family, known, self.add_bias), gates) for family in families
+        ]
+        pairs = list(zip(families, standardised(every) if self.importance == "variance" else every, strict=True))
         if self.keep is not None:
             return shared_out(pairs, self.keep, price_in(self.currency), self.multiple)
-        counts: dict[str, int] = {}
-        for group, kept in ((Group.ATTENTION, self.heads), (Group.FFN, self.channels)):
-            mine = [(family, of) for family, of in pairs if family[0].group is group]
-            if kept is not None and mine:
-                counts |= shared_out(mine, kept, each, self.multiple)
-        return counts
+        return where_worth_most(pairs, keeps, self.multiple)
 
 
 def _check_finite(inners: Sequence[Inner]) -> None:

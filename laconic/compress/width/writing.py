@@ -2,28 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from laconic.calibrate import Gram, Known, Mean, Means, Problem
+from laconic.calibrate import Gram, Problem
 from laconic.model import LanguageModel
 from laconic.model.inner import Inner
 from laconic.model.width import keep_parts
 from laconic.numerics.structured import columns_of, damped, refitted
-
-
-def problem_of(inner: Inner, known: Known, moves: bool) -> Problem:
-    """What stays of the output projection is to come near the whole of it, on what is `known` of its inputs.
-
-    Where its bias `moves`, the moment is taken around the mean, and the mean output is to be reached.
-    """
-    site = inner.writer
-    weight, bias = site.weight(), site.bias()
-    if not moves or Gram not in known:
-        return Problem(weight=weight, known=known)
-    gram, mean = known[Gram], known[Mean].vector
-    means = Means(mean, weight.double() @ mean + (0 if bias is None else bias.detach().double()))
-    centred = Gram.of(gram.matrix - torch.outer(mean, mean), gram.count)
-    return Problem(weight=weight, known=known | Known([centred]), means=means)
 
 
 def take_out(
