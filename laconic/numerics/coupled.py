@@ -19,11 +19,11 @@ from torch import Tensor
 from laconic.numerics.refit import inverse
 
 TOLERANCE = 1e-3
-"""Done once the residual, in the norm of the preconditioner, is below this fraction of what it was at first. With
-moments of real inputs and gradients the loss is then within a percent of the least; no moment is known as well."""
+"""Done once the residual, in the norm of the preconditioner, is below this fraction of what it was at first. On a
+real matrix of 384 × 384 the loss was then within a percent of the least; no moment is known as well."""
 
 STEPS = 100
-"""At most so many, which the worst conditioned of real matrices need for that."""
+"""At most so many."""
 
 
 class Curvature:

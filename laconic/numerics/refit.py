@@ -19,7 +19,7 @@ from laconic.numerics.psd import root_factor
 
 TOLERANCE = 1e-5
 """A row is done once its residual, in the norm of the preconditioner, is below this fraction of what it was at first.
-With moments of real inputs the loss is then within a millionth of the least, whether they are damped much or little."""
+The loss is flat around its least, and so far nearer to that."""
 
 DIRECT = 0.25
 """Rows that keep at most this fraction of their columns are solved by factoring."""
