@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.common import RESULTS
 from benchmarks.lowrank import METRICS, MODELS
 from benchmarks.prune_quality import cells
-from benchmarks.pruning import CALIBRATION_ROWS, PATTERNS, SPARSITIES, WAYS, sizes_of
+from benchmarks.pruning import CALIBRATION_ROWS, PATTERNS, SPARSITIES, WAYS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
 from laconic.report.points import Point
@@ -69,7 +69,7 @@ def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -
     means = {key: mean(cell["kl"] for cell in here) for key, here in measured.items() if here}
     least = {size: min((kl for (_, other), kl in means.items() if other == size), default=None) for size in sizes}
     for way in WAYS:
-        if not set(sizes) & set(sizes_of(way)):
+        if not any(measured[way, size] for size in sizes):
             continue
         entries = []
         for size in sizes:

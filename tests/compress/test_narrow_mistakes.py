@@ -1,0 +1,56 @@
+"""What cannot be narrowed is one sentence: sizes, models and weights."""
+
+import pytest
+import torch
+
+from laconic.compress import Compress, Narrow
+from laconic.errors import UserError
+from laconic.methods import Svd
+from laconic.model.inner import inners_of
+from tests.architectures import BY_NAME
+from tests.compress.test_narrow import IMPORTANCES, data_for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "needs a size: give heads, channels or both, or keep in place of them"),
+        ({"heads": 0.5, "keep": 0.5}, "needs a size"),
+        ({"heads": 0}, r"^heads must be in \(0, 1\]; got 0\.$"),
+        ({"channels": 1.5}, r"^channels must be in \(0, 1\]; got 1.5\.$"),
+        ({"keep": 0.0}, r"^keep must be in \(0, 1\]; got 0.0\.$"),
+        ({"heads": 0.5, "importance": "size"}, "importance must be one of magnitude, taylor, .*; got 'size'"),
+        ({"heads": 0.5, "multiple": 0}, "multiple must be at least 1; got 0"),
+        ({"heads": 0.5, "currency": "macs"}, "currency is what keep counts"),
+        ({"keep": 0.5, "ranking": "local"}, "ranking must be global, or left out, with keep"),
+        ({"heads": 0.5, "anchored": True, "refit": False}, "anchored must be left out without refit"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Narrow(**arguments)
+
+
+def test_what_cannot_be_done_is_one_sentence():
+    lm = BY_NAME["t5"].lm()
+    with pytest.raises(UserError, match="'narrow' needs calibration data"):
+        Narrow(heads=0.5).apply(lm, None)
+    with pytest.raises(UserError, match="Attentions of 't5' share a position bias"):
+        Narrow(heads=0.5, anchored=True).check(lm)
+    Narrow(channels=0.5, anchored=True).check(lm)
+    with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, which the fewest heads and channels"):
+        Narrow(keep=0.1).check(lm)
+    with pytest.raises(UserError, match="The heads of 'led' cannot go one by one"):
+        Narrow(keep=0.5).check(BY_NAME["led"].lm())
+    Compress(method=Svd(rank=4), targets=("*.wo",)).apply(lm, None)
+    with pytest.raises(UserError, match=r"'encoder.block.0.layer.1.DenseReluDense.wo' is compressed already"):
+        Narrow(channels=0.5).check(lm)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_weights_that_are_not_finite_are_one_sentence(importance):
+    lm = BY_NAME["gpt2"].lm()
+    data = data_for(lm, 1)
+    inners_of(lm)[0].writer.module.get_parameter("weight").data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"finite"):
+        Narrow(heads=0.5, importance=importance, refit=False).apply(lm, data)
