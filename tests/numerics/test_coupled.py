@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics.coupled import Curvature, refit_coupled
+from laconic.numerics.coupled import refit_coupled
 from laconic.numerics.refit import inverse, refit
 
 
@@ -33,7 +33,7 @@ def test_it_is_the_solution_of_the_kronecker_system(shape: tuple[int, int]) -> N
     A, K = torch.kron(F, H), mask.reshape(-1).nonzero().squeeze(1)
     expected = torch.zeros(W.numel(), dtype=torch.float64)
     expected[K] = torch.linalg.solve(A[K][:, K], A[K] @ W.reshape(-1))
-    Z = refit_coupled(W, mask, Curvature(F, H))
+    Z = refit_coupled(W, mask, F, H)
     assert not Z[~mask].any()
     assert loss(W - Z, F, H) == pytest.approx(loss(W - expected.view(shape), F, H), rel=1e-3)
     assert loss(W - Z, F, H) < loss(W - W * mask, F, H)
@@ -42,12 +42,12 @@ def test_it_is_the_solution_of_the_kronecker_system(shape: tuple[int, int]) -> N
 def test_rows_that_are_not_coupled_are_fitted_one_by_one() -> None:
     F, H = torch.diag(torch.linspace(0.1, 2, 10, dtype=torch.float64)), moment(20, 3)
     W, mask = matrix(10, 20)
-    together, apart = refit_coupled(W, mask, Curvature(F, H)), refit(W, mask, H, inverse(H))
+    together, apart = refit_coupled(W, mask, F, H), refit(W, mask, H, inverse(H))
     assert loss(W - together, F, H) == pytest.approx(loss(W - apart, F, H), rel=1e-3)
 
 
 def test_all_or_nothing() -> None:
-    curvature = Curvature(moment(5, 4), moment(7, 5))
+    F, H = moment(5, 4), moment(7, 5)
     W, _ = matrix(5, 7)
-    assert torch.equal(refit_coupled(W, torch.ones(5, 7, dtype=torch.bool), curvature), W)
-    assert not refit_coupled(W, torch.zeros(5, 7, dtype=torch.bool), curvature).any()
+    assert torch.equal(refit_coupled(W, torch.ones(5, 7, dtype=torch.bool), F, H), W)
+    assert not refit_coupled(W, torch.zeros(5, 7, dtype=torch.bool), F, H).any()

@@ -33,7 +33,7 @@ from laconic.formats import Sparse
 from laconic.methods.prune.moments import activity, importance, of_inputs
 from laconic.methods.prune.scored import Scored, loses_nothing, sparse
 from laconic.methods.prune.size import Size, Solver
-from laconic.numerics.coupled import Curvature, refit_coupled
+from laconic.numerics.coupled import refit_coupled
 from laconic.numerics.masks import marked
 from laconic.numerics.obs import damped
 from laconic.numerics.partial import Correlations, correlations, unexplained
@@ -107,7 +107,7 @@ class KfacPrune(Scored):
         if H.ndim == 1:
             return None
         if self.coupled and F.ndim == 2:
-            return partial(refit_coupled, curvature=Curvature(F, H))
+            return partial(refit_coupled, F=F, H=H)
         return partial(refit, H=H, H_inverse=inverse(H))
 
     def _scores(self, weight: Float[Tensor, "out in"], known: Known, size: Size) -> Float[Tensor, "out in"]:
