@@ -19,6 +19,7 @@ from laconic.methods import (
     Method,
     Random,
     RandomStructured,
+    Rtn,
     SparseGpt,
     Svd,
     Wanda,
@@ -42,6 +43,7 @@ EXAMPLES: tuple[Method, ...] = (
     KfacPrune(),
     LnStructured(),
     RandomStructured(),
+    Rtn(),
 )
 
 every_method = pytest.mark.parametrize("method", EXAMPLES, ids=lambda method: method.name)

@@ -1,18 +1,32 @@
 """Few formats, each a plain `nn.Module`: what a compressed layer computes, weighs and stores."""
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
+from laconic.formats.coded import Coded, CodedEmbedding
 from laconic.formats.constant import Constant
 from laconic.formats.dense import Dense
 from laconic.formats.lowrank import LowRank, LowRankEmbedding
 from laconic.formats.mapped import Mapped
 from laconic.formats.masked import Masked
+from laconic.formats.quantized import Quantized
 from laconic.formats.shared import LowRankReader, divided
 from laconic.formats.sparse import Sparse, SparseEmbedding
 
-FORMATS: tuple[type[Format], ...] = (LowRank, LowRankEmbedding, LowRankReader, Sparse, SparseEmbedding, Dense, Constant)
+FORMATS: tuple[type[Format], ...] = (
+    LowRank,
+    LowRankEmbedding,
+    LowRankReader,
+    Sparse,
+    SparseEmbedding,
+    Quantized,
+    CodedEmbedding,
+    Dense,
+    Constant,
+)
 
 __all__ = [
     "FORMATS",
+    "Coded",
+    "CodedEmbedding",
     "Constant",
     "Dense",
     "Format",
@@ -21,6 +35,7 @@ __all__ = [
     "LowRankReader",
     "Mapped",
     "Masked",
+    "Quantized",
     "Sparse",
     "SparseEmbedding",
     "dense_weight",

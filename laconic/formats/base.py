@@ -27,6 +27,8 @@ class Format(nn.Module, ABC):
     replaces all of it. None where the layer is made of several, which a later step takes one by one."""
     looks_up: ClassVar[bool] = False
     """Whether it is a word embedding, called with tokens."""
+    padding_idx: int | None = None
+    """The token of a word embedding that has no row of its own."""
     weight: Tensor
 
     def __init__(self) -> None:
@@ -65,6 +67,16 @@ class Format(nn.Module, ABC):
         return None
 
     @property
+    def count(self) -> int:
+        """Weights that are stored of a matrix that is held as a whole."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """Tensors of a state dict that hold the matrix in fewer bits than it is computed with."""
+        return ()
+
+    @property
     def source(self) -> "Format | None":
         """Another format whose tensors this one reads; None where it has all that it needs."""
         return None
@@ -76,6 +88,13 @@ class Format(nn.Module, ABC):
             UserError: this kind reads from no other, or not from one like it.
         """
         raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
+
+    def unpack(self) -> None:
+        """Become what computes, once the tensors of a shell have been filled; done already is left as it is.
+
+        Raises:
+            UserError: the tensors do not fit each other.
+        """
 
     @abstractmethod
     def for_lookup(self, padding_idx: int | None) -> "Format":

@@ -30,8 +30,6 @@ class Masked(Format):
     """
 
     readers = ()
-    packed_names = (VALUES, BITS)
-    """What a state dict has in place of the weight."""
     child: ClassVar[str]
     """The plain module, whose weight is not stored as such."""
     mask: Tensor | None
@@ -58,6 +56,14 @@ class Masked(Format):
     @property
     def shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features
+
+    @property
+    def count(self) -> int:
+        return self.kept
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        return VALUES, BITS
 
     @property
     def packed(self) -> bool:

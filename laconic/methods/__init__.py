@@ -14,6 +14,7 @@ from laconic.methods.prune.scored import Scored
 from laconic.methods.prune.sparsegpt import SparseGpt
 from laconic.methods.prune.structured import LnStructured, RandomStructured
 from laconic.methods.prune.wanda import Wanda
+from laconic.methods.quantize.rtn import Rtn
 
 METHODS: tuple[type[Method], ...] = (
     Svd,
@@ -29,6 +30,7 @@ METHODS: tuple[type[Method], ...] = (
     KfacPrune,
     LnStructured,
     RandomStructured,
+    Rtn,
 )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Method",
     "Random",
     "RandomStructured",
+    "Rtn",
     "Rung",
     "Scored",
     "SparseGpt",

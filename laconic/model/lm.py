@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.formats import Format, Masked, SparseEmbedding
+from laconic.formats import Coded, Format, Masked
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.enumeration import Blocks, sites_of, stacks_of
@@ -70,8 +69,8 @@ class LanguageModel:
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""
-        if isinstance(site.module, (nn.Embedding, SparseEmbedding)):
-            format = format.for_lookup(site.module.padding_idx)
+        if site.is_lookup:
+            format = format.for_lookup(site.padding_idx)
         else:
             format.set_bias(site.bias() if bias is None else bias)
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
@@ -116,10 +115,12 @@ class LanguageModel:
 
         A zero that was chosen is no parameter; where the others are takes bytes nevertheless.
         """
-        pruned = [module for module in self.model.modules() if isinstance(module, Masked)]
-        zeros = sum(layer.out_features * layer.in_features - layer.kept for layer in pruned)
-        parameters = sum(parameter.numel() for parameter in self.model.parameters()) - zeros
-        return parameters, parameters * self.dtype.itemsize + sum(layer.index_nbytes for layer in pruned)
+        masked = [module for module in self.model.modules() if isinstance(module, Masked)]
+        coded = [module for module in self.model.modules() if isinstance(module, Coded)]
+        plain = sum(parameter.numel() for parameter in self.model.parameters() if parameter.is_floating_point())
+        plain -= sum(layer.out_features * layer.in_features - layer.count for layer in masked)
+        packed = sum(layer.index_nbytes for layer in masked) + sum(layer.nbytes() for layer in coded)
+        return plain + sum(layer.count for layer in coded), plain * self.dtype.itemsize + packed
 
     def twin(self) -> "LanguageModel":
         """A model with modules and a configuration of its own, on the same tensors: what is put in place of a module of

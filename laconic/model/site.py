@@ -64,6 +64,14 @@ class Site:
         return module.looks_up if isinstance(module, Format) else isinstance(module, nn.Embedding)
 
     @property
+    def padding_idx(self) -> int | None:
+        """The token of a word embedding that has no row of its own."""
+        module = self.module
+        if isinstance(module, Format):
+            return module.padding_idx
+        return module.padding_idx if isinstance(module, nn.Embedding) else None
+
+    @property
     def holds(self) -> str:
         """Name, in the module, of the parameter that is the matrix."""
         return (self.module.holds if isinstance(self.module, Format) else None) or "weight"

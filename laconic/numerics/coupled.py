@@ -21,8 +21,8 @@ TOLERANCE = 1e-3
 """Done once the norm of the residual is below this fraction of what it was at first."""
 
 STEPS = 100
-"""At most so many. Where nine weights in ten go, the loss on real matrices of 384 × 384 and 384 × 1536 was then within 0.1
-and 2 percent of the least; up to twice the least where nearly nothing was lost. No moment is known as well."""
+"""At most so many. Where nine weights in ten go, the loss on real matrices of 384 × 384 and 384 × 1536 was then within
+0.1 and 2 percent of the least; up to twice the least where nearly nothing was lost. No moment is known as well."""
 
 
 def refit_coupled(

@@ -64,6 +64,15 @@ def unpack(stream: UInt8[Tensor, " bytes"], bits: int, count: int) -> Integer[Te
     return codes.view(-1)[:count].contiguous()
 
 
+def take(stream: UInt8[Tensor, " bytes"], bits: int, which: Integer[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+    """The codes of some positions of a stream of codes of 1 to 8 bits; the others are not looked at."""
+    first = which * bits
+    place = first // 8
+    # A code lies in two bytes at most; the byte after the last one is never part of any.
+    word = stream[place].int() | stream[(place + 1).clamp(max=len(stream) - 1)].int() << 8
+    return ((word >> first % 8) & (2**bits - 1)).to(torch.uint8)
+
+
 def pack_mask(mask: Bool[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
     """⌈numel / 8⌉ bytes, row by row."""
     return pack(mask.reshape(-1).view(torch.uint8), 1)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from laconic.formats import Masked
+from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
@@ -132,4 +132,4 @@ def _part(group: Group, matrices: Sequence[tuple[Site, Matrix]], seen: set[int])
 
 def _stored(site: Site) -> int:
     """Numbers that a file holds of the matrix."""
-    return site.module.kept if isinstance(site.module, Masked) else site.parameter.numel()
+    return site.module.count if isinstance(site.module, Format) else site.parameter.numel()

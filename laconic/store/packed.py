@@ -3,7 +3,7 @@
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from laconic.formats import Masked
+from laconic.formats import Format
 from laconic.model import ties
 
 
@@ -31,9 +31,9 @@ def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     return state
 
 
-def _places(model: PreTrainedModel) -> dict[Masked, list[str]]:
-    places: dict[Masked, list[str]] = {}
+def _places(model: PreTrainedModel) -> dict[Format, list[str]]:
+    places: dict[Format, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Masked):
+        if isinstance(module, Format) and module.packed_names:
             places.setdefault(module, []).append(name)
     return places

@@ -105,7 +105,8 @@ def in_half(model: PreTrainedModel) -> Tensor:
     """The outputs in float16, but for what transformers keeps in float32."""
     half = copy.deepcopy(model)
     for parameter in half.parameters():
-        parameter.data = parameter.data.half()
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.half()
     for name, module in half.named_modules():
         if isinstance(module, Format):
             module.half()

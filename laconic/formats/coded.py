@@ -1,0 +1,206 @@
+"""A matrix kept as codes of a few bits each, packed without gaps both on disk and in memory.
+
+Every tensor is bytes: codes, the scales or values that they stand for, and the mask of what was pruned. So casting the
+model to another dtype leaves them alone, and the file has the size of what is in memory. A product decodes the matrix,
+multiplies and forgets it: one layer at a time is held in full.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Integer, UInt8
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from laconic.formats.base import Format, own_bias
+from laconic.numerics.packing import pack, pack_mask, packed_nbytes, take, unpack, unpack_mask
+
+
+class Coded(Format):
+    """y = Ŵ x + bias, Ŵ decoded from `codes`; with a mask only the codes of the weights that are kept are there.
+
+    A later step is shown the matrix as a whole; no gradient reaches it.
+    """
+
+    readers = ()
+    holds = "codes"
+    codes: nn.Parameter
+    kept_bits: nn.Parameter | None
+    shift: nn.Parameter | None
+    """The bias."""
+
+    def __init__(self, shape: tuple[int, int], bits: int, kept: int | None, bias: bool) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.bits, self.kept = bits, kept
+        self.codes = stored(packed_nbytes(self.count, bits))
+        self.kept_bits = None if kept is None else stored(packed_nbytes(shape[0] * shape[1], 1))
+        self.shift = nn.Parameter(torch.empty(shape[0])) if bias else None
+
+    @abstractmethod
+    def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
+        """What codes stand for, in fp32: of the whole matrix, or of these of its columns."""
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        return tuple(name for name, tensor in self.named_parameters() if not tensor.is_floating_point())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    @property
+    def count(self) -> int:
+        return self.out_features * self.in_features if self.kept is None else self.kept
+
+    @property
+    def support(self) -> Bool[Tensor, "out in"] | None:
+        return None if self.kept_bits is None else unpack_mask(self.kept_bits.detach(), self.shape)
+
+    def encode(self, codes: Integer[Tensor, "out in"], mask: Bool[Tensor, "out in"] | None) -> None:
+        """Keep these codes; of a matrix with a mask, those where it is True."""
+        self.codes = frozen(pack(codes.reshape(-1) if mask is None else codes[mask], self.bits))
+        if mask is not None:
+            self.kept_bits = frozen(pack_mask(mask))
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        mask = self.support
+        if mask is None:
+            codes = unpack(self.codes.detach(), self.bits, self.out_features * self.in_features).view(self.shape)
+            return self.decoded(codes, None).to(self.weight.dtype)
+        codes = torch.zeros(self.shape, dtype=torch.uint8, device=mask.device)
+        codes[mask] = unpack(self.codes.detach(), self.bits, int(mask.count_nonzero()))
+        return torch.where(mask, self.decoded(codes, None), 0).to(self.weight.dtype)
+
+    def columns(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
+        """Some columns of the matrix; where nothing was pruned no other is decoded."""
+        if self.kept_bits is not None:
+            return self.dense()[:, which]
+        rows = torch.arange(self.out_features, device=which.device)[:, None]
+        codes = take(self.codes.detach(), self.bits, rows * self.in_features + which)
+        return self.decoded(codes, which).to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.dense(), self.bias)
+
+    def nbytes(self) -> int:
+        return sum(self.get_parameter(name).numel() for name in self.packed_names)
+
+    def macs(self) -> int:
+        return self.out_features * self.in_features
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Coded":
+        """As torch's, of the bias alone: codes are whole numbers."""
+        if self.shift is not None:
+            self.shift.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self.shift
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        self.shift = own_bias(bias)
+
+    def for_lookup(self, padding_idx: int | None) -> Format:
+        return CodedEmbedding.of(self, padding_idx)
+
+    def coded_spec(self) -> dict[str, Any]:
+        """What every kind says of itself."""
+        kept = {} if self.kept is None else {"kept": self.kept}
+        sizes = {"out_features": self.out_features, "in_features": self.in_features, "bits": self.bits}
+        return {**sizes, **kept, "bias": self.bias is not None}
+
+
+class CodedEmbedding(Format):
+    """y = Ŵ[:, token], decoded token by token from `matrix`, which is (width, vocabulary)."""
+
+    kind = "coded-embedding"
+    readers = ()
+    holds = "matrix.codes"
+    looks_up = True
+
+    def __init__(self, padding_idx: int | None) -> None:
+        super().__init__()
+        self.padding_idx = padding_idx
+        # What it reads from is put here, as it is inside of every format that nests another.
+        self.matrix = nn.Module()
+
+    @classmethod
+    def of(cls, matrix: Coded, padding_idx: int | None) -> "CodedEmbedding":
+        """The embedding that reads from these codes."""
+        layer = cls(padding_idx)
+        layer.matrix = matrix
+        return layer.to(matrix.weight.dtype)
+
+    @property
+    def coded(self) -> Coded:
+        assert isinstance(self.matrix, Coded)
+        return self.matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.coded.shape
+
+    def requires_grad_(self, requires_grad: bool = True) -> "CodedEmbedding":
+        """Nothing of it can be trained."""
+        return self
+
+    @property
+    def count(self) -> int:
+        return self.coded.count
+
+    @property
+    def support(self) -> Bool[Tensor, "out in"] | None:
+        return self.coded.support
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.coded.columns(tokens.reshape(-1)).T.reshape(*tokens.shape, self.shape[0])
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        return self.coded.dense()
+
+    def nbytes(self) -> int:
+        return self.coded.nbytes()
+
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        if bias is not None:
+            raise ValueError("a word embedding has no bias")
+
+    def for_lookup(self, padding_idx: int | None) -> Format:
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        return {"padding_idx": self.padding_idx}
+
+    @classmethod
+    def shell(cls, **spec: Any) -> "CodedEmbedding":
+        return cls(**spec)
+
+
+def as_bytes(values: Tensor) -> UInt8[Tensor, " bytes"]:
+    """Numbers of 16 bits as two bytes each, which no cast of a model touches."""
+    return values.half().contiguous().view(-1).view(torch.uint8)
+
+
+def from_bytes(stored: UInt8[Tensor, " bytes"]) -> Float[Tensor, " n"]:
+    """The numbers, in fp32."""
+    return stored.view(torch.float16).float()
+
+
+def frozen(data: UInt8[Tensor, " bytes"]) -> nn.Parameter:
+    """Bytes as a parameter, by which transformers finds, fills and ties them."""
+    return nn.Parameter(data, requires_grad=False)
+
+
+def stored(count: int) -> nn.Parameter:
+    """Room for so many bytes."""
+    return frozen(torch.empty(count, dtype=torch.uint8))

@@ -1,0 +1,92 @@
+"""Ŵ on evenly spaced grids: codes of 2 to 8 bits and, for each group of weights, a scale and a zero point."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+
+from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
+from laconic.numerics.grid import Grid, values_of
+from laconic.numerics.packing import pack, packed_nbytes, unpack
+
+
+class Quantized(Coded):
+    """w = s (c − z). Scales take 16 bits each, zero points as many as a code, and none on a symmetric grid.
+
+    group: columns of a row that share a scale; None where the whole matrix does.
+    """
+
+    kind = "quantized"
+    scales: nn.Parameter
+    zeros: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        bits: int,
+        group: int | None,
+        symmetric: bool,
+        kept: int | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(shape, bits, kept, bias)
+        self.group, self.symmetric = group, symmetric
+        grids = self.grid_shape[0] * self.grid_shape[1]
+        self.scales = stored(2 * grids)
+        self.zeros = None if symmetric else stored(packed_nbytes(grids, bits))
+
+    @classmethod
+    def of(
+        cls,
+        codes: Integer[Tensor, "out in"],
+        grid: Grid,
+        symmetric: bool,
+        dtype: torch.dtype = torch.float32,
+        mask: Bool[Tensor, "out in"] | None = None,
+    ) -> "Quantized":
+        """The format of the codes of a matrix, without a bias.
+
+        symmetric: z is 2^{b−1} everywhere, and so not stored.
+        dtype:     that of `dense()`.
+        mask:      True where a weight is kept; the others are zero whatever their code is.
+        """
+        kept = None if mask is None else int(mask.count_nonzero())
+        with torch.device("meta"):
+            layer = cls((codes.shape[0], codes.shape[1]), grid.bits, grid.group, symmetric, kept)
+        layer.to_empty(device=codes.device)
+        layer.encode(codes, mask)
+        layer.scales = frozen(as_bytes(grid.scale))
+        if not symmetric:
+            layer.zeros = frozen(pack(grid.zero.reshape(-1).to(torch.uint8), grid.bits))
+        return layer.to(dtype)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, groups) of the scales."""
+        return (1, 1) if self.group is None else (self.out_features, -(-self.in_features // self.group))
+
+    @property
+    def grid(self) -> Grid:
+        """The grids, unpacked."""
+        scale = from_bytes(self.scales.detach()).view(self.grid_shape)
+        if self.zeros is None:
+            return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), self.bits, self.group)
+        zero = unpack(self.zeros.detach(), self.bits, scale.numel()).view(self.grid_shape)
+        return Grid(scale, zero.float(), self.bits, self.group)
+
+    def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
+        return values_of(codes, self.grid, columns)
+
+    def spec(self) -> dict[str, Any]:
+        return {**self.coded_spec(), "group": self.group, "symmetric": self.symmetric}
+
+    @classmethod
+    def shell(cls, **spec: Any) -> "Quantized":
+        return cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
+
+
+def quantized_nbytes(shape: tuple[int, int], bits: int, group: int | None, symmetric: bool) -> int:
+    """Bytes on disk of a matrix of `shape` where nothing was pruned."""
+    with torch.device("meta"):
+        return Quantized(shape, bits, group, symmetric).nbytes()

@@ -1,0 +1,171 @@
+"""Evenly spaced values for the weights of a group: which spacing, and which of the values is nearest.
+
+A weight w of a group with the scale s and the zero point z is kept as the code c in [0, 2^b), which stands for
+s (c − z). An asymmetric grid chooses z among the codes. A symmetric one has z = 2^{b−1} everywhere, and as there is one
+more code below than above, s may be negative. s is a number of 16 bits, as it will be stored.
+
+The spacing is searched for: of ranges that cover the whole group down to a part of it, the one with the least
+Σ h_j (w_j − s (c_j − z))², and then, its codes given, the s of least squares. (Clipping by search: J. Lin et al.,
+"AWQ", MLSys 2024, arXiv 2306.00978, section 5.1.)
+
+Notation: W (m, n); h importance, (n,) or (m, n); b bits; s, z (m, k), or (1, 1) where the whole matrix is one group.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+from torch.nn.functional import pad
+
+LARGEST_SCALE = torch.finfo(torch.float16).max
+CLIPS = tuple(1 - part / 20 for part in range(15))
+"""The parts of a group's range that are tried: all of it down to three tenths."""
+REFINEMENTS = 4
+BLOCK = 2**22
+"""Weights that are worked on at a time, which bounds the memory."""
+
+
+class Spacing(NamedTuple):
+    """What is asked of the grids of one matrix.
+
+    group: columns of a row that share one, the last being fewer where they must; None for one grid in all.
+    clip:  search for the range; otherwise it is all of the group's.
+    """
+
+    bits: int
+    group: int | None
+    symmetric: bool = False
+    clip: bool = True
+
+
+class Grid(NamedTuple):
+    """The grids of one matrix: `group` columns of a row share one; where it is None all weights do, and s is (1, 1)."""
+
+    scale: Float[Tensor, "rows groups"]
+    zero: Float[Tensor, "rows groups"]
+    bits: int
+    group: int | None
+
+    def columns(self, which: Integer[Tensor, " k"]) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "rows k"]]:
+        """s and z of each of some columns; of one row where all rows have the same."""
+        if self.group is None:
+            return self.scale.expand(1, len(which)), self.zero.expand(1, len(which))
+        groups = which // self.group
+        return self.scale[:, groups], self.zero[:, groups]
+
+
+def fit_grid(
+    W: Float[Tensor, "out in"],
+    spacing: Spacing,
+    importance: Float[Tensor, "..."] | None = None,
+    keep: Bool[Tensor, "out in"] | None = None,
+) -> Grid:
+    """The grids of W, in fp32.
+
+    importance: h, of the columns or of every weight; all alike where it is None.
+    keep:       False where a weight is zero by choice, and takes no part.
+    """
+    W = W.float()
+    h = torch.ones_like(W)
+    if importance is not None and importance.max() > 0:
+        h = (importance / importance.max()).float().expand_as(W)
+    if keep is not None:
+        W, h = W * keep, h * keep
+    group = spacing.group
+    if group is None:
+        scale, zero = _fit(W.reshape(1, -1), h.reshape(1, -1), spacing)
+        return Grid(scale[:, None], zero[:, None], spacing.bits, None)
+    groups = -(-W.shape[1] // group)
+    short = groups * group - W.shape[1]
+    rows = max(1, BLOCK // (groups * group))
+    parts = []
+    for start in range(0, len(W), rows):
+        here = slice(start, start + rows)
+        shaped = [pad(X[here], (0, short)).reshape(-1, group) for X in (W, h)]
+        parts.append(_fit(shaped[0], shaped[1], spacing))
+    scale, zero = (torch.cat(part).view(len(W), groups) for part in zip(*parts, strict=True))
+    return Grid(scale, zero, spacing.bits, group)
+
+
+def nearest(
+    W: Float[Tensor, "out columns"],
+    scale: Float[Tensor, "#out #columns"],
+    zero: Float[Tensor, "#out #columns"],
+    bits: int,
+) -> Float[Tensor, "out columns"]:
+    """The codes of the nearest values, as whole numbers in the dtype of W; z where the scale is zero."""
+    inverse = torch.where(scale == 0, 0, 1 / scale)
+    return (W * inverse + zero).round_().clamp_(0, 2**bits - 1)
+
+
+def codes_of(W: Float[Tensor, "out in"], grid: Grid) -> Integer[Tensor, "out in"]:
+    """The code of every weight, uint8."""
+    every = torch.arange(W.shape[1], device=W.device)
+    parts = [
+        nearest(W[:, which].float(), *grid.columns(which), grid.bits).to(torch.uint8)
+        for which in every.split(max(1, BLOCK // len(W)))
+    ]
+    return torch.cat(parts, 1)
+
+
+def values_of(
+    codes: Integer[Tensor, "out columns"], grid: Grid, columns: Integer[Tensor, " columns"] | None = None
+) -> Float[Tensor, "out columns"]:
+    """s (c − z) in fp32, which is exact for scales of 16 bits: of the whole matrix, or of these of its columns."""
+    m, n = codes.shape
+    if columns is None and grid.group is not None and n % grid.group == 0:
+        grouped = codes.reshape(m, -1, grid.group) - grid.zero[..., None]
+        return grouped.mul_(grid.scale[..., None]).view(m, n)
+    scale, zero = grid.columns(torch.arange(n, device=codes.device) if columns is None else columns)
+    return (codes - zero).mul_(scale)
+
+
+def _fit(W: Tensor, h: Tensor, spacing: Spacing) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+    """s and z of each row."""
+    bits = spacing.bits
+    best_scale, best_zero = torch.zeros(len(W), device=W.device), torch.zeros(len(W), device=W.device)
+    best = W.new_full((len(W),), torch.inf)
+    for scale, zero in _candidates(W, spacing):
+        error = _error(W, h, scale, zero, bits)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    for _ in range(REFINEMENTS if spacing.clip else 0):
+        steps = nearest(W, best_scale[:, None], best_zero[:, None], bits) - best_zero[:, None]
+        weighted = h * steps
+        norm = (weighted * steps).sum(1)
+        scale = _stored(torch.where(norm > 0, (weighted * W).sum(1) / norm.clamp(min=1e-30), best_scale))
+        error = _error(W, h, scale, best_zero, bits)
+        better = error < best
+        best, best_scale = torch.where(better, error, best), torch.where(better, scale, best_scale)
+    return best_scale, best_zero
+
+
+def _candidates(W: Tensor, spacing: Spacing) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and zero points of smaller and smaller ranges."""
+    most, clips = 2**spacing.bits - 1, CLIPS if spacing.clip else CLIPS[:1]
+    if spacing.symmetric:
+        half = 2 ** (spacing.bits - 1)
+        largest = W.abs().amax(1)
+        zero = torch.full_like(largest, half)
+        for clip in clips:
+            # With 2^{b−1} − 1 both ends are within; with 2^{b−1} one of them, and the sign says which.
+            for steps in (half - 1, half, -half):
+                yield _stored(clip * largest / steps), zero
+        return
+    low, high = W.amin(1).clamp(max=0), W.amax(1).clamp(min=0)
+    for clip in clips:
+        scale = _stored(clip * (high - low) / most)
+        yield scale, torch.where(scale > 0, (-clip * low / scale).round(), 0).clamp(0, most)
+
+
+def _stored(scale: Tensor) -> Tensor:
+    """As a number of 16 bits holds it."""
+    return scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
+
+
+def _error(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Float[Tensor, " groups"]:
+    steps = nearest(W, scale[:, None], zero[:, None], bits) - zero[:, None]
+    return steps.mul_(scale[:, None]).sub_(W).square_().mul_(h).sum(1)

@@ -1,0 +1,145 @@
+"""Quantized layers on disk: every architecture reloads in another process to the last bit, in the bytes it claimed."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from laconic.calibrate import Known
+from laconic.evaluate.cost import measure_cost, stored_bytes
+from laconic.formats import Coded
+from laconic.methods import Method, Rtn
+from laconic.model import LanguageModel
+from laconic.store import file_bytes, materialize, save
+from tests.architectures import ARCHITECTURES, BY_NAME, factors, outputs
+from tests.store.checkpoints import HALF, TIED, Checkpoint, in_fresh_process, in_half, job, saved_as
+from tests.store.test_pruned import pruned
+
+
+def quantized(lm: LanguageModel, targets: tuple[str, ...], method: Method) -> LanguageModel:
+    for site in lm.sites(targets):
+        known = Known([], site.support)
+        lm.replace(site, method.compress(site.weight().to(lm.dtype), known))
+    return lm
+
+
+FOUR = Rtn(bits=4, group_size=16)
+THREE = Rtn(bits=3, group_size=16, symmetric=True)
+
+
+def checkpoints(parent: Path) -> Iterator[Checkpoint]:
+    for architecture in ARCHITECTURES:
+        yield saved_as(quantized(architecture.lm(), ("*",), FOUR), parent, f"{architecture.name}/all/float32")
+    for name in HALF:
+        lm = BY_NAME[name].lm().with_dtype(torch.float16)
+        yield saved_as(quantized(lm, ("*",), THREE), parent, f"{name}/all/float16")
+    for name in TIED:
+        for target in ("head", "embedding"):
+            yield saved_as(quantized(BY_NAME[name].lm(), (target,), FOUR), parent, f"{name}/{target}/float32")
+    for name in ("bert-classifier", "gpt2", "t5"):
+        lm = BY_NAME[name].lm()
+        for site in lm.sites(("all",)):
+            lm.replace(site, factors(site, rank=8))
+        yield saved_as(quantized(lm, ("all",), FOUR), parent, f"{name}/factors/float32")
+        zeros = pruned(BY_NAME[name].lm(), ("*",))
+        yield saved_as(quantized(zeros, ("*",), THREE), parent, f"{name}/pruned/float32")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
+    return list(checkpoints(tmp_path_factory.mktemp("quantized")))
+
+
+def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
+    in_float16 = [checkpoint for checkpoint in saved if checkpoint.lm.dtype == torch.float16]
+    jobs = [job(checkpoint, dtype="float32") for checkpoint in saved] + [job(checkpoint) for checkpoint in in_float16]
+    computed, complaints = in_fresh_process(jobs, tmp_path, laconic=True)
+    # The positions of Marian are computed, not stored.
+    assert not {key: said for key, said in complaints.items() if "embed_positions." not in said}
+    for checkpoint in saved:
+        key = f"{checkpoint.key}:{checkpoint.auto}:float32"
+        assert torch.equal(computed[key], outputs(checkpoint.lm.model)), checkpoint.key
+    for checkpoint in in_float16:
+        key = f"{checkpoint.key}:{checkpoint.auto}:None"
+        assert torch.equal(computed[key], in_half(checkpoint.lm.model)), checkpoint.key
+
+
+def test_stock_transformers_refuses_every_folder(saved: list[Checkpoint], tmp_path: Path) -> None:
+    some = [checkpoint for checkpoint in saved if checkpoint.key.startswith(("bert-", "gpt2", "t5", "llama"))]
+    _, complaints = in_fresh_process([job(checkpoint) for checkpoint in some], tmp_path, laconic=False)
+    for checkpoint in some:
+        assert "size" in complaints[f"{checkpoint.key}:{checkpoint.auto}:None"], checkpoint.key
+
+
+def test_the_bytes_are_those_that_were_said(saved: list[Checkpoint]) -> None:
+    for checkpoint in saved:
+        assert file_bytes(checkpoint.folder) == pytest.approx(stored_bytes(checkpoint.lm), rel=0.01), checkpoint.key
+
+
+def wide() -> LanguageModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=300, hidden_size=256, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4
+    )
+    return LanguageModel.of(BertForSequenceClassification(config).eval())
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (3, "channel"), (4, 32), (5, 32), (8, "channel")])
+def test_a_file_has_the_nominal_bits_and_the_scales(
+    bits: int, group_size: int | Literal["channel"], tmp_path: Path
+) -> None:
+    lm = quantized(wide(), ("all",), Rtn(bits=bits, group_size=group_size, symmetric=True, clip=False))
+    save(lm, tmp_path / "small")
+    layers = [module for module in lm.model.modules() if isinstance(module, Coded)]
+    state = load_file(tmp_path / "small" / "model.safetensors")
+    matrices = sum(tensor.nbytes for name, tensor in state.items() if tensor.dtype == torch.uint8)
+    weights = sum(math.prod(layer.shape) for layer in layers)
+    scales = sum(layer.shape[0] * (layer.shape[1] // 32 if group_size == 32 else 1) for layer in layers)
+    assert matrices == weights * bits // 8 + 2 * scales
+    assert sum(layer.nbytes() for layer in layers) == matrices
+    assert lm.size()[0] == wide().size()[0]
+
+
+def test_the_report_says_what_is_on_disk(tmp_path: Path) -> None:
+    lm = quantized(wide(), ("all",), FOUR)
+    save(lm, tmp_path / "small")
+    cost = measure_cost(lm, batch_sizes=(1,), lengths=(8,))
+    assert cost.parameters == wide().size()[0]
+    assert cost.bytes == pytest.approx(file_bytes(tmp_path / "small"), rel=0.01)
+
+
+def test_pruned_and_quantized_is_a_bit_each_and_the_codes_of_what_is_kept(tmp_path: Path) -> None:
+    lm = quantized(pruned(wide(), ("all",)), ("all",), Rtn(bits=4, group_size="channel", symmetric=True))
+    layers = [module for module in lm.model.modules() if isinstance(module, Coded)]
+    for layer in layers:
+        mask = layer.support
+        assert mask is not None
+        expected = math.ceil(int(mask.sum()) / 2) + mask.numel() // 8 + 2 * layer.shape[0]
+        assert layer.nbytes() == expected
+        assert not layer.dense()[~mask].any()
+    save(lm, tmp_path / "small")
+    assert file_bytes(tmp_path / "small") == pytest.approx(lm.size()[1], rel=0.01)
+
+
+def test_nothing_of_a_cast_reaches_codes_and_scales() -> None:
+    lm = quantized(wide(), ("all",), FOUR)
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items() if tensor.dtype == torch.uint8}
+    lm.model.half().bfloat16().float()
+    after = lm.model.state_dict()
+    assert before
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_made_plain_it_computes_the_same(tmp_path: Path) -> None:
+    lm = quantized(BY_NAME["gpt2"].lm(), ("*",), FOUR)
+    plain = materialize(lm.model)
+    assert not any(isinstance(module, Coded) for module in plain.modules())
+    torch.testing.assert_close(outputs(plain), outputs(lm.model))
+    save(LanguageModel.of(plain), tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
