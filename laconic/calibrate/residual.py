@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
 from torch import Tensor
 
 from laconic.calibrate.tap import Tap
@@ -52,18 +51,21 @@ def paths_of(block: str, parts: Sequence[Sublayer]) -> list[str]:
 def kind_of(tap: Tap, block: str, parts: Sequence[Sublayer]) -> Residual:
     """What the stream is in the block that `tap` has listened to."""
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
-    written = sum((tap.outputs[part.writer][0] for part in parts), torch.zeros_like(entered))
-    if _same(entered + written, left):
+    written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
+    if _same(sum(written, entered), left):
         return Residual.SUM
     return Residual.READ if parts and _same(tap.inputs[parts[0].reader][0], entered) else Residual.UNKNOWN
 
 
 def stream_before(tap: Tap, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int) -> Tensor:
-    """The residual stream that the output of `writer` was added to, in its call number `call`."""
+    """The residual stream that the output of `writer` was added to, in its call number `call`, and of its shape."""
     index = next(i for i, part in enumerate(parts) if part.writer == writer)
+    # OPT calls its feed-forward with sequences and tokens in one dimension.
+    shape = tap.outputs[writer][call].shape
     if kind is Residual.READ:
-        return tap.inputs[parts[index].reader][call]
-    return sum((tap.outputs[part.writer][call] for part in parts[:index]), tap.inputs[block][call])
+        return tap.inputs[parts[index].reader][call].reshape(shape)
+    written = [tap.outputs[part.writer][call].reshape(shape) for part in parts[:index]]
+    return sum(written, tap.inputs[block][call].reshape(shape))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

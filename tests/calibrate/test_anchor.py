@@ -95,6 +95,8 @@ def test_an_anchor_gives_the_problem_around_the_wanted_matrix(centred):
         ("llama", Residual.SUM),
         ("t5", Residual.SUM),
         ("phi", Residual.SUM),
+        ("opt", Residual.SUM),
+        ("opt-norm-after", Residual.READ),
         ("gemma2", Residual.UNKNOWN),
     ],
 )
@@ -109,7 +111,9 @@ def test_what_the_residual_stream_is_shows_in_the_numbers(name, kind):
         assert kind_of(tap, path, parts) is kind
 
 
-@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "llama-tied", "t5", "bart", "albert-masked", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["bert-classifier", "gpt2", "llama-tied", "t5", "bart", "albert-masked", "gemma2", "opt"]
+)
 def test_a_walk_that_replaces_nothing_wants_the_matrices_as_they_are(name):
     lm = BY_NAME[name].lm()
     data = Calibration(labelled_batches(lm, 3))
@@ -122,7 +126,7 @@ def test_a_walk_that_replaces_nothing_wants_the_matrices_as_they_are(name):
             assert torch.allclose(bias.float(), site.bias(), atol=1e-3), site.name
 
 
-@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "llama", "opt", "opt-norm-after"])
 def test_the_writers_make_up_for_the_drift_of_the_stream(name):
     """Rank 3 in the first block: what the next writer is to give is the dense output and the drift before it."""
     lm = BY_NAME[name].lm()
