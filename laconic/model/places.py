@@ -4,7 +4,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.formats import Dense
+from laconic.formats import Constant, Dense
 from laconic.model.anatomy import ANATOMIES, Attention, FeedForward, Stack
 from laconic.model.lm import LanguageModel
 from laconic.model.roles import Group
@@ -31,6 +31,14 @@ def check_inside(lm: LanguageModel, group: Group) -> None:
 
 
 def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) -> None:
+    if is_dropped(block, place):
+        # What the others add to the scores has a column for each of its heads too.
+        if isinstance(place, Attention) and place.heads is not None and place.heads.bias is not None:
+            raise UserError(
+                f"The attention '{path}.{place.heads.module}' is dropped, and shares its position bias with the "
+                "others; heads must go before that."
+            )
+        return
     if isinstance(place, Attention) and place.heads is not None:
         children = dict(block.get_submodule(place.heads.module).named_children())
         if mixer := next((name for name in place.heads.mixers if name in children), None):
@@ -40,6 +48,11 @@ def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) ->
             raise UserError(
                 f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
             )
+
+
+def is_dropped(block: nn.Module, place: Attention | FeedForward) -> bool:
+    """Whether the attention or feed-forward was taken out of `block` before, so that it has no parts."""
+    return isinstance(block.get_submodule(place.output), Constant)
 
 
 def is_known(stack: Stack, group: Group) -> bool:

@@ -1,5 +1,6 @@
 """Heads and channels taken out of a model for real: rows and columns of its projections, and what counts them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.formats import Dense
+from laconic.model.anatomy import FeedForward
 from laconic.model.inner import Inner, inners_of
 from laconic.model.lm import LanguageModel
+from laconic.model.places import places
 from laconic.model.resize import put
+from laconic.model.roles import Group
 
 EMPTY = -1
 """In place of the number of a part: one of zeros."""
@@ -83,16 +87,33 @@ def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def declare(lm: LanguageModel) -> None:
-    """Say in the configuration how many heads and channels there are, where that is one number and the class can make
-    as many: such a model is one of its class again."""
+    """Say in the configuration how many heads and channels there are, where that is one number in every block and the
+    class can make as many: such a model is one of its class again."""
     by_name: dict[str, list[dict[str, int]]] = {}
     for inner in inners_of(lm):
         if inner.config:
             said = {name: each * inner.count for name, each in inner.config.items()}
             by_name.setdefault(next(iter(said)), []).append({**said, **inner.pinned})
-    for several in by_name.values():
-        if all(said == several[0] for said in several):
+    everywhere = _counted(lm)
+    for name, several in by_name.items():
+        # What is dropped or compressed already has the number that the configuration said before.
+        if len(several) == everywhere[name] and all(said == several[0] for said in several):
             _adopt(lm.model, several[0])
+
+
+def _counted(lm: LanguageModel) -> Counter[str]:
+    """How many attentions and feed-forwards the configuration counts the parts of, by its name for that."""
+    found = [
+        place
+        for stack, blocks in lm.stacks()
+        for _, block in blocks
+        for group in (Group.ATTENTION, Group.FFN)
+        for place in places(stack, block, group)
+    ]
+    names = [
+        place.config if isinstance(place, FeedForward) else place.heads and place.heads.config_count for place in found
+    ]
+    return Counter(name for name in names if name)
 
 
 def _adopt(model: PreTrainedModel, values: dict[str, int]) -> None:
