@@ -5,6 +5,7 @@ state dict has `values` and `bits` in place of the weight, whatever asks for it:
 A shell has those two as parameters, for transformers to fill, and becomes the plain module by `unpack`.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -171,8 +172,15 @@ class Masked(Format):
         stream = bits.to(torch.uint8)
         if self.pattern is None:
             return unpack_mask(stream, self.shape)
-        groups = self.out_features * self.in_features // self.pattern[1]
-        return unranked(unpack(stream, index_bits(self.pattern), groups), self.pattern).view(self.shape)
+        kept, of = self.pattern
+        numbers = unpack(stream, index_bits(self.pattern), self.out_features * self.in_features // of)
+        # 2:4 has six combinations, and three bits could say eight.
+        if len(numbers) and int(numbers.max()) >= math.comb(of, kept):
+            raise UserError(
+                f"A pruned layer of {self.out_features} x {self.in_features} has a group that is no combination of "
+                f"{kept} of {of}: the file is damaged; save the model again."
+            )
+        return unranked(numbers, self.pattern).view(self.shape)
 
     def masked_spec(self) -> dict[str, Any]:
         """What every kind says of itself."""

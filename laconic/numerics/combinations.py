@@ -69,6 +69,7 @@ def unranked(numbers: Integer[Tensor, " n"], pattern: tuple[int, int]) -> Bool[T
 
 
 def _binomials(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "rows columns_1"]:
-    """C(row, column)."""
-    table = [[math.comb(row, column) for column in range(columns + 1)] for row in range(rows)]
+    """C(row, column), or 2^MOST, which is above every number that can be packed, where that is less."""
+    # The middle of a wide row does not fit into a word, and the numbers that do are not made of it.
+    table = [[min(math.comb(row, column), 2**MOST) for column in range(columns + 1)] for row in range(rows)]
     return torch.tensor(table, device=device)

@@ -213,6 +213,18 @@ def test_a_damaged_file_is_refused() -> None:
         shell.unpack()
 
 
+def test_a_damaged_pattern_is_refused() -> None:
+    """Three bits of ones are 7; the combinations of 2:4 have the numbers 0 to 5."""
+    layer = sparse((2, 4))
+    shell = Sparse.shell(**layer.spec())
+    assert shell.bits is not None
+    shell.bits.fill_(255)
+    with pytest.raises(UserError, match="a group that is no combination of 2 of 4: the file is damaged"):
+        shell.unpack()
+    with pytest.raises(UserError, match="a group that is no combination of 2 of 4"):
+        sparse((2, 4)).load_state_dict({**layer.state_dict(), "bits": shell.bits})
+
+
 def test_a_copy_is_packed_and_loaded_by_itself() -> None:
     layer = sparse()
     stream = io.BytesIO()

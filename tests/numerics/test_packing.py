@@ -99,6 +99,18 @@ def test_the_widest_group_whose_number_fits() -> None:
     assert not follows(wide, (33, 66))
 
 
+@pytest.mark.parametrize("pattern", [(2, 128), (126, 128), (1, 1000), (4, 300)])
+def test_few_of_a_wide_group_fit_though_half_of_it_would_not(pattern: tuple[int, int]) -> None:
+    kept, of = pattern
+    scores = torch.rand(5, of, generator=torch.Generator().manual_seed(0))
+    groups = torch.zeros(7, of, dtype=torch.bool).scatter_(1, scores.topk(kept, dim=1).indices, True)
+    groups[5, :kept] = groups[6, of - kept :] = True
+    assert follows(groups, pattern)
+    numbers = ranks(groups)
+    assert numbers[5:].tolist() == [0, comb(of, kept) - 1]
+    assert torch.equal(unranked(numbers, pattern), groups)
+
+
 def test_what_follows_a_pattern() -> None:
     mask = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0]], dtype=torch.bool)
     assert follows(mask, (2, 4))
