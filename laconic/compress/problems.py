@@ -77,9 +77,12 @@ def on_a_walk(
 
 
 def _with_supports(sites: Sequence[Site], known: Sequence[Known]) -> list[Known]:
-    """With the zeros of an earlier step; of several matrices that are one, all are given a mask where one has it."""
+    """With the zeros that the model has now, whatever it had when it was measured.
+
+    Of several matrices that are one, all are given a mask where one has it.
+    """
     if all(site.support is None for site in sites):
-        return list(known)
+        return [_supported(what, None) for what in known]
     masks = [
         torch.ones(site.shape, dtype=torch.bool, device=site.weight().device) if site.support is None else site.support
         for site in sites
@@ -88,5 +91,5 @@ def _with_supports(sites: Sequence[Site], known: Sequence[Known]) -> list[Known]
 
 
 def _supported(known: Known, support: Bool[Tensor, "out in"] | None) -> Known:
-    # The same object where there are none, for what it has worked out serves later sizes too.
-    return known if support is known.support else known | Known(support=support)
+    # The same object where nothing is new, for what it has worked out serves later sizes too.
+    return known if support is known.support else Known(known, support)

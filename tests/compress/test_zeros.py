@@ -94,6 +94,16 @@ def test_zeros_stay_under_a_second_pruning(method, extra, tmp_path, monkeypatch)
             assert (site.bias() is None) == biases[site.name]
 
 
+def test_statistics_of_a_pruned_model_leave_the_zeros_behind_on_a_dense_one() -> None:
+    architecture = BY_NAME["bert-classifier"]
+    lm, dense = pruned(architecture.lm(), ("ffn", "attention")), architecture.lm()
+    known = survey(lm, data_for(lm), {Gram}, lm.sites())
+    Compress(method=Wanda(sparsity=0.2)).solve(dense, known)
+    for site in dense.sites():
+        assert site.support is not None
+        assert int((~site.support).sum()) == site.shape[0] * round(0.2 * site.shape[1])
+
+
 def test_what_would_fill_the_zeros_is_refused_before_any_work() -> None:
     lm = pruned(BY_NAME["bert-classifier"].lm(), ("ffn",))
     before = outputs(lm.model)
