@@ -14,7 +14,7 @@ from laconic.calibrate import Calibration, survey
 from laconic.compress import Compress, Outcome
 from laconic.compress.ways.global_threshold import sparsity_of
 from laconic.errors import UserError
-from laconic.methods import KfacPrune, KfacSvd, Magnitude, Svd, Wanda
+from laconic.methods import KfacPrune, KfacSvd, LnStructured, Magnitude, Svd, Wanda
 from laconic.model import LanguageModel, Site
 from tests.architectures import BY_NAME
 from tests.compress.test_matrices import data_for, logits
@@ -146,6 +146,19 @@ def test_shots_carry_the_zeros_and_count_them() -> None:
     assert sum(zeros(lm).values()) == round(0.7 * numel(lm.sites()))
 
 
+@pytest.mark.parametrize("arguments", [{"method": Magnitude(sparsity=0.5)}, {"method": Magnitude(), "keep": 0.5}])
+def test_a_matrix_of_which_nothing_is_left_stays_so_and_counts(arguments: dict) -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    first = lm.sites()[0]
+    Compress(method=LnStructured(sparsity=0.999), targets=(first.name,)).apply(lm, None)
+    outcome = Compress(**arguments, allocate="global").apply(lm, None)
+    gone = zeros(lm)
+    assert gone[first.name] == numel([first])
+    assert outcome.plan[first.name] is None
+    if "keep" not in arguments:
+        assert sum(gone.values()) == round(0.5 * numel(lm.sites()))
+
+
 def test_what_is_kept_on_disk_serves_another_sparsity_and_every_shot(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
 
@@ -194,6 +207,10 @@ def test_what_has_no_global_threshold_is_one_sentence(arguments: dict, sentence:
     ("arguments", "sentence"),
     [
         ({"method": Magnitude(sparsity=0.9, cap=0.5)}, r"magnitude.sparsity must be at most 0\.[45]\d+, as no matrix"),
+        (
+            {"method": Magnitude(sparsity=0.99999)},
+            r"sparsity must be at most 0\.99\d+, as no matrix may lose every weight",
+        ),
         ({"method": Magnitude(cap=0.5), "keep": 0.2}, r"keep must be at least 0\.5\d+, as no matrix may lose more"),
         ({"method": Magnitude(), "keep": 0.01}, r"keep must be more than 0\.03125, which 'magnitude'"),
     ],

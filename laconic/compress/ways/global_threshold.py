@@ -91,8 +91,7 @@ class _Pool:
         zeros = round(sparsity * self.numel)
         if zeros > self._most:
             largest = floor(1e4 * self._most / self.numel) / 1e4
-            requirement = f"at most {largest:.4f}, as no matrix may lose more than its cap of {self.method.cap:g}"
-            raise must_be(f"{self.method.name}.sparsity", requirement, sparsity)
+            raise must_be(f"{self.method.name}.sparsity", f"at most {largest:.4f}, {self._why}", sparsity)
         return self._without(zeros)
 
     def keeping(self, keep: float, dtype: torch.dtype) -> Plan:
@@ -108,8 +107,7 @@ class _Pool:
         kept = floor((keep * dense - masks) / dtype.itemsize)
         if kept < self.numel - self._most:
             least = ceil(1e4 * ((self.numel - self._most) * dtype.itemsize + masks) / dense) / 1e4
-            requirement = f"at least {least:.4f}, as no matrix may lose more than its cap of {self.method.cap:g}"
-            raise must_be("keep", requirement, keep)
+            raise must_be("keep", f"at least {least:.4f}, {self._why}", keep)
         zeros = self.numel - min(kept, self.numel)
         # Scores may depend on how many of the others go.
         return replace(self, method=self.method.with_sparsity(zeros / self.numel))._without(zeros)
@@ -121,6 +119,13 @@ class _Pool:
     @property
     def _most(self) -> int:
         return sum(max(field.cap, field.floor) for field in self._fields)
+
+    @property
+    def _why(self) -> str:
+        cap = self.method.cap
+        return (
+            f"as no matrix may lose more than its cap of {cap:g}" if cap < 1 else "as no matrix may lose every weight"
+        )
 
     def _without(self, zeros: int) -> Plan:
         lost = lost_below(self._fields, max(zeros, sum(field.floor for field in self._fields)))
@@ -143,7 +148,8 @@ class _Pool:
         yield marked(self.method.scores(problem.weight, problem.known), problem.known.support)
 
     def _sized(self, unit: Unit, lost: int) -> Method | None:
-        return self.method.with_sparsity(sparsity_of(lost, _numel(unit))) if lost else None
+        # One that an earlier step left nothing of has nothing to lose either.
+        return self.method.with_sparsity(sparsity_of(lost, _numel(unit))) if 0 < lost < _numel(unit) else None
 
 
 def sparsity_of(zeros: int, numel: int) -> float:
