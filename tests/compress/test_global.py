@@ -209,7 +209,7 @@ def test_what_has_no_global_threshold_is_one_sentence(arguments: dict, sentence:
         ({"method": Magnitude(sparsity=0.9, cap=0.5)}, r"magnitude.sparsity must be at most 0\.[45]\d+, as no matrix"),
         (
             {"method": Magnitude(sparsity=0.99999)},
-            r"sparsity must be at most 0\.99\d+, as no matrix may lose every weight",
+            r"at most 0\.99\d+, as no matrix may lose every weight",
         ),
         ({"method": Magnitude(cap=0.5), "keep": 0.2}, r"keep must be at least 0\.5\d+, as no matrix may lose more"),
         ({"method": Magnitude(), "keep": 0.01}, r"keep must be more than 0\.03125, which 'magnitude'"),
