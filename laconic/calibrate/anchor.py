@@ -20,6 +20,7 @@ from torch import Tensor
 from laconic.calibrate.known import Known
 from laconic.calibrate.problem import Means, Problem
 from laconic.calibrate.statistics import Gram
+from laconic.errors import UserError
 from laconic.numerics.psd import add_gram, mirrored, root_factor
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
@@ -67,8 +68,14 @@ class Anchor:
             fold.products[name] += y.T @ x
 
     def problem(self, site: str, W: Float[Tensor, "out in"], known: Known, centred: bool) -> Problem:
-        """What a method is to solve for `site`, whose matrix is W."""
+        """What a method is to solve for `site`, whose matrix is W.
+
+        Raises:
+            UserError: its inputs, or the outputs wanted of it, are not finite.
+        """
         whole = _moments(self._folds, site, centred)
+        if not torch.isfinite(whole.C.sum() + whole.D.sum()):
+            raise UserError(f"The inputs or outputs of '{site}' are not finite; check the model and the data.")
         folds = [_moments([fold], site, centred) for fold in self._folds if fold.count]
         ridge = chosen_ridge(W.double(), folds)
         target = W if ridge is None else wanted(W.double(), whole, ridge).to(W.dtype)

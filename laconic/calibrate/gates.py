@@ -73,8 +73,6 @@ def _gradients(
     gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
     with _gated(inners, gates):
         predictions, _ = predict(lm, batch)
-    if not predictions.values.isfinite().all():
-        raise UserError("The model's predictions are not finite; check the model and the data.")
     for loss in scores(predictions, data.labels, generator):
         gradients = torch.autograd.grad(loss, list(gates.values()), retain_graph=True)
         yield {key: gradient.double().cpu() for key, gradient in zip(gates, gradients, strict=True)}

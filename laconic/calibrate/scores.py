@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from laconic.calibrate.calibration import Labels
-from laconic.errors import must_be
+from laconic.errors import UserError, must_be
 from laconic.model import Predictions
 
 ENUMERATED_UP_TO = 4
@@ -26,8 +26,11 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
     """The scalars to differentiate for one batch; their gradients' outer products are to be added up.
 
     Raises:
-        UserError: the data's own labels are asked for and there are none, or enumeration where it would not be exact.
+        UserError: a prediction is not finite, the data's own labels are asked for and there are none, or enumeration
+            where it would not be exact.
     """
+    if not predictions.values.isfinite().all():
+        raise UserError("The model's predictions are not finite; check the model and the data.")
     # Several predictions of a row share its hidden states: summed over classes their gradients would not be
     # independent, as drawn labels are, and F would hold their cross terms.
     alone = len(predictions.rows.unique()) == len(predictions.rows)

@@ -1,6 +1,6 @@
 """What is known of each matrix of the model as it stands, in one pass over the data."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ def survey(
     """Run every batch forward, and backward where a gradient statistic is needed; return `Known` by site name.
 
     Raises:
-        UserError: there is no batch, or activations or gradients are not finite.
+        UserError: there is no batch, or activations, predictions or gradients are not finite.
     """
     if not data.batches:
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
@@ -43,7 +43,7 @@ def survey(
             parameter.requires_grad_()
         lm.model.train(was_training)
     known = recorder.known()
-    _check_finite(known, needs)
+    check_finite(known, needs)
     return known
 
 
@@ -52,7 +52,8 @@ def _differentiate(losses: list[torch.Tensor]) -> None:
         loss.backward(retain_graph=i + 1 < len(losses))
 
 
-def _check_finite(known: dict[str, Known], needs: Collection[type[Statistic]]) -> None:
+def check_finite(known: Mapping[str, Known], needs: Collection[type[Statistic]]) -> None:
+    """Raise UserError where what was measured of a site is not finite."""
     for name, statistics in known.items():
         for kind in needs:
             # One pass: a sum is finite only where every term is.

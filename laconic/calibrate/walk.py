@@ -21,7 +21,7 @@ from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.residual import Residual, Sublayer, kind_of, paths_of, stream_before, sublayers
 from laconic.calibrate.statistics import GradientStatistic, Gram, InputStatistic, Statistic
 from laconic.calibrate.stream import Stream
-from laconic.calibrate.survey import survey
+from laconic.calibrate.survey import check_finite, survey
 from laconic.calibrate.tap import Tap
 from laconic.model import Group, LanguageModel, Site
 
@@ -70,6 +70,9 @@ def walk(
     The caller may replace the sites it was given before it asks for the next ones.
 
     `surveyed` has the gradient statistics where they have been collected already.
+
+    Raises:
+        UserError: there is no batch, or activations, predictions or gradients are not finite.
     """
     yield from _Walk(lm, data, needs, sites, course or Course()).steps(surveyed)
 
@@ -159,7 +162,9 @@ class _Walk:
                     self._compare(piece, sites, anchor, recorder, number)
                 else:
                     _run(self.now, piece, number)
-        known = {site.name: self.gradients[site.name] | recorder.known()[site.name] for site in sites}
+        measured = recorder.known()
+        check_finite(measured, kinds)
+        known = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
         if anchor is None:
             return [(site, Problem(weight=site.weight(), known=known[site.name])) for site in sites]
         # Sites of one input may be solved as one, so they are centred together or not at all.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate import AbsMax, Calibration, Fisher, Gram, Known, Mean, OutputGram, merge, survey, walk
+from laconic.calibrate import AbsMax, Calibration, Course, Fisher, Gram, Known, Mean, OutputGram, merge, survey, walk
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Role, Site, predict
 from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, factors
@@ -201,3 +201,27 @@ def test_activations_that_are_not_finite_are_one_sentence():
         lm.sites()[0].module.bias.fill_(float("inf"))
     with pytest.raises(UserError, match="is not finite"):
         known_of(lm, {Gram})
+
+
+def overflowing() -> LanguageModel:
+    """Every weight is finite, and no longer what comes of them."""
+    lm = BY_NAME["bert-classifier"].lm()
+    with torch.no_grad():
+        for site in lm.sites(("ffn",))[:2]:
+            site.parameter.mul_(1e30)
+    return lm
+
+
+def test_predictions_that_are_not_finite_are_one_sentence():
+    lm = overflowing()
+    for labels in ("enumerated", "sampled", "data"):
+        with pytest.raises(UserError, match="predictions are not finite"):
+            known_of(lm, {OutputGram}, labelled_batches(lm, 1), labels)
+
+
+@pytest.mark.parametrize("course", [Course(), Course(anchored=True)])
+@pytest.mark.parametrize("kind", [Gram, Mean])
+def test_a_walk_over_activations_that_are_not_finite_ends_in_one_sentence(course, kind):
+    lm = overflowing()
+    with pytest.raises(UserError, match="not finite; check the model and the data"):
+        list(walk(lm, Calibration(labelled_batches(lm, 1)), {kind}, lm.sites(), course))
