@@ -19,10 +19,9 @@ from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.judge import Judge as OnRows
-from laconic.compress.depth.search import Limits, Trial, by_runs, greedy
+from laconic.compress.depth.search import Limits, by_runs, greedy
 from laconic.compress.depth.select import Selection
-from laconic.compress.depth.surgery import fits_for
+from laconic.compress.depth.trial import Trial
 from laconic.model import LanguageModel, load
 
 BEGIN = "<!-- made by `python -m benchmarks depth_tables` -->"
@@ -85,9 +84,7 @@ class Chooser:
         self.lm, self.data = lm, data
         self.cuts = every_cut(lm, "blocks")
         (self.row,) = self.cuts.values()
-        on_rows = OnRows(lm, data.batches)
-        self.trials = {replace: Trial(lm, on_rows, data, fits_for(lm, data, replace, max(DROPS)))
-                       for replace in REPLACEMENTS}  # fmt: skip
+        self.trials = {replace: Trial.of(lm, data, replace, max(DROPS)) for replace in REPLACEMENTS}
 
     def blocks(self, select: str, replace: str, drop: int) -> tuple[int, ...]:
         """The numbers of the blocks that go."""

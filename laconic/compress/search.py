@@ -22,15 +22,14 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Problem
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.profile import Profile
+from laconic.compress.judge import Judge
 from laconic.compress.put import put
 from laconic.compress.units import Unit
 from laconic.methods import Method
-from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
+from laconic.model import Batch, LanguageModel
 
 GRID = tuple(part / 16 for part in range(1, 16))
 """The fractions of its bytes that a unit is tried at."""
-KEPT_PREDICTIONS = 2**26
-"""Numbers that the original predicts are kept up to this many (256 MiB), and predicted again beyond."""
 
 
 def allotted(error: float, units: Sequence[Unit], profile: Profile) -> dict[str, float]:
@@ -68,10 +67,8 @@ class _Trial:
     """A copy of a model in which layers are replaced, and its error against the original."""
 
     def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
-        self._original = lm
         self._trial = replace(lm, model=deepcopy(lm.model))
-        self._batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in batches]
-        self._kept: dict[int, Predictions] = {}
+        self._judge = Judge(lm, batches)
 
     def shrink(self, unit: Unit, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
         """Leave `unit` at the smallest of `sizes` with which the error is at most `allowed`; None where it is dense."""
@@ -80,7 +77,7 @@ class _Trial:
         while low < high:
             middle = (low + high) // 2
             smaller = put(self._trial, unit, sizes[middle], problem) is not None
-            if smaller and self._error() <= allowed:
+            if smaller and self._judge(self._trial) <= allowed:
                 chosen, layers, high = sizes[middle], self._layers(unit), middle
             else:
                 low = middle + 1
@@ -90,20 +87,3 @@ class _Trial:
 
     def _layers(self, unit: Unit) -> dict[str, nn.Module]:
         return {name: self._trial.model.get_submodule(name) for site in unit.sites for name in site.names}
-
-    @torch.inference_mode()
-    def _error(self) -> float:
-        """Mean KL(original ‖ trial) in nats per prediction."""
-        total, count = 0.0, 0
-        for number, batch in enumerate(self._batches):
-            there = divergence(self._reference(number), predict(self._trial, batch)[0])
-            total, count = total + there.sum().item(), count + len(there)
-        return total / max(count, 1)
-
-    def _reference(self, number: int) -> Predictions:
-        if number in self._kept:
-            return self._kept[number]
-        predictions, _ = predict(self._original, self._batches[number])
-        if sum(kept.values.numel() for kept in self._kept.values()) + predictions.values.numel() <= KEPT_PREDICTIONS:
-            self._kept[number] = predictions
-        return predictions

@@ -17,9 +17,10 @@ def runs_in(subset: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip(starts, stops, strict=True))
 
 
-def cheapest(costs: dict[tuple[int, int], float], length: int, drop: int) -> float:
-    """By looking at every subset."""
-    return min(sum(costs.get(run, inf) for run in runs_in(subset)) for subset in combinations(range(length), drop))
+def cheapest(costs: dict[tuple[int, int], float], length: int, drop: int, count: int) -> float:
+    """By looking at every subset of so many runs."""
+    subsets = (runs_in(subset) for subset in combinations(range(length), drop))
+    return min((sum(costs.get(run, inf) for run in runs) for runs in subsets if len(runs) == count), default=inf)
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,23 +31,26 @@ def test_runs_are_those_of_brute_force(data, length):
     every = [(i, j) for i in range(length) for j in range(i + 1, length + 1)]
     values = data.draw(st.lists(st.one_of(st.floats(0, 9), st.just(inf)), min_size=len(every), max_size=len(every)))
     costs = {run: value for run, value in zip(every, values, strict=True) if value != inf}
-    least = cheapest(costs, length, drop)
-    every_number = best_runs(costs, length, drop)
-    if drop not in every_number:
-        assert least == inf
-        return
-    total, found = every_number[drop]
-    assert total == pytest.approx(least)
-    assert sum(j - i for i, j in found) == drop
-    assert all(first[1] < second[0] for first, second in pairwise(found)), "runs must not touch"
-    assert sum(costs[run] for run in found) == pytest.approx(least)
+    found = best_runs(costs, length, drop)
+    assert all(dropped <= drop for dropped, _ in found)
+    for count in range(drop + 1):
+        least = cheapest(costs, length, drop, count)
+        if least == inf:
+            assert (drop, count) not in found
+            continue
+        total, runs = found[drop, count]
+        assert total == pytest.approx(least)
+        assert len(runs) == count and sum(j - i for i, j in runs) == drop
+        assert all(first[1] < second[0] for first, second in pairwise(runs)), "runs must not touch"
+        assert sum(costs[run] for run in runs) == pytest.approx(least)
 
 
 def test_neighbours_are_one_run():
     """Alone each of the middle two is cheap; together they are not, and that is what they cost."""
     costs = {(0, 1): 3.0, (1, 2): 0.1, (2, 3): 0.1, (3, 4): 0.5, (0, 2): 9.0, (1, 3): 9.0, (2, 4): 9.0}
-    assert best_runs(costs, 4, 2)[2] == (pytest.approx(0.6), ((1, 2), (3, 4)))
+    assert best_runs(costs, 4, 2)[2, 2] == (pytest.approx(0.6), ((1, 2), (3, 4)))
+    assert best_runs(costs, 4, 2)[2, 1] == (9.0, ((0, 2),))
 
 
 def test_nothing_dropped_is_no_run():
-    assert best_runs({}, 5, 3) == {0: (0.0, ())}
+    assert best_runs({}, 5, 3) == {(0, 0): (0.0, ())}

@@ -7,8 +7,7 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.profile import Profile, Use
-from laconic.compress import Compress
-from laconic.compress import search as searching
+from laconic.compress import Compress, judge
 from laconic.compress.search import GRID, allotted
 from laconic.compress.units import families
 from laconic.compress.ways import threshold
@@ -122,7 +121,7 @@ def test_tied_and_shared_matrices_are_searched_too(name: str, targets: tuple[str
 def test_what_the_original_predicts_is_kept_or_predicted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = BY_NAME["gpt2"].lm()
     kept = search(Drone(multiple=1)).apply(twin(lm), data_for(lm)).plan
-    monkeypatch.setattr(searching, "KEPT_PREDICTIONS", 1)
+    monkeypatch.setattr(judge, "KEPT_PREDICTIONS", 1)
     assert search(Drone(multiple=1)).apply(twin(lm), data_for(lm)).plan == kept
 
 

@@ -1,12 +1,12 @@
 """What can be dropped: a block, or a sub-block of one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.model.layers import Layers, layers_of
+from laconic.model.layers import Layers, layers_of, named
 from laconic.model.subblocks import PARTS, SubBlock, subblocks_of
 
 Parts = Literal["blocks", "sublayers"]
@@ -81,3 +81,30 @@ def subblock_at(lm: LanguageModel, layers: Layers, cut: Cut) -> SubBlock:
 def whole_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
     """The numbers of the layers of `stack` that go whole."""
     return [cut.layer for cut in cuts if cut.stack == stack and cut.part is None]
+
+
+def spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
+    """`cuts` as a recipe's `blocks` names them, by stack."""
+    words: dict[str, tuple[int | str, ...]] = {}
+    for cut in cuts:
+        words[cut.stack] = (*words.get(cut.stack, ()), cut.spelled)
+    return words
+
+
+def paths_of(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
+    """Of the modules that `cuts` free of their matrices."""
+    paths: list[str] = []
+    for layers in layers_of(lm):
+        blocks = whole_blocks(cuts, layers.name)
+        kept = {path for number, path in enumerate(layers.paths) if number not in blocks}
+        paths += [path for path in layers.paths if path not in kept]
+    for cut in cuts:
+        if cut.part is not None:
+            part = subblock_at(lm, named(lm, cut.stack), cut)
+            paths += [*part.inner, part.output]
+    return paths
+
+
+def lies_in(name: str, paths: Iterable[str]) -> bool:
+    """Whether the module of that name is, or is inside of, one of those at `paths`."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)

@@ -44,6 +44,8 @@ class Fits:
         return seat, fitted(lm, seat, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
 
     def _keep(self, key: tuple[str, int], found: tuple[Seat, list[Map]]) -> None:
+        # Last, as the first are forgotten.
+        self._kept.pop(key, None)
         self._kept[key] = found
         while len(self._kept) > 1 and sum(_numbers(maps) for _, maps in self._kept.values()) > KEPT_NUMBERS:
             del self._kept[next(iter(self._kept))]

@@ -2,26 +2,27 @@
 
 Greedy, as J. Song et al. drop blocks ("SLEB", arXiv 2402.09025): the cut that leaves the least KL divergence from the
 original goes first; then all others are measured again without it. By runs: the divergence of every run of neighbours
-is measured once, and the runs of least sum are taken (`laconic.allocate.runs`), which is exact for what neighbours do
-together, and adds up what runs apart do.
+is measured once, and for every number of runs those of least sum are found (`laconic.allocate.runs`). The sum is exact
+for what neighbours do together and guesses at what runs apart do, so the best few of these plans are measured as a
+whole, and the one that diverges least is taken.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 from laconic.allocate.runs import Run, best_runs
-from laconic.calibrate import Calibration
 from laconic.compress.depth.cuts import Cut
-from laconic.compress.depth.fits import Fits
-from laconic.compress.depth.judge import Judge
-from laconic.compress.depth.surgery import take_out
+from laconic.compress.depth.trial import Trial
 from laconic.errors import UserError
-from laconic.model import LanguageModel
 
 Row = Sequence[Cut | None]
 """Cuts in forward order; None between two stacks."""
 Allowed = Callable[[Iterable[Cut]], bool]
+
+MEASURED_PLANS = 6
+"""Plans that are measured as a whole, at most; a single run was before."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,6 @@ class Limits:
 
     alone: Allowed
     together: Allowed
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A model whose cuts are tried out on calibration data, with what would stand in their place.
-
-    measured: what was found of cuts already, so that another number to drop asks only for what is new.
-    """
-
-    lm: LanguageModel
-    judge: Judge
-    data: Calibration
-    fits: Fits | None
-    measured: dict[tuple[Cut, ...], float] = field(default_factory=dict)
-
-    def divergence(self, cuts: Sequence[Cut]) -> float:
-        """KL(original ‖ without `cuts`), nats per prediction."""
-        key = tuple(cuts)
-        if key not in self.measured:
-            twin = self.lm.twin()
-            take_out(twin, cuts, self.fits, self.lm)
-            self.measured[key] = self.judge(twin)
-        return self.measured[key]
 
 
 def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
@@ -76,7 +54,8 @@ def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) 
 
 
 def by_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
-    """The `drop` cuts whose runs have the least sum of divergences; one run of them, where `contiguous`.
+    """Of the plans of `drop` cuts whose runs have the least sum of divergences, one for each number of runs, the one
+    that diverges least; one run of them, where `contiguous`.
 
     Raises:
         UserError: there are not as many that can go.
@@ -86,12 +65,35 @@ def by_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool)
     runs = sorted(run for run in every_run(row, lengths) if limits.alone(within(row, run)))
     tried = trial.data.track(runs, "Measuring the runs")
     costs = {run: trial.divergence(within(row, run)) for run in tried}
-    shares = product(*(_shares(row, costs, stack, drop) for stack in _stacks(row)))
-    whole = [(sum(cost for cost, _ in share), [cut for _, cuts in share for cut in cuts]) for share in shares]
-    found = [(cost, cuts) for cost, cuts in whole if len(cuts) == drop and limits.together(cuts)]
+    plans = _plans(row, costs, drop, limits.together)
+    return min(trial.data.track(plans, "Measuring the plans"), key=trial.divergence)
+
+
+class _Plan(NamedTuple):
+    """Cuts, the number of runs that they are, and the sum of the divergences of these."""
+
+    cost: float
+    runs: int
+    cuts: list[Cut]
+
+
+def _plans(row: Row, costs: Mapping[Run, float], drop: int, allowed: Allowed) -> list[list[Cut]]:
+    """The `drop` cuts of least cost in each number of runs: the cheapest few of them, cheapest first."""
+    shares = [_shares(row, costs, stack, drop) for stack in _stacks(row)]
+    whole = sorted(map(_together, product(*shares)), key=lambda plan: plan.cost)
+    found: dict[int, list[Cut]] = {}
+    for plan in whole:
+        if len(plan.cuts) == drop and plan.runs not in found and allowed(plan.cuts):
+            found[plan.runs] = plan.cuts
     if not found:
-        raise too_many(drop, max((len(cuts) for _, cuts in whole if limits.together(cuts)), default=0))
-    return min(found, key=lambda share: share[0])[1]
+        raise too_many(drop, max((len(plan.cuts) for plan in whole if allowed(plan.cuts)), default=0))
+    return list(found.values())[:MEASURED_PLANS]
+
+
+def _together(share: Sequence[_Plan]) -> _Plan:
+    """The plans of several stacks as one."""
+    cuts = [cut for plan in share for cut in plan.cuts]
+    return _Plan(sum(plan.cost for plan in share), sum(plan.runs for plan in share), cuts)
 
 
 def _stacks(row: Row) -> list[range]:
@@ -100,8 +102,8 @@ def _stacks(row: Row) -> list[range]:
     return [range(start, stop) for start, stop in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
 
-def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> list[tuple[float, list[Cut]]]:
-    """What each number of cuts of one stack costs at least, and the cuts."""
+def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> list[_Plan]:
+    """The cheapest plan of one stack for each number of cuts and of runs."""
     inside = {
         (start - stack.start, stop - stack.start): cost
         for (start, stop), cost in costs.items()
@@ -109,7 +111,7 @@ def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> li
     }
     best = best_runs(inside, len(stack), drop).values()
     cuts = row[stack.start : stack.stop]
-    return [(cost, [cut for run in runs for cut in within(cuts, run)]) for cost, runs in best]
+    return [_Plan(cost, len(runs), [cut for run in runs for cut in within(cuts, run)]) for cost, runs in best]
 
 
 def every_run(row: Row, lengths: Iterable[int]) -> list[Run]:

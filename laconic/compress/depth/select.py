@@ -7,12 +7,10 @@ from typing import Literal
 from laconic.calibrate import Calibration
 from laconic.compress.depth.cuts import Cut
 from laconic.compress.depth.gates import importances
-from laconic.compress.depth.judge import Judge
 from laconic.compress.depth.search import (
     Allowed,
     Limits,
     Row,
-    Trial,
     by_runs,
     every_run,
     greedy,
@@ -21,7 +19,8 @@ from laconic.compress.depth.search import (
     within,
 )
 from laconic.compress.depth.stream import distances, influences
-from laconic.compress.depth.surgery import Replacement, fits_for
+from laconic.compress.depth.surgery import Replacement
+from laconic.compress.depth.trial import Trial
 from laconic.errors import UserError
 from laconic.model import LanguageModel
 
@@ -65,10 +64,8 @@ class Selection:
             return by_place(self.select, row, drop)
         assert data is not None
         if self.select in ("greedy", "dp"):
-            fits = fits_for(lm, data, self.replace, drop)
-            trial = Trial(lm, Judge(lm, data.batches), data, fits)
             search = greedy if self.select == "greedy" else by_runs
-            return search(trial, row, drop, limits, self.contiguous)
+            return search(Trial.of(lm, data, self.replace, drop), row, drop, limits, self.contiguous)
         every = _by_stack(row)
         if self.select == "angular":
             starts = distances(lm, data, every, drop)

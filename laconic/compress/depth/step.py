@@ -2,21 +2,30 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.passes import evaluating
-from laconic.compress.depth.cuts import Cut, Parts, every_cut, named_cuts, subblock_at, whole_blocks
+from laconic.compress.depth.cuts import (
+    Cut,
+    Parts,
+    every_cut,
+    lies_in,
+    named_cuts,
+    paths_of,
+    spelled,
+    whole_blocks,
+)
 from laconic.compress.depth.fitting import seat_before
 from laconic.compress.depth.search import Limits
 from laconic.compress.depth.select import BY_PLACE, Select, Selection
-from laconic.compress.depth.surgery import Replacement, fits_for, take_out
+from laconic.compress.depth.surgery import Replacement, check_seats, fits_for, take_out
 from laconic.compress.step import Outcome, Step
-from laconic.errors import UserError, unknown
+from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
-from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of, named
+from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[int | str, ...]
@@ -52,11 +61,12 @@ class Shorten(Step):
             raise UserError("The step 'shorten' needs to know what to drop: give either drop or blocks.")
         for number in self.drop.values() if isinstance(self.drop, dict) else (self.drop or 0,):
             if number < 0:
-                raise UserError(f"drop must be at least 0; got {number}.")
+                raise must_be("drop", "at least 0", number)
+        _check_words(self)
         if self.blocks is not None and (self.select != "dp" or self.contiguous or self.parts != "blocks"):
             raise UserError("select, parts and contiguous must be left out where blocks says what is dropped.")
-        if self.parts == "sublayers" and self.replace == "linear":
-            raise UserError("replace must be nothing or bias where parts is sublayers: a map stands for whole blocks.")
+        if self.replace == "linear" and (self.parts == "sublayers" or _name_parts(self.blocks)):
+            raise UserError("replace must be nothing or bias where parts of blocks go: a map stands for whole blocks.")
         if self.contiguous and self.select == "alternate":
             raise UserError("contiguous must be left out where select is alternate, which drops no neighbours.")
 
@@ -70,12 +80,15 @@ class Shorten(Step):
         return any(asked.values()) if isinstance(asked, dict) else bool(asked)
 
     def check(self, lm: LanguageModel) -> None:
-        cuts = self._asked(lm)
+        if self.blocks is None:
+            self._check_numbers(lm)
+        cuts = self._known(lm)
         if cuts is not None:
             for layers in layers_of(lm):
                 check_droppable(lm, layers, whole_blocks(cuts, layers.name))
             check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in layers_of(lm)})
-            return
+
+    def _check_numbers(self, lm: LanguageModel) -> None:
         every = every_cut(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
             # One of each stack stays.
@@ -97,18 +110,22 @@ class Shorten(Step):
         if self.needs_data and data is not None and not data.batches:
             raise UserError("The calibration data is empty; give a source with at least one row of text.")
         self.check(lm)
+        if self.needs_data:
+            _check_finite(lm)
         sites = lm.sites(("all",))
         before = lm.stored_nbytes(sites)
         with evaluating(lm):
             original = lm.twin()
-            cuts = self._asked(lm)
+            cuts = self._known(lm)
             cuts = self._chosen(original, data) if cuts is None else cuts
-            gone = _gone(lm, cuts)
+            if data is not None and self.replace != "nothing":
+                check_seats(original, cuts, data)
+            gone = paths_of(lm, cuts)
             added = take_out(lm, cuts, fits_for(original, data, self.replace), original)
-        after = {name: 0 if _lies_in(name, gone) else size for name, size in before.items()}
+        after = {name: 0 if lies_in(name, gone) else size for name, size in before.items()}
         # What was added bears the name that its place has now, which may have been that of what is gone.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
-        return Outcome(plan={}, before=before, after=after, dropped=_spelled(cuts))
+        return Outcome(plan={}, before=before, after=after, dropped=spelled(cuts))
 
     def _chosen(self, lm: LanguageModel, data: Calibration | None) -> list[Cut]:
         selection = Selection(select=self.select, contiguous=self.contiguous, replace=self.replace)
@@ -138,10 +155,10 @@ class Shorten(Step):
 
         return Limits(alone, together)
 
-    def _asked(self, lm: LanguageModel) -> list[Cut] | None:
-        """What `blocks` names."""
+    def _known(self, lm: LanguageModel) -> list[Cut] | None:
+        """What goes, where no data is asked for that."""
         if self.blocks is None:
-            return None
+            return self._chosen(lm, None) if self.select in BY_PLACE else None
         names = [layers.name for layers in layers_of(lm)]
         if not isinstance(self.blocks, dict):
             if len(names) > 1:
@@ -158,35 +175,28 @@ class Shorten(Step):
         return {(name,): number for name, number in self.drop.items()}
 
 
+def _check_words(step: Shorten) -> None:
+    fields = {"select": Select, "replace": Replacement, "parts": Parts}
+    for field, words in fields.items():
+        if getattr(step, field) not in get_args(words):
+            raise must_be(field, f"one of {', '.join(get_args(words))}", getattr(step, field))
+
+
+def _name_parts(blocks: Blocks | dict[str, Blocks] | None) -> bool:
+    rows = blocks.values() if isinstance(blocks, dict) else (blocks or (),)
+    return any("." in str(word) for row in rows for word in row)
+
+
+def _check_finite(lm: LanguageModel) -> None:
+    for name, parameter in lm.model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"The weights of '{name}' are not finite; take a checkpoint that is whole.")
+
+
 def _check_names(asked: Iterable[str], names: list[str]) -> None:
     for name in asked:
         if name not in names:
             raise unknown("stack", name, names)
-
-
-def _gone(lm: LanguageModel, cuts: list[Cut]) -> list[str]:
-    """Paths of the modules that `cuts` free of their matrices."""
-    paths: list[str] = []
-    for layers in layers_of(lm):
-        blocks = whole_blocks(cuts, layers.name)
-        kept = {path for number, path in enumerate(layers.paths) if number not in blocks}
-        paths += [path for path in layers.paths if path not in kept]
-    for cut in cuts:
-        if cut.part is not None:
-            part = subblock_at(lm, named(lm, cut.stack), cut)
-            paths += [*part.inner, part.output]
-    return paths
-
-
-def _lies_in(name: str, paths: Iterable[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
-
-
-def _spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
-    spelled: dict[str, tuple[int | str, ...]] = {}
-    for cut in cuts:
-        spelled[cut.stack] = (*spelled.get(cut.stack, ()), cut.spelled)
-    return spelled
 
 
 def _of(stacks: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.tap import Tap
 from laconic.compress.depth.cuts import Cut, subblock_at, whole_blocks
 from laconic.compress.depth.fits import Fits
+from laconic.compress.depth.fitting import no_seat, seat_before
 from laconic.compress.depth.folding import fold
 from laconic.compress.depth.stream import rows_in
 from laconic.model import LanguageModel, predict
@@ -24,6 +25,14 @@ Replacement = Literal["nothing", "bias", "linear"]
 def fits_for(lm: LanguageModel, data: Calibration | None, replace: Replacement, longest: int = 1) -> Fits | None:
     """Of `lm`, for runs of up to `longest`; None where nothing is to stand for them."""
     return None if replace == "nothing" or data is None else Fits(lm, data, replace == "linear", longest)
+
+
+def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
+    """Raise UserError where nothing can stand for some run of `cuts`."""
+    for layers in layers_of(lm):
+        for run in runs_of(whole_blocks(cuts, layers.name)):
+            if seat_before(lm, layers, run.start, data.batches[0]) is None:
+                raise no_seat(lm, run.start)
 
 
 def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original: LanguageModel) -> dict[str, int]:

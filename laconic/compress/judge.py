@@ -1,6 +1,7 @@
 """How far a model that was changed is from what it was, on the calibration rows."""
 
 from collections.abc import Sequence
+from math import inf, isnan
 
 import torch
 
@@ -11,7 +12,7 @@ KEPT_PREDICTIONS = 2**26
 
 
 class Judge:
-    """Mean KL(original ‖ changed) in nats per prediction."""
+    """Mean KL(original ‖ changed) in nats per prediction; infinite where the changed model predicts no numbers."""
 
     def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
         self.original = original
@@ -24,7 +25,8 @@ class Judge:
         for number, batch in enumerate(self.batches):
             there = divergence(self._reference(number), predict(changed, batch)[0])
             total, count = total + there.sum().item(), count + len(there)
-        return total / max(count, 1)
+        mean = total / max(count, 1)
+        return inf if isnan(mean) else mean
 
     def _reference(self, number: int) -> Predictions:
         if number in self._kept:
