@@ -14,9 +14,11 @@ from laconic.methods import (
     Fwsvd,
     KfacPrune,
     KfacSvd,
+    KMeans,
     LnStructured,
     Magnitude,
     Method,
+    Plus,
     Random,
     RandomStructured,
     Rtn,
@@ -44,6 +46,8 @@ EXAMPLES: tuple[Method, ...] = (
     LnStructured(),
     RandomStructured(),
     Rtn(),
+    KMeans(),
+    Plus(),
 )
 
 every_method = pytest.mark.parametrize("method", EXAMPLES, ids=lambda method: method.name)

@@ -13,6 +13,7 @@ from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statist
 from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import shelf
 from laconic.compress.asked import Asked, check_refresh
+from laconic.compress.coded import check_not_coded
 from laconic.compress.planning import split_by_group, units_of
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
@@ -123,6 +124,7 @@ class Compress(Step):
         if self.keep is not None and self.plan is None:
             for keep, _ in split_by_group(self.keep, of):
                 check_overhead(self.method, keep, lm.dtype)
+        check_not_coded(of)
         check_zeros_stay(of, self.method, self.plan)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:

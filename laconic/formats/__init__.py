@@ -1,6 +1,7 @@
 """Few formats, each a plain `nn.Module`: what a compressed layer computes, weighs and stores."""
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
+from laconic.formats.codebook import Codebook
 from laconic.formats.coded import Coded, CodedEmbedding
 from laconic.formats.constant import Constant
 from laconic.formats.dense import Dense
@@ -10,6 +11,7 @@ from laconic.formats.masked import Masked
 from laconic.formats.quantized import Quantized
 from laconic.formats.shared import LowRankReader, divided
 from laconic.formats.sparse import Sparse, SparseEmbedding
+from laconic.formats.sum import Sum
 
 FORMATS: tuple[type[Format], ...] = (
     LowRank,
@@ -18,13 +20,16 @@ FORMATS: tuple[type[Format], ...] = (
     Sparse,
     SparseEmbedding,
     Quantized,
+    Codebook,
     CodedEmbedding,
+    Sum,
     Dense,
     Constant,
 )
 
 __all__ = [
     "FORMATS",
+    "Codebook",
     "Coded",
     "CodedEmbedding",
     "Constant",
@@ -38,6 +43,7 @@ __all__ = [
     "Quantized",
     "Sparse",
     "SparseEmbedding",
+    "Sum",
     "dense_weight",
     "divided",
     "weight_macs",

@@ -35,6 +35,13 @@ class Format(nn.Module, ABC):
         super().__init__()
         self.register_buffer("weight", torch.empty(0))
 
+    def requires_grad_(self, requires_grad: bool = True) -> "Format":
+        """As torch's, but for what is whole numbers, which have no gradient."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(requires_grad)
+        return self
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
@@ -113,6 +120,19 @@ class Format(nn.Module, ABC):
 def own_bias(bias: Tensor | None) -> nn.Parameter | None:
     """A copy: the bias of a masked-language head is one with another tensor, from which it is to be apart."""
     return None if bias is None else nn.Parameter(bias.detach().clone())
+
+
+def give_bias(module: nn.Module, bias: Tensor | None) -> None:
+    """Make a copy of `bias` that of a plain linear or of a format."""
+    if isinstance(module, Format):
+        module.set_bias(bias)
+    else:
+        module.register_parameter("bias", own_bias(bias))
+
+
+def looked_up(module: nn.Module) -> Float[Tensor, "width vocabulary"]:
+    """The matrix of a plain word embedding or of a format of one."""
+    return module.dense() if isinstance(module, Format) else module.get_parameter("weight").T
 
 
 def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:

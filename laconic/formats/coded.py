@@ -90,12 +90,6 @@ class Coded(Format):
     def macs(self) -> int:
         return self.out_features * self.in_features
 
-    def requires_grad_(self, requires_grad: bool = True) -> "Coded":
-        """As torch's, of the bias alone: codes are whole numbers."""
-        if self.shift is not None:
-            self.shift.requires_grad_(requires_grad)
-        return self
-
     @property
     def bias(self) -> nn.Parameter | None:
         return self.shift
@@ -142,10 +136,6 @@ class CodedEmbedding(Format):
     @property
     def shape(self) -> tuple[int, int]:
         return self.coded.shape
-
-    def requires_grad_(self, requires_grad: bool = True) -> "CodedEmbedding":
-        """Nothing of it can be trained."""
-        return self
 
     @property
     def count(self) -> int:

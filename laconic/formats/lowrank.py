@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laconic.formats.base import Format, dense_weight, own_bias, weight_macs, weight_nbytes
+from laconic.formats.base import Format, dense_weight, give_bias, looked_up, weight_macs, weight_nbytes
 from laconic.formats.latent import Latent
 
 
@@ -21,8 +21,8 @@ class LowRank(Format):
 
     def __init__(self, out_features: int, in_features: int, rank: int, bias: bool, shared_by: int = 1) -> None:
         super().__init__()
-        self.right = nn.Linear(in_features, rank, bias=False)
-        self.left = nn.Linear(rank, out_features, bias=bias)
+        self.right: nn.Linear | Format = nn.Linear(in_features, rank, bias=False)
+        self.left: nn.Linear | Format = nn.Linear(rank, out_features, bias=bias)
         # Kept apart from the factors, which a later step may replace by formats of their own.
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
         self._latent = Latent(shared_by)
@@ -62,7 +62,7 @@ class LowRank(Format):
         return self.left.bias
 
     def set_bias(self, bias: Tensor | None) -> None:
-        self.left.register_parameter("bias", own_bias(bias))
+        give_bias(self.left, bias)
 
     def for_lookup(self, padding_idx: int | None) -> Format:
         return LowRankEmbedding.of(self, padding_idx)
@@ -86,9 +86,9 @@ class LowRankEmbedding(Format):
 
     def __init__(self, vocabulary: int, width: int, rank: int, padding_idx: int | None) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocabulary, rank, padding_idx=padding_idx)
-        self.left = nn.Linear(rank, width, bias=False)
-        self.rank = rank
+        self.table: nn.Embedding | Format = nn.Embedding(vocabulary, rank, padding_idx=padding_idx)
+        self.left: nn.Linear | Format = nn.Linear(rank, width, bias=False)
+        self.vocabulary, self.width, self.rank, self.padding_idx = vocabulary, width, rank, padding_idx
 
     @classmethod
     def of(cls, linear: LowRank, padding_idx: int | None) -> "LowRankEmbedding":
@@ -96,21 +96,24 @@ class LowRankEmbedding(Format):
         width, vocabulary = linear.shape
         with torch.device("meta"):
             layer = cls(vocabulary, width, linear.rank, padding_idx)
-        A, B = dense_weight(linear.left), dense_weight(linear.right)
-        layer.to_empty(device=A.device)
-        layer.left.weight = nn.Parameter(A)
-        layer.table.weight = nn.Parameter(B.T.contiguous())
-        return layer.to(A.dtype)
+        layer.to_empty(device=linear.weight.device)
+        layer.left = linear.left
+        right = linear.right
+        if isinstance(right, Format):
+            layer.table = right.for_lookup(padding_idx)
+        else:
+            layer.table.weight = nn.Parameter(right.weight.T.contiguous())
+        return layer.to(linear.weight.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.left.out_features, self.table.num_embeddings
+        return self.width, self.vocabulary
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.left(self.table(tokens))
 
     def dense(self) -> Float[Tensor, "out in"]:
-        return dense_weight(self.left) @ self.table.weight.T
+        return dense_weight(self.left) @ looked_up(self.table)
 
     def nbytes(self) -> int:
         return weight_nbytes(self.left) + weight_nbytes(self.table)
@@ -130,8 +133,8 @@ class LowRankEmbedding(Format):
         return self
 
     def spec(self) -> dict[str, Any]:
-        width, vocabulary = self.shape
-        return {"vocabulary": vocabulary, "width": width, "rank": self.rank, "padding_idx": self.table.padding_idx}
+        sizes = {"vocabulary": self.vocabulary, "width": self.width, "rank": self.rank}
+        return {**sizes, "padding_idx": self.padding_idx}
 
     @classmethod
     def shell(cls, **spec: Any) -> "LowRankEmbedding":

@@ -86,7 +86,9 @@ class Quantized(Coded):
         return cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
 
 
-def quantized_nbytes(shape: tuple[int, int], bits: int, group: int | None, symmetric: bool) -> int:
-    """Bytes on disk of a matrix of `shape` where nothing was pruned."""
+def quantized_nbytes(
+    shape: tuple[int, int], bits: int, group: int | None, symmetric: bool, kept: int | None = None
+) -> int:
+    """Bytes on disk of a matrix of `shape`; with a mask, the codes of `kept` weights."""
     with torch.device("meta"):
-        return Quantized(shape, bits, group, symmetric).nbytes()
+        return Quantized(shape, bits, group, symmetric, kept).nbytes()

@@ -7,6 +7,7 @@ from laconic.methods.lowrank.fwsvd import Fwsvd
 from laconic.methods.lowrank.kfac_svd import KfacSvd
 from laconic.methods.lowrank.svd import Svd
 from laconic.methods.lowrank.wlra import Wlra
+from laconic.methods.plus import Plus
 from laconic.methods.prune.kfac_prune import KfacPrune
 from laconic.methods.prune.magnitude import Magnitude
 from laconic.methods.prune.random import Random
@@ -14,6 +15,7 @@ from laconic.methods.prune.scored import Scored
 from laconic.methods.prune.sparsegpt import SparseGpt
 from laconic.methods.prune.structured import LnStructured, RandomStructured
 from laconic.methods.prune.wanda import Wanda
+from laconic.methods.quantize.kmeans import KMeans
 from laconic.methods.quantize.rtn import Rtn
 
 METHODS: tuple[type[Method], ...] = (
@@ -31,6 +33,8 @@ METHODS: tuple[type[Method], ...] = (
     LnStructured,
     RandomStructured,
     Rtn,
+    KMeans,
+    Plus,
 )
 
 __all__ = [
@@ -39,12 +43,14 @@ __all__ = [
     "Asvd",
     "Drone",
     "Fwsvd",
+    "KMeans",
     "KfacPrune",
     "KfacSvd",
     "Ladder",
     "LnStructured",
     "Magnitude",
     "Method",
+    "Plus",
     "Random",
     "RandomStructured",
     "Rtn",

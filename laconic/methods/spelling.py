@@ -35,6 +35,10 @@ def method_from(value: object, place: str) -> Method:
     for parameter in parameters:
         if parameter not in known:
             raise unknown("parameter", parameter, known, owner=f"The method '{name}' has")
+    for field in fields(kind):
+        if isinstance(field.default, Method) and field.name in parameters:
+            part = method_from(parameters[field.name], f"{place}.{name}.{field.name}")
+            parameters = {**parameters, field.name: part}
     try:
         return TypeAdapter(kind).validate_python(parameters)
     except ValidationError as error:
@@ -45,7 +49,7 @@ def spell(method: Method) -> dict[str, dict[str, Any]]:
     """The recipe's line for `method`: its name and the parameters that differ from the defaults."""
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     changed = {field.name: values[field.name] for field in fields(method) if values[field.name] != field.default}
-    return {method.name: changed}
+    return {method.name: {key: spell(value) if isinstance(value, Method) else value for key, value in changed.items()}}
 
 
 def named(value: object, place: str) -> tuple[str, dict[str, Any]]:

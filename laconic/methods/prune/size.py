@@ -67,6 +67,25 @@ class Pruning(Method):
     def has_size(self) -> bool:
         return self.size is not None
 
+    @property
+    def sizes(self) -> "list[Pruning]":
+        """Every size on its ladder."""
+        return [self.with_sparsity(sparsity) for sparsity in self.grid]
+
+    def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes on disk of a matrix of `shape` in `dtype` where nothing was pruned before; its size is set."""
+        size, (m, n) = self.size, shape
+        assert size is not None
+        if isinstance(size, tuple):
+            left = n % size[1]
+            kept = m * (n // size[1] * size[0] + left)
+        else:
+            grain = self.grain(shape)
+            kept = m * n - zeros_for(size, m * n // grain) * grain
+        pattern = size if isinstance(size, tuple) and n % size[1] == 0 else None
+        with torch.device("meta"):
+            return Sparse(m, n, kept, bias=False, pattern=pattern).to(dtype).nbytes()
+
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sparse:
         """The pruned matrix.
 

@@ -57,6 +57,16 @@ class Quantizing(Method):
     def has_size(self) -> bool:
         return self.bits is not None
 
+    @property
+    def sizes(self) -> "list[Quantizing]":
+        """Every size on its ladder."""
+        return [self.with_bits(bits) for bits in range(FEWEST, MOST + 1)]
+
+    def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes on disk of a matrix of `shape` in `dtype` where nothing was pruned; its size is set."""
+        assert self.bits is not None
+        return self.nbytes_at(self.bits, shape)
+
     def group_of(self, width: int) -> int | None:
         """Columns that share a scale; None where all weights do."""
         if isinstance(self.group_size, int):
@@ -97,7 +107,7 @@ class Quantizing(Method):
             solve = self.solver(weight, known)
             results = [solve(bits) for bits in offered]
             losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
-            return torch.tensor(losses).double(), torch.tensor([result.nbytes() for result in results])
+            return torch.tensor(losses).double(), torch.tensor([[result.nbytes(), result.count] for result in results])
 
         losses, sizes = known.once(f"losses in {offered} of {self.unsized()} of {digest_of(weight)}", predict)
         lookup = known[Gram].matrix.ndim == 1
@@ -105,8 +115,8 @@ class Quantizing(Method):
         count = weight.numel() if known.support is None else int(known.support.count_nonzero())
         dense = weight.numel() * weight.element_size()
         rungs = [
-            Rung(method=self.with_bits(bits), nbytes=nbytes, parameters=count, products=products, loss=loss)
-            for bits, nbytes, loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
+            Rung(method=self.with_bits(bits), nbytes=nbytes, parameters=kept, products=products, loss=loss)
+            for bits, (nbytes, kept), loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
             if nbytes < dense
         ]
         return Ladder((*rungs, Rung(method=None, nbytes=dense, parameters=count, products=products, loss=0.0)))

@@ -1,0 +1,120 @@
+"""Evenly spaced grids: by hand, against brute force, and where there is little to go by."""
+
+import itertools
+
+import pytest
+import torch
+
+from laconic.numerics.grid import Grid, Spacing, codes_of, fit_grid, nearest, values_of
+
+
+def rounded(W: torch.Tensor, spacing: Spacing, **about: torch.Tensor) -> torch.Tensor:
+    grid = fit_grid(W, spacing, **about)
+    return values_of(codes_of(W, grid), grid)
+
+
+def random(m: int, n: int) -> torch.Tensor:
+    return torch.randn(m, n, generator=torch.Generator().manual_seed(m * n))
+
+
+def test_by_hand() -> None:
+    """Four values 0, 1, 2, 3 are four codes of two bits, with s = 1 and z = 0; shifted by one, z = 1."""
+    W = torch.tensor([[0.0, 1, 2, 3], [-1, 0, 1, 2]])
+    grid = fit_grid(W, Spacing(2, 4))
+    assert grid.scale.flatten().tolist() == [1, 1]
+    assert grid.zero.flatten().tolist() == [0, 1]
+    assert codes_of(W, grid).tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert torch.equal(values_of(codes_of(W, grid), grid), W)
+
+
+def test_a_symmetric_grid_has_its_odd_value_on_the_side_that_needs_it() -> None:
+    W = torch.tensor([[-2.0, -1, 0, 1], [2, 1, 0, -1]])
+    grid = fit_grid(W, Spacing(2, 4, symmetric=True))
+    assert torch.equal(values_of(codes_of(W, grid), grid), W)
+    assert grid.scale.flatten().tolist() == [1, -1]
+    assert (grid.zero == 2).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_no_code_is_nearer_than_the_nearest(bits: int, symmetric: bool) -> None:
+    W = random(5, 24)
+    grid = fit_grid(W, Spacing(bits, 8, symmetric))
+    scale, zero = grid.columns(torch.arange(24))
+    every = torch.arange(2**bits).view(-1, 1, 1)
+    errors = (W - scale * (every - zero)).abs()
+    chosen = (W - values_of(codes_of(W, grid), grid)).abs()
+    assert torch.allclose(chosen, errors.amin(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_search_comes_near_the_best_of_all_scales(symmetric: bool) -> None:
+    """Two bits, a hundred groups; all scales on a fine net, all zero points."""
+    W = random(100, 16)
+    found = (W - rounded(W, Spacing(2, 16, symmetric))).square().sum(1)
+    best = torch.full_like(found, torch.inf)
+    zeros = [2.0] if symmetric else [0.0, 1.0, 2.0, 3.0]
+    for share, zero in itertools.product(torch.linspace(0.1, 1.2, 200), zeros):
+        for sign in (1, -1) if symmetric else (1,):
+            scale = (sign * share * W.abs().amax(1, keepdim=True)).half().float()
+            error = (W - scale * (nearest(W, scale, torch.full_like(scale, zero), 2) - zero)).square().sum(1)
+            best = torch.minimum(best, error)
+    # The net may be a little off where the least squares are exact.
+    assert (best <= found * 1.001).all()
+    assert found.sum() <= 1.05 * best.sum()
+
+
+def test_clipping_never_leaves_more_error_than_the_whole_range() -> None:
+    W = random(40, 64) ** 3
+    for bits in (2, 3, 4, 8):
+        searched, whole = (rounded(W, Spacing(bits, 32, clip=clip)) for clip in (True, False))
+        errors = [(W - V).view(40, 2, 32).square().sum(2) for V in (searched, whole)]
+        assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+
+
+def test_what_matters_more_is_nearer() -> None:
+    W = random(30, 32)
+    h = torch.ones(32)
+    h[:4] = 1000
+    weighted, plain = rounded(W, Spacing(2, 32), importance=h), rounded(W, Spacing(2, 32))
+    assert (h * (W - weighted).square()).sum() < 0.6 * (h * (W - plain).square()).sum()
+
+
+def test_what_was_pruned_takes_no_part() -> None:
+    W = random(6, 32)
+    keep = W.abs() < 1
+    V = rounded(W, Spacing(3, 32), keep=keep)
+    assert torch.equal(V[keep], rounded(W * keep, Spacing(3, 32), keep=keep)[keep])
+    assert (W - V)[keep].square().sum() < (W - rounded(W, Spacing(3, 32)))[keep].square().sum()
+
+
+@pytest.mark.parametrize("group", [1, 7, 16, 40, None])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_of_every_width(group: int | None, symmetric: bool) -> None:
+    W = random(3, 40)
+    grid = fit_grid(W, Spacing(4, group, symmetric))
+    groups = 1 if group is None else -(-40 // group)
+    assert grid.scale.shape == ((1, 1) if group is None else (3, groups))
+    codes = codes_of(W, grid)
+    V = values_of(codes, grid)
+    assert (W - V).abs().max() < 0.5 * W.abs().max()
+    some = torch.tensor([39, 0, 17])
+    assert torch.equal(values_of(codes[:, some], grid, some), V[:, some])
+    if group == 1 and symmetric:
+        assert torch.allclose(V, W, rtol=1e-3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_and_specks_and_giants(symmetric: bool) -> None:
+    W = torch.tensor([[0.0] * 8, [1e-12] * 8, [6e4] * 8, [1.0, -1, 0, 0, 0, 0, 0, 0]])
+    V = rounded(W, Spacing(4, 8, symmetric))
+    assert torch.isfinite(V).all()
+    assert not V[0].any()
+    assert torch.allclose(V[2:], W[2:], rtol=1e-3, atol=0.08)
+
+
+def test_scales_are_numbers_of_sixteen_bits() -> None:
+    grid = fit_grid(random(9, 50), Spacing(5, 13))
+    assert isinstance(grid, Grid)
+    assert torch.equal(grid.scale, grid.scale.half().float())
+    assert ((grid.zero >= 0) & (grid.zero < 32) & (grid.zero == grid.zero.round())).all()
