@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.model import LanguageModel
 from laconic.model.loading import TARGET_TOKENIZER
@@ -17,6 +17,7 @@ from laconic.store.quantizer import attach
 
 RECIPE = "recipe.yaml"
 PLAN = "plan"
+TOKENIZER_FILE = "tokenizer.json"
 CARD = "README.md"
 
 
@@ -45,14 +46,22 @@ def save(
             # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)
         if lm.tokenizer is not None:
-            lm.tokenizer.save_pretrained(partial)
+            _save_tokenizer(lm.tokenizer, partial)
         if lm.target_tokenizer is not None:
-            lm.target_tokenizer.save_pretrained(partial / TARGET_TOKENIZER)
+            _save_tokenizer(lm.target_tokenizer, partial / TARGET_TOKENIZER)
         notes = _plans((plan,) if isinstance(plan, str) else plan) | ({} if recipe is None else {RECIPE: recipe})
         for name, words in notes.items():
             (partial / name).write_text(words, encoding="utf-8")
         text = card if card is not None else default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
         (partial / CARD).write_text(text, encoding="utf-8")
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        # Its own writer tells of a full disk by a bare Exception; Python, writing as many bytes before, by an OSError.
+        folder.mkdir(exist_ok=True)
+        (folder / TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+    tokenizer.save_pretrained(folder)
 
 
 def _plans(plans: tuple[str, ...]) -> dict[str, str]:

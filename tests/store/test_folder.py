@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,23 @@ def test_nothing_is_left_of_a_failed_save(
     with pytest.raises(raised, match=sentence):
         save(compressed(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", ["tokenizer", "target_tokenizer"])
+def test_nothing_is_left_where_the_tokenizer_does_not_fit(tmp_path: Path, field: str) -> None:
+    """A limit on the size of a file, which the weights keep and a tokenizer of many words does not."""
+    words = Tokenizer(models.WordLevel({f"word-{number}": number for number in range(50_000)}, unk_token="word-0"))
+    large = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="word-0")
+    lm = dataclasses.replace(compressed(), **{field: large})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    try:
+        with pytest.raises(UserError, match="cannot be written: File too large"):
+            save(lm, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    save(lm, tmp_path / "out")
 
 
 def test_parent_that_is_a_file(tmp_path: Path) -> None:
