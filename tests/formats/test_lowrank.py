@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from laconic.calibrate import Known
 from laconic.formats import (
     FORMATS,
     Constant,
@@ -11,11 +12,13 @@ from laconic.formats import (
     Format,
     LowRank,
     Sparse,
+    Sum,
     dense_weight,
     divided,
     weight_macs,
     weight_nbytes,
 )
+from laconic.methods import Rtn
 
 OUT, IN, RANK = 6, 9, 4
 
@@ -109,8 +112,10 @@ def examples() -> dict[type[Format], Format]:
     linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
     sparse, (_, reader) = Sparse.of(weight, weight > 0), divided(linear, (2, OUT - 2))
     constant = Constant(OUT, IN, bias=False).half()
-    some: tuple[Format, ...] = (linear, reader, sparse, Dense.of(weight), constant)
-    return {type(format): format for format in (*some, linear.for_lookup(None), sparse.for_lookup(None))}
+    coded = Rtn(bits=4).compress(weight, Known())
+    some: tuple[Format, ...] = (linear, reader, sparse, Dense.of(weight), constant, coded, Sum.of(sparse, linear))
+    looked_up = [format.for_lookup(None) for format in (linear, sparse, coded)]
+    return {type(format): format for format in (*some, *looked_up)}
 
 
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.kind)

@@ -6,7 +6,6 @@ import torch
 from laconic.formats import CodedEmbedding, LowRank, Quantized, Sum
 from laconic.numerics.grid import Spacing, codes_of, fit_grid, values_of
 
-
 EIGHTS = Spacing(3, 8)
 
 
