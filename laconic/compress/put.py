@@ -11,6 +11,7 @@ from laconic.calibrate import Problem
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome
 from laconic.compress.units import Unit
+from laconic.errors import UserError
 from laconic.formats import Format, LowRank, divided
 from laconic.methods import Method
 from laconic.model import LanguageModel, Site
@@ -51,8 +52,13 @@ def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict
 
     None where a format no smaller than the matrices was not put in their place. Zeros were asked for by number, so a
     few of them are put there even where their mask is larger than what they save.
+
+    Raises:
+        UserError: a weight is NaN or infinite, or the method's size does not fit the matrix.
     """
     weight = problem.weight.to(lm.dtype)
+    if not weight.isfinite().all():
+        raise UserError(f"The weights of '{unit.name}' are not finite; take a checkpoint that is whole.")
     whole = method.compress(weight, problem.known)
     if whole.nbytes() >= weight.nbytes and (whole.support is None or bool(whole.support.all())):
         return None

@@ -9,7 +9,7 @@ from laconic.allocate import read_plan, write_plan
 from laconic.calibrate import Calibration, survey
 from laconic.compress import Compress
 from laconic.errors import UserError
-from laconic.methods import Drone, KfacSvd, Svd
+from laconic.methods import Drone, KfacSvd, Magnitude, Svd
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME
 from tests.calibrate.test_survey import labelled_batches
@@ -181,6 +181,17 @@ def test_embeddings_and_heads_are_compressed_on_request(name):
 def test_sizes_that_cannot_be_are_one_sentence(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         Compress(**arguments)
+
+
+@pytest.mark.parametrize("method", [Svd(rank=2), Magnitude(sparsity=0.5)])
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_weights_that_are_not_finite_as_they_are_stored_name_their_matrix(method, value):
+    lm = BY_NAME["bert-classifier"].lm().with_dtype(torch.float16)
+    site = lm.sites()[3]
+    with torch.no_grad():
+        site.parameter[1, 1] = value
+    with pytest.raises(UserError, match=f"The weights of '{site.name}' are not finite"):
+        Compress(method=method).apply(lm, None)
 
 
 def test_missing_data_is_one_sentence():
