@@ -127,9 +127,8 @@ def _make_room(folder: Path, limit: int) -> None:
 def _code() -> str:
     """A hash of the modules that the entries come from: after a change of any, they are worked out anew."""
     root = Path(__file__).parents[1]
-    files = sorted(
-        file for part in ("numerics", "calibrate", "methods", "model") for file in (root / part).rglob("*.py")
-    )
+    parts = ("numerics", "formats", "model", "calibrate", "methods")
+    files = sorted(file for part in parts for file in (root / part).rglob("*.py"))
     return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 
