@@ -36,8 +36,7 @@ class Sublayer:
 
 def sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[Sublayer]:
     """Those of one block that `exists`, in forward order."""
-    attentions = [attention for attention in (stack.attention, stack.cross_attention) if attention is not None]
-    ends = [(attention.query or attention.fused, attention.output) for attention in attentions]
+    ends = [(attention.query or attention.fused, attention.output) for attention in stack.attentions]
     ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
     paths = [(f"{block}.{reader}", f"{block}.{writer}") for reader, writer in ends if reader is not None]
     return [Sublayer(*pair) for pair in paths if all(exists(path) for path in pair)]

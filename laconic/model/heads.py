@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.formats import Format
-from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads, Stack
+from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads
 from laconic.model.lm import LanguageModel
 from laconic.model.resize import put
 from laconic.model.site import Site
@@ -89,7 +89,7 @@ def headed_attentions(lm: LanguageModel) -> list[HeadedAttention]:
         _attention(block_path, block, attention, sites)
         for stack, blocks in lm.stacks()
         for block_path, block in blocks
-        for attention in _attentions(stack)
+        for attention in stack.attentions
     ]
 
 
@@ -139,13 +139,9 @@ def can_shrink(anatomy: Anatomy) -> bool:
     """Whether the heads of this architecture can change their size."""
     return all(
         stack.attention is not None
-        and all(attention.heads is not None and attention.heads.shrinks for attention in _attentions(stack))
+        and all(attention.heads is not None and attention.heads.shrinks for attention in stack.attentions)
         for stack in anatomy.stacks
     )
-
-
-def _attentions(stack: Stack) -> list[Attention]:
-    return [attention for attention in (stack.attention, stack.cross_attention) if attention is not None]
 
 
 def _attention(block_path: str, block: nn.Module, attention: Attention, sites: dict[str, Site]) -> HeadedAttention:

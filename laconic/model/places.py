@@ -59,19 +59,14 @@ def is_known(stack: Stack, group: Group) -> bool:
     """Whether it is known how the attentions (or the feed-forwards) of `stack` are cut into parts."""
     if group is Group.FFN:
         return bool(stack.feed_forward)
-    several = _attentions(stack)
-    return bool(several) and all(attention.heads is not None for attention in several)
+    return bool(stack.attentions) and all(attention.heads is not None for attention in stack.attentions)
 
 
 def places(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
     """Those of one group that `block` has and whose parts are known."""
     if group is Group.FFN:
         return [part for part in stack.feed_forward if all(has(block, inner) for inner in part.inner)]
-    return [attention for attention in _attentions(stack) if attention.heads is not None]
-
-
-def _attentions(stack: Stack) -> list[Attention]:
-    return [attention for attention in (stack.attention, stack.cross_attention) if attention is not None]
+    return [attention for attention in stack.attentions if attention.heads is not None]
 
 
 def reading(place: Attention | FeedForward) -> list[str]:

@@ -13,9 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Constant, Format
-from laconic.model.anatomy import Attention, Stack
+from laconic.model.anatomy import Stack
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
+from laconic.model.places import has, reading
 
 ATTENTION, CROSS_ATTENTION, FEED_FORWARD = PARTS = ("attention", "cross-attention", "ffn")
 
@@ -28,12 +29,14 @@ class SubBlock:
     inner:  the projections that read the block, or positions; the first of them reads the stream, or a norm of it.
     output: the projection that writes to the stream.
     norm:   the norm that what it writes passes before, where there is one.
+    gone:   whether it was dropped before.
     """
 
     part: str
     inner: tuple[str, ...]
     output: str
     norm: str | None
+    gone: bool
 
     @property
     def writer(self) -> str:
@@ -52,7 +55,7 @@ def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock
         raise UserError(f"The layers of '{model_type}' share their block, so none of them can lose a part of it alone.")
     path = layers.paths[index]
     block = lm.model.get_submodule(path)
-    norms = layers.depth.outer if all(_has(block, norm) for norm in layers.depth.outer) else ()
+    norms = layers.depth.outer if all(has(block, norm) for norm in layers.depth.outer) else ()
     found = list(_paths(layers.stack, block))
     if not found:
         raise UserError(f"The parts of a block of '{model_type}' are not known; drop whole blocks.")
@@ -62,6 +65,7 @@ def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock
             inner=tuple(f"{path}.{name}" for name in inner),
             output=f"{path}.{output}",
             norm=f"{path}.{norms[number]}" if norms else None,
+            gone=isinstance(block.get_submodule(output), Constant),
         )
         for number, (part, inner, output) in enumerate(found)
     ]
@@ -74,7 +78,7 @@ def drop_subblock(lm: LanguageModel, subblock: SubBlock, bias: Tensor | None) ->
     Raises:
         UserError: it is dropped already.
     """
-    if isinstance(lm.model.get_submodule(subblock.output), Constant):
+    if subblock.gone:
         raise UserError(f"The {subblock.part} that '{subblock.output}' belongs to is dropped already.")
     for path in subblock.inner:
         # Between the two of a feed-forward nothing need pass; heads are cut out of what an attention's give.
@@ -110,25 +114,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 def _paths(stack: Stack, block: nn.Module) -> Iterator[tuple[str, list[str], str]]:
     """(part, its inner projections, its output) of each that `block` has."""
     for part, attention in ((ATTENTION, stack.attention), (CROSS_ATTENTION, stack.cross_attention)):
-        if attention is not None and _has(block, attention.output):
-            yield part, [path for path in _inner(attention) if _has(block, path)], attention.output
+        if attention is not None and has(block, attention.output):
+            yield part, [path for path in reading(attention) if has(block, path)], attention.output
     for feed_forward in stack.feed_forward:
-        if all(_has(block, path) for path in (*feed_forward.inner, feed_forward.output)):
+        if all(has(block, path) for path in (*feed_forward.inner, feed_forward.output)):
             yield FEED_FORWARD, list(feed_forward.inner), feed_forward.output
-
-
-def _inner(attention: Attention) -> list[str]:
-    paths = (
-        *(attention.fused, attention.query, attention.key, attention.value),
-        *(attention.global_query, attention.global_key, attention.global_value),
-        *(attention.position_query, attention.position_key),
-    )
-    return [path for path in paths if path is not None]
-
-
-def _has(block: nn.Module, path: str) -> bool:
-    try:
-        block.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

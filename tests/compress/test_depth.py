@@ -47,8 +47,35 @@ def test_sublayers_are_counted_by_themselves() -> None:
     assert sum(len(blocks) for blocks in outcome.dropped.values()) == 2
     assert sum(isinstance(module, Constant) for module in lm.model.modules()) >= 2 * 2
     assert outcome.nbytes == sum(lm.stored_nbytes(lm.sites(("all",))).values())
-    with pytest.raises(UserError, match="is dropped already"):
+    before = outputs(lm.model)
+    with pytest.raises(UserError, match=r"^The \S+ of block \d is dropped already; leave out '\d.\S+'\.$"):
         Shorten(blocks={stack: blocks for stack, blocks in outcome.dropped.items()}).apply(lm, None)
+    assert torch.equal(outputs(lm.model), before)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-classifier"])
+@pytest.mark.parametrize("select", ["influence", "angular", "taylor", "greedy", "dp", "last"])
+def test_what_is_gone_is_not_dropped_again(name: str, select: str) -> None:
+    """One sub-block of four after another, until one is left."""
+    lm = BY_NAME[name].lm()
+    data = data_for(lm, 4)
+    step = Shorten(drop=1, parts="sublayers", select=select, replace="bias")
+    gone = [step.apply(lm, data).dropped["blocks"] for _ in range(3)]
+    assert len(set(gone)) == 3
+    assert outputs(lm.model).isfinite().all()
+    with pytest.raises(UserError, match="drop must be at most 0"):
+        step.check(lm)
+
+
+@pytest.mark.parametrize("select", ["influence", "angular", "taylor", "greedy", "dp"])
+def test_models_may_compute_in_half_precision(select: str) -> None:
+    model = BY_NAME["bert-classifier"].model().bfloat16()
+    lm = LanguageModel.of(model)
+    Shorten(drop=1, select=select, replace="linear").apply(lm, data_for(lm))
+    assert outputs(lm.model).dtype == torch.bfloat16 and outputs(lm.model).isfinite().all()
+    parts = LanguageModel.of(BY_NAME["gpt2"].model().bfloat16())
+    Shorten(drop=1, select=select, parts="sublayers").apply(parts, data_for(parts))
+    assert outputs(parts.model).isfinite().all()
 
 
 def test_nothing_dropped_is_the_model_as_it_is() -> None:

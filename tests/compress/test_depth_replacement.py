@@ -49,6 +49,21 @@ def test_a_map_helps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kl(twins["linear"], lm, data) < kl(twins["nothing"], lm, data)
 
 
+def test_a_map_sits_where_something_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a block without its feed-forward that is the attention, as a constant is mapped to another constant only."""
+    lm = deep("gpt2", monkeypatch)
+    data = data_for(lm, 8)
+    Shorten(blocks=("0.ffn",), replace="bias").apply(lm, data)
+    before = lm.model.get_submodule("transformer.h.0.attn.c_proj").get_parameter("weight").clone()
+    found = {}
+    for replace in ("bias", "linear"):
+        small = lm.twin()
+        Shorten(blocks=(1,), replace=replace).apply(small, data)
+        found[replace] = kl(small, lm, data)
+    mapped = small.model.get_submodule("transformer.h.0.attn.c_proj").get_parameter("weight")
+    assert not torch.equal(mapped, before) and found["linear"] < found["bias"]
+
+
 def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the factor that writes, which keeps its size; what is sparse says so."""
     lm = deep("gpt2", monkeypatch)

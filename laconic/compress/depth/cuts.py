@@ -27,7 +27,7 @@ class Cut:
 
 
 def every_cut(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
-    """All blocks, or all sub-blocks, of each stack in forward order.
+    """All blocks, or all sub-blocks that are still there, of each stack in forward order.
 
     Raises:
         UserError: sub-blocks are asked for where none goes alone, or blocks where it is not known how they are counted.
@@ -39,14 +39,20 @@ def _cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
     numbers = range(len(layers))
     if parts == "blocks":
         return [Cut(layers.name, number) for number in numbers]
-    return [Cut(layers.name, number, part.part) for number in numbers for part in subblocks_of(lm, layers, number)]
+    return [
+        Cut(layers.name, number, part.part)
+        for number in numbers
+        for part in subblocks_of(lm, layers, number)
+        if not part.gone
+    ]
 
 
 def named_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> list[Cut]:
     """The cuts that `blocks` spells, by stack, in forward order.
 
     Raises:
-        UserError: there is no such block, or a block has no such part, or one is named with a part of itself.
+        UserError: there is no such block, or a block has no such part or has it no more, or one is named with a part
+            of itself.
     """
     stacks = {layers.name: layers for layers in layers_of(lm)}
     cuts = {_named(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
@@ -67,9 +73,11 @@ def _named(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
         )
     if not part:
         return Cut(layers.name, int(number))
-    known = [subblock.part for subblock in subblocks_of(lm, layers, int(number))]
+    known = {subblock.part: subblock for subblock in subblocks_of(lm, layers, int(number))}
     if part not in known:
         raise UserError(f"There is no part '{part}' in block {number}: known are {', '.join(known)}.")
+    if known[part].gone:
+        raise UserError(f"The {part} of block {number} is dropped already; leave out '{word}'.")
     return Cut(layers.name, int(number), part)
 
 

@@ -98,7 +98,9 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat
     written = sum((tap.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
     if not same(entered + written, left):
         return None
-    return Seat(parts[-1].writer, False, block, False, left.shape[-1])
+    # Of what was dropped before only a constant is left, which no map makes more of.
+    writer = next((part.writer for part in reversed(parts) if not part.gone), parts[-1].writer)
+    return Seat(writer, False, block, False, left.shape[-1])
 
 
 @torch.no_grad()

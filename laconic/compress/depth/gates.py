@@ -8,8 +8,8 @@ predicts for dropping the block, in nats per prediction; its first order is zero
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -48,30 +48,31 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
     return dict(zip(cuts, (0.5 * total / max(count, 1)).tolist(), strict=True))
 
 
-class gated(ExitStack):  # noqa: N801 (used as a function)
+@contextmanager
+def gated(lm: LanguageModel, cuts: Sequence[Cut], gates: Gates) -> Iterator[None]:
     """Within the context, what each of `cuts` adds in a row is multiplied by its gate of that row."""
-
-    def __init__(self, lm: LanguageModel, cuts: Sequence[Cut], gates: Gates) -> None:
-        super().__init__()
-        stacks = {layers.name: layers for layers in layers_of(lm)}
-        # A shared block is called for one layer after the other.
-        calls: dict[str, dict[int, Tensor]] = {}
+    stacks = {layers.name: layers for layers in layers_of(lm)}
+    # A shared block is called for one layer after the other.
+    calls: dict[str, dict[int, Tensor]] = {}
+    with ExitStack() as hooks:
         for cut, gate in zip(cuts, gates, strict=True):
             layers = stacks[cut.stack]
             if cut.part is not None:
                 writer = lm.model.get_submodule(subblock_at(lm, layers, cut).writer)
-                self.callback(writer.register_forward_hook(_scaled(gate)).remove)
+                hooks.callback(writer.register_forward_hook(_scaled(gate)).remove)
             else:
                 path = layers.paths[cut.layer]
                 calls.setdefault(path, {})[layers.paths[: cut.layer].count(path)] = gate
         for path, by_call in calls.items():
             hook = lm.model.get_submodule(path).register_forward_hook(_between(by_call), with_kwargs=True)
-            self.callback(hook.remove)
+            hooks.callback(hook.remove)
+        yield
 
 
 def _scaled(gate: Tensor) -> Callable[..., Any]:
     def on_return(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return (output.reshape(len(gate), -1, output.shape[-1]) * gate[:, None, None]).reshape(output.shape)
+        lines = output.reshape(len(gate), -1, output.shape[-1])
+        return (lines * gate[:, None, None].to(output.dtype)).reshape(output.shape)
 
     return on_return
 
@@ -86,7 +87,7 @@ def _between(by_call: dict[int, Tensor]) -> Callable[..., Any]:
             return output
         entered = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         left = output[0] if isinstance(output, tuple) else output
-        mixed = entered + gate[:, None, None] * (left - entered)
+        mixed = entered + gate[:, None, None].to(left.dtype) * (left - entered)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     return on_return

@@ -92,7 +92,7 @@ class Shorten(Step):
         every = every_cut(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
             # One of each stack stays.
-            most = sum(len(every[stack]) - 1 for stack in stacks)
+            most = sum(max(len(every[stack]) - 1, 0) for stack in stacks)
             if drop > most:
                 what = "block" if self.parts == "blocks" else "sub-block"
                 raise UserError(f"drop must be at most {most}, as one {what} stays {_of(stacks)}; got {drop}.")

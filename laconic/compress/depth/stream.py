@@ -96,7 +96,13 @@ def _points(tap: Tap, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None
 
 
 def _within(tap: Tap, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
-    """Before each sub-block of a block: the sums so far, or, with norms between the sub-blocks, what they read."""
+    """Before each sub-block of a block, but for those that are gone."""
+    points = _between(tap, entered, left, parts)
+    return [point for point, part in zip(points, parts, strict=True) if not part.gone]
+
+
+def _between(tap: Tap, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+    """The sums so far, or, with norms between the sub-blocks, what they read."""
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
     sums = [entered]
     for output in written:

@@ -167,6 +167,11 @@ class Stack:
     plain: tuple[Plain, ...] = ()
     depth: Depth | None = Depth()
 
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Those that it has, in forward order."""
+        return tuple(attention for attention in (self.attention, self.cross_attention) if attention is not None)
+
 
 @dataclass(frozen=True)
 class Table:
