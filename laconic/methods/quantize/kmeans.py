@@ -1,0 +1,104 @@
+"""k-means: not a grid but the best values for the weights of each row, by how much each weight counts.
+
+Paper: S. Kim et al., "SqueezeLLM", ICML 2024, arXiv 2306.07629, equation (4): the values of every output channel
+minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information. `moments` takes its Kronecker-factored
+form, F_ii C_jj, in place of Φ: of few sequences every single element of Φ is a poor estimate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import pad
+
+from laconic.calibrate import Fisher, Gram, Known, OutputGram, Statistic
+from laconic.errors import must_be
+from laconic.formats import Codebook
+from laconic.formats.codebook import codebook_nbytes
+from laconic.methods.prune.moments import of_inputs, of_outputs
+from laconic.methods.quantize.size import Quantizing, Solver
+from laconic.numerics.grid import Grid, Spacing, fit_grid
+from laconic.numerics.kmeans import kmeans, nearest_of
+from laconic.numerics.psd import RELATIVE_FLOOR
+
+Weights = Literal["fisher", "moments"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans(Quantizing):
+    """The nearest of 2^bits values, which are found by weighted k-means.
+
+    group_size: what shares a table: `channel`, `tensor`, or so many columns of a row, which for few of them costs more
+                than the codes.
+    weights:    how much the squared error of each weight counts.
+    """
+
+    name = "kmeans"
+    paper = "Kim et al., SqueezeLLM, ICML 2024"
+    needs = frozenset({Gram, OutputGram})
+
+    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
+    weights: Weights = "moments"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights not in get_args(Weights):
+            raise must_be(f"{self.name}.weights", f"one of {', '.join(get_args(Weights))}", self.weights)
+
+    @property
+    def asks(self) -> frozenset[type[Statistic]]:
+        if self.weights == "fisher":
+            return frozenset({Fisher})
+        # What all weights of a row have in common does not matter where they share no table with others.
+        return self.needs if self.group_size == "tensor" else frozenset({Gram})
+
+    def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
+        return codebook_nbytes(shape, bits, self.group_of(shape[1]))
+
+    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+        group, support = self.group_of(weight.shape[1]), known.support
+        h = self.importance(known).expand(weight.shape)
+        h = h if support is None else h * support
+        W = weight if support is None else weight * support
+        numbers, weights = (_grouped(X, group) for X in (W, h))
+
+        def solve(bits: int) -> Codebook:
+            # A grid is one way to choose the values: what is found is no worse.
+            grid = fit_grid(W, Spacing(bits, group), h, support)
+            values = kmeans(numbers, weights, 2**bits, [_values_on(grid)]).half().float()
+            codes = _as_matrix(nearest_of(numbers.float(), values), weight.shape, group)
+            tables = values.view(len(values) if group is None else len(weight), -1, 2**bits)
+            return Codebook.of(codes, tables, group, weight.dtype, support)
+
+        return solve
+
+    def importance(self, known: Known) -> Float[Tensor, "#out in"]:
+        """How much the squared error of each weight counts; never nothing, so that unseen weights count alike."""
+        if self.weights == "fisher":
+            Phi = known[Fisher].matrix
+            floors = RELATIVE_FLOOR * Phi.mean(1, keepdim=True)
+            return torch.where(floors > 0, Phi.clamp(min=floors), 1.0)
+        inputs = of_inputs(known)
+        return of_outputs(known) * inputs if self.group_size == "tensor" else inputs[None]
+
+
+def _grouped(X: Float[Tensor, "out in"], group: int | None) -> Float[Tensor, "tables n"]:
+    """The numbers of every table in a row of its own, the last of a row of X filled up with zeros."""
+    if group is None:
+        return X.reshape(1, -1)
+    return pad(X, (0, -X.shape[1] % group)).reshape(-1, group)
+
+
+def _as_matrix(codes: Tensor, shape: Sequence[int], group: int | None) -> Tensor:
+    m, n = shape
+    return codes.view(m, n) if group is None else codes.view(m, -1)[:, :n]
+
+
+def _values_on(grid: Grid) -> Float[Tensor, "tables values"]:
+    """s (c − z) of every code."""
+    every = torch.arange(2**grid.bits, device=grid.scale.device)
+    return (grid.scale[..., None] * (every - grid.zero[..., None])).flatten(0, 1)

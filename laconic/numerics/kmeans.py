@@ -1,0 +1,177 @@
+"""Weighted k-means of numbers: the k values per row that minimise Σ_j h_j (w_j − nearest value)².
+
+What is nearest to one value is a stretch of the sorted row, so that sums over it are differences of running sums, and
+one iteration costs k binary searches a row however long the row is. The best of several starts is improved by S. Lloyd,
+"Least squares quantization in PCM", IEEE Trans. Inf. Theory 28, 1982, and then by moving a value from where it helps
+least to where it helps most, which also gives work to a value that has none.
+
+Starts have a density ∝ f^p, where f is that of the weighted numbers: p = 1/3 is best for many values (P. Panter,
+W. Dite, Proc. IRE 39, 1951), 0 spaces them evenly, and 2/3 lies where most of the weight does.
+
+Notation: W (rows, n); h ≥ 0, (rows, n); V (rows, k) the values, ascending.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torch.nn.functional import pad
+
+ITERATIONS = 60
+POWERS = (1 / 3, 0.0, 2 / 3)
+FEW = 32
+"""Up to so many values every start is tried and improved by moves; more of them are close to their best anyway."""
+MOVES = 20
+SETTLING = 10
+"""Iterations after each move."""
+BLOCK = 2**21
+"""Numbers that are worked on at a time, which bounds the memory."""
+
+
+class _Rows(NamedTuple):
+    """Sorted rows v (rows, n), and running sums of h, h v and h v² with a leading zero, (rows, n + 1)."""
+
+    v: Tensor
+    h: Tensor
+    sums: tuple[Tensor, Tensor, Tensor]
+
+    def of(self, which: Tensor) -> "_Rows":
+        """Some of them."""
+        mass, moment, square = self.sums
+        return _Rows(self.v[which], self.h[which], (mass[which], moment[which], square[which]))
+
+
+def kmeans(
+    W: Float[Tensor, "rows n"],
+    h: Float[Tensor, "rows n"],
+    k: int,
+    starts: Sequence[Float[Tensor, "rows k"]] = (),
+) -> Float[Tensor, "rows k"]:
+    """The values of every row, ascending, in fp64; never worse than any of `starts`.
+
+    Numbers of weight zero have no say. Where a row has fewer than k others, some of its values stand for none.
+    """
+    parts = []
+    for rows in torch.arange(len(W), device=W.device).split(max(1, BLOCK // W.shape[1])):
+        sorted_rows = _sorted(W[rows], h[rows])
+        first, *others = (_spread(sorted_rows, k, power) for power in POWERS[: None if k <= FEW else 1])
+        best, lowest = _improved(sorted_rows, first)
+        for start in (*others, *(start[rows].double().sort(dim=1).values for start in starts)):
+            best, lowest = _better(best, lowest, *_improved(sorted_rows, start))
+        parts.append(best)
+    return torch.cat(parts)
+
+
+def nearest_of(W: Float[Tensor, "rows n"], V: Float[Tensor, "rows k"]) -> Integer[Tensor, "rows n"]:
+    """The number of the nearest of the ascending values of its row, uint8."""
+    middles = ((V[:, 1:] + V[:, :-1]) / 2).contiguous()
+    parts = []
+    for rows in torch.arange(len(W), device=W.device).split(max(1, BLOCK // W.shape[1])):
+        where = torch.searchsorted(middles[rows], W[rows].to(V.dtype).contiguous(), out_int32=True)
+        parts.append(where.to(torch.uint8))
+    return torch.cat(parts)
+
+
+def _sorted(W: Tensor, h: Tensor) -> _Rows:
+    v, order = W.double().sort(dim=1)
+    h = h.double().gather(1, order)
+    # Of the order of one, so that nothing of a row with tiny weights is lost.
+    h = h / h.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    sums = [pad(term.cumsum(1), (1, 0)) for term in (h, h * v, h * v * v)]
+    return _Rows(v.contiguous(), h, (sums[0], sums[1], sums[2]))
+
+
+def _spread(rows: _Rows, k: int, power: float) -> Float[Tensor, "rows k"]:
+    """Values of density ∝ f^power."""
+    v, h = rows.v, rows.h
+    gaps = torch.gradient(v, dim=1)[0] if v.shape[1] > 1 else torch.ones_like(v)
+    # f is the weight of a number by the room that it has.
+    mass = (h.pow(power) * gaps.pow(1 - power)).cumsum(1)
+    wanted = (torch.arange(k, dtype=v.dtype, device=v.device) + 0.5) / k
+    places = torch.searchsorted(mass, mass[:, -1:] * wanted)
+    return v.gather(1, places.clamp(max=v.shape[1] - 1))
+
+
+def _edges(rows: _Rows, V: Tensor) -> Integer[Tensor, "rows edges"]:
+    """Where the stretch of each value begins, and where the last one ends."""
+    middles = ((V[:, 1:] + V[:, :-1]) / 2).contiguous()
+    inner = torch.searchsorted(rows.v, middles)
+    return pad(pad(inner, (1, 0)), (0, 1), value=rows.v.shape[1])
+
+
+def _lloyd(rows: _Rows, V: Tensor, iterations: int) -> Float[Tensor, "rows k"]:
+    for _ in range(iterations):
+        edges = _edges(rows, V)
+        mass, moment = (total.gather(1, edges).diff(dim=1) for total in rows.sums[:2])
+        # Means of neighbouring stretches are in order but for rounding, and an empty one stays between them.
+        new = torch.where(mass > 0, moment / mass, V).sort(dim=1).values
+        if torch.equal(new, V):
+            break
+        V = new
+    return V
+
+
+def _error(rows: _Rows, V: Tensor) -> Float[Tensor, " rows"]:
+    mass, moment, square = (total.gather(1, _edges(rows, V)).diff(dim=1) for total in rows.sums)
+    return (square - 2 * V * moment + V * V * mass).sum(1)
+
+
+def _better(V: Tensor, lowest: Tensor, other: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row the values with the lower error."""
+    wins = error < lowest
+    return torch.where(wins[:, None], other, V), torch.where(wins, error, lowest)
+
+
+def _improved(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " rows"]]:
+    """By iterations, then by moves as long as one lowers the error of some row; with the error."""
+    V = _lloyd(rows, V, ITERATIONS)
+    lowest = _error(rows, V)
+    active = torch.arange(len(V), device=V.device)
+    for _ in range(MOVES if 2 < V.shape[1] <= FEW else 0):
+        here = rows.of(active)
+        other = _lloyd(here, _moved(here, V[active]), SETTLING)
+        error = _error(here, other)
+        lower = error < lowest[active]
+        active = active[lower]
+        if len(active) == 0:
+            break
+        V[active], lowest[active] = other[lower], error[lower]
+    V = _lloyd(rows, V, ITERATIONS)
+    return V, _error(rows, V)
+
+
+def _moved(rows: _Rows, V: Tensor) -> Float[Tensor, "rows k"]:
+    """Two neighbours made one, and the stretch whose division gains most divided in two."""
+    edges = _edges(rows, V)
+    mass, moment = (total.gather(1, edges).diff(dim=1) for total in rows.sums[:2])
+    value = _energy(mass, moment)
+    joined = _energy(mass[:, 1:] + mass[:, :-1], moment[:, 1:] + moment[:, :-1])
+    lost = (value[:, 1:] + value[:, :-1] - joined).argmin(1, keepdim=True)
+    # Every place inside of a stretch at which it can be divided.
+    n = rows.v.shape[1]
+    places = torch.arange(1, n, device=V.device).expand(len(V), -1).contiguous()
+    owner = torch.searchsorted(edges[:, 1:-1].contiguous(), places, right=True)
+    left = [total[:, 1:-1] - total.gather(1, edges.gather(1, owner)) for total in rows.sums[:2]]
+    right = [whole.gather(1, owner) - part for whole, part in zip((mass, moment), left, strict=True)]
+    gains = _energy(*left) + _energy(*right) - value.gather(1, owner)
+    gains = gains.masked_fill((owner == lost) | (owner == lost + 1), -1)
+    if gains.shape[1] == 0:
+        return V
+    place = gains.argmax(1, keepdim=True)
+    split = owner.gather(1, place)
+    both = moment.gather(1, lost) + moment.gather(1, lost + 1), mass.gather(1, lost) + mass.gather(1, lost + 1)
+    V = V.scatter(1, lost, _mean(*both, V.gather(1, lost)))
+    V = V.scatter(1, lost + 1, _mean(left[1].gather(1, place), left[0].gather(1, place), V.gather(1, split)))
+    V = V.scatter(1, split, _mean(right[1].gather(1, place), right[0].gather(1, place), V.gather(1, split)))
+    return V.sort(dim=1).values
+
+
+def _energy(mass: Tensor, moment: Tensor) -> Tensor:
+    """What a value at the mean takes off Σ h v²."""
+    return torch.where(mass > 0, moment.square() / mass, 0)
+
+
+def _mean(moment: Tensor, mass: Tensor, otherwise: Tensor) -> Tensor:
+    return torch.where(mass > 0, moment / mass, otherwise)

@@ -1,0 +1,99 @@
+"""k-means: the equation that it minimises, zeros, shared tables, few distinct weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from laconic.calibrate import Fisher, Gram, Known, OutputGram
+from laconic.errors import UserError
+from laconic.formats import Codebook
+from laconic.methods import KMeans, Rtn
+from laconic.methods.prune.moments import of_inputs, of_outputs
+from laconic.methods.spelling import method_from
+from tests.matrices import Case, case
+
+MATRIX = case("values", (24, 40))
+GROUPS = ("channel", "tensor", 16)
+
+
+def weighted(matrix: Case, method: KMeans | Rtn, weights: torch.Tensor) -> float:
+    E = matrix.weight.double() - method.compress(matrix.weight, matrix.known).dense().double()
+    return (weights * E.square()).sum().item()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group", GROUPS)
+def test_it_is_no_worse_than_the_best_grid_of_the_same_weights(group: str | int, bits: int) -> None:
+    known = MATRIX.known
+    for weights, Phi in {
+        "fisher": known[Fisher].matrix,
+        "moments": of_outputs(known) * of_inputs(known),
+    }.items():
+        method = KMeans(bits=bits, group_size=group, weights=weights)
+        # Values of 16 bits are not quite where the least error is.
+        assert weighted(MATRIX, method, Phi) < weighted(MATRIX, Rtn(bits=bits, group_size=group), Phi)
+
+
+def test_every_weight_has_the_nearest_value_and_every_value_is_a_weighted_mean() -> None:
+    """Equation (4) has no gradient in the values, which is what k-means ends with."""
+    method = KMeans(bits=3, weights="fisher")
+    layer = method.compress(MATRIX.weight, MATRIX.known)
+    Phi, dense = MATRIX.known[Fisher].matrix, layer.dense()
+    for w, phi, row in zip(MATRIX.weight, Phi, dense, strict=True):
+        values = row.unique()
+        assert torch.equal(row, values[(w[:, None] - values).abs().argmin(1)])
+        for value in values:
+            mine = row == value
+            mean = (phi[mine] * w[mine]).sum() / phi[mine].sum()
+            assert value.item() == pytest.approx(mean.item(), rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_zeros_that_were_chosen_stay_and_take_no_value(group: str | int) -> None:
+    mask = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) > 0.5
+    known = MATRIX.known | Known(support=mask)
+    layer = KMeans(bits=2, group_size=group).compress(MATRIX.weight * mask, known)
+    assert not layer.dense()[~mask].any()
+    # With a row of as few weights as there are values, none of these is spent on the zeros.
+    few = torch.zeros(24, 40, dtype=torch.bool)
+    few[:, 3:7] = True
+    exact = KMeans(bits=2).compress(MATRIX.weight * few, MATRIX.known | Known(support=few)).dense()
+    torch.testing.assert_close(exact, MATRIX.weight * few, rtol=1e-3, atol=1e-6)
+
+
+def test_a_row_of_few_distinct_weights_is_exact() -> None:
+    weight = torch.tensor([-0.5, 0.25, 2.0])[torch.arange(24 * 40).view(24, 40) % 3]
+    weight[5] = 0
+    weight[6] = 0.75
+    assert torch.equal(KMeans(bits=2).compress(weight, MATRIX.known).dense(), weight)
+
+
+def test_a_matrix_that_was_never_used_is_kept_by_its_weights_alone() -> None:
+    nothing = [
+        Gram.restored(torch.zeros(40, 40).double(), 1),
+        OutputGram.restored(torch.zeros(24, 24).double(), 1),
+        Fisher.restored(torch.zeros(24, 40).double(), 1),
+    ]
+    idle = replace(MATRIX, known=Known(nothing))
+    alike = torch.ones(24, 40).double()
+    for weights in ("fisher", "moments"):
+        error = weighted(idle, KMeans(bits=3, weights=weights), alike)
+        assert error < weighted(idle, Rtn(bits=3, group_size="channel"), alike)
+
+
+def test_tables_take_the_bytes_that_were_said() -> None:
+    for group, tables in {"channel": 24, "tensor": 1, 16: 24 * 3}.items():
+        method = KMeans(bits=3, group_size=group)
+        assert method.nbytes_at(3, (24, 40)) == 24 * 40 * 3 // 8 + tables * 8 * 2
+        layer = method.compress(MATRIX.weight, MATRIX.known)
+        assert isinstance(layer, Codebook)
+        assert layer.nbytes() == method.nbytes_at(3, (24, 40))
+
+
+def test_it_asks_for_what_its_weights_are_made_of() -> None:
+    assert KMeans().asks == {Gram}
+    assert KMeans(group_size="tensor").asks == {Gram, OutputGram}
+    assert KMeans(weights="fisher").asks == {Fisher}
+    with pytest.raises(UserError, match="weights must be .*fisher.*moments.*got 'hessian'"):
+        method_from("kmeans:weights=hessian", "method")
