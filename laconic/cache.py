@@ -1,6 +1,7 @@
 """Where laconic keeps what is costly to find out again."""
 
 import os
+import platform
 from math import inf
 from pathlib import Path
 
@@ -33,3 +34,12 @@ def cache_limit() -> int:
     if not 0 <= gigabytes < inf:
         raise must_be("The environment variable LACONIC_CACHE_GB", "in [0, ∞)", gigabytes)
     return int(gigabytes * 1e9)
+
+
+def processor() -> str:
+    """What the processor calls itself: times that are kept are of one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -12,6 +12,8 @@ from laconic.methods import (
     Asvd,
     Drone,
     Fwsvd,
+    Gptq,
+    Int8,
     KfacPrune,
     KfacSvd,
     KMeans,
@@ -26,6 +28,7 @@ from laconic.methods import (
     Svd,
     Wanda,
     Wlra,
+    Yaqa,
 )
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
@@ -46,7 +49,10 @@ EXAMPLES: tuple[Method, ...] = (
     LnStructured(),
     RandomStructured(),
     Rtn(),
+    Gptq(),
+    Yaqa(),
     KMeans(),
+    Int8(),
     Plus(),
 )
 
@@ -82,9 +88,12 @@ def test_it_is_the_line_of_a_recipe(method: Method):
 @pytest.mark.parametrize("keep", [0.7, 0.3])
 def test_it_keeps_at_most_what_it_was_told_and_stays_finite(method: Method, case: Case, keep: float):
     dense = case.weight.numel() * case.weight.element_size()
-    compressed = method.at(keep, tuple(case.weight.shape), case.weight.dtype).compress(case.weight, case.known)
-    assert compressed.shape == tuple(case.weight.shape)
-    assert compressed.nbytes() <= keep * dense
+    shape, dtype = tuple(case.weight.shape), case.weight.dtype
+    sized = method.at(keep, shape, dtype)
+    compressed = sized.compress(case.weight, case.known)
+    assert compressed.shape == shape
+    # The smallest size may be more: eight bits are half of a matrix in half precision.
+    assert compressed.nbytes() <= keep * dense or sized == method.at(1e-6, shape, dtype)
     assert compressed.dense().dtype == case.weight.dtype
     assert torch.isfinite(compressed.dense()).all()
 
@@ -135,8 +144,8 @@ def test_its_ladder_falls_from_rung_to_rung(method: Method):
     matrix = case("falling", (24, 40))
     losses = [rung.loss for rung in method.ladder(matrix.weight, matrix.known).rungs]
     # Only a method that minimises the predicted loss itself must fall at every rung; all must end lower.
-    assert losses[-1] == 0
-    assert losses[-2] < losses[0]
+    assert losses[-1] == 0 < losses[0]
+    assert len(losses) == 2 or losses[-2] < losses[0]
     if isinstance(method, KfacSvd):
         assert all(later <= earlier * (1 + 1e-3) for earlier, later in itertools.pairwise(losses))
 

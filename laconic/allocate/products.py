@@ -8,7 +8,6 @@ rounds: a load only adds to it.
 
 import hashlib
 import json
-import platform
 import secrets
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from laconic.cache import cache_folder
+from laconic.cache import cache_folder, processor
 from laconic.calibrate.passes import machine, now, seconds_of
 
 WARM_UP = 2
@@ -30,7 +29,7 @@ PATIENCE = 30.0
 """Seconds after which a large table is measured no more, once every product has run often enough."""
 
 GRID = tuple(sorted({power * part // 4 for power in (2**i for i in range(3, 17)) for part in (4, 6)}))
-"""Where the table is exact along the smaller side of a matrix: 8, 12, 16, 24, 32, ….; linear in between."""
+"""Where the table is exact along the smaller side of a matrix: 8, 12, 16, 24, 32 and so on; linear in between."""
 
 
 class Product(NamedTuple):
@@ -108,7 +107,7 @@ def knots(product: Product) -> tuple[Product, Product]:
 
 def times_on(device: torch.device) -> ProductTimes:
     """The table of this machine, with its present number of threads. Models compute in float32."""
-    depends_on = {"processor": _processor(), **machine(device), "dtype": "float32"}
+    depends_on = {"processor": processor(), **machine(device), "dtype": "float32"}
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     return ProductTimes(lambda products: timed(products, device), cache_folder() / f"products-{name}.json", depends_on)
 
@@ -136,15 +135,6 @@ def timed(products: Sequence[Product], device: torch.device) -> list[list[float]
 
 def _lower_quartile(times: Sequence[float]) -> float:
     return quantiles(times, n=4, method="inclusive")[0]
-
-
-def _processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _read(file: Path) -> dict[Product, int]:

@@ -5,6 +5,7 @@ from laconic.formats.codebook import Codebook
 from laconic.formats.coded import Coded, CodedEmbedding
 from laconic.formats.constant import Constant
 from laconic.formats.dense import Dense
+from laconic.formats.int8 import DynamicInt8
 from laconic.formats.lowrank import LowRank, LowRankEmbedding
 from laconic.formats.mapped import Mapped
 from laconic.formats.masked import Masked
@@ -21,6 +22,7 @@ FORMATS: tuple[type[Format], ...] = (
     SparseEmbedding,
     Quantized,
     Codebook,
+    DynamicInt8,
     CodedEmbedding,
     Sum,
     Dense,
@@ -34,6 +36,7 @@ __all__ = [
     "CodedEmbedding",
     "Constant",
     "Dense",
+    "DynamicInt8",
     "Format",
     "LowRank",
     "LowRankEmbedding",

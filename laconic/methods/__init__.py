@@ -15,8 +15,11 @@ from laconic.methods.prune.scored import Scored
 from laconic.methods.prune.sparsegpt import SparseGpt
 from laconic.methods.prune.structured import LnStructured, RandomStructured
 from laconic.methods.prune.wanda import Wanda
+from laconic.methods.quantize.dynamic_int8 import Int8
+from laconic.methods.quantize.gptq import Gptq
 from laconic.methods.quantize.kmeans import KMeans
 from laconic.methods.quantize.rtn import Rtn
+from laconic.methods.quantize.yaqa import Yaqa
 
 METHODS: tuple[type[Method], ...] = (
     Svd,
@@ -33,7 +36,10 @@ METHODS: tuple[type[Method], ...] = (
     LnStructured,
     RandomStructured,
     Rtn,
+    Gptq,
+    Yaqa,
     KMeans,
+    Int8,
     Plus,
 )
 
@@ -43,6 +49,8 @@ __all__ = [
     "Asvd",
     "Drone",
     "Fwsvd",
+    "Gptq",
+    "Int8",
     "KMeans",
     "KfacPrune",
     "KfacSvd",
@@ -60,5 +68,6 @@ __all__ = [
     "Svd",
     "Wanda",
     "Wlra",
+    "Yaqa",
     "statistics_for",
 ]

@@ -81,10 +81,7 @@ class Quantizing(Method):
         """
         if self.bits is None:
             raise UserError(f"{self.name} needs a size: give keep, or {self.name}:bits=B with B from 2 to 8.")
-        if not torch.isfinite(weight).all():
-            raise UserError(f"{self.name} cannot quantize weights that are NaN or infinite; check the model.")
-        if weight.abs().max() > LARGEST_SCALE:
-            raise UserError(f"{self.name} cannot quantize weights beyond {LARGEST_SCALE:.0f}; check the model.")
+        check_range(weight, self.name)
         return self.solver(weight, known)(self.bits)
 
     def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Quantizing":
@@ -120,3 +117,11 @@ class Quantizing(Method):
             if nbytes < dense
         ]
         return Ladder((*rungs, Rung(method=None, nbytes=dense, parameters=count, products=products, loss=0.0)))
+
+
+def check_range(weight: Float[Tensor, "out in"], method: str) -> None:
+    """Raise UserError where a weight is NaN, infinite or beyond what a scale of 16 bits can hold."""
+    if not torch.isfinite(weight).all():
+        raise UserError(f"{method} cannot quantize weights that are NaN or infinite; check the model.")
+    if weight.abs().max() > LARGEST_SCALE:
+        raise UserError(f"{method} cannot quantize weights beyond {LARGEST_SCALE:.0f}; check the model.")
