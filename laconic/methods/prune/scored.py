@@ -52,7 +52,7 @@ class Scored(Pruning):
         if self.pattern is not None and self.sparsity is not None:
             raise UserError(f"{self.name} takes either sparsity or pattern; got both.")
         if self.pattern is not None:
-            self._n_of_m(self.pattern)
+            n_of_m(self.name, self.pattern)
 
     @abstractmethod
     def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
@@ -61,7 +61,7 @@ class Scored(Pruning):
     @property
     def size(self) -> Size | None:
         if self.pattern is not None:
-            return self._n_of_m(self.pattern)
+            return n_of_m(self.name, self.pattern)
         return None if self.sparsity is None else float(self.sparsity)
 
     @property
@@ -81,18 +81,29 @@ class Scored(Pruning):
             UserError: the width is no multiple of M.
         """
         if isinstance(size, tuple):
-            n, m = size
-            if scores.shape[1] % m:
-                requirement = f"of a group that divides the inputs of the matrix, which are {scores.shape[1]}"
-                raise must_be(f"{self.name}.pattern", requirement, f"{n}:{m}")
+            check_divides(self.name, size, scores.shape[1])
             return keep_in_groups(scores, size)
         return keep_in_matrix(scores, size) if self.within == "matrix" else keep_in_rows(scores, size)
 
-    def _n_of_m(self, pattern: str) -> tuple[int, int]:
-        matched = _PATTERN.fullmatch(pattern)
-        if matched is None or int(matched[1]) >= int(matched[2]):
-            raise must_be(f"{self.name}.pattern", "N:M with 0 < N < M, like 2:4", pattern)
-        return int(matched[1]), int(matched[2])
+
+def n_of_m(name: str, pattern: str) -> tuple[int, int]:
+    """(N, M) of the `pattern` of the method `name`.
+
+    Raises:
+        UserError: it is none.
+    """
+    matched = _PATTERN.fullmatch(pattern)
+    if matched is None or int(matched[1]) >= int(matched[2]):
+        raise must_be(f"{name}.pattern", "N:M with 0 < N < M, like 2:4", pattern)
+    return int(matched[1]), int(matched[2])
+
+
+def check_divides(name: str, pattern: tuple[int, int], width: int) -> None:
+    """Raises a UserError where a row of `width` inputs is no whole number of groups of the pattern (N, M)."""
+    n, m = pattern
+    if width % m:
+        requirement = f"of a group that divides the inputs of the matrix, which are {width}"
+        raise must_be(f"{name}.pattern", requirement, f"{n}:{m}")
 
 
 def masked(method: Scored, weight: Float[Tensor, "out in"], known: Known) -> Solver:

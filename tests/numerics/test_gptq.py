@@ -1,0 +1,112 @@
+"""The rounding sweep against the surgeon's formula with explicit inverses, and against every choice of codes."""
+
+import itertools
+
+import pytest
+import torch
+
+from laconic.numerics.gptq import Order, Values, gptq, swept
+from laconic.numerics.grid import Grid, Spacing, codes_of, fit_grid, values_of
+from laconic.numerics.obs import BLOCK, damped
+from tests.numerics.test_obs import hessian
+
+WIDE = BLOCK + 12
+
+
+def matrix(m: int, n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(W: torch.Tensor, H: torch.Tensor, order: list[int], grid: Grid, mask: torch.Tensor) -> torch.Tensor:
+    """Equations 2 and 3 of GPTQ, one column after the other, the inverse taken anew each time."""
+    W, result = W.double().clone(), torch.zeros(W.shape).double()
+    for at, q in enumerate(order):
+        left = order[at:]
+        inverse = torch.linalg.inv(H[left][:, left])
+        s, z = (part[:, 0].double() for part in grid.columns(torch.tensor([q])))
+        code = torch.where(s == 0, z, (W[:, q] / s + z).round()).clamp(0, 2**grid.bits - 1)
+        result[:, q] = s * (code - z) * mask[:, q]
+        W[:, left] -= ((W[:, q] - result[:, q]) / inverse[0, 0])[:, None] * inverse[0]
+    return result
+
+
+def values(W: torch.Tensor, H: torch.Tensor, spacing: Spacing, mask: torch.Tensor, by_activity: bool) -> torch.Tensor:
+    rounded = gptq(W, Order.of(H, by_activity), spacing, mask)
+    return values_of(rounded.codes, rounded.grid).double() * mask
+
+
+@pytest.mark.parametrize("group", [None, 16])
+@pytest.mark.parametrize("kept", [1.0, 0.5])
+def test_by_activity_it_is_the_formula_on_grids_fitted_before(group: int | None, kept: float) -> None:
+    W, H = matrix(6, WIDE), damped(hessian(WIDE, 300), 0.01)
+    mask = torch.rand(6, WIDE, generator=torch.Generator().manual_seed(1)) < kept
+    W, spacing = W * mask, Spacing(3, group)
+    grid = fit_grid(W, spacing, 1 / torch.linalg.inv(H).diagonal(), mask)
+    order = H.diagonal().argsort(descending=True).tolist()
+    assert order != sorted(order)
+    expected = by_hand(W, H, order, grid, mask)
+    assert torch.allclose(values(W, H, spacing, mask, True), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [50, 135, WIDE])
+@pytest.mark.parametrize("kept", [1.0, 0.5])
+def test_from_left_to_right_a_grid_is_fitted_to_the_weights_that_it_meets(group: int, kept: float) -> None:
+    W, H = matrix(6, WIDE), damped(hessian(WIDE, 300), 0.01)
+    mask = torch.rand(6, WIDE, generator=torch.Generator().manual_seed(1)) < kept
+    W, spacing = W * mask, Spacing(3, group)
+    rounded = gptq(W, Order.of(H, False), spacing, mask)
+    expected = by_hand(W, H, list(range(WIDE)), rounded.grid, mask)
+    assert torch.allclose(values_of(rounded.codes, rounded.grid).double() * mask, expected, atol=1e-6)
+    importance = 1 / torch.linalg.inv(H).diagonal()
+    # Up to each group, errors are moved on as by hand; its grid is the best of the weights as they then are.
+    for start in range(0, WIDE, group):
+        W_now = W.double()
+        if start:
+            done = W_now[:, :start] - expected[:, :start]
+            # The best of what is to the right, given all errors to the left.
+            W_now = torch.cat([expected[:, :start], W_now[:, start:]], 1)
+            W_now[:, start:] += done @ H[:start, start:] @ torch.linalg.inv(H[start:, start:])
+        here = slice(start, min(start + group, WIDE))
+        fitted = fit_grid(W_now[:, here], spacing, importance[here], mask[:, here])
+        assert torch.allclose(fitted.scale[:, 0], rounded.grid.scale[:, start // group], rtol=2e-3)
+
+
+def test_with_a_diagonal_moment_it_rounds_to_nearest() -> None:
+    W, H = matrix(8, 40), torch.diag(torch.linspace(1, 5, 40)).double()
+    for by_activity in (True, False):
+        for spacing in (Spacing(3, 16, clip=False), Spacing(4, None, clip=False), Spacing(2, 40)):
+            rounded = gptq(W, Order.of(H, by_activity), spacing)
+            assert torch.equal(rounded.codes, codes_of(W, rounded.grid))
+            assert spacing.clip or torch.equal(rounded.grid.scale, fit_grid(W, spacing).scale)
+
+
+def test_of_every_choice_of_codes_it_is_near_the_best() -> None:
+    """One row of four weights in two bits: 256 choices."""
+    choices = torch.tensor(list(itertools.product(range(4), repeat=4)), dtype=torch.uint8)
+    losses = torch.zeros(60, 3)
+    for seed in range(60):
+        W, scales = matrix(1, 4, seed), 0.5 + torch.rand(4, generator=torch.Generator().manual_seed(seed)).double()
+        H = (0.8 + 0.2 * torch.eye(4).double()) * torch.outer(scales, scales)
+        rounded = gptq(W, Order.of(H), Spacing(2, 4))
+        tried = torch.cat([rounded.codes, codes_of(W, rounded.grid), choices])
+        E = (W - rounded.grid.scale * (tried - rounded.grid.zero)).double()
+        every = 0.5 * (E @ H * E).sum(1)
+        losses[seed] = torch.stack([every[0], every[1], every[2:].min()])
+    assert (losses[:, 0] >= losses[:, 2] * (1 - 1e-5)).all()
+    assert losses[:, 0].mean() < 0.9 * losses[:, 1].mean()
+    assert (losses[:, 0] <= losses[:, 2] * (1 + 1e-5)).float().mean() > 0.4
+
+
+def test_what_is_to_be_zero_hands_on_what_was_left_for_it() -> None:
+    """H = [[1, ½, ½], [½, 1, ½], [½, ½, 1]]; ½ of the first goes to the others, and the second can take none of it."""
+    H = torch.full((3, 3), 0.5).double() + 0.5 * torch.eye(3).double()
+    W = torch.tensor([[0.5, 0.0, 2.0]])
+    # Whole numbers from 0 to 3: 0.5 is rounded to 0, which adds 0.5 / 3 to each of the others.
+    one, mask = torch.ones(1, 3).double(), torch.tensor([[True, False, True]])
+    allowed = Values(one * mask, one * mask, 0 * one, 2)
+    Wt = W.double().T.contiguous()
+    order = Order.of(H, False)
+    assert swept(Wt, order.U, allowed.T).T.tolist() == [[0, 0, 2]]
+    assert torch.allclose(Wt[1], torch.tensor([0.5 / 3]).double())
+    # ½ of what the second had to leave.
+    assert torch.allclose(Wt[2], torch.tensor([2 + 0.5 / 3 + 0.5 / 6]).double())
