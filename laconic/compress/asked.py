@@ -26,7 +26,9 @@ def check_size(asked: Asked) -> None:
     """Raise UserError unless the size is given once: by `keep`, or by the method."""
     name = asked.method.name
     if asked.keep is None and not asked.method.has_size:
-        raise UserError(f"The method '{name}' needs a size: give keep, or a size of its own like rank.")
+        raise UserError(
+            f"The method '{name}' needs a size: give keep, or a size of its own like rank, sparsity or bits."
+        )
     if asked.keep is not None and asked.method.has_size:
         raise UserError(f"The method '{name}' says its own size, so keep must be left out; got {asked.keep}.")
 

@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 STEPS = 100
 """At most so many. Where nine weights in ten go, the loss on real matrices of 384 × 384 and 384 × 1536 was then within
-0.1 and 2 percent of the least; up to twice the least where nearly nothing was lost. No moment is known as well."""
+0.1 and 2 percent of the least; up to twice the least where nearly nothing was lost. No moment is known that well."""
 
 
 def refit_coupled(

@@ -102,7 +102,10 @@ class KfacPrune(Scored):
         return solve
 
     def _fit(self, weight: Float[Tensor, "out in"], known: Known) -> Fit | None:
-        """How what stays is fitted; None where it is at its best as it is, which it is for one-hot rows of input."""
+        """How what stays is fitted. None for a word embedding, which is left as it is.
+
+        No two of its inputs occur together, and of its outputs each is taken for itself.
+        """
         F, H = self._moments(weight, known)
         if H.ndim == 1:
             return None

@@ -25,7 +25,10 @@ Norm = Literal[1, 2, "inf"]
 
 @dataclass(frozen=True, kw_only=True)
 class Structured(Pruning):
-    """sparsity is the fraction of rows (dim 0, outputs) or columns (dim 1, inputs) that go."""
+    """sparsity is the fraction of rows (dim 0, outputs) or columns (dim 1, inputs) that go.
+
+    Those that an earlier step emptied count; single zeros in the others stay, and do not.
+    """
 
     dim: Annotated[int, Field(ge=0, le=1)] = 0
 

@@ -19,7 +19,11 @@ from laconic.methods.prune.size import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class Wanda(Scored):
-    """Weights times inputs; what stays is not changed. gradients: weigh outputs by the Fisher information too."""
+    """Weights times inputs; what stays is not changed.
+
+    gradients: weigh outputs by the Fisher information too, which is the same for all weights of a row, and so of use
+               where `within` is matrix.
+    """
 
     name = "wanda"
     paper = "Sun et al., ICLR 2024"
