@@ -4,7 +4,8 @@ Every part (`laconic.model.inner`) gets a gate ξ = 1 that multiplies its column
 Head importance is E|∂L/∂ξ| (P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019,
 equation 2), the squared form E(∂L/∂ξ)² that of P. Molchanov et al., "Importance Estimation for Neural Network Pruning"
 (CVPR 2019), equation 8. Both are taken text by text, so that no batch size enters, over the losses of
-`laconic.calibrate.scores`.
+`laconic.calibrate.scores`. Where these stand for all labels at once (`enumerated`), the mean of |∂L/∂ξ| over labels is
+not to be had from them, and the mean over their axes has its place: for two classes the root of E(∂L/∂ξ)².
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +49,11 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Inner]
         for batch in data.track(data.batches, "Measuring the gates"):
             moved = {name: tensor.to(lm.device) for name, tensor in batch.items()}
             texts += len(moved["input_ids"])
-            for gradients in _gradients(lm, moved, inners, counts, data, generator):
+            every = list(_gradients(lm, moved, inners, counts, data, generator))
+            for gradients in every:
                 for key, gradient in gradients.items():
-                    found[key].absolute += gradient.abs().sum(0)
+                    # The losses are such that their squares add up to one expectation.
+                    found[key].absolute += gradient.abs().sum(0) / len(every) ** 0.5
                     found[key].squared += gradient.square().sum(0)
     for key, gates in found.items():
         gates.absolute /= texts

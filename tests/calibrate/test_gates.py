@@ -97,6 +97,16 @@ def test_enumerated_labels_give_the_second_moment_of_the_gates():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "t5"])
+@pytest.mark.parametrize("labels", ["sampled", "auto"])
+def test_no_mean_of_magnitudes_is_above_the_root_of_that_of_squares(name, labels):
+    """However many losses a text has: they are drawn four times where it has one prediction."""
+    lm = BY_NAME[name].lm()
+    for gates in gate_gradients(lm, Calibration(labelled_batches(lm, 3), labels=labels), inners_of(lm)).values():
+        assert (gates.absolute.square() <= gates.squared * (1 + 1e-9)).all()
+        assert (gates.absolute.square() >= 0.1 * gates.squared).all()
+
+
 def test_the_model_is_left_as_it_was():
     lm = BY_NAME["gpt2"].lm()
     lm.model.train()

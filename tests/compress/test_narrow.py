@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, Gram, Mean, survey
+from laconic.calibrate import Calibration, Gram, Mean, Problem, survey
 from laconic.compress import Narrow
 from laconic.compress.width.counts import price_in
+from laconic.compress.width.importance import fluctuations
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
 from laconic.model.inner import Inner, families_of, inners_of
 from laconic.numerics.structured import DAMPING
@@ -114,12 +115,26 @@ def test_keep_weighs_heads_against_channels(name, importance, currency):
         assert outcome.nbytes <= 0.6 * outcome.dense_nbytes
 
 
-def layer_loss(site: Site, before: tuple[torch.Tensor, torch.Tensor], parts: torch.Tensor, x: torch.Tensor) -> float:
-    """Squared error of what the projection gives, on rows that it was not given."""
-    W, b = before
-    whole = x @ W.T + b
-    now = x[:, parts] @ site.weight().double().T + site.bias().double()
-    return (whole - now).square().sum().item()
+def test_fluctuations_compare_parts_by_their_standard_score():
+    """FLAP's threshold: what a part saves decides how many go, and not which."""
+    lm = BY_NAME["bert-classifier"].lm()
+    families = families_of(inners_of(lm))
+    data = data_for(lm)
+    known = survey(lm, data, {Gram, Mean}, [inner.writer for (inner,) in families])
+    scores = []
+    for (inner,) in families:
+        problem = Problem(weight=inner.writer.weight(), known=known[inner.writer.name])
+        each = fluctuations(problem, inner.count)
+        standard = (each - each.mean()) / each.std(unbiased=False)
+        scores += [(score, inner.name, inner.parameters) for score in standard.tolist()]
+    excess = 0.3 * sum(price for _, _, price in scores)
+    left = {inner.name: inner.count for (inner,) in families}
+    for _, name, price in sorted(scores):
+        if excess > 0 and left[name] > 1:
+            left[name], excess = left[name] - 1, excess - price
+    Narrow(keep=0.7, importance="variance", multiple=1).apply(lm, data)
+    assert {inner.name: inner.count for inner in inners_of(lm)} == left
+    assert min(left.values()) > 1
 
 
 @pytest.mark.parametrize("refit", [True, False])
@@ -221,16 +236,15 @@ def test_walks_take_out_as_many(name, anchored):
 
 def test_dead_channels_go_first_and_cost_nothing():
     lm = BY_NAME["opt"].lm()
-    inner = inners_of(lm, (Group.FFN,))[0]
-    reader = inner.readers[0].site.module
-    with torch.no_grad():
-        reader.get_parameter("bias")[::2] = -100.0
-        reader.get_parameter("bias")[1::2] = 3.0
+    inners = inners_of(lm, (Group.FFN,))
+    for inner in inners:
+        bias = inner.readers[0].site.module.get_parameter("bias")
+        with torch.no_grad():
+            bias[::2], bias[1::2] = -100.0, 3.0
     before = outputs(lm.model)
-    others = {other.writer.name for other in inners_of(lm, (Group.FFN,))[1:]}
     Narrow(channels=0.5, multiple=1).apply(lm, data_for(lm))
-    assert set(kept_of(lm, inner).tolist()) == set(range(1, INNER, 2))
-    assert others and outputs(lm.model).shape == before.shape
+    assert all(set(kept_of(lm, inner).tolist()) == set(range(1, INNER, 2)) for inner in inners)
+    torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_real_model_keeps_its_predictions(shared_models, shared_data, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from laconic.compress import Compress, Narrow
 from laconic.errors import UserError
 from laconic.methods import Svd
+from laconic.model import LanguageModel
 from laconic.model.inner import inners_of
 from tests.architectures import BY_NAME
 from tests.compress.test_narrow import IMPORTANCES, data_for
@@ -24,6 +25,12 @@ from tests.compress.test_narrow import IMPORTANCES, data_for
         ({"heads": 0.5, "currency": "macs"}, "currency is what keep counts"),
         ({"keep": 0.5, "ranking": "local"}, "ranking must be global, or left out, with keep"),
         ({"heads": 0.5, "anchored": True, "refit": False}, "anchored must be left out without refit"),
+        ({"heads": 0.5, "ranking": "gobal"}, "ranking must be one of local, global; got 'gobal'"),
+        ({"keep": 0.5, "currency": "flops"}, "currency must be one of bytes, macs; got 'flops'"),
+        (
+            {"heads": 0.5, "importance": "taylor", "refit": False, "sequential": True},
+            "sequential must be left out where nothing looks at inputs, as importance: taylor without refit does not",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(arguments, sentence):
@@ -45,6 +52,16 @@ def test_what_cannot_be_done_is_one_sentence():
     Compress(method=Svd(rank=4), targets=("*.wo",)).apply(lm, None)
     with pytest.raises(UserError, match=r"'encoder.block.0.layer.1.DenseReluDense.wo' is compressed already"):
         Narrow(channels=0.5).check(lm)
+
+
+def test_heads_that_all_share_their_keys_are_one_sentence():
+    whole = BY_NAME["llama"].model()
+    whole.config.num_key_value_heads = 1
+    lm = LanguageModel.of(type(whole)(whole.config))
+    with pytest.raises(UserError, match=r"^heads must be left out for this 'llama': nothing in it has several heads"):
+        Narrow(heads=0.5, channels=0.5).check(lm)
+    Narrow(channels=0.5).check(lm)
+    Narrow(keep=0.5).check(lm)
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)

@@ -1,11 +1,21 @@
-"""What stands for each run of blocks of a model that is as yet whole, fitted once for all runs that begin alike."""
+"""What stands for each run of blocks, and each sub-block, of a model that is as yet whole.
+
+Fitted once for all runs that begin alike, and for all sub-blocks.
+"""
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from laconic.calibrate import Calibration
+from laconic.calibrate.tap import Tap
+from laconic.compress.depth.cuts import Cut, every_cut, subblock_at
 from laconic.compress.depth.fitting import Map, Original, Seat, fitted, no_seat, seat_before
-from laconic.model import LanguageModel
-from laconic.model.layers import Layers
+from laconic.compress.depth.stream import rows_in
+from laconic.model import LanguageModel, predict
+from laconic.model.layers import Layers, layers_of
+from laconic.model.layers import named as stack_named
 
 KEPT_NUMBERS = 2**26
 """Numbers in maps that are kept up to this many (512 MiB), and fitted again beyond."""
@@ -17,6 +27,7 @@ class Fits:
     def __init__(self, lm: LanguageModel, data: Calibration, linear: bool, longest: int = 1) -> None:
         self.lm, self.data, self.linear, self.longest = lm, data, linear, longest
         self._kept: dict[tuple[str, int], tuple[Seat, list[Map]]] = {}
+        self._means: dict[Cut, Tensor] = {}
 
     def of(self, layers: Layers, run: range) -> tuple[Seat, Map]:
         """For the `run` of the model's own `layers`, with nothing dropped before it.
@@ -43,6 +54,13 @@ class Fits:
             raise no_seat(lm, place)
         return seat, fitted(lm, seat, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
 
+    def means(self, cuts: Sequence[Cut]) -> dict[Cut, Tensor]:
+        """What each of these sub-blocks adds to the stream; one pass over the data is for all of the model."""
+        if not all(cut in self._means for cut in cuts):
+            every = [cut for row in every_cut(self.lm, "sublayers").values() for cut in row]
+            self._means = added_by(self.lm, every, self.data)
+        return {cut: self._means[cut] for cut in cuts}
+
     def _keep(self, key: tuple[str, int], found: tuple[Seat, list[Map]]) -> None:
         # Last, as the first are forgotten.
         self._kept.pop(key, None)
@@ -53,3 +71,24 @@ class Fits:
 
 def _numbers(maps: Sequence[Map]) -> int:
     return sum(b.numel() + (0 if T is None else T.numel()) for T, b in maps)
+
+
+@torch.no_grad()
+def added_by(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
+    """What each sub-block adds to the stream, averaged over the tokens that count."""
+    writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
+    sums: dict[Cut, Tensor] = {}
+    counts = dict.fromkeys(cuts, 0)
+    stacks = {layers.name: layers for layers in layers_of(lm)}
+    for on_cpu in data.batches:
+        batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+        blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}
+        with Tap(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
+            predict(lm, batch)
+        for cut, writer in writers.items():
+            hidden = tap.outputs[blocks[cut]][0]
+            rows = rows_in(lm, batch, stacks[cut.stack], hidden)
+            written = rows.of(rows.lines(tap.outputs[writer][0].reshape(hidden.shape)))
+            sums[cut] = sums.get(cut, 0) + written.sum(0, dtype=torch.float64)
+            counts[cut] += len(written)
+    return {cut: total / max(counts[cut], 1) for cut, total in sums.items()}

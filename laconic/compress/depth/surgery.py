@@ -3,17 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from laconic.calibrate import Calibration
-from laconic.calibrate.tap import Tap
 from laconic.compress.depth.cuts import Cut, subblock_at, whole_blocks
 from laconic.compress.depth.fits import Fits
 from laconic.compress.depth.fitting import no_seat, seat_before
 from laconic.compress.depth.folding import fold
-from laconic.compress.depth.stream import rows_in
-from laconic.model import LanguageModel, predict
+from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
 from laconic.model.layers import layers_of, runs_of
 from laconic.model.layers import named as stack_named
@@ -46,7 +41,7 @@ def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original
         UserError: the cuts cannot go, or nothing can take their place.
     """
     parts = [cut for cut in cuts if cut.part is not None]
-    means = _means(original, parts, fits.data) if fits is not None else {}
+    means = fits.means(parts) if fits is not None else {}
     before = layers_of(original)
     for cut in parts:
         drop_subblock(lm, subblock_at(lm, stack_named(lm, cut.stack), cut), means.get(cut))
@@ -67,24 +62,3 @@ def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original
             added[seat.path] = added.get(seat.path, 0) + fold(lm, seat.path, T, b)
             gone, whole = gone + len(run), False
     return added
-
-
-@torch.no_grad()
-def _means(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
-    """What each sub-block adds to the stream, averaged over the tokens that count."""
-    writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
-    sums: dict[Cut, Tensor] = {}
-    counts = dict.fromkeys(cuts, 0)
-    stacks = {layers.name: layers for layers in layers_of(lm)}
-    for on_cpu in data.batches if cuts else ():
-        batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
-        blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}
-        with Tap(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
-            predict(lm, batch)
-        for cut, writer in writers.items():
-            hidden = tap.outputs[blocks[cut]][0]
-            rows = rows_in(lm, batch, stacks[cut.stack], hidden)
-            written = rows.of(rows.lines(tap.outputs[writer][0].reshape(hidden.shape)))
-            sums[cut] = sums.get(cut, 0) + written.sum(0, dtype=torch.float64)
-            counts[cut] += len(written)
-    return {cut: total / max(counts[cut], 1) for cut, total in sums.items()}

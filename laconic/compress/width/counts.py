@@ -7,7 +7,6 @@ from typing import Literal
 
 from laconic.calibrate.profile import USUAL
 from laconic.compress.width.importance import Removal
-from laconic.errors import must_be
 from laconic.model.inner import Family
 from laconic.model.roles import Group
 
@@ -50,13 +49,13 @@ def as_many_everywhere(families: Sequence[Family], keeps: Mapping[Group, float],
 
 
 def where_worth_most(
-    several: Sequence[tuple[Family, Removal]], keeps: Mapping[Group, float], multiple: int
+    several: Sequence[tuple[Family, Removal]], keeps: Mapping[Group, float], price: Price, multiple: int
 ) -> dict[str, int]:
     """That fraction of all parts of a group stays, where it is worth most; by what loses the same parts."""
     counts: dict[str, int] = {}
     for group, keep in keeps.items():
         mine = [(family, of) for family, of in several if family[0].group is group]
-        counts |= shared_out(mine, keep, len, multiple)
+        counts |= shared_out(mine, keep, price, multiple)
     return counts
 
 
@@ -93,14 +92,6 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
     return counts
 
 
-def check_enough(families: Sequence[Family], keep: float, price: Price, multiple: int) -> None:
-    """Raise UserError where what must stay in every layer costs more than `keep` of the whole."""
-    whole = sum(price(family) * family[0].count for family in families)
-    least = sum(price(family) * chunk_of(family, multiple) for family in families) / whole
-    if keep < least:
-        raise must_be("keep", f"at least {least:.4f}, which the fewest heads and channels that must stay are", keep)
-
-
 def _chunks(family: str, removal: Removal, price: int, size: int) -> list[_Chunk]:
     """Every part that may go, in order; the first chunk is the remainder that leaves a multiple."""
     count = removal.count
@@ -113,11 +104,15 @@ def _chunks(family: str, removal: Removal, price: int, size: int) -> list[_Chunk
     return chunks
 
 
-def standardised(removals: Sequence[Removal]) -> list[Removal]:
-    """Costs as multiples of the spread of their family around its mean, as FLAP compares layers; from zero up."""
-    found = [replace(removal, costs=_standard(removal.costs)) for removal in removals]
-    least = min((cost for removal in found for cost in removal.costs), default=0.0)
-    return [replace(removal, costs=tuple(cost - least for cost in removal.costs)) for removal in found]
+def standardised(removals: Sequence[Removal], prices: Sequence[int]) -> list[Removal]:
+    """Costs as multiples of the spread of their family around its mean, from zero up, as FLAP compares layers; each
+    times the price of its part, as FLAP does not ask what that saves."""
+    found = [_standard(removal.costs) for removal in removals]
+    least = min((cost for costs in found for cost in costs), default=0.0)
+    return [
+        replace(removal, costs=tuple(price * (cost - least) for cost in costs))
+        for removal, costs, price in zip(removals, found, prices, strict=True)
+    ]
 
 
 def _standard(costs: Sequence[float]) -> tuple[float, ...]:

@@ -10,10 +10,10 @@ from laconic.calibrate import Calibration, Course, Gram, Known, Mean, Problem, S
 from laconic.calibrate.gates import Gates, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
+from laconic.compress.width.checks import check_apart, check_enough, check_finite, check_several
 from laconic.compress.width.counts import (
     Currency,
     as_many_everywhere,
-    check_enough,
     price_in,
     shared_out,
     standardised,
@@ -24,7 +24,7 @@ from laconic.compress.width.problems import on_a_walk, problems_of
 from laconic.compress.width.writing import take_out
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
-from laconic.model.inner import Family, Inner, families_of, inners_of
+from laconic.model.inner import Family, families_of, inners_of
 from laconic.model.places import check_inside
 from laconic.model.width import declare
 from laconic.progress import silent
@@ -73,8 +73,10 @@ class Narrow(Step):
                 raise must_be(field, "in (0, 1]", value)
         if (self.keep is None) == (self.heads is None and self.channels is None):
             raise UserError("The step 'narrow' needs a size: give heads, channels or both, or keep in place of them.")
-        if self.importance not in get_args(Importance):
-            raise must_be("importance", f"one of {', '.join(get_args(Importance))}", self.importance)
+        words = {"importance": Importance, "currency": Currency} | ({"ranking": Ranking} if self.ranking else {})
+        for field, known in words.items():
+            if getattr(self, field) not in get_args(known):
+                raise must_be(field, f"one of {', '.join(get_args(known))}", getattr(self, field))
         if self.multiple < 1:
             raise must_be("multiple", "at least 1", self.multiple)
         if self.keep is None and self.currency != "bytes":
@@ -84,6 +86,11 @@ class Narrow(Step):
         if self.anchored and not self.refit:
             raise UserError(
                 "anchored must be left out without refit, which is what aims at the outputs of the original."
+            )
+        if self.sequential and not self.needs:
+            raise UserError(
+                f"sequential must be left out where nothing looks at inputs, as importance: {self.importance} without "
+                "refit does not."
             )
 
     @property
@@ -114,14 +121,14 @@ class Narrow(Step):
         for group in self._groups:
             check_inside(lm, group)
         families = families_of(inners_of(lm, self._groups))
+        sizes = {"heads": (self.heads, Group.ATTENTION), "channels": (self.channels, Group.FFN)}
+        for field, (size, group) in sizes.items():
+            if size is not None and group in self._groups:
+                check_several(lm, field, [family for family in families if family[0].group is group])
         if self.keep is not None and families:
             check_enough(families, self.keep, price_in(self.currency), self.multiple)
-        several = next((family for family in families if len(family) > 1), None)
-        if self._walks and several is not None:
-            raise UserError(
-                f"Attentions of '{lm.model.config.model_type}' share a position bias and so lose the same heads, which "
-                "no walk from block to block can choose; leave out sequential and anchored."
-            )
+        if self._walks:
+            check_apart(lm, families)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, choose, and take out.
@@ -134,7 +141,7 @@ class Narrow(Step):
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
         self.check(lm)
         inners = inners_of(lm, self._groups)
-        _check_finite(inners)
+        check_finite(inners)
         known: Mapping[str, Known] = {}
         gates: Mapping[str, Gates] = {}
         if data is not None and inners and self.importance in BY_GATES:
@@ -201,16 +208,16 @@ class Narrow(Step):
         keeps = {Group.ATTENTION: self.heads or 1.0, Group.FFN: self.channels or 1.0}
         if not self._global:
             return as_many_everywhere(families, keeps, self.multiple)
+        # A standard score is one among all parts, those that stay in any case too.
+        least = 0 if self.importance == "variance" else 1
         every = [
-            removal(self.importance, family, problems_of(family, known, self.add_bias), gates) for family in families
+            removal(self.importance, family, problems_of(family, known, self.add_bias), gates, least)
+            for family in families
         ]
-        pairs = list(zip(families, standardised(every) if self.importance == "variance" else every, strict=True))
+        price = len if self.keep is None else price_in(self.currency)
+        if self.importance == "variance":
+            every = standardised(every, [price(family) for family in families])
+        pairs = list(zip(families, every, strict=True))
         if self.keep is not None:
-            return shared_out(pairs, self.keep, price_in(self.currency), self.multiple)
-        return where_worth_most(pairs, keeps, self.multiple)
-
-
-def _check_finite(inners: Sequence[Inner]) -> None:
-    for site in (site for inner in inners for site in inner.sites):
-        if not site.weight().isfinite().all():
-            raise UserError(f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")
+            return shared_out(pairs, self.keep, price, self.multiple)
+        return where_worth_most(pairs, keeps, price, self.multiple)
