@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate import AbsMean, Fisher, Gram, OutputGram
-from laconic.methods import Asvd, Drone, Fwsvd, KfacSvd, Method, Svd, Wlra
+from laconic.methods import Asvd, Drone, Fwsvd, KfacSvd, KMeans, Method, Svd, Wlra
 from laconic.methods.lowrank.asvd import activation_scales
 from laconic.methods.lowrank.fwsvd import fisher_weights
 from laconic.numerics.loss import quadratic_loss
@@ -151,6 +151,20 @@ def test_each_method_beats_plain_svd_on_its_own_objective(method, shape, tokens)
     own = claimed_objective(method, matrix, approximation(method, matrix))
     plain = claimed_objective(method, matrix, approximation(Svd(rank=RANK), matrix))
     assert own < plain * 0.999
+
+
+def test_kmeans_is_equation_4():
+    """min Σ_j Φ_ij (w_ij − Q(w_ij))²: every weight has the nearest value, and every value is a weighted mean."""
+    matrix = case("values", (24, 40))
+    dense = KMeans(bits=3, weights="fisher").compress(matrix.weight, matrix.known).dense()
+    for w, phi, row in zip(matrix.weight, matrix.known[Fisher].matrix, dense, strict=True):
+        values = row.unique()
+        assert torch.equal(row, values[(w[:, None] - values).abs().argmin(1)])
+        for value in values:
+            mine = row == value
+            mean = (phi[mine] * w[mine]).sum() / phi[mine].sum()
+            # Values are stored in 16 bits.
+            assert value.item() == pytest.approx(mean.item(), rel=2e-3, abs=1e-4)
 
 
 def test_the_quadratic_loss_is_the_kronecker_form():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from laconic.calibrate import Known
 from laconic.formats import (
     FORMATS,
+    Codebook,
     Constant,
     Dense,
     Format,
@@ -113,7 +114,9 @@ def examples() -> dict[type[Format], Format]:
     sparse, (_, reader) = Sparse.of(weight, weight > 0), divided(linear, (2, OUT - 2))
     constant = Constant(OUT, IN, bias=False).half()
     coded = Rtn(bits=4).compress(weight, Known())
-    some: tuple[Format, ...] = (linear, reader, sparse, Dense.of(weight), constant, coded, Sum.of(sparse, linear))
+    tables = Codebook.of(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
+    single = (linear, reader, sparse, Dense.of(weight), constant, coded, tables)
+    some: tuple[Format, ...] = (*single, Sum.of(sparse, linear))
     looked_up = [format.for_lookup(None) for format in (linear, sparse, coded)]
     return {type(format): format for format in (*some, *looked_up)}
 

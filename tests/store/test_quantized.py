@@ -1,5 +1,6 @@
 """Quantized layers on disk: every architecture reloads in another process to the last bit, in the bytes it claimed."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -11,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from laconic.calibrate import Known
+from laconic.calibrate import Fisher, Known
 from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.formats import Coded
-from laconic.methods import Method, Rtn
+from laconic.methods import KMeans, Method, Rtn
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
 from tests.architectures import ARCHITECTURES, BY_NAME, factors, outputs
@@ -22,23 +23,25 @@ from tests.store.checkpoints import HALF, TIED, Checkpoint, in_fresh_process, in
 from tests.store.test_pruned import pruned
 
 
-def quantized(lm: LanguageModel, targets: tuple[str, ...], method: Method) -> LanguageModel:
-    for site in lm.sites(targets):
-        known = Known([], site.support)
+def quantized(lm: LanguageModel, targets: tuple[str, ...], *methods: Method) -> LanguageModel:
+    """Every matrix by one of `methods`, in turn."""
+    for site, method in zip(lm.sites(targets), itertools.cycle(methods), strict=False):
+        known = Known([Fisher.restored(torch.ones(site.shape).double(), 1)], site.support)
         lm.replace(site, method.compress(site.weight().to(lm.dtype), known))
     return lm
 
 
 FOUR = Rtn(bits=4, group_size=16)
 THREE = Rtn(bits=3, group_size=16, symmetric=True)
+TABLES = KMeans(bits=3, weights="fisher")
 
 
 def checkpoints(parent: Path) -> Iterator[Checkpoint]:
     for architecture in ARCHITECTURES:
-        yield saved_as(quantized(architecture.lm(), ("*",), FOUR), parent, f"{architecture.name}/all/float32")
+        yield saved_as(quantized(architecture.lm(), ("*",), FOUR, TABLES), parent, f"{architecture.name}/all/float32")
     for name in HALF:
         lm = BY_NAME[name].lm().with_dtype(torch.float16)
-        yield saved_as(quantized(lm, ("*",), THREE), parent, f"{name}/all/float16")
+        yield saved_as(quantized(lm, ("*",), THREE, TABLES), parent, f"{name}/all/float16")
     for name in TIED:
         for target in ("head", "embedding"):
             yield saved_as(quantized(BY_NAME[name].lm(), (target,), FOUR), parent, f"{name}/{target}/float32")
@@ -48,7 +51,7 @@ def checkpoints(parent: Path) -> Iterator[Checkpoint]:
             lm.replace(site, factors(site, rank=8))
         yield saved_as(quantized(lm, ("all",), FOUR), parent, f"{name}/factors/float32")
         zeros = pruned(BY_NAME[name].lm(), ("*",))
-        yield saved_as(quantized(zeros, ("*",), THREE), parent, f"{name}/pruned/float32")
+        yield saved_as(quantized(zeros, ("*",), THREE, TABLES), parent, f"{name}/pruned/float32")
 
 
 @pytest.fixture(scope="module")

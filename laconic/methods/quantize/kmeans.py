@@ -1,8 +1,8 @@
 """k-means: not a grid but the best values for the weights of each row, by how much each weight counts.
 
 Paper: S. Kim et al., "SqueezeLLM", ICML 2024, arXiv 2306.07629, equation (4): the values of every output channel
-minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information. `moments` takes its Kronecker-factored
-form, F_ii C_jj, in place of Φ: of few sequences every single element of Φ is a poor estimate.
+minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information. Of few sequences every single element of
+Φ is a poor estimate, so it is shrunk by half to its Kronecker-factored form, F_ii C_jj.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from laconic.numerics.grid import Grid, Spacing, fit_grid
 from laconic.numerics.kmeans import kmeans, nearest_of
 from laconic.numerics.psd import RELATIVE_FLOOR
 
-Weights = Literal["fisher", "moments"]
+Weights = Literal["shrunk", "fisher", "moments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,16 @@ class KMeans(Quantizing):
 
     group_size: what shares a table: `channel`, `tensor`, or so many columns of a row, which for few of them costs more
                 than the codes.
-    weights:    how much the squared error of each weight counts.
+    weights:    how much the squared error of each weight counts: `fisher` as it was measured, `moments` for F_ii C_jj,
+                `shrunk` for half of each.
     """
 
     name = "kmeans"
     paper = "Kim et al., SqueezeLLM, ICML 2024"
-    needs = frozenset({Gram, OutputGram})
+    needs = frozenset({Fisher, Gram, OutputGram})
 
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
-    weights: Weights = "moments"
+    weights: Weights = "shrunk"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,17 +52,16 @@ class KMeans(Quantizing):
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
-        if self.weights == "fisher":
-            return frozenset({Fisher})
-        # What all weights of a row have in common does not matter where they share no table with others.
-        return self.needs if self.group_size == "tensor" else frozenset({Gram})
+        if self.weights == "shrunk":
+            return self.needs
+        return frozenset({Fisher}) if self.weights == "fisher" else frozenset({Gram, OutputGram})
 
     def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
         return codebook_nbytes(shape, bits, self.group_of(shape[1]))
 
     def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
         group, support = self.group_of(weight.shape[1]), known.support
-        h = self.importance(known).expand(weight.shape)
+        h = self.importance(known)
         h = h if support is None else h * support
         W = weight if support is None else weight * support
         numbers, weights = (_grouped(X, group) for X in (W, h))
@@ -76,14 +76,16 @@ class KMeans(Quantizing):
 
         return solve
 
-    def importance(self, known: Known) -> Float[Tensor, "#out in"]:
+    def importance(self, known: Known) -> Float[Tensor, "out in"]:
         """How much the squared error of each weight counts; never nothing, so that unseen weights count alike."""
-        if self.weights == "fisher":
+        parts = []
+        if self.weights != "fisher":
+            parts.append(of_outputs(known) * of_inputs(known))
+        if self.weights != "moments":
             Phi = known[Fisher].matrix
             floors = RELATIVE_FLOOR * Phi.mean(1, keepdim=True)
-            return torch.where(floors > 0, Phi.clamp(min=floors), 1.0)
-        inputs = of_inputs(known)
-        return of_outputs(known) * inputs if self.group_size == "tensor" else inputs[None]
+            parts.append(torch.where(floors > 0, Phi.clamp(min=floors), RELATIVE_FLOOR))
+        return torch.stack([part / part.mean() for part in parts]).mean(0)
 
 
 def _grouped(X: Float[Tensor, "out in"], group: int | None) -> Float[Tensor, "tables n"]:
