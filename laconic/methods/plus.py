@@ -27,6 +27,7 @@ from laconic.methods.base import Ladder, Method, Rung, digest_of
 from laconic.methods.lowrank.kfac_svd import KfacSvd
 from laconic.methods.lowrank.size import RankSized
 from laconic.methods.prune.size import Pruning
+from laconic.methods.quantize.gptq import Gptq
 from laconic.methods.quantize.rtn import Rtn
 from laconic.methods.quantize.size import FEWEST, MOST, Quantizing
 from laconic.numerics.loss import quadratic_loss
@@ -38,7 +39,7 @@ CONVERGED = 1e-3
 """Rounds end once one of them lowers the loss by less than this fraction."""
 
 
-BASE, RESIDUAL = Rtn(), KfacSvd()
+BASE, RESIDUAL = Gptq(), KfacSvd()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,96 @@
+"""Low rank whose factors are stored in few bits: higher ranks in the same bytes, on two fine-tuned encoders.
+
+The best way of `lowrank_quality` with its ranks raised by what six-bit factors save, then the factors rounded by GPTQ on
+the same 128 calibration rows. Judged on the whole development set. Each finished cell is one line of
+benchmarks/results/lowrank_bits.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import mean, stdev
+
+from rich.progress import track
+
+from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, WAYS
+from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.lowrank_quality import cells as whole_cells
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import survey
+from laconic.compress import Compress
+from laconic.methods import Gptq
+from laconic.model import load
+
+PATH = RESULTS / "lowrank_bits.jsonl"
+BEGIN = "<!-- made by `python -m benchmarks lowrank_bits_tables` -->"
+BEST = "… + anchored"
+KEEPS = (0.25, 0.35, 0.1)
+ROUNDED = Gptq(bits=6, group_size=64, symmetric=True)
+BITS = 6 + 16 / 64
+"""Of a weight with its share of a scale, where 16 are what it has in the model."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--keeps", nargs="+", type=float, choices=KEEPS, default=list(KEEPS), help="some of the sizes")
+    options = parser.parse_args(argv)
+    RESULTS.mkdir(exist_ok=True)
+    for name in [options.only] if options.only else MODELS:
+        for seed in SEEDS:
+            measure(name, seed, options.keeps)
+
+
+def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
+    """Every cell of one model and one calibration seed that has no line yet."""
+    done = {cell["keep"] for cell in cells() if (cell["model"], cell["seed"]) == (name, seed)}
+    missing = [keep for keep in keeps if keep not in done]
+    if not missing:
+        return
+    lm = load(str(models_folder() / name))
+    data = development(lm, MODELS[name])
+    judge = Judge(lm, data, predictions(lm, data))
+    calibrating = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
+    known = survey(lm, calibrating, WAYS[BEST].needs, lm.sites())
+    for keep in track(missing, f"{name}, seed {seed}"):
+        small = clone(lm)
+        first = replace(WAYS[BEST], keep=keep * 16 / BITS).solve(small, known, calibrating)
+        outcome = Compress(method=ROUNDED).apply(small, calibrating)
+        cell = {"model": name, "seed": seed, "keep": keep, "bytes": outcome.nbytes, "dense_bytes": first.dense_nbytes}
+        with PATH.open("a") as file:
+            file.write(json.dumps({**cell, **judged(judge, small)}) + "\n")
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/lowrank.md."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    lines = ["| | keep | of the bytes | factors | KL, nats | metric |", "|---|---:|---:|---|---:|---:|"]
+    for name in MODELS:
+        for keep in sorted(KEEPS, reverse=True):
+            whole = [c for c in whole_cells() if (c["model"], c["way"], c["keep"]) == (name, BEST, keep)]
+            mine = [cell for cell in cells() if (cell["model"], cell["keep"]) == (name, keep)]
+            whole = [cell for cell in whole if cell["rows"] == CALIBRATION_ROWS]
+            lines += [_row(name, keep, "16 bits", whole)] if whole else []
+            lines += [_row(name, keep, "6 bits", mine)] if mine else []
+    replace_between(ROOT / "docs/lowrank.md", "\n".join([*lines, ""]), BEGIN)
+
+
+def _row(name: str, keep: float, factors: str, here: list[dict]) -> str:
+    kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
+    share = mean(cell["bytes"] for cell in here) / here[0]["dense_bytes"]
+    kl, quality = (
+        f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else " (one seed)")
+        for values in (kls, metrics)
+    )
+    said = f"{name} ({METRICS[name]} {here[0]['dense_metric']:.4f} dense)"
+    return f"| {said} | {keep} | {share:.1%} | {factors} | {kl} | {quality} |"
+
+
+def cells() -> Iterator[dict]:
+    """Every finished cell."""
+    if PATH.exists():
+        for line in PATH.read_text().splitlines():
+            yield json.loads(line)
