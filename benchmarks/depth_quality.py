@@ -131,9 +131,13 @@ def table(name: str) -> str:
             entries = [_entry(mine, select, replace, drop, least[drop] == (select, replace)) for drop in DROPS]
             lines.append(f"| {select} | {replace} | {' | '.join(entries)} |")
     for replace in ("nothing", "linear"):
-        sizes = [f"{mean(cell['bytes'] for cell in _at(mine, 'dp', replace, drop)) / 1e6:.1f}" for drop in DROPS]
+        sizes = [_megabytes(_at(mine, "dp", replace, drop)) for drop in DROPS]
         lines.append(f"| *MB in the blocks* | *dp, {replace}* | {' | '.join(sizes)} |")
     return "\n".join([*lines, ""])
+
+
+def _megabytes(here: list[dict]) -> str:
+    return f"{mean(cell['bytes'] for cell in here) / 1e6:.1f}" if here else ""
 
 
 def _entry(mine: list[dict], select: str, replace: str, drop: int, bold: bool) -> str:

@@ -123,7 +123,11 @@ def table(name: str) -> str:
     for way in ways:
         entries = [_entry(_at(mine, way, *size), bold=least[size] == way) for size in sizes]
         lines.append(f"| {way} | {' | '.join(entries)} |")
-    megabytes = [f"{mean(cell['bytes'] for cell in _at(mine, 'obs', *size)) / 1e6:.1f}" for size in sizes]
+    # Every way that keeps as many in every layer keeps as many bytes.
+    local = [way for way in ways if WAYS[way].ranking != "global"]
+    megabytes = [
+        f"{mean(cell['bytes'] for cell in _at(mine, local[0], *size)) / 1e6:.1f}" if local else "" for size in sizes
+    ]
     return "\n".join([*lines, f"| *MB in the blocks* | {' | '.join(megabytes)} |", ""])
 
 
