@@ -21,6 +21,10 @@ FULL, SAFE = 255, 127
 """Levels of the inputs: all of a byte, and as many as never overflow a sum of two products in 16 bits."""
 
 
+ALIGNED = 64
+"""Bytes to whose multiples torch aligns what it allocates; vector instructions ask for 16 to 64."""
+
+
 class Matrix(NamedTuple):
     """w = scale · code, the scale of an output being in fp32."""
 
@@ -61,13 +65,22 @@ class Decoded(Kernel):
 
 
 class WeightOnly(Kernel):
-    """Inputs in bfloat16 and codes as they are: for a few rows, whose time is that of reading the matrix."""
+    """Inputs in bfloat16 and codes as they are: for a few rows, whose time is that of reading the matrix.
+
+    torch reads as many codes at once as the instructions allow, and takes it that they are aligned: what is loaded from
+    a file may lie anywhere, and is copied then.
+
+    Raises:
+        RuntimeError: not every row of the matrix begins at an aligned place.
+    """
 
     def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
-        self._codes, self._scale = matrix.codes, matrix.scale.bfloat16()
+        if matrix.codes.shape[1] % ALIGNED:
+            raise RuntimeError(f"rows of {matrix.codes.shape[1]} codes are no multiple of {ALIGNED}")
+        self._codes, self._scale = _aligned(matrix.codes), matrix.scale.bfloat16()
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        y = torch.ops.aten._weight_int8pack_mm(x.bfloat16(), self._codes, self._scale).to(x.dtype)
+        y = torch.ops.aten._weight_int8pack_mm(_aligned(x.bfloat16()), self._codes, self._scale).to(x.dtype)
         return y if bias is None else y.add_(bias)
 
 
@@ -118,3 +131,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 UNAVAILABLE = (RuntimeError, AttributeError)
 """What torch raises where an operator, or the library behind it, is not built for this processor."""
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy where it does not lie as torch would have put it."""
+    return (
+        tensor.contiguous() if tensor.data_ptr() % ALIGNED == 0 else tensor.clone(memory_format=torch.contiguous_format)
+    )

@@ -30,7 +30,7 @@ def always(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     monkeypatch.setattr("laconic.formats.int8.fastest", lambda rows, shape, dtype: Choice(kernel, 1.0))
 
 
-def matrix(out: int = 48, width: int = 96) -> Matrix:
+def matrix(out: int = 48, width: int = 128) -> Matrix:
     generator = torch.Generator().manual_seed(out)
     codes = torch.randint(-128, 128, (out, width), dtype=torch.int8, generator=generator)
     return Matrix(codes, torch.randn(out, generator=generator) / 100)
@@ -62,8 +62,8 @@ def test_inputs_are_off_by_half_a_step_of_their_own_row(levels: int, size: float
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_that_is_let_run_computes_what_it_should(name: str, dtype: torch.dtype):
-    m, x = matrix(), torch.randn(7, 96, generator=torch.Generator().manual_seed(2)).to(dtype)
-    extreme = Matrix(torch.where(torch.arange(48)[:, None] % 2 == 0, 127, -128).to(torch.int8).repeat(1, 96), m.scale)
+    m, x = matrix(), torch.randn(7, 128, generator=torch.Generator().manual_seed(2)).to(dtype)
+    extreme = Matrix(torch.where(torch.arange(48)[:, None] % 2 == 0, 127, -128).to(torch.int8).repeat(1, 128), m.scale)
     x[0], x[0, 0] = 1, 0
     if name not in working(extreme, x):
         pytest.skip(f"no right sums of '{name}' on this processor")
@@ -98,7 +98,23 @@ def test_a_kernel_that_this_processor_lacks_is_passed_over(monkeypatch: pytest.M
         raise RuntimeError("not built")
 
     monkeypatch.setattr(fastest, "KERNELS", {"lacking": lacking, "dense": KERNELS["dense"]})
-    assert list(working(matrix(), torch.randn(2, 96))) == ["dense"]
+    assert list(working(matrix(), torch.randn(2, 128))) == ["dense"]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8, 33])
+@pytest.mark.parametrize("rows", [1, 3, 5, 16])
+def test_what_lies_anywhere_in_memory_is_read_as_well(offset: int, rows: int):
+    codes = torch.randint(-128, 128, (31 * 192 + 64,), dtype=torch.int8)[offset : offset + 31 * 192].view(31, 192)
+    m = Matrix(codes, torch.rand(31))
+    x = torch.randn(rows * 192 + 64).bfloat16()[offset : offset + rows * 192].view(rows, 192)
+    for name, kernel in working(m, x).items():
+        y = kernel(x, None).float()
+        expected = linear(x.float(), m.dense(torch.float32))
+        assert (y - expected).norm() < 0.05 * expected.norm(), name
+
+
+def test_rows_that_torch_would_read_unaligned_are_left_to_others():
+    assert "weight-only" not in working(matrix(width=96), torch.randn(2, 96))
 
 
 class Slow(Kernel):
