@@ -129,7 +129,7 @@ def _improved(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Te
     V = _lloyd(rows, V, ITERATIONS)
     lowest = _error(rows, V)
     active = torch.arange(len(V), device=V.device)
-    for _ in range(MOVES if 2 < V.shape[1] <= FEW else 0):
+    for _ in range(MOVES if 3 < V.shape[1] <= FEW else 0):
         here = rows.of(active)
         other = _lloyd(here, _moved(here, V[active]), SETTLING)
         error = _error(here, other)
@@ -143,28 +143,29 @@ def _improved(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Te
 
 
 def _moved(rows: _Rows, V: Tensor) -> Float[Tensor, "rows k"]:
-    """Two neighbours made one, and the stretch whose division gains most divided in two."""
+    """The stretch whose division gains most divided in two, and two neighbours beside it made one."""
+    n, k = rows.v.shape[1], V.shape[1]
+    if n < 2:
+        return V
     edges = _edges(rows, V)
     mass, moment = (total.gather(1, edges).diff(dim=1) for total in rows.sums[:2])
     value = _energy(mass, moment)
-    joined = _energy(mass[:, 1:] + mass[:, :-1], moment[:, 1:] + moment[:, :-1])
-    lost = (value[:, 1:] + value[:, :-1] - joined).argmin(1, keepdim=True)
     # Every place inside of a stretch at which it can be divided.
-    n = rows.v.shape[1]
     places = torch.arange(1, n, device=V.device).expand(len(V), -1).contiguous()
     owner = torch.searchsorted(edges[:, 1:-1].contiguous(), places, right=True)
     left = [total[:, 1:-1] - total.gather(1, edges.gather(1, owner)) for total in rows.sums[:2]]
     right = [whole.gather(1, owner) - part for whole, part in zip((mass, moment), left, strict=True)]
-    gains = _energy(*left) + _energy(*right) - value.gather(1, owner)
-    gains = gains.masked_fill((owner == lost) | (owner == lost + 1), -1)
-    if gains.shape[1] == 0:
-        return V
-    place = gains.argmax(1, keepdim=True)
+    place = (_energy(*left) + _energy(*right) - value.gather(1, owner)).argmax(1, keepdim=True)
     split = owner.gather(1, place)
+    joined = _energy(mass[:, 1:] + mass[:, :-1], moment[:, 1:] + moment[:, :-1])
+    pairs = torch.arange(k - 1, device=V.device)
+    loss = value[:, 1:] + value[:, :-1] - joined
+    lost = loss.masked_fill((pairs == split) | (pairs + 1 == split), torch.inf).argmin(1, keepdim=True)
     both = moment.gather(1, lost) + moment.gather(1, lost + 1), mass.gather(1, lost) + mass.gather(1, lost + 1)
+    old = V.gather(1, split)
     V = V.scatter(1, lost, _mean(*both, V.gather(1, lost)))
-    V = V.scatter(1, lost + 1, _mean(left[1].gather(1, place), left[0].gather(1, place), V.gather(1, split)))
-    V = V.scatter(1, split, _mean(right[1].gather(1, place), right[0].gather(1, place), V.gather(1, split)))
+    V = V.scatter(1, lost + 1, _mean(left[1].gather(1, place), left[0].gather(1, place), old))
+    V = V.scatter(1, split, _mean(right[1].gather(1, place), right[0].gather(1, place), old))
     return V.sort(dim=1).values
 
 

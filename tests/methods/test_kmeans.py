@@ -11,7 +11,9 @@ from laconic.errors import UserError
 from laconic.formats import Codebook
 from laconic.methods import KMeans, Rtn
 from laconic.methods.prune.moments import of_inputs, of_outputs
+from laconic.methods.quantize.size import Quantizing
 from laconic.methods.spelling import method_from
+from laconic.numerics.loss import quadratic_loss
 from tests.matrices import Case, case
 
 MATRIX = case("values", (24, 40))
@@ -19,7 +21,7 @@ Group = int | Literal["channel", "tensor"]
 GROUPS: tuple[Group, ...] = ("channel", "tensor", 16)
 
 
-def weighted(matrix: Case, method: KMeans | Rtn, weights: torch.Tensor) -> float:
+def weighted(matrix: Case, method: Quantizing, weights: torch.Tensor) -> float:
     E = matrix.weight.double() - method.compress(matrix.weight, matrix.known).dense().double()
     return (weights * E.square()).sum().item()
 
@@ -28,8 +30,8 @@ def weighted(matrix: Case, method: KMeans | Rtn, weights: torch.Tensor) -> float
 @pytest.mark.parametrize("group", GROUPS)
 def test_it_is_no_worse_than_the_best_grid_of_the_same_weights(group: Group, bits: int) -> None:
     known = MATRIX.known
-    fisher = KMeans(bits=bits, group_size=group, weights="fisher")
-    moments = KMeans(bits=bits, group_size=group, weights="moments")
+    fisher = KMeans(bits=bits, group_size=group, weights="fisher", refit=False)
+    moments = KMeans(bits=bits, group_size=group, weights="moments", refit=False)
     for method, Phi in ((fisher, known[Fisher].matrix), (moments, of_outputs(known) * of_inputs(known))):
         assert weighted(MATRIX, method, Phi) < weighted(MATRIX, Rtn(bits=bits, group_size=group), Phi)
 
@@ -62,8 +64,8 @@ def test_a_matrix_that_was_never_used_is_kept_by_its_weights_alone() -> None:
     ]
     idle = replace(MATRIX, known=Known(nothing))
     alike = torch.ones(24, 40).double()
-    for method in (KMeans(bits=3, weights="fisher"), KMeans(bits=3, weights="moments"), KMeans(bits=3)):
-        assert weighted(idle, method, alike) < weighted(idle, Rtn(bits=3, group_size="channel"), alike)
+    for method in (KMeans(weights="fisher"), KMeans(weights="moments"), KMeans(), KMeans(refit=False)):
+        assert weighted(idle, method.with_bits(3), alike) < weighted(idle, Rtn(bits=3, group_size="channel"), alike)
 
 
 def test_tables_take_the_bytes_that_were_said() -> None:
@@ -78,6 +80,18 @@ def test_tables_take_the_bytes_that_were_said() -> None:
 def test_it_asks_for_what_its_weights_are_made_of() -> None:
     assert KMeans().asks == {Fisher, Gram, OutputGram}
     assert KMeans(weights="moments").asks == {Gram, OutputGram}
-    assert KMeans(weights="fisher").asks == {Fisher}
+    assert KMeans(weights="fisher").asks == {Fisher, Gram, OutputGram}
+    assert KMeans(weights="fisher", refit=False).asks == {Fisher}
     with pytest.raises(UserError, match=r"weights must be .*shrunk.*fisher.*moments.*got 'hessian'"):
         method_from("kmeans:weights=hessian", "method")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_refitted_values_lose_less_at_the_outputs(group: Group) -> None:
+    C = MATRIX.known[Gram].matrix
+    losses = []
+    for refit in (False, True):
+        dense = KMeans(bits=2, group_size=group, refit=refit).compress(MATRIX.weight, MATRIX.known).dense()
+        losses.append(quadratic_loss(MATRIX.weight - dense, of_outputs(MATRIX.known)[:, 0], C))
+    # Four values for the whole matrix leave little to fit.
+    assert losses[1] < (1 if group == "tensor" else 0.95) * losses[0]

@@ -33,7 +33,7 @@ def quantized(lm: LanguageModel, targets: tuple[str, ...], *methods: Method) -> 
 
 FOUR = Rtn(bits=4, group_size=16)
 THREE = Rtn(bits=3, group_size=16, symmetric=True)
-TABLES = KMeans(bits=3, weights="fisher")
+TABLES = KMeans(bits=3, weights="fisher", refit=False)
 
 
 def checkpoints(parent: Path) -> Iterator[Checkpoint]:

@@ -3,6 +3,9 @@
 Paper: S. Kim et al., "SqueezeLLM", ICML 2024, arXiv 2306.07629, equation (4): the values of every output channel
 minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information. Of few sequences every single element of
 Φ is a poor estimate, so it is shrunk by half to its Kronecker-factored form, F_ii C_jj.
+
+Beyond the paper, the values are fitted anew once every weight has its own, to the outputs of the layer
+(`laconic.numerics.tables`): a few of them make up for much of what rounding the others to them did.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
@@ -21,9 +24,11 @@ from laconic.formats import Codebook
 from laconic.formats.codebook import codebook_nbytes
 from laconic.methods.prune.moments import of_inputs, of_outputs
 from laconic.methods.quantize.size import Quantizing, Solver
-from laconic.numerics.grid import Grid, Spacing, fit_grid
+from laconic.numerics.grid import LARGEST_SCALE, Grid, Spacing, fit_grid
 from laconic.numerics.kmeans import kmeans, nearest_of
+from laconic.numerics.obs import damped
 from laconic.numerics.psd import RELATIVE_FLOOR
+from laconic.numerics.tables import best_values
 
 Weights = Literal["shrunk", "fisher", "moments"]
 
@@ -36,6 +41,8 @@ class KMeans(Quantizing):
                 than the codes.
     weights:    how much the squared error of each weight counts: `fisher` as it was measured, `moments` for F_ii C_jj,
                 `shrunk` for half of each.
+    refit:      fit the values to the outputs of the layer in the end.
+    damping:    regularises C there, as a fraction of the mean of its diagonal.
     """
 
     name = "kmeans"
@@ -44,17 +51,21 @@ class KMeans(Quantizing):
 
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
     weights: Weights = "shrunk"
+    refit: bool = True
+    damping: Annotated[float, Field(gt=0)] = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.weights not in get_args(Weights):
             raise must_be(f"{self.name}.weights", f"one of {', '.join(get_args(Weights))}", self.weights)
+        if not self.damping > 0:
+            raise must_be(f"{self.name}.damping", "above 0", self.damping)
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
-        if self.weights == "shrunk":
-            return self.needs
-        return frozenset({Fisher}) if self.weights == "fisher" else frozenset({Gram, OutputGram})
+        if self.weights == "moments":
+            return frozenset({Gram, OutputGram})
+        return self.needs if self.refit or self.weights == "shrunk" else frozenset({Fisher})
 
     def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
         return codebook_nbytes(shape, bits, self.group_of(shape[1]))
@@ -71,10 +82,31 @@ class KMeans(Quantizing):
             grid = fit_grid(W, Spacing(bits, group), h, support)
             values = kmeans(numbers, weights, 2**bits, [_values_on(grid)]).half().float()
             codes = _as_matrix(nearest_of(numbers.float(), values), weight.shape, group)
-            tables = values.view(len(values) if group is None else len(weight), -1, 2**bits)
+            if self.refit and known[Gram].matrix.ndim == 2:
+                values = self._refitted(W, codes, values, known).view(values.shape)
+            tables = values.view(1 if group is None else len(weight), -1, 2**bits)
             return Codebook.of(codes, tables, group, weight.dtype, support)
 
         return solve
+
+    def _refitted(
+        self,
+        W: Float[Tensor, "out in"],
+        codes: Integer[Tensor, "out in"],
+        values: Float[Tensor, "tables k"],
+        known: Known,
+    ) -> Float[Tensor, "rows values"]:
+        """The values that are best for these codes; all tables of a row lie side by side and are fitted together."""
+        group, (m, n) = self.group_of(W.shape[1]), W.shape
+        together = values.view(1 if group is None else m, -1)
+        places = codes.long()
+        if group is not None:
+            places = places + torch.arange(n, device=W.device) // group * values.shape[1]
+        if known.support is not None:
+            places = places.masked_fill(~known.support, together.shape[1])
+        F = of_outputs(known)[:, 0] if group is None else torch.ones(m, dtype=torch.float64, device=W.device)
+        fitted = best_values(W, places, together, damped(known[Gram].matrix, self.damping), F)
+        return fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).float()
 
     def importance(self, known: Known) -> Float[Tensor, "out in"]:
         """How much the squared error of each weight counts; never nothing, so that unseen weights count alike."""
