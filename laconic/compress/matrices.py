@@ -14,7 +14,7 @@ from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import shelf
 from laconic.compress.asked import Asked, check_refresh
 from laconic.compress.coded import check_not_coded
-from laconic.compress.planning import split_by_group, units_of
+from laconic.compress.planning import solved, split_by_group, units_of
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
 from laconic.compress.put import carried_out
@@ -126,6 +126,9 @@ class Compress(Step):
                 check_overhead(self.method, keep, lm.dtype)
         check_not_coded(of)
         check_zeros_stay(of, self.method, self.plan)
+        for unit, method in solved(of, self.method, self.plan):
+            if mistake := method.misfit(unit.shape, f"'{unit.name}'"):
+                raise mistake
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve; what was worked out of the same matrices before is not worked out again.

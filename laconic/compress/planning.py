@@ -1,11 +1,12 @@
 """Which families share one budget, and which units a plan has a line for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from laconic.allocate import Plan
 from laconic.compress.pricing import every_unit
 from laconic.compress.units import Family, Unit
 from laconic.errors import UserError, unknown
+from laconic.methods import Method
 
 
 def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> list[tuple[float, list[Family]]]:
@@ -30,3 +31,11 @@ def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> l
 def units_of(plan: Plan, families: Sequence[Family]) -> list[Unit]:
     """The units that `plan` has a line for, in forward order."""
     return [unit for unit in every_unit(families) if unit.name in plan]
+
+
+def solved(of: Sequence[Family], method: Method, plan: Plan | None) -> Iterator[tuple[Unit, Method]]:
+    """Each unit with what it would be solved by: its line of the `plan`, or the `method` where there is none."""
+    for unit in every_unit(of):
+        chosen = method if plan is None else plan[unit.name]
+        if chosen is not None:
+            yield unit, chosen

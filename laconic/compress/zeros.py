@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 
 from laconic.allocate import Plan
-from laconic.compress.pricing import every_unit
+from laconic.compress.planning import solved
 from laconic.compress.units import Family
 from laconic.errors import UserError
 from laconic.methods import Method
 
 
 def check_zeros_stay(of: Sequence[Family], method: Method, plan: Plan | None) -> None:
-    """Look at what each unit would be solved by: its line of the `plan`, or the `method` where there is none.
+    """Look at what each unit would be solved by.
 
     Raises:
         UserError: a layer is pruned, and its method does not keep the zeros.
     """
-    for unit in every_unit(of):
-        chosen = method if plan is None else plan[unit.name]
+    for unit, chosen in solved(of, method, plan):
         for site in unit.sites:
-            if chosen is not None and not chosen.keeps_support and site.support is not None:
+            if not chosen.keeps_support and site.support is not None:
                 raise UserError(
                     f"The layer '{site.name}' is pruned, and '{chosen.name}' would fill its zeros; "
                     f"prune after '{chosen.name}', or choose other targets."

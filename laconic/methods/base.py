@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import Gram, Known, OutputGram, Statistic
+from laconic.errors import UserError
 from laconic.formats import Format
 
 PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({Gram, OutputGram})
@@ -85,6 +86,10 @@ class Method(ABC):
         Raises:
             UserError: the method's own size was not set.
         """
+
+    def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+        """What is wrong where the size that was set does not fit `matrix`, of `shape` (out, in)."""
+        return None
 
     @abstractmethod
     def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Method":

@@ -9,7 +9,7 @@ from laconic.allocate import read_plan, write_plan
 from laconic.calibrate import Calibration, survey
 from laconic.compress import Compress
 from laconic.errors import UserError
-from laconic.methods import Drone, KfacSvd, Magnitude, Svd
+from laconic.methods import Drone, KfacSvd, Magnitude, Svd, Wanda
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME
 from tests.calibrate.test_survey import labelled_batches
@@ -192,6 +192,16 @@ def test_weights_that_are_not_finite_as_they_are_stored_name_their_matrix(method
         site.parameter[1, 1] = value
     with pytest.raises(UserError, match=f"The weights of '{site.name}' are not finite"):
         Compress(method=method).apply(lm, None)
+
+
+def test_a_pattern_that_does_not_divide_a_matrix_names_it_before_any_work():
+    lm = BY_NAME["bert-classifier"].lm()
+    first = lm.sites()[0].name
+    sentence = f"wanda.pattern must be of a group that divides the inputs of '{first}', which are .*; got '2:7'"
+    for step in (Compress(method=Wanda(pattern="2:7")), Compress(method=Svd(), plan={first: Wanda(pattern="2:7")})):
+        with pytest.raises(UserError, match=sentence):
+            step.check(lm)
+    Compress(method=Svd(), plan={first: None, lm.sites()[1].name: Wanda(pattern="2:4")}).check(lm)
 
 
 def test_missing_data_is_one_sentence():

@@ -74,6 +74,9 @@ class Scored(Pruning):
     def unsized(self) -> "Scored":
         return replace(self, sparsity=None, pattern=None)
 
+    def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+        return indivisible(self.name, self.size, shape[1], matrix) if isinstance(self.size, tuple) else None
+
     def keep(self, scores: Float[Tensor, "out in"], size: Size) -> Bool[Tensor, "out in"]:
         """Which weights stay, of scores where those that are zero already have −∞.
 
@@ -99,11 +102,17 @@ def n_of_m(name: str, pattern: str) -> tuple[int, int]:
 
 
 def check_divides(name: str, pattern: tuple[int, int], width: int) -> None:
-    """Raises a UserError where a row of `width` inputs is no whole number of groups of the pattern (N, M)."""
+    """Raise UserError where a row of `width` inputs is no whole number of groups of the pattern (N, M)."""
+    mistake = indivisible(name, pattern, width, "the matrix")
+    if mistake is not None:
+        raise mistake
+
+
+def indivisible(name: str, pattern: tuple[int, int], width: int, matrix: str) -> UserError | None:
+    """What `check_divides` raises, of a `matrix` with a name."""
     n, m = pattern
-    if width % m:
-        requirement = f"of a group that divides the inputs of the matrix, which are {width}"
-        raise must_be(f"{name}.pattern", requirement, f"{n}:{m}")
+    requirement = f"of a group that divides the inputs of {matrix}, which are {width}"
+    return must_be(f"{name}.pattern", requirement, f"{n}:{m}") if width % m else None
 
 
 def masked(method: Scored, weight: Float[Tensor, "out in"], known: Known) -> Solver:
