@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate import AbsMean, Fisher, Gram, OutputGram
-from laconic.methods import Asvd, Drone, Fwsvd, KfacSvd, KMeans, Method, Svd, Wlra
+from laconic.methods import Asvd, Awq, Drone, Fwsvd, KfacSvd, KMeans, Method, Svd, Wlra
 from laconic.methods.lowrank.asvd import activation_scales
 from laconic.methods.lowrank.fwsvd import fisher_weights
 from laconic.numerics.loss import quadratic_loss
@@ -165,6 +165,24 @@ def test_kmeans_is_equation_4():
             mean = (phi[mine] * w[mine]).sum() / phi[mine].sum()
             # Values are stored in 16 bits.
             assert value.item() == pytest.approx(mean.item(), rel=2e-3, abs=1e-4)
+
+
+def test_awq_is_equations_4_and_5():
+    """Ŵ = Q(W diag s)(diag s)^{-1} with s_j = (mean |x_j|)^a, the a of least loss among twenty."""
+    matrix = case("scaled", (24, 40))
+    F, C, x = matrix.known[OutputGram].matrix, matrix.known[Gram].matrix, matrix.known[AbsMean].vector.float()
+    dense = Awq(bits=3, group_size=20, clip=False).compress(matrix.weight, matrix.known).dense()
+    results = []
+    for i in range(20):
+        s = x ** (i / 20) / (x.max() * x.min()) ** (i / 40)
+        groups = (matrix.weight * s).view(24, 2, 20)
+        low, high = groups.amin(2, keepdim=True).clamp(max=0), groups.amax(2, keepdim=True).clamp(min=0)
+        step = (high - low) / 7
+        zero = (-low / step).round()
+        results.append((((groups / step).round() + zero).clamp(0, 7) - zero).mul(step).view(24, 40) / s)
+    best = min(results, key=lambda W_hat: quadratic_loss(matrix.weight - W_hat, F, C))
+    # Steps and scales are stored in 16 bits, so that single weights may be rounded to the other side.
+    assert (dense - best).abs().gt(1e-2 * best.abs().max()).float().mean() < 0.01
 
 
 def test_the_quadratic_loss_is_the_kronecker_form():

@@ -10,6 +10,7 @@ from laconic.calibrate import Gram, OutputGram
 from laconic.methods import (
     METHODS,
     Asvd,
+    Awq,
     Drone,
     Fwsvd,
     Gptq,
@@ -49,6 +50,7 @@ EXAMPLES: tuple[Method, ...] = (
     LnStructured(),
     RandomStructured(),
     Rtn(),
+    Awq(),
     Gptq(),
     Yaqa(),
     KMeans(),

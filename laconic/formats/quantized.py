@@ -14,12 +14,14 @@ from laconic.numerics.packing import pack, packed_nbytes, unpack
 class Quantized(Coded):
     """w = s (c − z). Scales take 16 bits each, zero points as many as a code, and none on a symmetric grid.
 
-    group: columns of a row that share a scale; None where the whole matrix does.
+    group:         columns of a row that share a scale; None where the whole matrix does.
+    column_scales: 16 bits for each column, by which it is multiplied besides; None where there are none.
     """
 
     kind = "quantized"
     scales: nn.Parameter
     zeros: nn.Parameter | None
+    column_scales: nn.Parameter | None
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class Quantized(Coded):
         grids = self.grid_shape[0] * self.grid_shape[1]
         self.scales = stored(2 * grids)
         self.zeros = None if symmetric else stored(packed_nbytes(grids, bits))
+        self.column_scales = None
 
     @classmethod
     def of(
@@ -61,6 +64,10 @@ class Quantized(Coded):
             layer.zeros = frozen(pack(grid.zero.reshape(-1).to(torch.uint8), grid.bits))
         return layer.to(dtype)
 
+    def scale_columns(self, scales: Float[Tensor, " in"]) -> None:
+        """Multiply every column by the number of 16 bits that `scales` comes to."""
+        self.column_scales = frozen(as_bytes(scales))
+
     @property
     def grid_shape(self) -> tuple[int, int]:
         """(rows, groups) of the scales."""
@@ -76,14 +83,23 @@ class Quantized(Coded):
         return Grid(scale, zero.float(), self.bits, self.group)
 
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
-        return values_of(codes, self.grid, columns)
+        values = values_of(codes, self.grid, columns)
+        if self.column_scales is None:
+            return values
+        scales = from_bytes(self.column_scales.detach())
+        return values.mul_(scales if columns is None else scales[columns])
 
     def spec(self) -> dict[str, Any]:
-        return {**self.coded_spec(), "group": self.group, "symmetric": self.symmetric}
+        scaled = {} if self.column_scales is None else {"scaled": True}
+        return {**self.coded_spec(), "group": self.group, "symmetric": self.symmetric, **scaled}
 
     @classmethod
     def shell(cls, **spec: Any) -> "Quantized":
-        return cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
+        scaled = spec.pop("scaled", False)
+        layer = cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
+        if scaled:
+            layer.column_scales = stored(2 * layer.in_features)
+        return layer
 
 
 def quantized_nbytes(

@@ -15,6 +15,7 @@ from laconic.methods.prune.scored import Scored
 from laconic.methods.prune.sparsegpt import SparseGpt
 from laconic.methods.prune.structured import LnStructured, RandomStructured
 from laconic.methods.prune.wanda import Wanda
+from laconic.methods.quantize.awq import Awq
 from laconic.methods.quantize.dynamic_int8 import Int8
 from laconic.methods.quantize.gptq import Gptq
 from laconic.methods.quantize.kmeans import KMeans
@@ -36,6 +37,7 @@ METHODS: tuple[type[Method], ...] = (
     LnStructured,
     RandomStructured,
     Rtn,
+    Awq,
     Gptq,
     Yaqa,
     KMeans,
@@ -47,6 +49,7 @@ __all__ = [
     "METHODS",
     "PREDICTS_FROM",
     "Asvd",
+    "Awq",
     "Drone",
     "Fwsvd",
     "Gptq",

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from laconic.calibrate import Fisher, Known
+from laconic.calibrate import AbsMean, Fisher, Gram, Known
 from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.formats import Coded
-from laconic.methods import KMeans, Method, Rtn
+from laconic.methods import Awq, KMeans, Method, Rtn
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
 from tests.architectures import ARCHITECTURES, BY_NAME, factors, outputs
@@ -26,7 +26,9 @@ from tests.store.test_pruned import pruned
 def quantized(lm: LanguageModel, targets: tuple[str, ...], *methods: Method) -> LanguageModel:
     """Every matrix by one of `methods`, in turn."""
     for site, method in zip(lm.sites(targets), itertools.cycle(methods), strict=False):
-        known = Known([Fisher.restored(torch.ones(site.shape).double(), 1)], site.support)
+        alike = torch.ones(site.shape[1]).double()
+        statistics = [Fisher.restored(alike.expand(site.shape), 1), Gram.of(alike, 1), AbsMean.restored(alike, 1)]
+        known = Known(statistics, site.support)
         lm.replace(site, method.compress(site.weight().to(lm.dtype), known))
     return lm
 
@@ -34,11 +36,14 @@ def quantized(lm: LanguageModel, targets: tuple[str, ...], *methods: Method) -> 
 FOUR = Rtn(bits=4, group_size=16)
 THREE = Rtn(bits=3, group_size=16, symmetric=True)
 TABLES = KMeans(bits=3, weights="fisher", refit=False)
+SCALED = Awq(bits=4, group_size=16, gradients=False)
 
 
 def checkpoints(parent: Path) -> Iterator[Checkpoint]:
     for architecture in ARCHITECTURES:
-        yield saved_as(quantized(architecture.lm(), ("*",), FOUR, TABLES), parent, f"{architecture.name}/all/float32")
+        yield saved_as(
+            quantized(architecture.lm(), ("*",), FOUR, TABLES, SCALED), parent, f"{architecture.name}/all/float32"
+        )
     for name in HALF:
         lm = BY_NAME[name].lm().with_dtype(torch.float16)
         yield saved_as(quantized(lm, ("*",), THREE, TABLES), parent, f"{name}/all/float16")
