@@ -1,7 +1,7 @@
 """Low rank whose factors are stored in few bits: higher ranks in the same bytes, on two fine-tuned encoders.
 
-The best way of `lowrank_quality` with its ranks raised by what six-bit factors save, then the factors rounded by GPTQ on
-the same 128 calibration rows. Judged on the whole development set. Each finished cell is one line of
+The best way of `lowrank_quality` with its ranks raised by what six-bit factors save, then the factors rounded by GPTQ
+on the same 128 calibration rows. Judged on the whole development set. Each finished cell is one line of
 benchmarks/results/lowrank_bits.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
 """
 
@@ -28,8 +28,8 @@ BEGIN = "<!-- made by `python -m benchmarks lowrank_bits_tables` -->"
 BEST = "… + anchored"
 KEEPS = (0.25, 0.35, 0.1)
 ROUNDED = Gptq(bits=6, group_size=64, symmetric=True)
-BITS = 6 + 16 / 64
-"""Of a weight with its share of a scale, where 16 are what it has in the model."""
+BITS = 6.3
+"""Of a weight with its share of a scale, of which a rank that is no multiple of 64 needs a few more; of 16."""
 
 
 def main(argv: Sequence[str]) -> None:
