@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.compress import Compress, Narrow
+from laconic.compress import Compress, Narrow, Shorten
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel
@@ -54,14 +54,19 @@ def test_what_cannot_be_done_is_one_sentence():
         Narrow(channels=0.5).check(lm)
 
 
-def test_heads_that_all_share_their_keys_are_one_sentence():
+def test_where_there_is_one_of_everything_is_one_sentence():
+    """Of heads that all share their keys; beside channels they stay, as one of them does whatever is asked."""
     whole = BY_NAME["llama"].model()
     whole.config.num_key_value_heads = 1
     lm = LanguageModel.of(type(whole)(whole.config))
-    with pytest.raises(UserError, match=r"^heads must be left out for this 'llama': nothing in it has several heads"):
-        Narrow(heads=0.5, channels=0.5).check(lm)
-    Narrow(channels=0.5).check(lm)
-    Narrow(keep=0.5).check(lm)
+    with pytest.raises(UserError, match=r"^Nothing of what is to be narrowed in this 'llama' has several parts"):
+        Narrow(heads=0.5).check(lm)
+    for several in (Narrow(heads=0.5, channels=0.5), Narrow(keep=0.5)):
+        several.check(lm)
+    gone = BY_NAME["gpt2"].lm()
+    Shorten(blocks=("0.attention", "1.attention")).apply(gone, None)
+    with pytest.raises(UserError, match=r"^Nothing of what is to be narrowed in this 'gpt2' has several parts"):
+        Narrow(heads=0.5).check(gone)
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)

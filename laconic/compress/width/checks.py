@@ -8,13 +8,12 @@ from laconic.model import LanguageModel
 from laconic.model.inner import Family, Inner
 
 
-def check_several(lm: LanguageModel, field: str, families: Sequence[Family]) -> None:
+def check_several(lm: LanguageModel, families: Sequence[Family]) -> None:
     """Raise UserError where each of `families` has but one part, which stays."""
     if not any(family[0].count > 1 for family in families):
-        what = "heads with keys of their own" if field == "heads" else "channels"
         raise UserError(
-            f"{field} must be left out for this '{lm.model.config.model_type}': nothing in it has several {what}, and "
-            "one must stay."
+            f"Nothing of what is to be narrowed in this '{lm.model.config.model_type}' has several parts, and one must "
+            "stay: heads that share their keys are one, and what is dropped has none; leave out the step."
         )
 
 

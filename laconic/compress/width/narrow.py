@@ -121,11 +121,9 @@ class Narrow(Step):
         for group in self._groups:
             check_inside(lm, group)
         families = families_of(inners_of(lm, self._groups))
-        sizes = {"heads": (self.heads, Group.ATTENTION), "channels": (self.channels, Group.FFN)}
-        for field, (size, group) in sizes.items():
-            if size is not None and group in self._groups:
-                check_several(lm, field, [family for family in families if family[0].group is group])
-        if self.keep is not None and families:
+        if self._groups:
+            check_several(lm, families)
+        if self._groups and self.keep is not None:
             check_enough(families, self.keep, price_in(self.currency), self.multiple)
         if self._walks:
             check_apart(lm, families)
