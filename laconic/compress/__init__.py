@@ -3,10 +3,22 @@
 from laconic.compress.depth import Shorten
 from laconic.compress.heads import ShrinkHeads
 from laconic.compress.matrices import Compress
+from laconic.compress.scales import AwqScale, SmoothQuant
 from laconic.compress.step import Outcome, Step
 from laconic.compress.ways import Allocation
 from laconic.compress.width import Narrow
 
-STEPS: tuple[type[Step], ...] = (Compress, ShrinkHeads, Narrow, Shorten)
+STEPS: tuple[type[Step], ...] = (Compress, ShrinkHeads, Narrow, Shorten, AwqScale, SmoothQuant)
 
-__all__ = ["STEPS", "Allocation", "Compress", "Narrow", "Outcome", "Shorten", "ShrinkHeads", "Step"]
+__all__ = [
+    "STEPS",
+    "Allocation",
+    "AwqScale",
+    "Compress",
+    "Narrow",
+    "Outcome",
+    "Shorten",
+    "ShrinkHeads",
+    "SmoothQuant",
+    "Step",
+]

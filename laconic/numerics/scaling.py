@@ -7,7 +7,7 @@ one number a found by trying 20 of them in [0, 1).
 Notation: E_a the error of rounding W diag s, times (diag s)^{-1}; several matrices may read the same input.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,16 +39,13 @@ def best_scales(
     readers: Sequence[Scaled],
     activity: Float[Tensor, " in"],
     spacing: Spacing,
-    tied: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, " in"]:
     """The s, in fp32, for which Σ ½ tr(F E C E^T) over all readers of the input is least; 1 / s is a number of 16 bits.
 
     activity: mean |x_j|.
-    tied:     makes columns that must have the same scale as active as each other.
     """
     ranges = spacing._replace(clip=False)
-    active = activity if tied is None else tied(activity)
-    tried = [powers_of(active, power) for power in POWERS]
+    tried = [powers_of(activity, power) for power in POWERS]
     losses = [sum(_loss(reader, s, ranges) for reader in readers) for s in tried]
     return tried[losses.index(min(losses))]
 

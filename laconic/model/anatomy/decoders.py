@@ -10,9 +10,14 @@ GPT2 = Anatomy(
             attention=Attention(
                 fused="attn.c_attn",
                 output="attn.c_proj",
+                norm="ln_1",
                 heads=Heads(module="attn", count="num_heads", size="head_dim", width="split_size"),
             ),
-            feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj", config="n_inner"),),
+            feed_forward=(
+                FeedForward(
+                    inner=("mlp.c_fc",), output="mlp.c_proj", config="n_inner", norm=("ln_2",), activation="mlp.act"
+                ),
+            ),
             depth=Depth(scaled="scale_attn_by_inverse_layer_idx"),
         ),
     ),
@@ -29,9 +34,18 @@ GPT_NEO = Anatomy(
                 key="attn.attention.k_proj",
                 value="attn.attention.v_proj",
                 output="attn.attention.out_proj",
+                norm="ln_1",
                 heads=Heads(module="attn.attention", count="num_heads", size="head_dim"),
             ),
-            feed_forward=(FeedForward(inner=("mlp.c_fc",), output="mlp.c_proj", config="intermediate_size"),),
+            feed_forward=(
+                FeedForward(
+                    inner=("mlp.c_fc",),
+                    output="mlp.c_proj",
+                    config="intermediate_size",
+                    norm=("ln_2",),
+                    activation="mlp.act",
+                ),
+            ),
             depth=Depth(lists=("attention_layers",), repeated="attention_types"),
         ),
     ),
@@ -48,10 +62,17 @@ GPT_NEOX = Anatomy(
                 fused="attention.query_key_value",
                 fused_layout="by-head",
                 output="attention.dense",
+                norm="input_layernorm",
                 heads=Heads(module="attention", size="head_size", shrinks=False),
             ),
             feed_forward=(
-                FeedForward(inner=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h", config="intermediate_size"),
+                FeedForward(
+                    inner=("mlp.dense_h_to_4h",),
+                    output="mlp.dense_4h_to_h",
+                    config="intermediate_size",
+                    norm=("post_attention_layernorm",),
+                    activation="mlp.act",
+                ),
             ),
         ),
     ),
@@ -68,9 +89,19 @@ OPT = Anatomy(
                 key="self_attn.k_proj",
                 value="self_attn.v_proj",
                 output="self_attn.out_proj",
+                norm="self_attn_layer_norm",
                 heads=Heads(module="self_attn", count="num_heads", size="head_dim"),
             ),
-            feed_forward=(FeedForward(inner=("fc1",), output="fc2", config="ffn_dim"),),
+            feed_forward=(
+                FeedForward(
+                    inner=("fc1",),
+                    output="fc2",
+                    config="ffn_dim",
+                    norm=("final_layer_norm",),
+                    activation="activation_fn",
+                ),
+            ),
+            before="do_layer_norm_before",
             # Where its norms come after the sublayers; else it is one inside.
             depth=Depth(closing="final_layer_norm"),
         ),
@@ -98,6 +129,7 @@ LLAMA = Anatomy(
                 key="self_attn.k_proj",
                 value="self_attn.v_proj",
                 output="self_attn.o_proj",
+                norm="input_layernorm",
                 heads=_ROTATED,
             ),
             feed_forward=(
@@ -106,6 +138,8 @@ LLAMA = Anatomy(
                     output="mlp.down_proj",
                     config="intermediate_size",
                     width="mlp.intermediate_size",
+                    # Gemma 2 and 3 have both, and the second of them elsewhere.
+                    norm=("pre_feedforward_layernorm", "post_attention_layernorm"),
                 ),
             ),
             # Gemma 2 and 3; elsewhere the second is missing.
@@ -125,9 +159,14 @@ PHI = Anatomy(
                 key="self_attn.k_proj",
                 value="self_attn.v_proj",
                 output="self_attn.dense",
+                norm="input_layernorm",
                 heads=_ROTATED,
             ),
-            feed_forward=(FeedForward(inner=("mlp.fc1",), output="mlp.fc2", config="intermediate_size"),),
+            feed_forward=(
+                FeedForward(
+                    inner=("mlp.fc1",), output="mlp.fc2", config="intermediate_size", activation="mlp.activation_fn"
+                ),
+            ),
             parallel=True,
         ),
     ),

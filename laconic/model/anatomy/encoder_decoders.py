@@ -13,6 +13,7 @@ _TABLES = (
 
 
 def _t5_attention(path: str) -> Attention:
+    norm = f"{path.rpartition('.')[0]}.layer_norm"
     # Its scores are not scaled at all, so a configuration with another `d_kv` is all that smaller heads need.
     heads = Heads(
         module=path,
@@ -23,14 +24,15 @@ def _t5_attention(path: str) -> Attention:
         config="d_kv",
         config_count="num_heads",
     )
-    return Attention(query=f"{path}.q", key=f"{path}.k", value=f"{path}.v", output=f"{path}.o", heads=heads)
+    return Attention(query=f"{path}.q", key=f"{path}.k", value=f"{path}.v", output=f"{path}.o", norm=norm, heads=heads)
 
 
 def _t5_feed_forward(path: str) -> tuple[FeedForward, ...]:
     # The gated and the plain form share a model type; only the projections that exist become sites.
+    norm = (f"{path.rpartition('.')[0]}.layer_norm",)
     return (
-        FeedForward(inner=(f"{path}.wi_0", f"{path}.wi_1"), output=f"{path}.wo", config="d_ff"),
-        FeedForward(inner=(f"{path}.wi",), output=f"{path}.wo", config="d_ff"),
+        FeedForward(inner=(f"{path}.wi_0", f"{path}.wi_1"), output=f"{path}.wo", config="d_ff", norm=norm),
+        FeedForward(inner=(f"{path}.wi",), output=f"{path}.wo", config="d_ff", norm=norm, activation=f"{path}.act"),
     )
 
 
@@ -71,7 +73,7 @@ def _bart_attention(path: str) -> Attention:
 
 
 def _bart_feed_forward(config: str) -> tuple[FeedForward, ...]:
-    return (FeedForward(inner=("fc1",), output="fc2", config=config),)
+    return (FeedForward(inner=("fc1",), output="fc2", config=config, activation="activation_fn"),)
 
 
 BART = Anatomy(

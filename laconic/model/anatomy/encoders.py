@@ -5,7 +5,14 @@ from dataclasses import replace
 from laconic.model.anatomy.parts import Anatomy, Attention, Depth, FeedForward, Heads, Stack, Table
 
 _WORDS = (Table("embeddings.word_embeddings"),)
-_FEED_FORWARD = (FeedForward(inner=("intermediate.dense",), output="output.dense", config="intermediate_size"),)
+_FEED_FORWARD = (
+    FeedForward(
+        inner=("intermediate.dense",),
+        output="output.dense",
+        config="intermediate_size",
+        activation="intermediate.intermediate_act_fn",
+    ),
+)
 _DEPTH = Depth(closing="output.LayerNorm", entry="embeddings.LayerNorm")
 
 BERT = Anatomy(
@@ -44,7 +51,9 @@ DISTILBERT = Anatomy(
                 output="attention.out_lin",
                 heads=Heads(module="attention", count="n_heads", size="attention_head_size"),
             ),
-            feed_forward=(FeedForward(inner=("ffn.lin1",), output="ffn.lin2", config="hidden_dim"),),
+            feed_forward=(
+                FeedForward(inner=("ffn.lin1",), output="ffn.lin2", config="hidden_dim", activation="ffn.activation"),
+            ),
             depth=Depth(holder="n_layers", closing="output_layer_norm", entry="embeddings.LayerNorm"),
         ),
     ),
@@ -66,7 +75,9 @@ ALBERT = Anatomy(
                     module="attention", count="num_attention_heads", size="attention_head_size", width="all_head_size"
                 ),
             ),
-            feed_forward=(FeedForward(inner=("ffn",), output="ffn_output", config="intermediate_size"),),
+            feed_forward=(
+                FeedForward(inner=("ffn",), output="ffn_output", config="intermediate_size", activation="activation"),
+            ),
             depth=Depth(visited="num_hidden_groups"),
         ),
     ),
@@ -161,10 +172,15 @@ MODERNBERT = Anatomy(
         Stack(
             blocks="layers",
             attention=Attention(
-                fused="attn.Wqkv", output="attn.Wo", heads=Heads(module="attn", size="head_dim", shrinks=False)
+                fused="attn.Wqkv",
+                output="attn.Wo",
+                norm="attn_norm",
+                heads=Heads(module="attn", size="head_dim", shrinks=False),
             ),
             feed_forward=(
-                FeedForward(inner=("mlp.Wi",), output="mlp.Wo", config="intermediate_size", fused_gate=True),
+                FeedForward(
+                    inner=("mlp.Wi",), output="mlp.Wo", config="intermediate_size", fused_gate=True, norm=("mlp_norm",)
+                ),
             ),
             # The first block alone reads the stream without a norm.
             depth=Depth(first_stays="", entry="embeddings.norm"),

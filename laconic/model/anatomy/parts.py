@@ -53,6 +53,7 @@ class Attention:
     global_query:     and `global_key`, `global_value`: the same three for tokens with global attention. The query
                       reads those tokens alone, the others what `query`, `key` and `value` read.
     position_query:   and `position_key`: projections of relative positions.
+    norm:             the norm whose output `query` (or `fused`) and what reads the same input read, and nothing else.
     shares_positions: `query` and `key` may be applied to relative positions too, in a second call.
     tokens_first:     all but `output` are called with (tokens, rows, width).
     """
@@ -69,6 +70,7 @@ class Attention:
     global_value: str | None = None
     position_query: str | None = None
     position_key: str | None = None
+    norm: str | None = None
     shares_positions: bool = False
     tokens_first: bool = False
 
@@ -79,6 +81,8 @@ class FeedForward:
 
     fused_gate: the one of `inner` holds both: the half that is activated above, what it is multiplied with below.
     width:      path of an attribute with the number of channels, where a module keeps one.
+    norm:       norms of which the first that a block has is read by `inner` and nothing else.
+    activation: the module between `inner`, where that is one projection, and `output`.
     config:     the configuration's name for that number.
     """
 
@@ -87,6 +91,8 @@ class FeedForward:
     config: str
     fused_gate: bool = False
     width: str | None = None
+    norm: tuple[str, ...] = ()
+    activation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +160,7 @@ class Stack:
     blocks:   its path; `*` stands for every member of a list of such lists.
     reads:    whose tokens pass.
     parallel: the feed-forward reads what the attention reads.
+    before:   an attribute of a block that says whether its norms come before what reads them; None where they do.
     plain:    linears whose part in the block is not known.
     depth:    what has to be put right where blocks go; None where that is not known.
     """
@@ -164,6 +171,7 @@ class Stack:
     cross_attention: Attention | None = None
     reads: Reads = Reads.SOURCE
     parallel: bool = False
+    before: str | None = None
     plain: tuple[Plain, ...] = ()
     depth: Depth | None = Depth()
 
