@@ -73,6 +73,16 @@ class DynamicInt8(Coded):
         """The kernel that so many rows are multiplied with on this machine; measured now if it has not been before."""
         return fastest(rows, self.shape, dtype)
 
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes in memory beside its tensors: of the kernels that were called."""
+        return sum(kernel.nbytes for kernel in self._ready.kernels.values())
+
+    @property
+    def kernels(self) -> dict[int, str]:
+        """What was called, by the number of rows that it was measured for."""
+        return {rows: name for (rows, _, _), name in sorted(self._ready.chosen.items(), key=lambda item: item[0][0])}
+
     def _runs_in_int8(self, x: Tensor) -> bool:
         trained = torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
         plain = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype in DTYPES and x.numel() > 0
@@ -92,8 +102,8 @@ class Ready:
     """The kernels of one layer that were called, made from its tensors as they were then."""
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[int, torch.dtype, int], str] = {}
-        self._kernels: dict[tuple[str, torch.dtype], Kernel] = {}
+        self.chosen: dict[tuple[int, torch.dtype, int], str] = {}
+        self.kernels: dict[tuple[str, torch.dtype], Kernel] = {}
         self._of: tuple[object, ...] = ()
 
     def __deepcopy__(self, memo: object) -> "Ready":
@@ -108,11 +118,11 @@ class Ready:
         tensors = (layer.codes, layer.scales)
         of = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
         if of != self._of:
-            self._kernels, self._of = {}, of
+            self.kernels, self._of = {}, of
         asked = (measured_rows(rows), dtype, torch.get_num_threads())
-        if asked not in self._chosen:
-            self._chosen[asked] = layer.choice(rows, dtype).kernel
-        name = self._chosen[asked]
-        if (name, dtype) not in self._kernels:
-            self._kernels[name, dtype] = KERNELS[name](layer.matrix, dtype)
-        return self._kernels[name, dtype]
+        if asked not in self.chosen:
+            self.chosen[asked] = layer.choice(rows, dtype).kernel
+        name = self.chosen[asked]
+        if (name, dtype) not in self.kernels:
+            self.kernels[name, dtype] = KERNELS[name](layer.matrix, dtype)
+        return self.kernels[name, dtype]

@@ -43,12 +43,21 @@ class Kernel(ABC):
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
         """The products, in the dtype of `x`."""
 
+    @property
+    def nbytes(self) -> int:
+        """What it keeps beside the matrix that it was made of."""
+        return 0
+
 
 class Dense(Kernel):
     """The matrix multiplied out and kept: as fast as the layer that this replaced, and as large in memory."""
 
     def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
         self._weight = matrix.dense(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self._weight.nbytes
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
         return linear(x, self._weight, bias)
@@ -78,6 +87,11 @@ class WeightOnly(Kernel):
         if matrix.codes.shape[1] % ALIGNED:
             raise RuntimeError(f"rows of {matrix.codes.shape[1]} codes are no multiple of {ALIGNED}")
         self._codes, self._scale = _aligned(matrix.codes), matrix.scale.bfloat16()
+        self._copied = self._codes.data_ptr() != matrix.codes.data_ptr()
+
+    @property
+    def nbytes(self) -> int:
+        return self._codes.nbytes if self._copied else 0
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
         y = torch.ops.aten._weight_int8pack_mm(_aligned(x.bfloat16()), self._codes, self._scale).to(x.dtype)
@@ -109,6 +123,10 @@ class OneDnn(WholeNumbers):
         self._packed = torch.ops.onednn.qlinear_prepack(matrix.codes, None)
         self._scale = matrix.scale
         self._zeros = torch.zeros(len(matrix.scale), dtype=torch.int32)
+
+    @property
+    def nbytes(self) -> int:
+        return self._packed.numel()
 
     def product(self, levels: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         q = levels.round_().to(torch.uint8)

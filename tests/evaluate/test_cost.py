@@ -1,5 +1,6 @@
 """Costs against what is known of a model: its files, its matrices, its memory."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ from transformers import (
 )
 
 from laconic.calibrate.passes import random_batch
+from laconic.compress import Compress
 from laconic.evaluate import latency, measure_cost
 from laconic.evaluate.cost import macs, stored_bytes
 from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
 from laconic.evaluate.speed import fixed_threads
+from laconic.formats import DynamicInt8
+from laconic.methods import Int8
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, save
 from tests.architectures import (
@@ -170,3 +174,14 @@ def test_classifiers_and_encoders_of_every_kind_can_be_measured(model):
     assert (ids[:, -1] == lm.model.config.eos_token_id).all()
     assert not (ids[:, :-1] == lm.model.config.eos_token_id).any()
     assert not (ids == (0 if padding is None else padding)).any()
+
+
+def test_what_int8_kernels_keep_is_in_memory_and_named():
+    lm = BY_NAME["bert-classifier"].lm()
+    Compress(method=Int8()).apply(lm, None)
+    stored = weight_bytes(lm)
+    cost = measure_cost(lm, batch_sizes=(1,), lengths=(4,))
+    # Nothing beats a dense layer of this size, so that every matrix is kept multiplied out.
+    layers = [layer for layer in lm.model.modules() if isinstance(layer, DynamicInt8)]
+    assert cost.memory_bytes - stored == sum(4 * math.prod(layer.shape) for layer in layers)
+    assert cost.machine["int8"] == {"4 rows: dense": len(layers)}

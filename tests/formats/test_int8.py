@@ -217,6 +217,17 @@ def test_what_was_packed_follows_the_tensors(monkeypatch: pytest.MonkeyPatch):
         assert not torch.equal(copied(x), first(x))
 
 
+def test_it_says_what_its_kernels_keep(monkeypatch: pytest.MonkeyPatch):
+    sizes = {"dense": 4 * 32 * 128, "decoded": 0}
+    for name, kept in sizes.items():
+        always(monkeypatch, name)
+        layer = int8(torch.randn(32, 128))
+        assert (layer.kept_nbytes, layer.kernels) == (0, {})
+        with torch.inference_mode():
+            layer(torch.randn(3, 128))
+        assert (layer.kept_nbytes, layer.kernels) == (kept, {4: name})
+
+
 def test_half_precision_comes_out_as_it_went_in(monkeypatch: pytest.MonkeyPatch):
     always(monkeypatch, "onednn, 7-bit inputs")
     layer = int8(torch.randn(32, 64))

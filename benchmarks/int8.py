@@ -1,0 +1,229 @@
+"""Int8 on minilm-sst2 and minilm-stsb: ours, torch's and ONNX Runtime's, each as it is by default.
+
+The metric on the development set, KL to the dense model, the relative error of the last hidden states, and milliseconds
+at 8 × 128 and 1 × 16 tokens on a CPU, dense and int8 in turn. `ours` are as they run here, each layer on the kernel
+that is fastest; `always int8` are the same layers made to run on whole numbers, which is what others do.
+
+ONNX Runtime takes part where `onnxruntime`, `onnx` and `onnxscript` are installed, and torch's `quantize_dynamic` as
+long as there is one.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import clone, development, kl, models_folder, write_json
+from benchmarks.lowrank import METRICS, MODELS
+from laconic.calibrate.passes import evaluating, random_batch
+from laconic.compress import Compress
+from laconic.formats import DynamicInt8
+from laconic.formats.fastest import Choice, machine, working
+from laconic.formats.kernels import Matrix
+from laconic.methods import Int8
+from laconic.model import Batch, LanguageModel, Predictions, load
+
+Model = Callable[[Batch], tuple[Tensor, Tensor]]
+"""(logits, last hidden states) of a batch."""
+
+TARGETS = {"all": ("all",), "attention": ("attention",), "ffn": ("ffn",)}
+SHAPES = ((8, 128), (1, 16))
+WARM_UP, RUNS = 3, 30
+COMPARED_ROWS = 128
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a table; write benchmarks/results/int8.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    rows = [row for name in MODELS for row in measure(name)]
+    print(f"written to {write_json('int8', {'machine': machine(), 'rows': rows})}")
+
+
+@torch.inference_mode()
+def measure(name: str) -> list[dict]:
+    """One row for each way of one model."""
+    lm = load(str(models_folder() / name))
+    data = development(lm, MODELS[name])
+    some = development(lm, MODELS[name], COMPARED_ROWS)
+    dense = plain(lm.model)
+    reference, hidden = predicted(lm, dense, data), states(dense, some)
+    rows = []
+    with evaluating(lm):
+        for way, small in ways(lm).items():
+            said = predicted(lm, small, data)
+            error = (states(small, some) - hidden).norm() / hidden.norm()
+            row = {"model": name, "way": way, "metric": METRICS[name], "value": metric(said), "error": error.item()}
+            row |= {"kl": kl(reference, said)}
+            for batch, length in SHAPES:
+                row[f"{batch}x{length}"] = alternating(dense, small, random_batch(lm, batch, length))
+            rows.append(row)
+            print(told(row), flush=True)
+    return rows
+
+
+def told(row: dict) -> str:
+    """One line of the table; a speed is that of the medians."""
+    times = "".join(
+        f"  {shape} {row[shape]['ms'][1]:6.1f} ms ({row[shape]['dense_ms'][1] / row[shape]['ms'][1]:.2f}×)"
+        for shape in (f"{batch}x{length}" for batch, length in SHAPES)
+    )
+    return (
+        f"{row['model']:12} {row['way']:46} {row['metric']} {row['value']:.2f}  KL {row['kl']:.5f}"
+        f"  hidden states off by {row['error']:.1%}{times}"
+    )
+
+
+def ways(lm: LanguageModel) -> dict[str, Model]:
+    """By name, what is compared."""
+    found = {"dense": plain(lm.model)}
+    for targets, named in TARGETS.items():
+        found[f"ours, {targets}"] = plain(ours(lm, named).model)
+    always = ours(lm, TARGETS["all"])
+    kernel = whole_numbers()
+    for layer in always.model.modules():
+        if isinstance(layer, DynamicInt8):
+            layer.choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
+    found[f"ours, all, always int8 ({kernel})"] = plain(always.model)
+    return found | of_torch(lm) | of_onnx_runtime(lm)
+
+
+def ours(lm: LanguageModel, targets: tuple[str, ...]) -> LanguageModel:
+    """A copy with these matrices in int8."""
+    small = clone(lm)
+    Compress(method=Int8(), targets=targets).apply(small, None)
+    return small
+
+
+def whole_numbers() -> str:
+    """The kernel of whole numbers with the finest inputs that is right here."""
+    codes = torch.full((64, 64), 127, dtype=torch.int8)
+    x = torch.ones(4, 64)
+    x[:, 0] = 0
+    return next(name for name in working(Matrix(codes, torch.ones(64)), x) if name.startswith("onednn"))
+
+
+def of_torch(lm: LanguageModel) -> dict[str, Model]:
+    """torch's own: one scale for each weight matrix, one range for all rows of inputs."""
+    if find_spec("torch.ao.quantization") is None:
+        print("torch has no quantize_dynamic any more; it is left out")
+        return {}
+    model = import_module("torch.ao.quantization").quantize_dynamic(clone(lm).model, {nn.Linear}, dtype=torch.qint8)
+    return {"torch quantize_dynamic": plain(model)}
+
+
+def of_onnx_runtime(lm: LanguageModel) -> dict[str, Model]:
+    """ONNX Runtime, as it is and with its dynamic quantization."""
+    missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        print(f"ONNX Runtime is left out: {', '.join(missing)} not installed")
+        return {}
+    quantization = import_module("onnxruntime.quantization")
+    with tempfile.TemporaryDirectory() as folder:
+        dense, small = Path(folder) / "dense.onnx", Path(folder) / "small.onnx"
+        export(lm, dense)
+        quantization.quantize_dynamic(without_shapes(dense), small, weight_type=quantization.QuantType.QInt8)
+        return {"ONNX Runtime, dense": session(dense), "ONNX Runtime quantize_dynamic": session(small)}
+
+
+class Answers(nn.Module):
+    """What is exported: tensors in, tensors out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        output = self.model(input_ids, **inputs, output_hidden_states=True)
+        return output.logits, output.hidden_states[-1]
+
+
+def export(lm: LanguageModel, file: Path) -> None:
+    """Write `lm` for ONNX Runtime."""
+    # Three tensors: of one that is given twice, the exporter makes one input.
+    inputs = (torch.ones(2, 16).long(), torch.ones(2, 16).long(), torch.zeros(2, 16).long())
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=512)}
+    model = Answers(clone(lm).model).eval()
+    with torch.inference_mode(False), torch.no_grad():
+        program = torch.onnx.export(model, inputs, dynamic_shapes=(axes, axes, axes), dynamo=True)
+    assert program is not None
+    program.save(file)
+
+
+def without_shapes(file: Path) -> object:
+    """The exported model without the shapes noted for its inner tensors, which the quantizer finds again by itself."""
+    model = import_module("onnx").load(file)
+    del model.graph.value_info[:]
+    return model
+
+
+def session(file: Path) -> Model:
+    """What ONNX Runtime computes, on as many threads as torch has."""
+    onnxruntime = import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    run = onnxruntime.InferenceSession(file.read_bytes(), options)
+    names = [node.name for node in run.get_inputs()]
+
+    def answers(batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs = {name: batch.get(name, torch.zeros_like(batch["input_ids"])).numpy() for name in names}
+        logits, hidden = run.run(None, inputs)
+        return torch.from_numpy(logits), torch.from_numpy(hidden)
+
+    return answers
+
+
+def plain(model: nn.Module) -> Model:
+    """What a torch model computes."""
+
+    def answers(batch: Batch) -> tuple[Tensor, Tensor]:
+        output = model(**batch, output_hidden_states=True)
+        return output.logits, output.hidden_states[-1]
+
+    return answers
+
+
+def without_labels(batch: Mapping[str, Tensor]) -> Batch:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def predicted(lm: LanguageModel, model: Model, data: list[Batch]) -> Predictions:
+    """What `model` says of every row."""
+    values = torch.cat([model(without_labels(batch))[0] for batch in data])
+    labels = torch.cat([batch["labels"] for batch in data])
+    return Predictions(values, torch.arange(len(values)), labels, categorical=values.shape[1] > 1)
+
+
+def states(model: Model, data: list[Batch]) -> Tensor:
+    """The last hidden states of all tokens that are no padding."""
+    return torch.cat([model(without_labels(batch))[1][batch["attention_mask"].bool()] for batch in data])
+
+
+def metric(said: Predictions) -> float:
+    """Accuracy, or Pearson's correlation, × 100."""
+    assert said.labels is not None
+    if said.categorical:
+        return 100 * (said.values.argmax(1) == said.labels).float().mean().item()
+    return 100 * torch.corrcoef(torch.stack([said.values[:, 0], said.labels.float().view(-1)]))[0, 1].item()
+
+
+def alternating(dense: Model, small: Model, batch: Batch) -> dict[str, list[float]]:
+    """Quartiles of the milliseconds of each, run in turn."""
+    times: dict[str, list[float]] = {"dense_ms": [], "ms": []}
+    for number in range(WARM_UP + RUNS):
+        for name, model in (("dense_ms", dense), ("ms", small)):
+            start = perf_counter()
+            model(batch)
+            if number >= WARM_UP:
+                times[name].append(1e3 * (perf_counter() - start))
+    return {name: quantiles(seconds, n=4, method="inclusive") for name, seconds in times.items()}
