@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from laconic.numerics.grid import Spacing, codes_of, fit_grid, values_of
+from laconic.numerics.grid import Grid, Spacing, codes_of, fit_grid, values_of
 from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.psd import InputMoment, OutputMoment
 
@@ -35,19 +35,32 @@ class Scaled(NamedTuple):
     keep: Bool[Tensor, "out in"] | None = None
 
 
+class Rounded(NamedTuple):
+    """Codes, and the grids that they are of."""
+
+    codes: Integer[Tensor, "out in"]
+    grid: Grid
+
+
 def best_scales(
-    readers: Sequence[Scaled],
-    activity: Float[Tensor, " in"],
-    spacing: Spacing,
+    readers: Sequence[Scaled], activity: Float[Tensor, " in"], spacing: Spacing, weighted: bool
 ) -> Float[Tensor, " in"]:
     """The s, in fp32, for which Σ ½ tr(F E C E^T) over all readers of the input is least; 1 / s is a number of 16 bits.
 
     activity: mean |x_j|.
+    weighted: ranges are searched for with each column counting as much as its inputs; otherwise all alike.
     """
-    ranges = spacing._replace(clip=False)
     tried = [powers_of(activity, power) for power in POWERS]
-    losses = [sum(_loss(reader, s, ranges) for reader in readers) for s in tried]
+    losses = [sum(_loss(reader, s, spacing, weighted) for reader in readers) for s in tried]
     return tried[losses.index(min(losses))]
+
+
+def rounded(reader: Scaled, s: Float[Tensor, " in"], spacing: Spacing, weighted: bool) -> Rounded:
+    """W diag s on grids whose ranges suit E C E^T of (diag s)^{-1} times the errors."""
+    W = reader.W.float() * s
+    C = reader.C if reader.C.ndim == 1 else reader.C.diagonal()
+    grid = fit_grid(W, spacing, C / s.square() if weighted else None, reader.keep)
+    return Rounded(codes_of(W, grid), grid)
 
 
 def powers_of(activity: Float[Tensor, " in"], power: float) -> Float[Tensor, " in"]:
@@ -60,9 +73,6 @@ def powers_of(activity: Float[Tensor, " in"], power: float) -> Float[Tensor, " i
     return 1 / inverse.half().float()
 
 
-def _loss(reader: Scaled, s: Float[Tensor, " in"], spacing: Spacing) -> float:
-    W = reader.W.float() * s
-    grid = fit_grid(W, spacing, None, reader.keep)
-    values = values_of(codes_of(W, grid), grid)
-    E = (W - values) / s
+def _loss(reader: Scaled, s: Float[Tensor, " in"], spacing: Spacing, weighted: bool) -> float:
+    E = reader.W.float() - values_of(*rounded(reader, s, spacing, weighted)) / s
     return quadratic_loss(E if reader.keep is None else E * reader.keep, reader.F, reader.C)

@@ -58,7 +58,7 @@ class AwqScale(Rescale):
         sums = activity.new_zeros(absorber.count).index_add_(0, columns, activity)
         shared = (sums / columns.bincount(minlength=absorber.count))[columns]
         readers = [self._scaled(site, what) for site, what in zip(absorber.readers, known, strict=True)]
-        s = best_scales(readers, shared, spacing)
+        s = best_scales(readers, shared, spacing, weighted=False)
         return s.new_ones(absorber.count).index_copy_(0, columns, s)
 
     def _scaled(self, site: Site, known: Known) -> Scaled:

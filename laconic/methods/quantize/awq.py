@@ -3,7 +3,7 @@
 Paper: J. Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", MLSys 2024,
 arXiv 2306.00978, equations (4) and (5): Ŵ = Q(W diag s)(diag s)^{-1}, s_j = (mean |x_j|)^a. Of the 20 values of a that
 the paper tries, the one with the least predicted loss ½ tr(F E C E^T) is taken in place of that with the least error of
-a block. Ranges are searched for afterwards, as in the paper's section 5.1, each column counting C_jj / s_j².
+a block. For each of them ranges are searched for, as in the paper's section 5.1, each column counting C_jj / s_j².
 
 (diag s)^{-1} is kept with the codes, a number of 16 bits for each column. The step `awq-scale` puts it into the norm or
 the matrix before, where there is one that can take it.
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from laconic.calibrate import AbsMean, Gram, Known, OutputGram, Statistic
 from laconic.formats import Quantized
-from laconic.methods.prune.moments import of_inputs
 from laconic.methods.quantize.affine import Affine
 from laconic.methods.quantize.size import Solver
-from laconic.numerics.grid import Spacing, codes_of
-from laconic.numerics.scaling import Scaled, best_scales
+from laconic.numerics.grid import Spacing
+from laconic.numerics.scaling import Scaled, best_scales, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,9 @@ class Awq(Affine):
 
         def solve(bits: int) -> Quantized:
             spacing = Spacing(bits, self.group_of(weight.shape[1]), self.symmetric, self.clip)
-            s = best_scales([reader], known[AbsMean].vector, spacing)
-            scaled = reader.W.float() * s
-            grid = self.grid(scaled, bits, support, of_inputs(known) / s.square())
-            layer = self.quantized(codes_of(scaled, grid), grid, weight.dtype, support)
+            s = best_scales([reader], known[AbsMean].vector, spacing, weighted=True)
+            codes, grid = rounded(reader, s, spacing, weighted=True)
+            layer = self.quantized(codes, grid, weight.dtype, support)
             layer.scale_columns(1 / s)
             return layer
 
