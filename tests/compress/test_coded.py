@@ -7,7 +7,7 @@ from laconic.calibrate import Gram, OutputGram
 from laconic.compress import Compress, Narrow, Shorten, ShrinkHeads
 from laconic.errors import UserError
 from laconic.formats import Coded
-from laconic.methods import METHODS, KfacSvd, Magnitude, Plus, Rtn, SparseGpt, Wanda
+from laconic.methods import METHODS, Gptq, KfacSvd, Magnitude, Plus, Rtn, SparseGpt, Wanda
 from laconic.methods.quantize.size import Quantizing
 from tests.architectures import BY_NAME, outputs
 from tests.compress.test_zeros import data_for
@@ -78,6 +78,11 @@ def test_what_comes_after_codes_is_refused_by_name(second) -> None:
     with pytest.raises(UserError, match="already"):
         second.check(lm)
     assert torch.equal(outputs(lm.model), expected)
+
+
+def test_a_pattern_that_divides_no_matrix_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match="bert.encoder.layer.0.attention.self.query"):
+        Compress(method=Gptq(bits=4, pattern="3:7")).check(BY_NAME["bert-classifier"].lm())
 
 
 def test_whole_blocks_of_codes_may_go() -> None:

@@ -18,7 +18,7 @@ from laconic.calibrate import Known
 from laconic.errors import UserError, must_be
 from laconic.formats.quantized import quantized_nbytes
 from laconic.methods.prune.kfac_prune import KfacPrune
-from laconic.methods.prune.scored import Pattern, check_divides, n_of_m
+from laconic.methods.prune.scored import Pattern, check_divides, indivisible, n_of_m
 from laconic.methods.quantize.affine import Affine
 from laconic.numerics.grid import Spacing
 from laconic.numerics.masks import zeros_for
@@ -55,6 +55,11 @@ class Feedback(Affine):
     @abstractmethod
     def pruner(self) -> KfacPrune:
         """What chooses the weights that are kept, and fits them."""
+
+    def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+        if self.pattern is None:
+            return None
+        return indivisible(self.name, n_of_m(self.name, self.pattern), shape[1], matrix)
 
     def start(self, weight: Float[Tensor, "out in"], known: Known) -> Start:
         """What is to be rounded, and where it is to be zero.
