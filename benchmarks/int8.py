@@ -9,8 +9,9 @@ long as there is one.
 """
 
 import argparse
+import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import clone, development, kl, models_folder, write_json
+from benchmarks.common import RESULTS, clone, development, kl, models_folder
 from benchmarks.lowrank import METRICS, MODELS
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.compress import Compress
@@ -35,40 +36,51 @@ Model = Callable[[Batch], tuple[Tensor, Tensor]]
 
 TARGETS = {"all": ("all",), "attention": ("attention",), "ffn": ("ffn",)}
 SHAPES = ((8, 128), (1, 16))
-WARM_UP, RUNS = 3, 30
+WARM_UP = 3
 COMPARED_ROWS = 128
+PATH = RESULTS / "int8.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a table; write benchmarks/results/int8.json."""
+    """Print a line for each way that is not in benchmarks/results/int8.jsonl yet, and add it there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    rows = [row for name in MODELS for row in measure(name)]
-    print(f"written to {write_json('int8', {'machine': machine(), 'rows': rows})}")
+    RESULTS.mkdir(exist_ok=True)
+    for name in MODELS:
+        for row in measure(name, options.runs):
+            print(told(row), flush=True)
+            with PATH.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def done(name: str) -> set[str]:
+    """The ways of one model that were measured."""
+    lines = PATH.read_text().splitlines() if PATH.exists() else []
+    return {row["way"] for row in map(json.loads, lines) if row["model"] == name}
 
 
 @torch.inference_mode()
-def measure(name: str) -> list[dict]:
-    """One row for each way of one model."""
+def measure(name: str, runs: int) -> Iterator[dict]:
+    """One row for each way of one model that is missing."""
     lm = load(str(models_folder() / name))
     data = development(lm, MODELS[name])
     some = development(lm, MODELS[name], COMPARED_ROWS)
     dense = plain(lm.model)
     reference, hidden = predicted(lm, dense, data), states(dense, some)
-    rows = []
     with evaluating(lm):
         for way, small in ways(lm).items():
+            if way in done(name):
+                continue
             said = predicted(lm, small, data)
             error = (states(small, some) - hidden).norm() / hidden.norm()
             row = {"model": name, "way": way, "metric": METRICS[name], "value": metric(said), "error": error.item()}
             row |= {"kl": kl(reference, said)}
             for batch, length in SHAPES:
-                row[f"{batch}x{length}"] = alternating(dense, small, random_batch(lm, batch, length))
-            rows.append(row)
-            print(told(row), flush=True)
-    return rows
+                row[f"{batch}x{length}"] = alternating(dense, small, random_batch(lm, batch, length), runs)
+            yield row | {"runs": runs, "machine": machine()}
 
 
 def told(row: dict) -> str:
@@ -85,16 +97,14 @@ def told(row: dict) -> str:
 
 def ways(lm: LanguageModel) -> dict[str, Model]:
     """By name, what is compared."""
-    found = {"dense": plain(lm.model)}
-    for targets, named in TARGETS.items():
-        found[f"ours, {targets}"] = plain(ours(lm, named).model)
     always = ours(lm, TARGETS["all"])
     kernel = whole_numbers()
     for layer in always.model.modules():
         if isinstance(layer, DynamicInt8):
             layer.choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
-    found[f"ours, all, always int8 ({kernel})"] = plain(always.model)
-    return found | of_torch(lm) | of_onnx_runtime(lm)
+    chosen = {f"ours, {name}": plain(ours(lm, targets).model) for name, targets in TARGETS.items()}
+    others = of_torch(lm) | of_onnx_runtime(lm)
+    return {"dense": plain(lm.model), f"ours, always int8 ({kernel})": plain(always.model), **others, **chosen}
 
 
 def ours(lm: LanguageModel, targets: tuple[str, ...]) -> LanguageModel:
@@ -217,10 +227,10 @@ def metric(said: Predictions) -> float:
     return 100 * torch.corrcoef(torch.stack([said.values[:, 0], said.labels.float().view(-1)]))[0, 1].item()
 
 
-def alternating(dense: Model, small: Model, batch: Batch) -> dict[str, list[float]]:
+def alternating(dense: Model, small: Model, batch: Batch, runs: int) -> dict[str, list[float]]:
     """Quartiles of the milliseconds of each, run in turn."""
     times: dict[str, list[float]] = {"dense_ms": [], "ms": []}
-    for number in range(WARM_UP + RUNS):
+    for number in range(WARM_UP + runs):
         for name, model in (("dense_ms", dense), ("ms", small)):
             start = perf_counter()
             model(batch)
