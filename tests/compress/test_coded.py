@@ -81,7 +81,7 @@ def test_what_comes_after_codes_is_refused_by_name(second) -> None:
 
 
 def test_a_pattern_that_divides_no_matrix_is_refused_before_any_work() -> None:
-    with pytest.raises(UserError, match="bert.encoder.layer.0.attention.self.query"):
+    with pytest.raises(UserError, match=r"bert\.encoder\.layer\.0\.attention\.self\.query"):
         Compress(method=Gptq(bits=4, pattern="3:7")).check(BY_NAME["bert-classifier"].lm())
 
 
