@@ -8,6 +8,7 @@ before each run, as other layers do in a model. The time of a kernel is the leas
 import hashlib
 import json
 import secrets
+from bisect import bisect_left
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -68,7 +69,7 @@ def fastest(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> Choice:
 
 def measured_rows(rows: int) -> int:
     """The number that is measured for `rows`."""
-    return next((most for most in ROWS if rows <= most), ROWS[-1])
+    return ROWS[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
 
 
 def machine() -> dict[str, Any]:

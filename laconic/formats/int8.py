@@ -84,9 +84,10 @@ class DynamicInt8(Coded):
         return {rows: name for (rows, _, _), name in sorted(self._ready.chosen.items(), key=lambda item: item[0][0])}
 
     def _runs_in_int8(self, x: Tensor) -> bool:
-        trained = torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad))
-        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype in DTYPES and x.numel() > 0
-        return plain and not (trained or torch.compiler.is_compiling())
+        if torch.is_grad_enabled() and (x.requires_grad or (self.shift is not None and self.shift.requires_grad)):
+            return False
+        plain = x.is_cpu and x.dtype == self.weight.dtype and x.dtype in DTYPES and x.numel() > 0
+        return plain and not torch.compiler.is_compiling()
 
     def spec(self) -> dict[str, Any]:
         spec = self.coded_spec()
@@ -115,8 +116,8 @@ class Ready:
 
     def kernel(self, layer: DynamicInt8, rows: int, dtype: torch.dtype) -> Kernel:
         """The fastest kernel for so many rows and the matrix that `layer` holds now."""
-        tensors = (layer.codes, layer.scales)
-        of = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+        codes = layer.codes
+        of = (codes.data_ptr(), 0 if codes.is_inference() else codes._version)
         if of != self._of:
             self.kernels, self._of = {}, of
         asked = (measured_rows(rows), dtype, torch.get_num_threads())

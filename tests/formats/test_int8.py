@@ -137,6 +137,11 @@ def test_a_small_matrix_is_dense_without_a_measurement(monkeypatch: pytest.Monke
     assert fastest.fastest(4, (64, 64), torch.float32) == Choice("dense", 1.0)
 
 
+def test_between_two_numbers_of_rows_the_larger_stands():
+    asked = [1, 2, 4, 5, 16, 17, 1024, 5000]
+    assert [fastest.measured_rows(rows) for rows in asked] == [1, 4, 4, 16, 16, 64, 1024, 1024]
+
+
 def test_an_answer_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
     monkeypatch.setattr(fastest, "measured", lambda question: asked.append(question) or Choice("onednn", 2.0))
