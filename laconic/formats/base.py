@@ -117,6 +117,23 @@ class Format(nn.Module, ABC):
         """An uninitialised format of this specification."""
 
 
+class EmbeddingFormat(Format):
+    """A format called with tokens. It has no bias, and is as a lookup what it is."""
+
+    looks_up = True
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        if bias is not None:
+            raise ValueError("a word embedding has no bias")
+
+    def for_lookup(self, padding_idx: int | None) -> Format:
+        return self
+
+
 def own_bias(bias: Tensor | None) -> nn.Parameter | None:
     """A copy: the bias of a masked-language head is one with another tensor, from which it is to be apart."""
     return None if bias is None else nn.Parameter(bias.detach().clone())

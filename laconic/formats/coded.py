@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from laconic.formats.base import Format, own_bias
+from laconic.formats.base import EmbeddingFormat, Format, own_bias
 from laconic.numerics.packing import pack, pack_mask, packed_nbytes, take, unpack, unpack_mask
 
 
@@ -107,13 +107,12 @@ class Coded(Format):
         return {**sizes, **kept, "bias": self.bias is not None}
 
 
-class CodedEmbedding(Format):
+class CodedEmbedding(EmbeddingFormat):
     """y = Ŵ[:, token], decoded token by token from `matrix`, which is (width, vocabulary)."""
 
     kind = "coded-embedding"
     readers = ()
     holds = "matrix.codes"
-    looks_up = True
 
     def __init__(self, padding_idx: int | None) -> None:
         super().__init__()
@@ -156,17 +155,6 @@ class CodedEmbedding(Format):
 
     def macs(self) -> int:
         return 0
-
-    @property
-    def bias(self) -> Tensor | None:
-        return None
-
-    def set_bias(self, bias: Tensor | None) -> None:
-        if bias is not None:
-            raise ValueError("a word embedding has no bias")
-
-    def for_lookup(self, padding_idx: int | None) -> Format:
-        return self
 
     def spec(self) -> dict[str, Any]:
         return {"padding_idx": self.padding_idx}

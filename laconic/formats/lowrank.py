@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laconic.formats.base import Format, dense_weight, give_bias, looked_up, weight_macs, weight_nbytes
+from laconic.formats.base import EmbeddingFormat, Format, dense_weight, give_bias, looked_up, weight_macs, weight_nbytes
 from laconic.formats.latent import Latent
 
 
@@ -78,7 +78,7 @@ class LowRank(Format):
         return cls(**spec)
 
 
-class LowRankEmbedding(Format):
+class LowRankEmbedding(EmbeddingFormat):
     """y = A B[:, token]: a table of `rank` numbers a token, then one linear. The matrix is (width, vocabulary)."""
 
     kind = "low-rank-embedding"
@@ -120,17 +120,6 @@ class LowRankEmbedding(Format):
 
     def macs(self) -> int:
         return weight_macs(self.left)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return None
-
-    def set_bias(self, bias: Tensor | None) -> None:
-        if bias is not None:
-            raise ValueError("a word embedding has no bias")
-
-    def for_lookup(self, padding_idx: int | None) -> Format:
-        return self
 
     def spec(self) -> dict[str, Any]:
         sizes = {"vocabulary": self.vocabulary, "width": self.width, "rank": self.rank}

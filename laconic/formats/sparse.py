@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from laconic.formats.base import Format, own_bias
+from laconic.formats.base import EmbeddingFormat, Format, own_bias
 from laconic.formats.masked import Masked, exact_pattern
 
 
@@ -80,13 +80,12 @@ class Sparse(Masked):
         return cls(**spec)
 
 
-class SparseEmbedding(Masked):
+class SparseEmbedding(EmbeddingFormat, Masked):
     """y = (Ŵ ∘ M)[:, token]. `table` holds Ŵ transposed; the matrix is (width, vocabulary)."""
 
     kind = "sparse-embedding"
     child = "table"
     holds = "table.weight"
-    looks_up = True
 
     def __init__(
         self,
@@ -130,17 +129,6 @@ class SparseEmbedding(Masked):
 
     def macs(self) -> int:
         return 0
-
-    @property
-    def bias(self) -> Tensor | None:
-        return None
-
-    def set_bias(self, bias: Tensor | None) -> None:
-        if bias is not None:
-            raise ValueError("a word embedding has no bias")
-
-    def for_lookup(self, padding_idx: int | None) -> Format:
-        return self
 
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "padding_idx": self.padding_idx}

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from laconic.evaluate.cost import stored_bytes
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.model.task import auto_class_for
-from laconic.store import save
+from laconic.store import file_bytes, save
 from tests.architectures import ARCHITECTURES, BY_NAME, batch_for, compress_everything, factors, outputs
 
 SCRIPT = Path(__file__).with_name("fresh.py")
@@ -123,3 +124,33 @@ def unexpected(complaints: Mapping[str, str]) -> dict[str, str]:
     """
     made_anew = ("'pooler.", "embed_positions.")
     return {key: said for key, said in complaints.items() if not any(name in said for name in made_anew)}
+
+
+def check_the_same_outputs(saved: Sequence[Checkpoint], tmp_path: Path) -> None:
+    """Another process computes from each folder what the model in memory does, to the last bit."""
+    in_float16 = [checkpoint for checkpoint in saved if checkpoint.lm.dtype == torch.float16]
+    jobs = [job(checkpoint, dtype="float32") for checkpoint in saved] + [job(checkpoint) for checkpoint in in_float16]
+    computed, complaints = in_fresh_process(jobs, tmp_path, laconic=True)
+    # The positions of Marian are computed, not stored.
+    assert not {key: said for key, said in complaints.items() if "embed_positions." not in said}
+    for checkpoint in saved:
+        key = f"{checkpoint.key}:{checkpoint.auto}:float32"
+        assert torch.equal(computed[key], outputs(checkpoint.lm.model)), checkpoint.key
+    for checkpoint in in_float16:
+        key = f"{checkpoint.key}:{checkpoint.auto}:None"
+        assert torch.equal(computed[key], in_half(checkpoint.lm.model)), checkpoint.key
+
+
+def check_refused_without_laconic(saved: Sequence[Checkpoint], tmp_path: Path) -> None:
+    """Stock transformers says that sizes do not match, and loads nothing."""
+    some = [checkpoint for checkpoint in saved if checkpoint.key.startswith(("bert-", "gpt2", "t5", "llama"))]
+    _, complaints = in_fresh_process([job(checkpoint) for checkpoint in some], tmp_path, laconic=False)
+    for checkpoint in some:
+        assert "size" in complaints[f"{checkpoint.key}:{checkpoint.auto}:None"], checkpoint.key
+
+
+def check_bytes(saved: Sequence[Checkpoint]) -> None:
+    """Each folder is as large as the model said, within a percent."""
+    for checkpoint in saved:
+        said = stored_bytes(checkpoint.lm)
+        assert abs(file_bytes(checkpoint.folder) - said) <= 0.01 * said, checkpoint.key

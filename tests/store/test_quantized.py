@@ -13,13 +13,21 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from laconic.calibrate import AbsMean, Fisher, Gram, Known
-from laconic.evaluate.cost import measure_cost, stored_bytes
+from laconic.evaluate.cost import measure_cost
 from laconic.formats import Coded
 from laconic.methods import Awq, KMeans, Method, Rtn
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
 from tests.architectures import ARCHITECTURES, BY_NAME, factors, outputs
-from tests.store.checkpoints import HALF, TIED, Checkpoint, in_fresh_process, in_half, job, saved_as
+from tests.store.checkpoints import (
+    HALF,
+    TIED,
+    Checkpoint,
+    check_bytes,
+    check_refused_without_laconic,
+    check_the_same_outputs,
+    saved_as,
+)
 from tests.store.test_pruned import pruned
 
 
@@ -65,29 +73,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
 
 
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
-    in_float16 = [checkpoint for checkpoint in saved if checkpoint.lm.dtype == torch.float16]
-    jobs = [job(checkpoint, dtype="float32") for checkpoint in saved] + [job(checkpoint) for checkpoint in in_float16]
-    computed, complaints = in_fresh_process(jobs, tmp_path, laconic=True)
-    # The positions of Marian are computed, not stored.
-    assert not {key: said for key, said in complaints.items() if "embed_positions." not in said}
-    for checkpoint in saved:
-        key = f"{checkpoint.key}:{checkpoint.auto}:float32"
-        assert torch.equal(computed[key], outputs(checkpoint.lm.model)), checkpoint.key
-    for checkpoint in in_float16:
-        key = f"{checkpoint.key}:{checkpoint.auto}:None"
-        assert torch.equal(computed[key], in_half(checkpoint.lm.model)), checkpoint.key
+    check_the_same_outputs(saved, tmp_path)
 
 
 def test_stock_transformers_refuses_every_folder(saved: list[Checkpoint], tmp_path: Path) -> None:
-    some = [checkpoint for checkpoint in saved if checkpoint.key.startswith(("bert-", "gpt2", "t5", "llama"))]
-    _, complaints = in_fresh_process([job(checkpoint) for checkpoint in some], tmp_path, laconic=False)
-    for checkpoint in some:
-        assert "size" in complaints[f"{checkpoint.key}:{checkpoint.auto}:None"], checkpoint.key
+    check_refused_without_laconic(saved, tmp_path)
 
 
 def test_the_bytes_are_those_that_were_said(saved: list[Checkpoint]) -> None:
-    for checkpoint in saved:
-        assert file_bytes(checkpoint.folder) == pytest.approx(stored_bytes(checkpoint.lm), rel=0.01), checkpoint.key
+    check_bytes(saved)
 
 
 def wide() -> LanguageModel:
