@@ -19,7 +19,7 @@ from laconic.formats import (
     weight_macs,
     weight_nbytes,
 )
-from laconic.methods import Rtn
+from laconic.methods import Int8, Rtn
 
 OUT, IN, RANK = 6, 9, 4
 
@@ -115,7 +115,8 @@ def examples() -> dict[type[Format], Format]:
     constant = Constant(OUT, IN, bias=False).half()
     coded = Rtn(bits=4).compress(weight, Known())
     tables = Codebook.of(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
-    single = (linear, reader, sparse, Dense.of(weight), constant, coded, tables)
+    eights = Int8().compress(weight, Known())
+    single = (linear, reader, sparse, Dense.of(weight), constant, coded, tables, eights)
     some: tuple[Format, ...] = (*single, Sum.of(sparse, linear))
     looked_up = [format.for_lookup(None) for format in (linear, sparse, coded)]
     return {type(format): format for format in (*some, *looked_up)}
