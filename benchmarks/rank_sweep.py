@@ -66,7 +66,7 @@ def measure(name: str) -> None:
 def ruled(judge: Judge, recipe: str, data: Calibration) -> dict:
     """One cell of a rule that says the rank of every matrix."""
     small = clone(judge.lm)
-    changes = apply_steps(small, read_recipe(RECIPES / f"{recipe}.yaml").steps, data)
+    _, changes = apply_steps(small, read_recipe(RECIPES / f"{recipe}.yaml").steps, data)
     return {"bytes": changes.nbytes, "dense_bytes": changes.dense_nbytes, **judged(judge, small)}
 
 

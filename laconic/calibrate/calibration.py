@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from laconic.calibrate.examples import Corpus
 from laconic.model import Batch
 from laconic.progress import Track, silent
 
@@ -16,9 +17,13 @@ class Calibration:
     labels: `sampled` from the model (an unbiased estimate of the true Fisher), `enumerated` over all classes weighted
     by their probability (exact), the `data`'s own (the empirical Fisher); `auto` enumerates up to four classes and
     samples otherwise.
+    corpus: all rows of the split that the batches were drawn from, for steps that train; None where there are no more.
+    max_length: tokens of a row at most.
     """
 
     batches: list[Batch]
     labels: Labels = "auto"
     seed: int = 0
     track: Track = silent
+    corpus: Corpus | None = None
+    max_length: int = 128

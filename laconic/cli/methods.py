@@ -6,8 +6,9 @@ from laconic.cli.terminal import show
 
 def methods(json: JsonOption = False) -> None:
     """List every method, with family, needs and paper, and every step."""
-    from laconic.compress import STEPS, Compress
+    from laconic.compress import Compress
     from laconic.methods import METHODS
+    from laconic.recipe.steps import STEPS
     from laconic.report.tables import Column, Table
 
     listed = [

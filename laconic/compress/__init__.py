@@ -8,10 +8,10 @@ from laconic.compress.step import Outcome, Step
 from laconic.compress.ways import Allocation
 from laconic.compress.width import Narrow
 
-STEPS: tuple[type[Step], ...] = (Compress, ShrinkHeads, Narrow, Shorten, AwqScale, SmoothQuant)
+SHRINKING: tuple[type[Step], ...] = (Compress, ShrinkHeads, Narrow, Shorten, AwqScale, SmoothQuant)
 
 __all__ = [
-    "STEPS",
+    "SHRINKING",
     "Allocation",
     "AwqScale",
     "Compress",

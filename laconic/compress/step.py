@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration
@@ -20,6 +21,9 @@ class Outcome:
     untied:         sites that were tied to another matrix before and no longer are, so the file holds both.
     predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None where it was not predicted.
     dropped:        by stack the numbers of the blocks that went, as they were before, and of parts of blocks (`4.ffn`).
+    found:          what else is worth telling, as plain values: losses by step, divergences before and after.
+    folders:        by name, folders with more about the step (curves, logs), which are kept beside the saved model.
+    now:            the model from here on, where it is another than the one that was given.
     """
 
     plan: Plan
@@ -28,6 +32,9 @@ class Outcome:
     untied: tuple[str, ...] = ()
     predicted_loss: float | None = None
     dropped: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    now: LanguageModel | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,6 +54,8 @@ class Step(ABC):
     name: ClassVar[str]
     looks_at_original: ClassVar[bool] = False
     """True where `check` is right whatever steps came before, because it asks of nothing that they could make."""
+    needs_original: ClassVar[bool] = False
+    """True where `apply` compares the model with `LanguageModel.original`."""
 
     @property
     @abstractmethod

@@ -25,6 +25,9 @@ class LanguageModel:
 
     dtype is that of the stored weights: what laconic computes in float32 is rounded to it before it is put in
     place, so that the model in memory equals the one that is reloaded.
+
+    original is the model as it was before the first of several steps, with tensors of its own; None where no step
+    looks at it.
     """
 
     model: PreTrainedModel
@@ -34,6 +37,7 @@ class LanguageModel:
     dtype: torch.dtype
     source: str = ""
     target_tokenizer: PreTrainedTokenizerBase | None = None
+    original: "LanguageModel | None" = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
@@ -127,6 +131,10 @@ class LanguageModel:
         one is not seen by the other."""
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         return replace(self, model=copy.deepcopy(self.model, tensors))
+
+    def copy(self) -> "LanguageModel":
+        """The same model with tensors of its own."""
+        return replace(self, model=copy.deepcopy(self.model))
 
     def with_dtype(self, dtype: torch.dtype) -> "LanguageModel":
         """The same model, to be stored in `dtype`."""

@@ -61,9 +61,9 @@ def compress(
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length)
     with _in_float32(model, tokenizer) as lm:
         calibration = None if data is None else sampling.of(_with_tokenizers(lm), _corpus(data), track)
-        apply_steps(lm, steps, calibration)
-    attach(lm.model)
-    return lm.model
+        changed, _ = apply_steps(lm, steps, calibration)
+    attach(changed.model)
+    return changed.model
 
 
 def _corpus(data: str | Sequence[str]) -> Corpus:

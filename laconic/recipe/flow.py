@@ -1,13 +1,14 @@
 """What a recipe and the Python entry share: calibration data, the steps in order, what they did."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
 
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
-from laconic.compress import Allocation, Compress, Step
+from laconic.compress import Allocation, Compress, Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
@@ -29,6 +30,8 @@ class Changes:
     untied:           sites that no longer share their matrix with another.
     predicted_losses: of each step, nats per prediction; None where it was not predicted.
     dropped:          of each step that dropped blocks, which, by stack, as they were numbered before it.
+    found:            what else each step has to tell; empty where it has nothing.
+    folders:          by name, what is kept beside the saved model.
     """
 
     plans: tuple[Plan, ...]
@@ -38,6 +41,8 @@ class Changes:
     untied: tuple[str, ...]
     predicted_losses: tuple[float | None, ...]
     dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
+    found: tuple[Mapping[str, Any], ...] = ()
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -58,7 +63,7 @@ class Sampling:
         """The calibration data drawn from `corpus` for `lm`."""
         drawn = sample(corpus, self.samples, self.seed)
         tokens = batches(lm, drawn, max_length=self.max_length, seed=self.seed)
-        return Calibration(tokens, self.labels, self.seed, track)
+        return Calibration(tokens, self.labels, self.seed, track, corpus, self.max_length)
 
 
 def steps_of(
@@ -101,9 +106,18 @@ def takes_keep(line: Method | Step) -> bool:
     return isinstance(line, Method) and not line.has_size
 
 
-def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> Changes:
-    """Change `lm` in place, step by step."""
-    outcomes = [step.apply(lm, data) for step in steps]
+def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> tuple[LanguageModel, Changes]:
+    """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done."""
+    if any(step.needs_original for step in steps):
+        lm = replace(lm, original=lm.copy())
+    outcomes = []
+    for step in steps:
+        outcomes.append(step.apply(lm, data))
+        lm = outcomes[-1].now or lm
+    return replace(lm, original=None), _together(outcomes)
+
+
+def _together(outcomes: Sequence[Outcome]) -> Changes:
     # A later step may aim at a factor of a matrix; what counts as dense is the matrix it came from.
     originals: dict[str, int] = {}
     for outcome in outcomes:
@@ -119,6 +133,8 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
         untied=tuple(name for outcome in outcomes for name in outcome.untied),
         predicted_losses=tuple(outcome.predicted_loss for outcome in outcomes),
         dropped=tuple(outcome.dropped for outcome in outcomes if outcome.dropped),
+        found=tuple(outcome.found for outcome in outcomes),
+        folders={name: folder for outcome in outcomes for name, folder in outcome.folders.items()},
     )
 
 

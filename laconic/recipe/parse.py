@@ -10,12 +10,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from laconic.allocate import Plan, plan_from, read_plan
-from laconic.compress import STEPS, Step
+from laconic.compress import Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, sentence
 from laconic.methods.spelling import method_from, named
 from laconic.recipe.schema import Evaluation, Recipe
+from laconic.recipe.steps import STEPS
 
 ROOT = "recipe"
 _PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")

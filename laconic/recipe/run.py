@@ -14,7 +14,7 @@ from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
-from laconic.store import check_output, file_bytes, save
+from laconic.store import Beside, check_output, file_bytes, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Record:
             "predicted_losses": list(self.changes.predicted_losses),
             "untied": list(self.changes.untied),
             "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in self.changes.dropped],
+            "found": [dict(step) for step in self.changes.found],
             "sites": spell_plan(self.changes.plan),
             "evaluation": self.evaluation,
         }
@@ -63,8 +64,9 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     lm = load(recipe.model, device)
     sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
     data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
-    changes = apply_steps(lm, recipe.steps, data)
-    save(lm, output, recipe=write_recipe(recipe), plan=tuple(plan_text(plan) for plan in changes.plans if plan))
+    lm, changes = apply_steps(lm, recipe.steps, data)
+    plans = tuple(plan_text(plan) for plan in changes.plans if plan)
+    save(lm, output, Beside(recipe=write_recipe(recipe), plan=plans, folders=changes.folders))
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,

@@ -3,6 +3,8 @@
 import copy
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,23 +23,31 @@ TOKENIZER_FILE = "tokenizer.json"
 CARD = "README.md"
 
 
-def save(
-    lm: LanguageModel,
-    folder: Path,
-    recipe: str | None = None,
-    plan: str | tuple[str, ...] = (),
-    card: str | None = None,
-    max_shard_size: int | str = "5GB",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What lies beside a model in its folder.
+
+    recipe:  the YAML that made it.
+    plan:    the YAML of what each site became; of several steps in order: plan-1.yaml, plan-2.yaml, ….
+    card:    the text of README.md in place of the default one.
+    folders: by name, folders to be copied into it.
+    """
+
+    recipe: str | None = None
+    plan: str | tuple[str, ...] = ()
+    card: str | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+
+def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_shard_size: int | str = "5GB") -> None:
     """Write `lm` to the new `folder` in its stored dtype; the model in memory stays as it is.
 
     A compressed model reloads exactly after `import laconic`; a model without any format is a plain stock checkpoint.
-    `recipe` is the YAML that made it, `plan` the YAML of what each site became (of several steps in order: plan-1.yaml,
-    plan-2.yaml, …), `card` the text of README.md in place of the default one.
 
     Raises:
         UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
     """
+    beside = beside or Beside()
     with new_folder(folder) as partial:
         stored = in_dtype(lm.model, lm.dtype)
         attach(stored)
@@ -49,10 +59,15 @@ def save(
             _save_tokenizer(lm.tokenizer, partial)
         if lm.target_tokenizer is not None:
             _save_tokenizer(lm.target_tokenizer, partial / TARGET_TOKENIZER)
-        notes = _plans((plan,) if isinstance(plan, str) else plan) | ({} if recipe is None else {RECIPE: recipe})
+        plans = (beside.plan,) if isinstance(beside.plan, str) else beside.plan
+        notes = _plans(plans) | ({} if beside.recipe is None else {RECIPE: beside.recipe})
         for name, words in notes.items():
             (partial / name).write_text(words, encoding="utf-8")
-        text = card if card is not None else default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
+        for name, other in beside.folders.items():
+            shutil.copytree(other, partial / name)
+        text = beside.card
+        if text is None:
+            text = default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
         (partial / CARD).write_text(text, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from laconic.cli.main import status
 from laconic.model import LanguageModel, load
-from laconic.store import save
+from laconic.store import Beside, save
 from tests.architectures import GPT2
 
 Output = pytest.CaptureFixture[str]
@@ -64,9 +64,9 @@ def test_the_whole_flow(
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     in_memory: list[LanguageModel] = []
 
-    def remember(lm: LanguageModel, folder: Path, **texts: object) -> None:
+    def remember(lm: LanguageModel, folder: Path, beside: Beside) -> None:
         in_memory.append(lm)
-        save(lm, folder, **texts)  # type: ignore[arg-type]
+        save(lm, folder, beside)
 
     monkeypatch.setattr(sys.modules["laconic.recipe.run"], "save", remember)
     original, small = model(shared_models, tmp_path), tmp_path / "small"

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from laconic.cli.main import status
-from laconic.compress import STEPS
+from laconic.recipe.steps import STEPS
 
 Output = pytest.CaptureFixture[str]
 

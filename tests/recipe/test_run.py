@@ -188,8 +188,9 @@ def test_the_python_entry_reads_targets_in_their_own_tokens(tmp_path: Path, monk
     (tmp_path / "rows.jsonl").write_text('{"source": "abc", "target": "de"}\n' * 4)
     seen: list[torch.Tensor] = []
 
-    def look(lm: LanguageModel, steps: object, data: Calibration) -> None:
+    def look(lm: LanguageModel, steps: object, data: Calibration) -> tuple[LanguageModel, None]:
         seen.extend(batch["labels"] for batch in data.batches)
+        return lm, None
 
     monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "apply_steps", look)
     for model in (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"), str(tmp_path / "model")):
