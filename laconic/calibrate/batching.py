@@ -42,7 +42,7 @@ def batches(
     Raises:
         UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens.
     """
-    rows = list(_rows(lm, corpus, max_length, seed))
+    rows = list(tokenized(lm, corpus, max_length, seed))
     if not rows:
         raise UserError(f"No row of the {corpus.split} split of '{corpus.source}' has tokens; give longer texts.")
     if lm.task in (Task.CLASSIFICATION, Task.REGRESSION) and lm.model.config.pad_token_id is None:
@@ -77,7 +77,8 @@ def positions(lm: LanguageModel) -> int | None:
     return getattr(lm.model.config, "max_position_embeddings", None)
 
 
-def _rows(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> Iterator[Row]:
+def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> Iterator[Row]:
+    """The rows of the corpus that have tokens, with the labels of the model's task; as `batches`, in its order."""
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length)
     if lm.task in (Task.CLASSIFICATION, Task.REGRESSION):

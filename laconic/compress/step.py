@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from laconic.allocate import Plan
@@ -22,7 +21,7 @@ class Outcome:
     predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None where it was not predicted.
     dropped:        by stack the numbers of the blocks that went, as they were before, and of parts of blocks (`4.ffn`).
     found:          what else is worth telling, as plain values: losses by step, divergences before and after.
-    folders:        by name, folders with more about the step (curves, logs), which are kept beside the saved model.
+    files:          by path, what is to lie beside the saved model: curves, logs.
     now:            the model from here on, where it is another than the one that was given.
     """
 
@@ -33,7 +32,7 @@ class Outcome:
     predicted_loss: float | None = None
     dropped: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     found: Mapping[str, Any] = field(default_factory=dict)
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
     now: LanguageModel | None = None
 
     @property

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
@@ -63,6 +63,19 @@ class Codebook(Coded):
             rows = torch.arange(self.out_features, dtype=torch.int32, device=codes.device)[:, None]
             places.add_((rows * self.groups + (which // self.group).int()) * 2**self.bits)
         return values.index_select(0, places.view(-1)).view(codes.shape)
+
+    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+        values = from_bytes(self.tables.detach()).view(-1, self.groups, 2**self.bits)
+        best, codes = (
+            torch.full_like(weight, torch.inf, dtype=torch.float32),
+            torch.zeros_like(weight, dtype=torch.uint8),
+        )
+        which = torch.arange(self.in_features, device=weight.device) // (self.group or self.in_features)
+        for code in range(2**self.bits):
+            error = (values[:, which, code] - weight).abs()
+            codes = torch.where(error < best, code, codes)
+            best = torch.minimum(error, best)
+        return codes
 
     def spec(self) -> dict[str, Any]:
         return {**self.coded_spec(), "group": self.group}

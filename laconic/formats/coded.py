@@ -42,6 +42,19 @@ class Coded(Format):
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         """What codes stand for, in fp32: of the whole matrix, or of these of its columns."""
 
+    @abstractmethod
+    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+        """The codes of the values nearest to `weight`, of those that this layer's codes can stand for."""
+
+    def nearest(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """What `weight` comes to, in fp32; zero where it was pruned."""
+        values, mask = self.decoded(self.codes_for(weight), None), self.support
+        return values if mask is None else torch.where(mask, values, 0)
+
+    def recode(self, weight: Float[Tensor, "out in"]) -> None:
+        """Become the nearest to `weight`; scales or tables, and what was pruned, stay as they are."""
+        self.encode(self.codes_for(weight), self.support)
+
     @property
     def packed_names(self) -> tuple[str, ...]:
         return tuple(name for name, tensor in self.named_parameters() if not tensor.is_floating_point())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -59,6 +59,11 @@ class DynamicInt8(Coded):
 
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         return codes.view(torch.int8).float().mul_(from_bytes(self.scales.detach())[:, None])
+
+    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+        scale = from_bytes(self.scales.detach())[:, None]
+        steps = (weight.float() * torch.where(scale == 0, 0, 1 / scale)).round_().clamp_(-128, 127)
+        return steps.to(torch.int8).view(torch.uint8)
 
     def dense(self) -> Float[Tensor, "out in"]:
         return self.matrix.dense(self.weight.dtype)

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
-from laconic.numerics.grid import Grid, values_of
+from laconic.numerics.grid import Grid, codes_of, values_of
 from laconic.numerics.packing import pack, packed_nbytes, unpack
 
 
@@ -88,6 +88,12 @@ class Quantized(Coded):
             return values
         scales = from_bytes(self.column_scales.detach())
         return values.mul_(scales if columns is None else scales[columns])
+
+    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+        if self.column_scales is None:
+            return codes_of(weight, self.grid)
+        scales = from_bytes(self.column_scales.detach())
+        return codes_of(weight * torch.where(scales == 0, 0, 1 / scales), self.grid)
 
     def spec(self) -> dict[str, Any]:
         scaled = {} if self.column_scales is None else {"scaled": True}

@@ -3,7 +3,7 @@
 from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, skeleton
-from laconic.model.predictions import Batch, Predictions, divergence, first_token, predict
+from laconic.model.predictions import Batch, Predictions, divergence, first_token, gathered, predict, run
 from laconic.model.roles import Group, Reads, Role
 from laconic.model.site import Site
 from laconic.model.task import Task
@@ -24,7 +24,9 @@ __all__ = [
     "check_model",
     "divergence",
     "first_token",
+    "gathered",
     "load",
     "predict",
+    "run",
     "skeleton",
 ]

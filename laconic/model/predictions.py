@@ -38,20 +38,32 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
     Returns them with the masked mean of the last hidden states of each row (of zero rows when not asked for by
     `hidden`). Differentiable when gradients are enabled.
     """
+    embedding = lm.task is Task.EMBEDDING
+    output = run(lm, batch, **({} if embedding else {"output_hidden_states": hidden}))
+    predictions = gathered(lm, output, batch)
+    if not (embedding or hidden):
+        return predictions, predictions.values.new_zeros(0, 1)
+    states = output["last_hidden_state"] if embedding else _last_hidden(output)
+    return predictions, _pool(states, _state_mask(lm, batch)).detach()
+
+
+def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
+    """What the model gives for a batch; `asked` are more things to return, by transformers' names."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels" or lm.task is Task.SEQ2SEQ}
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token(batch["input_ids"])
-    embedding = lm.task is Task.EMBEDDING
-    states = {} if embedding else {"output_hidden_states": hidden}
-    if embedding and lm.model.config.is_encoder_decoder:
+    if lm.task is Task.EMBEDDING and lm.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    output = lm.model(**inputs, **states, **caching)
-    if embedding:
-        pooled = _pool(output.last_hidden_state, _state_mask(lm, batch))
-        return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, False), pooled.detach()
-    pooled = _pool(_last_hidden(output), _state_mask(lm, batch)) if hidden else output.logits.new_zeros(0, 1)
-    return _gather(lm.task, output.logits, batch), pooled.detach()
+    return lm.model(**inputs, **asked, **caching)
+
+
+def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:
+    """The predictions in `output`, which the model gave for `batch`."""
+    if lm.task is Task.EMBEDDING:
+        pooled = _pool(output["last_hidden_state"], _state_mask(lm, batch))
+        return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, False)
+    return _gather(lm.task, output["logits"], batch)
 
 
 def first_token(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:

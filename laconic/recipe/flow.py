@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from laconic.allocate import Plan
@@ -31,7 +30,7 @@ class Changes:
     predicted_losses: of each step, nats per prediction; None where it was not predicted.
     dropped:          of each step that dropped blocks, which, by stack, as they were numbered before it.
     found:            what else each step has to tell; empty where it has nothing.
-    folders:          by name, what is kept beside the saved model.
+    files:            by path, what is to lie beside the saved model.
     """
 
     plans: tuple[Plan, ...]
@@ -42,7 +41,7 @@ class Changes:
     predicted_losses: tuple[float | None, ...]
     dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
     found: tuple[Mapping[str, Any], ...] = ()
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -134,7 +133,7 @@ def _together(outcomes: Sequence[Outcome]) -> Changes:
         predicted_losses=tuple(outcome.predicted_loss for outcome in outcomes),
         dropped=tuple(outcome.dropped for outcome in outcomes if outcome.dropped),
         found=tuple(outcome.found for outcome in outcomes),
-        folders={name: folder for outcome in outcomes for name, folder in outcome.folders.items()},
+        files={path: content for outcome in outcomes for path, content in outcome.files.items()},
     )
 
 

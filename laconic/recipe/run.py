@@ -66,7 +66,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
     lm, changes = apply_steps(lm, recipe.steps, data)
     plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    save(lm, output, Beside(recipe=write_recipe(recipe), plan=plans, folders=changes.folders))
+    save(lm, output, Beside(recipe=write_recipe(recipe), plan=plans, files=changes.files))
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,

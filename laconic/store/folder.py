@@ -27,16 +27,16 @@ CARD = "README.md"
 class Beside:
     """What lies beside a model in its folder.
 
-    recipe:  the YAML that made it.
-    plan:    the YAML of what each site became; of several steps in order: plan-1.yaml, plan-2.yaml, ….
-    card:    the text of README.md in place of the default one.
-    folders: by name, folders to be copied into it.
+    recipe: the YAML that made it.
+    plan:   the YAML of what each site became; of several steps in order: plan-1.yaml, plan-2.yaml, ….
+    card:   the text of README.md in place of the default one.
+    files:  by path in it, what else lies there.
     """
 
     recipe: str | None = None
     plan: str | tuple[str, ...] = ()
     card: str | None = None
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_shard_size: int | str = "5GB") -> None:
@@ -63,8 +63,9 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
         notes = _plans(plans) | ({} if beside.recipe is None else {RECIPE: beside.recipe})
         for name, words in notes.items():
             (partial / name).write_text(words, encoding="utf-8")
-        for name, other in beside.folders.items():
-            shutil.copytree(other, partial / name)
+        for path, content in beside.files.items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / path).write_bytes(content)
         text = beside.card
         if text is None:
             text = default_card(stored, Path(folder).name, lm.source, file_bytes(partial))

@@ -1,0 +1,113 @@
+"""How far a student is from its teacher: what distillation makes small.
+
+Predictions     τ² KL(p_T^τ ‖ p_S^τ), p^τ = softmax(z / τ)        (G. Hinton et al., 2015, arXiv 1503.02531, section 2)
+                ½ ‖y_T − y_S‖² where they are the means of Gaussians
+Hidden states   mean squared error, or 1 − cosine                 (Jiao et al., TinyBERT, 2020, arXiv 1909.10351, eq. 8)
+Two of them     mean squared error of G = H₁ H₂ᵀ / d, which needs no projection where widths differ
+                (Yim et al., CVPR 2017, as "mmd" in TextBrewer: Yang et al., 2020, arXiv 2002.12620)
+Attention       mean squared error, or cross-entropy, of attention probabilities          (TinyBERT, eq. 7)
+Relations       KL of softmax(V Vᵀ / √d) by head          (Wang et al., MiniLM, NeurIPS 2020, arXiv 2002.10957, eq. 8)
+
+Padding counts nowhere: `mask` is True at real tokens. z, y are (predictions, k); H and V are (rows, tokens, width); A
+are probabilities, (rows, heads, queries, keys). All results are means, so no weight depends on how long rows are.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+Mask = Bool[Tensor, "rows tokens"]
+
+
+def divergence_at(
+    teacher: Float[Tensor, "n k"], student: Float[Tensor, "n k"], temperature: float
+) -> Float[Tensor, ""]:
+    """τ² KL(p_T^τ ‖ p_S^τ) in nats: its gradient keeps its size whatever τ is."""
+    log_p, log_q = (logits.log_softmax(-1) for logits in (teacher / temperature, student / temperature))
+    return temperature**2 * functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def half_square(teacher: Float[Tensor, "n k"], student: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+    """½ ‖y_T − y_S‖², the divergence of two Gaussians of unit variance, in nats."""
+    return 0.5 * (teacher - student).square().sum(-1).mean()
+
+
+def hidden_mse(
+    teacher: Float[Tensor, "rows tokens d"], student: Float[Tensor, "rows tokens d"], mask: Mask
+) -> Float[Tensor, ""]:
+    """Mean of (H_T − H_S)² over real tokens and the width."""
+    return (teacher - student)[mask].square().mean()
+
+
+def hidden_cosine(
+    teacher: Float[Tensor, "rows tokens d"], student: Float[Tensor, "rows tokens d"], mask: Mask
+) -> Float[Tensor, ""]:
+    """Mean of 1 − cos(H_T, H_S) over real tokens."""
+    return 1 - functional.cosine_similarity(teacher[mask], student[mask], dim=-1).mean()
+
+
+def flow(
+    first: Float[Tensor, "rows tokens d"], second: Float[Tensor, "rows tokens d"]
+) -> Float[Tensor, "rows tokens tokens"]:
+    """G = H₁ H₂ᵀ / d of each row."""
+    return first @ second.mT / first.shape[-1]
+
+
+def gram_mse(
+    teacher: Float[Tensor, "rows tokens tokens"], student: Float[Tensor, "rows tokens tokens"], mask: Mask
+) -> Float[Tensor, ""]:
+    """Mean of (G_T − G_S)² over pairs of real tokens."""
+    return (teacher - student)[pairs(mask)].square().mean()
+
+
+def attention_mse(
+    teacher: Float[Tensor, "rows ht tokens tokens"],
+    student: Float[Tensor, "rows hs tokens tokens"],
+    mask: Mask,
+) -> Float[Tensor, ""]:
+    """Mean of (A_T − A_S)² over pairs of real tokens and heads; of the heads' mean where their numbers differ."""
+    teacher, student = _headed_alike(teacher, student)
+    seen = pairs(mask)[:, None].expand_as(teacher)
+    return (teacher - student)[seen].square().mean()
+
+
+def attention_cross_entropy(
+    teacher: Float[Tensor, "rows ht tokens tokens"], student: Float[Tensor, "rows hs tokens tokens"], mask: Mask
+) -> Float[Tensor, ""]:
+    """Mean of −Σ A_T log A_S over the heads and queries of real tokens, as above."""
+    teacher, student = _headed_alike(teacher, student)
+    entropies = -(teacher * student.clamp(min=torch.finfo(student.dtype).tiny).log()).sum(-1)
+    return entropies.mT[mask].mean()
+
+
+def relation_divergence(
+    teacher: Float[Tensor, "rows tokens dt"], student: Float[Tensor, "rows tokens ds"], heads: int, mask: Mask
+) -> Float[Tensor, ""]:
+    """Mean KL of each real token's softmax(V Vᵀ / √(d / heads)) over real tokens, teacher from student."""
+    log_p, log_q = (relations(values, heads, mask) for values in (teacher, student))
+    p = log_p.exp()
+    # Where a token is padding both are −∞, whose difference is no number.
+    terms = torch.where(p > 0, p * (log_p - log_q), 0)
+    return terms.sum(-1).mT[mask].mean()
+
+
+def relations(
+    values: Float[Tensor, "rows tokens d"], heads: int, mask: Mask
+) -> Float[Tensor, "rows heads tokens tokens"]:
+    """log softmax(V Vᵀ / √(d / heads)) of each head; −∞ where a token is padding."""
+    rows, tokens, width = values.shape
+    V = values.view(rows, tokens, heads, width // heads).transpose(1, 2)
+    scores = V @ V.mT / (width // heads) ** 0.5
+    return scores.masked_fill(~mask[:, None, None], -torch.inf).log_softmax(-1)
+
+
+def pairs(mask: Mask) -> Bool[Tensor, "rows tokens tokens"]:
+    """True where both tokens are real."""
+    return mask[:, :, None] & mask[:, None]
+
+
+def _headed_alike(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    if teacher.shape[1] == student.shape[1]:
+        return teacher, student
+    return teacher.mean(1, keepdim=True), student.mean(1, keepdim=True)

@@ -1,0 +1,131 @@
+"""Where a training is kept while it runs, so that one that was killed goes on, and its result until it is stale.
+
+Each has a folder in the cache, named by a hash of all that decides it: the model as it was, the rows, the step. In it
+are Trainer's checkpoints, logs, and in the end `trained.safetensors` with `history.json`, written last.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from laconic.cache import cache_folder, cache_limit
+
+FOLDER = "training"
+STATE = "trainer_state.json"
+WEIGHTS = "trained.safetensors"
+HISTORY = "history.json"
+CHECKPOINTS = "checkpoints"
+LOGS = "logs"
+
+
+@contextmanager
+def workshop(key: str) -> Iterator[Path]:
+    """The folder of the training called `key`; one that is removed afterwards where nothing is to be kept."""
+    if cache_limit() == 0:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    folder = cache_folder() / FOLDER / key
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    _make_room(folder)
+    yield folder
+
+
+def logs(folder: Path) -> dict[str, bytes]:
+    """What TensorBoard reads, by file name."""
+    return {file.name: file.read_bytes() for file in sorted((folder / LOGS).glob("events.*"))}
+
+
+def unfinished(folder: Path) -> str | None:
+    """The checkpoint to go on from; what a killed run left half written is removed."""
+    checkpoints = folder / CHECKPOINTS
+    for checkpoint in checkpoints.glob("checkpoint-*"):
+        if not _whole(checkpoint):
+            shutil.rmtree(checkpoint)
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def finished(folder: Path, lesson: nn.Module) -> dict[str, Any] | None:
+    """The history of a training that is done, once its result is in `lesson`; None for one that is not."""
+    try:
+        history = json.loads((folder / HISTORY).read_text())
+        put_trained(lesson, load_file(folder / WEIGHTS))
+    except (OSError, ValueError, SafetensorError, KeyError):
+        return None
+    return history
+
+
+def finish(folder: Path, lesson: nn.Module, history: Mapping[str, Any]) -> None:
+    """Keep the result in place of the checkpoints."""
+    save_trained(lesson, folder / WEIGHTS)
+    write_json(folder / HISTORY, history)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(f".{secrets.token_hex(4)}")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    partial.replace(path)
+
+
+def trained(lesson: nn.Module) -> dict[str, nn.Parameter]:
+    """What training moves, by name; a parameter in several places once."""
+    return {name: parameter for name, parameter in lesson.named_parameters() if parameter.requires_grad}
+
+
+def save_trained(lesson: nn.Module, path: Path) -> None:
+    """Write what training moves, whole or not at all."""
+    partial = path.with_suffix(f".{secrets.token_hex(4)}")
+    try:
+        save_file({name: one.detach().cpu().contiguous() for name, one in trained(lesson).items()}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def put_trained(lesson: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `save_trained` wrote back in its places.
+
+    Raises:
+        KeyError: another set of tensors.
+    """
+    mine = trained(lesson)
+    if mine.keys() != tensors.keys():
+        raise KeyError(", ".join(sorted(mine.keys() ^ tensors.keys())))
+    for name, parameter in mine.items():
+        parameter.data.copy_(tensors[name])
+
+
+def _whole(checkpoint: Path) -> bool:
+    # Trainer writes its state last.
+    try:
+        TrainerState.load_from_json(str(checkpoint / STATE))
+    except (OSError, ValueError, TypeError):
+        return False
+    return (checkpoint / WEIGHTS).is_file()
+
+
+def _make_room(mine: Path) -> None:
+    """Remove the trainings that were looked at least recently until the others take no more than the cache may."""
+    used = sorted(mine.parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    total = 0
+    for folder in used:
+        with contextlib.suppress(OSError):
+            total += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if total > cache_limit() and folder != mine:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,118 @@
+"""Teaches a compressed or fresh model to do as its teacher does: in predictions, hidden states, attention and values.
+
+G. Hinton et al., 2015, arXiv 1503.02531 (predictions at a temperature); X. Jiao et al., "TinyBERT", 2020, arXiv
+1909.10351 (hidden states, attention maps, embeddings); W. Wang et al., "MiniLM", NeurIPS 2020, arXiv 2002.10957
+(relations of values); Z. Yang et al., "TextBrewer", ACL 2020, arXiv 2002.12620 (any layer with any, weights that
+change). The formulas are in `laconic.numerics.distillation`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from laconic.errors import UserError, must_be, unknown
+from laconic.model import LanguageModel, check_model, load
+from laconic.recover.lesson import TERMS, Course, Terms, moved
+from laconic.recover.matches import Match, uniform
+from laconic.recover.observe import Feature, Shown, observe
+from laconic.recover.rows import Read
+from laconic.recover.training import Training
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distil(Training):
+    """Train the model to do as its teacher does.
+
+    teacher:     folder or hub name; the model as it was before the first step, where not said.
+    logits:      weight of the divergence from the teacher's predictions, at `temperature`.
+    task:        weight of the data's own labels.
+    hidden:      weight of the hidden states after each block, and of what enters the first.
+    attention:   weight of the attention maps of each block.
+    values:      weight of the relations of the last block's value vectors, cut into `heads` heads.
+    matches:     more pairs of layers, each with its own feature, loss and weight.
+    courses:     how weights go: `{task: grow, logits: fade}`; `matches` are all that is not these two.
+    """
+
+    name = "distil"
+    needs_original: ClassVar[bool] = True
+
+    teacher: str | None = None
+    logits: Weight = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    task: Weight = 0.0
+    hidden: Weight = 0.0
+    attention: Weight = 0.0
+    values: Weight = 0.0
+    heads: Annotated[int, Field(ge=1)] = 12
+    matches: tuple[Match, ...] = ()
+    courses: dict[str, Course] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for term in self.courses:
+            if term not in TERMS:
+                raise unknown("term of the loss", term, TERMS)
+        if not (self.logits or self.compares_layers):
+            raise must_be("logits", "above 0, or hidden, attention, values or matches given", self.logits)
+
+    @property
+    def compares_layers(self) -> bool:
+        return bool(self.hidden or self.attention or self.values or self.matches)
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        if self.teacher is not None:
+            check_model(self.teacher)
+
+    def taught_by(self, lm: LanguageModel) -> LanguageModel:
+        teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
+        if teacher is None:
+            raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
+        teacher.model.eval().requires_grad_(False)
+        return teacher
+
+    def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:
+        assert teacher is not None
+        return Terms(
+            task=self.task,
+            logits=self.logits,
+            temperature=self.temperature,
+            matches=(*self.matches, *self._spread(lm, teacher, batch)),
+            courses=self.courses,
+        )
+
+    def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: Read) -> list[Match]:
+        """The matches that one weight for all blocks stands for, which depend on how many blocks there are."""
+        if not (self.hidden or self.attention or self.values):
+            return []
+        features = frozenset({Feature.HIDDEN})
+        with torch.no_grad():
+            _, ours = observe(lm, moved(batch["student"], lm.device), features)
+            _, theirs = observe(teacher, moved(batch["teacher"], lm.device), features)
+        return [
+            match
+            for number, (their, our) in enumerate(zip(theirs, ours, strict=True))
+            for match in self._of_stack(their, our, None if len(ours) == 1 else ("encoder", "decoder")[number])
+        ]
+
+    def _of_stack(self, theirs: Shown, ours: Shown, stack: str | None) -> list[Match]:
+        layers = uniform(len(theirs.hidden) - 1, len(ours.hidden) - 1)
+        each = [(Feature.HIDDEN, self.hidden, [(0, 0), *layers]), (Feature.ATTENTION, self.attention, layers),
+                (Feature.VALUES, self.values, layers[-1:])]  # fmt: skip
+        return [
+            Match(
+                teacher=teacher,
+                student=student,
+                feature=feature,
+                weight=weight / len(pairs),
+                stack=stack,  # pyright: ignore[reportArgumentType]
+                heads=self.heads,
+            )
+            for feature, weight, pairs in each
+            if weight
+            for teacher, student in pairs
+        ]

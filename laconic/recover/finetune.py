@@ -1,0 +1,31 @@
+"""Trains a compressed model on its own task, whatever it is made of: no teacher, the labels of the data."""
+
+from dataclasses import dataclass
+
+from laconic.errors import UserError
+from laconic.model import LanguageModel, Task
+from laconic.recover.lesson import Terms
+from laconic.recover.rows import Read
+from laconic.recover.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Training):
+    """Train the model on its task: classes, scores, masked tokens, next tokens or targets."""
+
+    name = "finetune"
+
+    @property
+    def compares_layers(self) -> bool:
+        return False
+
+    def taught_by(self, lm: LanguageModel) -> LanguageModel | None:
+        return None
+
+    def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:
+        return Terms(task=1.0)
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        if lm.task is Task.EMBEDDING:
+            raise UserError("A plain encoder has no task to be trained on; use 'distil', which needs no labels.")

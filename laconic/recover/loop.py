@@ -1,0 +1,162 @@
+"""The training loop: transformers' Trainer, and so accelerate's, with checkpoints of what moves and nothing printed.
+
+Imported where a training begins: Trainer brings much with it.
+
+A run that was killed goes on at its last checkpoint: order of rows, optimizer, schedule and random numbers are those
+that it would have had. The numbers that are kept in the end are those with the least held-out loss.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from laconic.errors import UserError
+from laconic.progress import Track
+from laconic.recover.checkpoints import (
+    CHECKPOINTS,
+    LOGS,
+    WEIGHTS,
+    put_trained,
+    save_trained,
+    unfinished,
+    write_json,
+)
+from laconic.recover.lesson import Lesson
+from laconic.recover.pace import Material, Pace
+from laconic.recover.rows import ByLength, Lines, collated
+
+START, WEIGHTS_BEFORE = "before.json", "before.safetensors"
+"""The held-out loss before any update, and the numbers that gave it."""
+
+
+def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: Track) -> list[dict[str, float]]:
+    """Train what of `lesson` moves, in `folder`; the history, one line each time that something was measured.
+
+    Afterwards the lesson has the numbers of least held-out loss, those from before the training among them.
+    """
+    trainer = _trainer(lesson, material, pace, folder)
+    total = trainer.args.max_steps
+    trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
+    going_on = unfinished(folder)
+    if going_on is None or not (folder / START).is_file():
+        save_trained(lesson, folder / WEIGHTS_BEFORE)
+        write_json(folder / START, trainer.evaluate())
+    before = json.loads((folder / START).read_text())
+    trainer.train(resume_from_checkpoint=going_on)
+    if not (trainer.state.best_metric or math.inf) < before["eval_loss"]:
+        put_trained(lesson, load_file(folder / WEIGHTS_BEFORE))
+    return [{"step": 0, **before}, *(dict(line) for line in trainer.state.log_history)]
+
+
+def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path) -> "LessonTrainer":
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if pace.batch_size % processes:
+        raise UserError(f"batch_size must be a multiple of the {processes} processes; got {pace.batch_size}.")
+    often, steps = pace.steps(len(material.train))
+    arguments = TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        max_steps=steps,
+        per_device_train_batch_size=pace.batch_size // processes,
+        per_device_eval_batch_size=max(1, 2 * pace.batch_size // processes),
+        gradient_accumulation_steps=pace.accumulate,
+        learning_rate=pace.learning_rate,
+        lr_scheduler_type=pace.decay if pace.decay != "constant" else "constant_with_warmup",
+        warmup_steps=math.ceil(pace.warmup * steps),
+        weight_decay=pace.weight_decay,
+        bf16=pace.precision == "bf16",
+        fp16=pace.precision == "fp16",
+        eval_strategy="steps",
+        eval_steps=often,
+        save_strategy="steps",
+        save_steps=often,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, often // 5),
+        seed=pace.seed,
+        data_seed=pace.seed,
+        use_cpu=material.student.device.type == "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=material.student.device.type != "cpu",
+        ddp_find_unused_parameters=False,
+    )
+    trainer = LessonTrainer(
+        lesson,
+        arguments,
+        data_collator=partial(collated, student=material.student, teacher=material.teacher),
+        train_dataset=material.train,
+        eval_dataset=material.held_out,
+        callbacks=[TensorBoardCallback(_writer(folder))],
+    )
+    if pace.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(pace.patience))
+    # What it prints would be taken for results.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _writer(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (an extra)
+
+    return SummaryWriter(str(folder / LOGS))
+
+
+class LessonTrainer(Trainer):
+    """Trainer, whose checkpoints hold what moves, and whose batches are of rows of about the same length."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        lines, size = self.train_dataset, self.args.per_device_train_batch_size * self.args.world_size
+        assert isinstance(lines, Lines)
+        return ByLength(lines.lengths, size, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir or ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(self._lesson, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        put_trained(self._lesson, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        assert best is not None
+        put_trained(self._lesson, load_file(Path(best) / WEIGHTS))
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss of a held-out batch."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return model(**self._prepare_inputs(dict(inputs)))["loss"].detach(), None, None
+
+    @property
+    def _lesson(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+
+class _Course(TrainerCallback):
+    """Tells the lesson how far it has got, and the bar."""
+
+    def __init__(self, lesson: Lesson, bar: Iterator[int], total: int) -> None:
+        self._lesson, self._bar, self._total, self._shown = lesson, bar, total, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._lesson.done = state.global_step / self._total
+        while self._shown <= state.global_step:
+            next(self._bar, None)
+            self._shown += 1

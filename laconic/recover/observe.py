@@ -1,0 +1,138 @@
+"""What a model shows of itself on a batch: predictions, hidden states, attention maps and value vectors, by stack.
+
+Hidden states and attention maps are those that transformers returns; the value vectors are overheard where the value
+projections (or the fused ones) give them. An encoder-decoder has two stacks, the encoder first.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from laconic.model import Batch, LanguageModel, Predictions, Stack, Task, gathered, run
+
+
+class Feature(StrEnum):
+    """What two models can be alike in, beside their predictions."""
+
+    HIDDEN = "hidden"
+    ATTENTION = "attention"
+    VALUES = "values"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Of one stack: what enters the first block and what each block gives, the maps and the values of each block.
+
+    Empty where it was not asked for. mask is True at real tokens.
+    """
+
+    mask: Bool[Tensor, "rows tokens"]
+    hidden: Sequence[Float[Tensor, "rows tokens d"]] = ()
+    attention: Sequence[Float[Tensor, "rows heads tokens tokens"]] = ()
+    values: Sequence[Float[Tensor, "rows tokens d"]] = ()
+
+
+def observe(
+    lm: LanguageModel, batch: Batch, features: frozenset[Feature] = frozenset()
+) -> tuple[Predictions, tuple[Shown, ...]]:
+    """Run the model; differentiable where gradients are enabled. Attention maps need `eager` around it."""
+    asked = {
+        name: True
+        for name, feature in (("output_hidden_states", Feature.HIDDEN), ("output_attentions", Feature.ATTENTION))
+        if feature in features
+    }
+    with _listening(lm, Feature.VALUES in features) as heard:
+        output = run(lm, batch, **asked)
+    predictions = gathered(lm, output, batch)
+    if not features:
+        return predictions, ()
+    both = lm.model.config.is_encoder_decoder
+    prefixes, masks = (("encoder_", "decoder_"), _masks(lm, batch)) if both else (("",), _masks(lm, batch)[:1])
+    shown = tuple(
+        Shown(
+            mask=mask,
+            hidden=tuple(output.get(f"{prefix}hidden_states") or ()),
+            attention=tuple(output.get(f"{prefix}attentions") or ()),
+            values=tuple(values),
+        )
+        for prefix, mask, values in zip(prefixes, masks, _by_stack(lm, heard, len(masks)), strict=True)
+    )
+    return predictions, shown
+
+
+@contextmanager
+def eager(*models: LanguageModel) -> Iterator[None]:
+    """Within it attentions are computed step by step, so that their maps can be seen."""
+    before = [lm.model.config._attn_implementation for lm in models]
+    for lm in models:
+        lm.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for lm, kind in zip(models, before, strict=True):
+            lm.model.set_attn_implementation(kind or "eager")
+
+
+def _masks(lm: LanguageModel, batch: Batch) -> tuple[Tensor, ...]:
+    source = batch["attention_mask"].bool()
+    target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
+    return source, target
+
+
+@contextmanager
+def _listening(lm: LanguageModel, wanted: bool) -> Iterator[dict[str, list[Tensor]]]:
+    """What the value projections give while it lasts, by path of the block, call after call."""
+    heard: dict[str, list[Tensor]] = {}
+    with ExitStack() as hooks:
+        for stack, blocks in lm.stacks() if wanted else ():
+            for path, block in blocks:
+                if (found := _projection(stack, block)) is not None:
+                    module, values_in = found
+                    hooks.callback(module.register_forward_hook(_keeper(heard.setdefault(path, []), values_in)).remove)
+        yield heard
+
+
+def _keeper(heard: list[Tensor], values_in: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    def on_forward(_: nn.Module, __: object, output: Tensor) -> None:
+        heard.append(values_in(output))
+
+    return on_forward
+
+
+def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]] | None:
+    """The module that gives the values of `block`, maybe with queries and keys, and how they are cut out."""
+    attention = stack.attention
+    path = None if attention is None else attention.value or attention.fused
+    if attention is None or path is None:
+        return None
+    cut = _whole if attention.value is not None else _last_third
+    if attention.value is None and attention.fused_layout == "by-head":
+        assert attention.heads is not None
+        holder = block.get_submodule(attention.heads.module)
+        cut = partial(_third_of_each_head, size=getattr(holder, attention.heads.size))
+    turned = attention.tokens_first
+    return block.get_submodule(path), (lambda output: cut(output.transpose(0, 1))) if turned else cut
+
+
+def _whole(output: Tensor) -> Tensor:
+    return output
+
+
+def _last_third(output: Tensor) -> Tensor:
+    return output.chunk(3, dim=-1)[2]
+
+
+def _third_of_each_head(output: Tensor, size: int) -> Tensor:
+    return output.unflatten(-1, (-1, 3, size))[..., 2, :].flatten(-2)
+
+
+def _by_stack(lm: LanguageModel, heard: Mapping[str, list[Tensor]], count: int) -> list[list[Tensor]]:
+    """The values of each stack, in the order of its blocks; a shared block has as many as it was called."""
+    if not heard:
+        return [[] for _ in range(count)]
+    return [[v for path, _ in blocks for v in heard.get(path, ())] for _, blocks in list(lm.stacks())[:count]]

@@ -1,0 +1,156 @@
+"""The rows of a training: drawn from the data, some of them held out, read by the student and by its teacher."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.batching import Row, collate, pad_token, tokenized
+from laconic.calibrate.corpus import Corpus, sample
+from laconic.errors import UserError, must_be
+from laconic.model import Batch, LanguageModel, predict
+from laconic.progress import Track
+
+MOST_TOLD = 2**26
+"""Numbers that a teacher predicts are kept up to this many (256 MiB); beyond, it is asked anew in every epoch."""
+
+
+Read = dict[str, Batch | Tensor]
+"""`{"student": batch, "teacher": batch, "told": values}`: rows as both read them, and what the teacher says of them."""
+TOGETHER = 16
+"""Batches whose rows are sorted together."""
+
+
+@dataclass(frozen=True)
+class Lines(Dataset):
+    """Rows as the student reads them, as its teacher reads them, and what it says of them where that is kept."""
+
+    student: Sequence[Row]
+    teacher: Sequence[Row] | None = None
+    told: Sequence[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.student)
+
+    def __getitem__(self, index: int) -> tuple[Row, Row | None, Tensor | None]:
+        told = None if self.told is None else self.told[index]
+        return self.student[index], None if self.teacher is None else self.teacher[index], told
+
+    def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> Read:
+        """Some of them, padded."""
+        return collated([self[number] for number in numbers], student, teacher)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return [len(row.input_ids) + (len(row.labels) if isinstance(row.labels, list) else 0) for row in self.student]
+
+
+class ByLength(Sampler):
+    """Row numbers in random order, batches of rows of about the same length: little padding, and no order of lengths.
+
+    The order depends on the seed and the epoch alone, so a training that goes on sees what it would have seen.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = random.Random(f"{self._seed} {self._epoch}")
+        numbers = drawn.sample(range(len(self)), len(self))
+        size, several = self._batch_size, self._batch_size * TOGETHER
+        batches = []
+        for start in range(0, len(numbers), several):
+            ordered = sorted(numbers[start : start + several], key=lambda number: self._lengths[number])
+            batches += [ordered[at : at + size] for at in range(0, len(ordered), size)]
+        # A batch that is not full comes last, where it moves no other.
+        full, rest = [b for b in batches if len(b) == size], [b for b in batches if len(b) < size]
+        drawn.shuffle(full)
+        return iter([number for batch in (*full, *rest) for number in batch])
+
+
+def collated(
+    lines: Sequence[tuple[Row, Row | None, Tensor | None]], student: LanguageModel, teacher: LanguageModel | None
+) -> Read:
+    """Padded; the teacher's part, and what it says, where there are such."""
+    ours, theirs, told = zip(*lines, strict=True)
+    batch: Read = {"student": collate(ours, pad_token(student))}
+    if teacher is not None:
+        batch["teacher"] = collate([row for row in theirs if row is not None], pad_token(teacher))
+        if told[0] is not None:
+            batch["told"] = torch.cat([values for values in told if values is not None])
+    return batch
+
+
+def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, Corpus]:
+    """`rows` rows to train on (all but those held out, where it is None), and `held_out` others to judge by.
+
+    Raises:
+        UserError: the data has too few rows for both.
+    """
+    if data.corpus is None:
+        raise UserError("Training needs the rows that the calibration data was drawn from; name their source as data.")
+    every = data.corpus
+    # A small corpus can spare a tenth.
+    spared = min(held_out, len(every.examples) // 10)
+    if spared < 1:
+        raise UserError(
+            f"'{every.source}' has {len(every.examples)} rows, too few to train on some and judge by others; "
+            "give at least 10."
+        )
+    drawn = sample(every, spared + (len(every.examples) if rows is None else rows), data.seed)
+    if rows is not None and rows > len(drawn.examples) - spared:
+        most = len(drawn.examples) - spared
+        raise must_be("rows", f"at most {most}, as '{every.source}' has that many beside {spared} held out", rows)
+    return replace(drawn, examples=drawn.examples[spared:]), replace(drawn, examples=drawn.examples[:spared])
+
+
+def lines_of(corpus: Corpus, data: Calibration, student: LanguageModel, teacher: LanguageModel | None) -> Lines:
+    """Read by both.
+
+    Raises:
+        UserError: no row has tokens, or the two leave out different rows.
+    """
+    ours = list(tokenized(student, corpus, data.max_length, data.seed))
+    if not ours:
+        raise UserError(f"No row of '{corpus.source}' has tokens; give longer texts.")
+    if teacher is None:
+        return Lines(ours)
+    theirs = list(tokenized(teacher, corpus, data.max_length, data.seed))
+    if len(theirs) != len(ours):
+        raise UserError(
+            f"Of the rows of '{corpus.source}' the student reads {len(ours)} and the teacher {len(theirs)}; "
+            "leave out rows that are empty to one of them."
+        )
+    return Lines(ours, theirs)
+
+
+@torch.inference_mode()
+def told_by(teacher: LanguageModel, lines: Lines, batch_size: int, track: Track) -> Lines:
+    """With the teacher's predictions of every row, where they are not too many to keep."""
+    assert lines.teacher is not None
+    rows = lines.teacher
+    by_length = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))
+    told: dict[int, Tensor] = {}
+    kept = 0
+    starts = range(0, len(by_length), batch_size)
+    for start in track(starts, "Asking the teacher"):
+        numbers = by_length[start : start + batch_size]
+        batch = collate([rows[number] for number in numbers], pad_token(teacher))
+        predictions, _ = predict(teacher, {name: tensor.to(teacher.device) for name, tensor in batch.items()})
+        kept += predictions.values.numel()
+        if kept * len(starts) > MOST_TOLD * (start // batch_size + 1):
+            return lines
+        told |= {number: predictions.values[predictions.rows == at].cpu() for at, number in enumerate(numbers)}
+    return replace(lines, told=[told[number] for number in range(len(lines))])

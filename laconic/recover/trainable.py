@@ -1,0 +1,175 @@
+"""Which numbers of a compressed model are trained, and how those move that are whole numbers or may not all move.
+
+Factors, kept weights and biases train as they are, and chosen zeros stay zero (`laconic.formats`). A quantized layer is
+frozen, or trains straight through: a free copy of its matrix moves by the gradient of the nearest codes (Y. Bengio et
+al., 2013, arXiv 1308.3432), which it comes to in the end. With LoRA (E. Hu et al., ICLR 2022, arXiv 2106.09685) only
+low ranks beside the matrices move. They are added to a plain matrix; beside one of zeros or codes they stay (`Sum`).
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.formats import Coded, LowRank, Masked, Sum
+from laconic.model import LanguageModel, Site
+
+QuantizedTraining = Literal["frozen", "straight-through"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """quantized: whether codes move. lora: the rank of adapters, None for none. freeze: globs over parameter names."""
+
+    quantized: QuantizedTraining = "frozen"
+    lora: int | None = None
+    freeze: tuple[str, ...] = ()
+
+
+class StraightThrough(nn.Module):
+    """A layer of codes in training: multiplies by the codes nearest to `free`, which has their gradient as its own."""
+
+    def __init__(self, layer: Coded) -> None:
+        super().__init__()
+        self.layer = layer
+        self.free = nn.Parameter(layer.dense().float())
+
+    @property
+    def weight(self) -> Tensor:
+        """What stands for the layer's weight to those that ask for its dtype."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        free = self.free.detach()
+        return linear(x, (self.layer.nearest(free) - free + self.free).to(x.dtype), self.layer.bias)
+
+    def settle(self) -> Coded:
+        """The layer, with the codes that `free` has come to."""
+        self.layer.recode(self.free.detach())
+        return self.layer
+
+
+@contextmanager
+def trainable(lm: LanguageModel, what: Trainable) -> Iterator[None]:
+    """Within it `lm` is as it trains; afterwards as it is stored, rounded to its dtype.
+
+    Raises:
+        UserError: a glob matches no parameter, or LoRA is asked for without peft.
+    """
+    movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+    with ExitStack() as undo:
+        undo.callback(_thaw, movable)
+        _freeze(lm, what.freeze)
+        if what.lora is not None:
+            _freeze(lm, ("*",))
+            undo.callback(_merge, lm)
+            _adapt(lm, what.lora)
+        elif what.quantized == "straight-through":
+            layers = _loosen(lm)
+            undo.callback(_settle, lm, layers)
+        yield
+    for parameter in lm.model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(lm.dtype).to(parameter.dtype)
+
+
+def check_lora(rank: int | None) -> None:
+    """Raise UserError where adapters are asked for and peft is not installed."""
+    if rank is not None:
+        _peft("peft")
+
+
+def _freeze(lm: LanguageModel, globs: Sequence[str]) -> None:
+    names = dict(lm.model.named_parameters())
+    for glob in globs:
+        matching = [name for name in names if fnmatchcase(name, glob)]
+        if not matching:
+            first = ", ".join(f"'{name}'" for name in list(names)[:3])
+            raise UserError(f"freeze has '{glob}', which matches no parameter; their names begin with {first}.")
+        for name in matching:
+            names[name].requires_grad_(False)
+
+
+def _thaw(movable: Sequence[nn.Parameter]) -> None:
+    for parameter in movable:
+        parameter.requires_grad_(True)
+
+
+def _loosen(lm: LanguageModel) -> dict[StraightThrough, list[str]]:
+    """Put a free copy where every layer of codes is that multiplies; a word embedding of codes stays frozen."""
+    places: dict[Coded, list[str]] = {}
+    embedded = {module for site in lm.sites(("*",)) if site.is_lookup for module in site.module.modules()}
+    for name, module in lm.model.named_modules(remove_duplicate=False):
+        if isinstance(module, Coded) and module not in embedded:
+            places.setdefault(module, []).append(name)
+    layers = {StraightThrough(layer): names for layer, names in places.items()}
+    for layer, names in layers.items():
+        for name in names:
+            lm.model.set_submodule(name, layer.train(lm.model.training))
+    return layers
+
+
+def _settle(lm: LanguageModel, layers: dict[StraightThrough, list[str]]) -> None:
+    for layer, names in layers.items():
+        settled = layer.settle()
+        for name in names:
+            lm.model.set_submodule(name, settled)
+
+
+def _adapt(lm: LanguageModel, rank: int) -> None:
+    """Adapters of this rank beside every matrix of attention and feed-forward."""
+    plain: list[str] = []
+    for number, site in enumerate(lm.sites()):
+        if isinstance(site.module, (nn.Linear, Conv1D)):
+            plain += site.names
+        elif isinstance(site.module, (Coded, Masked)):
+            _put_beside(lm, site, rank, number)
+    if not plain:
+        return
+    conv = any(isinstance(lm.model.get_submodule(name), Conv1D) for name in plain)
+    config = _peft("peft").LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=plain, fan_in_fan_out=conv)
+    with warnings.catch_warnings():
+        # A plain linear inside of GPT-2 lies the other way round than its own; peft sees to it, and says so.
+        warnings.simplefilter("ignore")
+        _peft("peft").inject_adapter_in_model(config, lm.model)
+
+
+def _put_beside(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
+    out_features, in_features = site.shape
+    generator = torch.Generator().manual_seed(seed)
+    bound = in_features**-0.5
+    down = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
+    assert isinstance(site.module, (Coded, Masked))
+    beside = LowRank.of(torch.zeros(out_features, rank), down).to(site.weight().device)
+    lm.replace(site, Sum.of(site.module, beside))
+    for part in beside.parameters():
+        part.requires_grad_(True)
+
+
+def _merge(lm: LanguageModel) -> None:
+    """Add what peft's adapters have learned to the matrices that they are beside."""
+    tuner = _peft("peft.tuners.tuners_utils").BaseTunerLayer
+    adapted: list[tuple[str, Any]] = [pair for pair in lm.model.named_modules() if isinstance(pair[1], tuner)]
+    for name, module in adapted:
+        module.merge()
+        lm.model.set_submodule(name, module.get_base_layer())
+
+
+def _peft(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError("LoRA needs peft, which is not installed: pip install 'laconic[train]'.") from error

@@ -1,0 +1,151 @@
+"""What the steps that train have in common: how long, on which rows, how fast, and what of the model moves."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from pydantic import Field
+
+from laconic.calibrate import Calibration
+from laconic.compress import Outcome, Step
+from laconic.compress.shelf import key_of
+from laconic.errors import UserError, must_be
+from laconic.model import LanguageModel
+from laconic.recover.checkpoints import finish, finished, logs, workshop
+from laconic.recover.lesson import Lesson, Terms
+from laconic.recover.observe import eager
+from laconic.recover.pace import Decay, Material, Pace, Precision, check_installed
+from laconic.recover.rows import Read, lines_of, split, told_by
+from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, trainable
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Step):
+    """A step that trains by Trainer, on one process or several.
+
+    epochs:        passes over the rows, or a part of one.
+    rows:          of the training split that are used, drawn with the seed; all but those held out where not said.
+    held_out:      rows that judge: the numbers with the least loss on them are kept.
+    batch_size:    rows of one update, of all processes together, times `accumulate`.
+    learning_rate: the largest; it rises for the fraction `warmup` of the updates and then goes as `decay` says.
+    precision:     `fp32`, or `bf16` or `fp16` with weights in fp32.
+    evaluations:   measurements of the held-out loss; `patience` of them without a gain end the training.
+    quantized:     codes stay as they are (`frozen`), or move (`straight-through`).
+    lora:          a rank: only adapters move, which are added to plain matrices in the end.
+    freeze:        globs over names of parameters that do not move, as `*embeddings*`.
+    """
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    rows: Positive | None = None
+    held_out: Positive = 500
+    batch_size: Positive = 32
+    accumulate: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay: Decay = "linear"
+    precision: Precision = "fp32"
+    evaluations: Positive = 8
+    patience: Positive | None = None
+    quantized: QuantizedTraining = "frozen"
+    lora: Positive | None = None
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise must_be(name, "above 0", getattr(self, name))
+        if self.lora is not None and self.quantized != "frozen":
+            raise must_be("quantized", "frozen where lora is given, as nothing but adapters moves", self.quantized)
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    @abstractmethod
+    def taught_by(self, lm: LanguageModel) -> LanguageModel | None:
+        """The teacher, on the device of `lm`; None where there is none."""
+
+    @abstractmethod
+    def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:
+        """The loss; `batch` is a row as both read it."""
+
+    @property
+    @abstractmethod
+    def compares_layers(self) -> bool:
+        """Whether the teacher is looked into, so that what it predicts is not enough to know."""
+
+    def check(self, lm: LanguageModel) -> None:
+        check_installed()
+        check_lora(self.lora)
+
+    def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
+        """Train, or go on with a training that was killed; the model is changed in place.
+
+        Raises:
+            UserError: there are too few rows, or without labels that the loss needs, or a library is missing.
+        """
+        if data is None:
+            raise UserError(f"The step '{self.name}' needs training texts; name a source of them as data.")
+        self.check(lm)
+        before, teacher = _nbytes(lm), self.taught_by(lm)
+        key = self._key(lm, data, teacher)
+        with workshop(key) as folder, trainable(lm, self._moves), self._looking(lm, teacher):
+            material = self._material(lm, teacher, data)
+            first = material.first()
+            lesson = Lesson(lm, teacher, self.terms(lm, teacher, first))
+            lesson.prepare(first, data.seed)
+            history = finished(folder, lesson)
+            if history is None:
+                from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
+
+                lines = train(lesson, material, self._pace(data.seed), folder, data.track)
+                history = {"rows": len(material.train), "held_out": len(material.held_out), "lines": lines}
+                finish(folder, lesson, history)
+            files = {f"{self.name}/{name}": content for name, content in logs(folder).items()}
+        before, after = _changed(before, _nbytes(lm))
+        return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)
+
+    @property
+    def _moves(self) -> Trainable:
+        return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze)
+
+    def _pace(self, seed: int) -> Pace:
+        named = {field.name: getattr(self, field.name) for field in fields(Pace) if field.name != "seed"}
+        return Pace(**named, seed=seed)
+
+    def _looking(self, lm: LanguageModel, teacher: LanguageModel | None) -> AbstractContextManager[None]:
+        return eager(lm, teacher) if self.compares_layers and teacher is not None else nullcontext()
+
+    def _material(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> Material:
+        train_rows, held_out = (lines_of(corpus, data, lm, teacher) for corpus in split(data, self.rows, self.held_out))
+        if teacher is not None and not self.compares_layers and self.epochs > 1:
+            train_rows, held_out = (
+                told_by(teacher, lines, self.batch_size, data.track) for lines in (train_rows, held_out)
+            )
+        return Material(train=train_rows, held_out=held_out, student=lm, teacher=teacher)
+
+    def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str:
+        """Names everything that decides the result."""
+        rows = hashlib.blake2b(repr(data.corpus).encode(), digest_size=16).hexdigest()
+        taught = "" if teacher is None else key_of(teacher, data, ())
+        return key_of(lm, data, [repr(self), rows, str(data.max_length), taught])
+
+
+def _nbytes(lm: LanguageModel) -> dict[str, int]:
+    return lm.stored_nbytes(lm.sites())
+
+
+def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The bytes of those matrices that take others now, because adapters stay beside them."""
+    now = {
+        name: sum(size for other, size in after.items() if other == name or other.startswith(f"{name}."))
+        for name in before
+    }
+    changed = [name for name in before if now[name] != before[name]]
+    return {name: before[name] for name in changed}, {name: now[name] for name in changed}
