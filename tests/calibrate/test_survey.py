@@ -166,7 +166,9 @@ def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
     assert walked.keys() == surveyed.keys()
     for name in walked:
         for kind in ALL_KINDS:
-            assert torch.allclose(walked[name][kind].total, surveyed[name][kind].total, atol=1e-6), (name, kind)
+            here, there = walked[name][kind].total, surveyed[name][kind].total
+            # A product of another shape is rounded otherwise: as much as its largest entries, whatever its smallest.
+            assert torch.allclose(here, there, atol=1e-6 * max(1.0, there.abs().max().item())), (name, kind)
 
 
 @every_architecture
