@@ -11,7 +11,7 @@ from laconic.compress import Allocation, Compress, Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
-from laconic.model import LanguageModel
+from laconic.model import Batch, LanguageModel
 from laconic.progress import Track
 
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
@@ -112,8 +112,18 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
     outcomes = []
     for step in steps:
         outcomes.append(step.apply(lm, data))
-        lm = outcomes[-1].now or lm
+        now = outcomes[-1].now
+        if now is not None and data is not None and now.tokenizer is not lm.tokenizer:
+            data = replace(data, batches=_read_again(now, data))
+        lm = now or lm
     return replace(lm, original=None), _together(outcomes)
+
+
+def _read_again(lm: LanguageModel, data: Calibration) -> list[Batch]:
+    """The same rows, as another model reads them."""
+    assert data.corpus is not None
+    drawn = sample(data.corpus, sum(len(batch["input_ids"]) for batch in data.batches), data.seed)
+    return batches(lm, drawn, max_length=data.max_length, seed=data.seed)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Changes:

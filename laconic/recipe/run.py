@@ -1,6 +1,7 @@
 """The whole flow in one function: check, load, calibrate, apply the steps, save, evaluate."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
+from laconic.report.curves import curves, png
 from laconic.store import Beside, check_output, file_bytes, save
 
 
@@ -66,7 +68,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
     lm, changes = apply_steps(lm, recipe.steps, data)
     plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    save(lm, output, Beside(recipe=write_recipe(recipe), plan=plans, files=changes.files))
+    save(lm, output, Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **_curves(changes)}))
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,
@@ -103,6 +105,16 @@ def check(recipe: Recipe, output: Path) -> Path:
     for task in recipe.evaluate.tasks if recipe.evaluate else ():
         check_task(task, None if model is None else model.task)
     return output
+
+
+def _curves(changes: Changes) -> dict[str, bytes]:
+    """The picture of every training."""
+    return {
+        f"{name}/curves.png": png(curves(history["lines"], name))
+        for step in changes.found
+        for name, history in step.items()
+        if isinstance(history, Mapping) and "lines" in history
+    }
 
 
 def _evaluation(wanted: Evaluation, output: Path, track: Track, device: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from laconic.compress import Step
 from laconic.recover.distil import Distil
 from laconic.recover.finetune import Finetune
 from laconic.recover.matches import Match
+from laconic.recover.student import Student
 
-RECOVERING: tuple[type[Step], ...] = (Finetune, Distil)
+RECOVERING: tuple[type[Step], ...] = (Student, Finetune, Distil)
 
-__all__ = ["RECOVERING", "Distil", "Finetune", "Match"]
+__all__ = ["RECOVERING", "Distil", "Finetune", "Match", "Student"]

@@ -36,7 +36,7 @@ def trade_off(points: Sequence[Point], quality: str) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("bytes kept of the compressed matrices", color=INK, fontsize=FONT_SIZE)
     axes.set_title(f"{quality}; lower is better", color=INK, fontsize=FONT_SIZE, loc="left")
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -50,7 +50,7 @@ def parts(sizes: Mapping[str, int]) -> Figure:
     axes.bar_label(bars, [f"{value:,.1f} MB" for value in values], padding=4, color=INK, fontsize=FONT_SIZE)
     axes.set_xlim(0, 1.18 * max(values))
     axes.set_xticks([])
-    _plain(axes)
+    plain(axes)
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)
     return figure
@@ -125,7 +125,8 @@ def _apart(heights: Sequence[float], least: float, highest: float) -> list[float
     return moved
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """No frame, and lines across as faint as they may be."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(INK)
