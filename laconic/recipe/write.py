@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import fields, is_dataclass
+from enum import StrEnum
 from typing import Any
 
 import yaml
@@ -54,4 +55,4 @@ def _plain(name: str, value: Any) -> Any:
         case _ if is_dataclass(value):
             return _fields(value)
         case _:
-            return value
+            return value.value if isinstance(value, StrEnum) else value

@@ -1,0 +1,242 @@
+"""Steps that train: what moves, what stays as it is bit for bit, and a run that was killed goes on as if it had not."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from laconic.calibrate import Calibration
+from laconic.compress import Compress, Narrow, Shorten, Step
+from laconic.compress.judge import Judge
+from laconic.errors import UserError
+from laconic.formats import Coded, LowRank, Masked, Sum
+from laconic.methods import Gptq, Int8, KMeans, Magnitude, Plus, Rtn, Svd
+from laconic.model import LanguageModel, load
+from laconic.recover import Distil, Finetune, loop
+from laconic.store import save
+from tests.architectures import outputs
+from tests.recover.ground import corpus, data_for, lm_of, with_original
+
+SHORT = {"epochs": 4.0, "batch_size": 8, "evaluations": 2, "learning_rate": 3e-3}
+TASKS = ("bert-classifier", "bert-masked", "gpt2", "llama", "t5", "bart", "albert-masked")
+FAMILIES: dict[str, Step] = {
+    "low rank": Compress(method=Svd(multiple=1), keep=0.5),
+    "zeros": Compress(method=Magnitude(sparsity=0.6), allocate="global"),
+    "pattern": Compress(method=Magnitude(pattern="2:4")),
+    "codes": Compress(method=Rtn(bits=3, group_size=8)),
+    "codebook": Compress(method=KMeans(bits=2, group_size="channel")),
+    "int8": Compress(method=Int8()),
+    "sum": Compress(method=Plus(base=Rtn(bits=2, group_size=8)), keep=0.4),
+    "narrow": Narrow(heads=0.5, channels=0.5),
+    "shorten": Shorten(drop=1, select="last"),
+}
+
+
+def kl(lm: LanguageModel, original: LanguageModel, data: Calibration) -> float:
+    return Judge(original, data.batches)(lm)
+
+
+def bits(lm: LanguageModel) -> dict[str, Tensor]:
+    """Masks and codes, of which training may change nothing."""
+    kept: dict[str, Tensor] = {}
+    for name, module in lm.model.named_modules():
+        if isinstance(module, Masked) and module.mask is not None:
+            kept[f"{name}.mask"] = module.mask.clone()
+        if isinstance(module, Coded):
+            kept |= {f"{name}.{part}": module.get_parameter(part).clone() for part in module.packed_names}
+    return kept
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_finetuning_lowers_the_loss_of_the_task(name: str) -> None:
+    lm = lm_of(name)
+    outcome = Finetune(**SHORT).apply(lm, data_for(lm))
+    lines = [line for line in outcome.found["finetune"]["lines"] if "eval_loss" in line]
+    assert min(line["eval_loss"] for line in lines) < lines[0]["eval_loss"]
+    assert (outcome.before, outcome.after) == ({}, {})
+    assert [path for path in outcome.files if path.startswith("finetune/events")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["bert-classifier", "llama"])
+def test_distilling_brings_every_family_back_and_keeps_masks_and_codes(family: str, name: str, tmp_path: Path) -> None:
+    lm = with_original(lm_of(name))
+    assert lm.original is not None
+    data = data_for(lm)
+    FAMILIES[family].apply(lm, data)
+    before, far = bits(lm), kl(lm, lm.original, data)
+    Distil(**SHORT).apply(lm, data)
+    after = bits(lm)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    for module in lm.model.modules():
+        if isinstance(module, Masked) and module.mask is not None:
+            assert not module.dense()[~module.mask].any()
+    # What is near already may be left as it was.
+    assert kl(lm, lm.original, data) < far or far < 5e-3
+    save(lm, tmp_path / "out")
+    assert torch.equal(outputs(load(str(tmp_path / "out")).model), outputs(lm.model))
+
+
+@pytest.mark.parametrize(
+    "method", [Rtn(bits=3, group_size=8), KMeans(bits=3), Gptq(bits=2, group_size="channel"), Int8()]
+)
+def test_codes_move_straight_through_and_their_grids_stay(method, tmp_path: Path) -> None:
+    lm = with_original(lm_of("bert-classifier"))
+    assert lm.original is not None
+    data = data_for(lm)
+    Compress(method=Magnitude(sparsity=0.5)).apply(lm, data)
+    Compress(method=method).apply(lm, data)
+    before, far = bits(lm), kl(lm, lm.original, data)
+    Distil(**{**SHORT, "learning_rate": 1e-2}, quantized="straight-through").apply(lm, data)
+    after = bits(lm)
+    codes = [name for name in before if name.endswith(".codes")]
+    assert any(not torch.equal(before[name], after[name]) for name in codes)
+    # Scales, zero points, tables and masks.
+    assert all(torch.equal(before[name], after[name]) for name in before if name not in codes)
+    assert kl(lm, lm.original, data) < far
+    save(lm, tmp_path / "out")
+    assert torch.equal(outputs(load(str(tmp_path / "out")).model), outputs(lm.model))
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "t5"])
+def test_adapters_are_merged_where_that_is_exact(name: str) -> None:
+    lm = with_original(lm_of(name))
+    assert lm.original is not None
+    data = data_for(lm)
+    Compress(method=Svd(multiple=1), keep=0.5, targets=("ffn",)).apply(lm, data)
+    names, far = dict(lm.model.named_parameters()).keys(), kl(lm, lm.original, data)
+    frozen = {key: value.clone() for key, value in lm.model.named_parameters() if value.ndim == 1}
+    outcome = Distil(**SHORT, lora=2).apply(lm, data)
+    assert dict(lm.model.named_parameters()).keys() == names
+    assert all(torch.equal(frozen[key], lm.model.get_parameter(key)) for key in frozen)
+    assert kl(lm, lm.original, data) < far
+    assert outcome.after == {}
+
+
+def test_adapters_stay_beside_codes_and_zeros(tmp_path: Path) -> None:
+    lm = with_original(lm_of("bert-classifier"))
+    assert lm.original is not None
+    data = data_for(lm)
+    Compress(method=Rtn(bits=2, group_size=8), targets=("ffn",)).apply(lm, data)
+    Compress(method=Magnitude(sparsity=0.7), targets=("attention",)).apply(lm, data)
+    before, far = bits(lm), kl(lm, lm.original, data)
+    outcome = Distil(**SHORT, lora=2).apply(lm, data)
+    sums = [module for module in lm.model.modules() if isinstance(module, Sum)]
+    assert len(sums) == len(lm.original.sites())
+    assert all(isinstance(module.second, LowRank) and module.second.rank == 2 for module in sums)
+    assert all(torch.equal(tensor, before[key.replace(".first", "")]) for key, tensor in bits(lm).items())
+    assert kl(lm, lm.original, data) < far
+    assert sum(outcome.after.values()) == sum(outcome.before.values()) + sum(m.second.nbytes() for m in sums)
+    save(lm, tmp_path / "out")
+    assert torch.equal(outputs(load(str(tmp_path / "out")).model), outputs(lm.model))
+
+
+def test_what_is_frozen_does_not_move() -> None:
+    lm = lm_of("bert-classifier")
+    before = {name: tensor.clone() for name, tensor in lm.model.named_parameters()}
+    Finetune(**SHORT, freeze=("*embeddings*", "classifier.*")).apply(lm, data_for(lm))
+    moved = {name for name, tensor in lm.model.named_parameters() if not torch.equal(before[name], tensor)}
+    assert moved
+    assert not any("embeddings" in name or name.startswith("classifier.") for name in moved)
+    assert all(tensor.requires_grad for tensor in lm.model.parameters())
+
+
+class KilledError(Exception):
+    """Stands for a power cut."""
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    step = Finetune(**{**SHORT, "evaluations": 6})
+
+    def trained(folder: str) -> LanguageModel:
+        monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / folder))
+        lm = lm_of("bert-classifier")
+        lm.model.config.hidden_dropout_prob = 0.1
+        lm.model.train()
+        step.apply(lm, data_for(lm))
+        return lm
+
+    unbroken = trained("whole")
+    seen, on_save = [], loop.LessonTrainer._save
+
+    def kill(trainer, *args, **kwargs) -> None:
+        on_save(trainer, *args, **kwargs)
+        seen.append(trainer.state.global_step)
+        if len(seen) == 3:
+            # In the midst of a checkpoint, which must not be gone on from.
+            raise KilledError
+
+    monkeypatch.setattr(loop.LessonTrainer, "_save", kill)
+    with pytest.raises(KilledError):
+        trained("killed")
+    assert list((tmp_path / "killed").rglob("checkpoint-*"))
+    resumed = trained("killed")
+    assert seen[3] == seen[2], "it goes on behind the last checkpoint that is whole"
+    for (name, tensor), other in zip(unbroken.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(tensor, other), name
+    # The result is kept: a third run trains nothing.
+    again = trained("killed")
+    assert len(seen) == 3 + 5
+    assert torch.equal(outputs(again.model.eval()), outputs(unbroken.model.eval()))
+
+
+def test_no_training_is_better_than_a_worse_one() -> None:
+    lm = lm_of("bert-classifier")
+    Finetune(**{**SHORT, "learning_rate": 3e-3}).apply(lm, data_for(lm))
+    best = {name: tensor.clone() for name, tensor in lm.model.named_parameters()}
+    Finetune(**{**SHORT, "learning_rate": 30.0}, warmup=0.0).apply(lm, data_for(lm))
+    assert all(torch.equal(best[name], tensor) for name, tensor in lm.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "sentence"),
+    [
+        (Finetune(), {"corpus": None}, "needs the rows"),
+        (Finetune(rows=100), {}, "rows must be at most 36"),
+        (Finetune(), {"corpus": corpus(5)}, "too few to train"),
+        (Finetune(freeze=("nothing*",)), {}, "matches no parameter"),
+        (Distil(), {}, "has no teacher"),
+    ],
+)
+def test_mistakes_are_named(step: Step, change: dict, sentence: str) -> None:
+    lm = lm_of("bert-classifier")
+    with pytest.raises(UserError, match=sentence):
+        step.apply(lm, replace(data_for(lm), **change))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Distil(logits=0.0), "logits must be above 0"),
+        (lambda: Distil(courses={"logit": "fade"}), "did you mean 'logits'"),
+        (lambda: Finetune(lora=4, quantized="straight-through"), "quantized must be frozen"),
+        (lambda: Finetune(learning_rate=0.0), "learning_rate must be above 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything(make, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()
+
+
+def test_rows_without_labels_and_encoders_without_a_task() -> None:
+    lm = lm_of("bert-classifier")
+    data = data_for(lm)
+    assert data.corpus is not None
+    bare = replace(data.corpus, examples=tuple(replace(example, label=None) for example in data.corpus.examples))
+    with pytest.raises(UserError, match="no labels"):
+        Finetune().apply(lm, replace(data, corpus=bare))
+    with pytest.raises(UserError, match="use 'distil'"):
+        Finetune().apply(lm_of("bert-base"), data)
+
+
+def test_history_is_plain(tmp_path: Path) -> None:
+    lm = lm_of("bert-classifier")
+    found = Finetune(**SHORT).apply(lm, data_for(lm)).found
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["finetune"]["rows"] + found["finetune"]["held_out"] == 40
