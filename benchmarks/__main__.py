@@ -19,6 +19,7 @@ from benchmarks import (
     quantize_tables,
     rank_sweep,
     rank_tables,
+    recover_quality,
     tables,
     threshold,
     weighted,
@@ -47,6 +48,8 @@ BENCHMARKS = {
     "prune_tables": prune_tables.main,
     "quantize_quality": quantize_quality.main,
     "quantize_tables": quantize_tables.main,
+    "recover_quality": recover_quality.main,
+    "recover_tables": recover_quality.write_tables,
     "width_quality": width_quality.main,
     "width_tables": width_quality.write_tables,
 }

@@ -1,0 +1,121 @@
+"""Quality won back by `correct`, `finetune` and `distil` on two compressed encoders.
+
+Calibration: 256 training rows; trained on 4,000, twice, 500 others held out; judged on the whole development set: KL
+divergence from the dense model (nats), the task's metric, seconds. Each finished cell is one line of
+benchmarks/results/recover_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import mean, stdev
+
+from benchmarks.common import RESULTS, clone, development, models_folder, predictions
+from benchmarks.lowrank import METRICS, MODELS, SEEDS
+from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.recovering import CALIBRATION_ROWS, STARTS, WAYS
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import Calibration
+from laconic.calibrate.corpus import batches, read, sample
+from laconic.model import LanguageModel, load
+
+BEGIN = "<!-- made by `python -m benchmarks recover_tables` -->"
+PATH = RESULTS / "recover_quality.jsonl"
+SAME = ("model", "seed", "start", "way")
+"""What makes a cell the same cell."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="some of the rows")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the columns")
+    options = parser.parse_args(argv)
+    RESULTS.mkdir(exist_ok=True)
+    for seed in options.seeds:
+        for name in [options.only] if options.only else MODELS:
+            measure(name, seed, [(start, way) for start in options.starts for way in options.ways])
+    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks recover_tables` makes the tables")
+
+
+def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
+    """Every cell of one model and one seed that has no line yet."""
+    done = {tuple(cell[key] for key in SAME) for cell in cells()}
+    missing = [(start, way) for start, way in wanted if (name, seed, start, way) not in done]
+    if not missing:
+        return
+    lm = load(str(models_folder() / name))
+    data = drawn(lm, MODELS[name], seed)
+    rows = development(lm, MODELS[name])
+    judge = Judge(lm, rows, predictions(lm, rows))
+    for start in dict.fromkeys(start for start, _ in missing):
+        compressed = replace(clone(lm), original=lm)
+        outcome = STARTS[start].apply(compressed, data)
+        for way in [way for other, way in missing if other == start]:
+            small, step, begun = clone(compressed), WAYS[way], time.perf_counter()
+            if step is not None:
+                step.apply(small, data)
+            seconds = time.perf_counter() - begun
+            sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "seconds": seconds}
+            same = dict(zip(SAME, (name, seed, start, way), strict=True))
+            with PATH.open("a") as file:
+                file.write(json.dumps({**sizes, **judged(judge, small), **same}) + "\n")
+            print(f"{name}, seed {seed}: {start}, {way}: {seconds:.0f} s", flush=True)
+
+
+def drawn(lm: LanguageModel, source: str, seed: int) -> Calibration:
+    """The training split, and some rows of it for calibration."""
+    corpus = read(source, "train")
+    some = batches(lm, sample(corpus, CALIBRATION_ROWS, seed), batch_size=16, max_length=128)
+    return Calibration(some, seed=seed, corpus=corpus)
+
+
+def cells() -> Iterator[dict]:
+    """Every finished cell."""
+    if PATH.exists():
+        for line in PATH.read_text().splitlines():
+            yield json.loads(line)
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/recovery.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    replace_between(ROOT / "docs/recovery.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
+
+
+def table(name: str) -> str:
+    """KL / metric of each start and each way, means over the seeds."""
+    mine = [cell for cell in cells() if cell["model"] == name]
+    if not mine:
+        return ""
+    seeds = len({cell["seed"] for cell in mine})
+    lines = [
+        f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense; seeds: {seeds}): KL to the dense model / "
+        f"{METRICS[name]}",
+        "",
+        f"| | bytes | {' | '.join(WAYS)} | seconds |",
+        "|---|---|" + "---|" * (len(WAYS) + 1),
+    ]
+    for start in STARTS:
+        rows = {way: [c for c in mine if (c["start"], c["way"]) == (start, way)] for way in WAYS}
+        present = [way for way in WAYS if rows[way]]
+        if present:
+            best = min(present, key=lambda way: mean(cell["kl"] for cell in rows[way]))
+            entries = [_entry(rows[way], way == best) for way in WAYS]
+            kept = mean(cell["bytes"] / cell["dense_bytes"] for cell in rows[present[0]])
+            seconds = " / ".join(f"{mean(c['seconds'] for c in rows[way]):.0f}" for way in present if WAYS[way])
+            lines.append(f"| {start} | {kept:.0%} | {' | '.join(entries)} | {seconds} |")
+    return "\n".join([*lines, ""])
+
+
+def _entry(here: list[dict], bold: bool) -> str:
+    if not here:
+        return ""
+    kls = [cell["kl"] for cell in here]
+    spread = f" ± {stdev(kls):.4f}" if len(kls) > 1 else ""
+    text = f"{mean(kls):.4f}{spread} / {mean(cell['metric'] for cell in here):.3f}"
+    return f"**{text}**" if bold else text

@@ -1,0 +1,29 @@
+"""What the tables of docs/recovery.md compare: compressed models, and ways to win their quality back."""
+
+from laconic.compress import Compress, Narrow, Shorten, Step
+from laconic.methods import Drone, Fwsvd, KfacSvd, Magnitude, Svd
+from laconic.recover import Correct, Distil, Finetune
+
+CALIBRATION_ROWS = 256
+FROZEN = ("*embeddings*",)
+PACE = {"rows": 4000, "epochs": 2.0, "learning_rate": 1e-4, "freeze": FROZEN}
+
+STARTS: dict[str, Step] = {
+    **{
+        f"{name}, {keep}": Compress(method=method, keep=keep)
+        for name, method in {"svd": Svd(), "fwsvd": Fwsvd(), "drone": Drone(), "kfac-svd": KfacSvd()}.items()
+        for keep in (0.5, 0.35)
+    },
+    "magnitude, 80 % zeros": Compress(method=Magnitude(sparsity=0.8), allocate="global"),
+    "heads, 50 %": Narrow(heads=0.5),
+    "blocks, −3 of 6": Shorten(drop=3, select="dp"),
+}
+"""The rows of the table."""
+
+WAYS: dict[str, Step | None] = {
+    "as it is": None,
+    "correct": Correct(),
+    "finetune": Finetune(**PACE),
+    "distil": Distil(**PACE, hidden=0.1),
+}
+"""Its columns, each from the compressed model itself."""
