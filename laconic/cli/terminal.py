@@ -1,4 +1,7 @@
-"""What the verbs share: results on stdout, progress on stderr, and quiet libraries."""
+"""What the verbs share: results on stdout, progress on stderr, and quiet libraries.
+
+Of several processes only the first speaks.
+"""
 
 import json
 import time
@@ -12,7 +15,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from laconic.errors import StructureNotice
-from laconic.progress import Item
+from laconic.processes import is_first
+from laconic.progress import Item, Track, silent
 
 FIRST_WORD_AFTER = 5.0
 """Seconds of work before a stderr that is no terminal is told of it, and between two such lines."""
@@ -20,6 +24,8 @@ FIRST_WORD_AFTER = 5.0
 
 def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> None:
     """Print the result: one JSON object, or what people read."""
+    if not is_first():
+        return
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False, default=str))
         return
@@ -34,21 +40,22 @@ def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> No
 
 def remark(text: str) -> None:
     """One line for people, on stderr."""
-    typer.echo(text, err=True)
+    if is_first():
+        typer.echo(text, err=True)
 
 
 @contextmanager
-def progress() -> Iterator["Bars"]:
+def progress() -> Iterator[Track]:
     """Progress bars on stderr while a verb works; libraries below are silenced, and laconic's notices are lines."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         warnings.catch_warnings(),
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars,
+        Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and is_first())) as bars,
     ):
         _quiet_libraries()
         warnings.showwarning = _show_notice
-        yield Bars(bars, console.is_terminal)
+        yield Bars(bars, console.is_terminal) if is_first() else silent
 
 
 def _show_notice(message: Warning | str, *_: object, **__: object) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from laconic import processes
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
@@ -107,13 +108,18 @@ def takes_keep(line: Method | Step) -> bool:
 
 
 def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> tuple[LanguageModel, Changes]:
-    """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done."""
+    """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done.
+
+    Of several processes all do the same, and go on from each step with the weights of the first.
+    """
     if any(step.needs_original for step in steps):
         lm = replace(lm, original=lm.copy())
     outcomes = []
     for step in steps:
-        outcomes.append(step.apply(lm, data))
+        with processes.agreed():
+            outcomes.append(step.apply(lm, data))
         lm = outcomes[-1].now or lm
+        processes.copy_from_first({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
     return replace(lm, original=None), _together(outcomes)
 
 
