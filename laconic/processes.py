@@ -184,9 +184,9 @@ def _launched() -> bool:
 
 
 def _join() -> None:
-    backend = "cpu:gloo"
+    backend = "gloo"
     if torch.cuda.is_available():
-        backend += ",cuda:nccl"
+        backend = "cpu:gloo,cuda:nccl"
         if _local_rank() < torch.cuda.device_count():
             torch.cuda.set_device(_local_rank())
     try:

@@ -1,8 +1,10 @@
 """The program `laconic`: its verbs, and what becomes of an error: one sentence, exit status 2; 130 for Ctrl-C."""
 
 import errno
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import typer
 
@@ -55,13 +57,20 @@ def status(arguments: Sequence[str]) -> int:
 def _status(arguments: Sequence[str]) -> int:
     """What every process of a group has alike, and the first tells: its end, or a mistake of the user's."""
     try:
-        with agreed():
+        with agreed(), _one_voice():
             return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
     except UserError as error:
         return _complain(str(error))
     except typer.TyperException as error:
         # The library's own sentences: an unknown option, a missing argument. Its help has none, and is printed already.
         return _complain(error.format_message()) if str(error) else MISTAKE
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Within the block stdout is the first process's."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
+        yield
 
 
 def _complain(sentence: str) -> int:

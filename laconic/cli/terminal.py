@@ -1,6 +1,7 @@
 """What the verbs share: results on stdout, progress on stderr, and quiet libraries.
 
-Of several processes only the first speaks.
+Of several processes the first alone tells how far they are; the stdout of the others leads nowhere
+(`laconic.cli.main`).
 """
 
 import json
@@ -24,8 +25,6 @@ FIRST_WORD_AFTER = 5.0
 
 def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> None:
     """Print the result: one JSON object, or what people read."""
-    if not is_first():
-        return
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False, default=str))
         return
