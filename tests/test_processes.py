@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import laconic
 from laconic import processes
 from laconic.calibrate import AbsMax, AbsMean, Calibration, Fisher, Gram, Mean, OutputGram, survey
 from laconic.calibrate.gates import gate_gradients
@@ -15,6 +16,7 @@ from laconic.compress import Compress, Narrow, Shorten
 from laconic.compress.judge import Judge
 from laconic.errors import UserError
 from laconic.methods import Awq, Drone, Gptq, KfacSvd, SparseGpt, Wanda
+from laconic.model import load
 from laconic.model.inner import inners_of
 from laconic.recipe.flow import apply_steps
 from tests.architectures import BY_NAME, outputs
@@ -128,6 +130,17 @@ def test_a_step_gives_what_it_gives_one_process_and_both_the_same(pair, case):
     if case not in ("search", "latency"):
         # Those two go by measured time.
         assert torch.allclose(said, weights_and_outputs(case)[1], rtol=1e-4, atol=1e-5)
+
+
+def compressed_in_memory(model: Path, texts: list[str]) -> dict[str, Tensor]:
+    return laconic.compress(load(str(model)).model, "kfac-svd:multiple=1", 0.5, data=texts).state_dict()
+
+
+def test_a_model_in_memory_is_compressed_by_both(pair, tiny_model, texts):
+    first, second = pair(compressed_in_memory, tiny_model, texts.read_text().splitlines())
+    assert any(name.endswith("left.weight") for name in first)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def without_labels_in_the_second() -> None:
