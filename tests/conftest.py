@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when transformers and datasets are imported, so they are set before anything is.
@@ -14,6 +15,8 @@ os.environ["LACONIC_CACHE"] = tempfile.mkdtemp(prefix="laconic-tests-")
 
 import pytest
 import torch
+
+from tests.pair import Pair
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -40,6 +43,14 @@ def shared_models(shared_data: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real models at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two processes that form a group."""
+    pair = Pair(tmp_path_factory.mktemp("meeting") / "store")
+    yield pair
+    pair.end()
 
 
 SENTENCES = tuple(f"the {noun} is {quality}" for noun in ("cat", "dog", "house") for quality in ("good", "bad", "old"))

@@ -1,13 +1,18 @@
 """Every command and snippet of README.md runs as it stands, with a real model in the place of MODEL."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from laconic.cli.main import status
+from laconic.processes import barrier
+from tests.pair import Pair
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,9 +59,33 @@ def test_every_command_of_the_docs_runs(model: str, shared_models: Path, capfd: 
     commands = [line for block in blocks("sh", text) for line in block.splitlines()]
     assert commands
     for command in commands:
-        words = shlex.split(command.replace("BART", str(shared_models / "bart-g2p-us")))
+        words = shlex.split(command.replace("BART", str(shared_models / "bart-g2p-us")).replace("MODEL", model))
+        if words[0] == "torchrun":
+            launch(words[1:])
+            continue
         assert words[0] == "laconic"
         assert status(words[1:]) == 0, (command, capfd.readouterr().err)
+
+
+def launch(words: list[str]) -> None:
+    """What `torchrun` does with these words."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_snippet_of_processes_runs_in_two(model: str, shared_data: Path, pair: Pair) -> None:
+    (snippet,) = blocks("python", (ROOT / "docs" / "processes.md").read_text())
+    assert pair(run_snippet, snippet.replace('"MODEL"', repr(model)), Path.cwd(), shared_data) == [True, True]
+
+
+def run_snippet(snippet: str, folder: Path, data: Path) -> bool:
+    os.chdir(folder)
+    os.environ["LACONIC_DATA"] = str(data)
+    exec(compile(snippet, "processes.md", "exec"), {})
+    barrier()
+    return Path("smaller").is_dir()
 
 
 def test_every_make_target_exists() -> None:

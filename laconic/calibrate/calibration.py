@@ -1,8 +1,12 @@
 """The data that statistics are collected on, with what decides how."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from laconic import processes
 from laconic.calibrate.examples import Corpus
 from laconic.model import Batch
 from laconic.progress import Track, silent
@@ -27,3 +31,13 @@ class Calibration:
     track: Track = silent
     corpus: Corpus | None = None
     max_length: int = 128
+
+    def share(self, what: str) -> Iterator[tuple[Batch, torch.Generator]]:
+        """The batches that this process runs, each with random numbers of its own.
+
+        So what is drawn for a batch hangs on nothing but the seed and its place, however many processes there are.
+        """
+        seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
+        mine = processes.share(list(zip(self.batches, seeds.tolist(), strict=True)))
+        for batch, seed in self.track(mine, what):
+            yield batch, torch.Generator().manual_seed(seed)

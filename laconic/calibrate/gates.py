@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from laconic import processes
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.scores import scores
@@ -43,10 +44,9 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Inner]
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
     counts = {inner.together: inner.count for inner in inners}
     found = {key: Gates(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
-    generator = torch.Generator().manual_seed(data.seed)
     texts = 0
-    with evaluating(lm), _frozen(lm):
-        for batch in data.track(data.batches, "Measuring the gates"):
+    with processes.agreed(), evaluating(lm), _frozen(lm):
+        for batch, generator in data.share("Measuring the gates"):
             moved = {name: tensor.to(lm.device) for name, tensor in batch.items()}
             texts += len(moved["input_ids"])
             every = list(_gradients(lm, moved, inners, counts, data, generator))
@@ -55,9 +55,10 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Inner]
                     # The losses are such that their squares add up to one expectation.
                     found[key].absolute += gradient.abs().sum(0) / len(every) ** 0.5
                     found[key].squared += gradient.square().sum(0)
+    texts = int(processes.summed(torch.tensor(texts)))
     for key, gates in found.items():
-        gates.absolute /= texts
-        gates.squared /= texts
+        gates.absolute = processes.summed(gates.absolute) / texts
+        gates.squared = processes.summed(gates.squared) / texts
         if not gates.squared.isfinite().all():
             raise UserError(f"The gradients of the gates of '{key}' are not finite; check the model and the data.")
     return found

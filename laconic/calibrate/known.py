@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from laconic import processes
 from laconic.calibrate.statistics import GradientStatistic, Statistic
 
 S = TypeVar("S", bound=Statistic)
@@ -69,9 +70,27 @@ def _support(known: Known) -> Bool[Tensor, "out in"]:
 
 def merge(into: Mapping[str, Known], other: Mapping[str, Known]) -> None:
     """Add what another shard collected of the same sites; a statistic that several sites share is added once."""
+    for name, statistic in _each_once(into):
+        statistic.merge(other[name][type(statistic)])
+
+
+def gather(known: Mapping[str, Known]) -> None:
+    """Add what the other processes collected of the same sites."""
+    if processes.count() == 1:
+        return
+    statistics = [statistic for _, statistic in _each_once(known)]
+    counts = processes.summed(torch.tensor([statistic.count for statistic in statistics]))
+    for statistic, count in zip(statistics, counts.tolist(), strict=True):
+        statistic.gather()
+        statistic.count = count
+
+
+def _each_once(known: Mapping[str, Known]) -> Iterator[tuple[str, Statistic]]:
+    """Every statistic, in an order that is the same in all processes, with the first site that it is of."""
     done: set[int] = set()
-    for name, known in into.items():
-        for statistic in known:
+    for name, of_site in known.items():
+        # Asked for as a set, whose order is another in every process.
+        for statistic in sorted(of_site, key=lambda statistic: type(statistic).__name__):
             if id(statistic) not in done:
                 done.add(id(statistic))
-                statistic.merge(other[name][type(statistic)])
+                yield name, statistic

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from laconic import processes
 from laconic.numerics.psd import InputMoment, OutputMoment, add_gram, mirrored
 
 Inputs = Float[Tensor, "*rows tokens in"] | Int[Tensor, "*rows tokens"]
@@ -48,6 +49,10 @@ class Statistic:
         """Add what another shard collected of the same matrix."""
         self.total = self.total + other.total.to(self.total.device)
         self.count += other.count
+
+    def gather(self) -> None:
+        """Make the total that of all processes; the count is left to the caller, who has those of many."""
+        self.total = processes.summed(self.total)
 
     def _mean(self) -> Tensor:
         return self.total / max(self.count, 1)
@@ -157,6 +162,9 @@ class AbsMax(_ColumnStatistic):
     def merge(self, other: "Statistic") -> None:
         self.total = torch.maximum(self.total, other.total.to(self.total.device))
         self.count += other.count
+
+    def gather(self) -> None:
+        self.total = processes.largest(self.total)
 
     @property
     def vector(self) -> Float[Tensor, " in"]:

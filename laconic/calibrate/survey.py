@@ -1,16 +1,17 @@
-"""What is known of each matrix of the model as it stands, in one pass over the data."""
+"""What is known of each matrix of the model as it stands, in one pass over the data, which several processes share."""
 
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.known import Known
+from laconic.calibrate.known import Known, gather
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.scores import scores
 from laconic.calibrate.statistics import GradientStatistic, Statistic
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Site, predict
+from laconic.processes import agreed
 
 
 def survey(
@@ -26,13 +27,12 @@ def survey(
     if not needs:
         return {site.name: Known(support=site.support) for site in sites}
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
-    generator = torch.Generator().manual_seed(data.seed)
     trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     was_training = lm.model.training
     lm.model.eval().requires_grad_(False)
     try:
-        with Recorder(lm, sites, needs) as recorder, torch.set_grad_enabled(with_gradients):
-            for batch in data.track(data.batches, "Measuring the layers"):
+        with agreed(), Recorder(lm, sites, needs) as recorder, torch.set_grad_enabled(with_gradients):
+            for batch, generator in data.share("Measuring the layers"):
                 recorder.batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
                 predictions, _ = predict(lm, recorder.batch)
                 if with_gradients:
@@ -43,6 +43,7 @@ def survey(
             parameter.requires_grad_()
         lm.model.train(was_training)
     known = recorder.known()
+    gather(known)
     check_finite(known, needs)
     return known
 

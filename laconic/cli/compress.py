@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import DeviceOption, JsonOption, ModelArgument, OutputOption, check_device, keep_from, split
+from laconic.cli.options import DeviceOption, JsonOption, ModelArgument, OutputOption, keep_from, own_device, split
 from laconic.cli.record import show_record
 from laconic.cli.terminal import progress
 from laconic.errors import UserError
@@ -45,7 +45,7 @@ def compress(
     from laconic.recipe.parse import method_or_step
     from laconic.recipe.write import spell_step
 
-    check_device(device)
+    device = own_device(device)
     lines = [method_or_step(one, "--method") for one in method]
     steps = steps_of(lines, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)
     if data is None and any(step.needs_data for step in steps):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import DeviceOption, JsonOption, LimitOption, ModelArgument, check_device, split
+from laconic.cli.options import DeviceOption, JsonOption, LimitOption, ModelArgument, own_device, split
 from laconic.cli.terminal import progress, show
 from laconic.errors import UserError
 
@@ -32,7 +32,7 @@ def evaluate(
     from laconic.model import check_model, load, skeleton
     from laconic.report.evaluation import tables_of
 
-    check_device(device)
+    device = own_device(device)
     names = split(tasks or [])
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")

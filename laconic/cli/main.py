@@ -1,8 +1,10 @@
 """The program `laconic`: its verbs, and what becomes of an error: one sentence, exit status 2; 130 for Ctrl-C."""
 
 import errno
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import typer
 
@@ -13,6 +15,7 @@ from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.run import run
 from laconic.errors import UserError
+from laconic.processes import agreed, by_first, is_first, joined
 
 INTERRUPTED = 130
 MISTAKE = 2
@@ -24,7 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, compress, run, evaluate, inspect, methods):
+# Of several processes the first alone does what is not shared out.
+for verb in (by_first(demo), compress, run, by_first(evaluate), by_first(inspect), by_first(methods)):
     app.command()(verb)
 
 
@@ -36,14 +40,12 @@ def main() -> None:
 def status(arguments: Sequence[str]) -> int:
     """Run the program with `arguments`; the exit status."""
     try:
-        return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
+        with joined():
+            return _status(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except UserError as error:
         return _complain(str(error))
-    except typer.TyperException as error:
-        # The library's own sentences: an unknown option, a missing argument. Its help has none, and is printed already.
-        return _complain(error.format_message()) if str(error) else MISTAKE
     except OSError as error:
         if error.errno == errno.EPIPE:
             # The reader of stdout has left, as `head` does; closing it keeps Python from complaining at exit.
@@ -52,8 +54,28 @@ def status(arguments: Sequence[str]) -> int:
         return _complain(_of_the_system(error))
 
 
+def _status(arguments: Sequence[str]) -> int:
+    """What every process of a group has alike, and the first tells: its end, or a mistake of the user's."""
+    try:
+        with agreed(), _one_voice():
+            return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
+    except UserError as error:
+        return _complain(str(error))
+    except typer.TyperException as error:
+        # The library's own sentences: an unknown option, a missing argument. Its help has none, and is printed already.
+        return _complain(error.format_message()) if str(error) else MISTAKE
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Within the block stdout is the first process's."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
+        yield
+
+
 def _complain(sentence: str) -> int:
-    sys.stderr.write(f"{' '.join(sentence.split())}\n")
+    if is_first():
+        sys.stderr.write(f"{' '.join(sentence.split())}\n")
     return MISTAKE
 
 

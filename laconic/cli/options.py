@@ -61,13 +61,21 @@ def _fraction(place: str, text: str) -> float:
     return value
 
 
-def check_device(device: str) -> None:
-    """Raise UserError when there is no such device on this machine."""
+def own_device(device: str) -> str:
+    """The device that an option names, for this process.
+
+    Raises:
+        UserError: there is no such device on this machine, or it is one for several processes.
+    """
     import torch
+
+    from laconic import processes
 
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise must_be("--device", "cpu, cuda or cuda:N", device)
     try:
+        device = processes.own_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device '{device}' is not available here; use cpu, or a device that torch sees.") from error
+    return device

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import DeviceOption, JsonOption, OutputOption, check_device
+from laconic.cli.options import DeviceOption, JsonOption, OutputOption, own_device
 from laconic.cli.record import show_record
 from laconic.cli.terminal import progress
 
@@ -28,7 +28,7 @@ def run(
     from laconic.recipe import run as run_recipe
     from laconic.recipe.schema import with_plan
 
-    check_device(device)
+    device = own_device(device)
     what = read_recipe(recipe, overrides or ())
     if plan is not None:
         what = with_plan(what, read_plan(plan))

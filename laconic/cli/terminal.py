@@ -1,4 +1,8 @@
-"""What the verbs share: results on stdout, progress on stderr, and quiet libraries."""
+"""What the verbs share: results on stdout, progress on stderr, and quiet libraries.
+
+Of several processes the first alone tells how far they are; the stdout of the others leads nowhere
+(`laconic.cli.main`).
+"""
 
 import json
 import time
@@ -12,7 +16,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from laconic.errors import StructureNotice
-from laconic.progress import Item
+from laconic.processes import is_first
+from laconic.progress import Item, Track, silent
 
 FIRST_WORD_AFTER = 5.0
 """Seconds of work before a stderr that is no terminal is told of it, and between two such lines."""
@@ -34,21 +39,22 @@ def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> No
 
 def remark(text: str) -> None:
     """One line for people, on stderr."""
-    typer.echo(text, err=True)
+    if is_first():
+        typer.echo(text, err=True)
 
 
 @contextmanager
-def progress() -> Iterator["Bars"]:
+def progress() -> Iterator[Track]:
     """Progress bars on stderr while a verb works; libraries below are silenced, and laconic's notices are lines."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         warnings.catch_warnings(),
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars,
+        Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and is_first())) as bars,
     ):
         _quiet_libraries()
         warnings.showwarning = _show_notice
-        yield Bars(bars, console.is_terminal)
+        yield Bars(bars, console.is_terminal) if is_first() else silent
 
 
 def _show_notice(message: Warning | str, *_: object, **__: object) -> None:

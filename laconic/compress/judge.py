@@ -5,6 +5,7 @@ from math import inf, isnan
 
 import torch
 
+from laconic import processes
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 KEPT_PREDICTIONS = 2**26
@@ -12,11 +13,15 @@ KEPT_PREDICTIONS = 2**26
 
 
 class Judge:
-    """Mean KL(original ‖ changed) in nats per prediction; infinite where the changed model predicts no numbers."""
+    """Mean KL(original ‖ changed) in nats per prediction; infinite where the changed model predicts no numbers.
+
+    Each process runs a share of the batches, and all have the mean over all.
+    """
 
     def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
         self.original = original
-        self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in batches]
+        mine = processes.share(batches)
+        self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in mine]
         self._kept: dict[int, Predictions] = {}
 
     @torch.inference_mode()
@@ -25,6 +30,7 @@ class Judge:
         for number, batch in enumerate(self.batches):
             there = divergence(self._reference(number), predict(changed, batch)[0])
             total, count = total + there.sum().item(), count + len(there)
+        total, count = processes.summed(torch.tensor((total, count), dtype=torch.float64)).tolist()
         mean = total / max(count, 1)
         return inf if isnan(mean) else mean
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from laconic import processes
 from laconic.allocate import Currency, Plan, check_overhead, site_names
 from laconic.cache import cache_limit
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
@@ -189,7 +190,9 @@ class Compress(Step):
     ) -> Outcome:
         sites = self.sites(lm)
         job = Job(asked=self._asked, lm=lm, families=of, problems=problems, data=data)
-        plan, predicted = self._way.plan(job) if self.plan is None else Planned(dict(self.plan))
+        planned = self._way.plan(job) if self.plan is None else Planned(dict(self.plan))
+        # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
+        plan, predicted = processes.from_first(planned)
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
         return carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
 

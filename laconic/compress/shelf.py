@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from laconic import processes
 from laconic.cache import cache_folder, cache_limit
 from laconic.calibrate import STATISTICS, Calibration, Known
 from laconic.model import LanguageModel
@@ -44,7 +45,12 @@ def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str]) -> str
 
 
 def recall(key: str, device: torch.device) -> dict[str, Known] | None:
-    """What is known of each unit; None where there is no such entry, or it cannot be read."""
+    """What is known of each unit; None where there is no such entry, or some process cannot read it."""
+    known = _read(key, device)
+    return known if processes.everywhere(known is not None) else None
+
+
+def _read(key: str, device: torch.device) -> dict[str, Known] | None:
     path = _path(key)
     try:
         with safe_open(path, "pt", device=str(device)) as file:
@@ -57,11 +63,11 @@ def recall(key: str, device: torch.device) -> dict[str, Known] | None:
 
 
 def keep(key: str, known: Mapping[str, Known], statistics: bool) -> None:
-    """Write the entry, unless it is too large or of some matrix has nothing.
+    """Write the entry, unless it is too large or of some matrix has nothing; the first process does.
 
     With the `statistics`, where sizes still to come need them.
     """
-    if not statistics and not all(what.worked_out for what in known.values()):
+    if not processes.is_first() or (not statistics and not all(what.worked_out for what in known.values())):
         return
     tensors: dict[str, Tensor] = {}
     contents = {unit: _listed(what, statistics, tensors) for unit, what in known.items()}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
+from laconic import processes
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
@@ -106,16 +107,21 @@ def takes_keep(line: Method | Step) -> bool:
 
 
 def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> tuple[LanguageModel, Changes]:
-    """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done."""
+    """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done.
+
+    Of several processes all do the same, and go on from each step with the weights of the first.
+    """
     if any(step.needs_original for step in steps):
         lm = replace(lm, original=lm.copy())
     outcomes = []
     for step in steps:
-        outcomes.append(step.apply(lm, data))
+        with processes.agreed():
+            outcomes.append(step.apply(lm, data))
         now = outcomes[-1].now
         if now is not None and data is not None and now.tokenizer is not lm.tokenizer:
             data = replace(data, batches=_read_again(now, data))
         lm = now or lm
+        processes.copy_from_first({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
     return replace(lm, original=None), _together(outcomes)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from laconic.allocate import plan_text, spell_plan
-from laconic.calibrate import corpus
+from laconic.calibrate import Calibration, corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_task, evaluate
-from laconic.model import load, skeleton
+from laconic.model import LanguageModel, load, skeleton
+from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
 from laconic.recipe.schema import Evaluation, Recipe
@@ -58,27 +59,36 @@ class Record:
 def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "cpu") -> Record:
     """Compress `recipe.model` into the folder `output`, which is written whole or not at all.
 
+    Of several processes the first writes it, and judges what it wrote; all return the same record.
+
     Raises:
         UserError: anything in the recipe that cannot be done; what can be checked is checked before weights are loaded.
     """
-    output = check(recipe, output)
     start = time.perf_counter()
-    lm = load(recipe.model, device)
-    sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
-    data = None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
+    # Nothing is written before all have found that it can be.
+    with agreed():
+        output = check(recipe, output)
+        lm, data = _loaded(recipe, track, device)
     lm, changes = apply_steps(lm, recipe.steps, data)
     plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    save(lm, output, Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **_curves(changes)}))
+    beside = Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **_curves(changes)})
+    by_first(save)(lm, output, beside)
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,
         key=key_of(recipe),
         output=output,
-        seconds=seconds,
+        seconds=from_first(seconds),
         changes=changes,
-        file_bytes=file_bytes(output),
-        evaluation=None if recipe.evaluate is None else _evaluation(recipe.evaluate, output, track, device),
+        file_bytes=by_first(file_bytes)(output),
+        evaluation=None if recipe.evaluate is None else by_first(_evaluation)(recipe.evaluate, output, track, device),
     )
+
+
+def _loaded(recipe: Recipe, track: Track, device: str) -> tuple[LanguageModel, Calibration | None]:
+    lm = load(recipe.model, device)
+    sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
+    return lm, None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
 
 
 def check(recipe: Recipe, output: Path) -> Path:

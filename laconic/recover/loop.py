@@ -20,7 +20,8 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from laconic.errors import UserError
+from laconic.errors import must_be
+from laconic.processes import by_first, count, is_first
 from laconic.progress import Track
 from laconic.recover.checkpoints import (
     CHECKPOINTS,
@@ -47,27 +48,34 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
     trainer = _trainer(lesson, material, pace, folder)
     total = trainer.args.max_steps
     trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
-    going_on = unfinished(folder)
-    if going_on is None or not (folder / START).is_file():
-        save_trained(lesson, folder / WEIGHTS_BEFORE)
-        write_json(folder / START, trainer.evaluate())
-    before = json.loads((folder / START).read_text())
+    going_on = by_first(unfinished)(folder)
+    before = by_first(_read)(folder / START) if going_on else None
+    if before is None:
+        going_on, before = None, trainer.evaluate()
+        by_first(save_trained)(lesson, folder / WEIGHTS_BEFORE)
+        by_first(write_json)(folder / START, before)
     trainer.train(resume_from_checkpoint=going_on)
     if not (trainer.state.best_metric or math.inf) < before["eval_loss"]:
         put_trained(lesson, load_file(folder / WEIGHTS_BEFORE))
     return [{"step": 0, **before}, *(dict(line) for line in trainer.state.log_history)]
 
 
+def _read(path: Path) -> dict[str, float] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path) -> "LessonTrainer":
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if pace.batch_size % processes:
-        raise UserError(f"batch_size must be a multiple of the {processes} processes; got {pace.batch_size}.")
+    if pace.batch_size % count():
+        raise must_be("batch_size", f"a multiple of {count()}, the number of processes", pace.batch_size)
     often, steps = pace.steps(len(material.train))
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=steps,
-        per_device_train_batch_size=pace.batch_size // processes,
-        per_device_eval_batch_size=max(1, 2 * pace.batch_size // processes),
+        per_device_train_batch_size=pace.batch_size // count(),
+        per_device_eval_batch_size=max(1, 2 * pace.batch_size // count()),
         gradient_accumulation_steps=pace.accumulate,
         learning_rate=pace.learning_rate,
         lr_scheduler_type=pace.decay if pace.decay != "constant" else "constant_with_warmup",
@@ -99,7 +107,7 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path) -> "L
         data_collator=partial(collated, student=material.student, teacher=material.teacher),
         train_dataset=material.train,
         eval_dataset=material.held_out,
-        callbacks=[TensorBoardCallback(_writer(folder))],
+        callbacks=[TensorBoardCallback(_writer(folder))] if is_first() else [],
     )
     if pace.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(pace.patience))

@@ -14,6 +14,7 @@ from laconic.compress import Outcome, Step
 from laconic.compress.shelf import key_of
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
+from laconic.processes import by_first, everywhere
 from laconic.recover.checkpoints import finish, finished, logs, workshop
 from laconic.recover.lesson import Lesson, Terms
 from laconic.recover.observe import eager
@@ -101,12 +102,12 @@ class Training(Step):
             lesson = Lesson(lm, teacher, self.terms(lm, teacher, first))
             lesson.prepare(first, data.seed)
             history = finished(folder, lesson)
-            if history is None:
+            if not everywhere(history is not None):
                 from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
 
                 lines = train(lesson, material, self._pace(data.seed), folder, data.track)
                 history = {"rows": len(material.train), "held_out": len(material.held_out), "lines": lines}
-                finish(folder, lesson, history)
+                by_first(finish)(folder, lesson, history)
             files = {f"{self.name}/{name}": content for name, content in logs(folder).items()}
         before, after = _changed(before, _nbytes(lm))
         return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)

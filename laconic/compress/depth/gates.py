@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from laconic import processes
 from laconic.calibrate import Calibration
 from laconic.calibrate.scores import scores
 from laconic.compress.depth.cuts import Cut, subblock_at
@@ -29,23 +30,24 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
     """½ Σ_rows (∂L/∂ξ)² / predictions of each of `cuts`."""
     total = torch.zeros(len(cuts), dtype=torch.float64, device=lm.device)
     count = 0
-    generator = torch.Generator().manual_seed(data.seed)
     trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     lm.model.requires_grad_(False)
     try:
-        for on_cpu in data.track(data.batches, "Differentiating by gates"):
-            batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
-            gates = torch.ones(len(cuts), len(batch["input_ids"]), device=lm.device, requires_grad=True)
-            with gated(lm, cuts, gates), torch.enable_grad():
-                predictions, _ = predict(lm, batch)
-                for score in scores(predictions, data.labels, generator):
-                    (slopes,) = torch.autograd.grad(score, gates, retain_graph=True)
-                    total += slopes.double().square().sum(1)
-            count += len(predictions.values)
+        with processes.agreed():
+            for on_cpu, generator in data.share("Differentiating by gates"):
+                batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+                gates = torch.ones(len(cuts), len(batch["input_ids"]), device=lm.device, requires_grad=True)
+                with gated(lm, cuts, gates), torch.enable_grad():
+                    predictions, _ = predict(lm, batch)
+                    for score in scores(predictions, data.labels, generator):
+                        (slopes,) = torch.autograd.grad(score, gates, retain_graph=True)
+                        total += slopes.double().square().sum(1)
+                count += len(predictions.values)
     finally:
         for parameter in trained:
             parameter.requires_grad_()
-    return dict(zip(cuts, (0.5 * total / max(count, 1)).tolist(), strict=True))
+    count = int(processes.summed(torch.tensor(count)))
+    return dict(zip(cuts, (0.5 * processes.summed(total) / max(count, 1)).tolist(), strict=True))
 
 
 @contextmanager

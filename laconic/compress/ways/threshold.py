@@ -7,6 +7,7 @@ from laconic.compress.asked import Asked
 from laconic.compress.search import allotted, searched
 from laconic.compress.ways.way import Job, Planned, Way
 from laconic.errors import UserError, must_be
+from laconic.processes import by_first
 
 
 class Threshold(Way):
@@ -34,6 +35,7 @@ class Threshold(Way):
         if job.data is None:
             raise UserError("allocate: threshold needs calibration data, on which the error is measured.")
         assert job.asked.error is not None
-        times = profile(job.lm, [site for unit in job.units for site in unit.sites], job.asked.workload, job.track)
+        sites = [site for unit in job.units for site in unit.sites]
+        times = by_first(profile)(job.lm, sites, job.asked.workload, job.track)
         parts = allotted(job.asked.error, job.units, times)
         return Planned(searched(job.lm, job.asked.method, job.units, job.problems, parts, job.data))

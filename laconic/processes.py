@@ -1,0 +1,234 @@
+"""Several processes that work on one model, as `torchrun` and `accelerate launch` start them; alone, this does nothing.
+
+Each process holds the whole model and runs a share of the batches; sums make what they found one. What only one process
+may do (write a folder, take the time) the first does, `by_first`, while the others wait for what came of it. A mistake
+that one of them meets within `agreed` is one of all, so that none waits for another that has given up.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from laconic.errors import UserError, must_be, reason_of
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets in the environment of each process."""
+MEETING = timedelta(minutes=5)
+PATIENCE = timedelta(hours=2)
+"""Longer than the first works by itself while others wait; a process that dies is noticed at once."""
+
+# Within `by_first` there is nobody else, as grad mode is of a block of code.
+_ALONE: ContextVar[bool] = ContextVar("laconic-alone", default=False)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+class _AgreedError(UserError):
+    """One that every process knows of."""
+
+
+def count() -> int:
+    """How many processes work together."""
+    return 1 if _ALONE.get() or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the one that writes and speaks."""
+    return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within the block what a launcher started is one group; a group that is there already is left as it is.
+
+    Raises:
+        UserError: the processes do not find each other.
+    """
+    if not _launched() or dist.is_initialized():
+        yield
+        return
+    _join()
+    try:
+        yield
+        # A launcher ends the others as soon as one has failed, and the first may still have to say why.
+        barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: str) -> str:
+    """`device`, where `cuda` is a GPU for each process.
+
+    Raises:
+        UserError: one GPU is named for all.
+    """
+    if count() == 1 or device == "cpu":
+        return device
+    if device != "cuda":
+        raise must_be("device", "cpu or cuda where several processes run, of which each takes a GPU of its own", device)
+    return f"cuda:{_local_rank()}"
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Those of `items` that are this process's; none where there are fewer than processes."""
+    return items[rank() :: count()]
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of what each process has, the same to the last bit in all of them; `tensor` may be overwritten."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """The element-wise maximum of what each process has; `tensor` may be overwritten."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    _gathered(None)
+
+
+def everywhere(here: bool) -> bool:
+    """Whether it is so in every process."""
+    return all(_gathered(here))
+
+
+def from_first(value: Result) -> Result:
+    """What the first process has of this; it is pickled."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite `tensors` by those of the first process.
+
+    Raises:
+        UserError: they are of other shapes there.
+    """
+    if count() == 1:
+        return
+    shapes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    if not everywhere(from_first(shapes) == shapes):
+        raise _AgreedError("The processes came to models of different shapes; start them on machines that are alike.")
+    for tensor in tensors.values():
+        if tensor.numel():
+            _overwrite(tensor.detach())
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Within the block a UserError of one process is raised in all of them, once each has come to its end."""
+    if count() == 1:
+        yield
+        return
+    mistake: UserError | None = None
+    try:
+        yield
+    except _AgreedError:
+        raise
+    except UserError as error:
+        mistake = error
+    said = next((sentence for sentence in _gathered(mistake and str(mistake)) if sentence is not None), None)
+    if said is not None:
+        raise _AgreedError(said) from mistake
+
+
+def by_first(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`work`, done by the first process as if it were alone; the others wait, and have its result and its mistake."""
+
+    @wraps(work)
+    def done(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        if count() == 1:
+            return work(*arguments, **named)
+        results: list[Result] = []
+        with agreed():
+            if is_first():
+                with _alone():
+                    results.append(work(*arguments, **named))
+        return from_first(results)[0]
+
+    return done
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _launched() -> bool:
+    several = all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
+    return several and dist.is_available()
+
+
+def _join() -> None:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        if _local_rank() < torch.cuda.device_count():
+            torch.cuda.set_device(_local_rank())
+    try:
+        store, number, size = next(dist.rendezvous("env://", timeout=MEETING))  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The processes that were started together do not find each other: {reason_of(error)}; start them by "
+            f"torchrun or accelerate launch, or unset {', '.join(LAUNCHED)}."
+        ) from error
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def _reduced(tensor: Tensor, by: "dist.ReduceOp.RedOpType") -> Tensor:
+    if count() == 1:
+        return tensor
+    travelling = tensor.to(_travels_on(tensor.device)).contiguous()
+    dist.all_reduce(travelling, by)
+    return travelling.to(tensor.device)
+
+
+def _overwrite(tensor: Tensor) -> None:
+    # Bytes, as no backend knows every dtype.
+    travelling = tensor.to(_travels_on(tensor.device)).contiguous()
+    dist.broadcast(travelling.view(-1).view(torch.uint8), src=0)
+    if travelling.data_ptr() != tensor.data_ptr():
+        tensor.copy_(travelling)
+
+
+def _travels_on(device: torch.device) -> torch.device:
+    """`device`, or the GPU where the group, of another's making, has no way for tensors of the CPU."""
+    carried = dist.get_backend_config()
+    return device if f"{device.type}:" in carried else torch.device("cuda" if device.type == "cpu" else "cpu")
+
+
+def _gathered(value: Result) -> list[Result]:
+    """What each process has."""
+    if count() == 1:
+        return [value]
+    values: list[Result] = [value] * count()
+    dist.all_gather_object(values, value)
+    return values
