@@ -26,8 +26,9 @@ from benchmarks.lowrank import METRICS, MODELS
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.compress import Compress
 from laconic.formats import DynamicInt8
-from laconic.formats.fastest import Choice, machine, working
-from laconic.formats.kernels import Matrix
+from laconic.formats.fastest import Choice, machine
+from laconic.formats.int8_kernels import INT8, Matrix
+from laconic.formats.kernels import working
 from laconic.methods import Int8
 from laconic.model import Batch, LanguageModel, Predictions, load
 
@@ -119,7 +120,7 @@ def whole_numbers() -> str:
     codes = torch.full((64, 64), 127, dtype=torch.int8)
     x = torch.ones(4, 64)
     x[:, 0] = 0
-    return next(name for name in working(Matrix(codes, torch.ones(64)), x) if name.startswith("onednn"))
+    return next(name for name in working(INT8, Matrix(codes, torch.ones(64)), x) if name.startswith("onednn"))
 
 
 def of_torch(lm: LanguageModel) -> dict[str, Model]:
