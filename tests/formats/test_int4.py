@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from time import sleep
 
 import pytest
 import torch
@@ -188,6 +189,33 @@ def test_never_slower_than_decoding_and_never_dense(monkeypatch: pytest.MonkeyPa
     # The dense layer is timed, and far faster.
     assert choice.speedup < 1
     assert "dense" not in KERNELS
+
+
+class Disturbed(Kernel):
+    """Twice as fast as decoding but for the first calls, in which the machine was busy with something else."""
+
+    def __init__(self, calls: list[int]) -> None:
+        self._calls = calls
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        self._calls.append(len(x))
+        sleep(0.01 if len(self._calls) <= 2 else 0.005)
+        return x
+
+
+class Steady(Kernel):
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        sleep(self._seconds)
+        return x
+
+
+def test_a_dense_layer_that_cannot_be_chosen_rules_nothing_out():
+    kernels = {"decoded": Steady(0.01), NAME: Disturbed([]), "dense": Steady(0.001)}
+    times = fastest.least_seconds(kernels, inputs(100), torch.zeros(1), KERNELS)
+    assert times["dense"] < times[NAME] < 0.8 * times["decoded"]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
