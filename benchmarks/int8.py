@@ -2,7 +2,11 @@
 
 The metric on the development set, KL to the dense model, the relative error of the last hidden states, and milliseconds
 at 8 × 128 and 1 × 16 tokens on a CPU, dense and int8 in turn. `ours` are as they run here, each layer on the kernel
-that is fastest; `always int8` are the same layers made to run on whole numbers, which is what others do.
+that is fastest; `always int8` are the same layers made to run on whole numbers, which is what others do, and
+`smoothquant` moves what is hard to round from inputs to weights before, calibrated on 128 training rows.
+
+Each finished way is one line of benchmarks/results/int8.jsonl, with the machine, so that a run that was stopped goes on
+where it was, and another machine begins anew. `python -m benchmarks int8_tables` writes the tables.
 
 ONNX Runtime takes part where `onnxruntime`, `onnx` and `onnxscript` are installed, and torch's `quantize_dynamic` as
 long as there is one.
@@ -21,13 +25,14 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, clone, development, kl, models_folder
-from benchmarks.lowrank import METRICS, MODELS
+from benchmarks.common import RESULTS, calibration, clone, development, kl, models_folder
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS
 from laconic.calibrate.passes import evaluating, random_batch
-from laconic.compress import Compress
+from laconic.compress import Compress, SmoothQuant
 from laconic.formats import DynamicInt8
-from laconic.formats.fastest import Choice, machine, working
-from laconic.formats.kernels import Matrix
+from laconic.formats.fastest import Choice, machine
+from laconic.formats.int8_kernels import INT8, Matrix
+from laconic.formats.kernels import working
 from laconic.methods import Int8
 from laconic.model import Batch, LanguageModel, Predictions, load
 
@@ -42,37 +47,43 @@ PATH = RESULTS / "int8.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line for each way that is not in benchmarks/results/int8.jsonl yet, and add it there."""
+    """Print a line for each way that was not measured on this machine yet, and keep it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
+    parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--like", default="", help="only ways with this in their name")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     RESULTS.mkdir(exist_ok=True)
-    for name in MODELS:
-        for row in measure(name, options.runs):
+    for name in [options.only] if options.only else MODELS:
+        for row in measure(name, options.runs, options.like):
             print(told(row), flush=True)
             with PATH.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
 
+def rows_of_all() -> list[dict]:
+    """All that was measured, in that order."""
+    return [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
+
+
 def done(name: str) -> set[str]:
-    """The ways of one model that were measured."""
-    lines = PATH.read_text().splitlines() if PATH.exists() else []
-    return {row["way"] for row in map(json.loads, lines) if row["model"] == name}
+    """The ways of one model that were measured on this machine."""
+    return {row["way"] for row in rows_of_all() if row["model"] == name and row["machine"] == machine()}
 
 
 @torch.inference_mode()
-def measure(name: str, runs: int) -> Iterator[dict]:
-    """One row for each way of one model that is missing."""
+def measure(name: str, runs: int, like: str) -> Iterator[dict]:
+    """One row for each way of one model that is missing, of those with `like` in their name."""
     lm = load(str(models_folder() / name))
     data = development(lm, MODELS[name])
     some = development(lm, MODELS[name], COMPARED_ROWS)
     dense = plain(lm.model)
     reference, hidden = predicted(lm, dense, data), states(dense, some)
     with evaluating(lm):
-        for way, small in ways(lm).items():
-            if way in done(name):
+        for way, small in ways(lm, MODELS[name]).items():
+            if way in done(name) or like not in way:
                 continue
             said = predicted(lm, small, data)
             error = (states(small, some) - hidden).norm() / hidden.norm()
@@ -95,16 +106,26 @@ def told(row: dict) -> str:
     )
 
 
-def ways(lm: LanguageModel) -> dict[str, Model]:
+def ways(lm: LanguageModel, source: str) -> dict[str, Model]:
     """By name, what is compared."""
-    always = ours(lm, TARGETS["all"])
     kernel = whole_numbers()
-    for layer in always.model.modules():
-        if isinstance(layer, DynamicInt8):
-            layer.choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
+    smooth = clone(lm)
+    SmoothQuant().apply(smooth, calibration(lm, source, CALIBRATION_ROWS, seed=0))
+    always = {
+        f"ours, always int8 ({kernel})": plain(on(kernel, ours(lm, TARGETS["all"])).model),
+        f"ours, smoothquant + int8 always ({kernel})": plain(on(kernel, ours(smooth, TARGETS["all"])).model),
+    }
     chosen = {f"ours, {name}": plain(ours(lm, targets).model) for name, targets in TARGETS.items()}
     others = of_torch(lm) | of_onnx_runtime(lm)
-    return {"dense": plain(lm.model), f"ours, always int8 ({kernel})": plain(always.model), **others, **chosen}
+    return {"dense": plain(lm.model), **always, **chosen, **others}
+
+
+def on(kernel: str, small: LanguageModel) -> LanguageModel:
+    """`small`, all its layers in int8 being multiplied by with this kernel."""
+    for layer in small.model.modules():
+        if isinstance(layer, DynamicInt8):
+            layer.choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
+    return small
 
 
 def ours(lm: LanguageModel, targets: tuple[str, ...]) -> LanguageModel:
@@ -119,7 +140,7 @@ def whole_numbers() -> str:
     codes = torch.full((64, 64), 127, dtype=torch.int8)
     x = torch.ones(4, 64)
     x[:, 0] = 0
-    return next(name for name in working(Matrix(codes, torch.ones(64)), x) if name.startswith("onednn"))
+    return next(name for name in working(INT8, Matrix(codes, torch.ones(64)), x) if name.startswith("onednn"))
 
 
 def of_torch(lm: LanguageModel) -> dict[str, Model]:

@@ -9,6 +9,9 @@ from laconic.errors import must_be
 
 GIGABYTES = 8.0
 """What the solutions kept there may take together; `$LACONIC_CACHE_GB` says otherwise, 0 keeps none."""
+SHORT_NUMBERS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+"""As the kernel of Linux calls them."""
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def cache_folder() -> Path:
@@ -38,8 +41,19 @@ def cache_limit() -> int:
 
 def processor() -> str:
     """What the processor calls itself: times that are kept are of one."""
+    return _cpuinfo("model name") or platform.processor()
+
+
+def short_numbers() -> tuple[str, ...]:
+    """Of the instructions that multiply numbers of 8 and 16 bits, those that this processor has; on Linux only."""
+    flags = f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split()
+    return tuple(name for name in SHORT_NUMBERS if name in flags)
+
+
+def _cpuinfo(entry: str) -> str:
+    """Of the first core, "" where it is not told."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPUINFO.read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(entry)), "")

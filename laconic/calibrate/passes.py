@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
 from laconic.model import Batch, LanguageModel, Task, first_token
 
@@ -66,7 +67,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": " ".join((torch.backends.cpu.get_cpu_capability(), *short_numbers())),
         "torch": torch.__version__,
     }
 

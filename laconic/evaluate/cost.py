@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.calibrate.passes import evaluating, forward, machine, random_batch
 from laconic.evaluate.memory import peak_bytes, weight_bytes
 from laconic.evaluate.speed import Latency, latency
-from laconic.formats import DynamicInt8, Format, weight_macs
+from laconic.formats import Coded, Format, weight_macs
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
 from laconic.store import file_bytes
@@ -53,7 +53,7 @@ class Cost:
     bytes:        on disk: of the safetensors files, or what they would be.
     memory_bytes: of the weights as they are in memory here, which is in `dtype`.
     speeds:       by batch × length.
-    machine:      what the timings depend on; `int8` counts the layers by the kernel that was fastest, for so many rows.
+    machine:      what the timings depend on; `int8` and `int4` count layers by the kernel that ran, for so many rows.
     """
 
     parameters: int
@@ -92,15 +92,18 @@ def measure_cost(
         memory_bytes=weight_bytes(lm),
         dtype=str(lm.model.dtype).removeprefix("torch."),
         speeds=speeds,
-        machine={**machine(lm.device), **_int8_kernels(lm)},
+        machine={**machine(lm.device), **_kernels(lm)},
     )
 
 
-def _int8_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
-    """Empty where no layer is in int8."""
-    layers = [layer for layer in lm.model.modules() if isinstance(layer, DynamicInt8)]
-    used = Counter(f"{rows} rows: {kernel}" for layer in layers for rows, kernel in layer.kernels.items())
-    return {"int8": dict(sorted(used.items()))} if used else {}
+def _kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
+    """By the label of its family, each kernel that was called, with the number of its layers."""
+    used: dict[str, Counter[str]] = {}
+    for layer in lm.model.modules():
+        if isinstance(layer, Coded) and layer.family is not None and layer.kernels:
+            called = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernels.items())
+            used.setdefault(layer.family.label, Counter()).update(called)
+    return {label: dict(sorted(counts.items())) for label, counts in used.items()}
 
 
 def stored_bytes(lm: LanguageModel) -> int:

@@ -2,7 +2,8 @@
 
 Every tensor is bytes: codes, the scales or values that they stand for, and the mask of what was pruned. So casting the
 model to another dtype leaves them alone, and the file has the size of what is in memory. A product decodes the matrix,
-multiplies and forgets it: one layer at a time is held in full.
+multiplies and forgets it, one layer at a time being held in full; or a kernel multiplies by the codes, where that was
+measured to be faster on this machine (`laconic.formats.ready`).
 """
 
 from abc import abstractmethod
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from laconic.formats.base import EmbeddingFormat, Format, own_bias
+from laconic.formats.fastest import Choice, fastest
+from laconic.formats.kernels import Family
+from laconic.formats.ready import Ready, left_to_kernels
 from laconic.numerics.packing import pack, pack_mask, packed_nbytes, take, unpack, unpack_mask
 
 
@@ -37,6 +41,7 @@ class Coded(Format):
         self.codes = stored(packed_nbytes(self.count, bits))
         self.kept_bits = None if kept is None else stored(packed_nbytes(shape[0] * shape[1], 1))
         self.shift = nn.Parameter(torch.empty(shape[0])) if bias else None
+        self._ready = Ready()
 
     @abstractmethod
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
@@ -94,7 +99,48 @@ class Coded(Format):
         codes = take(self.codes.detach(), self.bits, rows * self.in_features + which)
         return self.decoded(codes, which).to(self.weight.dtype)
 
+    @property
+    def family(self) -> Family[Any] | None:
+        """The kernels that can multiply by it; None where decoding is all there is."""
+        return None
+
+    @property
+    def matrix(self) -> Any:
+        """What those kernels are made of."""
+        return None
+
+    def choice(self, rows: int, dtype: torch.dtype = torch.float32) -> Choice | None:
+        """The kernel that so many rows are multiplied with on this machine; measured now if it has not been before.
+
+        None where the matrix is decoded whatever a measurement would say.
+        """
+        family = self.family
+        return None if family is None or rows > family.most_rows else fastest(family, rows, self.shape, dtype)
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes in memory beside its tensors: of the kernels that were called."""
+        return self._ready.nbytes
+
+    @property
+    def kernels(self) -> dict[int, str]:
+        """What was called, by the number of rows that it was measured for."""
+        return self._ready.names
+
     def forward(self, x: Tensor) -> Tensor:
+        family = self.family if left_to_kernels(x, self.weight.dtype, self.shift) else None
+        rows = x.shape[:-1].numel()
+        if family is not None and rows <= family.most_rows:
+            kernel = self._ready.kernel(
+                self.codes,
+                rows,
+                x.dtype,
+                lambda: self.choice(rows, x.dtype),
+                lambda name: family.makers[name](self.matrix, x.dtype),
+            )
+            if kernel is not None:
+                y = kernel(x.reshape(-1, self.in_features), self.bias)
+                return y.view(*x.shape[:-1], self.out_features)
         return linear(x, self.dense(), self.bias)
 
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Which kernel multiplies by a matrix of int8 codes fastest here: measured once for a shape, and kept in a file.
+"""Which kernel multiplies by a matrix of codes fastest here: measured once for a shape, and kept in a file.
 
 The file is of one processor, its instructions, the number of threads and the version of torch. Kernels run in turn,
 round by round, so that a load on the machine hits all alike, and for few rows the caches are filled with something else
@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from laconic.cache import cache_folder, processor
-from laconic.formats.kernels import KERNELS, UNAVAILABLE, Kernel, Matrix, WholeNumbers
-from laconic.numerics.int8 import int8_product
+from laconic.cache import cache_folder, processor, short_numbers
+from laconic.formats.kernels import DECODED, DENSE, Dense, Family, Kernel, working
 
 SMALL = 2**16
-"""Weights of a matrix below which calls cost more than products, so that nothing is faster than a dense layer."""
+"""Weights of a matrix below which calls cost more than products."""
 ROWS = (1, 4, 16, 64, 256, 1024)
 """Numbers of rows that are measured; between two of them the larger stands for both, and the last for all above it."""
 FEW_ROWS = 64
@@ -37,9 +36,6 @@ HOPELESS = 1.5
 """Times slower than the fastest, by the second round, is out."""
 AS_FAST = 1.05
 """What the least of several times may be off by."""
-TRIED_ROWS = 4
-CLOSE = {torch.float32: 1e-2, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-"""The relative error of a kernel that computes what it should: rounding of inputs, and no overflow."""
 
 
 class Choice(NamedTuple):
@@ -58,13 +54,14 @@ class Question(NamedTuple):
     dtype: torch.dtype
 
 
-def fastest(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> Choice:
+def fastest(family: Family[Any], rows: int, shape: tuple[int, int], dtype: torch.dtype) -> Choice:
     """What to multiply `rows` rows of `dtype` by a matrix of `shape` with, on this many threads."""
     if shape[0] * shape[1] < SMALL:
-        return Choice("dense", 1.0)
+        return Choice(family.small, 1.0)
     depends_on = machine()
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    return _table(cache_folder() / f"int8-{name}.json").choice(Question(measured_rows(rows), *shape, dtype), depends_on)
+    table = _table(cache_folder() / f"kernels-{name}.json")
+    return table.choice(family, Question(measured_rows(rows), *shape, dtype), depends_on)
 
 
 def measured_rows(rows: int) -> int:
@@ -76,7 +73,7 @@ def machine() -> dict[str, Any]:
     """What the times of kernels depend on."""
     return {
         "processor": processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": " ".join((torch.backends.cpu.get_cpu_capability(), *short_numbers())),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -89,14 +86,15 @@ class Table:
         self._file = file
         self._known: dict[str, Choice] = {}
 
-    def choice(self, question: Question, depends_on: Mapping[str, Any]) -> Choice:
+    def choice(self, family: Family[Any], question: Question, depends_on: Mapping[str, Any]) -> Choice:
         """The answer, measured now if it has not been before."""
-        key = "x".join(map(str, question[:3])) + f" {question.dtype}".replace("torch.", "")
+        sizes, dtype = "x".join(map(str, question[:3])), str(question.dtype).removeprefix("torch.")
+        key = f"{family.name} {sizes} {dtype}"
         if key not in self._known:
             # Another process may have measured it meanwhile, and one answer serves all.
             self._known = _read(self._file) | self._known
-        if key not in self._known:
-            self._known[key] = measured(question)
+        if key not in self._known or self._known[key].kernel not in family.makers:
+            self._known[key] = measured(family, question)
             self._keep(depends_on)
         return self._known[key]
 
@@ -113,47 +111,40 @@ class Table:
 
 
 @torch.inference_mode()
-def measured(question: Question) -> Choice:
-    """Of the kernels that give the right sums here, the fastest; within 5 %, the one that comes first in `KERNELS`."""
+def measured(family: Family[Any], question: Question) -> Choice:
+    """Of the kernels that give the right sums here, the fastest; within 5 %, the one that the family has first."""
+    times = timed(family, question)
+    dense = times[DENSE]
+    times = {name: seconds for name, seconds in times.items() if name in family.makers}
+    least = min(times.values())
+    name = next(name for name in times if times[name] <= AS_FAST * least)
+    return Choice(name, round(dense / times[name], 2))
+
+
+@torch.inference_mode()
+def timed(family: Family[Any], question: Question) -> dict[str, float]:
+    """The least seconds of every kernel that gives the right sums here, and of a dense layer."""
     generator = torch.Generator().manual_seed(0)
     shape = (question.out_features, question.in_features)
-    codes = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
-    # Sums as large as they come.
-    codes[0], codes[-1] = 127, -128
-    matrix = Matrix(codes, torch.rand(shape[0], generator=generator) / 127)
+    matrix = family.example(shape, generator)
     x = torch.rand(question.rows, question.in_features, generator=generator).to(question.dtype)
     x[0, 1:] = 1
-    kernels = working(matrix, x)
-    times = least_seconds(kernels, x, x.new_zeros(shape[0]))
-    least = min(times.values())
-    name = next(name for name in kernels if times[name] <= AS_FAST * least)
-    return Choice(name, round(times["dense"] / times[name], 2))
+    kernels = working(family, matrix, x)
+    if DENSE not in kernels:
+        # Not to be chosen: what the others are held against.
+        kernels[DENSE] = Dense(family.dense(matrix, question.dtype))
+    return least_seconds(kernels, x, x.new_zeros(shape[0]), family.makers)
 
 
-def working(matrix: Matrix, x: Tensor) -> dict[str, Kernel]:
-    """The kernels that this processor has and that agree with exact sums, in the order of `KERNELS`."""
-    kernels: dict[str, Kernel] = {}
-    x = x[:TRIED_ROWS]
-    for name, make in KERNELS.items():
-        with suppress(*UNAVAILABLE):
-            kernel = make(matrix, x.dtype)
-            whole = isinstance(kernel, WholeNumbers)
-            expected = int8_product(x, *matrix, kernel.levels) if whole else x @ matrix.dense(x.dtype).T
-            error, size = (kernel(x, None) - expected).float().norm(), expected.float().norm()
-            if error <= CLOSE[x.dtype] * size:
-                kernels[name] = kernel
-    return kernels
-
-
-def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor) -> dict[str, float]:
-    """The least time of each in turn; of those that are far slower than another, from a few runs."""
+def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor, choices: Collection[str]) -> dict[str, float]:
+    """The least time of each in turn; of those that are far slower than another of the `choices`, from a few runs."""
     crowding = torch.zeros(CACHES // 4 if len(x) <= FEW_ROWS else 0)
     times = dict.fromkeys(kernels, float("inf"))
     start = perf_counter()
     for number in range(ROUNDS):
-        least = min(times.values())
+        least = min(times[name] for name in choices if name in times)
         for name, kernel in kernels.items():
-            if number < 2 or name == "dense" or times[name] <= HOPELESS * least:
+            if number < 2 or name in (DECODED, DENSE) or times[name] <= HOPELESS * least:
                 crowding.add_(1)
                 began = perf_counter()
                 kernel(x, bias)
@@ -171,7 +162,6 @@ def _table(file: Path) -> Table:
 def _read(file: Path) -> dict[str, Choice]:
     try:
         stored = json.loads(file.read_text())["kernels"]
-        choices = {key: Choice(str(entry["kernel"]), float(entry["speedup"])) for key, entry in stored.items()}
+        return {key: Choice(str(entry["kernel"]), float(entry["speedup"])) for key, entry in stored.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
-    return {key: choice for key, choice in choices.items() if choice.kernel in KERNELS}

@@ -1,4 +1,8 @@
-"""Ŵ on evenly spaced grids: codes of 2 to 8 bits and, for each group of weights, a scale and a zero point."""
+"""Ŵ on evenly spaced grids: codes of 2 to 8 bits and, for each group of weights, a scale and a zero point.
+
+Codes of up to 4 bits may be multiplied by as they are (`laconic.formats.int4_kernels`), which takes another 4 bits in
+memory for each weight of a layer that was called so. `dense()` is exact all the same.
+"""
 
 from typing import Any
 
@@ -7,6 +11,8 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
+from laconic.formats.int4_kernels import MOST_BITS, FewBits, Packed, group_of
+from laconic.formats.kernels import Family
 from laconic.numerics.grid import Grid, codes_of, values_of
 from laconic.numerics.packing import pack, packed_nbytes, unpack
 
@@ -81,6 +87,17 @@ class Quantized(Coded):
             return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), self.bits, self.group)
         zero = unpack(self.zeros.detach(), self.bits, scale.numel()).view(self.grid_shape)
         return Grid(scale, zero.float(), self.bits, self.group)
+
+    @property
+    def family(self) -> Family[Any] | None:
+        # A weight that was pruned has no code to multiply by.
+        fits = self.kept is None and self.bits <= MOST_BITS and group_of(self.group, self.in_features) is not None
+        return FewBits(self.bits, self.group, self.symmetric) if fits else None
+
+    @property
+    def matrix(self) -> Packed:
+        columns = None if self.column_scales is None else from_bytes(self.column_scales.detach())
+        return Packed(self.codes.detach(), self.grid, self.shape, columns)
 
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         values = values_of(codes, self.grid, columns)

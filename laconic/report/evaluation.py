@@ -6,6 +6,7 @@ from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
 FIGURE = "{:.4f}"
+KERNEL_COLUMNS = (Column("model"), Column("codes"), Column("rows: kernel"), Column("layers"), Column("instructions"))
 
 
 def tables_of(result: dict[str, Any]) -> dict[str, Table]:
@@ -22,6 +23,8 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
             costs["original"] = original
         tables["Size"] = _size(costs)
         tables["Speed of one forward pass"] = _speed(costs)
+        if kernels := _kernels(costs):
+            tables["Kernels that were fastest here"] = Table(KERNEL_COLUMNS, tuple(kernels))
     return tables
 
 
@@ -105,6 +108,16 @@ def _speed(costs: dict[str, Any]) -> Table:
         for speed in cost["latency"]
     )
     return Table(columns, rows)
+
+
+def _kernels(costs: dict[str, Any]) -> list[tuple[str, str, str, int, str]]:
+    """What layers of codes were multiplied with."""
+    return [
+        (name, label, kernel, layers, cost["machine"]["instructions"])
+        for name, cost in costs.items()
+        for label in ("int8", "int4")
+        for kernel, layers in cost.get("machine", {}).get(label, {}).items()
+    ]
 
 
 def _interval(figure: dict[str, float]) -> str:

@@ -13,9 +13,10 @@ from torch.nn.functional import linear
 
 from laconic.calibrate import Known
 from laconic.errors import UserError
-from laconic.formats import CodedEmbedding, DynamicInt8, fastest
-from laconic.formats.fastest import Choice, Question, Table, working
-from laconic.formats.kernels import DTYPES, KERNELS, SAFE, Kernel, Matrix, WholeNumbers
+from laconic.formats import CodedEmbedding, DynamicInt8, fastest, int8_kernels
+from laconic.formats.fastest import Choice, Question, Table
+from laconic.formats.int8_kernels import INT8, KERNELS, SAFE, Matrix, WholeNumbers
+from laconic.formats.kernels import DTYPES, Kernel, working
 from laconic.methods import Int8
 from laconic.numerics.int8 import int8_product, on_steps
 
@@ -27,7 +28,7 @@ def int8(weight: torch.Tensor, support: torch.Tensor | None = None) -> DynamicIn
 
 
 def always(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
-    monkeypatch.setattr("laconic.formats.int8.fastest", lambda rows, shape, dtype: Choice(kernel, 1.0))
+    monkeypatch.setattr("laconic.formats.coded.fastest", lambda family, rows, shape, dtype: Choice(kernel, 1.0))
 
 
 def matrix(out: int = 48, width: int = 128) -> Matrix:
@@ -65,7 +66,7 @@ def test_a_kernel_that_is_let_run_computes_what_it_should(name: str, dtype: torc
     m, x = matrix(), torch.randn(7, 128, generator=torch.Generator().manual_seed(2)).to(dtype)
     extreme = Matrix(torch.where(torch.arange(48)[:, None] % 2 == 0, 127, -128).to(torch.int8).repeat(1, 128), m.scale)
     x[0], x[0, 0] = 1, 0
-    if name not in working(extreme, x):
+    if name not in working(INT8, extreme, x):
         pytest.skip(f"no right sums of '{name}' on this processor")
     kernel = KERNELS[name](m, dtype)
     bias = torch.ones(48, dtype=dtype)
@@ -89,16 +90,16 @@ def test_sums_that_overflow_are_found_out(monkeypatch: pytest.MonkeyPatch):
     x[:, 0] = 0
     matrix_of = {"it": m}
     kernels = {"all": lambda m, dtype: Saturating(m, dtype, 255), "safe": lambda m, dtype: Saturating(m, dtype, SAFE)}
-    monkeypatch.setattr(fastest, "KERNELS", {**kernels, "dense": KERNELS["dense"]})
-    assert list(working(m, x)) == ["safe", "dense"]
+    monkeypatch.setattr(int8_kernels, "KERNELS", {**kernels, "dense": KERNELS["dense"]})
+    assert list(working(INT8, m, x)) == ["safe", "dense"]
 
 
 def test_a_kernel_that_this_processor_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch):
     def lacking(m: Matrix, dtype: torch.dtype) -> Kernel:
         raise RuntimeError("not built")
 
-    monkeypatch.setattr(fastest, "KERNELS", {"lacking": lacking, "dense": KERNELS["dense"]})
-    assert list(working(matrix(), torch.randn(2, 128))) == ["dense"]
+    monkeypatch.setattr(int8_kernels, "KERNELS", {"lacking": lacking, "dense": KERNELS["dense"]})
+    assert list(working(INT8, matrix(), torch.randn(2, 128))) == ["dense"]
 
 
 @pytest.mark.parametrize("offset", [0, 1, 8, 33])
@@ -107,14 +108,14 @@ def test_what_lies_anywhere_in_memory_is_read_as_well(offset: int, rows: int):
     codes = torch.randint(-128, 128, (31 * 192 + 64,), dtype=torch.int8)[offset : offset + 31 * 192].view(31, 192)
     m = Matrix(codes, torch.rand(31))
     x = torch.randn(rows * 192 + 64).bfloat16()[offset : offset + rows * 192].view(rows, 192)
-    for name, kernel in working(m, x).items():
+    for name, kernel in working(INT8, m, x).items():
         y = kernel(x, None).float()
         expected = linear(x.float(), m.dense(torch.float32))
         assert (y - expected).norm() < 0.05 * expected.norm(), name
 
 
 def test_rows_that_torch_would_read_unaligned_are_left_to_others():
-    assert "weight-only" not in working(matrix(width=96), torch.randn(2, 96))
+    assert "weight-only" not in working(INT8, matrix(width=96), torch.randn(2, 96))
 
 
 class Slow(Kernel):
@@ -128,13 +129,13 @@ class Slow(Kernel):
 
 
 def test_what_is_slower_than_dense_is_not_taken(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fastest, "KERNELS", {"slow": Slow, "dense": KERNELS["dense"]})
-    assert fastest.measured(Question(16, 512, 512, torch.float32)) == Choice("dense", 1.0)
+    monkeypatch.setattr(int8_kernels, "KERNELS", {"slow": Slow, "dense": KERNELS["dense"]})
+    assert fastest.measured(INT8, Question(16, 512, 512, torch.float32)) == Choice("dense", 1.0)
 
 
 def test_a_small_matrix_is_dense_without_a_measurement(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(fastest, "measured")
-    assert fastest.fastest(4, (64, 64), torch.float32) == Choice("dense", 1.0)
+    assert fastest.fastest(INT8, 4, (64, 64), torch.float32) == Choice("dense", 1.0)
 
 
 def test_between_two_numbers_of_rows_the_larger_stands():
@@ -144,20 +145,23 @@ def test_between_two_numbers_of_rows_the_larger_stands():
 
 def test_an_answer_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(fastest, "measured", lambda question: asked.append(question) or Choice("onednn", 2.0))
+    monkeypatch.setattr(fastest, "measured", lambda family, question: asked.append(question) or Choice("onednn", 2.0))
     question = Question(16, 512, 256, torch.float32)
     first, second = Table(tmp_path / "t.json"), Table(tmp_path / "t.json")
-    assert [table.choice(question, {"threads": 1}) for table in (first, first, second)] == [Choice("onednn", 2.0)] * 3
+    assert [table.choice(INT8, question, {"threads": 1}) for table in (first, first, second)] == [
+        Choice("onednn", 2.0)
+    ] * 3
     assert asked == [question]
     stored = json.loads((tmp_path / "t.json").read_text())
-    assert stored["kernels"] == {"16x512x256 float32": {"kernel": "onednn", "speedup": 2.0}}
+    assert stored["kernels"] == {"int8 16x512x256 float32": {"kernel": "onednn", "speedup": 2.0}}
     (tmp_path / "t.json").write_text("{")
-    assert Table(tmp_path / "t.json").choice(question, {}) == Choice("onednn", 2.0)
+    assert Table(tmp_path / "t.json").choice(INT8, question, {}) == Choice("onednn", 2.0)
     assert len(asked) == 2
 
 
-def test_the_machine_is_told_by_its_instructions():
-    assert fastest.machine()["instructions"] == torch.backends.cpu.get_cpu_capability()
+def test_the_machine_is_told_by_its_instructions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fastest, "short_numbers", lambda: ("avx512_vnni",))
+    assert fastest.machine()["instructions"] == f"{torch.backends.cpu.get_cpu_capability()} avx512_vnni"
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -106,6 +106,12 @@ def test_an_evaluation_becomes_tables() -> None:
     alone = {"results": {"glue/sst2": {"accuracy": interval}}, "cost": cost}
     assert list(tables_of(alone)) == ["Quality", "Size", "Speed of one forward pass"]
     assert list(tables_of({"results": {}, "cost": cost})) == ["Size", "Speed of one forward pass"]
+    ran = {"instructions": "AVX512", "int8": {"4 rows: onednn": 6}, "int4": {"4 rows: decoded": 2}}
+    named = tables_of({"results": {}, "cost": {**cost, "machine": ran}})["Kernels that were fastest here"].shown()
+    assert [row[1:] for row in named] == [
+        ["int8", "4 rows: onednn", "6", "AVX512"],
+        ["int4", "4 rows: decoded", "2", "AVX512"],
+    ]
     compared = {
         **alone,
         "original": {"results": alone["results"], "cost": cost},
