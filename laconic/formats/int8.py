@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.formats.fastest import Choice, fastest, measured_rows
 from laconic.formats.kernels import DTYPES, KERNELS, Kernel, Matrix
+from laconic.numerics.tied import Sharing, grid_places
 
 
 class DynamicInt8(Coded):
@@ -59,6 +60,13 @@ class DynamicInt8(Coded):
 
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         return codes.view(torch.int8).float().mul_(from_bytes(self.scales.detach())[:, None])
+
+    @property
+    def numbers(self) -> nn.Parameter:
+        return self.scales
+
+    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+        return Sharing(grid_places(self.shape, self.in_features, codes.device), codes.view(torch.int8).float())
 
     def dense(self) -> Float[Tensor, "out in"]:
         return self.matrix.dense(self.weight.dtype)
@@ -116,8 +124,7 @@ class Ready:
 
     def kernel(self, layer: DynamicInt8, rows: int, dtype: torch.dtype) -> Kernel:
         """The fastest kernel for so many rows and the matrix that `layer` holds now."""
-        codes = layer.codes
-        of = (codes.data_ptr(), 0 if codes.is_inference() else codes._version)
+        of = tuple((made.data_ptr(), 0 if made.is_inference() else made._version) for made in (layer.codes, layer.scales))
         if of != self._of:
             self.kernels, self._of = {}, of
         asked = (measured_rows(rows), dtype, torch.get_num_threads())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.numerics.grid import Grid, values_of
 from laconic.numerics.packing import pack, packed_nbytes, unpack
+from laconic.numerics.tied import Sharing, grid_places
 
 
 class Quantized(Coded):
@@ -88,6 +89,17 @@ class Quantized(Coded):
             return values
         scales = from_bytes(self.column_scales.detach())
         return values.mul_(scales if columns is None else scales[columns])
+
+    @property
+    def numbers(self) -> nn.Parameter:
+        return self.scales
+
+    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+        grid = self.grid
+        factors = values_of(codes, grid._replace(scale=torch.ones_like(grid.scale)))
+        if self.column_scales is not None:
+            factors *= from_bytes(self.column_scales.detach())
+        return Sharing(grid_places(self.shape, self.group, codes.device), factors)
 
     def spec(self) -> dict[str, Any]:
         scaled = {} if self.column_scales is None else {"scaled": True}

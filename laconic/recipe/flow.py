@@ -114,7 +114,8 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
     for step in steps:
         outcomes.append(step.apply(lm, data))
         lm = outcomes[-1].now or lm
-    return replace(lm, original=None), _together(outcomes)
+        lm = replace(lm, dropped=(*lm.dropped, outcomes[-1].dropped))
+    return replace(lm, original=None, dropped=()), _together(outcomes)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Changes:

@@ -1,0 +1,131 @@
+"""The model and the original run side by side: what each layer reads now, and what it should give.
+
+That is what the layer of the original gives, from inputs of its own. A layer that writes to the residual stream also
+makes up for how far that has drifted before it and, where blocks were dropped behind its own, for what these would add.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.anchor import Anchor
+from laconic.calibrate.residual import Residual, Sublayer, kind_of, paths_of, stream_before
+from laconic.calibrate.rows import Rows, rows_of
+from laconic.calibrate.stream import Stream
+from laconic.calibrate.tap import Tap
+from laconic.model import Batch, LanguageModel, Task
+from laconic.recover.correct.fit import matrix_of
+from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
+
+Step = tuple[list[Pair], Anchor]
+
+
+class Comparison:
+    """`lm` beside `original`, which both are evaluated, over batches."""
+
+    def __init__(self, lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
+        self.lm, self.original, self.track = lm, original, data.track
+        self.batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
+        self.now, self.then = Stream(lm, self.batches), Stream(original, self.batches)
+
+    def steps(self) -> Iterator[Step]:
+        """The layers of each distinct input and what was measured of them, in forward order.
+
+        They may be changed before the next ones are asked for.
+        """
+        for row in rows_of_blocks(self.lm, self.original):
+            entered = [self.now.enter(self._modules(self.lm, row.here))]
+            entered.append(self.then.enter(self._modules(self.original, row.there)))
+            if not all(entered):
+                # Blocks that are called in another order: only whole runs can be compared, call by call.
+                if len(row.here) == len(row.there):
+                    for piece in row.pieces:
+                        yield from self._compared(Piece(piece.steps))
+                continue
+            at = 0
+            for piece, number in self.track(list(zip(row.pieces, row.numbers, strict=True)), "Correcting the blocks"):
+                for _ in range(number - at):
+                    self.then.advance()
+                at = number
+                yield from self._compared(piece)
+                self.now.advance()
+        yield from self._compared(outside(self.lm, self.original))
+
+    def _modules(self, lm: LanguageModel, paths: list[str]) -> list[nn.Module]:
+        return [lm.model.get_submodule(path) for path in paths]
+
+    def _compared(self, piece: Piece) -> Iterator[Step]:
+        residual = Residual.UNKNOWN
+        if piece.there is not None:
+            with Tap(self.original.model, paths_of(piece.there, piece.origins)) as tap:
+                self.then.run(0)
+            residual = kind_of(tap, piece.there, piece.origins)
+        for pairs in piece.steps:
+            fitting = [pair for pair in pairs if self._fits(pair)]
+            if fitting:
+                yield fitting, self._measured(piece, residual, fitting)
+
+    def _fits(self, pair: Pair) -> bool:
+        """Whether the layer gives as many numbers as that of the original: one that lost heads or channels does not."""
+        return width(self.lm.model.get_submodule(pair.name)) == width(self.original.model.get_submodule(pair.there))
+
+    @torch.no_grad()
+    def _measured(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
+        follows = piece.block is not None and piece.there is not None and residual is not Residual.UNKNOWN
+        here, there = [pair.name for pair in pairs], [pair.there for pair in pairs]
+        if follows:
+            here += paths_of(str(piece.block), piece.parts)
+            there += paths_of(str(piece.there), piece.origins)
+        anchor: Anchor | None = None
+        for number, batch in enumerate(self.batches):
+            with Tap(self.lm.model, here) as now, Tap(self.original.model, there) as then:
+                self._run(piece, number)
+            after = self.then.run(number, piece.spans) if piece.spans > 1 else None
+            for call, x in enumerate(now.inputs[pairs[0].name]):
+                rows = self._rows(batch, pairs[0], call, x)
+                wanted = {pair.name: then.outputs[pair.there][call] for pair in pairs}
+                if follows:
+                    for name in wanted:
+                        wanted[name] = _made_up(piece, residual, (now, then), name, call, wanted[name], after)
+                if anchor is None:
+                    sizes = {name: y.shape[-1] for name, y in wanted.items()}
+                    anchor = Anchor(x.shape[-1], sizes, self.lm.device)
+                lines = {name: rows.of(rows.lines(y)) for name, y in wanted.items()}
+                anchor.update(number, rows.of(rows.lines(x)), lines)
+        assert anchor is not None
+        return anchor
+
+    def _run(self, piece: Piece, number: int) -> None:
+        for stream in (self.now, self.then):
+            if piece.block is None:
+                stream.run_whole(number)
+            else:
+                stream.run(number)
+
+    def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> Rows:
+        source = batch["attention_mask"].bool()
+        target = batch["labels"] != -100 if self.lm.task is Task.SEQ2SEQ else source
+        reads = pair.place.reads
+        return rows_of(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
+
+
+def _made_up(
+    piece: Piece, residual: Residual, taps: tuple[Tap, Tap], name: str, call: int, y: Tensor, after: Tensor | None
+) -> Tensor:
+    """What the layer `name` should give so that the residual stream is that of the original; y where it writes none."""
+    index = next((index for index, part in enumerate(piece.parts) if part.writer == name), None)
+    if index is None:
+        return y
+    now, then = taps
+    before = stream_before(now, str(piece.block), piece.parts, name, residual, call)
+    if after is not None and residual is Residual.SUM and index == len(piece.parts) - 1:
+        return after.reshape(before.shape) - before
+    origin: Sublayer = piece.origins[index]
+    return y + stream_before(then, str(piece.there), piece.origins, origin.writer, residual, call) - before
+
+
+def width(module: nn.Module) -> int:
+    """Outputs of a plain linear or a format."""
+    return matrix_of(module).shape[0]
