@@ -19,6 +19,9 @@ from laconic.model import Batch, LanguageModel, Task
 from laconic.recover.correct.fit import matrix_of
 from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
 
+KEPT_NUMBERS = 2**26
+"""Numbers that pass through a block of the original are kept up to this many (256 MiB), and computed again beyond."""
+
 Step = tuple[list[Pair], Anchor]
 
 
@@ -29,6 +32,7 @@ class Comparison:
         self.lm, self.original, self.track = lm, original, data.track
         self.batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
         self.now, self.then = Stream(lm, self.batches), Stream(original, self.batches)
+        self._kept: dict[int, Tap] = {}
 
     def steps(self) -> Iterator[Step]:
         """The layers of each distinct input and what was measured of them, in forward order.
@@ -62,6 +66,7 @@ class Comparison:
             with Tap(self.original.model, paths_of(piece.there, piece.origins)) as tap:
                 self.then.run(0)
             residual = kind_of(tap, piece.there, piece.origins)
+        self._kept.clear()
         for pairs in piece.steps:
             fitting = [pair for pair in pairs if self._fits(pair)]
             if fitting:
@@ -74,14 +79,12 @@ class Comparison:
     @torch.no_grad()
     def _measured(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
         follows = piece.block is not None and piece.there is not None and residual is not Residual.UNKNOWN
-        here, there = [pair.name for pair in pairs], [pair.there for pair in pairs]
-        if follows:
-            here += paths_of(str(piece.block), piece.parts)
-            there += paths_of(str(piece.there), piece.origins)
+        here = [pair.name for pair in pairs] + (paths_of(str(piece.block), piece.parts) if follows else [])
         anchor: Anchor | None = None
         for number, batch in enumerate(self.batches):
-            with Tap(self.lm.model, here) as now, Tap(self.original.model, there) as then:
-                self._run(piece, number)
+            with Tap(self.lm.model, here) as now:
+                _run(self.now, piece, number)
+            then = self._there(piece, number)
             after = self.then.run(number, piece.spans) if piece.spans > 1 else None
             for call, x in enumerate(now.inputs[pairs[0].name]):
                 rows = self._rows(batch, pairs[0], call, x)
@@ -97,18 +100,37 @@ class Comparison:
         assert anchor is not None
         return anchor
 
-    def _run(self, piece: Piece, number: int) -> None:
-        for stream in (self.now, self.then):
-            if piece.block is None:
-                stream.run_whole(number)
-            else:
-                stream.run(number)
+    def _there(self, piece: Piece, number: int) -> Tap:
+        """What passes through the original, which is the same for every step of `piece`."""
+        if number in self._kept:
+            return self._kept[number]
+        paths = [pair.there for step in piece.steps for pair in step]
+        if piece.there is not None:
+            paths += paths_of(piece.there, piece.origins)
+        with Tap(self.original.model, dict.fromkeys(paths)) as tap:
+            _run(self.then, piece, number)
+        if sum(map(_numbers, self._kept.values())) + _numbers(tap) <= KEPT_NUMBERS:
+            self._kept[number] = tap
+        return tap
 
     def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> Rows:
         source = batch["attention_mask"].bool()
         target = batch["labels"] != -100 if self.lm.task is Task.SEQ2SEQ else source
         reads = pair.place.reads
         return rows_of(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
+
+
+def _run(stream: Stream, piece: Piece, number: int) -> None:
+    if piece.block is None:
+        stream.run_whole(number)
+    else:
+        stream.run(number)
+
+
+def _numbers(tap: Tap) -> int:
+    """In what was listened to, at most: a tensor may be there several times."""
+    every = (*tap.inputs.values(), *tap.outputs.values())
+    return sum(tensor.numel() for tensors in every for tensor in tensors)
 
 
 def _made_up(

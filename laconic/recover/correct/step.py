@@ -69,12 +69,13 @@ class Correct(Step):
                 divergence = judge(candidate)
                 if divergence < best:
                     kept, best, chosen = name, divergence, candidate
+                    break
             if chosen is not lm:
                 _take_over(lm, chosen, lm.original)
         return Outcome(plan={}, before={}, after={}, found={"kl_before": before, "kl_after": best, "kept": kept})
 
     def _ways(self) -> dict[str, Callable[[LanguageModel, LanguageModel, Calibration], None]]:
-        return {"biases": centred} | ({"refit": refitted} if self.refit else {})
+        return ({"refit": refitted} if self.refit else {}) | {"biases": centred}
 
 
 def centred(lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
