@@ -22,6 +22,9 @@ from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
 KEPT_NUMBERS = 2**26
 """Numbers that pass through a block of the original are kept up to this many (256 MiB), and computed again beyond."""
 
+LEAST_GAIN = 0.1
+"""Of the mean gain of a norm: channels with less count as having that."""
+
 Step = tuple[list[Pair], Anchor]
 
 
@@ -71,6 +74,8 @@ class Comparison:
             fitting = [pair for pair in pairs if self._fits(pair)]
             if fitting:
                 yield fitting, self._measured(piece, residual, fitting)
+        if piece.norm is not None and residual is Residual.READ:
+            yield [piece.norm], self._closed(piece, piece.norm)
 
     def _fits(self, pair: Pair) -> bool:
         """Whether the layer gives as many numbers as that of the original: one that lost heads or channels does not."""
@@ -98,6 +103,17 @@ class Comparison:
                 lines = {name: rows.of(rows.lines(y)) for name, y in wanted.items()}
                 anchor.update(number, rows.of(rows.lines(x)), lines)
         assert anchor is not None
+        return anchor
+
+    @torch.no_grad()
+    def _closed(self, piece: Piece, norm: Pair) -> Anchor:
+        """The norm that closes `piece` gives the stream itself: what it gives now, and what it should."""
+        features = self.lm.model.get_submodule(norm.name).get_parameter("weight").numel()
+        anchor = Anchor(features, {norm.name: features}, self.lm.device)
+        for number, batch in enumerate(self.batches):
+            now, wanted = self.now.run(number), self.then.run(number, piece.spans)
+            rows = self._rows(batch, norm, 0, now)
+            anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(wanted))})
         return anchor
 
     def _there(self, piece: Piece, number: int) -> Tap:
@@ -142,10 +158,23 @@ def _made_up(
         return y
     now, then = taps
     before = stream_before(now, str(piece.block), piece.parts, name, residual, call)
-    if after is not None and residual is Residual.SUM and index == len(piece.parts) - 1:
-        return after.reshape(before.shape) - before
+    if after is not None and index == len(piece.parts) - 1:
+        stream = after.reshape(before.shape)
+        if residual is Residual.SUM:
+            return stream - before
+        if piece.norm is not None:
+            return unnormed(piece.norm.place.module, stream, before + now.outputs[name][call]) - before
     origin: Sublayer = piece.origins[index]
     return y + stream_before(then, str(piece.there), piece.origins, origin.writer, residual, call) - before
+
+
+def unnormed(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+    """What `norm`, with the mean and the variance that x has, makes y of."""
+    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    # A channel that is nearly shut says next to nothing of what came in.
+    least = LEAST_GAIN * weight.abs().mean()
+    gain = torch.where(weight < 0, -1.0, 1.0) * weight.abs().clamp(min=least)
+    return x.std(-1, correction=0, keepdim=True) * (y - bias) / gain + x.mean(-1, keepdim=True)
 
 
 def width(module: nn.Module) -> int:

@@ -13,6 +13,7 @@ from laconic.calibrate.residual import Sublayer, sublayers
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
+from laconic.model.anatomy import Stack
 from laconic.model.layers import layers_of
 from laconic.model.places import has
 from laconic.model.site import Place
@@ -34,6 +35,7 @@ class Piece:
     steps:   its layers in forward order, those that read one input together.
     block:   its path, and `there` the path of the block that it stands for.
     spans:   how many blocks of the original it stands for: that one and those behind it that were dropped.
+    norm:    the norm that closes the block.
     parts:   what reads and what writes the residual stream, by paths in the model, and `origins` in the original.
     """
 
@@ -43,6 +45,7 @@ class Piece:
     spans: int = 1
     parts: tuple[Sublayer, ...] = ()
     origins: tuple[Sublayer, ...] = ()
+    norm: Pair | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,21 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> Iterator[Row]:
                     spans=row.spans(place),
                     parts=tuple(sublayers(stack, path, lambda name: has(lm.model, name))),
                     origins=tuple(sublayers(stack, there[number], lambda name: has(original.model, name))),
+                    norm=_closing(lm, stack, path, there[number]),
                 )
             )
         yield row
+
+
+def _closing(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
+    closing = None if stack.depth is None else stack.depth.closing
+    path = f"{block}.{closing}"
+    if closing is None or not has(lm.model, path):
+        return None
+    norm = lm.model.get_submodule(path)
+    # Others may have no bias, or add something to their weight.
+    plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
+    return Pair(path, f"{there}.{closing}", Place(path, norm, (stack.reads,))) if plain else None
 
 
 def outside(lm: LanguageModel, original: LanguageModel) -> Piece:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
+from torch import nn
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.passes import evaluating
@@ -13,7 +14,7 @@ from laconic.compress.judge import Judge
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.recover.correct.comparison import Comparison
-from laconic.recover.correct.fit import bias_of, centre, refit
+from laconic.recover.correct.fit import adjust, bias_of, centre, refit
 from laconic.recover.correct.pairs import outside, rows_of_blocks
 from laconic.recover.correct.rows import taken_apart
 
@@ -92,6 +93,9 @@ def _correct(lm: LanguageModel, original: LanguageModel, data: Calibration, fits
     for pairs, anchor in Comparison(lm, original, data).steps():
         for pair in pairs:
             layer = lm.model.get_submodule(pair.name)
+            if isinstance(layer, nn.LayerNorm):
+                adjust(lm, layer, *anchor.moments(pair.name, centred=True), gains=fits)
+                continue
             centred = bias_of(layer) is not None
             whole, folds = anchor.moments(pair.name, centred)
             if fits and not is_shared(lm, layer):
@@ -116,7 +120,8 @@ def _take_over(lm: LanguageModel, other: LanguageModel, original: LanguageModel)
     """The layers of `other`, a corrected copy, in the places of those of `lm`."""
     pieces = [piece for row in rows_of_blocks(lm, original) for piece in row.pieces]
     for piece in [*pieces, outside(lm, original)]:
-        for pair in (pair for step in piece.steps for pair in step):
+        norm = [] if piece.norm is None else [piece.norm]
+        for pair in [*norm, *(pair for step in piece.steps for pair in step)]:
             for (_, mine), (_, theirs) in zip(
                 lm.model.get_submodule(pair.name).named_parameters(),
                 other.model.get_submodule(pair.name).named_parameters(),
