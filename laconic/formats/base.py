@@ -96,7 +96,7 @@ class Format(nn.Module, ABC):
         """
         raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
 
-    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:  # noqa: B027
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
         """Come as near to `target` as what is stored can, at the least tr(E H E^T) with H = `moment`, in place.
 
         Zeros, codes and ranks stay; the numbers beside them move. Where there are none, as by default, nothing does.

@@ -124,7 +124,8 @@ class Ready:
 
     def kernel(self, layer: DynamicInt8, rows: int, dtype: torch.dtype) -> Kernel:
         """The fastest kernel for so many rows and the matrix that `layer` holds now."""
-        of = tuple((made.data_ptr(), 0 if made.is_inference() else made._version) for made in (layer.codes, layer.scales))
+        made_from = (layer.codes, layer.scales)
+        of = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in made_from)
         if of != self._of:
             self.kernels, self._of = {}, of
         asked = (measured_rows(rows), dtype, torch.get_num_threads())

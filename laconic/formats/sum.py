@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from laconic.formats.base import Format, weight_macs, weight_nbytes
 
-
 ROUNDS = 2
 """How often each of the two is refitted to what the other leaves."""
 

@@ -5,13 +5,14 @@ makes up for how far that has drifted before it and, where blocks were dropped b
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.anchor import Anchor
-from laconic.calibrate.residual import Residual, Sublayer, kind_of, paths_of, stream_before
+from laconic.calibrate.residual import Residual, kind_of, paths_of, stream_before
 from laconic.calibrate.rows import Rows, rows_of
 from laconic.calibrate.stream import Stream
 from laconic.calibrate.tap import Tap
@@ -93,10 +94,10 @@ class Comparison:
             after = self.then.run(number, piece.spans) if piece.spans > 1 else None
             for call, x in enumerate(now.inputs[pairs[0].name]):
                 rows = self._rows(batch, pairs[0], call, x)
+                heard = _Heard(now, then, call, after)
                 wanted = {pair.name: then.outputs[pair.there][call] for pair in pairs}
                 if follows:
-                    for name in wanted:
-                        wanted[name] = _made_up(piece, residual, (now, then), name, call, wanted[name], after)
+                    wanted = {name: _made_up(piece, residual, heard, name, y) for name, y in wanted.items()}
                 if anchor is None:
                     sizes = {name: y.shape[-1] for name, y in wanted.items()}
                     anchor = Anchor(x.shape[-1], sizes, self.lm.device)
@@ -149,23 +150,30 @@ def _numbers(tap: Tap) -> int:
     return sum(tensor.numel() for tensors in every for tensor in tensors)
 
 
-def _made_up(
-    piece: Piece, residual: Residual, taps: tuple[Tap, Tap], name: str, call: int, y: Tensor, after: Tensor | None
-) -> Tensor:
+@dataclass(frozen=True)
+class _Heard:
+    """One call: what passed through the model and through the original, and what leaves dropped blocks behind."""
+
+    now: Tap
+    then: Tap
+    call: int
+    after: Tensor | None
+
+
+def _made_up(piece: Piece, residual: Residual, heard: _Heard, name: str, y: Tensor) -> Tensor:
     """What the layer `name` should give so that the residual stream is that of the original; y where it writes none."""
     index = next((index for index, part in enumerate(piece.parts) if part.writer == name), None)
     if index is None:
         return y
-    now, then = taps
-    before = stream_before(now, str(piece.block), piece.parts, name, residual, call)
-    if after is not None and index == len(piece.parts) - 1:
-        stream = after.reshape(before.shape)
+    before = stream_before(heard.now, str(piece.block), piece.parts, name, residual, heard.call)
+    if heard.after is not None and index == len(piece.parts) - 1:
+        stream = heard.after.reshape(before.shape)
         if residual is Residual.SUM:
             return stream - before
         if piece.norm is not None:
-            return unnormed(piece.norm.place.module, stream, before + now.outputs[name][call]) - before
-    origin: Sublayer = piece.origins[index]
-    return y + stream_before(then, str(piece.there), piece.origins, origin.writer, residual, call) - before
+            return unnormed(piece.norm.place.module, stream, before + heard.now.outputs[name][heard.call]) - before
+    origin = piece.origins[index].writer
+    return y + stream_before(heard.then, str(piece.there), piece.origins, origin, residual, heard.call) - before
 
 
 def unnormed(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ the layer has no bias, the numbers that its format stores are those of least
     E‖y* − Ŵ x̃‖² + λ ‖Ŵ − Ŵ₀‖² = const + tr((W* − Ŵ) H (W* − Ŵ)^T),    H = C + λ I,  W* = (D + λ Ŵ₀) H^{-1},
 
 Ŵ₀ being what it multiplies by now. λ is chosen by cross-validation over two halves of the batches, from no change at
-all down, as if the layer could be W*: what serves that serves any format of it, and one format is solved for. Then b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (Z. Li et al., "AA-SVD", arXiv 2604.02119, for factors;
-E. Frantar, D. Alistarh, "SparseGPT", ICML 2023, for the weights that a mask keeps.)
+all down, as if the layer could be W* itself: what serves that serves any format of it, and one solution is enough. Then
+b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (AA-SVD, arXiv 2604.02119, is this for a low rank; GPTAQ, arXiv 2504.02692,
+for codes, which stay here.)
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate.anchor import Moments, chosen_ridge, error_of, wanted
+from laconic.calibrate.anchor import FOLDS, Moments, chosen_ridge, error_of, wanted
 from laconic.formats import Format
 from laconic.model import LanguageModel
+
 
 def bias_of(layer: nn.Module) -> Tensor | None:
     """(out,), or None."""
@@ -36,14 +38,14 @@ def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
 
 @torch.no_grad()
 def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
-    """Change the numbers that `layer` stores of its matrix, where what one half of the batches wants helps the other."""
-    W = matrix_of(layer).double()
-    ridge = chosen_ridge(W, folds)
+    """Change what `layer` stores of its matrix, where what one half of the batches asks for helps the other."""
+    present = matrix_of(layer).double()
+    ridge = chosen_ridge(present, folds)
     if ridge is None:
         return
-    target, level = wanted(W, whole, ridge), ridge * whole.C.diagonal().mean()
+    target, level = wanted(present, whole, ridge), ridge * whole.C.diagonal().mean()
     if isinstance(layer, Format):
-        layer.refit(target, whole.C + level * torch.eye(len(whole.C), dtype=W.dtype, device=W.device))
+        layer.refit(target, whole.C + level * torch.eye(len(whole.C), dtype=target.dtype, device=target.device))
     else:
         layer.get_parameter("weight").copy_(target.T if isinstance(layer, Conv1D) else target)
     for tensor in layer.parameters():
@@ -61,12 +63,16 @@ def centre(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
 
 
 @torch.no_grad()
-def adjust(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequence[Moments], gains: bool) -> None:
-    """Give a norm with the outputs x̃ the bias, and the gain of each channel, that bring them nearest to y*."""
-    gain = _gain(whole)
-    tried = [error_of(_gain(fold).diag(), other) for fold, other in zip(folds, reversed(folds), strict=True)]
-    if not gains or not sum(tried) < sum(error_of(torch.ones_like(gain).diag(), fold) for fold in folds):
-        gain = torch.ones_like(gain)
+def adjust(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
+    """Give a norm with the outputs x̃ the bias, and the gain of each channel, that bring them nearest to y*.
+
+    Gains stay where those of one of the `folds` err more on the other than none, or where there are too few.
+    """
+    gain, one = _gain(whole), torch.ones_like(whole.x)
+    pairs = list(zip(folds, reversed(folds), strict=True)) if len(folds) == FOLDS else []
+    tried = sum(error_of(_gain(fold).diag(), other) for fold, other in pairs)
+    if not tried < sum(error_of(one.diag(), fold) for fold, _ in pairs):
+        gain = one
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     bias.copy_((gain * bias.double() + whole.y - gain * whole.x).to(lm.dtype))
     weight.copy_((gain * weight.double()).to(lm.dtype))

@@ -4,7 +4,7 @@ A layer is a plain linear, or the format that has taken its place with all that 
 in the original, but for the numbers of blocks where some were dropped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -57,13 +57,8 @@ class Row:
     numbers: list[int]
     pieces: list[Piece]
 
-    def spans(self, index: int) -> int:
-        """How many blocks of the original the block of this number stands for."""
-        behind = [*self.numbers[1:], len(self.there)]
-        return behind[index] - self.numbers[index]
 
-
-def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> Iterator[Row]:
+def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
     """The blocks of each stack, in forward order.
 
     Raises:
@@ -71,32 +66,40 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> Iterator[Row]:
     """
     sites = original.sites(("all",))
     names = [layers.name for layers in layers_of(original)] if any(lm.dropped) else []
+    rows = []
     for index, ((stack, now), (_, were)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
         here, there = [path for path, _ in now], [path for path, _ in were]
-        numbers = list(range(len(there)))
-        for dropped in lm.dropped:
-            gone = dropped.get(names[index], ()) if names else ()
-            numbers = [number for place, number in enumerate(numbers) if place not in gone]
+        gone = [dropped.get(names[index], ()) for dropped in lm.dropped] if names else []
+        numbers = _left(len(there), gone)
         if len(numbers) != len(here):
             raise UserError(
-                f"The {stack.blocks} of the model has {len(here)} blocks, and it is not known which of the {len(there)} "
-                "of the original they are; correct before blocks are dropped in another way than by 'shorten'."
+                f"It is not known which blocks of the original the {len(here)} in '{stack.blocks}' are; put 'correct' "
+                "before the step that took the others out."
             )
-        row = Row(here, there, numbers, [])
-        for place, (path, number) in enumerate(zip(here, numbers, strict=True)):
+        pieces = []
+        for path, number, behind in zip(here, numbers, [*numbers[1:], len(there)], strict=True):
             inside = [site for site in sites if site.block == there[number]]
-            row.pieces.append(
+            pieces.append(
                 Piece(
                     steps=_steps(lm, original, inside, there[number], path),
                     block=path,
                     there=there[number],
-                    spans=row.spans(place),
+                    spans=behind - number,
                     parts=tuple(sublayers(stack, path, lambda name: has(lm.model, name))),
                     origins=tuple(sublayers(stack, there[number], lambda name: has(original.model, name))),
                     norm=_closing(lm, stack, path, there[number]),
                 )
             )
-        yield row
+        rows.append(Row(here, there, numbers, pieces))
+    return rows
+
+
+def _left(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
+    """The numbers of those of `count` blocks that are left after each of `gone` in turn; a part of a block is none."""
+    numbers = list(range(count))
+    for here in gone:
+        numbers = [number for place, number in enumerate(numbers) if place not in here]
+    return numbers
 
 
 def _closing(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
