@@ -67,8 +67,8 @@ class Anchor:
             fold.y[name] += y.sum(0, dtype=torch.float64)
             fold.products[name] += y.T @ x
 
-    def problem(self, site: str, W: Float[Tensor, "out in"], known: Known, centred: bool) -> Problem:
-        """What a method is to solve for `site`, whose matrix is W.
+    def moments(self, site: str, centred: bool) -> tuple[Moments, list[Moments]]:
+        """Those of `site` over all tokens, and over those of each fold that has some.
 
         Raises:
             UserError: its inputs, or the outputs wanted of it, are not finite.
@@ -76,7 +76,15 @@ class Anchor:
         whole = _moments(self._folds, site, centred)
         if not torch.isfinite(whole.C.sum() + whole.D.sum()):
             raise UserError(f"The inputs or outputs of '{site}' are not finite; check the model and the data.")
-        folds = [_moments([fold], site, centred) for fold in self._folds if fold.count]
+        return whole, [_moments([fold], site, centred) for fold in self._folds if fold.count]
+
+    def problem(self, site: str, W: Float[Tensor, "out in"], known: Known, centred: bool) -> Problem:
+        """What a method is to solve for `site`, whose matrix is W.
+
+        Raises:
+            UserError: its inputs, or the outputs wanted of it, are not finite.
+        """
+        whole, folds = self.moments(site, centred)
         ridge = chosen_ridge(W.double(), folds)
         target = W if ridge is None else wanted(W.double(), whole, ridge).to(W.dtype)
         gram = Gram.of(whole.C, whole.count)
@@ -107,15 +115,15 @@ def chosen_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float 
     """The ridge whose W*, made from one fold, errs least on the other; None where W itself errs least."""
     if len(folds) < FOLDS:
         return None
-    best, least = None, sum(_error(W, fold) for fold in folds)
+    best, least = None, sum(error_of(W, fold) for fold in folds)
     for ridge in RIDGES:
-        error = sum(_error(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True))
+        error = sum(error_of(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True))
         if not error < least:
             break
         best, least = ridge, error
     return best
 
 
-def _error(W: Float[Tensor, "out in"], moments: Moments) -> float:
+def error_of(W: Float[Tensor, "out in"], moments: Moments) -> float:
     """E‖y* − W x̃‖² less a constant: tr(W C W^T) − 2 tr(W D^T)."""
     return (W * (W @ moments.C - 2 * moments.D)).sum().item()

@@ -64,9 +64,12 @@ class Stream:
         return all(follows)
 
     @torch.no_grad()
-    def run(self, number: int) -> Tensor:
-        """The block where the stream stands, on batch `number`: its output."""
-        return self._calls[number][self._at].run(self._blocks[self._at], self._hidden[number])
+    def run(self, number: int, blocks: int = 1) -> Tensor:
+        """The block where the stream stands, and those behind it up to so many, on batch `number`: the last output."""
+        hidden = self._hidden[number]
+        for at in range(self._at, self._at + blocks):
+            hidden = self._calls[number][at].run(self._blocks[at], hidden)
+        return hidden
 
     def advance(self) -> None:
         """Go on to the next block, with the outputs of this one as it is now."""

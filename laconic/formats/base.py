@@ -96,6 +96,12 @@ class Format(nn.Module, ABC):
         """
         raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
 
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        """Come as near to `target` as what is stored can, at the least tr(E H E^T) with H = `moment`, in place.
+
+        Zeros, codes and ranks stay; the numbers beside them move. Where there are none, as by default, nothing does.
+        """
+
     def unpack(self) -> None:
         """Become what computes, once the tensors of a shell have been filled; done already is left as it is.
 
@@ -155,6 +161,15 @@ def looked_up(module: nn.Module) -> Float[Tensor, "width vocabulary"]:
 def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:
     """The (out, in) matrix of a plain linear or of a format; what nests inside a format goes through here."""
     return module.dense() if isinstance(module, Format) else module.get_parameter("weight")
+
+
+@torch.no_grad()
+def refit_weight(module: nn.Module, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+    """Bring the matrix of a plain linear, which can be any, or of a format to `target`, as `Format.refit` does."""
+    if isinstance(module, Format):
+        module.refit(target, moment)
+    else:
+        module.get_parameter("weight").copy_(target)
 
 
 def weight_nbytes(module: nn.Module) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.numerics.packing import packed_nbytes
+from laconic.numerics.tied import Sharing
 
 
 class Codebook(Coded):
@@ -57,12 +58,23 @@ class Codebook(Coded):
 
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         values = from_bytes(self.tables.detach())
+        return values.index_select(0, self._places(codes, columns).view(-1)).view(codes.shape)
+
+    def _places(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Tensor:
+        """Of each code's value among those of all tables."""
         places = codes.int()
         if self.group is not None:
             which = torch.arange(codes.shape[1], device=codes.device) if columns is None else columns
             rows = torch.arange(self.out_features, dtype=torch.int32, device=codes.device)[:, None]
             places.add_((rows * self.groups + (which // self.group).int()) * 2**self.bits)
-        return values.index_select(0, places.view(-1)).view(codes.shape)
+        return places
+
+    @property
+    def numbers(self) -> nn.Parameter:
+        return self.tables
+
+    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+        return Sharing(self._places(codes, None), torch.ones(self.shape, device=codes.device))
 
     def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
         values = from_bytes(self.tables.detach()).view(-1, self.groups, 2**self.bits)

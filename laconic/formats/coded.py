@@ -18,7 +18,9 @@ from laconic.formats.base import EmbeddingFormat, Format, own_bias
 from laconic.formats.fastest import Choice, fastest
 from laconic.formats.kernels import Family
 from laconic.formats.ready import Ready, left_to_kernels
+from laconic.numerics.grid import LARGEST_SCALE
 from laconic.numerics.packing import pack, pack_mask, packed_nbytes, take, unpack, unpack_mask
+from laconic.numerics.tied import Sharing, refit_tied
 
 
 class Coded(Format):
@@ -61,6 +63,15 @@ class Coded(Format):
         self.encode(self.codes_for(weight), self.support)
 
     @property
+    @abstractmethod
+    def numbers(self) -> nn.Parameter:
+        """The scales or the values, of 16 bits, that the codes stand for."""
+
+    @abstractmethod
+    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+        """Which of the `numbers` the weight of each code has, and how many times."""
+
+    @property
     def packed_names(self) -> tuple[str, ...]:
         return tuple(name for name, tensor in self.named_parameters() if not tensor.is_floating_point())
 
@@ -83,13 +94,26 @@ class Coded(Format):
             self.kept_bits = frozen(pack_mask(mask))
 
     def dense(self) -> Float[Tensor, "out in"]:
+        codes, mask = self.unpacked(), self.support
+        values = self.decoded(codes, None)
+        return (values if mask is None else torch.where(mask, values, 0)).to(self.weight.dtype)
+
+    def unpacked(self) -> Integer[Tensor, "out in"]:
+        """The code of every weight; 0 where it was pruned."""
         mask = self.support
         if mask is None:
-            codes = unpack(self.codes.detach(), self.bits, self.out_features * self.in_features).view(self.shape)
-            return self.decoded(codes, None).to(self.weight.dtype)
+            return unpack(self.codes.detach(), self.bits, self.out_features * self.in_features).view(self.shape)
         codes = torch.zeros(self.shape, dtype=torch.uint8, device=mask.device)
         codes[mask] = unpack(self.codes.detach(), self.bits, int(mask.count_nonzero()))
-        return torch.where(mask, self.decoded(codes, None), 0).to(self.weight.dtype)
+        return codes
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        codes, mask = self.unpacked(), self.support
+        places, factors = self.sharing(codes)
+        shared = Sharing(places, factors if mask is None else factors * mask)
+        with torch.no_grad():
+            numbers = refit_tied(target, shared, from_bytes(self.numbers.detach()), moment)
+            self.numbers.copy_(as_bytes(numbers.clamp(-LARGEST_SCALE, LARGEST_SCALE)))
 
     def columns(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
         """Some columns of the matrix; where nothing was pruned no other is decoded."""
@@ -132,7 +156,7 @@ class Coded(Format):
         rows = x.shape[:-1].numel()
         if family is not None and rows <= family.most_rows:
             kernel = self._ready.kernel(
-                self.codes,
+                (self.codes, self.numbers),
                 rows,
                 x.dtype,
                 lambda: self.choice(rows, x.dtype),

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laconic.formats.base import Format, own_bias
+from laconic.formats.base import Format, own_bias, refit_weight
 
 
 class Dense(Format):
@@ -39,6 +39,9 @@ class Dense(Format):
 
     def dense(self) -> Float[Tensor, "out in"]:
         return self.linear.weight
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        refit_weight(self.linear, target, moment)
 
     def nbytes(self) -> int:
         return self.linear.weight.nbytes

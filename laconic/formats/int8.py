@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.formats.int8_kernels import INT8, Matrix
 from laconic.formats.kernels import Family
+from laconic.numerics.tied import Sharing, grid_places
 
 
 class DynamicInt8(Coded):
@@ -63,6 +64,13 @@ class DynamicInt8(Coded):
         scale = from_bytes(self.scales.detach())[:, None]
         steps = (weight.float() * torch.where(scale == 0, 0, 1 / scale)).round_().clamp_(-128, 127)
         return steps.to(torch.int8).view(torch.uint8)
+
+    @property
+    def numbers(self) -> nn.Parameter:
+        return self.scales
+
+    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+        return Sharing(grid_places(self.shape, self.in_features, codes.device), codes.view(torch.int8).float())
 
     def dense(self) -> Float[Tensor, "out in"]:
         return self.matrix.dense(self.weight.dtype)

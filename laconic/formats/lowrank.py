@@ -6,8 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laconic.formats.base import EmbeddingFormat, Format, dense_weight, give_bias, looked_up, weight_macs, weight_nbytes
+from laconic.formats.base import (
+    EmbeddingFormat,
+    Format,
+    dense_weight,
+    give_bias,
+    looked_up,
+    refit_weight,
+    weight_macs,
+    weight_nbytes,
+)
 from laconic.formats.latent import Latent
+from laconic.numerics.lowrank import output_factor
 
 
 class LowRank(Format):
@@ -50,6 +60,9 @@ class LowRank(Format):
 
     def dense(self) -> Float[Tensor, "out in"]:
         return dense_weight(self.left) @ dense_weight(self.right)
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        refit_weight(self.left, *output_factor(target, dense_weight(self.right).detach(), moment))
 
     def nbytes(self) -> int:
         return weight_nbytes(self.left) + weight_nbytes(self.right)

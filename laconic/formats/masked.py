@@ -18,6 +18,7 @@ from laconic.errors import UserError
 from laconic.formats.base import Format
 from laconic.numerics.combinations import follows, index_bits, ranks, unranked
 from laconic.numerics.packing import pack, pack_mask, packed_nbytes, unpack, unpack_mask
+from laconic.numerics.refit import inverse, refit
 
 VALUES = "values"
 BITS = "bits"
@@ -77,6 +78,13 @@ class Masked(Format):
 
     def dense(self) -> Float[Tensor, "out in"]:
         return self.oriented(self.plain_weight)
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        assert self.mask is not None, "what is packed is not computed with"
+        H = moment.double()
+        values = refit(target, self.mask, H, inverse(H))
+        with torch.no_grad():
+            self.plain_weight.copy_(self.oriented(values))
 
     @property
     def plain_weight(self) -> Tensor:

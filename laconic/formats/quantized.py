@@ -15,6 +15,7 @@ from laconic.formats.int4_kernels import MOST_BITS, FewBits, Packed, group_of
 from laconic.formats.kernels import Family
 from laconic.numerics.grid import Grid, codes_of, values_of
 from laconic.numerics.packing import pack, packed_nbytes, unpack
+from laconic.numerics.tied import Sharing, grid_places
 
 
 class Quantized(Coded):
@@ -111,6 +112,17 @@ class Quantized(Coded):
             return codes_of(weight, self.grid)
         scales = from_bytes(self.column_scales.detach())
         return codes_of(weight * torch.where(scales == 0, 0, 1 / scales), self.grid)
+
+    @property
+    def numbers(self) -> nn.Parameter:
+        return self.scales
+
+    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+        grid = self.grid
+        factors = values_of(codes, grid._replace(scale=torch.ones_like(grid.scale)))
+        if self.column_scales is not None:
+            factors *= from_bytes(self.column_scales.detach())
+        return Sharing(grid_places(self.shape, self.group, codes.device), factors)
 
     def spec(self) -> dict[str, Any]:
         scaled = {} if self.column_scales is None else {"scaled": True}

@@ -3,7 +3,7 @@
 Where gradients are asked for, on a GPU, and while a compiler looks on, the matrix is decoded for each product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,13 +47,13 @@ class Ready:
 
     def kernel(
         self,
-        codes: Tensor,
+        made_from: Sequence[Tensor],
         rows: int,
         dtype: torch.dtype,
         choose: Callable[[], Choice | None],
         make: Callable[[str], Kernel],
     ) -> Kernel | None:
-        """The kernel of `choose` for so many rows, made once of the `codes` that the layer holds; None to decode it."""
+        """The kernel of `choose` for so many rows, made once of the tensors that it is `made_from`; None to decode."""
         asked = (measured_rows(rows), dtype, torch.get_num_threads())
         if asked not in self._chosen:
             choice = choose()
@@ -61,7 +61,7 @@ class Ready:
         name = self._chosen[asked]
         if name == DECODED:
             return None
-        of = (codes.data_ptr(), 0 if codes.is_inference() else codes._version)
+        of = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in made_from)
         if of != self._of:
             self._kernels, self._of = {}, of
         if (name, dtype) not in self._kernels:

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from laconic.errors import UserError
-from laconic.formats.base import Format, dense_weight, own_bias, weight_macs, weight_nbytes
+from laconic.formats.base import Format, dense_weight, own_bias, refit_weight, weight_macs, weight_nbytes
 from laconic.formats.lowrank import LowRank
+from laconic.numerics.lowrank import output_factor
 
 
 class LowRankReader(Format):
@@ -47,6 +48,9 @@ class LowRankReader(Format):
 
     def dense(self) -> Float[Tensor, "out in"]:
         return dense_weight(self.left) @ dense_weight(self._source[0].right)
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        refit_weight(self.left, *output_factor(target, dense_weight(self._source[0].right).detach(), moment))
 
     def nbytes(self) -> int:
         return weight_nbytes(self.left)

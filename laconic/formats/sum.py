@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from laconic.formats.base import Format, weight_macs, weight_nbytes
 
+ROUNDS = 2
+"""How often each of the two is refitted to what the other leaves."""
+
 
 class Sum(Format):
     """y = S x + A B x + bias. `first` and `second` are formats of the same shape; the bias is that of `first`."""
@@ -51,6 +54,12 @@ class Sum(Format):
     def dense(self) -> Float[Tensor, "out in"]:
         first, second = self.parts
         return first.dense() + second.dense()
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        first, second = self.parts
+        for _ in range(ROUNDS):
+            first.refit(target - second.dense().detach(), moment)
+            second.refit(target - first.dense().detach(), moment)
 
     def nbytes(self) -> int:
         return weight_nbytes(self.first) + weight_nbytes(self.second)

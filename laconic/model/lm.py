@@ -1,7 +1,7 @@
 """A Transformers model seen as stacks of blocks and sites, with the surgery that compression needs."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,7 @@ class LanguageModel:
     place, so that the model in memory equals the one that is reloaded.
 
     original is the model as it was before the first of several steps, with tensors of its own; None where no step
-    looks at it.
+    looks at it. dropped are the layers that each step since then has dropped, by stack, as numbered before it.
     """
 
     model: PreTrainedModel
@@ -38,6 +38,7 @@ class LanguageModel:
     source: str = ""
     target_tokenizer: PreTrainedTokenizerBase | None = None
     original: "LanguageModel | None" = None
+    dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":

@@ -68,6 +68,16 @@ def _from_input_side(
     return balanced(Components(W @ RV, RV.T @ WFW))
 
 
+def output_factor(
+    W: Float[Tensor, "out in"], B: Float[Tensor, "r in"], H: Float[Tensor, "in in"]
+) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r r"]]:
+    """The A of least tr((W − A B) H (W − A B)^T) = const + tr((A' − A) B H B^T (A' − A)^T), and B H B^T."""
+    B, H = B.double(), H.double()
+    HB = H @ B.T
+    moment = B @ HB
+    return torch.cholesky_solve((W.double() @ HB).T, root_factor(moment)).T, moment
+
+
 def balanced(components: Components) -> Components:
     """Scale each pair so that ‖a_i‖ = ‖b_i‖, which keeps half-precision factors away from their extremes."""
     A, B = components

@@ -121,8 +121,9 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
         if now is not None and data is not None and now.tokenizer is not lm.tokenizer:
             data = replace(data, batches=_read_again(now, data))
         lm = now or lm
+        lm = replace(lm, dropped=(*lm.dropped, outcomes[-1].dropped))
         processes.copy_from_first({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
-    return replace(lm, original=None), _together(outcomes)
+    return replace(lm, original=None, dropped=()), _together(outcomes)
 
 
 def _read_again(lm: LanguageModel, data: Calibration) -> list[Batch]:

@@ -1,11 +1,12 @@
 """Steps that win quality back: trained on the task, taught by the original, or corrected in closed form."""
 
 from laconic.compress import Step
+from laconic.recover.correct import Correct
 from laconic.recover.distil import Distil
 from laconic.recover.finetune import Finetune
 from laconic.recover.matches import Match
 from laconic.recover.student import Student
 
-RECOVERING: tuple[type[Step], ...] = (Student, Finetune, Distil)
+RECOVERING: tuple[type[Step], ...] = (Correct, Student, Finetune, Distil)
 
-__all__ = ["RECOVERING", "Distil", "Finetune", "Match", "Student"]
+__all__ = ["RECOVERING", "Correct", "Distil", "Finetune", "Match", "Student"]

@@ -83,26 +83,26 @@ class Student(Step):
             UserError: there are no such blocks, or no such model, or it does another task.
         """
         self.check(lm)
-        now = self._another(lm) if self.model is not None else self._smaller(lm)
+        now, dropped = (self._another(lm), {}) if self.model is not None else self._smaller(lm)
         if now.task is not lm.task:
             raise UserError(f"The student '{self.model}' does {now.task}, and the model {lm.task}; take one that does.")
         before, after = (model.stored_nbytes(model.sites(("all",))) for model in (lm, now))
         names = dict.fromkeys((*before, *after), 0)
-        return Outcome(plan={}, before=names | before, after=names | after, now=now)
+        return Outcome(plan={}, before=names | before, after=names | after, dropped=dropped, now=now)
 
-    def _smaller(self, lm: LanguageModel) -> LanguageModel:
+    def _smaller(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
+        """The student, and which blocks of the model it has not."""
         small = lm.copy()
-        if self.blocks is not None:
-            Shorten(blocks=self._others(lm)).apply(small, None)
+        dropped = {} if self.blocks is None else Shorten(blocks=self._others(lm)).apply(small, None).dropped
         if not self._is_random:
-            return small
+            return small, dropped
         config = copy.deepcopy(small.model.config)
         config.update(self.config)
         fresh = self._random(config, type(small.model))
         torch.nn.Module.to(fresh, lm.device)
         if self.outside:
             _copy_outside(small, fresh)
-        return replace(small, model=fresh.train(lm.model.training))
+        return replace(small, model=fresh.train(lm.model.training)), dropped
 
     def _another(self, lm: LanguageModel) -> LanguageModel:
         assert self.model is not None

@@ -1,0 +1,190 @@
+"""The model and the original run side by side: what each layer reads now, and what it should give.
+
+That is what the layer of the original gives, from inputs of its own. A layer that writes to the residual stream also
+makes up for how far that has drifted before it and, where blocks were dropped behind its own, for what these would add.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.anchor import Anchor
+from laconic.calibrate.residual import Residual, kind_of, paths_of, stream_before
+from laconic.calibrate.rows import Rows, rows_of
+from laconic.calibrate.stream import Stream
+from laconic.calibrate.tap import Tap
+from laconic.model import Batch, LanguageModel, Task
+from laconic.recover.correct.fit import matrix_of
+from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
+
+KEPT_NUMBERS = 2**26
+"""Numbers that pass through a block of the original are kept up to this many (256 MiB), and computed again beyond."""
+
+LEAST_GAIN = 0.1
+"""Of the mean gain of a norm: channels with less count as having that."""
+
+Step = tuple[list[Pair], Anchor]
+
+
+class Comparison:
+    """`lm` beside `original`, which both are evaluated, over batches."""
+
+    def __init__(self, lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
+        self.lm, self.original, self.track = lm, original, data.track
+        self.batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
+        self.now, self.then = Stream(lm, self.batches), Stream(original, self.batches)
+        self._kept: dict[int, Tap] = {}
+
+    def steps(self) -> Iterator[Step]:
+        """The layers of each distinct input and what was measured of them, in forward order.
+
+        They may be changed before the next ones are asked for.
+        """
+        for row in rows_of_blocks(self.lm, self.original):
+            entered = [self.now.enter(self._modules(self.lm, row.here))]
+            entered.append(self.then.enter(self._modules(self.original, row.there)))
+            if not all(entered):
+                # Blocks that are called in another order: only whole runs can be compared, call by call.
+                if len(row.here) == len(row.there):
+                    for piece in row.pieces:
+                        yield from self._compared(Piece(piece.steps))
+                continue
+            at = 0
+            for piece, number in self.track(list(zip(row.pieces, row.numbers, strict=True)), "Correcting the blocks"):
+                for _ in range(number - at):
+                    self.then.advance()
+                at = number
+                yield from self._compared(piece)
+                self.now.advance()
+        yield from self._compared(outside(self.lm, self.original))
+
+    def _modules(self, lm: LanguageModel, paths: list[str]) -> list[nn.Module]:
+        return [lm.model.get_submodule(path) for path in paths]
+
+    def _compared(self, piece: Piece) -> Iterator[Step]:
+        residual = Residual.UNKNOWN
+        if piece.there is not None:
+            with Tap(self.original.model, paths_of(piece.there, piece.origins)) as tap:
+                self.then.run(0)
+            residual = kind_of(tap, piece.there, piece.origins)
+        self._kept.clear()
+        for pairs in piece.steps:
+            fitting = [pair for pair in pairs if self._fits(pair)]
+            if fitting:
+                yield fitting, self._measured(piece, residual, fitting)
+        if piece.norm is not None and residual is Residual.READ:
+            yield [piece.norm], self._closed(piece, piece.norm)
+
+    def _fits(self, pair: Pair) -> bool:
+        """Whether the layer gives as many numbers as that of the original: one that lost heads or channels does not."""
+        return width(self.lm.model.get_submodule(pair.name)) == width(self.original.model.get_submodule(pair.there))
+
+    @torch.no_grad()
+    def _measured(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
+        follows = piece.block is not None and piece.there is not None and residual is not Residual.UNKNOWN
+        here = [pair.name for pair in pairs] + (paths_of(str(piece.block), piece.parts) if follows else [])
+        anchor: Anchor | None = None
+        for number, batch in enumerate(self.batches):
+            with Tap(self.lm.model, here) as now:
+                _run(self.now, piece, number)
+            then = self._there(piece, number)
+            after = self.then.run(number, piece.spans) if piece.spans > 1 else None
+            for call, x in enumerate(now.inputs[pairs[0].name]):
+                rows = self._rows(batch, pairs[0], call, x)
+                heard = _Heard(now, then, call, after)
+                wanted = {pair.name: then.outputs[pair.there][call] for pair in pairs}
+                if follows:
+                    wanted = {name: _made_up(piece, residual, heard, name, y) for name, y in wanted.items()}
+                if anchor is None:
+                    sizes = {name: y.shape[-1] for name, y in wanted.items()}
+                    anchor = Anchor(x.shape[-1], sizes, self.lm.device)
+                lines = {name: rows.of(rows.lines(y)) for name, y in wanted.items()}
+                anchor.update(number, rows.of(rows.lines(x)), lines)
+        assert anchor is not None
+        return anchor
+
+    @torch.no_grad()
+    def _closed(self, piece: Piece, norm: Pair) -> Anchor:
+        """The norm that closes `piece` gives the stream itself: what it gives now, and what it should."""
+        features = self.lm.model.get_submodule(norm.name).get_parameter("weight").numel()
+        anchor = Anchor(features, {norm.name: features}, self.lm.device)
+        for number, batch in enumerate(self.batches):
+            now, wanted = self.now.run(number), self.then.run(number, piece.spans)
+            rows = self._rows(batch, norm, 0, now)
+            anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(wanted))})
+        return anchor
+
+    def _there(self, piece: Piece, number: int) -> Tap:
+        """What passes through the original, which is the same for every step of `piece`."""
+        if number in self._kept:
+            return self._kept[number]
+        paths = [pair.there for step in piece.steps for pair in step]
+        if piece.there is not None:
+            paths += paths_of(piece.there, piece.origins)
+        with Tap(self.original.model, dict.fromkeys(paths)) as tap:
+            _run(self.then, piece, number)
+        if sum(map(_numbers, self._kept.values())) + _numbers(tap) <= KEPT_NUMBERS:
+            self._kept[number] = tap
+        return tap
+
+    def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> Rows:
+        source = batch["attention_mask"].bool()
+        target = batch["labels"] != -100 if self.lm.task is Task.SEQ2SEQ else source
+        reads = pair.place.reads
+        return rows_of(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
+
+
+def _run(stream: Stream, piece: Piece, number: int) -> None:
+    if piece.block is None:
+        stream.run_whole(number)
+    else:
+        stream.run(number)
+
+
+def _numbers(tap: Tap) -> int:
+    """In what was listened to, at most: a tensor may be there several times."""
+    every = (*tap.inputs.values(), *tap.outputs.values())
+    return sum(tensor.numel() for tensors in every for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """One call: what passed through the model and through the original, and what leaves dropped blocks behind."""
+
+    now: Tap
+    then: Tap
+    call: int
+    after: Tensor | None
+
+
+def _made_up(piece: Piece, residual: Residual, heard: _Heard, name: str, y: Tensor) -> Tensor:
+    """What the layer `name` should give so that the residual stream is that of the original; y where it writes none."""
+    index = next((index for index, part in enumerate(piece.parts) if part.writer == name), None)
+    if index is None:
+        return y
+    before = stream_before(heard.now, str(piece.block), piece.parts, name, residual, heard.call)
+    if heard.after is not None and index == len(piece.parts) - 1:
+        stream = heard.after.reshape(before.shape)
+        if residual is Residual.SUM:
+            return stream - before
+        if piece.norm is not None:
+            return unnormed(piece.norm.place.module, stream, before + heard.now.outputs[name][heard.call]) - before
+    origin = piece.origins[index].writer
+    return y + stream_before(heard.then, str(piece.there), piece.origins, origin, residual, heard.call) - before
+
+
+def unnormed(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+    """What `norm`, with the mean and the variance that x has, makes y of."""
+    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    # A channel that is nearly shut says next to nothing of what came in.
+    least = LEAST_GAIN * weight.abs().mean()
+    gain = torch.where(weight < 0, -1.0, 1.0) * weight.abs().clamp(min=least)
+    return x.std(-1, correction=0, keepdim=True) * (y - bias) / gain + x.mean(-1, keepdim=True)
+
+
+def width(module: nn.Module) -> int:
+    """Outputs of a plain linear or a format."""
+    return matrix_of(module).shape[0]

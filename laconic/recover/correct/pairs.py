@@ -1,0 +1,137 @@
+"""Which layer of the original each layer of the compressed model stands for, and what is run to compare them.
+
+A layer is a plain linear, or the format that has taken its place with all that lies in it. It has the path that it has
+in the original, but for the numbers of blocks where some were dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from laconic.calibrate.residual import Sublayer, sublayers
+from laconic.errors import UserError
+from laconic.formats import Format
+from laconic.model import Group, LanguageModel, Site
+from laconic.model.anatomy import Stack
+from laconic.model.layers import layers_of
+from laconic.model.places import has
+from laconic.model.site import Place
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer by its paths in the model and in the original; `place` says whose tokens that of the original reads."""
+
+    name: str
+    there: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is run again and again while its layers are corrected: one block, or the whole model (paths None).
+
+    steps:   its layers in forward order, those that read one input together.
+    block:   its path, and `there` the path of the block that it stands for.
+    spans:   how many blocks of the original it stands for: that one and those behind it that were dropped.
+    norm:    the norm that closes the block.
+    parts:   what reads and what writes the residual stream, by paths in the model, and `origins` in the original.
+    """
+
+    steps: list[list[Pair]]
+    block: str | None = None
+    there: str | None = None
+    spans: int = 1
+    parts: tuple[Sublayer, ...] = ()
+    origins: tuple[Sublayer, ...] = ()
+    norm: Pair | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The blocks of one stack: paths in the model, paths in the original, and the numbers of the former among these."""
+
+    here: list[str]
+    there: list[str]
+    numbers: list[int]
+    pieces: list[Piece]
+
+
+def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
+    """The blocks of each stack, in forward order.
+
+    Raises:
+        UserError: it cannot be told which blocks of the original they are.
+    """
+    sites = original.sites(("all",))
+    names = [layers.name for layers in layers_of(original)] if any(lm.dropped) else []
+    rows = []
+    for index, ((stack, now), (_, were)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
+        here, there = [path for path, _ in now], [path for path, _ in were]
+        gone = [dropped.get(names[index], ()) for dropped in lm.dropped] if names else []
+        numbers = _left(len(there), gone)
+        if len(numbers) != len(here):
+            raise UserError(
+                f"It is not known which blocks of the original the {len(here)} in '{stack.blocks}' are; put 'correct' "
+                "before the step that took the others out."
+            )
+        pieces = []
+        for path, number, behind in zip(here, numbers, [*numbers[1:], len(there)], strict=True):
+            inside = [site for site in sites if site.block == there[number]]
+            pieces.append(
+                Piece(
+                    steps=_steps(lm, original, inside, there[number], path),
+                    block=path,
+                    there=there[number],
+                    spans=behind - number,
+                    parts=tuple(sublayers(stack, path, lambda name: has(lm.model, name))),
+                    origins=tuple(sublayers(stack, there[number], lambda name: has(original.model, name))),
+                    norm=_closing(lm, stack, path, there[number]),
+                )
+            )
+        rows.append(Row(here, there, numbers, pieces))
+    return rows
+
+
+def _left(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
+    """The numbers of those of `count` blocks that are left after each of `gone` in turn; a part of a block is none."""
+    numbers = list(range(count))
+    for here in gone:
+        numbers = [number for place, number in enumerate(numbers) if place not in here]
+    return numbers
+
+
+def _closing(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
+    closing = None if stack.depth is None else stack.depth.closing
+    path = f"{block}.{closing}"
+    if closing is None or not has(lm.model, path):
+        return None
+    norm = lm.model.get_submodule(path)
+    # Others may have no bias, or add something to their weight.
+    plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
+    return Pair(path, f"{there}.{closing}", Place(path, norm, (stack.reads,))) if plain else None
+
+
+def outside(lm: LanguageModel, original: LanguageModel) -> Piece:
+    """The layers behind the blocks."""
+    heads = [site for site in original.sites(("*",)) if site.group is Group.HEAD]
+    return Piece(_steps(lm, original, heads, "", ""))
+
+
+def _steps(lm: LanguageModel, original: LanguageModel, sites: Sequence[Site], block: str, now: str) -> list[list[Pair]]:
+    by_input: dict[str, dict[str, Pair]] = {}
+    for site in sites:
+        there = _whole(original.model, site.name)
+        name = now + there.removeprefix(block) if block else there
+        seen = any(there in pairs for pairs in by_input.values())
+        if not seen and has(lm.model, name):
+            by_input.setdefault(site.input, {})[there] = Pair(name, there, site.places[0])
+    return [list(pairs.values()) for pairs in by_input.values()]
+
+
+def _whole(model: nn.Module, name: str) -> str:
+    """The outermost format that the module of that name lies in, or itself."""
+    parts = name.split(".")
+    paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return next((path for path in paths if isinstance(model.get_submodule(path), Format)), name)
