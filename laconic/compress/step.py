@@ -45,8 +45,6 @@ class Step(ABC):
     """One line of a recipe."""
 
     name: ClassVar[str]
-    looks_at_original: ClassVar[bool] = False
-    """True where `check` is right whatever steps came before, because it asks of nothing that they could make."""
 
     @property
     @abstractmethod
@@ -56,6 +54,13 @@ class Step(ABC):
     @abstractmethod
     def check(self, lm: LanguageModel) -> None:
         """Raise UserError where `apply` would for the structure of `lm` alone; its weights may be absent."""
+
+    @abstractmethod
+    def rehearse(self, lm: LanguageModel) -> None:
+        """Give `lm`, which is on the meta device and has passed `check`, the structure that `apply` leaves.
+
+        What the weights or the data decide is guessed: what is targeted is compressed, and what is dropped lies last.
+        """
 
     @abstractmethod
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:

@@ -4,6 +4,7 @@ from laconic.store.atomic import check_output
 from laconic.store.folder import file_bytes, save
 from laconic.store.materialize import materialize
 from laconic.store.quantizer import LaconicConfig, LaconicQuantizer, attach, register
+from laconic.store.skeleton import skeleton
 
 __all__ = [
     "LaconicConfig",
@@ -14,4 +15,5 @@ __all__ = [
     "materialize",
     "register",
     "save",
+    "skeleton",
 ]
