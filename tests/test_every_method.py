@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from laconic.calibrate import Gram, OutputGram
+from laconic.calibrate import Gram, Known, OutputGram
 from laconic.methods import (
     METHODS,
     Asvd,
@@ -31,6 +31,8 @@ from laconic.methods import (
     Wlra,
     Yaqa,
 )
+from laconic.methods.prune.scored import Scored
+from laconic.methods.prune.size import Pruning
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
 from tests.matrices import CASES, Case, case
@@ -106,6 +108,31 @@ def test_its_forward_multiplies_by_what_it_calls_dense(method: Method):
     compressed = method.at(0.5, (24, 40)).compress(matrix.weight, matrix.known)
     x = torch.randn(5, 40)
     assert torch.allclose(compressed(x), x @ compressed.dense().T, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("keep", [0.7, 0.4])
+def test_its_form_is_what_it_makes_but_for_the_numbers(method: Method, keep: float):
+    matrix = case("formed", (24, 40))
+    sized = method.at(keep, (24, 40))
+    made, form = sized.compress(matrix.weight, matrix.known), sized.form((24, 40))
+    assert {tensor.device.type for tensor in form.parameters()} == {"meta"}
+    assert (form.kind, form.spec(), form.nbytes()) == (made.kind, made.spec(), made.nbytes())
+    assert (form.support is None) == (made.support is None)
+    assert method.form((24, 40)).kind == form.kind
+
+
+@pytest.mark.parametrize("method", [method for method in EXAMPLES if method.keeps_support], ids=lambda one: one.name)
+def test_its_form_counts_what_an_earlier_step_left(method: Method):
+    matrix = case("pruned before", (24, 40))
+    support = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) > 0.2
+    kept = int(support.count_nonzero())
+    sized = method.at(0.9, (24, 40)) if isinstance(method, Scored) else method.at(0.3, (24, 40))
+    made = sized.compress(matrix.weight * support, Known(matrix.known, support))
+    # Where whole rows or columns go, or as many of every row, it depends on where the zeros are.
+    if not isinstance(sized, Pruning) or sized.grain((24, 40)) == 1:
+        assert sized.form((24, 40), kept).spec() == made.spec()
+    assert sized.form((24, 40), kept).support is not None
 
 
 @every_method

@@ -36,10 +36,10 @@ def evaluate(
     names = split(tasks or [])
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
-    seen = skeleton(model)
+    task = skeleton(model).task
     if against is not None:
         check_model(against)
-    check_tasks(names, None if seen is None else seen.task, compared=against is not None)
+    check_tasks(names, task, compared=against is not None)
     with progress() as track:
         original = None if against is None else load(against, device)
         result = evaluate_model(load(model, device), names, limit=limit, against=original, track=track).to_json()

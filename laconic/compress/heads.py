@@ -15,7 +15,7 @@ from laconic.compress.matrices import Keep
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
-from laconic.model.heads import HeadedAttention, HeadMaps, headed_attentions, reshape
+from laconic.model.heads import HeadedAttention, HeadMaps, headed_attentions, reshape, zero_padding
 from laconic.numerics.bilinear import affine_moment, identity_components
 
 Positive = Annotated[int, Field(ge=1)]
@@ -31,7 +31,6 @@ class ShrinkHeads(Step):
     """
 
     name = "shrink-heads"
-    looks_at_original = True
 
     keep: Keep | None = None
     size: Positive | None = None
@@ -53,6 +52,12 @@ class ShrinkHeads(Step):
     def check(self, lm: LanguageModel) -> None:
         for attention in headed_attentions(lm):
             self._new_size(attention)
+
+    def rehearse(self, lm: LanguageModel) -> None:
+        for attention in headed_attentions(lm):
+            size = self._new_size(attention)
+            if size < attention.size:
+                reshape(lm, attention, zero_padding(attention, size))
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, and map the projections of every attention.

@@ -18,7 +18,7 @@ from laconic.compress.coded import check_not_coded
 from laconic.compress.planning import solved, split_by_group, units_of
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
-from laconic.compress.put import carried_out
+from laconic.compress.put import carried_out, put_form
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families, planned_families
 from laconic.compress.ways import WAYS, Allocation, Job, Planned, Way
@@ -130,6 +130,15 @@ class Compress(Step):
         for unit, method in solved(of, self.method, self.plan):
             if mistake := method.misfit(unit.shape, f"'{unit.name}'"):
                 raise mistake
+
+    def rehearse(self, lm: LanguageModel) -> None:
+        of = self._families(lm)
+        job = Job(asked=self._asked, lm=lm, families=of, problems={}, data=None)
+        plan = self._way.foreseen(job) if self.plan is None else self.plan
+        for unit in units_of(plan, of):
+            method = plan[unit.name]
+            if method is not None:
+                put_form(lm, unit, method)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve; what was worked out of the same matrices before is not worked out again.

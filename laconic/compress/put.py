@@ -70,6 +70,18 @@ def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict
     return sizes
 
 
+def put_form(lm: LanguageModel, unit: Unit, method: Method) -> None:
+    """As `put`, where `lm` has no weights: the format as `method` makes it, without numbers."""
+    here = unit.sites[0].module
+    kept = here.count if isinstance(here, Format) and here.support is not None else None
+    whole = method.form(unit.shape, kept).to(lm.dtype)
+    count = unit.shape[0] * unit.shape[1]
+    if whole.nbytes() >= count * lm.dtype.itemsize and whole.count == count:
+        return
+    for site, format in zip(unit.sites, _divided(whole, unit), strict=True):
+        lm.replace(site, format)
+
+
 def _divided(whole: Format, unit: Unit) -> tuple[Format, ...]:
     if len(unit.sites) == 1:
         return (whole,)

@@ -51,8 +51,6 @@ class Step(ABC):
     """One line of a recipe."""
 
     name: ClassVar[str]
-    looks_at_original: ClassVar[bool] = False
-    """True where `check` is right whatever steps came before, because it asks of nothing that they could make."""
     needs_original: ClassVar[bool] = False
     """True where `apply` compares the model with `LanguageModel.original`."""
 
@@ -64,6 +62,14 @@ class Step(ABC):
     @abstractmethod
     def check(self, lm: LanguageModel) -> None:
         """Raise UserError where `apply` would for the structure of `lm` alone; its weights may be absent."""
+
+    @abstractmethod
+    def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
+        """Give `lm`, which is on the meta device and has passed `check`, the structure that `apply` leaves.
+
+        What the weights or the data decide is guessed: what is targeted is compressed, and what is dropped lies last.
+        Returns another model where `apply` goes on with one.
+        """
 
     @abstractmethod
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
 from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
-from laconic.numerics.packing import packed_nbytes
 from laconic.numerics.tied import Sharing
 
 
@@ -101,8 +100,3 @@ def tables_nbytes(shape: tuple[int, int], bits: int, group: int | None) -> int:
     """Bytes of the tables of a matrix of `shape`."""
     tables = 1 if group is None else shape[0] * -(-shape[1] // group)
     return 2 * tables * 2**bits
-
-
-def codebook_nbytes(shape: tuple[int, int], bits: int, group: int | None) -> int:
-    """Bytes on disk of a matrix of `shape` where nothing was pruned."""
-    return packed_nbytes(shape[0] * shape[1], bits) + tables_nbytes(shape, bits, group)

@@ -108,7 +108,8 @@ class Masked(Format):
     def fill(self, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], trainable: bool = True) -> None:
         """Become the plain module that has `weight` where `mask` is True, and zero elsewhere."""
         self.values = self.bits = None
-        self.mask, self.kept = mask, int(mask.count_nonzero())
+        # Without numbers nothing can be counted, and what was said stands.
+        self.mask, self.kept = mask, self.kept if mask.is_meta else int(mask.count_nonzero())
         weight = self.oriented(torch.where(mask, weight, 0)).contiguous()
         self.hold(nn.Parameter(weight, requires_grad=trainable))
 
@@ -119,6 +120,9 @@ class Masked(Format):
             UserError: there are more or fewer values than the mask keeps.
         """
         if self.values is None or self.bits is None:
+            return
+        if self.bits.is_meta:
+            self.fill(self.values.new_empty(self.shape), self.bits.new_empty(self.shape, dtype=torch.bool))
             return
         mask, trainable = self._mask_of(self.bits.detach()), self.values.requires_grad
         if int(mask.count_nonzero()) != len(self.values):

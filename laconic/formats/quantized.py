@@ -135,11 +135,3 @@ class Quantized(Coded):
         if scaled:
             layer.column_scales = stored(2 * layer.in_features)
         return layer
-
-
-def quantized_nbytes(
-    shape: tuple[int, int], bits: int, group: int | None, symmetric: bool, kept: int | None = None
-) -> int:
-    """Bytes on disk of a matrix of `shape`; with a mask, the codes of `kept` weights."""
-    with torch.device("meta"):
-        return Quantized(shape, bits, group, symmetric, kept).nbytes()

@@ -70,7 +70,11 @@ class Sparse(Masked):
 
     def for_lookup(self, padding_idx: int | None) -> Format:
         assert self.mask is not None, "what is packed is not computed with"
-        return SparseEmbedding.of(self.dense(), self.mask, padding_idx, self.pattern)
+        with torch.device("meta"):
+            layer = SparseEmbedding(self.out_features, self.in_features, self.kept, padding_idx, self.pattern)
+        layer.to_empty(device=self.mask.device)
+        layer.fill(self.dense().detach(), self.mask)
+        return layer.to(self.weight.dtype)
 
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "bias": self.bias is not None}

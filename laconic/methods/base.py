@@ -87,6 +87,14 @@ class Method(ABC):
             UserError: the method's own size was not set.
         """
 
+    @abstractmethod
+    def form(self, shape: tuple[int, int], kept: int | None = None) -> Format:
+        """What `compress` makes of a matrix of `shape` (out, in), but for its numbers: a format on the meta device.
+
+        A size that is not set is taken to be a small one. `kept` says how many weights an earlier step left; None where
+        nothing was pruned.
+        """
+
     def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
         """What is wrong where the size that was set does not fit `matrix`, of `shape` (out, in)."""
         return None
@@ -124,4 +132,6 @@ def statistics_for(methods: Iterable[Method], predicting: bool) -> frozenset[typ
 
 def digest_of(weight: Float[Tensor, "out in"]) -> str:
     """What tells the content of one matrix from that of any other; for `Known.once` and for seeds."""
-    return hashlib.blake2b(weight.contiguous().cpu().view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+    # Of a matrix of one column, torch calls any stride contiguous.
+    numbers = weight.contiguous().view(-1).cpu()
+    return hashlib.blake2b(numbers.view(torch.uint8).numpy().data, digest_size=16).hexdigest()

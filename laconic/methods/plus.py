@@ -125,6 +125,13 @@ class Plus(Method):
         # Apart from what is remembered of the matrix itself: what is solved here is met once.
         return self._descent(weight, Known(known, known.support))
 
+    def form(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
+        low = self._residual.form(shape)
+        if self.factor_bits is not None:
+            each = _each_row(self.factor_bits)
+            low.left, low.right = each.form((shape[0], low.rank)), each.form((low.rank, shape[1]))
+        return Sum.of(self._base.form(shape, kept), low)
+
     def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
         shape = (weight.shape[0], weight.shape[1])
         offered = self._offered(shape, weight.dtype)
@@ -167,7 +174,7 @@ class Plus(Method):
         m, n = shape
         if self.factor_bits is None:
             return min(int(nbytes / ((m + n) * dtype.itemsize)), m, n)
-        each = Rtn(bits=self.factor_bits, group_size="channel", symmetric=True)
+        each = _each_row(self.factor_bits)
         # A few bytes more than a straight line, as the last code of a factor is filled up.
         rank = min(int((nbytes - 2 * m) / ((m + n) * self.factor_bits / 8 + 2)), m, n)
         while rank > 0 and each.nbytes_for((m, rank), dtype) + each.nbytes_for((rank, n), dtype) > nbytes:
@@ -200,9 +207,13 @@ class Plus(Method):
         return low if self.factor_bits is None else in_few_bits(low, self.factor_bits)
 
 
+def _each_row(bits: int) -> Rtn:
+    return Rtn(bits=bits, group_size="channel", symmetric=True)
+
+
 def in_few_bits(low: LowRank, bits: int) -> LowRank:
     """The same product with each row of either factor on a grid of its own."""
-    each = Rtn(bits=bits, group_size="channel", symmetric=True)
+    each = _each_row(bits)
     low.left = each.compress(dense_weight(low.left).detach(), Known())
     low.right = each.compress(dense_weight(low.right).detach(), Known())
     return low

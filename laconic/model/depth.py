@@ -32,6 +32,7 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
         UserError: there is no such layer, or none would be left, or what is left could not be of the class.
     """
     check_droppable(lm, layers, indices)
+    check_rescalable(lm, layers, indices)
     kept = [index for index in range(len(layers)) if index not in indices]
     if len(kept) == len(layers):
         return
@@ -47,10 +48,26 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
         setattr(configurations(lm, layers)[-1], layers.depth.own_count, len(kept))
 
 
+def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
+    """Raise UserError where a block that moves once these are gone must have other scores, and its queries are no plain
+    matrix that could make up for it."""
+    if not _scores_by_place(lm, layers):
+        return
+    kept = [index for index in range(len(layers)) if index not in indices]
+    for new, old in enumerate(kept):
+        path = f"{layers.list}.{old}.attn.c_attn"
+        if new != old and not isinstance(lm.model.get_submodule(path), Conv1D):
+            raise UserError(f"The matrix '{path}' is compressed already; blocks must be dropped before that.")
+
+
+def _scores_by_place(lm: LanguageModel, layers: Layers) -> bool:
+    return layers.depth.scaled is not None and bool(getattr(lm.model.config, layers.depth.scaled))
+
+
 def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequence[int]) -> None:
     if layers.depth.bias_table is not None:
         _move_table(layers.depth.bias_table, holder[0], holder[kept[0]])
-    if layers.depth.scaled is not None and getattr(lm.model.config, layers.depth.scaled):
+    if _scores_by_place(lm, layers):
         for new, old in enumerate(kept):
             _rescale(lm, f"{layers.list}.{old}", old + 1, new + 1)
     for index in reversed(range(len(layers))):
@@ -95,8 +112,7 @@ def _rescale(lm: LanguageModel, block: str, old: int, new: int) -> None:
     if old == new:
         return
     fused = attention.get_submodule("c_attn")
-    if not isinstance(fused, Conv1D):
-        raise UserError(f"The matrix '{block}.attn.c_attn' is compressed already; blocks must be dropped before that.")
+    assert isinstance(fused, Conv1D)
     queries = fused.nf // 3
     factor = torch.ones(fused.nf, dtype=torch.float64, device=fused.weight.device)
     factor[:queries] = new / old

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
-from laconic.formats import Format
 from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads
 from laconic.model.lm import LanguageModel
+from laconic.model.places import PLAIN
 from laconic.model.resize import put
 from laconic.model.site import Site
 
@@ -150,7 +150,7 @@ def _attention(block_path: str, block: nn.Module, attention: Attention, sites: d
     found = [sites.get(f"{block_path}.{path}") for path in (*paths, attention.output)]
     present = tuple(site for site in found if site is not None)
     name = f"{block_path}.{attention.heads.module}"
-    if len(present) < len(found) or any(isinstance(site.module, Format) for site in present):
+    if len(present) < len(found) or any(not isinstance(site.module, PLAIN) for site in present):
         raise UserError(f"The attention '{name}' is compressed already; its heads must shrink before that.")
     return HeadedAttention(
         name=name,

@@ -137,6 +137,16 @@ class LanguageModel:
         """The same model with tensors of its own."""
         return replace(self, model=copy.deepcopy(self.model))
 
+    def weightless(self) -> "LanguageModel":
+        """The same without numbers, on the meta device: modules of its own, to see what they would become."""
+        tensors: dict[int, torch.Tensor] = {}
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            empty = tensor.detach().to("meta")
+            trains = tensor.requires_grad
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            tensors[id(tensor)] = torch.nn.Parameter(empty, requires_grad=trains) if is_parameter else empty
+        return replace(self, model=copy.deepcopy(self.model, tensors))
+
     def with_dtype(self, dtype: torch.dtype) -> "LanguageModel":
         """The same model, to be stored in `dtype`."""
         return replace(self, dtype=dtype)

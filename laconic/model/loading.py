@@ -55,16 +55,13 @@ def check_model(source: str) -> PreTrainedConfig:
     return config
 
 
-def skeleton(source: str) -> LanguageModel | None:
-    """The model at `source` without weights or tokenizer, to look up its sites; None for a compressed checkpoint.
+def skeleton(source: str) -> LanguageModel:
+    """The model at `source` without weights or tokenizer, as its class makes it: what was compressed is not seen.
 
     Raises:
         UserError: as `check_model`.
     """
-    config = check_model(source)
-    if "quantization_config" in config.to_dict():
-        return None
-    return LanguageModel.of(_empty(config))
+    return LanguageModel.of(_empty(check_model(source)))
 
 
 def load(source: str, device: str = "cpu") -> LanguageModel:

@@ -71,6 +71,15 @@ def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock
     ]
 
 
+def last_writer(lm: LanguageModel, layers: Layers, index: int) -> str:
+    """Path of what adds to the stream last in the layer of this number.
+
+    Of what was dropped before only a constant is left, which no map makes more of: it counts where nothing else does.
+    """
+    parts = subblocks_of(lm, layers, index)
+    return next((part.writer for part in reversed(parts) if not part.gone), parts[-1].writer)
+
+
 @torch.no_grad()
 def drop_subblock(lm: LanguageModel, subblock: SubBlock, bias: Tensor | None) -> None:
     """Leave nothing of `subblock`, or the `bias` (d,) that the stream then gets from it.
@@ -95,7 +104,9 @@ def _put(lm: LanguageModel, path: str, bias: Tensor | None, width: int | None = 
     else:
         assert bias is not None
         out_features = in_features = len(bias)
-    like = next(iter(old.parameters()), old.get_buffer("weight") if isinstance(old, Format) else None)
+    # Codes are whole numbers, of which no bias is made.
+    floating = (parameter for parameter in old.parameters() if parameter.is_floating_point())
+    like = next(floating, old.get_buffer("weight") if isinstance(old, Format) else None)
     assert like is not None
     constant = Constant(out_features, in_features, False, width)
     # Rounding through the stored dtype makes the model in memory equal to the reloaded one.

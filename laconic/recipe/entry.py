@@ -14,8 +14,9 @@ from laconic.model import DEFAULT_TARGETS, LanguageModel, load
 from laconic.model.loading import tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep
+from laconic.recipe.order import check_order
 from laconic.recipe.parse import method_or_step
-from laconic.store import attach
+from laconic.store import attach, skeleton
 
 DEFAULT_KEEP = 0.5
 
@@ -58,6 +59,8 @@ def compress(
     steps = steps_of(lines, keep, allocate, (targets,) if isinstance(targets, str) else tuple(targets))
     if data is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
+    places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
+    check_order(skeleton(model) if isinstance(model, str) else LanguageModel.of(model).weightless(), steps, places)
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length)
     with _in_float32(model, tokenizer) as lm:
         calibration = None if data is None else sampling.of(_with_tokenizers(lm), _corpus(data), track)

@@ -10,14 +10,15 @@ from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import Calibration, corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_task, evaluate
-from laconic.model import LanguageModel, load, skeleton
+from laconic.model import LanguageModel, load
 from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
+from laconic.recipe.order import check_order
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
 from laconic.report.curves import curves, png
-from laconic.store import Beside, check_output, file_bytes, save
+from laconic.store import Beside, check_output, file_bytes, save, skeleton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +100,8 @@ def check(recipe: Recipe, output: Path) -> Path:
     """
     output = check_output(output)
     model = skeleton(recipe.model)
-    if model is not None:
-        # The sites of later steps are what the ones before leave.
-        for index, step in enumerate(recipe.steps):
-            if index == 0 or step.looks_at_original:
-                step.check(model)
+    places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
+    check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
         if step.needs_data and recipe.data is None:
             raise UserError(
@@ -113,7 +111,7 @@ def check(recipe: Recipe, output: Path) -> Path:
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
     for task in recipe.evaluate.tasks if recipe.evaluate else ():
-        check_task(task, None if model is None else model.task)
+        check_task(task, model.task)
     return output
 
 

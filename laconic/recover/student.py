@@ -18,7 +18,7 @@ from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.formats import Format
-from laconic.model import LanguageModel, check_model, load
+from laconic.model import LanguageModel, check_model, load, skeleton
 from laconic.model.layers import layers_of
 from laconic.model.loading import tokenizers
 from laconic.model.task import auto_class_for
@@ -75,6 +75,13 @@ class Student(Step):
             Shorten(blocks=self._others(lm)).check(lm)
         if self._is_random and any(isinstance(module, Format) for module in lm.model.modules()):
             raise UserError("A student with random weights is a plain model; put the step before those that compress.")
+
+    def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
+        if self.model is not None:
+            return skeleton(self.model)
+        if self.blocks is not None:
+            Shorten(blocks=self._others(lm)).rehearse(lm)
+        return None
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Make the student; `lm` stays as it is.

@@ -85,6 +85,9 @@ class Training(Step):
         check_installed()
         check_lora(self.lora)
 
+    def rehearse(self, lm: LanguageModel) -> None:
+        """The structure stays, but for adapters that stay beside codes and zeros, which are in no later step's way."""
+
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Train, or go on with a training that was killed; the model is changed in place.
 

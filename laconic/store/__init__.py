@@ -4,6 +4,7 @@ from laconic.store.atomic import check_output
 from laconic.store.folder import Beside, file_bytes, save
 from laconic.store.materialize import materialize
 from laconic.store.quantizer import LaconicConfig, LaconicQuantizer, attach, register
+from laconic.store.skeleton import skeleton
 
 __all__ = [
     "Beside",
@@ -15,4 +16,5 @@ __all__ = [
     "materialize",
     "register",
     "save",
+    "skeleton",
 ]

@@ -237,16 +237,54 @@ def test_without_a_size_it_says_what_is_missing() -> None:
         Magnitude().compress(matrix.weight, matrix.known)
 
 
-def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
+def embedding() -> tuple[torch.Tensor, Known]:
     """A word embedding: C is diagonal, and given as such."""
     generator = torch.Generator().manual_seed(2)
     gram = Gram.empty(50, True, torch.device("cpu"))
     gram.update(torch.randint(0, 45, (400,), generator=generator))
     output = OutputGram.empty((8, 50), torch.device("cpu"))
-    output.update(None, torch.randn(400, 8, generator=generator))
+    mixing = torch.randn(8, 8, generator=generator)
+    output.update(None, torch.randn(400, 8, generator=generator) @ mixing)
     output.count = 4
-    weight, known = torch.randn(8, 50, generator=generator), Known([gram, output])
-    for method in (Wanda(), SparseGpt(), KfacPrune(), KfacPrune(score="obs"), LnStructured()):
+    return torch.randn(8, 50, generator=generator), Known([gram, output])
+
+
+def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
+    weight, known = embedding()
+    uncoupled = (KfacPrune(coupled=False), KfacPrune(gradients=False))
+    for method in (Wanda(), SparseGpt(), *uncoupled, KfacPrune(refit=False), LnStructured()):
         format = method.with_sparsity(0.5).compress(weight, known)
         assert torch.equal(format.dense()[format.mask], weight[format.mask])
         assert all(rung.products == () for rung in method.ladder(weight, known).rungs)
+
+
+def test_the_outputs_of_one_hot_inputs_make_up_for_each_other_column_by_column() -> None:
+    """min (w − z)^T F (w − z) of every column: F_KK z_K = F_K: w, solved one by one."""
+    weight, known = embedding()
+    method = KfacPrune(sparsity=0.5)
+    format = method.compress(weight, known)
+    F = shrink(known[OutputGram].matrix, method.shrink)
+    expected = torch.zeros(8, 50, dtype=torch.float64)
+    for column, kept in enumerate(format.mask.T):
+        if kept.any():
+            expected[kept, column] = torch.linalg.solve(F[kept][:, kept], F[kept] @ weight[:, column].double())
+    torch.testing.assert_close(format.dense().double(), expected, rtol=1e-4, atol=1e-5)
+    left, C = weight * format.mask, known[Gram].matrix
+    assert quadratic_loss(weight - format.dense(), F, C) < 0.95 * quadratic_loss(weight - left, F, C)
+
+
+def test_a_weight_of_an_embedding_costs_what_its_score_says() -> None:
+    """obs: ½ w² C_jj / [F^{-1}]_ii, which is the loss once the others of its column are at their best."""
+    weight, known = embedding()
+    method = KfacPrune(score="obs", sparsity=1 / weight.numel(), shrink=1e-9, damping=1e-9)
+    scores = method.scores(weight, known)
+    # Tokens that were never seen cost as good as nothing.
+    seen = scores.masked_fill(known[Gram].matrix == 0, torch.inf)
+    support = torch.ones_like(weight, dtype=torch.bool)
+    i, j = divmod(int(seen.argmin()), weight.shape[1])
+    support[i, j] = False
+    result = method.compress(weight, Known(known, support))
+    assert torch.equal(result.mask, support)
+    error = weight.double() - result.dense().double()
+    loss = quadratic_loss(error, known[OutputGram].matrix, known[Gram].matrix)
+    assert loss == pytest.approx(scores[i, j].item(), rel=1e-3)

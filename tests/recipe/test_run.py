@@ -1,11 +1,18 @@
 """The flow in one function: what is checked first, what is recorded, and the Python entry."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, BertForSequenceClassification
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import laconic
 from laconic.calibrate import Calibration
@@ -16,6 +23,8 @@ from laconic.recipe import read_recipe, recipe_from, run
 from laconic.store import file_bytes
 from tests.architectures import BY_NAME
 from tests.tokens import letters
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def spelled(model: Path, data: Path, **compress: object) -> dict[str, object]:
@@ -89,6 +98,38 @@ def test_heads_that_cannot_shrink_are_named_before_weights_are_loaded(
     recipe = {**spelled(tmp_path / "model", texts), "steps": [{"shrink-heads": {"keep": 0.5}}]}
     with pytest.raises(UserError, match="The heads of 'llama' cannot shrink"):
         run(recipe_from(recipe), tmp_path / "small")
+
+
+BY_THE_CLOCK = "sst2-latency"
+"""No factors of a tiny matrix are faster than the matrix."""
+SHIPPED = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.stem != BY_THE_CLOCK]
+
+
+@pytest.fixture(scope="module")
+def deep_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Deep and wide enough for the blocks that go and the ranks that stay; in half precision, as what they name."""
+    folder = tmp_path_factory.mktemp("models") / "deep"
+    sizes = {"num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 128}
+    config = BertConfig.from_pretrained(tiny_model, num_labels=2, **sizes)
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).half().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_runs(path: Path, deep_model: Path, texts: Path, tmp_path: Path) -> None:
+    """On a tiny model and in a moment, but with the steps as they stand."""
+    shipped = read_recipe(path)
+    data = None if shipped.data is None else str(texts)
+    labels = "sampled" if shipped.labels == "data" else shipped.labels
+    recipe = replace(shipped, model=str(deep_model), data=data, labels=labels, samples=4, evaluate=None)
+    record = run(recipe, tmp_path / "small")
+    # A rank may be more than these matrices have.
+    assert record.changes.nbytes <= record.changes.dense_nbytes
+    lm = load(str(tmp_path / "small"))
+    with torch.no_grad():
+        assert torch.isfinite(lm.model(torch.tensor([[2, 3, 4]])).logits).all()
 
 
 def test_the_plan_of_one_run_makes_the_same_model_again(tiny_model: Path, texts: Path, tmp_path: Path) -> None:

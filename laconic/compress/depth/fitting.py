@@ -24,7 +24,7 @@ from laconic.compress.depth.stream import rows_in, same
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.layers import Layers
-from laconic.model.subblocks import subblocks_of
+from laconic.model.subblocks import last_writer, subblocks_of
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat
     written = sum((tap.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
     if not same(entered + written, left):
         return None
-    # Of what was dropped before only a constant is left, which no map makes more of.
-    writer = next((part.writer for part in reversed(parts) if not part.gone), parts[-1].writer)
-    return Seat(writer, False, block, False, left.shape[-1])
+    return Seat(last_writer(lm, layers, index), False, block, False, left.shape[-1])
 
 
 @torch.no_grad()

@@ -66,20 +66,33 @@ def _into_linear(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> None:
         lm.replace(_site(lm, path), Dense.of(W), _rounded(lm, bias, weight))
 
 
+def check_takes(lm: LanguageModel, path: str) -> None:
+    """Raise UserError where the module at `path` is of a format that no T fits into."""
+    module = lm.model.get_submodule(path)
+    while isinstance(module, Format) and not isinstance(module, Constant):
+        module = _writing(path, module)
+
+
+def _writing(path: str, module: Format) -> nn.Module:
+    """The last factor of a format, which T can be put into."""
+    child = {Dense: "linear", LowRank: "left", LowRankReader: "left"}.get(type(module))
+    if child is None:
+        raise UserError(f"The layer '{path}' is stored as '{module.kind}', which takes no map in; shorten before that.")
+    return module.get_submodule(child)
+
+
 def _into_factor(lm: LanguageModel, path: str, module: Format, T: Float[Tensor, "d d"]) -> None:
     """T times the matrix of a format, where that stays of its kind."""
     if isinstance(module, Constant):
         return
-    child = {Dense: "linear", LowRank: "left", LowRankReader: "left"}.get(type(module))
-    if child is None:
-        raise UserError(f"The layer '{path}' is stored as '{module.kind}', which takes no map in; shorten before that.")
-    factor = lm.model.get_submodule(f"{path}.{child}")
+    factor = _writing(path, module)
+    name = next(f"{path}.{name}" for name, child in module.named_children() if child is factor)
     if isinstance(factor, Format):
-        _into_factor(lm, f"{path}.{child}", factor, T)
+        _into_factor(lm, name, factor, T)
         return
     assert isinstance(factor, nn.Linear)
     W = _rounded(lm, T @ factor.weight.double(), factor.weight)
-    lm.model.set_submodule(f"{path}.{child}", resized(factor, W, factor.bias))
+    lm.model.set_submodule(name, resized(factor, W, factor.bias))
 
 
 def _site(lm: LanguageModel, path: str) -> Site:

@@ -20,11 +20,12 @@ from laconic.compress.depth.cuts import (
 )
 from laconic.compress.depth.fitting import seat_before
 from laconic.compress.depth.search import Limits
-from laconic.compress.depth.select import BY_PLACE, Select, Selection
-from laconic.compress.depth.surgery import Replacement, check_seats, fits_for, take_out
+from laconic.compress.depth.select import BY_PLACE, Select, Selection, least, row_of
+from laconic.compress.depth.surgery import Replacement, check_maps, check_seats, fits_for, take_out
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
+from laconic.model.depth import check_rescalable
 from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of
 
 Number = Annotated[int, Field(ge=0)]
@@ -86,7 +87,14 @@ class Shorten(Step):
         if cuts is not None:
             for layers in layers_of(lm):
                 check_droppable(lm, layers, whole_blocks(cuts, layers.name))
+                check_rescalable(lm, layers, whole_blocks(cuts, layers.name))
             check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in layers_of(lm)})
+        elif self._drops and self.parts == "blocks":
+            for layers in layers_of(lm):
+                # Any may go, and then those behind it move.
+                check_rescalable(lm, layers, (0,))
+        if self.replace == "linear" and self._drops:
+            check_maps(lm, cuts)
 
     def _check_numbers(self, lm: LanguageModel) -> None:
         every = every_cut(lm, self.parts)
@@ -98,6 +106,20 @@ class Shorten(Step):
                 raise UserError(f"drop must be at most {most}, as one {what} stays {_of(stacks)}; got {drop}.")
         if isinstance(self.drop, dict) and self.parts == "blocks":
             check_depths(lm, self.drop)
+
+    def rehearse(self, lm: LanguageModel) -> None:
+        cuts = self._known(lm)
+        take_out(lm, self._last(lm) if cuts is None else cuts, None, lm.twin())
+
+    def _last(self, lm: LanguageModel) -> list[Cut]:
+        """As many as data would choose, as far back as they can go."""
+        every = every_cut(lm, self.parts)
+        limits, chosen = self._limits(lm, None), []
+        for stacks, drop in self._quotas(lm).items():
+            row = row_of(every, stacks)
+            scores = {cut: -float(place) for place, cut in enumerate(row) if cut is not None}
+            chosen += least(row, scores, drop, limits.alone)
+        return chosen
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Choose what goes, take it out, and fit what stands in its place.

@@ -7,12 +7,12 @@ from laconic.calibrate import Calibration
 from laconic.compress.depth.cuts import Cut, subblock_at, whole_blocks
 from laconic.compress.depth.fits import Fits
 from laconic.compress.depth.fitting import no_seat, seat_before
-from laconic.compress.depth.folding import fold
+from laconic.compress.depth.folding import check_takes, fold
 from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
-from laconic.model.layers import layers_of, runs_of
+from laconic.model.layers import Layers, layers_of, runs_of
 from laconic.model.layers import named as stack_named
-from laconic.model.subblocks import drop_subblock
+from laconic.model.subblocks import drop_subblock, last_writer
 
 Replacement = Literal["nothing", "bias", "linear"]
 
@@ -28,6 +28,25 @@ def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> No
         for run in runs_of(whole_blocks(cuts, layers.name)):
             if seat_before(lm, layers, run.start, data.batches[0]) is None:
                 raise no_seat(lm, run.start)
+
+
+def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
+    """Raise UserError where a linear map for some run of `cuts` does not fit into what writes to the stream before it;
+    None for any blocks. What follows a norm of the whole stream always fits."""
+    for layers in layers_of(lm):
+        if layers.shared or layers.stack.plain:
+            continue
+        every = range(len(layers))
+        starts = every if cuts is None else [run.start for run in runs_of(whole_blocks(cuts, layers.name))]
+        for start in starts:
+            if start and not _ends_in_norm(lm, layers, start - 1):
+                check_takes(lm, last_writer(lm, layers, start - 1))
+
+
+def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
+    """Whether the stream passes a norm last; as far as the class has a name for that, as it does for the matrices."""
+    block, before = lm.model.get_submodule(layers.paths[index]), layers.stack.before
+    return layers.depth.closing is not None and not (before is not None and getattr(block, before))
 
 
 def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original: LanguageModel) -> dict[str, int]:

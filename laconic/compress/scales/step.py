@@ -39,8 +39,12 @@ class Rescale(Step):
         if not absorbers_of(lm):
             raise UserError(
                 f"The step '{self.name}' finds nothing in this '{lm.model.config.model_type}' that can take up "
-                "scales: no norm, value projection or gate feeds dense projections alone; leave the step out."
+                "scales: no norm, value projection or gate feeds dense projections alone; put the step before those "
+                "that compress, or leave it out."
             )
+
+    def rehearse(self, lm: LanguageModel) -> None:
+        """Scales change no structure."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Scale all that can be scaled; the sites of the outcome are those whose columns were.

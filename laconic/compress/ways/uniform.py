@@ -17,6 +17,9 @@ class Uniform(Way):
     def plan(self, job: Job) -> Planned:
         return Planned(same_everywhere(job))
 
+    def foreseen(self, job: Job) -> Plan:
+        return same_everywhere(job)
+
 
 def same_everywhere(job: Job) -> Plan:
     """The method itself for every unit, or set to `keep` of the bytes of each."""

@@ -56,6 +56,10 @@ class Way(ABC):
             UserError: the budget does not fit the matrices, or data is needed and missing.
         """
 
+    def foreseen(self, job: Job) -> Plan:
+        """The plan as far as the shapes alone say it; the method without a size where more than they decides."""
+        return {unit.name: job.asked.method for unit in job.units}
+
     def predicts(self, asked: Asked) -> bool:
         """True where it compares predicted losses, so that the moments for those must be collected."""
         return False

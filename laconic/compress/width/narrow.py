@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
+import torch
 from pydantic import Field
 
 from laconic.calibrate import Calibration, Course, Gram, Known, Mean, Problem, Statistic, survey, walk
@@ -26,7 +27,7 @@ from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
 from laconic.model.inner import Family, families_of, inners_of
 from laconic.model.places import check_inside
-from laconic.model.width import declare
+from laconic.model.width import declare, keep_parts
 from laconic.progress import silent
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -52,7 +53,6 @@ class Narrow(Step):
     """
 
     name = "narrow"
-    looks_at_original = True
 
     heads: Fraction | None = None
     channels: Fraction | None = None
@@ -112,6 +112,11 @@ class Narrow(Step):
         return self.ranking == "global" or self.keep is not None
 
     @property
+    def _keeps(self) -> dict[Group, float]:
+        """The fraction of the parts of each group that stays; with `keep` about that."""
+        return {Group.ATTENTION: self.keep or self.heads or 1.0, Group.FFN: self.keep or self.channels or 1.0}
+
+    @property
     def _groups(self) -> tuple[Group, ...]:
         """Those that lose something; 1 leaves everything exactly as it is."""
         sizes = {Group.ATTENTION: self.heads, Group.FFN: self.channels}
@@ -127,6 +132,16 @@ class Narrow(Step):
             check_enough(families, self.keep, price_in(self.currency), self.multiple)
         if self._walks:
             check_apart(lm, families)
+
+    def rehearse(self, lm: LanguageModel) -> None:
+        families = families_of(inners_of(lm, self._groups))
+        counts = as_many_everywhere(families, self._keeps, self.multiple)
+        for inner in (inner for family in families for inner in family):
+            if (count := counts[inner.together]) < inner.count:
+                moves = self.add_bias and (self.refit or self.importance == "variance")
+                bias = torch.empty(inner.writer.shape[0], device=lm.device) if moves else None
+                keep_parts(lm, inner, range(count), bias=bias)
+        declare(lm)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, choose, and take out.
@@ -203,9 +218,8 @@ class Narrow(Step):
         self, families: Sequence[Family], known: Mapping[str, Known], gates: Mapping[str, Gates]
     ) -> dict[str, int]:
         """How many parts stay, by what loses the same."""
-        keeps = {Group.ATTENTION: self.heads or 1.0, Group.FFN: self.channels or 1.0}
         if not self._global:
-            return as_many_everywhere(families, keeps, self.multiple)
+            return as_many_everywhere(families, self._keeps, self.multiple)
         # A standard score is one among all parts, those that stay in any case too.
         least = 0 if self.importance == "variance" else 1
         every = [
@@ -218,4 +232,4 @@ class Narrow(Step):
         pairs = list(zip(families, every, strict=True))
         if self.keep is not None:
             return shared_out(pairs, self.keep, price, self.multiple)
-        return where_worth_most(pairs, keeps, price, self.multiple)
+        return where_worth_most(pairs, self._keeps, price, self.multiple)

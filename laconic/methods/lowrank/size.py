@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.errors import UserError, must_be
+from laconic.formats import LowRank
 from laconic.methods.base import Ladder, Method, Rung, digest_of
 from laconic.numerics.lowrank import break_even_rank, rank_for
 
@@ -37,6 +38,11 @@ class RankSized(Method):
             raise must_be(f"{self.name}.multiple", "at least 1", self.multiple)
         if self.rank is not None and self.rank_ratio is not None:
             raise UserError(f"{self.name} takes either rank or rank_ratio; got both.")
+
+    def form(self, shape: tuple[int, int], kept: int | None = None) -> LowRank:
+        rank = self.rank_of(shape) if self.has_size else min(self.multiple, *shape)
+        with torch.device("meta"):
+            return LowRank(*shape, rank, bias=False)
 
     @property
     def has_size(self) -> bool:

@@ -14,7 +14,9 @@ two, by the sparsity asked for (`laconic.numerics.partial`): obs where nothing g
 nats, scores compare from matrix to matrix.
 
 What stays is then fitted anew: the least ½ tr(F E C E^T) that the mask allows, in which F couples the rows
-(`laconic.numerics.coupled`), or the least squares of every row for itself.
+(`laconic.numerics.coupled`), or the least squares of every row for itself. Of a word embedding C is diagonal, as no two
+of its inputs occur together: the rows of each column make up for each other apart from the other columns, which is the
+same least squares with F in the place of C. Where neither matrix couples anything, nothing is there to be fitted.
 """
 
 from collections.abc import Callable
@@ -102,16 +104,12 @@ class KfacPrune(Scored):
         return solve
 
     def _fit(self, weight: Float[Tensor, "out in"], known: Known) -> Fit | None:
-        """How what stays is fitted. None for a word embedding, which is left as it is.
-
-        No two of its inputs occur together, and of its outputs each is taken for itself.
-        """
+        """How what stays is fitted. None where it is at its best: no input, and no output, tells of another."""
         F, H = self._moments(weight, known)
+        coupled = self.coupled and F.ndim == 2
         if H.ndim == 1:
-            return None
-        if self.coupled and F.ndim == 2:
-            return partial(refit_coupled, F=F, H=H)
-        return partial(refit, H=H, H_inverse=inverse(H))
+            return partial(_refit_columns, F=F, F_inverse=inverse(F)) if coupled else None
+        return partial(refit_coupled, F=F, H=H) if coupled else partial(refit, H=H, H_inverse=inverse(H))
 
     def _scores(self, weight: Float[Tensor, "out in"], known: Known, size: Size) -> Float[Tensor, "out in"]:
         F, H = self._moments(weight, known)
@@ -140,6 +138,16 @@ class KfacPrune(Scored):
         if not self.gradients:
             return torch.ones(len(weight), dtype=H.dtype, device=H.device), H
         return shrink(known[OutputGram].matrix, self.shrink), H
+
+
+def _refit_columns(
+    W: Float[Tensor, "out in"],
+    mask: Bool[Tensor, "out in"],
+    F: Float[Tensor, "out out"],
+    F_inverse: Float[Tensor, "out out"],
+) -> Float[Tensor, "out in"]:
+    """The least (w − z)^T F (w − z) of every column for itself."""
+    return refit(W.T, mask.T, F, F_inverse).T.contiguous()
 
 
 def _inverse(S: Moment) -> Moment:

@@ -74,17 +74,22 @@ class Pruning(Method):
 
     def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
         """Bytes on disk of a matrix of `shape` in `dtype` where nothing was pruned before; its size is set."""
-        size, (m, n) = self.size, shape
-        assert size is not None
+        return self.form(shape).to(dtype).nbytes()
+
+    def form(self, shape: tuple[int, int], kept: int | None = None) -> Sparse:
+        size, (m, n) = 0.5 if self.size is None else self.size, shape
         if isinstance(size, tuple):
             left = n % size[1]
-            kept = m * (n // size[1] * size[0] + left)
+            count = m * (n // size[1] * size[0] + left)
         else:
             grain = self.grain(shape)
-            kept = m * n - zeros_for(size, m * n // grain) * grain
-        pattern = size if isinstance(size, tuple) and n % size[1] == 0 else None
+            count = m * n - zeros_for(size, m * n // grain) * grain
+        # Zeros of a step before need not follow the pattern.
+        pattern = size if isinstance(size, tuple) and n % size[1] == 0 and kept is None else None
         with torch.device("meta"):
-            return Sparse(m, n, kept, bias=False, pattern=pattern).to(dtype).nbytes()
+            layer = Sparse(m, n, count if kept is None else min(count, kept), bias=False, pattern=pattern)
+        layer.unpack()
+        return layer
 
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sparse:
         """The pruned matrix.

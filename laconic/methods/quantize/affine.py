@@ -1,13 +1,13 @@
 """Quantizing on evenly spaced grids: `symmetric` or not, with the range searched for (`clip`) or as it is."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from laconic.formats import Quantized
-from laconic.formats.quantized import quantized_nbytes
 from laconic.methods.quantize.size import Quantizing
 from laconic.numerics.grid import Grid, Spacing, fit_grid
 
@@ -20,11 +20,22 @@ class Affine(Quantizing):
     clip:      search for the range of each group.
     """
 
+    scales_columns: ClassVar[bool] = False
+    """True where each column has a scale of its own besides."""
+
     symmetric: bool = False
     clip: bool = True
 
-    def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
-        return quantized_nbytes(shape, bits, self.group_of(shape[1]), self.symmetric)
+    def empty(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
+        return Quantized.shell(
+            out_features=shape[0],
+            in_features=shape[1],
+            bits=bits,
+            group=self.group_of(shape[1]),
+            symmetric=self.symmetric,
+            kept=kept,
+            scaled=self.scales_columns,
+        )
 
     def grid(
         self,

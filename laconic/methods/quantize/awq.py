@@ -31,14 +31,13 @@ class Awq(Affine):
     paper = "Lin et al., MLSys 2024"
     needs = frozenset({AbsMean, Gram, OutputGram})
 
+    scales_columns = True
+
     gradients: bool = True
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
         return self.needs if self.gradients else frozenset({AbsMean, Gram})
-
-    def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
-        return super().nbytes_at(bits, shape) + 2 * shape[1]
 
     def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
         support = known.support

@@ -42,6 +42,10 @@ class Int8(Method):
         codes = (codes_of(weight, grid).short() - 128).to(torch.int8)
         return DynamicInt8.of(codes, grid.scale[:, 0], weight.dtype, known.support)
 
+    def form(self, shape: tuple[int, int], kept: int | None = None) -> DynamicInt8:
+        with torch.device("meta"):
+            return DynamicInt8(shape, kept)
+
     def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Int8":
         return self
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from laconic.calibrate import Known
 from laconic.errors import UserError, must_be
-from laconic.formats.quantized import quantized_nbytes
+from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
 from laconic.methods.prune.scored import Pattern, check_divides, indivisible, n_of_m
 from laconic.methods.quantize.affine import Affine
@@ -78,10 +78,12 @@ class Feedback(Affine):
         """What is asked of the grids of a matrix of so many columns."""
         return Spacing(bits, self.group_of(width), self.symmetric, self.clip)
 
-    def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
-        return quantized_nbytes(shape, bits, self.group_of(shape[1]), self.symmetric, self._kept(shape))
+    def empty(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
+        counts = [count for count in (kept, self._kept(shape)) if count is not None]
+        return super().empty(bits, shape, min(counts, default=None))
 
     def _kept(self, shape: tuple[int, int]) -> int | None:
+        """Weights that its own zeros leave; None where it makes none."""
         count = shape[0] * shape[1]
         if self.pattern is not None:
             n, m = n_of_m(self.name, self.pattern)

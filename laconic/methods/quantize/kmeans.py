@@ -21,7 +21,6 @@ from torch.nn.functional import pad
 from laconic.calibrate import Fisher, Gram, Known, OutputGram, Statistic
 from laconic.errors import must_be
 from laconic.formats import Codebook
-from laconic.formats.codebook import codebook_nbytes
 from laconic.methods.prune.moments import of_inputs, of_outputs
 from laconic.methods.quantize.size import Quantizing, Solver
 from laconic.numerics.grid import LARGEST_SCALE, Grid, Spacing, fit_grid
@@ -67,8 +66,8 @@ class KMeans(Quantizing):
             return frozenset({Gram, OutputGram})
         return self.needs if self.refit or self.weights == "shrunk" else frozenset({Fisher})
 
-    def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
-        return codebook_nbytes(shape, bits, self.group_of(shape[1]))
+    def empty(self, bits: int, shape: tuple[int, int], kept: int | None) -> Codebook:
+        return Codebook(shape, bits, self.group_of(shape[1]), kept)
 
     def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
         group, support = self.group_of(weight.shape[1]), known.support

@@ -50,8 +50,16 @@ class Quantizing(Method):
         """What puts `weight` into any number of bits; the work that all of them share is done once."""
 
     @abstractmethod
+    def empty(self, bits: int, shape: tuple[int, int], kept: int | None) -> Coded:
+        """The format of a matrix of `shape`, without its codes; `kept` weights of it are not zero, or all if None."""
+
+    def form(self, shape: tuple[int, int], kept: int | None = None) -> Coded:
+        with torch.device("meta"):
+            return self.empty(FEWEST if self.bits is None else self.bits, shape, kept)
+
     def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
         """Bytes on disk of a matrix of `shape` where nothing was pruned."""
+        return self.with_bits(bits).form(shape).nbytes()
 
     @property
     def has_size(self) -> bool:

@@ -27,7 +27,6 @@ class Correct(Step):
     """
 
     name = "correct"
-    looks_at_original = True
     needs_original = True
 
     refit: bool = True
@@ -43,6 +42,9 @@ class Correct(Step):
 
     def check(self, lm: LanguageModel) -> None:
         """What it cannot correct it leaves as it is."""
+
+    def rehearse(self, lm: LanguageModel) -> None:
+        """The structure stays."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Correct a copy of the model, and keep that where it diverges less from the original on held-out rows.

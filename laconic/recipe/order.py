@@ -1,0 +1,48 @@
+"""Whether every step can follow those before it, found out on a model without weights, before any work is done.
+
+Each step is checked on the structure that the ones before leave (`Step.rehearse`), so that what it says is what it
+would say when it is reached, hours later.
+"""
+
+from collections.abc import Sequence
+
+from laconic.compress import Step
+from laconic.errors import UserError
+from laconic.methods.problem import placed
+from laconic.model import LanguageModel
+
+
+def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> None:
+    """Look at all of `steps` in turn; `lm` has no weights and is left as it is, `places` are what the user calls them.
+
+    Raises:
+        UserError: a step cannot be done, or not after an earlier one, which is then named.
+    """
+    here = lm.twin()
+    for number, step in enumerate(steps):
+        error = _mistake(step, here)
+        if error is not None:
+            spoiler = _spoiler(lm, step, steps[:number])
+            place = places[number] if spoiler is None else f"{places[number]} cannot follow {places[spoiler]}"
+            raise placed(error, place) from error
+        # Nobody looks at what the last one leaves.
+        if number + 1 < len(steps):
+            here = step.rehearse(here) or here
+
+
+def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | None:
+    """The last of those `before` that `step` could still have been done in front of; None where it never could."""
+    here, spoiler = lm.twin(), None
+    for number, earlier in enumerate(before):
+        if _mistake(step, here) is None:
+            spoiler = number
+        here = earlier.rehearse(here) or here
+    return spoiler
+
+
+def _mistake(step: Step, lm: LanguageModel) -> UserError | None:
+    try:
+        step.check(lm)
+    except UserError as error:
+        return error
+    return None
