@@ -27,7 +27,7 @@ class LanguageModel:
     place, so that the model in memory equals the one that is reloaded.
 
     original is the model as it was before the first of several steps, with tensors of its own; None where no step
-    looks at it. dropped are the layers that each step since then has dropped, by stack, as they were numbered before it.
+    looks at it. dropped are the layers that each step since has dropped, by stack, as they were numbered before it.
     """
 
     model: PreTrainedModel
