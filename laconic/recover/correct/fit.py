@@ -7,9 +7,8 @@ the layer has no bias, the numbers that its format stores are those of least
 
 Ŵ₀ being what it multiplies by now. λ is chosen by cross-validation over two halves of the batches, from no change at
 all down, as if the layer could be W* itself, so that one solution in the format is enough; there, where fewer numbers
-are free to follow the noise, a part of that λ is taken. Then
-b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (AA-SVD, arXiv 2604.02119, is this for a low rank; GPTAQ, arXiv 2504.02692,
-for codes, which stay here.)
+are free to follow the noise, a part of that λ is taken. Then b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (AA-SVD, arXiv
+2604.02119, is this for a low rank; GPTAQ, arXiv 2504.02692, for codes, which stay here.)
 """
 
 from collections.abc import Sequence
@@ -23,9 +22,8 @@ from laconic.calibrate.anchor import FOLDS, Moments, chosen_ridge, error_of, wan
 from laconic.formats import Format
 from laconic.model import LanguageModel
 
-
 HELD = 1 / 3
-"""The part of λ that is left for a format. With a fifth of the weights it came nearer to held-out rows than all of λ."""
+"""The part of λ that is taken for a format."""
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
