@@ -225,3 +225,15 @@ def test_what_the_system_refuses_and_what_the_user_stops(
     captured = capsys.readouterr()
     assert captured.out == "" and words in captured.err and len(captured.err.splitlines()) <= 1
     assert not (tmp_path / "small").exists()
+
+
+def test_a_recipe_corrects_what_it_compressed(capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    steps = [{"compress": {"method": "svd:rank=2"}}, {"correct": {"refit": True}}]
+    recipe.write_text(yaml.safe_dump({"model": str(tiny_model), "data": str(texts), "samples": 9, "steps": steps}))
+    record = said(capsys, "run", recipe, "-o", tmp_path / "small")
+    (found,) = [found for found in record["found"] if found]
+    assert found["kl_after"] < found["kl_before"] and found["kept"] in ("refit", "biases")
+    assert complaint(capsys, "run", recipe, "steps[1].correct.held_out=2", "-o", tmp_path / "no").startswith(
+        "recipe.steps[1].correct"
+    )

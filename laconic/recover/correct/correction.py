@@ -5,7 +5,7 @@ from torch import nn
 from laconic.calibrate import Calibration
 from laconic.model import LanguageModel
 from laconic.recover.correct.comparison import Comparison
-from laconic.recover.correct.fit import adjust, bias_of, centre, refit
+from laconic.recover.correct.fit import adjust, bias_of, centre, reads, refit
 
 
 def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refits: bool) -> None:
@@ -22,7 +22,7 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
             if isinstance(layer, nn.LayerNorm):
                 adjust(lm, layer, whole, folds if refits else [])
                 continue
-            if refits and not _is_shared(lm, layer):
+            if refits and reads(layer, whole) and not _is_shared(lm, layer):
                 refit(lm, layer, whole, folds)
             if centred:
                 centre(lm, layer, whole)

@@ -6,9 +6,9 @@ the layer has no bias, the numbers that its format stores are those of least
     E‖y* − Ŵ x̃‖² + λ ‖Ŵ − Ŵ₀‖² = const + tr((W* − Ŵ) H (W* − Ŵ)^T),    H = C + λ I,  W* = (D + λ Ŵ₀) H^{-1},
 
 Ŵ₀ being what it multiplies by now. λ is chosen by cross-validation over two halves of the batches, from no change at
-all down, as if the layer could be W* itself: what serves that serves any format of it, and one solution is enough. Then
-b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (AA-SVD, arXiv 2604.02119, is this for a low rank; GPTAQ, arXiv 2504.02692,
-for codes, which stay here.)
+all down, as if the layer could be W* itself, so that one solution in the format is enough; there, where fewer numbers
+are free to follow the noise, a part of that λ is taken. Then b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (AA-SVD, arXiv
+2604.02119, is this for a low rank; GPTAQ, arXiv 2504.02692, for codes, which stay here.)
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from laconic.calibrate.anchor import FOLDS, Moments, chosen_ridge, error_of, wanted
 from laconic.formats import Format
 from laconic.model import LanguageModel
+
+HELD = 1 / 3
+"""The part of λ that is taken for a format."""
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
@@ -36,6 +39,11 @@ def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
+def reads(layer: nn.Module, moments: Moments) -> bool:
+    """Whether its matrix multiplies what was measured: a part that was dropped may be given nothing at all."""
+    return matrix_of(layer).shape[1] == len(moments.x)
+
+
 @torch.no_grad()
 def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
     """Change what `layer` stores of its matrix, where what one half of the batches asks for helps the other."""
@@ -43,6 +51,8 @@ def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[M
     ridge = chosen_ridge(present, folds)
     if ridge is None:
         return
+    if isinstance(layer, Format):
+        ridge *= HELD
     target, level = wanted(present, whole, ridge), ridge * whole.C.diagonal().mean()
     if isinstance(layer, Format):
         layer.refit(target, whole.C + level * torch.eye(len(whole.C), dtype=target.dtype, device=target.device))
@@ -59,7 +69,8 @@ def centre(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
     """Give `layer`, which has a bias, the one that leaves no mean error."""
     bias = bias_of(layer)
     assert bias is not None
-    bias.copy_((moments.y - matrix_of(layer).double() @ moments.x).to(lm.dtype))
+    through = matrix_of(layer).double() @ moments.x if reads(layer, moments) else 0
+    bias.copy_((moments.y - through).to(lm.dtype))
 
 
 @torch.no_grad()
