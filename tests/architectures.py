@@ -78,6 +78,11 @@ def outputs(model: PreTrainedModel, seed: int = 0) -> Tensor:
     return model(**batch_for(model, seed))[0]
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Equal but for the last digit: how a product with one column is summed depends on where the matrix lies."""
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
 def factors(site: Site, rank: int | None = None) -> LowRank:
     """The truncated SVD of a site's matrix; of full rank by default."""
     U, S, Vh = torch.linalg.svd(site.weight().double(), full_matrices=False)

@@ -13,7 +13,7 @@ import torch
 
 import laconic
 from laconic.calibrate import Calibration
-from laconic.compress import STEPS, AwqScale, Compress, Narrow, Shorten, ShrinkHeads, SmoothQuant, Step
+from laconic.compress import SHRINKING, AwqScale, Compress, Narrow, Shorten, ShrinkHeads, SmoothQuant, Step
 from laconic.errors import UserError
 from laconic.methods import METHODS, Int8, Magnitude, Method, Plus, Rtn, Svd, Wanda
 from laconic.model import LanguageModel
@@ -73,7 +73,7 @@ def refused(lm: LanguageModel, steps: Sequence[Step]) -> str | None:
 
 
 def test_every_step_and_every_form_is_paired() -> None:
-    assert {type(step) for step in PAIRED.values()} == set(STEPS)
+    assert {type(step) for step in PAIRED.values()} == set(SHRINKING)
     kinds = {step.method.form((32, 32)).kind for step in PAIRED.values() if isinstance(step, Compress)}
     others = {method().form((32, 32)).kind for method in METHODS} - kinds
     assert others == {"codebook"}, "which is codes, as what rtn leaves is"
