@@ -11,6 +11,8 @@ from benchmarks.lowrank import METRICS, MODELS
 from benchmarks.tables import ROOT, replace_between
 
 KERNELS = "<!-- kernels, made by `python -m benchmarks int8_tables` -->"
+SHOWN = (1, 16, 256)
+"""Numbers of rows that are shown of those that were measured."""
 ENCODERS = "<!-- encoders, made by `python -m benchmarks int8_tables` -->"
 
 
@@ -28,7 +30,7 @@ def kernels(rows: list[dict]) -> list[str]:
     """A table for each family and dtype: a dense product, and how many times as fast each kernel is."""
     lines = [f"{_spoken(rows[0]['machine'])}.", ""]
     for family, dtype in dict.fromkeys((row["family"], row["dtype"]) for row in rows):
-        mine = [row for row in rows if (row["family"], row["dtype"]) == (family, dtype)]
+        mine = [row for row in rows if (row["family"], row["dtype"]) == (family, dtype) and row["rows"] in SHOWN]
         names = list(dict.fromkeys(name for row in mine for name in row["seconds"] if name != "dense"))
         titles = " | ".join(f"`{name}`" for name in names)
         lines += [f"**{family}, inputs in {dtype}**", ""]

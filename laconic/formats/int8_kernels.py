@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int8
@@ -20,6 +20,7 @@ from laconic.numerics.int8 import int8_product, on_steps
 
 FULL, SAFE = 255, 127
 """Levels of the inputs: all of a byte, and as many as never overflow a sum of two products in 16 bits."""
+FULL_ONEDNN, SAFE_ONEDNN = "onednn", "onednn, 7-bit inputs"
 
 
 class Matrix(NamedTuple):
@@ -97,8 +98,8 @@ class OneDnn(WholeNumbers):
 KERNELS: Mapping[str, Callable[[Matrix, torch.dtype], Kernel]] = {
     DECODED: lambda matrix, dtype: Decoded(partial(matrix.dense, dtype)),
     "weight-only": WeightOnly,
-    "onednn": partial(OneDnn, levels=FULL),
-    "onednn, 7-bit inputs": partial(OneDnn, levels=SAFE),
+    FULL_ONEDNN: partial(OneDnn, levels=FULL),
+    SAFE_ONEDNN: partial(OneDnn, levels=SAFE),
     DENSE: lambda matrix, dtype: Dense(matrix.dense(dtype)),
 }
 """By name: what is called with a matrix and the dtype of its inputs. Of those as fast as each other the first is taken;
@@ -112,6 +113,7 @@ class Int8Family(Family[Matrix]):
     # Calls cost more than products, so that nothing is faster.
     small = DENSE
     most_rows = inf
+    stand_ins: ClassVar[Mapping[str, str]] = {SAFE_ONEDNN: FULL_ONEDNN}
 
     @property
     def makers(self) -> Mapping[str, Callable[[Matrix, torch.dtype], Kernel]]:

@@ -8,7 +8,7 @@ differs between int8 and codes of a few bits is a `Family`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -78,12 +78,14 @@ class Family(ABC, Generic[M]):
     label:     how reports call it.
     small:     the kernel of matrices that are too small to be worth a measurement.
     most_rows: with more than these, the matrix is decoded unmeasured.
+    stand_ins: kernels that are less exact than another, by what they stand in for where that gives wrong sums.
     """
 
     name: str
     label: str
     small: str
     most_rows: float
+    stand_ins: ClassVar[Mapping[str, str]] = {}
 
     @property
     @abstractmethod
@@ -108,6 +110,8 @@ def working(family: Family[M], matrix: M, x: Float[Tensor, "rows in"]) -> dict[s
     kernels: dict[str, Kernel] = {}
     x = x[:TRIED_ROWS]
     for name, make in family.makers.items():
+        if family.stand_ins.get(name) in kernels:
+            continue
         with suppress(*UNAVAILABLE):
             kernel = make(matrix, x.dtype)
             expected = family.expected(kernel, matrix, x)
