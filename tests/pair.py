@@ -1,6 +1,7 @@
 """Two processes that form a group on this machine, and do together whatever a test gives them."""
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -44,6 +45,9 @@ def _serve(rank: int, meeting: Path, pipe: Connection) -> None:
     from laconic.errors import UserError
 
     torch.set_num_threads(1)
+    # As a launcher does; accelerate goes by them.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     limit = timedelta(seconds=PATIENCE)
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2, timeout=limit)
     while True:

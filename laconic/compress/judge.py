@@ -1,15 +1,48 @@
 """How far a model that was changed is from what it was, on the calibration rows."""
 
 from collections.abc import Sequence
-from math import inf, isnan
+from math import inf, isinf, isnan, sqrt
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from laconic import processes
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 KEPT_PREDICTIONS = 2**26
 """Numbers that the original predicts are kept up to this many (256 MiB), and predicted again beyond."""
+
+
+class Divergences(NamedTuple):
+    """Of each text that this process has: KL(original ‖ changed), summed over its predictions; how many they are."""
+
+    totals: Float[Tensor, " texts"]
+    counts: Float[Tensor, " texts"]
+
+    @property
+    def mean(self) -> float:
+        """Nats per prediction, over the texts of all processes; infinite where the changed model gives no numbers."""
+        total, count = processes.summed(torch.stack((self.totals.sum(), self.counts.sum()))).tolist()
+        mean = total / max(count, 1)
+        return inf if isnan(mean) else mean
+
+    def lead(self, other: "Divergences") -> float:
+        """By how many standard errors the mean is below that of `other`, whose texts are the same.
+
+        Predictions of one text go together, so it is the texts that are counted. Infinite where all texts gain alike,
+        minus infinity where they gain nothing.
+        """
+        if isinf(other.mean):
+            return -inf if isinf(self.mean) else inf
+        gains = other.totals - self.totals
+        count, gained = processes.summed(torch.stack((self.counts.sum(), gains.sum()))).tolist()
+        mean = gained / max(count, 1)
+        if not mean > 0:
+            return -inf
+        (squares,) = processes.summed((gains - mean * self.counts).square().sum()[None]).tolist()
+        return inf if not squares > 0 else gained / sqrt(squares)
 
 
 class Judge:
@@ -24,15 +57,20 @@ class Judge:
         self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in mine]
         self._kept: dict[int, Predictions] = {}
 
-    @torch.inference_mode()
     def __call__(self, changed: LanguageModel) -> float:
-        total, count = 0.0, 0
+        return self.each(changed).mean
+
+    @torch.inference_mode()
+    def each(self, changed: LanguageModel) -> Divergences:
+        """Text by text."""
+        totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         for number, batch in enumerate(self.batches):
-            there = divergence(self._reference(number), predict(changed, batch)[0])
-            total, count = total + there.sum().item(), count + len(there)
-        total, count = processes.summed(torch.tensor((total, count), dtype=torch.float64)).tolist()
-        mean = total / max(count, 1)
-        return inf if isnan(mean) else mean
+            predictions, _ = predict(changed, batch)
+            there = divergence(self._reference(number), predictions).double().cpu()
+            rows, size = predictions.rows.cpu(), len(batch["input_ids"])
+            totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, there))
+            counts.append(torch.bincount(rows, minlength=size).double())
+        return Divergences(torch.cat(totals), torch.cat(counts))
 
     def _reference(self, number: int) -> Predictions:
         if number in self._kept:

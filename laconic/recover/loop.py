@@ -6,7 +6,6 @@ A run that was killed goes on at its last checkpoint: order of rows, optimizer, 
 that it would have had. The numbers that are kept in the end are those with the least held-out loss.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from laconic.errors import must_be
+from laconic.errors import UserError, must_be
 from laconic.processes import by_first, count, is_first
 from laconic.progress import Track
 from laconic.recover.checkpoints import (
@@ -30,14 +29,13 @@ from laconic.recover.checkpoints import (
     put_trained,
     save_trained,
     unfinished,
-    write_json,
 )
 from laconic.recover.lesson import Lesson
 from laconic.recover.pace import Material, Pace
 from laconic.recover.rows import ByLength, Lines, collated
 
-START, WEIGHTS_BEFORE = "before.json", "before.safetensors"
-"""The held-out loss before any update, and the numbers that gave it."""
+WEIGHTS_BEFORE = "before.safetensors"
+"""The numbers before any update."""
 
 
 def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: Track) -> list[dict[str, float]]:
@@ -45,29 +43,21 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
 
     Afterwards the lesson has the numbers of least held-out loss, those from before the training among them.
     """
-    trainer = _trainer(lesson, material, pace, folder)
+    going_on = by_first(unfinished)(folder)
+    if going_on is None:
+        by_first(save_trained)(lesson, folder / WEIGHTS_BEFORE)
+    trainer = _trainer(lesson, material, pace, folder, anew=going_on is None)
     total = trainer.args.max_steps
     trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
-    going_on = by_first(unfinished)(folder)
-    before = by_first(_read)(folder / START) if going_on else None
-    if before is None:
-        going_on, before = None, trainer.evaluate()
-        by_first(save_trained)(lesson, folder / WEIGHTS_BEFORE)
-        by_first(write_json)(folder / START, before)
     trainer.train(resume_from_checkpoint=going_on)
-    if not (trainer.state.best_metric or math.inf) < before["eval_loss"]:
+    history = [dict(line) for line in trainer.state.log_history]
+    before, best = next(line["eval_loss"] for line in history if "eval_loss" in line), trainer.state.best_metric
+    if best is None or not best < before:
         put_trained(lesson, load_file(folder / WEIGHTS_BEFORE))
-    return [{"step": 0, **before}, *(dict(line) for line in trainer.state.log_history)]
+    return history
 
 
-def _read(path: Path) -> dict[str, float] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path) -> "LessonTrainer":
+def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew: bool) -> "LessonTrainer":
     if pace.batch_size % count():
         raise must_be("batch_size", f"a multiple of {count()}, the number of processes", pace.batch_size)
     often, steps = pace.steps(len(material.train))
@@ -85,6 +75,8 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path) -> "L
         fp16=pace.precision == "fp16",
         eval_strategy="steps",
         eval_steps=often,
+        # An evaluation before `train` would have accelerate take the model for one that needs no gradients shared.
+        eval_on_start=anew,
         save_strategy="steps",
         save_steps=often,
         save_total_limit=2,
@@ -109,6 +101,11 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path) -> "L
         eval_dataset=material.held_out,
         callbacks=[TensorBoardCallback(_writer(folder))] if is_first() else [],
     )
+    if trainer.args.world_size != count():
+        raise UserError(
+            f"{count()} processes work together, and accelerate knows of {trainer.args.world_size}; "
+            "start them by torchrun or accelerate launch to train on all of them."
+        )
     if pace.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(pace.patience))
     # What it prints would be taken for results.

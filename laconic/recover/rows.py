@@ -1,8 +1,10 @@
 """The rows of a training: drawn from the data, some of them held out, read by the student and by its teacher."""
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -53,14 +55,15 @@ class Lines(Dataset):
 class ByLength(Sampler):
     """Row numbers in random order, batches of rows of about the same length: little padding, and no order of lengths.
 
-    The order depends on the seed and the epoch alone, so a training that goes on sees what it would have seen.
+    The order depends on the seed and the epoch alone, so a training that goes on sees what it would have seen. What the
+    last batch lacks the first rows fill, as several processes, which take a part of each batch, would do themselves.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return self._batch_size * math.ceil(len(self._lengths) / self._batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Called before each epoch."""
@@ -68,7 +71,8 @@ class ByLength(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         drawn = random.Random(f"{self._seed} {self._epoch}")
-        numbers = drawn.sample(range(len(self)), len(self))
+        rows = len(self._lengths)
+        numbers = drawn.sample(range(rows), rows)
         size, several = self._batch_size, self._batch_size * TOGETHER
         batches = []
         for start in range(0, len(numbers), several):
@@ -77,7 +81,8 @@ class ByLength(Sampler):
         # A batch that is not full comes last, where it moves no other.
         full, rest = [b for b in batches if len(b) == size], [b for b in batches if len(b) < size]
         drawn.shuffle(full)
-        return iter([number for batch in (*full, *rest) for number in batch])
+        ordered = [number for batch in (*full, *rest) for number in batch]
+        return islice(cycle(ordered), len(self))
 
 
 def collated(

@@ -9,12 +9,15 @@ from pydantic import Field
 from laconic.calibrate import Calibration
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
-from laconic.compress.judge import Judge
+from laconic.compress.judge import Divergences, Judge
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.recover.correct.correction import correct
 from laconic.recover.correct.pairs import rows_of_blocks
 from laconic.recover.correct.rows import taken_apart
+
+LEAST_LEAD = 1.0
+"""Standard errors by which the divergence of held-out texts has to fall: few of them often fall by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +68,22 @@ class Correct(Step):
         data = replace(data, batches=fitting)
         with evaluating(lm, original):
             judge = Judge(original, judging)
-            before = judge(lm)
-            kept, after = self._improved(lm, original, data, judge, before) if before else ("nothing", before)
-        return Outcome(plan={}, before={}, after={}, found={"kl_before": before, "kl_after": after, "kept": kept})
+            before = judge.each(lm)
+            kept, after = self._improved(lm, original, data, judge, before) if before.mean else ("nothing", before)
+        found = {"kl_before": before.mean, "kl_after": after.mean, "kept": kept}
+        return Outcome(plan={}, before={}, after={}, found=found)
 
     def _improved(
-        self, lm: LanguageModel, original: LanguageModel, data: Calibration, judge: Judge, before: float
-    ) -> tuple[str, float]:
+        self, lm: LanguageModel, original: LanguageModel, data: Calibration, judge: Judge, before: Divergences
+    ) -> tuple[str, Divergences]:
         """What was kept of the ways to correct, the one that moves most first, and the divergence then."""
         for way, refits in (("refit", True), ("biases", False)):
             if refits and not self.refit:
                 continue
             candidate = lm.copy()
             correct(candidate, original, data, refits)
-            after = judge(candidate)
-            if after < before:
+            after = judge.each(candidate)
+            if after.lead(before) > LEAST_LEAD:
                 _take_over(lm, candidate)
                 return way, after
         return "nothing", before
