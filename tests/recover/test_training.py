@@ -188,9 +188,9 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
 
 def test_no_training_is_better_than_a_worse_one() -> None:
     lm = lm_of("bert-classifier")
-    Finetune(**{**SHORT, "learning_rate": 3e-3}).apply(lm, data_for(lm))
+    Finetune(**{**SHORT, "learning_rate": 3e-3}).apply(lm, data_for(lm, 120))
     best = {name: tensor.clone() for name, tensor in lm.model.named_parameters()}
-    Finetune(**{**SHORT, "learning_rate": 30.0}, warmup=0.0).apply(lm, data_for(lm))
+    Finetune(**{**SHORT, "learning_rate": 30.0}, warmup=0.0).apply(lm, data_for(lm, 120))
     assert all(torch.equal(best[name], tensor) for name, tensor in lm.model.named_parameters())
 
 
