@@ -6,13 +6,13 @@ of benchmarks/results/depth_quality.jsonl, so a run that was stopped goes on whe
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
-from statistics import mean, stdev
+from collections.abc import Sequence
+from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.cells import Cells, mean_of, quality
+from benchmarks.common import calibration, clone, development, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.tables import ROOT, replace_between
@@ -25,12 +25,10 @@ from laconic.compress.depth.trial import Trial
 from laconic.model import LanguageModel, load
 
 BEGIN = "<!-- made by `python -m benchmarks depth_tables` -->"
-PATH = RESULTS / "depth_quality.jsonl"
+CELLS = Cells("depth_quality", ("model", "seed", "select", "replace", "drop"))
 DROPS = (1, 2, 3, 4)
 SELECTS = ("influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate")
 REPLACEMENTS = ("nothing", "bias", "linear")
-SAME = ("model", "seed", "select", "replace", "drop")
-"""What makes a cell the same cell."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,24 +38,22 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--drops", nargs="+", type=int, choices=DROPS, default=list(DROPS), help="some of the numbers")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for seed in options.seeds:
             measure(name, seed, options.drops)
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks depth_tables` makes the tables")
+    print(f"{CELLS}; `python -m benchmarks depth_tables` makes the tables")
 
 
 def measure(name: str, seed: int, drops: Sequence[int]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    wanted = [
-        (select, replace, drop)
+    missing = CELLS.missing(
+        (name, seed, select, replace, drop)
         for drop in drops
         for replace in REPLACEMENTS
         for select in SELECTS
-        if (name, seed, select, replace, drop) not in done and not (select == "alternate" and drop > 3)
-    ]
-    if not wanted:
+        if not (select == "alternate" and drop > 3)
+    )
+    if not missing:
         return
     lm = load(str(models_folder() / name))
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
@@ -65,16 +61,15 @@ def measure(name: str, seed: int, drops: Sequence[int]) -> None:
     judge = Judge(lm, data, predictions(lm, data))
     chooser = Chooser(lm, rows)
     found: dict[tuple, dict] = {}
-    for select, replace, drop in track(wanted, f"{name}, seed {seed}"):
+    for key in track(missing, f"{name}, seed {seed}"):
+        *_, select, replace, drop = key
         blocks = chooser.blocks(select, replace, drop)
         if (blocks, replace) not in found:
             small = clone(lm)
             outcome = Shorten(blocks=blocks, replace=replace).apply(small, rows)
             found[blocks, replace] = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes,
                                       "blocks": blocks, **judged(judge, small)}  # fmt: skip
-        same = dict(zip(SAME, (name, seed, select, replace, drop), strict=True))
-        with PATH.open("a") as file:
-            file.write(json.dumps({**found[blocks, replace], **same}) + "\n")
+        CELLS.add(key, found[blocks, replace])
 
 
 class Chooser:
@@ -105,16 +100,9 @@ def write_tables(argv: Sequence[str]) -> None:
     replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
 
 
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)
-
-
 def table(name: str) -> str:
     """KL / metric of each selector and replacement by the number of blocks dropped, means over the seeds."""
-    mine = [cell for cell in cells() if cell["model"] == name]
+    mine = CELLS.where(model=name)
     if not mine:
         return ""
     seeds = len({cell["seed"] for cell in mine})
@@ -125,11 +113,13 @@ def table(name: str) -> str:
         f"| select | replace | {' | '.join(f'−{drop}' for drop in DROPS)} |",
         "|---|---|" + "---|" * len(DROPS),
     ]
-    least = {drop: min((_mean(mine, s, r, drop), s, r) for s in SELECTS for r in REPLACEMENTS)[1:] for drop in DROPS}
-    for select in SELECTS:
-        for replace in REPLACEMENTS:
-            entries = [_entry(mine, select, replace, drop, least[drop] == (select, replace)) for drop in DROPS]
-            lines.append(f"| {select} | {replace} | {' | '.join(entries)} |")
+    ways = [(select, replace) for select in SELECTS for replace in REPLACEMENTS]
+    kls = {(*way, drop): round(mean_of(_at(mine, *way, drop), "kl"), 4) for way in ways for drop in DROPS}
+    least = {drop: min(kls[*way, drop] for way in ways) for drop in DROPS}
+    for way in ways:
+        # Several drop the same blocks.
+        entries = [quality(_at(mine, *way, drop), kls[*way, drop] == least[drop], digits=3) for drop in DROPS]
+        lines.append(f"| {' | '.join(way)} | {' | '.join(entries)} |")
     for replace in ("nothing", "linear"):
         sizes = [_megabytes(_at(mine, "dp", replace, drop)) for drop in DROPS]
         lines.append(f"| *MB in the blocks* | *dp, {replace}* | {' | '.join(sizes)} |")
@@ -138,21 +128,6 @@ def table(name: str) -> str:
 
 def _megabytes(here: list[dict]) -> str:
     return f"{mean(cell['bytes'] for cell in here) / 1e6:.1f}" if here else ""
-
-
-def _entry(mine: list[dict], select: str, replace: str, drop: int, bold: bool) -> str:
-    here = _at(mine, select, replace, drop)
-    if not here:
-        return ""
-    kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
-    spread = f" ± {stdev(kls):.3f}" if len(kls) > 1 else ""
-    text = f"{mean(kls):.3f}{spread} / {mean(metrics):.3f}"
-    return f"**{text}**" if bold else text
-
-
-def _mean(mine: list[dict], select: str, replace: str, drop: int) -> float:
-    here = _at(mine, select, replace, drop)
-    return mean(cell["kl"] for cell in here) if here else float("inf")
 
 
 def _at(mine: list[dict], select: str, replace: str, drop: int) -> list[dict]:

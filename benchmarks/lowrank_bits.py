@@ -6,24 +6,24 @@ benchmarks/results/lowrank_bits.jsonl, so a run that was stopped goes on where i
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from statistics import mean, stdev
+from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.cells import Cells, spread
+from benchmarks.common import calibration, clone, development, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, WAYS
+from benchmarks.lowrank_quality import CELLS as WHOLE
 from benchmarks.lowrank_quality import Judge, judged
-from benchmarks.lowrank_quality import cells as whole_cells
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import survey
 from laconic.compress import Compress
 from laconic.methods import Gptq
 from laconic.model import load
 
-PATH = RESULTS / "lowrank_bits.jsonl"
+CELLS = Cells("lowrank_bits", ("model", "seed", "keep"))
 BEGIN = "<!-- made by `python -m benchmarks lowrank_bits_tables` -->"
 BEST = "… + anchored"
 KEEPS = (0.25, 0.35, 0.1)
@@ -38,7 +38,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--keeps", nargs="+", type=float, choices=KEEPS, default=list(KEEPS), help="some of the sizes")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for seed in SEEDS:
             measure(name, seed, options.keeps)
@@ -46,8 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {cell["keep"] for cell in cells() if (cell["model"], cell["seed"]) == (name, seed)}
-    missing = [keep for keep in keeps if keep not in done]
+    missing = CELLS.missing((name, seed, keep) for keep in keeps)
     if not missing:
         return
     lm = load(str(models_folder() / name))
@@ -55,13 +53,13 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
     judge = Judge(lm, data, predictions(lm, data))
     calibrating = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     known = survey(lm, calibrating, WAYS[BEST].needs, lm.sites())
-    for keep in track(missing, f"{name}, seed {seed}"):
+    for key in track(missing, f"{name}, seed {seed}"):
+        *_, keep = key
         small = clone(lm)
         first = replace(WAYS[BEST], keep=keep * 16 / BITS).solve(small, known, calibrating)
         outcome = Compress(method=ROUNDED).apply(small, calibrating)
-        cell = {"model": name, "seed": seed, "keep": keep, "bytes": outcome.nbytes, "dense_bytes": first.dense_nbytes}
-        with PATH.open("a") as file:
-            file.write(json.dumps({**cell, **judged(judge, small)}) + "\n")
+        sizes = {"bytes": outcome.nbytes, "dense_bytes": first.dense_nbytes}
+        CELLS.add(key, {**sizes, **judged(judge, small)})
 
 
 def write_tables(argv: Sequence[str]) -> None:
@@ -70,27 +68,15 @@ def write_tables(argv: Sequence[str]) -> None:
     lines = ["| | keep | of the bytes | factors | KL, nats | metric |", "|---|---:|---:|---|---:|---:|"]
     for name in MODELS:
         for keep in sorted(KEEPS, reverse=True):
-            whole = [c for c in whole_cells() if (c["model"], c["way"], c["keep"]) == (name, BEST, keep)]
-            mine = [cell for cell in cells() if (cell["model"], cell["keep"]) == (name, keep)]
-            whole = [cell for cell in whole if cell["rows"] == CALIBRATION_ROWS]
+            whole = WHOLE.where(model=name, way=BEST, keep=keep, rows=CALIBRATION_ROWS)
+            mine = CELLS.where(model=name, keep=keep)
             lines += [_row(name, keep, "16 bits", whole)] if whole else []
             lines += [_row(name, keep, "6 bits", mine)] if mine else []
     replace_between(ROOT / "docs/lowrank.md", "\n".join([*lines, ""]), BEGIN)
 
 
 def _row(name: str, keep: float, factors: str, here: list[dict]) -> str:
-    kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
     share = mean(cell["bytes"] for cell in here) / here[0]["dense_bytes"]
-    kl, quality = (
-        f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else " (one seed)")
-        for values in (kls, metrics)
-    )
+    kl, metric = (spread([cell[what] for cell in here], 4) for what in ("kl", "metric"))
     said = f"{name} ({METRICS[name]} {here[0]['dense_metric']:.4f} dense)"
-    return f"| {said} | {keep} | {share:.1%} | {factors} | {kl} | {quality} |"
-
-
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)
+    return f"| {said} | {keep} | {share:.1%} | {factors} | {kl} | {metric} |"

@@ -6,21 +6,19 @@ benchmarks/results/lowrank_quality.jsonl, so a run that was stopped goes on wher
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.progress import track
 from scipy.stats import pearsonr
 
-from benchmarks.common import RESULTS, calibration, clone, development, kl, models_folder, predictions
+from benchmarks.cells import Cells
+from benchmarks.common import calibration, clone, development, kl, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, SEEDS, WAYS, every_need, step_of
 from laconic.calibrate import Calibration, Known, survey
 from laconic.model import Batch, LanguageModel, Predictions, load
 
-PATH = RESULTS / "lowrank_quality.jsonl"
-SAME = ("model", "rows", "seed", "way", "keep")
-"""What makes a cell the same cell."""
+CELLS = Cells("lowrank_quality", ("model", "rows", "seed", "way", "keep"))
 
 
 @dataclass(frozen=True)
@@ -41,29 +39,25 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--keeps", nargs="+", type=float, choices=KEEPS, default=list(KEEPS), help="some of the sizes")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for seed in options.seeds:
             measure(name, seed, options.rows, [(way, keep) for keep in options.keeps for way in options.ways])
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks tables` makes the tables")
+    print(f"{CELLS}; `python -m benchmarks tables` makes the tables")
 
 
 def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, float]]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    missing = [(way, keep) for way, keep in wanted if (name, rows, seed, way, keep) not in done]
+    missing = CELLS.missing((name, rows, seed, way, keep) for way, keep in wanted)
     if not missing:
         return
     lm = load(str(models_folder() / name))
     calibrating = calibration(lm, MODELS[name], rows, seed)
-    known = survey(lm, calibrating, every_need({way for way, _ in missing}), lm.sites())
+    known = survey(lm, calibrating, every_need({way for *_, way, _ in missing}), lm.sites())
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
-    for way, keep in track(missing, f"{name}, seed {seed}"):
-        same = dict(zip(SAME, (name, rows, seed, way, keep), strict=True))
-        cell = blind(name, way, keep) or solved(judge, known, calibrating, way, keep)
-        with PATH.open("a") as file:
-            file.write(json.dumps({**cell, **same}) + "\n")
+    for key in track(missing, f"{name}, seed {seed}"):
+        *_, way, keep = key
+        CELLS.add(key, blind(name, way, keep) or solved(judge, known, calibrating, way, keep))
 
 
 def solved(judge: Judge, known: dict[str, Known], data: Calibration, way: str, keep: float) -> dict:
@@ -78,7 +72,7 @@ def blind(name: str, way: str, keep: float) -> dict | None:
     """The same cell of another seed, where the way looks at no data and so knows no seed."""
     if step_of(way, keep).needs_data:
         return None
-    return next((cell for cell in cells() if (cell["model"], cell["way"], cell["keep"]) == (name, way, keep)), None)
+    return next(iter(CELLS.where(model=name, way=way, keep=keep)), None)
 
 
 def judged(judge: Judge, small: LanguageModel) -> dict[str, float]:
@@ -93,10 +87,3 @@ def metric(predicted: Predictions) -> float:
     if predicted.categorical:
         return (predicted.values.argmax(-1) == predicted.labels).float().mean().item()
     return float(pearsonr(predicted.values.squeeze(-1), predicted.labels).statistic)
-
-
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)

@@ -7,14 +7,14 @@ that was stopped goes on where it was; delete the file to begin anew.
 """
 
 import argparse
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.progress import track
 
-from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.cells import Cells
+from benchmarks.common import calibration, clone, development, models_folder, predictions
 from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
@@ -22,9 +22,7 @@ from benchmarks.pruning import CALIBRATION_ROWS, SIZES, WAYS, sizes_of
 from laconic.calibrate import Calibration, Known, Statistic, survey
 from laconic.model import LanguageModel, load
 
-PATH = RESULTS / "prune_quality.jsonl"
-SAME = ("model", "rows", "seed", "way", "size")
-"""What makes a cell the same cell."""
+CELLS = Cells("prune_quality", ("model", "rows", "seed", "way", "size"))
 
 
 @dataclass(frozen=True)
@@ -49,26 +47,22 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="sparsities and patterns")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     wanted = [(way, size) for size in options.sizes for way in options.ways if size in sizes_of(way)]
     for name in [options.only] if options.only else MODELS:
         for seed in options.seeds:
             measure(name, seed, options.rows, wanted)
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks prune_tables` makes the tables")
+    print(f"{CELLS}; `python -m benchmarks prune_tables` makes the tables")
 
 
 def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, str]]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    missing = [(way, size) for way, size in wanted if (name, rows, seed, way, size) not in done]
+    missing = CELLS.missing((name, rows, seed, way, size) for way, size in wanted)
     if not missing:
         return
-    ground = prepared(name, seed, rows, every_need(missing))
-    for way, size in track(missing, f"{name}, seed {seed}"):
-        same = dict(zip(SAME, (name, rows, seed, way, size), strict=True))
-        cell = blind(name, way, size) or solved(ground, way, size)
-        with PATH.open("a") as file:
-            file.write(json.dumps({**cell, **same}) + "\n")
+    ground = prepared(name, seed, rows, every_need([(way, size) for *_, way, size in missing]))
+    for key in track(missing, f"{name}, seed {seed}"):
+        *_, way, size = key
+        CELLS.add(key, blind(name, way, size) or solved(ground, way, size))
 
 
 def prepared(name: str, seed: int, rows: int, needs: frozenset[type[Statistic]]) -> Ground:
@@ -110,11 +104,4 @@ def blind(name: str, way: str, size: str) -> dict | None:
     """The same cell of another seed, where the way looks at no data and so knows no seed."""
     if any(step.needs_data for step in WAYS[way].steps(size)):
         return None
-    return next((cell for cell in cells() if (cell["model"], cell["way"], cell["size"]) == (name, way, size)), None)
-
-
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)
+    return next(iter(CELLS.where(model=name, way=way, size=size)), None)

@@ -3,13 +3,14 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 from matplotlib.figure import Figure
 
+from benchmarks.cells import in_bold, mean_of, spread
 from benchmarks.common import RESULTS
 from benchmarks.lowrank import METRICS, MODELS
-from benchmarks.prune_quality import cells
+from benchmarks.prune_quality import CELLS
 from benchmarks.pruning import CALIBRATION_ROWS, PATTERNS, SPARSITIES, WAYS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
     for name in MODELS:
-        mine = [cell for cell in cells() if cell["model"] == name and cell["rows"] == CALIBRATION_ROWS]
+        mine = CELLS.where(model=name, rows=CALIBRATION_ROWS)
         if mine:
             plots.save(figure(name, mine), ROOT / f"docs/pruning-{name}")
             parts.append(everything(name, mine))
@@ -77,8 +78,8 @@ def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -
             if not here:
                 entries.append("not run")
                 continue
-            text = f"{means[way, size]:.4f} / {mean(cell['metric'] for cell in here):.3f}"
-            entries.append(f"**{text}**" if means[way, size] == least[size] else text)
+            text = f"{means[way, size]:.4f} / {mean_of(here, 'metric'):.3f}"
+            entries.append(in_bold(text, means[way, size] == least[size]))
         lines.append(f"| {way} | {' | '.join(entries)} |")
     return lines
 
@@ -151,12 +152,6 @@ def _row(size: str, way: str, here: list[dict]) -> str:
     megabytes = [mean(cell[what] for cell in here) / 1e6 for what in ("bytes", "file_bytes")]
     seconds = mean(cell["seconds"] for cell in here)
     return (
-        f"| {shown} | {way} | {_spread(kls, 4)} | {_spread(metrics, 3)} | {most:.1%} "
+        f"| {shown} | {way} | {spread(kls, 4)} | {spread(metrics, 3)} | {most:.1%} "
         f"| {megabytes[0]:.2f} | {megabytes[1]:.1f} | {seconds:.0f} |"
     )
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f} (one seed)"
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"

@@ -6,16 +6,16 @@ of benchmarks/results/quantize_quality.jsonl, so a run that was stopped goes on 
 """
 
 import argparse
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common import RESULTS, clone, development, kl, models_folder, predictions
+from benchmarks.cells import Cells
+from benchmarks.common import clone, development, kl, models_folder, predictions
 from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import SEEDS
 from benchmarks.lowrank_quality import metric
@@ -26,9 +26,7 @@ from laconic.compress import Compress
 from laconic.model import Batch, LanguageModel, Predictions, load
 from laconic.store import materialize
 
-PATH = RESULTS / "quantize_quality.jsonl"
-SAME = ("model", "seed", "way")
-"""What makes a cell the same cell."""
+CELLS = Cells("quantize_quality", ("model", "seed", "way"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "combinations"], help="some of the methods")
     parser.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS), help="some of the bits")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     chosen = options.methods or [*METHODS, "combinations"]
     wanted = {
         f"{name}, {bits} bits, {group}": alone(name, bits, group)
@@ -63,24 +60,21 @@ def main(argv: Sequence[str]) -> None:
     for model in options.only or GROUNDS:
         for seed in options.seeds:
             measure(model, seed, wanted)
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks quantize_tables` makes the tables")
+    print(f"{CELLS}; `python -m benchmarks quantize_tables` makes the tables")
 
 
 def measure(model: str, seed: int, wanted: dict[str, Steps]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    missing = [way for way in wanted if (model, seed, way) not in done]
+    missing = CELLS.missing((model, seed, way) for way in wanted)
     if not missing:
         return
     judge = prepared(model, seed)
-    steps = {way: wanted[way](8 * judge.lm.dtype.itemsize) for way in missing}
+    steps = {way: wanted[way](8 * judge.lm.dtype.itemsize) for *_, way in missing}
     needs = frozenset().union(*(first.needs for first, *_ in steps.values()))
     known = survey(judge.lm, judge.calibration, needs, judge.lm.sites())
-    for way in track(missing, f"{model}, seed {seed}"):
-        same = dict(zip(SAME, (model, seed, way), strict=True))
-        cell = blind(model, way, steps[way]) or solved(judge, known, steps[way])
-        with PATH.open("a") as file:
-            file.write(json.dumps({**cell, **same}) + "\n")
+    for key in track(missing, f"{model}, seed {seed}"):
+        *_, way = key
+        CELLS.add(key, blind(model, way, steps[way]) or solved(judge, known, steps[way]))
 
 
 def prepared(model: str, seed: int) -> Judge:
@@ -123,11 +117,4 @@ def blind(model: str, way: str, steps: Sequence[Compress]) -> dict | None:
     """The same cell of another seed, where the way looks at no data and so knows no seed."""
     if any(step.needs_data for step in steps):
         return None
-    return next((cell for cell in cells() if (cell["model"], cell["way"]) == (model, way)), None)
-
-
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)
+    return next(iter(CELLS.where(model=model, way=way)), None)

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 from matplotlib.figure import Figure
 
-from benchmarks.quantize_quality import cells
+from benchmarks.cells import in_bold, mean_of, spread
+from benchmarks.quantize_quality import CELLS
 from benchmarks.quantizing import BITS, COMBINATIONS, GROUNDS, GROUPS, METHODS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
     for name in GROUNDS:
-        mine = [cell for cell in cells() if cell["model"] == name]
+        mine = CELLS.where(model=name)
         if mine:
             plots.save(figure(name, mine), ROOT / f"docs/quantization-{name}")
             parts.append(everything(name, mine))
@@ -88,9 +89,9 @@ def _of_group(mine: list[dict], group: int | str) -> list[str]:
             if (method, bits) not in every:
                 entries.append("not run")
                 continue
-            text = f"{means[method, bits]:.4f} / {mean(cell['metric'] for cell in every[method, bits]):.3f}"
+            text = f"{means[method, bits]:.4f} / {mean_of(every[method, bits], 'metric'):.3f}"
             least = means[method, bits] == min(kl for (_, other), kl in means.items() if other == bits)
-            entries.append(f"**{text}**" if least else text)
+            entries.append(in_bold(text, least))
         lines.append(f"| {group} | {method} | {' | '.join(entries)} |")
     one = [next((here for (_, other), here in every.items() if other == bits), None) for bits in BITS]
     if lines:
@@ -100,11 +101,9 @@ def _of_group(mine: list[dict], group: int | str) -> list[str]:
 
 
 def _combined(way: str, here: list[dict]) -> str:
-    kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
-    spread = f" ± {stdev(kls):.4f}" if len(kls) > 1 else " (one seed)"
-    share = mean(cell["bytes"] for cell in here) / here[0]["dense_bytes"]
-    size = mean(cell["file_bytes"] for cell in here) / 1e6
-    return f"| {way} | {share:.1%} | {size:.2f} | {mean(kls):.4f}{spread} | {mean(metrics):.3f} |"
+    share = mean_of(here, "bytes") / here[0]["dense_bytes"]
+    size, kl = mean_of(here, "file_bytes") / 1e6, spread([cell["kl"] for cell in here], 4)
+    return f"| {way} | {share:.1%} | {size:.2f} | {kl} | {mean_of(here, 'metric'):.3f} |"
 
 
 def _of(mine: list[dict], way: str) -> list[dict]:

@@ -7,14 +7,14 @@ begin anew.
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import track
 
-from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.cells import Cells
+from benchmarks.common import calibration, clone, development, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, MODELS
 from benchmarks.lowrank_quality import Judge, judged
 from laconic.calibrate import Calibration, Known, survey
@@ -23,7 +23,7 @@ from laconic.model import load
 from laconic.recipe import read_recipe
 from laconic.recipe.flow import apply_steps
 
-PATH = RESULTS / "rank_sweep.jsonl"
+CELLS = Cells("rank_sweep", ("model", "recipe", "rank"))
 RECIPES = Path(__file__).parents[1] / "recipes" / "seeds"
 SEED = 0
 RULES = ("drone-small", "drone-int-expanded", "drone-medium")
@@ -37,30 +37,28 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         measure(name)
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks rank_tables` makes docs/ranks.md of them")
+    print(f"{CELLS}; `python -m benchmarks rank_tables` makes docs/ranks.md of them")
 
 
 def measure(name: str) -> None:
     """Every cell of one model that has no line yet."""
-    done = {(cell["model"], cell["recipe"], cell["rank"]) for cell in cells()}
     wanted = [*((recipe, None) for recipe in RULES), *((recipe, rank) for rank in RANKS for recipe in SWEEP)]
-    missing = [(recipe, rank) for recipe, rank in wanted if (name, recipe, rank) not in done]
+    missing = CELLS.missing((name, recipe, rank) for recipe, rank in wanted)
     if not missing:
         return
     lm = load(str(models_folder() / name))
     known_from = calibration(lm, MODELS[name], CALIBRATION_ROWS, SEED)
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
-    sweep = [step_of(recipe, RANKS[0]) for recipe, rank in missing if rank is not None]
+    sweep = [step_of(recipe, RANKS[0]) for _, recipe, rank in missing if rank is not None]
     needs = frozenset().union(*(step.needs for step in sweep))
     known = survey(lm, known_from, needs, lm.sites(sweep[0].targets)) if sweep else {}
-    for recipe, rank in track(missing, name):
+    for key in track(missing, name):
+        _, recipe, rank = key
         cell = ruled(judge, recipe, known_from) if rank is None else swept(judge, recipe, rank, known)
-        with PATH.open("a") as file:
-            file.write(json.dumps({"model": name, "recipe": recipe, "rank": rank, **cell}) + "\n")
+        CELLS.add(key, cell)
 
 
 def ruled(judge: Judge, recipe: str, data: Calibration) -> dict:
@@ -82,10 +80,3 @@ def step_of(recipe: str, rank: int) -> Compress:
     (step,) = read_recipe(RECIPES / f"{recipe}.yaml").steps
     assert isinstance(step, Compress)
     return replace(step, method=replace(step.method, rank=rank))
-
-
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.common import RESULTS
 from benchmarks.lowrank import METRICS, MODELS
-from benchmarks.rank_sweep import RANKS, RULES, SWEEP, cells
+from benchmarks.rank_sweep import CELLS, RANKS, RULES, SWEEP
 from benchmarks.tables import ROOT, replace_between
 
 BEGIN = "<!-- made by `python -m benchmarks rank_tables` -->"
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
 
 def rules(name: str) -> str:
     """The three rank rules."""
-    mine = {cell["recipe"]: cell for cell in cells() if cell["model"] == name}
+    mine = {cell["recipe"]: cell for cell in CELLS.where(model=name)}
     dense = next(iter(mine.values()))["dense_metric"]
     lines = [
         f"## {name} ({METRICS[name]} {dense:.3f} dense)",
@@ -35,7 +35,7 @@ def rules(name: str) -> str:
 
 def sweep(name: str) -> str:
     """Metric and KL by rank, a column for each way."""
-    mine = {(cell["recipe"], cell["rank"]): cell for cell in cells() if cell["model"] == name}
+    mine = {(cell["recipe"], cell["rank"]): cell for cell in CELLS.where(model=name)}
     lines = [
         f"| rank (of 384) | bytes kept | {' | '.join(recipe.removeprefix('rank-') for recipe in SWEEP)} |",
         "|---|---:|" + "---:|" * len(SWEEP),

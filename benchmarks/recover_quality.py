@@ -6,13 +6,13 @@ benchmarks/results/recover_quality.jsonl, so a run that was stopped goes on wher
 """
 
 import argparse
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from statistics import mean, stdev
+from statistics import mean
 
-from benchmarks.common import RESULTS, clone, development, models_folder, predictions
+from benchmarks.cells import Cells, mean_of, quality
+from benchmarks.common import clone, development, models_folder, predictions
 from benchmarks.lowrank import METRICS, MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.recovering import CALIBRATION_ROWS, STARTS, WAYS
@@ -22,9 +22,7 @@ from laconic.calibrate.corpus import batches, read, sample
 from laconic.model import LanguageModel, load
 
 BEGIN = "<!-- made by `python -m benchmarks recover_tables` -->"
-PATH = RESULTS / "recover_quality.jsonl"
-SAME = ("model", "seed", "start", "way")
-"""What makes a cell the same cell."""
+CELLS = Cells("recover_quality", ("model", "seed", "start", "way"))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,35 +33,31 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="some of the rows")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the columns")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     for seed in options.seeds:
         for name in [options.only] if options.only else MODELS:
             measure(name, seed, [(start, way) for start in options.starts for way in options.ways])
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks recover_tables` makes the tables")
+    print(f"{CELLS}; `python -m benchmarks recover_tables` makes the tables")
 
 
 def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
     """Every cell of one model and one seed that has no line yet."""
-    done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    missing = [(start, way) for start, way in wanted if (name, seed, start, way) not in done]
+    missing = CELLS.missing((name, seed, start, way) for start, way in wanted)
     if not missing:
         return
     lm = load(str(models_folder() / name))
     data = drawn(lm, MODELS[name], seed)
     rows = development(lm, MODELS[name])
     judge = Judge(lm, rows, predictions(lm, rows))
-    for start in dict.fromkeys(start for start, _ in missing):
+    for start in dict.fromkeys(start for *_, start, _ in missing):
         compressed = replace(clone(lm), original=lm)
         outcome = STARTS[start].apply(compressed, data)
-        for way in [way for other, way in missing if other == start]:
+        for way in [way for *_, other, way in missing if other == start]:
             small, step, begun = clone(compressed), WAYS[way], time.perf_counter()
             if step is not None:
                 step.apply(small, data)
             seconds = time.perf_counter() - begun
             sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "seconds": seconds}
-            same = dict(zip(SAME, (name, seed, start, way), strict=True))
-            with PATH.open("a") as file:
-                file.write(json.dumps({**sizes, **judged(judge, small), **same}) + "\n")
+            CELLS.add((name, seed, start, way), {**sizes, **judged(judge, small)})
             print(f"{name}, seed {seed}: {start}, {way}: {seconds:.0f} s", flush=True)
 
 
@@ -74,13 +68,6 @@ def drawn(lm: LanguageModel, source: str, seed: int) -> Calibration:
     return Calibration(some, seed=seed, corpus=corpus)
 
 
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)
-
-
 def write_tables(argv: Sequence[str]) -> None:
     """Write what is measured by now into docs/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
@@ -89,7 +76,7 @@ def write_tables(argv: Sequence[str]) -> None:
 
 def table(name: str) -> str:
     """KL / metric of each start and each way, means over the seeds."""
-    mine = [cell for cell in cells() if cell["model"] == name]
+    mine = CELLS.where(model=name)
     if not mine:
         return ""
     seeds = len({cell["seed"] for cell in mine})
@@ -104,18 +91,9 @@ def table(name: str) -> str:
         rows = {way: [c for c in mine if (c["start"], c["way"]) == (start, way)] for way in WAYS}
         present = [way for way in WAYS if rows[way]]
         if present:
-            best = min(present, key=lambda way: mean(cell["kl"] for cell in rows[way]))
-            entries = [_entry(rows[way], way == best) for way in WAYS]
+            best = min(present, key=lambda way: mean_of(rows[way], "kl"))
+            entries = [quality(rows[way], way == best) for way in WAYS]
             kept = mean(cell["bytes"] / cell["dense_bytes"] for cell in rows[present[0]])
             seconds = " / ".join(f"{mean(c['seconds'] for c in rows[way]):.0f}" for way in present if WAYS[way])
             lines.append(f"| {start} | {kept:.0%} | {' | '.join(entries)} | {seconds} |")
     return "\n".join([*lines, ""])
-
-
-def _entry(here: list[dict], bold: bool) -> str:
-    if not here:
-        return ""
-    kls = [cell["kl"] for cell in here]
-    spread = f" ± {stdev(kls):.4f}" if len(kls) > 1 else ""
-    text = f"{mean(kls):.4f}{spread} / {mean(cell['metric'] for cell in here):.3f}"
-    return f"**{text}**" if bold else text

@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from math import floor, log10
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 from matplotlib.figure import Figure
 
+from benchmarks.cells import in_bold, spread
 from benchmarks.common import RESULTS
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, METRICS, MODELS, TIMED, WAYS
-from benchmarks.lowrank_quality import cells
+from benchmarks.lowrank_quality import CELLS
 from laconic.report import plots
 from laconic.report.points import Point
 
@@ -37,7 +38,7 @@ BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what
 def main(argv: Sequence[str]) -> None:
     """Write the tables into README.md and docs/lowrank.md, and the figures beside the latter."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    quality = [cell for cell in cells() if cell["rows"] == CALIBRATION_ROWS]
+    quality = CELLS.where(rows=CALIBRATION_ROWS)
     timing = json.loads((RESULTS / "latency.json").read_text())["rows"]
     for name in MODELS:
         plots.save(figure(name, _of(quality, name)), ROOT / f"docs/lowrank-{name}")
@@ -80,7 +81,7 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
         for way in WAYS:
             here = _at(mine, way, keep)
             lines.append(
-                f"| {keep} | {way} | {_spread([c['kl'] for c in here], 5)} | {_spread([c['metric'] for c in here], 3)} "
+                f"| {keep} | {way} | {spread([c['kl'] for c in here], 5)} | {spread([c['metric'] for c in here], 3)} "
                 f"| {mean(c['bytes'] for c in here) / 1e6:.2f} |"
             )
     lines += [
@@ -103,7 +104,7 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
 
 def more_rows() -> str:
     """What calibrating on more rows gives, where that was measured."""
-    mine = [cell for cell in cells() if cell["rows"] == MORE_ROWS]
+    mine = CELLS.where(rows=MORE_ROWS)
     if not mine:
         return ""
     name = mine[0]["model"]
@@ -123,7 +124,7 @@ def more_rows() -> str:
         for way in ways:
             here = _at(mine, way, keep)
             kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
-            lines.append(f"| {keep} | {way} | {_spread(kls, 4)} | {_spread(metrics, 4)} |")
+            lines.append(f"| {keep} | {way} | {spread(kls, 4)} | {spread(metrics, 4)} |")
     return "\n".join([*lines, ""])
 
 
@@ -160,8 +161,10 @@ def figure(name: str, mine: list[dict]) -> Figure:
 
 def replace_between(path: Path, text: str, begin: str = BEGIN) -> None:
     """Put `text` between the two comments of the Markdown file at `path`, of which `begin` says what made it."""
-    before, _, rest = path.read_text().partition(begin)
-    _, _, after = rest.partition(END)
+    whole = path.read_text()
+    start = whole.index(begin)
+    end = whole.index(END, start)
+    before, after = whole[:start], whole[end + len(END) :]
     path.write_text(f"{before}{begin}\n\n{text}\n{END}{after}")
 
 
@@ -184,13 +187,7 @@ def _timed(timing: list[dict], name: str, way: str, keep: float) -> dict:
 
 def _short(here: list[dict], bold: bool) -> str:
     text = f"{_digits(mean(cell['kl'] for cell in here))} / {mean(cell['metric'] for cell in here):.3f}"
-    return f"**{text}**" if bold else text
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f} (one seed)"
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+    return in_bold(text, bold)
 
 
 def _digits(kl: float) -> str:

@@ -6,14 +6,14 @@ of benchmarks/results/width_quality.jsonl, so a run that was stopped goes on whe
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from statistics import mean, stdev
+from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.common import RESULTS, calibration, clone, development, models_folder, predictions
+from benchmarks.cells import Cells, mean_of, quality
+from benchmarks.common import calibration, clone, development, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.tables import ROOT, replace_between
@@ -24,9 +24,7 @@ from laconic.model import load
 from laconic.model.inner import inners_of
 
 BEGIN = "<!-- made by `python -m benchmarks width_tables` -->"
-PATH = RESULTS / "width_quality.jsonl"
-SAME = ("model", "seed", "way", "what", "keep")
-"""What makes a cell the same cell."""
+CELLS = Cells("width_quality", ("model", "seed", "way", "what", "keep"))
 WHATS = ("heads", "channels")
 KEEPS = (0.75, 0.5, 0.25)
 
@@ -59,43 +57,32 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
     options = parser.parse_args(argv)
-    RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for seed in options.seeds:
             measure(name, seed, options.ways)
-    print(f"{len(list(cells()))} cells in {PATH}; `python -m benchmarks width_tables` makes the tables")
+    print(f"{CELLS}; `python -m benchmarks width_tables` makes the tables")
 
 
 def measure(name: str, seed: int, ways: Sequence[str]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    done = {tuple(cell[key] for key in SAME) for cell in cells()}
-    every = [(way, what, keep) for what in WHATS for keep in KEEPS for way in ways]
-    wanted = [cell for cell in every if (name, seed, *cell) not in done]
-    if not wanted:
+    missing = CELLS.missing((name, seed, way, what, keep) for what in WHATS for keep in KEEPS for way in ways)
+    if not missing:
         return
     lm = load(str(models_folder() / name))
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     inners = inners_of(lm)
     known: dict[str, Known] = survey(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
     gates: dict[str, Gates] = {}
-    if any(WAYS[way].importance in GATED for way, _, _ in wanted):
+    if any(WAYS[way].importance in GATED for *_, way, _, _ in missing):
         gates = gate_gradients(lm, rows, inners)
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
-    for way, what, keep in track(wanted, f"{name}, seed {seed}"):
+    for key in track(missing, f"{name}, seed {seed}"):
+        *_, way, what, keep = key
         small = clone(lm)
         outcome = step_of(way, what, keep).solve(small, known, gates, rows)
         sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes}
-        same = dict(zip(SAME, (name, seed, way, what, keep), strict=True))
-        with PATH.open("a") as file:
-            file.write(json.dumps({**sizes, **judged(judge, small), **same}) + "\n")
-
-
-def cells() -> Iterator[dict]:
-    """Every finished cell."""
-    if PATH.exists():
-        for line in PATH.read_text().splitlines():
-            yield json.loads(line)
+        CELLS.add(key, {**sizes, **judged(judge, small)})
 
 
 def write_tables(argv: Sequence[str]) -> None:
@@ -106,7 +93,7 @@ def write_tables(argv: Sequence[str]) -> None:
 
 def table(name: str) -> str:
     """KL / metric of each way at each size, means over the seeds."""
-    mine = [cell for cell in cells() if cell["model"] == name]
+    mine = CELLS.where(model=name)
     if not mine:
         return ""
     seeds = len({cell["seed"] for cell in mine})
@@ -119,9 +106,9 @@ def table(name: str) -> str:
         "|---|" + "---|" * len(sizes),
     ]
     ways = [way for way in WAYS if all(_at(mine, way, *size) for size in sizes)]
-    least = {size: min(ways, key=lambda way, size=size: _kl(mine, way, *size)) for size in sizes if ways}
+    least = {size: min(ways, key=lambda way, size=size: mean_of(_at(mine, way, *size), "kl")) for size in sizes if ways}
     for way in ways:
-        entries = [_entry(_at(mine, way, *size), bold=least[size] == way) for size in sizes]
+        entries = [quality(_at(mine, way, *size), bold=least[size] == way) for size in sizes]
         lines.append(f"| {way} | {' | '.join(entries)} |")
     # Every way that keeps as many in every layer keeps as many bytes.
     local = [way for way in ways if WAYS[way].ranking != "global"]
@@ -133,14 +120,3 @@ def table(name: str) -> str:
 
 def _at(mine: list[dict], way: str, what: str, keep: float) -> list[dict]:
     return [cell for cell in mine if (cell["way"], cell["what"], cell["keep"]) == (way, what, keep)]
-
-
-def _kl(mine: list[dict], way: str, what: str, keep: float) -> float:
-    return mean(cell["kl"] for cell in _at(mine, way, what, keep))
-
-
-def _entry(here: list[dict], bold: bool) -> str:
-    kls = [cell["kl"] for cell in here]
-    spread = f" ± {stdev(kls):.4f}" if len(kls) > 1 else ""
-    text = f"{mean(kls):.4f}{spread} / {mean(cell['metric'] for cell in here):.3f}"
-    return f"**{text}**" if bold else text

@@ -35,6 +35,7 @@ class Distil(Training):
     values:      weight of the relations of the last block's value vectors, cut into `heads` heads.
     matches:     more pairs of layers, each with its own feature, loss and weight.
     courses:     how weights go: `{task: grow, logits: fade}`; `matches` are all that is not these two.
+    dropout:     not unless said: a compressed model is near its teacher, and noise that this has not drives it away.
     """
 
     name = "distil"
@@ -50,6 +51,7 @@ class Distil(Training):
     heads: Annotated[int, Field(ge=1)] = 12
     matches: tuple[Match, ...] = ()
     courses: dict[str, Course] = field(default_factory=dict)
+    dropout: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -72,16 +72,25 @@ class Lesson(nn.Module):
     """The loss of a student on batches of `{"student": batch, "teacher": batch, "told": values}`.
 
     The teacher is no part of the module: it is neither trained nor saved. `told` are its predictions where they were
-    worked out before.
+    worked out before. Without `dropout` the student is trained as it will be used.
     """
 
-    def __init__(self, student: LanguageModel, teacher: LanguageModel | None, terms: Terms) -> None:
+    def __init__(
+        self, student: LanguageModel, teacher: LanguageModel | None, terms: Terms, dropout: bool = True
+    ) -> None:
         super().__init__()
         self.model = student.model
         self.terms = terms
+        self.dropout = dropout
         self.done = 0.0
         self._models = (student, teacher)
         self.projections = nn.ModuleDict()
+
+    def train(self, mode: bool = True) -> "Lesson":
+        """What a module does; of transformers nothing but dropout, of values or of layers, hangs on the mode."""
+        super().train(mode)
+        self.model.train(mode and self.dropout)
+        return self
 
     def prepare(self, batch: Mapping[str, Any], seed: int) -> None:
         """Look at one batch: make the projections that matches of different widths need, and check that all fit.

@@ -38,6 +38,7 @@ class Training(Step):
     evaluations:   measurements of the held-out loss; `patience` of them without a gain end the training.
     quantized:     codes stay as they are (`frozen`), or move (`straight-through`).
     lora:          a rank: only adapters move, which are added to plain matrices in the end.
+    dropout:       parts of the model are dropped at random as its configuration says, or none.
     freeze:        globs over names of parameters that do not move, as `*embeddings*`.
     """
 
@@ -55,6 +56,7 @@ class Training(Step):
     patience: Positive | None = None
     quantized: QuantizedTraining = "frozen"
     lora: Positive | None = None
+    dropout: bool = True
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class Training(Step):
         with workshop(key) as folder, trainable(lm, self._moves), self._looking(lm, teacher):
             material = self._material(lm, teacher, data)
             first = material.first()
-            lesson = Lesson(lm, teacher, self.terms(lm, teacher, first))
+            lesson = Lesson(lm, teacher, self.terms(lm, teacher, first), self.dropout)
             lesson.prepare(first, data.seed)
             history = finished(folder, lesson)
             if not everywhere(history is not None):

@@ -13,7 +13,7 @@ from laconic.compress import Shorten
 from laconic.errors import UserError
 from laconic.model import load
 from laconic.recipe import recipe_from, run
-from laconic.recover import Distil, Match, Student
+from laconic.recover import Distil, Finetune, Match, Student
 from laconic.recover.lesson import Lesson, Terms, task_loss
 from laconic.recover.matches import uniform
 from laconic.recover.observe import Feature, eager, observe
@@ -154,6 +154,18 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
         asked = fresh.batch(numbers, lm, lm.original)
         lesson = Lesson(lm, lm.original, Terms(logits=1.0)).eval()
         assert lesson(**told)["loss"].item() == pytest.approx(lesson(**asked)["loss"].item(), rel=1e-4, abs=1e-7)
+
+
+def test_without_dropout_a_student_is_trained_as_it_is_used() -> None:
+    lm = with_original(lm_of("bert-classifier"))
+    material = Distil(**SHORT)._material(lm, lm.original, data_for(lm))
+    batch = material.train.batch(range(4), lm, lm.original)
+    losses = {
+        dropout: Lesson(lm, lm.original, Terms(logits=1.0), dropout).train()(**batch)["loss"].item()
+        for dropout in (False, True)
+    }
+    assert losses[False] == pytest.approx(0, abs=1e-9) and losses[True] > 1e-6
+    assert (Distil().dropout, Finetune().dropout) == (False, True)
 
 
 def test_batches_are_of_one_length_and_every_row_comes_once() -> None:
