@@ -63,6 +63,9 @@ class Step(ABC):
     def check(self, lm: LanguageModel) -> None:
         """Raise UserError where `apply` would for the structure of `lm` alone; its weights may be absent."""
 
+    def check_data(self, data: Calibration | None) -> None:  # noqa: B027 (most steps take any data)
+        """Raise UserError where `apply` would for the data alone, which is then found before the first step's work."""
+
     @abstractmethod
     def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
         """Give `lm`, which is on the meta device and has passed `check`, the structure that `apply` leaves.

@@ -111,6 +111,8 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
 
     Of several processes all do the same, and go on from each step with the weights of the first.
     """
+    for step in steps:
+        step.check_data(data)
     if any(step.needs_original for step in steps):
         lm = replace(lm, original=lm.copy())
     outcomes = []

@@ -92,15 +92,26 @@ def check_lora(rank: int | None) -> None:
         _peft("peft")
 
 
-def _freeze(lm: LanguageModel, globs: Sequence[str]) -> None:
+def frozen(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that the globs name.
+
+    Raises:
+        UserError: a glob matches none.
+    """
     names = dict(lm.model.named_parameters())
+    found: dict[str, nn.Parameter] = {}
     for glob in globs:
-        matching = [name for name in names if fnmatchcase(name, glob)]
+        matching = {name: parameter for name, parameter in names.items() if fnmatchcase(name, glob)}
         if not matching:
             first = ", ".join(f"'{name}'" for name in list(names)[:3])
             raise UserError(f"freeze has '{glob}', which matches no parameter; their names begin with {first}.")
-        for name in matching:
-            names[name].requires_grad_(False)
+        found |= matching
+    return list(found.values())
+
+
+def _freeze(lm: LanguageModel, globs: Sequence[str]) -> None:
+    for parameter in frozen(lm, globs):
+        parameter.requires_grad_(False)
 
 
 def _thaw(movable: Sequence[nn.Parameter]) -> None:

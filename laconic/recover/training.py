@@ -20,7 +20,7 @@ from laconic.recover.lesson import Lesson, Terms
 from laconic.recover.observe import eager
 from laconic.recover.pace import Decay, Material, Pace, Precision, check_installed
 from laconic.recover.rows import Read, lines_of, split, told_by
-from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, trainable
+from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen, trainable
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -86,6 +86,15 @@ class Training(Step):
     def check(self, lm: LanguageModel) -> None:
         check_installed()
         check_lora(self.lora)
+        frozen(lm, self.freeze)
+
+    def check_data(self, data: Calibration | None) -> None:
+        split(self._known(data), self.rows, self.held_out)
+
+    def _known(self, data: Calibration | None) -> Calibration:
+        if data is None:
+            raise UserError(f"The step '{self.name}' needs training texts; name a source of them as data.")
+        return data
 
     def rehearse(self, lm: LanguageModel) -> None:
         """The structure stays, but for adapters that stay beside codes and zeros, which are in no later step's way."""
@@ -96,8 +105,7 @@ class Training(Step):
         Raises:
             UserError: there are too few rows, or without labels that the loss needs, or a library is missing.
         """
-        if data is None:
-            raise UserError(f"The step '{self.name}' needs training texts; name a source of them as data.")
+        data = self._known(data)
         self.check(lm)
         before, teacher = _nbytes(lm), self.taught_by(lm)
         key = self._key(lm, data, teacher)

@@ -15,7 +15,9 @@ from laconic.errors import UserError
 from laconic.formats import Coded, LowRank, Masked, Sum
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
-from laconic.recover import Distil, Finetune, loop
+from laconic.recipe.flow import apply_steps
+from laconic.recipe.order import check_order
+from laconic.recover import Correct, Distil, Finetune, loop
 from laconic.store import save
 from tests.architectures import outputs
 from tests.recover.ground import corpus, data_for, lm_of, with_original
@@ -240,3 +242,23 @@ def test_history_is_plain(tmp_path: Path) -> None:
     found = Finetune(**SHORT).apply(lm, data_for(lm)).found
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["finetune"]["rows"] + found["finetune"]["held_out"] == 40
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        (Finetune(rows=100), "rows must be at most"),
+        (Distil(freeze=("*nowhere*",)), "matches no parameter"),
+        (Correct(held_out=0.9), "needs at least"),
+    ],
+)
+def test_what_the_data_or_the_names_do_not_allow_is_found_before_the_first_step(
+    step: Step, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = lm_of("bert-classifier")
+    first = Compress(method=Svd(multiple=1), keep=0.5)
+    monkeypatch.setattr(Compress, "apply", lambda self, lm, data: pytest.fail("work was done"))
+    data = replace(data_for(lm), batches=data_for(lm).batches[:1])
+    with pytest.raises(UserError, match=sentence):
+        check_order(lm.weightless(), [first, step], ["first", "second"])
+        apply_steps(lm, [first, step], data)

@@ -14,7 +14,7 @@ from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.recover.correct.correction import correct
 from laconic.recover.correct.pairs import rows_of_blocks
-from laconic.recover.correct.rows import taken_apart
+from laconic.recover.correct.rows import rows_held_out, taken_apart
 
 LEAST_LEAD = 1.0
 """Standard errors by which the divergence of held-out texts has to fall: few of them often fall by chance."""
@@ -46,6 +46,14 @@ class Correct(Step):
     def check(self, lm: LanguageModel) -> None:
         """What it cannot correct it leaves as it is."""
 
+    def check_data(self, data: Calibration | None) -> None:
+        rows_held_out(self._known(data).batches, self.held_out)
+
+    def _known(self, data: Calibration | None) -> Calibration:
+        if data is None:
+            raise UserError("The step 'correct' needs calibration data; name a source of it.")
+        return data
+
     def rehearse(self, lm: LanguageModel) -> None:
         """The structure stays."""
 
@@ -56,8 +64,7 @@ class Correct(Step):
             UserError: data or the original is missing, there are too few rows, or the blocks are not those of the
                 original.
         """
-        if data is None:
-            raise UserError("The step 'correct' needs calibration data; name a source of it.")
+        data = self._known(data)
         original = lm.original
         if original is None:
             raise UserError(
