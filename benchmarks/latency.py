@@ -85,10 +85,12 @@ def saved_bytes(lm: LanguageModel) -> int:
 
 
 @torch.inference_mode()
-def alternate(first: LanguageModel, second: LanguageModel) -> tuple[list[float], list[float]]:
+def alternate(
+    first: LanguageModel, second: LanguageModel, batch: int = BATCH, length: int = LENGTH
+) -> tuple[list[float], list[float]]:
     """Quartiles in milliseconds of both models, run in turn on the same tokens."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1000, 20_000, (BATCH, LENGTH), generator=generator)
+    tokens = torch.randint(1000, 20_000, (batch, length), generator=generator)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     times: tuple[list[float], list[float]] = ([], [])
     for run in range(WARM_UP + RUNS):

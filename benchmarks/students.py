@@ -1,0 +1,109 @@
+"""Study 003's student of three random blocks: taught by minilm-sst2, beside the same student trained on the task alone.
+
+Recipes of recipes/seeds/, on 20,000 rows of SST-2, three times over, 500 others held out; judged on the whole
+development set. A third way begins with blocks and embeddings of the teacher, and is taught as the first is. Times are
+of a batch of 32 × 32 tokens, teacher and student in turn. Each finished cell is one line of
+benchmarks/results/students.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.cells import Cells, spread
+from benchmarks.common import development, models_folder, predictions
+from benchmarks.latency import alternate, saved_bytes
+from benchmarks.lowrank import SEEDS
+from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.recover_quality import drawn
+from benchmarks.tables import ROOT, replace_between
+from laconic.compress import Step
+from laconic.model import LanguageModel, load
+from laconic.recipe import read_recipe
+from laconic.recipe.flow import apply_steps
+from laconic.recover import Student
+from laconic.recover.training import Training
+
+MODEL, SOURCE = "minilm-sst2", "glue/sst2"
+CELLS = Cells("students", ("way", "seed"))
+BEGIN = "<!-- made by `python -m benchmarks students_tables` -->"
+RECIPES = Path(__file__).parents[1] / "recipes" / "seeds"
+ROWS, EPOCHS = 20_000, 3.0
+SHAPE = (32, 32)
+
+WAYS = ("task alone", "taught", "taught, from the teacher's blocks")
+
+
+def steps_of(way: str, seed: int) -> list[Step]:
+    """The steps of a shipped recipe, on fewer rows."""
+    recipe = read_recipe(RECIPES / ("kd-task-alone.yaml" if way == "task alone" else "kd-student.yaml"))
+    return [_here(step, way, seed) for step in recipe.steps]
+
+
+def _here(step: Step, way: str, seed: int) -> Step:
+    if isinstance(step, Training):
+        return replace(step, rows=ROWS, epochs=EPOCHS)
+    if isinstance(step, Student) and way == "taught, from the teacher's blocks":
+        return Student(blocks=(1, 3, 5))
+    return replace(step, seed=seed) if isinstance(step, Student) else step
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="some of the ways")
+    options = parser.parse_args(argv)
+    missing = CELLS.missing((way, seed) for seed in options.seeds for way in options.ways)
+    teacher = load(str(models_folder() / MODEL))
+    rows = development(teacher, SOURCE)
+    judge = Judge(teacher, rows, predictions(teacher, rows))
+    for way, seed in missing:
+        begun = time.perf_counter()
+        student, _ = apply_steps(teacher.copy(), steps_of(way, seed), drawn(teacher, SOURCE, seed))
+        seconds = time.perf_counter() - begun
+        CELLS.add((way, seed), {**judged(judge, student), **costs(teacher, student), "seconds": seconds})
+        print(f"{way}, seed {seed}: {seconds:.0f} s", flush=True)
+    print(f"{CELLS}; `python -m benchmarks students_tables` makes the table")
+
+
+def costs(teacher: LanguageModel, student: LanguageModel) -> dict:
+    """Parameters, bytes and milliseconds of both."""
+    dense_ms, ms = alternate(teacher, student, *SHAPE)
+    return {
+        "parameters": student.size()[0],
+        "dense_parameters": teacher.size()[0],
+        "file_bytes": saved_bytes(student),
+        "dense_file_bytes": saved_bytes(teacher),
+        "ms": ms,
+        "dense_ms": dense_ms,
+    }
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/recovery.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    every = list(CELLS)
+    if not every:
+        return
+    one = every[0]
+    dense = mean(cell["dense_ms"][1] for cell in every)
+    lines = [
+        "| | accuracy | KL, nats | parameters, million | file, MB | samples a second |",
+        "|---|---:|---:|---:|---:|---:|",
+        f"| teacher | {one['dense_metric']:.3f} | | {one['dense_parameters'] / 1e6:.1f} "
+        f"| {one['dense_file_bytes'] / 1e6:.1f} | {1e3 * SHAPE[0] / dense:.0f} |",
+        *(row(way, CELLS.where(way=way)) for way in WAYS if CELLS.where(way=way)),
+    ]
+    replace_between(ROOT / "docs/recovery.md", "\n".join([*lines, ""]), BEGIN)
+
+
+def row(way: str, here: list[dict]) -> str:
+    """One line of the table."""
+    accuracy, kl = (spread([cell[what] for cell in here], 3) for what in ("metric", "kl"))
+    size = f"{here[0]['parameters'] / 1e6:.1f} | {here[0]['file_bytes'] / 1e6:.1f}"
+    speed = 1e3 * SHAPE[0] / mean(cell["ms"][1] for cell in here)
+    return f"| {way} | {accuracy} | {kl} | {size} | {speed:.0f} |"
