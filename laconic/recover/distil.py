@@ -74,7 +74,7 @@ class Distil(Training):
         teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
         if teacher is None:
             raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
-        teacher.model.eval().requires_grad_(False)
+        teacher.model.eval()
         return teacher
 
     def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:

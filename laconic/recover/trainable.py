@@ -67,7 +67,7 @@ def trainable(lm: LanguageModel, what: Trainable) -> Iterator[None]:
     """Within it `lm` is as it trains; afterwards as it is stored, rounded to its dtype.
 
     Raises:
-        UserError: a glob matches no parameter, or LoRA is asked for without peft.
+        UserError: a glob matches no parameter, nothing is left to move, or LoRA is asked for without peft.
     """
     movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     with ExitStack() as undo:
@@ -80,6 +80,11 @@ def trainable(lm: LanguageModel, what: Trainable) -> Iterator[None]:
         elif what.quantized == "straight-through":
             layers = _loosen(lm)
             undo.callback(_settle, lm, layers)
+        if not any(parameter.requires_grad for parameter in lm.model.parameters()):
+            raise UserError(
+                f"Nothing of '{lm.source}' is left to train; freeze less of it, let its codes move by "
+                "quantized: straight-through, or give lora."
+            )
         yield
     for parameter in lm.model.parameters():
         if parameter.is_floating_point():

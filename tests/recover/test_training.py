@@ -188,6 +188,20 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     assert torch.equal(outputs(again.model.eval()), outputs(unbroken.model.eval()))
 
 
+def test_a_teacher_can_be_trained_afterwards() -> None:
+    lm = lm_of("bert-classifier")
+    movable = [parameter.requires_grad for parameter in lm.model.parameters()]
+    Distil(**SHORT).apply(replace(lm.copy(), original=lm), data_for(lm))
+    assert [parameter.requires_grad for parameter in lm.model.parameters()] == movable
+
+
+def test_a_model_of_which_nothing_moves_is_refused() -> None:
+    lm = lm_of("bert-classifier")
+    with pytest.raises(UserError, match="Nothing of .* is left to train"):
+        Finetune(**SHORT, freeze=("*",)).apply(lm, data_for(lm))
+    assert all(parameter.requires_grad for parameter in lm.model.parameters())
+
+
 def test_no_training_is_better_than_a_worse_one() -> None:
     lm = lm_of("bert-classifier")
     Finetune(**{**SHORT, "learning_rate": 3e-3}).apply(lm, data_for(lm, 120))
