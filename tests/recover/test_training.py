@@ -197,7 +197,7 @@ def test_a_teacher_can_be_trained_afterwards() -> None:
 
 def test_a_model_of_which_nothing_moves_is_refused() -> None:
     lm = lm_of("bert-classifier")
-    with pytest.raises(UserError, match="Nothing of .* is left to train"):
+    with pytest.raises(UserError, match=r"Nothing of .* is left to train"):
         Finetune(**SHORT, freeze=("*",)).apply(lm, data_for(lm))
     assert all(parameter.requires_grad for parameter in lm.model.parameters())
 
