@@ -6,12 +6,19 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Example:
-    """One row. label: class number, or score on the scale that models are trained on (STS-B divided by 5)."""
+    """One row. label: class number, or score on the scale that models are trained on (STS-B divided by 5).
+
+    also:  other targets that are as right as `target`.
+    group: what the row is averaged with before groups are averaged, a relation or a phenomenon; names within names
+           are parted by a slash.
+    """
 
     text: str
     pair: str | None = None
     label: float | None = None
     target: str | None = None
+    also: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def joined(self) -> str:

@@ -60,6 +60,10 @@ class Judge(ABC):
         """The first `limit` rows of the dev split, or all of them."""
         return read(self.source, "dev").first(limit)
 
+    def texts(self, corpus: Corpus) -> Corpus:
+        """The rows of `corpus` as plain text, for a comparison that has nothing to do with the task."""
+        return corpus
+
     def refuse(self, task: Task, model: str = "") -> None:
         """Raise UserError unless a model that predicts `task` can be judged; `model` is its name."""
         if task not in self.kinds:

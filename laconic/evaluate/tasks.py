@@ -1,18 +1,24 @@
-"""Tasks by the names that `--tasks` takes: `glue/TASK`, `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
+"""Tasks by the names that `--tasks` takes: `glue/TASK`, `lama/CORPUS`, `blimp/PHENOMENON`, and those of a source:
+`perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
+from laconic.evaluate.blimp import blimp_task
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.judging import Judge
+from laconic.evaluate.lama import LAMA_NAMES, lama_task
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.model import Task
 
 ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
+OF_FILES: dict[str, Callable[[str], Judge]] = {"lama": lama_task, "blimp": blimp_task}
+"""Tasks of their own files in LACONIC_DATA, by the first part of their names."""
 FIDELITY = "fidelity"
 """Judges no model alone: it names the rows on which a model of any kind is compared with its original."""
 KINDS = (*ON_A_SOURCE, FIDELITY)
@@ -30,7 +36,7 @@ class Wanted:
         """The rows for fidelity: those named for it, else those of the first task; None where there is no task."""
         if self.fidelity is not None:
             return read(self.fidelity, SPLIT).first(limit)
-        return next(iter(judged.values()), None)
+        return next((self.judges[name].texts(corpus) for name, corpus in judged.items()), None)
 
 
 def wanted(names: Sequence[str], compared: bool) -> Wanted:
@@ -75,7 +81,11 @@ def _judge(name: str) -> Judge:
         return Glue(glue_task(name[len("glue/") :].rstrip("/")))
     if _kind(name) in ON_A_SOURCE:
         return ON_A_SOURCE[_kind(name)](_source(name))
-    raise unknown("task", name, [*(f"glue/{task.name}" for task in TASKS), *(f"{kind}:SOURCE" for kind in KINDS)])
+    of_files = re.split("[/:]", name.lower(), maxsplit=1)[0]
+    if of_files in OF_FILES:
+        return OF_FILES[of_files](name)
+    known = [*(f"glue/{task.name}" for task in TASKS), *LAMA_NAMES, "blimp", "blimp/PHENOMENON"]
+    raise unknown("task", name, [*known, *(f"{kind}:SOURCE" for kind in KINDS)])
 
 
 def _kind(name: str) -> str:

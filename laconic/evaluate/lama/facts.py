@@ -1,0 +1,156 @@
+"""LAMA's facts as rows: a sentence with `[MASK]` in the place of the object, the object, and the other true ones.
+
+Two layouts are read from the folder `lama` of LACONIC_DATA. LAMA's release has a folder for each corpus, in `lama` or
+in `lama/data`: T-REx and Google-RE are asked by one template for each relation, of `relations.jsonl` and of the
+authors' code; SQuAD and ConceptNet by their own sentences. A `.jsonl` file right in `lama` has a fact a line, with a
+sentence of its own: `source` (the name of the corpus's folder), `relation`, `sub`, `obj`, `masked_sentence`. A corpus
+that is there in both is read from its release.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from laconic.calibrate.corpus import Example
+from laconic.calibrate.sources import data_folder
+from laconic.errors import UserError, unknown
+from laconic.evaluate.objects import Object, field, objects
+
+MASK = "[MASK]"
+CORPORA = {"trex": "TREx", "google_re": "Google_RE", "squad": "Squad", "conceptnet": "ConceptNet"}
+"""Folders of the release, by the names that tasks have for them."""
+TEMPLATES = {
+    "place_of_birth": "[X] was born in [Y] .",
+    "date_of_birth": "[X] (born [Y]).",
+    "place_of_death": "[X] died in [Y] .",
+}
+"""Of Google-RE's relations, as the release's scripts/run_experiments.py has them."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One triple in words; `relation` and `subject` are empty where the corpus has none."""
+
+    sentence: str
+    subject: str
+    relation: str
+    answer: str
+
+
+Reader = Callable[[], list[Example]]
+
+
+def readers() -> dict[str, Reader]:
+    """The corpora that are there, by task name, each with what reads it; files without a release are read at once.
+
+    Raises:
+        UserError: LACONIC_DATA names no folder with LAMA in it, or a row is malformed.
+    """
+    data = data_folder()
+    folder = None if data is None else data / "lama"
+    if folder is None or not folder.is_dir():
+        where = "LACONIC_DATA is not set" if folder is None else f"there is no folder '{folder}'"
+        raise UserError(
+            f"LAMA is read from local files, and {where}; name by LACONIC_DATA a folder that holds lama/, with LAMA's "
+            "release or a .jsonl of facts in it."
+        )
+    found = {**_of_lines(folder), **_of_release(folder / "data"), **_of_release(folder)}
+    if not found:
+        raise UserError(
+            f"The folder '{folder}' has neither a corpus of LAMA's release ({', '.join(CORPORA.values())}) nor a "
+            ".jsonl of facts; put one there."
+        )
+    return found
+
+
+def _of_lines(folder: Path) -> dict[str, Reader]:
+    facts: dict[str, list[Fact]] = defaultdict(list)
+    names = {folder_name.lower(): name for name, folder_name in CORPORA.items()}
+    for path in sorted(path for path in folder.glob("*.jsonl") if path.name != "relations.jsonl"):
+        for place, row in objects(path):
+            source = field(row, ("source",), place)
+            if source.lower() not in names:
+                raise unknown("corpus of LAMA", source, CORPORA.values(), f"{place} is of")
+            # A few facts of Google-RE have no sentence that could be masked.
+            sentence = field(row, ("masked_sentence",), place) if row.get("masked_sentence") else ""
+            relation = str(row.get("relation") or "").rsplit("/", maxsplit=1)[-1]
+            fact = Fact(sentence, str(row.get("sub") or ""), relation, field(row, ("obj",), place))
+            facts[names[source.lower()]].append(fact)
+    return {name: _reader(name, rows) for name, rows in facts.items()}
+
+
+def _reader(name: str, facts: Sequence[Fact]) -> Reader:
+    return lambda: _examples(name, facts)
+
+
+def _of_release(folder: Path) -> dict[str, Reader]:
+    return {name: _release_reader(name, folder) for name in CORPORA if (folder / CORPORA[name]).is_dir()}
+
+
+def _release_reader(name: str, folder: Path) -> Reader:
+    facts = {"trex": _trex, "google_re": _google_re}.get(name, _sentences)
+    return lambda: _examples(name, list(facts(folder / CORPORA[name])))
+
+
+def _trex(folder: Path) -> Iterator[Fact]:
+    """The relations of relations.jsonl beside the folder, those that have a file."""
+    relations = folder.parent / "relations.jsonl"
+    if not relations.is_file():
+        raise UserError(f"T-REx is asked by the templates of '{relations}', which is missing; put the release's there.")
+    for place, row in objects(relations):
+        path = folder / f"{field(row, ('relation',), place)}.jsonl"
+        if path.is_file():
+            yield from _asked(path, path.stem, field(row, ("template",), place), place)
+
+
+def _google_re(folder: Path) -> Iterator[Fact]:
+    for relation, template in TEMPLATES.items():
+        path = folder / f"{relation}_test.jsonl"
+        if path.is_file():
+            yield from _asked(path, relation, template, str(path))
+
+
+def _asked(path: Path, relation: str, template: str, place: str) -> Iterator[Fact]:
+    """Each pair of a subject and an object once; facts that most of Google-RE's annotators refuted are none."""
+    if "[X]" not in template or "[Y]" not in template:
+        raise UserError(f"{place} has the template '{template}'; it must have [X] and [Y] in it.")
+    seen: set[tuple[str, str]] = set()
+    for at, row in objects(path):
+        pair = field(row, ("sub_label",), at), field(row, ("obj_label",), at)
+        if pair not in seen and not _refuted(row):
+            seen.add(pair)
+            # The subject last: a title may have [Y] in it.
+            sentence = template.replace("[Y]", MASK, 1).replace("[X]", pair[0])
+            yield Fact(sentence, pair[0], relation, pair[1])
+
+
+def _refuted(row: Object) -> bool:
+    judgments = [judgment.get("judgment") for judgment in row.get("judgments") or ()]
+    return 2 * judgments.count("yes") < len(judgments)
+
+
+def _sentences(folder: Path) -> Iterator[Fact]:
+    """SQuAD has no subjects: it writes its own name there. ConceptNet's relation is called `pred`."""
+    for place, row in objects(folder / "test.jsonl"):
+        sentence = " ".join(row.get("masked_sentences") or ())
+        subject = "" if folder.name == CORPORA["squad"] else str(row.get("sub_label") or row.get("sub") or "")
+        yield Fact(sentence, subject, str(row.get("pred") or ""), field(row, ("obj_label",), place))
+
+
+def _examples(name: str, facts: Sequence[Fact]) -> list[Example]:
+    """The rows; `also` has the other objects of the same subject and relation.
+
+    T-REx and Google-RE are averaged by relation; ConceptNet's relations are one, as in the paper's table 2.
+    """
+    true: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for fact in facts:
+        true[fact.relation, fact.subject][fact.answer] = None
+    by_relation = name in ("trex", "google_re")
+    rows = []
+    for fact in facts:
+        group = f"{name}/{fact.relation}" if by_relation and fact.relation else f"{name}/all"
+        row = Example(fact.sentence, target=fact.answer, group=group)
+        others = true[fact.relation, fact.subject] if fact.subject else {}
+        rows.append(replace(row, also=tuple(other for other in others if other != fact.answer)))
+    return rows

@@ -1,0 +1,44 @@
+"""Files of one JSON object a line, as benchmarks are distributed, and the fields that their rows must have."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from laconic.calibrate.sources.records import content
+from laconic.errors import UserError
+
+Object = Mapping[str, Any]
+
+
+def objects(path: Path) -> Iterator[tuple[str, Object]]:
+    """Each object with its place, `file:line`; blank lines are passed over.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no JSON object.
+    """
+    for at, line in enumerate(content(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{at} is not JSON: {error.msg} at column {error.colno}.") from error
+            if not isinstance(found, Mapping):
+                raise UserError(f"{path}:{at} must be an object of named fields; got {type(found).__name__}.")
+            yield f"{path}:{at}", found
+
+
+def field(row: Object, names: tuple[str, ...], place: str) -> str:
+    """The text in the first of the fields `names` that `row` has.
+
+    Raises:
+        UserError: it has none of them, or no text in it.
+    """
+    for name in names:
+        if name in row:
+            if isinstance(row[name], str) and row[name].strip():
+                return row[name].strip()
+            raise UserError(f"{place} must have text in the field '{name}'; got {row[name]!r}.")
+    fields = ", ".join(f"'{name}'" for name in row) or "none"
+    wanted = " or ".join(f"'{name}'" for name in names)
+    raise UserError(f"{place} has no field {wanted} (fields: {fields}); add it.")
