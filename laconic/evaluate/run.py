@@ -11,8 +11,9 @@ import transformers
 from laconic.errors import UserError, must_be
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
-from laconic.evaluate.intervals import Difference, Interval, difference, interval
+from laconic.evaluate.intervals import Interval, interval
 from laconic.evaluate.judging import Judged
+from laconic.evaluate.paired import Difference, difference
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -21,13 +22,14 @@ SEED = 0
 """Of the resampling and of the masks."""
 
 Figures = dict[str, dict[str, Interval]]
+Differences = dict[str, dict[str, Difference]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """results:  task → metric → figure; `settings` has what each depends on.
     original:    the same figures of the model compared with, and its cost.
-    fidelity:    to that model; `difference` is results minus its results.
+    fidelity:    to that model; `difference` is results minus its results, in the JSON beside what these rows could show.
     """
 
     results: Figures
@@ -36,7 +38,7 @@ class Evaluation:
     original: Figures | None = None
     original_cost: Cost | None = None
     fidelity: Fidelity | None = None
-    difference: dict[str, dict[str, Difference]] | None = None
+    difference: Differences | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `laconic evaluate --json` prints; sections that were not asked for are left out."""
@@ -46,6 +48,7 @@ class Evaluation:
             "cost": self.cost and self.cost.to_json(),
             "fidelity": self.fidelity and {**asdict(self.fidelity), "versions": versions()},
             "difference": None if self.difference is None else _plain(self.difference),
+            "detectable": None if self.difference is None else _detectable(self.difference),
             "original": None
             if self.original is None
             else {
@@ -127,5 +130,9 @@ def _settings(source: str, judged: Judged) -> dict[str, Any]:
     return {**fixed, **judged.settings, "versions": versions()}
 
 
-def _plain(figures: dict[str, dict[str, Interval]] | dict[str, dict[str, Difference]]) -> dict[str, Any]:
-    return {task: {name: asdict(figure) for name, figure in metrics.items()} for task, metrics in figures.items()}
+def _plain(figures: Figures | Differences) -> dict[str, Any]:
+    return {task: {name: figure.to_json() for name, figure in metrics.items()} for task, metrics in figures.items()}
+
+
+def _detectable(changes: Differences) -> dict[str, Any]:
+    return {task: {name: change.detectable for name, change in metrics.items()} for task, metrics in changes.items()}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from laconic.evaluate.paired import SIGNIFICANT
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
@@ -13,7 +14,7 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     """By title, in the order to show them; sections that were not measured are left out."""
     tables = {"Quality": _quality(result["results"])} if result["results"] else {}
     if result.get("difference"):
-        tables["Change against the original"] = _change(result["difference"])
+        tables["Change against the original"] = _change(result["difference"], result.get("detectable", {}))
     if "fidelity" in result:
         tables["Distance to the original"] = _fidelity(result["fidelity"])
     if "cost" in result:
@@ -39,21 +40,38 @@ def _quality(results: dict[str, Any]) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _change(difference: dict[str, Any]) -> Table:
-    """What each metric gained or lost, and the chance of as much by luck."""
+def _change(difference: dict[str, Any], detectable: dict[str, Any]) -> Table:
+    """What each metric gained or lost, the chance of as much by luck, and what that says."""
     columns = (
         Column("task"),
         Column("metric"),
         Column("change", "{:+.4f}"),
         Column("95 % interval"),
         Column("p", "{:.3f}"),
+        Column("which is"),
+        Column("would have shown", "±{:.4f}"),
     )
     rows = [
-        (task, metric, figure["value"], _interval(figure), figure["p"])
+        (
+            task,
+            metric,
+            figure["value"],
+            _interval(figure),
+            figure["p"],
+            _verdict(figure),
+            detectable.get(task, {}).get(metric),
+        )
         for task, metrics in difference.items()
         for metric, figure in metrics.items()
     ]
     return Table(columns, tuple(rows))
+
+
+def _verdict(change: dict[str, float]) -> str:
+    """What the change says, in words: one that luck brings about in a case of twenty or more is noise."""
+    if change["p"] < SIGNIFICANT:
+        return "a real change"
+    return "no change" if change["value"] == change["low"] == change["high"] == 0 else "noise"
 
 
 def _fidelity(found: dict[str, Any]) -> Table:
