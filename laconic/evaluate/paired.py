@@ -2,8 +2,8 @@
 
 The interval is the bootstrap's, with both models resampled together, which takes out what makes a row hard for both
 (Efron and Tibshirani 1993, chapter 16). The probability is that of a test. Of rows that are right or wrong it is
-McNemar's (Psychometrika 12, 1947, pages 153-157), in its exact form at any number of rows: given how many rows only one of the
-models has right, each of the two is as likely to be that one. Of any other metric it is that of approximate
+McNemar's (Psychometrika 12, 1947, pages 153-157), in its exact form however many they are: of the rows that only one
+of the models has right, each is as likely to be the one's as the other's. Of any other metric it is that of approximate
 randomization (Noreen 1989, chapter 2; Yeh 2000, https://aclanthology.org/C00-2137): how often a change as large comes
 about when the two models' lines are exchanged row by row at random. Neither takes chance for a change in more than
 p of all cases, however few rows there are; bootstrapped probabilities do.

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 import transformers
 
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
+from laconic.evaluate.apart import check_apart, made_with, shared_rows
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.intervals import Interval, interval
@@ -29,7 +31,7 @@ Differences = dict[str, dict[str, Difference]]
 class Evaluation:
     """results:  task → metric → figure; `settings` has what each depends on.
     original:    the same figures of the model compared with, and its cost.
-    fidelity:    to that model; `difference` is results minus its results, in the JSON beside what these rows could show.
+    fidelity:    to that model; `difference` is results minus its results, beside what these rows could show of it.
     """
 
     results: Figures
@@ -71,16 +73,20 @@ def evaluate(
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
-    cost is measured.
+    cost is measured. Where it is known what the models were made with, the settings of each task say how many of its
+    rows are rows of that too.
 
     Raises:
-        UserError: an unknown task, no data for it, a model that is not one for it, NaN predictions, or nothing asked.
+        UserError: an unknown task, no data for it, the very file that a model was calibrated on, a model that is not
+            one for it, NaN predictions, or nothing asked.
     """
     if not tasks and not cost:
         raise UserError("No task was given; name one, like glue/sst2 or perplexity:builtin:pydoc.")
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
     asked = wanted(tasks, compared=against is not None)
+    calibration = made_with(*(model.source for model in (lm, against) if model is not None))
+    check_apart(asked.sources, calibration)
     for judge in asked.judges.values():
         judge.refuse(lm.task, lm.source)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
@@ -88,7 +94,10 @@ def evaluate(
     ours = {name: judge.judge(lm, corpora[name], track) for name, judge in asked.judges.items()}
     evaluation = {
         "results": _figures(ours),
-        "settings": {name: _settings(corpora[name].source, judged) for name, judged in ours.items()},
+        "settings": {
+            name: _settings(corpora[name].source, judged) | _seen(corpora[name], calibration)
+            for name, judged in ours.items()
+        },
         "cost": measure_cost(lm, track=track) if cost else None,
     }
     if against is None:
@@ -128,6 +137,10 @@ def _differences(name: str, ours: Judged, theirs: Judged) -> dict[str, Differenc
 def _settings(source: str, judged: Judged) -> dict[str, Any]:
     fixed = {"source": source, "split": "dev", "rows": len(judged.table), "seed": SEED}
     return {**fixed, **judged.settings, "versions": versions()}
+
+
+def _seen(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:
+    return {"calibration_rows": shared_rows(corpus, calibration)} if calibration else {}
 
 
 def _plain(figures: Figures | Differences) -> dict[str, Any]:

@@ -29,6 +29,24 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     return tables
 
 
+def remarks_of(result: dict[str, Any]) -> list[str]:
+    """What the figures have to be read with: rows that the model was calibrated on, and how noise is told."""
+    remarks = [
+        f"{rows} of the {settings['rows']} rows of {task} are also rows of {source}, which the model was calibrated on."
+        for task, settings in result["settings"].items()
+        for source, rows in settings.get("calibration_rows", {}).items()
+        if rows
+    ]
+    if any(
+        change["p"] >= SIGNIFICANT for metrics in result.get("difference", {}).values() for change in metrics.values()
+    ):
+        remarks.append(
+            "Noise: as large a change comes about by chance in more than one of twenty comparisons of equal models. "
+            "What would have shown is the smallest true change that these rows tell from chance in four cases of five."
+        )
+    return remarks
+
+
 def _quality(results: dict[str, Any]) -> Table:
     """Each metric with its 95 % interval."""
     columns = (Column("task"), Column("metric"), Column("value", FIGURE), Column("95 % interval"))

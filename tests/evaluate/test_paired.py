@@ -68,7 +68,7 @@ def test_a_model_does_not_differ_from_itself(metric: Metric):
 @pytest.mark.parametrize("metric", [RIGHT, mean])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_so_few_rows_show_nothing(metric: Metric, rows: int):
-    found = difference(metric, judged(*[1] * rows), np.zeros((rows, 2)) + [3.0, 0.0])
+    found = difference(metric, judged(*[1] * rows), judged(*[0] * rows) * [5.0, 1.0])
     assert abs(found.value) >= 1 and found.p > 0.05 and found.detectable is None
 
 
