@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from laconic.calibrate.batching import batches
 from laconic.calibrate.examples import Corpus, Example, sample
-from laconic.calibrate.sources import SPLITS, classes_of, find
+from laconic.calibrate.sources import BUILTINS, SPLITS, classes_of, file_of, find
 from laconic.errors import UserError, must_be
 
-__all__ = ["Corpus", "Example", "batches", "check_source", "read", "sample"]
+__all__ = ["Corpus", "Example", "batches", "check_source", "file_of", "is_builtin", "read", "sample"]
 
 
 def read(source: str, split: str = "train") -> Corpus:
@@ -25,6 +25,11 @@ def read(source: str, split: str = "train") -> Corpus:
     if not examples:
         raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
     return Corpus(source, split, tuple(examples), classes_of(source))
+
+
+def is_builtin(source: str) -> bool:
+    """Whether it ships with Python."""
+    return source in BUILTINS
 
 
 def check_source(source: str, split: str) -> None:

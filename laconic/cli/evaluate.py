@@ -27,10 +27,10 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the quality and the cost of MODEL."""
-    from laconic.evaluate import check_tasks
+    from laconic.evaluate import check_tasks, made_with
     from laconic.evaluate import evaluate as evaluate_model
     from laconic.model import check_model, load, skeleton
-    from laconic.report.evaluation import tables_of
+    from laconic.report.evaluation import remarks_of, tables_of
 
     device = own_device(device)
     names = split(tasks or [])
@@ -39,8 +39,9 @@ def evaluate(
     task = skeleton(model).task
     if against is not None:
         check_model(against)
-    check_tasks(names, task, compared=against is not None)
+    made = made_with(*filter(None, (model, against)))
+    check_tasks(names, task, compared=against is not None, calibration=made)
     with progress() as track:
         original = None if against is None else load(against, device)
         result = evaluate_model(load(model, device), names, limit=limit, against=original, track=track).to_json()
-    show(result, json, *(table.to_rich(title) for title, table in tables_of(result).items()))
+    show(result, json, *(table.to_rich(title) for title, table in tables_of(result).items()), *remarks_of(result))

@@ -1,44 +1,80 @@
-"""`laconic inspect`: what a model consists of, before anything is done to it."""
+"""`laconic inspect`: what a model consists of and what its weights look like, before anything is done to it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from laconic.cli.options import JsonOption, ModelArgument
 from laconic.cli.terminal import progress, show
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from laconic.report.inspection.page import Drawn
+
+ROWS = 64
+"""Of the training split of --data, drawn with seed 0."""
+
 
 def inspect(
     model: ModelArgument,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Also write inspect.json and a figure to this new folder."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Also write inspect.html, its figures and inspect.json to this folder.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Also run MODEL on texts: outliers, and blocks and heads that are alike."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the stacks, the matrices and the size of each part of MODEL."""
-    from laconic.model import load
+    """Show what MODEL consists of, and how large, concentrated and redundant its weights are."""
+    from laconic.calibrate.corpus import check_source, read
+    from laconic.model import check_model, load
+    from laconic.recipe.flow import Sampling
     from laconic.recipe.run import check_output
     from laconic.report.anatomy import inspect as inspect_model
+    from laconic.report.inspection.activity import activity
+    from laconic.report.inspection.page import draw, page, tables_of
+    from laconic.report.inspection.weights import weigh
+    from laconic.report.inspection.words import paragraphs
 
     if output is not None:
-        check_output(output)
-    with progress():
-        seen = inspect_model(load(model))
+        output = check_output(output)
+    check_model(model)
+    if data is not None:
+        check_source(data, "train")
+    with progress() as track:
+        lm = load(model)
+        seen, weights = inspect_model(lm), weigh(lm, track)
+        corpus = None if data is None else Sampling(samples=ROWS).of(lm, read(data, "train"), track)
+        found = None if corpus is None else activity(lm, corpus, data or "")
+    told = paragraphs(weights, found)
+    result = {**seen.to_json(), "words": told, "weights": weights.to_json()}
+    result |= {} if found is None else {"activity": found.to_json()}
+    if output is not None:
+        drawn = draw(seen, weights, found)
+        _write(result, drawn, page(seen, weights, found, drawn), output)
     stacks = ", ".join(f"{path} ({blocks} blocks)" for path, blocks in seen.stacks)
     head = f"{seen.model}: {seen.architecture}, {seen.task}, stored as {seen.dtype}\nStacks: {stacks}"
-    if output is not None:
-        _write(seen.to_json(), {part.name: part.nbytes for part in seen.parts}, output)
-    show(seen.to_json(), json, head, seen.table().to_rich())
+    tables = (table.to_rich(title) for title, table in tables_of(weights, found).items())
+    show(result, json, head, seen.table().to_rich(), *tables, *(f"{paragraph}\n" for paragraph in told))
 
 
-def _write(seen: dict[str, object], sizes: dict[str, int], folder: Path) -> None:
+def _write(result: "dict[str, Any]", drawn: "Mapping[str, Drawn]", html: str, folder: Path) -> None:
     import json
 
     from laconic.report import plots
     from laconic.store.atomic import new_folder
 
     with new_folder(folder) as partial:
-        plots.save(plots.parts(sizes), partial / "size-by-part")
-        (partial / "inspect.json").write_text(json.dumps(seen, indent=1))
+        for name, one in drawn.items():
+            plots.save(one.figure, partial / name)
+        (partial / "inspect.html").write_text(html, encoding="utf-8")
+        (partial / "inspect.json").write_text(json.dumps(result, indent=1), encoding="utf-8")

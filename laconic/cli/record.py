@@ -2,7 +2,7 @@
 
 from laconic.cli.terminal import show
 from laconic.recipe import Record
-from laconic.report.evaluation import tables_of
+from laconic.report.evaluation import remarks_of, tables_of
 from laconic.report.points import MEGABYTE
 
 
@@ -21,4 +21,6 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
         named = "; ".join(f"{stack} {', '.join(map(str, blocks))}" for stack, blocks in step.items())
         lines.append(f"Dropped: {named}")
     tables = {} if record.evaluation is None else tables_of(record.evaluation)
-    show(record.to_json(), as_json, *before, *lines, *(table.to_rich(title) for title, table in tables.items()))
+    remarks = [] if record.evaluation is None else remarks_of(record.evaluation)
+    shown = (table.to_rich(title) for title, table in tables.items())
+    show(record.to_json(), as_json, *before, *lines, *shown, *remarks)

@@ -1,5 +1,6 @@
 """Quality (GLUE, perplexity, sequence-to-sequence, fidelity) and cost (bytes, operations, time, memory)."""
 
+from laconic.evaluate.apart import made_with
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.run import Evaluation, evaluate
@@ -16,5 +17,6 @@ __all__ = [
     "evaluate",
     "fidelity",
     "latency",
+    "made_with",
     "measure_cost",
 ]

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 import transformers
 
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
+from laconic.evaluate.apart import check_apart, made_with, shared_rows
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
-from laconic.evaluate.intervals import Difference, Interval, difference, interval
+from laconic.evaluate.intervals import Interval, interval
 from laconic.evaluate.judging import Judged
+from laconic.evaluate.paired import Difference, difference
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -21,13 +24,14 @@ SEED = 0
 """Of the resampling and of the masks."""
 
 Figures = dict[str, dict[str, Interval]]
+Differences = dict[str, dict[str, Difference]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """results:  task → metric → figure; `settings` has what each depends on.
     original:    the same figures of the model compared with, and its cost.
-    fidelity:    to that model; `difference` is results minus its results.
+    fidelity:    to that model; `difference` is results minus its results, beside what these rows could show of it.
     """
 
     results: Figures
@@ -36,7 +40,7 @@ class Evaluation:
     original: Figures | None = None
     original_cost: Cost | None = None
     fidelity: Fidelity | None = None
-    difference: dict[str, dict[str, Difference]] | None = None
+    difference: Differences | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `laconic evaluate --json` prints; sections that were not asked for are left out."""
@@ -46,6 +50,7 @@ class Evaluation:
             "cost": self.cost and self.cost.to_json(),
             "fidelity": self.fidelity and {**asdict(self.fidelity), "versions": versions()},
             "difference": None if self.difference is None else _plain(self.difference),
+            "detectable": None if self.difference is None else _detectable(self.difference),
             "original": None
             if self.original is None
             else {
@@ -68,16 +73,20 @@ def evaluate(
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
-    cost is measured.
+    cost is measured. Where it is known what the models were made with, the settings of each task say how many of its
+    rows are rows of that too.
 
     Raises:
-        UserError: an unknown task, no data for it, a model that is not one for it, NaN predictions, or nothing asked.
+        UserError: an unknown task, no data for it, the very file that a model was calibrated on, a model that is not
+            one for it, NaN predictions, or nothing asked.
     """
     if not tasks and not cost:
         raise UserError("No task was given; name one, like glue/sst2 or perplexity:builtin:pydoc.")
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
     asked = wanted(tasks, compared=against is not None)
+    calibration = made_with(*(model.source for model in (lm, against) if model is not None))
+    check_apart(asked.sources, calibration)
     for judge in asked.judges.values():
         judge.refuse(lm.task, lm.source)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
@@ -85,7 +94,10 @@ def evaluate(
     ours = {name: judge.judge(lm, corpora[name], track) for name, judge in asked.judges.items()}
     evaluation = {
         "results": _figures(ours),
-        "settings": {name: _settings(corpora[name].source, judged) for name, judged in ours.items()},
+        "settings": {
+            name: _settings(corpora[name].source, judged) | _seen(corpora[name], calibration)
+            for name, judged in ours.items()
+        },
         "cost": measure_cost(lm, track=track) if cost else None,
     }
     if against is None:
@@ -127,5 +139,13 @@ def _settings(source: str, judged: Judged) -> dict[str, Any]:
     return {**fixed, **judged.settings, "versions": versions()}
 
 
-def _plain(figures: dict[str, dict[str, Interval]] | dict[str, dict[str, Difference]]) -> dict[str, Any]:
-    return {task: {name: asdict(figure) for name, figure in metrics.items()} for task, metrics in figures.items()}
+def _seen(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:
+    return {"calibration_rows": shared_rows(corpus, calibration)} if calibration else {}
+
+
+def _plain(figures: Figures | Differences) -> dict[str, Any]:
+    return {task: {name: figure.to_json() for name, figure in metrics.items()} for task, metrics in figures.items()}
+
+
+def _detectable(changes: Differences) -> dict[str, Any]:
+    return {task: {name: change.detectable for name, change in metrics.items()} for task, metrics in changes.items()}

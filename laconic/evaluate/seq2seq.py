@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from laconic.calibrate.batching import Row, collate, pad_token, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
-from laconic.evaluate.intervals import Metric
+from laconic.evaluate.intervals import Metric, Share
 from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.model import Batch, LanguageModel, Predictions, Task, first_token
 from laconic.progress import Track
@@ -18,7 +17,7 @@ BATCH = 32
 CONTEXT = 512
 
 METRICS: dict[str, Metric] = {
-    "exact_match": lambda table: float(np.mean(table[:, 0])),
+    "exact_match": Share(lambda table: table[:, 0] > 0),
     "token_accuracy": lambda table: float(table[:, 1].sum() / table[:, 2].sum()),
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
+from laconic.evaluate.apart import check_apart
 from laconic.evaluate.blimp import blimp_task
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.judging import Judge
@@ -31,6 +32,12 @@ class Wanted:
 
     judges: dict[str, Judge]
     fidelity: str | None
+
+    @property
+    def sources(self) -> list[tuple[str, str]]:
+        """The name of each task with the source of its rows."""
+        named = [(name, judge.source) for name, judge in self.judges.items()]
+        return named if self.fidelity is None else [*named, (f"{FIDELITY}:{self.fidelity}", self.fidelity)]
 
     def rows_to_compare(self, judged: dict[str, Corpus], limit: int | None) -> Corpus | None:
         """The rows for fidelity: those named for it, else those of the first task; None where there is no task."""
@@ -62,12 +69,14 @@ def check_task(name: str, task: Task | None = None) -> None:
     check_tasks([name], task, compared=False)
 
 
-def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool) -> None:
+def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool, calibration: Sequence[str] = ()) -> None:
     """Raise UserError as `wanted`, and for a source that does not exist; no model and no row is read.
 
-    `task` is what the model predicts, where that is known: a model of the wrong kind is refused too.
+    `task` is what the model predicts, where that is known: a model of the wrong kind is refused too. `calibration`
+    names the sources that it was made with: a task that would judge on the same file is refused.
     """
     asked = wanted(names, compared)
+    check_apart(asked.sources, calibration)
     if asked.fidelity is not None:
         check_source(asked.fidelity, SPLIT)
     for judge in asked.judges.values():

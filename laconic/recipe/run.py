@@ -9,7 +9,7 @@ from typing import Any
 from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import Calibration, corpus
 from laconic.errors import UserError
-from laconic.evaluate import check_task, evaluate
+from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.model import LanguageModel, load
 from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
@@ -110,8 +110,9 @@ def check(recipe: Recipe, output: Path) -> Path:
             )
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
-    for task in recipe.evaluate.tasks if recipe.evaluate else ():
-        check_task(task, model.task)
+    if recipe.evaluate is not None:
+        made = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
+        check_tasks(recipe.evaluate.tasks, model.task, compared=False, calibration=made)
     return output
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from laconic.evaluate.paired import SIGNIFICANT
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
@@ -13,7 +14,7 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     """By title, in the order to show them; sections that were not measured are left out."""
     tables = {"Quality": _quality(result["results"])} if result["results"] else {}
     if result.get("difference"):
-        tables["Change against the original"] = _change(result["difference"])
+        tables["Change against the original"] = _change(result["difference"], result.get("detectable", {}))
     if "fidelity" in result:
         tables["Distance to the original"] = _fidelity(result["fidelity"])
     if "cost" in result:
@@ -28,6 +29,24 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     return tables
 
 
+def remarks_of(result: dict[str, Any]) -> list[str]:
+    """What the figures have to be read with: rows that the model was calibrated on, and how noise is told."""
+    remarks = [
+        f"{rows} of the {settings['rows']} rows of {task} are also rows of {source}, which the model was calibrated on."
+        for task, settings in result["settings"].items()
+        for source, rows in settings.get("calibration_rows", {}).items()
+        if rows
+    ]
+    if any(
+        change["p"] >= SIGNIFICANT for metrics in result.get("difference", {}).values() for change in metrics.values()
+    ):
+        remarks.append(
+            "Noise: as large a change comes about by chance in more than one of twenty comparisons of equal models. "
+            "What would have shown is the smallest true change that these rows tell from chance in four cases of five."
+        )
+    return remarks
+
+
 def _quality(results: dict[str, Any]) -> Table:
     """Each metric with its 95 % interval."""
     columns = (Column("task"), Column("metric"), Column("value", FIGURE), Column("95 % interval"))
@@ -39,21 +58,38 @@ def _quality(results: dict[str, Any]) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _change(difference: dict[str, Any]) -> Table:
-    """What each metric gained or lost, and the chance of as much by luck."""
+def _change(difference: dict[str, Any], detectable: dict[str, Any]) -> Table:
+    """What each metric gained or lost, the chance of as much by luck, and what that says."""
     columns = (
         Column("task"),
         Column("metric"),
         Column("change", "{:+.4f}"),
         Column("95 % interval"),
         Column("p", "{:.3f}"),
+        Column("which is"),
+        Column("would have shown", "±{:.4f}"),
     )
     rows = [
-        (task, metric, figure["value"], _interval(figure), figure["p"])
+        (
+            task,
+            metric,
+            figure["value"],
+            _interval(figure),
+            figure["p"],
+            _verdict(figure),
+            detectable.get(task, {}).get(metric),
+        )
         for task, metrics in difference.items()
         for metric, figure in metrics.items()
     ]
     return Table(columns, tuple(rows))
+
+
+def _verdict(change: dict[str, float]) -> str:
+    """What the change says, in words: one that luck brings about in a case of twenty or more is noise."""
+    if change["p"] < SIGNIFICANT:
+        return "a real change"
+    return "no change" if change["value"] == change["low"] == change["high"] == 0 else "noise"
 
 
 def _fidelity(found: dict[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from laconic.report.tables import Table
 class Page:
     """title:   of the page.
     summary:    paragraphs of plain text: what was done, on what, and what came out.
-    table:      the results; a click on a heading sorts by it.
+    table:      the results, under `heading`; a click on a column's heading sorts by it.
     pictures:   inline SVG by caption.
     plans:      site → what it became, by the name of the model.
     """
@@ -20,6 +20,7 @@ class Page:
     title: str
     summary: Sequence[str]
     table: Table
+    heading: str = "Every model"
     pictures: Mapping[str, str] = field(default_factory=dict)
     plans: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 

@@ -50,6 +50,7 @@ def parts(sizes: Mapping[str, int]) -> Figure:
     axes.bar_label(bars, [f"{value:,.1f} MB" for value in values], padding=4, color=INK, fontsize=FONT_SIZE)
     axes.set_xlim(0, 1.18 * max(values))
     axes.set_xticks([])
+    axes.set_title("Bytes of each part in a file", color=INK, fontsize=FONT_SIZE, loc="left")
     plain(axes)
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)

@@ -116,9 +116,12 @@ def test_an_evaluation_becomes_tables() -> None:
         **alone,
         "original": {"results": alone["results"], "cost": cost},
         "difference": {"glue/sst2": {"accuracy": {**interval, "p": 0.01}}},
+        "detectable": {"glue/sst2": {"accuracy": 0.02}},
         "fidelity": {"kl": 0.1, "kl_low": 0.0, "kl_high": 0.2, "top1_agreement": 0.9, "cosine": 1.0, "predictions": 3},
     }
     tables = tables_of(compared)
-    assert tables["Change against the original"].shown()[0][-3:] == ["+0.5000", "0.4000 – 0.6000", "0.010"]
+    assert tables["Change against the original"].shown()[0][-5:] == [
+        "+0.5000", "0.4000 – 0.6000", "0.010", "a real change", "±0.0200",
+    ]  # fmt: skip
     assert [row[0] for row in tables["Size"].shown()] == ["this model", "original"]
     assert tables["Distance to the original"].shown()[0][2] == "90.0%"

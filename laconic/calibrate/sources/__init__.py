@@ -12,7 +12,7 @@ from laconic.calibrate.sources.hub import GLUE, hub_examples, hub_glue
 from laconic.calibrate.sources.pydoc import pydoc
 from laconic.errors import UserError, unknown
 
-__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "classes_of", "data_folder", "find", "glue_task"]
+__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "classes_of", "data_folder", "file_of", "find", "glue_task"]
 
 Reader = Callable[[], list[Example]]
 
@@ -46,6 +46,20 @@ def find(source: str, split: str) -> Reader:
     if source.count("/") == 1 and not _is_path(source):
         return hub_examples(source, split)
     raise _nowhere(source)
+
+
+def file_of(source: str, split: str) -> Path | None:
+    """The file that `split` is read from, free of links; None for what is no local file, or is not there."""
+    path = _local(source)
+    if source.lower().startswith("glue/"):
+        task, folder = glue_task_of(source[len("glue/") :].rstrip("/")), data_folder()
+        file = None if task is None or folder is None else glue_file(folder / "glue", task, split)
+    else:
+        try:
+            file = None if path is None else find_file(path, split)
+        except UserError:
+            file = None
+    return None if file is None else file.resolve()
 
 
 def classes_of(source: str) -> tuple[str, ...]:

@@ -1,0 +1,218 @@
+"""The numbers in a model by layer and by what they do: how large, how concentrated, of which rank, in how many bits.
+
+Matrices are those that the model multiplies by: decoded, with their zeros, and of a low rank the factors. One is held
+at a time. All that share a layer and a kind (a decoder block has two queries) are counted together.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
+from typing import Any
+
+from torch import Tensor, nn
+
+from laconic.formats import Format
+from laconic.model import Group, LanguageModel, Role, Site
+from laconic.numerics.magnitudes import Magnitudes
+from laconic.numerics.spectrum import effective_rank, energy_rank, singular_values
+from laconic.progress import Track, silent
+
+KINDS: dict[tuple[Group, Role], str] = {
+    (Group.ATTENTION, Role.QUERY): "query",
+    (Group.ATTENTION, Role.KEY): "key",
+    (Group.ATTENTION, Role.VALUE): "value",
+    (Group.ATTENTION, Role.FUSED): "query-key-value",
+    (Group.ATTENTION, Role.OUTPUT): "attention out",
+    (Group.FFN, Role.INNER): "ffn in",
+    (Group.FFN, Role.OUTPUT): "ffn out",
+}
+EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm", "bias"
+IN_BLOCKS = tuple(KINDS.values())
+ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
+THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
+TOP = (0.01, 0.1, 0.5)
+DRAWN = 128
+"""Singular values that are kept of a matrix, at equal distances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """values: up to 128 singular values at equal distances, falling.
+    effective: exp of the entropy of σ / Σσ (Roy & Vetterli 2007); rank_90 and rank_99: for so many % of Σσ².
+    full: min(out, in).
+    """
+
+    values: tuple[float, ...]
+    effective: float
+    rank_90: int
+    rank_99: int
+    full: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Spectrum":
+        """That of one matrix."""
+        s = singular_values(weight)
+        step = max(1, -(-len(s) // DRAWN))
+        return cls(
+            values=tuple(s[::step].tolist()),
+            effective=effective_rank(s),
+            rank_90=energy_rank(s, 0.9),
+            rank_99=energy_rank(s, 0.99),
+            full=len(s),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """One matrix, or one vector, which has no spectrum.
+
+    layer: of the block that it lies in, as `layers` of the whole spells it; None outside the blocks.
+    bits:  of a file, for each of its entries, zeros included.
+    """
+
+    name: str
+    kind: str
+    layer: str | None
+    shape: tuple[int, ...]
+    bits: float
+    magnitudes: Magnitudes
+    spectrum: Spectrum | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        spectrum = self.spectrum
+        ranks = {} if spectrum is None else {
+            "effective_rank": spectrum.effective, "rank_90": spectrum.rank_90, "rank_99": spectrum.rank_99,
+            "full_rank": spectrum.full, "singular_values": list(spectrum.values),
+        }  # fmt: skip
+        place = {"name": self.name, "kind": self.kind, "layer": self.layer, "shape": list(self.shape)}
+        return {**place, "stored_bits": self.bits, **figures(self.magnitudes), **ranks}
+
+
+def figures(found: Magnitudes) -> dict[str, Any]:
+    """What the magnitudes say, as plain values; histogram: fraction of the entries by the magnitude it begins at."""
+    begins, heights = found.histogram()
+    return {
+        "number": found.number,
+        "sparsity": found.zeros / max(found.number, 1),
+        "mean": found.mean,
+        "deviation": found.deviation,
+        "kurtosis": found.kurtosis,
+        "largest": found.largest,
+        "median": found.quantile(0.5),
+        "at_least": {f"{threshold:g}": found.at_least(threshold) for threshold in THRESHOLDS},
+        "top_l1": {f"{share:g}": found.top_share(share) for share in TOP},
+        "histogram": {f"{begin:.3g}": height for begin, height in zip(begins, heights, strict=True) if height},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Every tally; layers: labels of the blocks in forward order."""
+
+    tallies: tuple[Tally, ...]
+    layers: tuple[str, ...]
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Those that there are, in the order to show them."""
+        there = {tally.kind for tally in self.tallies}
+        return tuple(kind for kind in ORDER if kind in there)
+
+    @cached_property
+    def by_kind(self) -> Mapping[str, Magnitudes]:
+        return {kind: together(tally for tally in self.tallies if tally.kind == kind) for kind in self.kinds}
+
+    @cached_property
+    def by_layer(self) -> Mapping[str, Magnitudes]:
+        """The matrices of each block."""
+        held = {layer: self.matrices(layer=layer) for layer in self.layers}
+        return {layer: together(tallies) for layer, tallies in held.items() if tallies}
+
+    def matrices(self, layer: str | None = None, kind: str | None = None) -> list[Tally]:
+        """Those with a spectrum, of this layer and kind where one is given."""
+        return [
+            tally
+            for tally in self.tallies
+            if tally.spectrum and layer in (None, tally.layer) and kind in (None, tally.kind)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures: of everything, by kind, by layer, by matrix."""
+        return {
+            "all": figures(together(self.tallies)),
+            "kinds": {kind: figures(found) for kind, found in self.by_kind.items()},
+            "layers": {layer: figures(found) for layer, found in self.by_layer.items()},
+            "matrices": [tally.to_json() for tally in self.tallies],
+        }
+
+
+def together(tallies: Iterable[Tally]) -> Magnitudes:
+    """The magnitudes of all of them."""
+    return reduce(add, (tally.magnitudes for tally in tallies))
+
+
+def weigh(lm: LanguageModel, track: Track = silent) -> Weights:
+    """Look at every number of `lm`, one matrix at a time; what is shared counts once."""
+    labels = layer_labels(lm)
+    sites = list({id(site.parameter): site for site in reversed(lm.sites(("all", "*")))}.values())[::-1]
+    tallies = [_of_site(lm, site, labels) for site in track(sites, "Looking at the weights")]
+    return Weights(tallies=(*tallies, *_vectors(lm, labels)), layers=tuple(labels.values()))
+
+
+def layer_labels(lm: LanguageModel) -> dict[str, str]:
+    """By the path of each block, its number, after `encoder` or `decoder` where there are both."""
+    stacks = list(lm.stacks())
+    return {
+        path: f"{stack.blocks.partition('.')[0]} {number}" if len(stacks) > 1 else str(number)
+        for stack, blocks in stacks
+        for number, (path, _) in enumerate(blocks)
+    }
+
+
+def kind_of(site: Site) -> str:
+    """What the matrix does, in two words at most."""
+    outside = {Group.EMBEDDING: EMBEDDING, Group.HEAD: HEAD}
+    return KINDS.get((site.group, site.role), outside.get(site.group, OTHER_MATRIX))
+
+
+def _of_site(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Tally:
+    weight = site.weight()
+    return Tally(
+        name=site.name,
+        kind=kind_of(site),
+        layer=None if site.block is None else labels[site.block],
+        shape=site.shape,
+        bits=8 * lm.nbytes_of(site) / weight.numel(),
+        magnitudes=Magnitudes.of(weight),
+        spectrum=Spectrum.of(weight),
+    )
+
+
+def _vectors(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[Tally]:
+    """Everything that is no site: norms, biases, tables of positions."""
+    places = [place for site in lm.sites(("all", "*")) for place in site.places]
+    held = {f"{place.name}.{name}" for place in places for name in _matrix_names(place.module)}
+    for name, parameter in lm.model.named_parameters():
+        if name in held or not parameter.is_floating_point():
+            continue
+        bias = name.rpartition(".")[2] in ("bias", "shift")
+        block = next((path for path in labels if name.startswith(f"{path}.")), None)
+        yield Tally(
+            name=name,
+            kind=OTHER_MATRIX if parameter.ndim > 1 else BIAS if bias else NORM,
+            layer=None if block is None else labels[block],
+            shape=tuple(parameter.shape),
+            bits=8.0 * lm.dtype.itemsize,
+            magnitudes=Magnitudes.of(parameter),
+            spectrum=None,
+        )
+
+
+def _matrix_names(module: nn.Module) -> list[str]:
+    """Parameters of a site's module that are the matrix: of a format all but its bias."""
+    if isinstance(module, Format):
+        bias = module.bias
+        return [name for name, parameter in module.named_parameters() if parameter is not bias]
+    return ["weight"]

@@ -1,0 +1,168 @@
+"""The figures in plain words: what fraction of the weights is far from zero, and how that varies by layer.
+
+Those are the two questions; what the spectra and the activity say follows. Every number is computed, and the same
+sentences serve every model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import exp
+
+from scipy.stats import norm, spearmanr
+
+from laconic.numerics.magnitudes import Magnitudes
+from laconic.report.inspection.activity import Activity, Blocks
+from laconic.report.inspection.weights import BIAS, IN_BLOCKS, Weights, together
+
+FAR = 0.1
+"""The magnitude from which a weight counts as far from zero."""
+TENTH_OF_A_GAUSSIAN = exp(-(norm.ppf(0.95) ** 2) / 2)
+"""Of E|w| the share that the largest tenth of the weights has."""
+TREND = 0.7
+"""Rank correlation with depth from which a trend is said."""
+LONG_ENOUGH = 4
+"""Layers of which a trend can be said."""
+NAMED = 6
+"""Blocks up to which each is named."""
+REDUNDANT = 0.95
+"""Similarity from which two are called nearly the same."""
+
+
+def paragraphs(weights: Weights, found: Activity | None = None) -> list[str]:
+    """What a reader is told before the pictures."""
+    told = [_overall(together(weights.tallies)), _variation(weights), _ranks(weights)]
+    if found is not None:
+        told += [_outliers(found), *(_blocks(stack) for stack in found.blocks), *_heads(found), *found.missing]
+    return [paragraph for paragraph in told if paragraph]
+
+
+def _overall(all_of: Magnitudes) -> str:
+    tenth = all_of.top_share(0.1)
+    zeros = f"; {_share(all_of.zeros / all_of.number)} are exactly zero" if all_of.zeros else ""
+    if tenth > 1.25 * TENTH_OF_A_GAUSSIAN:
+        concentration = "much of what there is lies in few weights"
+    else:
+        concentration = "about as if they were drawn at random, so no few weights carry the model"
+    return (
+        f"What fraction of the parameters is far from zero? Of {all_of.number:,} parameters "
+        f"{_share(all_of.at_least(FAR))} are {FAR:g} or more in magnitude, {_share(all_of.at_least(1))} are 1 or more, "
+        f"and {_share(1 - all_of.at_least(0.01))} are below 0.01{zeros}. Half are below {all_of.quantile(0.5):.3g}. "
+        f"The largest tenth holds {tenth:.0%} of the sum of all magnitudes, where a Gaussian's holds "
+        f"{TENTH_OF_A_GAUSSIAN:.0%}: {concentration}."
+    )
+
+
+def _variation(weights: Weights) -> str:
+    layers = {layer: found.at_least(FAR) for layer, found in weights.by_layer.items()}
+    kinds = {kind: weights.by_kind[kind].at_least(FAR) for kind in IN_BLOCKS if kind in weights.kinds}
+    if not layers or not kinds:
+        return ""
+    cells = {
+        (layer, kind): together(tallies).at_least(FAR)
+        for layer in layers
+        for kind in kinds
+        if (tallies := weights.matrices(layer, kind))
+    }
+    (high_layer, high_kind), (low_layer, low_kind) = (
+        max(cells, key=cells.__getitem__),
+        min(cells, key=cells.__getitem__),
+    )
+    biases = weights.by_kind.get(BIAS)
+    said = ""
+    if biases is not None:
+        half = f"half are below {biases.quantile(0.5):.2g}"
+        said = f" Of the biases {_share(biases.at_least(FAR))} are {FAR:g} or more; {half}."
+    return (
+        f"How does that vary by layer? Of the matrices of a layer, {_extremes({_layer(layer): value for layer, value in layers.items()})} are {FAR:g} or more"
+        f"{_trend(layers)}. By what they do it is {_extremes(kinds)}; the two ends are {high_kind} of "
+        f"{_layer(high_layer)} ({_share(cells[high_layer, high_kind])}) and {low_kind} of {_layer(low_layer)} "
+        f"({_share(cells[low_layer, low_kind])}).{said}"
+    )
+
+
+def _ranks(weights: Weights) -> str:
+    found = [(tally, tally.spectrum) for tally in weights.tallies if tally.spectrum and tally.layer is not None]
+    if not found:
+        return ""
+    used = {f"{tally.kind} of {_layer(tally.layer or '')}": one.effective / one.full for tally, one in found}
+    least, most = min(used, key=used.__getitem__), max(used, key=used.__getitem__)
+    energy = sum(one.rank_90 / one.full for _, one in found) / len(found)
+    return (
+        f"The matrices in the blocks have an effective rank (the exponential of the entropy of their singular values) "
+        f"of {sum(used.values()) / len(used):.0%} of the full one in the mean: from {used[least]:.0%} ({least}) to "
+        f"{used[most]:.0%} ({most}). Nine tenths of their energy, the sum of squares, take {energy:.0%} of the "
+        "singular values."
+    )
+
+
+def _outliers(found: Activity) -> str:
+    ratios = [(one, one.ratio) for one in found.inputs if one.ratio is not None]
+    if not ratios:
+        return ""
+    worst, ratio = max(ratios, key=lambda pair: pair[1])
+    typical = sorted(value for _, value in ratios)[len(ratios) // 2]
+    where = worst.kind if worst.layer is None else f"{worst.kind} of {_layer(worst.layer)}"
+    return (
+        f"On {found.rows} rows of {found.source} ({found.tokens:,} tokens) the largest input channel of a matrix is "
+        f"typically {typical:.1f} times the median one; at most {ratio:.0f} times, in {where}, where {worst.outliers} "
+        f"of {worst.channels:,} channels are above six times the median."
+    )
+
+
+def _blocks(found: Blocks) -> str:
+    order = sorted(range(len(found.influence)), key=found.influence.__getitem__)
+    whose = "" if found.stack == "blocks" else f" of the {found.stack}"
+    if len(order) < 2:
+        return ""
+    told = (
+        f"Of the blocks{whose}, {order[0]} turns the hidden states least ({found.influence[order[0]]:.2f}) and "
+        f"{order[-1]} most ({found.influence[order[-1]]:.2f})"
+    )
+    if found.similarity is None:
+        return f"{told}."
+    alike = [at for at in range(len(order)) if found.similarity[at][at + 1] >= REDUNDANT]
+    if not alike:
+        return f"{told}; each leaves them less than {REDUNDANT:g} alike (CKA) to what they were."
+    named = ", ".join(map(str, alike)) if len(alike) <= NAMED else f"{len(alike)} of the {len(order)} blocks"
+    return f"{told}; after {named} they are nearly what they were before (CKA of {REDUNDANT:g} or more)."
+
+
+def _heads(found: Activity) -> Iterator[str]:
+    pairs = [(value, one.layer) for one in found.heads for value in one.nearest]
+    if pairs:
+        alike = sum(value >= REDUNDANT for value, _ in pairs)
+        value, layer = max(pairs)
+        yield (
+            f"Of {len(pairs)} heads {alike or 'none'} nearly repeat another of their layer; the two most alike are in "
+            f"{_layer(layer)} (similarity {value:.2f})."
+        )
+
+
+def _layer(label: str) -> str:
+    """`layer 3`, or `encoder layer 3`."""
+    stack, _, number = label.rpartition(" ")
+    return f"{stack} layer {number}".strip()
+
+
+def _extremes(values: Mapping[str, float]) -> str:
+    low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+    if low == high:
+        return f"{_share(values[low])} ({low})"
+    return f"{_share(values[low])} ({low}) to {_share(values[high])} ({high})"
+
+
+def _trend(layers: Mapping[str, float]) -> str:
+    """Only of one stack: an encoder and a decoder are no sequence."""
+    values: Sequence[float] = list(layers.values())
+    if len(values) < LONG_ENOUGH or not all(layer.isdigit() for layer in layers) or len(set(values)) < 2:
+        return ""
+    correlation = float(spearmanr(range(len(values)), values)[0])
+    if abs(correlation) < TREND:
+        return ", with no trend from the first to the last"
+    return f", {'more' if correlation > 0 else 'fewer'} the deeper it is"
+
+
+def _share(value: float) -> str:
+    """A percentage with the digits that it needs."""
+    if value == 0 or value >= 0.0995:
+        return f"{value:.0%}"
+    return f"{value:.1%}" if value >= 0.00095 else "under 0.1%"
