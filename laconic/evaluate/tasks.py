@@ -1,4 +1,6 @@
-"""Tasks by the names that `--tasks` takes: `glue/TASK`, `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
+"""Tasks by the names that `--tasks` takes: `glue/TASK`, `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`, and
+`harness/NAME` for those of the lm-evaluation-harness.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
 from laconic.evaluate.glue import Glue
+from laconic.evaluate.harness import Harness
 from laconic.evaluate.judging import Judge
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
@@ -16,6 +19,7 @@ ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perple
 FIDELITY = "fidelity"
 """Judges no model alone: it names the rows on which a model of any kind is compared with its original."""
 KINDS = (*ON_A_SOURCE, FIDELITY)
+HARNESS = "harness/"
 SPLIT = "dev"
 
 
@@ -73,9 +77,12 @@ def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool) -> N
 def _judge(name: str) -> Judge:
     if name.lower().startswith("glue/"):
         return Glue(glue_task(name[len("glue/") :].rstrip("/")))
+    if name.startswith(HARNESS):
+        return Harness(name.removeprefix(HARNESS))
     if _kind(name) in ON_A_SOURCE:
         return ON_A_SOURCE[_kind(name)](_source(name))
-    raise unknown("task", name, [*(f"glue/{task.name}" for task in TASKS), *(f"{kind}:SOURCE" for kind in KINDS)])
+    known = [*(f"glue/{task.name}" for task in TASKS), *(f"{kind}:SOURCE" for kind in KINDS), f"{HARNESS}NAME"]
+    raise unknown("task", name, known)
 
 
 def _kind(name: str) -> str:
