@@ -1,5 +1,5 @@
-"""Tasks by the names that `--tasks` takes: `glue/TASK`, `lama/CORPUS`, `blimp/PHENOMENON`, and those of a source:
-`perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
+"""Tasks by the names that `--tasks` takes: `glue/TASK`, `lama/CORPUS`, `blimp/PHENOMENON`, `harness/NAME` for those of the
+lm-evaluation-harness, and those of a source: `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from laconic.errors import UserError, unknown
 from laconic.evaluate.apart import check_apart
 from laconic.evaluate.blimp import blimp_task
 from laconic.evaluate.glue import Glue
+from laconic.evaluate.harness import Harness
 from laconic.evaluate.judging import Judge
 from laconic.evaluate.lama import LAMA_NAMES, lama_task
 from laconic.evaluate.perplexity import Perplexity
@@ -23,6 +24,7 @@ OF_FILES: dict[str, Callable[[str], Judge]] = {"lama": lama_task, "blimp": blimp
 FIDELITY = "fidelity"
 """Judges no model alone: it names the rows on which a model of any kind is compared with its original."""
 KINDS = (*ON_A_SOURCE, FIDELITY)
+HARNESS = "harness/"
 SPLIT = "dev"
 
 
@@ -88,12 +90,14 @@ def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool, cali
 def _judge(name: str) -> Judge:
     if name.lower().startswith("glue/"):
         return Glue(glue_task(name[len("glue/") :].rstrip("/")))
+    if name.startswith(HARNESS):
+        return Harness(name.removeprefix(HARNESS))
     if _kind(name) in ON_A_SOURCE:
         return ON_A_SOURCE[_kind(name)](_source(name))
     of_files = re.split("[/:]", name.lower(), maxsplit=1)[0]
     if of_files in OF_FILES:
         return OF_FILES[of_files](name)
-    known = [*(f"glue/{task.name}" for task in TASKS), *LAMA_NAMES, "blimp", "blimp/PHENOMENON"]
+    known = [*(f"glue/{task.name}" for task in TASKS), *LAMA_NAMES, "blimp", "blimp/PHENOMENON", f"{HARNESS}NAME"]
     raise unknown("task", name, [*known, *(f"{kind}:SOURCE" for kind in KINDS)])
 
 

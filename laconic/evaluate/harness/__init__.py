@@ -1,0 +1,8 @@
+"""The tasks of EleutherAI's lm-evaluation-harness (Gao et al., https://doi.org/10.5281/zenodo.5371628).
+
+The extra `harness` brings it; prompts, answers, scores and their aggregation are its own.
+"""
+
+from laconic.evaluate.harness.judge import Harness
+
+__all__ = ["Harness"]

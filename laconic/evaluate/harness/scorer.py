@@ -1,0 +1,81 @@
+"""The harness's own model class, HFLM, around a model in memory, telling how far it is."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models import huggingface
+
+from laconic.calibrate.batching import tokenizer_of
+from laconic.model import LanguageModel, Task
+from laconic.progress import Track
+
+# The decorator that registers it loses its type.
+HFLM: Any = huggingface.HFLM
+
+BATCHES = 8
+"""In the part of the requests after which progress is told."""
+
+
+class Scorer(HFLM):
+    """HFLM on `lm`, in float32 as it was loaded.
+
+    asked: how many requests there were; cut: how many of their prompts were longer than the context, and so lost what
+    is to the left.
+    """
+
+    def __init__(self, lm: LanguageModel, batch_size: int, track: Track, what: str) -> None:
+        # The harness gives a tokenizer without a pad token one.
+        tokenizer = copy.deepcopy(tokenizer_of(lm))
+        backend = "seq2seq" if lm.task is Task.SEQ2SEQ else "causal"
+        super().__init__(pretrained=lm.model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
+        self._track = track
+        self._what = what
+        self.asked = 0
+        self.cut = 0
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return self._in_parts(super().loglikelihood, requests)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        return self._in_parts(super().loglikelihood_rolling, requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return self._in_parts(super().generate_until, requests)
+
+    def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
+        """What `ask` answers to each request; long ones first, and those of one prompt together, as HFLM does."""
+        self.asked += len(requests)
+        prompts = [str(request.args[0]) for request in requests]
+        order = sorted(range(len(requests)), key=lambda at: (-len(prompts[at]), prompts[at]))
+        size = BATCHES * self.batch_size
+        answers: dict[int, Any] = {}
+        for part in self._track([order[at : at + size] for at in range(0, len(order), size)], self._what):
+            answers |= zip(part, ask([requests[at] for at in part], disable_tqdm=True), strict=True)
+        return [answers[at] for at in range(len(requests))]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        if self.backend == "causal":
+            # The last token of an answer is predicted, and not read.
+            lengths = [len(prompt) + len(answer) - 1 for _, prompt, answer in requests]
+        else:
+            lengths = [len(prompt) for _, prompt, _ in requests]
+        self.cut += sum(length > self.max_length for length in lengths)
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> Any:
+        if left_truncate_len is not None:
+            self.cut += sum(len(self.tok_encode(prompt)) > left_truncate_len for prompt in strings)
+        return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
