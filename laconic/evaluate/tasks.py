@@ -1,5 +1,6 @@
-"""Tasks by the names that `--tasks` takes: `glue/TASK`, `lama/CORPUS`, `blimp/PHENOMENON`, `harness/NAME` for those of the
-lm-evaluation-harness, and those of a source: `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`."""
+"""Tasks by the names that `--tasks` takes: `glue/TASK`, `lama/CORPUS`, `blimp/PHENOMENON`, `harness/NAME` for those of
+the lm-evaluation-harness, and those of a source: `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`.
+"""
 
 import re
 from collections.abc import Callable, Sequence
