@@ -32,7 +32,7 @@ class Divergences(NamedTuple):
         """By how many standard errors the mean is below that of `other`, whose texts are the same.
 
         Predictions of one text go together, so it is the texts that are counted. Infinite where all texts gain alike,
-        minus infinity where they gain nothing.
+        minus infinity where they gain nothing or there is but one.
         """
         if isinf(other.mean):
             return -inf if isinf(self.mean) else inf
@@ -41,8 +41,11 @@ class Divergences(NamedTuple):
         mean = gained / max(count, 1)
         if not mean > 0:
             return -inf
-        (squares,) = processes.summed((gains - mean * self.counts).square().sum()[None]).tolist()
-        return inf if not squares > 0 else gained / sqrt(squares)
+        off = (gains - mean * self.counts).square().sum()
+        squares, texts = processes.summed(torch.stack((off, off.new_tensor(len(gains))))).tolist()
+        if texts < 2:
+            return -inf
+        return inf if not squares > 0 else gained / sqrt(squares * texts / (texts - 1))
 
 
 class Judge:

@@ -9,10 +9,11 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from laconic.cache import cache_folder, cache_limit
+from laconic.processes import by_first, is_first
 
 FOLDER = "training"
 STATE = "trainer_state.json"
@@ -29,20 +31,33 @@ WEIGHTS = "trained.safetensors"
 HISTORY = "history.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+BEFORE = "before.safetensors"
+"""What moves, as it was before any update."""
+RUNNING = 2 * 3600.0
+"""Seconds in which a training that runs has written something."""
 
 
 @contextmanager
 def workshop(key: str) -> Iterator[Path]:
     """The folder of the training called `key`; one that is removed afterwards where nothing is to be kept."""
     if cache_limit() == 0:
-        with TemporaryDirectory() as folder:
-            yield Path(folder)
+        # One for all processes, whose weights the first writes.
+        folder = Path(by_first(mkdtemp)())
+        try:
+            yield folder
+        finally:
+            if is_first():
+                shutil.rmtree(folder, ignore_errors=True)
         return
     folder = cache_folder() / FOLDER / key
+    by_first(_opened)(folder)
+    yield folder
+
+
+def _opened(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
     _make_room(folder)
-    yield folder
 
 
 def logs(folder: Path) -> dict[str, bytes]:
@@ -74,6 +89,7 @@ def finish(folder: Path, lesson: nn.Module, history: Mapping[str, Any]) -> None:
     save_trained(lesson, folder / WEIGHTS)
     write_json(folder / HISTORY, history)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / BEFORE).unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: object) -> None:
@@ -121,11 +137,20 @@ def _whole(checkpoint: Path) -> bool:
 
 
 def _make_room(mine: Path) -> None:
-    """Remove the trainings that were looked at least recently until the others take no more than the cache may."""
-    used = sorted(mine.parent.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    total = 0
-    for folder in used:
+    """Remove the trainings that were looked at least recently until the others take no more than the cache may.
+
+    Those that may still run stay, whatever they take.
+    """
+    used: list[tuple[float, int, Path]] = []
+    for folder in mine.parent.iterdir():
         with contextlib.suppress(OSError):
-            total += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        if total > cache_limit() and folder != mine:
+            files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+            newest = max((file.st_mtime for file in files), default=0.0)
+            runs = not (folder / HISTORY).is_file() and time.time() - newest < RUNNING
+            if folder != mine and not runs:
+                used.append((folder.stat().st_mtime, sum(file.st_size for file in files), folder))
+    total = 0
+    for _, size, folder in sorted(used, reverse=True):
+        total += size
+        if total > cache_limit():
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from laconic.errors import UserError, must_be, unknown
-from laconic.model import LanguageModel, check_model, load
+from laconic.model import LanguageModel, Task, load, skeleton
 from laconic.recover.lesson import TERMS, Course, Terms, moved
 from laconic.recover.matches import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
@@ -58,6 +58,11 @@ class Distil(Training):
         for term in self.courses:
             if term not in TERMS:
                 raise unknown("term of the loss", term, TERMS)
+        for weight in ("logits", "task", "hidden", "attention", "values"):
+            if getattr(self, weight) < 0:
+                raise must_be(weight, "at least 0", getattr(self, weight))
+        if not self.temperature > 0:
+            raise must_be("temperature", "above 0", self.temperature)
         if not (self.logits or self.compares_layers):
             raise must_be("logits", "above 0, or hidden, attention, values or matches given", self.logits)
 
@@ -68,12 +73,18 @@ class Distil(Training):
     def check(self, lm: LanguageModel) -> None:
         super().check(lm)
         if self.teacher is not None:
-            check_model(self.teacher)
+            teacher = skeleton(self.teacher)
+            if teacher.task is not lm.task:
+                raise UserError(
+                    f"The teacher '{self.teacher}' does {teacher.task}, and the model {lm.task}; take one that does."
+                )
+            _check_classes(lm, teacher)
 
     def taught_by(self, lm: LanguageModel) -> LanguageModel:
         teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
         if teacher is None:
             raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
+        _check_classes(lm, teacher)
         teacher.model.eval()
         return teacher
 
@@ -118,3 +129,17 @@ class Distil(Training):
             if weight
             for teacher, student in pairs
         ]
+
+
+def _check_classes(lm: LanguageModel, teacher: LanguageModel) -> None:
+    """Raise UserError where both name the same classes in another order: each would be taught as the other."""
+    if lm.task is not Task.CLASSIFICATION:
+        return
+    ours, theirs = (
+        [str(name).lower() for _, name in sorted((of.model.config.id2label or {}).items())] for of in (lm, teacher)
+    )
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise UserError(
+            f"The teacher '{teacher.source}' has the classes {', '.join(theirs)}, and the model {', '.join(ours)}; put "
+            "the classes of its head and config.json in the same order."
+        )

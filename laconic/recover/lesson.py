@@ -61,11 +61,9 @@ class Terms:
     def weight(self, term: str, done: float | None) -> float:
         """What `term` counts when this fraction of the training is done; its full weight for None."""
         full = {"task": self.task, "logits": self.logits, "matches": 1.0}[term]
-        return (
-            full
-            if done is None
-            else full * {"constant": 1.0, "fade": 1 - done, "grow": done}[self.courses.get(term, "constant")]
-        )
+        if done is None:
+            return full
+        return full * {"constant": 1.0, "fade": 1 - done, "grow": done}[self.courses.get(term, "constant")]
 
 
 class Lesson(nn.Module):
@@ -85,6 +83,11 @@ class Lesson(nn.Module):
         self.done = 0.0
         self._models = (student, teacher)
         self.projections = nn.ModuleDict()
+
+    @property
+    def readers(self) -> tuple[LanguageModel, LanguageModel | None]:
+        """The student and the teacher."""
+        return self._models
 
     def train(self, mode: bool = True) -> "Lesson":
         """What a module does; of transformers nothing but dropout, of values or of layers, hangs on the mode."""
@@ -124,7 +127,8 @@ class Lesson(nn.Module):
         losses: dict[str, Tensor] = {}
         if self.terms.task:
             losses["task"] = task_loss(ours.predictions)
-        if self.terms.taught and teacher is not None:
+        if self.terms.taught:
+            assert teacher is not None
             with torch.no_grad():
                 theirs = self._taught(teacher, told)
             if self.terms.logits:

@@ -7,22 +7,23 @@ that it would have had. The numbers that are kept in the end are those with the 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from laconic.errors import UserError, must_be
-from laconic.processes import by_first, count, is_first
+from laconic.processes import by_first, count, is_first, share, summed
 from laconic.progress import Track
 from laconic.recover.checkpoints import (
+    BEFORE,
     CHECKPOINTS,
     LOGS,
     WEIGHTS,
@@ -34,9 +35,6 @@ from laconic.recover.lesson import Lesson
 from laconic.recover.pace import Material, Pace
 from laconic.recover.rows import ByLength, Lines, collated
 
-WEIGHTS_BEFORE = "before.safetensors"
-"""The numbers before any update."""
-
 
 def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: Track) -> list[dict[str, float]]:
     """Train what of `lesson` moves, in `folder`; the history, one line each time that something was measured.
@@ -45,15 +43,16 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
     """
     going_on = by_first(unfinished)(folder)
     if going_on is None:
-        by_first(save_trained)(lesson, folder / WEIGHTS_BEFORE)
+        by_first(save_trained)(lesson, folder / BEFORE)
     trainer = _trainer(lesson, material, pace, folder, anew=going_on is None)
     total = trainer.args.max_steps
     trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
     trainer.train(resume_from_checkpoint=going_on)
-    history = [dict(line) for line in trainer.state.log_history]
-    before, best = next(line["eval_loss"] for line in history if "eval_loss" in line), trainer.state.best_metric
-    if best is None or not best < before:
-        put_trained(lesson, load_file(folder / WEIGHTS_BEFORE))
+    history = [{name: _finite(value) for name, value in line.items()} for line in trainer.state.log_history]
+    before = next(line["eval_loss"] for line in history if "eval_loss" in line)
+    best = trainer.state.best_metric
+    if best is None or not math.isfinite(best) or (before is not None and best >= before):
+        put_trained(lesson, load_file(folder / BEFORE))
     return history
 
 
@@ -91,8 +90,15 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew:
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=material.student.device.type != "cpu",
-        ddp_find_unused_parameters=False,
+        # A pooler that nothing reads, or the blocks behind the last one that is matched, have no gradients.
+        ddp_find_unused_parameters=True,
+        # Masks do not change.
+        ddp_broadcast_buffers=False,
+        restore_callback_states_from_checkpoint=True,
     )
+    # A launcher's configuration and a second GPU say nothing of this training.
+    arguments.mixed_precision = {"fp32": "no"}.get(pace.precision, pace.precision)
+    _on_one_device(arguments, material.student.device)
     trainer = LessonTrainer(
         lesson,
         arguments,
@@ -111,6 +117,19 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew:
     # What it prints would be taken for results.
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _on_one_device(arguments: TrainingArguments, device: torch.device) -> None:
+    """Trainer takes every GPU that it sees, and the first for the model."""
+    there = arguments.device
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    if device.type == "cuda" and (device.index or 0) != (there.index or 0):
+        raise must_be("device", f"{there} for a training; choose a GPU by CUDA_VISIBLE_DEVICES", str(device))
+
+
+def _finite(value: Any) -> Any:
+    """None for what JSON has no word for: the loss of a training that has left the numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _writer(folder: Path) -> Any:
@@ -141,16 +160,28 @@ class LessonTrainer(Trainer):
         assert best is not None
         put_trained(self._lesson, load_file(Path(best) / WEIGHTS))
 
-    def prediction_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss of a held-out batch."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return model(**self._prepare_inputs(dict(inputs)))["loss"].detach(), None, None
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The mean loss of the held-out rows, whose batches are the same however many processes share them."""
+        lines, size = self.eval_dataset, self.args.eval_batch_size * self.args.world_size
+        assert isinstance(lines, Lines)
+        starts = share(range(0, len(lines), size))
+        rows = [range(start, min(start + size, len(lines))) for start in starts]
+        total = torch.zeros(2, dtype=torch.float64)
+        self._lesson.eval()
+        for numbers in rows:
+            inputs = self._prepare_inputs(lines.batch(numbers, *self._lesson.readers))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self._lesson(**inputs)["loss"].item()
+            total += torch.tensor((loss * len(numbers), len(numbers)), dtype=torch.float64)
+        summed_loss, count_of_rows = summed(total).tolist()
+        metrics = {"eval_loss": summed_loss / count_of_rows}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @property
-    def _lesson(self) -> nn.Module:
-        assert isinstance(self.model, nn.Module)
+    def _lesson(self) -> Lesson:
+        assert isinstance(self.model, Lesson)
         return self.model
 
 

@@ -1,6 +1,7 @@
 """Which layer of the student is to be like which of the teacher, in what, and by which loss.
 
-Layer 0 is what enters the first block, layer j what block j gives; attention maps and value vectors have no layer 0.
+Layer 0 is what enters the first block, layer j what block j gives, and the last what a final norm makes of it where
+there is one; attention maps and value vectors have no layer 0.
 """
 
 from collections.abc import Callable, Sequence

@@ -33,7 +33,7 @@ class Pace:
     def steps(self, rows: int) -> tuple[int, int]:
         """Updates between two measurements, and in all, which is a multiple of that."""
         wanted = self.epochs * math.ceil(rows / (self.batch_size * self.accumulate))
-        often = max(1, math.floor(wanted / self.evaluations))
+        often = max(1, round(wanted / self.evaluations))
         return often, often * max(1, round(wanted / often))
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Shorten, Step
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import UserError, must_be, reason_of, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, check_model, load, skeleton
 from laconic.model.layers import layers_of
@@ -75,10 +75,14 @@ class Student(Step):
             Shorten(blocks=self._others(lm)).check(lm)
         if self._is_random and any(isinstance(module, Format) for module in lm.model.modules()):
             raise UserError("A student with random weights is a plain model; put the step before those that compress.")
+        if self._is_random:
+            self._smaller(lm.weightless())
 
     def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
         if self.model is not None:
             return skeleton(self.model)
+        if self._is_random:
+            return self._smaller(lm)[0]
         if self.blocks is not None:
             Shorten(blocks=self._others(lm)).rehearse(lm)
         return None
@@ -105,8 +109,7 @@ class Student(Step):
             return small, dropped
         config = copy.deepcopy(small.model.config)
         config.update(self.config)
-        fresh = self._random(config, type(small.model))
-        torch.nn.Module.to(fresh, lm.device)
+        fresh = self._random(config, type(small.model), lm.device)
         if self.outside:
             _copy_outside(small, fresh)
         return replace(small, model=fresh.train(lm.model.training)), dropped
@@ -119,8 +122,7 @@ class Student(Step):
         config = check_model(self.model)
         kind = auto_class_for(config, config.architectures or (type(lm.model).__name__,))
         own, target = tokenizers(self.model)
-        model = self._random(config, kind).train(lm.model.training)
-        torch.nn.Module.to(model, lm.device)
+        model = self._random(config, kind, lm.device).train(lm.model.training)
         return replace(
             LanguageModel.of(model, own or lm.tokenizer),
             dtype=lm.dtype,
@@ -129,10 +131,18 @@ class Student(Step):
             target_tokenizer=target or lm.target_tokenizer,
         )
 
-    def _random(self, config: PreTrainedConfig, kind: Any) -> PreTrainedModel:
-        with torch.random.fork_rng():
+    def _random(self, config: PreTrainedConfig, kind: Any, device: torch.device) -> PreTrainedModel:
+        """In fp32, whatever the configuration says: what trains is rounded where it is stored."""
+        # Numbers are drawn on the CPU, so that they are the same on every device.
+        drawn_on = device if device.type == "meta" else torch.device("cpu")
+        with torch.random.fork_rng(), drawn_on:
             torch.manual_seed(self.seed)
-            return kind.from_config(config) if not issubclass(kind, PreTrainedModel) else kind(config)
+            try:
+                model = kind.from_config(config) if not issubclass(kind, PreTrainedModel) else kind(config)
+            except ValueError as error:
+                raise UserError(f"There is no model of that configuration: {reason_of(error)}") from error
+        torch.nn.Module.to(model, device, torch.float32)
+        return model
 
     def _others(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
         """The blocks that the student does not have."""

@@ -7,7 +7,7 @@ low ranks beside the matrices move. They are added to a plain matrix; beside one
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,11 +28,16 @@ QuantizedTraining = Literal["frozen", "straight-through"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """quantized: whether codes move. lora: the rank of adapters, None for none. freeze: globs over parameter names."""
+    """quantized: whether codes move.
+    lora:      the rank of adapters; None for none.
+    freeze:    globs over parameter names, also of codes and of matrices that would have adapters.
+    seed:      of the adapters.
+    """
 
     quantized: QuantizedTraining = "frozen"
     lora: int | None = None
     freeze: tuple[str, ...] = ()
+    seed: int = 0
 
 
 class StraightThrough(nn.Module):
@@ -72,13 +77,14 @@ def trainable(lm: LanguageModel, what: Trainable) -> Iterator[None]:
     movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     with ExitStack() as undo:
         undo.callback(_thaw, movable)
+        still = {id(parameter) for parameter in frozen(lm, what.freeze)}
         _freeze(lm, what.freeze)
         if what.lora is not None:
             _freeze(lm, ("*",))
             undo.callback(_merge, lm)
-            _adapt(lm, what.lora)
+            _adapt(lm, what.lora, what.seed, still)
         elif what.quantized == "straight-through":
-            layers = _loosen(lm)
+            layers = _loosen(lm, still)
             undo.callback(_settle, lm, layers)
         if not any(parameter.requires_grad for parameter in lm.model.parameters()):
             raise UserError(
@@ -124,12 +130,12 @@ def _thaw(movable: Sequence[nn.Parameter]) -> None:
         parameter.requires_grad_(True)
 
 
-def _loosen(lm: LanguageModel) -> dict[StraightThrough, list[str]]:
+def _loosen(lm: LanguageModel, still: Set[int]) -> dict[StraightThrough, list[str]]:
     """Put a free copy where every layer of codes is that multiplies; a word embedding of codes stays frozen."""
     places: dict[Coded, list[str]] = {}
     embedded = {module for site in lm.sites(("*",)) if site.is_lookup for module in site.module.modules()}
     for name, module in lm.model.named_modules(remove_duplicate=False):
-        if isinstance(module, Coded) and module not in embedded:
+        if isinstance(module, Coded) and module not in embedded and id(module.codes) not in still:
             places.setdefault(module, []).append(name)
     layers = {StraightThrough(layer): names for layer, names in places.items()}
     for layer, names in layers.items():
@@ -145,19 +151,22 @@ def _settle(lm: LanguageModel, layers: dict[StraightThrough, list[str]]) -> None
             lm.model.set_submodule(name, settled)
 
 
-def _adapt(lm: LanguageModel, rank: int) -> None:
-    """Adapters of this rank beside every matrix of attention and feed-forward."""
+def _adapt(lm: LanguageModel, rank: int, seed: int, still: Set[int]) -> None:
+    """Adapters of this rank beside every matrix of attention and feed-forward that is not to stay `still`."""
     plain: list[str] = []
     for number, site in enumerate(lm.sites()):
+        if any(id(parameter) in still for name, parameter in site.module.named_parameters() if "bias" not in name):
+            continue
         if isinstance(site.module, (nn.Linear, Conv1D)):
             plain += site.names
         elif isinstance(site.module, (Coded, Masked)):
-            _put_beside(lm, site, rank, number)
+            _put_beside(lm, site, rank, seed + number)
     if not plain:
         return
     conv = any(isinstance(lm.model.get_submodule(name), Conv1D) for name in plain)
     config = _peft("peft").LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=plain, fan_in_fan_out=conv)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        torch.manual_seed(seed)
         # A plain linear inside of GPT-2 lies the other way round than its own; peft sees to it, and says so.
         warnings.simplefilter("ignore")
         _peft("peft").inject_adapter_in_model(config, lm.model)
@@ -182,6 +191,8 @@ def _merge(lm: LanguageModel) -> None:
     for name, module in adapted:
         module.merge()
         lm.model.set_submodule(name, module.get_base_layer())
+    if adapted:
+        del lm.model.peft_config
 
 
 def _peft(module: str) -> Any:

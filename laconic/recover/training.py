@@ -5,16 +5,19 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Annotated
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Step
 from laconic.compress.shelf import key_of
-from laconic.errors import UserError, must_be
-from laconic.model import LanguageModel
-from laconic.processes import by_first, everywhere
+from laconic.errors import UserError, must_be, unknown
+from laconic.model import LanguageModel, Task
+from laconic.processes import by_first, count, everywhere
 from laconic.recover.checkpoints import finish, finished, logs, workshop
 from laconic.recover.lesson import Lesson, Terms
 from laconic.recover.observe import eager
@@ -63,6 +66,14 @@ class Training(Step):
         for name in ("epochs", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise must_be(name, "above 0", getattr(self, name))
+        for name in ("rows", "held_out", "batch_size", "accumulate", "evaluations", "patience", "lora"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise must_be(name, "at least 1", getattr(self, name))
+        if not 0 <= self.warmup <= 1:
+            raise must_be("warmup", "in [0, 1]", self.warmup)
+        for name, kind in (("decay", Decay), ("precision", Precision), ("quantized", QuantizedTraining)):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown(name, getattr(self, name), get_args(kind))
         if self.lora is not None and self.quantized != "frozen":
             raise must_be("quantized", "frozen where lora is given, as nothing but adapters moves", self.quantized)
 
@@ -87,6 +98,11 @@ class Training(Step):
         check_installed()
         check_lora(self.lora)
         frozen(lm, self.freeze)
+        if lm.task in (Task.CLASSIFICATION, Task.REGRESSION) and lm.model.config.pad_token_id is None:
+            raise UserError(
+                f"The model '{lm.source}' finds the end of a text by its pad token, and has none, so it takes no "
+                "batches; set pad_token_id in its config.json."
+            )
 
     def check_data(self, data: Calibration | None) -> None:
         split(self._known(data), self.rows, self.held_out)
@@ -109,7 +125,7 @@ class Training(Step):
         self.check(lm)
         before, teacher = _nbytes(lm), self.taught_by(lm)
         key = self._key(lm, data, teacher)
-        with workshop(key) as folder, trainable(lm, self._moves), self._looking(lm, teacher):
+        with workshop(key) as folder, trainable(lm, self._moves(data.seed)), self._looking(lm, teacher):
             material = self._material(lm, teacher, data)
             first = material.first()
             lesson = Lesson(lm, teacher, self.terms(lm, teacher, first), self.dropout)
@@ -125,9 +141,8 @@ class Training(Step):
         before, after = _changed(before, _nbytes(lm))
         return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)
 
-    @property
-    def _moves(self) -> Trainable:
-        return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze)
+    def _moves(self, seed: int) -> Trainable:
+        return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze, seed=seed)
 
     def _pace(self, seed: int) -> Pace:
         named = {field.name: getattr(self, field.name) for field in fields(Pace) if field.name != "seed"}
@@ -148,7 +163,16 @@ class Training(Step):
         """Names everything that decides the result."""
         rows = hashlib.blake2b(repr(data.corpus).encode(), digest_size=16).hexdigest()
         taught = "" if teacher is None else key_of(teacher, data, ())
-        return key_of(lm, data, [repr(self), rows, str(data.max_length), taught])
+        with_what = [f"{name} {version(name)}" for name in ("accelerate", "transformers")]
+        question = [repr(self), rows, str(data.max_length), taught, str(count()), _code(), *with_what]
+        return key_of(lm, data, question)
+
+
+@cache
+def _code() -> str:
+    """A hash of the modules that train: after a change of any, a training begins anew."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
 
 
 def _nbytes(lm: LanguageModel) -> dict[str, int]:

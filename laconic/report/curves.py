@@ -13,10 +13,14 @@ def curves(lines: Sequence[Mapping[str, Any]], what: str) -> Figure:
     """`lines` are those of a history: `loss` or `eval_loss` at a `step`. Kept are the numbers of least eval_loss."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    batches, held_out = ([(line["step"], line[key]) for line in lines if key in line] for key in ("loss", "eval_loss"))
+    batches, held_out = (
+        [(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in ("loss", "eval_loss")
+    )
     if batches:
         axes.plot(*zip(*batches, strict=True), color=COLOURS[-1], linewidth=1, alpha=0.8)
         _name(axes, max(batches, key=lambda point: point[1]), "training batches", COLOURS[-1])
+    # Beyond the numbers there is nothing to draw.
+    held_out = held_out or [(0, float("nan"))]
     axes.plot(*zip(*held_out, strict=True), color=COLOURS[3], marker="o", linewidth=2, markersize=5)
     _name(axes, held_out[-1], "held-out rows", COLOURS[3])
     best = min(held_out, key=lambda point: point[1])

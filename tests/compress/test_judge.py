@@ -16,8 +16,9 @@ def of(*totals: float, counts: tuple[int, ...] = (1, 1, 1)) -> Divergences:
 
 
 def test_the_lead_is_the_gain_over_its_standard_error():
-    """Gains 1, 2, 3 with one prediction each: 6 in all; squares off the mean 1 + 0 + 1."""
-    assert of(1, 1, 1).lead(of(2, 3, 4)) == pytest.approx(6 / math.sqrt(2))
+    """Gains 1, 2, 3 with one prediction each: 2 on average, and 1 from text to text."""
+    assert of(1, 1, 1).lead(of(2, 3, 4)) == pytest.approx(2 / math.sqrt(1 / 3))
+    assert of(1, counts=(1,)).lead(of(2, counts=(1,))) == -math.inf
     # Of 1 + 2 + 3 predictions a gain of 2 each is what all texts have.
     assert of(0, 0, 0, counts=(1, 2, 3)).lead(of(2, 4, 6, counts=(1, 2, 3))) == math.inf
 

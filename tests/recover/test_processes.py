@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from laconic.compress import Compress, Step
 from laconic.methods import Magnitude, Svd
 from laconic.recipe.flow import apply_steps
-from laconic.recover import Correct, Distil, Finetune
+from laconic.recover import Correct, Distil, Finetune, Match
 from tests.recover.ground import data_for, lm_of
 
 PACE = {"epochs": 2.0, "batch_size": 8, "evaluations": 2, "learning_rate": 3e-3}
@@ -21,6 +21,12 @@ CASES: dict[str, tuple[str, list[Step]]] = {
     "finetune, zeros": ("llama", [Compress(method=Magnitude(sparsity=0.5)), Finetune(**PACE)]),
     "distil": ("llama", [SHRUNK, Distil(**PACE)]),
     "distil, layers": ("bert-classifier", [SHRUNK, Distil(**PACE, hidden=1.0)]),
+    "distil, a pooler that nothing reads": ("bert-base", [SHRUNK, Distil(**PACE)]),
+    "distil, one layer": (
+        "bert-classifier",
+        [SHRUNK, Distil(**PACE, logits=0.0, matches=(Match(teacher=1, student=1),))],
+    ),
+    "finetune, adapters": ("bert-classifier", [SHRUNK, Finetune(**PACE, lora=2)]),
     "correct": ("bert-classifier", [SHRUNK, Correct()]),
 }
 
@@ -36,11 +42,12 @@ def changed_by(case: str, steps: list[Step], cache: str) -> tuple[Tensor, dict[s
     lm = lm_of(CASES[case][0])
     for module in lm.model.modules():
         if isinstance(module, nn.Dropout):
-            # Each process draws its own.
+            # What is dropped hangs on the rows of a batch together.
             module.p = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LACONIC_CACHE", cache)
-        changed, changes = apply_steps(lm, steps, data_for(lm))
+        # An odd number of rows is held out, which two cannot share evenly.
+        changed, changes = apply_steps(lm, steps, data_for(lm, 50))
     return torch.cat([tensor.detach().float().flatten() for tensor in changed.model.parameters()]), dict(
         changes.found[-1]
     )

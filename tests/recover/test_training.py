@@ -18,6 +18,8 @@ from laconic.model import LanguageModel, load
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.order import check_order
 from laconic.recover import Correct, Distil, Finetune, loop
+from laconic.recover.checkpoints import workshop
+from laconic.report.curves import curves
 from laconic.store import save
 from tests.architectures import outputs
 from tests.recover.ground import corpus, data_for, lm_of, with_original
@@ -89,7 +91,7 @@ def test_distilling_brings_every_family_back_and_keeps_masks_and_codes(family: s
 def test_codes_move_straight_through_and_their_grids_stay(method, tmp_path: Path) -> None:
     lm = with_original(lm_of("bert-classifier"))
     assert lm.original is not None
-    data = data_for(lm)
+    data = data_for(lm, 120)
     Compress(method=Magnitude(sparsity=0.5)).apply(lm, data)
     Compress(method=method).apply(lm, data)
     before, far = bits(lm), kl(lm, lm.original, data)
@@ -186,6 +188,56 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     again = trained("killed")
     assert len(seen) == 3 + 5
     assert torch.equal(outputs(again.model.eval()), outputs(unbroken.model.eval()))
+
+
+@pytest.mark.parametrize("how", [{"quantized": "straight-through"}, {"lora": 2}])
+def test_codes_and_adapters_of_what_is_frozen_do_not_move(how: dict) -> None:
+    lm = lm_of("bert-classifier")
+    Compress(method=Rtn(bits=3, group_size=8)).apply(lm, None)
+    before = bits(lm)
+    Finetune(**SHORT, **how, freeze=("*layer.0*",)).apply(lm, data_for(lm))
+    assert not any(isinstance(module, Sum) for name, module in lm.model.named_modules() if "layer.0" in name)
+    same = {name for name, tensor in bits(lm).items() if name in before and torch.equal(tensor, before[name])}
+    assert {name for name in before if "layer.0" in name} <= same
+    assert "lora" in how or not {name for name in before if "layer.1" in name} <= same
+
+
+def test_adapters_hang_on_the_seed_of_the_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for seed in (1, 2):
+        monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / str(seed)))
+        torch.manual_seed(seed)
+        lm = lm_of("bert-classifier")
+        Finetune(**SHORT, lora=2).apply(lm, data_for(lm))
+        found.append(dict(lm.model.named_parameters()))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_a_training_that_leaves_the_numbers_is_undone_and_told_in_plain_values() -> None:
+    lm = lm_of("bert-classifier")
+    before = {name: tensor.clone() for name, tensor in lm.model.named_parameters()}
+    found = Finetune(**{**SHORT, "learning_rate": 1e30}).apply(lm, data_for(lm)).found
+    json.dumps(found, allow_nan=False)
+    assert curves(found["finetune"]["lines"], "finetune").axes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.named_parameters())
+
+
+def test_a_classifier_without_a_pad_token_is_refused_before_anything() -> None:
+    lm = lm_of("bert-classifier")
+    lm.model.config.pad_token_id = None
+    with pytest.raises(UserError, match="set pad_token_id"):
+        Finetune().check(lm)
+
+
+def test_trainings_that_may_run_are_not_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
+    monkeypatch.setattr("laconic.recover.checkpoints.cache_limit", lambda: 10)
+    with workshop("done") as done, workshop("running") as running:
+        (done / "history.json").write_text("{}")
+        for folder in (done, running):
+            (folder / "large").write_bytes(bytes(100))
+        with workshop("next"):
+            assert running.is_dir() and not done.is_dir()
 
 
 def test_a_teacher_can_be_trained_afterwards() -> None:
