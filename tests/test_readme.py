@@ -58,8 +58,10 @@ def test_every_command_of_the_docs_runs(model: str, shared_models: Path, capfd: 
     text = "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
     commands = [line for block in blocks("sh", text) for line in block.splitlines()]
     assert commands
+    real = {"BART": "bart-g2p-us", "LLAMA": "mico-tinyllama-1m"}
+    models = {"MODEL": model, **{name: str(shared_models / folder) for name, folder in real.items()}}
     for command in commands:
-        words = shlex.split(command.replace("BART", str(shared_models / "bart-g2p-us")).replace("MODEL", model))
+        words = shlex.split(re.sub("|".join(models), lambda found: models[found[0]], command))
         if words[0] == "torchrun":
             launch(words[1:])
             continue

@@ -15,8 +15,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="TASK,…",
-            help="glue/sst2, perplexity:SOURCE, seq2seq:SOURCE; fidelity:SOURCE for the rows of --against. "
-            "Without any, the cost alone.",
+            help="glue/sst2, lama/trex, blimp, perplexity:SOURCE, seq2seq:SOURCE; fidelity:SOURCE for the rows of "
+            "--against. Without any, the cost alone.",
         ),
     ] = None,
     against: Annotated[

@@ -1,4 +1,4 @@
-"""Quality (GLUE, perplexity, sequence-to-sequence, fidelity) and cost (bytes, operations, time, memory)."""
+"""Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory)."""
 
 from laconic.evaluate.apart import made_with
 from laconic.evaluate.cost import Cost, measure_cost

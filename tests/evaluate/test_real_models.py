@@ -33,6 +33,15 @@ def test_quality_on_the_first_rows(shared_models: Path, model: str, task: str, e
     assert {metric: figure.value for metric, figure in found.items()} == pytest.approx(expected, abs=0.006)
 
 
+def test_knowledge_and_structure_of_a_small_causal_model(shared_models: Path):
+    lm = load(str(shared_models / "mico-tinyllama-1m"))
+    found = evaluate(lm, ["lama/squad", "blimp/island_effects"], limit=305, cost=False)
+    # Of the 305 answers 32 are one of its 4,096 tokens; the stories that it was trained on have few questions.
+    assert found.settings["lama/squad"]["left_out"] == {"answer not one token": 273}
+    assert found.results["lama/squad"]["p@10"].value == pytest.approx(0.4375)
+    assert found.results["blimp/island_effects"]["accuracy"].value == pytest.approx(0.4537, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("model", "context", "expected"), [("stories260K", 512, 4.870), ("mico-tinyllama-1m", 256, 8.117)]
 )

@@ -66,10 +66,10 @@ class Blimp(Judge):
                 f"The model '{lm.source}' can read no pair of '{self.name}'; use one that reads longer sentences."
             )
         right = (good > bad)[list(places)].double()
-        groups = [corpus.examples[at].group for at in places]
-        names = list(dict.fromkeys(group.partition("/")[0] for group in groups))
-        paradigm_of = [group.partition("/")[2] for group in groups]
-        numbers = [names.index(PHENOMENON[paradigm]) for paradigm in paradigm_of]
+        paradigm_of = [corpus.examples[at].group.partition("/")[2] for at in places]
+        phenomenon_of = [PHENOMENON[paradigm] for paradigm in paradigm_of]
+        names = list(dict.fromkeys(phenomenon_of))
+        numbers = [names.index(phenomenon) for phenomenon in phenomenon_of]
         table = torch.stack((right, shares(paradigm_of), torch.tensor(numbers)), dim=1).numpy()
         settings = {
             "split": corpus.split,

@@ -93,8 +93,9 @@ class Lama(Judge):
             )
         places = tuple(question.at for question in asked)
         groups = [corpus.examples[at].group for at in places]
-        names = list(dict.fromkeys(group.partition("/")[0] for group in groups))
-        numbers = [names.index(group.partition("/")[0]) for group in groups]
+        corpus_of = [group.partition("/")[0] for group in groups]
+        names = list(dict.fromkeys(corpus_of))
+        numbers = [names.index(name) for name in corpus_of]
         found = ranks(lm, asked, vocabulary, track, self.name)
         table = torch.stack((found.double(), shares(groups), torch.tensor(numbers)), dim=1).numpy()
         settings = {

@@ -1,0 +1,86 @@
+"""What compressing takes of knowledge and structure: LAMA and BLiMP of a small masked language model and what is left of it.
+
+The model is that of `masked_lm`; calibrated on 128 of its training rows, judged on the first facts of each relation of
+LAMA and the first pairs of each paradigm of BLiMP. Each finished cell is one line of
+benchmarks/results/knowledge.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from rich.progress import track
+
+from benchmarks.cells import Cells
+from benchmarks.common import clone
+from benchmarks.masked_lm import masked_lm, passages
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import Calibration
+from laconic.calibrate.corpus import batches, sample
+from laconic.compress import Compress
+from laconic.evaluate import evaluate
+from laconic.methods import Gptq, KfacSvd, Magnitude, Rtn, Svd, Wanda
+from laconic.model import LanguageModel, load
+
+CELLS = Cells("knowledge", ("way",))
+BEGIN = "<!-- made by `python -m benchmarks knowledge_tables` -->"
+CALIBRATION_ROWS = 128
+SEED = 0
+LIMITS = {"lama": 2000, "blimp": 670}
+"""Facts and pairs."""
+DENSE = "dense"
+WAYS: dict[str, Compress | None] = {
+    DENSE: None,
+    "svd, half of the bytes": Compress(method=Svd(), keep=0.5),
+    "kfac-svd, half of the bytes": Compress(method=KfacSvd(), keep=0.5),
+    "rtn, 4 bits": Compress(method=Rtn(bits=4, group_size=64)),
+    "gptq, 4 bits": Compress(method=Gptq(bits=4, group_size=64)),
+    "magnitude, 50 % zeros": Compress(method=Magnitude(sparsity=0.5)),
+    "wanda, 50 % zeros": Compress(method=Wanda(sparsity=0.5)),
+}
+SHOWN = (("lama", "p@1"), ("lama", "p@10"), ("lama", "mrr"), ("blimp", "accuracy"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    missing = CELLS.missing((way,) for way in WAYS)
+    if not missing:
+        return
+    lm = load(str(masked_lm()))
+    rows = sample(passages(), CALIBRATION_ROWS, SEED)
+    data = Calibration(batches(lm, rows, batch_size=16, max_length=128), seed=SEED)
+    for (way,) in track(missing, "knowledge"):
+        CELLS.add((way,), cell(lm, WAYS[way], data))
+
+
+def cell(lm: LanguageModel, step: Compress | None, data: Calibration) -> dict:
+    """Figures with their intervals, and the share of the bytes of the blocks' matrices."""
+    small, kept = clone(lm), 1.0
+    if step is not None:
+        outcome = step.apply(small, data)
+        kept = outcome.nbytes / outcome.dense_nbytes
+    results: dict[str, dict] = {}
+    for task, limit in LIMITS.items():
+        found = evaluate(small, [task], limit=limit, cost=False)
+        results |= found.to_json()["results"]
+        rows = found.settings[task]["rows"]
+        results[task]["rows"] = rows
+    return {"kept": kept, "results": results}
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/knowledge.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    lines = [
+        f"| | of the bytes | {' | '.join(f'{task} {metric}' for task, metric in SHOWN)} |",
+        "|---|---:|" + "---|" * len(SHOWN),
+    ]
+    for way in WAYS:
+        for here in CELLS.where(way=way):
+            figures = " | ".join(_figure(here["results"][task][metric]) for task, metric in SHOWN)
+            lines.append(f"| {way} | {here['kept']:.0%} | {figures} |")
+    replace_between(ROOT / "docs/knowledge.md", "\n".join([*lines, ""]), BEGIN)
+
+
+def _figure(found: dict) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} – {found['high']:.3f})"
