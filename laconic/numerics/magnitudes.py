@@ -18,8 +18,9 @@ CHUNK = 2**22
 
 
 def _edges(device: torch.device) -> Float[Tensor, " edges"]:
-    exponents = torch.arange(SMALLEST * PER_DECADE, LARGEST * PER_DECADE + 1, dtype=torch.float64, device=device)
-    return 10.0 ** (exponents / PER_DECADE)
+    # Python's powers of ten are those that its literals are; torch's may be off by the last digit.
+    exponents = range(SMALLEST * PER_DECADE, LARGEST * PER_DECADE + 1)
+    return torch.tensor([10.0 ** (k / PER_DECADE) for k in exponents], dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Magnitudes:
 
     def at_least(self, threshold: float) -> float:
         """The fraction of entries with |w| ≥ `threshold`; exact at a power of ten."""
-        first = int(torch.bucketize(torch.tensor(threshold).double(), _edges(self.counts.device), right=True))
+        first = int(
+            torch.bucketize(torch.tensor(threshold, dtype=torch.float64), _edges(self.counts.device), right=True)
+        )
         return float(self.counts[first:].sum()) / max(self.number, 1)
 
     def quantile(self, fraction: float) -> float:

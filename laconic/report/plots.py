@@ -47,7 +47,9 @@ def parts(sizes: Mapping[str, int]) -> Figure:
     names = list(sizes)[::-1]
     values = [sizes[name] / MEGABYTE for name in names]
     bars = axes.barh(names, values, color=COLOURS[3])
-    axes.bar_label(bars, [f"{value:,.1f} MB" for value in values], padding=4, color=INK, fontsize=FONT_SIZE)
+    axes.bar_label(
+        bars, [f"{value:,.{1 if value >= 1 else 2}f} MB" for value in values], padding=4, color=INK, fontsize=FONT_SIZE
+    )
     axes.set_xlim(0, 1.18 * max(values))
     axes.set_xticks([])
     axes.set_title("Bytes of each part in a file", color=INK, fontsize=FONT_SIZE, loc="left")

@@ -12,7 +12,7 @@ VERBS = {
     },
     "run": {"RECIPE.yaml", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--json"},
     "evaluate": {"MODEL", "--tasks", "--against", "--limit", "--device", "--json"},
-    "inspect": {"MODEL", "--output", "-o", "--json"},
+    "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "methods": {"--json"},
 }  # fmt: skip
 

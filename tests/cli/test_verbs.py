@@ -40,9 +40,12 @@ def test_compress_inspect_and_run_again(capsys: Output, tiny_model: Path, texts:
                 "--allocate", "spectrum", "--data", texts, "--samples", 6, "-o", small)  # fmt: skip
     assert made["output"] == str(small) and made["bytes"] < 0.5 * made["dense_bytes"]
     assert said(capsys, "inspect", small, "-o", tmp_path / "seen")["model"] == str(small)
+    pictures = ("size-by-part", "magnitudes", "far-from-zero", "top-l1", "effective-rank", "spectra")
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {
-        "inspect.json", "size-by-part.png", "size-by-part.svg",
+        "inspect.json", "inspect.html", *(f"{name}.{kind}" for name in pictures for kind in ("png", "svg")),
     }  # fmt: skip
+    ran = said(capsys, "inspect", tiny_model, "--data", texts)
+    assert ran["activity"]["source"] == str(texts) and len(ran["words"]) >= 4
     again = said(capsys, "run", small / "recipe.yaml", "steps[0].compress.keep=0.3", "-o", tmp_path / "smaller")
     assert again["bytes"] <= 0.3 * again["dense_bytes"]
 
@@ -187,6 +190,7 @@ def test_an_existing_output_is_refused(capsys: Output, tiny_model: Path, tmp_pat
         (("evaluate", "MODEL", "--tasks", "glue/sst2", "--against", "./nowhere"), "no model folder './nowhere'"),
         (("run", "nowhere.yaml", "-o", "OUT"), "The recipe 'nowhere.yaml' cannot be read"),
         (("inspect", "./nowhere"), "no model folder './nowhere'"),
+        (("inspect", "MODEL", "--data", "nowhere.txt"), "There is no data 'nowhere.txt'"),
         (("comprss",), "Did you mean 'compress'?"),
         (("compress",), "Missing"),
     ],

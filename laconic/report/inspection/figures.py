@@ -188,7 +188,7 @@ def spectra(weights: Weights) -> Figure:
     scale.set_cmap(matplotlib.colors.ListedColormap(DEPTH(np.linspace(0, 0.9, 64))))
     if len(weights.layers) > 1:
         bar = figure.colorbar(scale, ax=panels, aspect=40, shrink=0.6, ticks=[0, last])
-        bar.ax.set_yticklabels([f"layer {weights.layers[0]}", f"layer {weights.layers[-1]}"])
+        bar.ax.set_yticklabels([_spelled(weights.layers[0]), _spelled(weights.layers[-1])])
         _plain_bar(bar)
     figure.suptitle("Singular values of each matrix", color=INK, fontsize=FONT_SIZE, x=0.02, ha="left")
     figure.supxlabel("singular values so far, of all", color=INK, fontsize=FONT_SIZE)
@@ -205,11 +205,6 @@ def shaded(grid: Grid, title: str, rows: str) -> Figure:
     axes.set_ylabel(rows, color=INK, fontsize=FONT_SIZE)
     axes.set_title(title, color=INK, fontsize=FONT_SIZE, loc="left")
     return figure
-
-
-def far_from_zero(tallies: list[Tally]) -> float:
-    """The fraction of the weights that are 0.1 or more."""
-    return together(tallies).at_least(0.1)
 
 
 def held_by_a_tenth(tallies: list[Tally]) -> float:
@@ -262,7 +257,7 @@ def _range(weights: Weights) -> tuple[float, float]:
         return 1e-3, 1.0
     low = min(one.quantile(min(one.zeros / one.number + 0.01, 1.0)) or one.largest for one in found)
     high = max(one.largest for one in found)
-    return 10 ** math.floor(math.log10(max(low, 1e-9))), 10 ** math.ceil(math.log10(high))
+    return 10 ** math.floor(math.log10(max(low, 1e-9))), 10 ** (math.floor(math.log10(high)) + 1)
 
 
 def _size(rows: int) -> int:
@@ -271,6 +266,10 @@ def _size(rows: int) -> int:
 
 def _broken(name: str) -> str:
     return name.replace("attention out", "attention\nout").replace("query-key-value", "query-key-\nvalue")
+
+
+def _spelled(layer: str) -> str:
+    return f"layer {layer}" if layer.isdigit() else layer
 
 
 def _percent(value: float) -> str:

@@ -41,7 +41,11 @@ def draw(seen: Inspection, weights: Weights, found: Activity | None) -> dict[str
 def _by_layer(weights: Weights) -> dict[str, Drawn]:
     return {
         "far-from-zero": Drawn(
-            figures.by_layer(weights, "Weights of magnitude 0.1 or more", figures.far_from_zero),
+            figures.by_layer(
+                weights,
+                f"Weights of magnitude {weights.far:g} or more",
+                lambda tallies: figures.together(tallies).at_least(weights.far),
+            ),
             "Darker matrices have more weights that are far from zero, and fewer that pruning by magnitude would take.",
         ),
         "top-l1": Drawn(
@@ -70,10 +74,13 @@ def _activity(found: Activity, layers: Sequence[str]) -> dict[str, Drawn]:
         )
     }
     for stack in found.blocks:
+        if len(stack.influence) < 2:
+            continue
         name = "blocks" if stack.stack == "blocks" else f"blocks-{stack.stack}"
         drawn[name] = Drawn(
             figures.blocks(stack),
-            "Left, how much a block turns the hidden states that pass it. Right, how alike they are after each two "
+            ("" if stack.stack == "blocks" else f"The {stack.stack}. ")
+            + "Left, how much a block turns the hidden states that pass it. Right, how alike they are after each two "
             "blocks: dark squares along the diagonal are blocks that change little.",
         )
     if found.heads:

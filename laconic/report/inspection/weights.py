@@ -31,6 +31,8 @@ EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm"
 IN_BLOCKS = tuple(KINDS.values())
 ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
 THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
+TELLING = 0.02
+"""Fraction of the weights in the blocks that a threshold leaves at least, to tell layers from each other."""
 TOP = (0.01, 0.1, 0.5)
 DRAWN = 128
 """Singular values that are kept of a matrix, at equal distances."""
@@ -129,6 +131,13 @@ class Weights:
         """The matrices of each block."""
         held = {layer: self.matrices(layer=layer) for layer in self.layers}
         return {layer: together(tallies) for layer, tallies in held.items() if tallies}
+
+    @cached_property
+    def far(self) -> float:
+        """From which magnitude a weight counts as far from zero: the largest threshold that some weights reach."""
+        matrices = [tally for tally in self.tallies if tally.spectrum and tally.layer is not None]
+        found = together(matrices or self.tallies)
+        return max((one for one in THRESHOLDS if found.at_least(one) >= TELLING), default=THRESHOLDS[0])
 
     def matrices(self, layer: str | None = None, kind: str | None = None) -> list[Tally]:
         """Those with a spectrum, of this layer and kind where one is given."""

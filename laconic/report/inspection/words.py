@@ -13,8 +13,6 @@ from laconic.numerics.magnitudes import Magnitudes
 from laconic.report.inspection.activity import Activity, Blocks
 from laconic.report.inspection.weights import BIAS, IN_BLOCKS, Weights, together
 
-FAR = 0.1
-"""The magnitude from which a weight counts as far from zero."""
 TENTH_OF_A_GAUSSIAN = exp(-(norm.ppf(0.95) ** 2) / 2)
 """Of E|w| the share that the largest tenth of the weights has."""
 TREND = 0.7
@@ -44,7 +42,7 @@ def _overall(all_of: Magnitudes) -> str:
         concentration = "about as if they were drawn at random, so no few weights carry the model"
     return (
         f"What fraction of the parameters is far from zero? Of {all_of.number:,} parameters "
-        f"{_share(all_of.at_least(FAR))} are {FAR:g} or more in magnitude, {_share(all_of.at_least(1))} are 1 or more, "
+        f"{_share(all_of.at_least(0.1))} are 0.1 or more in magnitude, {_share(all_of.at_least(1.0))} are 1 or more, "
         f"and {_share(1 - all_of.at_least(0.01))} are below 0.01{zeros}. Half are below {all_of.quantile(0.5):.3g}. "
         f"The largest tenth holds {tenth:.0%} of the sum of all magnitudes, where a Gaussian's holds "
         f"{TENTH_OF_A_GAUSSIAN:.0%}: {concentration}."
@@ -52,30 +50,24 @@ def _overall(all_of: Magnitudes) -> str:
 
 
 def _variation(weights: Weights) -> str:
-    layers = {layer: found.at_least(FAR) for layer, found in weights.by_layer.items()}
-    kinds = {kind: weights.by_kind[kind].at_least(FAR) for kind in IN_BLOCKS if kind in weights.kinds}
-    if not layers or not kinds:
-        return ""
+    far = weights.far
+    layers = {_layer(layer): found.at_least(far) for layer, found in weights.by_layer.items()}
+    kinds = {kind: weights.by_kind[kind].at_least(far) for kind in IN_BLOCKS if kind in weights.kinds}
     cells = {
-        (layer, kind): together(tallies).at_least(FAR)
-        for layer in layers
+        f"{kind} of {_layer(layer)}": together(tallies).at_least(far)
+        for layer in weights.by_layer
         for kind in kinds
         if (tallies := weights.matrices(layer, kind))
     }
-    (high_layer, high_kind), (low_layer, low_kind) = (
-        max(cells, key=cells.__getitem__),
-        min(cells, key=cells.__getitem__),
-    )
-    biases = weights.by_kind.get(BIAS)
+    if not cells:
+        return ""
     said = ""
-    if biases is not None:
+    if (biases := weights.by_kind.get(BIAS)) is not None:
         half = f"half are below {biases.quantile(0.5):.2g}"
-        said = f" Of the biases {_share(biases.at_least(FAR))} are {FAR:g} or more; {half}."
+        said = f" Of the biases {_share(biases.at_least(far))} are {far:g} or more; {half}."
     return (
-        f"How does that vary by layer? Of the matrices of a layer, {_extremes({_layer(layer): value for layer, value in layers.items()})} are {FAR:g} or more"
-        f"{_trend(layers)}. By what they do it is {_extremes(kinds)}; the two ends are {high_kind} of "
-        f"{_layer(high_layer)} ({_share(cells[high_layer, high_kind])}) and {low_kind} of {_layer(low_layer)} "
-        f"({_share(cells[low_layer, low_kind])}).{said}"
+        f"How does that vary by layer? Of the weights of a layer {_extremes(layers)} are {far:g} or more"
+        f"{_trend(layers)}. By what they do it is {_extremes(kinds)}, and of single ones {_extremes(cells)}.{said}"
     )
 
 
@@ -153,7 +145,7 @@ def _extremes(values: Mapping[str, float]) -> str:
 def _trend(layers: Mapping[str, float]) -> str:
     """Only of one stack: an encoder and a decoder are no sequence."""
     values: Sequence[float] = list(layers.values())
-    if len(values) < LONG_ENOUGH or not all(layer.isdigit() for layer in layers) or len(set(values)) < 2:
+    if len(values) < LONG_ENOUGH or not all(layer.startswith("layer ") for layer in layers) or len(set(values)) < 2:
         return ""
     correlation = float(spearmanr(range(len(values)), values)[0])
     if abs(correlation) < TREND:
