@@ -1,18 +1,16 @@
 """The whole evaluation: tasks, cost, and, against the original, what was lost."""
 
-import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-import transformers
-
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.intervals import Difference, Interval, difference, interval
-from laconic.evaluate.judging import Judged
+from laconic.evaluate.judging import Judge, Judged
+from laconic.evaluate.kept import keeping, versions
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -63,12 +61,14 @@ def evaluate(
     limit: int | None = None,
     against: LanguageModel | None = None,
     cost: bool = True,
+    resume: bool = False,
     track: Track = silent,
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
-    cost is measured.
+    cost is measured. With `resume`, tasks that an earlier run has finished are not judged again, where model, rows and
+    versions are the same; for models that hold nothing which their configuration and their numbers do not tell.
 
     Raises:
         UserError: an unknown task, no data for it, a model that is not one for it, NaN predictions, or nothing asked.
@@ -82,7 +82,7 @@ def evaluate(
         judge.refuse(lm.task, lm.source)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
     rows = asked.rows_to_compare(corpora, limit)
-    ours = {name: judge.judge(lm, corpora[name], track) for name, judge in asked.judges.items()}
+    ours = _judged(lm, asked.judges, corpora, resume, track)
     evaluation = {
         "results": _figures(ours),
         "settings": {name: _settings(corpora[name].source, judged) for name, judged in ours.items()},
@@ -90,7 +90,7 @@ def evaluate(
     }
     if against is None:
         return Evaluation(**evaluation)
-    theirs = {name: judge.judge(against, corpora[name], track) for name, judge in asked.judges.items()}
+    theirs = _judged(against, asked.judges, corpora, resume, track)
     return Evaluation(
         **evaluation,
         original=_figures(theirs),
@@ -100,13 +100,13 @@ def evaluate(
     )
 
 
-def versions() -> dict[str, str]:
-    """Of what figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+def _judged(
+    lm: LanguageModel, judges: Mapping[str, Judge], corpora: Mapping[str, Corpus], resume: bool, track: Track
+) -> dict[str, Judged]:
+    if resume and judges:
+        judged = keeping(lm)
+        return {name: judged(judge, corpora[name], track) for name, judge in judges.items()}
+    return {name: judge.judge(lm, corpora[name], track) for name, judge in judges.items()}
 
 
 def _figures(judged: dict[str, Judged]) -> Figures:
