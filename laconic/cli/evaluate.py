@@ -15,8 +15,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="TASK,…",
-            help="glue/sst2, lama/trex, blimp, perplexity:SOURCE, seq2seq:SOURCE; fidelity:SOURCE for the rows of "
-            "--against. Without any, the cost alone.",
+            help="glue/sst2, lama/trex, blimp, harness/boolq, perplexity:SOURCE, seq2seq:SOURCE; fidelity:SOURCE for "
+            "the rows of --against. Without any, the cost alone.",
         ),
     ] = None,
     against: Annotated[
@@ -26,7 +26,7 @@ def evaluate(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Measure the quality and the cost of MODEL."""
+    """Measure the quality and the cost of MODEL. A run that was stopped goes on at the first task that was not done."""
     from laconic.evaluate import check_tasks, made_with
     from laconic.evaluate import evaluate as evaluate_model
     from laconic.model import check_model, load, skeleton
@@ -43,5 +43,6 @@ def evaluate(
     check_tasks(names, task, compared=against is not None, calibration=made)
     with progress() as track:
         original = None if against is None else load(against, device)
-        result = evaluate_model(load(model, device), names, limit=limit, against=original, track=track).to_json()
+        lm = load(model, device)
+        result = evaluate_model(lm, names, limit=limit, against=original, resume=True, track=track).to_json()
     show(result, json, *(table.to_rich(title) for title, table in tables_of(result).items()), *remarks_of(result))

@@ -1,6 +1,6 @@
 """GLUE: the official metrics of its nine tasks (Wang et al. 2019, table 1, https://arxiv.org/abs/1804.07461)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,5 +101,7 @@ class Glue(Judge):
             true, said = (classes[labels], classes[values.argmax(-1)]) if categorical else (labels, values[:, 0])
             lines.append(torch.stack((true.double(), said.double()), dim=1))
         settings = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
-        metrics = METRICS.get(self.task.name, {"accuracy": accuracy})
-        return Judged(stacked(lines, self.source, corpus), metrics, settings)
+        return Judged(stacked(lines, self.source, corpus), self.metrics(settings), settings)
+
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
+        return METRICS.get(self.task.name, {"accuracy": accuracy})

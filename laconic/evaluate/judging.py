@@ -52,6 +52,10 @@ class Judge(ABC):
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """Judge `lm` on every row of `corpus`; UserError where it is not a model for this task."""
 
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric] | None:
+        """Those of a table that was kept with these `settings`; None for a task whose tables are not kept."""
+        return None
+
     def check(self) -> None:
         """Raise UserError where `corpus` would for what is missing; nothing is read."""
         check_source(self.source, "dev")

@@ -7,8 +7,9 @@ log-likelihood by what does not depend on the tokenizer
 (Gao et al. 2020, section 3.1, https://arxiv.org/abs/2101.00027).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,6 +94,9 @@ class Perplexity(Judge):
             **{name: int(table[:, at].sum()) for name, at in (("tokens", TOKENS), ("words", WORDS), ("bytes", BYTES))},
         }
         return Judged(table, METRICS, settings)
+
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
+        return METRICS
 
     def _window(self, lm: LanguageModel) -> tuple[int, int]:
         longest = positions(lm)

@@ -1,12 +1,8 @@
 """The whole evaluation: tasks, cost, and, against the original, what was lost."""
 
-import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-import transformers
 
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
@@ -14,7 +10,8 @@ from laconic.evaluate.apart import check_apart, made_with, shared_rows
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.intervals import Interval, interval
-from laconic.evaluate.judging import Judged
+from laconic.evaluate.judging import Judge, Judged
+from laconic.evaluate.kept import keeping, versions
 from laconic.evaluate.paired import Difference, difference
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
@@ -68,13 +65,16 @@ def evaluate(
     limit: int | None = None,
     against: LanguageModel | None = None,
     cost: bool = True,
+    resume: bool = False,
     track: Track = silent,
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
     cost is measured. Where it is known what the models were made with, the settings of each task say how many of its
-    rows are rows of that too.
+    rows are rows of that too. With `resume`, tasks that an earlier run has finished are not judged again, where model,
+    rows and versions are the same; for models that hold nothing which their configuration and their numbers do not
+    tell.
 
     Raises:
         UserError: an unknown task, no data for it, the very file that a model was calibrated on, a model that is not
@@ -91,7 +91,7 @@ def evaluate(
         judge.refuse(lm.task, lm.source)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
     rows = asked.rows_to_compare(corpora, limit)
-    ours = {name: judge.judge(lm, corpora[name], track) for name, judge in asked.judges.items()}
+    ours = _judged(lm, asked.judges, corpora, resume, track)
     evaluation = {
         "results": _figures(ours),
         "settings": {
@@ -102,7 +102,7 @@ def evaluate(
     }
     if against is None:
         return Evaluation(**evaluation)
-    theirs = {name: judge.judge(against, corpora[name], track) for name, judge in asked.judges.items()}
+    theirs = _judged(against, asked.judges, corpora, resume, track)
     return Evaluation(
         **evaluation,
         original=_figures(theirs),
@@ -112,13 +112,13 @@ def evaluate(
     )
 
 
-def versions() -> dict[str, str]:
-    """Of what figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+def _judged(
+    lm: LanguageModel, judges: Mapping[str, Judge], corpora: Mapping[str, Corpus], resume: bool, track: Track
+) -> dict[str, Judged]:
+    if resume and judges:
+        judged = keeping(lm)
+        return {name: judged(judge, corpora[name], track) for name, judge in judges.items()}
+    return {name: judge.judge(lm, corpora[name], track) for name, judge in judges.items()}
 
 
 def _figures(judged: dict[str, Judged]) -> Figures:

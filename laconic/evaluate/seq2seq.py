@@ -1,6 +1,8 @@
 """Sequence-to-sequence models: how often greedy decoding gives the exact target, and teacher-forced token accuracy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +61,9 @@ class Seq2Seq(Judge):
             )
         settings = {"context": context, "decoding": "greedy", "tokenizer": tokenizer_name(lm)}
         return Judged(stacked(lines, self.name, corpus), METRICS, settings, tuple(places))
+
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
+        return METRICS
 
 
 def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:

@@ -6,8 +6,10 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models import huggingface
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from laconic.calibrate.batching import tokenizer_of
+from laconic.errors import UserError
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -42,7 +44,17 @@ class Scorer(HFLM):
         return self._in_parts(super().loglikelihood_rolling, requests)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        longest = max(self._tokens_after(request) for request in requests)
+        if self.backend == "causal" and longest >= self.max_length:
+            raise UserError(
+                f"'{self._what}' writes up to {longest} tokens after a prompt, and the model has a context of "
+                f"{self.max_length}; take another task."
+            )
         return self._in_parts(super().generate_until, requests)
+
+    def _tokens_after(self, request: Instance) -> int:
+        """How many tokens an answer may have at most; tasks name that in several ways."""
+        return normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
         """What `ask` answers to each request; long ones first, and those of one prompt together, as HFLM does."""
