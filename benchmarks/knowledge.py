@@ -1,4 +1,4 @@
-"""What compressing takes of knowledge and structure: LAMA and BLiMP of a small masked language model and what is left of it.
+"""What compressing takes of knowledge and structure: LAMA and BLiMP of a small masked language model.
 
 The model is that of `masked_lm`; calibrated on 128 of its training rows, judged on the first facts of each relation of
 LAMA and the first pairs of each paradigm of BLiMP. Each finished cell is one line of
@@ -61,10 +61,7 @@ def cell(lm: LanguageModel, step: Compress | None, data: Calibration) -> dict:
         kept = outcome.nbytes / outcome.dense_nbytes
     results: dict[str, dict] = {}
     for task, limit in LIMITS.items():
-        found = evaluate(small, [task], limit=limit, cost=False)
-        results |= found.to_json()["results"]
-        rows = found.settings[task]["rows"]
-        results[task]["rows"] = rows
+        results |= evaluate(small, [task], limit=limit, cost=False).to_json()["results"]
     return {"kept": kept, "results": results}
 
 
