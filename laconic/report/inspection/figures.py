@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
@@ -184,8 +185,7 @@ def spectra(weights: Weights) -> Figure:
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
         plain(panel)
-    scale = matplotlib.cm.ScalarMappable(Normalize(0, last), DEPTH)
-    scale.set_cmap(matplotlib.colors.ListedColormap(DEPTH(np.linspace(0, 0.9, 64))))
+    scale = ScalarMappable(Normalize(0, last), ListedColormap(DEPTH(np.linspace(0, 0.9, 64))))
     if len(weights.layers) > 1:
         bar = figure.colorbar(scale, ax=panels, aspect=40, shrink=0.6, ticks=[0, last])
         bar.ax.set_yticklabels([_spelled(weights.layers[0]), _spelled(weights.layers[-1])])

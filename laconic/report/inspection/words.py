@@ -6,6 +6,7 @@ sentences serve every model.
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import exp
+from typing import Any
 
 from scipy.stats import norm, spearmanr
 
@@ -147,7 +148,8 @@ def _trend(layers: Mapping[str, float]) -> str:
     values: Sequence[float] = list(layers.values())
     if len(values) < LONG_ENOUGH or not all(layer.startswith("layer ") for layer in layers) or len(set(values)) < 2:
         return ""
-    correlation = float(spearmanr(range(len(values)), values)[0])
+    found: Any = spearmanr(range(len(values)), values)
+    correlation = float(found[0])
     if abs(correlation) < TREND:
         return ", with no trend from the first to the last"
     return f", {'more' if correlation > 0 else 'fewer'} the deeper it is"
