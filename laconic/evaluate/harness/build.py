@@ -11,12 +11,9 @@ from lm_eval.tasks import TaskManager
 
 from laconic.calibrate.sources.hub import find_hub
 from laconic.errors import UserError, reason_of
+from laconic.evaluate.harness.apart import SEEDS, apart
 from laconic.evaluate.harness.local import SPLIT, LocalData, local_data, wanted_files
 from laconic.evaluate.harness.names import find_task
-from laconic.evaluate.harness.quiet import quiet
-
-FEW_SHOT_SEED = 1234
-"""The harness's default."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,12 @@ def build(name: str) -> Built:
     manager, config = _defined(name)
     _refuse(name, config)
     local = _local(config)
-    with quiet(), _explained(name):
+    with apart(), _explained(name):
         wanted = name if local is None else _on_rows(name, config, local)
         task = manager.load([wanted])["tasks"][name]
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(FEW_SHOT_SEED)
+        task.set_fewshot_seed(SEEDS["few_shot"])
     source = local.source if local else ":".join(filter(None, _dataset(config))) or f"harness/{name}"
     return Built(task, source, SPLIT if local else _split(config))
 
@@ -65,7 +62,7 @@ def check(name: str) -> None:
 def _defined(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
     """What loads the task, and its configuration with functions by their names."""
     file = find_task(name)
-    with quiet(), _explained(name):
+    with apart(), _explained(name):
         manager = TaskManager(include_defaults=False, include_path=str(file.parent))
         return manager, manager.task_index[name].cfg or {}
 

@@ -2,15 +2,10 @@
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
 
 from laconic.calibrate.batching import positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus, Example
@@ -29,8 +24,6 @@ if TYPE_CHECKING:
 BATCH = 16
 CONTEXT = 2048
 """Of a model that takes any length: what the harness assumes."""
-SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}
-"""The harness's defaults."""
 RESAMPLES = 1000
 """Of the harness's own standard errors, where they have no formula."""
 
@@ -67,9 +60,9 @@ class Harness(Judge):
     def corpus(self, limit: int | None) -> Prompts:
         """The first request of each of the first `limit` rows: a prompt, and an answer that is scored after it."""
         built = self._built()
-        from laconic.evaluate.harness.quiet import quiet  # noqa: PLC0415 (needs the extra)
+        from laconic.evaluate.harness.apart import apart  # noqa: PLC0415 (needs the extra)
 
-        with quiet():
+        with apart():
             built.task.build_all_requests(limit=limit)
         rows: dict[int | None, Example] = {}
         hashed = hashlib.blake2b(version("lm_eval").encode(), digest_size=16)
@@ -91,11 +84,11 @@ class Harness(Judge):
         built = self._built()
         from lm_eval.evaluator import evaluate  # noqa: PLC0415 (needs the extra)
 
-        from laconic.evaluate.harness.quiet import quiet  # noqa: PLC0415 (needs the extra)
+        from laconic.evaluate.harness.apart import SEEDS, apart  # noqa: PLC0415 (needs the extra)
         from laconic.evaluate.harness.scorer import Scorer  # noqa: PLC0415 (needs the extra)
 
         rows = len(corpus.examples)
-        with evaluating(lm), quiet(), _seeded():
+        with evaluating(lm), apart():
             batch = rows_per_batch(lm, positions(lm) or CONTEXT, BATCH)
             scorer = Scorer(lm, batch, track, self.name)
             said = evaluate(scorer, {"tasks": {self.task: built.task}}, limit=rows, bootstrap_iters=RESAMPLES)
@@ -148,18 +141,3 @@ def _special_tokens(lm: LanguageModel) -> list[str]:
     """What the tokenizer puts around a text; the harness leaves that to it."""
     tokenizer = tokenizer_of(lm)
     return [str(token) for token in tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])]
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The harness's seeds within the block; afterwards random numbers go on as if nothing had been."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            random.seed(SEEDS["random"])
-            np.random.seed(SEEDS["numpy"])
-            torch.manual_seed(SEEDS["torch"])
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

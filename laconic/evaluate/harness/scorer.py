@@ -54,7 +54,9 @@ class Scorer(HFLM):
 
     def _tokens_after(self, request: Instance) -> int:
         """How many tokens an answer may have at most; tasks name that in several ways."""
-        return normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+        _, options = request.args
+        normal: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
+        return normal["max_gen_toks"]
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
         """What `ask` answers to each request; long ones first, and those of one prompt together, as HFLM does."""
