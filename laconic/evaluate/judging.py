@@ -98,9 +98,14 @@ def predict_on(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[P
         UserError: a prediction is NaN or infinite.
     """
     predictions, pooled = predict(lm, to_device(batch, lm.device), hidden)
+    check_finite(lm, predictions)
+    return predictions, pooled
+
+
+def check_finite(lm: LanguageModel, predictions: Predictions) -> None:
+    """Raise UserError where one is NaN or infinite."""
     if not torch.isfinite(predictions.values).all():
         raise UserError(f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.")
-    return predictions, pooled
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from laconic.calibrate.batching import IGNORED, Row, collate, pad_token, positions, tokenizer_of
 from laconic.errors import UserError
-from laconic.evaluate.judging import predicted, rows_per_batch
+from laconic.evaluate.counted import predicted_where_counted
+from laconic.evaluate.judging import rows_per_batch
 from laconic.evaluate.perplexity import start_token
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
@@ -36,7 +37,7 @@ def log_probabilities(
     data = [collate([row for _, row in part], pad_token(lm)) for part in parts]
     sums = torch.zeros(len(sentences), dtype=torch.float64)
     tokens = torch.zeros(len(sentences), dtype=torch.long)
-    for part, (_, (values, lines, true, _)) in zip(parts, predicted(lm, data, track, what), strict=True):
+    for part, (_, (values, lines, true, _)) in zip(parts, predicted_where_counted(lm, data, track, what), strict=True):
         assert true is not None, "the tokens are the labels of a language model"
         numbers = torch.tensor([at for at, _ in part])[lines]
         sums.index_add_(0, numbers, -functional.cross_entropy(values.float(), true, reduction="none").double())

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from laconic.calibrate.batching import Row, collate, pad_token, positions
 from laconic.calibrate.corpus import Example
-from laconic.evaluate.judging import predicted, rows_per_batch
+from laconic.evaluate.counted import predicted_where_counted
+from laconic.evaluate.judging import rows_per_batch
 from laconic.evaluate.lama.cloze import Writer, fills_sentinels, writer
 from laconic.evaluate.lama.facts import MASK
 from laconic.evaluate.lama.words import Place, Vocabulary
@@ -86,7 +87,7 @@ def ranks(
     parts = [order[at : at + size] for at in range(0, len(order), size)]
     data = [collate([asked[at].row for at in part], pad_token(lm)) for part in parts]
     found = torch.zeros(len(asked), dtype=torch.long)
-    for part, (_, predictions) in zip(parts, predicted(lm, data, track, what), strict=True):
+    for part, (_, predictions) in zip(parts, predicted_where_counted(lm, data, track, what), strict=True):
         last = predictions.rows.bincount(minlength=len(part)).cumsum(0) - 1
         for at, scores in zip(part, predictions.values[last], strict=True):
             found[at] = rank(scores, asked[at], vocabulary)
