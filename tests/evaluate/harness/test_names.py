@@ -10,7 +10,6 @@ from laconic.evaluate import check_task
 from laconic.evaluate.harness import names
 from laconic.evaluate.harness.names import find_task
 
-
 pytest.importorskip("lm_eval", reason="the extra 'harness' is not installed")
 
 
