@@ -102,6 +102,7 @@ class Harness(Judge):
             "context": scorer.max_length,
             "requests": scorer.asked,
             "cut_on_the_left": scorer.cut,
+            "answers_cut": scorer.answers_cut,
             "batch": batch,
             "special_tokens": _special_tokens(lm),
             "tokenizer": tokenizer_name(lm),

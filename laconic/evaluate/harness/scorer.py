@@ -23,8 +23,8 @@ BATCHES = 8
 class Scorer(HFLM):
     """HFLM on `lm`, in float32 as it was loaded.
 
-    asked: how many requests there were; cut: how many of their prompts were longer than the context, and so lost what
-    is to the left.
+    asked: how many requests there were; cut: how many of them were longer than the context, and so lost what is to the
+    left of their prompt; answers_cut: in how many even the answer was, of which the harness by itself makes an error.
     """
 
     def __init__(self, lm: LanguageModel, batch_size: int, track: Track, what: str) -> None:
@@ -36,6 +36,7 @@ class Scorer(HFLM):
         self._what = what
         self.asked = 0
         self.cut = 0
+        self.answers_cut = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return self._in_parts(super().loglikelihood, requests)
@@ -54,7 +55,7 @@ class Scorer(HFLM):
 
     def _tokens_after(self, request: Instance) -> int:
         """How many tokens an answer may have at most; tasks name that in several ways."""
-        _, options = request.args
+        *_, options = request.args
         normal: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
         return normal["max_gen_toks"]
 
@@ -75,12 +76,15 @@ class Scorer(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        longest = self.max_length
+        self.answers_cut += sum(len(answer) > longest for _, _, answer in requests)
+        requests = [(texts, prompt, answer[-longest:]) for texts, prompt, answer in requests]
         if self.backend == "causal":
             # The last token of an answer is predicted, and not read.
             lengths = [len(prompt) + len(answer) - 1 for _, prompt, answer in requests]
         else:
             lengths = [len(prompt) for _, prompt, _ in requests]
-        self.cut += sum(length > self.max_length for length in lengths)
+        self.cut += sum(length > longest for length in lengths)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
     def tok_batch_encode(

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-pytest.importorskip("lm_eval", reason="the extra 'harness' is not installed")
-
 PASSAGES = (
     ("tale", "it was the best of times, it was the worst of times", "was it the best of times", True),
     ("cities", "there were two cities", "were there three cities", False),

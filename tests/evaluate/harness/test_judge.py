@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tests.architectures import compress_everything
 from tests.evaluate.harness.conftest import hub
 from tests.evaluate.models import with_tokenizer
 from tests.tokens import letters
+
+pytest.importorskip("lm_eval", reason="the extra 'harness' is not installed")
 
 TASKS = {"boolq": {"acc"}, "piqa": {"acc", "acc_norm"}, "winogrande": {"acc"}}
 
@@ -113,12 +116,22 @@ def test_settings_say_what_the_figures_depend_on():
         "requests": 6,
         # No passage with its question fits in 40 letters.
         "cut_on_the_left": 6,
+        "answers_cut": 0,
         "special_tokens": ["<s>"],
     }
     assert {name: found[name] for name in wanted} == wanted
     assert {"tokenizer", "seeds", "versions"} <= set(found)
     assert found["harness"]["n-samples"]["boolq"] == {"original": 5, "effective": 3}
     assert "custom_dataset" not in found["harness"]["configs"]["boolq"]
+
+
+def test_an_answer_longer_than_the_context_is_cut_too(data: Path):
+    goals = [{"goal": "a", "sol1": "abcdef" * 10, "sol2": "b"}, {"goal": "a", "sol1": "c", "sol2": "d"}]
+    (data / "piqa" / "dev.jsonl").write_text("".join(f"{json.dumps(goal)}\n" for goal in goals))
+    (data / "piqa" / "dev-labels.lst").write_text("0\n1\n")
+    for model in ("gpt2", "bart"):
+        settings = evaluate(with_tokenizer(model), ["harness/piqa"], cost=False).settings["harness/piqa"]
+        assert (settings["requests"], settings["answers_cut"], settings["context"]) == (4, 1, 40)
 
 
 @pytest.mark.usefixtures("data")
@@ -149,8 +162,6 @@ def test_an_encoder_is_refused_before_it_is_loaded(task: Task):
 
 @pytest.mark.usefixtures("data")
 def test_a_model_of_two_vocabularies_is_refused():
-    from dataclasses import replace
-
     lm = replace(with_tokenizer("bart"), target_tokenizer=letters())
     with pytest.raises(UserError, match="'harness/boolq' reads and scores with one tokenizer"):
         evaluate(lm, ["harness/boolq"], cost=False)
@@ -172,3 +183,16 @@ def test_metrics_of_a_kept_table(data: Path):
     assert {name: of(judged.table) for name, of in kept.items()} == {
         name: of(judged.table) for name, of in judged.metrics.items()
     }
+
+
+@pytest.mark.parametrize(("task", "rows"), [("boolq", 3270), ("piqa", 1838), ("winogrande", 1267)])
+def test_real_models_on_real_rows(
+    task: str, rows: int, shared_models: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LACONIC_DATA", str(shared_data))
+    name = f"harness/{task}"
+    found = evaluate(load(str(shared_models / "mico-tinyllama-1m")), [name], limit=4, cost=False).settings[name]
+    assert found["harness"]["n-samples"][task] == {"original": rows, "effective": 4}
+    assert (found["context"], found["special_tokens"]) == (256, ["<s>"])
+    # The title that SuperGLUE has put before the first passage.
+    assert task != "boolq" or Harness(task).corpus(1).examples[0].text.startswith("Ethanol fuel -- All biomass goes")

@@ -10,6 +10,8 @@ from laconic.evaluate import check_task
 from laconic.evaluate.harness import names
 from laconic.evaluate.harness.names import find_task
 
+pytest.importorskip("lm_eval", reason="the extra 'harness' is not installed")
+
 
 def test_names_are_those_of_the_harness():
     from lm_eval.tasks import TaskManager
