@@ -22,6 +22,7 @@ from benchmarks import (
     rank_sweep,
     rank_tables,
     recover_quality,
+    runtimes,
     tables,
     threshold,
     weighted,
@@ -54,6 +55,8 @@ BENCHMARKS = {
     "quantize_tables": quantize_tables.main,
     "recover_quality": recover_quality.main,
     "recover_tables": recover_quality.write_tables,
+    "runtimes": runtimes.main,
+    "runtimes_tables": runtimes.write_tables,
     "width_quality": width_quality.main,
     "width_tables": width_quality.write_tables,
 }

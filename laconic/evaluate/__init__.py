@@ -1,5 +1,6 @@
 """Quality (GLUE, perplexity, sequence-to-sequence, fidelity) and cost (bytes, operations, time, memory)."""
 
+from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.run import Evaluation, evaluate
@@ -7,6 +8,7 @@ from laconic.evaluate.speed import Latency, latency
 from laconic.evaluate.tasks import check_task, check_tasks
 
 __all__ = [
+    "Conditions",
     "Cost",
     "Evaluation",
     "Fidelity",

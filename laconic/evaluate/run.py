@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from laconic.errors import UserError, must_be
+from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.intervals import Difference, Interval, difference, interval
@@ -16,6 +17,7 @@ from laconic.evaluate.judging import Judged
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
+from laconic.runtime import serve
 
 SEED = 0
 """Of the resampling and of the masks."""
@@ -62,10 +64,12 @@ def evaluate(
     *,
     limit: int | None = None,
     against: LanguageModel | None = None,
-    cost: bool = True,
+    cost: bool | Conditions = True,
     track: Track = silent,
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
+
+    `cost` says too under which conditions: both models are judged and timed in the runtime that it names.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
     cost is measured.
@@ -82,20 +86,25 @@ def evaluate(
         judge.refuse(lm.task, lm.source)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
     rows = asked.rows_to_compare(corpora, limit)
-    ours = {name: judge.judge(lm, corpora[name], track) for name, judge in asked.judges.items()}
+    under = Conditions.of(cost)
+    service = serve(lm, under.runtime)
+    ours = {name: judge.judge(service.lm, corpora[name], track) for name, judge in asked.judges.items()}
     evaluation = {
         "results": _figures(ours),
         "settings": {name: _settings(corpora[name].source, judged) for name, judged in ours.items()},
-        "cost": measure_cost(lm, track=track) if cost else None,
+        "cost": measure_cost(lm, None, under.batch, under.length, service=service, track=track) if cost else None,
     }
     if against is None:
         return Evaluation(**evaluation)
-    theirs = {name: judge.judge(against, corpora[name], track) for name, judge in asked.judges.items()}
+    other = serve(against, under.runtime)
+    theirs = {name: judge.judge(other.lm, corpora[name], track) for name, judge in asked.judges.items()}
     return Evaluation(
         **evaluation,
         original=_figures(theirs),
-        original_cost=measure_cost(against, track=track) if cost else None,
-        fidelity=None if rows is None else fidelity(lm, against, rows, seed=SEED, track=track),
+        original_cost=measure_cost(against, None, under.batch, under.length, service=other, track=track)
+        if cost
+        else None,
+        fidelity=None if rows is None else fidelity(service.lm, other.lm, rows, seed=SEED, track=track),
         difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
     )
 

@@ -11,6 +11,7 @@ from laconic.evaluate.judging import Judge
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.model import Task
+from laconic.runtime import EAGER, ONNX, OPENVINO
 
 ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
 FIDELITY = "fidelity"
@@ -56,8 +57,10 @@ def check_task(name: str, task: Task | None = None) -> None:
     check_tasks([name], task, compared=False)
 
 
-def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool) -> None:
+def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool, runtime: str = EAGER) -> None:
     """Raise UserError as `wanted`, and for a source that does not exist; no model and no row is read.
+
+    A task that lets the model write is refused where `runtime` cannot.
 
     `task` is what the model predicts, where that is known: a model of the wrong kind is refused too.
     """
@@ -66,6 +69,11 @@ def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool) -> N
         check_source(asked.fidelity, SPLIT)
     for judge in asked.judges.values():
         judge.check()
+        if judge.generates and runtime in (ONNX, OPENVINO):
+            raise UserError(
+                f"The task '{judge.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
+                "in the runtime eager."
+            )
         if task is not None:
             judge.refuse(task)
 
