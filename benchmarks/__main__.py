@@ -24,6 +24,7 @@ from benchmarks import (
     rank_sweep,
     rank_tables,
     recover_quality,
+    runtimes,
     students,
     tables,
     tenth,
@@ -65,6 +66,8 @@ BENCHMARKS = {
     "tenth_tables": tenth.write_tables,
     "students": students.main,
     "students_tables": students.write_tables,
+    "runtimes": runtimes.main,
+    "runtimes_tables": runtimes.write_tables,
     "width_quality": width_quality.main,
     "width_tables": width_quality.write_tables,
 }

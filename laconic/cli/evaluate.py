@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import DeviceOption, JsonOption, LimitOption, ModelArgument, own_device, split
+from laconic.cli.options import (
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    ModelArgument,
+    numbers_from,
+    own_device,
+    split,
+)
 from laconic.cli.terminal import progress, show
 from laconic.errors import UserError
 
@@ -23,16 +31,24 @@ def evaluate(
         str | None, typer.Option(metavar="ORIGINAL", help="Also say how far MODEL is from this one.")
     ] = None,
     limit: LimitOption = None,
+    batch: Annotated[str, typer.Option(metavar="N,…", help="Rows at once that are timed.")] = "1,8",
+    length: Annotated[str, typer.Option(metavar="N,…", help="Tokens of each row, with every batch.")] = "128",
+    runtime: Annotated[
+        str, typer.Option(metavar="eager|compile|onnx|openvino", help="What runs MODEL, and ORIGINAL too.")
+    ] = "eager",
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Measure the quality and the cost of MODEL. A run that was stopped goes on at the first task that was not done."""
-    from laconic.evaluate import check_tasks, made_with
+    from laconic.evaluate import Conditions, check_tasks, made_with
     from laconic.evaluate import evaluate as evaluate_model
     from laconic.model import check_model, load, skeleton
     from laconic.report.evaluation import remarks_of, tables_of
+    from laconic.runtime import check_runtime
 
     device = own_device(device)
+    check_runtime(runtime, device)
+    under = Conditions(batch=numbers_from("--batch", batch), length=numbers_from("--length", length), runtime=runtime)
     names = split(tasks or [])
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
@@ -40,9 +56,11 @@ def evaluate(
     if against is not None:
         check_model(against)
     made = made_with(*filter(None, (model, against)))
-    check_tasks(names, task, compared=against is not None, calibration=made)
+    check_tasks(names, task, compared=against is not None, calibration=made, runtime=runtime)
     with progress() as track:
         original = None if against is None else load(against, device)
         lm = load(model, device)
-        result = evaluate_model(lm, names, limit=limit, against=original, resume=True, track=track).to_json()
+        result = evaluate_model(
+            lm, names, limit=limit, against=original, cost=under, resume=True, track=track
+        ).to_json()
     show(result, json, *(table.to_rich(title) for title, table in tables_of(result).items()), *remarks_of(result))

@@ -11,6 +11,7 @@ import typer
 from laconic.cli.compress import compress
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
+from laconic.cli.export import export
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.run import run
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Of several processes the first alone does what is not shared out.
-for verb in (by_first(demo), compress, run, by_first(evaluate), by_first(inspect), by_first(methods)):
+for verb in (by_first(demo), compress, run, by_first(evaluate), by_first(export), by_first(inspect), by_first(methods)):
     app.command()(verb)
 
 

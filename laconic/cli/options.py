@@ -32,6 +32,18 @@ def split(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
 
 
+def numbers_from(place: str, text: str) -> tuple[int, ...]:
+    """`1,8` as whole numbers above zero.
+
+    Raises:
+        UserError: something else.
+    """
+    items = split([text])
+    if not items or any(not item.isdecimal() or int(item) < 1 for item in items):
+        raise must_be(place, "whole numbers above 0, like 1,8", text)
+    return tuple(dict.fromkeys(map(int, items)))
+
+
 def keep_from(text: str | None) -> float | dict[str, float] | None:
     """`0.5`, or `attention=0.5,ffn=0.3`, or nothing.
 

@@ -1,6 +1,7 @@
 """Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory)."""
 
 from laconic.evaluate.apart import made_with
+from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.run import Evaluation, evaluate
@@ -8,6 +9,7 @@ from laconic.evaluate.speed import Latency, latency
 from laconic.evaluate.tasks import check_task, check_tasks
 
 __all__ = [
+    "Conditions",
     "Cost",
     "Evaluation",
     "Fidelity",

@@ -15,26 +15,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from laconic.calibrate.passes import evaluating, forward, machine, random_batch
+from laconic.evaluate.conditions import BATCHES, LENGTHS
+from laconic.evaluate.energy import joules_of, meter_of
+from laconic.evaluate.generation import Generation, generation
 from laconic.evaluate.memory import peak_bytes, weight_bytes
+from laconic.evaluate.parts import bytes_by_part
 from laconic.evaluate.speed import Latency, latency
 from laconic.formats import Coded, Format, weight_macs
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
+from laconic.runtime import EAGER, Service, serve
 from laconic.store import file_bytes
 from laconic.store.folder import in_dtype
 from laconic.store.packed import stored_tensors
 
-BATCHES = (1, 8)
-LENGTHS = (128,)
-
 
 @dataclass(frozen=True)
 class Speed:
-    """One batch × length: how long it takes, its multiply-accumulates, and the bytes of tensors alive at its peak."""
+    """One batch × length: how long it takes, its multiply-accumulates, and the bytes of tensors alive at its peak.
+
+    peak_bytes: of torch alone, None in another runtime, which tells of no tensors.
+    joules:     of one pass; None where the machine does not count them.
+    """
 
     latency: Latency
     macs: int
-    peak_bytes: int
+    peak_bytes: int | None
+    joules: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         seconds = self.latency
@@ -44,6 +51,7 @@ class Speed:
             "macs": self.macs,
             "macs_per_token": self.macs / (seconds.batch * seconds.length),
             "peak_bytes": self.peak_bytes,
+            **({} if self.joules is None else {"joules": self.joules}),
         }
 
 
@@ -52,7 +60,10 @@ class Cost:
     """parameters: a matrix that is shared counts once, a zero that was chosen not at all.
     bytes:        on disk: of the safetensors files, or what they would be.
     memory_bytes: of the weights as they are in memory here, which is in `dtype`.
+    parts:        bytes in the stored dtype of word embeddings, attention, feed-forwards, head and everything else.
     speeds:       by batch × length.
+    generations:  the same of writing, for models that write; in torch as it is alone.
+    runtime:      what ran the model, and the bytes of what was exported for it.
     machine:      what the timings depend on; `int8` and `int4` count layers by the kernel that ran, for so many rows.
     """
 
@@ -60,7 +71,10 @@ class Cost:
     bytes: int
     memory_bytes: int
     dtype: str
+    parts: dict[str, int]
     speeds: tuple[Speed, ...]
+    generations: tuple[Generation, ...]
+    runtime: dict[str, Any]
     machine: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +84,10 @@ class Cost:
             "bytes": self.bytes,
             "memory_bytes": self.memory_bytes,
             "dtype": self.dtype,
+            "parts": self.parts,
             "latency": [speed.to_json() for speed in self.speeds],
+            **({"generation": [one.to_json() for one in self.generations]} if self.generations else {}),
+            "runtime": self.runtime,
             "machine": self.machine,
         }
 
@@ -81,17 +98,25 @@ def measure_cost(
     batch_sizes: Sequence[int] = BATCHES,
     lengths: Sequence[int] = LENGTHS,
     *,
+    service: Service | None = None,
     track: Track = silent,
 ) -> Cost:
-    """Measure `lm`, saved in `folder` or not yet; lengths beyond what it can read are cut to that."""
+    """Measure `lm`, saved in `folder` or not yet; lengths beyond what it can read are cut to that.
+
+    `service`: what runs it, torch as it is where that is not said.
+    """
+    service = serve(lm) if service is None else service
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
-    speeds = tuple(_speed(lm, batch, length) for batch, length in track(grid, "cost"))
+    measured = [_measured(lm, service, batch, length) for batch, length in track(grid, "cost")]
     return Cost(
         parameters=lm.size()[0],
         bytes=stored_bytes(lm) if folder is None else file_bytes(folder),
         memory_bytes=weight_bytes(lm),
         dtype=str(lm.model.dtype).removeprefix("torch."),
-        speeds=speeds,
+        parts=bytes_by_part(lm),
+        speeds=tuple(speed for speed, _ in measured),
+        generations=tuple(written for _, written in measured if written is not None),
+        runtime=service.about(),
         machine={**machine(lm.device), **_kernels(lm)},
     )
 
@@ -169,6 +194,18 @@ def _outermost(module: nn.Module) -> list[nn.Module]:
     return [found for child in module.children() for found in _outermost(child)]
 
 
-def _speed(lm: LanguageModel, batch: int, length: int) -> Speed:
+def _measured(lm: LanguageModel, service: Service, batch: int, length: int) -> tuple[Speed, Generation | None]:
+    """`lm` itself says how many operations it has, and what `service` runs how long they take."""
     inputs = random_batch(lm, batch, length)
-    return Speed(latency(lm, batch, length), macs(lm, inputs), peak_bytes(lm, inputs))
+    timed = latency(service.lm, batch, length)
+    peak = peak_bytes(lm, inputs) if service.runtime == EAGER else None
+    written = generation(lm, batch, length) if service.runtime == EAGER else None
+    return Speed(timed, macs(lm, inputs), peak, _joules(service.lm, inputs)), written
+
+
+def _joules(lm: LanguageModel, inputs: Batch) -> float | None:
+    meter = meter_of(lm.device)
+    if meter is None:
+        return None
+    with evaluating(lm), torch.inference_mode():
+        return joules_of(lambda: forward(lm, inputs), lm.device, meter)

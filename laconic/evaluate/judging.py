@@ -37,6 +37,8 @@ class Judge(ABC):
 
     kinds: ClassVar[tuple[Task, ...]]
     """What a model may predict to be judged on this task."""
+    generates: ClassVar[bool] = False
+    """Whether it lets the model write, for which exported models lack a cache."""
 
     @property
     @abstractmethod

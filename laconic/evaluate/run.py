@@ -7,6 +7,7 @@ from typing import Any
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.apart import check_apart, made_with, shared_rows
+from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, fidelity
 from laconic.evaluate.intervals import Interval, interval
@@ -16,6 +17,7 @@ from laconic.evaluate.paired import Difference, difference
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
+from laconic.runtime import serve
 
 SEED = 0
 """Of the resampling and of the masks."""
@@ -64,11 +66,13 @@ def evaluate(
     *,
     limit: int | None = None,
     against: LanguageModel | None = None,
-    cost: bool = True,
+    cost: bool | Conditions = True,
     resume: bool = False,
     track: Track = silent,
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
+
+    `cost` says too under which conditions: both models are judged and timed in the runtime that it names.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
     cost is measured. Where it is known what the models were made with, the settings of each task say how many of its
@@ -91,23 +95,30 @@ def evaluate(
         judge.refuse(lm.task, lm.source)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
     rows = asked.rows_to_compare(corpora, limit)
-    ours = _judged(lm, asked.judges, corpora, resume, track)
+    under = Conditions.of(cost)
+    service = serve(lm, under.runtime)
+    # What is kept was judged in torch.
+    resume = resume and service.lm is lm
+    ours = _judged(service.lm, asked.judges, corpora, resume, track)
     evaluation = {
         "results": _figures(ours),
         "settings": {
             name: _settings(corpora[name].source, judged) | _seen(corpora[name], calibration)
             for name, judged in ours.items()
         },
-        "cost": measure_cost(lm, track=track) if cost else None,
+        "cost": measure_cost(lm, None, under.batch, under.length, service=service, track=track) if cost else None,
     }
     if against is None:
         return Evaluation(**evaluation)
-    theirs = _judged(against, asked.judges, corpora, resume, track)
+    other = serve(against, under.runtime)
+    theirs = _judged(other.lm, asked.judges, corpora, resume, track)
     return Evaluation(
         **evaluation,
         original=_figures(theirs),
-        original_cost=measure_cost(against, track=track) if cost else None,
-        fidelity=None if rows is None else fidelity(lm, against, rows, seed=SEED, track=track),
+        original_cost=measure_cost(against, None, under.batch, under.length, service=other, track=track)
+        if cost
+        else None,
+        fidelity=None if rows is None else fidelity(service.lm, other.lm, rows, seed=SEED, track=track),
         difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
     )
 

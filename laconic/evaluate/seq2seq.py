@@ -29,6 +29,7 @@ class Seq2Seq(Judge):
     """Rows with a source and a target; each generated text must equal its target, spaces around it aside."""
 
     kinds = (Task.SEQ2SEQ,)
+    generates = True
 
     pairs: str
 

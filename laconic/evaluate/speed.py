@@ -1,8 +1,9 @@
 """Time of a forward pass (`laconic.calibrate.passes`): warmed up, repeated, on a fixed number of threads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,23 @@ RUNS = 30
 FEWEST_RUNS = 5
 PATIENCE = 30.0
 """Seconds after which a slow model is timed no more, once it has run often enough for a median."""
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Of seconds that were measured again and again."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Quartiles":
+        lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+        return cls(median, lower, upper)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -45,8 +63,9 @@ def latency(
             seconds_of(lambda: forward(lm, inputs), lm.device)
         while len(seconds) < runs and (sum(seconds) < PATIENCE or len(seconds) < FEWEST_RUNS):
             seconds.append(seconds_of(lambda: forward(lm, inputs), lm.device))
-    lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-    return Latency(batch, inputs["input_ids"].shape[1], median, lower, upper, len(seconds))
+    found = Quartiles.of(seconds)
+    length = inputs["input_ids"].shape[1]
+    return Latency(batch, length, found.median, found.lower_quartile, found.upper_quartile, len(seconds))
 
 
 @contextmanager

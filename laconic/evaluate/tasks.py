@@ -18,6 +18,7 @@ from laconic.evaluate.lama import LAMA_NAMES, lama_task
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.model import Task
+from laconic.runtime import EAGER, ONNX, OPENVINO
 
 ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
 OF_FILES: dict[str, Callable[[str], Judge]] = {"lama": lama_task, "blimp": blimp_task}
@@ -72,11 +73,19 @@ def check_task(name: str, task: Task | None = None) -> None:
     check_tasks([name], task, compared=False)
 
 
-def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool, calibration: Sequence[str] = ()) -> None:
+def check_tasks(
+    names: Sequence[str],
+    task: Task | None,
+    *,
+    compared: bool,
+    calibration: Sequence[str] = (),
+    runtime: str = EAGER,
+) -> None:
     """Raise UserError as `wanted`, and for a source that does not exist; no model and no row is read.
 
     `task` is what the model predicts, where that is known: a model of the wrong kind is refused too. `calibration`
-    names the sources that it was made with: a task that would judge on the same file is refused.
+    names the sources that it was made with: a task that would judge on the same file is refused. A task that lets the
+    model write is refused where `runtime` cannot.
     """
     asked = wanted(names, compared)
     check_apart(asked.sources, calibration)
@@ -84,6 +93,11 @@ def check_tasks(names: Sequence[str], task: Task | None, *, compared: bool, cali
         check_source(asked.fidelity, SPLIT)
     for judge in asked.judges.values():
         judge.check()
+        if judge.generates and runtime in (ONNX, OPENVINO):
+            raise UserError(
+                f"The task '{judge.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
+                "in the runtime eager."
+            )
         if task is not None:
             judge.refuse(task)
 

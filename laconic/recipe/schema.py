@@ -9,6 +9,7 @@ from laconic.allocate import Plan
 from laconic.calibrate import Labels
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
+from laconic.evaluate import Conditions
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -18,12 +19,12 @@ class Evaluation:
     """What to measure on the saved model.
 
     tasks: names as `laconic evaluate --tasks` takes them.
-    cost:  also parameters, bytes, latency and memory.
+    cost:  also parameters, bytes, latency and memory; or on which batches and lengths, in which runtime.
     limit: rows of each task at most.
     """
 
     tasks: tuple[str, ...] = ()
-    cost: bool = False
+    cost: bool | Conditions = False
     limit: Count | None = None
 
 

@@ -55,10 +55,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
         for weights in partial.glob("*.safetensors"):
             # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)
-        if lm.tokenizer is not None:
-            _save_tokenizer(lm.tokenizer, partial)
-        if lm.target_tokenizer is not None:
-            _save_tokenizer(lm.target_tokenizer, partial / TARGET_TOKENIZER)
+        save_tokenizers(lm, partial)
         plans = (beside.plan,) if isinstance(beside.plan, str) else beside.plan
         notes = _plans(plans) | ({} if beside.recipe is None else {RECIPE: beside.recipe})
         for name, words in notes.items():
@@ -70,6 +67,14 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
         if text is None:
             text = default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
         (partial / CARD).write_text(text, encoding="utf-8")
+
+
+def save_tokenizers(lm: LanguageModel, folder: Path) -> None:
+    """Write the tokenizers that `lm` has to `folder`."""
+    if lm.tokenizer is not None:
+        _save_tokenizer(lm.tokenizer, folder)
+    if lm.target_tokenizer is not None:
+        _save_tokenizer(lm.target_tokenizer, folder / TARGET_TOKENIZER)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -11,7 +11,10 @@ VERBS = {
         "--device", "--json",
     },
     "run": {"RECIPE.yaml", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--json"},
-    "evaluate": {"MODEL", "--tasks", "--against", "--limit", "--device", "--json"},
+    "evaluate": {
+        "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--device", "--json",
+    },
+    "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "methods": {"--json"},
 }  # fmt: skip

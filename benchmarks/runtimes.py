@@ -1,0 +1,124 @@
+"""Milliseconds of minilm-sst2 in eager torch, compiled, in ONNX Runtime and in OpenVINO: dense and compressed.
+
+Each cell is run in turn with the dense model in eager torch, on the same tokens and as many threads, so that a drift of
+the machine's speed hits both. Everything is in float32 but for what `dynamic-int8` rounds. A cell is a line of
+benchmarks/results/runtimes.jsonl, so that a run that was stopped goes on where it was, and another machine begins anew.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from statistics import quantiles
+from time import perf_counter
+
+import torch
+
+from benchmarks.cells import Cells
+from benchmarks.common import calibration, clone, development, kl, models_folder, predictions
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate.passes import evaluating, forward, random_batch
+from laconic.compress import Compress, Narrow
+from laconic.formats.fastest import machine
+from laconic.methods import Int8, KfacSvd
+from laconic.model import LanguageModel, load
+from laconic.runtime import RUNTIMES, Service, serve
+
+MODEL, DATA, CALIBRATION_ROWS, DEVELOPMENT_ROWS = "minilm-sst2", "glue/sst2", 128, 200
+SHAPES = ((8, 64), (1, 16))
+THREADS = (1, 2)
+WARM_UP = 3
+CELLS = Cells("runtimes", ("processor", "threads", "way", "runtime"))
+PLACE = "<!-- runtimes, made by `python -m benchmarks runtimes_tables` -->"
+WAYS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
+    "dense": lambda lm: lm,
+    "low rank, keep 0.35": lambda lm: _compressed(lm, Compress(method=KfacSvd(), keep=0.35)),
+    "half the heads and channels": lambda lm: _compressed(lm, Narrow(heads=0.5, channels=0.5)),
+    "dynamic-int8": lambda lm: _compressed(lm, Compress(method=Int8())),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print and keep every cell that was not measured on this machine yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
+    parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
+    parser.add_argument("--like", default="", help="only ways with this in their name")
+    options = parser.parse_args(argv)
+    here = machine()["processor"]
+    wanted = [(here, threads, way, runtime) for threads in options.threads for way in WAYS for runtime in RUNTIMES]
+    missing = [key for key in CELLS.missing(wanted) if options.like in key[2]]
+    dense = load(str(models_folder() / MODEL))
+    small = {way: WAYS[way](dense) for way in dict.fromkeys(key[2] for key in missing)}
+    for key in missing:
+        _, threads, way, runtime = key
+        torch.set_num_threads(threads)
+        cell = measure(dense, serve(small[way], runtime), options.runs)
+        CELLS.add(key, {**cell, "runs": options.runs, "machine": machine()})
+        print(f"{way:28} {runtime:9} {threads} threads  {told(cell)}", flush=True)
+    print(CELLS)
+
+
+def measure(dense: LanguageModel, service: Service, runs: int) -> dict:
+    """KL to the dense model in torch, and the quartiles of the milliseconds of both for each shape."""
+    data = development(dense, DATA, DEVELOPMENT_ROWS)
+    cell = {"kl": kl(predictions(dense, data), predictions(service.lm, data)), "about": service.about()}
+    for batch, length in SHAPES:
+        cell[f"{batch}x{length}"] = alternating(dense, service.lm, batch, length, runs)
+    return cell
+
+
+@torch.inference_mode()
+def alternating(dense: LanguageModel, served: LanguageModel, batch: int, length: int, runs: int) -> dict:
+    """Quartiles of the milliseconds of each, run in turn."""
+    inputs = random_batch(dense, batch, length)
+    times: dict[str, list[float]] = {"dense_ms": [], "ms": []}
+    with evaluating(dense, served):
+        for number in range(WARM_UP + runs):
+            for name, lm in (("dense_ms", dense), ("ms", served)):
+                start = perf_counter()
+                forward(lm, inputs)
+                if number >= WARM_UP:
+                    times[name].append(1e3 * (perf_counter() - start))
+    return {name: quantiles(values, n=4, method="inclusive") for name, values in times.items()}
+
+
+def told(cell: dict) -> str:
+    """One line; a speed is that of the medians."""
+    shapes = (f"{batch}x{length}" for batch, length in SHAPES)
+    return "  ".join(f"{shape} {cell[shape]['ms'][1]:6.1f} ms ({speedup(cell[shape]):.2f}×)" for shape in shapes)
+
+
+def speedup(times: dict) -> float:
+    """How many times as fast as the dense model in eager torch."""
+    return times["dense_ms"][1] / times["ms"][1]
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what was measured on the machine that measured last into docs/runtimes.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    if cells := list(CELLS):
+        mine = [cell for cell in cells if cell["processor"] == cells[-1]["processor"]]
+        replace_between(ROOT / "docs/runtimes.md", "\n".join(table(mine)), PLACE)
+
+
+def table(cells: list[dict]) -> list[str]:
+    """A table for each number of threads: how many times as fast as dense eager torch, and milliseconds."""
+    of = cells[-1]["machine"]
+    libraries = sorted({cell["about"]["library"] for cell in cells})
+    lines = [f"{of['processor']}, {of['instructions']}; {', '.join(libraries)}.", ""]
+    shapes = [f"{batch}x{length}" for batch, length in SHAPES]
+    for threads in sorted({cell["threads"] for cell in cells}):
+        spoken = "one thread" if threads == 1 else f"{threads} threads"
+        titles = " | ".join(shape.replace("x", " × ") for shape in shapes)
+        lines += [f"| {spoken} | runtime | {titles} | MB | KL |", "|---|---|" + "---:|" * (len(shapes) + 2)]
+        for cell in (cell for cell in cells if cell["threads"] == threads):
+            times = " | ".join(f"{speedup(cell[shape]):.2f}× ({cell[shape]['ms'][1]:.1f} ms)" for shape in shapes)
+            size = f"{cell['about']['bytes'] / 1e6:.1f}" if "bytes" in cell["about"] else "–"
+            lines.append(f"| {cell['way']} | {cell['runtime']} | {times} | {size} | {cell['kl']:.5f} |")
+        lines.append("")
+    return lines
+
+
+def _compressed(lm: LanguageModel, step: Compress | Narrow) -> LanguageModel:
+    small = clone(lm)
+    step.apply(small, calibration(lm, DATA, CALIBRATION_ROWS, seed=0) if step.needs_data else None)
+    return small

@@ -1,0 +1,39 @@
+"""`laconic export`: the model for another runtime, checked against the model in torch."""
+
+from typing import Annotated
+
+import typer
+
+from laconic.cli.options import JsonOption, LimitOption, ModelArgument, OutputOption, split
+from laconic.cli.terminal import progress, show
+
+
+def export(
+    model: ModelArgument,
+    to: Annotated[str, typer.Option(metavar="onnx|openvino", help="The runtime that it is for.")],
+    output: OutputOption,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK,…", help="Judge what was exported on these too, as `laconic evaluate` does."),
+    ] = None,
+    limit: LimitOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write MODEL for ONNX Runtime or OpenVINO to the folder OUT, once it computes what it does in torch."""
+    from laconic.evaluate import check_tasks
+    from laconic.export import check_target
+    from laconic.export import export as export_model
+    from laconic.model import load, skeleton
+    from laconic.report.evaluation import tables_of
+    from laconic.report.exported import lines_of, table_of
+    from laconic.store import check_output
+
+    check_target(to)
+    check_output(output)
+    names = split(tasks or [])
+    check_tasks(names, skeleton(model).task, compared=True)
+    with progress() as track:
+        outcome = export_model(load(model), to, output, tasks=names, limit=limit, track=track).to_json()
+    tables = {} if outcome["quality"] is None else tables_of(outcome["quality"])
+    layers = [table_of(outcome).to_rich()] if outcome["layers"] else []
+    show(outcome, json, *lines_of(outcome), *layers, *(table.to_rich(title) for title, table in tables.items()))

@@ -1,0 +1,36 @@
+"""What a model is measured under: which batches, of which lengths, run by what."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from laconic.runtime import EAGER, check_runtime
+
+BATCHES = (1, 8)
+LENGTHS = (128,)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Every `batch` with every `length` is timed; those beyond what a model can read are cut to that.
+
+    runtime: quality is judged through it too.
+
+    Raises:
+        UserError: there is no such runtime, or its libraries are missing.
+    """
+
+    batch: tuple[Count, ...] = BATCHES
+    length: tuple[Count, ...] = LENGTHS
+    runtime: str = EAGER
+
+    def __post_init__(self) -> None:
+        check_runtime(self.runtime)
+
+    @classmethod
+    def of(cls, cost: "bool | Conditions") -> "Conditions":
+        """Those that `cost` says; the usual ones where it only says whether."""
+        return cls() if isinstance(cost, bool) else cost

@@ -1,0 +1,106 @@
+"""Tokens per second when a model writes: reading the prompt (prefill) and each token after it (decode), with a cache.
+
+Greedy, from a prompt of random tokens without padding; an end token ends nothing, so that every model writes as much.
+An encoder-decoder's prefill is its encoder and the first step of its decoder.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate.batching import positions
+from laconic.calibrate.passes import evaluating, now, random_batch
+from laconic.evaluate.speed import PATIENCE, Quartiles
+from laconic.model import Batch, LanguageModel, Task
+
+NEW = 32
+"""Tokens that are written."""
+RUNS = 5
+FEWEST_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`batch` rows of `prompt` tokens and `new` ones after them.
+
+    prefill: seconds until the first new token.
+    step:    seconds of each further one, of all rows at once.
+    """
+
+    batch: int
+    prompt: int
+    new: int
+    prefill: Quartiles
+    step: Quartiles
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Seconds, and tokens a second of the median."""
+        return {
+            "batch": self.batch,
+            "prompt": self.prompt,
+            "new": self.new,
+            "runs": self.runs,
+            "prefill": self.prefill.to_json(),
+            "prefill_tokens_per_second": self.batch * self.prompt / self.prefill.median,
+            "step": self.step.to_json(),
+            "decode_tokens_per_second": self.batch / self.step.median,
+        }
+
+
+def generation(lm: LanguageModel, batch: int, length: int, *, new: int = NEW) -> Generation | None:
+    """Time `lm` writing `new` tokens after `length` of them, or as many as it has positions for.
+
+    None for a model that writes nothing.
+    """
+    if lm.task not in (Task.CAUSAL, Task.SEQ2SEQ):
+        return None
+    longest = positions(lm)
+    new = new if longest is None else min(new, max(2, longest // 2))
+    prompt = length if longest is None or lm.task is Task.SEQ2SEQ else min(length, longest - new)
+    inputs = random_batch(lm, batch, prompt)
+    prefills: list[float] = []
+    steps: list[float] = []
+    with evaluating(lm), torch.inference_mode():
+        list(_seconds(lm, inputs, new))
+        while len(prefills) < RUNS and (sum(prefills) + sum(steps) < PATIENCE or len(prefills) < FEWEST_RUNS):
+            first, *others = _seconds(lm, inputs, new)
+            prefills.append(first)
+            steps.extend(others)
+    read = inputs["input_ids"].shape[1]
+    return Generation(batch, read, new, Quartiles.of(prefills), Quartiles.of(steps), len(prefills))
+
+
+def _seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
+    """Of the first token, and of each one after it."""
+    start = now(lm.device)
+    known, token = _prompted(lm, inputs)
+    cache = None
+    for _ in range(new):
+        output = lm.model(**known, **_read(lm, token), past_key_values=cache, use_cache=True)
+        cache, token = output["past_key_values"], output["logits"][:, -1:].argmax(-1)
+        if lm.task is Task.CAUSAL:
+            known["attention_mask"] = torch.cat((known["attention_mask"], torch.ones_like(token)), dim=1)
+        end = now(lm.device)
+        yield end - start
+        start = end
+
+
+def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:
+    """What every step is given, and the tokens that the first one reads."""
+    source = {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}
+    ids = source.pop("input_ids")
+    if lm.task is Task.CAUSAL:
+        return dict(source), ids
+    encoder: Any = lm.model.get_encoder()
+    states = encoder(input_ids=ids, **source)
+    start = lm.model.config.decoder_start_token_id
+    first = torch.full_like(ids[:, :1], start if isinstance(start, int) else 0)
+    return {"encoder_outputs": states, "attention_mask": source["attention_mask"]}, first
+
+
+def _read(lm: LanguageModel, token: Tensor) -> Batch:
+    return {"input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids": token}

@@ -1,0 +1,108 @@
+"""Speed of writing, energy, and bytes by part."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.calibrate.passes import random_batch
+from laconic.evaluate import measure_cost
+from laconic.evaluate.energy import joules_of, meter_of
+from laconic.evaluate.generation import _seconds, generation
+from laconic.evaluate.parts import bytes_by_part
+from laconic.report.anatomy import inspect
+from laconic.report.evaluation import tables_of
+from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, WIDTH
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "opt", "t5", "bart", "marian", "led"])
+def test_prompts_and_new_tokens_are_timed_apart(name: str) -> None:
+    lm = BY_NAME[name].lm()
+    found = generation(lm, 2, 12, new=4)
+    assert found is not None and (found.batch, found.prompt, found.new) == (2, 12, 4)
+    told = found.to_json()
+    assert told["prefill_tokens_per_second"] == pytest.approx(24 / found.prefill.median)
+    assert told["decode_tokens_per_second"] == pytest.approx(2 / found.step.median)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_what_is_written_is_what_generate_writes(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    lm = BY_NAME[name].lm()
+    inputs = random_batch(lm, 2, 7)
+    written: list[torch.Tensor] = []
+    forward = lm.model.forward
+
+    def spying(*args: object, **given: object) -> object:
+        output = forward(*args, **given)
+        written.append(output["logits"][:, -1].argmax(-1))
+        return output
+
+    monkeypatch.setattr(lm.model, "forward", spying)
+    with torch.inference_mode():
+        assert len(list(_seconds(lm, dict(inputs), 5))) == 5
+    found = torch.stack(written, dim=1)
+    monkeypatch.setattr(lm.model, "forward", forward)
+    inputs.pop("decoder_input_ids", None)
+    own = lm.model.generate(**inputs, min_new_tokens=5, max_new_tokens=5, do_sample=False)[:, -5:]
+    ends = (own == lm.model.config.eos_token_id) | (found == lm.model.config.eos_token_id)
+    # `generate` is kept from ending; up to there both write the same.
+    assert bool((found == own)[~ends.cumsum(1).bool()].all()) and (~ends).any()
+
+
+def test_a_prompt_leaves_room_for_what_is_written() -> None:
+    found = generation(BY_NAME["gpt2"].lm(), 1, 500)
+    assert found is not None and found.prompt + found.new <= 40
+
+
+def test_an_encoder_writes_nothing() -> None:
+    assert generation(BY_NAME["bert-masked"].lm(), 1, 8) is None
+    cost = measure_cost(BY_NAME["bert-masked"].lm(), None, (1,), (4,))
+    assert cost.generations == () and "generation" not in cost.to_json()
+
+
+def test_a_writer_has_a_table_of_its_own() -> None:
+    cost = measure_cost(BY_NAME["llama"].lm(), None, (1, 2), (4,)).to_json()
+    tables = tables_of({"results": {}, "cost": cost})
+    assert [row[1] for row in tables["Speed of writing"].rows] == ["1 × 4 + 20", "2 × 4 + 20"]
+    assert len(tables["Megabytes by part"].rows[0]) == 6
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
+def test_bytes_by_part_are_all_bytes(architecture) -> None:
+    lm = architecture.lm()
+    parts = bytes_by_part(lm)
+    assert sum(parts.values()) == lm.size()[1] and min(parts.values()) >= 0
+    assert parts == {part.name: part.nbytes for part in inspect(lm).parts}
+
+
+def test_a_tied_head_is_part_of_the_embedding() -> None:
+    tied, apart = (bytes_by_part(BY_NAME[name].lm()) for name in ("llama-tied", "llama"))
+    assert tied["head"] == 0 and apart["head"] == tied["embedding"] == 4 * VOCABULARY * WIDTH
+
+
+def fake_package(folder: Path, number: int, microjoules: int) -> Path:
+    package = folder / f"intel-rapl:{number}"
+    package.mkdir()
+    (package / "energy_uj").write_text(f"{microjoules}\n")
+    (package / "max_energy_range_uj").write_text("1000000\n")
+    return package / "energy_uj"
+
+
+def test_energy_is_the_sum_of_the_packages_and_counters_begin_anew(tmp_path: Path) -> None:
+    first, second = fake_package(tmp_path, 0, 900_000), fake_package(tmp_path, 1, 5)
+    (tmp_path / "intel-rapl:0:0").mkdir()
+    meter = meter_of(CPU, tmp_path)
+    assert meter is not None
+    second.write_text("300005")
+    first.write_text("100000")
+    assert meter.joules() == pytest.approx(0.2 + 0.3)
+    assert joules_of(lambda: first.write_text("400000"), CPU, meter) > 0
+
+
+def test_without_a_counter_there_is_no_figure(tmp_path: Path) -> None:
+    assert meter_of(CPU, tmp_path) is None
+    unreadable = fake_package(tmp_path, 0, 1)
+    unreadable.unlink()
+    assert meter_of(CPU, tmp_path) is None

@@ -1,0 +1,140 @@
+"""Exported models against the same models in torch: every kind of prediction, every format, any batch and length."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, run
+from laconic.runtime import ONNX, OPENVINO
+from laconic.runtime.files import weights_bytes, write
+from laconic.runtime.graph import graph_of
+from laconic.runtime.portable import exact
+from laconic.runtime.programs import Program, program
+from laconic.runtime.signature import Signature
+from tests.architectures import BY_NAME, batch_for
+from tests.runtime.mixed import EXACT, ROUNDING, int8, mixed, quantized
+
+for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(name)
+
+CLOSE = 2e-5
+ONE_OF_EACH = ("bert-classifier", "distilbert-classifier", "bert-base", "bert-masked", "llama", "t5")
+
+
+def exported(lm: LanguageModel, runtime: str, folder: Path, hidden: bool = False) -> tuple[Signature, Program]:
+    graph = graph_of(lm, runtime, hidden)
+    file = write(lm, graph, runtime, folder)
+    return graph.signature, program(runtime, file, exact=True)
+
+
+def batch_of(lm: LanguageModel, rows: int, length: int) -> Batch:
+    """Random tokens, every row but the first with padding, and targets of another length."""
+    generator = torch.Generator().manual_seed(rows + 10 * length)
+    batch = batch_for(lm.model)
+    batch["input_ids"] = torch.randint(3, 40, (rows, length), generator=generator)
+    batch["attention_mask"] = torch.ones(rows, length, dtype=torch.long)
+    for row in range(1, rows):
+        batch["attention_mask"][row, length - min(row, length - 1) :] = 0
+    if "decoder_input_ids" in batch:
+        batch["decoder_input_ids"] = torch.randint(3, 40, (rows, length + 3), generator=generator)
+    return batch
+
+
+@torch.no_grad()
+def worst(lm: LanguageModel, signature: Signature, ran: Program, reference: LanguageModel) -> float:
+    """The largest error of any output that is read, as part of the largest."""
+    error, largest = 0.0, 0.0
+    for rows, length in ((1, 1), (2, 8), (3, 5), (5, 20)):
+        batch = batch_of(lm, rows, length)
+        found = ran(signature.feeds(lm, batch))
+        hidden = {"output_hidden_states": True} if len(signature.outputs) > 1 else {}
+        output = run(reference, batch, **hidden)
+        for name in signature.outputs:
+            ours = output[name] if name in output else output["hidden_states"][-1]
+            counted = batch["attention_mask"].bool() if _by_token(ours, batch) else ...
+            error = max(error, (ours - found[name])[counted].abs().max().item())
+            largest = max(largest, ours[counted].abs().max().item())
+    return error / largest
+
+
+def _by_token(output: Tensor, batch: Batch) -> bool:
+    return output.shape[:2] == batch["attention_mask"].shape and "decoder_input_ids" not in batch
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_every_kind_of_prediction_is_exported(tmp_path: Path, name: str) -> None:
+    lm = BY_NAME[name].lm()
+    graph = graph_of(lm, ONNX)
+    # Without codes it is the same graph for both.
+    for runtime in (ONNX, OPENVINO):
+        ran = program(runtime, write(lm, graph, runtime, tmp_path))
+        assert worst(lm, graph.signature, ran, lm) < CLOSE
+
+
+@pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+def test_every_format_is_exported(tmp_path: Path, runtime: str) -> None:
+    lm = mixed(BY_NAME["bert-classifier"].lm(), EXACT, quantized(8, None))
+    signature, ran = exported(lm, runtime, tmp_path)
+    assert worst(lm, signature, ran, exact(lm, runtime)) < CLOSE
+    assert worst(lm, signature, ran, lm) < 0.02
+
+
+@pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+def test_int8_is_computed_as_it_is_in_torch(tmp_path: Path, runtime: str) -> None:
+    lm = mixed(BY_NAME["llama"].lm(), ROUNDING, int8)
+    signature, ran = exported(lm, runtime, tmp_path, hidden=True)
+    # Rounding goes another way here and there, but not on most numbers.
+    assert worst(lm, signature, ran, exact(lm, runtime)) < (0.01 if runtime == ONNX else CLOSE)
+
+
+def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
+    sizes = {}
+    for name, maker in {"dense": None, "four": quantized(4, 16), "int8": int8}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        lm = BY_NAME["bert-classifier"].lm()
+        lm = lm if maker is None else mixed(lm, {name: maker})
+        exported(lm, ONNX, folder)
+        sizes[name] = weights_bytes(folder)
+    matrices = sum(site.shape[0] * site.shape[1] for site in BY_NAME["bert-classifier"].lm().sites(("all",)))
+    assert sizes["dense"] - sizes["int8"] > matrices
+    assert sizes["dense"] - sizes["four"] > 2 * matrices
+
+
+def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    write(lm, graph_of(lm, ONNX), ONNX, tmp_path)
+    written = (tmp_path / "model.onnx").read_bytes()
+    assert b"site-packages" not in written and b".py" not in written
+
+
+def test_weights_stored_in_16_bits_take_16_bits(tmp_path: Path) -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    lm.model.half().float()
+    sizes = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        folder = tmp_path / str(dtype)
+        folder.mkdir()
+        signature, ran = exported(lm.with_dtype(dtype), ONNX, folder)
+        assert worst(lm, signature, ran, lm) < CLOSE
+        sizes.append(weights_bytes(folder))
+    # What bfloat16 cannot hold exactly stays as it is.
+    assert sizes[1] < 0.75 * sizes[0] and sizes[2] == pytest.approx(sizes[0], rel=0.05)
+
+
+def test_what_torch_cannot_trace_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"architecture 'longformer' cannot be exported: .*use it in torch"):
+        graph_of(BY_NAME["longformer-classifier"].lm(), ONNX)
+
+
+@pytest.mark.parametrize("maker", [*EXACT.values(), *ROUNDING.values()])
+def test_no_tensor_is_shared_with_the_model(maker: Callable) -> None:
+    lm = mixed(BY_NAME["bert-classifier"].lm(), {"one": maker})
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    twin = exact(lm, ONNX)
+    assert twin.model is not lm.model
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())

@@ -1,0 +1,112 @@
+"""A model served by another runtime is judged and timed as that runtime runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.calibrate.passes import random_batch
+from laconic.cli.main import status
+from laconic.errors import UserError
+from laconic.evaluate import Conditions, evaluate
+from laconic.model import predict
+from laconic.runtime import COMPILE, EAGER, ONNX, OPENVINO, serve
+from laconic.store import save
+from tests.architectures import BY_NAME
+from tests.evaluate.models import with_tokenizer
+
+for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(name)
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+def test_a_served_model_is_judged_like_any_other(runtime: str, texts: Path) -> None:
+    lm = with_tokenizer("llama")
+    task = f"perplexity:{texts}"
+    # Neither is the original changed nor is what is served the original.
+    under = Conditions(batch=(2,), length=(6,), runtime=runtime)
+    found = evaluate(lm, [task], limit=4, against=lm, cost=under)
+    plain = evaluate(lm, [task], limit=4, cost=False)
+    assert found.results[task]["perplexity"].value == pytest.approx(plain.results[task]["perplexity"].value, rel=1e-4)
+    assert found.fidelity is not None and abs(found.fidelity.kl) < 1e-6
+    assert found.cost is not None and found.cost.speeds[0].peak_bytes is None and not found.cost.generations
+    assert found.cost.runtime["name"] == runtime and found.cost.runtime["bytes"] > 0
+    assert serve(lm).lm is lm
+
+
+def test_labels_are_shifted_as_the_model_shifts_them() -> None:
+    lm = BY_NAME["t5"].lm()
+    batch = random_batch(lm, 2, 6)
+    batch["labels"] = batch.pop("decoder_input_ids")
+    batch["labels"][1, 4:] = -100
+    served = serve(lm, ONNX).lm
+    with torch.inference_mode():
+        ours, theirs = predict(lm, batch)[0].values, predict(served, batch)[0].values
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_what_an_exported_model_cannot_do_is_refused() -> None:
+    lm = BY_NAME["llama"].lm()
+    served = serve(lm, ONNX).lm
+    with pytest.raises(UserError, match="which it does not take"):
+        served.model.generate(**random_batch(lm, 1, 4), max_new_tokens=2)
+    with pytest.raises(UserError, match="no runtime 'onnxx': did you mean 'onnx'"):
+        serve(lm, "onnxx")
+
+
+def test_a_compiled_model_computes_the_same() -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    service = serve(lm, COMPILE)
+    with torch.inference_mode():
+        expected, found = (one.model(**random_batch(lm, 2, 5))["logits"] for one in (lm, service.lm))
+    assert torch.allclose(expected, found, atol=1e-5)
+    assert service.about()["name"] == COMPILE
+
+
+def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch.compiler.reset()
+    lm = BY_NAME["bert-base"].lm(seed=7)
+    with pytest.raises(UserError, match=r"torch\.compile fails on BertModel"), torch.inference_mode():
+        serve(lm, COMPILE).lm.model(**random_batch(lm, 3, 7))
+
+
+def test_the_command_line_measures_a_grid_in_a_runtime(capsys: Output, tiny_model: Path) -> None:
+    asked = ["evaluate", str(tiny_model), "--batch", "1,3", "--length", "4,6", "--runtime", "onnx"]
+    assert status([*asked, "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    assert [(one["batch"], one["length"]) for one in cost["latency"]] == [(1, 4), (3, 4), (1, 6), (3, 6)]
+    assert cost["runtime"]["name"] == "onnx" and set(cost["parts"]) >= {"embedding", "attention", "ffn", "head"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch", "0"], "--batch must be whole numbers above 0, like 1,8; got '0'"),
+        (["--length", "1,x"], "--length must be whole numbers"),
+        (["--batch", ""], "--batch must be whole numbers"),
+        (["--runtime", "tensorrt"], "no runtime 'tensorrt'"),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys: Output, tiny_model: Path, words: list[str], sentence: str) -> None:
+    assert status(["evaluate", str(tiny_model), *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert sentence in said and len(said.splitlines()) == 1
+
+
+def test_a_task_that_lets_the_model_write_needs_torch(capsys: Output, tmp_path: Path) -> None:
+    save(with_tokenizer("t5"), tmp_path / "model")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"text": "a cat", "target": "a dog"}\n')
+    capsys.readouterr()
+    asked = ["evaluate", str(tmp_path / "model"), "--tasks", f"seq2seq:{pairs}"]
+    assert status([*asked, "--runtime", "openvino"]) == 2
+    assert "lets the model write" in capsys.readouterr().err
+
+
+def test_eager_is_the_model_itself() -> None:
+    lm = BY_NAME["bert-base"].lm()
+    assert serve(lm, EAGER).lm is lm and "bytes" not in serve(lm).about()
