@@ -27,5 +27,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test,train]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,onnx,openvino,test,train]'
 	touch $@
