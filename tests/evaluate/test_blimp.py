@@ -90,6 +90,15 @@ def test_it_is_compared_with_an_original(blimp: Path):
     assert found["fidelity"]["rows"] == 30 and found["fidelity"]["kl"] > 0
 
 
+def test_a_kept_table_has_the_same_figures(blimp: Path):
+    task = Blimp()
+    judged = task.judge(reader("gpt2"), task.corpus(None), silent)
+    kept = task.metrics(json.loads(json.dumps(dict(judged.settings))))
+    assert [(name, of(judged.table)) for name, of in kept.items()] == [
+        (name, of(judged.table)) for name, of in judged.metrics.items()
+    ]
+
+
 def test_equally_probable_is_not_right():
     corpus = Corpus("blimp", "test", (Example("Paris is", pair="Paris is", group="binding/principle_A_case_1"),))
     assert Blimp().judge(reader("gpt2"), corpus, silent).table[:, 0].tolist() == [0]

@@ -1,6 +1,6 @@
 """BLiMP as a task: `blimp`, or the paradigms that a name or a glob stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +78,11 @@ class Blimp(Judge):
             "tokenizer": tokenizer_name(lm),
             "paradigms": _by_paradigm(paradigm_of, table[:, RIGHT]),
         }
-        return Judged(table, _metrics(names), settings, places)
+        return Judged(table, self.metrics(settings), settings, places)
+
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
+        # Paradigms are told in the order of the rows, and so are the numbers of the phenomena.
+        return _metrics(list(dict.fromkeys(PHENOMENON[paradigm] for paradigm in settings["paradigms"])))
 
 
 def blimp_task(name: str) -> Blimp:

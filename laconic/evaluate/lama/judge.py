@@ -1,6 +1,6 @@
 """LAMA as a task: `lama`, or one of its corpora, over the common vocabulary, a given one, or all tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,11 @@ class Lama(Judge):
             "tokenizer": tokenizer_name(lm),
             "relations": _by_relation(groups, found),
         }
-        return Judged(table, _metrics(names), settings, places)
+        return Judged(table, self.metrics(settings), settings, places)
+
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
+        # Relations are told in the order of the rows, and so are the numbers of the corpora.
+        return _metrics(list(dict.fromkeys(relation.partition("/")[0] for relation in settings["relations"])))
 
     def _here(self, found: Sequence[str]) -> list[str]:
         """The corpora to ask, of those that were found."""

@@ -1,5 +1,6 @@
 """LAMA equals a brute-force reference, one fact at a time, for a model of each kind."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -171,3 +172,12 @@ def test_models_that_cannot_be_asked_are_refused_in_a_sentence():
             Lama().judge(replace(BY_NAME[name].lm(), tokenizer=words(mask_token=None)), corpus, silent)
     with pytest.raises(UserError, match="has no tokenizer"):
         Lama().judge(BY_NAME["gpt2"].lm(), corpus, silent)
+
+
+def test_a_kept_table_has_the_same_figures():
+    judged = Lama().judge(reader("gpt2"), facts(40), silent)
+    kept = Lama().metrics(json.loads(json.dumps(dict(judged.settings))))
+    assert [(name, of(judged.table)) for name, of in kept.items()] == [
+        (name, of(judged.table)) for name, of in judged.metrics.items()
+    ]
+    assert len(kept) > 4
