@@ -25,7 +25,7 @@ CELLS = Cells("knowledge", ("way",))
 BEGIN = "<!-- made by `python -m benchmarks knowledge_tables` -->"
 CALIBRATION_ROWS = 128
 SEED = 0
-LIMITS = {"lama": 2000, "blimp": 670}
+LIMITS = {"lama": 2000, "blimp": 335}
 """Facts and pairs."""
 DENSE = "dense"
 WAYS: dict[str, Compress | None] = {

@@ -1,4 +1,4 @@
-"""BLiMP's twelve phenomena and the paradigms of each (Warstadt et al. 2020, table 4, https://arxiv.org/abs/1912.00582)."""
+"""BLiMP's twelve phenomena and the paradigms of each (Warstadt et al. 2020, https://arxiv.org/abs/1912.00582)."""
 
 from difflib import get_close_matches
 from fnmatch import fnmatchcase

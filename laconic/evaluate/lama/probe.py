@@ -95,7 +95,7 @@ def ranks(
 
 
 def rank(scores: Float[Tensor, " tokens"], asked: Question, vocabulary: Vocabulary) -> int:
-    """The filtered rank (Bordes et al. 2013, section 4.1): among the candidates without other right answers."""
+    """The filtered rank (Bordes et al. 2013, as in the paper): among the candidates without other right answers."""
     candidates = None if vocabulary.candidates is None else vocabulary.candidates[asked.place]
     rivals = scores if candidates is None else scores[candidates]
     # The answer is a candidate itself, so that the first of them has rank 1.
