@@ -1,5 +1,5 @@
 """A compressed model for another runtime: written, checked against the model in torch, or not there at all."""
 
-from laconic.export.export import Outcome, check_target, export
+from laconic.export.folder import Outcome, check_target, export
 
 __all__ = ["Outcome", "check_target", "export"]

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +122,8 @@ def test_a_task_is_judged_through_what_was_written(
     both = (outcome.quality.results, outcome.quality.original)
     exported, before = (found[task]["perplexity"].value for found in both)
     assert exported == pytest.approx(before, rel=1e-4)
-    module = import_module("laconic.export.export")
-    monkeypatch.setattr(module, "CHANCE", 2.0)
-    monkeypatch.setattr(module, "LOST", -1.0)
+    monkeypatch.setattr("laconic.export.folder.CHANCE", 2.0)
+    monkeypatch.setattr("laconic.export.folder.LOST", -1.0)
     with pytest.raises(UserError, match=r"has a perplexity of .* nothing was written"):
         export(lm, ONNX, tmp_path / "worse", tasks=(task,), limit=5)
     assert not (tmp_path / "worse").exists()
