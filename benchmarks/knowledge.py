@@ -37,7 +37,7 @@ WAYS: dict[str, Compress | None] = {
     "magnitude, 50 % zeros": Compress(method=Magnitude(sparsity=0.5)),
     "wanda, 50 % zeros": Compress(method=Wanda(sparsity=0.5)),
 }
-SHOWN = (("lama", "p@1"), ("lama", "p@10"), ("lama", "mrr"), ("blimp", "accuracy"))
+SHOWN = (("lama", "p@1/trex"), ("lama", "p@10/trex"), ("lama", "mrr/trex"), ("lama", "mrr"), ("blimp", "accuracy"))
 
 
 def main(argv: Sequence[str]) -> None:
