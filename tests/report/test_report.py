@@ -102,10 +102,11 @@ def test_an_evaluation_becomes_tables() -> None:
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
     speed = {"batch": 8, "length": 128, "median": 0.1, "lower_quartile": 0.09, "upper_quartile": 0.11,
              "throughput": 10240.0, "macs_per_token": 1e6, "peak_bytes": 10**7}  # fmt: skip
-    cost = {"parameters": 10, "bytes": 40, "memory_bytes": 40, "latency": [speed]}
+    cost = {"parameters": 10, "bytes": 40, "memory_bytes": 40, "latency": [speed],
+            "parts": {"embeddings": 10**6, "attention": 2 * 10**6}, "runtime": {"name": "eager"}}  # fmt: skip
     alone = {"results": {"glue/sst2": {"accuracy": interval}}, "cost": cost}
-    assert list(tables_of(alone)) == ["Quality", "Size", "Speed of one forward pass"]
-    assert list(tables_of({"results": {}, "cost": cost})) == ["Size", "Speed of one forward pass"]
+    assert list(tables_of(alone)) == ["Quality", "Size", "Megabytes by part", "Speed of one forward pass"]
+    assert list(tables_of({"results": {}, "cost": cost})) == ["Size", "Megabytes by part", "Speed of one forward pass"]
     ran = {"instructions": "AVX512", "int8": {"4 rows: onednn": 6}, "int4": {"4 rows: decoded": 2}}
     named = tables_of({"results": {}, "cost": {**cost, "machine": ran}})["Kernels that were fastest here"].shown()
     assert [row[1:] for row in named] == [
