@@ -1,21 +1,25 @@
 """Milliseconds of minilm-sst2 in eager torch, compiled, in ONNX Runtime and in OpenVINO: dense and compressed.
 
-Each cell is run in turn with the dense model in eager torch, on the same tokens and as many threads, so that a drift of
-the machine's speed hits both. Everything is in float32 but for what `dynamic-int8` rounds. A cell is a line of
+Each cell takes turns with the dense model in eager torch, on the same tokens and as many threads, so that a drift of
+the machine's speed hits both. A turn is several passes after a pause: threads of one runtime that still wait for work
+would slow the other. Also timed: the dense model's matrix products alone, by torch; no runtime takes
+less that multiplies no faster. Everything is in float32 but for what `dynamic-int8` rounds. A cell is a line of
 benchmarks/results/runtimes.jsonl, so that a run that was stopped goes on where it was, and another machine begins anew.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from statistics import quantiles
-from time import perf_counter
+from time import perf_counter, sleep
 
 import torch
+from torch import Tensor
+from torch.nn.functional import linear
 
 from benchmarks.cells import Cells
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions
 from benchmarks.tables import ROOT, replace_between
-from laconic.calibrate.passes import evaluating, forward, random_batch
+from laconic.calibrate.passes import forward, random_batch
 from laconic.compress import Compress, Narrow
 from laconic.formats.fastest import machine
 from laconic.methods import Int8, KfacSvd
@@ -25,7 +29,9 @@ from laconic.runtime import RUNTIMES, Service, serve
 MODEL, DATA, CALIBRATION_ROWS, DEVELOPMENT_ROWS = "minilm-sst2", "glue/sst2", 128, 200
 SHAPES = ((8, 64), (1, 16))
 THREADS = (1, 2)
-WARM_UP = 3
+TURN, PAUSE = 5, 0.3
+"""Timed passes of a turn, after one that is not, and the seconds before it."""
+PRODUCTS = "dense: matrix products alone"
 CELLS = Cells("runtimes", ("processor", "threads", "way", "runtime"))
 PLACE = "<!-- runtimes, made by `python -m benchmarks runtimes_tables` -->"
 WAYS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
@@ -44,14 +50,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--like", default="", help="only ways with this in their name")
     options = parser.parse_args(argv)
     here = machine()["processor"]
-    wanted = [(here, threads, way, runtime) for threads in options.threads for way in WAYS for runtime in RUNTIMES]
+    kinds = [(PRODUCTS, "eager"), *((way, runtime) for way in WAYS for runtime in RUNTIMES)]
+    wanted = [(here, threads, *kind) for threads in options.threads for kind in kinds]
     missing = [key for key in CELLS.missing(wanted) if options.like in key[2]]
     dense = load(str(models_folder() / MODEL))
-    small = {way: WAYS[way](dense) for way in dict.fromkeys(key[2] for key in missing)}
+    small = {way: WAYS[way](dense) for way in dict.fromkeys(key[2] for key in missing) if way != PRODUCTS}
     for key in missing:
         _, threads, way, runtime = key
         torch.set_num_threads(threads)
-        cell = measure(dense, serve(small[way], runtime), options.runs)
+        alone = way == PRODUCTS
+        cell = multiplied(dense, options.runs) if alone else measure(dense, serve(small[way], runtime), options.runs)
         CELLS.add(key, {**cell, "runs": options.runs, "machine": machine()})
         print(f"{way:28} {runtime:9} {threads} threads  {told(cell)}", flush=True)
     print(CELLS)
@@ -61,22 +69,46 @@ def measure(dense: LanguageModel, service: Service, runs: int) -> dict:
     """KL to the dense model in torch, and the quartiles of the milliseconds of both for each shape."""
     data = development(dense, DATA, DEVELOPMENT_ROWS)
     cell = {"kl": kl(predictions(dense, data), predictions(service.lm, data)), "about": service.about()}
+    return cell | timed(dense, lambda inputs: _pass(service.lm, inputs), runs)
+
+
+def multiplied(dense: LanguageModel, runs: int) -> dict:
+    """The same of the products of every matrix of the blocks, one after the other, with nothing in between."""
+    weights = [site.weight() for site in dense.sites()]
+
+    def products(inputs: dict[str, Tensor]) -> Callable[[], object]:
+        rows = {width: torch.randn(inputs["input_ids"].numel(), width) for width in {w.shape[1] for w in weights}}
+        return lambda: [linear(rows[weight.shape[1]], weight) for weight in weights]
+
+    return timed(dense, products, runs)
+
+
+def timed(dense: LanguageModel, other: Callable[[dict[str, Tensor]], Callable[[], object]], runs: int) -> dict:
+    """Quartiles of the milliseconds of the dense model and of what `other` makes of the same inputs, for each shape."""
+    cell = {}
     for batch, length in SHAPES:
-        cell[f"{batch}x{length}"] = alternating(dense, service.lm, batch, length, runs)
+        inputs = random_batch(dense, batch, length)
+        cell[f"{batch}x{length}"] = alternating({"dense_ms": _pass(dense, inputs), "ms": other(inputs)}, runs)
     return cell
 
 
+def _pass(lm: LanguageModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
+    lm.model.eval()
+    return lambda: forward(lm, inputs)
+
+
 @torch.inference_mode()
-def alternating(dense: LanguageModel, served: LanguageModel, batch: int, length: int, runs: int) -> dict:
-    """Quartiles of the milliseconds of each, run in turn."""
-    inputs = random_batch(dense, batch, length)
-    times: dict[str, list[float]] = {"dense_ms": [], "ms": []}
-    with evaluating(dense, served):
-        for number in range(WARM_UP + runs):
-            for name, lm in (("dense_ms", dense), ("ms", served)):
+def alternating(passes: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Quartiles of the milliseconds of each, which take turns; the first turn warms up."""
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    for turn in range(1 + runs // TURN):
+        for name, run in passes.items():
+            sleep(PAUSE)
+            run()
+            for _ in range(TURN):
                 start = perf_counter()
-                forward(lm, inputs)
-                if number >= WARM_UP:
+                run()
+                if turn:
                     times[name].append(1e3 * (perf_counter() - start))
     return {name: quantiles(values, n=4, method="inclusive") for name, values in times.items()}
 
@@ -103,7 +135,7 @@ def write_tables(argv: Sequence[str]) -> None:
 def table(cells: list[dict]) -> list[str]:
     """A table for each number of threads: how many times as fast as dense eager torch, and milliseconds."""
     of = cells[-1]["machine"]
-    libraries = sorted({cell["about"]["library"] for cell in cells})
+    libraries = sorted({cell["about"]["library"] for cell in cells if "about" in cell})
     lines = [f"{of['processor']}, {of['instructions']}; {', '.join(libraries)}.", ""]
     shapes = [f"{batch}x{length}" for batch, length in SHAPES]
     for threads in sorted({cell["threads"] for cell in cells}):
@@ -112,8 +144,9 @@ def table(cells: list[dict]) -> list[str]:
         lines += [f"| {spoken} | runtime | {titles} | MB | KL |", "|---|---|" + "---:|" * (len(shapes) + 2)]
         for cell in (cell for cell in cells if cell["threads"] == threads):
             times = " | ".join(f"{speedup(cell[shape]):.2f}× ({cell[shape]['ms'][1]:.1f} ms)" for shape in shapes)
-            size = f"{cell['about']['bytes'] / 1e6:.1f}" if "bytes" in cell["about"] else "–"
-            lines.append(f"| {cell['way']} | {cell['runtime']} | {times} | {size} | {cell['kl']:.5f} |")
+            size = f"{cell['about']['bytes'] / 1e6:.1f}" if "bytes" in cell.get("about", {}) else "–"
+            ran, far = ("torch", "–") if cell["way"] == PRODUCTS else (cell["runtime"], f"{cell['kl']:.5f}")
+            lines.append(f"| {cell['way']} | {ran} | {times} | {size} | {far} |")
         lines.append("")
     return lines
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from laconic.errors import UserError, reason_of
 from laconic.formats import DynamicInt8
 from laconic.model import LanguageModel
@@ -30,15 +28,15 @@ def write(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> Path:
     graph.save(passing)
     openvino = library("openvino")
     try:
-        model = openvino.convert_model(passing)
+        # Not `convert_model`, which would cast every weight to float32 for good.
+        model = openvino.Core().read_model(passing)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read the exported model: {reason_of(error)}.") from error
     if not any(isinstance(module, DynamicInt8) for module in lm.model.modules()):
         # Where weights are codes it would round inputs to 8 bits, which only one of our formats asks for.
         for name, value in EXACT.items():
             model.set_rt_info(value, ["runtime_options", name])
-    # Reading has cast every weight to float32; back to what it is stored in, where that is exact.
-    openvino.save_model(model, file, compress_to_fp16=lm.dtype is torch.float16)
+    openvino.save_model(model, file, compress_to_fp16=False)
     for left in folder.glob(f"{PASSING}*"):
         left.unlink()
     return file

@@ -81,7 +81,9 @@ class KMeans(Quantizing):
             grid = fit_grid(W, Spacing(bits, group), h, support)
             values = kmeans(numbers, weights, 2**bits, [_values_on(grid)]).half().float()
             codes = _as_matrix(nearest_of(numbers.float(), values), weight.shape, group)
-            if self.refit and known[Gram].matrix.ndim == 2:
+            # A weight with a value to itself has nothing to gain.
+            shared = group is None or 2**bits < group
+            if self.refit and shared and known[Gram].matrix.ndim == 2:
                 values = self._refitted(W, codes, values, known).view(values.shape)
             tables = values.view(1 if group is None else len(weight), -1, 2**bits)
             return Codebook.of(codes, tables, group, weight.dtype, support)
