@@ -1,0 +1,154 @@
+"""A chart drawn: dots with intervals, lines along amounts, the front as a staircase, and the original."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from laconic.report.plots import COLOURS, FONT_SIZE, INK, MARKERS, inline_svg, plain
+from laconic.report.study.charts import Chart, Dot
+from laconic.report.study.measures import Measure
+
+# Narrow enough that its letters can be read on a phone.
+WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
+SMALL = FONT_SIZE - 1.5
+WIDE_RANGE = 20
+"""Quotient of the largest and the smallest value from which an axis is logarithmic."""
+PALETTE = (COLOURS[3], COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[1], COLOURS[5], COLOURS[6])
+SERIES = r'<g id="dot-(\d+)">'
+
+
+def draw(chart: Chart) -> Figure:
+    """The picture; every dot is an element of its own, called `dot-` and its place."""
+    colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(_unique(dot.colour for dot in chart.dots))}
+    shapes = _shapes(chart.dots)
+    legend = list(dict.fromkeys((dot.colour, dot.shape) for dot in chart.dots))
+    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * len(legend)), layout="constrained")
+    axes = figure.subplots()
+    plain(axes)
+    _scale(axes, chart)
+    _original(axes, chart)
+    if chart.front:
+        axes.step(*zip(*chart.front, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
+    for line in _unique(dot.line for dot in chart.dots):
+        along = sorted((dot for dot in chart.dots if dot.line == line), key=lambda dot: dot.order)
+        axes.plot(*zip(*(dot.at for dot in along), strict=True), color=colours[along[0].colour], linewidth=1.3, alpha=0.5)
+    for index, dot in enumerate(chart.dots):
+        _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
+    axes.set_xlabel(chart.cost.title, color=INK, fontsize=FONT_SIZE)
+    axes.set_title(chart.quality.title, color=INK, fontsize=FONT_SIZE, loc="left")
+    handles = [
+        Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6,
+               label=shape if colour in shape else f"{colour}: {shape}")
+        for colour, shape in legend
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=SMALL, labelcolor=INK)
+    return figure
+
+
+def picture(chart: Chart, figure: Figure) -> str:
+    """The picture in a page: said in words for those who do not see it, and each dot's name where one points at it."""
+    svg = inline_svg(figure)
+    names = [escape(dot.title) for dot in chart.dots]
+    svg = re.sub(SERIES, lambda found: f"<g><title>{names[int(found[1])]}</title>", svg)
+    # Several pictures in one page may not have the same names for their parts, which nothing refers to.
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(chart.caption)}"', 1)
+
+
+def _dot(axes: Axes, dot: Dot, index: int, colour: str, shape: str) -> None:
+    x, y = dot.at
+    for at in dot.cells:
+        axes.plot(*at, color=colour, marker=".", markersize=3.5, alpha=0.6, linestyle="none")
+    if dot.low is not None and dot.high is not None:
+        axes.plot([x, x], [max(dot.low, axes.get_ylim()[0]), dot.high], color=colour, linewidth=1, alpha=0.6)
+    ring = {"markeredgecolor": INK, "markeredgewidth": 1.6} if dot.on_front else {}
+    drawn = axes.plot(x, y, color=colour, marker=shape, markersize=8 if dot.on_front else 6, zorder=3, **ring)
+    drawn[0].set_gid(f"dot-{index}")
+
+
+def _original(axes: Axes, chart: Chart) -> None:
+    """A star where it is; a line where it has only one of the two, or no place on a logarithmic axis."""
+    cost, quality = chart.original
+    shown = quality is not None and (quality > 0 or axes.get_yscale() == "linear")
+    dotted = {"color": INK, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
+    if shown and quality is not None:
+        axes.axhline(quality, **dotted)
+    if cost is not None:
+        axes.axvline(cost, **dotted)
+    name = {"color": INK, "fontsize": SMALL, "textcoords": "offset points"}
+    if shown and cost is not None:
+        axes.plot(cost, quality, color=INK, marker="*", markersize=11, linestyle="none", zorder=2)
+        axes.annotate("original", (cost, quality), (-4, 6), ha="right", **name)
+    elif shown:
+        axes.annotate("original", (0.01, quality), (0, 4), xycoords=axes.get_yaxis_transform(), **name)
+    elif cost is not None:
+        axes.annotate("original", (cost, 0.98), (-4, 0), xycoords=axes.get_xaxis_transform(), ha="right", va="top", **name)
+
+
+def _scale(axes: Axes, chart: Chart) -> None:
+    """Limits with some room, logarithmic where the values are far apart."""
+    cost, quality = chart.original
+    xs = [dot.at[0] for dot in chart.dots] + ([cost] if cost else [])
+    ends = [end for dot in chart.dots for end in (dot.at[1], dot.low, dot.high, *(y for _, y in dot.cells))]
+    # The ends of intervals may be zero, which has no place on a logarithmic axis; centres set its lower limit.
+    centres = [dot.at[1] for dot in chart.dots] + ([quality] if quality is not None else [])
+    log = not chart.quality.higher_is_better and _far_apart([y for y in centres if y > 0])
+    ys = [y for y in (*ends, quality) if y is not None and (y > 0 or not log)]
+    if log:
+        ys = [y for y in ys if y >= min(y for y in centres if y > 0) / 3]
+    axes.set_xlim(*_limits(axes, "x", xs, _far_apart(xs)))
+    axes.set_ylim(*_limits(axes, "y", ys, log))
+    _ticks(axes, "y", chart.quality, log)
+    _ticks(axes, "x", chart.cost, _far_apart(xs))
+
+
+def _far_apart(values: Sequence[float]) -> bool:
+    return len(values) > 1 and min(values) > 0 and max(values) / min(values) > WIDE_RANGE
+
+
+def _limits(axes: Axes, which: str, values: Sequence[float], log: bool) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if log:
+        (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+        room = (high / low) ** 0.08
+        return low / room, high * room
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
+    return low - room, high + room
+
+
+def _ticks(axes: Axes, which: str, measure: Measure, log: bool) -> None:
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    if log:
+        decades = math.log10(axis.get_view_interval()[1] / axis.get_view_interval()[0])
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(6))
+    if "%" in measure.form:
+        axis.set_major_formatter(PercentFormatter(1))
+    else:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _shapes(dots: Sequence[Dot]) -> dict[str, str]:
+    """A marker for each method, no two alike within a colour while there are enough."""
+    shapes: dict[str, str] = {}
+    within: dict[str, int] = {}
+    for dot in dots:
+        if dot.shape not in shapes:
+            at = within.get(dot.colour, 0)
+            shapes[dot.shape] = MARKERS[at % len(MARKERS)]
+            within[dot.colour] = at + 1
+    return shapes
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
