@@ -25,6 +25,7 @@ class Dot:
     low, high: the 95 % interval of its quality over the rows judged, averaged over its cells; None where unknown.
     cells:    where its cells are, one by one; none where it is one cell.
     keys:     of its cells.
+    way, amount: what its cells are called, and `title` with their numbers.
     colour, shape: what those stand for; `line` joins dots that differ in amount alone, which `order` sorts.
     """
 
@@ -36,6 +37,8 @@ class Dot:
     shape: str
     line: str
     order: float
+    way: str
+    amount: str
     title: str
     keys: frozenset[str]
     on_front: bool = False
@@ -62,8 +65,11 @@ class Chart:
         """What the picture shows, in words, with what is on the front."""
         better = "higher" if self.quality.higher_is_better else "lower"
         said = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
-        best = [dot.title.partition(":")[0] for dot in self.dots if dot.on_front]
-        return f"{said} On the front: {'; '.join(best)}." if best else said
+        best: dict[str, list[str]] = {}
+        for dot in sorted((dot for dot in self.dots if dot.on_front), key=lambda dot: dot.at[0]):
+            best.setdefault(dot.way, []).append(dot.amount)
+        found = [f"{way} ({_together(amounts)})" if any(amounts) else way for way, amounts in best.items()]
+        return f"{said} On the front: {'; '.join(found)}." if found else said
 
 
 def charts(results: Results) -> list[Chart]:
@@ -74,12 +80,16 @@ def charts(results: Results) -> list[Chart]:
     colourings: list[tuple[str, str | None]] = [("", None)]
     if targets and len(results.values(targets)) > 1:
         colourings.append((" by group of layers", targets))
-    costs = [("size", SIZE), *(("time", time) for time in times(results)), *(("amount", one) for one in amounts(results))]
+    costs = [
+        ("size", SIZE),
+        *(("time", time) for time in times(results)),
+        *(("amount", one) for one in amounts(results)),
+    ]
     found: list[Chart] = []
     for kind, cost in costs:
-        for subject in subjects:
-            here = [group for group in groups if names.subject(group) == subject]
-            for quality in qualities(results):
+        for quality in qualities(results):
+            for subject in subjects:
+                here = [group for group in groups if names.subject(group) == subject]
                 for suffix, column in colourings:
                     drawn = _Drawing(names, cost, quality, kind, column)
                     found += drawn.chart(here, f"{subject}{suffix}")
@@ -138,7 +148,8 @@ class _Drawing:
             return lambda group: str(group.axes[column] or "all")
         if len({group.family for group in groups}) > 1:
             return lambda group: group.family
-        return self.names.way
+        # The groups of layers of one method are told apart by their marks.
+        return lambda group: self.names.way(group, self.names.groups)
 
     def _dot(self, group: Group, colour: Callable[[Group], str]) -> Dot:
         at = self._place(group)
@@ -151,7 +162,7 @@ class _Drawing:
         return Dot(
             at=at, low=low, high=high, cells=self._cells(group), colour=colour(group),
             shape=self.names.way(group, without), line=f"{way}, {self.names.amount(group, without=along)}",
-            order=at[0], title=f"{self.names.whole(group)}: {y} at {x}",
+            order=at[0], way=way, amount=self.names.amount(group), title=f"{self.names.whole(group)}: {y} at {x}",
             keys=group.keys,
         )  # fmt: skip
 
@@ -166,6 +177,14 @@ class _Drawing:
             and isinstance(quality := row[self.quality.column], (int, float))
         ]
         return tuple(places) if len(places) > 1 else ()
+
+
+def _together(amounts: Sequence[str]) -> str:
+    """keep 0.3, 0.5 for keep 0.3, keep 0.5; those of several axes as they are."""
+    axes = {amount.rpartition(" ")[0] for amount in amounts}
+    if len(axes) > 1 or "," in amounts[0]:
+        return "; ".join(amounts)
+    return f"{axes.pop()} {', '.join(amount.rpartition(' ')[2] for amount in amounts)}"
 
 
 def _marked(dot: Dot) -> Dot:

@@ -53,8 +53,7 @@ def as_arrow(results: Results) -> pyarrow.Table:
     columns = {}
     for name in results.columns:
         kind = results.kind(name)
-        values = [None if row[name] is None else kind(_spelled(row[name]) if kind is str else row[name])
-                  for row in results.rows]  # fmt: skip
+        values = [_typed(row[name], kind) for row in results.rows]
         columns[name] = pyarrow.array(values, TYPES[kind])
     return pyarrow.table(columns)
 
@@ -64,6 +63,12 @@ def as_parquet(results: Results) -> bytes:
     sink = io.BytesIO()
     parquet.write_table(as_arrow(results), sink)
     return sink.getvalue()
+
+
+def _typed(value: Value, kind: type) -> Value:
+    if value is None or kind is bool:
+        return value
+    return _spelled(value) if kind is str else kind(value)
 
 
 def _spelled(value: Value) -> str:

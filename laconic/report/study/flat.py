@@ -1,7 +1,8 @@
 """Records as rows of one table: a row for each cell, a column for each thing that any of them was asked or measured.
 
 Columns of a task are called `TASK METRIC`, followed by `low` and `high` (the 95 % interval over the rows judged), by
-`change` (against the original) and by `p`; those of a forward pass `latency BATCHxLENGTH`, in seconds.
+`change` (against the original), by its `p`, and by `detectable` (the smallest change that these rows show); those of a
+forward pass `latency BATCHxLENGTH`, in seconds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,7 +93,7 @@ def _columns(
     yield from FIXED[3 : FIXED.index("seconds")]
     for measure in measures:
         name = measure_name(*measure)
-        yield from (name, f"{name} low", f"{name} high", f"{name} change", f"{name} p")
+        yield from (name, f"{name} low", f"{name} high", f"{name} change", f"{name} p", f"{name} detectable")
     for conditions in passes:
         name = pass_name(*conditions)
         yield from (name, f"{name} lower", f"{name} upper")
@@ -105,7 +106,18 @@ def _axes(record: Record, axes: Mapping[str, str]) -> dict[str, Value]:
 
 def _facts(record: Record) -> dict[str, Value]:
     seconds, error = record.get("seconds") or {}, record.get("error") or {}
-    taken = ("key", "state", "family", "bytes", "dense_bytes", "file_bytes", "statistics", "workers", "output", "finished")
+    taken = (
+        "key",
+        "state",
+        "family",
+        "bytes",
+        "dense_bytes",
+        "file_bytes",
+        "statistics",
+        "workers",
+        "output",
+        "finished",
+    )
     left, dense = record.get("bytes"), record.get("dense_bytes")
     return {
         **{name: record.get(name) for name in taken},
@@ -127,9 +139,10 @@ def _measured(record: Record) -> dict[str, Value]:
     for task, metric in _measures(record):
         name = measure_name(task, metric)
         found = evaluation["results"][task][metric]
-        change = evaluation.get("difference", {}).get(task, {}).get(metric, {})
+        change = (evaluation.get("difference") or {}).get(task, {}).get(metric, {})
         row |= {name: found["value"], f"{name} low": found.get("low"), f"{name} high": found.get("high")}
         row |= {f"{name} change": change.get("value"), f"{name} p": change.get("p")}
+        row[f"{name} detectable"] = (evaluation.get("detectable") or {}).get(task, {}).get(metric)
     for speed in _speeds(record):
         name = pass_name(speed["batch"], speed["length"])
         row[name] = speed["median"]

@@ -26,6 +26,7 @@ class Names:
             for column in columns
             if self._axis_of[column] not in (*SUBJECT, SEED) and column not in self._numbers
         ]
+        self.groups = [column for column in columns if self._axis_of[column] == "targets"]
         self.varying = [column for column in self.texts if self._varies(results, column)]
 
     def subject(self, group: Group) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from laconic.report.html import template
 from laconic.report.study.charts import Chart
 from laconic.report.study.flat import DONE, SEED, Record, Results
-from laconic.report.study.plans import plan_of, same_plans
+from laconic.report.study.plans import Plan, plans
 from laconic.report.study.tables import Face, Sheet, Shown, every_cell, means
 from laconic.report.study.words import failures, findings, paragraphs
 
@@ -43,7 +43,8 @@ class Page:
     sections: Mapping[str, Sequence[Picture]]
     means: Sheet
     cells: Sheet
-    plans: Mapping[str, Mapping[str, str]]
+    plans: Sequence[Plan]
+    saved: bool
     left: Mapping[str, int]
 
     def value(self, row: Mapping[str, Shown], face: Face) -> str:
@@ -57,11 +58,11 @@ def page(
     records: Sequence[Record], results: Results, charts: Sequence[Chart], pictures: Sequence[Picture], title: str
 ) -> str:
     """The HTML; it loads nothing from anywhere."""
-    plans = same_plans({_name(record, results): plan_of(record) for record in records if record["state"] == DONE})
+    told = plans((_name(record, results), record) for record in records if record["state"] == DONE)
     shown, left_pictures = _fitting(((one, len(one.svg)) for one in pictures), PICTURES)
     cells = every_cell(results)
     rows, left_rows = _fitting(((row, 90 * len(cells.faces)) for row in cells.rows), CELLS)
-    kept, left_plans = _fitting(((name, _weight(plan)) for name, plan in plans.items()), PLANS)
+    kept, left_plans = _fitting(((plan, plan.weight) for plan in told), PLANS)
     said = Page(
         title=title,
         summary=paragraphs(records, results),
@@ -74,7 +75,8 @@ def page(
         },
         means=means(results, charts),
         cells=Sheet(cells.name, cells.faces, tuple(rows)),
-        plans={name: plans[name] for name in kept},
+        plans=kept,
+        saved=any(results.values("output")),
         left={"pictures": left_pictures, "cells": left_rows, "plans": left_plans},
     )
     return template("study/page.html").render(page=said)
@@ -92,14 +94,10 @@ def _fitting(weighed: Iterable[tuple[T, int]], most: int) -> tuple[list[T], int]
     return kept, len(everything) - len(kept)
 
 
-def _weight(plan: Mapping[str, str]) -> int:
-    return sum(len(site) + len(what) + 60 for site, what in plan.items())
-
-
 def _name(record: Record, results: Results) -> str:
-    """A cell by its axes and its key."""
+    """A cell by its axes."""
     axes = [f"{value}" if name in ("model", "method", "recipe", "task") else f"{name} {value}"
             for name, value in record["axes"].items() if value is not None and name != SEED]  # fmt: skip
     seed = record["axes"].get(SEED)
     seeded = [] if seed is None or len(results.values(results.axes[SEED])) < 2 else [f"seed {seed}"]
-    return f"{', '.join([*axes, *seeded])} ({record['key']})"
+    return ", ".join([*axes, *seeded])

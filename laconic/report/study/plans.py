@@ -1,11 +1,25 @@
 """What became of each matrix, briefly: matrices that differ in their layer alone and became the same are one line."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 PLACE = "#"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the cells of these names have in common: sites → what they became."""
+
+    names: tuple[str, ...]
+    sites: Mapping[str, str]
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes in a page."""
+        return sum(map(len, self.names)) + sum(len(site) + len(what) + 60 for site, what in self.sites.items())
 
 
 def plan_of(record: Mapping[str, Any]) -> dict[str, str]:
@@ -25,23 +39,21 @@ def spelled(what: object) -> str:
     return str(what)
 
 
-def same_plans(plans: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """Equal plans under one name, which says whose they are."""
+def plans(named: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Plan]:
+    """Those of records by the names of their cells, equal ones once; a cell without matrices has none."""
     owners: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for name, plan in plans.items():
-        if plan:
-            owners.setdefault(tuple(plan.items()), []).append(name)
-    return {_together(names): dict(plan) for plan, names in owners.items()}
-
-
-def _together(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]}, and {len(names) - 1} more with the same plan"
+    for name, record in named:
+        if found := plan_of(record):
+            owners.setdefault(tuple(found.items()), []).append(name)
+    return [Plan(tuple(names), dict(sites)) for sites, names in owners.items()]
 
 
 def _line(name: str, parameters: object) -> str:
     if not isinstance(parameters, Mapping) or not parameters:
         return name
-    said = ", ".join(f"{key} {spelled(value) if isinstance(value, Mapping) else value}" for key, value in parameters.items())
+    said = ", ".join(
+        f"{key} {spelled(value) if isinstance(value, Mapping) else value}" for key, value in parameters.items()
+    )
     return f"{name}: {said}"
 
 

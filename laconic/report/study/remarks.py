@@ -22,7 +22,7 @@ def remark(group: Group, measures: Sequence[Measure]) -> str:
     failed = sum(row["state"] != DONE for row in group.rows)
     if failed:
         parts.append("failed" if len(group.rows) == 1 else f"{failed} of {len(group.rows)} cells failed")
-    return "; ".join(parts)
+    return ", ".join(parts)
 
 
 def is_noise(row: Row, measure: Measure) -> bool | None:
@@ -40,7 +40,7 @@ def _verdict(rows: Sequence[Row], measure: Measure) -> str:
         return "noise"
     directions = {_direction(row, measure) for row, noise in judged if not noise}
     change = directions.pop() if len(directions) == 1 else "change"
-    return change if not quiet else f"{change}, but noise in {quiet} of {len(judged)} seeds"
+    return change if not quiet else f"{change}; noise in {quiet} of {len(judged)} seeds"
 
 
 def _direction(row: Row, measure: Measure) -> str:

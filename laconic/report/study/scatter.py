@@ -16,7 +16,11 @@ from laconic.report.study.measures import Measure
 
 # Narrow enough that its letters can be read on a phone.
 WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
-SMALL = FONT_SIZE - 1.5
+SMALL = FONT_SIZE - 0.5
+HALF = 24
+"""Characters of a name of which two fit beside each other."""
+FEW = 8
+"""Amounts up to which each has a mark on its axis."""
 WIDE_RANGE = 20
 """Quotient of the largest and the smallest value from which an axis is logarithmic."""
 PALETTE = (COLOURS[3], COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[1], COLOURS[5], COLOURS[6])
@@ -28,7 +32,10 @@ def draw(chart: Chart) -> Figure:
     colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(_unique(dot.colour for dot in chart.dots))}
     shapes = _shapes(chart.dots)
     legend = list(dict.fromkeys((dot.colour, dot.shape) for dot in chart.dots))
-    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * len(legend)), layout="constrained")
+    labels = [shape if colour in shape else f"{colour}: {shape}" for colour, shape in legend]
+    columns = 2 if max(map(len, labels)) <= HALF else 1
+    lines = math.ceil(len(labels) / columns)
+    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
     axes = figure.subplots()
     plain(axes)
     _scale(axes, chart)
@@ -37,17 +44,20 @@ def draw(chart: Chart) -> Figure:
         axes.step(*zip(*chart.front, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
     for line in _unique(dot.line for dot in chart.dots):
         along = sorted((dot for dot in chart.dots if dot.line == line), key=lambda dot: dot.order)
-        axes.plot(*zip(*(dot.at for dot in along), strict=True), color=colours[along[0].colour], linewidth=1.3, alpha=0.5)
+        axes.plot(
+            *zip(*(dot.at for dot in along), strict=True), color=colours[along[0].colour], linewidth=1.3, alpha=0.5
+        )
     for index, dot in enumerate(chart.dots):
         _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
     axes.set_xlabel(chart.cost.title, color=INK, fontsize=FONT_SIZE)
-    axes.set_title(chart.quality.title, color=INK, fontsize=FONT_SIZE, loc="left")
+    axes.set_title(f"{chart.title}: {chart.quality.title}", color=INK, fontsize=FONT_SIZE, loc="left")
     handles = [
-        Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6,
-               label=shape if colour in shape else f"{colour}: {shape}")
-        for colour, shape in legend
+        Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6, label=label)
+        for (colour, shape), label in zip(legend, labels, strict=True)
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=SMALL, labelcolor=INK)
+    figure.legend(
+        handles=handles, loc="outside lower left", frameon=False, fontsize=SMALL, labelcolor=INK, ncols=columns
+    )
     return figure
 
 
@@ -68,7 +78,7 @@ def _dot(axes: Axes, dot: Dot, index: int, colour: str, shape: str) -> None:
     for at in dot.cells:
         axes.plot(*at, color=colour, marker=".", markersize=3.5, alpha=0.6, linestyle="none")
     if dot.low is not None and dot.high is not None:
-        axes.plot([x, x], [max(dot.low, axes.get_ylim()[0]), dot.high], color=colour, linewidth=1, alpha=0.6)
+        axes.plot([x, x], [max(dot.low, axes.get_ylim()[0]), dot.high], color=colour, linewidth=1.4, alpha=0.6)
     ring = {"markeredgecolor": INK, "markeredgewidth": 1.6} if dot.on_front else {}
     drawn = axes.plot(x, y, color=colour, marker=shape, markersize=8 if dot.on_front else 6, zorder=3, **ring)
     drawn[0].set_gid(f"dot-{index}")
@@ -77,20 +87,24 @@ def _dot(axes: Axes, dot: Dot, index: int, colour: str, shape: str) -> None:
 def _original(axes: Axes, chart: Chart) -> None:
     """A star where it is; a line where it has only one of the two, or no place on a logarithmic axis."""
     cost, quality = chart.original
-    shown = quality is not None and (quality > 0 or axes.get_yscale() == "linear")
+    if quality is not None and quality <= 0 and axes.get_yscale() == "log":
+        quality = None
     dotted = {"color": INK, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
-    if shown and quality is not None:
+    if quality is not None:
         axes.axhline(quality, **dotted)
     if cost is not None:
         axes.axvline(cost, **dotted)
     name = {"color": INK, "fontsize": SMALL, "textcoords": "offset points"}
-    if shown and cost is not None:
+    if quality is not None and cost is not None:
         axes.plot(cost, quality, color=INK, marker="*", markersize=11, linestyle="none", zorder=2)
-        axes.annotate("original", (cost, quality), (-4, 6), ha="right", **name)
-    elif shown:
+    if cost is not None:
+        # Where lines are least: small models are bad, and the corner opposite to theirs is free.
+        height, side = (0.03, "bottom") if chart.quality.higher_is_better else (0.98, "top")
+        axes.annotate(
+            "original", (cost, height), (-4, 0), xycoords=axes.get_xaxis_transform(), ha="right", va=side, **name
+        )
+    elif quality is not None:
         axes.annotate("original", (0.01, quality), (0, 4), xycoords=axes.get_yaxis_transform(), **name)
-    elif cost is not None:
-        axes.annotate("original", (cost, 0.98), (-4, 0), xycoords=axes.get_xaxis_transform(), ha="right", va="top", **name)
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
@@ -108,6 +122,9 @@ def _scale(axes: Axes, chart: Chart) -> None:
     axes.set_ylim(*_limits(axes, "y", ys, log))
     _ticks(axes, "y", chart.quality, log)
     _ticks(axes, "x", chart.cost, _far_apart(xs))
+    if chart.kind == "amount" and len(set(xs)) <= FEW:
+        axes.set_xticks(sorted(set(xs)))
+        axes.set_xticks([], minor=True)
 
 
 def _far_apart(values: Sequence[float]) -> bool:

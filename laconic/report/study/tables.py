@@ -78,10 +78,9 @@ def means(results: Results, charts: Sequence[Chart] = ()) -> Sheet:
 def every_cell(results: Results) -> Sheet:
     """One row for each cell, its values those of results.csv."""
     changes = [
-        Face(f"{measure.column} p", f"p of {measure.name}", "{:.3f}") for measure in qualities(results) if measure != KL
+        Face(f"{measure.column} p", f"p of {measure.name}", "{:.2g}") for measure in qualities(results) if measure != KL
     ]
     faces = (
-        Face("key", "cell"),
         *axis_faces(results),
         Face("state", "state"),
         *_sizes(),
@@ -89,7 +88,7 @@ def every_cell(results: Results) -> Sheet:
         *changes,
         *_times(results),
         Face("seconds", "seconds it took", "{:,.0f}"),
-        Face("output", "model"),
+        Face("key", "cell"),
     )
     return Sheet("cells", faces, results.rows).without_empty()
 
@@ -121,7 +120,7 @@ def _face(measure: Measure) -> Face:
 
 
 def _times(results: Results) -> list[Face]:
-    return [Face(pass_name(*one), f"ms for {one[0]} × {one[1]} tokens", "{:,.1f}", 1e3) for one in results.passes]
+    return [Face(pass_name(*one), f"ms for {one[0]} × {one[1]} tokens", "{:,.2f}", 1e3) for one in results.passes]
 
 
 def _on_front(charts: Sequence[Chart]) -> dict[frozenset[str], list[str]]:

@@ -37,7 +37,9 @@ def failures(results: Results) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in results.rows:
         if row["state"] != DONE:
-            where = ", ".join(f"{name} {row[column]}" for name, column in results.axes.items() if row[column] is not None)
+            where = ", ".join(
+                f"{name} {row[column]}" for name, column in results.axes.items() if row[column] is not None
+            )
             found.setdefault(str(row["error"] or "No cause was recorded."), []).append(f"{row['key']} ({where})")
     return found
 
@@ -59,7 +61,9 @@ def _cells(results: Results) -> str:
         if values:
             axes.append(f"{name} {listed(_sorted(values))}")
     originals = len(results.rows) - len(compressed)
-    against = f", and {_count(originals, 'model')} as {'it was' if originals == 1 else 'they were'}" if originals else ""
+    against = (
+        f", and {_count(originals, 'model')} as {'it was' if originals == 1 else 'they were'}" if originals else ""
+    )
     seeds = len(results.values(results.axes[SEED])) if SEED in results.axes else 1
     repeated = f" What is shown of a cell with several seeds is the mean over {seeds}." if seeds > 1 else ""
     ended = f" {_count(failed, 'cell')} of {len(results.rows)} failed; the causes are below." if failed else ""
@@ -76,7 +80,9 @@ def _judged(records: Sequence[Record]) -> str:
     for record in records:
         for task, settings in ((record.get("evaluation") or {}).get("settings") or {}).items():
             context = f", {settings['context']} tokens of each at most" if settings.get("context") else ""
-            said[f"{task} ({settings.get('rows', '?')} rows of the {settings.get('split', 'dev')} split{context})"] = None
+            said[f"{task} ({settings.get('rows', '?')} rows of the {settings.get('split', 'dev')} split{context})"] = (
+                None
+            )
             for source, rows in (settings.get("calibration_rows") or {}).items():
                 if rows:
                     overlaps[f"{rows} rows of {task} are also in {source}, which was calibrated on"] = None
@@ -92,7 +98,8 @@ def _made(records: Sequence[Record]) -> str:
     for record in records:
         recipe = record.get("recipe") or {}
         if recipe.get("data") and not record.get("baseline"):
-            said[f"{recipe['data']} ({recipe.get('samples', 128)} texts of {recipe.get('max_length', 128)} tokens at most)"] = None
+            rows, tokens = recipe.get("samples"), recipe.get("max_length")
+            said[f"{recipe['data']} ({rows} texts of {tokens} tokens at most)"] = None
     return f"Calibrated on {listed(said)}." if said else ""
 
 
@@ -125,7 +132,11 @@ def _beside(results: Results) -> str:
 
 def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure: Measure, subject: str) -> str:
     """One sentence on what can be had for nothing."""
-    quiet = [group for group in groups if all(is_noise(row, measure) is not False or _gains(row, measure) for row in group.done)]
+    quiet = [
+        group
+        for group in groups
+        if all(is_noise(row, measure) is not False or _gains(row, measure) for row in group.done)
+    ]
     sized = [(size, group) for group in quiet if (size := group.mean(SIZE.column)) is not None]
     where = f"{subject}, {measure.name}"
     if not sized:
@@ -137,8 +148,17 @@ def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure
     against = " against ".join(measure.form.format(figure * measure.scale) for figure in figures)
     return (
         f"{where}: the smallest model whose loss is within noise (p ≥ 0.05 for every seed) is {names.whole(group)}: "
-        f"{SIZE.written(size)}{of}, {against}."
+        f"{SIZE.written(size)}{of}, {against}.{_would_show(group, measure)}"
     )
+
+
+def _would_show(group: Group, measure: Measure) -> str:
+    """How small a loss the rows tell from chance: noise is no proof of equality."""
+    detectable = group.mean(f"{measure.column} detectable")
+    if detectable is None:
+        return ""
+    said = f"{100 * detectable:.1f} points" if "%" in measure.form else measure.form.format(detectable)
+    return f" These rows show a change of {said} in four cases of five."
 
 
 def _gains(row: Mapping[str, Any], measure: Measure) -> bool:

@@ -12,8 +12,8 @@ from laconic.report.study.charts import charts
 from laconic.report.study.files import as_csv, as_parquet, put
 from laconic.report.study.flat import flat
 from laconic.report.study.page import Picture, page
-from laconic.report.study.query import PARQUET
 from laconic.report.study.scatter import draw, picture
+from laconic.report.study.sql import PARQUET
 from laconic.report.study.tables import means
 
 PAGE, CSV, MARKDOWN, FIGURES = "report.html", "results.csv", "results.md", "figures"

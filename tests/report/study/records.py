@@ -97,9 +97,10 @@ def _sites(axes: Mapping[str, Any], keep: float) -> Iterator[tuple[str, Any]]:
     for layer, site in product(range(6), ("attention.self.query", "attention.self.key", "intermediate.dense")):
         rank = int(192 * keep) - (layer if axes["method"] == "kfac-svd" else 0)
         pruned = axes["method"] in FAMILY
-        yield f"encoder.layer.{layer}.{site}", {
-            axes["method"]: {"sparsity": round(1 - keep, 2)} if pruned else {"rank": rank}
-        }
+        yield (
+            f"encoder.layer.{layer}.{site}",
+            {axes["method"]: {"sparsity": round(1 - keep, 2)} if pruned else {"rank": rank}},
+        )
 
 
 def _evaluation(
