@@ -92,7 +92,7 @@ def charts(results: Results) -> list[Chart]:
                 here = [group for group in groups if names.subject(group) == subject]
                 for suffix, column in colourings:
                     drawn = _Drawing(names, cost, quality, kind, column)
-                    found += drawn.chart(here, f"{subject}{suffix}")
+                    found += drawn.chart(here, f"{names.title(subject, quality.column)}{suffix}")
     return found
 
 

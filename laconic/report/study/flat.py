@@ -15,8 +15,8 @@ Record = Mapping[str, Any]
 Row = Mapping[str, Value]
 
 DONE = "done"
-SEED = "seed"
-ORDER = ("model", "task", "recipe", "method", "targets", "allocate", "keep", "then", SEED)
+MODEL, SEED = "model", "seed"
+ORDER = (MODEL, "task", "recipe", "method", "targets", "allocate", "keep", "then", SEED)
 """Of the axes in tables; parameters of methods stand before `then`."""
 FIXED = ("key", "state", "baseline", "family", "bytes", "dense_bytes", "file_bytes", "kept", "parameters",
          "memory_bytes", "kl", "kl_low", "kl_high", "top1_agreement", "cosine", "seconds", "compress_seconds",
@@ -59,6 +59,8 @@ class Results:
 
 def flat(records: Sequence[Record]) -> Results:
     """The rows of `records`; what a cell does not have is None."""
+    if not any(MODEL in record["axes"] for record in records):
+        records = [_with_model(record) for record in records]
     axes = {name: f"axis {name}" if name in FIXED else name for name in _ordered(records)}
     raw = [{**_facts(record), **_axes(record, axes), **_measured(record)} for record in records]
     measures = tuple(dict.fromkeys(measure for record in records for measure in _measures(record)))
@@ -76,6 +78,12 @@ def measure_name(task: str, metric: str) -> str:
 def pass_name(batch: int, length: int) -> str:
     """The column of the median seconds of a forward pass."""
     return f"latency {batch}x{length}"
+
+
+def _with_model(record: Record) -> Record:
+    """Where recipes say what is compressed, the last part of its name: cells of two models are never of one group."""
+    model = (record.get("recipe") or {}).get(MODEL)
+    return {**record, "axes": {MODEL: model and str(model).rstrip("/").rpartition("/")[2], **record["axes"]}}
 
 
 def _ordered(records: Sequence[Record]) -> list[str]:
@@ -96,7 +104,7 @@ def _columns(
         yield from (name, f"{name} low", f"{name} high", f"{name} change", f"{name} p", f"{name} detectable")
     for conditions in passes:
         name = pass_name(*conditions)
-        yield from (name, f"{name} lower", f"{name} upper")
+        yield from (name, f"{name} lower", f"{name} upper", f"{name} peak_bytes")
     yield from FIXED[FIXED.index("seconds") :]
 
 
@@ -147,6 +155,7 @@ def _measured(record: Record) -> dict[str, Value]:
         name = pass_name(speed["batch"], speed["length"])
         row[name] = speed["median"]
         row |= {f"{name} lower": speed.get("lower_quartile"), f"{name} upper": speed.get("upper_quartile")}
+        row[f"{name} peak_bytes"] = speed.get("peak_bytes")
     return row
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from laconic.report.study.flat import SEED, Results
+from laconic.report.study.flat import MODEL, SEED, Results
 from laconic.report.study.groups import Group
 from laconic.report.study.measures import amounts
 from laconic.report.tables import Value
 
-SUBJECT = ("model", "task")
+SUBJECT = (MODEL, "task")
 """Axes that say what was compressed, and not how."""
+NOTHING_MORE = ("then", "nothing")
 HOW = ("method", "recipe")
 
 
@@ -19,8 +20,11 @@ class Names:
         self._axis_of = {column: name for name, column in results.axes.items()}
         self._numbers = [measure.column for measure in amounts(results)]
         columns = list(results.axes.values())
-        subjects = [column for column in columns if self._axis_of[column] in SUBJECT]
-        self.subjects = [column for column in subjects if len(results.values(column)) > 1] or subjects[:1]
+        self.subjects = [
+            column
+            for column in columns
+            if self._axis_of[column] in SUBJECT and (self._axis_of[column] == MODEL or len(results.values(column)) > 1)
+        ]
         self.texts = [
             column
             for column in columns
@@ -32,6 +36,10 @@ class Names:
     def subject(self, group: Group) -> str:
         """The model, and the task where they differ."""
         return ", ".join(str(group.axes[column]) for column in self.subjects if group.axes[column] is not None)
+
+    def title(self, subject: str, quality: str) -> str:
+        """The subject without the task, where the column `quality` has that in its name."""
+        return ", ".join(part for part in subject.split(", ") if not quality.startswith(f"{part} "))
 
     def way(self, group: Group, without: Sequence[str] = ()) -> str:
         """How it was compressed, without the amount; `without` these columns."""
@@ -56,7 +64,7 @@ class Names:
         return len(found) > 1 or self._axis_of[column] in HOW
 
     def _said(self, column: str, value: Value) -> str:
-        if value is None:
+        if value is None or (self._axis_of[column], value) == NOTHING_MORE:
             return ""
         return str(value) if self._axis_of[column] in (*HOW, "targets") else f"{column} {_short(value)}"
 

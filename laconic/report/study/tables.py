@@ -61,18 +61,19 @@ FRONT, REMARK, CELLS = "front", "remark", "cells"
 def means(results: Results, charts: Sequence[Chart] = ()) -> Sheet:
     """One row for each group of cells that differ in their seed alone; `charts` say what is on a front."""
     axes = [face for face in axis_faces(results) if face.column != results.axes.get(SEED)]
-    measured = [*_sizes(), *_qualities(results), *_times(results)]
-    texts = [Face(CELLS, "cells", "{:d}"), Face(FRONT, "best for"), Face(REMARK, "against the original")]
+    before = [*_sizes(), *(_face(measure) for measure in qualities(results))]
+    after = _times(results)
     compared = [measure for measure in qualities(results) if measure != KL]
     rows: list[Mapping[str, Shown]] = []
     on_front = _on_front(charts)
     for group in grouped(results):
         row: dict[str, Shown] = dict(group.axes)
-        row |= {face.column: group.spread(face.column) for face in measured}
+        row |= {face.column: group.spread(face.column) for face in (*before, *after)}
         row |= {CELLS: len(group.done), REMARK: remark(group, compared)}
         row[FRONT] = ", ".join(on_front.get(group.keys, ()))
         rows.append(row)
-    return Sheet("means", (*axes, texts[0], *measured, *texts[1:]), tuple(rows)).without_empty()
+    said = Face(REMARK, "against the original"), Face(FRONT, "best for")
+    return Sheet("means", (*axes, Face(CELLS, "cells", "{:d}"), *before, *said, *after), tuple(rows)).without_empty()
 
 
 def every_cell(results: Results) -> Sheet:
@@ -105,10 +106,6 @@ def axis_faces(results: Results) -> list[Face]:
 
 def _sizes() -> list[Face]:
     return [Face(SIZE.column, "file MB", "{:,.2f}", SIZE.scale), Face("kept", "matrices kept", "{:.1%}")]
-
-
-def _qualities(results: Results) -> list[Face]:
-    return [_face(measure) for measure in qualities(results)]
 
 
 def _all_measures(results: Results) -> list[Face]:

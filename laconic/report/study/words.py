@@ -138,7 +138,7 @@ def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure
         if all(is_noise(row, measure) is not False or _gains(row, measure) for row in group.done)
     ]
     sized = [(size, group) for group in quiet if (size := group.mean(SIZE.column)) is not None]
-    where = f"{subject}, {measure.name}"
+    where = f"{names.title(subject, measure.column)}, {measure.name}"
     if not sized:
         return f"{where}: every compressed model is worse than the original beyond noise."
     size, group = min(sized, key=lambda pair: pair[0])

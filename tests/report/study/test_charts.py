@@ -112,3 +112,16 @@ def test_a_mark_says_what_it_is_and_pictures_share_no_names() -> None:
     ids = [set(element.get("id", "") for element in ElementTree.fromstring(svg).iter()) - {""} for svg in svgs]
     assert not any(name.startswith(("figure", "axes", "text")) for name in ids[0] | ids[1])
     assert TASK in drawn[0].caption
+
+
+def test_a_task_is_told_once_and_nothing_more_is_not_told() -> None:
+    records = []
+    for task, then in (("glue/sst2", "nothing"), ("glue/mrpc", "finetune")):
+        record = cell({**AXES, "then": then, "task": task})
+        results = record["evaluation"]["results"]
+        record["evaluation"]["results"] = {task: results[TASK]}
+        records.append(record)
+    titles = {one.title: one.dots[0].way for one in charts(flat(records)) if one.quality.column != KL}
+    assert titles == {"minilm-sst2": "svd, then finetune"}
+    titles = {one.title: one.dots[0].way for one in charts(flat(records)) if one.quality.column == KL}
+    assert titles == {"minilm-sst2, glue/sst2": "svd", "minilm-sst2, glue/mrpc": "svd, then finetune"}

@@ -6,6 +6,10 @@ from statistics import fmean, stdev
 
 import pytest
 
+from laconic.evaluate.fidelity import Fidelity
+from laconic.evaluate.intervals import Interval
+from laconic.evaluate.paired import Difference
+from laconic.evaluate.run import Evaluation
 from laconic.report.study.files import as_arrow, as_csv
 from laconic.report.study.flat import flat
 from laconic.report.study.groups import Spread, grouped
@@ -28,6 +32,28 @@ def test_a_row_has_what_the_record_has() -> None:
     assert row["latency 8x128"] == record["evaluation"]["cost"]["latency"][1]["median"]
     assert row["seconds"] == record["seconds"]["total"]
     assert row["baseline"] is False and row["error"] is None
+
+
+def test_the_made_up_records_are_like_real_ones() -> None:
+    figure, change = Interval(0.5, 0.4, 0.6), Difference(-0.1, -0.2, 0.0, 0.03, 0.05)
+    near = Fidelity(0.1, 0.05, 0.2, 0.9, 0.99, 8, 8, TASK, "dev", 128, "bert", 0)
+    real = Evaluation(
+        results={TASK: {"accuracy": figure}}, settings={TASK: {"rows": 8}}, cost=None, original=None, fidelity=near,
+        difference={TASK: {"accuracy": change}},
+    ).to_json()  # fmt: skip
+    made = cell(AXES)
+    assert real["fidelity"].keys() - {"versions"} == made["evaluation"]["fidelity"].keys()
+    (row,) = flat([{**made, "evaluation": real}]).rows
+    assert (row["kl"], row["kl_high"], row["glue/sst2 accuracy low"]) == (0.1, 0.2, 0.4)
+    assert (row["glue/sst2 accuracy p"], row["glue/sst2 accuracy detectable"]) == (0.03, 0.05)
+
+
+def test_recipes_without_an_axis_of_models_have_the_models_of_their_recipes() -> None:
+    records = []
+    for model in ("models/one", "models/two/"):
+        record = cell({"model": "minilm-sst2", "method": "svd", "seed": 0})
+        records.append({**record, "axes": {"recipe": "original"}, "recipe": {"model": model}, "baseline": True})
+    assert [group.axes["model"] for group in grouped(flat(records))] == ["one", "two"]
 
 
 def test_axes_stand_in_a_fixed_order_and_never_on_a_column_of_another_meaning() -> None:
