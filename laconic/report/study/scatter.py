@@ -19,6 +19,8 @@ WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
 SMALL = FONT_SIZE - 0.5
 HALF = 24
 """Characters of a name of which two fit beside each other."""
+APART = 0.09
+"""Of the width of a picture, between two marks on its axis."""
 FEW = 8
 """Amounts up to which each has a mark on its axis."""
 WIDE_RANGE = 20
@@ -104,7 +106,11 @@ def _original(axes: Axes, chart: Chart) -> None:
             "original", (cost, height), (-4, 0), xycoords=axes.get_xaxis_transform(), ha="right", va=side, **name
         )
     elif quality is not None:
-        axes.annotate("original", (0.01, quality), (0, 4), xycoords=axes.get_yaxis_transform(), **name)
+        # In the middle lines are far from it, on its worse side.
+        up, side = (4, "bottom") if chart.quality.higher_is_better else (-4, "top")
+        axes.annotate(
+            "original", (0.5, quality), (0, up), xycoords=axes.get_yaxis_transform(), ha="center", va=side, **name
+        )
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
@@ -123,7 +129,7 @@ def _scale(axes: Axes, chart: Chart) -> None:
     _ticks(axes, "y", chart.quality, log)
     _ticks(axes, "x", chart.cost, _far_apart(xs))
     if chart.kind == "amount" and len(set(xs)) <= FEW:
-        axes.set_xticks(sorted(set(xs)))
+        axes.set_xticks(_readable(sorted(set(xs)), axes))
         axes.set_xticks([], minor=True)
 
 
@@ -153,6 +159,16 @@ def _ticks(axes: Axes, which: str, measure: Measure, log: bool) -> None:
         axis.set_major_formatter(PercentFormatter(1))
     else:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _readable(values: Sequence[float], axes: Axes) -> list[float]:
+    """Those of the rising `values` whose marks are so far from the one before that both can be read."""
+    along = axes.transAxes.inverted().transform(axes.transData.transform([(value, 1.0) for value in values]))[:, 0]
+    kept: list[int] = []
+    for index, place in enumerate(along):
+        if not kept or place - along[kept[-1]] >= APART:
+            kept.append(index)
+    return [values[index] for index in kept]
 
 
 def _shapes(dots: Sequence[Dot]) -> dict[str, str]:
