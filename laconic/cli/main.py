@@ -15,6 +15,7 @@ from laconic.cli.export import export
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.run import run
+from laconic.cli.study import study
 from laconic.errors import UserError
 from laconic.processes import agreed, by_first, is_first, joined
 
@@ -29,7 +30,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Of several processes the first alone does what is not shared out.
-for verb in (by_first(demo), compress, run, by_first(evaluate), by_first(export), by_first(inspect), by_first(methods)):
+for verb in (
+    by_first(demo),
+    compress,
+    run,
+    by_first(evaluate),
+    by_first(export),
+    by_first(inspect),
+    by_first(study),
+    by_first(methods),
+):
     app.command()(verb)
 
 

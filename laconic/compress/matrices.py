@@ -87,6 +87,11 @@ class Compress(Step):
         return bool(self.needs) or (self.plan is None and self._way.runs_the_model(self._asked))
 
     @property
+    def surveys(self) -> bool:
+        """True where all that it measures is one survey of the model as it is, which others may have made."""
+        return bool(self.needs) and not self._walks
+
+    @property
     def _methods(self) -> tuple[Method, ...]:
         return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
 

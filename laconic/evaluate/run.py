@@ -67,12 +67,14 @@ def evaluate(
     limit: int | None = None,
     against: LanguageModel | None = None,
     cost: bool | Conditions = True,
+    compare_cost: bool = True,
     resume: bool = False,
     track: Track = silent,
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
 
-    `cost` says too under which conditions: both models are judged and timed in the runtime that it names.
+    `cost` says too under which conditions: both models are judged and timed in the runtime that it names. Without
+    `compare_cost` that of `against` is not measured.
 
     The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
     cost is measured. Where it is known what the models were made with, the settings of each task say how many of its
@@ -116,7 +118,7 @@ def evaluate(
         **evaluation,
         original=_figures(theirs),
         original_cost=measure_cost(against, None, under.batch, under.length, service=other, track=track)
-        if cost
+        if cost and compare_cost
         else None,
         fidelity=None if rows is None else fidelity(service.lm, other.lm, rows, seed=SEED, track=track),
         difference={name: _differences(name, ours[name], theirs[name]) for name in ours},

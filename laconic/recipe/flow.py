@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from laconic import processes
 from laconic.allocate import Plan
-from laconic.calibrate import Calibration, Labels
+from laconic.calibrate import Calibration, Known, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
 from laconic.compress import Allocation, Compress, Outcome, Step
 from laconic.errors import UserError, must_be
@@ -106,8 +106,16 @@ def takes_keep(line: Method | Step) -> bool:
     return isinstance(line, Method) and not line.has_size
 
 
-def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> tuple[LanguageModel, Changes]:
+def apply_steps(
+    lm: LanguageModel,
+    steps: Sequence[Step],
+    data: Calibration | None,
+    known: Mapping[str, Known] | None = None,
+) -> tuple[LanguageModel, Changes]:
     """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done.
+
+    `known` is what was measured of `lm` before, by site, all that the first step would measure: that must be one that
+    `surveys`.
 
     Of several processes all do the same, and go on from each step with the weights of the first.
     """
@@ -116,9 +124,12 @@ def apply_steps(lm: LanguageModel, steps: Sequence[Step], data: Calibration | No
     if any(step.needs_original for step in steps):
         lm = replace(lm, original=lm.copy())
     outcomes = []
-    for step in steps:
+    for index, step in enumerate(steps):
         with processes.agreed():
-            outcomes.append(step.apply(lm, data))
+            if known is not None and index == 0 and isinstance(step, Compress):
+                outcomes.append(step.solve(lm, known, data))
+            else:
+                outcomes.append(step.apply(lm, data))
         now = outcomes[-1].now
         if now is not None and data is not None and now.tokenizer is not lm.tokenizer:
             data = replace(data, batches=_read_again(now, data))

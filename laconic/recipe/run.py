@@ -72,7 +72,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
         lm, data = _loaded(recipe, track, device)
     lm, changes = apply_steps(lm, recipe.steps, data)
     plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    beside = Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **_curves(changes)})
+    beside = Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **pictures_of(changes)})
     by_first(save)(lm, output, beside)
     seconds = time.perf_counter() - start
     return Record(
@@ -99,7 +99,12 @@ def check(recipe: Recipe, output: Path) -> Path:
         UserError: `output` cannot be made, or something in `recipe` cannot be done.
     """
     output = check_output(output)
-    model = skeleton(recipe.model)
+    check_recipe(recipe, skeleton(recipe.model))
+    return output
+
+
+def check_recipe(recipe: Recipe, model: LanguageModel) -> None:
+    """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights."""
     places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
     check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
@@ -113,10 +118,9 @@ def check(recipe: Recipe, output: Path) -> Path:
     if recipe.evaluate is not None:
         made = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
         check_tasks(recipe.evaluate.tasks, model.task, compared=False, calibration=made)
-    return output
 
 
-def _curves(changes: Changes) -> dict[str, bytes]:
+def pictures_of(changes: Changes) -> dict[str, bytes]:
     """The picture of every training."""
     return {
         f"{name}/curves.png": png(curves(history["lines"], name))

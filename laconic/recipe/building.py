@@ -1,0 +1,75 @@
+"""A dataclass of what YAML spells: unknown keys, missing ones and wrong values are one sentence with their place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from laconic.allocate import Plan, plan_from, read_plan
+from laconic.errors import UserError, must_be, unknown
+from laconic.methods import Method
+from laconic.methods.problem import placed, sentence
+from laconic.methods.spelling import method_from
+
+
+def read_mapping(path: Path, what: str, holds: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `what` is what the file is called, `holds` what must be in it.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        spelled = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"The {what} '{path}' cannot be read: {reason}.") from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"The {what} '{path}' is not YAML: {where}.") from error
+    if not isinstance(spelled, dict):
+        raise must_be(f"The {what} '{path}'", f"a mapping with {holds}", spelled)
+    return spelled
+
+
+def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
+    """The dataclass `kind` of these values: unknown keys first, then missing ones, then each value."""
+    known = {field.name: field for field in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise placed(unknown("key", str(key), known), place)
+    for name, field in known.items():
+        if name not in values and _is_required(field):
+            raise UserError(f"{place}.{name} is missing; give it a value.")
+    hints = get_type_hints(kind)
+    read = {key: _read(hints[key], value, f"{place}.{key}") for key, value in values.items()}
+    try:
+        return TypeAdapter(kind).validate_python(read)
+    except ValidationError as error:
+        raise sentence(error, kind, place) from error
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _read(hint: object, value: Any, place: str) -> Any:
+    """What YAML spells in a form of its own, by the type that is asked for: methods, plans, mappings of fields."""
+    readers: dict[object, Callable[[Any, str], Any]] = {Method: method_from, Plan: _plan, Plan | None: _plan}
+    reader = readers.get(hint)
+    if reader is None and isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return build(hint, value, place)
+    try:
+        return value if reader is None else reader(value, place)
+    except UserError as error:
+        raise placed(error, place) from error
+
+
+def _plan(value: Any, place: str) -> Plan | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return read_plan(Path(value))
+    return plan_from(value, place)

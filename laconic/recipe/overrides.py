@@ -1,0 +1,54 @@
+"""Values of a recipe changed by their place: `steps[0].compress.keep=0.3`."""
+
+import re
+from typing import Any
+
+import yaml
+
+from laconic.errors import UserError, must_be
+
+_PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")
+
+
+def put(spelled: dict[str, Any], override: str, root: str) -> None:
+    """`steps[0].compress.keep=0.3`: the value is YAML; keys on the way are made, list items must exist."""
+    path, equals, literal = override.partition("=")
+    parts = _PATH.findall(path)
+    if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
+        raise must_be("An override", "key=value, with a key like samples or steps[0].compress.keep", override)
+    try:
+        value = yaml.safe_load(literal)
+    except yaml.YAMLError as error:
+        raise must_be(f"{root}.{path}", "a YAML value", literal) from error
+    here: Any = spelled
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        key = _key(here, part, f"{root}.{path}")
+        if following is None:
+            here[key] = value
+        else:
+            here = _inside(here, key)
+
+
+def _key(here: Any, part: str, place: str) -> Any:
+    if part[0] != "[":
+        if isinstance(here, dict):
+            return part
+        raise UserError(f"{place} leads nowhere: '{part}' would be a key of something that is not a mapping.")
+    index = int(part[1:-1])
+    if not isinstance(here, list):
+        raise UserError(f"{place} leads nowhere: {part} would be an item of something that is not a list.")
+    if index >= len(here):
+        raise must_be(f"{place}, the index {part},", f"below {len(here)}, the length of the list", index)
+    return index
+
+
+def _inside(here: Any, key: Any) -> Any:
+    """What lies at `key`; a bare name or nothing there becomes a mapping that can be filled."""
+    if isinstance(here, list):
+        if isinstance(here[key], str):
+            here[key] = {here[key]: {}}
+    elif here.get(key) is None:
+        here[key] = {}
+    elif isinstance(here[key], str):
+        here[key] = {here[key]: {}}
+    return here[key]

@@ -1,0 +1,23 @@
+"""A grid of recipes over models, tasks and seeds: run, resumed, spread over workers, and gathered in a ledger."""
+
+from laconic.study.cells import Cell
+from laconic.study.executors import Executor
+from laconic.study.grid import cells_of
+from laconic.study.ledger import Ledger, Record
+from laconic.study.parse import read_study, study_from
+from laconic.study.run import Summary, check_cells, run_study
+from laconic.study.schema import Study
+
+__all__ = [
+    "Cell",
+    "Executor",
+    "Ledger",
+    "Record",
+    "Study",
+    "Summary",
+    "cells_of",
+    "check_cells",
+    "read_study",
+    "run_study",
+    "study_from",
+]

@@ -1,0 +1,99 @@
+"""Cells on a Ray cluster: one actor a worker, with its cores; a lost one is started again, and so is its cell."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laconic.errors import UserError, reason_of
+from laconic.study.bench import Bench, Task
+from laconic.study.executors.base import ATTEMPTS
+from laconic.study.records import blank, failed
+
+
+@dataclass(frozen=True)
+class OverRay:
+    """`workers` actors on the cluster at `address`; a local one is started where that is None.
+
+    place:   the study's folder, where it is one that every machine of the cluster sees under this name.
+    threads: cores of each worker, an even part of this machine's where it is None.
+    gpus:    of each worker.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at `address`.
+    """
+
+    place: Path | None
+    workers: int
+    address: str | None = None
+    threads: int | None = None
+    gpus: float = 0
+    device: str = "cpu"
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+        """The record of every task, as they are done."""
+        ray = connected(self.address)
+        queue = iter(tasks)
+        idle = [self._actor(ray) for _ in range(self.workers)]
+        running: dict[Any, tuple[Any, Task]] = {}
+        try:
+            while True:
+                while idle and (task := next(queue, None)) is not None:
+                    actor = idle.pop()
+                    running[actor.measure.remote(task)] = (actor, task)
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                actor, task = running.pop(done[0])
+                try:
+                    record = ray.get(done[0])
+                except ray.exceptions.RayError as error:
+                    record = blank(task.cell, self.workers) | failed("WorkerLost", reason_of(error))
+                    ray.kill(actor)
+                    actor = self._actor(ray)
+                idle.append(actor)
+                yield record
+        finally:
+            for actor in (*idle, *(actor for actor, _ in running.values())):
+                ray.kill(actor)
+
+    def _actor(self, ray: Any) -> Any:
+        threads = self.threads or max(1, torch.get_num_threads() // self.workers)
+        retries = ATTEMPTS - 1
+        made = ray.remote(num_cpus=threads, num_gpus=self.gpus, max_restarts=retries, max_task_retries=retries)(
+            RemoteBench
+        )
+        return made.remote(self.place, self.device, self.workers, threads)
+
+
+class RemoteBench:
+    """A bench in a process of its own, on any machine."""
+
+    def __init__(self, place: Path | None, device: str, workers: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._bench = Bench(place, device, workers)
+
+    def measure(self, task: Task) -> dict[str, Any]:
+        """The record of a cell."""
+        return self._bench.measure(task)
+
+
+def connected(address: str | None) -> Any:
+    """The module `ray`, once this process belongs to a cluster.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at `address`.
+    """
+    try:
+        ray = import_module("ray")
+    except ImportError as error:
+        raise UserError("The executor 'ray' is not installed: pip install 'laconic[ray]'.") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"There is no Ray cluster at '{address}': {reason_of(error)}.") from error
+    return ray

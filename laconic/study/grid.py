@@ -1,0 +1,161 @@
+"""A study as cells: the product of its axes, with what is included and without what is excluded, and the baselines."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from laconic.compress import Compress, Step
+from laconic.errors import UserError
+from laconic.methods import METHODS, Method
+from laconic.methods.problem import placed, sentence
+from laconic.model import DEFAULT_TARGETS
+from laconic.recipe.flow import steps_of, takes_keep
+from laconic.recipe.parse import method_or_step
+from laconic.recipe.schema import Evaluation, Recipe
+from laconic.recipe.steps import STEPS
+from laconic.study.axes import AXES
+from laconic.study.cells import Cell
+from laconic.study.schema import Label, Line, Point, Study
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """Every cell once, each baseline before the cells that are compared with it.
+
+    Raises:
+        UserError: a cell cannot be; the sentence says which. Or an axis means nothing for any of them.
+    """
+    cells: dict[str, Cell] = {}
+    for point in _points(study):
+        cell = _cell(study, point)
+        if cell.key not in cells:
+            cells.setdefault(cell.original.key, cell.original)
+            cells[cell.key] = cell
+    if not cells:
+        raise UserError("study.exclude leaves no cell; leave out fewer of them.")
+    _check_axes_matter(study, cells)
+    # Neighbours share a model and its statistics.
+    return sorted(cells.values(), key=lambda cell: (not cell.baseline, cell.recipe.model, cell.ground))
+
+
+def _points(study: Study) -> Iterator[Point]:
+    grids = [study.axes, *({**study.axes, **more} for more in study.include)]
+    for grid in grids:
+        for values in product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            if not any(_agrees(point, left_out) for left_out in study.exclude):
+                yield point
+
+
+def _agrees(point: Point, pattern: Mapping[str, tuple[Label, ...]]) -> bool:
+    return all(point[name].label in labels for name, labels in pattern.items())
+
+
+def _cell(study: Study, point: Point) -> Cell:
+    where = ", ".join(f"{name} {value.label}" for name, value in point.items())
+    try:
+        recipe, idle = _recipe(study, point)
+    except UserError as error:
+        raise placed(error, f"study.axes at {where}") from error
+    axes = {name: None if name in idle else value.label for name, value in point.items()}
+    return Cell(axes=axes, recipe=recipe, prepare=study.prepare, save=study.save)
+
+
+def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
+    """The recipe at a point, and the axes that mean nothing there."""
+    means = {name: value.means for name, value in point.items()}
+    given: Recipe | None = means.get("recipe")
+    parameters = {name: value for name, value in means.items() if name not in AXES}
+    spelled: Sequence[Line] = means.get("method", ())
+    lines = [_built(line, parameters) for line in spelled] if given is None else given.steps
+    parts, idle = _with_parameters((*lines, *means.get("then", ())), parameters)
+    lines, then = parts[: len(lines)], [part for part in parts[len(lines) :] if isinstance(part, Step)]
+    own = {name: means[name] for name in ("keep", "allocate", "targets") if name in means}
+    steps, silent = _set(lines, own) if given is not None else _sized(study, lines, own)
+    steps = (*steps, *then)
+    data = study.data or means.get("task") or (None if given is None else given.data)
+    recipe = Recipe(
+        model=means["model"] if given is None else means.get("model", given.model),
+        data=data if any(step.needs_data for step in (*study.prepare, *steps)) else None,
+        samples=study.samples,
+        seed=means.get("seed", 0),
+        max_length=study.max_length,
+        labels=study.labels,
+        steps=steps,
+        evaluate=Evaluation(
+            tasks=(means["task"],) if "task" in means else study.tasks, cost=study.cost, limit=study.limit
+        ),
+    )
+    return recipe, idle | silent
+
+
+def _built(line: Line, parameters: Mapping[str, object]) -> Method | Step:
+    """The method or step, with those of the parameters that are its own: without them it may not be one yet."""
+    kind = next(kind for kind in (*METHODS, *STEPS) if kind.name == line.name)
+    own = {name: value for name, value in parameters.items() if name in {field.name for field in fields(kind)}}
+    return method_or_step({line.name: {**line.parameters, **own}}, line.place)
+
+
+def _sized(study: Study, lines: Sequence[Method | Step], own: Mapping[str, Any]) -> tuple[tuple[Step, ...], set[str]]:
+    """The steps that methods stand for, and the axes among `own` that say nothing of any of them."""
+    keep = own.get("keep") if any(takes_keep(line) for line in lines) else None
+    idle = set[str]() if any(isinstance(line, Method) for line in lines) else set(own) - {"keep"}
+    if "keep" in own and keep is None:
+        idle.add("keep")
+    targets = own.get("targets", study.targets) or DEFAULT_TARGETS
+    return steps_of(lines, keep, own.get("allocate", study.allocate), tuple(targets)), idle
+
+
+def _set(lines: Sequence[Method | Step], own: Mapping[str, Any]) -> tuple[tuple[Step, ...], set[str]]:
+    """The steps of a recipe with `own` in every `compress` among them, and what there is none for."""
+    steps = tuple(line for line in lines if isinstance(line, Step))
+    changed = tuple(replace(step, **own) if isinstance(step, Compress) else step for step in steps)
+    return changed, set[str]() if any(isinstance(step, Compress) for step in steps) else set(own)
+
+
+def _with_parameters(
+    parts: Sequence[Method | Step], parameters: Mapping[str, object]
+) -> tuple[tuple[Method | Step, ...], set[str]]:
+    """Every parameter set wherever there is one of its name, and the names that none has."""
+    idle = {name for name in parameters if not any(_has(part, name) for part in parts)}
+    for name in parameters.keys() - idle:
+        parts = [_with_parameter(part, name, parameters[name]) for part in parts]
+    return tuple(parts), idle
+
+
+def _with_parameter(part: Any, name: str, value: object) -> Any:
+    """The step, or the method in it, with the parameter set wherever there is one of this name."""
+    changes = {
+        field.name: _with_parameter(inner, name, value)
+        for field in fields(part)
+        if isinstance(inner := getattr(part, field.name), Method)
+    }
+    if name in {field.name for field in fields(part)}:
+        changes[name] = value
+    if not changes:
+        return part
+    kind = type(part)
+    try:
+        return TypeAdapter(kind).validate_python(
+            {field.name: getattr(part, field.name) for field in fields(part)} | changes
+        )
+    except ValidationError as error:
+        raise sentence(error, kind, f"study.axes.{name} in {part.name}") from error
+
+
+def _has(part: Method | Step, name: str) -> bool:
+    """Whether it, or a method within it, has the parameter."""
+    return any(
+        field.name == name or (isinstance(inner := getattr(part, field.name), Method) and _has(inner, name))
+        for field in fields(part)
+    )
+
+
+def _check_axes_matter(study: Study, cells: Mapping[str, Cell]) -> None:
+    for name in study.axes:
+        if name not in ("model", "task", "recipe", "method", "then", "seed") and all(
+            cell.axes[name] is None for cell in cells.values()
+        ):
+            raise UserError(f"study.axes.{name} means nothing for any of the methods; remove it.")

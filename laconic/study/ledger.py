@@ -1,0 +1,99 @@
+"""The ledger: a folder with one JSON file for each finished cell, which appears whole once the cell is done.
+
+A record counts under its own name alone. Files that are no records are told of, and left as they are.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from laconic.errors import UserError
+from laconic.study.folder import Folder
+from laconic.study.leases import SUFFIX, Leases
+
+VERSION = 1
+CELLS = "cells"
+DONE, FAILED = "done", "failed"
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Strange:
+    """A file among the records that is none, and why."""
+
+    name: str
+    reason: str
+
+
+class Ledger:
+    """The records of the study in `place`, a folder or URL, and the leases of this runner.
+
+    Raises:
+        UserError: the place cannot be used.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._folder = Folder(f"{place.rstrip('/')}/{CELLS}")
+        self.leases = Leases(self._folder)
+
+    def find(self, key: str) -> Record | Strange | None:
+        """The record of a cell, or what is there in its place; None where there is nothing."""
+        return self._read(f"{key}.json")
+
+    def all(self) -> tuple[list[Record], list[Strange]]:
+        """Every record, in the order of their names; and what else is there."""
+        records: list[Record] = []
+        strange: list[Strange] = []
+        for name in self._folder.names():
+            found = None if name.endswith(SUFFIX) else self._read(name)
+            if isinstance(found, Strange):
+                strange.append(found)
+            elif found is not None:
+                records.append(found)
+        return records, strange
+
+    def claim(self, key: str) -> bool:
+        """Take the lease of a cell; False where another runner has it, or has finished the cell in the meantime."""
+        if not self.leases.claim(key):
+            return False
+        if self.find(key) is None:
+            return True
+        self.leases.release(key)
+        return False
+
+    def write(self, record: Record) -> None:
+        """Add a record; the lease of its cell ends.
+
+        Raises:
+            UserError: the disk is full, or refuses.
+        """
+        key = str(record["key"])
+        try:
+            self._folder.write(f"{key}.json", json.dumps(record, indent=1, allow_nan=False, default=str))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"The record of cell {key} cannot be written to '{self._folder.place}': {reason}. "
+                "Free some space or name another folder; what is finished stays."
+            ) from error
+        self.leases.release(key)
+
+    def forget(self, key: str) -> None:
+        """Remove the record of a cell, which is then measured again."""
+        self._folder.remove(f"{key}.json")
+
+    def _read(self, name: str) -> Record | Strange | None:
+        text = self._folder.read(name)
+        if text is None:
+            return None
+        try:
+            record = json.loads(text)
+        except ValueError:
+            return Strange(name, "it cannot be read as JSON")
+        if not isinstance(record, dict) or not {"key", "version", "state", "axes"} <= record.keys():
+            return Strange(name, "it is no record of a study")
+        if record["version"] != VERSION:
+            return Strange(name, f"it is of version {record['version']}, and this is version {VERSION}")
+        return record if name == f"{record['key']}.json" else Strange(name, f"it holds the cell {record['key']}")

@@ -1,0 +1,127 @@
+"""A study from its cells to its ledger: what is missing is claimed, measured and written, until nothing is missing."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from laconic.compress import Compress
+from laconic.errors import UserError
+from laconic.methods.problem import placed
+from laconic.model import LanguageModel
+from laconic.progress import Track, silent
+from laconic.recipe.order import check_order
+from laconic.recipe.run import check_recipe
+from laconic.store import skeleton
+from laconic.study.bench import COLLECTED, Task
+from laconic.study.cells import Cell
+from laconic.study.executors import Executor
+from laconic.study.ledger import DONE, FAILED, Ledger, Record, Strange
+
+PATIENCE = 2.0
+"""Seconds between two looks at cells that another runner has."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of a study did.
+
+    measured:  cells that this run finished, failed ones among them.
+    found:     cells that were finished before, or by another runner meanwhile.
+    failed:    records of all cells that failed, whenever that was.
+    surveys:   how many times this run collected statistics.
+    strange:   files in the ledger that are no records.
+    seconds:   of this run; `within` its cells, summed over them.
+    """
+
+    measured: int
+    found: int
+    failed: tuple[Record, ...]
+    surveys: int
+    strange: tuple[Strange, ...]
+    seconds: float
+    within: float
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Raise UserError where a cell cannot be done; no weights are read, each model's structure is looked at once."""
+    models: dict[str, LanguageModel] = {}
+    for cell in cells:
+        where = "study at " + ", ".join(f"{name} {label}" for name, label in cell.axes.items() if label is not None)
+        source = cell.recipe.model
+        try:
+            model = models[source] = models.get(source) or skeleton(source)
+            if cell.prepare:
+                check_order(model, cell.prepare, [f"study.prepare[{index}]" for index in range(len(cell.prepare))])
+            check_recipe(cell.recipe, model)
+        except UserError as error:
+            raise placed(error, where) from error
+
+
+def run_study(
+    cells: Sequence[Cell], ledger: Ledger, executor: Executor, *, retry: bool = False, track: Track = silent
+) -> Summary:
+    """Measure every cell that has no record yet, and with `retry` those that failed.
+
+    Another runner may be at the same ledger: no cell is measured twice, and this returns when all are finished.
+
+    Raises:
+        UserError: a record cannot be written. What is finished stays.
+    """
+    start = time.perf_counter()
+    if retry:
+        for cell in cells:
+            found = ledger.find(cell.key)
+            if isinstance(found, dict) and found["state"] == FAILED:
+                ledger.forget(cell.key)
+    measured: list[Record] = []
+    missing = [cell for cell in cells if ledger.find(cell.key) is None]
+    before = len(cells) - len(missing)
+    bar = iter(track(missing, "Cells"))
+    with ledger.leases.kept():
+        # Of the baselines the others read figures.
+        for stage in (True, False):
+            for record in _finished([cell for cell in missing if cell.baseline is stage], cells, ledger, executor):
+                next(bar, None)
+                if record is not None:
+                    measured.append(record)
+    next(bar, None)
+    records = [found for cell in cells if isinstance(found := ledger.find(cell.key), dict)]
+    return Summary(
+        measured=len(measured),
+        found=before + len(missing) - len(measured),
+        failed=tuple(record for record in records if record["state"] == FAILED),
+        surveys=Counter(record.get("statistics") for record in measured)[COLLECTED],
+        strange=tuple(ledger.all()[1]),
+        seconds=time.perf_counter() - start,
+        within=sum(record["seconds"]["total"] for record in measured if record["state"] == DONE),
+    )
+
+
+def _finished(
+    missing: Sequence[Cell], every: Sequence[Cell], ledger: Ledger, executor: Executor
+) -> Iterator[Record | None]:
+    """Each record of `missing` once it is there; None where another runner has written it."""
+    left = {cell.key: cell for cell in missing}
+    while left:
+        for record in executor.run(_claimed(list(left.values()), every, ledger)):
+            ledger.write(record)
+            del left[str(record["key"])]
+            yield record
+        for key in [key for key in left if ledger.find(key) is not None]:
+            del left[key]
+            yield None
+        if left:
+            time.sleep(PATIENCE)
+
+
+def _claimed(cells: Iterable[Cell], every: Sequence[Cell], ledger: Ledger) -> Iterator[Task]:
+    """A task for each cell whose lease could be had at the moment when a worker was free for it."""
+    shared: dict[str, tuple[Compress, ...]] = {}
+    for cell in every:
+        first = cell.recipe.steps[0] if cell.recipe.steps else None
+        if isinstance(first, Compress) and first.surveys:
+            shared[cell.ground] = (*shared.get(cell.ground, ()), first)
+    for cell in cells:
+        if ledger.claim(cell.key):
+            yield Task(cell, shared.get(cell.ground, ()))

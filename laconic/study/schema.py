@@ -1,0 +1,70 @@
+"""What a study says: the axes of its grid, and what every cell shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from laconic.calibrate import Labels
+from laconic.compress import Step
+from laconic.evaluate import Conditions
+from laconic.recipe.schema import Count
+
+Label = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Value:
+    """One place on an axis: what tables call it, and what it stands for."""
+
+    label: Label
+    means: Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method or step that has yet to get its parameters from other axes; `place` is where it stands in the study."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    place: str
+
+
+Point = Mapping[str, Value]
+"""A value on every axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid of recipes, and what all of them share.
+
+    axes:       the values of each axis, by name; the cells are their product.
+    include:    further points, each on some of the axes; on the others every value is taken.
+    exclude:    points that are left out: all those that agree with one of these.
+    data:       source of the calibration texts; that of the task where a study has the axis `task`.
+    samples, max_length, labels: as in a recipe.
+    targets:    what is compressed, where that is no axis.
+    allocate:   how a budget is shared out, where that is no axis.
+    tasks:      what every model is judged on.
+    limit:      rows of each task at most.
+    cost:       also size, latency and memory; or under which conditions.
+    prepare:    steps that make of each model the one that is compressed, such as fine-tuning it on the task; done once.
+    save:       keep every compressed model in the study's folder.
+    """
+
+    title: str | None = None
+    axes: Mapping[str, tuple[Value, ...]]
+    include: tuple[Mapping[str, tuple[Value, ...]], ...] = ()
+    exclude: tuple[Mapping[str, tuple[Label, ...]], ...] = ()
+    data: str | None = None
+    samples: Count = 128
+    max_length: Annotated[int, Field(ge=2)] = 128
+    labels: Labels = "auto"
+    targets: tuple[str, ...] | None = None
+    allocate: str = "uniform"
+    tasks: tuple[str, ...] = ()
+    limit: Count | None = None
+    cost: bool | Conditions = False
+    prepare: tuple[Step, ...] = ()
+    save: bool = False

@@ -1,0 +1,125 @@
+"""The ledger: records that are whole, leases that one runner has, and files that are let alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from laconic.errors import UserError
+from laconic.study.folder import Folder
+from laconic.study.leases import STALE
+from laconic.study.ledger import CELLS, Ledger, Strange
+
+RECORD = {"version": 1, "key": "a" * 16, "state": "done", "axes": {}}
+
+
+@pytest.fixture(params=["folder", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder of this machine, and one at a URL."""
+    return str(tmp_path / "study") if request.param == "folder" else f"memory://{tmp_path}/study"
+
+
+def test_what_is_written_is_found(place: str) -> None:
+    ledger = Ledger(place)
+    assert ledger.find(RECORD["key"]) is None
+    ledger.write(RECORD)
+    assert ledger.find(RECORD["key"]) == RECORD == Ledger(place).find(RECORD["key"])
+    assert ledger.all() == ([RECORD], [])
+    ledger.forget(RECORD["key"])
+    assert Ledger(place).all() == ([], [])
+
+
+def test_one_of_two_runners_has_a_cell(place: str) -> None:
+    one, two = Ledger(place), Ledger(place)
+    assert one.claim("x") and not two.claim("x")
+    one.leases.release("x")
+    assert two.claim("x")
+    two.write({**RECORD, "key": "x"})
+    assert not one.claim("x"), "it is done"
+    assert Ledger(place).all()[1] == [], "no lease is left"
+
+
+def lease(place: Path, owner: str, renewed: float) -> None:
+    (place / CELLS).mkdir(parents=True, exist_ok=True)
+    (place / CELLS / "x.lease").write_text(json.dumps({"owner": owner, "renewed": renewed}))
+
+
+def test_a_lease_that_is_not_renewed_can_be_taken_over(tmp_path: Path) -> None:
+    lease(tmp_path, "elsewhere 1 x", time.time() - STALE / 2)
+    assert not Ledger(str(tmp_path)).claim("x")
+    lease(tmp_path, "elsewhere 1 x", time.time() - STALE - 1)
+    assert Ledger(str(tmp_path)).claim("x")
+
+
+def test_a_lease_of_a_process_that_is_gone_can_be_taken_over(tmp_path: Path) -> None:
+    said = subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"], text=True)
+    lease(tmp_path, f"{socket.gethostname()} {os.getppid()} x", time.time())
+    assert not Ledger(str(tmp_path)).claim("x")
+    lease(tmp_path, f"{socket.gethostname()} {said.strip()} x", time.time())
+    assert Ledger(str(tmp_path)).claim("x")
+
+
+def test_leases_end_with_the_block(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), ledger.leases.kept():
+        assert ledger.claim("x")
+        raise KeyboardInterrupt
+    assert Ledger(str(tmp_path)).claim("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("b.json", "{", "it cannot be read as JSON"),
+        ("b.json", "[1]", "it is no record of a study"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "version": 2}), "it is of version 2, and this is version 1"),
+        ("b.json", json.dumps(RECORD), f"it holds the cell {RECORD['key']}"),
+        ("notes.txt", "hello", "it cannot be read as JSON"),
+        ("b.json", b"\xff\xfe", "it cannot be read as JSON"),
+    ],
+)
+def test_what_is_no_record_is_told_of_and_left_alone(tmp_path: Path, name: str, text: str | bytes, reason: str) -> None:
+    ledger = Ledger(str(tmp_path))
+    file = tmp_path / CELLS / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = file.read_bytes()
+    assert ledger.all() == ([], [Strange(name, reason)])
+    if name == "b.json":
+        assert not ledger.claim("b"), "its place is taken"
+    assert file.read_bytes() == before
+
+
+def test_a_place_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"The folder '.*file/cells' cannot be used"):
+        Ledger(str(tmp_path / "file"))
+    with pytest.raises(UserError, match="The folder 'nosuch://x/cells' cannot be used"):
+        Ledger("nosuch://x")
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ledger = Ledger(str(tmp_path))
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"No space left on device\. Free some space or name another folder"):
+        ledger.write(RECORD)
+    assert list((tmp_path / CELLS).iterdir()) == []
+
+
+def test_names_are_those_of_files_that_are_not_hidden(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("b", "1")
+    folder.write("a", "2")
+    with folder.alone():
+        assert folder.names() == ["a", "b"]
+    assert folder.read("a") == b"2" and folder.read("c") is None
+    folder.remove("a")
+    folder.remove("a")
+    assert folder.names() == ["b"]

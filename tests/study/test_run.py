@@ -1,0 +1,247 @@
+"""Studies that run: every cell once, whatever is killed; statistics once; the same figures however many workers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from laconic.errors import UserError
+from laconic.recipe import run
+from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells, run_study, study_from
+from laconic.study.bench import Task
+from laconic.study.executors import InProcess, Processes
+from laconic.study.ledger import CELLS
+
+
+def cells(study: dict[str, Any]) -> list[Cell]:
+    return cells_of(study_from(study, Path()))
+
+
+def done(study: dict[str, Any], place: Path, executor: Executor | None = None, **more: Any) -> Summary:
+    return run_study(cells(study), Ledger(str(place)), executor or InProcess(place), **more)
+
+
+def records(place: Path) -> dict[str, Any]:
+    return {record["key"]: record for record in Ledger(str(place)).all()[0]}
+
+
+def figures(place: Path) -> dict[str, Any]:
+    """What does not hang on the clock."""
+    timed = ("seconds", "finished", "statistics", "workers", "machine")
+    return {
+        key: {name: part for name, part in record.items() if name not in timed}
+        for key, record in records(place).items()
+    }
+
+
+def test_every_cell_has_a_record_and_is_measured_once(little_study: dict[str, Any], tmp_path: Path) -> None:
+    summary = done(little_study, tmp_path / "study")
+    assert (summary.measured, summary.found, summary.failed) == (9, 0, ())
+    found = records(tmp_path / "study")
+    assert set(found) == {cell.key for cell in cells(little_study)}
+    original = next(record for record in found.values() if record["baseline"])
+    assert original["evaluation"]["results"]["glue/sst2"]["accuracy"]["value"] >= 0
+    small = [record for record in found.values() if not record["baseline"]]
+    for record in small:
+        assert record["bytes"] < record["dense_bytes"] and record["sites"] and record["output"] is None
+        assert record["evaluation"]["fidelity"]["kl"] > 0
+        assert "glue/sst2" in record["evaluation"]["difference"]
+    assert done(little_study, tmp_path / "study").measured == 0
+
+
+def test_statistics_are_collected_once_for_a_model_and_seed(little_study: dict[str, Any], tmp_path: Path) -> None:
+    little_study["axes"]["method"] = ["fwsvd", "drone", "kfac-svd"]
+    summary = done(little_study, tmp_path / "study")
+    assert summary.measured == 13 and summary.surveys == 2
+    assert sum(record.get("statistics") == "kept" for record in records(tmp_path / "study").values()) == 10
+
+
+def test_a_cell_is_what_its_recipe_makes(little_study: dict[str, Any], tmp_path: Path) -> None:
+    little_study |= {"save": True}
+    done(little_study, tmp_path / "study")
+    for cell in [cell for cell in cells(little_study) if not cell.baseline][:3]:
+        record = records(tmp_path / "study")[cell.key]
+        alone = run(cell.recipe, tmp_path / cell.key)
+        assert record["file_bytes"] == alone.file_bytes and record["bytes"] == alone.changes.nbytes
+        assert alone.evaluation is not None
+        assert record["evaluation"]["results"] == alone.evaluation["results"]
+        saved = tmp_path / "study" / record["output"] / "model.safetensors"
+        assert saved.read_bytes() == (tmp_path / cell.key / "model.safetensors").read_bytes()
+
+
+def test_a_model_is_prepared_once_for_all_its_cells(little_study: dict[str, Any], tmp_path: Path) -> None:
+    training = {"finetune": {"epochs": 1, "batch_size": 2, "held_out": 1}}
+    little_study |= {"prepare": [training], "exclude": [{"seed": 1}]}
+    done(little_study, tmp_path / "study")
+    folders = [path for path in (tmp_path / "study" / "prepared").iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    assert all(record["state"] == "done" for record in records(tmp_path / "study").values())
+
+
+def test_a_failure_is_recorded_and_done_again_on_request(
+    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from laconic.methods import Svd
+
+    solve = Svd.compress
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Svd, "compress", broken)
+    summary = done(little_study, tmp_path / "study")
+    assert summary.measured == 9 and len(summary.failed) == 4
+    assert {record["axes"]["method"] for record in summary.failed} == {"svd"}
+    assert summary.failed[0]["error"] == {"kind": "RuntimeError", "sentence": "no such luck"}
+    monkeypatch.setattr(Svd, "compress", solve)
+    assert (done(little_study, tmp_path / "study").measured, len(done(little_study, tmp_path / "study").failed)) == (
+        0,
+        4,
+    )
+    again = done(little_study, tmp_path / "study", retry=True)
+    assert again.measured == 4 and not again.failed
+
+
+def test_what_is_no_record_blocks_its_cell_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
+    key = cells(little_study)[3].key
+    Ledger(str(tmp_path / "study"))
+    file = tmp_path / "study" / CELLS / f"{key}.json"
+    file.write_text("{ half")
+    summary = done(little_study, tmp_path / "study")
+    assert summary.measured == 8 and [strange.name for strange in summary.strange] == [f"{key}.json"]
+    assert file.read_text() == "{ half"
+
+
+class Slow:
+    """An executor that counts what it is given, and takes its time."""
+
+    def __init__(self, place: Path) -> None:
+        self.inner, self.keys = InProcess(place), list[str]()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+        for record in self.inner.run(tasks):
+            self.keys.append(record["key"])
+            time.sleep(0.05)
+            yield record
+
+
+def test_two_runners_share_the_cells(
+    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laconic.study.run.PATIENCE", 0.1)
+    place = tmp_path / "study"
+    runners = [Slow(place), Slow(place)]
+    threads = [threading.Thread(target=done, args=(little_study, place, runner)) for runner in runners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    keys = [key for runner in runners for key in runner.keys]
+    assert sorted(keys) == sorted(cell.key for cell in cells(little_study)), "none twice, none left out"
+    assert all(runner.keys for runner in runners)
+
+
+def test_several_processes_find_the_same(little_study: dict[str, Any], tmp_path: Path) -> None:
+    done(little_study, tmp_path / "one")
+    done(little_study, tmp_path / "two", Processes(tmp_path / "two", workers=2))
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+
+
+def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    class Murderous(Processes):
+        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+            super()._give(worker, task, attempt)
+            if not killed and not task.cell.baseline:
+                os.kill(worker.process.pid, signal.SIGKILL)
+                killed.append(worker.process.pid)
+
+    summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
+    assert killed and summary.measured == 9 and not summary.failed
+
+
+def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
+    key = cells(little_study)[4].key
+
+    class Murderous(Processes):
+        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+            super()._give(worker, task, attempt)
+            if task.cell.key == key:
+                os.kill(worker.process.pid, signal.SIGKILL)
+
+    summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
+    assert summary.measured == 9
+    (failed,) = summary.failed
+    assert failed["key"] == key and failed["error"]["kind"] == "WorkerLost"
+    assert "signal 9 (SIGKILL" in failed["error"]["sentence"]
+
+
+RUNNER = """
+import sys
+from laconic.cli.main import status
+sys.exit(status(["study", sys.argv[1], "-o", sys.argv[2]]))
+"""
+
+
+def test_a_runner_that_is_killed_ten_times_leaves_what_an_unbroken_one_does(
+    little_study: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study))
+    command = [sys.executable, "-c", RUNNER, str(tmp_path / "study.yaml"), str(tmp_path / "broken")]
+    random.seed(0)
+    order: list[Sequence[str]] = []
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = set(records(tmp_path / "broken")) if (tmp_path / "broken").exists() else set[str]()
+        _wait_for_a_cell(process, tmp_path / "broken", before)
+        time.sleep(random.random() * 0.5)
+        process.kill()
+        process.wait()
+        order.append(sorted(records(tmp_path / "broken")))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    done(little_study, tmp_path / "whole")
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    # What was there once was never measured again: a record's time is that of the run that made it.
+    for earlier, later in zip(order, order[1:], strict=False):
+        assert set(earlier) <= set(later)
+    assert not list((tmp_path / "broken" / CELLS).glob("*.lease"))
+
+
+def _wait_for_a_cell(process: subprocess.Popen[bytes], place: Path, before: set[str]) -> None:
+    """Until a further record is there, or the runner has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if place.exists() and set(records(place)) - before:
+            return
+        time.sleep(0.05)
+
+
+def test_what_cannot_be_is_found_before_anything_runs(little_study: dict[str, Any], tmp_path: Path) -> None:
+    check_cells(cells(little_study))
+    for wrong, sentence in (
+        ({"tasks": ["glue/sst3"]}, "sst2"),
+        ({"data": "nosuch"}, "nosuch"),
+        ({"axes": {**little_study["axes"], "model": [str(tmp_path / "nothing")]}}, "nothing"),
+        ({"axes": {**little_study["axes"], "targets": [["nowhere"]]}}, "nowhere"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            check_cells(cells({**little_study, **wrong}))
+
+
+def test_records_are_json_that_others_read(little_study: dict[str, Any], tmp_path: Path) -> None:
+    little_study["axes"] |= {"method": ["svd"], "keep": [0.5], "seed": [0]}
+    done(little_study, tmp_path)
+    for file in (tmp_path / CELLS).glob("*.json"):
+        record = json.loads(file.read_text())
+        assert {"version", "key", "state", "baseline", "axes", "family", "recipe", "seconds", "finished"} <= set(record)
