@@ -6,7 +6,7 @@ groups of layers were compressed one by one, every picture is there once more wi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from laconic.report.study.flat import Results
 from laconic.report.study.front import front
@@ -122,7 +122,7 @@ class _Drawing:
                 every.append((original[0], original[1]))
             best = front(every, higher_is_better=self.quality.higher_is_better)
             edge = [every[index] for index in best]
-            dots = [_marked(dot) if index in best else dot for index, dot in enumerate(dots)]
+            dots = [replace(dot, on_front=index in best) for index, dot in enumerate(dots)]
         yield Chart(
             stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
             kind=self.kind, title=title, cost=self.cost, quality=self.quality, dots=tuple(dots), original=original,
@@ -185,10 +185,6 @@ def _together(amounts: Sequence[str]) -> str:
     if len(axes) > 1 or "," in amounts[0]:
         return "; ".join(amounts)
     return f"{axes.pop()} {', '.join(amount.rpartition(' ')[2] for amount in amounts)}"
-
-
-def _marked(dot: Dot) -> Dot:
-    return Dot(**{**vars(dot), "on_front": True})
 
 
 def _stem(said: str) -> str:

@@ -26,7 +26,7 @@ FIDELITY = ("kl", "kl_low", "kl_high", "top1_agreement", "cosine")
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of a study, in the order of its records.
+    """The rows of a study.
 
     axes:     names of the columns that are axes, by the name of the axis.
     measures: (task, metric) of every figure of quality, in the order of their first appearance.
@@ -57,8 +57,22 @@ class Results:
         return [row for row in self.rows if row["state"] == DONE]
 
 
+def ordered(records: Sequence[Record]) -> list[Record]:
+    """Originals first, then along the axes: the order of a report is the same however the records came."""
+    names = _ordered(records)
+
+    def place(record: Record) -> tuple[Any, ...]:
+        values = [record["axes"].get(name) for name in names]
+        # Nothing stands before numbers, and these before texts.
+        along = [(value is not None, isinstance(value, str), 0 if value is None else value) for value in values]
+        return not record.get("baseline"), *along, str(record["key"])
+
+    return sorted(records, key=place)
+
+
 def flat(records: Sequence[Record]) -> Results:
-    """The rows of `records`; what a cell does not have is None."""
+    """The rows of `records`, in order; what a cell does not have is None."""
+    records = ordered(records)
     if not any(MODEL in record["axes"] for record in records):
         records = [_with_model(record) for record in records]
     axes = {name: f"axis {name}" if name in FIXED else name for name in _ordered(records)}

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
 SMALL = FONT_SIZE - 0.5
 HALF = 24
 """Characters of a name of which two fit beside each other."""
+ASIDE = 0.05
+"""Of the width of a picture, between the first and the last of lines that share their amounts."""
 APART = 0.09
 """Of the width of a picture, between two marks on its axis."""
 FEW = 8
@@ -33,7 +36,7 @@ def draw(chart: Chart) -> Figure:
     """The picture; every dot is an element of its own, called `dot-` and its place."""
     colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(_unique(dot.colour for dot in chart.dots))}
     shapes = _shapes(chart.dots)
-    legend = list(dict.fromkeys((dot.colour, dot.shape) for dot in chart.dots))
+    legend = sorted({(dot.colour, dot.shape): 0 for dot in chart.dots}, key=lambda pair: list(colours).index(pair[0]))
     labels = [shape if colour in shape else f"{colour}: {shape}" for colour, shape in legend]
     columns = 2 if max(map(len, labels)) <= HALF else 1
     lines = math.ceil(len(labels) / columns)
@@ -44,12 +47,13 @@ def draw(chart: Chart) -> Figure:
     _original(axes, chart)
     if chart.front:
         axes.step(*zip(*chart.front, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
-    for line in _unique(dot.line for dot in chart.dots):
-        along = sorted((dot for dot in chart.dots if dot.line == line), key=lambda dot: dot.order)
+    dots = _aside(chart.dots, axes) if chart.kind == "amount" else chart.dots
+    for line in _unique(dot.line for dot in dots):
+        along = sorted((dot for dot in dots if dot.line == line), key=lambda dot: dot.order)
         axes.plot(
             *zip(*(dot.at for dot in along), strict=True), color=colours[along[0].colour], linewidth=1.3, alpha=0.5
         )
-    for index, dot in enumerate(chart.dots):
+    for index, dot in enumerate(dots):
         _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
     axes.set_xlabel(chart.cost.title, color=INK, fontsize=FONT_SIZE)
     axes.set_title(f"{chart.title}: {chart.quality.title}", color=INK, fontsize=FONT_SIZE, loc="left")
@@ -84,6 +88,22 @@ def _dot(axes: Axes, dot: Dot, index: int, colour: str, shape: str) -> None:
     ring = {"markeredgecolor": INK, "markeredgewidth": 1.6} if dot.on_front else {}
     drawn = axes.plot(x, y, color=colour, marker=shape, markersize=8 if dot.on_front else 6, zorder=3, **ring)
     drawn[0].set_gid(f"dot-{index}")
+
+
+def _aside(dots: Sequence[Dot], axes: Axes) -> list[Dot]:
+    """Lines that share their amounts moved a little apart, so that each interval can be seen."""
+    lines = _unique(dot.line for dot in dots)
+    low, high = axes.get_xlim()
+    log = axes.get_xscale() == "log"
+    moved: list[Dot] = []
+    for dot in dots:
+        part = ASIDE * (lines.index(dot.line) / max(len(lines) - 1, 1) - 0.5)
+
+        def there(at: tuple[float, float], part: float = part) -> tuple[float, float]:
+            return at[0] * (high / low) ** part if log else at[0] + part * (high - low), at[1]
+
+        moved.append(replace(dot, at=there(dot.at), cells=tuple(map(there, dot.cells))))
+    return moved
 
 
 def _original(axes: Axes, chart: Chart) -> None:

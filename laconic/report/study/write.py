@@ -10,7 +10,7 @@ from laconic.report.curves import png
 from laconic.report.plots import standalone_svg
 from laconic.report.study.charts import charts
 from laconic.report.study.files import as_csv, as_parquet, put
-from laconic.report.study.flat import flat
+from laconic.report.study.flat import flat, ordered
 from laconic.report.study.page import Picture, page
 from laconic.report.study.scatter import draw, picture
 from laconic.report.study.sql import PARQUET
@@ -40,6 +40,7 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: Path, title: str)
     """
     if not records:
         raise UserError(f"There is nothing to report in '{folder}': no cell of the study is finished; run it first.")
+    records = ordered(records)
     results = flat(records)
     found = charts(results)
     pictures: list[Picture] = []

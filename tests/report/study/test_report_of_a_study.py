@@ -160,6 +160,15 @@ def _full(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_the_order_of_the_records_does_not_matter(tmp_path: Path) -> None:
+    records = study(models=("minilm-sst2",), methods=("svd", "drone"), keeps=(0.5, 0.3), seeds=(0, 1), timed=False)
+    first = write_report(records, tmp_path / "first", "One")
+    other = write_report(records[::-1], tmp_path / "other", "One")
+    for name in ("page", "csv", "markdown"):
+        assert getattr(first, name).read_bytes() == getattr(other, name).read_bytes()
+    assert [path.name for path in first.figures] == [path.name for path in other.figures]
+
+
 def test_nothing_to_report_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no cell of the study is finished"):
         write_report([], tmp_path, "Nothing")
