@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from laconic.report.tables import Table
 
@@ -27,7 +27,12 @@ class Page:
 
 def render(page: Page) -> str:
     """The HTML of `page`; it loads nothing from anywhere."""
+    return template("page.html").render(page=page)
+
+
+def template(name: str) -> Template:
+    """A page's template, by its path beside this file; what it is given is escaped."""
     environment = Environment(
         loader=PackageLoader("laconic.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("page.html").render(page=page)
+    return environment.get_template(name)

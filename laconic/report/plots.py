@@ -65,6 +65,11 @@ def save(figure: Figure, stem: Path) -> None:
     stem.with_suffix(".svg").write_text(_svg(figure))
 
 
+def standalone_svg(figure: Figure) -> str:
+    """The picture as the content of a file."""
+    return _svg(figure)
+
+
 def inline_svg(figure: Figure) -> str:
     """The picture as an element of an HTML page, its ink in the colour of the page's text."""
     svg = _svg(figure, transparent=True)

@@ -1,0 +1,197 @@
+"""Which pictures a study has, and what is in each; `scatter` draws them.
+
+One picture shows one measure of quality of one model against one cost: the size of the file, the time of a forward
+pass, or an axis along which numbers vary. Colours tell families apart, and methods where there is one family; where
+groups of layers were compressed one by one, every picture is there once more with a colour for each group.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from laconic.report.study.flat import Results
+from laconic.report.study.front import front
+from laconic.report.study.groups import Group, grouped
+from laconic.report.study.measures import SIZE, Measure, amounts, qualities, times
+from laconic.report.study.names import Names
+
+TARGETS = "targets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """One group in a picture.
+
+    at:       its cost and quality, in the units of the picture; means over its cells.
+    low, high: the 95 % interval of its quality over the rows judged, averaged over its cells; None where unknown.
+    cells:    where its cells are, one by one; none where it is one cell.
+    keys:     of its cells.
+    way, amount: what its cells are called, and `title` with their numbers.
+    colour, shape: what those stand for; `line` joins dots that differ in amount alone, which `order` sorts.
+    """
+
+    at: tuple[float, float]
+    low: float | None
+    high: float | None
+    cells: tuple[tuple[float, float], ...]
+    colour: str
+    shape: str
+    line: str
+    order: float
+    way: str
+    amount: str
+    title: str
+    keys: frozenset[str]
+    on_front: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """stem:  the name of its file.
+    original: quality and cost of the model as it was; each None where it has none.
+    kind:     the section of the report that it belongs to.
+    """
+
+    stem: str
+    kind: str
+    title: str
+    cost: Measure
+    quality: Measure
+    dots: tuple[Dot, ...]
+    original: tuple[float | None, float | None]
+    front: tuple[tuple[float, float], ...] = field(default=())
+
+    @property
+    def caption(self) -> str:
+        """What the picture shows, in words, with what is on the front."""
+        better = "higher" if self.quality.higher_is_better else "lower"
+        said = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
+        best: dict[str, list[str]] = {}
+        for dot in sorted((dot for dot in self.dots if dot.on_front), key=lambda dot: dot.at[0]):
+            best.setdefault(dot.way, []).append(dot.amount)
+        found = [f"{way} ({_together(amounts)})" if any(amounts) else way for way, amounts in best.items()]
+        return f"{said} On the front: {'; '.join(found)}." if found else said
+
+
+def charts(results: Results) -> list[Chart]:
+    """Every picture of the study, in the order to show them."""
+    names, groups = Names(results), grouped(results)
+    subjects = list(dict.fromkeys(names.subject(group) for group in groups if not group.baseline))
+    targets = results.axes.get(TARGETS)
+    colourings: list[tuple[str, str | None]] = [("", None)]
+    if targets and len(results.values(targets)) > 1:
+        colourings.append((" by group of layers", targets))
+    costs = [
+        ("size", SIZE),
+        *(("time", time) for time in times(results)),
+        *(("amount", one) for one in amounts(results)),
+    ]
+    found: list[Chart] = []
+    for kind, cost in costs:
+        for quality in qualities(results):
+            for subject in subjects:
+                here = [group for group in groups if names.subject(group) == subject]
+                for suffix, column in colourings:
+                    drawn = _Drawing(names, cost, quality, kind, column)
+                    found += drawn.chart(here, f"{names.title(subject, quality.column)}{suffix}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How one picture is made of groups."""
+
+    names: Names
+    cost: Measure
+    quality: Measure
+    kind: str
+    column: str | None
+
+    def chart(self, groups: Sequence[Group], title: str) -> Iterator[Chart]:
+        """The picture, where there is anything in it."""
+        compressed = [group for group in groups if not group.baseline and self._place(group)]
+        if not compressed:
+            return
+        if self.kind == "amount" and len({group.mean(self.cost.column) for group in compressed}) < 2:
+            return
+        original = self._original(groups)
+        dots = [self._dot(group, self._colour(compressed)) for group in compressed]
+        edge: list[tuple[float, float]] = []
+        if self.kind != "amount":
+            every = [dot.at for dot in dots]
+            if original[0] is not None and original[1] is not None:
+                every.append((original[0], original[1]))
+            best = front(every, higher_is_better=self.quality.higher_is_better)
+            edge = [every[index] for index in best]
+            dots = [_marked(dot) if index in best else dot for index, dot in enumerate(dots)]
+        yield Chart(
+            stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
+            kind=self.kind, title=title, cost=self.cost, quality=self.quality, dots=tuple(dots), original=original,
+            front=tuple(edge),
+        )  # fmt: skip
+
+    def _place(self, group: Group) -> tuple[float, float] | None:
+        cost, quality = group.mean(self.cost.column), group.mean(self.quality.column)
+        return None if cost is None or quality is None else (cost * self.cost.scale, quality)
+
+    def _original(self, groups: Sequence[Group]) -> tuple[float | None, float | None]:
+        base = next((group for group in groups if group.baseline), None)
+        if base is None:
+            return None, None
+        cost = None if self.kind == "amount" else base.mean(self.cost.column)
+        # It is at no distance from itself.
+        quality = 0.0 if self.quality.column == "kl" else base.mean(self.quality.column)
+        return (None if cost is None else cost * self.cost.scale), quality
+
+    def _colour(self, groups: Sequence[Group]) -> Callable[[Group], str]:
+        if self.column is not None:
+            column = self.column
+            return lambda group: str(group.axes[column] or "all")
+        if len({group.family for group in groups}) > 1:
+            return lambda group: group.family
+        # The groups of layers of one method are told apart by their marks.
+        return lambda group: self.names.way(group, self.names.groups)
+
+    def _dot(self, group: Group, colour: Callable[[Group], str]) -> Dot:
+        at = self._place(group)
+        assert at is not None
+        without = () if self.column is None else (self.column,)
+        along = self.cost.column if self.kind == "amount" else self.names.first_amount(group)
+        way = self.names.way(group)
+        low, high = (group.mean(self._bound(end)) for end in ("low", "high"))
+        x, y = self.cost.written(at[0] / self.cost.scale), self.quality.written(at[1])
+        return Dot(
+            at=at, low=low, high=high, cells=self._cells(group), colour=colour(group),
+            shape=self.names.way(group, without), line=f"{way}, {self.names.amount(group, without=along)}",
+            order=at[0], way=way, amount=self.names.amount(group), title=f"{self.names.whole(group)}: {y} at {x}",
+            keys=group.keys,
+        )  # fmt: skip
+
+    def _bound(self, end: str) -> str:
+        return f"kl_{end}" if self.quality.column == "kl" else f"{self.quality.column} {end}"
+
+    def _cells(self, group: Group) -> tuple[tuple[float, float], ...]:
+        places = [
+            (float(cost) * self.cost.scale, float(quality))
+            for row in group.done
+            if isinstance(cost := row[self.cost.column], (int, float))
+            and isinstance(quality := row[self.quality.column], (int, float))
+        ]
+        return tuple(places) if len(places) > 1 else ()
+
+
+def _together(amounts: Sequence[str]) -> str:
+    """keep 0.3, 0.5 for keep 0.3, keep 0.5; those of several axes as they are."""
+    axes = {amount.rpartition(" ")[0] for amount in amounts}
+    if len(axes) > 1 or "," in amounts[0]:
+        return "; ".join(amounts)
+    return f"{axes.pop()} {', '.join(amount.rpartition(' ')[2] for amount in amounts)}"
+
+
+def _marked(dot: Dot) -> Dot:
+    return Dot(**{**vars(dot), "on_front": True})
+
+
+def _stem(said: str) -> str:
+    """A file's name: letters, digits and single dashes."""
+    kept = "".join(character if character.isalnum() and character.isascii() else "-" for character in said.lower())
+    return "-".join(filter(None, kept.split("-")))

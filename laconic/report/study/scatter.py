@@ -1,0 +1,187 @@
+"""A chart drawn: dots with intervals, lines along amounts, the front as a staircase, and the original."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from laconic.report.plots import COLOURS, FONT_SIZE, INK, MARKERS, inline_svg, plain
+from laconic.report.study.charts import Chart, Dot
+from laconic.report.study.measures import Measure
+
+# Narrow enough that its letters can be read on a phone.
+WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
+SMALL = FONT_SIZE - 0.5
+HALF = 24
+"""Characters of a name of which two fit beside each other."""
+APART = 0.09
+"""Of the width of a picture, between two marks on its axis."""
+FEW = 8
+"""Amounts up to which each has a mark on its axis."""
+WIDE_RANGE = 20
+"""Quotient of the largest and the smallest value from which an axis is logarithmic."""
+PALETTE = (COLOURS[3], COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[1], COLOURS[5], COLOURS[6])
+SERIES = r'<g id="dot-(\d+)">'
+
+
+def draw(chart: Chart) -> Figure:
+    """The picture; every dot is an element of its own, called `dot-` and its place."""
+    colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(_unique(dot.colour for dot in chart.dots))}
+    shapes = _shapes(chart.dots)
+    legend = list(dict.fromkeys((dot.colour, dot.shape) for dot in chart.dots))
+    labels = [shape if colour in shape else f"{colour}: {shape}" for colour, shape in legend]
+    columns = 2 if max(map(len, labels)) <= HALF else 1
+    lines = math.ceil(len(labels) / columns)
+    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
+    axes = figure.subplots()
+    plain(axes)
+    _scale(axes, chart)
+    _original(axes, chart)
+    if chart.front:
+        axes.step(*zip(*chart.front, strict=True), where="post", color=INK, linewidth=1, alpha=0.55, zorder=1)
+    for line in _unique(dot.line for dot in chart.dots):
+        along = sorted((dot for dot in chart.dots if dot.line == line), key=lambda dot: dot.order)
+        axes.plot(
+            *zip(*(dot.at for dot in along), strict=True), color=colours[along[0].colour], linewidth=1.3, alpha=0.5
+        )
+    for index, dot in enumerate(chart.dots):
+        _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
+    axes.set_xlabel(chart.cost.title, color=INK, fontsize=FONT_SIZE)
+    axes.set_title(f"{chart.title}: {chart.quality.title}", color=INK, fontsize=FONT_SIZE, loc="left")
+    handles = [
+        Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6, label=label)
+        for (colour, shape), label in zip(legend, labels, strict=True)
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside lower left", frameon=False, fontsize=SMALL, labelcolor=INK, ncols=columns
+    )
+    return figure
+
+
+def picture(chart: Chart, figure: Figure) -> str:
+    """The picture in a page: said in words for those who do not see it, and each dot's name where one points at it."""
+    svg = inline_svg(figure)
+    names = [escape(dot.title) for dot in chart.dots]
+    svg = re.sub(SERIES, lambda found: f"<g><title>{names[int(found[1])]}</title>", svg)
+    # Several pictures in one page may not have the same names for their parts, which nothing refers to.
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(chart.caption)}"', 1)
+
+
+def _dot(axes: Axes, dot: Dot, index: int, colour: str, shape: str) -> None:
+    x, y = dot.at
+    for at in dot.cells:
+        axes.plot(*at, color=colour, marker=".", markersize=3.5, alpha=0.6, linestyle="none")
+    if dot.low is not None and dot.high is not None:
+        axes.plot([x, x], [max(dot.low, axes.get_ylim()[0]), dot.high], color=colour, linewidth=1.4, alpha=0.6)
+    ring = {"markeredgecolor": INK, "markeredgewidth": 1.6} if dot.on_front else {}
+    drawn = axes.plot(x, y, color=colour, marker=shape, markersize=8 if dot.on_front else 6, zorder=3, **ring)
+    drawn[0].set_gid(f"dot-{index}")
+
+
+def _original(axes: Axes, chart: Chart) -> None:
+    """A star where it is; a line where it has only one of the two, or no place on a logarithmic axis."""
+    cost, quality = chart.original
+    if quality is not None and quality <= 0 and axes.get_yscale() == "log":
+        quality = None
+    dotted = {"color": INK, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
+    if quality is not None:
+        axes.axhline(quality, **dotted)
+    if cost is not None:
+        axes.axvline(cost, **dotted)
+    name = {"color": INK, "fontsize": SMALL, "textcoords": "offset points"}
+    if quality is not None and cost is not None:
+        axes.plot(cost, quality, color=INK, marker="*", markersize=11, linestyle="none", zorder=2)
+    if cost is not None:
+        # Where lines are least: small models are bad, and the corner opposite to theirs is free.
+        height, side = (0.03, "bottom") if chart.quality.higher_is_better else (0.98, "top")
+        axes.annotate(
+            "original", (cost, height), (-4, 0), xycoords=axes.get_xaxis_transform(), ha="right", va=side, **name
+        )
+    elif quality is not None:
+        # In the middle lines are far from it, on its worse side.
+        up, side = (4, "bottom") if chart.quality.higher_is_better else (-4, "top")
+        axes.annotate(
+            "original", (0.5, quality), (0, up), xycoords=axes.get_yaxis_transform(), ha="center", va=side, **name
+        )
+
+
+def _scale(axes: Axes, chart: Chart) -> None:
+    """Limits with some room, logarithmic where the values are far apart."""
+    cost, quality = chart.original
+    xs = [dot.at[0] for dot in chart.dots] + ([cost] if cost else [])
+    ends = [end for dot in chart.dots for end in (dot.at[1], dot.low, dot.high, *(y for _, y in dot.cells))]
+    # The ends of intervals may be zero, which has no place on a logarithmic axis; centres set its lower limit.
+    centres = [dot.at[1] for dot in chart.dots] + ([quality] if quality is not None else [])
+    log = not chart.quality.higher_is_better and _far_apart([y for y in centres if y > 0])
+    ys = [y for y in (*ends, quality) if y is not None and (y > 0 or not log)]
+    if log:
+        ys = [y for y in ys if y >= min(y for y in centres if y > 0) / 3]
+    axes.set_xlim(*_limits(axes, "x", xs, _far_apart(xs)))
+    axes.set_ylim(*_limits(axes, "y", ys, log))
+    _ticks(axes, "y", chart.quality, log)
+    _ticks(axes, "x", chart.cost, _far_apart(xs))
+    if chart.kind == "amount" and len(set(xs)) <= FEW:
+        axes.set_xticks(_readable(sorted(set(xs)), axes))
+        axes.set_xticks([], minor=True)
+
+
+def _far_apart(values: Sequence[float]) -> bool:
+    return len(values) > 1 and min(values) > 0 and max(values) / min(values) > WIDE_RANGE
+
+
+def _limits(axes: Axes, which: str, values: Sequence[float], log: bool) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if log:
+        (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+        room = (high / low) ** 0.08
+        return low / room, high * room
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
+    return low - room, high + room
+
+
+def _ticks(axes: Axes, which: str, measure: Measure, log: bool) -> None:
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    if log:
+        decades = math.log10(axis.get_view_interval()[1] / axis.get_view_interval()[0])
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(6))
+    if "%" in measure.form:
+        axis.set_major_formatter(PercentFormatter(1))
+    else:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _readable(values: Sequence[float], axes: Axes) -> list[float]:
+    """Those of the rising `values` whose marks are so far from the one before that both can be read."""
+    along = axes.transAxes.inverted().transform(axes.transData.transform([(value, 1.0) for value in values]))[:, 0]
+    kept: list[int] = []
+    for index, place in enumerate(along):
+        if not kept or place - along[kept[-1]] >= APART:
+            kept.append(index)
+    return [values[index] for index in kept]
+
+
+def _shapes(dots: Sequence[Dot]) -> dict[str, str]:
+    """A marker for each method, no two alike within a colour while there are enough."""
+    shapes: dict[str, str] = {}
+    within: dict[str, int] = {}
+    for dot in dots:
+        if dot.shape not in shapes:
+            at = within.get(dot.colour, 0)
+            shapes[dot.shape] = MARKERS[at % len(MARKERS)]
+            within[dot.colour] = at + 1
+    return shapes
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

@@ -1,0 +1,76 @@
+"""What the page says in sentences, and what became of the matrices."""
+
+from laconic.report.study.flat import flat
+from laconic.report.study.plans import plan_of, plans
+from laconic.report.study.words import failures, findings, listed, paragraphs
+from tests.report.study.records import TASK, baseline, cell, failed, study
+
+AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
+
+
+def said(records: list) -> str:
+    return "\n".join(paragraphs(records, flat(records)))
+
+
+def test_the_summary_says_what_was_done() -> None:
+    text = said(study(methods=("svd", "wanda")))
+    assert "48 compressed models, and 2 models as they were" in text
+    assert "method svd and wanda; keep 0.3, 0.5, 0.7 and 0.9; seed 0, 1 and 2" in text
+    assert "Judged on glue/sst2 (872 rows of the dev split" in text
+    assert "Calibrated on glue/sst2 (256 texts" in text
+    assert "AVX512" in text and "2 threads" in text and "torch 2.13.0" in text
+    assert "Beware" not in text and "failed" not in text
+
+
+def test_times_beside_other_work_are_warned_of() -> None:
+    assert "up to 3 cells were worked on at once" in said(study(methods=("svd",), workers=3))
+    assert "at once" not in said(study(methods=("svd",), workers=3, timed=False))
+
+
+def test_rows_that_were_calibrated_on_are_warned_of() -> None:
+    record = cell(AXES)
+    record["evaluation"]["settings"][TASK]["calibration_rows"] = {"glue/sst2": 12}
+    assert "Beware: 12 rows of glue/sst2 are also in glue/sst2" in said([record])
+
+
+def test_failures_are_counted_by_cause() -> None:
+    records = [cell(AXES), *(failed({**AXES, "seed": seed}, "No room.") for seed in (1, 2))]
+    assert "2 cells of 3 failed" in said(records)
+    (cause, cells), = failures(flat(records)).items()  # fmt: skip
+    assert cause == "No room." and len(cells) == 2 and "keep 0.5, seed 1" in cells[0]
+
+
+def test_what_came_out_is_the_smallest_that_is_no_worse() -> None:
+    records = [baseline("minilm-sst2")]
+    for keep, p in ((0.9, 0.8), (0.5, 0.2), (0.3, 0.001)):
+        record = cell({**AXES, "keep": keep})
+        record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": -0.01, "p": p}
+        records.append(record)
+    (sentence,) = findings(flat(records))
+    assert "is svd, keep 0.5: 63.63 MB of 90.90 MB" in sentence and "a change of 1.7 points" in sentence
+    (sentence,) = findings(flat([records[0], records[-1]]))
+    assert sentence.endswith("every compressed model is worse than the original beyond noise.")
+
+
+def test_many_values_are_cut_short() -> None:
+    assert listed([1]) == "1" and listed([]) == ""
+    assert listed([0.5, 0.25]) == "0.5 and 0.25"
+    assert listed(range(20)) == "0, 1, 2, 3, 4, 5 and 14 more"
+
+
+def test_matrices_that_differ_in_their_layer_are_one_line() -> None:
+    sites = {f"encoder.layer.{at}.query": {"svd": {"rank": 8 if at != 3 else 4}} for at in range(6)}
+    sites |= {"encoder.layer.0.key": {"plus": {"first": {"svd": {"rank": 2}}, "second": {"rtn": {}}}}}
+    sites |= {"classifier": "dense"}
+    assert plan_of({"sites": sites}) == {
+        "encoder.layer.{0–2, 4–5}.query": "svd: rank 8",
+        "encoder.layer.3.query": "svd: rank 4",
+        "encoder.layer.0.key": "plus: first svd: rank 2, second rtn",
+        "classifier": "dense",
+    }
+
+
+def test_equal_plans_are_told_once() -> None:
+    same, other = cell(AXES), cell({**AXES, "keep": 0.25})
+    found = plans([("one", same), ("two", same), ("three", other), ("none", {"sites": {}})])
+    assert [plan.names for plan in found] == [("one", "two"), ("three",)]
