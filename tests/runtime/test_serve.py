@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BartConfig, BartModel
 
 from laconic.calibrate.passes import random_batch
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.evaluate import Conditions, evaluate
-from laconic.model import predict
+from laconic.model import LanguageModel, predict, run
 from laconic.runtime import COMPILE, EAGER, ONNX, OPENVINO, serve
+from laconic.runtime.signature import Signature
 from laconic.store import save
-from tests.architectures import BY_NAME
+from tests.architectures import BART, BY_NAME, SMALL
 from tests.evaluate.models import with_tokenizer
 
 for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
@@ -46,6 +48,16 @@ def test_labels_are_shifted_as_the_model_shifts_them() -> None:
     with torch.inference_mode():
         ours, theirs = predict(lm, batch)[0].values, predict(served, batch)[0].values
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_decoder_of_a_model_without_a_head_reads_the_text_where_nothing_is_said() -> None:
+    torch.manual_seed(0)
+    lm = LanguageModel.of(BartModel(BartConfig(**BART, **SMALL)).eval())
+    batch = random_batch(lm, 2, 6)
+    del batch["decoder_input_ids"]
+    feeds = Signature.of(lm).feeds(lm, batch)
+    assert torch.equal(feeds["decoder_input_ids"], batch["input_ids"])
+    assert torch.equal(lm.model(**feeds)[0], run(lm, batch)[0])
 
 
 def test_what_an_exported_model_cannot_do_is_refused() -> None:
