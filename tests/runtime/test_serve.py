@@ -39,6 +39,15 @@ def test_a_served_model_is_judged_like_any_other(runtime: str, texts: Path) -> N
     assert serve(lm).lm is lm
 
 
+def test_tokens_may_be_given_by_place() -> None:
+    """As the lm-evaluation-harness does."""
+    lm = BY_NAME["gpt2"].lm()
+    ids = random_batch(lm, 2, 5)["input_ids"]
+    with torch.inference_mode():
+        expected, found = (one.model(ids).logits for one in (lm, serve(lm, ONNX).lm))
+    assert torch.allclose(expected, found, atol=1e-4)
+
+
 def test_labels_are_shifted_as_the_model_shifts_them() -> None:
     lm = BY_NAME["t5"].lm()
     batch = random_batch(lm, 2, 6)
@@ -73,7 +82,8 @@ def test_a_compiled_model_computes_the_same() -> None:
     lm = BY_NAME["bert-classifier"].lm()
     service = serve(lm, COMPILE)
     with torch.inference_mode():
-        expected, found = (one.model(**random_batch(lm, 2, 5))["logits"] for one in (lm, service.lm))
+        ids, mask = random_batch(lm, 2, 5).values()
+        expected, found = (one.model(ids, attention_mask=mask)["logits"] for one in (lm, service.lm))
     assert torch.allclose(expected, found, atol=1e-5)
     assert service.about()["name"] == COMPILE
 
