@@ -14,6 +14,7 @@ from laconic.cli.evaluate import evaluate
 from laconic.cli.export import export
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
+from laconic.cli.report import report
 from laconic.cli.run import run
 from laconic.cli.study import study
 from laconic.errors import UserError
@@ -38,6 +39,7 @@ for verb in (
     by_first(export),
     by_first(inspect),
     by_first(study),
+    by_first(report),
     by_first(methods),
 ):
     app.command()(verb)

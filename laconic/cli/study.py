@@ -12,7 +12,7 @@ from laconic.errors import UserError, must_be
 
 if TYPE_CHECKING:
     from laconic.report.tables import Table
-    from laconic.study import Cell, Executor, Record, Summary
+    from laconic.study import Cell, Executor, Ledger, Record, Summary
 
 
 def study(
@@ -30,7 +30,7 @@ def study(
     json: JsonOption = False,
 ) -> None:
     """Run every cell of a study that is not done yet, and write the report."""
-    from laconic.study import Ledger, cells_of, check_cells, read_study, run_study
+    from laconic.study import Ledger, cells_of, check_cells, keep_study, read_study, run_study
 
     device = own_device(device)
     if address is not None and executor != "ray":
@@ -45,12 +45,22 @@ def study(
         show({"cells": listed}, json, _plan(listed).to_rich(), _in_all(listed))
         return
     ledger = Ledger(output)
+    keep_study(output, what.title, file.read_text())
     with progress() as track:
         runs = _executor(executor, output, workers, address, device, track)
         summary = run_study(cells, ledger, runs, retry=retry_failed, track=track)
+    page = None if "://" in output else _reported(output, ledger)
     for strange in summary.strange:
         remark(f"'{strange.name}' in {output} was left alone: {strange.reason}.")
-    show(_told(summary, output), json, *_sentences(summary, output))
+    show({**_told(summary, output), "report": page}, json, *_sentences(summary, page or f"`laconic report {output}`"))
+
+
+def _reported(output: str, ledger: "Ledger") -> str:
+    """The page of all records in the folder."""
+    from laconic.report.study import write_report
+    from laconic.study import title_of
+
+    return str(write_report(ledger.all()[0], Path(output), title_of(output)).page)
 
 
 def _executor(kind: str, output: str, workers: int, address: str | None, device: str, track: Any) -> "Executor":
@@ -118,7 +128,7 @@ def _told(summary: "Summary", output: str) -> dict[str, Any]:
     }
 
 
-def _sentences(summary: "Summary", output: str) -> list[str]:
+def _sentences(summary: "Summary", page: str) -> list[str]:
     said = [
         f"{summary.measured} cells were measured in {summary.seconds:.0f} s, {summary.found} were there already; "
         f"statistics were collected {summary.surveys} times."
@@ -128,4 +138,4 @@ def _sentences(summary: "Summary", output: str) -> list[str]:
         said.append(f"Failed: {axes}: {record['error']['sentence']}")
     if summary.failed:
         said.append("`--retry-failed` does these again.")
-    return [*said, f"`laconic report {output}` shows what came out."]
+    return [*said, f"What came out is in {page}."]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,11 +50,11 @@ class Rapl(Meter):
 class Nvml(Meter):
     """Of one NVIDIA GPU."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._nvml = import_module("pynvml")
-        self._nvml.nvmlInit()
+    def __init__(self, nvml: Any, device: torch.device) -> None:
+        self._nvml = nvml
+        nvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def joules(self) -> float:
         return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
@@ -62,13 +63,26 @@ class Nvml(Meter):
 def meter_of(device: torch.device, powercap: Path = POWERCAP) -> Meter | None:
     """What counts the energy of `device`; None where nothing does."""
     if device.type == "cuda":
-        return Nvml(device) if find_spec("pynvml") is not None else None
+        return _nvml_of(device)
     packages = tuple(zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1)
     try:
         return Rapl(packages) if packages else None
     except OSError:
         # Linux lets only an administrator read them since CVE-2020-8694.
         return None
+
+
+def _nvml_of(device: torch.device) -> Meter | None:
+    if find_spec("pynvml") is None:
+        return None
+    nvml = import_module("pynvml")
+    try:
+        meter = Nvml(nvml, device)
+        meter.joules()
+    except nvml.NVMLError:
+        # GPUs before Volta count nothing, and in a container the library of the driver may be missing.
+        return None
+    return meter
 
 
 def joules_of(work: Callable[[], object], device: torch.device, meter: Meter) -> float:

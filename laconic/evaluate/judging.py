@@ -18,6 +18,10 @@ from laconic.progress import Track
 LOGITS = 2**26
 """How many logits one batch may have: 256 MiB in float32."""
 
+COMPARED = 1000
+"""Rows of a task that two models are compared on, where that takes far longer than the task: it is about every token of
+a sentence, and the task asks for one."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -67,7 +71,7 @@ class Judge(ABC):
         return read(self.source, "dev").first(limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
-        """The rows of `corpus` as plain text, for a comparison that has nothing to do with the task."""
+        """Rows of `corpus` as plain text, for a comparison that has nothing to do with the task."""
         return corpus
 
     def refuse(self, task: Task, model: str = "") -> None:

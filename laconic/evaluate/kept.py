@@ -27,6 +27,7 @@ from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.progress import Track
 from laconic.recover.checkpoints import write_json
+from laconic.store.folder import TOKENIZER_FILE
 
 FOLDER = "judged"
 
@@ -79,8 +80,15 @@ def fingerprint(lm: LanguageModel) -> str:
             with TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
                 for file in sorted(Path(folder).rglob("*")):
-                    hashed.update(file.name.encode() + file.read_bytes() if file.is_file() else b"")
+                    hashed.update(file.name.encode() + _lasting(file) if file.is_file() else b"")
     return hashed.hexdigest()
+
+
+def _lasting(file: Path) -> bytes:
+    """What a tokenizer's file says but for how the last call cut and padded texts, which every call says anew."""
+    if file.name != TOKENIZER_FILE:
+        return file.read_bytes()
+    return json.dumps({**json.loads(file.read_bytes()), "truncation": None, "padding": None}).encode()
 
 
 def _key(model: str, judge: Judge, corpus: Corpus) -> str:
@@ -93,10 +101,10 @@ def _recall(path: Path, judge: Judge) -> Judged | None:
         entry: dict[str, Any] = json.loads(path.read_text())
         table = np.array(entry["table"], dtype=np.float64).reshape(entry["shape"])
         settings, rows = entry["settings"], entry["rows"]
+        metrics = judge.metrics(settings)
         os.utime(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    metrics = judge.metrics(settings)
     return None if metrics is None else Judged(table, metrics, settings, None if rows is None else tuple(rows))
 
 

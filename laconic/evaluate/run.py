@@ -76,11 +76,11 @@ def evaluate(
     `cost` says too under which conditions: both models are judged and timed in the runtime that it names. Without
     `compare_cost` that of `against` is not measured.
 
-    The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task; without any task only the
-    cost is measured. Where it is known what the models were made with, the settings of each task say how many of its
-    rows are rows of that too. With `resume`, tasks that an earlier run has finished are not judged again, where model,
-    rows and versions are the same; for models that hold nothing which their configuration and their numbers do not
-    tell.
+    The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task (of LAMA and BLiMP up to 1,000
+    sentences); without any task only the cost is measured. Where it is known what the models were made with, the
+    settings of each task say how many of its rows are rows of that too. With `resume`, tasks that an earlier run has
+    finished are not judged again, where model, rows and versions are the same; for models that hold nothing which their
+    configuration and their numbers do not tell.
 
     Raises:
         UserError: an unknown task, no data for it, the very file that a model was calibrated on, a model that is not

@@ -11,7 +11,7 @@ from laconic.calibrate.corpus import batches, read
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8
-from laconic.model import Batch, LanguageModel, run
+from laconic.model import Batch, LanguageModel, Task, run
 from laconic.progress import Track
 from laconic.runtime.extras import ONNX, OPENVINO
 from laconic.runtime.portable import exact
@@ -58,7 +58,7 @@ def check_agreement(lm: LanguageModel, program: Program, signature: Signature, r
             ours = run(reference, batch)[signature.outputs[0]]
             theirs = program(signature.feeds(lm, batch))[signature.outputs[0]]
             _check_shape(ours, theirs, runtime)
-            counted = _counted(ours, batch)
+            counted = _counted(lm, ours, batch)
             largest = torch.maximum(largest, ours[counted].abs().max())
             # A number that is none must not be lost in a maximum.
             error = torch.maximum(error, (ours - theirs)[counted].abs().nan_to_num(torch.inf).max())
@@ -98,10 +98,10 @@ def _padded(batch: Batch) -> Batch:
     return {**batch, "attention_mask": mask}
 
 
-def _counted(outputs: Tensor, batch: Batch) -> Tensor:
+def _counted(lm: LanguageModel, outputs: Tensor, batch: Batch) -> Tensor:
     """Where an output is one that somebody reads; every one of targets, which have no mask of their own."""
     mask = batch["attention_mask"].bool()
-    by_token = outputs.dim() == 3 and TARGETS not in batch and "labels" not in batch
+    by_token = outputs.dim() == 3 and TARGETS not in batch and lm.task is not Task.SEQ2SEQ
     if by_token and outputs.shape[:2] == mask.shape:
         return mask
     return torch.ones(len(outputs), dtype=torch.bool)

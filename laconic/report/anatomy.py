@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
-
-OTHER = "other"
-"""Norms, biases, positions, and matrices that no target names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +84,8 @@ def inspect(lm: LanguageModel) -> Inspection:
     """Look at `lm`; nothing is run."""
     matrices = [(site, _matrix(site, lm)) for site in lm.sites(("all", "*"))]
     seen: set[int] = set()
-    # A head that is tied to the embedding is counted there.
-    order = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
     parts = [
-        _part(group, [(site, matrix) for site, matrix in matrices if site.group is group], seen) for group in order
+        _part(group, [(site, matrix) for site, matrix in matrices if site.group is group], seen) for group in ORDER
     ]
     parameters, nbytes = lm.size()
     rest = parameters - sum(part.parameters for part in parts), nbytes - sum(part.nbytes for part in parts)

@@ -17,9 +17,9 @@ class Compiled:
         self._forward = torch.compile(lm.model.forward)
         self._name = type(lm.model).__name__
 
-    def __call__(self, **given: Any) -> Any:
+    def __call__(self, *inputs: Any, **given: Any) -> Any:
         try:
-            return self._forward(**given)
+            return self._forward(*inputs, **given)
         except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
             raise UserError(
                 f"torch.compile fails on {self._name}: {reason_of(error)}; it needs a C++ compiler, or use the runtime "

@@ -24,7 +24,7 @@ class Program(ABC):
 
     @abstractmethod
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
-        """What the model gives for `feeds`, by name, on the CPU in float32."""
+        """What the model gives for `feeds`, on the CPU in float32, by each name that it has."""
 
 
 class OnnxProgram(Program):
@@ -60,13 +60,14 @@ class OpenVinoProgram(Program):
             self._compiled = openvino.Core().compile_model(file, "CPU", {**asked, **(EXACT if exact else {})})
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot load '{file.name}': {reason_of(error)}.") from error
-        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
+        # An output has several names where what made it was folded into what came before, such as a bias of zeros.
+        self._names: list[set[str]] = [output.get_names() for output in self._compiled.outputs]
 
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
         found = self._compiled({name: tensor.numpy() for name, tensor in feeds.items()})
         # What it gives lies in its own memory, which the next call writes to.
-        values = (torch.from_numpy(np.array(value)) for value in found.values())
-        return dict(zip(self._outputs, values, strict=True))
+        values = [torch.from_numpy(np.array(value)) for value in found.values()]
+        return {name: value for names, value in zip(self._names, values, strict=True) for name in names}
 
 
 def program(runtime: str, file: Path, *, exact: bool = False) -> Program:

@@ -69,10 +69,12 @@ class Exported:
                 self._ready[hidden] = Ready(program(self.runtime, file), graph.signature, size, graph.layers)
         return self._ready[hidden]
 
-    def __call__(self, *, output_hidden_states: bool = False, use_cache: bool = False, **given: Tensor) -> Answer:
+    def __call__(
+        self, input_ids: Tensor, *, output_hidden_states: bool = False, use_cache: bool = False, **given: Tensor
+    ) -> Answer:
         plain = self._lm.task is Task.EMBEDDING
         ready = self.ready(output_hidden_states and not plain)
-        found = ready.program(ready.signature.feeds(self._lm, given))
+        found = ready.program(ready.signature.feeds(self._lm, {"input_ids": input_ids, **given}))
         states = found.get(STATES)
         return Answer(
             logits=found.get(LOGITS),

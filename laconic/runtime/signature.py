@@ -57,9 +57,7 @@ class Signature:
         if GLOBAL in self.inputs:
             inputs.setdefault(GLOBAL, first_token(ids))
         if TARGETS in self.inputs and TARGETS not in inputs:
-            # Every encoder-decoder of transformers shifts its labels so.
-            shifted: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
-            inputs[TARGETS] = shifted(labels=given["labels"])
+            inputs[TARGETS] = _targets(lm, given)
         return {name: inputs[name] for name in self.inputs}
 
     def example(self, lm: LanguageModel) -> Batch:
@@ -91,6 +89,16 @@ class Traced(nn.Module):
         assert self.states is not None
         states: Tensor | Sequence[Tensor] = output[self.states]
         return states if isinstance(states, Tensor) else states[-1]
+
+
+def _targets(lm: LanguageModel, given: Mapping[str, Tensor]) -> Tensor:
+    """What the decoder reads, of `given` that does not say so: the labels, shifted; of a model without a head, which
+    has none, the text itself."""
+    if lm.task is Task.EMBEDDING:
+        return given["input_ids"]
+    # Every encoder-decoder of transformers shifts its labels so.
+    shifted: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
+    return shifted(labels=given["labels"])
 
 
 def _reads_targets(lm: LanguageModel) -> bool:

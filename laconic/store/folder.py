@@ -79,10 +79,28 @@ def save_tokenizers(lm: LanguageModel, folder: Path) -> None:
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if isinstance(tokenizer, PreTrainedTokenizerFast):
+        _forget_last_call(tokenizer)
         # Its own writer tells of a full disk by a bare Exception; Python, writing as many bytes before, by an OSError.
         folder.mkdir(exist_ok=True)
         (folder / TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     tokenizer.save_pretrained(folder)
+
+
+def _forget_last_call(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Cut texts where the tokenizer came to cut them, or nowhere.
+
+    A call that cuts them leaves its length in the tokenizer, whose file would tell other programs to cut there too.
+    """
+    asked, backend = tokenizer.init_kwargs, tokenizer.backend_tokenizer
+    if asked.get("max_length") is None:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(
+            asked["max_length"],
+            stride=asked.get("stride", 0),
+            strategy=asked.get("truncation_strategy", "longest_first"),
+            direction=asked.get("truncation_side", "right"),
+        )
 
 
 def _plans(plans: tuple[str, ...]) -> dict[str, str]:

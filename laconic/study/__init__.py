@@ -5,7 +5,7 @@ from laconic.study.executors import Executor
 from laconic.study.grid import cells_of
 from laconic.study.ledger import Ledger, Record
 from laconic.study.parse import read_study, study_from
-from laconic.study.run import Summary, check_cells, run_study
+from laconic.study.run import Summary, check_cells, keep_study, run_study, title_of
 from laconic.study.schema import Study
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "Summary",
     "cells_of",
     "check_cells",
+    "keep_study",
     "read_study",
     "run_study",
     "study_from",
+    "title_of",
 ]

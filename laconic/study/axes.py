@@ -1,8 +1,8 @@
 """The values of each axis: what YAML spells, checked one by one, with the place of every mistake.
 
-`model`, `method`, `recipe`, `task`, `keep`, `allocate`, `targets`, `seed` mean what they mean elsewhere; `then` is what
-follows compression. Any other axis is a parameter, as `sparsity` or `bits`: every method and step of the cell that has
-one of this name gets it. `{label: value}` calls a value something else in tables.
+`model`, `method`, `recipe`, `task`, `data`, `keep`, `allocate`, `targets` and `seed` mean what they do elsewhere; what
+`then` says follows compression. Any other axis is a parameter, as `sparsity` or `bits`: every method and step of the
+cell that has one of this name gets it. `{label: value}` calls a value something else in tables.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -86,8 +86,10 @@ def _method(line: object, place: str, folder: Path) -> Value:
     """A method, or several in order; a mapping from a method's name is one with parameters, from any other a label."""
     known = {kind.name for kind in (*METHODS, *STEPS)}
     label = None
-    if isinstance(line, Mapping) and len(line) == 1 and next(iter(line)) not in known:
-        label, line = _named(line, place)
+    if isinstance(line, Mapping) and len(line) == 1:
+        name, value = next(iter(line.items()))
+        if name not in known or isinstance(value, (str, list, tuple)):
+            label, line = str(name), value
     lines = line if isinstance(line, (list, tuple)) else [line]
     if not lines:
         raise must_be(place, "a method, or several in order", [])
@@ -144,6 +146,13 @@ def _task(line: object, place: str, folder: Path) -> Value:
     return Value(label or task, task)
 
 
+def _data(line: object, place: str, folder: Path) -> Value:
+    label, source = _named(line, place)
+    if not isinstance(source, str):
+        raise must_be(place, "the source of calibration texts", source)
+    return Value(label or source, _beside(source, folder))
+
+
 def _allocate(line: object, place: str, folder: Path) -> Value:
     if line not in get_args(Allocation):
         raise UserError(f"{place}: {unknown('allocation', str(line), get_args(Allocation))}")
@@ -182,6 +191,7 @@ def _told_apart(values: Iterable[Value]) -> tuple[Value, ...]:
 AXES: dict[str, Callable[[object, str, Path], Value]] = {
     "model": _model,
     "task": _task,
+    "data": _data,
     "recipe": _recipe,
     "method": _method,
     "targets": _targets,

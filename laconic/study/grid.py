@@ -9,8 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
+from laconic.evaluate.tasks import wanted
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, sentence
+from laconic.methods.prune.scored import Scored
 from laconic.model import DEFAULT_TARGETS
 from laconic.recipe.flow import steps_of, takes_keep
 from laconic.recipe.parse import method_or_step
@@ -19,6 +21,9 @@ from laconic.recipe.steps import STEPS
 from laconic.study.axes import AXES
 from laconic.study.cells import Cell
 from laconic.study.schema import Label, Line, Point, Study
+
+COMMON = ("model", "task", "data", "recipe", "method", "seed")
+"""Axes of which an included point takes every value where it names none; on all others it then has none."""
 
 
 def cells_of(study: Study) -> list[Cell]:
@@ -41,7 +46,8 @@ def cells_of(study: Study) -> list[Cell]:
 
 
 def _points(study: Study) -> Iterator[Point]:
-    grids = [study.axes, *({**study.axes, **more} for more in study.include)]
+    common = {name: values for name, values in study.axes.items() if name in COMMON}
+    grids = [study.axes, *({**common, **more} for more in study.include)]
     for grid in grids:
         for values in product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
@@ -50,7 +56,7 @@ def _points(study: Study) -> Iterator[Point]:
 
 
 def _agrees(point: Point, pattern: Mapping[str, tuple[Label, ...]]) -> bool:
-    return all(point[name].label in labels for name, labels in pattern.items())
+    return all(name in point and point[name].label in labels for name, labels in pattern.items())
 
 
 def _cell(study: Study, point: Point) -> Cell:
@@ -59,7 +65,7 @@ def _cell(study: Study, point: Point) -> Cell:
         recipe, idle = _recipe(study, point)
     except UserError as error:
         raise placed(error, f"study.axes at {where}") from error
-    axes = {name: None if name in idle else value.label for name, value in point.items()}
+    axes = {name: None if name in idle or name not in point else point[name].label for name in study.axes}
     return Cell(axes=axes, recipe=recipe, prepare=study.prepare, save=study.save)
 
 
@@ -75,20 +81,29 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
     own = {name: means[name] for name in ("keep", "allocate", "targets") if name in means}
     steps, silent = _set(lines, own) if given is not None else _sized(study, lines, own)
     steps = (*steps, *then)
-    data = study.data or means.get("task") or (None if given is None else given.data)
-    recipe = Recipe(
-        model=means["model"] if given is None else means.get("model", given.model),
+    data = means.get("data", study.data) or _source(means.get("task")) or (None if given is None else given.data)
+    base = Recipe(model=means.get("model", ""), steps=()) if given is None else given
+    tasks = (means["task"],) if "task" in means else study.tasks or (base.evaluate.tasks if base.evaluate else ())
+    recipe = replace(
+        base,
+        model=means.get("model", base.model),
         data=data if any(step.needs_data for step in (*study.prepare, *steps)) else None,
-        samples=study.samples,
+        samples=study.samples or base.samples,
         seed=means.get("seed", 0),
-        max_length=study.max_length,
-        labels=study.labels,
+        max_length=study.max_length or base.max_length,
+        labels=study.labels or base.labels,
         steps=steps,
-        evaluate=Evaluation(
-            tasks=(means["task"],) if "task" in means else study.tasks, cost=study.cost, limit=study.limit
-        ),
+        evaluate=Evaluation(tasks=tasks, cost=study.cost, limit=study.limit),
     )
     return recipe, idle | silent
+
+
+def _source(task: str | None) -> str | None:
+    """Where the rows of a task come from, of which a training split may calibrate."""
+    if task is None:
+        return None
+    (judge,) = wanted((task,), compared=False).judges.values()
+    return judge.source
 
 
 def _built(line: Line, parameters: Mapping[str, object]) -> Method | Step:
@@ -105,7 +120,11 @@ def _sized(study: Study, lines: Sequence[Method | Step], own: Mapping[str, Any])
     if "keep" in own and keep is None:
         idle.add("keep")
     targets = own.get("targets", study.targets) or DEFAULT_TARGETS
-    return steps_of(lines, keep, own.get("allocate", study.allocate), tuple(targets)), idle
+    allocate = own.get("allocate", study.allocate)
+    if allocate == "global" and not any(isinstance(line, Scored) for line in lines):
+        allocate = "uniform"
+        idle |= own.keys() & {"allocate"}
+    return steps_of(lines, keep, allocate, tuple(targets)), idle
 
 
 def _set(lines: Sequence[Method | Step], own: Mapping[str, Any]) -> tuple[tuple[Step, ...], set[str]]:

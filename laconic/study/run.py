@@ -1,5 +1,6 @@
 """A study from its cells to its ledger: what is missing is claimed, measured and written, until nothing is missing."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,10 @@ from laconic.store import skeleton
 from laconic.study.bench import COLLECTED, Task
 from laconic.study.cells import Cell
 from laconic.study.executors import Executor
+from laconic.study.folder import Folder
 from laconic.study.ledger import DONE, FAILED, Ledger, Record, Strange
 
+STUDY, ABOUT, TITLE = "study.yaml", "about.json", "A study"
 PATIENCE = 2.0
 """Seconds between two looks at cells that another runner has."""
 
@@ -56,6 +59,22 @@ def check_cells(cells: Sequence[Cell]) -> None:
             check_recipe(cell.recipe, model)
         except UserError as error:
             raise placed(error, where) from error
+
+
+def keep_study(place: str, title: str | None, text: str) -> None:
+    """Lay the study beside its records: its YAML, and its title for those who read them."""
+    folder = Folder(place)
+    folder.write(STUDY, text)
+    folder.write(ABOUT, json.dumps({"title": title or TITLE}))
+
+
+def title_of(place: str) -> str:
+    """The title of the study whose records are in `place`."""
+    try:
+        said = json.loads(Folder(place).read(ABOUT) or b"{}")
+    except ValueError:
+        return TITLE
+    return str(said.get("title", TITLE)) if isinstance(said, dict) else TITLE
 
 
 def run_study(

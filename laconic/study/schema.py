@@ -40,13 +40,15 @@ class Study:
     """A grid of recipes, and what all of them share.
 
     axes:       the values of each axis, by name; the cells are their product.
-    include:    further points, each on some of the axes; on the others every value is taken.
+    include:    further points, by their values on some of the axes; every model, task, method and seed is taken where
+                none is named, and any other axis is left out.
     exclude:    points that are left out: all those that agree with one of these.
     data:       source of the calibration texts; that of the task where a study has the axis `task`.
-    samples, max_length, labels: as in a recipe.
+    samples, max_length, labels: as in a recipe; where not given, those of a cell's own recipe, or the usual ones.
     targets:    what is compressed, where that is no axis.
-    allocate:   how a budget is shared out, where that is no axis.
-    tasks:      what every model is judged on.
+    allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight, and
+                uniform for the others.
+    tasks:      what every model is judged on, where that is neither an axis nor said by a cell's own recipe.
     limit:      rows of each task at most.
     cost:       also size, latency and memory; or under which conditions.
     prepare:    steps that make of each model the one that is compressed, such as fine-tuning it on the task; done once.
@@ -58,9 +60,9 @@ class Study:
     include: tuple[Mapping[str, tuple[Value, ...]], ...] = ()
     exclude: tuple[Mapping[str, tuple[Label, ...]], ...] = ()
     data: str | None = None
-    samples: Count = 128
-    max_length: Annotated[int, Field(ge=2)] = 128
-    labels: Labels = "auto"
+    samples: Count | None = None
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    labels: Labels | None = None
     targets: tuple[str, ...] | None = None
     allocate: str = "uniform"
     tasks: tuple[str, ...] = ()

@@ -90,6 +90,13 @@ def test_it_is_compared_with_an_original(blimp: Path):
     assert found["fidelity"]["rows"] == 30 and found["fidelity"]["kl"] > 0
 
 
+def test_two_models_are_compared_on_a_thousand_sentences():
+    names = ("wh_island", *["passive_2"] * 1500)
+    rows = tuple(Example(f"{at}", pair="", group=f"{PHENOMENON[name]}/{name}") for at, name in enumerate(names))
+    texts = Blimp().texts(Corpus("blimp", "test", rows)).examples
+    assert [row.text for row in texts] == [str(at) for at in range(1000)] and texts[0].pair is None
+
+
 def test_a_kept_table_has_the_same_figures(blimp: Path):
     task = Blimp()
     judged = task.judge(reader("gpt2"), task.corpus(None), silent)

@@ -21,7 +21,8 @@ from transformers import (
 from laconic.calibrate.passes import random_batch
 from laconic.compress import Compress
 from laconic.evaluate import latency, measure_cost
-from laconic.evaluate.cost import macs, stored_bytes
+from laconic.evaluate.cost import stored_bytes
+from laconic.evaluate.macs import macs
 from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
 from laconic.evaluate.speed import fixed_threads
 from laconic.formats import DynamicInt8

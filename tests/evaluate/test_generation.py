@@ -1,6 +1,9 @@
 """Speed of writing, energy, and bytes by part."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -106,3 +109,36 @@ def test_without_a_counter_there_is_no_figure(tmp_path: Path) -> None:
     unreadable = fake_package(tmp_path, 0, 1)
     unreadable.unlink()
     assert meter_of(CPU, tmp_path) is None
+
+
+class FakeNvml(ModuleType):
+    """NVIDIA's library over one GPU, which may count nothing."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, millijoules: int | None) -> None:
+        super().__init__("pynvml")
+        self.__spec__ = ModuleSpec("pynvml", None)
+        self.millijoules = millijoules
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        if self.millijoules is None or handle != "GPU-1a":
+            raise self.NVMLError
+        return self.millijoules
+
+
+@pytest.mark.parametrize(("millijoules", "joules"), [(2500, 2.5), (None, None)])
+def test_a_gpu_that_counts_nothing_gives_no_figure(
+    monkeypatch: pytest.MonkeyPatch, millijoules: int | None, joules: float | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(millijoules))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="1a"))
+    meter = meter_of(torch.device("cuda"))
+    assert (meter and meter.joules()) == joules

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from laconic.evaluate.kept import FOLDER, fingerprint, keeping
 from laconic.evaluate.perplexity import Perplexity
 from laconic.progress import Item
 from laconic.store import save
-from tests.architectures import compress_everything
+from tests.architectures import BY_NAME, compress_everything
 from tests.evaluate.models import with_tokenizer
+from tests.words import words
 
 CORPUS = Corpus("dickens", "dev", (Example("it was the best of times"), Example("it was the worst of times")))
 
@@ -75,6 +77,45 @@ def test_both_models_of_a_comparison_are_kept(tasks: list[str]):
     assert again.to_json() == first.to_json()
 
 
+@pytest.fixture
+def knowledge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Facts of two corpora and pairs of two phenomena, as tasks."""
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    facts = [(*fact, "TREx", "P36") for fact in (("France", "Paris"), ("Italy", "Rome"))]
+    facts += [(*fact, "Google_RE", "place_of_birth") for fact in (("Norway", "Oslo"), ("Spain", "Madrid"))]
+    pairs = [("wh_island", "Paris is in France", "Paris in is France"), ("passive_1", "the river", "river the")]
+    lines = {
+        "lama/facts.jsonl": [
+            {
+                "masked_sentence": f"the capital of {sub} is [MASK]",
+                "sub": sub,
+                "obj": obj,
+                "source": source,
+                "relation": of,
+            }
+            for sub, obj, source, of in facts
+        ],
+        "blimp/pairs.jsonl": [{"phenomenon": name, "good": good, "bad": bad} for name, good, bad in pairs],
+    }
+    for name, rows in lines.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    return ["lama", "lama/trex:all", "blimp"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "roberta-masked"])
+def test_what_a_model_knows_is_kept_too(name: str, knowledge: list[str]):
+    lm = replace(BY_NAME[name].lm(), tokenizer=words("start" if name == "gpt2" else "pair"))
+    small = compress_everything(replace(BY_NAME[name].lm(), tokenizer=lm.tokenizer), rank=4)
+    first = evaluate(small, knowledge, against=lm, cost=False, resume=True).to_json()
+    told = Told()
+    again = evaluate(small, knowledge, against=lm, cost=False, resume=True, track=told).to_json()
+    assert told.works == ["fidelity"]
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(first))
+    assert again["results"]["lama"].keys() > {"p@1", "p@1/trex", "p@1/google_re"}
+    assert again["results"]["blimp"].keys() > {"accuracy", "accuracy/island_effects"}
+
+
 def test_only_what_is_asked_for_is_kept(tasks: list[str], cache: Path):
     evaluate(with_tokenizer("gpt2"), tasks, cost=False)
     assert not cache.exists()
@@ -110,12 +151,30 @@ def test_what_a_model_is_decides_its_fingerprint():
     assert len({fingerprint(one) for one in (with_tokenizer("gpt2"), lm, *others)}) == 4
 
 
+def test_how_the_last_text_was_cut_is_not_what_a_model_is():
+    lm = with_tokenizer("gpt2")
+    assert lm.tokenizer is not None
+    before = fingerprint(lm)
+    lm.tokenizer(["it was", "it"], truncation=True, max_length=3, padding=True)
+    assert fingerprint(lm) == before
+
+
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"table": [1], "shape": [2, 2], "settings": {}, "rows": null}'])
 def test_a_damaged_entry_costs_time_and_no_more(cache: Path, damage: str):
     works()
     (entry,) = cache.iterdir()
     entry.write_text(damage)
     assert works() == ["perplexity:dickens"] and works() == []
+
+
+def test_an_entry_without_what_its_metrics_are_told_by_is_none(cache: Path, knowledge: list[str]):
+    lm = replace(BY_NAME["gpt2"].lm(), tokenizer=words("start"))
+    evaluate(lm, knowledge[:1], cost=False, resume=True)
+    (entry,) = cache.iterdir()
+    entry.write_text(json.dumps({**json.loads(entry.read_text()), "settings": {}}))
+    told = Told()
+    assert "p@1" in evaluate(lm, knowledge[:1], cost=False, resume=True, track=told).results["lama"]
+    assert told.works == ["lama"]
 
 
 def test_a_cache_of_nothing_keeps_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BartConfig, BartModel
 
 from laconic.calibrate.passes import random_batch
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.evaluate import Conditions, evaluate
-from laconic.model import predict
+from laconic.model import LanguageModel, predict, run
 from laconic.runtime import COMPILE, EAGER, ONNX, OPENVINO, serve
+from laconic.runtime.signature import Signature
 from laconic.store import save
-from tests.architectures import BY_NAME
+from tests.architectures import BART, BY_NAME, SMALL
 from tests.evaluate.models import with_tokenizer
 
 for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
@@ -37,6 +39,15 @@ def test_a_served_model_is_judged_like_any_other(runtime: str, texts: Path) -> N
     assert serve(lm).lm is lm
 
 
+def test_tokens_may_be_given_by_place() -> None:
+    """As the lm-evaluation-harness does."""
+    lm = BY_NAME["gpt2"].lm()
+    ids = random_batch(lm, 2, 5)["input_ids"]
+    with torch.inference_mode():
+        expected, found = (one.model(ids).logits for one in (lm, serve(lm, ONNX).lm))
+    assert torch.allclose(expected, found, atol=1e-4)
+
+
 def test_labels_are_shifted_as_the_model_shifts_them() -> None:
     lm = BY_NAME["t5"].lm()
     batch = random_batch(lm, 2, 6)
@@ -46,6 +57,16 @@ def test_labels_are_shifted_as_the_model_shifts_them() -> None:
     with torch.inference_mode():
         ours, theirs = predict(lm, batch)[0].values, predict(served, batch)[0].values
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_decoder_of_a_model_without_a_head_reads_the_text_where_nothing_is_said() -> None:
+    torch.manual_seed(0)
+    lm = LanguageModel.of(BartModel(BartConfig(**BART, **SMALL)).eval())
+    batch = random_batch(lm, 2, 6)
+    del batch["decoder_input_ids"]
+    feeds = Signature.of(lm).feeds(lm, batch)
+    assert torch.equal(feeds["decoder_input_ids"], batch["input_ids"])
+    assert torch.equal(lm.model(**feeds)[0], run(lm, batch)[0])
 
 
 def test_what_an_exported_model_cannot_do_is_refused() -> None:
@@ -61,7 +82,8 @@ def test_a_compiled_model_computes_the_same() -> None:
     lm = BY_NAME["bert-classifier"].lm()
     service = serve(lm, COMPILE)
     with torch.inference_mode():
-        expected, found = (one.model(**random_batch(lm, 2, 5))["logits"] for one in (lm, service.lm))
+        ids, mask = random_batch(lm, 2, 5).values()
+        expected, found = (one.model(ids, attention_mask=mask)["logits"] for one in (lm, service.lm))
     assert torch.allclose(expected, found, atol=1e-5)
     assert service.about()["name"] == COMPILE
 

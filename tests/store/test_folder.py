@@ -172,6 +172,19 @@ def test_nothing_is_left_of_a_failed_save(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("length", [None, 7])
+def test_a_tokenizer_cuts_where_it_did_and_not_where_the_last_call_did(tmp_path: Path, length: int | None) -> None:
+    words = tokenizer()
+    if length is not None:
+        words.backend_tokenizer.enable_truncation(length)
+    words.save_pretrained(tmp_path / "words")
+    lm = dataclasses.replace(compressed("gpt2"), tokenizer=AutoTokenizer.from_pretrained(tmp_path / "words"))
+    lm.tokenizer("brevity is the soul of wit", truncation=True, max_length=3)  # type: ignore[misc]
+    save(lm, tmp_path / "out")
+    cut = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).truncation
+    assert (cut and cut["max_length"]) == length
+
+
 @pytest.mark.parametrize("field", ["tokenizer", "target_tokenizer"])
 def test_nothing_is_left_where_the_tokenizer_does_not_fit(tmp_path: Path, field: str) -> None:
     """A limit on the size of a file, which the weights keep and a tokenizer of many words does not."""

@@ -1,9 +1,11 @@
-"""A small study of a tiny model on a data set of nine sentences."""
+"""A small study of a tiny model on a data set of a few sentences."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.conftest import SENTENCES
 
@@ -14,19 +16,30 @@ def little_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "data" / "glue" / "SST-2"
     folder.mkdir(parents=True)
     for split, shift in (("train", 0), ("dev", 1)):
-        lines = [f"{sentence}\t{(number + shift) % 2}" for number, sentence in enumerate(SENTENCES)]
+        lines = [f"{sentence}\t{(number + shift) % 2}" for number, sentence in enumerate(SENTENCES * 2)]
         lines = [line.replace("the ", "the the ") for line in lines] if split == "dev" else lines
         (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     monkeypatch.setenv("LACONIC_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="session")
+def two_classes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a head of two classes, as SST-2 has."""
+    folder = tmp_path_factory.mktemp("models") / "two"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=2)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def little_study(tiny_model: Path, little_data: Path) -> dict[str, Any]:
+def little_study(two_classes: Path, little_data: Path) -> dict[str, Any]:
     """Two methods at two sizes and two seeds, beside the original."""
     return {
         "axes": {
-            "model": [str(tiny_model)],
+            "model": [str(two_classes)],
             "method": ["svd", "kfac-svd"],
             "keep": [0.5, 0.75],
             "seed": [0, 1],

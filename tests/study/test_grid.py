@@ -90,7 +90,7 @@ def test_recipes_are_an_axis_and_lie_beside_the_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("study", "sentence"),
     [
-        ({"axes": {**AXES, "keep": [1, 50]}}, r"study\.axes\.keep\[1\] must be in \(0, 1\]; got 50\. Did you mean 0\.5"),
+        ({"axes": {**AXES, "keep": [1, 50]}}, r"study\.axes\.keep\[1\] must be in \(0, 1\]; got 50\. Did you mean 0"),
         ({"axes": {**AXES, "keep": []}}, r"study\.axes\.keep must be a list of at least one value"),
         ({"axes": {**AXES, "method": ["svdd"]}}, r"study\.axes\.method\[0\]: .*did you mean 'svd'"),
         ({"axes": {**AXES, "bitts": [4]}}, r"study\.axes\.bitts: There is no axis 'bitts': did you mean 'bits'"),
@@ -101,7 +101,7 @@ def test_recipes_are_an_axis_and_lie_beside_the_study(tmp_path: Path) -> None:
         ({"axes": {"model": ["m"]}}, r"study\.axes must have either the axis method or the axis recipe"),
         ({"axes": {**AXES, "method": ["svd:rank=4"]}}, r"study\.axes\.keep means nothing for any of the methods"),
         ({"axes": {"model": ["m"], "method": ["svd"]}}, r"study\.axes at model m, method svd: .*needs a size"),
-        ({"axes": {"model": ["m"], "method": ["rtn"], "bits": [40]}}, r"study\.axes\.method\[0\]\.rtn\.bits must be in"),
+        ({"axes": {"model": ["m"], "method": ["rtn"], "bits": [40]}}, r"study\.axes\.method\[0\]\.rtn\.bits must be"),
         ({"axes": AXES, "exclude": [{"keep": 0.7}]}, r"study\.exclude\[0\]\.keep: .*known are 0\.5"),
         ({"axes": AXES, "exclude": [{"seed": 0}]}, r"study\.exclude\[0\]: This study has no axis 'seed'"),
         ({"axes": AXES, "exclude": [{"keep": 0.5}]}, r"study\.exclude leaves no cell"),

@@ -14,7 +14,7 @@ from laconic.evaluate.blimp.pairs import files, pairs
 from laconic.evaluate.blimp.phenomena import PHENOMENON, paradigms
 from laconic.evaluate.blimp.scores import log_probabilities
 from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.judging import Judge, Judged, tokenizer_name
+from laconic.evaluate.judging import COMPARED, Judge, Judged, tokenizer_name
 from laconic.evaluate.macro import evenly, shares, weighted
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
@@ -51,8 +51,9 @@ class Blimp(Judge):
         return evenly(Corpus(self.source, "test", tuple(pairs(wanted))), limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
-        """The acceptable sentences."""
-        return replace(corpus, examples=tuple(Example(row.text) for row in corpus.examples))
+        """Up to `COMPARED` acceptable sentences, evenly over the paradigms."""
+        rows = evenly(corpus, COMPARED).examples
+        return replace(corpus, examples=tuple(Example(row.text) for row in rows))
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has 1 where the acceptable sentence is the more probable one, the weight of the pair in the mean

@@ -1,7 +1,6 @@
 """Data sets of the hub that `LACONIC_DATA` may hold in the layout of their authors, as rows with the hub's columns."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from laconic.calibrate.sources import data_folder
 from laconic.calibrate.sources.records import content
 from laconic.errors import UserError, must_be
+from laconic.evaluate.objects import Object, objects
 
 Rows = list[dict[str, Any]]
 SPLIT = "validation"
@@ -58,7 +58,7 @@ def wanted_files(dataset: str, configuration: str | None) -> str:
 
 def _boolq(folder: Path) -> Rows:
     rows: Rows = []
-    for at, (place, row) in enumerate(_lines(folder / "dev.jsonl")):
+    for at, (place, row) in enumerate(objects(folder / "dev.jsonl")):
         passage, question = _text(row, "passage", place), _text(row, "question", place)
         # SuperGLUE, which the harness reads, has put the title before the passage.
         if "label" not in row:
@@ -73,7 +73,7 @@ def _boolq(folder: Path) -> Rows:
 def _piqa(folder: Path) -> Rows:
     rows: Rows = [
         {name: _text(row, name, place) for name in ("goal", "sol1", "sol2")}
-        for place, row in _lines(folder / "dev.jsonl")
+        for place, row in objects(folder / "dev.jsonl")
     ]
     labels = content(folder / "dev-labels.lst").split()
     if len(labels) != len(rows):
@@ -87,7 +87,7 @@ def _piqa(folder: Path) -> Rows:
 
 def _winogrande(folder: Path) -> Rows:
     rows: Rows = []
-    for place, row in _lines(folder / "dev.jsonl"):
+    for place, row in objects(folder / "dev.jsonl"):
         found = {name: _text(row, name, place) for name in ("sentence", "option1", "option2", "answer")}
         if "_" not in found["sentence"]:
             raise must_be(f"The sentence of {place}", "one with a gap _", found["sentence"])
@@ -105,20 +105,7 @@ KNOWN: dict[tuple[str, str | None], LocalData] = {
 """By name and configuration on the hub."""
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place and the fields of each row of a jsonl file."""
-    for at, line in enumerate(content(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{at} is not JSON: {error.msg} at column {error.colno}.") from error
-            if not isinstance(row, dict):
-                raise must_be(f"{path}:{at}", "an object of named fields", type(row).__name__)
-            yield f"{path}:{at}", row
-
-
-def _text(row: dict[str, Any], field: str, place: str) -> str:
+def _text(row: Object, field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
         raise must_be(f"The field '{field}' of {place}", "text", value)

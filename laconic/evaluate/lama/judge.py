@@ -17,7 +17,7 @@ from laconic.calibrate.sources import data_folder
 from laconic.calibrate.sources.records import content
 from laconic.errors import UserError, unknown
 from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.judging import Judge, Judged, tokenizer_name
+from laconic.evaluate.judging import COMPARED, Judge, Judged, tokenizer_name
 from laconic.evaluate.lama.facts import CORPORA, MASK, readers
 from laconic.evaluate.lama.probe import questions, ranks
 from laconic.evaluate.lama.words import Place, Vocabulary
@@ -74,9 +74,10 @@ class Lama(Judge):
         return evenly(Corpus(self.source, "test", rows, words), limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
-        """The sentences with their answers in the gaps."""
-        filled = (Example(row.text.replace(MASK, row.target or "")) for row in corpus.examples if row.text)
-        return replace(corpus, examples=tuple(filled), classes=())
+        """Up to `COMPARED` sentences, evenly over the relations, with their answers in the gaps."""
+        asked = replace(corpus, examples=tuple(row for row in corpus.examples if row.text), classes=())
+        rows = evenly(asked, COMPARED).examples
+        return replace(asked, examples=tuple(Example(row.text.replace(MASK, row.target or "")) for row in rows))
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the rank of the answer, the weight in the mean of means, and the number of the corpus."""

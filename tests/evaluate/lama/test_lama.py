@@ -181,3 +181,12 @@ def test_a_kept_table_has_the_same_figures():
         (name, of(judged.table)) for name, of in judged.metrics.items()
     ]
     assert len(kept) > 4
+
+
+def test_two_models_are_compared_on_a_thousand_sentences():
+    rows = [Example("It is [MASK].", target=f"{at}", group=f"trex/P{36 if at < 1900 else 20}") for at in range(2000)]
+    texts = Lama().texts(Corpus("lama", "test", (Example("", target="Paris", group="trex/P20"), *rows)))
+    assert len(texts.examples) == 1000
+    assert (texts.examples[0].text, texts.examples[-1].text) == ("It is 0.", "It is 1999.")
+    # All of the small relation, and of the large one as many as there is room for.
+    assert texts.examples[899].text == "It is 899." and texts.examples[900].text == "It is 1900."

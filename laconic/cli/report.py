@@ -1,0 +1,42 @@
+"""`laconic report`: what a study came to, as one page, its figures, and a table for every tool."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from laconic.cli.options import JsonOption
+from laconic.cli.terminal import remark, show
+from laconic.errors import UserError
+
+
+def report(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a study, or its URL.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write, if not there.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(metavar="SQL", help="Instead show what this selects from the table results.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write report.html, figures, results.csv, results.parquet and results.md of a study."""
+    from laconic.report.study import query as select
+    from laconic.report.study import write_report
+    from laconic.study import Ledger, title_of
+
+    if "://" in folder and output is None and query is None:
+        raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
+    if "://" not in folder and not Path(folder).expanduser().is_dir():
+        raise UserError(f"There is no study in '{folder}': it is not a folder; run `laconic study` first.")
+    records, strange = Ledger(folder).all()
+    for file in strange:
+        remark(f"'{file.name}' in {folder} was left alone: {file.reason}.")
+    if query is not None:
+        table = select(records, query)
+        headings = [column.heading for column in table.columns]
+        show({"rows": [dict(zip(headings, row, strict=True)) for row in table.rows]}, json, table.to_rich())
+        return
+    written = write_report(records, Path(folder).expanduser() if output is None else output, title_of(folder))
+    files = [str(path) for path in (written.page, written.csv, written.parquet, written.markdown)]
+    show({"records": len(records), "files": files}, json, f"The report of {len(records)} cells is in {written.page}.")
