@@ -21,6 +21,9 @@ def study(
         str,
         typer.Option("--output", "-o", metavar="DIR", help="The folder of the study, or a URL; what is there stays."),
     ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Like limit=100 or axes.keep=[0.5].")
+    ] = None,
     executor: Annotated[Literal["local", "ray"], typer.Option(help="What runs the cells.")] = "local",
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Cells side by side; the cores are shared out.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; without it a local one is started.")] = None,
@@ -35,7 +38,7 @@ def study(
     device = own_device(device)
     if address is not None and executor != "ray":
         raise UserError("--address is for --executor ray; leave it out.")
-    what = read_study(file)
+    what = read_study(file, overrides or ())
     cells = cells_of(what)
     if (what.save or what.prepare) and "://" in output:
         raise must_be("--output", "a folder of this machine, because the study keeps models", output)
@@ -45,7 +48,7 @@ def study(
         show({"cells": listed}, json, _plan(listed).to_rich(), _in_all(listed))
         return
     ledger = Ledger(output)
-    keep_study(output, what.title, file.read_text())
+    keep_study(output, what.title, file.read_text(), overrides or ())
     with progress() as track:
         runs = _executor(executor, output, workers, address, device, track)
         summary = run_study(cells, ledger, runs, retry=retry_failed, track=track)

@@ -1,12 +1,13 @@
 """YAML in, `Study` out. Every mistake is one sentence that begins with its place, `study.axes.keep[2]`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from laconic.errors import UserError, must_be, unknown
 from laconic.recipe.building import build, read_mapping
+from laconic.recipe.overrides import put
 from laconic.recipe.parse import steps_from
 from laconic.study.axes import axis_values
 from laconic.study.schema import Label, Study, Value
@@ -14,13 +15,18 @@ from laconic.study.schema import Label, Study, Value
 ROOT = "study"
 
 
-def read_study(path: Path) -> Study:
-    """The study in a YAML file; models and recipes that it names are looked for beside it first.
+def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """The study in a YAML file, with each `key=value` of `overrides` put in place.
+
+    Models and recipes that it names are looked for beside it first.
 
     Raises:
         UserError: the file cannot be read, or what it says is no study.
     """
-    return study_from(read_mapping(path, "study", "axes"), path.parent)
+    spelled = read_mapping(path, "study", "axes")
+    for override in overrides:
+        put(spelled, override, ROOT)
+    return study_from(spelled, path.parent)
 
 
 def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:

@@ -61,11 +61,11 @@ def check_cells(cells: Sequence[Cell]) -> None:
             raise placed(error, where) from error
 
 
-def keep_study(place: str, title: str | None, text: str) -> None:
-    """Lay the study beside its records: its YAML, and its title for those who read them."""
+def keep_study(place: str, title: str | None, text: str, overrides: Sequence[str] = ()) -> None:
+    """Lay the study beside its records: its YAML, and for those who read them its title and what was given anew."""
     folder = Folder(place)
     folder.write(STUDY, text)
-    folder.write(ABOUT, json.dumps({"title": title or TITLE}))
+    folder.write(ABOUT, json.dumps({"title": title or TITLE, "overrides": list(overrides)}))
 
 
 def title_of(place: str) -> str:

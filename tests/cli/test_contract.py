@@ -17,8 +17,8 @@ VERBS = {
     "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "study": {
-        "STUDY.yaml", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed", "--dry-run",
-        "--device", "--json",
+        "STUDY.yaml", "[KEY=VALUE]…", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed",
+        "--dry-run", "--device", "--json",
     },
     "report": {"DIR", "--output", "-o", "--query", "--json"},
     "methods": {"--json"},

@@ -87,6 +87,22 @@ def test_recipes_are_an_axis_and_lie_beside_the_study(tmp_path: Path) -> None:
     assert [step.keep for step in steps if isinstance(step, Compress)] == [0.25, 0.5]
 
 
+STUDIES = sorted((Path(__file__).parents[2] / "recipes" / "studies").iterdir())
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_has_cells(path: Path) -> None:
+    found = cells_of(read_study(path))
+    assert len(found) > 5 and len({cell.key for cell in found}) == len(found)
+
+
+def test_values_can_be_given_anew(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("axes: {model: [m], method: [svd], keep: [0.25, 0.5]}\n")
+    found = cells_of(read_study(tmp_path / "study.yaml", ["axes.keep=[0.75]", "limit=3"]))
+    assert [cell.axes["keep"] for cell in found] == [None, 0.75]
+    assert {cell.recipe.evaluate.limit for cell in found if cell.recipe.evaluate} == {3}
+
+
 @pytest.mark.parametrize(
     ("study", "sentence"),
     [
