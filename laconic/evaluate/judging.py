@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from laconic.calibrate.batching import Row, collate, pad_token
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -128,6 +129,14 @@ def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:
     if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
         return wanted
     return max(1, min(wanted, LOGITS // (length * lm.model.config.get_text_config().vocab_size)))
+
+
+def by_length(lm: LanguageModel, rows: Sequence[Row], wanted: int) -> tuple[list[list[int]], list[Batch]]:
+    """The rows as batches of about `wanted`, and the places of those in each: rows of one length carry no padding."""
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].input_ids))
+    size = rows_per_batch(lm, max((len(row.input_ids) for row in rows), default=1), wanted)
+    parts = [order[at : at + size] for at in range(0, len(order), size)]
+    return parts, [collate([rows[at] for at in part], pad_token(lm)) for part in parts]
 
 
 def tokenizer_name(lm: LanguageModel) -> str:
