@@ -42,8 +42,6 @@ class Judge(ABC):
 
     kinds: ClassVar[tuple[Task, ...]]
     """What a model may predict to be judged on this task."""
-    generates: ClassVar[bool] = False
-    """Whether it lets the model write, for which exported models lack a cache."""
 
     @property
     @abstractmethod
@@ -54,6 +52,11 @@ class Judge(ABC):
     @abstractmethod
     def source(self) -> str:
         """The name of the corpus whose dev split is judged on."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it lets the model write, for which exported models lack a cache."""
+        return False
 
     @abstractmethod
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
