@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from laconic.calibrate.batching import Row, collate, pad_token
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -41,8 +42,6 @@ class Judge(ABC):
 
     kinds: ClassVar[tuple[Task, ...]]
     """What a model may predict to be judged on this task."""
-    generates: ClassVar[bool] = False
-    """Whether it lets the model write, for which exported models lack a cache."""
 
     @property
     @abstractmethod
@@ -53,6 +52,11 @@ class Judge(ABC):
     @abstractmethod
     def source(self) -> str:
         """The name of the corpus whose dev split is judged on."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it lets the model write, for which exported models lack a cache."""
+        return False
 
     @abstractmethod
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
@@ -128,6 +132,14 @@ def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:
     if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
         return wanted
     return max(1, min(wanted, LOGITS // (length * lm.model.config.get_text_config().vocab_size)))
+
+
+def by_length(lm: LanguageModel, rows: Sequence[Row], wanted: int) -> tuple[list[list[int]], list[Batch]]:
+    """The rows as batches of about `wanted`, and the places of those in each: rows of one length carry no padding."""
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].input_ids))
+    size = rows_per_batch(lm, max((len(row.input_ids) for row in rows), default=1), wanted)
+    parts = [order[at : at + size] for at in range(0, len(order), size)]
+    return parts, [collate([rows[at] for at in part], pad_token(lm)) for part in parts]
 
 
 def tokenizer_name(lm: LanguageModel) -> str:

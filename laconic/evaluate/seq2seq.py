@@ -29,7 +29,6 @@ class Seq2Seq(Judge):
     """Rows with a source and a target; each generated text must equal its target, spaces around it aside."""
 
     kinds = (Task.SEQ2SEQ,)
-    generates = True
 
     pairs: str
 
@@ -40,6 +39,10 @@ class Seq2Seq(Judge):
     @property
     def source(self) -> str:
         return self.pairs
+
+    @property
+    def generates(self) -> bool:
+        return True
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""

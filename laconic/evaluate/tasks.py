@@ -93,7 +93,7 @@ def check_tasks(
         check_source(asked.fidelity, SPLIT)
     for judge in asked.judges.values():
         judge.check()
-        if judge.generates and runtime in (ONNX, OPENVINO):
+        if runtime in (ONNX, OPENVINO) and judge.generates:
             raise UserError(
                 f"The task '{judge.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
                 "in the runtime eager."

@@ -14,6 +14,7 @@ from laconic.model import LanguageModel
 from laconic.report import plots
 from laconic.report.anatomy import inspect
 from laconic.report.inspection.activity import Powers, activity
+from laconic.report.inspection.figures import heads
 from laconic.report.inspection.page import draw, page, tables_of
 from laconic.report.inspection.weights import Weights, weigh
 from laconic.report.inspection.words import paragraphs
@@ -50,6 +51,23 @@ def test_a_compressed_matrix_is_what_is_multiplied_by(method) -> None:
     else:
         assert all(4 < tally.bits < 5.5 for tally in found)
     assert len([tally for tally in weigh(lm).tallies if tally.kind == "norm"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("albert-groups", ["0", "1", "2", "3"]),
+        *(
+            (name, [*("encoder 0", "encoder 1"), *(f"decoder {at}{kind}" for at in (0, 1) for kind in ("", " cross"))])
+            for name in ("t5", "bart")
+        ),
+    ],
+)
+def test_every_attention_has_a_row_of_its_own(name: str, rows: list[str]) -> None:
+    lm = with_tokenizer(name)
+    (axes,) = heads(activity(lm, data(lm), "dickens").heads).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == rows
+    assert len(axes.texts) == 4 * len(rows)
 
 
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "bart", "albert-groups"])

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, collate, pad_token, positions, tokenizer_of
+from laconic.calibrate.batching import IGNORED, Row, positions, tokenizer_of
 from laconic.errors import UserError
 from laconic.evaluate.counted import predicted_where_counted
-from laconic.evaluate.judging import rows_per_batch
+from laconic.evaluate.judging import by_length
 from laconic.evaluate.perplexity import start_token
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
@@ -30,16 +30,12 @@ def log_probabilities(
     rows = list(_causal(lm, sentences) if lm.task is Task.CAUSAL else _masked(lm, sentences))
     longest = positions(lm)
     rows = [(at, row) for at, row in rows if longest is None or len(row.input_ids) <= longest]
-    # Rows of one length carry no padding.
-    rows.sort(key=lambda numbered: len(numbered[1].input_ids))
-    size = rows_per_batch(lm, max((len(row.input_ids) for _, row in rows), default=1), BATCH)
-    parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-    data = [collate([row for _, row in part], pad_token(lm)) for part in parts]
+    parts, data = by_length(lm, [row for _, row in rows], BATCH)
     sums = torch.zeros(len(sentences), dtype=torch.float64)
     tokens = torch.zeros(len(sentences), dtype=torch.long)
     for part, (_, (values, lines, true, _)) in zip(parts, predicted_where_counted(lm, data, track, what), strict=True):
         assert true is not None, "the tokens are the labels of a language model"
-        numbers = torch.tensor([at for at, _ in part])[lines]
+        numbers = torch.tensor([rows[place][0] for place in part])[lines]
         sums.index_add_(0, numbers, -functional.cross_entropy(values.float(), true, reduction="none").double())
         tokens.index_add_(0, numbers, torch.ones_like(numbers))
     return torch.where(tokens > 0, sums, torch.nan)

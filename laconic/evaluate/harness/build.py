@@ -59,6 +59,12 @@ def check(name: str) -> None:
         raise UserError(f"There is no {files}, and the hub does not help: {error}") if files else error from error
 
 
+def writes(name: str) -> bool:
+    """Whether the model writes its answers, which is what the harness takes a task for that does not say."""
+    _, config = _defined(name)
+    return config.get("output_type", "generate_until") == "generate_until"
+
+
 def _defined(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
     """What loads the task, and its configuration with functions by their names."""
     file = find_task(name)

@@ -51,6 +51,12 @@ class Harness(Judge):
     def source(self) -> str:
         return self.name
 
+    @property
+    def generates(self) -> bool:
+        from laconic.evaluate.harness.build import writes  # noqa: PLC0415 (needs the extra)
+
+        return writes(self.task)
+
     def check(self) -> None:
         find_task(self.task)
         from laconic.evaluate.harness.build import check  # noqa: PLC0415 (needs the extra)

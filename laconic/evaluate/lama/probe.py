@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, collate, pad_token, positions
+from laconic.calibrate.batching import Row, positions
 from laconic.calibrate.corpus import Example
 from laconic.evaluate.counted import predicted_where_counted
-from laconic.evaluate.judging import rows_per_batch
+from laconic.evaluate.judging import by_length
 from laconic.evaluate.lama.cloze import Writer, fills_sentinels, writer
 from laconic.evaluate.lama.facts import MASK
 from laconic.evaluate.lama.words import Place, Vocabulary
@@ -81,11 +81,7 @@ def ranks(
     lm: LanguageModel, asked: Sequence[Question], vocabulary: Vocabulary, track: Track, what: str
 ) -> Int[Tensor, " questions"]:
     """The rank of each answer, from 1; a candidate that is as likely comes before it, one that is as right does not."""
-    # Rows of one length carry no padding.
-    order = sorted(range(len(asked)), key=lambda at: len(asked[at].row.input_ids))
-    size = rows_per_batch(lm, max((len(asked[at].row.input_ids) for at in order), default=1), BATCH)
-    parts = [order[at : at + size] for at in range(0, len(order), size)]
-    data = [collate([asked[at].row for at in part], pad_token(lm)) for part in parts]
+    parts, data = by_length(lm, [question.row for question in asked], BATCH)
     found = torch.zeros(len(asked), dtype=torch.long)
     for part, (_, predictions) in zip(parts, predicted_where_counted(lm, data, track, what), strict=True):
         last = predictions.rows.bincount(minlength=len(part)).cumsum(0) - 1

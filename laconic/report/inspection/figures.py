@@ -84,8 +84,10 @@ def inputs(found: Sequence[Inputs], layers: Sequence[str]) -> Figure:
 
 def heads(found: Sequence[Heads]) -> Figure:
     """Of each head how alike the other is that is most like it."""
-    # A decoder block has two attentions.
-    names = [f"{one.layer} cross" if "cross" in one.name or "encoder_attn" in one.name else one.layer for one in found]
+    names: list[str] = []
+    for one in found:
+        # The second attention of a decoder block is that to what the encoder left.
+        names.append(f"{one.layer} cross" if one.layer in names else one.layer)
     most = max(len(one.nearest) for one in found)
     cells: dict[tuple[str, str], float | None] = {
         (name, str(at)): value for name, one in zip(names, found, strict=True) for at, value in enumerate(one.nearest)

@@ -13,7 +13,7 @@ import torch
 
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
-from laconic.evaluate import check_task, evaluate
+from laconic.evaluate import check_task, check_tasks, evaluate
 from laconic.evaluate.harness import Harness
 from laconic.evaluate.harness.names import find_task
 from laconic.model import LanguageModel, Task, load
@@ -196,3 +196,10 @@ def test_real_models_on_real_rows(
     assert (found["context"], found["special_tokens"]) == (256, ["<s>"])
     # The title that SuperGLUE has put before the first passage.
     assert task != "boolq" or Harness(task).corpus(1).examples[0].text.startswith("Ethanol fuel -- All biomass goes")
+
+
+def test_a_task_that_lets_the_model_write_needs_torch(data: Path):
+    check_tasks(["harness/boolq"], None, compared=False, runtime="onnx")
+    check_tasks(["harness/boolq-seq2seq"], None, compared=False)
+    with pytest.raises(UserError, match="lets the model write, which it cannot in the runtime 'onnx'"):
+        check_tasks(["harness/boolq-seq2seq"], None, compared=False, runtime="onnx")
