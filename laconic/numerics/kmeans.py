@@ -53,6 +53,9 @@ def kmeans(
 
     Numbers of weight zero have no say. Where a row has fewer than k others, some of its values stand for none.
     """
+    if k >= W.shape[1]:
+        # A value for each number.
+        return pad(W.double().sort(dim=1).values, (0, k - W.shape[1]), mode="replicate")
     parts = []
     for rows in torch.arange(len(W), device=W.device).split(max(1, BLOCK // W.shape[1])):
         sorted_rows = _sorted(W[rows], h[rows])
