@@ -15,7 +15,11 @@ from laconic.report.points import Point
 
 PAGE = ROOT / "docs/quantization.md"
 BEGIN = "<!-- made by `python -m benchmarks quantize_tables` -->"
-DRAWN_GROUP = 64
+DRAWN_GROUP, DRAWN_BITS = 64, 4
+"""Of the pictures, but for `kmeans`, whose tables are worth their bytes for whole rows alone; at 8 bits all look alike.
+"""
+AS_MANY = 0.02
+"""What two numbers of bytes may differ by and count as the same."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,7 +60,9 @@ def everything(name: str, mine: list[dict]) -> str:
 
 def figure(name: str, mine: list[dict]) -> Figure:
     """KL against the bytes really kept: one line a method in groups of 64, and one of every mixed precision."""
-    lines = {method: [f"{method}, {bits} bits, {DRAWN_GROUP}" for bits in BITS] for method in METHODS}
+    drawn = [bits for bits in BITS if bits <= DRAWN_BITS]
+    groups = {method: "channel" if method == "kmeans" else DRAWN_GROUP for method in METHODS}
+    lines = {method: [f"{method}, {bits} bits, {group}" for bits in drawn] for method, group in groups.items()}
     lines |= {"mixed": [way for way in COMBINATIONS if way.startswith("mixed")]}
     points = [
         Point(
@@ -77,27 +83,38 @@ def figure(name: str, mine: list[dict]) -> Figure:
 
 
 def _of_group(mine: list[dict], group: int | str) -> list[str]:
-    """The lines of one group size; the least KL of each number of bits is bold."""
+    """The lines of one group size; the least KL of each number of bits is bold, among those of as many bytes."""
     every = {(m, b): here for m in METHODS for b in BITS if (here := _of(mine, f"{m}, {b} bits, {group}"))}
-    means = {key: mean(cell["kl"] for cell in here) for key, here in every.items()}
-    lines = []
-    for method in METHODS:
-        if not any((method, bits) in every for bits in BITS):
-            continue
-        entries = []
-        for bits in BITS:
-            if (method, bits) not in every:
-                entries.append("not run")
-                continue
-            text = f"{means[method, bits]:.4f} / {mean_of(every[method, bits], 'metric'):.3f}"
-            least = means[method, bits] == min(kl for (_, other), kl in means.items() if other == bits)
-            entries.append(in_bold(text, least))
-        lines.append(f"| {group} | {method} | {' | '.join(entries)} |")
-    one = [next((here for (_, other), here in every.items() if other == bits), None) for bits in BITS]
-    if lines:
-        shares = [f"{here[0]['bytes'] / here[0]['dense_bytes']:.1%}" if here else "" for here in one]
-        lines.append(f"| | *of the bytes* | {' | '.join(shares)} |")
-    return lines
+    if not every:
+        return []
+    usual = {bits: next((_share(here) for (_, other), here in every.items() if other == bits), None) for bits in BITS}
+    lines = [
+        f"| {group} | {method} | {' | '.join(_entry(every, method, bits, usual[bits]) for bits in BITS)} |"
+        for method in METHODS
+        if any((method, bits) in every for bits in BITS)
+    ]
+    shares = [f"{share:.1%}" if share else "" for share in usual.values()]
+    return [*lines, f"| | *of the bytes* | {' | '.join(shares)} |"]
+
+
+def _entry(every: dict[tuple[str, int], list[dict]], method: str, bits: int, usual: float | None) -> str:
+    """KL and metric; with the share of the bytes where that is not the usual one of so many bits."""
+    here = every.get((method, bits))
+    if here is None or usual is None:
+        return "not run"
+    text = f"{mean_of(here, 'kl'):.4f} / {mean_of(here, 'metric'):.3f}"
+    if not _alike(_share(here), usual):
+        return f"{text} ({_share(here):.1%})"
+    rivals = [other for (_, number), other in every.items() if number == bits and _alike(_share(other), usual)]
+    return in_bold(text, mean_of(here, "kl") == min(mean_of(other, "kl") for other in rivals))
+
+
+def _share(here: list[dict]) -> float:
+    return here[0]["bytes"] / here[0]["dense_bytes"]
+
+
+def _alike(share: float, usual: float) -> bool:
+    return abs(share - usual) <= AS_MANY * usual
 
 
 def _combined(way: str, here: list[dict]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from laconic.report.points import MEGABYTE, Point
 
@@ -33,7 +33,8 @@ def trade_off(points: Sequence[Point], quality: str) -> Figure:
         axes.set_yscale("log")
     _widen(axes, points)
     _name_lines(axes, lines)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    # Left of nothing there is room for the names alone.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: "" if share < 0 else f"{share:.0%}"))
     axes.set_xlabel("bytes kept of the compressed matrices", color=INK, fontsize=FONT_SIZE)
     axes.set_title(f"{quality}; lower is better", color=INK, fontsize=FONT_SIZE, loc="left")
     plain(axes)

@@ -13,6 +13,9 @@ from laconic.study.bench import Bench, Task
 from laconic.study.executors.base import ATTEMPTS
 from laconic.study.records import blank, failed
 
+LOCAL: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+"""A cluster that is started for a study: its workers are the work, and wait for nothing else on the machine."""
+
 
 @dataclass(frozen=True)
 class OverRay:
@@ -93,7 +96,7 @@ def connected(address: str | None) -> Any:
         raise UserError("The executor 'ray' is not installed: pip install 'laconic[ray]'.") from error
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+            ray.init(address, log_to_driver=False, **({} if address else LOCAL))
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"There is no Ray cluster at '{address}': {reason_of(error)}.") from error
     return ray
