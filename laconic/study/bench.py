@@ -16,6 +16,7 @@ from laconic.calibrate import Calibration, Known, survey
 from laconic.calibrate.corpus import read
 from laconic.compress import Compress, shelf
 from laconic.evaluate import evaluate
+from laconic.methods import Method
 from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, Sampling, apply_steps
@@ -61,6 +62,7 @@ class Bench:
         self._name: str | None = None
         self._ground: Ground | None = None
         self._known: Mapping[str, Known] | None = None
+        self._method: Method | None = None
 
     def measure(self, task: Task) -> dict[str, Any]:
         """The record of a cell; where it fails, the cause is in it."""
@@ -82,6 +84,7 @@ class Bench:
         known, how = (None, None)
         if isinstance(first, Compress) and first.surveys and ground.data is not None:
             known, how = self._surveyed(ground, task.shared)
+            self._make_room(first.method, known)
         lm, changes = apply_steps(ground.lm.copy(), cell.recipe.steps, ground.data, known)
         seconds = time.perf_counter() - start
         with TemporaryDirectory() as scratch:
@@ -154,6 +157,13 @@ class Bench:
             self._known = survey(ground.lm, ground.data, kinds, list(sites.values()))
             shelf.keep(key, self._known, statistics=True)
         return self._known, COLLECTED
+
+    def _make_room(self, method: Method, known: Mapping[str, Known]) -> None:
+        """What one method has worked out of every matrix serves its other sizes, and no other method."""
+        if self._method != method.unsized():
+            for what in known.values():
+                what.worked_out.clear()
+        self._method = method.unsized()
 
     def _judged(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:
         wanted = cell.recipe.evaluate

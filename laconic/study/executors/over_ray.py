@@ -1,5 +1,6 @@
 """Cells on a Ray cluster: one actor a worker, with its cores; a lost one is started again, and so is its cell."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +14,7 @@ from laconic.study.bench import Bench, Task
 from laconic.study.executors.base import ATTEMPTS
 from laconic.study.records import blank, failed
 
+TOLD = ("LACONIC_", "HF_")
 LOCAL: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
 """A cluster that is started for a study: its workers are the work, and wait for nothing else on the machine."""
 
@@ -66,9 +68,15 @@ class OverRay:
     def _actor(self, ray: Any) -> Any:
         threads = self.threads or max(1, torch.get_num_threads() // self.workers)
         retries = ATTEMPTS - 1
-        made = ray.remote(num_cpus=threads, num_gpus=self.gpus, max_restarts=retries, max_task_retries=retries)(
-            RemoteBench
-        )
+        # Where data, models and the cache lie is said to this process alone.
+        told = {name: value for name, value in os.environ.items() if name.startswith(TOLD)}
+        made = ray.remote(
+            num_cpus=threads,
+            num_gpus=self.gpus,
+            max_restarts=retries,
+            max_task_retries=retries,
+            runtime_env={"env_vars": told},
+        )(RemoteBench)
         return made.remote(self.place, self.device, self.workers, threads)
 
 
