@@ -27,8 +27,8 @@ def report(
 
     if "://" in folder and output is None and query is None:
         raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
-    if "://" not in folder and not Path(folder).expanduser().is_dir():
-        raise UserError(f"There is no study in '{folder}': it is not a folder; run `laconic study` first.")
+    if not Ledger.is_at(folder):
+        raise UserError(f"There is no study in '{folder}': it has no folder 'cells'; run `laconic study` first.")
     records, strange = Ledger(folder).all()
     for file in strange:
         remark(f"'{file.name}' in {folder} was left alone: {file.reason}.")

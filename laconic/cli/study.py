@@ -83,7 +83,7 @@ def _listed(cells: "Sequence[Cell]", output: str) -> list[dict[str, Any]]:
     from laconic.study import Ledger
     from laconic.study.estimate import seconds_of
 
-    records: list[Record] = Ledger(output).all()[0] if _is_there(output) else []
+    records: list[Record] = Ledger(output).all()[0] if Ledger.is_at(output) else []
     states = {record["key"]: record["state"] for record in records}
     seconds = seconds_of([cell for cell in cells if cell.key not in states], records)
     return [
@@ -95,10 +95,6 @@ def _listed(cells: "Sequence[Cell]", output: str) -> list[dict[str, Any]]:
         }
         for cell in cells
     ]
-
-
-def _is_there(output: str) -> bool:
-    return "://" in output or Path(output).is_dir()
 
 
 def _plan(listed: Sequence[Mapping[str, Any]]) -> "Table":

@@ -2,8 +2,9 @@
 
 import shutil
 import time
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from laconic.cache import cache_folder
 from laconic.calibrate import Calibration, Known, survey
 from laconic.calibrate.corpus import read
 from laconic.compress import Compress, shelf
+from laconic.errors import UserError
 from laconic.evaluate import evaluate
 from laconic.methods import Method
 from laconic.model import LanguageModel, load
@@ -30,7 +32,10 @@ from laconic.study.records import blank, failed
 
 COLLECTED, KEPT = "collected", "kept"
 MODELS, PREPARED = "models", "prepared"
-FAILURES = (ArithmeticError, AssertionError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 """What a cell may end with and the others go on."""
 
 
@@ -71,6 +76,8 @@ class Bench:
             found = {"state": DONE, **self._measured(task)}
         except FAILURES as error:
             found = failed(type(error).__name__, str(error))
+            if not isinstance(error, UserError):
+                found["error"]["traceback"] = traceback.format_exc()
         seconds = {"total": round(time.perf_counter() - start, 3), **found.get("seconds", {})}
         return blank(task.cell, self._workers) | found | {"seconds": seconds}
 
@@ -89,7 +96,9 @@ class Bench:
         seconds = time.perf_counter() - start
         with TemporaryDirectory() as scratch:
             folder = self._folder(cell, Path(scratch))
-            save(lm, folder, _beside(cell.recipe, changes))
+            # Of the model that was prepared the recipe begins where that did.
+            whole = replace(cell.recipe, steps=(*cell.prepare, *cell.recipe.steps))
+            save(lm, folder, _beside(whole, changes))
             start = time.perf_counter()
             # What was saved is judged, not what is in memory.
             judged = self._judged(cell, load(str(folder), self._device), ground.lm)

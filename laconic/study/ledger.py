@@ -6,6 +6,7 @@ A record counts under its own name alone. Files that are no records are told of,
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from laconic.errors import UserError
@@ -37,6 +38,11 @@ class Ledger:
     def __init__(self, place: str) -> None:
         self._folder = Folder(f"{place.rstrip('/')}/{CELLS}")
         self.leases = Leases(self._folder)
+
+    @staticmethod
+    def is_at(place: str) -> bool:
+        """Whether there is one; of a URL nobody knows before it is read."""
+        return "://" in place or (Path(place).expanduser() / CELLS).is_dir()
 
     def find(self, key: str) -> Record | Strange | None:
         """The record of a cell, or what is there in its place; None where there is nothing."""

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from laconic.errors import UserError
-from laconic.recipe import run
+from laconic.recipe import read_recipe, run
 from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells, run_study, study_from
 from laconic.study.bench import Task
 from laconic.study.executors import InProcess, Processes
@@ -80,11 +80,13 @@ def test_a_cell_is_what_its_recipe_makes(little_study: dict[str, Any], tmp_path:
 
 def test_a_model_is_prepared_once_for_all_its_cells(little_study: dict[str, Any], tmp_path: Path) -> None:
     training = {"finetune": {"epochs": 1, "batch_size": 2, "held_out": 1}}
-    little_study |= {"prepare": [training], "exclude": [{"seed": 1}]}
+    little_study |= {"prepare": [training], "exclude": [{"seed": 1}], "save": True}
     done(little_study, tmp_path / "study")
     assert [record.get("error") for record in records(tmp_path / "study").values()] == [None] * 5
     folders = [path for path in (tmp_path / "study" / "prepared").iterdir() if path.is_dir()]
     assert len(folders) == 1
+    beside = next((tmp_path / "study" / "models").iterdir()) / "recipe.yaml"
+    assert [step.name for step in read_recipe(beside).steps] == ["finetune", "compress"]
     assert all(record["state"] == "done" for record in records(tmp_path / "study").values())
 
 
@@ -102,7 +104,9 @@ def test_a_failure_is_recorded_and_done_again_on_request(
     summary = done(little_study, tmp_path / "study")
     assert summary.measured == 9 and len(summary.failed) == 4
     assert {record["axes"]["method"] for record in summary.failed} == {"svd"}
-    assert summary.failed[0]["error"] == {"kind": "RuntimeError", "sentence": "no such luck"}
+    error = dict(summary.failed[0]["error"])
+    assert "in broken" in error.pop("traceback")
+    assert error == {"kind": "RuntimeError", "sentence": "no such luck"}
     monkeypatch.setattr(Svd, "compress", solve)
     later = done(little_study, tmp_path / "study")
     assert later.measured == 0 and len(later.failed) == 4
