@@ -9,13 +9,14 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from statistics import mean
 
 from benchmarks.cells import Cells, mean_of, quality
 from benchmarks.common import clone, development, models_folder, predictions
 from benchmarks.lowrank import METRICS, MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
-from benchmarks.recovering import CALIBRATION_ROWS, STARTS, WAYS
+from benchmarks.recovering import CALIBRATION_ROWS, STARTS, WAYS, way
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import batches, read, sample
@@ -31,11 +32,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="some of the rows")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the columns")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="some of the columns")
     options = parser.parse_args(argv)
     for seed in options.seeds:
         for name in [options.only] if options.only else MODELS:
-            measure(name, seed, [(start, way) for start in options.starts for way in options.ways])
+            measure(name, seed, list(product(options.starts, options.ways)))
     print(f"{CELLS}; `python -m benchmarks recover_tables` makes the tables")
 
 
@@ -51,14 +52,14 @@ def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
     for start in dict.fromkeys(start for *_, start, _ in missing):
         compressed = replace(clone(lm), original=lm)
         outcome = STARTS[start].apply(compressed, data)
-        for way in [way for *_, other, way in missing if other == start]:
-            small, step, begun = clone(compressed), WAYS[way], time.perf_counter()
+        for column in [column for *_, other, column in missing if other == start]:
+            small, step, begun = clone(compressed), way(column, start), time.perf_counter()
             if step is not None:
                 step.apply(small, data)
             seconds = time.perf_counter() - begun
             sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "seconds": seconds}
-            CELLS.add((name, seed, start, way), {**sizes, **judged(judge, small)})
-            print(f"{name}, seed {seed}: {start}, {way}: {seconds:.0f} s", flush=True)
+            CELLS.add((name, seed, start, column), {**sizes, **judged(judge, small)})
+            print(f"{name}, seed {seed}: {start}, {column}: {seconds:.0f} s", flush=True)
 
 
 def drawn(lm: LanguageModel, source: str, seed: int) -> Calibration:
@@ -88,12 +89,12 @@ def table(name: str) -> str:
         "|---|---|" + "---|" * (len(WAYS) + 1),
     ]
     for start in STARTS:
-        rows = {way: [c for c in mine if (c["start"], c["way"]) == (start, way)] for way in WAYS}
-        present = [way for way in WAYS if rows[way]]
+        rows = {name: [c for c in mine if (c["start"], c["way"]) == (start, name)] for name in WAYS}
+        present = [name for name in WAYS if rows[name]]
         if present:
-            best = min(present, key=lambda way: mean_of(rows[way], "kl"))
-            entries = [quality(rows[way], way == best) for way in WAYS]
+            best = min(present, key=lambda name: mean_of(rows[name], "kl"))
+            entries = [quality(rows[name], name == best) for name in WAYS]
             kept = mean(cell["bytes"] / cell["dense_bytes"] for cell in rows[present[0]])
-            seconds = " / ".join(f"{mean(c['seconds'] for c in rows[way]):.0f}" for way in present if WAYS[way])
+            seconds = " / ".join(f"{mean(c['seconds'] for c in rows[name]):.0f}" for name in present if name != WAYS[0])
             lines.append(f"| {start} | {kept:.0%} | {' | '.join(entries)} | {seconds} |")
     return "\n".join([*lines, ""])
