@@ -35,8 +35,12 @@ class Folder:
         return isinstance(self._files, LocalFileSystem)
 
     def names(self) -> list[str]:
-        """Of every file that is not hidden, in order."""
-        paths = self._files.ls(self._root, detail=False, refresh=True)
+        """Of everything in it that is not hidden, in order."""
+        try:
+            paths = self._files.ls(self._root, detail=False, refresh=True)
+        except FileNotFoundError:
+            # Where files have names and no folders, an empty one is nowhere.
+            return []
         return sorted(name for path in paths if not (name := path.rsplit("/", 1)[-1]).startswith("."))
 
     def read(self, name: str) -> bytes | None:

@@ -1,8 +1,9 @@
 """Leases of cells: whoever has one measures the cell, and says every few seconds that it still does.
 
-A lease that was not renewed for a minute, or whose process is gone from this machine, was left by a runner that was
-killed, and may be taken over. In a local folder two runners never have the same lease; at a URL, where nothing can be
-made by one alone, the one that wrote last has it.
+A lease that did not change while somebody else looked at it for a minute, or whose process is gone from this machine,
+was left by a runner that was killed, and may be taken over. The minute is that of the one who looks: clocks of other
+machines may be wrong. In a local folder two runners never have the same lease; at a URL, where nothing can be made by
+one alone, the one that wrote last has it.
 """
 
 import contextlib
@@ -12,13 +13,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from laconic.study.folder import Folder
 
 RENEWED, STALE = 10.0, 60.0
-"""Seconds between two renewals, and after which a lease that was not renewed is void."""
+"""Seconds between two renewals, and after which a lease that was seen and not renewed since is void."""
 SUFFIX = ".lease"
 
 
@@ -30,19 +30,21 @@ class Leases:
         self._held: set[str] = set()
         self._owner = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
         self._guard = threading.Lock()
+        self._seen: dict[str, tuple[bytes, float]] = {}
 
     def claim(self, key: str) -> bool:
         """Take the lease of a cell; False where another runner has it."""
         with self._folder.alone():
-            there = self._lease(key)
-            if there is not None and not _is_void(there):
+            there = self._folder.read(_file(key))
+            if there is not None and not self._is_void(key, there):
                 return False
-            self._folder.write(f"{key}{SUFFIX}", self._said())
+            self._folder.write(_file(key), self._said())
             # Of two that write to a URL at the same time the later one stays.
-            mine = self._folder.is_local or (self._lease(key) or {}).get("owner") == self._owner
+            mine = self._folder.is_local or self._is_mine(self._folder.read(_file(key)))
         if mine:
             with self._guard:
                 self._held.add(key)
+                self._seen.pop(key, None)
         return mine
 
     def release(self, key: str) -> None:
@@ -50,7 +52,10 @@ class Leases:
         with self._guard:
             if key in self._held:
                 self._held.discard(key)
-                self._folder.remove(f"{key}{SUFFIX}")
+                with self._folder.alone():
+                    # A machine that slept may have lost it to another runner.
+                    if self._is_mine(self._folder.read(_file(key))):
+                        self._folder.remove(_file(key))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -69,33 +74,50 @@ class Leases:
     def _renew_until(self, done: threading.Event) -> None:
         while not done.wait(RENEWED):
             with self._guard:
-                for key in self._held:
+                for key in tuple(self._held):
                     # A full disk or a network that is away for a while ends no study.
                     with contextlib.suppress(OSError):
-                        self._folder.write(f"{key}{SUFFIX}", self._said())
+                        self._renew(key)
+
+    def _renew(self, key: str) -> None:
+        """Say that the cell is still worked on, unless another runner took it over."""
+        with self._folder.alone():
+            there = self._folder.read(_file(key))
+            if there is None or self._is_mine(there):
+                self._folder.write(_file(key), self._said())
+            else:
+                self._held.discard(key)
 
     def _said(self) -> str:
         return json.dumps({"owner": self._owner, "renewed": time.time()})
 
-    def _lease(self, key: str) -> Mapping[str, Any] | None:
-        text = self._folder.read(f"{key}{SUFFIX}")
-        if text is None:
-            return None
-        try:
-            said = json.loads(text)
-        except ValueError:
-            return {}
-        return said if isinstance(said, dict) else {}
+    def _is_mine(self, lease: bytes | None) -> bool:
+        return lease is not None and _owner(lease) == self._owner
+
+    def _is_void(self, key: str, lease: bytes) -> bool:
+        """Whether it was left by a runner that is gone; of another machine's that is only known after a while."""
+        host, _, rest = _owner(lease).partition(" ")
+        pid = rest.partition(" ")[0]
+        if host == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
+            return True
+        seen, since = self._seen.get(key, (b"", 0.0))
+        if seen != lease:
+            self._seen[key] = lease, time.monotonic()
+            return False
+        return time.monotonic() - since > STALE
 
 
-def _is_void(lease: Mapping[str, Any]) -> bool:
-    """Whether it was left by a runner that is gone."""
-    renewed = lease.get("renewed")
-    if not isinstance(renewed, (int, float)) or time.time() - renewed > STALE:
-        return True
-    host, _, rest = str(lease.get("owner", "")).partition(" ")
-    pid = rest.partition(" ")[0]
-    return host == socket.gethostname() and pid.isdecimal() and not _runs(int(pid))
+def _file(key: str) -> str:
+    return f"{key}{SUFFIX}"
+
+
+def _owner(lease: bytes) -> str:
+    """Host, process and name of the runner; "" where the file is none of ours."""
+    try:
+        said = json.loads(lease)
+    except ValueError:
+        return ""
+    return str(said.get("owner", "")) if isinstance(said, dict) else ""
 
 
 def _runs(pid: int) -> bool:

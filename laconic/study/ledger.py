@@ -91,15 +91,25 @@ class Ledger:
         self._folder.remove(f"{key}.json")
 
     def _read(self, name: str) -> Record | Strange | None:
-        text = self._folder.read(name)
+        try:
+            text = self._folder.read(name)
+        except (IsADirectoryError, PermissionError) as error:
+            return Strange(name, f"it cannot be read: {error.strerror or error}")
         if text is None:
             return None
         try:
             record = json.loads(text)
         except ValueError:
             return Strange(name, "it cannot be read as JSON")
-        if not isinstance(record, dict) or not {"key", "version", "state", "axes"} <= record.keys():
+        if not _is_record(record):
             return Strange(name, "it is no record of a study")
         if record["version"] != VERSION:
             return Strange(name, f"it is of version {record['version']}, and this is version {VERSION}")
         return record if name == f"{record['key']}.json" else Strange(name, f"it holds the cell {record['key']}")
+
+
+def _is_record(found: object) -> bool:
+    """Whether it has what every reader of records counts on."""
+    if not isinstance(found, dict) or not {"key", "version", "state", "axes"} <= found.keys():
+        return False
+    return isinstance(found["axes"], dict) and found["state"] in (DONE, FAILED)

@@ -49,11 +49,35 @@ def lease(place: Path, owner: str, renewed: float) -> None:
     (place / CELLS / "x.lease").write_text(json.dumps({"owner": owner, "renewed": renewed}))
 
 
-def test_a_lease_that_is_not_renewed_can_be_taken_over(tmp_path: Path) -> None:
-    lease(tmp_path, "elsewhere 1 x", time.time() - STALE / 2)
-    assert not Ledger(str(tmp_path)).claim("x")
-    lease(tmp_path, "elsewhere 1 x", time.time() - STALE - 1)
-    assert Ledger(str(tmp_path)).claim("x")
+@pytest.mark.parametrize("ahead", [-3600, 0, 3600])
+def test_a_lease_that_is_not_renewed_can_be_taken_over_whatever_its_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("laconic.study.leases.time.monotonic", lambda: now[0])
+    ledger = Ledger(str(tmp_path))
+    lease(tmp_path, "elsewhere 1 x", time.time() + ahead)
+    assert not ledger.claim("x")
+    now[0] += STALE - 1
+    assert not ledger.claim("x")
+    lease(tmp_path, "elsewhere 1 x", time.time() + ahead + 10)
+    now[0] += 2
+    assert not ledger.claim("x"), "it was renewed"
+    now[0] += STALE + 1
+    assert ledger.claim("x")
+
+
+def test_a_runner_that_slept_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laconic.study.leases.RENEWED", 0.01)
+    one = Ledger(str(tmp_path))
+    with one.leases.kept():
+        assert one.claim("x")
+        lease(tmp_path, "elsewhere 1 x", time.time())
+        taken = (tmp_path / CELLS / "x.lease").read_text()
+        time.sleep(0.1)
+        assert (tmp_path / CELLS / "x.lease").read_text() == taken, "renewed by one who lost it"
+        one.write({**RECORD, "key": "x"})
+    assert (tmp_path / CELLS / "x.lease").read_text() == taken, "removed by one who lost it"
 
 
 def test_a_lease_of_a_process_that_is_gone_can_be_taken_over(tmp_path: Path) -> None:
@@ -81,6 +105,8 @@ def test_leases_end_with_the_block(tmp_path: Path) -> None:
         ("b.json", json.dumps(RECORD), f"it holds the cell {RECORD['key']}"),
         ("notes.txt", "hello", "it cannot be read as JSON"),
         ("b.json", b"\xff\xfe", "it cannot be read as JSON"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "axes": ["a"]}), "it is no record of a study"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "state": "new"}), "it is no record of a study"),
     ],
 )
 def test_what_is_no_record_is_told_of_and_left_alone(tmp_path: Path, name: str, text: str | bytes, reason: str) -> None:
@@ -92,6 +118,20 @@ def test_what_is_no_record_is_told_of_and_left_alone(tmp_path: Path, name: str, 
     if name == "b.json":
         assert not ledger.claim("b"), "its place is taken"
     assert file.read_bytes() == before
+
+
+def test_a_folder_among_the_records_is_told_of(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    (tmp_path / CELLS / "b.json").mkdir()
+    assert ledger.all() == ([], [Strange("b.json", "it cannot be read: Is a directory")])
+    assert not ledger.claim("b")
+
+
+def test_a_place_without_folders_is_empty_before_its_first_file(place: str) -> None:
+    ledger = Ledger(place)
+    folder = Folder(place)
+    folder._files.rm(folder._path(CELLS), recursive=True)
+    assert ledger.all() == ([], [])
 
 
 def test_a_place_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
