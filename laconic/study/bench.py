@@ -9,7 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from datasets.exceptions import DatasetsError
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from laconic.allocate import plan_text, spell_plan
 from laconic.cache import cache_folder
@@ -28,15 +30,15 @@ from laconic.recipe.write import key_of, write_recipe
 from laconic.store import Beside, file_bytes, save
 from laconic.study.cells import Cell
 from laconic.study.ledger import DONE
-from laconic.study.records import blank, failed
+from laconic.study.records import blank, failed, finite
 
 COLLECTED, KEPT = "collected", "kept"
 MODELS, PREPARED = "models", "prepared"
 FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError,
-    TypeError, ValueError,
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
+    RuntimeError, TypeError, ValueError, DatasetsError, SafetensorError,
 )  # fmt: skip
-"""What a cell may end with and the others go on."""
+"""What a cell may end with and the others go on; the last ones are kin of none of those before."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Bench:
             if not isinstance(error, UserError):
                 found["error"]["traceback"] = traceback.format_exc()
         seconds = {"total": round(time.perf_counter() - start, 3), **found.get("seconds", {})}
-        return blank(task.cell, self._workers) | found | {"seconds": seconds}
+        return blank(task.cell, self._workers) | finite(found) | {"seconds": seconds}
 
     def _measured(self, task: Task) -> dict[str, Any]:
         cell = task.cell
@@ -121,14 +123,15 @@ class Bench:
         if self._ground is None or self._name != name:
             source = self._source(cell)
             # A baseline reads no data, and what follows it most often begins with the same model.
-            here = self._ground
-            lm = here.lm if here is not None and here.source == source else load(source, self._device)
-            self._known = None
+            lm = self._ground.lm if self._ground is not None and self._ground.source == source else None
+            # Two models and what is known of both may be more than there is room for.
+            self._known = self._ground = None
+            lm = load(source, self._device) if lm is None else lm
             self._name, self._ground = name, Ground(lm, self._data(cell.recipe, lm), source)
         return self._ground
 
     def _data(self, recipe: Recipe, lm: LanguageModel) -> Calibration | None:
-        if recipe.data is None or not recipe.steps:
+        if recipe.data is None:
             return None
         sampling = Sampling(
             samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels

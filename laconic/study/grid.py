@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,7 +27,7 @@ COMMON = ("model", "task", "data", "recipe", "method", "seed")
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """Every cell once, each baseline before the cells that are compared with it.
+    """Every cell once, each baseline before the cells that are compared with it, those that share work in a row.
 
     Raises:
         UserError: a cell cannot be; the sentence says which. Or an axis means nothing for any of them.
@@ -35,14 +35,27 @@ def cells_of(study: Study) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for point in _points(study):
         cell = _cell(study, point)
-        if cell.key not in cells:
-            cells.setdefault(cell.original.key, cell.original)
-            cells[cell.key] = cell
+        cells.setdefault(cell.key, cell)
     if not cells:
         raise UserError("study.exclude leaves no cell; leave out fewer of them.")
     _check_axes_matter(study, cells)
-    # Neighbours share a model and its statistics.
-    return sorted(cells.values(), key=lambda cell: (not cell.baseline, cell.recipe.model, cell.ground))
+    return _in_order(list(cells.values()))
+
+
+def _in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Neighbours share a model, its statistics, and what a method has worked out of them; baselines come first there."""
+    ways = list(dict.fromkeys(map(_way, cells)))
+    by_model = sorted(cells, key=lambda cell: (cell.recipe.model, cell.ground, ways.index(_way(cell))))
+    ordered: dict[str, Cell] = {}
+    for _, neighbours in groupby(by_model, key=lambda cell: cell.ground):
+        here = list(neighbours)
+        for cell in (*(cell.original for cell in here), *here):
+            ordered.setdefault(cell.key, cell)
+    return list(ordered.values())
+
+
+def _way(cell: Cell) -> Label:
+    return cell.axes.get("method", cell.axes.get("recipe"))
 
 
 def _points(study: Study) -> Iterator[Point]:

@@ -1,7 +1,9 @@
 """What the record of a cell says beside its figures."""
 
 import platform
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 from laconic.evaluate.kept import versions
@@ -30,3 +32,26 @@ def blank(cell: Cell, workers: int) -> dict[str, Any]:
 def failed(kind: str, sentence: str) -> dict[str, Any]:
     """What the record of a cell that failed says of the cause."""
     return {"state": FAILED, "error": {"kind": kind, "sentence": " ".join(sentence.split()) or kind}}
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with nothing in place of each number that JSON has none for; `not_finite` says where and what it was."""
+    lost = {place: str(number) for place, number in _numbers(record, "") if not isfinite(number)}
+    return {**_without(record), "not_finite": lost} if lost else dict(record)
+
+
+def _numbers(value: object, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield place, value
+        return
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for name, part in parts:
+        yield from _numbers(part, f"{place}.{name}" if place else str(name))
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from laconic.compress import Compress
@@ -98,12 +98,10 @@ def run_study(
     before = len(cells) - len(missing)
     bar = iter(track(missing, "Cells"))
     with ledger.leases.kept():
-        # Of the baselines the others read figures.
-        for stage in (True, False):
-            for record in _finished([cell for cell in missing if cell.baseline is stage], cells, ledger, executor):
-                next(bar, None)
-                if record is not None:
-                    measured.append(record)
+        for record in _finished(missing, cells, ledger, executor):
+            next(bar, None)
+            if record is not None:
+                measured.append(record)
     next(bar, None)
     records = [found for cell in cells if isinstance(found := ledger.find(cell.key), dict)]
     return Summary(
@@ -122,8 +120,10 @@ def _finished(
 ) -> Iterator[Record | None]:
     """Each record of `missing` once it is there; None where another runner has written it."""
     left = {cell.key: cell for cell in missing}
+    shared = _shared(every)
+    originals = {cell.key: cell.original.key for cell in missing}
     while left:
-        for record in executor.run(_claimed(list(left.values()), every, ledger)):
+        for record in executor.run(_claimed(left, originals, shared, ledger)):
             ledger.write(record)
             del left[str(record["key"])]
             yield record
@@ -134,13 +134,31 @@ def _finished(
             time.sleep(PATIENCE)
 
 
-def _claimed(cells: Iterable[Cell], every: Sequence[Cell], ledger: Ledger) -> Iterator[Task]:
-    """A task for each cell whose lease could be had at the moment when a worker was free for it."""
-    shared: dict[str, tuple[Compress, ...]] = {}
-    for cell in every:
-        first = cell.recipe.steps[0] if cell.recipe.steps else None
-        if isinstance(first, Compress) and first.surveys:
-            shared[cell.ground] = (*shared.get(cell.ground, ()), first)
+def _shared(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
+    """By their ground, the first steps of all cells there: their statistics are collected together."""
+    found: dict[str, tuple[Compress, ...]] = {}
     for cell in cells:
+        first = cell.recipe.steps[0] if cell.recipe.steps else None
+        here = found.get(cell.ground, ())
+        if isinstance(first, Compress) and first.surveys and first not in here:
+            found[cell.ground] = (*here, first)
+    return found
+
+
+def _claimed(
+    left: Mapping[str, Cell], originals: Mapping[str, str], shared: Mapping[str, tuple[Compress, ...]], ledger: Ledger
+) -> Iterator[Task | None]:
+    """A task for each cell of which the lease can be had at the moment when a worker is free for it.
+
+    None where all that are left wait for their originals: what these scored is read, and not measured again.
+    """
+    waiting = dict(left)
+    while waiting:
+        unknown = {key for key in set(originals.values()) & left.keys() if ledger.find(key) is None}
+        cell = next((cell for cell in waiting.values() if cell.baseline or originals[cell.key] not in unknown), None)
+        if cell is None:
+            yield None
+            continue
+        del waiting[cell.key]
         if ledger.claim(cell.key):
             yield Task(cell, shared.get(cell.ground, ()))

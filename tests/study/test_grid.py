@@ -1,5 +1,6 @@
 """Studies: what YAML spells becomes cells, and every mistake is one sentence that begins with its place."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_every_task_has_its_data_and_its_baseline() -> None:
     found = cells({**AXES, "method": ["drone"], "task": ["glue/sst2", "glue/rte"]})
     assert [cell.recipe.data for cell in found if not cell.baseline] == ["glue/sst2", "glue/rte"]
     assert [cell.axes["task"] for cell in found if cell.baseline] == ["glue/sst2", "glue/rte"]
+
+
+def test_neighbours_share_what_is_costly_to_find_out() -> None:
+    axes = {"model": ["b/m", "a/m"], "keep": [0.5, 0.25], "method": ["drone", "fwsvd"], "seed": [0, 1]}
+    found = cells(axes, data="d")
+    assert [cell.baseline for cell in found] == ([True] + [False] * 8) * 2
+    for place in (
+        [cell.recipe.model for cell in found],
+        [cell.ground for cell in found if not cell.baseline],
+        [(cell.ground, cell.axes["method"]) for cell in found if not cell.baseline],
+    ):
+        assert len(list(groupby(place))) == len(set(place)), "each in one run"
 
 
 def test_a_prepared_model_is_another_for_every_seed() -> None:

@@ -1,13 +1,16 @@
 """Studies that run: every cell once, whatever is killed; statistics once; the same figures however many workers."""
 
+import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +20,10 @@ import pytest
 import yaml
 
 from laconic.errors import UserError
+from laconic.model import load
 from laconic.recipe import read_recipe, run
 from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells, run_study, study_from
-from laconic.study.bench import Task
+from laconic.study.bench import Bench, Task
 from laconic.study.executors import InProcess, Processes
 from laconic.study.ledger import CELLS
 
@@ -114,6 +118,51 @@ def test_a_failure_is_recorded_and_done_again_on_request(
     assert again.measured == 4 and not again.failed
 
 
+def test_a_figure_that_json_has_no_number_for_is_told_of_and_the_others_stand(
+    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Bench._judged
+
+    def undefined(self: Bench, *given: Any) -> dict[str, Any]:
+        found = judge(self, *given)
+        found["evaluation"]["results"]["glue/sst2"]["accuracy"]["value"] = float("nan")
+        return found | {"predicted_losses": [float("inf")]}
+
+    monkeypatch.setattr(Bench, "_judged", undefined)
+    little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
+    assert not done(little_study, tmp_path).failed
+    for record in records(tmp_path).values():
+        accuracy = record["evaluation"]["results"]["glue/sst2"]["accuracy"]
+        assert accuracy["value"] is None and accuracy["low"] >= 0
+        assert record["not_finite"]["evaluation.results.glue/sst2.accuracy.value"] == "nan"
+
+
+def test_a_model_is_read_once_for_its_cells_and_makes_room_for_the_next(
+    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [little_study["axes"]["model"][0], str(tmp_path / "other")]
+    shutil.copytree(models[0], models[1])
+    read: list[tuple[str, Any]] = []
+
+    def alone(source: str, device: str = "cpu") -> Any:
+        gc.collect()
+        if source in models:
+            assert not [other for other, model in read if model() is not None]
+        lm = load(source, device)
+        if source in models:
+            read.append((source, weakref.ref(lm.model)))
+        return lm
+
+    monkeypatch.setattr("laconic.study.bench.load", alone)
+    little_study |= {"exclude": [{"keep": 0.5}, {"seed": 1}]}
+    done(little_study, tmp_path / "one")
+    assert [source for source, _ in read] == models[:1]
+    little_study["axes"]["model"] = models
+    read.clear()
+    done(little_study, tmp_path / "two")
+    assert sorted(source for source, _ in read) == sorted(models)
+
+
 def test_what_is_no_record_blocks_its_cell_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
     key = cells(little_study)[3].key
     Ledger(str(tmp_path / "study"))
@@ -130,11 +179,36 @@ class Slow:
     def __init__(self, place: Path) -> None:
         self.inner, self.keys = InProcess(place), list[str]()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+    def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         for record in self.inner.run(tasks):
             self.keys.append(record["key"])
             time.sleep(0.05)
             yield record
+
+
+def test_no_cell_begins_before_its_original_is_judged(little_study: dict[str, Any], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(little_study["axes"]["model"][0], other)
+    little_study |= {"exclude": [{"seed": 1}, {"method": "svd"}]}
+    little_study["axes"]["model"].append(str(other))
+    ledger, every = Ledger(str(tmp_path / "study")), cells(little_study)
+    begun: list[str] = []
+
+    class Looking:
+        def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
+            queue, bench = iter(tasks), Bench(tmp_path / "study")
+            while (first := next(queue, None)) is not None:
+                second = next(queue, None)
+                for task in (first, *([] if second is None else [second])):
+                    original = task.cell.original.key
+                    assert task.cell.baseline or ledger.find(original) is not None
+                    begun.append(task.cell.key)
+                    yield bench.measure(task)
+
+    assert run_study(every, ledger, Looking()).measured == len(every) == 6
+    assert sorted(begun) == sorted(cell.key for cell in every)
+    first, second = [cell for cell in every if cell.baseline]
+    assert begun[:2] == [first.key, second.key], "two originals need not wait for each other"
 
 
 def test_two_runners_share_the_cells(
@@ -187,6 +261,22 @@ def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any]
     (failed,) = summary.failed
     assert failed["key"] == key and failed["error"]["kind"] == "WorkerLost"
     assert "signal 9 (SIGKILL" in failed["error"]["sentence"]
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    class Murderous(Processes):
+        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+            if not killed:
+                worker.process.kill()
+                worker.process.join()
+                killed.append(worker.process.pid)
+            super()._give(worker, task, attempt)
+
+    little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
+    summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
+    assert killed and summary.measured == 3 and not summary.failed
 
 
 KILLS = int(os.environ.get("LACONIC_KILLS", "3"))

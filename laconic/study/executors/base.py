@@ -12,6 +12,9 @@ ATTEMPTS = 3
 class Executor(Protocol):
     """Measures tasks; the order of the records is that in which they are done."""
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
-        """The record of every task; the next one is drawn when there is a worker for it."""
+    def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
+        """The record of every task; the next one is drawn when there is a worker for it.
+
+        None among them: there is none before one that runs is done; where none runs, this ends.
+        """
         ...

@@ -1,10 +1,12 @@
 """Cells in this process, or in several processes of this machine that share out its cores."""
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -27,11 +29,17 @@ class InProcess:
     device: str = "cpu"
     track: Track = silent
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+    @cached_property
+    def _bench(self) -> Bench:
+        """One for all tasks, whenever they come."""
+        return Bench(self.place, self.device, track=self.track)
+
+    def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         """The record of every task, in their order."""
-        bench = Bench(self.place, self.device, track=self.track)
         for task in tasks:
-            yield bench.measure(task)
+            if task is None:
+                return
+            yield self._bench.measure(task)
 
 
 @dataclass
@@ -52,7 +60,7 @@ class Processes:
     workers: int
     device: str = "cpu"
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+    def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         """The record of every task, as they are done."""
         queue = iter(tasks)
         workers: list[Worker] = []
@@ -73,7 +81,7 @@ class Processes:
             for worker in workers:
                 worker.process.join()
 
-    def _fill(self, workers: list[Worker], queue: Iterator[Task]) -> None:
+    def _fill(self, workers: list[Worker], queue: Iterator[Task | None]) -> None:
         """Give every free worker a task, and start those that are missing while there are tasks."""
         free = [worker for worker in workers if worker.task is None]
         while free or len(workers) < self.workers:
@@ -87,7 +95,9 @@ class Processes:
 
     def _give(self, worker: Worker, task: Task, attempt: int = 1) -> None:
         worker.task, worker.attempt = task, attempt
-        worker.connection.send(task)
+        # One that died while it had nothing to do is found like one that died at work: its connection has an end.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            worker.connection.send(task)
 
     def _received(self, worker: Worker, workers: list[Worker]) -> dict[str, Any] | None:
         """The record of a worker's task; None where the process was lost, and another is at the task now."""

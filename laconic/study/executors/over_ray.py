@@ -38,16 +38,17 @@ class OverRay:
     gpus: float = 0
     device: str = "cpu"
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[dict[str, Any]]:
+    def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         """The record of every task, as they are done."""
         ray = connected(self.address)
         queue = iter(tasks)
-        idle = [self._actor(ray) for _ in range(self.workers)]
+        idle: list[Any] = []
         running: dict[Any, tuple[Any, Task]] = {}
         try:
             while True:
-                while idle and (task := next(queue, None)) is not None:
-                    actor = idle.pop()
+                # Workers come with the tasks: where another runner has them all, none is started.
+                while len(running) < self.workers and (task := next(queue, None)) is not None:
+                    actor = idle.pop() if idle else self._actor(ray)
                     running[actor.measure.remote(task)] = (actor, task)
                 if not running:
                     return
@@ -58,8 +59,8 @@ class OverRay:
                 except ray.exceptions.RayError as error:
                     record = blank(task.cell, self.workers) | failed("WorkerLost", reason_of(error))
                     ray.kill(actor)
-                    actor = self._actor(ray)
-                idle.append(actor)
+                else:
+                    idle.append(actor)
                 yield record
         finally:
             for actor in (*idle, *(actor for actor, _ in running.values())):
@@ -106,5 +107,6 @@ def connected(address: str | None) -> Any:
         try:
             ray.init(address, log_to_driver=False, **({} if address else LOCAL))
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"There is no Ray cluster at '{address}': {reason_of(error)}.") from error
+            what = "A Ray cluster cannot be started here" if address is None else f"There is no Ray cluster at '{address}'"
+            raise UserError(f"{what}: {reason_of(error)}.") from error
     return ray
