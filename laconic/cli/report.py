@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from laconic.cli.options import JsonOption
-from laconic.cli.terminal import remark, show
+from laconic.cli.studies import folder_of, own_records
+from laconic.cli.terminal import show
 from laconic.errors import UserError
 
 
@@ -25,18 +26,19 @@ def report(
     from laconic.report.study import write_report
     from laconic.study import Ledger, title_of
 
-    if "://" in folder and output is None and query is None:
+    place = folder_of("DIR", folder)
+    target = place if output is None else output.expanduser()
+    if target is None and query is None:
         raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
     if not Ledger.is_at(folder):
         raise UserError(f"There is no study in '{folder}': it has no folder 'cells'; run `laconic study` first.")
-    records, strange = Ledger(folder).all()
-    for file in strange:
-        remark(f"'{file.name}' in {folder} was left alone: {file.reason}.")
+    records = own_records(folder)
     if query is not None:
         table = select(records, query)
         headings = [column.heading for column in table.columns]
         show({"rows": [dict(zip(headings, row, strict=True)) for row in table.rows]}, json, table.to_rich())
         return
-    written = write_report(records, Path(folder).expanduser() if output is None else output, title_of(folder))
+    assert target is not None, "checked above"
+    written = write_report(records, target, title_of(folder), study=folder if place is None else str(place))
     files = [str(path) for path in (written.page, written.csv, written.parquet, written.markdown)]
     show({"records": len(records), "files": files}, json, f"The report of {len(records)} cells is in {written.page}.")

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from laconic.cli.options import DeviceOption, JsonOption, own_device
-from laconic.cli.terminal import progress, remark, show
+from laconic.cli.studies import folder_of, own_records
+from laconic.cli.terminal import progress, show
 from laconic.errors import UserError, must_be
 
 if TYPE_CHECKING:
     from laconic.report.tables import Table
-    from laconic.study import Cell, Executor, Ledger, Record, Summary
+    from laconic.study import Cell, Executor, Record, Summary
 
 
 def study(
@@ -33,43 +34,35 @@ def study(
     json: JsonOption = False,
 ) -> None:
     """Run every cell of a study that is not done yet, and write the report."""
-    from laconic.study import Ledger, cells_of, check_cells, keep_study, read_study, run_study
+    from laconic.report.study import write_report
+    from laconic.study import Ledger, cells_of, check_cells, keep_study, read_study, run_study, title_of
 
+    folder = folder_of("--output", output)
     device = own_device(device)
     if address is not None and executor != "ray":
         raise UserError("--address is for --executor ray; leave it out.")
     what = read_study(file, overrides or ())
     cells = cells_of(what)
-    if (what.save or what.prepare) and "://" in output:
+    if (what.save or what.prepare) and folder is None:
         raise must_be("--output", "a folder of this machine, because the study keeps models", output)
     check_cells(cells)
     if dry_run:
-        listed = _listed(cells, output)
+        listed = _listed(cells, output, retry_failed)
         show({"cells": listed}, json, _plan(listed).to_rich(), _in_all(listed))
         return
     ledger = Ledger(output)
-    keep_study(output, what.title, file.read_text(), overrides or ())
+    keep_study(output, what.title, file.read_text(), cells, overrides or ())
     with progress() as track:
-        runs = _executor(executor, output, workers, address, device, track)
+        runs = _executor(executor, folder, workers, address, device, track)
         summary = run_study(cells, ledger, runs, retry=retry_failed, track=track)
-    page = None if "://" in output else _reported(output, ledger)
-    for strange in summary.strange:
-        remark(f"'{strange.name}' in {output} was left alone: {strange.reason}.")
+    records = own_records(output)
+    page = None if folder is None else str(write_report(records, folder, title_of(output)).page)
     show({**_told(summary, output), "report": page}, json, *_sentences(summary, page or f"`laconic report {output}`"))
 
 
-def _reported(output: str, ledger: "Ledger") -> str:
-    """The page of all records in the folder."""
-    from laconic.report.study import write_report
-    from laconic.study import title_of
-
-    return str(write_report(ledger.all()[0], Path(output), title_of(output)).page)
-
-
-def _executor(kind: str, output: str, workers: int, address: str | None, device: str, track: Any) -> "Executor":
+def _executor(kind: str, place: Path | None, workers: int, address: str | None, device: str, track: Any) -> "Executor":
     from laconic.study.executors import InProcess, Processes
 
-    place = None if "://" in output else Path(output).absolute()
     if kind == "ray":
         from laconic.study.executors.over_ray import OverRay, connected
 
@@ -78,13 +71,13 @@ def _executor(kind: str, output: str, workers: int, address: str | None, device:
     return InProcess(place, device, track) if workers == 1 else Processes(place, workers, device)
 
 
-def _listed(cells: "Sequence[Cell]", output: str) -> list[dict[str, Any]]:
+def _listed(cells: "Sequence[Cell]", output: str, retry: bool) -> list[dict[str, Any]]:
     """Each cell with its state and about how many seconds it takes."""
-    from laconic.study import Ledger
+    from laconic.study import FAILED, Ledger
     from laconic.study.estimate import seconds_of
 
     records: list[Record] = Ledger(output).all()[0] if Ledger.is_at(output) else []
-    states = {record["key"]: record["state"] for record in records}
+    states = {record["key"]: record["state"] for record in records if not (retry and record["state"] == FAILED)}
     seconds = seconds_of([cell for cell in cells if cell.key not in states], records)
     return [
         {
@@ -129,8 +122,8 @@ def _told(summary: "Summary", output: str) -> dict[str, Any]:
 
 def _sentences(summary: "Summary", page: str) -> list[str]:
     said = [
-        f"{summary.measured} cells were measured in {summary.seconds:.0f} s, {summary.found} were there already; "
-        f"statistics were collected {summary.surveys} times."
+        f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; there already: {summary.found}. "
+        f"Times that statistics were collected: {summary.surveys}."
     ]
     for record in summary.failed:
         axes = ", ".join(f"{name} {label}" for name, label in record["axes"].items() if label is not None)

@@ -68,6 +68,11 @@ def wanted(names: Sequence[str], compared: bool) -> Wanted:
     return Wanted(judges, next(iter(sources.values()), None))
 
 
+def without_original(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the tasks that judge a model alone."""
+    return tuple(name for name in names if _kind(name) != FIDELITY)
+
+
 def check_task(name: str, task: Task | None = None) -> None:
     """`check_tasks` of one task of a model that is not compared with another."""
     check_tasks([name], task, compared=False)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -59,12 +60,17 @@ def _read(hint: object, value: Any, place: str) -> Any:
     """What YAML spells in a form of its own, by the type that is asked for: methods, plans, mappings of fields."""
     readers: dict[object, Callable[[Any, str], Any]] = {Method: method_from, Plan: _plan, Plan | None: _plan}
     reader = readers.get(hint)
-    if reader is None and isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
-        return build(hint, value, place)
+    kind = next((one for one in _alternatives(hint) if isinstance(one, type) and is_dataclass(one)), None)
+    if reader is None and kind is not None and isinstance(value, dict):
+        return build(kind, value, place)
     try:
         return value if reader is None else reader(value, place)
     except UserError as error:
         raise placed(error, place) from error
+
+
+def _alternatives(hint: object) -> tuple[object, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _plan(value: Any, place: str) -> Plan | None:

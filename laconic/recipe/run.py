@@ -103,8 +103,11 @@ def check(recipe: Recipe, output: Path) -> Path:
     return output
 
 
-def check_recipe(recipe: Recipe, model: LanguageModel) -> None:
-    """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights."""
+def check_recipe(recipe: Recipe, model: LanguageModel, *, compared: bool = False) -> None:
+    """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights.
+
+    `compared`: what it makes is judged beside the original.
+    """
     places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
     check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
@@ -117,7 +120,7 @@ def check_recipe(recipe: Recipe, model: LanguageModel) -> None:
         corpus.check_source(recipe.data, "train")
     if recipe.evaluate is not None:
         made = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
-        check_tasks(recipe.evaluate.tasks, model.task, compared=False, calibration=made)
+        check_tasks(recipe.evaluate.tasks, model.task, compared=compared, calibration=made)
 
 
 def pictures_of(changes: Changes) -> dict[str, bytes]:

@@ -1,14 +1,16 @@
 """A grid of recipes over models, tasks and seeds: run, resumed, spread over workers, and gathered in a ledger."""
 
+from laconic.study.about import keep_study, of_the_study, title_of
 from laconic.study.cells import Cell
 from laconic.study.executors import Executor
 from laconic.study.grid import cells_of
-from laconic.study.ledger import Ledger, Record
+from laconic.study.ledger import FAILED, Ledger, Record
 from laconic.study.parse import read_study, study_from
-from laconic.study.run import Summary, check_cells, keep_study, run_study, title_of
+from laconic.study.run import Summary, check_cells, run_study
 from laconic.study.schema import Study
 
 __all__ = [
+    "FAILED",
     "Cell",
     "Executor",
     "Ledger",
@@ -18,6 +20,7 @@ __all__ = [
     "cells_of",
     "check_cells",
     "keep_study",
+    "of_the_study",
     "read_study",
     "run_study",
     "study_from",

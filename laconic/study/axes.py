@@ -23,19 +23,19 @@ PERCENT = 100
 NOTHING = "nothing"
 
 
-def axis_values(name: str, spelled: object, place: str, folder: Path) -> tuple[Value, ...]:
+def axis_values(name: object, spelled: object, place: str, folder: Path) -> tuple[Value, ...]:
     """The values of the axis `name`; paths are those beside the study, in `folder`, where they exist there.
 
     Raises:
         UserError: no such axis, or a value that cannot be, or one that occurs twice.
     """
     if name not in (*AXES, *_parameters()):
-        close = get_close_matches(name, (*AXES, *_parameters()), n=1, cutoff=0.5)
+        close = get_close_matches(str(name), (*AXES, *_parameters()), n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise UserError(
             f"{place}: There is no axis '{name}': {hint}known are {', '.join(AXES)}, and the parameters of methods."
         )
-    read = AXES.get(name, _parameter)
+    read = AXES.get(str(name), _parameter)
     lines = spelled if isinstance(spelled, (list, tuple)) else [spelled]
     if not lines:
         raise must_be(place, "a list of at least one value", [])

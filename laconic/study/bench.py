@@ -20,6 +20,7 @@ from laconic.calibrate.corpus import read
 from laconic.compress import Compress, shelf
 from laconic.errors import UserError
 from laconic.evaluate import evaluate
+from laconic.evaluate.tasks import without_original
 from laconic.methods import Method
 from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
@@ -179,12 +180,15 @@ class Bench:
 
     def _judged(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:
         wanted = cell.recipe.evaluate
-        if wanted is None or not (wanted.tasks or wanted.cost):
+        if wanted is None:
             return {}
-        compared = original if wanted.tasks else None
+        tasks = without_original(wanted.tasks) if original is None else wanted.tasks
+        if not (tasks or wanted.cost):
+            return {}
+        compared = original if tasks else None
         found = evaluate(
             lm,
-            wanted.tasks,
+            tasks,
             limit=wanted.limit,
             against=compared,
             cost=wanted.cost,

@@ -26,7 +26,7 @@ def seconds_of(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, fl
 def _from_done(cell: Cell, done: Sequence[Record]) -> float | None:
     alike = [record for record in done if _agree(record["axes"], cell.axes, ("model", "task"))]
     closer = [record for record in alike if _agree(record["axes"], cell.axes, ("method", "recipe", "then"))]
-    chosen = [record for record in closer or alike if record["baseline"] is cell.baseline]
+    chosen = [record for record in closer or alike if record.get("baseline") is cell.baseline]
     return median(record["seconds"]["total"] for record in chosen) if chosen else None
 
 
@@ -42,8 +42,12 @@ def _from_passes(cell: Cell, passes: dict[str, float]) -> float:
     evaluation = cell.recipe.evaluate
     rows = 0
     if evaluation is not None:
-        judges = wanted(evaluation.tasks, compared=False).judges
-        rows = sum(len(judge.corpus(evaluation.limit).examples) for judge in judges.values())
+        asked = wanted(evaluation.tasks, compared=True)
+        corpora = {name: judge.corpus(evaluation.limit) for name, judge in asked.judges.items()}
+        rows = sum(len(corpus.examples) for corpus in corpora.values())
+        if asked.fidelity is not None and not cell.baseline:
+            compared = asked.rows_to_compare(corpora, evaluation.limit)
+            rows += 0 if compared is None else len(compared.examples)
     # With the original beside it, for the distance between the two.
     judged = rows * (1 if cell.baseline else 3)
     calibrated = 0 if cell.baseline or cell.recipe.data is None else cell.recipe.samples * SURVEY

@@ -43,7 +43,7 @@ def cells_of(study: Study) -> list[Cell]:
 
 
 def _in_order(cells: Sequence[Cell]) -> list[Cell]:
-    """Neighbours share a model, its statistics, and what a method has worked out of them; baselines come first there."""
+    """Neighbours share a model, its statistics, and what a method works out of them; their baselines come first."""
     ways = list(dict.fromkeys(map(_way, cells)))
     by_model = sorted(cells, key=lambda cell: (cell.recipe.model, cell.ground, ways.index(_way(cell))))
     ordered: dict[str, Cell] = {}
@@ -115,8 +115,8 @@ def _source(task: str | None) -> str | None:
     """Where the rows of a task come from, of which a training split may calibrate."""
     if task is None:
         return None
-    (judge,) = wanted((task,), compared=False).judges.values()
-    return judge.source
+    ((_, source),) = wanted((task,), compared=True).sources
+    return source
 
 
 def _built(line: Line, parameters: Mapping[str, object]) -> Method | Step:

@@ -14,7 +14,7 @@ from laconic.study.folder import Folder
 from laconic.study.leases import SUFFIX, Leases
 
 VERSION = 1
-CELLS = "cells"
+CELLS, RECORD = "cells", ".json"
 DONE, FAILED = "done", "failed"
 
 Record = Mapping[str, Any]
@@ -46,7 +46,11 @@ class Ledger:
 
     def find(self, key: str) -> Record | Strange | None:
         """The record of a cell, or what is there in its place; None where there is nothing."""
-        return self._read(f"{key}.json")
+        return self._read(f"{key}{RECORD}")
+
+    def keys(self) -> set[str]:
+        """Of the cells in whose place there is something."""
+        return {name.removesuffix(RECORD) for name in self._folder.names() if name.endswith(RECORD)}
 
     def all(self) -> tuple[list[Record], list[Strange]]:
         """Every record, in the order of their names; and what else is there."""
@@ -77,7 +81,7 @@ class Ledger:
         """
         key = str(record["key"])
         try:
-            self._folder.write(f"{key}.json", json.dumps(record, indent=1, allow_nan=False, default=str))
+            self._folder.write(f"{key}{RECORD}", json.dumps(record, indent=1, allow_nan=False, default=str))
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(
@@ -88,7 +92,7 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Remove the record of a cell, which is then measured again."""
-        self._folder.remove(f"{key}.json")
+        self._folder.remove(f"{key}{RECORD}")
 
     def _read(self, name: str) -> Record | Strange | None:
         try:
@@ -105,7 +109,7 @@ class Ledger:
             return Strange(name, "it is no record of a study")
         if record["version"] != VERSION:
             return Strange(name, f"it is of version {record['version']}, and this is version {VERSION}")
-        return record if name == f"{record['key']}.json" else Strange(name, f"it holds the cell {record['key']}")
+        return record if name == f"{record['key']}{RECORD}" else Strange(name, f"it holds the cell {record['key']}")
 
 
 def _is_record(found: object) -> bool:

@@ -104,7 +104,7 @@ def _excluded(line: object, place: str, grids: tuple[Mapping[str, Any], ...]) ->
     points: dict[str, tuple[Label, ...]] = {}
     for name, spelled in _mapping(line, place, "axes and values").items():
         _check_named(name, place, grids[:1])
-        labels = {value.label for grid in grids for value in grid.get(name, ())}
+        labels = list(dict.fromkeys(value.label for grid in grids for value in grid.get(name, ())))
         wanted = tuple(spelled) if isinstance(spelled, (list, tuple)) else (spelled,)
         for label in wanted:
             if label not in labels:

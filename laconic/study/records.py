@@ -35,7 +35,7 @@ def failed(kind: str, sentence: str) -> dict[str, Any]:
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with nothing in place of each number that JSON has none for; `not_finite` says where and what it was."""
+    """The record with None for each number that JSON has none for; `not_finite` says where and what it was."""
     lost = {place: str(number) for place, number in _numbers(record, "") if not isfinite(number)}
     return {**_without(record), "not_finite": lost} if lost else dict(record)
 
@@ -44,8 +44,9 @@ def _numbers(value: object, place: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, float):
         yield place, value
         return
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for name, part in parts:
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    for name, part in value.items() if isinstance(value, Mapping) else ():
         yield from _numbers(part, f"{place}.{name}" if place else str(name))
 
 

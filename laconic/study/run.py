@@ -1,8 +1,6 @@
 """A study from its cells to its ledger: what is missing is claimed, measured and written, until nothing is missing."""
 
-import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +15,8 @@ from laconic.store import skeleton
 from laconic.study.bench import COLLECTED, Task
 from laconic.study.cells import Cell
 from laconic.study.executors import Executor
-from laconic.study.folder import Folder
 from laconic.study.ledger import DONE, FAILED, Ledger, Record, Strange
 
-STUDY, ABOUT, TITLE = "study.yaml", "about.json", "A study"
 PATIENCE = 2.0
 """Seconds between two looks at cells that another runner has."""
 
@@ -56,25 +52,9 @@ def check_cells(cells: Sequence[Cell]) -> None:
             model = models[source] = models.get(source) or skeleton(source)
             if cell.prepare:
                 check_order(model, cell.prepare, [f"study.prepare[{index}]" for index in range(len(cell.prepare))])
-            check_recipe(cell.recipe, model)
+            check_recipe(cell.recipe, model, compared=True)
         except UserError as error:
             raise placed(error, where) from error
-
-
-def keep_study(place: str, title: str | None, text: str, overrides: Sequence[str] = ()) -> None:
-    """Lay the study beside its records: its YAML, and for those who read them its title and what was given anew."""
-    folder = Folder(place)
-    folder.write(STUDY, text)
-    folder.write(ABOUT, json.dumps({"title": title or TITLE, "overrides": list(overrides)}))
-
-
-def title_of(place: str) -> str:
-    """The title of the study whose records are in `place`."""
-    try:
-        said = json.loads(Folder(place).read(ABOUT) or b"{}")
-    except ValueError:
-        return TITLE
-    return str(said.get("title", TITLE)) if isinstance(said, dict) else TITLE
 
 
 def run_study(
@@ -88,30 +68,32 @@ def run_study(
         UserError: a record cannot be written. What is finished stays.
     """
     start = time.perf_counter()
-    if retry:
-        for cell in cells:
-            found = ledger.find(cell.key)
-            if isinstance(found, dict) and found["state"] == FAILED:
-                ledger.forget(cell.key)
-    measured: list[Record] = []
-    missing = [cell for cell in cells if ledger.find(cell.key) is None]
-    before = len(cells) - len(missing)
+    for cell in cells if retry else ():
+        found = ledger.find(cell.key)
+        if isinstance(found, dict) and found["state"] == FAILED:
+            ledger.forget(cell.key)
+    there = ledger.keys()
+    missing = [cell for cell in cells if cell.key not in there]
+    measured, surveys, within = 0, 0, 0.0
     bar = iter(track(missing, "Cells"))
     with ledger.leases.kept():
         for record in _finished(missing, cells, ledger, executor):
             next(bar, None)
             if record is not None:
-                measured.append(record)
+                measured += 1
+                surveys += record.get("statistics") == COLLECTED
+                within += record["seconds"]["total"] if record["state"] == DONE else 0.0
     next(bar, None)
-    records = [found for cell in cells if isinstance(found := ledger.find(cell.key), dict)]
+    own = {cell.key for cell in cells}
+    records, strange = ledger.all()
     return Summary(
-        measured=len(measured),
-        found=before + len(missing) - len(measured),
-        failed=tuple(record for record in records if record["state"] == FAILED),
-        surveys=Counter(record.get("statistics") for record in measured)[COLLECTED],
-        strange=tuple(ledger.all()[1]),
+        measured=measured,
+        found=len(cells) - measured,
+        failed=tuple(record for record in records if record["key"] in own and record["state"] == FAILED),
+        surveys=surveys,
+        strange=tuple(strange),
         seconds=time.perf_counter() - start,
-        within=sum(record["seconds"]["total"] for record in measured if record["state"] == DONE),
+        within=within,
     )
 
 
@@ -127,7 +109,7 @@ def _finished(
             ledger.write(record)
             del left[str(record["key"])]
             yield record
-        for key in [key for key in left if ledger.find(key) is not None]:
+        for key in left.keys() & ledger.keys():
             del left[key]
             yield None
         if left:

@@ -136,6 +136,11 @@ def test_values_can_be_given_anew(tmp_path: Path) -> None:
         ({"axes": AXES, "exclude": [{"keep": 0.5}]}, r"study\.exclude leaves no cell"),
         ({"axes": AXES, "sample": 4}, r"study\.sample: There is no key 'sample': did you mean 'samples'"),
         ({"axes": AXES, "samples": 0}, r"study\.samples must be in \[1, ∞\)"),
+        ({"axes": {**AXES, 5: [1]}}, r"study\.axes\.5: There is no axis '5'"),
+        ({"axes": AXES, "exclude": [{"method": {"svd": {}}}]}, r"study\.exclude\[0\]\.method: There is no value '\{"),
+        ({"axes": AXES, "exclude": [{"keep": [[0.5]]}]}, r"study\.exclude\[0\]\.keep: There is no value '\[0\.5\]'"),
+        ({"axes": AXES, "cost": {"lenght": [64]}}, r"study\.cost: There is no key 'lenght': did you mean 'length'"),
+        ({"axes": AXES, "cost": {"batch": [1, 0]}}, r"study\.cost\.batch\[1\] must be in \[1, ∞\); got 0"),
         ({}, r"study\.axes is missing"),
     ],
 )  # fmt: skip

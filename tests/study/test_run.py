@@ -118,6 +118,32 @@ def test_a_failure_is_recorded_and_done_again_on_request(
     assert again.measured == 4 and not again.failed
 
 
+@pytest.mark.parametrize("as_axis", [False, True])
+def test_the_distance_to_the_original_on_other_rows_is_a_task(
+    little_study: dict[str, Any], little_data: Path, tmp_path: Path, as_axis: bool
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\n" * 7)
+    names = [f"fidelity:{text}", "fidelity:glue/sst2"] if as_axis else [f"fidelity:{text}"]
+    little_study |= {"exclude": [{"keep": 0.5}, {"seed": 1}], "limit": 5}
+    if as_axis:
+        del little_study["tasks"]
+        little_study["axes"]["task"] = names
+    else:
+        little_study["tasks"] = names
+    check_cells(cells(little_study))
+    assert not done(little_study, tmp_path / "study").failed
+    found = records(tmp_path / "study").values()
+    assert [record["baseline"] for record in found].count(True) == len(names)
+    for record in found:
+        if record["baseline"]:
+            assert "evaluation" not in record and record["file_bytes"] > 0
+        else:
+            near = record["evaluation"]["fidelity"]
+            named = record["axes"].get("task", names[0])
+            assert near["kl"] > 0 and near["rows"] == 5 and f"fidelity:{near['source']}" == named
+
+
 def test_a_figure_that_json_has_no_number_for_is_told_of_and_the_others_stand(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,8 @@ class _Drawing:
                 every.append((original[0], original[1]))
             best = front(every, higher_is_better=self.quality.higher_is_better)
             edge = [every[index] for index in best]
-            dots = [replace(dot, on_front=index in best) for index, dot in enumerate(dots)]
+            # Of two that are equal neither beats the other.
+            dots = [replace(dot, on_front=dot.at in edge) for dot in dots]
         yield Chart(
             stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
             kind=self.kind, title=title, cost=self.cost, quality=self.quality, dots=tuple(dots), original=original,

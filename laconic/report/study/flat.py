@@ -1,14 +1,15 @@
 """Records as rows of one table: a row for each cell, a column for each thing that any of them was asked or measured.
 
 Columns of a task are called `TASK METRIC`, followed by `low` and `high` (the 95 % interval over the rows judged), by
-`change` (against the original), by its `p`, and by `detectable` (the smallest change that these rows show); those of a
-forward pass `latency BATCHxLENGTH`, in seconds.
+`change` (against the original), by its `p`, and by `detectable` (the smallest change that these rows show); those of
+cost are told in `costs`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from laconic.report.study.costs import Shape, cost_columns, cost_row, passes_of, writings_of
 from laconic.report.tables import Value
 
 Record = Mapping[str, Any]
@@ -31,13 +32,15 @@ class Results:
     axes:     names of the columns that are axes, by the name of the axis.
     measures: (task, metric) of every figure of quality, in the order of their first appearance.
     passes:   (batch, length) of every forward pass that was timed.
+    writings: (batch, prompt) of every prompt after which models wrote.
     """
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     axes: Mapping[str, str]
     measures: tuple[tuple[str, str], ...]
-    passes: tuple[tuple[int, int], ...]
+    passes: tuple[Shape, ...]
+    writings: tuple[Shape, ...]
 
     def kind(self, column: str) -> type[str] | type[int] | type[float] | type[bool]:
         """What the values of a column are; text where they are of several kinds."""
@@ -76,22 +79,16 @@ def flat(records: Sequence[Record]) -> Results:
     if not any(MODEL in record["axes"] for record in records):
         records = [_with_model(record) for record in records]
     axes = {name: f"axis {name}" if name in FIXED else name for name in _ordered(records)}
-    raw = [{**_facts(record), **_axes(record, axes), **_measured(record)} for record in records]
+    raw = [{**_facts(record), **_axes(record, axes), **_measured(record), **cost_row(record)} for record in records]
     measures = tuple(dict.fromkeys(measure for record in records for measure in _measures(record)))
-    passes = tuple(sorted({(speed["batch"], speed["length"]) for record in records for speed in _speeds(record)}))
-    columns = tuple(_columns(axes.values(), measures, passes))
+    columns = tuple(_columns(axes.values(), measures, cost_columns(records)))
     rows = tuple({column: row.get(column) for column in columns} for row in raw)
-    return Results(columns, rows, axes, measures, passes)
+    return Results(columns, rows, axes, measures, passes_of(records), writings_of(records))
 
 
 def measure_name(task: str, metric: str) -> str:
     """The column of a figure of quality."""
     return f"{task} {metric}"
-
-
-def pass_name(batch: int, length: int) -> str:
-    """The column of the median seconds of a forward pass."""
-    return f"latency {batch}x{length}"
 
 
 def _with_model(record: Record) -> Record:
@@ -107,18 +104,14 @@ def _ordered(records: Sequence[Record]) -> list[str]:
     return sorted(names, key=lambda name: places[name])
 
 
-def _columns(
-    axes: Iterable[str], measures: Iterable[tuple[str, str]], passes: Iterable[tuple[int, int]]
-) -> Iterator[str]:
+def _columns(axes: Iterable[str], measures: Iterable[tuple[str, str]], costs: Iterable[str]) -> Iterator[str]:
     yield from FIXED[:3]
     yield from axes
     yield from FIXED[3 : FIXED.index("seconds")]
     for measure in measures:
         name = measure_name(*measure)
         yield from (name, f"{name} low", f"{name} high", f"{name} change", f"{name} p", f"{name} detectable")
-    for conditions in passes:
-        name = pass_name(*conditions)
-        yield from (name, f"{name} lower", f"{name} upper", f"{name} peak_bytes")
+    yield from costs
     yield from FIXED[FIXED.index("seconds") :]
 
 
@@ -165,19 +158,9 @@ def _measured(record: Record) -> dict[str, Value]:
         row |= {name: found["value"], f"{name} low": found.get("low"), f"{name} high": found.get("high")}
         row |= {f"{name} change": change.get("value"), f"{name} p": change.get("p")}
         row[f"{name} detectable"] = (evaluation.get("detectable") or {}).get(task, {}).get(metric)
-    for speed in _speeds(record):
-        name = pass_name(speed["batch"], speed["length"])
-        row[name] = speed["median"]
-        row |= {f"{name} lower": speed.get("lower_quartile"), f"{name} upper": speed.get("upper_quartile")}
-        row[f"{name} peak_bytes"] = speed.get("peak_bytes")
     return row
 
 
 def _measures(record: Record) -> list[tuple[str, str]]:
     results = (record.get("evaluation") or {}).get("results") or {}
     return [(task, metric) for task, metrics in results.items() for metric in metrics]
-
-
-def _speeds(record: Record) -> list[Mapping[str, Any]]:
-    cost = (record.get("evaluation") or {}).get("cost") or {}
-    return list(cost.get("latency") or [])

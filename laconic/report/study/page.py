@@ -34,7 +34,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What the template shows; `left` says of each part how much did not fit."""
+    """What the template shows; `left` says of each part how much did not fit, `models` where saved ones lie."""
 
     title: str
     summary: Sequence[str]
@@ -45,6 +45,7 @@ class Page:
     cells: Sheet
     plans: Sequence[Plan]
     saved: bool
+    models: str
     left: Mapping[str, int]
 
     def value(self, row: Mapping[str, Shown], face: Face) -> str:
@@ -55,9 +56,14 @@ class Page:
 
 
 def page(
-    records: Sequence[Record], results: Results, charts: Sequence[Chart], pictures: Sequence[Picture], title: str
+    records: Sequence[Record],
+    results: Results,
+    charts: Sequence[Chart],
+    pictures: Sequence[Picture],
+    title: str,
+    models: str = "",
 ) -> str:
-    """The HTML; it loads nothing from anywhere."""
+    """The HTML; it loads nothing from anywhere. `models` stands before the path of each saved model in links."""
     told = plans((_name(record, results), record) for record in records if record["state"] == DONE)
     shown, left_pictures = _fitting(((one, len(one.svg)) for one in pictures), PICTURES)
     cells = every_cell(results)
@@ -76,6 +82,7 @@ def page(
         means=means(results, charts),
         cells=Sheet(cells.name, cells.faces, tuple(rows)),
         plans=kept,
+        models=models,
         saved=any(results.values("output")),
         left={"pictures": left_pictures, "cells": left_rows, "plans": left_plans},
     )

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from laconic.report.study.charts import Chart
-from laconic.report.study.flat import SEED, Results, pass_name
+from laconic.report.study.costs import decode_name, joules_name, pass_name, prefill_name
+from laconic.report.study.flat import SEED, Results
 from laconic.report.study.groups import Spread, grouped
 from laconic.report.study.measures import KL, SIZE, Measure, qualities, quality
 from laconic.report.study.names import SUBJECT
@@ -117,7 +118,17 @@ def _face(measure: Measure) -> Face:
 
 
 def _times(results: Results) -> list[Face]:
-    return [Face(pass_name(*one), f"ms for {one[0]} × {one[1]} tokens", "{:,.2f}", 1e3) for one in results.passes]
+    """Of reading and of writing, and the energy where it was counted."""
+    faces: list[Face] = []
+    for shape in results.passes:
+        said = f"{shape[0]} × {shape[1]}"
+        faces.append(Face(pass_name(*shape), f"ms for {said} tokens", "{:,.2f}", 1e3))
+        faces.append(Face(joules_name(*shape), f"joules for {said} tokens", "{:,.3g}"))
+    for shape in results.writings:
+        said = f"{shape[0]} × {shape[1]}"
+        faces.append(Face(prefill_name(*shape), f"tokens/s reading {said}", "{:,.0f}"))
+        faces.append(Face(decode_name(*shape), f"tokens/s writing after {said}", "{:,.0f}"))
+    return faces
 
 
 def _on_front(charts: Sequence[Chart]) -> dict[frozenset[str], list[str]]:

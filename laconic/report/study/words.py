@@ -135,12 +135,14 @@ def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure
     quiet = [
         group
         for group in groups
-        if all(is_noise(row, measure) is not False or _gains(row, measure) for row in group.done)
+        # Of a cell that failed nobody knows.
+        if len(group.done) == len(group.rows)
+        and all(is_noise(row, measure) is not False or _gains(row, measure) for row in group.done)
     ]
     sized = [(size, group) for group in quiet if (size := group.mean(SIZE.column)) is not None]
     where = f"{names.title(subject, measure.column)}, {measure.name}"
     if not sized:
-        return f"{where}: every compressed model is worse than the original beyond noise."
+        return f"{where}: of no compressed model is the loss within noise for every seed."
     size, group = min(sized, key=lambda pair: pair[0])
     whole = base and base.mean(SIZE.column)
     of = f" of {SIZE.written(whole)}" if whole else ""

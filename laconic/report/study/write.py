@@ -1,5 +1,6 @@
 """The whole report of a study, written to a folder."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from laconic.errors import UserError
 from laconic.report.curves import png
 from laconic.report.plots import standalone_svg
 from laconic.report.study.charts import charts
+from laconic.report.study.figures import put_figures
 from laconic.report.study.files import as_csv, as_parquet, put
 from laconic.report.study.flat import flat, ordered
 from laconic.report.study.page import Picture, page
@@ -30,10 +32,13 @@ class Written:
     figures: tuple[Path, ...]
 
 
-def write_report(records: Sequence[Mapping[str, Any]], folder: Path, title: str) -> Written:
+def write_report(
+    records: Sequence[Mapping[str, Any]], folder: Path, title: str, *, study: Path | str | None = None
+) -> Written:
     """Write `report.html`, `results.csv`, `.parquet` and `.md`, and `figures/`, each file whole or not at all.
 
-    `records`: one for each cell, as the ledger has them; what an earlier report wrote is written over.
+    `records`: one for each cell, as the ledger has them; what an earlier report wrote is written over, and its figures
+    that there are no more are removed. `study`: the folder or URL that saved models are in, where it is another.
 
     Raises:
         UserError: there are no records, or the folder cannot be written to.
@@ -44,14 +49,25 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: Path, title: str)
     results = flat(records)
     found = charts(results)
     pictures: list[Picture] = []
+    drawn: dict[str, bytes] = {}
     for chart in found:
         figure = draw(chart)
-        put(folder / FIGURES / f"{chart.stem}.png", png(figure))
-        put(folder / FIGURES / f"{chart.stem}.svg", standalone_svg(figure))
+        drawn |= {f"{chart.stem}.png": png(figure), f"{chart.stem}.svg": standalone_svg(figure).encode()}
         pictures.append(Picture(chart.kind, picture(chart, figure), chart.caption, chart.stem))
+    put_figures(folder / FIGURES, drawn)
     put(folder / CSV, as_csv(results))
     put(folder / PARQUET, as_parquet(results))
     put(folder / MARKDOWN, f"# {title}\n\n{means(results, found).plain().to_markdown()}")
-    put(folder / PAGE, page(records, results, found, pictures, title))
+    put(folder / PAGE, page(records, results, found, pictures, title, models=_way(folder, study)))
     stems = tuple(folder / FIGURES / chart.stem for chart in found)
     return Written(folder / PAGE, folder / CSV, folder / PARQUET, folder / MARKDOWN, stems)
+
+
+def _way(folder: Path, study: Path | str | None) -> str:
+    """What stands before the path of a model in a link: the way from the page in `folder` to the study."""
+    if study is None:
+        return ""
+    if "://" in str(study):
+        return f"{str(study).rstrip('/')}/"
+    way = os.path.relpath(Path(study).expanduser().absolute(), folder.absolute())
+    return "" if way == "." else f"{Path(way).as_posix()}/"

@@ -107,6 +107,6 @@ def connected(address: str | None) -> Any:
         try:
             ray.init(address, log_to_driver=False, **({} if address else LOCAL))
         except (ConnectionError, RuntimeError, ValueError) as error:
-            what = "A Ray cluster cannot be started here" if address is None else f"There is no Ray cluster at '{address}'"
+            what = f"There is no Ray cluster at '{address}'" if address else "Ray cannot be started here"
             raise UserError(f"{what}: {reason_of(error)}.") from error
     return ray

@@ -52,6 +52,13 @@ def test_nothing_beats_what_is_on_the_front() -> None:
             assert ((x, y) in best) is not beaten
 
 
+def test_equal_models_are_on_the_front_together() -> None:
+    one = cell(AXES)
+    same = {**one, "key": "another", "axes": {**AXES, "method": "drone"}}
+    chart = found([one, same])[ACCURACY, "file_bytes", "minilm-sst2"]
+    assert [dot.on_front for dot in chart.dots] == [True, True] and len(chart.front) == 1
+
+
 def test_seeds_are_dots_around_their_mean_and_intervals_those_of_the_rows() -> None:
     records = [baseline("minilm-sst2")]
     records += [cell(AXES | {"seed": seed}) for seed in range(3)]

@@ -7,14 +7,17 @@ from statistics import fmean, stdev
 import pytest
 
 from laconic.evaluate.fidelity import Fidelity
+from laconic.evaluate.generation import Generation
 from laconic.evaluate.intervals import Interval
 from laconic.evaluate.paired import Difference
 from laconic.evaluate.run import Evaluation
+from laconic.evaluate.speed import Quartiles
 from laconic.report.study.files import as_arrow, as_csv
 from laconic.report.study.flat import flat
 from laconic.report.study.groups import Spread, grouped
 from laconic.report.study.measures import amounts, qualities, quality
 from laconic.report.study.remarks import remark
+from laconic.report.study.tables import every_cell, means
 from tests.report.study.records import TASK, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
@@ -32,6 +35,25 @@ def test_a_row_has_what_the_record_has() -> None:
     assert row["latency 8x128"] == record["evaluation"]["cost"]["latency"][1]["median"]
     assert row["seconds"] == record["seconds"]["total"]
     assert row["baseline"] is False and row["error"] is None
+
+
+def test_writing_and_energy_have_columns_where_they_were_measured() -> None:
+    assert not [name for name in flat([cell(AXES)]).columns if "joules" in name or "code" in name or "fill" in name]
+    record, quick = cell(AXES), Quartiles(0.5, 0.4, 0.6)
+    written = Generation(batch=2, prompt=100, new=32, prefill=quick, step=Quartiles(0.01, 0.008, 0.012), runs=5)
+    record["evaluation"]["cost"]["generation"] = [written.to_json()]
+    record["evaluation"]["cost"]["latency"][0]["joules"] = 1.5
+    results = flat([record, cell({**AXES, "seed": 1})])
+    row, other = results.rows
+    assert (row["prefill 2x100"], row["decode 2x100"]) == (400, 200)
+    assert (row["prefill 2x100 seconds"], row["decode 2x100 seconds"]) == (0.5, 0.01)
+    assert row["latency 1x128 joules"] == 1.5 and row["latency 8x128 joules"] is None
+    assert other["decode 2x100"] is None
+    assert as_arrow(results)["decode 2x100"].to_pylist() == [200.0, None]
+    headings = [face.heading for face in every_cell(results).faces]
+    assert "joules for 1 × 128 tokens" in headings and "joules for 8 × 128 tokens" not in headings
+    assert {"tokens/s reading 2 × 100", "tokens/s writing after 2 × 100"} <= set(headings)
+    assert {"decode 2x100", "latency 1x128 joules"} <= {face.column for face in means(results).faces}
 
 
 def test_the_made_up_records_are_like_real_ones() -> None:

@@ -16,6 +16,8 @@ import pytest
 from laconic.errors import UserError
 from laconic.report.study import Written, write_report
 from laconic.report.study.charts import charts
+from laconic.report.study.figures import put_figures
+from laconic.report.study.files import put
 from laconic.report.study.flat import flat
 from laconic.report.study.page import Picture, page
 from tests.report.study.records import failed, study
@@ -39,7 +41,7 @@ def test_everything_is_written(written: Written) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "results.csv", "results.parquet", "results.md", "figures"
     }  # fmt: skip
-    stems = {path.name.rsplit(".", 1)[0] for path in (folder / "figures").iterdir()}
+    stems = {path.name.rsplit(".", 1)[0] for path in (folder / "figures").glob("[!.]*")}
     assert stems == {path.name for path in written.figures} and len(stems) == 8
     assert all(
         path.with_name(f"{path.name}{end}").stat().st_size > 5000
@@ -154,6 +156,42 @@ def test_a_report_is_written_over_and_never_half(
     with pytest.raises(UserError, match=r"cannot be written: No space left on device; name a folder that can\.$"):
         write_report(records, tmp_path, "Another")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_figures_of_an_earlier_report_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    many = study(models=("minilm-sst2",), methods=("svd",), keeps=(0.7, 0.5), seeds=(0,))
+    few = study(models=("minilm-sst2",), methods=("svd",), keeps=(0.7, 0.5), seeds=(0,), timed=False)
+    before = {path.name for path in write_report(many, tmp_path, "One").figures}
+    stale = sorted(before - {path.name for path in write_report(few, tmp_path / "apart", "One").figures})
+    figures = tmp_path / "figures"
+    (figures / "mine.png").write_text("drawn by somebody")
+    kept = figures / f"{stale[0]}.svg"
+    kept.write_text("changed by somebody")
+    written = write_report(few, tmp_path, "One")
+    ours = {f"{path.name}{end}" for path in written.figures for end in (".png", ".svg")}
+    assert {path.name for path in figures.glob("[!.]*")} == {*ours, "mine.png", kept.name}
+    assert kept.read_text() == "changed by somebody" and len(stale) > 1
+
+
+def test_figures_of_a_report_that_was_killed_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, content: str | bytes) -> None:
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        put(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("laconic.report.study.figures.put", killed)
+        put_figures(tmp_path, {"a.png": b"a", "b.png": b"b"})
+    put_figures(tmp_path, {"c.png": b"c"})
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"c.png"}
+
+
+def test_links_of_a_report_elsewhere_lead_to_the_study(tmp_path: Path) -> None:
+    records = study(models=("minilm-sst2",), methods=("svd",), keeps=(0.5,), seeds=(0,), timed=False)
+    for place, way in ((tmp_path / "study", "../study/models/"), ("s3://bucket/study", "s3://bucket/study/models/")):
+        page = write_report(records, tmp_path / "out", "One", study=place).page.read_text()
+        assert f'<a href="{way}' in page
+    assert '<a href="models/' in write_report(records, tmp_path / "out", "One", study=tmp_path / "out").page.read_text()
 
 
 def _full(descriptor: int) -> None:

@@ -49,7 +49,16 @@ def test_what_came_out_is_the_smallest_that_is_no_worse() -> None:
     (sentence,) = findings(flat(records))
     assert "is svd, keep 0.5: 63.63 MB of 90.90 MB" in sentence and "a change of 1.7 points" in sentence
     (sentence,) = findings(flat([records[0], records[-1]]))
-    assert sentence.endswith("every compressed model is worse than the original beyond noise.")
+    assert sentence.endswith("of no compressed model is the loss within noise for every seed.")
+
+
+def test_a_way_of_which_a_seed_failed_is_never_the_smallest_that_is_no_worse() -> None:
+    records = [baseline("minilm-sst2"), *(cell({**AXES, "keep": keep}) for keep in (0.9, 0.5))]
+    for record in records[1:]:
+        record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": -0.01, "p": 0.8}
+    records.append(failed({**AXES, "keep": 0.5, "seed": 1}, "No room."))
+    (sentence,) = findings(flat(records))
+    assert "is svd, keep 0.9:" in sentence
 
 
 def test_many_values_are_cut_short() -> None:
