@@ -8,12 +8,12 @@ import typer
 
 from laconic.cli.options import DeviceOption, JsonOption, own_device
 from laconic.cli.studies import folder_of, own_records
-from laconic.cli.terminal import progress, show
+from laconic.cli.terminal import progress, remark, show
 from laconic.errors import UserError, must_be
 
 if TYPE_CHECKING:
     from laconic.report.tables import Table
-    from laconic.study import Cell, Executor, Record, Summary
+    from laconic.study import Cell, Executor, Logbook, Record, Study, Summary
 
 
 def study(
@@ -35,7 +35,16 @@ def study(
 ) -> None:
     """Run every cell of a study that is not done yet, and write the report."""
     from laconic.report.study import write_report
-    from laconic.study import Ledger, cells_of, check_cells, keep_study, read_study, run_study, title_of
+    from laconic.study import (
+        Ledger,
+        cells_of,
+        check_cells,
+        check_logging,
+        keep_study,
+        read_study,
+        run_study,
+        title_of,
+    )
 
     folder = folder_of("--output", output)
     device = own_device(device)
@@ -45,6 +54,7 @@ def study(
     cells = cells_of(what)
     if (what.save or what.prepare) and folder is None:
         raise must_be("--output", "a folder of this machine, because the study keeps models", output)
+    check_logging(what.mlflow, output)
     check_cells(cells)
     if dry_run:
         listed = _listed(cells, output, retry_failed)
@@ -54,10 +64,20 @@ def study(
     keep_study(output, what.title, file.read_text(), cells, overrides or ())
     with progress() as track:
         runs = _executor(executor, folder, workers, address, device, track)
-        summary = run_study(cells, ledger, runs, retry=retry_failed, track=track)
+        logbook = _logbook(what, output)
+        summary = run_study(cells, ledger, runs, retry=retry_failed, logbook=logbook, track=track)
+    if logbook is not None and logbook.missed:
+        remark(f"MLflow lacks {logbook.missed} cells, which the next run of the study logs: {logbook.reason}.")
     records = own_records(output)
     page = None if folder is None else str(write_report(records, folder, title_of(output)).page)
     show({**_told(summary, output), "report": page}, json, *_sentences(summary, page or f"`laconic report {output}`"))
+
+
+def _logbook(what: "Study", output: str) -> "Logbook | None":
+    from laconic.study import Logbook
+
+    uri = what.mlflow if isinstance(what.mlflow, str) else None
+    return Logbook(output, uri, what.title) if what.mlflow else None
 
 
 def _executor(kind: str, place: Path | None, workers: int, address: str | None, device: str, track: Any) -> "Executor":

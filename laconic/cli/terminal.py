@@ -5,6 +5,7 @@ Of several processes the first alone tells how far they are; the stdout of the o
 """
 
 import json
+import logging
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,11 +96,13 @@ def _told(items: Sequence[Item], what: str) -> Iterator[Item]:
 def _quiet_libraries() -> None:
     from datasets.utils.logging import set_verbosity_error
     from datasets.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     set_verbosity_error()
     disable_progress_bars()
+    # It tells of every table that it makes.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
     warnings.simplefilter("once", StructureNotice)

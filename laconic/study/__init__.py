@@ -5,6 +5,7 @@ from laconic.study.cells import Cell
 from laconic.study.executors import Executor
 from laconic.study.grid import cells_of
 from laconic.study.ledger import FAILED, Ledger, Record
+from laconic.study.logbook import Logbook, check_logging
 from laconic.study.parse import read_study, study_from
 from laconic.study.run import Summary, check_cells, run_study
 from laconic.study.schema import Study
@@ -14,11 +15,13 @@ __all__ = [
     "Cell",
     "Executor",
     "Ledger",
+    "Logbook",
     "Record",
     "Study",
     "Summary",
     "cells_of",
     "check_cells",
+    "check_logging",
     "keep_study",
     "of_the_study",
     "read_study",

@@ -16,6 +16,7 @@ from laconic.study.bench import COLLECTED, Task
 from laconic.study.cells import Cell
 from laconic.study.executors import Executor
 from laconic.study.ledger import DONE, FAILED, Ledger, Record, Strange
+from laconic.study.logbook import Logbook
 
 PATIENCE = 2.0
 """Seconds between two looks at cells that another runner has."""
@@ -58,11 +59,18 @@ def check_cells(cells: Sequence[Cell]) -> None:
 
 
 def run_study(
-    cells: Sequence[Cell], ledger: Ledger, executor: Executor, *, retry: bool = False, track: Track = silent
+    cells: Sequence[Cell],
+    ledger: Ledger,
+    executor: Executor,
+    *,
+    retry: bool = False,
+    logbook: Logbook | None = None,
+    track: Track = silent,
 ) -> Summary:
     """Measure every cell that has no record yet, and with `retry` those that failed.
 
-    Another runner may be at the same ledger: no cell is measured twice, and this returns when all are finished.
+    Another runner may be at the same ledger: no cell is measured twice, and this returns when all are finished. Every
+    record that is there or is made goes into the `logbook`.
 
     Raises:
         UserError: a record cannot be written. What is finished stays.
@@ -72,6 +80,10 @@ def run_study(
         found = ledger.find(cell.key)
         if isinstance(found, dict) and found["state"] == FAILED:
             ledger.forget(cell.key)
+    if logbook is not None:
+        for cell in cells:
+            if isinstance(found := ledger.find(cell.key), dict):
+                logbook.add(found)
     there = ledger.keys()
     missing = [cell for cell in cells if cell.key not in there]
     measured, surveys, within = 0, 0, 0.0
@@ -81,6 +93,8 @@ def run_study(
             next(bar, None)
             if record is not None:
                 measured += 1
+                if logbook is not None:
+                    logbook.add(record)
                 surveys += record.get("statistics") == COLLECTED
                 within += record["seconds"]["total"] if record["state"] == DONE else 0.0
     next(bar, None)

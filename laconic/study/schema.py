@@ -53,6 +53,7 @@ class Study:
     cost:       also size, latency and memory; or under which conditions.
     prepare:    steps that make of each model the one that is compressed, such as fine-tuning it on the task; done once.
     save:       keep every compressed model in the study's folder.
+    mlflow:     log every cell in MLflow, in the study's folder or at a tracking URI.
     """
 
     title: str | None = None
@@ -70,3 +71,4 @@ class Study:
     cost: bool | Conditions = False
     prepare: tuple[Step, ...] = ()
     save: bool = False
+    mlflow: bool | str = False
