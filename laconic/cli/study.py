@@ -87,7 +87,8 @@ def _executor(kind: str, place: Path | None, workers: int, address: str | None, 
         from laconic.study.executors.over_ray import OverRay, connected
 
         connected(address)
-        return OverRay(place, workers, address, device=device)
+        # Ray hides the GPUs from workers that have not asked for one.
+        return OverRay(place, workers, address, gpus=float(device.startswith("cuda")), device=device)
     return InProcess(place, device, track) if workers == 1 else Processes(place, workers, device)
 
 
@@ -141,13 +142,14 @@ def _told(summary: "Summary", output: str) -> dict[str, Any]:
 
 
 def _sentences(summary: "Summary", page: str) -> list[str]:
+    from laconic.report.study.names import called
+
     said = [
         f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; there already: {summary.found}. "
         f"Times that statistics were collected: {summary.surveys}."
     ]
     for record in summary.failed:
-        axes = ", ".join(f"{name} {label}" for name, label in record["axes"].items() if label is not None)
-        said.append(f"Failed: {axes}: {record['error']['sentence']}")
+        said.append(f"Failed: {called(record['axes'])}: {record['error']['sentence']}")
     if summary.failed:
         said.append("`--retry-failed` does these again.")
     return [*said, f"What came out is in {page}."]

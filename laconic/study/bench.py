@@ -82,7 +82,7 @@ class Bench:
             if not isinstance(error, UserError):
                 found["error"]["traceback"] = traceback.format_exc()
         seconds = {"total": round(time.perf_counter() - start, 3), **found.get("seconds", {})}
-        return blank(task.cell, self._workers) | finite(found) | {"seconds": seconds}
+        return blank(task.cell, self._workers, self._device) | finite(found) | {"seconds": seconds}
 
     def _measured(self, task: Task) -> dict[str, Any]:
         cell = task.cell

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import groupby, product
+from itertools import product
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,11 +45,12 @@ def cells_of(study: Study) -> list[Cell]:
 def _in_order(cells: Sequence[Cell]) -> list[Cell]:
     """Neighbours share a model, its statistics, and what a method works out of them; their baselines come first."""
     ways = list(dict.fromkeys(map(_way, cells)))
-    by_model = sorted(cells, key=lambda cell: (cell.recipe.model, cell.ground, ways.index(_way(cell))))
+    models: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        models.setdefault(cell.recipe.model, {}).setdefault(cell.ground, []).append(cell)
     ordered: dict[str, Cell] = {}
-    for _, neighbours in groupby(by_model, key=lambda cell: cell.ground):
-        here = list(neighbours)
-        for cell in (*(cell.original for cell in here), *here):
+    for here in (neighbours for grounds in models.values() for neighbours in grounds.values()):
+        for cell in (*(cell.original for cell in here), *sorted(here, key=lambda cell: ways.index(_way(cell)))):
             ordered.setdefault(cell.key, cell)
     return list(ordered.values())
 
@@ -102,7 +103,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
         model=means.get("model", base.model),
         data=data if any(step.needs_data for step in (*study.prepare, *steps)) else None,
         samples=study.samples or base.samples,
-        seed=means.get("seed", 0),
+        seed=means.get("seed", base.seed),
         max_length=study.max_length or base.max_length,
         labels=study.labels or base.labels,
         steps=steps,

@@ -73,6 +73,13 @@ class Ledger:
         self.leases.release(key)
         return False
 
+    def tidy(self) -> None:
+        """Remove leases of cells that are finished: a runner left them that was killed right after its record."""
+        done = self.keys()
+        for name in self._folder.names():
+            if name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in done:
+                self._folder.remove(name)
+
     def write(self, record: Record) -> None:
         """Add a record; the lease of its cell ends.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from laconic.errors import UserError, must_be, reason_of
 from laconic.report.study.flat import flat
+from laconic.report.study.names import called
 from laconic.study.folder import Folder
 from laconic.study.ledger import DONE, Record
 
@@ -104,18 +105,12 @@ class Logbook:
     def _log(self, record: Record) -> None:
         end = int(datetime.fromisoformat(record["finished"]).timestamp() * 1e3)
         start = end - int(1e3 * (record.get("seconds") or {}).get("total", 0))
-        run = self._client.create_run(self._experiment, start, _tags(record), _name(record)).info.run_id
+        run = self._client.create_run(self._experiment, start, _tags(record), called(record["axes"])).info.run_id
         metrics = [self._entities.Metric(name, value, end, 0) for name, value in _metrics(record).items()]
         params = [self._entities.Param(name, value) for name, value in _params(record).items()]
         self._client.log_batch(run, metrics, params)
         self._client.log_text(run, json.dumps(record, indent=1), RECORD)
         self._client.set_terminated(run, "FINISHED" if record["state"] == DONE else "FAILED", end)
-
-
-def _name(record: Record) -> str:
-    said = [f"{value}" if name in ("model", "method", "recipe", "task") else f"{name} {value}"
-            for name, value in record["axes"].items() if value is not None]  # fmt: skip
-    return ", ".join(said)
 
 
 def _tags(record: Record) -> dict[str, str]:

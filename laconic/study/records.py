@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
 
+import torch
+
+from laconic.calibrate.passes import machine as on_device
 from laconic.evaluate.kept import versions
 from laconic.formats.fastest import machine
 from laconic.recipe.write import spell_recipe
@@ -13,8 +16,10 @@ from laconic.study.cells import Cell
 from laconic.study.ledger import FAILED, VERSION
 
 
-def blank(cell: Cell, workers: int) -> dict[str, Any]:
-    """What the record of a cell says whatever comes of it; `workers` measured side by side."""
+def blank(cell: Cell, workers: int, device: str = "cpu") -> dict[str, Any]:
+    """What the record of a cell says whatever comes of it; `workers` measured side by side, on `device` each."""
+    # The processor tells the CPU well enough.
+    other = {} if device == "cpu" else {"device": on_device(torch.device(device))["device"]}
     return {
         "version": VERSION,
         "key": cell.key,
@@ -22,7 +27,7 @@ def blank(cell: Cell, workers: int) -> dict[str, Any]:
         "axes": dict(cell.axes),
         "family": cell.family,
         "recipe": spell_recipe(cell.recipe),
-        "machine": {**machine(), "system": platform.system()},
+        "machine": {**machine(), **other, "system": platform.system()},
         "versions": versions(),
         "workers": workers,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -98,6 +98,7 @@ def run_study(
                 surveys += record.get("statistics") == COLLECTED
                 within += record["seconds"]["total"] if record["state"] == DONE else 0.0
     next(bar, None)
+    ledger.tidy()
     own = {cell.key for cell in cells}
     records, strange = ledger.all()
     return Summary(

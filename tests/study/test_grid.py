@@ -100,6 +100,13 @@ def test_recipes_are_an_axis_and_lie_beside_the_study(tmp_path: Path) -> None:
     assert [step.keep for step in steps if isinstance(step, Compress)] == [0.25, 0.5]
 
 
+def test_the_seed_of_a_recipe_stands_where_the_study_has_none(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("model: m\nseed: 3\nsteps: [{compress: {method: svd, keep: 0.5}}]\n")
+    for more, seeds in (({}, [3]), ({"seed": [0, 1]}, [0, 1])):
+        found = cells_of(study_from({"axes": {"recipe": ["one.yaml"], **more}}, tmp_path))
+        assert [cell.recipe.seed for cell in found if not cell.baseline] == seeds
+
+
 STUDIES = sorted((Path(__file__).parents[2] / "recipes" / "studies").iterdir())
 
 

@@ -88,6 +88,15 @@ def test_a_lease_of_a_process_that_is_gone_can_be_taken_over(tmp_path: Path) -> 
     assert Ledger(str(tmp_path)).claim("x")
 
 
+def test_a_lease_of_a_finished_cell_is_removed_and_no_other(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    for name in ("x", "a" * 16):
+        (tmp_path / CELLS / f"{name}.lease").write_text(json.dumps({"owner": "elsewhere 1 x", "renewed": time.time()}))
+    ledger.write(RECORD)
+    ledger.tidy()
+    assert {file.name for file in (tmp_path / CELLS).glob("*.lease")} == {"x.lease"}
+
+
 def test_leases_end_with_the_block(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     with pytest.raises(KeyboardInterrupt), ledger.leases.kept():

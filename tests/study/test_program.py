@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from laconic.cli.main import status
+from laconic.cli.study import _executor
+from laconic.progress import silent
 from laconic.study import Ledger, cells_of, check_cells, read_study, study_from
+from laconic.study.executors.over_ray import OverRay
 from laconic.study.records import blank, failed
 
 STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
@@ -84,6 +87,12 @@ def test_the_home_folder_is_one_place_and_no_folder_is_none(
     capfd.readouterr()
     assert status(["study", "study.yaml", "-o", ""]) == 2
     assert "--output must be a folder or a URL; got ''." in capfd.readouterr().err
+
+
+def test_workers_on_ray_ask_for_the_gpu_that_they_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laconic.study.executors.over_ray.connected", lambda address: None)
+    executors = [_executor("ray", None, 1, None, device, silent) for device in ("cuda", "cpu")]
+    assert [one.gpus for one in executors if isinstance(one, OverRay)] == [1.0, 0.0]
 
 
 def test_a_report_of_no_study_makes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """What a group of cells is called: by those axes on which the study has several values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from laconic.report.study.flat import MODEL, SEED, Results
 from laconic.report.study.groups import Group
@@ -67,6 +67,15 @@ class Names:
         if value is None or (self._axis_of[column], value) == NOTHING_MORE:
             return ""
         return str(value) if self._axis_of[column] in (*HOW, "targets") else f"{column} {_short(value)}"
+
+
+def called(axes: Mapping[str, Value]) -> str:
+    """A cell by its place on the axes; what a value is of is said where the value does not tell."""
+    return ", ".join(
+        str(value) if name in (*SUBJECT, *HOW) else f"{name} {value}"
+        for name, value in axes.items()
+        if value is not None
+    )
 
 
 def _short(value: Value) -> str:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from laconic.report.html import template
 from laconic.report.study.charts import Chart
 from laconic.report.study.flat import DONE, SEED, Record, Results
+from laconic.report.study.names import called
 from laconic.report.study.plans import Plan, plans
 from laconic.report.study.tables import Face, Sheet, Shown, every_cell, means
 from laconic.report.study.words import failures, findings, paragraphs
@@ -103,8 +104,5 @@ def _fitting(weighed: Iterable[tuple[T, int]], most: int) -> tuple[list[T], int]
 
 def _name(record: Record, results: Results) -> str:
     """A cell by its axes."""
-    axes = [f"{value}" if name in ("model", "method", "recipe", "task") else f"{name} {value}"
-            for name, value in record["axes"].items() if value is not None and name != SEED]  # fmt: skip
-    seed = record["axes"].get(SEED)
-    seeded = [] if seed is None or len(results.values(results.axes[SEED])) < 2 else [f"seed {seed}"]
-    return ", ".join([*axes, *seeded])
+    seeded = SEED in results.axes and len(results.values(results.axes[SEED])) > 1
+    return called({name: value for name, value in record["axes"].items() if name != SEED or seeded})

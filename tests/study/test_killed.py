@@ -1,0 +1,107 @@
+"""Studies whose workers or runners are killed at any moment: nothing is lost, nothing is measured twice."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from laconic.study.bench import Task
+from laconic.study.executors import Processes
+from laconic.study.ledger import CELLS
+from tests.study.test_run import cells, done, figures, records
+
+
+def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    class Murderous(Processes):
+        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+            super()._give(worker, task, attempt)
+            if not killed and not task.cell.baseline:
+                os.kill(worker.process.pid, signal.SIGKILL)
+                killed.append(worker.process.pid)
+
+    summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
+    assert killed and summary.measured == 9 and not summary.failed
+
+
+def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
+    key = cells(little_study)[4].key
+
+    class Murderous(Processes):
+        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+            super()._give(worker, task, attempt)
+            if task.cell.key == key:
+                os.kill(worker.process.pid, signal.SIGKILL)
+
+    summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
+    assert summary.measured == 9
+    (failed,) = summary.failed
+    assert failed["key"] == key and failed["error"]["kind"] == "WorkerLost"
+    assert "signal 9 (SIGKILL" in failed["error"]["sentence"]
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    class Murderous(Processes):
+        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+            if not killed:
+                worker.process.kill()
+                worker.process.join()
+                killed.append(worker.process.pid)
+            super()._give(worker, task, attempt)
+
+    little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
+    summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
+    assert killed and summary.measured == 3 and not summary.failed
+
+
+KILLS = int(os.environ.get("LACONIC_KILLS", "3"))
+"""Times that a runner is killed; more of them take their time."""
+RUNNER = """
+import sys
+from laconic.cli.main import status
+sys.exit(status(["study", sys.argv[1], "-o", sys.argv[2]]))
+"""
+
+
+def test_a_runner_that_is_killed_leaves_what_an_unbroken_one_does(little_study: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study, sort_keys=False))
+    command = [sys.executable, "-c", RUNNER, str(tmp_path / "study.yaml"), str(tmp_path / "broken")]
+    # As many threads as here: sums of another number of parts have other last digits.
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    random.seed(0)
+    order: list[Sequence[str]] = []
+    for _ in range(KILLS):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+        before = set(records(tmp_path / "broken")) if (tmp_path / "broken").exists() else set[str]()
+        _wait_for_a_cell(process, tmp_path / "broken", before)
+        time.sleep(random.random() * 0.5)
+        process.kill()
+        process.wait()
+        order.append(sorted(records(tmp_path / "broken")))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
+    done(little_study, tmp_path / "whole")
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    # What was there once was never measured again: a record's time is that of the run that made it.
+    for earlier, later in pairwise(order):
+        assert set(earlier) <= set(later)
+    assert not list((tmp_path / "broken" / CELLS).glob("*.lease"))
+
+
+def _wait_for_a_cell(process: subprocess.Popen[bytes], place: Path, before: set[str]) -> None:
+    """Until a further record is there, or the runner has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if place.exists() and set(records(place)) - before:
+            return
+        time.sleep(0.05)
