@@ -67,7 +67,9 @@ class Logbook:
         self._entities = import_module("mlflow.entities")
         self._errors: tuple[type[Exception], ...] = (import_module("mlflow.exceptions").MlflowException, OSError)
         here = Path(place).expanduser().absolute()
-        artifacts = None if uri else (here / ARTIFACTS).as_uri()
+        # A server knows where artifacts go; beside a database MLflow would put them where the program was started.
+        at = f"{place.rstrip('/')}/{ARTIFACTS}" if "://" in place else (here / ARTIFACTS).as_uri()
+        artifacts = at if uri is None or SQL.match(uri) else None
         name = title or posixpath.basename(place.rstrip("/")) or here.name
         try:
             with self._folder.alone():

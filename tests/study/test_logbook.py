@@ -140,8 +140,13 @@ def test_names_that_mlflow_refuses_are_changed(mlflow: Any, little: dict[str, An
 
 
 def test_the_command_line_logs_where_the_study_says(
-    mlflow: Any, little: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    mlflow: Any,
+    little: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"title": "Little", **little}, sort_keys=False))
     command = ["study", str(tmp_path / "study.yaml"), "-o", str(tmp_path / "study"), "--json"]
     store = tmp_path / "elsewhere" / "mlflow.db"
@@ -150,6 +155,9 @@ def test_the_command_line_logs_where_the_study_says(
         assert status([*command, f"mlflow={where}"]) == 0
     assert len(runs(mlflow, tmp_path / "study", "Little")) == len(runs(mlflow, store.parent, "Little")) == 3
     json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {path.name for path in tmp_path.iterdir()} >= {"study", "elsewhere", "study.yaml"}
+    assert not (tmp_path / "mlruns").exists(), "artifacts lie in the study's folder"
+    assert len(list((tmp_path / "study" / "mlflow").iterdir())) == 6
 
 
 @pytest.mark.parametrize(
