@@ -16,11 +16,22 @@ from tests.pair import Pair
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```sh" in page.read_text()]
 
 
 def blocks(language: str, text: str = README) -> Iterator[str]:
     """The code of each block fenced as `language`."""
     yield from re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The command on the fewest rows that still make a model: what is tested is that it runs, not its figures."""
+    fewer = {
+        "evaluate": ["--limit", "40"] if "--tasks" in words else [],
+        "compress": ["--samples", "16"] if "--data" in words else [],
+        "run": ["samples=16", "evaluate.limit=40"],
+    }
+    return [*words, *fewer.get(words[0], [])]
 
 
 @pytest.fixture
@@ -36,14 +47,8 @@ def test_every_command_runs(model: str, capfd: pytest.CaptureFixture[str]) -> No
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("laconic ")]
     assert len(commands) >= 6
     for command in commands:
-        # The fewest rows that still make a model: what is tested is the command, not the figure.
-        short = {
-            "evaluate": ["--limit", "40"],
-            "compress": ["--samples", "16"],
-            "run": ["samples=16", "evaluate.limit=40"],
-        }
-        words = shlex.split(command.replace("MODEL", model))[1:]
-        assert status([*words, *short.get(words[0], [])]) == 0, (command, capfd.readouterr().err)
+        words = shortened(shlex.split(command.replace("MODEL", model))[1:])
+        assert status(words) == 0, (command, capfd.readouterr().err)
     assert Path("small/plan.yaml").read_text() == Path("same/plan.yaml").read_text()
 
 
@@ -54,10 +59,11 @@ def test_every_snippet_runs(model: str) -> None:
     assert type(names["smaller"]) is type(names["plain"]) is type(names["model"])
 
 
-def test_every_command_of_the_docs_runs(model: str, shared_models: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    text = "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
-    commands = [line for block in blocks("sh", text) for line in block.splitlines()]
-    assert commands
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_the_docs_runs(
+    page: Path, model: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands = [line for block in blocks("sh", page.read_text()) for line in block.splitlines()]
     real = {"BART": "bart-g2p-us", "LLAMA": "mico-tinyllama-1m"}
     models = {"MODEL": model, **{name: str(shared_models / folder) for name, folder in real.items()}}
     for command in commands:
@@ -66,7 +72,11 @@ def test_every_command_of_the_docs_runs(model: str, shared_models: Path, capfd: 
             launch(words[1:])
             continue
         assert words[0] == "laconic"
-        assert status(words[1:]) == 0, (command, capfd.readouterr().err)
+        assert status(shortened(words[1:])) == 0, (command, capfd.readouterr().err)
+
+
+def test_there_are_commands_in_the_docs() -> None:
+    assert sum("laconic " in block for page in PAGES for block in blocks("sh", page.read_text())) >= 8
 
 
 def launch(words: list[str]) -> None:

@@ -98,6 +98,9 @@ def test_what_is_told_beforehand_is_what_happens(model: str, first: str, tmp_pat
             assert all(torch.equal(before[key], tensor) for key, tensor in lm.model.state_dict().items())
             continue
         second.apply(lm, data_for(lm))
+        if model != "llama":
+            # What a pair of forms writes depends on no architecture.
+            continue
         save(lm, tmp_path / name.replace(":", "-"))
         again = type(lm.model).from_pretrained(tmp_path / name.replace(":", "-"))
         torch.testing.assert_close(outputs(again), outputs(lm.model), rtol=0, atol=2e-6)

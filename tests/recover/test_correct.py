@@ -38,10 +38,23 @@ FAMILIES: dict[str, Step] = {
     "fewer parts": Shorten(drop=1, parts="sublayers", replace="bias"),
 }
 NAMES = ("bert-classifier", "gpt2", "albert-masked", "t5", "bart", "llama", "bert-masked", "gpt-neox")
+# Every family on one model of each kind, every model with the two that move most.
+PAIRS = [
+    *((name, family) for name in ("bert-classifier", "gpt2", "t5") for family in FAMILIES),
+    *(
+        (name, family)
+        for name in NAMES
+        for family in ("low rank", "fewer heads", "fewer parts")
+        if name not in ("bert-classifier", "gpt2", "t5")
+    ),
+]
 
 
 def data_for(lm: LanguageModel, count: int = 12) -> Calibration:
-    return Calibration(labelled_batches(lm, count))
+    """`count` pairs of rows, four pairs a batch."""
+    pairs = labelled_batches(lm, count)
+    fours = [pairs[at : at + 4] for at in range(0, count, 4)]
+    return Calibration([{name: torch.cat([pair[name] for pair in four]) for name in four[0]} for four in fours])
 
 
 def state(lm: LanguageModel) -> dict[str, Tensor]:
@@ -56,8 +69,7 @@ def compressed(lm: LanguageModel, *steps: Step, data: Calibration | None = None)
     return lm
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_held_out_rows_never_lose(name: str, family: str) -> None:
     if family.startswith("fewer p") and name == "albert-masked":
         pytest.skip("its blocks lose no parts")
@@ -88,7 +100,7 @@ def test_what_was_not_compressed_stays_exactly(name: str) -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in state(lm).items())
 
 
-@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "bart", "llama", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "bart", "llama"])
 @pytest.mark.parametrize("family", ["low rank", "one input factor", "zeros", "codes", "tables", "int8"])
 def test_it_gains_and_reloads(name: str, family: str, tmp_path: Path) -> None:
     """Zeros stay zero, codes the same to the bit, and the model in memory is the one on disk."""

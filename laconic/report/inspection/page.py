@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from laconic.report import plots
 from laconic.report.anatomy import Inspection
 from laconic.report.html import Page, render
-from laconic.report.inspection import figures
+from laconic.report.inspection import figures, spreads
 from laconic.report.inspection.activity import Activity
-from laconic.report.inspection.weights import Tally, Weights
+from laconic.report.inspection.tally import Tally, together
+from laconic.report.inspection.weights import Weights
 from laconic.report.inspection.words import paragraphs
 from laconic.report.tables import Column, Table
 
@@ -28,7 +29,7 @@ def draw(seen: Inspection, weights: Weights, found: Activity | None) -> dict[str
     drawn = {
         "size-by-part": Drawn(plots.parts({part.name: part.nbytes for part in seen.parts}), "Bytes of each part."),
         "magnitudes": Drawn(
-            figures.sizes(weights),
+            spreads.sizes(weights),
             "Each hill is one part of the model; it is high where many of its weights have that magnitude. Blue is "
             "inside the blocks.",
         ),
@@ -44,7 +45,7 @@ def _by_layer(weights: Weights) -> dict[str, Drawn]:
             figures.by_layer(
                 weights,
                 f"Weights of magnitude {weights.far:g} or more",
-                lambda tallies: figures.together(tallies).at_least(weights.far),
+                lambda tallies: together(tallies).at_least(weights.far),
             ),
             "Darker matrices have more weights that are far from zero, and fewer that pruning by magnitude would take.",
         ),
@@ -58,7 +59,7 @@ def _by_layer(weights: Weights) -> dict[str, Drawn]:
             "to a low rank; of a factorized layer the factors are shown.",
         ),
         "spectra": Drawn(
-            figures.spectra(weights),
+            spreads.spectra(weights),
             "One line a matrix: its singular values from the largest down. A line that drops early is of a matrix that "
             "few directions describe.",
         ),
@@ -124,7 +125,7 @@ def _layers(weights: Weights) -> Table:
 
 
 def _figures(tallies: Sequence[Tally]) -> tuple[int | float | None, ...]:
-    found = figures.together(tallies)
+    found = together(tallies)
     return (
         found.number,
         found.zeros / max(found.number, 1),

@@ -4,109 +4,34 @@ Matrices are those that the model multiplies by: decoded, with their zeros, and 
 at a time. All that share a layer and a kind (a decoder block has two queries) are counted together.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from operator import add
+from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from laconic.formats import Format
-from laconic.model import Group, LanguageModel, Role, Site
+from laconic.model import Group, LanguageModel, Site
 from laconic.numerics.magnitudes import Magnitudes
-from laconic.numerics.spectrum import effective_rank, energy_rank, singular_values
 from laconic.progress import Track, silent
+from laconic.report.inspection.tally import (
+    BIAS,
+    EMBEDDING,
+    HEAD,
+    KINDS,
+    NORM,
+    ORDER,
+    OTHER_MATRIX,
+    THRESHOLDS,
+    Spectrum,
+    Tally,
+    figures,
+    together,
+)
 
-KINDS: dict[tuple[Group, Role], str] = {
-    (Group.ATTENTION, Role.QUERY): "query",
-    (Group.ATTENTION, Role.KEY): "key",
-    (Group.ATTENTION, Role.VALUE): "value",
-    (Group.ATTENTION, Role.FUSED): "query-key-value",
-    (Group.ATTENTION, Role.OUTPUT): "attention out",
-    (Group.FFN, Role.INNER): "ffn in",
-    (Group.FFN, Role.OUTPUT): "ffn out",
-}
-EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm", "bias"
-IN_BLOCKS = tuple(KINDS.values())
-ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
-THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
 TELLING = 0.02
 """Fraction of the weights in the blocks that a threshold leaves at least, to tell layers from each other."""
-TOP = (0.01, 0.1, 0.5)
-DRAWN = 128
-"""Singular values that are kept of a matrix, at equal distances."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spectrum:
-    """values: up to 128 singular values at equal distances, falling.
-    effective: exp of the entropy of σ / Σσ (Roy & Vetterli 2007); rank_90 and rank_99: for so many % of Σσ².
-    full: min(out, in).
-    """
-
-    values: tuple[float, ...]
-    effective: float
-    rank_90: int
-    rank_99: int
-    full: int
-
-    @classmethod
-    def of(cls, weight: Tensor) -> "Spectrum":
-        """That of one matrix."""
-        s = singular_values(weight)
-        step = max(1, -(-len(s) // DRAWN))
-        return cls(
-            values=tuple(s[::step].tolist()),
-            effective=effective_rank(s),
-            rank_90=energy_rank(s, 0.9),
-            rank_99=energy_rank(s, 0.99),
-            full=len(s),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """One matrix, or one vector, which has no spectrum.
-
-    layer: of the block that it lies in, as `layers` of the whole spells it; None outside the blocks.
-    bits:  of a file, for each of its entries, zeros included.
-    """
-
-    name: str
-    kind: str
-    layer: str | None
-    shape: tuple[int, ...]
-    bits: float
-    magnitudes: Magnitudes
-    spectrum: Spectrum | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        spectrum = self.spectrum
-        ranks = {} if spectrum is None else {
-            "effective_rank": spectrum.effective, "rank_90": spectrum.rank_90, "rank_99": spectrum.rank_99,
-            "full_rank": spectrum.full, "singular_values": list(spectrum.values),
-        }  # fmt: skip
-        place = {"name": self.name, "kind": self.kind, "layer": self.layer, "shape": list(self.shape)}
-        return {**place, "stored_bits": self.bits, **figures(self.magnitudes), **ranks}
-
-
-def figures(found: Magnitudes) -> dict[str, Any]:
-    """What the magnitudes say, as plain values; histogram: fraction of the entries by the magnitude it begins at."""
-    begins, heights = found.histogram()
-    return {
-        "number": found.number,
-        "sparsity": found.zeros / max(found.number, 1),
-        "mean": found.mean,
-        "deviation": found.deviation,
-        "kurtosis": found.kurtosis,
-        "largest": found.largest,
-        "median": found.quantile(0.5),
-        "at_least": {f"{threshold:g}": found.at_least(threshold) for threshold in THRESHOLDS},
-        "top_l1": {f"{share:g}": found.top_share(share) for share in TOP},
-        "histogram": {f"{begin:.3g}": height for begin, height in zip(begins, heights, strict=True) if height},
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +80,6 @@ class Weights:
             "layers": {layer: figures(found) for layer, found in self.by_layer.items()},
             "matrices": [tally.to_json() for tally in self.tallies],
         }
-
-
-def together(tallies: Iterable[Tally]) -> Magnitudes:
-    """The magnitudes of all of them."""
-    return reduce(add, (tally.magnitudes for tally in tallies))
 
 
 def weigh(lm: LanguageModel, track: Track = silent) -> Weights:

@@ -11,8 +11,10 @@ from typing import Any
 from scipy.stats import norm, spearmanr
 
 from laconic.numerics.magnitudes import Magnitudes
-from laconic.report.inspection.activity import Activity, Blocks
-from laconic.report.inspection.weights import BIAS, IN_BLOCKS, Weights, together
+from laconic.report.inspection.activity import Activity
+from laconic.report.inspection.collected import Blocks
+from laconic.report.inspection.tally import BIAS, IN_BLOCKS, together
+from laconic.report.inspection.weights import Weights
 
 TENTH_OF_A_GAUSSIAN = exp(-(norm.ppf(0.95) ** 2) / 2)
 """Of E|w| the share that the largest tenth of the weights has."""
