@@ -71,6 +71,9 @@ def study(
     records = own_records(output)
     page = None if folder is None else str(write_report(records, folder, title_of(output)).page)
     show({**_told(summary, output), "report": page}, json, *_sentences(summary, page or f"`laconic report {output}`"))
+    if summary.failed:
+        # What waits for a study has to know, and it was no mistake of the command's.
+        raise typer.Exit(1)
 
 
 def _logbook(what: "Study", output: str) -> "Logbook | None":

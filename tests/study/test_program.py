@@ -74,6 +74,20 @@ def test_what_failed_is_to_do_where_it_is_to_be_done_again(
         assert sum(cell["seconds"] is not None for cell in listed) == number
 
 
+def test_a_study_with_failed_cells_is_reported_and_exits_with_one(
+    little_study: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    little_study["axes"] |= {"method": ["svd"], "keep": [0.5], "seed": [0]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study, sort_keys=False))
+    ledger, cells = Ledger(str(tmp_path / "study")), cells_of(study_from(little_study, tmp_path))
+    ledger.write({**blank(cells[-1], 1), **failed("RuntimeError", "No."), "seconds": {"total": 1.0}})
+    command = ["study", str(tmp_path / "study.yaml"), "-o", str(tmp_path / "study"), "--json"]
+    assert status(command) == 1
+    told = json.loads(capfd.readouterr().out)
+    assert [one["sentence"] for one in told["failed"]] == ["No."] and Path(told["report"]).is_file()
+    assert status([*command, "--retry-failed"]) == 0
+
+
 def test_the_home_folder_is_one_place_and_no_folder_is_none(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
