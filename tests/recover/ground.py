@@ -8,6 +8,7 @@ from laconic.model import LanguageModel, Task
 from tests.architectures import BY_NAME
 from tests.tokens import letters
 
+SHORT = {"epochs": 4.0, "batch_size": 8, "evaluations": 2, "learning_rate": 3e-3}
 WORDS = ("a tale of two cities", "it was", "the best of times", "of times", "the worst", "an age", "of wisdom", "it is")
 
 
