@@ -6,6 +6,7 @@ A cell is written when it is finished, so a run that was stopped goes on where i
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeVar
@@ -60,8 +61,20 @@ def quality(here: Sequence[dict], bold: bool = False, digits: int = 4) -> str:
     if not here:
         return ""
     kls = [cell["kl"] for cell in here]
-    around = f" ± {stdev(kls):.{digits}f}" if len(kls) > 1 else ""
-    return in_bold(f"{mean(kls):.{digits}f}{around} / {mean(cell['metric'] for cell in here):.3f}", bold)
+    places = places_of(mean(kls), digits)
+    around = f" ± {stdev(kls):.{places}f}" if len(kls) > 1 else ""
+    return in_bold(f"{mean(kls):.{places}f}{around} / {mean(cell['metric'] for cell in here):.3f}", bold)
+
+
+def short_quality(here: Sequence[dict], bold: bool = False) -> str:
+    """KL / metric, means over the seeds."""
+    kl = mean_of(here, "kl")
+    return in_bold(f"{kl:.{places_of(kl)}f} / {mean_of(here, 'metric'):.3f}", bold)
+
+
+def places_of(value: float, least: int = 4) -> int:
+    """Decimals to write it with: `least`, or as many, up to six, as it takes to show two of its digits."""
+    return max(least, min(1 - floor(log10(max(abs(value), 1e-6))), 6))
 
 
 def in_bold(text: str, bold: bool) -> str:

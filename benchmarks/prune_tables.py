@@ -7,7 +7,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import in_bold, mean_of, spread
+from benchmarks.cells import places_of, short_quality, spread
 from benchmarks.common import RESULTS
 from benchmarks.lowrank import METRICS, MODELS
 from benchmarks.prune_quality import CELLS
@@ -75,11 +75,7 @@ def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -
         entries = []
         for size in sizes:
             here = measured[way, size]
-            if not here:
-                entries.append("not run")
-                continue
-            text = f"{means[way, size]:.4f} / {mean_of(here, 'metric'):.3f}"
-            entries.append(in_bold(text, means[way, size] == least[size]))
+            entries.append(short_quality(here, means[way, size] == least[size]) if here else "not run")
         lines.append(f"| {way} | {' | '.join(entries)} |")
     return lines
 
@@ -152,6 +148,6 @@ def _row(size: str, way: str, here: list[dict]) -> str:
     megabytes = [mean(cell[what] for cell in here) / 1e6 for what in ("bytes", "file_bytes")]
     seconds = mean(cell["seconds"] for cell in here)
     return (
-        f"| {shown} | {way} | {spread(kls, 4)} | {spread(metrics, 3)} | {most:.1%} "
+        f"| {shown} | {way} | {spread(kls, places_of(mean(kls)))} | {spread(metrics, 3)} | {most:.1%} "
         f"| {megabytes[0]:.2f} | {megabytes[1]:.1f} | {seconds:.0f} |"
     )

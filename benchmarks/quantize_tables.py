@@ -6,7 +6,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import in_bold, mean_of, spread
+from benchmarks.cells import mean_of, places_of, short_quality, spread
 from benchmarks.quantize_quality import CELLS
 from benchmarks.quantizing import BITS, COMBINATIONS, GROUNDS, GROUPS, METHODS
 from benchmarks.tables import ROOT, replace_between
@@ -102,11 +102,10 @@ def _entry(every: dict[tuple[str, int], list[dict]], method: str, bits: int, usu
     here = every.get((method, bits))
     if here is None or usual is None:
         return "not run"
-    text = f"{mean_of(here, 'kl'):.4f} / {mean_of(here, 'metric'):.3f}"
     if not _alike(_share(here), usual):
-        return f"{text} ({_share(here):.1%})"
+        return f"{short_quality(here)} ({_share(here):.1%})"
     rivals = [other for (_, number), other in every.items() if number == bits and _alike(_share(other), usual)]
-    return in_bold(text, mean_of(here, "kl") == min(mean_of(other, "kl") for other in rivals))
+    return short_quality(here, mean_of(here, "kl") == min(mean_of(other, "kl") for other in rivals))
 
 
 def _share(here: list[dict]) -> float:
@@ -119,7 +118,8 @@ def _alike(share: float, usual: float) -> bool:
 
 def _combined(way: str, here: list[dict]) -> str:
     share = mean_of(here, "bytes") / here[0]["dense_bytes"]
-    size, kl = mean_of(here, "file_bytes") / 1e6, spread([cell["kl"] for cell in here], 4)
+    kls = [cell["kl"] for cell in here]
+    size, kl = mean_of(here, "file_bytes") / 1e6, spread(kls, places_of(mean(kls)))
     return f"| {way} | {share:.1%} | {size:.2f} | {kl} | {mean_of(here, 'metric'):.3f} |"
 
 

@@ -6,13 +6,12 @@ README.md carries a summary between two comments; docs/lowrank.md and docs/lowra
 import argparse
 import json
 from collections.abc import Sequence
-from math import floor, log10
 from pathlib import Path
 from statistics import mean, median
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import in_bold, spread
+from benchmarks.cells import short_quality, spread
 from benchmarks.common import RESULTS
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, METRICS, MODELS, TIMED, WAYS
 from benchmarks.lowrank_quality import CELLS
@@ -58,7 +57,7 @@ def summary(name: str, mine: list[dict], timing: list[dict]) -> str:
     ]
     least = {keep: min(WAYS, key=lambda way, keep=keep: _mean_kl(mine, way, keep)) for keep in KEEPS}
     for way in WAYS:
-        entries = [_short(_at(mine, way, keep), bold=way == least[keep]) for keep in KEEPS]
+        entries = [short_quality(_at(mine, way, keep), bold=way == least[keep]) for keep in KEEPS]
         lines.append(f"| {way} | {' | '.join(entries)} |")
     costs = [_timed(timing, name, TIMED[-1], keep) for keep in KEEPS]
     megabytes = [f"{cost['file_bytes'] / 1e6:.1f}" for cost in costs]
@@ -183,17 +182,6 @@ def _mean_kl(mine: list[dict], way: str, keep: float) -> float:
 def _timed(timing: list[dict], name: str, way: str, keep: float) -> dict:
     (row,) = [row for row in timing if (row["model"], row["way"], row["keep"]) == (name, way, keep)]
     return row
-
-
-def _short(here: list[dict], bold: bool) -> str:
-    text = f"{_digits(mean(cell['kl'] for cell in here))} / {mean(cell['metric'] for cell in here):.3f}"
-    return in_bold(text, bold)
-
-
-def _digits(kl: float) -> str:
-    """Two digits that mean something, without an exponent."""
-    places = 4 if kl >= 0.001 else 1 - floor(log10(max(kl, 1e-9)))
-    return f"{kl:.{places}f}"
 
 
 def _speed_up(cost: dict) -> str:
