@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from laconic.errors import UserError, must_be
-from laconic.processes import by_first, count, is_first, share, summed
+from laconic.processes import barrier, by_first, count, is_first, share, summed
 from laconic.progress import Track
 from laconic.recover.checkpoints import (
     BEFORE,
@@ -53,6 +53,8 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
     best = trainer.state.best_metric
     if best is None or not math.isfinite(best) or (before is not None and best >= before):
         put_trained(lesson, load_file(folder / BEFORE))
+    # The first process clears away next what the others have just read.
+    barrier()
     return history
 
 

@@ -1,17 +1,20 @@
 """Training and correcting on two processes: what one does, up to rounding, and the same to the last bit in both."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from laconic.compress import Compress, Step
 from laconic.methods import Magnitude, Svd
+from laconic.processes import is_first
 from laconic.recipe.flow import apply_steps
-from laconic.recover import Correct, Distil, Finetune, Match
+from laconic.recover import Correct, Distil, Finetune, Match, loop
 from tests.recover.ground import data_for, lm_of
 
 PACE = {"epochs": 2.0, "batch_size": 8, "evaluations": 2, "learning_rate": 3e-3}
@@ -72,6 +75,24 @@ def test_two_do_what_one_does(pair, case: str, tmp_path: Path) -> None:
     # A mean over tokens is one of the processes' own means, whose rows may be of other lengths.
     assert losses_of(found) == pytest.approx(losses_of(found_alone), rel=1e-2)
     assert (first - alone).norm() <= 0.1 * (alone - start).norm()
+
+
+def test_checkpoints_stay_until_the_slowest_has_read_them(pair, tmp_path: Path) -> None:
+    (first, _), (second, _) = pair(slow_to_read, str(tmp_path))
+    assert torch.equal(first, second)
+
+
+def slow_to_read(cache: str) -> tuple[Tensor, dict[str, Any]]:
+    """As `changed_by`, but whoever is not the first comes late to the best checkpoint."""
+
+    def slow(path: Path) -> dict[str, Tensor]:
+        if not is_first():
+            time.sleep(2)
+        return load_file(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "load_file", slow)
+        return changed_by("distil", CASES["distil"][1], cache)
 
 
 def test_processes_that_accelerate_does_not_know_of_are_refused(pair, tmp_path: Path) -> None:
