@@ -65,7 +65,7 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[st
     assert killed and summary.measured == 3 and not summary.failed
 
 
-KILLS = int(os.environ.get("LACONIC_KILLS", "3"))
+KILLS = int(os.environ.get("LACONIC_KILLS", "2"))
 """Times that a runner is killed; more of them take their time."""
 RUNNER = """
 import sys
