@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, forward, machine, random_batch
 from laconic.evaluate.conditions import BATCHES, LENGTHS
 from laconic.evaluate.energy import joules_of, meter_of
@@ -102,6 +103,9 @@ def measure_cost(
     `service`: what runs it, torch as it is where that is not said.
     """
     service = serve(lm) if service is None else service
+    longest = positions(lm)
+    # Two that are cut to the same are one.
+    lengths = tuple(dict.fromkeys(length if longest is None else min(length, longest) for length in lengths))
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
     measured = [_measured(lm, service, batch, length) for batch, length in track(grid, "cost")]
     return Cost(

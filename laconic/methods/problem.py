@@ -11,6 +11,14 @@ from pydantic.fields import FieldInfo
 from laconic.errors import UserError, must_be
 
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+PLAIN = {
+    "a valid tuple": "a list",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a dictionary": "a mapping",
+}
 
 
 def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
@@ -27,8 +35,13 @@ def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
         return must_be(place, first["msg"], first["input"])
     hint = get_type_hints(kind, include_extras=True)[field]
     interval = _interval(hint) if first["type"] in OUT_OF_RANGE else None
-    requirement = f"in {interval}" if interval else _in_words(first["msg"])
-    return must_be(f"{place}.{field}{_keys(first['loc'], field)}", requirement, first["input"])
+    inner = first["loc"][first["loc"].index(field) + 1 :]
+    if inner and _branches(hint) > 1:
+        # What comes first is pydantic's name of a branch.
+        inner = inner[1:]
+    same = [problem["msg"] for problem in problems if field in problem["loc"] and problem["input"] is first["input"]]
+    requirement = f"in {interval}" if interval else " or ".join(dict.fromkeys(map(_in_words, same)))
+    return must_be(f"{place}.{field}{_keys(inner)}", requirement, first["input"])
 
 
 def placed(error: UserError, place: str) -> UserError:
@@ -36,11 +49,17 @@ def placed(error: UserError, place: str) -> UserError:
     return error if str(error).startswith(place.partition(".")[0]) else UserError(f"{place}: {error}")
 
 
-def _keys(location: tuple[str | int, ...], field: str) -> str:
-    """What follows the field: `[2]` of a list, `.ffn` of a mapping; pydantic's names of union branches are left out."""
-    inner = location[location.index(field) + 1 :]
+def _branches(hint: object) -> int:
+    """Of a union that pydantic tries one by one; None is none of them."""
+    if get_origin(hint) is Annotated:
+        return _branches(get_args(hint)[0])
+    return len(set(get_args(hint)) - {type(None)}) if get_origin(hint) in (Union, UnionType) else 1
+
+
+def _keys(inner: tuple[str | int, ...]) -> str:
+    """What follows the field: `[2]` of a list, `.ffn` of a mapping; pydantic's names of deeper unions are left out."""
     shown = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
-    return "".join(part for part in shown if part.startswith("[") or part.lstrip(".").isidentifier()) if inner else ""
+    return "".join(part for part in shown if part.startswith("[") or part.lstrip(".").isidentifier())
 
 
 def _interval(hint: object) -> str | None:
@@ -72,5 +91,7 @@ def _shown(bounds: list[Any]) -> str:
 def _in_words(message: str) -> str:
     """pydantic's words without Python's names of types."""
     requirement = message[:1].lower() + message[1:]
-    requirement = requirement.removeprefix("input should be ").partition(", unable to parse")[0]
-    return requirement.replace("a valid tuple", "a list").replace("a valid string", "text")
+    requirement = requirement.removeprefix("input should be ").partition(", unable to ")[0]
+    for python, words in PLAIN.items():
+        requirement = requirement.replace(python, words)
+    return requirement.partition(" or an instance of ")[0]

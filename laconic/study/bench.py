@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets.exceptions import DatasetsError
@@ -32,6 +31,7 @@ from laconic.store import Beside, file_bytes, save
 from laconic.study.cells import Cell
 from laconic.study.ledger import DONE
 from laconic.study.records import blank, failed, finite
+from laconic.study.scratch import clear_away, scratch
 
 COLLECTED, KEPT = "collected", "kept"
 MODELS, PREPARED = "models", "prepared"
@@ -71,6 +71,9 @@ class Bench:
         self._ground: Ground | None = None
         self._known: Mapping[str, Known] | None = None
         self._method: Method | None = None
+        self._unprepared: dict[str, str] = {}
+        if place is not None:
+            clear_away(place)
 
     def measure(self, task: Task) -> dict[str, Any]:
         """The record of a cell; where it fails, the cause is in it."""
@@ -97,8 +100,8 @@ class Bench:
             self._make_room(first.method, known)
         lm, changes = apply_steps(ground.lm.copy(), cell.recipe.steps, ground.data, known)
         seconds = time.perf_counter() - start
-        with TemporaryDirectory() as scratch:
-            folder = self._folder(cell, Path(scratch))
+        with scratch(self._place) as empty:
+            folder = self._folder(cell, empty)
             # Of the model that was prepared the recipe begins where that did.
             whole = replace(cell.recipe, steps=(*cell.prepare, *cell.recipe.steps))
             save(lm, folder, _beside(whole, changes))
@@ -145,11 +148,19 @@ class Bench:
         if preparation is None:
             return cell.recipe.model
         assert self._place is not None, "a study that prepares models has a folder on this machine"
-        folder = self._place / PREPARED / key_of(preparation)
+        key = key_of(preparation)
+        if key in self._unprepared:
+            raise UserError(f"Its model could not be prepared: {self._unprepared[key]}")
+        folder = self._place / PREPARED / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.preparing"):
             if not folder.exists():
-                run(preparation, folder, track=self._track, device=self._device)
+                try:
+                    run(preparation, folder, track=self._track, device=self._device)
+                except FAILURES as error:
+                    # Each of its cells would try again, for minutes.
+                    self._unprepared[key] = str(error)
+                    raise
         return str(folder)
 
     def _surveyed(self, ground: Ground, steps: Sequence[Compress]) -> tuple[Mapping[str, Known], str]:
@@ -200,10 +211,10 @@ class Bench:
         found.pop("original", None)
         return {"evaluation": found}
 
-    def _folder(self, cell: Cell, scratch: Path) -> Path:
+    def _folder(self, cell: Cell, empty: Path) -> Path:
         """Where the model is saved; one that a killed run has saved before its record was written makes room."""
         if not cell.save:
-            return scratch / "model"
+            return empty / "model"
         assert self._place is not None, "a study that saves models has a folder on this machine"
         folder = self._place / MODELS / cell.key
         if folder.exists():

@@ -98,7 +98,7 @@ class Leases:
         """Whether it was left by a runner that is gone; of another machine's that is only known after a while."""
         host, _, rest = _owner(lease).partition(" ")
         pid = rest.partition(" ")[0]
-        if host == socket.gethostname() and pid.isdecimal() and not _runs(int(pid)):
+        if host == socket.gethostname() and pid.isdecimal() and not is_running(int(pid)):
             return True
         seen, since = self._seen.get(key, (b"", 0.0))
         if seen != lease:
@@ -120,7 +120,8 @@ def _owner(lease: bytes) -> str:
     return str(said.get("owner", "")) if isinstance(said, dict) else ""
 
 
-def _runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether this machine has such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -186,3 +186,10 @@ def test_what_int8_kernels_keep_is_in_memory_and_named():
     layers = [layer for layer in lm.model.modules() if isinstance(layer, DynamicInt8)]
     assert cost.memory_bytes - stored == sum(4 * math.prod(layer.shape) for layer in layers)
     assert cost.machine["int8"] == {"4 rows: dense": len(layers)}
+
+
+def test_lengths_that_are_cut_to_the_same_are_timed_once():
+    lm = BY_NAME["bert"].lm()
+    longest = lm.model.config.max_position_embeddings
+    speeds = measure_cost(lm, batch_sizes=(1,), lengths=(4, longest, longest + 8, 4 * longest)).speeds
+    assert [speed.latency.length for speed in speeds] == [4, longest]

@@ -28,7 +28,7 @@ def test_every_spelling(value, method):
         ("kfacsvd", "There is no method 'kfacsvd': did you mean 'kfac-svd'?"),
         ("svd:rnk=3", "The method 'svd' has no parameter 'rnk': did you mean 'rank'? known are multiple"),
         ("svd:rank=0", "steps[0].svd.rank must be in [1, ∞); got 0."),
-        ("svd:rank=many", "steps[0].svd.rank must be a valid integer"),
+        ("svd:rank=many", "steps[0].svd.rank must be a whole number"),
         ("svd:rank=[", "steps[0], rank must be a YAML value; got '['."),
         ("svd:rank", "steps[0] must be NAME:parameter=value,…; got 'rank'."),
         ("svd:rank=3,rank_ratio=0.5", "svd takes either rank or rank_ratio; got both."),

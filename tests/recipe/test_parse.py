@@ -113,7 +113,7 @@ def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written
         ("steps.0.compress.keep", 2.0, "recipe.steps[0].compress.keep must be in (0, 1]; got 2.0."),
         ("steps.0.compress.keep", 0, "recipe.steps[0].compress.keep must be in (0, 1]; got 0."),
         ("steps.0.compress.keep", {"ffn": 1.5}, "recipe.steps[0].compress.keep.ffn must be in (0, 1]; got 1.5."),
-        ("steps.0.compress.keep", "x", "recipe.steps[0].compress.keep must be a valid number"),
+        ("steps.0.compress.keep", "x", "recipe.steps[0].compress.keep must be a number"),
         ("steps.0.compress.keep", ..., "recipe.steps[0].compress: The method 'kfac-svd' needs a size"),
         ("steps.0.compress.kep", 1, "recipe.steps[0].compress: There is no key 'kep': did you mean 'keep'?"),
         ("steps.0.compress.method", "kfac", "recipe.steps[0].compress.method: There is no method 'kfac': did you mean"),

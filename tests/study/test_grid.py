@@ -143,6 +143,8 @@ def test_values_can_be_given_anew(tmp_path: Path) -> None:
         ({"axes": AXES, "exclude": [{"keep": 0.5}]}, r"study\.exclude leaves no cell"),
         ({"axes": AXES, "sample": 4}, r"study\.sample: There is no key 'sample': did you mean 'samples'"),
         ({"axes": AXES, "samples": 0}, r"study\.samples must be in \[1, ∞\)"),
+        ({"axes": AXES, "mlflow": 5}, r"study\.mlflow must be true or false or text; got 5"),
+        ({"axes": AXES, "cost": "yes, please"}, r"study\.cost must be true or false or a mapping; got 'yes"),
         ({"axes": {**AXES, 5: [1]}}, r"study\.axes\.5: There is no axis '5'"),
         ({"axes": AXES, "exclude": [{"method": {"svd": {}}}]}, r"study\.exclude\[0\]\.method: There is no value '\{"),
         ({"axes": AXES, "exclude": [{"keep": [[0.5]]}]}, r"study\.exclude\[0\]\.keep: There is no value '\[0\.5\]'"),

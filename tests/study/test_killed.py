@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from laconic.study.bench import Task
+from laconic.study.bench import Bench, Task
 from laconic.study.executors import Processes
 from laconic.study.ledger import CELLS
+from laconic.study.scratch import scratch
 from tests.study.test_run import cells, done, figures, records
 
 
@@ -96,6 +97,7 @@ def test_a_runner_that_is_killed_leaves_what_an_unbroken_one_does(little_study: 
     for earlier, later in pairwise(order):
         assert set(earlier) <= set(later)
     assert not list((tmp_path / "broken" / CELLS).glob("*.lease"))
+    assert not list((tmp_path / "broken").glob(".scratch*"))
 
 
 def _wait_for_a_cell(process: subprocess.Popen[bytes], place: Path, before: set[str]) -> None:
@@ -105,3 +107,20 @@ def _wait_for_a_cell(process: subprocess.Popen[bytes], place: Path, before: set[
         if place.exists() and set(records(place)) - before:
             return
         time.sleep(0.05)
+
+
+def test_models_of_a_worker_that_was_killed_are_cleared_away(tmp_path: Path) -> None:
+    leave = f"""
+import os
+from pathlib import Path
+from laconic.study.scratch import scratch
+with scratch(Path({str(tmp_path)!r})) as folder:
+    (folder / "model.safetensors").write_bytes(bytes(9))
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", leave], check=False).returncode == -signal.SIGKILL
+    with scratch(tmp_path) as own:
+        assert len(list(tmp_path.glob(".scratch*/model.safetensors"))) == 1
+        Bench(tmp_path)
+        assert list(tmp_path.glob(".scratch*")) == [own]
+    assert not list(tmp_path.iterdir())

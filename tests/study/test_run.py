@@ -291,3 +291,20 @@ def test_records_are_json_that_others_read(little_study: dict[str, Any], tmp_pat
     for file in (tmp_path / CELLS).glob("*.json"):
         record = json.loads(file.read_text())
         assert {"version", "key", "state", "baseline", "axes", "family", "recipe", "seconds", "finished"} <= set(record)
+
+
+def test_a_preparation_that_fails_is_tried_once(
+    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little_study |= {"prepare": [{"finetune": {"epochs": 1, "batch_size": 2, "held_out": 1}}]}
+    tried: list[Path] = []
+
+    def broken(_: object, folder: Path, **__: object) -> None:
+        tried.append(folder)
+        raise OSError("no room")
+
+    monkeypatch.setattr("laconic.study.bench.run", broken)
+    summary = done(little_study, tmp_path / "study")
+    assert len(tried) == 2 and len(set(tried)) == 2, "one for each seed"
+    sentences = {record["error"]["sentence"] for record in summary.failed}
+    assert len(summary.failed) == 10 and sentences == {"no room", "Its model could not be prepared: no room"}
