@@ -189,7 +189,7 @@ def test_what_int8_kernels_keep_is_in_memory_and_named():
 
 
 def test_lengths_that_are_cut_to_the_same_are_timed_once():
-    lm = BY_NAME["bert"].lm()
+    lm = BY_NAME["bert-classifier"].lm()
     longest = lm.model.config.max_position_embeddings
     speeds = measure_cost(lm, batch_sizes=(1,), lengths=(4, longest, longest + 8, 4 * longest)).speeds
     assert [speed.latency.length for speed in speeds] == [4, longest]
