@@ -26,6 +26,7 @@ from laconic.evaluate.macs import macs
 from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
 from laconic.evaluate.speed import fixed_threads
 from laconic.formats import DynamicInt8
+from laconic.formats.int8_kernels import FULL_ONEDNN, KERNELS, Matrix
 from laconic.methods import Int8
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, save
@@ -186,6 +187,13 @@ def test_what_int8_kernels_keep_is_in_memory_and_named():
     layers = [layer for layer in lm.model.modules() if isinstance(layer, DynamicInt8)]
     assert cost.memory_bytes - stored == sum(4 * math.prod(layer.shape) for layer in layers)
     assert cost.machine["int8"] == {"4 rows: dense": len(layers)}
+
+
+def test_what_onednn_packed_has_no_storage_to_follow():
+    kernel = KERNELS[FULL_ONEDNN](Matrix(torch.ones(32, 16, dtype=torch.int8), torch.ones(32)), torch.float32)
+    with _Alive() as alive:
+        kernel(torch.rand(8, 16), None)
+    assert 8 * 32 * 4 <= alive.peak < 8 * 32 * 4 * 4
 
 
 def test_lengths_that_are_cut_to_the_same_are_timed_once():
