@@ -4,7 +4,7 @@ from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.methods import Drone, Fwsvd, KfacSvd, Magnitude, Svd
 from laconic.recover import Correct, Distil, Finetune
 
-CALIBRATION_ROWS = 256
+CALIBRATION_ROWS = 128
 FROZEN = ("*embeddings*",)
 PACE = {"rows": 2000, "epochs": 1.0, "evaluations": 4, "freeze": FROZEN}
 
