@@ -1,0 +1,163 @@
+"""The tables of docs/seeds.md: what the local variants of the five studies that laconic grew from found here.
+
+Each is one command, `laconic study recipes/studies/NAME-local.yaml -o FOLDER/NAME`. `python -m benchmarks seed_tables FOLDER`
+takes over the results.csv of those that are there, into benchmarks/results/studies/; without a folder it makes the
+tables of what was taken over before.
+"""
+
+import argparse
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.cells import places_of
+from benchmarks.common import RESULTS
+from benchmarks.tables import ROOT, replace_between
+
+Row = dict[str, str]
+
+STUDIES = ("000-drone", "001-ranks", "002-l1", "003-width", "004-knowledge")
+KEPT = RESULTS / "studies"
+PAGE = ROOT / "docs/seeds.md"
+MEASURES = ("accuracy", "matthews", "pearson", "f1", "perplexity", "token_accuracy", "p@1", "acc")
+"""What a table shows of a task, the first of these that it has."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Take results over, where a folder is given, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="of the studies' folders")
+    folder = parser.parse_args(argv).folder
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in STUDIES:
+        found = folder / name / "results.csv" if folder else None
+        if found is not None and found.exists():
+            (KEPT / f"{name}.csv").write_text(found.read_text())
+        if (KEPT / f"{name}.csv").exists():
+            replace_between(PAGE, "\n".join(TABLES[name](rows_of(name))) + "\n", begin_of(name))
+
+
+def begin_of(name: str) -> str:
+    """What stands before the tables of a study."""
+    return f"<!-- made by `python -m benchmarks seed_tables`: {name} -->"
+
+
+def rows_of(name: str) -> list[Row]:
+    """Of a study, its cells that are done."""
+    with (KEPT / f"{name}.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["state"] == "done"]
+
+
+def figure(row: Row) -> str:
+    """The measure of the cell's task, and its 95 % interval over the rows judged."""
+    for measure in MEASURES:
+        for column, value in row.items():
+            if column.endswith(f" {measure}") and value:
+                low, high = (float(row[f"{column} {end}"]) for end in ("low", "high"))
+                return f"{number(float(value))} [{number(low)}, {number(high)}]"
+    return ""
+
+
+def number(value: float) -> str:
+    """Three decimals, and fewer where numbers are large."""
+    return f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def divergence(row: Row) -> str:
+    """KL to the original."""
+    kl = float(row["kl"])
+    return f"{kl:.{places_of(kl)}f}"
+
+
+def grid(rows: Sequence[Row], down: Sequence[str], across: str, entry: Callable[[Row], str]) -> list[str]:
+    """One line for each combination of `down`, one column for each value of `across`, in their order."""
+    values = list(dict.fromkeys(row[across] for row in rows))
+    lines = [f"| {' | '.join(down)} | {' | '.join(values)} |", "|---" * len(down) + "|---:" * len(values) + "|"]
+    for keys in dict.fromkeys(tuple(row[name] for name in down) for row in rows):
+        here = {row[across]: row for row in rows if tuple(row[name] for name in down) == keys}
+        lines.append(f"| {' | '.join([*keys, *(entry(here[value]) if value in here else '' for value in values)])} |")
+    return [*lines, ""]
+
+
+def original(rows: Sequence[Row]) -> str:
+    """What the models as they were have."""
+    said = [f"{row['model']} {row.get('task', '')} {figure(row)}" for row in rows if row["baseline"] == "true"]
+    return "Original: " + "; ".join(" ".join(text.split()) for text in said) + "."
+
+
+def compressed(rows: Sequence[Row], **same: str) -> list[Row]:
+    """The cells that are no originals and have these values."""
+    return [
+        row for row in rows if row["baseline"] != "true" and all(row[name] == value for name, value in same.items())
+    ]
+
+
+def drone(rows: Sequence[Row]) -> list[str]:
+    """Three rank rules and six selectors on five tasks."""
+    named = [{**row, "recipe": f"{row['recipe']} {row['drop']}".strip()} for row in rows]
+    return [original(rows), "", *grid(compressed(named), ("recipe",), "task", figure)]
+
+
+def ranks(rows: Sequence[Row]) -> list[str]:
+    """Five methods at four ranks, with and without training."""
+    parts = [original(rows), ""]
+    for then in ("nothing", "finetune"):
+        here = compressed(rows, then=then)
+        parts += [f"Followed by {then}: accuracy, and KL to the original", ""]
+        parts += grid(here, ("method",), "rank", lambda row: f"{figure(row)}, {divergence(row)}")
+    return parts
+
+
+def l1(rows: Sequence[Row]) -> list[str]:
+    """Five sparsities of three kinds of model: quality, milliseconds of 8 × 64 tokens, seconds to prune and train."""
+    return [
+        original(rows),
+        "",
+        *grid(compressed(rows), ("model", "then"), "sparsity", figure),
+        "Milliseconds of a pass over 8 × 64 tokens (and of the original: "
+        + "; ".join(f"{row['model']} {milliseconds(row)}" for row in rows if row["baseline"] == "true")
+        + ") / seconds to prune and train:",
+        "",
+        *grid(
+            compressed(rows),
+            ("model", "then"),
+            "sparsity",
+            lambda row: f"{milliseconds(row)} / {float(row['compress_seconds']):.1f}",
+        ),
+    ]
+
+
+def milliseconds(row: Row) -> str:
+    """The median time of eight texts of 64 tokens."""
+    return f"{1e3 * float(row['latency 8x64']):.1f}"
+
+
+def width(rows: Sequence[Row]) -> list[str]:
+    """Heads and channels; a student, and int8."""
+    narrowed = compressed(rows, method="narrow")
+    others = [row for row in rows if row["method"] != "narrow"]
+    return [
+        *grid(narrowed, ("heads",), "channels", lambda row: f"{figure(row)}, {divergence(row)}"),
+        "| | accuracy | file, MB | ms of 1 × 64 | ms of 8 × 64 |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {row['method']} | {figure(row)} | {float(row['file_bytes']) / 1e6:.1f} "
+            f"| {1e3 * float(row['latency 1x64']):.1f} | {milliseconds(row)} |"
+            for row in others
+        ),
+        "",
+    ]
+
+
+def knowledge(rows: Sequence[Row]) -> list[str]:
+    """Zeros, int8 and both, of four groups of matrices, for each task."""
+    parts = [original(rows), ""]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        here = [{**row, "sparsity": row["sparsity"] or "no zeros"} for row in compressed(rows, task=task)]
+        parts += [f"**{task}**", "", *grid(here, ("method", "targets"), "sparsity", figure)]
+    return parts
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = dict(
+    zip(STUDIES, (drone, ranks, l1, width, knowledge), strict=True)
+)
