@@ -1,6 +1,6 @@
 """Quality won back by `correct`, `finetune` and `distil` on two compressed encoders.
 
-Calibration: 128 training rows; trained on 2,000, once, 500 others held out; judged on the whole development set: KL
+Calibration: 128 training rows; trained on 4,000, once, 200 others held out; judged on the whole development set: KL
 divergence from the dense model (nats), the task's metric, seconds. Each finished cell is one line of
 benchmarks/results/recover_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
 """

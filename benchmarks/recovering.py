@@ -6,7 +6,7 @@ from laconic.recover import Correct, Distil, Finetune
 
 CALIBRATION_ROWS = 128
 FROZEN = ("*embeddings*",)
-PACE = {"rows": 2000, "epochs": 1.0, "evaluations": 4, "freeze": FROZEN}
+PACE = {"rows": 4000, "epochs": 1.0, "held_out": 200, "evaluations": 4, "freeze": FROZEN}
 
 STARTS: dict[str, Step] = {
     **{
