@@ -18,10 +18,14 @@ from laconic.report.study.measures import Measure
 # Narrow enough that its letters can be read on a phone.
 WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
 SMALL = FONT_SIZE - 0.5
+LONG = 48
+"""Characters of a title from which it takes two lines."""
 HALF = 24
 """Characters of a name of which two fit beside each other."""
 ASIDE = 0.05
 """Of the width of a picture, between the first and the last of lines that share their amounts."""
+LEFT = 0.2
+"""Of the width of a picture: what is nearer to its left end has its name on the right."""
 APART = 0.09
 """Of the width of a picture, between two marks on its axis."""
 FEW = 8
@@ -56,7 +60,8 @@ def draw(chart: Chart) -> Figure:
     for index, dot in enumerate(dots):
         _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
     axes.set_xlabel(chart.cost.title, color=INK, fontsize=FONT_SIZE)
-    axes.set_title(f"{chart.title}: {chart.quality.title}", color=INK, fontsize=FONT_SIZE, loc="left")
+    between = ":\n" if len(chart.title) + len(chart.quality.title) > LONG else ": "
+    axes.set_title(f"{chart.title}{between}{chart.quality.title}", color=INK, fontsize=FONT_SIZE, loc="left")
     handles = [
         Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6, label=label)
         for (colour, shape), label in zip(legend, labels, strict=True)
@@ -122,8 +127,10 @@ def _original(axes: Axes, chart: Chart) -> None:
     if cost is not None:
         # Where lines are least: small models are bad, and the corner opposite to theirs is free.
         height, side = (0.03, "bottom") if chart.quality.higher_is_better else (0.98, "top")
+        # On the left there is no room for it but among the marks of the axis.
+        away, end = (4, "left") if _place(axes, cost) < LEFT else (-4, "right")
         axes.annotate(
-            "original", (cost, height), (-4, 0), xycoords=axes.get_xaxis_transform(), ha="right", va=side, **name
+            "original", (cost, height), (away, 0), xycoords=axes.get_xaxis_transform(), ha=end, va=side, **name
         )
     elif quality is not None:
         # In the middle lines are far from it, on its worse side.
@@ -131,6 +138,11 @@ def _original(axes: Axes, chart: Chart) -> None:
         axes.annotate(
             "original", (0.5, quality), (0, up), xycoords=axes.get_yaxis_transform(), ha="center", va=side, **name
         )
+
+
+def _place(axes: Axes, x: float) -> float:
+    """0 at the left end of the axis, 1 at its right end."""
+    return float(axes.transAxes.inverted().transform(axes.transData.transform((x, 1.0)))[0])
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
@@ -178,12 +190,12 @@ def _ticks(axes: Axes, which: str, measure: Measure, log: bool) -> None:
     if "%" in measure.form:
         axis.set_major_formatter(PercentFormatter(1))
     else:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def _readable(values: Sequence[float], axes: Axes) -> list[float]:
     """Those of the rising `values` whose marks are so far from the one before that both can be read."""
-    along = axes.transAxes.inverted().transform(axes.transData.transform([(value, 1.0) for value in values]))[:, 0]
+    along = [_place(axes, value) for value in values]
     kept: list[int] = []
     for index, place in enumerate(along):
         if not kept or place - along[kept[-1]] >= APART:
