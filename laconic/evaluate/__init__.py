@@ -3,7 +3,8 @@
 from laconic.evaluate.apart import made_with
 from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
-from laconic.evaluate.fidelity import Fidelity, fidelity
+from laconic.evaluate.fidelity import Fidelity, compared, fidelity
+from laconic.evaluate.reference import Reference, References
 from laconic.evaluate.run import Evaluation, evaluate
 from laconic.evaluate.speed import Latency, latency
 from laconic.evaluate.tasks import check_task, check_tasks
@@ -14,8 +15,11 @@ __all__ = [
     "Evaluation",
     "Fidelity",
     "Latency",
+    "Reference",
+    "References",
     "check_task",
     "check_tasks",
+    "compared",
     "evaluate",
     "fidelity",
     "latency",

@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.batching import positions
-from laconic.calibrate.corpus import Corpus, batches
+from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.judging import a, predict_on, rows_per_batch, stacked, tokenizer_name
+from laconic.evaluate.judging import a, predict_on, stacked, tokenizer_name
+from laconic.evaluate.reference import Reference
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.progress import Track, silent
 
-BATCH = 16
-CONTEXT = 128
 GRADE = 0.2
 """One grade of STS-B on the scale that its models predict (0 to 1)."""
 CHUNK = 2**24
@@ -58,18 +56,21 @@ def fidelity(
     Raises:
         UserError: they predict different things, or one predicts NaN.
     """
+    return compared(lm, Reference(original, corpus, seed=seed, limit=0), track)
+
+
+def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
+    """The same, where several models are compared with one original on the same rows."""
+    original, corpus, seed = reference.original, reference.corpus, reference.seed
     if lm.task is not original.task:
         raise UserError(
             f"The models cannot be compared: one is {a(lm.task.value)}, the other {a(original.task.value)} model."
         )
-    context = min(positions(original) or CONTEXT, CONTEXT)
-    size = rows_per_batch(original, context, BATCH)
-    data = batches(original, corpus, batch_size=size, max_length=context, seed=seed)
     lines: list[Tensor] = []
     embeddings: list[Tensor] = []
     with evaluating(lm, original):
-        for batch in track(data, "fidelity"):
-            line, said = _compared(lm, original, batch)
+        for number, batch in enumerate(track(reference.batches, "fidelity")):
+            line, said = _compared(lm, batch, reference, number)
             lines.append(line)
             if original.task is Task.EMBEDDING:
                 embeddings.append(said)
@@ -86,29 +87,29 @@ def fidelity(
         rows=len(table),
         source=corpus.source,
         split=corpus.split,
-        context=context,
+        context=reference.context,
         tokenizer=tokenizer_name(original),
         seed=seed,
     )
 
 
 @torch.inference_mode()
-def _compared(lm: LanguageModel, original: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def _compared(lm: LanguageModel, batch: Batch, reference: Reference, number: int) -> tuple[Tensor, Tensor]:
     """(rows, 4): summed KL, agreeing predictions, cosine, predictions; and (2, rows, k) what both said."""
-    reference, reference_hidden = predict_on(original, batch, hidden=True)
-    other, hidden = predict_on(lm, batch, hidden=True)
-    if reference.values.shape != other.values.shape:
-        shapes = f"{tuple(reference.values.shape)} and {tuple(other.values.shape)}"
+    theirs, their_hidden = reference.says(number)
+    ours, hidden = predict_on(lm, batch, hidden=True)
+    if theirs.values.shape != ours.values.shape:
+        shapes = f"{tuple(theirs.values.shape)} and {tuple(ours.values.shape)}"
         raise UserError(f"The models cannot be compared: their predictions have the shapes {shapes}.")
-    step = max(1, CHUNK // reference.values.shape[1])
-    parts = zip(_chunks(reference, step), _chunks(other, step), strict=True)
+    step = max(1, CHUNK // theirs.values.shape[1])
+    parts = zip(_chunks(theirs, step), _chunks(ours, step), strict=True)
     figures = torch.cat(
         [torch.stack((divergence(p, q), _agrees(p, q), torch.ones(len(p.values)).to(p.values)), 1) for p, q in parts]
     ).double()
     sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=figures.device)
-    sums.index_add_(0, reference.rows, figures)
-    cosine = functional.cosine_similarity(reference_hidden.double(), hidden.double(), dim=-1)[:, None]
-    said = torch.stack((reference.values, other.values)) if original.task is Task.EMBEDDING else torch.empty(0)
+    sums.index_add_(0, theirs.rows, figures)
+    cosine = functional.cosine_similarity(their_hidden.double(), hidden.double(), dim=-1)[:, None]
+    said = torch.stack((theirs.values, ours.values)) if lm.task is Task.EMBEDDING else torch.empty(0)
     return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), said.cpu()
 
 

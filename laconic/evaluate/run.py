@@ -9,11 +9,12 @@ from laconic.errors import UserError, must_be
 from laconic.evaluate.apart import check_apart, made_with, shared_rows
 from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
-from laconic.evaluate.fidelity import Fidelity, fidelity
+from laconic.evaluate.fidelity import Fidelity, compared
 from laconic.evaluate.intervals import Interval, interval
 from laconic.evaluate.judging import Judge, Judged
 from laconic.evaluate.kept import keeping, versions
 from laconic.evaluate.paired import Difference, difference
+from laconic.evaluate.reference import References
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -69,6 +70,7 @@ def evaluate(
     cost: bool | Conditions = True,
     compare_cost: bool = True,
     resume: bool = False,
+    references: References | None = None,
     track: Track = silent,
 ) -> Evaluation:
     """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
@@ -80,7 +82,7 @@ def evaluate(
     sentences); without any task only the cost is measured. Where it is known what the models were made with, the
     settings of each task say how many of its rows are rows of that too. With `resume`, tasks that an earlier run has
     finished are not judged again, where model, rows and versions are the same; for models that hold nothing which their
-    configuration and their numbers do not tell.
+    configuration and their numbers do not tell. Evaluations that are given the same `references` ask one original once.
 
     Raises:
         UserError: an unknown task, no data for it, the very file that a model was calibrated on, a model that is not
@@ -114,13 +116,14 @@ def evaluate(
         return Evaluation(**evaluation)
     other = serve(against, under.runtime)
     theirs = _judged(other.lm, asked.judges, corpora, resume, track)
+    reference = None if rows is None else (references or References()).of(other.lm, rows, SEED)
     return Evaluation(
         **evaluation,
         original=_figures(theirs),
         original_cost=measure_cost(against, None, under.batch, under.length, service=other, track=track)
         if cost and compare_cost
         else None,
-        fidelity=None if rows is None else fidelity(service.lm, other.lm, rows, seed=SEED, track=track),
+        fidelity=None if reference is None else compared(service.lm, reference, track),
         difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
     )
 

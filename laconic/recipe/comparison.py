@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Known, Statistic, survey
 from laconic.calibrate.corpus import Corpus
 from laconic.compress import Allocation, Compress, Outcome
-from laconic.evaluate import fidelity, latency
+from laconic.evaluate import Reference, compared, latency
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track
@@ -51,7 +52,7 @@ class Referee:
 
     def point(self, lm: LanguageModel, name: str, keep: float, sizes: tuple[int, int]) -> Point:
         """Where `lm` is; `sizes` are the bytes of the targeted matrices now and before."""
-        like = fidelity(lm, self.original, self.corpus)
+        like = compared(lm, self._reference)
         nbytes, dense = sizes
         return Point(
             method=name,
@@ -63,6 +64,10 @@ class Referee:
             agreement=like.top1_agreement,
             latency=latency(lm, self.batch, self.length, runs=TIMED_RUNS).median,
         )
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self.original, self.corpus)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from laconic.calibrate import Calibration, Known, survey
 from laconic.calibrate.corpus import read
 from laconic.compress import Compress, shelf
 from laconic.errors import UserError
-from laconic.evaluate import evaluate
+from laconic.evaluate import References, evaluate
 from laconic.evaluate.tasks import without_original
 from laconic.methods import Method
 from laconic.model import LanguageModel, load
@@ -71,6 +71,7 @@ class Bench:
         self._ground: Ground | None = None
         self._known: Mapping[str, Known] | None = None
         self._method: Method | None = None
+        self._references = References()
         self._unprepared: dict[str, str] = {}
         if place is not None:
             clear_away(place)
@@ -130,6 +131,7 @@ class Bench:
             lm = self._ground.lm if self._ground is not None and self._ground.source == source else None
             # Two models and what is known of both may be more than there is room for.
             self._known = self._ground = None
+            self._references = References()
             lm = load(source, self._device) if lm is None else lm
             self._name, self._ground = name, Ground(lm, self._data(cell.recipe, lm), source)
         return self._ground
@@ -205,6 +207,7 @@ class Bench:
             cost=wanted.cost,
             compare_cost=False,
             resume=True,
+            references=self._references,
             track=self._track,
         ).to_json()
         # The original's figures are its own record's.

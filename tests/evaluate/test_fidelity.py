@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from laconic.calibrate.corpus import Corpus, Example, batches
 from laconic.errors import UserError
-from laconic.evaluate import fidelity
+from laconic.evaluate import Reference, References, compared, fidelity
 from laconic.evaluate.fidelity import _neighbour_agreement
 from laconic.model import LanguageModel, Task, predict
 from tests.architectures import compress_everything
@@ -83,6 +83,25 @@ def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
     assert fidelity(lm, original, CORPUS) == whole
     monkeypatch.setattr("laconic.evaluate.judging.LOGITS", 1)
     assert fidelity(lm, original, CORPUS).kl == pytest.approx(whole.kl, rel=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(2**28, 1), (0, 2)])
+def test_an_original_is_asked_once_where_there_is_room_for_what_it_says(limit: int, asked: int):
+    original, lm = with_tokenizer("gpt2"), changed("gpt2")
+    calls: list[int] = []
+    original.model.register_forward_hook(lambda *_: calls.append(1))
+    reference = Reference(original, CORPUS, limit=limit)
+    first, second = compared(lm, reference), compared(lm, reference)
+    assert first == second and len(calls) == asked * len(reference.batches)
+    assert first == fidelity(lm, with_tokenizer("gpt2"), CORPUS)
+
+
+def test_another_original_or_other_rows_are_another_reference():
+    references, original = References(), with_tokenizer("gpt2")
+    first = references.of(original, CORPUS)
+    assert references.of(original, CORPUS) is first
+    assert references.of(original, CORPUS.first(2)) is not first
+    assert references.of(with_tokenizer("gpt2"), CORPUS).original is not original
 
 
 def test_neighbours_agree_where_the_nearest_other_row_is_the_same():
