@@ -82,7 +82,12 @@ def test_known_tasks_pass():
     check_task("seq2seq:builtin:pydoc")
 
 
-def test_a_task_for_another_kind_of_model_is_refused_before_a_model_is_needed():
+def test_a_task_for_another_kind_of_model_is_refused_before_a_model_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    (tmp_path / "glue" / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nfine\t1\n")
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
     check_task("perplexity:builtin:pydoc", Task.CAUSAL)
     check_task("glue/sst2", Task.CLASSIFICATION)
     with pytest.raises(
