@@ -19,7 +19,7 @@ Row = dict[str, str]
 STUDIES = ("000-drone", "001-ranks", "002-l1", "003-width", "004-knowledge")
 KEPT = RESULTS / "studies"
 PAGE = ROOT / "docs/seeds.md"
-MEASURES = ("accuracy", "matthews", "pearson", "f1", "perplexity", "token_accuracy", "p@1", "acc")
+MEASURES = ("accuracy", "matthews", "pearson", "f1", "perplexity", "token_accuracy", "p@10/trex", "p@10", "acc")
 """What a table shows of a task, the first of these that it has."""
 
 

@@ -42,14 +42,28 @@ def batches(
     Raises:
         UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens.
     """
+    rows = rows_of(lm, corpus, max_length=max_length, seed=seed)
+    size, pad = at_once(lm, batch_size), pad_token(lm)
+    return [collate(rows[start : start + size], pad) for start in range(0, len(rows), size)]
+
+
+def rows_of(lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: int = 0) -> list[Row]:
+    """What `batches` makes batches of: the rows of the corpus that have tokens, in its order.
+
+    Raises:
+        UserError: as `batches`.
+    """
     rows = list(tokenized(lm, corpus, max_length, seed))
     if not rows:
         raise UserError(f"No row of the {corpus.split} split of '{corpus.source}' has tokens; give longer texts.")
-    if lm.task in (Task.CLASSIFICATION, Task.REGRESSION) and lm.model.config.pad_token_id is None:
-        # A decoder that classifies finds its last token by the pad token; without one it refuses larger batches.
-        batch_size = 1
-    pad = pad_token(lm)
-    return [collate(rows[start : start + batch_size], pad) for start in range(0, len(rows), batch_size)]
+    return rows
+
+
+def at_once(lm: LanguageModel, wanted: int) -> int:
+    """How many rows of `wanted` a batch may have."""
+    classifies = lm.task in (Task.CLASSIFICATION, Task.REGRESSION)
+    # A decoder that classifies finds its last token by the pad token; without one it refuses larger batches.
+    return 1 if classifies and lm.model.config.pad_token_id is None else wanted
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:

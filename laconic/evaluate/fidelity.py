@@ -12,7 +12,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.judging import a, predict_on, stacked, tokenizer_name
+from laconic.evaluate.judging import a, in_order, predict_on, tokenizer_name
 from laconic.evaluate.reference import Reference
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.progress import Track, silent
@@ -74,7 +74,7 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
             lines.append(line)
             if original.task is Task.EMBEDDING:
                 embeddings.append(said)
-    table = stacked(lines, "fidelity", corpus)
+    table = in_order(torch.cat(lines), reference.parts).double().numpy()
     agreement = _mean(1, table) if not embeddings else _neighbour_agreement(*torch.cat(embeddings, dim=1))
     kl = interval(lambda rows: _mean(0, rows), table, seed)
     return Fidelity(

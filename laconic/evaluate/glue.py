@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
+from laconic.calibrate.batching import rows_of
 from laconic.calibrate.classes import class_numbers
-from laconic.calibrate.corpus import Corpus, batches
+from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.judging import Judge, Judged, predicted, stacked, tokenizer_name
+from laconic.evaluate.judging import Judge, Judged, by_length, in_order, predicted, tokenizer_name
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -92,7 +93,8 @@ class Glue(Judge):
                 f"The task '{self.source}' needs a model with num_labels {needed}; '{lm.source}' has {outputs}."
             )
         classes = torch.tensor(class_numbers(lm, self.task.classes))
-        data = batches(lm, replace(corpus, classes=self.task.classes), batch_size=BATCH, max_length=CONTEXT)
+        rows = rows_of(lm, replace(corpus, classes=self.task.classes), max_length=CONTEXT)
+        parts, data = by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
         for _, (values, _, labels, categorical) in predicted(lm, data, track, self.source):
             if labels is None:
@@ -101,7 +103,8 @@ class Glue(Judge):
             true, said = (classes[labels], classes[values.argmax(-1)]) if categorical else (labels, values[:, 0])
             lines.append(torch.stack((true.double(), said.double()), dim=1))
         settings = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
-        return Judged(stacked(lines, self.source, corpus), self.metrics(settings), settings)
+        table = in_order(torch.cat(lines), parts).numpy()
+        return Judged(table, self.metrics(settings), settings)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS.get(self.task.name, {"accuracy": accuracy})

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, collate, pad_token
+from laconic.calibrate.batching import Row, at_once, collate, pad_token
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -130,12 +130,12 @@ def on_cpu(predictions: Predictions) -> Predictions:
 def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:
     """`wanted` rows of `length` tokens, or fewer where every token is predicted and the logits would be too many."""
     if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
-        return wanted
+        return at_once(lm, wanted)
     return max(1, min(wanted, LOGITS // (length * lm.model.config.get_text_config().vocab_size)))
 
 
 def by_length(lm: LanguageModel, rows: Sequence[Row], wanted: int) -> tuple[list[list[int]], list[Batch]]:
-    """The rows as batches of about `wanted`, and the places of those in each: rows of one length carry no padding."""
+    """The places of the rows in each batch, and the batches, of about `wanted`: rows of one length carry no padding."""
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].input_ids))
     size = rows_per_batch(lm, max((len(row.input_ids) for row in rows), default=1), wanted)
     parts = [order[at : at + size] for at in range(0, len(order), size)]
@@ -155,3 +155,8 @@ def stacked(lines: Iterable[Tensor], name: str, corpus: Corpus) -> Table:
     if not parts:
         raise UserError(f"The task '{name}' has no rows to judge in '{corpus.source}'; give more rows.")
     return torch.cat(parts).double().numpy()
+
+
+def in_order(lines: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
+    """The lines of the batches that `by_length` made, in the order of the rows."""
+    return lines[torch.tensor([at for part in parts for at in part]).argsort()]

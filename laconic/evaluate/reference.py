@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from laconic.calibrate.batching import positions
-from laconic.calibrate.corpus import Corpus, batches
-from laconic.evaluate.judging import predict_on, rows_per_batch
+from laconic.calibrate.batching import positions, rows_of
+from laconic.calibrate.corpus import Corpus
+from laconic.evaluate.judging import by_length, predict_on
 from laconic.model import LanguageModel, Predictions
 
 BATCH = 16
@@ -14,13 +14,17 @@ LIMIT = 2**28
 
 
 class Reference:
-    """An original and rows of text, read with its tokenizer; `context` is how many tokens of a row are read at most."""
+    """An original and rows of text, read with its tokenizer.
+
+    context: tokens of a row that are read at most.
+    batches: the rows by their length; `parts` are their places, batch by batch.
+    """
 
     def __init__(self, original: LanguageModel, corpus: Corpus, *, seed: int = 0, limit: int = LIMIT) -> None:
         self.original, self.corpus, self.seed = original, corpus, seed
         self.context = min(positions(original) or CONTEXT, CONTEXT)
-        size = rows_per_batch(original, self.context, BATCH)
-        self.batches = batches(original, corpus, batch_size=size, max_length=self.context, seed=seed)
+        rows = rows_of(original, corpus, max_length=self.context, seed=seed)
+        self.parts, self.batches = by_length(original, rows, BATCH)
         self._said: dict[int, tuple[Predictions, Tensor]] = {}
         self._room = limit
 
