@@ -52,6 +52,7 @@ def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
     for start in dict.fromkeys(start for *_, start, _ in missing):
         compressed = replace(clone(lm), original=lm)
         outcome = STARTS[start].apply(compressed, data)
+        compressed = replace(compressed, dropped=(outcome.dropped,))
         for column in [column for *_, other, column in missing if other == start]:
             small, step, begun = clone(compressed), way(column, start), time.perf_counter()
             if step is not None:
