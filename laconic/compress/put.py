@@ -50,8 +50,8 @@ def carried_out(
 def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict[str, int] | None:
     """Solve `problem` and replace the sites of `unit`; the bytes of each afterwards.
 
-    None where a format no smaller than the matrices was not put in their place. Zeros were asked for by number, so a
-    few of them are put there even where their mask is larger than what they save.
+    None where a format no smaller than what is there was not put in its place. Zeros were asked for by number, so a few
+    more of them are put there even where their mask is larger than what they save.
 
     Raises:
         UserError: a weight is NaN or infinite, or the method's size does not fit the matrix.
@@ -60,7 +60,8 @@ def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict
     if not weight.isfinite().all():
         raise UserError(f"The weights of '{unit.name}' are not finite; take a checkpoint that is whole.")
     whole = method.compress(weight, problem.known)
-    if whole.nbytes() >= weight.nbytes and (whole.support is None or bool(whole.support.all())):
+    kept = unit.shape[0] * unit.shape[1] if whole.support is None else int(whole.support.count_nonzero())
+    if whole.nbytes() >= _stored(lm, unit) and kept >= _kept(unit):
         return None
     formats = _divided(whole, unit)
     biases = _biases(problem, whole, unit)
@@ -72,14 +73,27 @@ def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict
 
 def put_form(lm: LanguageModel, unit: Unit, method: Method) -> None:
     """As `put`, where `lm` has no weights: the format as `method` makes it, without numbers."""
-    here = unit.sites[0].module
-    kept = here.count if isinstance(here, Format) and here.support is not None else None
-    whole = method.form(unit.shape, kept).to(lm.dtype)
-    count = unit.shape[0] * unit.shape[1]
-    if whole.nbytes() >= count * lm.dtype.itemsize and whole.count == count:
+    kept, every = _kept(unit), unit.shape[0] * unit.shape[1]
+    whole = method.form(unit.shape, kept if kept < every else None).to(lm.dtype)
+    left = every if whole.support is None else whole.count
+    if whole.nbytes() >= _stored(lm, unit) and left >= kept:
         return
     for site, format in zip(unit.sites, _divided(whole, unit), strict=True):
         lm.replace(site, format)
+
+
+def _stored(lm: LanguageModel, unit: Unit) -> int:
+    """Bytes in a file of what is there now."""
+    return sum(lm.nbytes_of(site) for site in unit.sites)
+
+
+def _kept(unit: Unit) -> int:
+    """Weights that no step has made zero yet."""
+    modules = [(site.module, site.shape) for site in unit.sites]
+    return sum(
+        module.count if isinstance(module, Format) and module.support is not None else shape[0] * shape[1]
+        for module, shape in modules
+    )
 
 
 def _divided(whole: Format, unit: Unit) -> tuple[Format, ...]:

@@ -25,8 +25,8 @@ GROUPS = (256, 128, 64, 32)
 OUTPUTS = 16
 """Whose multiple torch wants the outputs to be."""
 MOST_ROWS = 64
-"""Generating takes as many rows as texts, or beams. What judges a model takes many more: it decodes, so that its
-figures are those of the exact matrix on every machine."""
+"""Generating takes as many rows as texts, or beams. What judges a model takes a row a token, many more: it decodes, so
+that its figures are those of the exact matrix, but for layers that see one row of each text, as poolers do."""
 
 
 class Packed(NamedTuple):

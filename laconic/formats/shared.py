@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from laconic.errors import UserError
-from laconic.formats.base import Format, dense_weight, own_bias, refit_weight, weight_macs, weight_nbytes
+from laconic.formats.base import Format, dense_weight, give_bias, refit_weight, weight_macs, weight_nbytes
 from laconic.formats.lowrank import LowRank
 from laconic.numerics.lowrank import output_factor
 
@@ -63,7 +63,7 @@ class LowRankReader(Format):
         return self.left.bias
 
     def set_bias(self, bias: Tensor | None) -> None:
-        self.left.register_parameter("bias", own_bias(bias))
+        give_bias(self.left, bias)
 
     @property
     def source(self) -> Format | None:

@@ -30,6 +30,7 @@ from laconic.methods.prune.size import Pruning
 from laconic.methods.quantize.gptq import Gptq
 from laconic.methods.quantize.rtn import Rtn
 from laconic.methods.quantize.size import FEWEST, MOST, Quantizing
+from laconic.methods.unchanged import as_it_is
 from laconic.numerics.loss import quadratic_loss
 
 Part = Literal["base", "residual"]
@@ -112,7 +113,7 @@ class Plus(Method):
                 break
         return sized
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Format:
+    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sum:
         """The two formats side by side.
 
         Raises:
@@ -140,18 +141,17 @@ class Plus(Method):
             F, C = known[OutputGram].matrix, known[Gram].matrix
             results = [method.compress(weight, known) for method in offered]
             losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
-            sizes = torch.tensor([result.nbytes() for result in results])
+            sizes = torch.tensor([[result.nbytes(), result.parts[0].count] for result in results])
             return torch.tensor(losses).double(), sizes, torch.tensor(C.ndim == 1)
 
-        losses, sizes, lookup = known.once(f"losses of {offered} of {digest_of(weight)}", predict)
-        dense = weight.numel() * weight.element_size()
-        whole, numbers = (() if lookup else (shape,)), weight.numel()
-        rungs = [Rung(method=None, nbytes=dense, parameters=numbers, products=whole, loss=0.0)]
-        for method, loss, nbytes in zip(offered, losses.tolist(), sizes.tolist(), strict=True):
+        losses, sizes, lookup = known.once(f"losses and sizes of {offered} of {digest_of(weight)}", predict)
+        whole = () if lookup else (shape,)
+        rungs = [stays := as_it_is(weight, known.support, whole)]
+        for method, loss, (nbytes, numbers) in zip(offered, losses.tolist(), sizes.tolist(), strict=True):
             rank = method._residual.rank_of(shape)
             products = (*whole, *(() if lookup else ((rank, shape[1]),)), (shape[0], rank))
             more = rank * sum(shape)
-            if nbytes < dense:
+            if nbytes < stays.nbytes:
                 rungs.append(
                     Rung(method=method, nbytes=nbytes, parameters=numbers + more, products=products, loss=loss)
                 )

@@ -88,6 +88,10 @@ class Values(NamedTuple):
         """Of some rows of the matrix."""
         return self._each(lambda part: part[rows] if len(part) > 1 else part)
 
+    def expanded(self, rows: int) -> "Values":
+        """With a row of its own for each row of the matrix, where all rows have the same."""
+        return self._each(lambda part: part.expand(rows, -1))
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Values":
         return Values(change(self.scale), change(self.inverse), change(self.zero), self.bits)
 

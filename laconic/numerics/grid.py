@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 LARGEST_SCALE = torch.finfo(torch.float16).max
+STEP = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
+"""Between the smallest numbers of 16 bits, which are multiples of it."""
+FEW_STEPS = 16
 CLIPS = tuple(1 - part / 20 for part in range(15))
 """The parts of a group's range that are tried: all of it down to three tenths."""
 REFINEMENTS = 4
 BLOCK = 2**22
-"""Weights that are worked on at a time, which bounds the memory."""
+"""Weights that are worked on at a time, which bounds the memory, but where one grid is for all of a matrix."""
 
 
 class Spacing(NamedTuple):
@@ -162,8 +165,10 @@ def _candidates(W: Tensor, spacing: Spacing) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _stored(scale: Tensor) -> Tensor:
-    """As a number of 16 bits holds it."""
-    return scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
+    """As a number of 16 bits holds it; the tiniest are rounded up, as a scale that is too small, or 0, cuts weights."""
+    held = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
+    short = (held.abs() < scale.abs()) & (scale.abs() < FEW_STEPS * STEP)
+    return torch.where(short, held + scale.sign() * STEP, held)
 
 
 def _error(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Float[Tensor, " groups"]:

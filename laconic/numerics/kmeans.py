@@ -27,7 +27,7 @@ MOVES = 20
 SETTLING = 10
 """Iterations after each move."""
 BLOCK = 2**21
-"""Numbers that are worked on at a time, which bounds the memory."""
+"""Numbers that are worked on at a time, which bounds the memory, but where one table is for all of a matrix."""
 
 
 class _Rows(NamedTuple):

@@ -58,7 +58,8 @@ class TwoSided:
         first = rows.order.columns
         if self.columns is None:
             every = torch.arange(W.shape[1], device=W.device)
-            return swept(W.double()[first], rows.order.U, Values.of(grid, every, mask).at(first))[rows.order.back]
+            values = Values.of(grid, every, mask).expanded(len(W)).at(first)
+            return swept(W.double()[first], rows.order.U, values)[rows.order.back]
         order = self.columns.order
         values = Values.of(grid, order.columns, mask).at(first)
         codes = ldlq(W.double()[first][:, order.columns], values, rows.R, self.columns.R)

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ WEIGHTS = "trained.safetensors"
 HISTORY = "history.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+LOCK = ".lock"
 BEFORE = "before.safetensors"
 """What moves, as it was before any update."""
 RUNNING = 2 * 3600.0
@@ -39,7 +41,10 @@ RUNNING = 2 * 3600.0
 
 @contextmanager
 def workshop(key: str) -> Iterator[Path]:
-    """The folder of the training called `key`; one that is removed afterwards where nothing is to be kept."""
+    """The folder of the training called `key`; one that is removed afterwards where nothing is to be kept.
+
+    Of several runs that want the same training one does it, and the others wait for its result.
+    """
     if cache_limit() == 0:
         # One for all processes, whose weights the first writes.
         folder = Path(by_first(mkdtemp)())
@@ -50,12 +55,17 @@ def workshop(key: str) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
         return
     folder = cache_folder() / FOLDER / key
-    by_first(_opened)(folder)
-    yield folder
+    lock = FileLock(folder / LOCK)
+    by_first(_opened)(folder, lock)
+    try:
+        yield folder
+    finally:
+        lock.release()
 
 
-def _opened(folder: Path) -> None:
+def _opened(folder: Path, lock: FileLock) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
     os.utime(folder)
     _make_room(folder)
 
@@ -74,14 +84,13 @@ def unfinished(folder: Path) -> str | None:
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
-def finished(folder: Path, lesson: nn.Module) -> dict[str, Any] | None:
-    """The history of a training that is done, once its result is in `lesson`; None for one that is not."""
+def finished(folder: Path, lesson: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The history of a training that is done, and what it made of what moves in `lesson`; None for one that is not."""
     try:
-        history = json.loads((folder / HISTORY).read_text())
-        put_trained(lesson, load_file(folder / WEIGHTS))
-    except (OSError, ValueError, SafetensorError, KeyError):
+        history, tensors = json.loads((folder / HISTORY).read_text()), load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError):
         return None
-    return history
+    return (history, tensors) if tensors.keys() == trained(lesson).keys() else None
 
 
 def finish(folder: Path, lesson: nn.Module, history: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.formats import Coded, LowRank, Masked, Sum
+from laconic.formats import Coded, CodedEmbedding, LowRank, Masked, Sum
 from laconic.model import LanguageModel, Site
 
 QuantizedTraining = Literal["frozen", "straight-through"]
@@ -133,7 +133,7 @@ def _thaw(movable: Sequence[nn.Parameter]) -> None:
 def _loosen(lm: LanguageModel, still: Set[int]) -> dict[StraightThrough, list[str]]:
     """Put a free copy where every layer of codes is that multiplies; a word embedding of codes stays frozen."""
     places: dict[Coded, list[str]] = {}
-    embedded = {module for site in lm.sites(("*",)) if site.is_lookup for module in site.module.modules()}
+    embedded = {module.coded for module in lm.model.modules() if isinstance(module, CodedEmbedding)}
     for name, module in lm.model.named_modules(remove_duplicate=False):
         if isinstance(module, Coded) and module not in embedded and id(module.codes) not in still:
             places.setdefault(module, []).append(name)

@@ -4,11 +4,11 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from laconic.compress.shelf import key_of
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, Task
 from laconic.processes import by_first, count, everywhere
-from laconic.recover.checkpoints import finish, finished, logs, workshop
+from laconic.recover.checkpoints import finish, finished, logs, put_trained, workshop
 from laconic.recover.lesson import Lesson, Terms
 from laconic.recover.observe import eager
 from laconic.recover.pace import Decay, Material, Pace, Precision, check_installed
@@ -97,6 +97,8 @@ class Training(Step):
     def check(self, lm: LanguageModel) -> None:
         check_installed()
         check_lora(self.lora)
+        if self.precision == "fp16" and lm.device.type == "cpu":
+            raise must_be(f"{self.name}.precision", "fp32 or bf16 on a CPU", self.precision)
         frozen(lm, self.freeze)
         if lm.task in (Task.CLASSIFICATION, Task.REGRESSION) and lm.model.config.pad_token_id is None:
             raise UserError(
@@ -130,16 +132,24 @@ class Training(Step):
             first = material.first()
             lesson = Lesson(lm, teacher, self.terms(lm, teacher, first), self.dropout)
             lesson.prepare(first, data.seed)
-            history = finished(folder, lesson)
-            if not everywhere(history is not None):
-                from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
-
-                lines = train(lesson, material, self._pace(data.seed), folder, data.track)
-                history = {"rows": len(material.train), "held_out": len(material.held_out), "lines": lines}
-                by_first(finish)(folder, lesson, history)
+            done = finished(folder, lesson)
+            if everywhere(done is not None) and done is not None:
+                history, tensors = done
+                put_trained(lesson, tensors)
+            else:
+                history = self._trained(lesson, self._told(material, data), data, folder)
             files = {f"{self.name}/{name}": content for name, content in logs(folder).items()}
         before, after = _changed(before, _nbytes(lm))
         return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)
+
+    def _trained(self, lesson: Lesson, material: Material, data: Calibration, folder: Path) -> dict[str, Any]:
+        """The history of the training, which is done and kept in `folder`."""
+        from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
+
+        lines = train(lesson, material, self._pace(data.seed), folder, data.track)
+        history = {"rows": len(material.train), "held_out": len(material.held_out), "lines": lines}
+        by_first(finish)(folder, lesson, history)
+        return history
 
     def _moves(self, seed: int) -> Trainable:
         return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze, seed=seed)
@@ -153,11 +163,17 @@ class Training(Step):
 
     def _material(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> Material:
         train_rows, held_out = (lines_of(corpus, data, lm, teacher) for corpus in split(data, self.rows, self.held_out))
-        if teacher is not None and not self.compares_layers and self.epochs > 1:
-            train_rows, held_out = (
-                told_by(teacher, lines, self.batch_size, data.track) for lines in (train_rows, held_out)
-            )
         return Material(train=train_rows, held_out=held_out, student=lm, teacher=teacher)
+
+    def _told(self, material: Material, data: Calibration) -> Material:
+        """With what the teacher says of every row, where it would be asked more than once."""
+        teacher = material.teacher
+        if teacher is None or self.compares_layers or self.epochs <= 1:
+            return material
+        train_rows, held_out = (
+            told_by(teacher, lines, self.batch_size, data.track) for lines in (material.train, material.held_out)
+        )
+        return replace(material, train=train_rows, held_out=held_out)
 
     def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str:
         """Names everything that decides the result."""

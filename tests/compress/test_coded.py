@@ -37,7 +37,7 @@ def test_nor_in_a_model(method: type[Quantizing]) -> None:
     data = data_for(lm)
     Compress(method=Wanda(sparsity=0.5)).apply(lm, data)
     masks = {site.name: site.support for site in lm.sites(("all",))}
-    Compress(method=method(bits=4, group_size=16)).apply(lm, data)
+    Compress(method=method(bits=4, group_size="channel")).apply(lm, data)
     for site in lm.sites(("all",)):
         assert isinstance(site.module, Coded)
         assert torch.equal(site.support, masks[site.name])

@@ -19,6 +19,7 @@ from laconic.calibrate import Gram, Known, OutputGram
 from laconic.errors import UserError, must_be
 from laconic.formats import Sparse
 from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.unchanged import as_it_is
 from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.masks import zeros_for
 
@@ -141,7 +142,7 @@ class Pruning(Method):
             Rung(method=self.with_sparsity(sparsity), nbytes=nbytes, parameters=kept, products=products, loss=loss)
             for sparsity, (nbytes, kept), loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
         ]
-        stays = _as_it_is(weight, known.support, products)
+        stays = as_it_is(weight, known.support, products)
         return Ladder((*(rung for rung in reversed(rungs) if rung.nbytes < stays.nbytes), stays))
 
     def _offered(self, shape: tuple[int, int], support: Bool[Tensor, "out in"] | None) -> list[float]:
@@ -151,15 +152,3 @@ class Pruning(Method):
         there = 0 if support is None else int((~support).sum())
         zeros = {zeros_for(sparsity, grains): sparsity for sparsity in reversed(self.grid)}
         return [sparsity for count, sparsity in sorted(zeros.items()) if there < count * grain and count < grains]
-
-
-def _as_it_is(
-    weight: Float[Tensor, "out in"], support: Bool[Tensor, "out in"] | None, products: tuple[tuple[int, int], ...]
-) -> Rung:
-    """The rung that changes nothing: the dense matrix, or one with the zeros that are there."""
-    if support is None:
-        nbytes, kept = weight.numel() * weight.element_size(), weight.numel()
-    else:
-        sparse = Sparse.of(weight, support)
-        nbytes, kept = sparse.nbytes(), sparse.kept
-    return Rung(method=None, nbytes=nbytes, parameters=kept, products=products, loss=0.0)

@@ -16,6 +16,7 @@ from laconic.calibrate import Gram, Known, OutputGram
 from laconic.formats import DynamicInt8
 from laconic.methods.base import Ladder, Method, Rung, digest_of
 from laconic.methods.quantize.size import check_range
+from laconic.methods.unchanged import as_it_is
 from laconic.numerics.grid import Spacing, codes_of, fit_grid
 from laconic.numerics.loss import quadratic_loss
 
@@ -67,7 +68,6 @@ class Int8(Method):
         lookup = known[Gram].matrix.ndim == 1
         products = () if lookup else ((weight.shape[0], weight.shape[1]),)
         nbytes, count = sizes.tolist()
-        dense = weight.numel() * weight.element_size()
+        stays = as_it_is(weight, known.support, products)
         small = Rung(method=self, nbytes=nbytes, parameters=count, products=products, loss=losses.item())
-        whole = Rung(method=None, nbytes=dense, parameters=count, products=products, loss=0.0)
-        return Ladder((small, whole) if nbytes < dense else (whole,))
+        return Ladder((small, stays) if nbytes < stays.nbytes else (stays,))

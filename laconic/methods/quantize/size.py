@@ -19,6 +19,7 @@ from laconic.calibrate import Gram, Known, OutputGram
 from laconic.errors import UserError, must_be
 from laconic.formats import Coded
 from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.unchanged import as_it_is
 from laconic.numerics.grid import LARGEST_SCALE
 from laconic.numerics.loss import quadratic_loss
 
@@ -117,14 +118,13 @@ class Quantizing(Method):
         losses, sizes = known.once(f"losses in {offered} of {self.unsized()} of {digest_of(weight)}", predict)
         lookup = known[Gram].matrix.ndim == 1
         products = () if lookup else ((weight.shape[0], weight.shape[1]),)
-        count = weight.numel() if known.support is None else int(known.support.count_nonzero())
-        dense = weight.numel() * weight.element_size()
+        stays = as_it_is(weight, known.support, products)
         rungs = [
             Rung(method=self.with_bits(bits), nbytes=nbytes, parameters=kept, products=products, loss=loss)
             for bits, (nbytes, kept), loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
-            if nbytes < dense
+            if nbytes < stays.nbytes
         ]
-        return Ladder((*rungs, Rung(method=None, nbytes=dense, parameters=count, products=products, loss=0.0)))
+        return Ladder((*rungs, stays))
 
 
 def check_range(weight: Float[Tensor, "out in"], method: str) -> None:

@@ -17,7 +17,7 @@ from laconic.calibrate.rows import Rows, rows_of
 from laconic.calibrate.stream import Stream
 from laconic.calibrate.tap import Tap
 from laconic.model import Batch, LanguageModel, Task
-from laconic.recover.correct.fit import matrix_of
+from laconic.recover.correct.fit import shape_of
 from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
 
 KEPT_NUMBERS = 2**26
@@ -187,4 +187,4 @@ def unnormed(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
 
 def width(module: nn.Module) -> int:
     """Outputs of a plain linear or a format."""
-    return matrix_of(module).shape[0]
+    return shape_of(module)[0]

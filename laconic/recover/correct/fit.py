@@ -39,9 +39,17 @@ def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of the matrix of a plain linear or a format, which is not multiplied out for it."""
+    if isinstance(layer, Format):
+        return layer.shape
+    shape = tuple(layer.get_parameter("weight").shape)
+    return (shape[1], shape[0]) if isinstance(layer, Conv1D) else (shape[0], shape[1])
+
+
 def reads(layer: nn.Module, moments: Moments) -> bool:
     """Whether its matrix multiplies what was measured: a part that was dropped may be given nothing at all."""
-    return matrix_of(layer).shape[1] == len(moments.x)
+    return shape_of(layer)[1] == len(moments.x)
 
 
 @torch.no_grad()

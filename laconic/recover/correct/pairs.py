@@ -65,11 +65,13 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
         UserError: it cannot be told which blocks of the original they are.
     """
     sites = original.sites(("all",))
-    names = [layers.name for layers in layers_of(original)] if any(lm.dropped) else []
+    # Blocks that several layers share are all there, whichever of these went.
+    names = [None if layers.shared else layers.name for layers in layers_of(original)] if any(lm.dropped) else []
     rows = []
     for index, ((stack, now), (_, were)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
         here, there = [path for path, _ in now], [path for path, _ in were]
-        gone = [dropped.get(names[index], ()) for dropped in lm.dropped] if names else []
+        name = names[index] if names else None
+        gone = [] if name is None else [dropped.get(name, ()) for dropped in lm.dropped]
         numbers = _left(len(there), gone)
         if len(numbers) != len(here):
             raise UserError(
