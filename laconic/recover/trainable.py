@@ -131,7 +131,7 @@ def _thaw(movable: Sequence[nn.Parameter]) -> None:
 
 
 def _loosen(lm: LanguageModel, still: Set[int]) -> dict[StraightThrough, list[str]]:
-    """Put a free copy where every layer of codes is that multiplies; a word embedding of codes stays frozen."""
+    """Put a free copy where every layer of codes is that multiplies; what is looked up in codes stays frozen."""
     places: dict[Coded, list[str]] = {}
     embedded = {module.coded for module in lm.model.modules() if isinstance(module, CodedEmbedding)}
     for name, module in lm.model.named_modules(remove_duplicate=False):

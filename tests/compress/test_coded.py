@@ -6,7 +6,7 @@ import torch
 from laconic.calibrate import Gram, OutputGram
 from laconic.compress import Compress, Narrow, Shorten, ShrinkHeads
 from laconic.errors import UserError
-from laconic.formats import Coded
+from laconic.formats import Coded, Sparse
 from laconic.methods import METHODS, Gptq, KfacSvd, Magnitude, Plus, Rtn, SparseGpt, Wanda
 from laconic.methods.quantize.size import Quantizing
 from tests.architectures import BY_NAME, outputs
@@ -42,6 +42,22 @@ def test_nor_in_a_model(method: type[Quantizing]) -> None:
         assert isinstance(site.module, Coded)
         assert torch.equal(site.support, masks[site.name])
         assert not site.weight()[~masks[site.name]].any()
+
+
+def test_a_pruned_matrix_stays_where_codes_are_no_smaller() -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    data = data_for(lm)
+    Compress(method=Wanda(sparsity=0.9)).apply(lm, data)
+    before = lm.stored_nbytes(lm.sites())
+    # A scale for each two weights takes more than the few numbers that are left.
+    outcome = Compress(method=Rtn(bits=8, group_size=2)).apply(lm, data)
+    assert not any(outcome.plan.values()) and lm.stored_nbytes(lm.sites()) == before
+    structure = BY_NAME["bert-classifier"].lm().weightless()
+    for step in (Compress(method=Wanda(sparsity=0.9)), Compress(method=Rtn(bits=8, group_size=2))):
+        structure = step.rehearse(structure) or structure
+    assert all(isinstance(site.module, Sparse) for site in structure.sites())
+    Compress(method=Rtn(bits=4, group_size="channel")).apply(lm, data)
+    assert all(after < before[name] for name, after in lm.stored_nbytes(lm.sites()).items())
 
 
 BEFORE = (

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laconic.calibrate import Gram, OutputGram
+from laconic.calibrate import Gram, Known, OutputGram
 from laconic.errors import UserError
 from laconic.formats import Coded, LowRank, Sum
-from laconic.methods import KfacSvd, Magnitude, Method, Plus, Rtn, SparseGpt, Svd
+from laconic.methods import Gptq, Int8, KfacSvd, Magnitude, Method, Plus, Rtn, SparseGpt, Svd
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
 from tests.matrices import Case, case
@@ -104,3 +104,26 @@ def test_no_size_and_no_number() -> None:
         Plus().compress(WIDE.weight, WIDE.known)
     with pytest.raises(UserError, match="NaN"):
         Plus(base=Rtn(bits=2), residual=Svd(rank=1)).compress(WIDE.weight * float("nan"), WIDE.known)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Rtn(group_size=16),
+        Int8(),
+        Plus(base=SparseGpt(), residual=KfacSvd(rank=2)),
+        Plus(base=Gptq(bits=4, sparsity=0.5), residual=KfacSvd(rank=2)),
+    ],
+    ids=["rtn", "dynamic-int8", "plus", "plus of codes"],
+)
+def test_rungs_of_a_pruned_matrix_are_told_in_what_is_stored(method: Method) -> None:
+    pruned = SparseGpt(sparsity=0.9).compress(WIDE.weight, WIDE.known)
+    weight = pruned.dense()
+    ladder = method.ladder(weight, Known(WIDE.known, pruned.support))
+    *smaller, stays = ladder.rungs
+    assert (stays.method, stays.nbytes, stays.parameters) == (None, pruned.nbytes(), pruned.count)
+    assert all(rung.nbytes < stays.nbytes for rung in smaller)
+    for rung in Plus(base=SparseGpt(), residual=KfacSvd(rank=2)).ladder(WIDE.weight, WIDE.known).rungs[:3]:
+        assert rung.method is not None
+        sparse, _ = rung.method.compress(WIDE.weight, WIDE.known).parts
+        assert rung.parameters == sparse.count + 2 * (48 + 64) < 48 * 64

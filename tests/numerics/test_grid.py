@@ -118,3 +118,11 @@ def test_scales_are_numbers_of_sixteen_bits() -> None:
     assert isinstance(grid, Grid)
     assert torch.equal(grid.scale, grid.scale.half().float())
     assert ((grid.zero >= 0) & (grid.zero < 32) & (grid.zero == grid.zero.round())).all()
+
+
+@pytest.mark.parametrize("largest", [1e-2, 4e-5, 4e-6, 4e-7])
+def test_more_bits_are_no_worse_where_scales_are_hardly_numbers_of_sixteen_bits(largest: float) -> None:
+    W = largest * random(20, 64) / random(20, 64).abs().max()
+    errors = [float((rounded(W, Spacing(bits, 64)) - W).norm() / W.norm()) for bits in (4, 6, 8)]
+    assert errors[2] <= errors[1] * 1.01 <= errors[0] * 1.03
+    assert errors[2] < 0.2 or largest < 1e-6

@@ -78,6 +78,10 @@ def test_of_one_hot_inputs_only_outputs_make_up_for_each_other() -> None:
     nearest = values_of(codes_of(W, thin.grid), thin.grid)
     found = quadratic_loss(W - values_of(thin.codes, thin.grid), F, counts)
     assert found < 0.9 * quadratic_loss(W - nearest, F, counts)
+    alone = TwoSided.of(F, counts).round(W, spacing._replace(group=None))
+    nearest = values_of(codes_of(W, alone.grid), alone.grid)
+    found = quadratic_loss(W - values_of(alone.codes, alone.grid), F, counts)
+    assert found < quadratic_loss(W - nearest, F, counts)
     both = TwoSided.of(torch.ones(30), counts).round(W, spacing)
     assert torch.equal(both.codes, codes_of(W, fit_grid(W, spacing)))
 

@@ -180,6 +180,12 @@ def test_blocks_are_matched_by_what_was_dropped(name: str, monkeypatch: pytest.M
         Correct().apply(replace(lm, dropped=()), data_for(lm))
 
 
+def test_a_block_that_all_layers_share_is_itself_whichever_layer_went() -> None:
+    lm = compressed(BY_NAME["albert-masked"].lm(), Compress(method=Svd(), keep=0.5), Shorten(blocks=(0,)))
+    found = Correct().apply(lm, data_for(lm, 60)).found
+    assert found["kl_after"] <= found["kl_before"]
+
+
 def test_a_norm_is_undone() -> None:
     norm, x = nn.LayerNorm(8), torch.randn(5, 8)
     nn.init.normal_(norm.weight, 1, 0.1)

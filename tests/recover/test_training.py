@@ -1,6 +1,7 @@
 """Steps that train: what moves, what stays as it is bit for bit, and a run that was killed goes on as if it had not."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from laconic.calibrate import Calibration
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.judge import Judge
 from laconic.formats import Coded, LowRank, Masked, Sum
-from laconic.methods import Gptq, Int8, KMeans, Magnitude, Plus, Rtn, Svd
+from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
 from laconic.recover import Distil, Finetune, loop
 from laconic.recover.checkpoints import workshop
@@ -186,6 +187,19 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     assert torch.equal(outputs(again.model.eval()), outputs(unbroken.model.eval()))
 
 
+@pytest.mark.parametrize("method", [Rtn(bits=4), Plus(base=Rtn(bits=3), residual=Svd(rank=2))])
+def test_what_is_looked_up_in_codes_stays_while_others_move_straight_through(method: Method) -> None:
+    lm = lm_of("bert-classifier")
+    Compress(method=method, targets=("embedding",)).apply(lm, data_for(lm))
+    Compress(method=Rtn(bits=4)).apply(lm, data_for(lm))
+    codes = {name: tensor for name, tensor in bits(lm).items() if name.endswith("codes")}
+    assert any("word_embeddings" in name for name in codes)
+    Finetune(**{**SHORT, "learning_rate": 1e-2}, quantized="straight-through").apply(lm, data_for(lm, 120))
+    moved = {name for name, tensor in bits(lm).items() if name in codes and not torch.equal(tensor, codes[name])}
+    # The output factor of a low rank is multiplied by, whatever its input factor is.
+    assert moved and not any("word_embeddings" in name and ".left." not in name for name in moved)
+
+
 @pytest.mark.parametrize("how", [{"quantized": "straight-through"}, {"lora": 2}])
 def test_codes_and_adapters_of_what_is_frozen_do_not_move(how: dict) -> None:
     lm = lm_of("bert-classifier")
@@ -227,6 +241,38 @@ def test_trainings_that_may_run_are_not_cleared_away(tmp_path: Path, monkeypatch
             (folder / "large").write_bytes(bytes(100))
         with workshop("next"):
             assert running.is_dir() and not done.is_dir()
+
+
+def test_of_two_runs_of_one_training_the_second_waits_for_what_the_first_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
+    entered: list[str] = []
+
+    def second() -> None:
+        with workshop("key") as folder:
+            entered.append((folder / "history.json").read_text())
+
+    waiting = threading.Thread(target=second)
+    with workshop("key") as folder:
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive() and not entered
+        (folder / "history.json").write_text("done")
+    waiting.join(30)
+    assert entered == ["done"]
+
+
+def test_a_training_that_is_done_asks_its_teacher_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
+    found = []
+    for _ in range(2):
+        lm = with_original(lm_of("bert-classifier"))
+        Compress(method=Magnitude(sparsity=0.5)).apply(lm, None)
+        Distil(**SHORT).apply(lm, data_for(lm))
+        found.append(outputs(lm.model.eval()))
+        monkeypatch.setattr("laconic.recover.training.told_by", None)
+    assert torch.equal(*found)
 
 
 def test_a_teacher_can_be_trained_afterwards() -> None:

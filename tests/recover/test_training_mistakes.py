@@ -35,6 +35,7 @@ def test_a_model_of_which_nothing_moves_is_refused() -> None:
         (Finetune(), {"corpus": corpus(5)}, "too few to train"),
         (Finetune(freeze=("nothing*",)), {}, "matches no parameter"),
         (Distil(), {}, "has no teacher"),
+        (Finetune(precision="fp16"), {}, r"finetune\.precision must be fp32 or bf16 on a CPU; got 'fp16'"),
     ],
 )
 def test_mistakes_are_named(step: Step, change: dict, sentence: str) -> None:
