@@ -61,6 +61,27 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
 def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew: bool) -> "LessonTrainer":
     if pace.batch_size % count():
         raise must_be("batch_size", f"a multiple of {count()}, the number of processes", pace.batch_size)
+    trainer = LessonTrainer(
+        lesson,
+        _arguments(material, pace, folder, anew),
+        data_collator=partial(collated, student=material.student, teacher=material.teacher),
+        train_dataset=material.train,
+        eval_dataset=material.held_out,
+        callbacks=[TensorBoardCallback(_writer(folder))] if is_first() else [],
+    )
+    if trainer.args.world_size != count():
+        raise UserError(
+            f"{count()} processes work together, and accelerate knows of {trainer.args.world_size}; "
+            "start them by torchrun or accelerate launch to train on all of them."
+        )
+    if pace.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(pace.patience))
+    # What it prints would be taken for results.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(material: Material, pace: Pace, folder: Path, anew: bool) -> TrainingArguments:
     often, steps = pace.steps(len(material.train))
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -101,24 +122,7 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew:
     # A launcher's configuration and a second GPU say nothing of this training.
     arguments.mixed_precision = {"fp32": "no"}.get(pace.precision, pace.precision)
     _on_one_device(arguments, material.student.device)
-    trainer = LessonTrainer(
-        lesson,
-        arguments,
-        data_collator=partial(collated, student=material.student, teacher=material.teacher),
-        train_dataset=material.train,
-        eval_dataset=material.held_out,
-        callbacks=[TensorBoardCallback(_writer(folder))] if is_first() else [],
-    )
-    if trainer.args.world_size != count():
-        raise UserError(
-            f"{count()} processes work together, and accelerate knows of {trainer.args.world_size}; "
-            "start them by torchrun or accelerate launch to train on all of them."
-        )
-    if pace.patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(pace.patience))
-    # What it prints would be taken for results.
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return arguments
 
 
 def _on_one_device(arguments: TrainingArguments, device: torch.device) -> None:
