@@ -101,9 +101,9 @@ def drone(rows: Sequence[Row]) -> list[str]:
 def ranks(rows: Sequence[Row]) -> list[str]:
     """Five methods at four ranks, with and without training."""
     parts = [original(rows), ""]
-    for then in ("nothing", "finetune"):
+    for then, said in {"nothing": "As compressed", "finetune": "Fine-tuned"}.items():
         here = compressed(rows, then=then)
-        parts += [f"Followed by {then}: accuracy, and KL to the original", ""]
+        parts += [f"{said}: accuracy, and KL to the original in nats, by rank", ""]
         parts += grid(here, ("method",), "rank", lambda row: f"{figure(row)}, {divergence(row)}")
     return parts
 
@@ -137,7 +137,10 @@ def width(rows: Sequence[Row]) -> list[str]:
     narrowed = compressed(rows, method="narrow")
     others = [row for row in rows if row["method"] != "narrow"]
     return [
+        "Accuracy, and KL to the original in nats, by the share of heads (down) and of channels (across):",
+        "",
         *grid(narrowed, ("heads",), "channels", lambda row: f"{figure(row)}, {divergence(row)}"),
+        "",
         "| | accuracy | file, MB | ms of 1 × 64 | ms of 8 × 64 |",
         "|---|---:|---:|---:|---:|",
         *(
@@ -150,12 +153,26 @@ def width(rows: Sequence[Row]) -> list[str]:
 
 
 def knowledge(rows: Sequence[Row]) -> list[str]:
-    """Zeros, int8 and both, of four groups of matrices, for each task."""
-    parts = [original(rows), ""]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        here = [{**row, "sparsity": row["sparsity"] or "no zeros"} for row in compressed(rows, task=task)]
-        parts += [f"**{task}**", "", *grid(here, ("method", "targets"), "sparsity", figure)]
-    return parts
+    """Zeros, int8 and both, of four groups of matrices: what is known, and how far what is said has moved."""
+    named = [{**row, "sparsity": row["sparsity"] or "no zeros"} for row in rows]
+    asked = [row for row in named if row["task"].startswith("lama")]
+    others = [row for row in named if row["task"].startswith("harness")]
+    return [
+        f"{original(asked)} P@10 of T-REx, and KL to the original in nats, by the share of zeros:",
+        "",
+        *grid(compressed(asked), ("method", "targets"), "sparsity", lambda row: f"{figure(row)}, {divergence(row)}"),
+        f"{original(others)} KL to the original on the texts of BoolQ / PIQA / Winogrande:",
+        "",
+        *grid(_together(compressed(others)), ("method", "targets"), "sparsity", lambda row: row["kl"]),
+    ]
+
+
+def _together(rows: Sequence[Row]) -> list[Row]:
+    """One row for all tasks of a way, with the divergence on each."""
+    ways: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        ways.setdefault((row["method"], row["targets"], row["sparsity"]), []).append(row)
+    return [{**here[0], "kl": " / ".join(f"{float(row['kl']):.2g}" for row in here)} for here in ways.values()]
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = dict(
