@@ -146,7 +146,7 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
     Shorten(drop=1, select="last").apply(lm, None) if name != "bart" else None
     several = Distil(**{**SHORT, "epochs": 2.0})
     data = data_for(lm)
-    material = several._material(lm, several.taught_by(lm), data)
+    material = several._told(several._material(lm, several.taught_by(lm), data), data)
     assert material.train.told is not None
     fresh = replace(material.train, told=None)
     for numbers in (range(4), range(4, 7)):
