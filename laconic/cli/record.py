@@ -9,10 +9,10 @@ from laconic.report.points import MEGABYTE
 def show_record(record: Record, as_json: bool, *before: str) -> None:
     """The JSON of the record, or a few lines after those given."""
     changes = record.changes
-    dense = sum(method is None for method in changes.plan.values())
+    same = sum(method is None for method in changes.plan.values())
     lines = [
         f"{changes.matrices} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} MB "
-        f"({changes.nbytes / max(changes.dense_nbytes, 1):.1%} kept; {dense} left dense)",
+        f"({changes.nbytes / max(changes.dense_nbytes, 1):.1%} kept; {same} left as they were)",
         f"Weights in {record.output}: {record.file_bytes / MEGABYTE:.2f} MB, made in {record.seconds:.1f} s",
     ]
     if changes.untied:

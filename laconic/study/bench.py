@@ -131,8 +131,9 @@ class Bench:
             lm = self._ground.lm if self._ground is not None and self._ground.source == source else None
             # Two models and what is known of both may be more than there is room for.
             self._known = self._ground = None
-            self._references = References()
-            lm = load(source, self._device) if lm is None else lm
+            if lm is None:
+                self._references = References()
+                lm = load(source, self._device)
             self._name, self._ground = name, Ground(lm, self._data(cell.recipe, lm), source)
         return self._ground
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from laconic.errors import UserError
 from laconic.model import load
 from laconic.recipe import read_recipe, run
 from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells, run_study, study_from
@@ -88,30 +87,6 @@ def test_a_model_is_prepared_once_for_all_its_cells(little_study: dict[str, Any]
     assert all(record["state"] == "done" for record in records(tmp_path / "study").values())
 
 
-def test_a_failure_is_recorded_and_done_again_on_request(
-    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from laconic.methods import Svd
-
-    solve = Svd.compress
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("no such luck")
-
-    monkeypatch.setattr(Svd, "compress", broken)
-    summary = done(little_study, tmp_path / "study")
-    assert summary.measured == 9 and len(summary.failed) == 4
-    assert {record["axes"]["method"] for record in summary.failed} == {"svd"}
-    error = dict(summary.failed[0]["error"])
-    assert "in broken" in error.pop("traceback")
-    assert error == {"kind": "RuntimeError", "sentence": "no such luck"}
-    monkeypatch.setattr(Svd, "compress", solve)
-    later = done(little_study, tmp_path / "study")
-    assert later.measured == 0 and len(later.failed) == 4
-    again = done(little_study, tmp_path / "study", retry=True)
-    assert again.measured == 4 and not again.failed
-
-
 @pytest.mark.parametrize("as_axis", [False, True])
 def test_the_distance_to_the_original_on_other_rows_is_a_task(
     little_study: dict[str, Any], little_data: Path, tmp_path: Path, as_axis: bool
@@ -138,25 +113,6 @@ def test_the_distance_to_the_original_on_other_rows_is_a_task(
             assert near["kl"] > 0 and near["rows"] == 5 and f"fidelity:{near['source']}" == named
 
 
-def test_a_figure_that_json_has_no_number_for_is_told_of_and_the_others_stand(
-    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = Bench._judged
-
-    def undefined(self: Bench, *given: Any) -> dict[str, Any]:
-        found = judge(self, *given)
-        found["evaluation"]["results"]["glue/sst2"]["accuracy"]["value"] = float("nan")
-        return found | {"predicted_losses": [float("inf")]}
-
-    monkeypatch.setattr(Bench, "_judged", undefined)
-    little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
-    assert not done(little_study, tmp_path).failed
-    for record in records(tmp_path).values():
-        accuracy = record["evaluation"]["results"]["glue/sst2"]["accuracy"]
-        assert accuracy["value"] is None and accuracy["low"] >= 0
-        assert record["not_finite"]["evaluation.results.glue/sst2.accuracy.value"] == "nan"
-
-
 def test_a_model_is_read_once_for_its_cells_and_makes_room_for_the_next(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,16 +137,6 @@ def test_a_model_is_read_once_for_its_cells_and_makes_room_for_the_next(
     read.clear()
     done(little_study, tmp_path / "two")
     assert sorted(source for source, _ in read) == sorted(models)
-
-
-def test_what_is_no_record_blocks_its_cell_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
-    key = cells(little_study)[3].key
-    Ledger(str(tmp_path / "study"))
-    file = tmp_path / "study" / CELLS / f"{key}.json"
-    file.write_text("{ half")
-    summary = done(little_study, tmp_path / "study")
-    assert summary.measured == 8 and [strange.name for strange in summary.strange] == [f"{key}.json"]
-    assert file.read_text() == "{ half"
 
 
 class Slow:
@@ -273,38 +219,9 @@ def test_several_processes_find_the_same(little_study: dict[str, Any], tmp_path:
     assert figures(tmp_path / "one") == figures(tmp_path / "two")
 
 
-def test_what_cannot_be_is_found_before_anything_runs(little_study: dict[str, Any], tmp_path: Path) -> None:
-    check_cells(cells(little_study))
-    for wrong, sentence in (
-        ({"tasks": ["glue/sst3"]}, "sst2"),
-        ({"data": "nosuch"}, "nosuch"),
-        ({"axes": {**little_study["axes"], "model": [str(tmp_path / "nothing")]}}, "nothing"),
-        ({"axes": {**little_study["axes"], "targets": [["nowhere"]]}}, "nowhere"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            check_cells(cells({**little_study, **wrong}))
-
-
 def test_records_are_json_that_others_read(little_study: dict[str, Any], tmp_path: Path) -> None:
     little_study["axes"] |= {"method": ["svd"], "keep": [0.5], "seed": [0]}
     done(little_study, tmp_path)
     for file in (tmp_path / CELLS).glob("*.json"):
         record = json.loads(file.read_text())
         assert {"version", "key", "state", "baseline", "axes", "family", "recipe", "seconds", "finished"} <= set(record)
-
-
-def test_a_preparation_that_fails_is_tried_once(
-    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    little_study |= {"prepare": [{"finetune": {"epochs": 1, "batch_size": 2, "held_out": 1}}]}
-    tried: list[Path] = []
-
-    def broken(_: object, folder: Path, **__: object) -> None:
-        tried.append(folder)
-        raise OSError("no room")
-
-    monkeypatch.setattr("laconic.study.bench.run", broken)
-    summary = done(little_study, tmp_path / "study")
-    assert len(tried) == 2 and len(set(tried)) == 2, "one for each seed"
-    sentences = {record["error"]["sentence"] for record in summary.failed}
-    assert len(summary.failed) == 10 and sentences == {"no room", "Its model could not be prepared: no room"}
