@@ -31,6 +31,7 @@ from benchmarks import (
     tables,
     tenth,
     threshold,
+    two_sided,
     weighted,
     width_quality,
 )
@@ -73,6 +74,7 @@ BENCHMARKS = {
     "study_overhead_tables": study_overhead.write_tables,
     "runtimes": runtimes.main,
     "runtimes_tables": runtimes.write_tables,
+    "two_sided": two_sided.main,
     "width_quality": width_quality.main,
     "width_tables": width_quality.write_tables,
 }
