@@ -51,8 +51,11 @@ class Step(ABC):
     """One line of a recipe."""
 
     name: ClassVar[str]
-    needs_original: ClassVar[bool] = False
-    """True where `apply` compares the model with `LanguageModel.original`."""
+
+    @property
+    def needs_original(self) -> bool:
+        """True where `apply` compares the model with `LanguageModel.original`."""
+        return False
 
     @property
     @abstractmethod

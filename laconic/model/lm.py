@@ -54,6 +54,12 @@ class LanguageModel:
     def device(self) -> torch.device:
         return self.model.device
 
+    def predicts_as(self, other: "LanguageModel") -> bool:
+        """Whether both predict the same kind of thing, and so many classes."""
+        if self.task is not other.task:
+            return False
+        return self.task is not Task.CLASSIFICATION or self.model.config.num_labels == other.model.config.num_labels
+
     def stacks(self) -> Iterator[tuple[Stack, Blocks]]:
         """Each stack that this model has, with the path and module of each of its blocks, in forward order."""
         return stacks_of(self.model, self.anatomy)

@@ -131,7 +131,7 @@ def apply_steps(
             else:
                 outcomes.append(step.apply(lm, data))
         now = outcomes[-1].now
-        if now is not None and data is not None and now.tokenizer is not lm.tokenizer:
+        if now is not None and data is not None and not (now.tokenizer is lm.tokenizer and now.predicts_as(lm)):
             data = replace(data, batches=_read_again(now, data))
         lm = now or lm
         lm = replace(lm, dropped=(*lm.dropped, outcomes[-1].dropped))

@@ -12,37 +12,43 @@ from laconic.methods.problem import placed
 from laconic.model import LanguageModel
 
 
-def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> None:
-    """Look at all of `steps` in turn; `lm` has no weights and is left as it is, `places` are what the user calls them.
+def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> LanguageModel:
+    """What becomes of the structure of `lm`, which has no weights and is left as it is; `places` are what the user
+    calls the steps.
 
     Raises:
         UserError: a step cannot be done, or not after an earlier one, which is then named.
     """
     here = lm.twin()
     for number, step in enumerate(steps):
-        error = _mistake(step, here)
+        error = _mistake(step, here, lm)
         if error is not None:
             spoiler = _spoiler(lm, step, steps[:number])
             place = places[number] if spoiler is None else f"{places[number]} cannot follow {places[spoiler]}"
             raise placed(error, place) from error
-        # Nobody looks at what the last one leaves.
-        if number + 1 < len(steps):
-            here = step.rehearse(here) or here
+        here = step.rehearse(here) or here
+    return here
 
 
 def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | None:
     """The last of those `before` that `step` could still have been done in front of; None where it never could."""
     here, spoiler = lm.twin(), None
     for number, earlier in enumerate(before):
-        if _mistake(step, here) is None:
+        if _mistake(step, here, lm) is None:
             spoiler = number
         here = earlier.rehearse(here) or here
     return spoiler
 
 
-def _mistake(step: Step, lm: LanguageModel) -> UserError | None:
+def _mistake(step: Step, lm: LanguageModel, first: LanguageModel) -> UserError | None:
+    """What is wrong with `step` where `first` has become `lm`."""
     try:
         step.check(lm)
     except UserError as error:
         return error
+    if step.needs_original and not lm.predicts_as(first):
+        return UserError(
+            f"The step '{step.name}' compares with the model as it was before the first step, which predicts something "
+            "else; let a recipe of its own make the model with its new head, and begin with that one."
+        )
     return None

@@ -109,7 +109,7 @@ def check_recipe(recipe: Recipe, model: LanguageModel, *, compared: bool = False
     `compared`: what it makes is judged beside the original.
     """
     places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
-    check_order(model, recipe.steps, places)
+    made = check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
         if step.needs_data and recipe.data is None:
             raise UserError(
@@ -119,8 +119,8 @@ def check_recipe(recipe: Recipe, model: LanguageModel, *, compared: bool = False
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
     if recipe.evaluate is not None:
-        made = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
-        check_tasks(recipe.evaluate.tasks, model.task, compared=compared, calibration=made)
+        known = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
+        check_tasks(recipe.evaluate.tasks, made.task, compared=compared, calibration=known)
 
 
 def pictures_of(changes: Changes) -> dict[str, bytes]:

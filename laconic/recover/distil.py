@@ -7,7 +7,7 @@ change). The formulas are in `laconic.numerics.distillation`.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -39,7 +39,6 @@ class Distil(Training):
     """
 
     name = "distil"
-    needs_original: ClassVar[bool] = True
 
     teacher: str | None = None
     logits: Weight = 1.0
@@ -65,6 +64,10 @@ class Distil(Training):
             raise must_be("temperature", "above 0", self.temperature)
         if not (self.logits or self.compares_layers):
             raise must_be("logits", "above 0, or hidden, attention, values or matches given", self.logits)
+
+    @property
+    def needs_original(self) -> bool:
+        return self.teacher is None
 
     @property
     def compares_layers(self) -> bool:

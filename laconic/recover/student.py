@@ -1,7 +1,8 @@
 """A fresh, smaller model in the place of the one that was given, for `distil` to teach.
 
 It begins with chosen blocks of the model (V. Sanh et al., "DistilBERT", 2019, arXiv 1910.01108, takes one of two), or
-with random ones between the model's own embeddings and head, or as another model altogether.
+with random ones between the model's own embeddings and head, or as another model altogether; or it is the model itself
+with a head for another task.
 """
 
 import copy
@@ -10,18 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Shorten, Step
-from laconic.errors import UserError, must_be, reason_of, unknown
+from laconic.errors import UserError, must_be, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, check_model, load, skeleton
 from laconic.model.layers import layers_of
 from laconic.model.loading import tokenizers
 from laconic.model.task import auto_class_for
+from laconic.recover.beginning import classifier_of, copy_numbers, random_model, tell_apart
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
@@ -38,6 +38,8 @@ class Student(Step):
     config:  values of the configuration that differ, as `{hidden_size: 192}`; the blocks then have random weights.
     model:   a folder or hub name instead: another model, with its own weights, or of random ones where the folder has
              only a config.json.
+    classes: so many a new head tells apart, or 1 for a score; its weights are random, and it is for `finetune`
+             to train it. What the model did before is forgotten.
     seed:    of random weights.
     """
 
@@ -48,13 +50,19 @@ class Student(Step):
     outside: bool = True
     config: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    classes: Annotated[int, Field(ge=1)] | None = None
     seed: Number = 0
 
     def __post_init__(self) -> None:
-        if self.model is not None and (self.blocks is not None or self.config):
-            raise must_be("model", "left out where blocks or config say what the student is like", self.model)
-        if self.model is None and self.blocks is None and not self.config and self.weights == "blocks":
-            raise UserError("The step 'student' needs to know the student: give blocks, config, weights or model.")
+        if self.classes is not None and self.classes < 1:
+            raise must_be("classes", "at least 1", self.classes)
+        says = self.blocks is not None or bool(self.config) or self.classes is not None
+        if self.model is not None and says:
+            raise must_be("model", "left out where blocks, config or classes say what the student is like", self.model)
+        if self.model is None and not says and self.weights == "blocks":
+            raise UserError(
+                "The step 'student' needs to know the student: give blocks, config, classes, weights or model."
+            )
 
     @property
     def needs_data(self) -> bool:
@@ -62,7 +70,13 @@ class Student(Step):
 
     @property
     def _is_random(self) -> bool:
+        """Whether the blocks have random weights."""
         return self.weights == "random" or bool(self.config)
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether anything has."""
+        return self._is_random or self.classes is not None
 
     def check(self, lm: LanguageModel) -> None:
         if self.model is not None:
@@ -73,15 +87,15 @@ class Student(Step):
                 raise unknown("value", name, lm.model.config.to_dict(), f"The configuration of '{lm.source}' has")
         if self.blocks is not None:
             Shorten(blocks=self._others(lm)).check(lm)
-        if self._is_random and any(isinstance(module, Format) for module in lm.model.modules()):
+        if self._is_fresh and any(isinstance(module, Format) for module in lm.model.modules()):
             raise UserError("A student with random weights is a plain model; put the step before those that compress.")
-        if self._is_random:
+        if self._is_fresh:
             self._smaller(lm.weightless())
 
     def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
         if self.model is not None:
             return skeleton(self.model)
-        if self._is_random:
+        if self._is_fresh:
             return self._smaller(lm)[0]
         if self.blocks is not None:
             Shorten(blocks=self._others(lm)).rehearse(lm)
@@ -95,7 +109,7 @@ class Student(Step):
         """
         self.check(lm)
         now, dropped = (self._another(lm), {}) if self.model is not None else self._smaller(lm)
-        if now.task is not lm.task:
+        if now.task is not lm.task and self.classes is None:
             raise UserError(f"The student '{self.model}' does {now.task}, and the model {lm.task}; take one that does.")
         before, after = (model.stored_nbytes(model.sites(("all",))) for model in (lm, now))
         names = dict.fromkeys((*before, *after), 0)
@@ -105,14 +119,19 @@ class Student(Step):
         """The student, and which blocks of the model it has not."""
         small = lm.copy()
         dropped = {} if self.blocks is None else Shorten(blocks=self._others(lm)).apply(small, None).dropped
-        if not self._is_random:
+        if not self._is_fresh:
             return small, dropped
-        config = copy.deepcopy(small.model.config)
+        config, kind = copy.deepcopy(small.model.config), type(small.model)
         config.update(self.config)
-        fresh = self._random(config, type(small.model), lm.device)
-        if self.outside:
-            _copy_outside(small, fresh)
-        return replace(small, model=fresh.train(lm.model.training)), dropped
+        if self.classes is not None:
+            tell_apart(config, self.classes)
+            kind = classifier_of(config)
+        fresh = random_model(config, kind, lm.device, self.seed).train(lm.model.training)
+        now = LanguageModel.of(fresh, lm.tokenizer)
+        copy_numbers(small, now, blocks=not self._is_random, outside=self.outside, head=self.classes is None)
+        kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
+        # Nothing that follows can be compared with a model of another task.
+        return replace(now, **kept, original=lm.original if self.classes is None else None), dropped
 
     def _another(self, lm: LanguageModel) -> LanguageModel:
         assert self.model is not None
@@ -122,7 +141,7 @@ class Student(Step):
         config = check_model(self.model)
         kind = auto_class_for(config, config.architectures or (type(lm.model).__name__,))
         own, target = tokenizers(self.model)
-        model = self._random(config, kind, lm.device).train(lm.model.training)
+        model = random_model(config, kind, lm.device, self.seed).train(lm.model.training)
         return replace(
             LanguageModel.of(model, own or lm.tokenizer),
             dtype=lm.dtype,
@@ -130,19 +149,6 @@ class Student(Step):
             original=lm.original,
             target_tokenizer=target or lm.target_tokenizer,
         )
-
-    def _random(self, config: PreTrainedConfig, kind: Any, device: torch.device) -> PreTrainedModel:
-        """In fp32, whatever the configuration says: what trains is rounded where it is stored."""
-        # Numbers are drawn on the CPU, so that they are the same on every device.
-        drawn_on = device if device.type == "meta" else torch.device("cpu")
-        with torch.random.fork_rng(), drawn_on:
-            torch.manual_seed(self.seed)
-            try:
-                model = kind.from_config(config) if not issubclass(kind, PreTrainedModel) else kind(config)
-            except ValueError as error:
-                raise UserError(f"There is no model of that configuration: {reason_of(error)}") from error
-        torch.nn.Module.to(model, device, torch.float32)
-        return model
 
     def _others(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
         """The blocks that the student does not have."""
@@ -158,13 +164,3 @@ class Student(Step):
             stack: tuple(n for n in range(counts[stack]) if n not in kept) for stack, kept in asked.items()
         }
         return others if len(counts) > 1 else next(iter(others.values()))
-
-
-@torch.no_grad()
-def _copy_outside(source: LanguageModel, target: PreTrainedModel) -> None:
-    """What lies outside of the blocks, where it has the same shape."""
-    inside = tuple(f"{layers.list}." for layers in layers_of(source))
-    theirs: Mapping[str, torch.Tensor] = source.model.state_dict()
-    for name, tensor in target.state_dict().items():
-        if not name.startswith(inside) and name in theirs and theirs[name].shape == tensor.shape:
-            tensor.copy_(theirs[name])

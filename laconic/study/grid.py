@@ -80,7 +80,11 @@ def _cell(study: Study, point: Point) -> Cell:
     except UserError as error:
         raise placed(error, f"study.axes at {where}") from error
     axes = {name: None if name in idle or name not in point else point[name].label for name in study.axes}
-    return Cell(axes=axes, recipe=recipe, prepare=study.prepare, save=study.save)
+    return Cell(axes=axes, recipe=recipe, prepare=_preparation(study, point), save=study.save)
+
+
+def _preparation(study: Study, point: Point) -> tuple[Step, ...]:
+    return study.prepares(point["task"].label if "task" in point else None)
 
 
 def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
@@ -101,7 +105,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
     recipe = replace(
         base,
         model=means.get("model", base.model),
-        data=data if any(step.needs_data for step in (*study.prepare, *steps)) else None,
+        data=data if any(step.needs_data for step in (*_preparation(study, point), *steps)) else None,
         samples=study.samples or base.samples,
         seed=means.get("seed", base.seed),
         max_length=study.max_length or base.max_length,

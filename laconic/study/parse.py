@@ -5,12 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from laconic.compress import Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.recipe.building import build, read_mapping
 from laconic.recipe.overrides import put
 from laconic.recipe.parse import steps_from
 from laconic.study.axes import axis_values
-from laconic.study.schema import Label, Study, Value
+from laconic.study.schema import OTHERS, Label, Study, Value
 
 ROOT = "study"
 
@@ -52,7 +53,7 @@ def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
         for index, line in enumerate(_list(values.get("exclude"), f"{ROOT}.exclude"))
     )
     if values.get("prepare"):
-        values["prepare"] = steps_from(values["prepare"], f"{ROOT}.prepare")
+        values["prepare"] = _preparations(values["prepare"], values["axes"].get("task", ()))
     if isinstance(values.get("targets"), str):
         values["targets"] = [values["targets"]]
     return build(Study, {name: value for name, value in values.items() if value is not None}, ROOT)
@@ -64,6 +65,18 @@ def _check_axes(axes: Mapping[str, tuple[Value, ...]]) -> None:
             raise UserError(f"{ROOT}.axes.model is missing; name at least one model.")
     if ("method" in axes) == ("recipe" in axes):
         raise UserError(f"{ROOT}.axes must have either the axis method or the axis recipe; got {', '.join(axes)}.")
+
+
+def _preparations(spelled: object, tasks: tuple[Value, ...]) -> dict[str, tuple[Step, ...]]:
+    """The steps for each task; a list is for all of them."""
+    place = f"{ROOT}.prepare"
+    if not isinstance(spelled, Mapping):
+        return {OTHERS: steps_from(spelled, place)}
+    known = (*(str(task.label) for task in tasks), OTHERS)
+    for task in spelled:
+        if task not in known:
+            raise UserError(f"{place}: {unknown('task', str(task), known, 'This study has')}")
+    return {task: steps_from(steps, f"{place}.{task}") for task, steps in spelled.items()}
 
 
 def _mapping(spelled: object, place: str, holds: str) -> Mapping[str, Any]:

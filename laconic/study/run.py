@@ -52,7 +52,9 @@ def check_cells(cells: Sequence[Cell]) -> None:
         try:
             model = models[source] = models.get(source) or skeleton(source)
             if cell.prepare:
-                check_order(model, cell.prepare, [f"study.prepare[{index}]" for index in range(len(cell.prepare))])
+                model = check_order(
+                    model, cell.prepare, [f"study.prepare[{index}]" for index in range(len(cell.prepare))]
+                )
             check_recipe(cell.recipe, model, compared=True)
         except UserError as error:
             raise placed(error, where) from error

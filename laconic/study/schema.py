@@ -1,7 +1,7 @@
 """What a study says: the axes of its grid, and what every cell shares."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,6 +12,7 @@ from laconic.evaluate import Conditions
 from laconic.recipe.schema import Count
 
 Label = str | int | float | None
+OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Study:
     tasks:      what every model is judged on, where that is neither an axis nor said by a cell's own recipe.
     limit:      rows of each task at most.
     cost:       also size, latency and memory; or under which conditions.
-    prepare:    steps that make of each model the one that is compressed, such as fine-tuning it on the task; done once.
+    prepare:    by task, steps that make of each model the one that is compressed, such as fine-tuning it; done once.
     save:       keep every compressed model in the study's folder.
     mlflow:     log every cell in MLflow, in the study's folder or at a tracking URI.
     """
@@ -69,6 +70,10 @@ class Study:
     tasks: tuple[str, ...] = ()
     limit: Count | None = None
     cost: bool | Conditions = False
-    prepare: tuple[Step, ...] = ()
+    prepare: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     save: bool = False
     mlflow: bool | str = False
+
+    def prepares(self, task: Label) -> tuple[Step, ...]:
+        """The steps that make the model of a task, and of one that is not named those of `OTHERS`."""
+        return self.prepare.get(str(task), self.prepare.get(OTHERS, ()))

@@ -18,7 +18,7 @@ from laconic.recover.lesson import Lesson, Terms, task_loss
 from laconic.recover.matches import uniform
 from laconic.recover.observe import Feature, eager, observe
 from laconic.recover.rows import ByLength
-from tests.architectures import BY_NAME, outputs
+from tests.architectures import BY_NAME
 from tests.recover.ground import data_for, lm_of, with_original
 from tests.recover.test_training import SHORT, kl
 
@@ -182,36 +182,6 @@ def test_batches_are_of_one_length_and_every_row_comes_once() -> None:
     assert list(order) == first
 
 
-@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "t5", "bart"])
-def test_a_student_of_chosen_blocks(name: str, tmp_path: Path) -> None:
-    lm = with_original(lm_of(name))
-    blocks = {"encoder": (1,), "decoder": (1,)} if lm.model.config.is_encoder_decoder else (1,)
-    if name == "t5":
-        blocks = {"encoder": (0,), "decoder": (0,)}
-    outcome = Student(blocks=blocks).apply(lm, None)
-    assert outcome.now is not None
-    assert outcome.nbytes * 2 == outcome.dense_nbytes
-    assert torch.equal(outputs(lm.model), outputs(lm.original.model)), "the model that was given stays as it is"
-    shortened = lm.copy()
-    others = {stack: (1 - kept[0],) for stack, kept in blocks.items()} if isinstance(blocks, dict) else (0,)
-    Shorten(blocks=others).apply(shortened, None)
-    assert torch.equal(outputs(outcome.now.model), outputs(shortened.model))
-
-
-def test_a_random_student_between_the_models_embeddings_and_head() -> None:
-    lm = lm_of("bert-classifier")
-    now = Student(blocks=(0,), weights="random", seed=3).apply(lm, None).now
-    again = Student(blocks=(0,), weights="random", seed=3).apply(lm, None).now
-    bare = Student(blocks=(0,), weights="random", outside=False, seed=3).apply(lm, None).now
-    assert now is not None and again is not None and bare is not None
-    theirs = lm.model.state_dict()
-    for tensor_name, tensor in now.model.state_dict().items():
-        assert torch.equal(tensor, again.model.state_dict()[tensor_name])
-        assert torch.equal(tensor, theirs[tensor_name]) == ("layer.0" not in tensor_name) or tensor.ndim < 2
-    assert not torch.equal(bare.model.get_parameter("bert.embeddings.word_embeddings.weight"),
-                           lm.model.get_parameter("bert.embeddings.word_embeddings.weight"))  # fmt: skip
-
-
 def test_another_architecture_learns_of_its_teacher(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     config = BY_NAME["distilbert-classifier"].model().config
     config.num_labels = 3
@@ -231,9 +201,6 @@ def test_another_architecture_learns_of_its_teacher(tiny_model: Path, texts: Pat
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
-        (Student(blocks=(0, 5)), "blocks must be some of 0 to 1"),
-        (Student(blocks=(1, 0)), "each once and in order"),
-        (Student(config={"hiden_size": 16}), "did you mean 'hidden_size'"),
         (Distil(matches=(Match(teacher=9, student=1),)), "layer of the teacher"),
         (Distil(matches=(Match(teacher=1, student=1, feature=Feature.VALUES, heads=5),)), "a divisor of"),
     ],
@@ -247,8 +214,6 @@ def test_what_does_not_fit_is_named(step, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (Student, "needs to know the student"),
-        (lambda: Student(model="x", blocks=(1,)), "model must be left out"),
         (lambda: Match(teacher=1, student=1, loss="gram"), "two layers for the loss gram"),
         (lambda: Match(teacher=1, student=1, feature=Feature.ATTENTION, loss="cosine"), "one of mse, cross-entropy"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from laconic.compress import Compress, Narrow
 from laconic.errors import UserError
-from laconic.recover import Finetune
+from laconic.recover import Finetune, Student
 from laconic.study import Cell, cells_of, read_study, study_from
 
 AXES = {"model": ["some/model"], "method": ["svd"], "keep": [0.5]}
@@ -84,6 +84,21 @@ def test_neighbours_share_what_is_costly_to_find_out() -> None:
         assert len(list(groupby(place))) == len(set(place)), "each in one run"
 
 
+def test_a_model_may_be_prepared_for_each_task_in_its_own_way() -> None:
+    axes = {**AXES, "task": ["glue/rte", "glue/stsb"]}
+    own = {"glue/stsb": [{"finetune": {"epochs": 2}}], "others": [{"student": {"classes": 2}}, {"finetune": {}}]}
+    found = cells(axes, prepare=own)
+    ways = {cell.axes["task"]: cell.prepare for cell in found}
+    assert ways == {
+        "glue/rte": (Student(classes=2), Finetune()),
+        "glue/stsb": (Finetune(epochs=2),),
+    }
+    assert {cell.recipe.data for cell in found} == {"glue/rte", "glue/stsb"}
+    # Where a task has no line and there is none for the others, it begins with the model as it is.
+    some = cells(axes, prepare={"glue/stsb": own["glue/stsb"]})
+    assert {cell.prepare for cell in some if cell.axes["task"] == "glue/rte"} == {()}
+
+
 def test_a_prepared_model_is_another_for_every_seed() -> None:
     prepared = cells({**AXES, "seed": [0, 1]}, data="d", prepare=[{"finetune": {}}])
     assert len([cell for cell in prepared if cell.baseline]) == 2
@@ -150,6 +165,8 @@ def test_values_can_be_given_anew(tmp_path: Path) -> None:
         ({"axes": AXES, "exclude": [{"keep": [[0.5]]}]}, r"study\.exclude\[0\]\.keep: There is no value '\[0\.5\]'"),
         ({"axes": AXES, "cost": {"lenght": [64]}}, r"study\.cost: There is no key 'lenght': did you mean 'length'"),
         ({"axes": AXES, "cost": {"batch": [1, 0]}}, r"study\.cost\.batch\[1\] must be in \[1, ∞\); got 0"),
+        ({"axes": AXES, "prepare": {"glue/rte": []}}, r"study\.prepare: This study has no task 'glue/rte': known are"),
+        ({"axes": {**AXES, "task": ["glue/rte"]}, "prepare": {"glue/rte": []}}, r"study\.prepare\.glue/rte must be a"),
         ({}, r"study\.axes is missing"),
     ],
 )  # fmt: skip

@@ -87,6 +87,17 @@ def test_a_model_is_prepared_once_for_all_its_cells(little_study: dict[str, Any]
     assert all(record["state"] == "done" for record in records(tmp_path / "study").values())
 
 
+def test_a_model_gets_the_head_of_its_task(little_study: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    del little_study["tasks"]
+    little_study["axes"] |= {"model": [str(tiny_model)], "task": ["glue/sst2"], "seed": [0], "keep": [0.5]}
+    training = {"finetune": {"epochs": 1, "batch_size": 2, "held_out": 1}}
+    little_study |= {"prepare": {"glue/sst2": [{"student": {"classes": 2}}, training]}}
+    check_cells(cells(little_study))
+    assert not done(little_study, tmp_path / "study").failed
+    (folder,) = (path for path in (tmp_path / "study" / "prepared").iterdir() if path.is_dir())
+    assert load(str(folder)).model.config.num_labels == 2 != load(str(tiny_model)).model.config.num_labels
+
+
 @pytest.mark.parametrize("as_axis", [False, True])
 def test_the_distance_to_the_original_on_other_rows_is_a_task(
     little_study: dict[str, Any], little_data: Path, tmp_path: Path, as_axis: bool

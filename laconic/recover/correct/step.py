@@ -30,7 +30,6 @@ class Correct(Step):
     """
 
     name = "correct"
-    needs_original = True
 
     refit: bool = True
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -38,6 +37,10 @@ class Correct(Step):
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise must_be("held_out", "in (0, 1)", self.held_out)
+
+    @property
+    def needs_original(self) -> bool:
+        return True
 
     @property
     def needs_data(self) -> bool:
