@@ -23,6 +23,7 @@ class Calibration:
     samples otherwise.
     corpus: all rows of the split that the batches were drawn from, for steps that train; None where there are no more.
     max_length: tokens of a row at most.
+    samples: rows that the batches were drawn as; None where every row of theirs is one.
     """
 
     batches: list[Batch]
@@ -31,6 +32,7 @@ class Calibration:
     track: Track = silent
     corpus: Corpus | None = None
     max_length: int = 128
+    samples: int | None = None
 
     def share(self, what: str) -> Iterator[tuple[Batch, torch.Generator]]:
         """The batches that this process runs, each with random numbers of its own.

@@ -52,11 +52,11 @@ def evaluate(
     names = split(tasks or [])
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
-    task = skeleton(model).task
+    structure = skeleton(model)
     if against is not None:
         check_model(against)
     made = made_with(*filter(None, (model, against)))
-    check_tasks(names, task, compared=against is not None, calibration=made, runtime=runtime)
+    check_tasks(names, structure, compared=against is not None, calibration=made, runtime=runtime)
     with progress() as track:
         original = None if against is None else load(against, device)
         lm = load(model, device)

@@ -31,7 +31,7 @@ def export(
     check_target(to)
     check_output(output)
     names = split(tasks or [])
-    check_tasks(names, skeleton(model).task, compared=True)
+    check_tasks(names, skeleton(model), compared=True)
     with progress() as track:
         outcome = export_model(load(model), to, output, tasks=names, limit=limit, track=track).to_json()
     tables = {} if outcome["quality"] is None else tables_of(outcome["quality"])

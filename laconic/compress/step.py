@@ -58,6 +58,11 @@ class Step(ABC):
         return False
 
     @property
+    def prepares(self) -> bool:
+        """True where what it leaves is what later steps compare with: it makes the model that is to be made smaller."""
+        return False
+
+    @property
     @abstractmethod
     def needs_data(self) -> bool:
         """True when `apply` cannot do without calibration data."""

@@ -14,7 +14,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.judging import Judge, Judged, by_length, in_order, predicted, tokenizer_name
+from laconic.evaluate.judging import Judge, Judged, by_length, called, in_order, predicted, tokenizer_name
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -84,14 +84,17 @@ class Glue(Judge):
     def source(self) -> str:
         return f"glue/{self.task.name}"
 
-    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has the true label and the predicted class or score of each row."""
-        self.refuse(lm.task, lm.source)
+    def refuse(self, lm: LanguageModel) -> None:
+        super().refuse(lm)
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
             raise UserError(
-                f"The task '{self.source}' needs a model with num_labels {needed}; '{lm.source}' has {outputs}."
+                f"The task '{self.source}' needs a model with num_labels {needed}; {called(lm)} has {outputs}."
             )
+
+    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+        """The table has the true label and the predicted class or score of each row."""
+        self.refuse(lm)
         classes = torch.tensor(class_numbers(lm, self.task.classes))
         rows = rows_of(lm, replace(corpus, classes=self.task.classes), max_length=CONTEXT)
         parts, data = by_length(lm, rows, BATCH)

@@ -78,12 +78,18 @@ class Judge(ABC):
         """Rows of `corpus` as plain text, for a comparison that has nothing to do with the task."""
         return corpus
 
-    def refuse(self, task: Task, model: str = "") -> None:
-        """Raise UserError unless a model that predicts `task` can be judged; `model` is its name."""
-        if task not in self.kinds:
+    def refuse(self, lm: LanguageModel) -> None:
+        """Raise UserError unless a model of that structure can be judged; its weights may be absent."""
+        if lm.task not in self.kinds:
             wanted = " or ".join(kind.value for kind in self.kinds)
-            whose = f"'{model}'" if model else "the model"
-            raise UserError(f"The task '{self.name}' needs {a(wanted)} model; {whose} is {a(task.value)} model.")
+            raise UserError(
+                f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model."
+            )
+
+
+def called(lm: LanguageModel) -> str:
+    """The model's name in a sentence."""
+    return f"'{lm.source}'" if lm.source else "the model"
 
 
 def a(words: str) -> str:

@@ -70,7 +70,7 @@ class Perplexity(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the nats, tokens, words and bytes of each row."""
-        self.refuse(lm.task, lm.source)
+        self.refuse(lm)
         context, stride = self._window(lm)
         first = start_token(lm)
         data, rows = _windows(lm, corpus, context, stride)

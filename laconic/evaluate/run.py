@@ -96,7 +96,7 @@ def evaluate(
     calibration = made_with(*(model.source for model in (lm, against) if model is not None))
     check_apart(asked.sources, calibration)
     for judge in asked.judges.values():
-        judge.refuse(lm.task, lm.source)
+        judge.refuse(lm)
     corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
     rows = asked.rows_to_compare(corpora, limit)
     under = Conditions.of(cost)

@@ -46,7 +46,7 @@ class Seq2Seq(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""
-        self.refuse(lm.task, lm.source)
+        self.refuse(lm)
         if any(example.target is None for example in corpus.examples):
             raise UserError(
                 f"The task '{self.name}' needs rows with a source and a target; '{corpus.source}' has others."

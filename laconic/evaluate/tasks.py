@@ -17,7 +17,7 @@ from laconic.evaluate.judging import Judge
 from laconic.evaluate.lama import LAMA_NAMES, lama_task
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
-from laconic.model import Task
+from laconic.model import LanguageModel
 from laconic.runtime import EAGER, ONNX, OPENVINO
 
 ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
@@ -73,14 +73,14 @@ def without_original(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if _kind(name) != FIDELITY)
 
 
-def check_task(name: str, task: Task | None = None) -> None:
+def check_task(name: str, lm: LanguageModel | None = None) -> None:
     """`check_tasks` of one task of a model that is not compared with another."""
-    check_tasks([name], task, compared=False)
+    check_tasks([name], lm, compared=False)
 
 
 def check_tasks(
     names: Sequence[str],
-    task: Task | None,
+    lm: LanguageModel | None,
     *,
     compared: bool,
     calibration: Sequence[str] = (),
@@ -88,7 +88,7 @@ def check_tasks(
 ) -> None:
     """Raise UserError as `wanted`, and for a source that does not exist; no model and no row is read.
 
-    `task` is what the model predicts, where that is known: a model of the wrong kind is refused too. `calibration`
+    `lm` is the model without weights, where there is one already: one of the wrong kind is refused too. `calibration`
     names the sources that it was made with: a task that would judge on the same file is refused. A task that lets the
     model write is refused where `runtime` cannot.
     """
@@ -103,8 +103,8 @@ def check_tasks(
                 f"The task '{judge.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
                 "in the runtime eager."
             )
-        if task is not None:
-            judge.refuse(task)
+        if lm is not None:
+            judge.refuse(lm)
 
 
 def _judge(name: str) -> Judge:

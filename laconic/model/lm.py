@@ -26,8 +26,9 @@ class LanguageModel:
     dtype is that of the stored weights: what laconic computes in float32 is rounded to it before it is put in
     place, so that the model in memory equals the one that is reloaded.
 
-    original is the model as it was before the first of several steps, with tensors of its own; None where no step
-    looks at it. dropped are the layers that each step since then has dropped, by stack, as numbered before it.
+    original is the model as it was before the first step that does more than prepare it, with tensors of its own; None
+    where no step looks at it. dropped are the layers that each step since then has dropped, by stack, as numbered
+    before it.
     """
 
     model: PreTrainedModel
@@ -53,12 +54,6 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
-
-    def predicts_as(self, other: "LanguageModel") -> bool:
-        """Whether both predict the same kind of thing, and so many classes."""
-        if self.task is not other.task:
-            return False
-        return self.task is not Task.CLASSIFICATION or self.model.config.num_labels == other.model.config.num_labels
 
     def stacks(self) -> Iterator[tuple[Stack, Blocks]]:
         """Each stack that this model has, with the path and module of each of its blocks, in forward order."""

@@ -104,10 +104,13 @@ def _weights(source: str, auto_class: Any) -> PreTrainedModel:
     """The model in float32, with every tensor from the file: transformers alone would only warn of random ones."""
     place = _place(source)
     try:
-        # Mismatches are gathered, to be named below.
-        model, report = auto_class.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        # A pooler that is not in the file is drawn, the same at every loading.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            # Mismatches are gathered, to be named below.
+            model, report = auto_class.from_pretrained(
+                place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -117,7 +120,8 @@ def _weights(source: str, auto_class: Any) -> PreTrainedModel:
             f"The weights of '{source}' do not fit its config.json: '{name}' has shape {tuple(stored)} in the file and "
             f"{tuple(wanted)} in the model; use files that were saved together."
         )
-    # Some plain encoders are saved without the pooler that their class has; no prediction of ours reads it.
+    # Some plain encoders are saved without the pooler that their class has; nothing reads it but a head that is put on
+    # them, and learns.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(
             f"The weights of '{source}' are incomplete: {len(missing)} of its tensors are missing, the first is "

@@ -63,7 +63,7 @@ class Sampling:
         """The calibration data drawn from `corpus` for `lm`."""
         drawn = sample(corpus, self.samples, self.seed)
         tokens = batches(lm, drawn, max_length=self.max_length, seed=self.seed)
-        return Calibration(tokens, self.labels, self.seed, track, corpus, self.max_length)
+        return Calibration(tokens, self.labels, self.seed, track, corpus, self.max_length, self.samples)
 
 
 def steps_of(
@@ -121,28 +121,29 @@ def apply_steps(
     """
     for step in steps:
         step.check_data(data)
-    if any(step.needs_original for step in steps):
-        lm = replace(lm, original=lm.copy())
     outcomes = []
     for index, step in enumerate(steps):
+        if lm.original is None and not step.prepares and any(later.needs_original for later in steps[index:]):
+            lm = replace(lm, original=lm.copy())
         with processes.agreed():
             if known is not None and index == 0 and isinstance(step, Compress):
                 outcomes.append(step.solve(lm, known, data))
             else:
                 outcomes.append(step.apply(lm, data))
         now = outcomes[-1].now
-        if now is not None and data is not None and not (now.tokenizer is lm.tokenizer and now.predicts_as(lm)):
-            data = replace(data, batches=_read_again(now, data))
+        if now is not None and data is not None and data.corpus is not None:
+            data = replace(data, batches=_read_again(now, data, data.corpus))
         lm = now or lm
-        lm = replace(lm, dropped=(*lm.dropped, outcomes[-1].dropped))
+        lm = replace(lm, dropped=() if lm.original is None else (*lm.dropped, outcomes[-1].dropped))
         processes.copy_from_first({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
     return replace(lm, original=None, dropped=()), _together(outcomes)
 
 
-def _read_again(lm: LanguageModel, data: Calibration) -> list[Batch]:
+def _read_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> list[Batch]:
     """The same rows, as another model reads them."""
-    assert data.corpus is not None
-    drawn = sample(data.corpus, sum(len(batch["input_ids"]) for batch in data.batches), data.seed)
+    # A plain encoder has a row for each text of a pair.
+    samples = data.samples or sum(len(batch["input_ids"]) for batch in data.batches)
+    drawn = sample(corpus, samples, data.seed)
     return batches(lm, drawn, max_length=data.max_length, seed=data.seed)
 
 

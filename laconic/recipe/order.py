@@ -21,7 +21,7 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
     """
     here = lm.twin()
     for number, step in enumerate(steps):
-        error = _mistake(step, here, lm)
+        error = _mistake(step, here)
         if error is not None:
             spoiler = _spoiler(lm, step, steps[:number])
             place = places[number] if spoiler is None else f"{places[number]} cannot follow {places[spoiler]}"
@@ -34,21 +34,15 @@ def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | Non
     """The last of those `before` that `step` could still have been done in front of; None where it never could."""
     here, spoiler = lm.twin(), None
     for number, earlier in enumerate(before):
-        if _mistake(step, here, lm) is None:
+        if _mistake(step, here) is None:
             spoiler = number
         here = earlier.rehearse(here) or here
     return spoiler
 
 
-def _mistake(step: Step, lm: LanguageModel, first: LanguageModel) -> UserError | None:
-    """What is wrong with `step` where `first` has become `lm`."""
+def _mistake(step: Step, lm: LanguageModel) -> UserError | None:
     try:
         step.check(lm)
     except UserError as error:
         return error
-    if step.needs_original and not lm.predicts_as(first):
-        return UserError(
-            f"The step '{step.name}' compares with the model as it was before the first step, which predicts something "
-            "else; let a recipe of its own make the model with its new head, and begin with that one."
-        )
     return None

@@ -120,7 +120,7 @@ def check_recipe(recipe: Recipe, model: LanguageModel, *, compared: bool = False
         corpus.check_source(recipe.data, "train")
     if recipe.evaluate is not None:
         known = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
-        check_tasks(recipe.evaluate.tasks, made.task, compared=compared, calibration=known)
+        check_tasks(recipe.evaluate.tasks, made, compared=compared, calibration=known)
 
 
 def pictures_of(changes: Changes) -> dict[str, bytes]:

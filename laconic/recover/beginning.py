@@ -17,6 +17,10 @@ def tell_apart(config: PreTrainedConfig, classes: int) -> None:
     config.id2label = {number: f"LABEL_{number}" for number in range(classes)}
     config.label2id = {name: number for number, name in config.id2label.items()}
     config.problem_type = "regression" if classes == 1 else None
+    if config.pad_token_id is None and config.eos_token_id is not None:
+        # A decoder finds the last token of a text by the padding behind it.
+        eos = config.eos_token_id
+        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
 
 
 def classifier_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -54,18 +58,33 @@ def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed
 def copy_numbers(source: LanguageModel, target: LanguageModel, *, blocks: bool, outside: bool, head: bool) -> None:
     """Give `target` the numbers of `source` within the blocks, and outside of them with the head or without.
 
-    Where shapes differ, and where one has what the other has not, those of `target` stay.
+    Outside, those of `target` stay where shapes differ, and where one has what the other has not.
+
+    Raises:
+        UserError: there are no such numbers for a block.
     """
     inside = tuple(f"{layers.list}." for layers in layers_of(target))
-    ours, theirs = _prefix(target.model), _prefix(source.model)
+    encoder = _prefix(target.model)
     numbers: Mapping[str, torch.Tensor] = source.model.state_dict()
     for name, tensor in target.model.state_dict().items():
-        if not (blocks if name.startswith(inside) else outside and (head or name.startswith(ours))):
+        is_inside = name.startswith(inside)
+        if not (blocks if is_inside else outside and (head or name.startswith(encoder))):
             continue
-        # The same encoder is at another place under another head.
-        there = theirs + name.removeprefix(ours) if name.startswith(ours) else name
-        if there in numbers and numbers[there].shape == tensor.shape:
-            tensor.copy_(numbers[there])
+        theirs = numbers.get(place_in(source.model, name, target.model))
+        if theirs is not None and theirs.shape == tensor.shape:
+            tensor.copy_(theirs)
+        elif is_inside:
+            shape = "not there" if theirs is None else f"of the shape {tuple(theirs.shape)}"
+            raise UserError(
+                f"The blocks of '{source.source}' are not those of its configuration: '{name}' would be of the shape "
+                f"{tuple(tensor.shape)} and is {shape}; put 'student' before what takes parts of blocks out."
+            )
+
+
+def place_in(model: PreTrainedModel, name: str, other: PreTrainedModel) -> str:
+    """The name in `model` of what is `name` in `other`: the same encoder is at another place under another head."""
+    prefix = _prefix(other)
+    return _prefix(model) + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def _prefix(model: PreTrainedModel) -> str:

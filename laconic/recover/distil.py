@@ -6,17 +6,21 @@ G. Hinton et al., 2015, arXiv 1503.02531 (predictions at a temperature); X. Jiao
 change). The formulas are in `laconic.numerics.distillation`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
+from laconic.calibrate import Calibration
+from laconic.calibrate.classes import class_names, class_numbers
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, Task, load, skeleton
 from laconic.recover.lesson import TERMS, Course, Terms, moved
 from laconic.recover.matches import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
+from laconic.recover.pace import Material
 from laconic.recover.rows import Read
 from laconic.recover.training import Training
 
@@ -81,13 +85,13 @@ class Distil(Training):
                 raise UserError(
                     f"The teacher '{self.teacher}' does {teacher.task}, and the model {lm.task}; take one that does."
                 )
-            _check_classes(lm, teacher)
+            self._check_classes(lm, teacher)
 
     def taught_by(self, lm: LanguageModel) -> LanguageModel:
         teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
         if teacher is None:
             raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
-        _check_classes(lm, teacher)
+        self._check_classes(lm, teacher)
         teacher.model.eval()
         return teacher
 
@@ -100,6 +104,26 @@ class Distil(Training):
             matches=(*self.matches, *self._spread(lm, teacher, batch)),
             courses=self.courses,
         )
+
+    def _check_classes(self, lm: LanguageModel, teacher: LanguageModel) -> None:
+        """Raise UserError where predictions are compared that are of other classes, or of them in another order."""
+        if lm.task is not Task.CLASSIFICATION or not self.logits:
+            return
+        count, of_teacher = lm.model.config.num_labels, teacher.model.config.num_labels
+        if count != of_teacher:
+            raise UserError(
+                f"The teacher '{teacher.source}' tells {of_teacher} classes apart, and the model {count}; take one "
+                "that tells as many."
+            )
+        ours, theirs = map(class_names, (lm, teacher))
+        if ours != theirs and sorted(ours) == sorted(theirs):
+            raise _out_of_order(teacher, theirs, ours)
+
+    def _material(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> Material:
+        classes = () if data.corpus is None or lm.task is not Task.CLASSIFICATION else data.corpus.classes
+        if self.logits and teacher is not None and class_numbers(lm, classes) != class_numbers(teacher, classes):
+            raise _out_of_order(teacher, class_names(teacher), classes)
+        return super()._material(lm, teacher, data)
 
     def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: Read) -> list[Match]:
         """The matches that one weight for all blocks stands for, which depend on how many blocks there are."""
@@ -134,15 +158,8 @@ class Distil(Training):
         ]
 
 
-def _check_classes(lm: LanguageModel, teacher: LanguageModel) -> None:
-    """Raise UserError where both name the same classes in another order: each would be taught as the other."""
-    if lm.task is not Task.CLASSIFICATION:
-        return
-    ours, theirs = (
-        [str(name).lower() for _, name in sorted((of.model.config.id2label or {}).items())] for of in (lm, teacher)
+def _out_of_order(teacher: LanguageModel, theirs: Sequence[str], ours: Sequence[str]) -> UserError:
+    return UserError(
+        f"The teacher '{teacher.source}' has the classes {', '.join(theirs)}, and the model {', '.join(ours)}; put "
+        "the classes of its head and config.json in the same order."
     )
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        raise UserError(
-            f"The teacher '{teacher.source}' has the classes {', '.join(theirs)}, and the model {', '.join(ours)}; put "
-            "the classes of its head and config.json in the same order."
-        )

@@ -16,6 +16,10 @@ class Finetune(Training):
     name = "finetune"
 
     @property
+    def prepares(self) -> bool:
+        return True
+
+    @property
     def compares_layers(self) -> bool:
         return False
 

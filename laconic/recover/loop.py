@@ -3,7 +3,7 @@
 Imported where a training begins: Trainer brings much with it.
 
 A run that was killed goes on at its last checkpoint: order of rows, optimizer, schedule and random numbers are those
-that it would have had. The numbers that are kept in the end are those with the least held-out loss.
+that it would have had. The numbers that are kept in the end are those with the least held-out loss, or the last.
 """
 
 import math
@@ -39,7 +39,8 @@ from laconic.recover.rows import ByLength, Lines, collated
 def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: Track) -> list[dict[str, float]]:
     """Train what of `lesson` moves, in `folder`; the history, one line each time that something was measured.
 
-    Afterwards the lesson has the numbers of least held-out loss, those from before the training among them.
+    Afterwards the lesson has the numbers of least held-out loss, those from before the training among them; or, where
+    the pace says so, the last ones, unless they are no numbers any more.
     """
     going_on = by_first(unfinished)(folder)
     if going_on is None:
@@ -49,9 +50,10 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
     trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
     trainer.train(resume_from_checkpoint=going_on)
     history = [{name: _finite(value) for name, value in line.items()} for line in trainer.state.log_history]
-    before = next(line["eval_loss"] for line in history if "eval_loss" in line)
-    best = trainer.state.best_metric
-    if best is None or not math.isfinite(best) or (before is not None and best >= before):
+    before, *_, last = (line["eval_loss"] for line in history if "eval_loss" in line)
+    best = trainer.state.best_metric if pace.checkpoint == "best" else last
+    no_gain = pace.checkpoint == "best" and before is not None and best is not None and best >= before
+    if best is None or not math.isfinite(best) or no_gain:
         put_trained(lesson, load_file(folder / BEFORE))
     # The first process clears away next what the others have just read.
     barrier()
@@ -102,7 +104,7 @@ def _arguments(material: Material, pace: Pace, folder: Path, anew: bool) -> Trai
         save_strategy="steps",
         save_steps=often,
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=pace.checkpoint == "best",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=max(1, often // 5),

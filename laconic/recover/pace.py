@@ -12,6 +12,7 @@ from laconic.recover.rows import Lines, Read
 NEEDED = ("accelerate", "tensorboard")
 Precision = Literal["fp32", "bf16", "fp16"]
 Decay = Literal["linear", "cosine", "constant"]
+Checkpoint = Literal["best", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Pace:
     precision: Precision
     evaluations: int
     patience: int | None
+    checkpoint: Checkpoint
     seed: int
 
     def steps(self, rows: int) -> tuple[int, int]:

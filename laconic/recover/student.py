@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
+from transformers import PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Shorten, Step
@@ -21,7 +23,7 @@ from laconic.model import LanguageModel, check_model, load, skeleton
 from laconic.model.layers import layers_of
 from laconic.model.loading import tokenizers
 from laconic.model.task import auto_class_for
-from laconic.recover.beginning import classifier_of, copy_numbers, random_model, tell_apart
+from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
@@ -29,12 +31,13 @@ Blocks = tuple[Number, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Student(Step):
-    """Go on with a smaller model.
+    """Go on with a smaller model, or with one that has another head.
 
     blocks:  numbers of the blocks of the model that it has, in their order; of an encoder-decoder
              `{encoder: [0, 2], decoder: [0]}`. All of them where not said.
     weights: those `blocks` have, or `random` ones.
-    outside: what lies outside of the blocks (embeddings, last norm, head) is the model's where it has the same shape.
+    outside: what lies outside of the blocks (embeddings, last norm, head) is the model's where it has the same shape,
+             but for a new head.
     config:  values of the configuration that differ, as `{hidden_size: 192}`; the blocks then have random weights.
     model:   a folder or hub name instead: another model, with its own weights, or of random ones where the folder has
              only a config.json.
@@ -78,9 +81,17 @@ class Student(Step):
         """Whether anything has."""
         return self._is_random or self.classes is not None
 
+    @property
+    def prepares(self) -> bool:
+        return self.classes is not None and self.blocks is None and not self._is_random
+
     def check(self, lm: LanguageModel) -> None:
         if self.model is not None:
-            check_model(self.model)
+            found = self._outline(lm)
+            if found.task is not lm.task:
+                raise UserError(
+                    f"The student '{self.model}' does {found.task}, and the model {lm.task}; take one that does."
+                )
             return
         for name in self.config:
             if name not in lm.model.config.to_dict():
@@ -88,13 +99,13 @@ class Student(Step):
         if self.blocks is not None:
             Shorten(blocks=self._others(lm)).check(lm)
         if self._is_fresh and any(isinstance(module, Format) for module in lm.model.modules()):
-            raise UserError("A student with random weights is a plain model; put the step before those that compress.")
+            raise UserError("A student with random weights, or with a new head, is a plain model; put it first.")
         if self._is_fresh:
             self._smaller(lm.weightless())
 
     def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
         if self.model is not None:
-            return skeleton(self.model)
+            return self._outline(lm)
         if self._is_fresh:
             return self._smaller(lm)[0]
         if self.blocks is not None:
@@ -109,9 +120,9 @@ class Student(Step):
         """
         self.check(lm)
         now, dropped = (self._another(lm), {}) if self.model is not None else self._smaller(lm)
-        if now.task is not lm.task and self.classes is None:
-            raise UserError(f"The student '{self.model}' does {now.task}, and the model {lm.task}; take one that does.")
         before, after = (model.stored_nbytes(model.sites(("all",))) for model in (lm, now))
+        if self.classes is not None:
+            before = {place_in(now.model, name, lm.model): size for name, size in before.items()}
         names = dict.fromkeys((*before, *after), 0)
         return Outcome(plan={}, before=names | before, after=names | after, dropped=dropped, now=now)
 
@@ -130,25 +141,39 @@ class Student(Step):
         now = LanguageModel.of(fresh, lm.tokenizer)
         copy_numbers(small, now, blocks=not self._is_random, outside=self.outside, head=self.classes is None)
         kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
-        # Nothing that follows can be compared with a model of another task.
+        # A model of another task is nothing to be compared with.
         return replace(now, **kept, original=lm.original if self.classes is None else None), dropped
 
     def _another(self, lm: LanguageModel) -> LanguageModel:
         assert self.model is not None
-        folder = Path(self.model).expanduser()
-        if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        if self._has_weights:
             return replace(load(self.model, str(lm.device)), original=lm.original)
-        config = check_model(self.model)
-        kind = auto_class_for(config, config.architectures or (type(lm.model).__name__,))
         own, target = tokenizers(self.model)
-        model = random_model(config, kind, lm.device, self.seed).train(lm.model.training)
         return replace(
-            LanguageModel.of(model, own or lm.tokenizer),
+            LanguageModel.of(self._from_configuration(lm, lm.device), own or lm.tokenizer),
             dtype=lm.dtype,
             source=self.model,
             original=lm.original,
             target_tokenizer=target or lm.target_tokenizer,
         )
+
+    def _outline(self, lm: LanguageModel) -> LanguageModel:
+        """The other model without weights."""
+        assert self.model is not None
+        if self._has_weights:
+            return skeleton(self.model)
+        return LanguageModel.of(self._from_configuration(lm, torch.device("meta")))
+
+    @property
+    def _has_weights(self) -> bool:
+        folder = Path(self.model or "").expanduser()
+        return not folder.is_dir() or any(folder.glob("*.safetensors"))
+
+    def _from_configuration(self, lm: LanguageModel, device: torch.device) -> PreTrainedModel:
+        assert self.model is not None
+        config = check_model(self.model)
+        kind = auto_class_for(config, config.architectures or (type(lm.model).__name__,))
+        return random_model(config, kind, device, self.seed).train(lm.model.training)
 
     def _others(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
         """The blocks that the student does not have."""

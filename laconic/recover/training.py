@@ -21,7 +21,7 @@ from laconic.processes import by_first, count, everywhere
 from laconic.recover.checkpoints import finish, finished, logs, put_trained, workshop
 from laconic.recover.lesson import Lesson, Terms
 from laconic.recover.observe import eager
-from laconic.recover.pace import Decay, Material, Pace, Precision, check_installed
+from laconic.recover.pace import Checkpoint, Decay, Material, Pace, Precision, check_installed
 from laconic.recover.rows import Read, lines_of, split, told_by
 from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen, trainable
 
@@ -35,6 +35,7 @@ class Training(Step):
     epochs:        passes over the rows, or a part of one.
     rows:          of the training split that are used, drawn with the seed; all but those held out where not said.
     held_out:      rows that judge: the numbers with the least loss on them are kept.
+    checkpoint:    or the `last` are kept: a head that grows too sure of itself may choose better with a greater loss.
     batch_size:    rows of one update, of all processes together, times `accumulate`.
     learning_rate: the largest; it rises for the fraction `warmup` of the updates and then goes as `decay` says.
     precision:     `fp32`, or `bf16` or `fp16` with weights in fp32.
@@ -57,6 +58,7 @@ class Training(Step):
     precision: Precision = "fp32"
     evaluations: Positive = 8
     patience: Positive | None = None
+    checkpoint: Checkpoint = "best"
     quantized: QuantizedTraining = "frozen"
     lora: Positive | None = None
     dropout: bool = True
@@ -71,9 +73,16 @@ class Training(Step):
                 raise must_be(name, "at least 1", getattr(self, name))
         if not 0 <= self.warmup <= 1:
             raise must_be("warmup", "in [0, 1]", self.warmup)
-        for name, kind in (("decay", Decay), ("precision", Precision), ("quantized", QuantizedTraining)):
+        for name, kind in (
+            ("decay", Decay),
+            ("precision", Precision),
+            ("quantized", QuantizedTraining),
+            ("checkpoint", Checkpoint),
+        ):
             if getattr(self, name) not in get_args(kind):
                 raise unknown(name, getattr(self, name), get_args(kind))
+        if self.patience is not None and self.checkpoint == "last":
+            raise must_be("patience", "left out where the last numbers are kept, whatever their loss", self.patience)
         if self.lora is not None and self.quantized != "frozen":
             raise must_be("quantized", "frozen where lora is given, as nothing but adapters moves", self.quantized)
 

@@ -52,8 +52,8 @@ def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
         _excluded(line, f"{ROOT}.exclude[{index}]", (values["axes"], *values["include"]))
         for index, line in enumerate(_list(values.get("exclude"), f"{ROOT}.exclude"))
     )
-    if values.get("prepare"):
-        values["prepare"] = _preparations(values["prepare"], values["axes"].get("task", ()))
+    if values.get("prepare") is not None:
+        values["prepare"] = _preparations(values["prepare"], [values["axes"], *values["include"]])
     if isinstance(values.get("targets"), str):
         values["targets"] = [values["targets"]]
     return build(Study, {name: value for name, value in values.items() if value is not None}, ROOT)
@@ -67,16 +67,18 @@ def _check_axes(axes: Mapping[str, tuple[Value, ...]]) -> None:
         raise UserError(f"{ROOT}.axes must have either the axis method or the axis recipe; got {', '.join(axes)}.")
 
 
-def _preparations(spelled: object, tasks: tuple[Value, ...]) -> dict[str, tuple[Step, ...]]:
-    """The steps for each task; a list is for all of them."""
+def _preparations(spelled: object, grids: Sequence[Mapping[str, tuple[Value, ...]]]) -> dict[str, tuple[Step, ...]]:
+    """The steps for each task by its label; a list is for all of them, and an empty one leaves the model as it is."""
     place = f"{ROOT}.prepare"
     if not isinstance(spelled, Mapping):
-        return {OTHERS: steps_from(spelled, place)}
-    known = (*(str(task.label) for task in tasks), OTHERS)
+        return {OTHERS: steps_from(spelled, place)} if spelled != [] else {}
+    tasks = dict.fromkeys(str(value.label) for grid in grids for value in grid.get("task", ()))
+    if not tasks:
+        raise must_be(place, "a list of steps, where the study has no axis task", dict(spelled))
     for task in spelled:
-        if task not in known:
-            raise UserError(f"{place}: {unknown('task', str(task), known, 'This study has')}")
-    return {task: steps_from(steps, f"{place}.{task}") for task, steps in spelled.items()}
+        if task not in (*tasks, OTHERS):
+            raise UserError(f"{place}: {unknown('task', str(task), (*tasks, OTHERS), 'This study has')}")
+    return {task: steps_from(steps, f"{place}.{task}") if steps else () for task, steps in spelled.items()}
 
 
 def _mapping(spelled: object, place: str, holds: str) -> Mapping[str, Any]:

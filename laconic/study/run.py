@@ -52,9 +52,8 @@ def check_cells(cells: Sequence[Cell]) -> None:
         try:
             model = models[source] = models.get(source) or skeleton(source)
             if cell.prepare:
-                model = check_order(
-                    model, cell.prepare, [f"study.prepare[{index}]" for index in range(len(cell.prepare))]
-                )
+                places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
+                model = check_order(model, cell.prepare, places)
             check_recipe(cell.recipe, model, compared=True)
         except UserError as error:
             raise placed(error, where) from error

@@ -10,8 +10,7 @@ from laconic.errors import UserError
 from laconic.evaluate import check_task, check_tasks, evaluate
 from laconic.evaluate.judging import Judged
 from laconic.evaluate.run import _differences
-from laconic.model import Task
-from tests.architectures import compress_everything
+from tests.architectures import BY_NAME, compress_everything
 from tests.evaluate.models import with_tokenizer
 
 WORDS = ("a tale of two cities", "it was", "the best of times, it was the worst", "of times", "wisdom", "the age")
@@ -88,16 +87,17 @@ def test_a_task_for_another_kind_of_model_is_refused_before_a_model_is_needed(
     (tmp_path / "glue" / "SST-2").mkdir(parents=True)
     (tmp_path / "glue" / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nfine\t1\n")
     monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
-    check_task("perplexity:builtin:pydoc", Task.CAUSAL)
-    check_task("glue/sst2", Task.CLASSIFICATION)
+    check_task("perplexity:builtin:pydoc", BY_NAME["gpt2"].lm())
     with pytest.raises(
         UserError, match=r"'perplexity:builtin:pydoc' needs a causal model; the model is a masked model"
     ):
-        check_task("perplexity:builtin:pydoc", Task.MASKED)
+        check_task("perplexity:builtin:pydoc", BY_NAME["bert-masked"].lm())
+    with pytest.raises(UserError, match="'glue/sst2' needs a model with num_labels 2; the model has 3"):
+        check_task("glue/sst2", BY_NAME["bert-classifier"].lm())
 
 
 def test_fidelity_needs_an_original_and_one_source(text: str):
-    check_tasks([f"fidelity:{text}"], Task.MASKED, compared=True)
+    check_tasks([f"fidelity:{text}"], BY_NAME["bert-masked"].lm(), compared=True)
     for refused in (check_task, lambda name: evaluate(with_tokenizer("gpt2"), [name])):
         with pytest.raises(UserError, match=r"'fidelity:builtin:pydoc' needs an original .* --against ORIGINAL"):
             refused("fidelity:builtin:pydoc")

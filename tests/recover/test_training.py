@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate import Calibration
-from laconic.compress import Compress, Narrow, Shorten, Step
+from laconic.compress import Compress, Narrow, Outcome, Shorten, Step
 from laconic.compress.judge import Judge
 from laconic.formats import Coded, LowRank, Masked, Sum
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
 from laconic.recover import Distil, Finetune, loop
 from laconic.recover.checkpoints import workshop
+from laconic.recover.pace import Checkpoint
 from laconic.report.curves import curves
 from laconic.store import save
 from tests.architectures import outputs
@@ -55,10 +56,24 @@ def bits(lm: LanguageModel) -> dict[str, Tensor]:
 def test_finetuning_lowers_the_loss_of_the_task(name: str) -> None:
     lm = lm_of(name)
     outcome = Finetune(**SHORT).apply(lm, data_for(lm))
-    lines = [line for line in outcome.found["finetune"]["lines"] if "eval_loss" in line]
-    assert min(line["eval_loss"] for line in lines) < lines[0]["eval_loss"]
+    losses = _losses(outcome)
+    assert min(losses) < losses[0]
     assert (outcome.before, outcome.after) == ({}, {})
     assert [path for path in outcome.files if path.startswith("finetune/events")]
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_the_best_numbers_are_kept_or_the_last(checkpoint: Checkpoint) -> None:
+    lm, far = lm_of("bert-classifier"), {**SHORT, "learning_rate": 0.05, "evaluations": 4}
+    data = data_for(lm)
+    losses = _losses(Finetune(**far, checkpoint=checkpoint).apply(lm, data))
+    assert min(losses) < losses[-1]
+    kept = _losses(Finetune(**far).apply(lm, data))[0]
+    assert kept == pytest.approx(min(losses) if checkpoint == "best" else losses[-1])
+
+
+def _losses(outcome: Outcome) -> list[float]:
+    return [line["eval_loss"] for line in outcome.found["finetune"]["lines"] if "eval_loss" in line]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -94,9 +94,11 @@ def test_a_model_may_be_prepared_for_each_task_in_its_own_way() -> None:
         "glue/stsb": (Finetune(epochs=2),),
     }
     assert {cell.recipe.data for cell in found} == {"glue/rte", "glue/stsb"}
-    # Where a task has no line and there is none for the others, it begins with the model as it is.
-    some = cells(axes, prepare={"glue/stsb": own["glue/stsb"]})
-    assert {cell.prepare for cell in some if cell.axes["task"] == "glue/rte"} == {()}
+    # Where a task has no line and there is none for the others, or an empty one, it begins with the model as it is.
+    for some in ({"glue/stsb": own["glue/stsb"]}, {**own, "glue/rte": []}):
+        ways = {cell.axes["task"]: cell.prepare for cell in cells(axes, prepare=some)}
+        assert ways == {"glue/rte": (), "glue/stsb": (Finetune(epochs=2),)}
+    assert {cell.prepare for cell in cells(axes, prepare=[])} == {()}
 
 
 def test_a_prepared_model_is_another_for_every_seed() -> None:
@@ -165,8 +167,9 @@ def test_values_can_be_given_anew(tmp_path: Path) -> None:
         ({"axes": AXES, "exclude": [{"keep": [[0.5]]}]}, r"study\.exclude\[0\]\.keep: There is no value '\[0\.5\]'"),
         ({"axes": AXES, "cost": {"lenght": [64]}}, r"study\.cost: There is no key 'lenght': did you mean 'length'"),
         ({"axes": AXES, "cost": {"batch": [1, 0]}}, r"study\.cost\.batch\[1\] must be in \[1, ∞\); got 0"),
-        ({"axes": AXES, "prepare": {"glue/rte": []}}, r"study\.prepare: This study has no task 'glue/rte': known are"),
-        ({"axes": {**AXES, "task": ["glue/rte"]}, "prepare": {"glue/rte": []}}, r"study\.prepare\.glue/rte must be a"),
+        ({"axes": AXES, "prepare": {"glue/rte": []}}, r"study\.prepare must be a list of steps, where the study has"),
+        ({"axes": {**AXES, "task": ["glue/rte"]}, "prepare": {"rt": []}}, r"study\.prepare: .*known are glue/rte, ot"),
+        ({"axes": {**AXES, "task": ["glue/rte"]}, "prepare": {"others": 3}}, r"study\.prepare\.others must be a list"),
         ({}, r"study\.axes is missing"),
     ],
 )  # fmt: skip

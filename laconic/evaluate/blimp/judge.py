@@ -58,7 +58,7 @@ class Blimp(Judge):
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has 1 where the acceptable sentence is the more probable one, the weight of the pair in the mean
         over paradigms, and the number of its phenomenon."""
-        self.refuse(lm.task, lm.source)
+        self.refuse(lm)
         sentences = [sentence for row in corpus.examples for sentence in (row.text, row.pair or "")]
         good, bad = log_probabilities(lm, sentences, track, self.name).reshape(-1, 2).T
         places = tuple((good.isfinite() & bad.isfinite()).nonzero()[:, 0].tolist())

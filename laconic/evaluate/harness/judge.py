@@ -82,7 +82,7 @@ class Harness(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the harness's scores of each row: of `acc`, 1 where the right answer is the likeliest."""
-        self.refuse(lm.task, lm.source)
+        self.refuse(lm)
         if lm.target_tokenizer is not None:
             raise UserError(
                 f"'{self.name}' reads and scores with one tokenizer; '{lm.source}' has another one for its targets."

@@ -81,7 +81,7 @@ class Lama(Judge):
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the rank of the answer, the weight in the mean of means, and the number of the corpus."""
-        self.refuse(lm.task, lm.source)
+        self.refuse(lm)
         answers = [answer for row in corpus.examples for answer in (row.target or "", *row.also)]
         words = None if self.vocabulary == ALL else corpus.classes
         vocabulary = Vocabulary.of(tokenizer_of(lm), answers, words)
