@@ -42,7 +42,7 @@ def test_the_cost_alone(capsys: Output, masked: tuple[str, str]) -> None:
     ("task", "sentence"),
     [
         ("fidelity:builtin:pydoc", "'fidelity:builtin:pydoc' needs an original to compare with"),
-        ("perplexity:builtin:pydoc", "needs a causal model; the model is a masked model"),
+        ("perplexity:builtin:pydoc", "is a masked model"),
     ],
 )
 def test_what_cannot_be_asked_is_named_before_weights_are_read(
