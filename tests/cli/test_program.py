@@ -29,12 +29,12 @@ def test_json_alone_goes_to_stdout(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_says_nothing_and_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
-    texts.write_text("the cat is good\n" * 20_000)
+    texts.write_text("the cat is good\n" * 150_000)
     output = tmp_path / "out" / "small"
     output.parent.mkdir()
-    program = start("compress", tiny_model, "--method", "fwsvd", "--keep", "0.5", "--data", texts, "--samples", 20_000,
+    program = start("compress", tiny_model, "--method", "fwsvd", "--keep", "0.5", "--data", texts, "--samples", 150_000,
                     "-o", output)  # fmt: skip
-    # It is at work once it has told how far it is.
+    # It is at work once it has told how far it is, which it does where a work takes longer than seconds.
     assert program.stderr is not None and "Measuring" in program.stderr.readline()
     time.sleep(0.2)
     program.send_signal(signal.SIGINT)
