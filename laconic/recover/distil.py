@@ -31,7 +31,7 @@ Weight = Annotated[float, Field(ge=0)]
 class Distil(Training):
     """Train the model to do as its teacher does.
 
-    teacher:     folder or hub name; the model as it was before the first step, where not said.
+    teacher:     folder or hub name; the model before the first step that does more than prepare it, where not said.
     logits:      weight of the divergence from the teacher's predictions, at `temperature`.
     task:        weight of the data's own labels.
     hidden:      weight of the hidden states after each block, and of what enters the first.

@@ -1,7 +1,6 @@
-"""Steps that train: what moves, what stays as it is bit for bit, and a run that was killed goes on as if it had not."""
+"""Steps that train: what moves, what stays as it is bit for bit, and which numbers are kept."""
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from laconic.compress.judge import Judge
 from laconic.formats import Coded, LowRank, Masked, Sum
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
-from laconic.recover import Distil, Finetune, loop
-from laconic.recover.checkpoints import workshop
+from laconic.recover import Distil, Finetune
 from laconic.recover.pace import Checkpoint
 from laconic.report.curves import curves
 from laconic.store import save
@@ -161,47 +159,6 @@ def test_what_is_frozen_does_not_move() -> None:
     assert all(tensor.requires_grad for tensor in lm.model.parameters())
 
 
-class KilledError(Exception):
-    """Stands for a power cut."""
-
-
-def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    step = Finetune(**{**SHORT, "evaluations": 6})
-
-    def trained(folder: str) -> LanguageModel:
-        monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / folder))
-        lm = lm_of("bert-classifier")
-        lm.model.config.hidden_dropout_prob = 0.1
-        lm.model.train()
-        step.apply(lm, data_for(lm))
-        return lm
-
-    unbroken = trained("whole")
-    seen, on_save = [], loop.LessonTrainer._save
-
-    def kill(trainer, *args, **kwargs) -> None:
-        on_save(trainer, *args, **kwargs)
-        seen.append(trainer.state.global_step)
-        if len(seen) == 3:
-            # In the midst of a checkpoint, which must not be gone on from.
-            raise KilledError
-
-    monkeypatch.setattr(loop.LessonTrainer, "_save", kill)
-    with pytest.raises(KilledError):
-        trained("killed")
-    assert list((tmp_path / "killed").rglob("checkpoint-*"))
-    resumed = trained("killed")
-    assert seen[3] == seen[2], "it goes on behind the last checkpoint that is whole"
-    for (name, tensor), other in zip(unbroken.model.named_parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(tensor, other), name
-    # The result is kept: a third run trains nothing.
-    again = trained("killed")
-    assert len(seen) == 3 + 5
-    assert torch.equal(outputs(again.model.eval()), outputs(unbroken.model.eval()))
-
-
 @pytest.mark.parametrize("method", [Rtn(bits=4), Plus(base=Rtn(bits=3), residual=Svd(rank=2))])
 def test_what_is_looked_up_in_codes_stays_while_others_move_straight_through(method: Method) -> None:
     lm = lm_of("bert-classifier")
@@ -245,49 +202,6 @@ def test_a_training_that_leaves_the_numbers_is_undone_and_told_in_plain_values()
     json.dumps(found, allow_nan=False)
     assert curves(found["finetune"]["lines"], "finetune").axes
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.named_parameters())
-
-
-def test_trainings_that_may_run_are_not_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
-    monkeypatch.setattr("laconic.recover.checkpoints.cache_limit", lambda: 10)
-    with workshop("done") as done, workshop("running") as running:
-        (done / "history.json").write_text("{}")
-        for folder in (done, running):
-            (folder / "large").write_bytes(bytes(100))
-        with workshop("next"):
-            assert running.is_dir() and not done.is_dir()
-
-
-def test_of_two_runs_of_one_training_the_second_waits_for_what_the_first_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
-    entered: list[str] = []
-
-    def second() -> None:
-        with workshop("key") as folder:
-            entered.append((folder / "history.json").read_text())
-
-    waiting = threading.Thread(target=second)
-    with workshop("key") as folder:
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive() and not entered
-        (folder / "history.json").write_text("done")
-    waiting.join(30)
-    assert entered == ["done"]
-
-
-def test_a_training_that_is_done_asks_its_teacher_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
-    found = []
-    for _ in range(2):
-        lm = with_original(lm_of("bert-classifier"))
-        Compress(method=Magnitude(sparsity=0.5)).apply(lm, None)
-        Distil(**SHORT).apply(lm, data_for(lm))
-        found.append(outputs(lm.model.eval()))
-        monkeypatch.setattr("laconic.recover.training.told_by", None)
-    assert torch.equal(*found)
 
 
 def test_a_teacher_can_be_trained_afterwards() -> None:
