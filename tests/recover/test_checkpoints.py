@@ -1,4 +1,4 @@
-"""Where a training is kept: a killed one goes on, a finished one is not done again, two of one key wait for each other."""
+"""Where a training is kept: a killed one goes on, a finished one is not done again, one of a pair waits."""
 
 import threading
 from pathlib import Path
