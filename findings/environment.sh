@@ -1,0 +1,9 @@
+# Sourced by each finding with its pinned packages: makes a virtual environment in a temporary folder and goes there.
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"${PYTHON:-python3}" -m venv "$folder/venv"
+export PATH="$folder/venv/bin:$PATH" PYTHONNOUSERSITE=1 HF_HUB_OFFLINE=1
+unset PYTHONPATH
+pip install --quiet --disable-pip-version-check "$@"
+cd "$folder"
