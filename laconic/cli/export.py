@@ -24,7 +24,7 @@ def export(
     from laconic.export import check_target
     from laconic.export import export as export_model
     from laconic.model import load, skeleton
-    from laconic.report.evaluation import tables_of
+    from laconic.report.evaluation import remarks_of, tables_of
     from laconic.report.exported import lines_of, table_of
     from laconic.store import check_output
 
@@ -35,5 +35,7 @@ def export(
     with progress() as track:
         outcome = export_model(load(model), to, output, tasks=names, limit=limit, track=track).to_json()
     tables = {} if outcome["quality"] is None else tables_of(outcome["quality"])
+    remarks = [] if outcome["quality"] is None else remarks_of(outcome["quality"])
     layers = [table_of(outcome).to_rich()] if outcome["layers"] else []
-    show(outcome, json, *lines_of(outcome), *layers, *(table.to_rich(title) for title, table in tables.items()))
+    shown = (table.to_rich(title) for title, table in tables.items())
+    show(outcome, json, *lines_of(outcome), *layers, *shown, *remarks)

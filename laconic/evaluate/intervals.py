@@ -29,6 +29,25 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Among:
+    """A metric in which only some rows have a part: those of one group, or those that have any tokens.
+
+    counted: of a table, which rows those are; what the others hold changes nothing.
+    """
+
+    metric: Metric
+    counted: Callable[[Table], Bool[np.ndarray, " rows"]]
+
+    def __call__(self, table: Table) -> float:
+        return self.metric(table)
+
+
+def counted(metric: Metric, table: Table) -> Bool[np.ndarray, " rows"]:
+    """The rows of `table` that have a part in `metric`."""
+    return metric.counted(table) if isinstance(metric, Among) else np.ones(len(table), dtype=bool)
+
+
+@dataclass(frozen=True)
 class Interval:
     """A figure with the bounds that hold it in 95 % of the resamples."""
 

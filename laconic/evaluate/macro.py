@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate.corpus import Corpus
-from laconic.evaluate.intervals import Metric, Table
+from laconic.evaluate.intervals import Among, Table
 
 Figure = Callable[[Table], Float[np.ndarray, " rows"]]
 """What each row of a table contributes."""
@@ -33,18 +33,21 @@ def shares(groups: Sequence[str]) -> Float[Tensor, " rows"]:
     return torch.tensor([shares[path] for path in paths], dtype=torch.float64)
 
 
-def weighted(figure: Figure, weight: int, only: tuple[int, int] | None = None) -> Metric:
+def weighted(figure: Figure, weight: int, only: tuple[int, int] | None = None) -> Among:
     """The mean of `figure` by the weights in column `weight`, over the rows whose column `only[0]` is `only[1]`.
 
     0 where no such row was drawn.
     """
 
     def metric(table: Table) -> float:
-        weights = table[:, weight] if only is None else table[:, weight] * (table[:, only[0]] == only[1])
+        weights = weights_of(table)
         total = weights.sum()
         return float(weights @ figure(table) / total) if total else 0.0
 
-    return metric
+    def weights_of(table: Table) -> Float[np.ndarray, " rows"]:
+        return table[:, weight] if only is None else table[:, weight] * (table[:, only[0]] == only[1])
+
+    return Among(metric, lambda table: weights_of(table) > 0)
 
 
 def evenly(corpus: Corpus, rows: int | None) -> Corpus:

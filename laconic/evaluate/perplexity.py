@@ -18,7 +18,7 @@ from torch.nn import functional
 from laconic.calibrate.batching import IGNORED, Row, collate, pad_token, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
-from laconic.evaluate.intervals import Metric, Table
+from laconic.evaluate.intervals import Among, Metric, Table
 from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, tokenizer_name
 from laconic.model import Batch, LanguageModel, Task
 from laconic.progress import Track
@@ -35,7 +35,12 @@ TOKENS, WORDS, BYTES = 1, 2, 3
 
 def _per(column: int) -> Metric:
     """Perplexity per unit of `column`."""
-    return lambda table: float(np.exp(min(_nats(table, column), LARGEST_EXPONENT)))
+    return _of_texts(lambda table: float(np.exp(min(_nats(table, column), LARGEST_EXPONENT))))
+
+
+def _of_texts(metric: Metric) -> Metric:
+    """Of a row without a token to predict, as a blank line, no model can say anything."""
+    return Among(metric, lambda table: table[:, TOKENS] > 0)
 
 
 def _nats(table: Table, column: int) -> float:
@@ -46,7 +51,7 @@ METRICS: dict[str, Metric] = {
     "perplexity": _per(TOKENS),
     "word_perplexity": _per(WORDS),
     "byte_perplexity": _per(BYTES),
-    "bits_per_byte": lambda table: _nats(table, BYTES) / float(np.log(2)),
+    "bits_per_byte": _of_texts(lambda table: _nats(table, BYTES) / float(np.log(2))),
 }
 
 

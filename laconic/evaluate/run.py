@@ -1,6 +1,6 @@
 """The whole evaluation: tasks, cost, and, against the original, what was lost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +50,8 @@ class Evaluation:
             "cost": self.cost and self.cost.to_json(),
             "fidelity": self.fidelity and {**asdict(self.fidelity), "versions": versions()},
             "difference": None if self.difference is None else _plain(self.difference),
-            "detectable": None if self.difference is None else _detectable(self.difference),
+            "least_p": None if self.difference is None else _each(self.difference, lambda change: change.least_p),
+            "detectable": None if self.difference is None else _each(self.difference, lambda change: change.detectable),
             "original": None
             if self.original is None
             else {
@@ -163,5 +164,5 @@ def _plain(figures: Figures | Differences) -> dict[str, Any]:
     return {task: {name: figure.to_json() for name, figure in metrics.items()} for task, metrics in figures.items()}
 
 
-def _detectable(changes: Differences) -> dict[str, Any]:
-    return {task: {name: change.detectable for name, change in metrics.items()} for task, metrics in changes.items()}
+def _each(changes: Differences, value: Callable[[Difference], float | None]) -> dict[str, Any]:
+    return {task: {name: value(change) for name, change in metrics.items()} for task, metrics in changes.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from laconic.errors import UserError
 from laconic.evaluate import Evaluation, evaluate
+from laconic.evaluate.paired import SIGNIFICANT
 from laconic.export.agreement import check_agreement
 from laconic.export.card import Written, card
 from laconic.model import LanguageModel
@@ -22,8 +23,6 @@ from laconic.store.folder import CARD, save_tokenizers
 
 LOST = 0.01
 """The change of a metric, as part of it, that is too much where it is no chance."""
-CHANCE = 0.05
-"""The p below which a change is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ def _quality(
     for task, metrics in judged.difference.items():
         for metric, change in metrics.items():
             before = judged.original[task][metric].value
-            if change.p < CHANCE and abs(change.value) > LOST * abs(before):
+            if change.p < SIGNIFICANT and abs(change.value) > LOST * abs(before):
                 raise UserError(
                     f"The model for {runtime} has a {metric} of {judged.results[task][metric].value:.4f} on '{task}', "
                     f"where the model in torch has {before:.4f}; nothing was written."

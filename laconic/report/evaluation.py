@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from laconic.evaluate.paired import SIGNIFICANT
+from laconic.evaluate.paired import FEWEST, Verdict, verdict
 from laconic.report.costs import cost_tables
 from laconic.report.tables import Column, Table
 
@@ -13,7 +13,7 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     """By title, in the order to show them; sections that were not measured are left out."""
     tables = {"Quality": _quality(result["results"])} if result["results"] else {}
     if result.get("difference"):
-        tables["Change against the original"] = _change(result["difference"], result.get("detectable", {}))
+        tables["Change against the original"] = _change(result)
     if "fidelity" in result:
         tables["Distance to the original"] = _fidelity(result["fidelity"])
     if "cost" in result:
@@ -33,9 +33,17 @@ def remarks_of(result: dict[str, Any]) -> list[str]:
         for source, rows in settings.get("calibration_rows", {}).items()
         if rows
     ]
-    if any(
-        change["p"] >= SIGNIFICANT for metrics in result.get("difference", {}).values() for change in metrics.values()
-    ):
+    said = {
+        verdict(change["p"], result["least_p"][task][metric])
+        for task, metrics in result.get("difference", {}).items()
+        for metric, change in metrics.items()
+    }
+    if Verdict.CANNOT_TELL in said:
+        remarks.append(
+            f"Cannot tell: on so few rows chance alone brings about any change, however large, in one of twenty "
+            f"comparisons or more; judge on {FEWEST} rows at least, and on hundreds to see small changes."
+        )
+    if Verdict.NOISE in said:
         remarks.append(
             "Noise: as large a change comes about by chance in more than one of twenty comparisons of equal models. "
             "What would have shown is the smallest true change that these rows tell from chance in four cases of five."
@@ -54,7 +62,7 @@ def _quality(results: dict[str, Any]) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _change(difference: dict[str, Any], detectable: dict[str, Any]) -> Table:
+def _change(result: dict[str, Any]) -> Table:
     """What each metric gained or lost, the chance of as much by luck, and what that says."""
     columns = (
         Column("task"),
@@ -72,20 +80,20 @@ def _change(difference: dict[str, Any], detectable: dict[str, Any]) -> Table:
             figure["value"],
             _interval(figure),
             figure["p"],
-            _verdict(figure),
-            detectable.get(task, {}).get(metric),
+            _verdict(figure, result["least_p"][task][metric]),
+            result["detectable"][task][metric],
         )
-        for task, metrics in difference.items()
+        for task, metrics in result["difference"].items()
         for metric, figure in metrics.items()
     ]
     return Table(columns, tuple(rows))
 
 
-def _verdict(change: dict[str, float]) -> str:
-    """What the change says, in words: one that luck brings about in a case of twenty or more is noise."""
-    if change["p"] < SIGNIFICANT:
-        return "a real change"
-    return "no change" if change["value"] == change["low"] == change["high"] == 0 else "noise"
+def _verdict(change: dict[str, float], least_p: float) -> str:
+    """What the change says, in words."""
+    said = verdict(change["p"], least_p)
+    none = change["value"] == change["low"] == change["high"] == 0
+    return "no change" if none and said is Verdict.NOISE else said.value
 
 
 def _fidelity(found: dict[str, Any]) -> Table:

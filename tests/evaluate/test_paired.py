@@ -6,7 +6,8 @@ from scipy.stats import binomtest, chi2, norm
 
 from laconic.evaluate.glue import f1
 from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.paired import DETECTABLE, Difference, difference, discordant, mcnemar
+from laconic.evaluate.macro import weighted
+from laconic.evaluate.paired import DETECTABLE, Difference, Verdict, difference, discordant, mcnemar, verdict
 from laconic.evaluate.perplexity import METRICS as PERPLEXITY
 
 RIGHT = Share(lambda table: table[:, 0] == table[:, 1])
@@ -70,11 +71,41 @@ def test_a_model_does_not_differ_from_itself(metric: Metric):
 def test_so_few_rows_show_nothing(metric: Metric, rows: int):
     found = difference(metric, judged(*[1] * rows), judged(*[0] * rows) * [5.0, 1.0])
     assert abs(found.value) >= 1 and found.p > 0.05 and found.detectable is None
+    assert found.least_p == 2 / 2**rows and verdict(found.p, found.least_p) is Verdict.CANNOT_TELL
+
+
+@pytest.mark.parametrize("metric", [RIGHT, mean])
+def test_six_rows_that_all_speak_for_one_model_show_it(metric: Metric):
+    found = difference(metric, judged(*[1] * 6), judged(*[0] * 6) * [5.0, 1.0])
+    assert found.p == found.least_p == 2 / 2**6
+    assert verdict(found.p, found.least_p) is Verdict.CHANGE
+    assert verdict(1.0, found.least_p) is Verdict.NOISE
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_few_rows_have_the_p_of_every_exchange(seed: int):
+    generator = np.random.default_rng(seed)
+    table, reference = generator.exponential(size=(2, 5, 1)) * np.array([[[9.0]], [[1.0]]]) + [[[9.0]], [[0.0]]]
+    # Every row is larger in one model: only to exchange none of them, or all, is as extreme.
+    assert difference(mean, table, reference, seed).p == 2 / 2**5
+
+
+def test_rows_without_a_part_in_a_figure_do_not_count():
+    nats = np.array([[90.0, 10, 8, 40]] * 4 + [[0.0, 0, 0, 0]] * 50)
+    for metric in PERPLEXITY.values():
+        found = difference(metric, nats * [9, 1, 1, 1], nats)
+        assert (found.p, found.least_p, found.detectable) == (2 / 2**4, 2 / 2**4, None)
+    # Right or wrong, weight, group: three rows of group 1 among fifty.
+    table = np.array([[1.0, 1.0, 0.0]] * 47 + [[1.0, 1.0, 1.0]] * 3)
+    wrong = table * [0.0, 1.0, 1.0]
+    figure = weighted(lambda table: table[:, 0], 1, (2, 1))
+    assert difference(figure, table, wrong).least_p == 2 / 2**3
+    assert difference(weighted(lambda table: table[:, 0], 1), table, wrong).least_p == 2 / 2**50
 
 
 def test_all_right_against_all_wrong_is_as_sure_as_its_rows_allow():
     assert difference(RIGHT, judged(*[1] * 8), judged(*[0] * 8)) == Difference(
-        1.0, 1.0, 1.0, 2 / 2**8, pytest.approx(DETECTABLE * 8**0.5 / 8)
+        1.0, 1.0, 1.0, 2 / 2**8, 2 / 2**8, pytest.approx(DETECTABLE * 8**0.5 / 8)
     )
     both = difference(RIGHT, judged(*[1] * 8), judged(*[1] * 8))
     assert (both.p, both.detectable) == (1.0, 6 / 8)

@@ -28,9 +28,10 @@ def test_the_json_has_every_section(text: str):
     lm, original = compress_everything(with_tokenizer("gpt2"), rank=6), with_tokenizer("gpt2")
     found = evaluate(lm, [task], against=original).to_json()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert set(found) == {"results", "settings", "cost", "fidelity", "difference", "detectable", "original"}
+    assert set(found) == {"results", "settings", "cost", "fidelity", "difference", "least_p", "detectable", "original"}
     assert set(found["results"][task]["perplexity"]) == {"value", "low", "high"}
     assert set(found["difference"][task]["perplexity"]) == {"value", "low", "high", "p"}
+    assert found["least_p"][task]["perplexity"] == 2 / 2 ** len(WORDS)
     ours, theirs = (section["results"][task]["perplexity"]["value"] for section in (found, found["original"]))
     assert found["difference"][task]["perplexity"]["value"] == pytest.approx(ours - theirs)
     assert {"kl", "top1_agreement", "cosine"} <= set(found["fidelity"])

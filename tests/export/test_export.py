@@ -122,7 +122,7 @@ def test_a_task_is_judged_through_what_was_written(
     both = (outcome.quality.results, outcome.quality.original)
     exported, before = (found[task]["perplexity"].value for found in both)
     assert exported == pytest.approx(before, rel=1e-4)
-    monkeypatch.setattr("laconic.export.folder.CHANCE", 2.0)
+    monkeypatch.setattr("laconic.export.folder.SIGNIFICANT", 2.0)
     monkeypatch.setattr("laconic.export.folder.LOST", -1.0)
     with pytest.raises(UserError, match=r"has a perplexity of .* nothing was written"):
         export(lm, ONNX, tmp_path / "worse", tasks=(task,), limit=5)

@@ -9,7 +9,7 @@ import pytest
 from laconic.model import load
 from laconic.report import plots
 from laconic.report.anatomy import inspect
-from laconic.report.evaluation import tables_of
+from laconic.report.evaluation import remarks_of, tables_of
 from laconic.report.html import Page, render
 from laconic.report.points import Point, table_of
 from laconic.report.tables import Column, Table
@@ -117,6 +117,7 @@ def test_an_evaluation_becomes_tables() -> None:
         **alone,
         "original": {"results": alone["results"], "cost": cost},
         "difference": {"glue/sst2": {"accuracy": {**interval, "p": 0.01}}},
+        "least_p": {"glue/sst2": {"accuracy": 0.001}},
         "detectable": {"glue/sst2": {"accuracy": 0.02}},
         "fidelity": {"kl": 0.1, "kl_low": 0.0, "kl_high": 0.2, "top1_agreement": 0.9, "cosine": 1.0, "predictions": 3},
     }
@@ -126,3 +127,21 @@ def test_an_evaluation_becomes_tables() -> None:
     ]  # fmt: skip
     assert [row[0] for row in tables["Size"].shown()] == ["this model", "original"]
     assert tables["Distance to the original"].shown()[0][2] == "90.0%"
+
+
+@pytest.mark.parametrize(
+    ("p", "least_p", "value", "said", "remark"),
+    [
+        (0.01, 0.001, 0.5, "a real change", ""),
+        (0.4, 0.001, 0.5, "noise", "Noise: "),
+        (1.0, 0.001, 0.0, "no change", "Noise: "),
+        (0.125, 0.125, 1.1e8, "cannot tell", "Cannot tell: on so few rows"),
+        (1.0, 0.125, 0.0, "cannot tell", "Cannot tell: on so few rows"),
+    ],
+)
+def test_a_change_is_said_in_words(p: float, least_p: float, value: float, said: str, remark: str) -> None:
+    change = {"value": value, "low": value, "high": value, "p": p}
+    result = {"results": {}, "settings": {}, "difference": {"t": {"m": change}}, "least_p": {"t": {"m": least_p}},
+              "detectable": {"t": {"m": None}}}  # fmt: skip
+    assert tables_of(result)["Change against the original"].shown()[0][5] == said
+    assert "".join(remarks_of(result)).startswith(remark) and bool(remarks_of(result)) is bool(remark)

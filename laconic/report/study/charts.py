@@ -8,11 +8,13 @@ groups of layers were compressed one by one, every picture is there once more wi
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from laconic.evaluate.paired import Verdict
 from laconic.report.study.flat import Results
 from laconic.report.study.front import front
 from laconic.report.study.groups import Group, grouped
 from laconic.report.study.measures import SIZE, Measure, amounts, qualities, times
 from laconic.report.study.names import Names
+from laconic.report.study.remarks import verdict_of
 
 TARGETS = "targets"
 
@@ -49,6 +51,7 @@ class Chart:
     """stem:  the name of its file.
     original: quality and cost of the model as it was; each None where it has none.
     kind:     the section of the report that it belongs to.
+    tells:    whether the rows judged can tell any of the models from the original; else there is no front.
     """
 
     stem: str
@@ -59,12 +62,15 @@ class Chart:
     dots: tuple[Dot, ...]
     original: tuple[float | None, float | None]
     front: tuple[tuple[float, float], ...] = field(default=())
+    tells: bool = True
 
     @property
     def caption(self) -> str:
         """What the picture shows, in words, with what is on the front."""
         better = "higher" if self.quality.higher_is_better else "lower"
         said = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
+        if not self.tells:
+            return f"{said} The rows judged are too few to tell any of these from the original."
         best: dict[str, list[str]] = {}
         for dot in sorted((dot for dot in self.dots if dot.on_front), key=lambda dot: dot.at[0]):
             best.setdefault(dot.way, []).append(dot.amount)
@@ -116,7 +122,8 @@ class _Drawing:
         original = self._original(groups)
         dots = [self._dot(group, self._colour(compressed)) for group in compressed]
         edge: list[tuple[float, float]] = []
-        if self.kind != "amount":
+        tells = self._tells(compressed)
+        if self.kind != "amount" and tells:
             every = [dot.at for dot in dots]
             if original[0] is not None and original[1] is not None:
                 every.append((original[0], original[1]))
@@ -127,8 +134,13 @@ class _Drawing:
         yield Chart(
             stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
             kind=self.kind, title=title, cost=self.cost, quality=self.quality, dots=tuple(dots), original=original,
-            front=tuple(edge),
+            front=tuple(edge), tells=tells,
         )  # fmt: skip
+
+    def _tells(self, groups: Sequence[Group]) -> bool:
+        """False where every comparison with the original was on too few rows; true too where there was none."""
+        found = {verdict_of(row, self.quality) for group in groups for row in group.done} - {None}
+        return found != {Verdict.CANNOT_TELL}
 
     def _place(self, group: Group) -> tuple[float, float] | None:
         cost, quality = group.mean(self.cost.column), group.mean(self.quality.column)

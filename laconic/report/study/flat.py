@@ -1,14 +1,15 @@
 """Records as rows of one table: a row for each cell, a column for each thing that any of them was asked or measured.
 
 Columns of a task are called `TASK METRIC`, followed by `low` and `high` (the 95 % interval over the rows judged), by
-`change` (against the original), by its `p`, and by `detectable` (the smallest change that these rows show); those of
-cost are told in `costs`.
+`change` (against the original), by its `p`, by `least p` (the smallest that these rows can give), and by `detectable`
+(the smallest change that they show); those of cost are told in `costs`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from laconic.evaluate.paired import least_p_of
 from laconic.report.study.costs import Shape, cost_columns, cost_row, passes_of, writings_of
 from laconic.report.tables import Value
 
@@ -110,7 +111,8 @@ def _columns(axes: Iterable[str], measures: Iterable[tuple[str, str]], costs: It
     yield from FIXED[3 : FIXED.index("seconds")]
     for measure in measures:
         name = measure_name(*measure)
-        yield from (name, f"{name} low", f"{name} high", f"{name} change", f"{name} p", f"{name} detectable")
+        yield from (name, f"{name} low", f"{name} high", f"{name} change")
+        yield from (f"{name} p", f"{name} least p", f"{name} detectable")
     yield from costs
     yield from FIXED[FIXED.index("seconds") :]
 
@@ -157,8 +159,18 @@ def _measured(record: Record) -> dict[str, Value]:
         change = (evaluation.get("difference") or {}).get(task, {}).get(metric, {})
         row |= {name: found["value"], f"{name} low": found.get("low"), f"{name} high": found.get("high")}
         row |= {f"{name} change": change.get("value"), f"{name} p": change.get("p")}
+        row[f"{name} least p"] = _least_p(evaluation, task, metric)
         row[f"{name} detectable"] = (evaluation.get("detectable") or {}).get(task, {}).get(metric)
     return row
+
+
+def _least_p(evaluation: Mapping[str, Any], task: str, metric: str) -> float | None:
+    """As it was recorded; of older records, which have none, that of all their rows."""
+    if task not in (evaluation.get("difference") or {}):
+        return None
+    rows = (evaluation.get("settings") or {}).get(task, {}).get("rows")
+    recorded = (evaluation.get("least_p") or {}).get(task, {}).get(metric)
+    return least_p_of(rows) if recorded is None and isinstance(rows, int) else recorded
 
 
 def _measures(record: Record) -> list[tuple[str, str]]:

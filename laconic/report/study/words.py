@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from laconic.evaluate.paired import FEWEST, Verdict
 from laconic.report.study.flat import DONE, SEED, Record, Results
 from laconic.report.study.groups import Group, grouped
 from laconic.report.study.measures import KL, SIZE, Measure, qualities
 from laconic.report.study.names import Names
-from laconic.report.study.remarks import is_noise
+from laconic.report.study.remarks import verdict_of
 
 MANY = 8
 """Values of an axis from which only some are named."""
@@ -25,7 +26,7 @@ def findings(results: Results) -> list[str]:
     for measure in (one for one in qualities(results) if one != KL):
         for subject in dict.fromkeys(names.subject(group) for group in groups if not group.baseline):
             here = [group for group in groups if names.subject(group) == subject and not group.baseline]
-            compared = [group for group in here if any(is_noise(row, measure) is not None for row in group.done)]
+            compared = [group for group in here if any(verdict_of(row, measure) is not None for row in group.done)]
             if compared:
                 base = next((one for one in groups if one.baseline and names.subject(one) == subject), None)
                 found.append(_smallest(names, compared, base, measure, subject))
@@ -132,15 +133,20 @@ def _beside(results: Results) -> str:
 
 def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure: Measure, subject: str) -> str:
     """One sentence on what can be had for nothing."""
+    where = f"{names.title(subject, measure.column)}, {measure.name}"
+    if all(verdict_of(row, measure) in (None, Verdict.CANNOT_TELL) for group in groups for row in group.done):
+        return (
+            f"{where}: cannot tell whether any compressed model is as good as the original: on so few rows chance "
+            f"alone brings about any change in one of twenty comparisons or more; judge on {FEWEST} rows at least, and "
+            "on hundreds to see small changes."
+        )
+    # Of a cell that failed nobody knows.
     quiet = [
         group
         for group in groups
-        # Of a cell that failed nobody knows.
-        if len(group.done) == len(group.rows)
-        and all(is_noise(row, measure) is not False or _gains(row, measure) for row in group.done)
+        if len(group.done) == len(group.rows) and all(_is_no_loss(row, measure) for row in group.done)
     ]
     sized = [(size, group) for group in quiet if (size := group.mean(SIZE.column)) is not None]
-    where = f"{names.title(subject, measure.column)}, {measure.name}"
     if not sized:
         return f"{where}: of no compressed model is the loss within noise for every seed."
     size, group = min(sized, key=lambda pair: pair[0])
@@ -163,9 +169,11 @@ def _would_show(group: Group, measure: Measure) -> str:
     return f" These rows show a change of {said} in four cases of five."
 
 
-def _gains(row: Mapping[str, Any], measure: Measure) -> bool:
-    change = row.get(f"{measure.column} change")
-    return isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
+def _is_no_loss(row: Mapping[str, Any], measure: Measure) -> bool:
+    """Whether the change is noise, or a gain; where the rows cannot tell, or nothing was compared, nobody knows."""
+    found, change = verdict_of(row, measure), row.get(f"{measure.column} change")
+    gains = isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
+    return found is Verdict.NOISE or (found is Verdict.CHANGE and gains)
 
 
 def _count(number: int, noun: str) -> str:

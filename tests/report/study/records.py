@@ -41,7 +41,7 @@ def baseline(model: str, targeted: bool = False, timed: bool = True) -> Record:
     """The record of a model as it was."""
     axes = {"model": model, "method": "original", "keep": None, "seed": None, **({"targets": None} if targeted else {})}
     record = cell(axes, timed=timed, loss=0.0)
-    for section in ("fidelity", "difference", "detectable"):
+    for section in ("fidelity", "difference", "least_p", "detectable"):
         del record["evaluation"][section]
     return {**record, "baseline": True, "family": "original", "output": None, "sites": {}, "statistics": None,
             "bytes": record["dense_bytes"], "file_bytes": SIZES[model]}  # fmt: skip
@@ -121,6 +121,7 @@ def _evaluation(
                      "predictions": ROWS, "rows": ROWS, "source": TASK, "split": "dev", "context": 128,
                      "tokenizer": "bert", "seed": 0},
         "difference": {TASK: {"accuracy": {**_interval(-loss, 0.012), "p": min(1.0, 2 * exp(-150 * abs(loss)))}}},
+        "least_p": {TASK: {"accuracy": 2.0 ** (1 - ROWS)}},
         "detectable": {TASK: {"accuracy": 0.017}},
     }  # fmt: skip
 

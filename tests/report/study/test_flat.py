@@ -57,7 +57,7 @@ def test_writing_and_energy_have_columns_where_they_were_measured() -> None:
 
 
 def test_the_made_up_records_are_like_real_ones() -> None:
-    figure, change = Interval(0.5, 0.4, 0.6), Difference(-0.1, -0.2, 0.0, 0.03, 0.05)
+    figure, change = Interval(0.5, 0.4, 0.6), Difference(-0.1, -0.2, 0.0, 0.03, 0.01, 0.05)
     near = Fidelity(0.1, 0.05, 0.2, 0.9, 0.99, 8, 8, TASK, "dev", 128, "bert", 0)
     real = Evaluation(
         results={TASK: {"accuracy": figure}}, settings={TASK: {"rows": 8}}, cost=None, original=None, fidelity=near,

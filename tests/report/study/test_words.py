@@ -1,9 +1,11 @@
 """What the page says in sentences, and what became of the matrices."""
 
+from laconic.report.study.charts import charts
 from laconic.report.study.flat import flat
 from laconic.report.study.plans import plan_of, plans
+from laconic.report.study.tables import means
 from laconic.report.study.words import failures, findings, listed, paragraphs
-from tests.report.study.records import TASK, baseline, cell, failed, study
+from tests.report.study.records import TASK, Record, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
 
@@ -50,6 +52,43 @@ def test_what_came_out_is_the_smallest_that_is_no_worse() -> None:
     assert "is svd, keep 0.5: 63.63 MB of 90.90 MB" in sentence and "a change of 1.7 points" in sentence
     (sentence,) = findings(flat([records[0], records[-1]]))
     assert sentence.endswith("of no compressed model is the loss within noise for every seed.")
+
+
+def few_rows(record: Record) -> Record:
+    """The record judged on four rows, of which nothing can be told however bad the model is."""
+    evaluation = record["evaluation"]
+    evaluation["settings"][TASK]["rows"] = 4
+    for section, value in (("least_p", 2 / 2**4), ("detectable", None)):
+        if section in evaluation:
+            evaluation[section] = {TASK: {"accuracy": value}}
+    if "difference" in evaluation:
+        evaluation["difference"][TASK]["accuracy"] |= {"value": -0.75, "p": 0.25}
+    return record
+
+
+def test_nothing_is_recommended_of_rows_that_can_show_nothing() -> None:
+    records = [few_rows(baseline("minilm-sst2")), *(few_rows(cell({**AXES, "keep": keep})) for keep in (0.9, 0.1))]
+    (sentence,) = findings(flat(records))
+    assert "cannot tell whether any compressed model is as good" in sentence and "keep" not in sentence
+    assert {row["remark"] for row in means(flat(records)).rows} == {"the original", "cannot tell"}
+    of_accuracy = [chart for chart in charts(flat(records)) if chart.quality.column == f"{TASK} accuracy"]
+    assert of_accuracy and not any(chart.front or any(dot.on_front for dot in chart.dots) for chart in of_accuracy)
+    assert all("too few to tell" in chart.caption for chart in of_accuracy)
+    # Records of an earlier version do not say what their rows could have shown.
+    for record in records[1:]:
+        del record["evaluation"]["least_p"]
+    assert findings(flat(records)) == [sentence]
+
+
+def test_a_cell_that_was_compared_on_nothing_is_not_recommended() -> None:
+    records = [baseline("minilm-sst2"), cell({**AXES, "keep": 0.9}), cell({**AXES, "keep": 0.1})]
+    for record in records[1:]:
+        record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": 0.0, "p": 1.0}
+    records.append(cell({**AXES, "keep": 0.1, "seed": 1}))
+    # As a figure that was not finite is recorded.
+    records[-1]["evaluation"]["difference"][TASK]["accuracy"] |= {"value": None, "p": None}
+    (sentence,) = findings(flat(records))
+    assert "is svd, keep 0.9:" in sentence
 
 
 def test_a_way_of_which_a_seed_failed_is_never_the_smallest_that_is_no_worse() -> None:
