@@ -12,7 +12,15 @@ class UserError(ValueError):
     """A mistake in what the user asked for or supplied; its text is one sentence that names the remedy."""
 
 
-class StructureNotice(UserWarning):
+class Notice(UserWarning):
+    """What a user should know and need not act on; the command line shows it as one line."""
+
+
+class CheckpointNotice(Notice):
+    """Said when a model is read otherwise than it is stored: code beside it left alone, codes turned into numbers."""
+
+
+class StructureNotice(Notice):
     """Said when a model is of no known architecture and its matrices were found by its structure."""
 
 

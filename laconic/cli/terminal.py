@@ -16,7 +16,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from laconic.errors import StructureNotice
+from laconic.errors import Notice
 from laconic.processes import is_first
 from laconic.progress import Item, Track, silent
 
@@ -105,4 +105,4 @@ def _quiet_libraries() -> None:
     # It tells of every table that it makes.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
-    warnings.simplefilter("once", StructureNotice)
+    warnings.simplefilter("once", Notice)

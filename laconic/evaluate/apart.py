@@ -5,6 +5,7 @@ a calibration source are those of its training split, whether a step drew them o
 read for this: it keeps its splits apart.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,13 +22,18 @@ def made_with(*models: str) -> tuple[str, ...]:
     seen: set[Path] = set()
     for model in models:
         here: object = model
-        while isinstance(here, str) and here and (folder := Path(here).expanduser().resolve()) not in seen:
+        while isinstance(here, str) and here and (folder := _folder(here)) not in seen:
             seen.add(folder)
             recipe = _recipe(folder / RECIPE)
             if isinstance(recipe.get("data"), str):
                 sources[recipe["data"]] = None
             here = recipe.get("model")
     return tuple(sources)
+
+
+def _folder(named: str) -> Path:
+    """Where `named` leads; a link to itself leads to itself."""
+    return Path(os.path.realpath(os.path.expanduser(named)))
 
 
 def _recipe(path: Path) -> dict[str, str]:

@@ -44,7 +44,7 @@ def task_of(model: PreTrainedModel) -> Task:
     """
     config = type(model.config)
     for task, (_, mapping) in AUTO_CLASSES.items():
-        if config in mapping and isinstance(model, _classes(mapping[config])):
+        if config in mapping and isinstance(model, classes_of(mapping[config])):
             if task is Task.CLASSIFICATION and model.config.num_labels == 1:
                 return Task.REGRESSION
             return task
@@ -65,7 +65,7 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     if not names:
         return auto.AutoModel
     for auto_class, mapping in AUTO_CLASSES.values():
-        if type(config) in mapping and names[0] in {c.__name__ for c in _classes(mapping[type(config)])}:
+        if type(config) in mapping and names[0] in {c.__name__ for c in classes_of(mapping[type(config)])}:
             return auto_class
     raise UserError(
         f"The checkpoint was saved from the class '{names[0]}', which is not supported; supported are models for "
@@ -74,7 +74,7 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     )
 
 
-def _classes(entry: type | tuple[type, ...]) -> tuple[type, ...]:
+def classes_of(entry: type | tuple[type, ...]) -> tuple[type, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 

@@ -8,7 +8,6 @@ with a head for another task.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,9 +18,9 @@ from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.formats import Format
-from laconic.model import LanguageModel, check_model, load, skeleton
+from laconic.model import LanguageModel, load, skeleton
 from laconic.model.layers import layers_of
-from laconic.model.loading import tokenizers
+from laconic.model.loading import configuration, has_weights, tokenizers
 from laconic.model.task import auto_class_for
 from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
@@ -166,12 +165,11 @@ class Student(Step):
 
     @property
     def _has_weights(self) -> bool:
-        folder = Path(self.model or "").expanduser()
-        return not folder.is_dir() or any(folder.glob("*.safetensors"))
+        return has_weights(self.model or "")
 
     def _from_configuration(self, lm: LanguageModel, device: torch.device) -> PreTrainedModel:
         assert self.model is not None
-        config = check_model(self.model)
+        config = configuration(self.model)
         kind = auto_class_for(config, config.architectures or (type(lm.model).__name__,))
         return random_model(config, kind, device, self.seed).train(lm.model.training)
 

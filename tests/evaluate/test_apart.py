@@ -40,6 +40,9 @@ def test_the_sources_of_a_model_are_those_of_its_recipe_and_of_the_model_before(
     assert made_with(str(tmp_path / "three")) == ("builtin:pydoc",)
     (tmp_path / "one" / "recipe.yaml").write_text(f"model: {tmp_path / 'three'}")
     assert made_with(str(tmp_path / "three")) == ("builtin:pydoc",)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "one" / "recipe.yaml").write_text(f"model: {tmp_path / 'loop'}")
+    assert made_with(str(tmp_path / "three")) == ("builtin:pydoc",)
     assert made_with("nowhere/at-all") == ()
 
 

@@ -154,13 +154,6 @@ def test_a_foreign_quantization_is_refused_before_weights_are_read(folder: Path)
         check_model(str(folder))
 
 
-def test_pickled_weights_are_not_read(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"not a pickle")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin, and laconic reads safetensors; convert it"):
-        load(str(folder))
-
-
 @pytest.mark.parametrize(
     ("message", "reason"),
     [

@@ -1,0 +1,53 @@
+"""config.json, read so that each mistake in it is one sentence."""
+
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from laconic.errors import UserError, must_be, reason_of
+from laconic.model.checkpoints.code import check_model_code, forget_code
+from laconic.model.checkpoints.place import Place
+
+CONFIG = "config.json"
+COMPUTED_BY = ("eager", "sdpa")
+"""The implementations of attention that torch alone can run."""
+
+
+def read_config(place: Place) -> PreTrainedConfig:
+    """The configuration of the model at `place`, without mention of code that lies beside it.
+
+    Raises:
+        UserError: config.json is missing or no configuration, is of another library, or needs code of its own.
+    """
+    raw = place.json(CONFIG)
+    if raw is not None:
+        _check_raw(raw, place.source)
+        check_model_code(raw, place.source)
+    try:
+        config = AutoConfig.from_pretrained(place.name, revision=place.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
+        raise UserError(
+            f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."
+        ) from error
+    forget_code(config)
+    # One that needs a package, or is fetched from the hub as code, is a matter of speed alone.
+    if config._attn_implementation not in COMPUTED_BY:
+        config._attn_implementation = None
+    return config
+
+
+def _check_raw(raw: dict[str, Any], source: str) -> None:
+    if "model_type" not in raw and any(key.startswith("_diffusers") or key == "_class_name" for key in raw):
+        raise UserError(
+            f"The folder '{source}' holds a part of a diffusers pipeline and no language model; "
+            "give a folder saved by save_pretrained of a transformers model."
+        )
+    where = f"In the config.json of '{source}', "
+    if not isinstance(raw.get("model_type") or "", str):
+        raise must_be(f"{where}model_type", "the name of an architecture", raw["model_type"])
+    saved = raw.get("architectures")
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        raise must_be(f"{where}architectures", "a list of names of classes", saved)
+    if not isinstance(raw.get("quantization_config") or {}, dict):
+        raise must_be(f"{where}quantization_config", "an object", raw["quantization_config"])

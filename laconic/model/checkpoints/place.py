@@ -1,0 +1,136 @@
+"""Where the files of a model lie: in a folder, or in a repository of the hub at one commit."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils.hub import cached_file
+
+from laconic.errors import UserError, reason_of
+
+SNAPSHOTS = "snapshots"
+"""The folder of the hub's cache that has one folder for each commit."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, or a repository of the hub.
+
+    source:   as the user gave it; what errors call it.
+    folder:   the folder; None for a repository.
+    revision: of the repository: the branch, tag or commit that is asked for.
+    fetches:  whether a file of a repository that is not on this machine is fetched.
+    """
+
+    source: str
+    folder: Path | None = None
+    revision: str | None = None
+    fetches: bool = True
+
+    @property
+    def name(self) -> str:
+        """What transformers finds it by."""
+        return self.source if self.folder is None else str(self.folder)
+
+    def file(self, name: str) -> Path | None:
+        """The file `name` in it, fetched where it has to be; None where there is none.
+
+        Raises:
+            UserError: the hub cannot be reached.
+        """
+        if self.folder is not None:
+            return path if (path := self.folder / name).is_file() else None
+        try:
+            found = cached_file(
+                self.source,
+                name,
+                revision=self.revision,
+                local_files_only=not self.fetches,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_gated_repo=False,
+            )
+        except OSError as error:
+            raise UserError(
+                f"There is no loadable model '{self.source}', neither as a folder nor on the hub: {reason_of(error)}."
+            ) from error
+        return None if found is None else Path(found)
+
+    def on_this_machine(self) -> "Place":
+        """The same, of which nothing is fetched."""
+        return replace(self, fetches=False)
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """What the file `name` says; None where there is none.
+
+        Raises:
+            UserError: it is no JSON, or JSON of something else than an object.
+        """
+        path = self.file(name)
+        return None if path is None else read_object(path, f"The file '{name}' of the model '{self.source}'")
+
+
+def located(source: str, revision: str | None = None) -> Place | Path:
+    """The place that `source` names, a folder or a repository of the hub; or the path of a file that it names.
+
+    Raises:
+        UserError: it is empty, a link that leads nowhere, or looks like a path and there is nothing.
+    """
+    if not source.strip():
+        raise UserError("The model is named by an empty text; give a folder with a config.json or a hub name.")
+    try:
+        path = Path(source).expanduser()
+        is_folder, is_link, is_there = path.is_dir(), path.is_symlink(), path.exists()
+        if is_folder:
+            os.listdir(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"The model folder '{source}' cannot be read: {_why(error)}; give another path.") from error
+    if is_folder:
+        return Place(source, path)
+    if is_there:
+        return path
+    if is_link:
+        raise UserError(f"The model folder '{source}' is a link that leads nowhere; give the folder itself.")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"There is no model folder '{source}'; give a folder with a config.json or a hub name.")
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise UserError(
+            f"There is no model folder '{source}', and no model of the hub can have that name; "
+            "give a folder with a config.json or a hub name."
+        ) from error
+    return Place(source, revision=revision)
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in the file at `path`, which errors call `what`.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON object.
+    """
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{what} cannot be read: {_why(error)}; take the one that was saved with the weights."
+        ) from error
+    if not isinstance(said, dict):
+        raise UserError(f"{what} must be a JSON object; got {_shown(said)}.")
+    return said
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON ({error.msg} in line {error.lineno}, column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text"
+    return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)

@@ -1,0 +1,112 @@
+"""A folder saved by `save_pretrained`, or a repository of the hub with the same files."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from laconic.errors import CheckpointNotice, UserError, reason_of
+from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, not_saved_together
+from laconic.model.checkpoints.code import notice_code
+from laconic.model.checkpoints.configuration import CONFIG, read_config
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.weights import check_weights, find_weights
+from laconic.model.task import auto_class_for
+
+ADAPTER_CONFIG = "adapter_config.json"
+NOWHERE = "no-adapter-is-meant"
+"""A folder that is in no model's: transformers looks there for an adapter, and loads none on top."""
+
+
+@dataclass(frozen=True)
+class Stored(Checkpoint):
+    """A model whose config.json lies beside its weights."""
+
+    at: Place
+
+    @property
+    def place(self) -> Place:
+        return self.at
+
+    @property
+    def has_weights(self) -> bool:
+        return self.at.folder is None or find_weights(self.at) is not None
+
+    def config(self) -> PreTrainedConfig:
+        return read_config(self.at)
+
+    def check(self, config: PreTrainedConfig) -> None:
+        # What is still to be fetched is looked at when it is loaded.
+        if self.at.folder is not None or find_weights(self.at.on_this_machine(), config) is not None:
+            check_weights(self.at.on_this_machine(), config)
+        check_tokenizer(self.at)
+
+    def load(self, config: PreTrainedConfig) -> PreTrainedModel:
+        notice_code(self.at.json(CONFIG) or {}, self.at.source)
+        if self.at.file(ADAPTER_CONFIG) is not None:
+            warnings.warn(
+                f"'{self.at.source}' holds a model and an adapter for it: the model is read without the adapter. "
+                "To merge them, put the adapter into a folder of its own and give that.",
+                CheckpointNotice,
+                stacklevel=2,
+            )
+        return read_weights(self.at, config)
+
+    def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
+        if isinstance(config.dtype, torch.dtype):
+            return config.dtype
+        return check_weights(self.at, config).dtype()
+
+
+def read_weights(place: Place, config: PreTrainedConfig, **how: Any) -> PreTrainedModel:
+    """The model that `config` describes in float32, with every tensor from the files at `place`.
+
+    how: what else `from_pretrained` has to be told.
+
+    Raises:
+        UserError: a file cannot be read, or a tensor is missing or of another shape; transformers would only warn.
+    """
+    weights = check_weights(place, config)
+    kind: Any = auto_class_for(config, config.architectures or ())
+    try:
+        # A pooler that is not in the file is drawn, the same at every loading.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, report = kind.from_pretrained(
+                # Of a repository, too, the folder: given its name, transformers asks the hub to convert its pickles.
+                str(weights.folder),
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=weights.are_safe,
+                weights_only=True,
+                adapter_kwargs={"subfolder": NOWHERE},
+                output_loading_info=True,
+                # Mismatches are gathered, to be named below.
+                ignore_mismatched_sizes=True,
+                **how,
+            )
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}.") from error
+    check_report(report, place.source)
+    model.config.name_or_path = place.name
+    return model
+
+
+def check_report(report: Mapping[str, Any], source: str) -> None:
+    """Raise UserError where transformers' `report` tells of a tensor that is missing, or of another shape."""
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise not_saved_together(source, name, stored, wanted)
+    # Some plain encoders are saved without the pooler that their class has; nothing reads it but a head that is put on
+    # them, and learns.
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"The weights of '{source}' are incomplete: {len(missing)} of its tensors are missing, the first is "
+            f"'{missing[0]}'; use a complete checkpoint."
+        )

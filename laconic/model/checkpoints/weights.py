@@ -1,0 +1,178 @@
+"""The files that hold a model's weights: safetensors, or else pickles of which tensors alone are read."""
+
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from laconic.errors import UserError, must_be, reason_of
+from laconic.model.checkpoints.place import Place, read_object
+
+BESIDE = ("generation_config.json",)
+"""What transformers reads with the weights, from the folder that they lie in."""
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""safetensors' names of the dtypes that weights are stored in."""
+_OTHERS = {
+    "tf_model.h5": "for TensorFlow",
+    "flax_model.msgpack": "for Flax",
+    "model.ckpt.index": "for TensorFlow 1",
+    "consolidated.00.pth": "in the layout of its makers",
+    "consolidated.safetensors": "in the layout of its makers",
+}
+"""Files of weights that transformers no longer reads, or never did."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one model: one file, or shards.
+
+    folder:    where the files lie.
+    are_safe:  they are safetensors; else pickles.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    are_safe: bool
+
+    def dtype(self) -> torch.dtype:
+        """That of the first floating tensor in the first file that has one; float32 where none has."""
+        read = _safe_dtypes if self.are_safe else _pickled_dtypes
+        return next((dtype for file in self.files for dtype in read(file)), torch.float32)
+
+
+def find_weights(place: Place, config: PreTrainedConfig | None = None) -> Weights | None:
+    """The weights at `place`, fetched where they have to be: safetensors where there are both, one file before shards.
+
+    Raises:
+        UserError: a shard is missing, or the list of shards is none.
+    """
+    named = getattr(config, "transformers_weights", None)
+    single, index = (named, named) if isinstance(named, str) else (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    for one, several, are_safe in ((single, index, True), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, False)):
+        if not one.endswith(".json") and (file := place.file(one)) is not None:
+            return _with_what_lies_beside(place, Weights(file.parent, (file,), are_safe))
+        if several.endswith(".json") and (listing := place.file(several)) is not None:
+            return _with_what_lies_beside(place, Weights(listing.parent, _shards(place, listing), are_safe))
+    return None
+
+
+def check_weights(place: Place, config: PreTrainedConfig) -> Weights:
+    """The weights at `place`, once it is known that each file is whole and needs no code; no number is read.
+
+    Raises:
+        UserError: there are none, or a file is damaged, cut off or needs code.
+    """
+    found = find_weights(place, config)
+    if found is None:
+        raise UserError(_none(place))
+    for file in found.files:
+        check_safe(file, place.source) if found.are_safe else check_pickle(file, place.source)
+    return found
+
+
+def check_safe(file: Path, source: str) -> None:
+    """Raise UserError where the safetensors file has no sound header, or ends before its last tensor."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, source, reason_of(error)) from error
+
+
+def check_pickle(file: Path, source: str) -> None:
+    """Raise UserError where the pickle is cut off, would run code, or holds anything but tensors by name."""
+    try:
+        held = read_pickle(file, "meta")
+    except pickle.UnpicklingError as error:
+        raise _needs_code(file, source, str(error)) from error
+    # What else torch raises on a file that is none of its own is nowhere written down.
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _damaged(file, source, reason_of(error)) from error
+    if not isinstance(held, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
+        raise UserError(
+            f"The file '{file.name}' of the model '{source}' holds no table of tensors by name; "
+            "save model.state_dict(), or better save_pretrained."
+        )
+
+
+def read_pickle(file: Path, device: str = "cpu") -> object:
+    """What the pickle holds, of tensors and plain containers only; anything else raises UnpicklingError."""
+    return torch.load(file, map_location=device, weights_only=True)
+
+
+def _shards(place: Place, listing: Path) -> tuple[Path, ...]:
+    what = f"The file '{listing.name}' of the model '{place.source}'"
+    said = read_object(listing, what)
+    names = said.get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise must_be(f"{what}: weight_map", "an object that maps tensors to files", names)
+    if not isinstance(said.get("metadata"), dict):
+        raise must_be(f"{what}: metadata", "an object", said.get("metadata"))
+    return tuple(_shard(place, listing.name, name) for name in sorted(set(names.values())))
+
+
+def _shard(place: Place, listing: str, name: str) -> Path:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise must_be(f"A file that '{listing}' of the model '{place.source}' names", "one in the same folder", name)
+    found = place.file(name)
+    if found is None:
+        raise UserError(
+            f"The weights of '{place.source}' are incomplete: '{listing}' names the file '{name}', which is not there; "
+            "fetch the missing files."
+        )
+    return found
+
+
+def _with_what_lies_beside(place: Place, found: Weights) -> Weights:
+    for name in BESIDE:
+        place.file(name)
+    return found
+
+
+def _none(place: Place) -> str:
+    other = next((f"{name}, {how}" for name, how in _OTHERS.items() if place.file(name) is not None), None)
+    if other is not None:
+        return (
+            f"The model '{place.source}' has its weights in {other}; convert them, or use a copy that has safetensors."
+        )
+    return (
+        f"The weights of '{place.source}' cannot be loaded: there is no file named {SAFE_WEIGHTS_NAME} or "
+        f"{WEIGHTS_NAME}, nor a list of shards; use a complete checkpoint."
+    )
+
+
+def _damaged(file: Path, source: str, reason: str) -> UserError:
+    return UserError(
+        f"The weights of '{source}' cannot be loaded: the file '{file.name}' is damaged or cut off ({reason}); "
+        "fetch it again."
+    )
+
+
+def _needs_code(file: Path, source: str, message: str) -> UserError:
+    """torch says in many words what it did not run; where it names nothing, the file is no pickle of tensors at all."""
+    asked = re.search(r"GLOBAL (\S+)", message)
+    if asked is None:
+        return _damaged(file, source, "it is no pickle of tensors")
+    return UserError(
+        f"The file '{file.name}' of the model '{source}' is a pickle that asks to run '{asked[1]}', and laconic reads "
+        "only tensors; use safetensors, or save model.state_dict() alone."
+    )
+
+
+def _safe_dtypes(file: Path) -> Iterator[torch.dtype]:
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            if (dtype := tensors.get_slice(name).get_dtype()) in _FLOATS:
+                yield _FLOATS[dtype]
+
+
+def _pickled_dtypes(file: Path) -> Iterator[torch.dtype]:
+    held = read_pickle(file, "meta")
+    assert isinstance(held, dict)
+    yield from (tensor.dtype for tensor in held.values() if tensor.is_floating_point())

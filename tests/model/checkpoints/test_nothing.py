@@ -1,0 +1,151 @@
+"""What is no model is one sentence, whatever it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from laconic.cli.main import status
+from laconic.errors import UserError
+from laconic.model import check_model
+from tests.architectures import BY_NAME
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    BY_NAME["gpt2"].model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(source: Path | str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line says one sentence and ends with 2, and so does Python."""
+    with pytest.raises(UserError, match=sentence):
+        check_model(str(source))
+    for verb in ("inspect", "evaluate"):
+        assert status([verb, str(source)]) == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1 and "Traceback" not in said
+
+
+def test_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    for name in ("loop", "broken", "one"):
+        refused(tmp_path / name, "is a link that leads nowhere; give the folder itself", capsys)
+    refused(tmp_path / "loop" / "model", "There is no model folder", capsys)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("", "named by an empty text"),
+        (" ", "named by an empty text"),
+        ("~no-such-user-at-all/model", "cannot be read: Could not determine home directory"),
+        ("a" * 300, "cannot be read: File name too long"),
+        ("no such name", "no model of the hub can have that name"),
+        ("a\0b", "no model of the hub can have that name"),
+    ],
+)
+def test_names(source: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(source, sentence, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("model.safetensors", "is a file of weights alone; give the folder that it lies in"),
+        ("pytorch_model.bin", "is a file of weights alone"),
+        ("model.zip", "is an archive; unpack it"),
+        ("notes.txt", "is a file, and a model is a folder"),
+    ],
+)
+def test_files(tmp_path: Path, name: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    refused(tmp_path / name, sentence, capsys)
+
+
+def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(tmp_path, r"has no config\.json; give a folder saved by save_pretrained", capsys)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    refused(tmp_path, "holds a diffusers pipeline and no language model", capsys)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.30.0"}')
+    refused(tmp_path, "holds a part of a diffusers pipeline", capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"", "cannot be read: it is no JSON"),
+        (
+            b'{"model_type": "gpt2",}',
+            r"config\.json' of the model .* cannot be read: it is no JSON .* in line 1, column",
+        ),
+        (b"\xff\xfe\x00", "cannot be read: it is no text"),
+        (b"[]", r"must be a JSON object; got \[\]"),
+        (b"3", "must be a JSON object; got 3"),
+        (b"{}", "There is no loadable model"),
+        (b'{"model_type": ["gpt2"]}', "model_type must be the name of an architecture; got"),
+        (b'{"model_type": "gpt2", "architectures": "GPT2LMHeadModel"}', "architectures must be a list of names"),
+        (b'{"model_type": "gpt2", "architectures": [3]}', "architectures must be a list of names"),
+        (b'{"model_type": "gpt2", "quantization_config": "x"}', "quantization_config must be an object"),
+        (b'{"model_type": "gpt2", "dtype": "floatx"}', "There is no loadable model .*floatx"),
+        (b'{"model_type": "gpt2", "id2label": ["x"]}', "There is no loadable model"),
+        (b'{"model_type": "no-such-type"}', "There is no loadable model .*no-such-type"),
+    ],
+)
+def test_config_json(folder: Path, text: bytes, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.json").write_bytes(text)
+    refused(folder, sentence, capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0notjson!", b"\xff" * 40])
+def test_damaged_headers(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    refused(folder, r"the file 'model\.safetensors' is damaged or cut off \(.+\); fetch it again", capsys)
+
+
+def test_cut_off(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    refused(folder, r"the file 'model\.safetensors' is damaged or cut off", capsys)
+
+
+@pytest.mark.parametrize(
+    ("listing", "sentence"),
+    [
+        ({"metadata": {}, "weight_map": {"a": "model-2.safetensors"}}, r"names the file 'model-2\.safetensors', which"),
+        ({"metadata": {}, "weight_map": {"a": "../a.safetensors"}}, r"must be one in the same folder; got '\.\./a"),
+        ({"metadata": {}, "weight_map": {"a": "/a.safetensors"}}, "must be one in the same folder"),
+        ({"metadata": {}, "weight_map": {"a": 3}}, "weight_map must be an object that maps tensors to files"),
+        ({"metadata": {}, "weight_map": {}}, "weight_map must be an object that maps tensors to files"),
+        ({"metadata": {}}, "weight_map must be an object that maps tensors to files; got None"),
+        ({"weight_map": {"a": "model-1.safetensors"}}, "metadata must be an object"),
+        ([], r"must be a JSON object; got \[\]"),
+    ],
+)
+def test_shards(folder: Path, listing: object, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listing))
+    refused(folder, sentence, capsys)
+
+
+def test_a_damaged_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model-1.safetensors", {"format": "pt"})
+    (folder / "model-2.safetensors").write_bytes(b"")
+    names = {name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(tensors)}
+    said = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(said))
+    refused(folder, r"the file 'model-2\.safetensors' is damaged", capsys)
