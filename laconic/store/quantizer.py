@@ -15,6 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from laconic.errors import UserError
+from laconic.model.checkpoints.report import check_report
 from laconic.model.loading import QUANT_METHOD
 from laconic.store.materialize import densify, forget
 from laconic.store.packed import stored_tensors, unpack
@@ -55,6 +56,7 @@ class LaconicQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         assert isinstance(self.quantization_config, LaconicConfig)
         rebuild(model, self.quantization_config.structure)
+        _judge_load(model)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -91,6 +93,23 @@ class LaconicQuantizer(HfQuantizer):
         if isinstance(dtype, torch.dtype) and dtype != model.dtype:
             torch.nn.Module.to(model, dtype)
         return model
+
+
+def _judge_load(model: PreTrainedModel) -> None:
+    """Have the load of `model` fail where transformers would only warn: of weights drawn anew, or left out.
+
+    transformers tells the model what it found, once, for the model to take out what its class knows to be harmless.
+    """
+    told = "_adjust_missing_and_unexpected_keys"
+    adjust = getattr(model, told)
+
+    def judge(found: Any) -> None:
+        del vars(model)[told]
+        adjust(found)
+        # Other shapes transformers refuses itself, unless it is asked not to.
+        check_report(model, {**found.to_dict(), "mismatched_keys": ()}, model.config.name_or_path or "")
+
+    vars(model)[told] = judge
 
 
 def attach(model: PreTrainedModel) -> None:

@@ -80,7 +80,7 @@ def test_plain_encoder_without_pooler(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "sentence"),
     [
-        (None, f"are incomplete: 1 of its tensors are missing, the first is '{LAYER}'"),
+        (None, f"are incomplete: 1 of its tensors is missing, the first is '{LAYER}'"),
         (
             torch.zeros(3, 3),
             r"do not fit its config.json: .* has shape \(3, 3\) in the file and \(32, 48\) in the model",

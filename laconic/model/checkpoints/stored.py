@@ -1,7 +1,6 @@
 """A folder saved by `save_pretrained`, or a repository of the hub with the same files."""
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, not_saved_together
+from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import check_weights, find_weights
 from laconic.model.task import auto_class_for
 
@@ -63,12 +63,12 @@ class Stored(Checkpoint):
 
 
 def read_weights(place: Place, config: PreTrainedConfig, **how: Any) -> PreTrainedModel:
-    """The model that `config` describes in float32, with every tensor from the files at `place`.
+    """The model that `config` describes in float32, with every tensor from the files at `place`, and all of those.
 
     how: what else `from_pretrained` has to be told.
 
     Raises:
-        UserError: a file cannot be read, or a tensor is missing or of another shape; transformers would only warn.
+        UserError: a file cannot be read, or a tensor is missing, left over or of another shape.
     """
     weights = check_weights(place, config)
     kind: Any = auto_class_for(config, config.architectures or ())
@@ -94,19 +94,6 @@ def read_weights(place: Place, config: PreTrainedConfig, **how: Any) -> PreTrain
         raise
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}.") from error
-    check_report(report, place.source)
+    check_report(model, report, place.source, weights.whole_numbers)
     model.config.name_or_path = place.name
     return model
-
-
-def check_report(report: Mapping[str, Any], source: str) -> None:
-    """Raise UserError where transformers' `report` tells of a tensor that is missing, or of another shape."""
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
-        raise not_saved_together(source, name, stored, wanted)
-    # Some plain encoders are saved without the pooler that their class has; nothing reads it but a head that is put on
-    # them, and learns.
-    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
-        raise UserError(
-            f"The weights of '{source}' are incomplete: {len(missing)} of its tensors are missing, the first is "
-            f"'{missing[0]}'; use a complete checkpoint."
-        )

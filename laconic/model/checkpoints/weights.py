@@ -45,6 +45,11 @@ class Weights:
         read = _safe_dtypes if self.are_safe else _pickled_dtypes
         return next((dtype for file in self.files for dtype in read(file)), torch.float32)
 
+    def whole_numbers(self) -> set[str]:
+        """Names of the tensors that hold whole numbers or bits."""
+        read = _safe_whole_numbers if self.are_safe else _pickled_whole_numbers
+        return {name for file in self.files for name in read(file)}
+
 
 def find_weights(place: Place, config: PreTrainedConfig | None = None) -> Weights | None:
     """The weights at `place`, fetched where they have to be: safetensors where there are both, one file before shards.
@@ -172,7 +177,20 @@ def _safe_dtypes(file: Path) -> Iterator[torch.dtype]:
                 yield _FLOATS[dtype]
 
 
+def _safe_whole_numbers(file: Path) -> Iterator[str]:
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            if "F" not in tensors.get_slice(name).get_dtype():
+                yield name
+
+
 def _pickled_dtypes(file: Path) -> Iterator[torch.dtype]:
     held = read_pickle(file, "meta")
     assert isinstance(held, dict)
     yield from (tensor.dtype for tensor in held.values() if tensor.is_floating_point())
+
+
+def _pickled_whole_numbers(file: Path) -> Iterator[str]:
+    held = read_pickle(file, "meta")
+    assert isinstance(held, dict)
+    yield from (name for name, tensor in held.items() if not tensor.is_floating_point())

@@ -1,0 +1,111 @@
+"""Whether a checkpoint and a model are about the same weights: what transformers reports of a load, judged.
+
+transformers draws at random what is missing in a file and leaves out what it has no place for, both with a warning.
+Here either is a mistake, but for what is known to be harmless:
+
+- what transformers itself says of the class (`_keys_to_ignore_on_load_missing`, `_keys_to_ignore_on_load_unexpected`),
+  and tensors tied to one that is there;
+- heads that the class has not: a plain encoder in a file with its language-modelling head, BERT's next-sentence head
+  beside the head for masked words, a value head, layers that predict further tokens;
+- a pooler, where the class has none, and where nothing but a head that is yet to be trained would read it;
+- tensors that are computed, not learned: buffers that the class does not store any more, masks, positions.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from laconic.errors import UserError
+from laconic.model.checkpoints.checkpoint import not_saved_together
+
+POOLER = "pooler."
+FURTHER_HEADS = re.compile(r"cls\.seq_relationship\.|(.*\.)?masked_bias$")
+"""Beside a head of the same name BERT's next-sentence prediction; the number that GPT-J once masked with."""
+
+
+def check_report(
+    model: PreTrainedModel,
+    report: Mapping[str, Any],
+    source: str,
+    whole_numbers: Callable[[], Collection[str]] = tuple,
+) -> None:
+    """Judge the `report` of a load.
+
+    A class other than the one that was saved (by `config.architectures`) may have a head that the file has not.
+
+    Args:
+        model: what was loaded.
+        report: transformers' `missing_keys`, `unexpected_keys` and `mismatched_keys`, as
+            `from_pretrained(..., output_loading_info=True)` gives them.
+        source: the folder or the hub name, for the sentence.
+        whole_numbers: gives the names of the tensors in the file that hold whole numbers or bits; called only where
+            the model has no place for some tensor.
+
+    Raises:
+        UserError: a tensor is missing, has another shape, or has no place in the model.
+    """
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise not_saved_together(source, name, stored, wanted)
+    if missing := sorted(name for name in report["missing_keys"] if not _may_be_missing(model, name)):
+        raise UserError(
+            f"The weights of '{source}' are incomplete: {_count(missing, 'of its tensors')} missing, the first is "
+            f"'{missing[0]}'; use a complete checkpoint."
+        )
+    left = [name for name in report["unexpected_keys"] if not _may_be_left_out(model, name)]
+    # Whole numbers are masks and positions; only of a model that is compressed they may be codes of weights.
+    if left and model.config.to_dict().get("quantization_config") is None:
+        computed = whole_numbers()
+        left = [name for name in left if name not in computed]
+    if left := sorted(left, key=_by_number):
+        raise UserError(
+            f"The weights of '{source}' do not fit its config.json: {_count(left, 'of the tensors in the file')} not "
+            f"in the model that it describes, the first is '{left[0]}'; use the config.json that was saved with the "
+            "weights."
+        )
+
+
+def _may_be_missing(model: PreTrainedModel, name: str) -> bool:
+    # What transformers says of a class it says with the names of the class with a head.
+    if any(re.search(one, f"{model.base_model_prefix}.{name}") for one in model._keys_to_ignore_on_load_missing or ()):
+        return True
+    if model.base_model is model:
+        return name.startswith(POOLER)
+    # In another class a head is new, and the pooler with it.
+    inner = name.removeprefix(f"{model.base_model_prefix}.")
+    was_saved_so = type(model).__name__ in (model.config.architectures or ())
+    return not was_saved_so and (inner == name or inner.startswith(POOLER))
+
+
+def _may_be_left_out(model: PreTrainedModel, name: str) -> bool:
+    inner = name.removeprefix(f"{model.base_model_prefix}.")
+    first = inner.partition(".")[0]
+    in_base = inner != name or _has(model.base_model, first)
+    is_head = not in_base and not _has(model, first)
+    is_pooler = inner.startswith(POOLER) and not _has(model.base_model, first)
+    is_computed = _is_computed(model, name) or _is_computed(model.base_model, inner)
+    return is_head or is_pooler or is_computed or FURTHER_HEADS.match(name) is not None
+
+
+def _is_computed(model: nn.Module, name: str) -> bool:
+    """Whether the tensor is a buffer that the class fills by itself and does not store."""
+    path, _, last = name.rpartition(".")
+    module = dict(model.named_modules()).get(path)
+    return module is not None and last in module._non_persistent_buffers_set
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    # A part that this configuration leaves out is there as None.
+    held = (module._modules, module._parameters, module._buffers)
+    return any(part.get(name) is not None for part in held)
+
+
+def _count(names: list[str], what: str) -> str:
+    return f"{len(names)} {what} {'is' if len(names) == 1 else 'are'}"
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    # Layer 2 comes before layer 10.
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
