@@ -1,15 +1,23 @@
 """The one exception a user sees, and the two sentences every such error is made of.
 
 A `UserError` says what was wrong, where, with which value, and what would be right. The command line prints it
-as one line and exits with status 2; a library caller catches one class.
+as one line and exits with status 2; a library caller catches one class. Whatever a file or an option holds, a sentence
+stays one that can be read: values are quoted in part where they are long.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
+
+LONGEST_VALUE, LONGEST_SENTENCE = 240, 3000
+"""Characters of a value that are quoted, and of what is said in all."""
 
 
 class UserError(ValueError):
     """A mistake in what the user asked for or supplied; its text is one sentence that names the remedy."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(shortened(sentence, LONGEST_SENTENCE))
 
 
 class Notice(UserWarning):
@@ -26,8 +34,7 @@ class StructureNotice(Notice):
 
 def must_be(place: str, requirement: str, got: object) -> UserError:
     """The first sentence: `place` must be `requirement`; got `got`."""
-    shown = f"'{got}'" if isinstance(got, str) else got
-    return UserError(f"{place} must be {requirement}; got {shown}.")
+    return UserError(f"{place} must be {requirement}; got {shown(got)}.")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is") -> UserError:
@@ -35,11 +42,44 @@ def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is")
 
     `owner` says whose it would be, as "The method 'svd' has".
     """
-    names = sorted(known)
+    names, name = sorted(known), shortened(name, LONGEST_VALUE)
     close = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.5)
     nearest = next((candidate for candidate in names if close and candidate.lower() == close[0]), None)
     hint = f"did you mean '{nearest}'? " if nearest else ""
     return UserError(f"{owner} no {kind} '{name}': {hint}known are {', '.join(names)}.")
+
+
+def shown(value: object) -> str:
+    """`value` as an error quotes it: text in quotes, anything else as Python writes it, both in part where long."""
+    if isinstance(value, str):
+        return f"'{shortened(value, LONGEST_VALUE)}'"
+    return shortened(_Quoted().repr(value), LONGEST_VALUE)
+
+
+def shortened(text: str, longest: int) -> str:
+    """`text`, or its beginning and its end."""
+    end = longest // 4
+    return text if len(text) <= longest else f"{text[: longest - end - 3]} … {text[-end:]}"
+
+
+class _Quoted(Repr):
+    """Containers as Python writes them, a few levels deep and a few items wide, and numbers however long they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlong = 4, LONGEST_VALUE
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 12
+        self.maxstring = self.maxother = LONGEST_VALUE
+
+    def repr_dict(self, x: dict[object, object], level: int) -> str:
+        """In its own order."""
+        if level <= 0:
+            return "{…}" if x else "{}"
+        items = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in list(x)[: self.maxdict]]
+        return "{" + ", ".join([*items, *(["…"] if len(x) > len(items) else [])]) + "}"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        return str(x)
 
 
 def reason_of(error: Exception) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import yaml
 
-from laconic.errors import UserError, must_be, reason_of
+from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.methods.problem import placed
 from laconic.methods.spelling import method_from, spell
+from laconic.yaml_loader import read_yaml
 
 Plan = dict[str, Method | None]
 
@@ -63,13 +64,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UserError: no such file, not YAML, or a line that spells no method; the sentence names the line's site.
     """
-    try:
-        spelled = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"The plan '{path}' cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"The plan '{path}' is not YAML: {reason_of(error)}.") from error
-    return plan_from(spelled, f"The plan '{path}'")
+    return plan_from(read_yaml(path, "plan"), f"The plan '{path}'")
 
 
 def plan_from(spelled: object, place: str) -> Plan:

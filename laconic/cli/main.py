@@ -14,10 +14,11 @@ from laconic.cli.evaluate import evaluate
 from laconic.cli.export import export
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
+from laconic.cli.once import Once
 from laconic.cli.report import report
 from laconic.cli.run import run
 from laconic.cli.study import study
-from laconic.errors import UserError
+from laconic.errors import LONGEST_SENTENCE, UserError, shortened
 from laconic.processes import agreed, by_first, is_first, joined
 
 INTERRUPTED = 130
@@ -42,7 +43,7 @@ for verb in (
     by_first(report),
     by_first(methods),
 ):
-    app.command()(verb)
+    app.command(cls=Once)(verb)
 
 
 def main() -> None:
@@ -88,7 +89,7 @@ def _one_voice() -> Iterator[None]:
 
 def _complain(sentence: str) -> int:
     if is_first():
-        sys.stderr.write(f"{' '.join(sentence.split())}\n")
+        sys.stderr.write(f"{' '.join(shortened(sentence, LONGEST_SENTENCE).split())}\n")
     return MISTAKE
 
 

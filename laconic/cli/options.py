@@ -59,6 +59,8 @@ def keep_from(text: str | None) -> float | dict[str, float] | None:
         group, equals, value = item.partition("=")
         if not equals:
             raise must_be("--keep", "one number, or GROUP=number for every group", text)
+        if group.strip() in keeps:
+            raise UserError(f"--keep {group.strip()} is given twice; give it once.")
         keeps[group.strip()] = _fraction(f"--keep {group.strip()}", value)
     return keeps
 

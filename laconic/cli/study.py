@@ -41,16 +41,19 @@ def study(
         check_cells,
         check_logging,
         keep_study,
-        read_study,
+        parse_study,
         run_study,
         title_of,
     )
+    from laconic.yaml_loader import text_of
 
     folder = folder_of("--output", output)
     device = own_device(device)
     if address is not None and executor != "ray":
         raise UserError("--address is for --executor ray; leave it out.")
-    what = read_study(file, overrides or ())
+    # Read once: what another program pipes in is there once.
+    text = text_of(file, "study")
+    what = parse_study(text, file, overrides or ())
     cells = cells_of(what)
     if (what.save or what.prepare) and folder is None:
         raise must_be("--output", "a folder of this machine, because the study keeps models", output)
@@ -61,7 +64,7 @@ def study(
         show({"cells": listed}, json, _plan(listed).to_rich(), _in_all(listed))
         return
     ledger = Ledger(output)
-    keep_study(output, what.title, file.read_text(), cells, overrides or ())
+    keep_study(output, what.title, text, cells, overrides or ())
     with progress() as track:
         runs = _executor(executor, folder, workers, address, device, track)
         logbook = _logbook(what, output)

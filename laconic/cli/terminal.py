@@ -16,7 +16,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from laconic.errors import Notice
+from laconic.errors import LONGEST_SENTENCE, Notice, shortened
 from laconic.processes import is_first
 from laconic.progress import Item, Track, silent
 
@@ -41,7 +41,7 @@ def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> No
 def remark(text: str) -> None:
     """One line for people, on stderr."""
     if is_first():
-        typer.echo(text, err=True)
+        typer.echo(shortened(text, LONGEST_SENTENCE), err=True)
 
 
 @contextmanager

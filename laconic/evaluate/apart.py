@@ -9,11 +9,10 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from laconic.calibrate.corpus import Corpus, file_of, is_builtin, read
 from laconic.errors import UserError
 from laconic.store.folder import RECIPE
+from laconic.yaml_loader import read_yaml
 
 
 def made_with(*models: str) -> tuple[str, ...]:
@@ -39,8 +38,8 @@ def _folder(named: str) -> Path:
 def _recipe(path: Path) -> dict[str, str]:
     """What the file says; nothing where it is not there or is not laconic's."""
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        said = read_yaml(path, "recipe")
+    except UserError:
         return {}
     return said if isinstance(said, dict) else {}
 

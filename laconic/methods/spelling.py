@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from laconic.errors import must_be, unknown
+from laconic.errors import UserError, must_be, unknown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.methods.problem import sentence
+from laconic.yaml_loader import load
 
 # Not the commas inside of a list or a mapping.
 _BETWEEN = re.compile(r",(?![^\[\]{}]*[\]}])")
@@ -76,8 +77,10 @@ def _parameters(text: str, place: str) -> dict[str, Any]:
         key, equals, literal = item.partition("=")
         if not equals:
             raise must_be(place, "NAME:parameter=value,…", item)
+        if key.strip() in parameters:
+            raise UserError(f"{place}: The parameter '{key.strip()}' is given twice; give it once.")
         try:
-            parameters[key.strip()] = yaml.safe_load(literal)
+            parameters[key.strip()] = load(literal)
         except yaml.YAMLError as error:
             raise must_be(f"{place}, {key.strip()}", "a YAML value", literal) from error
     return parameters

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from laconic.allocate import Plan, plan_from, read_plan
@@ -14,6 +13,7 @@ from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method
 from laconic.methods.problem import placed, sentence
 from laconic.methods.spelling import method_from
+from laconic.yaml_loader import parsed, text_of
 
 
 def read_mapping(path: Path, what: str, holds: str) -> dict[str, Any]:
@@ -22,16 +22,18 @@ def read_mapping(path: Path, what: str, holds: str) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    try:
-        spelled = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UserError(f"The {what} '{path}' cannot be read: {reason}.") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"The {what} '{path}' is not YAML: {where}.") from error
+    return mapping_of(text_of(path, what), f"The {what} '{path}'", holds)
+
+
+def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
+    """The mapping that `text` spells; errors begin with `place`, and `holds` says what must be in it.
+
+    Raises:
+        UserError: it spells something else.
+    """
+    spelled = parsed(text, place)
     if not isinstance(spelled, dict):
-        raise must_be(f"The {what} '{path}'", f"a mapping with {holds}", spelled)
+        raise must_be(place, f"a mapping with {holds}", spelled)
     return spelled
 
 

@@ -1,13 +1,28 @@
 """Values of a recipe changed by their place: `steps[0].compress.keep=0.3`."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from laconic.errors import UserError, must_be
+from laconic.yaml_loader import load
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")
+
+
+def put_all(spelled: dict[str, Any], overrides: Sequence[str], root: str) -> None:
+    """Every `key=value` of `overrides` put in its place.
+
+    Raises:
+        UserError: one is no override, leads nowhere, or is given twice.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if keys.count(key) > 1:
+            raise UserError(f"{root}.{key} is given {keys.count(key)} times after the file; give it once.")
+        put(spelled, override, root)
 
 
 def put(spelled: dict[str, Any], override: str, root: str) -> None:
@@ -17,7 +32,7 @@ def put(spelled: dict[str, Any], override: str, root: str) -> None:
     if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
         raise must_be("An override", "key=value, with a key like samples or steps[0].compress.keep", override)
     try:
-        value = yaml.safe_load(literal)
+        value = load(literal)
     except yaml.YAMLError as error:
         raise must_be(f"{root}.{path}", "a YAML value", literal) from error
     here: Any = spelled

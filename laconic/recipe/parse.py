@@ -10,7 +10,7 @@ from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed
 from laconic.methods.spelling import method_from, named
 from laconic.recipe.building import build, read_mapping
-from laconic.recipe.overrides import put
+from laconic.recipe.overrides import put_all
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
 
@@ -24,8 +24,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file cannot be read, or what it says is no recipe.
     """
     spelled = read_mapping(path, "recipe", "model and steps")
-    for override in overrides:
-        put(spelled, override, ROOT)
+    put_all(spelled, overrides, ROOT)
     return recipe_from(spelled)
 
 

@@ -6,7 +6,7 @@ from laconic.study.executors import Executor
 from laconic.study.grid import cells_of
 from laconic.study.ledger import FAILED, Ledger, Record
 from laconic.study.logbook import Logbook, check_logging
-from laconic.study.parse import read_study, study_from
+from laconic.study.parse import parse_study, read_study, study_from
 from laconic.study.run import Summary, check_cells, run_study
 from laconic.study.schema import Study
 
@@ -24,6 +24,7 @@ __all__ = [
     "check_logging",
     "keep_study",
     "of_the_study",
+    "parse_study",
     "read_study",
     "run_study",
     "study_from",

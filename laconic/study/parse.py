@@ -7,11 +7,12 @@ from typing import Any
 
 from laconic.compress import Step
 from laconic.errors import UserError, must_be, unknown
-from laconic.recipe.building import build, read_mapping
-from laconic.recipe.overrides import put
+from laconic.recipe.building import build, mapping_of
+from laconic.recipe.overrides import put_all
 from laconic.recipe.parse import steps_from
 from laconic.study.axes import axis_values
 from laconic.study.schema import OTHERS, Label, Study, Value
+from laconic.yaml_loader import text_of
 
 ROOT = "study"
 
@@ -24,9 +25,13 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         UserError: the file cannot be read, or what it says is no study.
     """
-    spelled = read_mapping(path, "study", "axes")
-    for override in overrides:
-        put(spelled, override, ROOT)
+    return parse_study(text_of(path, "study"), path, overrides)
+
+
+def parse_study(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
+    """`read_study` of a `text` that was read from `path` already."""
+    spelled = mapping_of(text, f"The study '{path}'", "axes")
+    put_all(spelled, overrides, ROOT)
     return study_from(spelled, path.parent)
 
 

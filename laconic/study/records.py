@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from laconic.calibrate.passes import machine as on_device
+from laconic.errors import LONGEST_SENTENCE, shortened
 from laconic.evaluate.kept import versions
 from laconic.formats.fastest import machine
 from laconic.recipe.write import spell_recipe
@@ -36,7 +37,8 @@ def blank(cell: Cell, workers: int, device: str = "cpu") -> dict[str, Any]:
 
 def failed(kind: str, sentence: str) -> dict[str, Any]:
     """What the record of a cell that failed says of the cause."""
-    return {"state": FAILED, "error": {"kind": kind, "sentence": " ".join(sentence.split()) or kind}}
+    said = " ".join(shortened(sentence, LONGEST_SENTENCE).split())
+    return {"state": FAILED, "error": {"kind": kind, "sentence": said or kind}}
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:

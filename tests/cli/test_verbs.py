@@ -241,3 +241,32 @@ def test_a_recipe_corrects_what_it_compressed(capsys: Output, tiny_model: Path, 
     assert complaint(capsys, "run", recipe, "steps[1].correct.held_out=2", "-o", tmp_path / "no").startswith(
         "recipe.steps[1].correct"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--method", "svd", "--keep", "0.5", "--keep", "0.3"), "The option '--keep' is given 2 times; give it once."),
+        ((*SVD, "--output", "other"), "The option '--output' is given 2 times; give it once."),
+        (("--method", "svd:rank=2,rank=3"), "--method: The parameter 'rank' is given twice; give it once."),
+        (("--method", "svd", "--keep", "ffn=0.5, ffn=0.3"), "--keep ffn is given twice; give it once."),
+        ((*SVD, "--samples", "x" * 10**5), "Invalid value for '--samples'"),
+    ],
+)
+def test_an_option_that_is_given_twice_or_without_end(
+    capsys: Output, tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    said = complaint(capsys, "compress", tiny_model, *arguments, "-o", tmp_path / "small")
+    assert said.startswith(sentence) and len(said) <= 3000
+
+
+def test_an_override_that_is_given_twice(capsys: Output, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(tiny_model), "steps": [{"compress": {"method": "svd:rank=2"}}]}))
+    said = complaint(capsys, "run", recipe, "seed=1", "seed=2", "-o", tmp_path / "small")
+    assert said == "recipe.seed is given 2 times after the file; give it once."
+
+
+def test_a_flag_may_be_repeated(capsys: Output) -> None:
+    assert status(["methods", "--json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]

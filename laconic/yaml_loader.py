@@ -1,0 +1,159 @@
+"""YAML as people write it, read with care: what YAML's own reader takes in silence is a mistake with its line here.
+
+Of two values under one key YAML keeps the last, and a short file of aliases can stand for more values than a memory
+holds; both are refused, as are dates that are none and numbers that are too long.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+
+from laconic.errors import UserError, shown
+
+LARGEST_FILE = 2**24
+"""Bytes: far more than a recipe, a study or a plan needs."""
+REPEATED = 10_000
+"""How many values aliases may stand for in all."""
+LARGEST_INTEGER = 2**63 - 1
+MERGE = "tag:yaml.org,2002:merge"
+
+
+def text_of(path: Path, what: str) -> str:
+    """The text of a file; `what` it is called in errors.
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8 text, or is larger than any such file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"The {what} '{path}' cannot be read: it is larger than {LARGEST_FILE:,} bytes.")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"The {what} '{path}' cannot be read: it is not text (UTF-8, byte {error.start}).") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"The {what} '{path}' cannot be read: {reason}.") from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The value in a YAML file; `what` it is called in errors.
+
+    Raises:
+        UserError: as `text_of`, or it is no YAML, or YAML that says something twice or without end.
+    """
+    return parsed(text_of(path, what), f"The {what} '{path}'")
+
+
+def parsed(text: str, place: str) -> Any:
+    """The value that `text` spells; errors begin with `place`.
+
+    Raises:
+        UserError: it is no YAML, or YAML that says something twice or without end.
+    """
+    try:
+        return load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{place} is not YAML that laconic reads: {_words(error)}.") from error
+
+
+def load(text: str) -> Any:
+    """The value that `text` spells.
+
+    Raises:
+        yaml.YAMLError: as `parsed`.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_aliases(node)
+        _check_keys(node)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it nests too deep") from error
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """A value that cannot be made (the 31st of February, a number of thousands of digits) is an error with a line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep=deep)
+        except ValueError as error:
+            raise ConstructorError(None, None, _first_words(error), node.start_mark) from error
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ConstructorError(None, None, "a whole number may have 63 bits", node.start_mark)
+        return value
+
+
+def _first_words(error: ValueError) -> str:
+    return str(error).partition(";")[0].partition(":")[0]
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Raise where a value holds itself, or where aliases stand for too many values."""
+    sizes: dict[int, int] = {}
+    within: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        """How many values it is once its aliases are written out."""
+        if id(node) in within:
+            raise ConstructorError(None, None, "a value holds itself", node.start_mark)
+        if id(node) not in sizes:
+            within.add(id(node))
+            sizes[id(node)] = 1 + sum(map(size, _parts(node)))
+            within.remove(id(node))
+            if sizes[id(node)] - len(sizes) > REPEATED:
+                said = f"its aliases stand for more than {REPEATED:,} values"
+                raise ConstructorError(None, None, said, node.start_mark)
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _check_keys(root: yaml.Node) -> None:
+    """Raise where a mapping has a key twice."""
+    for node in _mappings(root, set()):
+        seen: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                first = seen.setdefault((key.tag, key.value), key.start_mark)
+                if first is not key.start_mark:
+                    said = f"the key {shown(key.value)} was given in line {first.line + 1} already"
+                    raise ConstructorError(None, None, said, key.start_mark)
+
+
+def _mappings(node: yaml.Node, seen: set[int]) -> Iterator[yaml.MappingNode]:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield node
+    for part in _parts(node):
+        yield from _mappings(part, seen)
+
+
+def _words(error: yaml.YAMLError) -> str:
+    """Of a marked error what is wrong and where, without the lines of the file."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    said = ", ".join(filter(None, (error.context, error.problem, error.note)))
+    where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return f"{' '.join(said.split())}{where}"
