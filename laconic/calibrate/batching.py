@@ -61,9 +61,8 @@ def rows_of(lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: i
 
 def at_once(lm: LanguageModel, wanted: int) -> int:
     """How many rows of `wanted` a batch may have."""
-    classifies = lm.task in (Task.CLASSIFICATION, Task.REGRESSION)
     # A decoder that classifies finds its last token by the pad token; without one it refuses larger batches.
-    return 1 if classifies and lm.model.config.pad_token_id is None else wanted
+    return 1 if lm.task.is_sequence_classification and lm.model.config.pad_token_id is None else wanted
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
@@ -95,7 +94,7 @@ def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> 
     """The rows of the corpus that have tokens, with the labels of the model's task; as `batches`, in its order."""
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length)
-    if lm.task in (Task.CLASSIFICATION, Task.REGRESSION):
+    if lm.task.is_sequence_classification:
         return _labelled(lm, tokenizer, corpus, longest)
     if lm.task is Task.CAUSAL:
         # One token alone predicts nothing.
@@ -131,8 +130,8 @@ def _labelled(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, corpus: Cor
 
 
 def _predictable(lm: LanguageModel, label: float | None) -> bool:
-    if label is None or lm.task is Task.REGRESSION:
-        return label is not None
+    if label is None or lm.task is not Task.CLASSIFICATION:
+        return label is not None and lm.task is Task.REGRESSION and lm.model.config.num_labels == 1
     return label.is_integer() and 0 <= label < (lm.model.config.num_labels or 0)
 
 

@@ -89,7 +89,7 @@ def evaluating(*models: LanguageModel) -> Iterator[None]:
 def _lent_padding(lm: LanguageModel) -> Iterator[None]:
     """A pad token for a classifier without one, which else refuses more than one row; afterwards as it was."""
     config = lm.model.config.get_text_config()
-    if lm.task not in (Task.CLASSIFICATION, Task.REGRESSION) or config.pad_token_id is not None:
+    if not lm.task.is_sequence_classification or config.pad_token_id is not None:
         yield
         return
     config.pad_token_id = LENT_PADDING

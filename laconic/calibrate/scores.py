@@ -1,17 +1,14 @@
 """Scalars whose gradients have the Fisher information as their second moment.
 
-With p = softmax(logits): drawing y ~ p and differentiating −log p_y gives E[g g^T] = F, the Gauss-Newton Hessian of
-KL (Martens, arXiv 1412.1193). For few classes the expectation is taken exactly: over the logits it is
-diag(p) − p p^T = L L^T, so the scalars are the logits along the columns of L, one fewer than classes (its null vector
-is the constant). A Gaussian mean μ with unit variance has F = Σ_i J_i^T J_i, by coordinates or by a random
-direction ε ~ N(0, I).
+Drawing y ~ p(y | z) and differentiating −log p(y | z) gives E[g g^T] = F, the Gauss-Newton Hessian of KL (Martens,
+arXiv 1412.1193). For few values z the expectation is taken exactly: with F(z) = L L^T over the values themselves, the
+scalars are the values along the columns of L (`laconic.numerics.distributions`).
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from laconic.calibrate.calibration import Labels
 from laconic.errors import UserError, must_be
@@ -48,29 +45,15 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
 
 def _enumerated(predictions: Predictions) -> Iterator[Tensor]:
     values = predictions.values
-    if not predictions.categorical:
-        yield from (values[:, i].sum() for i in range(values.shape[-1]))
-        return
-    p = values.detach().double().softmax(-1)
-    variances, axes = torch.linalg.eigh(p.diag_embed() - p[:, :, None] * p[:, None, :])
-    L = (axes * variances.clamp(min=0).sqrt()[:, None, :]).to(values)
-    yield from ((values * L[:, :, c]).sum() for c in range(1, values.shape[-1]))
+    yield from ((values * axis).sum() for axis in predictions.distribution.axes(values))
 
 
 def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:
-    values = predictions.values
-    if not predictions.categorical:
-        direction = torch.randn(values.shape, generator=generator)
-        return (values * direction.to(values)).sum()
-    probabilities = values.detach().float().softmax(-1).cpu()
-    drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return functional.cross_entropy(values, drawn.to(values.device), reduction="sum")
+    values, distribution = predictions.values, predictions.distribution
+    return distribution.loss(values, distribution.draw(values, generator)).sum()
 
 
 def _of_data(predictions: Predictions) -> Tensor:
-    values, labels = predictions.values, predictions.labels
-    if labels is None:
+    if predictions.labels is None:
         raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
-    if predictions.categorical:
-        return functional.cross_entropy(values, labels.long(), reduction="sum")
-    return 0.5 * (values.squeeze(-1) - labels.to(values)).square().sum()
+    return predictions.distribution.loss(predictions.values, predictions.labels).sum()

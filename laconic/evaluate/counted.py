@@ -48,6 +48,6 @@ def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
         # The model multiplied with the matrix itself.
         predictions = gathered(lm, output, batch)
     else:
-        predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], True)
+        predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], lm.task.distribution)
     check_finite(lm, predictions)
     return predictions

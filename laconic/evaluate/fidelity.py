@@ -17,8 +17,6 @@ from laconic.evaluate.reference import Reference
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.progress import Track, silent
 
-GRADE = 0.2
-"""One grade of STS-B on the scale that its models predict (0 to 1)."""
 CHUNK = 2**24
 """How many logits are compared at a time: the comparison is in float64."""
 
@@ -26,8 +24,9 @@ CHUNK = 2**24
 @dataclass(frozen=True)
 class Fidelity:
     """kl:          KL(original ‖ compressed), mean nats per prediction; kl_low and kl_high its 95 % interval over rows.
-    top1_agreement: share of predictions whose likeliest class or token is the same. Of a regression: whose scores
-                    round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same.
+    top1_agreement: share of predictions whose likeliest class or token is the same. Of a multi-label model: of rows
+                    for which every label is on the same side of a probability of one half. Of a regression: whose
+                    scores all round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same.
     cosine:         of the mean last hidden states, averaged over rows.
     predictions:    how many there were, of `rows` rows.
 
@@ -114,16 +113,14 @@ def _compared(lm: LanguageModel, batch: Batch, reference: Reference, number: int
 
 
 def _chunks(predictions: Predictions, step: int) -> list[Predictions]:
-    values, rows, _, categorical = predictions
+    values, rows, _, distribution = predictions
     split: Sequence[tuple[Tensor, Tensor]] = list(zip(values.split(step), rows.split(step), strict=True))
-    return [Predictions(part, numbers, None, categorical) for part, numbers in split]
+    return [Predictions(part, numbers, None, distribution) for part, numbers in split]
 
 
 def _agrees(reference: Predictions, other: Predictions) -> Tensor:
-    """1 where both say the same; a regression that is a table of one column is compared by grade."""
-    if reference.categorical:
-        return (reference.values.argmax(-1) == other.values.argmax(-1)).double()
-    return ((reference.values / GRADE).round() == (other.values / GRADE).round()).all(-1).double()
+    """1 where both say the same."""
+    return reference.distribution.same(reference.values, other.values).double()
 
 
 def _neighbour_agreement(reference: Tensor, other: Tensor) -> float:

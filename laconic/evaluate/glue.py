@@ -14,7 +14,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.judging import Judge, Judged, by_length, called, in_order, predicted, tokenizer_name
+from laconic.evaluate.judging import Judge, Judged, a, by_length, called, in_order, predicted, tokenizer_name
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -91,6 +91,12 @@ class Glue(Judge):
             raise UserError(
                 f"The task '{self.source}' needs a model with num_labels {needed}; {called(lm)} has {outputs}."
             )
+        kind = Task.CLASSIFICATION if self.task.classes else Task.REGRESSION
+        if lm.task is not kind:
+            raise UserError(
+                f"The task '{self.source}' needs {a(kind.value)} model; {called(lm)} is {a(lm.task.value)} model, by "
+                "the problem_type in its config.json."
+            )
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the true label and the predicted class or score of each row."""
@@ -99,11 +105,11 @@ class Glue(Judge):
         rows = rows_of(lm, replace(corpus, classes=self.task.classes), max_length=CONTEXT)
         parts, data = by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
-        for _, (values, _, labels, categorical) in predicted(lm, data, track, self.source):
+        for _, (values, _, labels, _) in predicted(lm, data, track, self.source):
             if labels is None:
                 raise UserError(f"The dev split of '{self.source}' has rows without a label; use the labelled file.")
             # Both are the model's numbers; F1 is of GLUE's class 1.
-            true, said = (classes[labels], classes[values.argmax(-1)]) if categorical else (labels, values[:, 0])
+            true, said = (classes[labels], classes[values.argmax(-1)]) if self.task.classes else (labels, values[:, 0])
             lines.append(torch.stack((true.double(), said.double()), dim=1))
         settings = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
         table = in_order(torch.cat(lines), parts).numpy()

@@ -129,8 +129,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def on_cpu(predictions: Predictions) -> Predictions:
-    values, rows, labels, categorical = predictions
-    return Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), categorical)
+    values, rows, labels, distribution = predictions
+    return Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), distribution)
 
 
 def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:

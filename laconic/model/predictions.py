@@ -1,8 +1,9 @@
 """What a model says about a batch, as one table of distributions, whatever its task.
 
-Categorical tasks give logits. Regression and plain encoders give the mean of a Gaussian with unit variance: a score,
-or the unit-length mean of the last hidden states (the sentence embedding). So every task has a KL divergence in nats
-and a Fisher information, and nothing downstream asks for the task again.
+Classes and tokens have logits of a categorical, the labels of a multi-label model those of a Bernoulli each. Regression
+and plain encoders give the mean of a Gaussian with unit variance: scores, or the unit-length mean of the last hidden
+states (the sentence embedding). So every task has a KL divergence in nats and a Fisher information, and nothing
+downstream asks for the task again (`laconic.numerics.distributions`).
 """
 
 from typing import NamedTuple
@@ -15,21 +16,22 @@ from transformers.utils.generic import ModelOutput
 
 from laconic.model.lm import LanguageModel
 from laconic.model.task import Task
+from laconic.numerics.distributions import Distribution
 
 Batch = dict[str, Tensor]
 """`input_ids` and `attention_mask` (rows, tokens), `labels` where the task or the data has them; −100 is ignored."""
 
 
 class Predictions(NamedTuple):
-    """values: logits over k classes, or the k coordinates of a Gaussian mean, one line a prediction.
+    """values: parameters of the distribution, one line a prediction: logits, or the coordinates of a mean.
     rows: the row of the batch that each prediction belongs to.
-    labels: the true class, token or value of each prediction; None where the data has none.
+    labels: the true class, token, labels or values of each prediction; None where the data has none.
     """
 
     values: Float[Tensor, "n k"]
     rows: Int[Tensor, " n"]
     labels: Tensor | None
-    categorical: bool
+    distribution: Distribution
 
 
 def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Float[Tensor, "rows d"]]:
@@ -62,7 +64,7 @@ def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Prediction
     """The predictions in `output`, which the model gave for `batch`."""
     if lm.task is Task.EMBEDDING:
         pooled = _pool(output["last_hidden_state"], _state_mask(lm, batch))
-        return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, False)
+        return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, lm.task.distribution)
     return _gather(lm.task, output["logits"], batch)
 
 
@@ -75,15 +77,15 @@ def first_token(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows toke
 
 def _gather(task: Task, logits: Tensor, batch: Batch) -> Predictions:
     labels = batch.get("labels")
-    if task in (Task.CLASSIFICATION, Task.REGRESSION):
-        return Predictions(logits, _row_numbers(logits), labels, task.is_categorical)
+    if task.is_sequence_classification:
+        return Predictions(logits, _row_numbers(logits), labels, task.distribution)
     if task is Task.CAUSAL:
         counted, targets, logits = _next_tokens(batch), batch["input_ids"][:, 1:], logits[:, :-1]
     else:
         assert labels is not None, "masked and sequence-to-sequence batches carry labels"
         counted, targets = labels != -100, labels
     rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(counted)
-    return Predictions(logits[counted], rows[counted], targets[counted], True)
+    return Predictions(logits[counted], rows[counted], targets[counted], task.distribution)
 
 
 def _next_tokens(batch: Batch) -> Bool[Tensor, "rows t-1"]:
@@ -114,9 +116,5 @@ def _row_numbers(values: Tensor) -> Tensor:
 
 
 def divergence(reference: Predictions, other: Predictions) -> Float[Tensor, " n"]:
-    """KL(reference ‖ other) of each prediction, in nats; ½ ‖difference‖² between unit Gaussians."""
-    if not reference.categorical:
-        return 0.5 * (reference.values.double() - other.values.double()).square().sum(-1)
-    log_p = reference.values.double().log_softmax(-1)
-    log_q = other.values.double().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    """KL(reference ‖ other) of each prediction, in nats."""
+    return reference.distribution.divergence(reference.values.double(), other.values.double())

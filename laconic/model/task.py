@@ -4,16 +4,18 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
-from laconic.errors import UserError
+from laconic.errors import UserError, must_be
+from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN, Distribution
 
 
 class Task(StrEnum):
     """The kinds of prediction that laconic understands."""
 
     CLASSIFICATION = "classification"
+    MULTI_LABEL = "multi-label"
     REGRESSION = "regression"
     CAUSAL = "causal"
     MASKED = "masked"
@@ -21,10 +23,24 @@ class Task(StrEnum):
     EMBEDDING = "embedding"
 
     @property
-    def is_categorical(self) -> bool:
-        """True where predictions are logits over classes or tokens, False where they are real vectors."""
-        return self not in (Task.REGRESSION, Task.EMBEDDING)
+    def distribution(self) -> Distribution:
+        """What the values mean that are predicted."""
+        if self is Task.MULTI_LABEL:
+            return BERNOULLI
+        return GAUSSIAN if self in (Task.REGRESSION, Task.EMBEDDING) else CATEGORICAL
 
+    @property
+    def is_sequence_classification(self) -> bool:
+        """True for transformers' `…ForSequenceClassification` of every problem type: a head judges whole texts."""
+        return self in (Task.CLASSIFICATION, Task.MULTI_LABEL, Task.REGRESSION)
+
+
+PROBLEM_TYPES = {
+    "single_label_classification": Task.CLASSIFICATION,
+    "multi_label_classification": Task.MULTI_LABEL,
+    "regression": Task.REGRESSION,
+}
+"""What a head for texts predicts, by transformers' `problem_type`."""
 
 # In the order of preference for a class that appears in several.
 AUTO_CLASSES = {
@@ -45,14 +61,26 @@ def task_of(model: PreTrainedModel) -> Task:
     config = type(model.config)
     for task, (_, mapping) in AUTO_CLASSES.items():
         if config in mapping and isinstance(model, classes_of(mapping[config])):
-            if task is Task.CLASSIFICATION and model.config.num_labels == 1:
-                return Task.REGRESSION
-            return task
+            return _of_head(model.config) if task is Task.CLASSIFICATION else task
     raise UserError(
         f"The model class {type(model).__name__} is not supported; supported are models for "
         "sequence classification and regression, causal, masked and sequence-to-sequence language modelling, "
         "and plain encoders."
     )
+
+
+def _of_head(config: PreTrainedConfig) -> Task:
+    """What a head for texts predicts. transformers writes `problem_type` down when it first sees labels; before that it
+    takes one output for a score, and several for classes."""
+    count, problem, source = config.num_labels or 0, config.problem_type, config.name_or_path or "the model"
+    if problem is not None and problem not in PROBLEM_TYPES:
+        known = ", ".join(PROBLEM_TYPES)
+        raise must_be(f"problem_type in the config.json of '{source}'", f"one of {known}, or left out", problem)
+    if count < 1:
+        raise UserError(f"The head of '{source}' has no output: num_labels in its config.json is {count}.")
+    # One class alone would be a prediction that is always right.
+    single = Task.REGRESSION if count == 1 else Task.CLASSIFICATION
+    return single if problem is None or PROBLEM_TYPES[problem] is Task.CLASSIFICATION else PROBLEM_TYPES[problem]
 
 
 def auto_class_for(config: object, architectures: Iterable[str]) -> type:

@@ -1,15 +1,15 @@
-"""How far a student is from its teacher: what distillation makes small.
+"""How far the layers of a student are from those of its teacher: what distillation makes small.
 
-Predictions     τ² KL(p_T^τ ‖ p_S^τ), p^τ = softmax(z / τ)        (G. Hinton et al., 2015, arXiv 1503.02531, section 2)
-                ½ ‖y_T − y_S‖² where they are the means of Gaussians
+The divergence of their predictions is in `laconic.numerics.distributions`.
+
 Hidden states   mean squared error, or 1 − cosine                 (Jiao et al., TinyBERT, 2020, arXiv 1909.10351, eq. 8)
 Two of them     mean squared error of G = H₁ H₂ᵀ / d, which needs no projection where widths differ
                 (Yim et al., CVPR 2017, as "mmd" in TextBrewer: Yang et al., 2020, arXiv 2002.12620)
 Attention       mean squared error, or cross-entropy, of attention probabilities          (TinyBERT, eq. 7)
 Relations       KL of softmax(V Vᵀ / √d) by head          (Wang et al., MiniLM, NeurIPS 2020, arXiv 2002.10957, eq. 8)
 
-Padding counts nowhere: `mask` is True at real tokens. z, y are (predictions, k); H and V are (rows, tokens, width); A
-are probabilities, (rows, heads, queries, keys). All results are means, so no weight depends on how long rows are.
+Padding counts nowhere: `mask` is True at real tokens. H and V are (rows, tokens, width); A are probabilities, (rows,
+heads, queries, keys). All results are means, so no weight depends on how long rows are.
 """
 
 import torch
@@ -18,19 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 Mask = Bool[Tensor, "rows tokens"]
-
-
-def divergence_at(
-    teacher: Float[Tensor, "n k"], student: Float[Tensor, "n k"], temperature: float
-) -> Float[Tensor, ""]:
-    """τ² KL(p_T^τ ‖ p_S^τ) in nats: its gradient keeps its size whatever τ is."""
-    log_p, log_q = (logits.log_softmax(-1) for logits in (teacher / temperature, student / temperature))
-    return temperature**2 * functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-
-
-def half_square(teacher: Float[Tensor, "n k"], student: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
-    """½ ‖y_T − y_S‖², the divergence of two Gaussians of unit variance, in nats."""
-    return 0.5 * (teacher - student).square().sum(-1).mean()
 
 
 def hidden_mse(

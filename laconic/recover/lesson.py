@@ -9,11 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Predictions
-from laconic.numerics.distillation import divergence_at, half_square
+from laconic.numerics.distributions import Gaussian
 from laconic.recover.matches import Match, check_same_tokens
 from laconic.recover.observe import Feature, Shown, observe
 
@@ -147,7 +146,7 @@ class Lesson(nn.Module):
         teacher = self._models[1]
         assert teacher is not None
         if told is not None:
-            return Seen(Predictions(told, told.new_zeros(len(told)), None, teacher.task.is_categorical), ())
+            return Seen(Predictions(told, told.new_zeros(len(told)), None, teacher.task.distribution), ())
         return Seen(*observe(teacher, batch, self.terms.features))
 
     def _alike(self, theirs: Sequence[Shown], ours: Sequence[Shown]) -> Tensor:
@@ -169,6 +168,8 @@ def moved(batch: object, device: torch.device) -> Batch:
 def task_loss(predictions: Predictions) -> Tensor:
     """Cross-entropy of the labels, or the squared error of scores; nats, but for a factor of two in the latter.
 
+    Of a multi-label model the cross-entropies of its labels are added up, of several scores the squared errors.
+
     Raises:
         UserError: the data has no labels.
     """
@@ -177,14 +178,13 @@ def task_loss(predictions: Predictions) -> Tensor:
             "The data has no labels that this model predicts, so there is no task to train; "
             "name data with labels, or distil without task."
         )
-    if predictions.categorical:
-        return functional.cross_entropy(predictions.values, predictions.labels)
-    return functional.mse_loss(predictions.values[:, 0], predictions.labels.to(predictions.values.dtype))
+    loss = predictions.distribution.loss(predictions.values, predictions.labels).mean()
+    return 2 * loss if isinstance(predictions.distribution, Gaussian) else loss
 
 
 def check_comparable(ours: Predictions, theirs: Predictions) -> None:
     """Raise UserError where student and teacher do not predict the same things."""
-    if ours.categorical != theirs.categorical or ours.values.shape[-1] != theirs.values.shape[-1]:
+    if type(ours.distribution) is not type(theirs.distribution) or ours.values.shape[-1] != theirs.values.shape[-1]:
         raise UserError(
             f"The teacher predicts {_what(theirs)}, and the student {_what(ours)}; take a teacher of the same task "
             "with the same labels or vocabulary."
@@ -197,14 +197,11 @@ def check_comparable(ours: Predictions, theirs: Predictions) -> None:
 
 
 def _what(predictions: Predictions) -> str:
-    size = predictions.values.shape[-1]
-    return f"one of {size} classes or tokens" if predictions.categorical else f"{size} real numbers"
+    return predictions.distribution.described(predictions.values.shape[-1])
 
 
 def _divergence(theirs: Predictions, ours: Predictions, temperature: float) -> Tensor:
-    if ours.categorical:
-        return divergence_at(theirs.values.float(), ours.values.float(), temperature)
-    return half_square(theirs.values.float(), ours.values.float())
+    return theirs.distribution.divergence(theirs.values.float(), ours.values.float(), temperature).mean()
 
 
 def _projection(from_width: int, to_width: int, generator: torch.Generator) -> nn.Linear:

@@ -11,6 +11,7 @@ from laconic.store.shapes import RESIZED, deviations, stock
 
 PIPELINES = {
     Task.CLASSIFICATION: "text-classification",
+    Task.MULTI_LABEL: "text-classification",
     Task.REGRESSION: "text-classification",
     Task.CAUSAL: "text-generation",
     Task.MASKED: "fill-mask",

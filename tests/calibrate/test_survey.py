@@ -7,6 +7,7 @@ from laconic.calibrate import AbsMax, Calibration, Course, Fisher, Gram, Known, 
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Role, Site, predict
 from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, factors
+from tests.problems import MULTI_LABEL, classifier
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 INPUT_KINDS = frozenset({Gram, Mean, AbsMax})
@@ -97,6 +98,20 @@ def test_padding_is_left_out():
         rows.append(seen[0][0])
     x = torch.cat(rows).double()
     assert torch.allclose(gram.matrix, x.T @ x / len(x), atol=1e-5)
+
+
+def test_the_head_of_a_multi_label_model_has_the_fisher_of_its_sigmoids():
+    lm = classifier(3, problem_type=MULTI_LABEL)
+    (batch,) = labelled_batches(lm, 1)
+    site = one_site(lm, "classifier")
+    with torch.no_grad():
+        p = predict(lm, batch)[0].values.double().sigmoid()
+    exact = known_of(lm, {OutputGram}, [batch], "enumerated")[site.name][OutputGram].matrix
+    assert torch.allclose(exact, (p * (1 - p)).mean(0).diag(), atol=1e-6)
+    batch["labels"] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    g = p - batch["labels"]
+    empirical = known_of(lm, {OutputGram}, [batch], "data")[site.name][OutputGram].matrix
+    assert torch.allclose(empirical, g.T @ g / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

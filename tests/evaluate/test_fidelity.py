@@ -1,5 +1,6 @@
 """Fidelity: perfect to itself, and equal to a plain computation for a changed model of every task."""
 
+import math
 from dataclasses import replace
 from importlib import import_module
 
@@ -12,8 +13,10 @@ from laconic.errors import UserError
 from laconic.evaluate import Reference, References, compared, fidelity
 from laconic.evaluate.fidelity import _neighbour_agreement
 from laconic.model import LanguageModel, Task, predict
+from laconic.numerics.distributions import CATEGORICAL
 from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
+from tests.problems import MULTI_LABEL, classifier, moved
 
 WORDS = ("a tale of two cities", "it was", "the best of times, it was the worst", "of times", "wisdom", "the age")
 CORPUS = Corpus("dickens", "dev", tuple(Example(word) for word in WORDS * 4))
@@ -39,9 +42,9 @@ def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
     corpus = CORPUS.first(len(WORDS)) if original.task is Task.EMBEDDING else CORPUS
     found = fidelity(lm, original, corpus)
     [batch] = batches(original, corpus, batch_size=100)
-    (p, _, _, categorical), hidden = predict(original, batch, hidden=True)
+    (p, _, _, distribution), hidden = predict(original, batch, hidden=True)
     (q, _, _, _), other = predict(lm, batch, hidden=True)
-    if categorical:
+    if distribution is CATEGORICAL:
         kl = functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item()
         agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
         assert found.top1_agreement == pytest.approx(agreement)
@@ -67,6 +70,31 @@ def test_scores_agree_where_they_round_to_the_same_fifth():
     same = [round(5 * score) == round(5 * (score + 0.1)) for score in scores]
     assert 0 < sum(same) < len(same)
     assert fidelity(lm, original, CORPUS).top1_agreement == sum(same) / len(same)
+
+
+def test_independent_labels_are_compared_one_by_one():
+    original = classifier(3, problem_type=MULTI_LABEL)
+    with torch.no_grad():
+        original.model.get_parameter("classifier.weight").zero_()
+        original.model.get_parameter("classifier.bias").zero_()
+    # Every sigmoid from .50 to .993: a softmax would call both the same.
+    found = fidelity(moved(original, (5, 5, 5)), original, CORPUS)
+    by_hand = 3 * (0.5 * math.log(0.5 / 0.9933071) + 0.5 * math.log(0.5 / 0.0066929))
+    assert found.kl == pytest.approx(by_hand, rel=1e-5) and found.top1_agreement == 0
+    # A row agrees where all of its labels do.
+    assert fidelity(moved(original, (-1, 0, 0)), original, CORPUS).top1_agreement == 1
+    assert fidelity(moved(original, (-1, 0.1, 0)), original, CORPUS).top1_agreement == 0
+
+
+def test_several_scores_are_compared_as_one_gaussian():
+    original = classifier(2, problem_type="regression")
+    found = fidelity(moved(original, (0.3, -0.4)), original, CORPUS)
+    assert found.kl == pytest.approx(0.5 * (0.09 + 0.16), rel=1e-4)
+
+
+def test_models_of_other_problem_types_are_not_compared():
+    with pytest.raises(UserError, match="one is a classification, the other a multi-label model"):
+        fidelity(classifier(3), classifier(3, problem_type=MULTI_LABEL), CORPUS)
 
 
 def test_what_the_figures_depend_on_is_said():

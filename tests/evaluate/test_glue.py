@@ -16,6 +16,8 @@ from laconic.model import LanguageModel
 from laconic.progress import silent
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
+from tests.problems import MULTI_LABEL
+from tests.problems import classifier as problem_classifier
 
 
 def classifier(labels: int, names: list[str] | None = None) -> LanguageModel:
@@ -115,6 +117,10 @@ def test_a_model_of_another_kind_is_refused():
         Glue(glue_task("stsb")).judge(classifier(3), corpus, silent)
     with pytest.raises(UserError, match=r"needs a classification or regression model; .* is a causal model"):
         Glue(glue_task("sst2")).judge(with_tokenizer("llama"), corpus, silent)
+    with pytest.raises(UserError, match=r"needs a classification or regression model; 'tiny' is a multi-label model"):
+        Glue(glue_task("sst2")).judge(problem_classifier(2, problem_type=MULTI_LABEL), corpus, silent)
+    with pytest.raises(UserError, match=r"'glue/sst2' needs a classification model; 'tiny' is a regression model, by"):
+        Glue(glue_task("sst2")).judge(problem_classifier(2, problem_type="regression"), corpus, silent)
     with pytest.raises(UserError, match="is an embedding model"):
         Glue(glue_task("sst2")).judge(with_tokenizer("bert-base"), corpus, silent)
     with pytest.raises(UserError, match="has rows without a label"):

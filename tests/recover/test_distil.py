@@ -11,7 +11,8 @@ import yaml
 from laconic.cli.main import status
 from laconic.compress import Shorten
 from laconic.errors import UserError
-from laconic.model import load
+from laconic.model import Predictions, load, predict
+from laconic.numerics.distributions import BERNOULLI, GAUSSIAN
 from laconic.recipe import recipe_from, run
 from laconic.recover import Distil, Finetune, Match, Student
 from laconic.recover.lesson import Lesson, Terms, task_loss
@@ -19,6 +20,7 @@ from laconic.recover.matches import uniform
 from laconic.recover.observe import Feature, eager, observe
 from laconic.recover.rows import ByLength
 from tests.architectures import BY_NAME
+from tests.problems import MULTI_LABEL, classifier, moved
 from tests.recover.ground import data_for, lm_of, with_original
 from tests.recover.test_training import SHORT, kl
 
@@ -138,6 +140,41 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     assert losses["task"].item() == pytest.approx(task_loss(ours).item(), rel=1e-6)
     total = 0.5 * losses["task"] + 2 * losses["logits"] + losses["matches"]
     assert losses["loss"].item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_the_losses_of_independent_labels_and_of_several_scores() -> None:
+    z, t = torch.tensor([[0.0, 2.0, -1.0], [1.0, 0.5, 0.0]]), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    rows = torch.arange(2)
+    by_hand = -(t * z.sigmoid().log() + (1 - t) * (-z).sigmoid().log()).sum(-1).mean()
+    assert task_loss(Predictions(z, rows, t, BERNOULLI)).item() == pytest.approx(by_hand.item(), rel=1e-6)
+    squares = (z - t).square().sum(-1).mean()
+    assert task_loss(Predictions(z, rows, t, GAUSSIAN)).item() == pytest.approx(squares.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_student_of_independent_labels_is_taught_each(asked: bool) -> None:
+    teacher = classifier(3, problem_type=MULTI_LABEL)
+    # Which a softmax would take for the same.
+    lm = replace(moved(teacher, (2, 2, 2)), original=teacher)
+    data = data_for(lm)
+    batch = {"student": data.batches[0], "teacher": data.batches[0]}
+    if asked:
+        batch["told"] = predict(teacher, data.batches[0])[0].values.detach()
+    terms = Terms(logits=1.0, temperature=2.0)
+    loss = Lesson(lm, teacher, terms).eval()(**batch)["logits"]
+    p, q = ((predict(model, data.batches[0])[0].values / 2).sigmoid() for model in (teacher, lm))
+    by_hand = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1).mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4) and loss.item() > 0.1
+    far = kl(lm, teacher, data)
+    Distil(**SHORT).apply(lm, data)
+    assert kl(lm, teacher, data) < 0.2 * far
+
+
+def test_a_teacher_of_another_problem_type_is_refused() -> None:
+    lm = classifier(3)
+    lm = replace(lm, original=classifier(3, problem_type=MULTI_LABEL))
+    with pytest.raises(UserError, match="teacher predicts which of 3 labels hold, and the student one of 3 classes"):
+        Distil(**SHORT).apply(lm, data_for(lm))
 
 
 @pytest.mark.parametrize("name", ["bert-classifier", "bert-base", "llama", "bart"])

@@ -1,0 +1,142 @@
+"""What numbers that a model predicts mean: a categorical, independent Bernoullis, or a Gaussian of unit variance.
+
+Values z, one line a prediction of k numbers, are parameters of a distribution p(y | z):
+
+    Categorical   logits of k classes, one of which is y            p = softmax(z)
+    Bernoulli     logits of k labels, each of which y has or has not, independently     p = sigmoid(z)
+    Gaussian      the mean of k real numbers                        y ~ N(z, I)
+
+Each has a KL divergence in nats, a loss −log p(y | z), and a Fisher information F(z) = E_y[∇ log p ∇ log p^T]:
+diag(p) − p p^T, diag(p (1 − p)) and I (J. Martens, arXiv 1412.1193, section 9). Nothing else in laconic says
+what values mean.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+Values = Float[Tensor, "n k"]
+
+
+class Distribution(ABC):
+    """A family of distributions over what is predicted; `values` are their parameters, (predictions, k)."""
+
+    @abstractmethod
+    def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
+        """τ² KL(reference^τ ‖ other^τ) of each prediction, in nats; logits are divided by the temperature τ first, and
+        the factor keeps the size of the gradient (G. Hinton et al., 2015, arXiv 1503.02531, section 2). The divergence
+        of Gaussians is the same at every temperature."""
+
+    @abstractmethod
+    def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
+        """−log p(labels | values) of each prediction in nats, less what does not depend on the values.
+
+        labels: (n,) numbers of classes of a categorical; (n, k) of the others, or (n,) where k is 1.
+        """
+
+    @abstractmethod
+    def draw(self, values: Values, generator: torch.Generator) -> Tensor:
+        """Labels drawn from the distributions, as `loss` takes them."""
+
+    @abstractmethod
+    def axes(self, values: Values) -> Iterator[Values]:
+        """Columns of L with L L^T = F(values), one table of (n, k) for each column: constants, without gradients."""
+
+    @abstractmethod
+    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+        """Whether both come to the same decision."""
+
+    @abstractmethod
+    def described(self, size: int) -> str:
+        """What `size` values predict, in a sentence."""
+
+
+class Categorical(Distribution):
+    """One of k classes or tokens."""
+
+    def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
+        log_p, log_q = ((values / temperature).log_softmax(-1) for values in (reference, other))
+        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
+        return functional.cross_entropy(values, labels.long(), reduction="none")
+
+    def draw(self, values: Values, generator: torch.Generator) -> Tensor:
+        probabilities = values.detach().float().softmax(-1).cpu()
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(values.device)
+
+    def axes(self, values: Values) -> Iterator[Values]:
+        p = values.detach().double().softmax(-1)
+        variances, directions = torch.linalg.eigh(p.diag_embed() - p[:, :, None] * p[:, None, :])
+        L = (directions * variances.clamp(min=0).sqrt()[:, None, :]).to(values)
+        # F's null vector is the constant, whose eigenvalue, the least, comes first.
+        yield from L.unbind(-1)[1:]
+
+    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+        """Whether the likeliest class is the same."""
+        return reference.argmax(-1) == other.argmax(-1)
+
+    def described(self, size: int) -> str:
+        return f"one of {size} classes or tokens"
+
+
+class Bernoulli(Distribution):
+    """Any of k labels, each for itself."""
+
+    def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
+        a, b = reference / temperature, other / temperature
+        there = a.sigmoid() * (functional.logsigmoid(a) - functional.logsigmoid(b))
+        not_there = (-a).sigmoid() * (functional.logsigmoid(-a) - functional.logsigmoid(-b))
+        return temperature**2 * (there + not_there).sum(-1)
+
+    def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
+        wanted = labels.to(values).view_as(values)
+        return functional.binary_cross_entropy_with_logits(values, wanted, reduction="none").sum(-1)
+
+    def draw(self, values: Values, generator: torch.Generator) -> Tensor:
+        return torch.bernoulli(values.detach().float().sigmoid().cpu(), generator=generator).to(values)
+
+    def axes(self, values: Values) -> Iterator[Values]:
+        p = values.detach().double().sigmoid()
+        yield from (p * (1 - p)).sqrt().to(values).diag_embed().unbind(-1)
+
+    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+        """Whether every label is on the same side of a probability of one half."""
+        return ((reference > 0) == (other > 0)).all(-1)
+
+    def described(self, size: int) -> str:
+        return f"which of {size} labels hold"
+
+
+class Gaussian(Distribution):
+    """k real numbers."""
+
+    GRADE = 0.2
+    """One grade of STS-B on the scale that its models predict (0 to 1)."""
+
+    def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
+        return 0.5 * (reference - other).square().sum(-1)
+
+    def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
+        return 0.5 * (values - labels.to(values).view_as(values)).square().sum(-1)
+
+    def draw(self, values: Values, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(values.shape, generator=generator)
+        return values.detach() - noise.to(values)
+
+    def axes(self, values: Values) -> Iterator[Values]:
+        yield from torch.ones_like(values).diag_embed().unbind(-1)
+
+    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+        """Whether every number rounds to the same fifth."""
+        return ((reference / self.GRADE).round() == (other / self.GRADE).round()).all(-1)
+
+    def described(self, size: int) -> str:
+        return f"{size} real numbers"
+
+
+CATEGORICAL, BERNOULLI, GAUSSIAN = Categorical(), Bernoulli(), Gaussian()
