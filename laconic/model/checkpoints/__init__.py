@@ -3,11 +3,14 @@
 One file a kind; `checkpoint_at` says which kind a name is.
 """
 
+import os
 from pathlib import Path
 
 from laconic.errors import UserError
+from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of
 from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint, check_tokenizer, read_tokenizer
 from laconic.model.checkpoints.configuration import CONFIG
+from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.place import Place, located
 from laconic.model.checkpoints.stored import Stored
 
@@ -18,7 +21,7 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint that `source` names.
 
     Args:
-        source: a folder or the name of a repository of the hub.
+        source: a folder, the name of a repository of the hub, or a GGUF file.
         revision: of the repository: a branch, tag or commit.
 
     Raises:
@@ -26,10 +29,50 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     """
     place = located(source, revision)
     if isinstance(place, Path):
-        raise UserError(_no_model_file(place, source))
-    if place.folder is not None and place.file(CONFIG) is None:
+        return _in_a_file(place, source)
+    stored = Stored(place)
+    if place.folder is None:
+        is_adapter = place.file(CONFIG) is None and place.file(ADAPTER_CONFIG) is not None
+        return _adapter(place) if is_adapter else stored
+    if place.file(CONFIG) is not None and stored.has_weights:
+        return stored
+    if place.file(ADAPTER_CONFIG) is not None:
+        return _adapter(place)
+    files = sorted(place.folder.glob(f"*{SUFFIX}"))
+    if len(files) == 1:
+        return Gguf(source, files[0])
+    if files:
+        raise UserError(
+            f"The folder '{source}' holds {len(files)} GGUF files; give one of them: {', '.join(map(str, files[:5]))}."
+        )
+    if place.file(CONFIG) is None:
         raise UserError(_no_model_folder(place, source))
-    return Stored(place)
+    return stored
+
+
+def _adapter(place: Place) -> Checkpoint:
+    name, revision = base_of(place)
+    base_place = located(name, revision)
+    alone = (
+        isinstance(base_place, Place)
+        and base_place.file(CONFIG) is None
+        and base_place.file(ADAPTER_CONFIG) is not None
+    )
+    if alone or (place.folder is not None and os.path.realpath(name) == os.path.realpath(place.folder)):
+        raise UserError(
+            f"The adapter '{place.source}' names '{name}' as its model, which is an adapter itself; "
+            "merge that first, and name the folder under base_model_name_or_path in adapter_config.json."
+        )
+    return Adapter(place, checkpoint_at(name, revision))
+
+
+def _in_a_file(path: Path, source: str) -> Checkpoint:
+    try:
+        if is_gguf(path):
+            return Gguf(source, path)
+    except OSError as error:
+        raise UserError(f"The file '{source}' cannot be read: {error.strerror}; give another.") from error
+    raise UserError(_no_model_file(path, source))
 
 
 def _no_model_file(path: Path, source: str) -> str:
@@ -37,6 +80,8 @@ def _no_model_file(path: Path, source: str) -> str:
     remedy = "give the folder that it lies in, with its config.json"
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         return f"'{source}' is a file of weights alone; {remedy}."
+    if path.suffix == SUFFIX:
+        return f"'{source}' is no GGUF file: it does not begin as one; fetch it again."
     if path.suffix in (".zip", ".tar", ".gz", ".tgz"):
         return f"'{source}' is an archive; unpack it, and give the folder with the config.json."
     return f"'{source}' is a file, and a model is a folder with a config.json or a hub name; {remedy}."

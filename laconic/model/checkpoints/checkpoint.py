@@ -1,12 +1,12 @@
 """What can be asked of anything that is given as a model, of whichever kind it is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.errors import UserError
 from laconic.model.checkpoints.code import check_tokenizer_code
 from laconic.model.checkpoints.place import Place
 
@@ -38,8 +38,10 @@ class Checkpoint(ABC):
         """
 
     @abstractmethod
-    def load(self, config: PreTrainedConfig) -> PreTrainedModel:
+    def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
         """The model in float32, on the CPU.
+
+        given are names of tensors that come from elsewhere and may be missing.
 
         Raises:
             UserError: as `check`, or the weights do not fit the configuration.
@@ -92,11 +94,3 @@ def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
 
 def _has_any(folder: Path, files: set[str]) -> bool:
     return any((folder / file).is_file() for file in files)
-
-
-def not_saved_together(source: str, name: str, stored: torch.Size, wanted: torch.Size) -> UserError:
-    """The sentence on a tensor whose shape in the file is not that of the model."""
-    return UserError(
-        f"The weights of '{source}' do not fit its config.json: '{name}' has shape {tuple(stored)} in the file and "
-        f"{tuple(wanted)} in the model; use files that were saved together."
-    )

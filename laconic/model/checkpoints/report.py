@@ -31,6 +31,7 @@ def check_report(
     report: Mapping[str, Any],
     source: str,
     whole_numbers: Callable[[], Collection[str]] = tuple,
+    given: Collection[str] = (),
 ) -> None:
     """Judge the `report` of a load.
 
@@ -43,13 +44,15 @@ def check_report(
         source: the folder or the hub name, for the sentence.
         whole_numbers: gives the names of the tensors in the file that hold whole numbers or bits; called only where
             the model has no place for some tensor.
+        given: names of tensors that come from elsewhere, and may be missing.
 
     Raises:
         UserError: a tensor is missing, has another shape, or has no place in the model.
     """
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise not_saved_together(source, name, stored, wanted)
-    if missing := sorted(name for name in report["missing_keys"] if not _may_be_missing(model, name)):
+    missing = sorted(name for name in report["missing_keys"] if not _may_be_missing(model, name) and name not in given)
+    if missing:
         raise UserError(
             f"The weights of '{source}' are incomplete: {_count(missing, 'of its tensors')} missing, the first is "
             f"'{missing[0]}'; use a complete checkpoint."

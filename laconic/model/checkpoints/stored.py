@@ -1,6 +1,7 @@
 """A folder saved by `save_pretrained`, or a repository of the hub with the same files."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
+from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
@@ -17,7 +19,6 @@ from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import check_weights, find_weights
 from laconic.model.task import auto_class_for
 
-ADAPTER_CONFIG = "adapter_config.json"
 NOWHERE = "no-adapter-is-meant"
 """A folder that is in no model's: transformers looks there for an adapter, and loads none on top."""
 
@@ -45,7 +46,7 @@ class Stored(Checkpoint):
             check_weights(self.at.on_this_machine(), config)
         check_tokenizer(self.at)
 
-    def load(self, config: PreTrainedConfig) -> PreTrainedModel:
+    def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
         notice_code(self.at.json(CONFIG) or {}, self.at.source)
         if self.at.file(ADAPTER_CONFIG) is not None:
             warnings.warn(
@@ -54,7 +55,7 @@ class Stored(Checkpoint):
                 CheckpointNotice,
                 stacklevel=2,
             )
-        return read_weights(self.at, config)
+        return read_weights(self.at, config, given)
 
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         if isinstance(config.dtype, torch.dtype):
@@ -62,10 +63,11 @@ class Stored(Checkpoint):
         return check_weights(self.at, config).dtype()
 
 
-def read_weights(place: Place, config: PreTrainedConfig, **how: Any) -> PreTrainedModel:
+def read_weights(place: Place, config: PreTrainedConfig, given: Collection[str] = (), **how: Any) -> PreTrainedModel:
     """The model that `config` describes in float32, with every tensor from the files at `place`, and all of those.
 
-    how: what else `from_pretrained` has to be told.
+    given: names of tensors that come from elsewhere and may be missing.
+    how:   what else `from_pretrained` has to be told.
 
     Raises:
         UserError: a file cannot be read, or a tensor is missing, left over or of another shape.
@@ -94,6 +96,6 @@ def read_weights(place: Place, config: PreTrainedConfig, **how: Any) -> PreTrain
         raise
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}.") from error
-    check_report(model, report, place.source, weights.whole_numbers)
+    check_report(model, report, place.source, weights.whole_numbers, given)
     model.config.name_or_path = place.name
     return model

@@ -111,6 +111,16 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
     return torch.load(file, map_location=device, weights_only=True)
 
 
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in one file that has been checked, by name; no number is read."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (as above)
+    held = read_pickle(file, "meta")
+    assert isinstance(held, dict)
+    return {name: tuple(tensor.shape) for name, tensor in held.items()}
+
+
 def _shards(place: Place, listing: Path) -> tuple[Path, ...]:
     what = f"The file '{listing.name}' of the model '{place.source}'"
     said = read_object(listing, what)

@@ -1,0 +1,222 @@
+"""An adapter that peft trained (adapter_config.json and its tensors), merged into the model that it is of.
+
+The tensors of LoRA and of every other adapter that is a change of matrices are added to them by peft. What the merged
+model computes is compared with the model and its adapter side by side, on a few tokens, before it is used.
+"""
+
+import copy
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto as auto
+
+from laconic.errors import UserError, must_be, reason_of
+from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer
+from laconic.model.checkpoints.merging import apart, merged
+from laconic.model.checkpoints.needs import need
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.weights import check_pickle, check_safe, shapes_in
+from laconic.model.task import auto_class_for, classes_of
+
+ADAPTER_CONFIG = "adapter_config.json"
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+"""Of the names in an adapter's file that are names of the model's."""
+_MAPPINGS: Mapping[str, Any] = {
+    "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    "FEATURE_EXTRACTION": auto.MODEL_MAPPING,
+}
+"""peft's names of tasks, and the classes that can do each."""
+_BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+                    "ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW")  # fmt: skip
+"""Kinds of adapter that change what the model reads, or which adapter it takes, and no matrix."""
+
+
+@dataclass(frozen=True)
+class Adapter(Checkpoint):
+    """The adapter at a place.
+
+    base: the model that it is of.
+    """
+
+    at: Place
+    base: Checkpoint
+
+    @property
+    def place(self) -> Place:
+        return self.at
+
+    def config(self) -> PreTrainedConfig:
+        config = self._of_base()
+        outline = _empty(config)
+        for name, shape in self._shapes.items():
+            if name in _embeddings(outline) and shape[0] != outline.get_parameter(name).shape[0]:
+                config.get_text_config().vocab_size = shape[0]
+        return config
+
+    def check(self, config: PreTrainedConfig) -> None:
+        need("peft", f"The adapter '{self.at.source}'", extra="train", least="0.17")
+        self.base.check(self._of_base())
+        check_tokenizer(self.at)
+
+    def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
+        model = self.base.load(self._of_base(), given=self._shapes.keys())
+        rows = config.get_text_config().vocab_size
+        if rows != model.config.get_text_config().vocab_size:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        beside = self._put_beside(model)
+        try:
+            apart(beside)
+            model = merged(beside, self.at.source)
+        except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"The adapter '{self.at.source}' cannot be merged into its model: {reason_of(error)}; "
+                "give a model without it."
+            ) from error
+        model.config.name_or_path = self.at.name
+        return model
+
+    def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
+        return self.base.stored_dtype(config)
+
+    def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+        own = read_tokenizer(self.at)
+        found, target = self.base.tokenizers()
+        return own or found, target
+
+    def _of_base(self) -> PreTrainedConfig:
+        """The configuration of the base model, with the class and as many outputs as the adapter is for."""
+        said = self._said
+        config = copy.deepcopy(self.base.config())
+        _check_kind(said, self.at.source)
+        config.architectures = [_class_for(said.get("task_type"), config, self.at.source)]
+        if said.get("task_type") == "SEQ_CLS":
+            _count_labels(config, self._shapes)
+        return config
+
+    @cached_property
+    def _said(self) -> dict[str, Any]:
+        return self.at.json(ADAPTER_CONFIG) or {}
+
+    @cached_property
+    def _file(self) -> Path:
+        """The file of its tensors, which is whole and needs no code."""
+        found = next((file for name in FILES if (file := self.at.file(name)) is not None), None)
+        if found is None:
+            raise UserError(f"The adapter '{self.at.source}' has no {' or '.join(FILES)}; use a complete one.")
+        (check_safe if found.suffix == ".safetensors" else check_pickle)(found, self.at.source)
+        return found
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors in its file, by their names in the model where they are the model's."""
+        return {name.removeprefix(PREFIX): shape for name, shape in shapes_in(self._file).items()}
+
+    def _put_beside(self, model: PreTrainedModel) -> Any:
+        """`model` with the adapter beside its matrices, as peft runs it; every tensor of the adapter has its place."""
+        peft: Any = import_module("peft")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                beside = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(self._file.parent)))
+                mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+                report = beside.load_adapter(str(self._file.parent), "default", torch_device="cpu", key_mapping=mapping)
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+                raise UserError(
+                    f"The adapter '{self.at.source}' does not fit the model '{self.base.place.source}': "
+                    f"{reason_of(error)}; use the model that it was trained on, and a peft no older than its own."
+                ) from error
+        ignored = [str(one.message) for one in told if "Unexpected keyword arguments" in str(one.message)]
+        if ignored:
+            raise UserError(f"The adapter '{self.at.source}' is of a later peft than is installed: {ignored[0]}")
+        if left := sorted((*report.missing_keys, *report.unexpected_keys)):
+            raise UserError(
+                f"The adapter '{self.at.source}' does not fit the model '{self.base.place.source}': {len(left)} of its "
+                f"tensors have no counterpart, the first is '{left[0]}'; use the model that it was trained on."
+            )
+        return beside.eval()
+
+
+def base_of(place: Place) -> tuple[str, str | None]:
+    """The name of the model that the adapter at `place` is of, and its revision.
+
+    A relative path is looked for from here, as peft does, and then from the adapter's folder.
+
+    Raises:
+        UserError: it names none, or a path where nothing is.
+    """
+    said = place.json(ADAPTER_CONFIG) or {}
+    name, revision = said.get("base_model_name_or_path"), said.get("revision")
+    where = f"In the adapter_config.json of '{place.source}', "
+    if not isinstance(name, str) or not name:
+        raise must_be(f"{where}base_model_name_or_path", "a folder or a hub name", name)
+    if not isinstance(revision, (str, type(None))):
+        raise must_be(f"{where}revision", "a branch, tag or commit", revision)
+    path = Path(name).expanduser()
+    beside = path if place.folder is None else place.folder / path
+    there = next((one for one in (path, beside) if one.exists()), None)
+    if there is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise UserError(
+            f"The adapter '{place.source}' is of the model '{name}', and there is none; "
+            "write where it lies to base_model_name_or_path in its adapter_config.json."
+        )
+    return (name if there is None else str(there)), revision or None
+
+
+def _check_kind(said: Mapping[str, Any], source: str) -> None:
+    kind = said.get("peft_type")
+    if not isinstance(kind, str):
+        raise must_be(f"In the adapter_config.json of '{source}', peft_type", "the name of a kind of adapter", kind)
+    if kind in _BESIDE_MATRICES:
+        raise UserError(
+            f"The adapter '{source}' is of the kind {kind}, which changes no matrix, so it cannot be merged into its "
+            "model; give the model without it, or an adapter like LoRA."
+        )
+
+
+def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
+    """The name of the class that the adapter was trained with: that of its base, where this can do the task."""
+    own = config.architectures[0] if config.architectures else None
+    if task is None and own is not None:
+        return own
+    mapping: Any = _MAPPINGS.get(str(task)) if task is not None else auto.MODEL_MAPPING
+    if mapping is None or type(config) not in mapping:
+        raise UserError(
+            f"The adapter '{source}' is for the task {task}, which is not supported for the architecture "
+            f"'{config.model_type}'; supported are {', '.join(_MAPPINGS)}."
+        )
+    able = [kind.__name__ for kind in classes_of(mapping[type(config)])]
+    return own if own in able else able[0]
+
+
+def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give `config` as many labels as the head in the adapter's file has rows."""
+    outline = _empty(config)
+    for name, parameter in outline.named_parameters():
+        if name.startswith(f"{outline.base_model_prefix}.") or name not in shapes or parameter.dim() != 2:
+            continue
+        if shapes[name][0] != parameter.shape[0] == config.num_labels:
+            config.num_labels = shapes[name][0]
+
+
+def _embeddings(model: PreTrainedModel) -> set[str]:
+    """The names of the matrices with a row for each token."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    named: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return {f"{named[module]}.weight" for module in modules if module is not None}
+
+
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return auto_class_for(config, config.architectures or ()).from_config(config, trust_remote_code=False)

@@ -1,0 +1,193 @@
+"""A GGUF file, as llama.cpp reads it: its blocks of codes are turned into numbers by transformers.
+
+transformers reads of the file's metadata what its own configurations had in mind and leaves out the rest. What else
+changes what the model computes is looked at here: a file that says it is refused, or its configuration completed.
+"""
+
+import struct
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto as auto
+
+from laconic.errors import CheckpointNotice, UserError, reason_of
+from laconic.model.checkpoints.checkpoint import Checkpoint
+from laconic.model.checkpoints.gguf_metadata import FACTORS, check_said, scale_positions
+from laconic.model.checkpoints.needs import need
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.report import check_report
+from laconic.model.task import auto_class_for, classes_of
+
+SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+_PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""ggml's types that are no codes."""
+
+
+@dataclass(frozen=True)
+class Gguf(Checkpoint):
+    """The model in one file.
+
+    source: as the user gave it.
+    path:   the file.
+    """
+
+    source: str
+    path: Path
+
+    @property
+    def place(self) -> Place:
+        return Place(self.source, self.path.parent)
+
+    def config(self) -> PreTrainedConfig:
+        self._needs()
+        metadata = self._metadata()
+        self._check_whole(metadata)
+        architecture = metadata["general.architecture"]
+        try:
+            config = AutoConfig.from_pretrained(
+                str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"The GGUF file '{self.source}' of the architecture '{architecture}' cannot be read by transformers: "
+                f"{reason_of(error)}; use the folder that it was made from."
+            ) from error
+        _name_class(config)
+        for tensor in self._reader.tensors:
+            if tensor.name == FACTORS:
+                scale_positions(config, torch.tensor(tensor.data), self.source)
+        check_said(metadata, [tensor.name for tensor in self._reader.tensors], config, self.source)
+        return config
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Nothing is left to check: reading the configuration has looked whether the file ends before its tensors."""
+
+    def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
+        from transformers import GgufConfig  # noqa: PLC0415 (`config` has looked that it is there)
+
+        if self._plain_types() is None:
+            warnings.warn(
+                f"The GGUF file '{self.source}' holds codes, which are turned into numbers and kept as float32.",
+                CheckpointNotice,
+                stacklevel=2,
+            )
+        kind: Any = auto_class_for(config, config.architectures or ())
+        try:
+            model, report = kind.from_pretrained(
+                str(self.path.parent),
+                config=config,
+                gguf_file=self.path.name,
+                # Else the codes stay, in modules that are no linears and cannot be saved.
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, RuntimeError, ValueError, KeyError, NotImplementedError) as error:
+            raise UserError(f"The weights of '{self.source}' cannot be loaded: {reason_of(error)}.") from error
+        check_report(model, report, self.source, given=given)
+        self._check_all_taken(model)
+        model.config.name_or_path = str(self.path)
+        return model
+
+    def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
+        plain = self._plain_types()
+        # No shorter type holds every number that 8-bit codes and scales of 16 bits make; norms are float32 everywhere.
+        return torch.float32 if plain is None else min(plain, key=lambda dtype: dtype.itemsize)
+
+    def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+        try:
+            found = AutoTokenizer.from_pretrained(
+                str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
+            warnings.warn(
+                f"The tokenizer in '{self.source}' cannot be read by transformers: {reason_of(error)}; "
+                "the model goes without one.",
+                CheckpointNotice,
+                stacklevel=2,
+            )
+            return None, None
+        return found, None
+
+    def _needs(self) -> None:
+        what = f"The GGUF file '{self.source}'"
+        need("transformers", what, least="5.23")
+        need("gguf", what, extra="gguf", least="0.17")
+        need("accelerate", what, extra="gguf", least="1.1")
+
+    @cached_property
+    def _reader(self) -> Any:
+        """llama.cpp's own reader of the file; it takes seconds for a large vocabulary."""
+        from gguf import GGUFReader  # noqa: PLC0415 (`config` has looked that it is there)
+
+        try:
+            return GGUFReader(self.path)
+        except (OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError, struct.error) as error:
+            raise UserError(
+                f"The GGUF file '{self.source}' is damaged, cut off or of another version: {reason_of(error)}; "
+                "fetch it again."
+            ) from error
+
+    def _metadata(self) -> dict[str, Any]:
+        """What the file says of the model, its vocabulary aside."""
+        found = {
+            name: field.contents()
+            for name, field in self._reader.fields.items()
+            if not name.startswith(("GGUF.", "tokenizer."))
+        }
+        if not isinstance(found.get("general.architecture"), str):
+            raise UserError(f"The GGUF file '{self.source}' does not say general.architecture; take a whole model.")
+        return found
+
+    def _check_whole(self, metadata: Mapping[str, Any]) -> None:
+        """Raise UserError where the file is a part of a model, or of something else."""
+        parts = metadata.get("split.count", 1)
+        if parts > 1:
+            raise UserError(
+                f"The GGUF file '{self.source}' is one of {parts} parts; put them together with "
+                "`llama-gguf-split --merge` and give the whole."
+            )
+        kind = metadata.get("general.type", "model")
+        if kind != "model":
+            raise UserError(f"The GGUF file '{self.source}' holds a thing of the type '{kind}' and no model; give one.")
+
+    def _check_all_taken(self, model: PreTrainedModel) -> None:
+        """Raise UserError where the file has numbers that the model did not take: those of names it does not know."""
+        there = sum(int(tensor.n_elements) for tensor in self._reader.tensors if not tensor.name.startswith("rope_"))
+        taken = sum(parameter.numel() for parameter in model.parameters())
+        if there != taken:
+            raise UserError(
+                f"The GGUF file '{self.source}' holds {there:,} numbers, and transformers' "
+                f"{type(model).__name__} takes {taken:,}; use the folder that it was made from."
+            )
+
+    def _plain_types(self) -> set[torch.dtype] | None:
+        """The dtypes of the tensors; None where one holds codes."""
+        names = {tensor.tensor_type.name for tensor in self._reader.tensors}
+        return {_PLAIN[name] for name in names} if names <= set(_PLAIN) else None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file at `path` is one, by its first bytes."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _name_class(config: PreTrainedConfig) -> None:
+    """Name the class that the file is of, where transformers leaves it open: the one that writes text."""
+    if config.architectures:
+        return
+    for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING):
+        if type(config) in mapping:
+            known: Any = mapping[type(config)]
+            config.architectures = [classes_of(known)[0].__name__]
+            return

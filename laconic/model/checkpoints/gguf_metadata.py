@@ -1,0 +1,129 @@
+"""What a GGUF file says of its model beyond what transformers takes from it, rotary positions first.
+
+llama.cpp stores the scaled frequencies of Llama 3.1 and later as a tensor of factors, and other scalings as metadata;
+transformers 5.23 reads neither, and computes with unscaled ones. Llama's formula is recognised here and put into the
+configuration; whatever else is left out is refused.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from laconic.errors import UserError
+
+FACTORS = "rope_freqs.weight"
+"""The tensor by which llama.cpp divides the frequencies of rotary positions."""
+LOW, HIGH, BEFORE = 1.0, 4.0, 8192
+"""Of Llama 3.1 to 3.3: the frequency factors between which it is interpolated, and the context before scaling."""
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+_SAME = {
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "logit_scale": "logit_scale",
+    "attention.clamp_kqv": "clip_qkv",
+}
+"""Keys of a GGUF file after its architecture's name, and what transformers calls the same."""
+
+
+def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
+    """By what llama.cpp divides each rotary frequency of Llama 3.1, as its `convert_hf_to_gguf.py` writes it.
+
+    1 for wavelengths below BEFORE / HIGH, `factor` above BEFORE / LOW, and between them by a line in the frequency.
+    """
+    wavelengths = 2 * math.pi / frequencies
+    smooth = (BEFORE / wavelengths - LOW) / (HIGH - LOW)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = torch.where(wavelengths > BEFORE / LOW, torch.full_like(frequencies, factor), between)
+    return torch.where(wavelengths < BEFORE / HIGH, torch.ones_like(frequencies), factors)
+
+
+def scale_positions(config: PreTrainedConfig, factors: Tensor, source: str) -> None:
+    """Write into `config` the scaling of which `factors` are those of the frequencies.
+
+    Raises:
+        UserError: they are none of Llama's.
+    """
+    if torch.equal(factors, torch.ones_like(factors)):
+        return
+    rope = config.rope_parameters
+    count = 2 * len(factors)
+    frequencies = rope["rope_theta"] ** (-torch.arange(0, count, 2, dtype=torch.float64) / count)
+    factor = float(factors.max())
+    if not torch.allclose(llama3_factors(frequencies, factor), factors.double(), rtol=1e-4):
+        raise _left_out(source, FACTORS, "factors of frequencies that are not Llama 3's")
+    config.rope_parameters = {
+        **rope,
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LOW,
+        "high_freq_factor": HIGH,
+        "original_max_position_embeddings": BEFORE,
+    }
+
+
+def check_said(metadata: Mapping[str, Any], names: Sequence[str], config: PreTrainedConfig, source: str) -> None:
+    """Raise UserError where the file says of its model what `config` does not; names are those of its tensors."""
+    if longer := [name for name in names if name.startswith("rope_factors_")]:
+        raise _left_out(source, longer[0], "factors of frequencies for long contexts")
+    architecture = metadata["general.architecture"]
+    for name, value, heard in _said(metadata, architecture, config):
+        if not heard:
+            raise _left_out(source, f"{architecture}.{name}", value)
+
+
+def _said(metadata: Mapping[str, Any], architecture: str, config: PreTrainedConfig) -> Iterator[tuple[str, Any, bool]]:
+    """What decides the outputs: its name in the file, its value, and whether `config` has it."""
+    said = {name.removeprefix(f"{architecture}."): value for name, value in metadata.items()}
+    rope = _rope(config)
+    if (kind := said.get("rope.scaling.type", "none")) != "none":
+        yield (
+            "rope.scaling.type",
+            kind,
+            rope.get("rope_type") == kind and _near(rope.get("factor"), said.get("rope.scaling.factor")),
+        )
+    if (base := said.get("rope.freq_base")) is not None:
+        yield "rope.freq_base", base, _near(rope.get("rope_theta"), base)
+    if (turned := said.get("rope.dimension_count")) is not None and rope:
+        yield "rope.dimension_count", turned, turned == _turned(config, rope)
+    for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
+        if (epsilon := said.get(name)) is not None:
+            yield name, epsilon, any(_near(getattr(config, own, None), epsilon) for own in _EPSILONS)
+    for name, own in _SAME.items():
+        if (value := said.get(name)) is not None and not _reaches_everywhere(name, value, said):
+            yield name, value, _near(getattr(config, own, None), value)
+
+
+def _rope(config: PreTrainedConfig) -> Mapping[str, Any]:
+    """The parameters of rotary positions, of full attention where a layer's kind decides; none where there are none."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("full_attention", rope)
+
+
+def _turned(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int:
+    """How many numbers of a head are turned by their position."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
+    return int(width * (1.0 if share is None else share))
+
+
+def _reaches_everywhere(name: str, value: Any, said: Mapping[str, Any]) -> bool:
+    """Whether a window is no smaller than the context, or 0 for none."""
+    return name == "attention.sliding_window" and (value == 0 or value >= said.get("context_length", math.inf))
+
+
+def _near(mine: object, theirs: object) -> bool:
+    return (
+        isinstance(mine, (int, float)) and isinstance(theirs, (int, float)) and math.isclose(mine, theirs, rel_tol=1e-4)
+    )
+
+
+def _left_out(source: str, name: str, value: object) -> UserError:
+    return UserError(
+        f"The GGUF file '{source}' says {name} = {value}, which transformers leaves out when it reads one, so it would "
+        "compute something else; use the folder that the file was made from."
+    )
