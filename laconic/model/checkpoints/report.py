@@ -19,7 +19,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
-from laconic.model.checkpoints.checkpoint import not_saved_together
 
 POOLER = "pooler."
 FURTHER_HEADS = re.compile(r"cls\.seq_relationship\.|(.*\.)?masked_bias$")
@@ -50,7 +49,10 @@ def check_report(
         UserError: a tensor is missing, has another shape, or has no place in the model.
     """
     for name, stored, wanted in sorted(report["mismatched_keys"]):
-        raise not_saved_together(source, name, stored, wanted)
+        raise UserError(
+            f"The weights of '{source}' do not fit its config.json: '{name}' has shape {tuple(stored)} in the file and "
+            f"{tuple(wanted)} in the model; use files that were saved together."
+        )
     missing = sorted(name for name in report["missing_keys"] if not _may_be_missing(model, name) and name not in given)
     if missing:
         raise UserError(

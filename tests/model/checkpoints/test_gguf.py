@@ -128,7 +128,7 @@ def test_tensors_that_are_too_many_or_missing(tmp_path: Path) -> None:
         load(str(file))
     write_llama(file, Kind.F32, leave_out=("blk.1.ffn_up.weight",))
     with pytest.raises(
-        UserError, match=r"1 of its tensors are missing, the first is 'model\.layers\.1\.mlp\.up_proj\.weight'"
+        UserError, match=r"1 of its tensors is missing, the first is 'model\.layers\.1\.mlp\.up_proj\.weight'"
     ):
         load(str(file))
 
