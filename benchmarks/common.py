@@ -40,7 +40,7 @@ def predictions(lm: LanguageModel, data: list[Batch]) -> Predictions:
     labels = [part.labels for part in parts if part.labels is not None]
     values = torch.cat([part.values for part in parts])
     rows = torch.arange(len(values))
-    return Predictions(values, rows, torch.cat(labels) if labels else None, parts[0].categorical)
+    return Predictions(values, rows, torch.cat(labels) if labels else None, parts[0].distribution)
 
 
 def kl(reference: Predictions, other: Predictions) -> float:

@@ -35,6 +35,7 @@ from laconic.formats.int8_kernels import INT8, Matrix
 from laconic.formats.kernels import working
 from laconic.methods import Int8
 from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.numerics.distributions import CATEGORICAL, GAUSSIAN
 
 Model = Callable[[Batch], tuple[Tensor, Tensor]]
 """(logits, last hidden states) of a batch."""
@@ -232,7 +233,7 @@ def predicted(lm: LanguageModel, model: Model, data: list[Batch]) -> Predictions
     """What `model` says of every row."""
     values = torch.cat([model(without_labels(batch))[0] for batch in data])
     labels = torch.cat([batch["labels"] for batch in data])
-    return Predictions(values, torch.arange(len(values)), labels, categorical=values.shape[1] > 1)
+    return Predictions(values, torch.arange(len(values)), labels, CATEGORICAL if values.shape[1] > 1 else GAUSSIAN)
 
 
 def states(model: Model, data: list[Batch]) -> Tensor:
@@ -243,7 +244,7 @@ def states(model: Model, data: list[Batch]) -> Tensor:
 def metric(said: Predictions) -> float:
     """Accuracy, or Pearson's correlation, × 100."""
     assert said.labels is not None
-    if said.categorical:
+    if said.distribution is CATEGORICAL:
         return 100 * (said.values.argmax(1) == said.labels).float().mean().item()
     return 100 * torch.corrcoef(torch.stack([said.values[:, 0], said.labels.float().view(-1)]))[0, 1].item()
 

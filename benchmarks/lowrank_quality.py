@@ -17,6 +17,7 @@ from benchmarks.common import calibration, clone, development, kl, models_folder
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, SEEDS, WAYS, every_need, step_of
 from laconic.calibrate import Calibration, Known, survey
 from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.numerics.distributions import CATEGORICAL
 
 CELLS = Cells("lowrank_quality", ("model", "rows", "seed", "way", "keep"))
 
@@ -84,6 +85,6 @@ def judged(judge: Judge, small: LanguageModel) -> dict[str, float]:
 def metric(predicted: Predictions) -> float:
     """Accuracy of a classifier, Pearson's correlation of a regression."""
     assert predicted.labels is not None
-    if predicted.categorical:
+    if predicted.distribution is CATEGORICAL:
         return (predicted.values.argmax(-1) == predicted.labels).float().mean().item()
     return float(pearsonr(predicted.values.squeeze(-1), predicted.labels).statistic)

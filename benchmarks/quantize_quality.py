@@ -24,6 +24,7 @@ from laconic.calibrate import Calibration, Known, survey
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Compress
 from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.numerics.distributions import CATEGORICAL
 from laconic.store import materialize
 
 CELLS = Cells("quantize_quality", ("model", "seed", "way"))
@@ -107,7 +108,7 @@ def solved(judge: Judge, known: dict[str, Known], steps: Sequence[Compress]) -> 
 
 def quality(predicted: Predictions) -> float:
     """Accuracy, correlation, or perplexity of what is said token by token."""
-    if predicted.categorical and predicted.values.shape[-1] > 2:
+    if predicted.distribution is CATEGORICAL and predicted.values.shape[-1] > 2:
         assert predicted.labels is not None
         return math.exp(cross_entropy(predicted.values.float(), predicted.labels).item())
     return metric(predicted)
