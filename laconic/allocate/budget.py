@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import torch
@@ -35,8 +36,13 @@ class Budget:
 
     def too_small(self, smallest: int) -> UserError:
         """The mistake of asking for less than the cheapest rungs cost."""
-        least = (smallest + self.fixed) / max(self.dense, 1)
-        return must_be("keep", f"at least {least:.4f}, which the smallest sizes on offer here keep", self.keep)
+        return too_small(self.keep, (smallest + self.fixed) / max(self.dense, 1))
+
+
+def too_small(keep: float, least: float) -> UserError:
+    """The mistake of asking for `keep` where the smallest sizes on offer keep `least`."""
+    # Rounded up, so that what is said can be asked for.
+    return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
 
 
 def budget_of(ladders: Iterable[Ladder], keep: float, currency: Currency) -> Budget:

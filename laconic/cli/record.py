@@ -1,6 +1,7 @@
 """How `compress` and `run` show what they made."""
 
 from laconic.cli.terminal import show
+from laconic.compress.reached import REACHED
 from laconic.recipe import Record
 from laconic.report.evaluation import remarks_of, tables_of
 from laconic.report.points import MEGABYTE
@@ -17,6 +18,8 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     ]
     if changes.untied:
         lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
+    for line in (line for step in changes.found for line in step.get(REACHED, ())):
+        lines.append(f"keep {line['keep']:g} was asked for; the nearest sizes below it keep {line['kept']:.4f}")
     for step in changes.dropped:
         named = "; ".join(f"{stack} {', '.join(map(str, blocks))}" for stack, blocks in step.items())
         lines.append(f"Dropped: {named}")

@@ -1,7 +1,7 @@
 """Lifts any method of one matrix to a whole model: measure, share out the budget, solve each matrix, replace it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from laconic.compress.planning import solved, split_by_group, units_of
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
 from laconic.compress.put import carried_out, put_form
+from laconic.compress.reached import short_of
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families, planned_families
 from laconic.compress.ways import WAYS, Allocation, Job, Planned, Way
@@ -130,6 +131,8 @@ class Compress(Step):
         if self.keep is not None and self.plan is None:
             for keep, _ in split_by_group(self.keep, of):
                 check_overhead(self.method, keep, lm.dtype)
+            # A budget that the shapes alone cannot meet is found here.
+            self._way.foreseen(self._job(lm, of, {}, None))
         check_not_coded(of)
         check_zeros_stay(of, self.method, self.plan)
         for unit, method in solved(of, self.method, self.plan):
@@ -138,8 +141,7 @@ class Compress(Step):
 
     def rehearse(self, lm: LanguageModel) -> None:
         of = self._families(lm)
-        job = Job(asked=self._asked, lm=lm, families=of, problems={}, data=None)
-        plan = self._way.foreseen(job) if self.plan is None else self.plan
+        plan = self._way.foreseen(self._job(lm, of, {}, None)) if self.plan is None else self.plan
         for unit in units_of(plan, of):
             method = plan[unit.name]
             if method is not None:
@@ -203,12 +205,19 @@ class Compress(Step):
         data: Calibration | None,
     ) -> Outcome:
         sites = self.sites(lm)
-        job = Job(asked=self._asked, lm=lm, families=of, problems=problems, data=data)
-        planned = self._way.plan(job) if self.plan is None else Planned(dict(self.plan))
+        planned = self._way.plan(self._job(lm, of, problems, data)) if self.plan is None else Planned(dict(self.plan))
         # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
         plan, predicted = processes.from_first(planned)
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
-        return carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
+        outcome = carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
+        if self.keep is None or self.plan is not None or self.allocate != "uniform":
+            return outcome
+        return replace(outcome, found=short_of(self.keep, of, outcome.after, lm.dtype))
+
+    def _job(
+        self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
+    ) -> Job:
+        return Job(asked=self._asked, lm=lm, families=of, problems=problems, data=data)
 
     def _families(self, lm: LanguageModel) -> list[Family]:
         sites = self.sites(lm)

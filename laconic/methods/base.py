@@ -106,6 +106,15 @@ class Method(ABC):
         Where even its smallest size keeps more, that smallest size.
         """
 
+    def larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Method | None":
+        """The next size above the one that is set, for a matrix of `shape` (out, in), smaller than the matrix itself.
+
+        finest: by the smallest step there is, where `at` takes larger ones, which run faster.
+
+        None where there is none, or where sizes are so few, as bits are, that matrices of one shape have the same.
+        """
+        return None
+
     def overhead(self, dtype: torch.dtype) -> float:
         """The fraction of a matrix's bytes in `dtype` that its result takes however few numbers that keeps."""
         return 0.0

@@ -113,6 +113,11 @@ class Plus(Method):
                 break
         return sized
 
+    def larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Plus | None":
+        """One rank more beside the same base."""
+        rank = self._residual.rank_of(shape) + 1
+        return replace(self, residual=self._residual.with_rank(rank)) if rank <= min(shape) else None
+
     def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sum:
         """The two formats side by side.
 

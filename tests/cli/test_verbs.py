@@ -63,6 +63,16 @@ def test_compress_prints_a_recipe_that_run_takes(capsys: Output, tiny_model: Pat
     assert planned["sites"] == {"bert.encoder.layer.0.intermediate.dense": {"svd": {"rank": 2}}}
 
 
+def test_what_keep_came_to_is_said_where_bits_are_too_few_to_reach_it(
+    capsys: Output, tiny_model: Path, tmp_path: Path
+) -> None:
+    made = said(capsys, "compress", tiny_model, "--method", "rtn", "--keep", 0.5, "-o", tmp_path / "one")
+    (told,) = made["found"][0]["reached"]
+    assert status(["compress", str(tiny_model), "--method", "rtn", "--keep", "0.5", "-o", str(tmp_path / "two")]) == 0
+    line = f"keep 0.5 was asked for; the nearest sizes below it keep {told['kept']:.4f}"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 def test_steps_are_named_as_methods_are(capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     made = said(capsys, "compress", tiny_model, "--method", "shrink-heads:size=5,multiple=1",
                 "--method", "svd:multiple=1", "--keep", 0.5, "--data", texts, "--samples", 6, "-o",

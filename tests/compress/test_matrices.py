@@ -9,7 +9,7 @@ from laconic.allocate import read_plan, write_plan
 from laconic.calibrate import Calibration, survey
 from laconic.compress import Compress
 from laconic.errors import UserError
-from laconic.methods import Drone, KfacSvd, Magnitude, Svd, Wanda
+from laconic.methods import Drone, KfacSvd, Magnitude, Rtn, Svd, Wanda
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME
 from tests.calibrate.test_survey import labelled_batches
@@ -222,3 +222,28 @@ def test_a_training_model_stays_one():
     lm.model.train()
     Compress(method=Drone(multiple=1), keep=0.5, sequential=True).apply(lm, data_for(lm))
     assert lm.model.training
+
+
+def test_what_keep_came_to_is_told_where_bits_are_too_few_to_reach_it():
+    lm = BY_NAME["bert-classifier"].lm()
+    outcome = Compress(method=Rtn(), keep=0.5).apply(lm, None)
+    # Eight bits, and two numbers of 16 bits for each row of 32 weights, or of 48.
+    (told,) = outcome.found["reached"]
+    assert told == {"keep": 0.5, "kept": round(outcome.nbytes / outcome.dense_nbytes, 4)}
+    assert 0.25 < told["kept"] < 0.3
+    by_group = Compress(method=Rtn(), keep={"attention": 0.3, "ffn": 0.5}).apply(BY_NAME["bert-classifier"].lm(), None)
+    assert [line["keep"] for line in by_group.found["reached"]] == [0.3, 0.5]
+    assert Compress(method=Magnitude(), keep=0.5).apply(BY_NAME["gpt2"].lm(), None).found == {}
+
+
+@pytest.mark.parametrize("allocate", ["uniform", "spectrum"])
+def test_a_budget_that_no_size_meets_is_refused_before_any_work(allocate):
+    lm = BY_NAME["bert-classifier"].lm()
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    step = Compress(method=Rtn(), keep=0.05, allocate=allocate)
+    with pytest.raises(UserError, match=r"keep must be at least 0\.\d{4}, which the smallest sizes .*; got 0\.05\."):
+        step.apply(lm, data_for(lm))
+    if allocate == "uniform":
+        with pytest.raises(UserError, match="keep must be at least"):
+            step.check(lm.weightless())
+    assert all(torch.equal(before[name], tensor) for name, tensor in lm.model.state_dict().items())

@@ -12,6 +12,9 @@ from laconic.model.roles import Group
 
 Currency = Literal["bytes", "macs"]
 
+CLOSE = 0.01
+"""Of what is asked for: how much less may stay where finer sizes exist."""
+
 Price = Callable[[Family], int]
 """Of one part of a family."""
 
@@ -34,13 +37,19 @@ def chunk_of(family: Family, multiple: int) -> int:
 
 
 def fraction_of(family: Family, keep: float, multiple: int) -> int:
-    """How many parts `keep` leaves: of heads the nearest number, of channels the next lower multiple; at least one."""
+    """How many parts `keep` leaves: of heads the nearest number, of channels the next lower multiple; at least one.
+
+    Where that multiple is over 1 % less than `keep` of the channels, halves of it are tried, down to single ones.
+    """
     count, chunk = family[0].count, chunk_of(family, multiple)
     if keep == 1:
         return count
     if family[0].group is Group.ATTENTION:
         return max(1, int(keep * count + 0.5))
-    return max(chunk, int(keep * count + 1e-9) // chunk * chunk)
+    wanted = int(keep * count + 1e-9)
+    while chunk > 1 and wanted // chunk * chunk < (1 - CLOSE) * keep * count:
+        chunk //= 2
+    return max(1, wanted // chunk * chunk)
 
 
 def as_many_everywhere(families: Sequence[Family], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
@@ -68,12 +77,18 @@ class _Chunk:
     saves: int
     rate: float
 
+    @property
+    def each(self) -> int:
+        """What a single part saves."""
+        return self.saves // self.parts
+
 
 def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Price, multiple: int) -> dict[str, int]:
     """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
     what loses the same parts.
 
-    No family loses all, so more than `keep` may stay.
+    No family loses all, so more than `keep` may stay. Where over 1 % less than `keep` would, parts come back one by one,
+    those that went last first, as far as they fit.
     """
     whole = sum(price(family) * family[0].count for family, _ in several)
     excess = whole - int(keep * whole + 1e-6)
@@ -83,12 +98,19 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
         for chunk in _chunks(family[0].together, removal, price(family), chunk_of(family, multiple))
     ]
     counts = {family[0].together: family[0].count for family, _ in several}
+    gone: list[_Chunk] = []
     # Stable, and rates of a family never fall: its own order is kept.
     for chunk in sorted(chunks, key=lambda chunk: chunk.rate):
         if excess <= 0:
             break
+        gone.append(chunk)
         counts[chunk.family] -= chunk.parts
         excess -= chunk.saves
+    if -excess > CLOSE * keep * whole:
+        for chunk in reversed(gone):
+            back = min(chunk.parts, -excess // chunk.each)
+            counts[chunk.family] += back
+            excess += back * chunk.each
     return counts
 
 

@@ -47,7 +47,7 @@ class Narrow(Step):
     ranking:    `local` keeps as many in every layer, `global` compares layers; no layer loses all.
     refit:      the output projections make up for what is gone, by least squares, and so do their biases.
     add_bias:   they may get biases that the class of the model has none for.
-    multiple:   of channels so many go at once.
+    multiple:   of channels so many go at once; fewer where that would leave over 1 % less than asked.
     sequential: choose and refit in forward order, on inputs as they have become.
     anchored:   the same, and aim at the outputs of the original.
     """

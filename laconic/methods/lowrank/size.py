@@ -51,6 +51,10 @@ class RankSized(Method):
     def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "RankSized":
         return self.with_rank(rank_for(keep, *shape, self.multiple))
 
+    def larger(self, shape: tuple[int, int], *, finest: bool = False) -> "RankSized | None":
+        rank = self.rank_of(shape) + (1 if finest else self.multiple)
+        return self.with_rank(rank) if rank <= break_even_rank(*shape) else None
+
     def unsized(self) -> "RankSized":
         return self.with_rank(None)
 

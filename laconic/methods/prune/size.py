@@ -114,6 +114,13 @@ class Pruning(Method):
         kept = min(max(int(spare / grain + 1e-9), 1), grains)
         return self.with_sparsity(1 - kept / grains)
 
+    def larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Pruning | None":
+        if not isinstance(self.size, float):
+            return None
+        grains = shape[0] * shape[1] // self.grain(shape)
+        kept = grains - zeros_for(self.size, grains) + 1
+        return self.with_sparsity(1 - kept / grains) if kept < grains else None
+
     def overhead(self, dtype: torch.dtype) -> float:
         return 1 / (8 * dtype.itemsize)
 

@@ -1,0 +1,85 @@
+"""Every matrix keeps the same fraction of its bytes, and all together what was asked for, on narrow models too."""
+
+import pytest
+import torch
+
+from laconic.allocate import uniform
+from laconic.errors import UserError
+from laconic.methods import METHODS, Drone, Gptq, Method, Plus, Rtn, Svd
+from laconic.numerics.lowrank import break_even_rank
+
+Shapes = dict[str, tuple[int, int]]
+DISCRETE = {"rtn", "awq", "gptq", "yaqa", "kmeans"}
+"""Those whose sizes are whole bits."""
+
+
+def llama(width: int, channels: int, blocks: int = 2) -> Shapes:
+    """The matrices of a decoder whose keys and values have half as many heads."""
+    one = {"q": (width, width), "k": (width // 2, width), "v": (width // 2, width), "o": (width, width),
+           "gate": (channels, width), "up": (channels, width), "down": (width, channels)}  # fmt: skip
+    return {f"{block}.{name}": shape for block in range(blocks) for name, shape in one.items()}
+
+
+def numbers(shapes: Shapes) -> int:
+    return sum(rows * columns for rows, columns in shapes.values())
+
+
+def kept(method: Method, shapes: Shapes, keep: float, dtype: torch.dtype) -> float:
+    plan = uniform(method, shapes, keep, dtype)
+    nbytes = sum(one.form(shapes[name]).to(dtype).nbytes() for name, one in plan.items() if one is not None)
+    return nbytes / (numbers(shapes) * dtype.itemsize)
+
+
+@pytest.mark.parametrize("width", [64, 96, 160])
+@pytest.mark.parametrize("keep", [0.65, 0.5, 0.25, 0.1])
+def test_together_the_matrices_keep_what_is_asked_for_and_never_more(width: int, keep: float) -> None:
+    for method in METHODS:
+        if method().has_size or method.name in DISCRETE or (method is Plus and keep == 0.65):
+            # At 0.65 both parts of a sum are as large as they can be.
+            continue
+        assert 0.99 * keep <= kept(method(), llama(width, 8 * width // 3), keep, torch.float32) <= keep, method.name
+
+
+def test_ranks_are_multiples_of_eight_where_these_are_near_enough() -> None:
+    shapes = {str(number): (384, 384) for number in range(12)} | {"up": (1536, 384), "down": (384, 1536)}
+    # 96 of 192 and 152 of 153.6 ranks: less than a hundredth is left over, so nothing is spent on single matrices.
+    plan = uniform(Svd(), shapes, 0.5)
+    assert {name: one.rank for name, one in plan.items()} == {**dict.fromkeys(map(str, range(12)), 96),
+                                                              "up": 152, "down": 152}  # fmt: skip
+    # 124.8 and 199.68: what 120 and 192 leave goes, eight ranks at a time, to those that are furthest below.
+    ranks = [one.rank for one in uniform(Svd(), shapes, 0.65).values()]
+    assert ranks == [*[128] * 12, 192, 192]
+    assert sum(rank * sum(shape) for rank, shape in zip(ranks, shapes.values(), strict=True)) <= 0.65 * numbers(shapes)
+
+
+def test_single_ranks_are_spent_where_eight_are_too_many() -> None:
+    # Half of (64, 172) is rank 23.3, of (64, 64) rank 16.
+    plan = uniform(Drone(), {"a": (64, 172), "b": (64, 64)}, 0.5)
+    assert {name: one.rank for name, one in plan.items()} == {"a": 23, "b": 16}
+    assert uniform(Drone(), {"a": (64, 172), "b": (64, 64)}, 0.5) == plan
+    # Of two such, one has eight ranks more within what both leave, and the other what is left after that.
+    plan = uniform(Drone(), {"a": (64, 172), "b": (64, 172)}, 0.5)
+    assert [one.rank for one in plan.values()] == [24, 22]
+
+
+def test_no_rank_is_as_large_as_the_matrix() -> None:
+    for keep in (0.97, 0.999):
+        plan = uniform(Svd(), llama(64, 172), keep)
+        assert all(one.rank <= break_even_rank(*shape) for one, shape in zip(plan.values(), llama(64, 172).values(),
+                                                                              strict=True))  # fmt: skip
+
+
+def test_bits_are_the_same_for_all_of_one_shape() -> None:
+    plan = uniform(Rtn(), llama(64, 172), 0.2)
+    assert {name.split(".")[1]: one.bits for name, one in plan.items()} == {
+        name: one.bits for name, one in zip(("q", "k", "v", "o", "gate", "up", "down"), plan.values(), strict=False)
+    }
+
+
+def test_less_than_the_smallest_sizes_is_refused() -> None:
+    # Two bits and the scales of 64 weights are 0.143 of sixteen.
+    with pytest.raises(UserError, match=r"keep must be at least 0\.1\d+, which the smallest sizes .* keep; got 0\.1\."):
+        uniform(Gptq(), llama(64, 172), 0.1, torch.bfloat16)
+    with pytest.raises(UserError, match=r"keep must be at least 0\.0313, which the smallest .*; got 0\.02\."):
+        uniform(Svd(), {"a": (64, 64)}, 0.02)
+    assert uniform(Svd(), {"a": (64, 64)}, 0.0313)["a"] == Svd(rank=1)
