@@ -40,7 +40,7 @@ from laconic.numerics.distributions import CATEGORICAL, GAUSSIAN
 Model = Callable[[Batch], tuple[Tensor, Tensor]]
 """(logits, last hidden states) of a batch."""
 
-TARGETS = {"all": ("all",), "attention": ("attention",), "ffn": ("ffn",)}
+TARGETS = {"blocks": ("blocks",), "attention": ("attention",), "ffn": ("ffn",)}
 SHAPES = ((8, 128), (1, 16))
 WARM_UP = 3
 COMPARED_ROWS = 128
@@ -113,8 +113,8 @@ def ways(lm: LanguageModel, source: str) -> dict[str, Model]:
     smooth = clone(lm)
     SmoothQuant().apply(smooth, calibration(lm, source, CALIBRATION_ROWS, seed=0))
     always = {
-        f"ours, always int8 ({kernel})": plain(on(kernel, ours(lm, TARGETS["all"])).model),
-        f"ours, smoothquant + int8 always ({kernel})": plain(on(kernel, ours(smooth, TARGETS["all"])).model),
+        f"ours, always int8 ({kernel})": plain(on(kernel, ours(lm, TARGETS["blocks"])).model),
+        f"ours, smoothquant + int8 always ({kernel})": plain(on(kernel, ours(smooth, TARGETS["blocks"])).model),
     }
     chosen = {f"ours, {name}": plain(ours(lm, targets).model) for name, targets in TARGETS.items()}
     others = of_torch(lm) | of_onnx_runtime(lm)

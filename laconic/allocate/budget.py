@@ -48,11 +48,11 @@ def too_small(keep: float, least: float) -> UserError:
 def budget_of(ladders: Iterable[Ladder], keep: float, currency: Currency) -> Budget:
     """`keep` of what the dense matrices of `ladders` cost."""
     cost = COST[currency]
-    dense = sum(next(cost(rung) for rung in ladder.rungs if rung.method is None) for ladder in ladders)
-    return Budget(keep=keep, cost=cost, dense=dense)
+    return Budget(keep=keep, cost=cost, dense=sum(cost(ladder.dense) for ladder in ladders))
 
 
-def check_overhead(method: Method, keep: float, dtype: torch.dtype) -> None:
-    """Raise UserError where `keep` of the bytes in `dtype` leaves no room for any number beside the overhead."""
-    if keep <= (least := method.overhead(dtype)):
+def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: float = 1.0) -> None:
+    """Raise UserError where `keep` of the bytes in `dtype`, or of the part of them that is `stored`, leaves no room for
+    any number beside the overhead."""
+    if keep <= (least := method.overhead(dtype) / stored):
         raise must_be("keep", f"more than {least:g}, which '{method.name}' takes to say where the zeros are", keep)

@@ -26,8 +26,9 @@ def compress(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="attention|ffn|head|embedding|all|coc:…|GLOB",
-            help="What to compress [attention,ffn]; coc:attention, coc:ffn, coc:all as in The Cost of Compression.",
+            metavar="attention|ffn|head|embedding|blocks|all|coc:…|GLOB",
+            help="What to compress [attention,ffn]; blocks is all inside them, all the embedding and the head "
+            "too; coc:attention, coc:ffn, coc:all as in The Cost of Compression.",
         ),
     ] = None,
     data: Annotated[

@@ -183,7 +183,7 @@ class Compress(Step):
         """The targeted sites of `lm`."""
         if self.plan is None:
             return lm.sites(self.targets)
-        every = {site.name: site for site in lm.sites(("all", "*"))}
+        every = {site.name: site for site in lm.sites(("all",))}
         named = [name for unit in self.plan for name in site_names(unit)]
         for name in named:
             if name not in every:

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from laconic.allocate import Alternatives, Currency, budget_of, choose
 from laconic.calibrate import Problem
+from laconic.compress.tied import tied
 from laconic.compress.units import Family, Unit
 from laconic.methods import Ladder, Rung
 
@@ -37,7 +38,32 @@ class Counted(Pricing):
     def spend(
         self, families: Sequence[Family], ladders: Ladders, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Rung]:
-        return choose(alternatives(families, ladders), budget_of(apart(families, ladders), keep, self.currency))
+        if self.currency == "macs":
+            return choose(alternatives(families, ladders), budget_of(apart(families, ladders), keep, self.currency))
+        # What is stored once counts once, for as long as nothing takes its place.
+        groups, once = tied(families), _stored_once(families, ladders)
+        offered = [way for group in groups for way in _ways(group, ladders, once)]
+        counted = [once.get(unit.name, ladders[unit.name]) for family in families for unit in family[0]]
+        return choose(offered, budget_of(counted, keep, self.currency))
+
+
+def _ways(group: Sequence[Family], ladders: Ladders, once: Ladders) -> list[Alternatives]:
+    """The alternatives of families that are one matrix in memory: each with a size of its own, or all as they are."""
+    if len(group) == 1:
+        return alternatives(group, ladders)
+    names = [unit.name for family in group for unit in family[0]]
+    return [[{name: ladders[name] for name in names}, {name: Ladder((once[name].dense,)) for name in names}]]
+
+
+def _stored_once(families: Sequence[Family], ladders: Ladders) -> dict[str, Ladder]:
+    """The ladders of matrices that are one in memory; all but the first take nothing as they are."""
+    found: dict[str, Ladder] = {}
+    for first, *others in (group for group in tied(families) if len(group) > 1):
+        found |= {unit.name: ladders[unit.name] for unit in first[0]}
+        for unit in (unit for family in others for unit in family[0]):
+            free = replace(ladders[unit.name].dense, nbytes=0, parameters=0)
+            found[unit.name] = Ladder((free,))
+    return found
 
 
 def every_unit(families: Sequence[Family]) -> list[Unit]:

@@ -10,7 +10,7 @@ ORDER = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
 
 def bytes_by_part(lm: LanguageModel) -> dict[str, int]:
     """Bytes of each part in the stored dtype; what several modules share counts once."""
-    sites = sorted(lm.sites(("all", "*")), key=lambda site: ORDER.index(site.group))
+    sites = sorted(lm.sites(("all",)), key=lambda site: ORDER.index(site.group))
     parts = dict.fromkeys((group.value for group in ORDER), 0)
     counted: set[int] = set()
     for site in sites:

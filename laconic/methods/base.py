@@ -50,6 +50,11 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
 
+    @property
+    def dense(self) -> Rung:
+        """The one that changes nothing."""
+        return next(rung for rung in self.rungs if rung.method is None)
+
     def __or__(self, other: "Ladder") -> "Ladder":
         """The choices of two methods together: allocating over them is the mixed-family search."""
         return Ladder(self.rungs + other.rungs)

@@ -49,9 +49,9 @@ class Absorber:
 
 def absorbers_of(lm: LanguageModel) -> list[Absorber]:
     """Every one of `lm`, in forward order; what was compressed already takes no part."""
-    sites = {site.name: site for site in lm.sites(("all",)) if _is_plain(lm, site)}
+    sites = {site.name: site for site in lm.sites(("blocks",)) if _is_plain(lm, site)}
     by_input: dict[str, list[Site]] = {}
-    for site in lm.sites(("all",)):
+    for site in lm.sites(("blocks",)):
         by_input.setdefault(site.input, []).append(site)
     # What lies inside of a format may be read in other ways.
     readers = {name: several for name, several in by_input.items() if all(site.name in sites for site in several)}
@@ -81,7 +81,7 @@ def absorb(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " scales
         if "bias" in dict(module.named_parameters(recurse=False)):
             _multiply(lm, module, "bias", 1 / s)
         return
-    site = next(site for site in lm.sites(("all",)) if site.name == absorber.name)
+    site = next(site for site in lm.sites(("blocks",)) if site.name == absorber.name)
     by = torch.ones(site.shape[0], dtype=s.dtype, device=s.device).index_copy_(0, absorber.rows, 1 / s)
     _multiply(lm, module, site.holds, by, over_rows=not isinstance(module, Conv1D))
     if site.bias() is not None:

@@ -96,7 +96,7 @@ def families_of(inners: Iterable[Inner]) -> list[Family]:
 
 
 def _inners(lm: LanguageModel) -> Iterator[Inner]:
-    sites = {site.name: site for site in lm.sites(("all",)) if isinstance(site.module, PLAIN)}
+    sites = {site.name: site for site in lm.sites(("blocks",)) if isinstance(site.module, PLAIN)}
     for number, (stack, blocks) in enumerate(lm.stacks()):
         for path, block in blocks:
             for group in (Group.ATTENTION, Group.FFN):

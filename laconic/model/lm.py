@@ -62,9 +62,9 @@ class LanguageModel:
     def sites(self, targets: Sequence[str] = DEFAULT_TARGETS) -> list[Site]:
         """The sites that any of `targets` names, in forward order.
 
-        A target is a group (`attention`, `ffn`, `head`, `embedding`), `all` (every linear inside the blocks), one of
-        the sets of The Cost of Compression (`coc:attention`, `coc:ffn`, `coc:all`), a glob over site names, or a
-        regular expression after `re:`.
+        A target is a group (`attention`, `ffn`, `head`, `embedding`), `blocks` (every linear inside the blocks), `all`
+        (every site), one of the sets of The Cost of Compression (`coc:attention`, `coc:ffn`, `coc:all`), a glob over
+        site names, or a regular expression after `re:`.
 
         Raises:
             UserError: a target matches nothing.

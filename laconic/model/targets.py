@@ -1,4 +1,5 @@
-"""Which sites a word of the command line means: a group, `all`, a set of a paper, a glob, or `re:` and an expression.
+"""Which sites a word of the command line means: a group, `blocks`, `all`, a set of a paper, a glob, or `re:` and an
+expression.
 
 The sets `coc:…` are those that Namburi et al., "The Cost of Compression: Investigating the Impact of Compression on
 Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `coc:attention` is queries, keys
@@ -32,7 +33,8 @@ def _of(group: Group) -> Callable[[Site], bool]:
 
 NAMED: dict[str, Callable[[Site], bool]] = {
     **{group.value: _of(group) for group in Group},
-    "all": lambda site: site.block is not None,
+    "blocks": lambda site: site.block is not None,
+    "all": lambda site: True,
     "coc:attention": _reads_attention,
     "coc:ffn": _feeds_forward,
     "coc:all": _is_not_last,

@@ -44,7 +44,7 @@ def compress(
         keep: fraction of the targeted bytes kept, or one for each group; a half where the method says no size itself.
         data: source of calibration texts, as on the command line, or the texts themselves.
         allocate: `uniform`, `spectrum` or, for pruning, `global`.
-        targets: groups, `all`, globs over the names of sites, or `re:` and a regular expression.
+        targets: groups, `blocks`, `all`, globs over the names of sites, or `re:` and a regular expression.
         samples: rows of `data` that are used, drawn with `seed`.
         max_length: tokens of a row at most.
         tokenizer: that of the model; looked for where the model was loaded from when not given.

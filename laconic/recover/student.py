@@ -119,7 +119,7 @@ class Student(Step):
         """
         self.check(lm)
         now, dropped = (self._another(lm), {}) if self.model is not None else self._smaller(lm)
-        before, after = (model.stored_nbytes(model.sites(("all",))) for model in (lm, now))
+        before, after = (model.stored_nbytes(model.sites(("blocks",))) for model in (lm, now))
         if self.classes is not None:
             before = {place_in(now.model, name, lm.model): size for name, size in before.items()}
         names = dict.fromkeys((*before, *after), 0)

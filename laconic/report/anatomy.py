@@ -82,7 +82,7 @@ class Inspection:
 
 def inspect(lm: LanguageModel) -> Inspection:
     """Look at `lm`; nothing is run."""
-    matrices = [(site, _matrix(site, lm)) for site in lm.sites(("all", "*"))]
+    matrices = [(site, _matrix(site, lm)) for site in lm.sites(("all",))]
     seen: set[int] = set()
     parts = [
         _part(group, [(site, matrix) for site, matrix in matrices if site.group is group], seen) for group in ORDER

@@ -57,7 +57,7 @@ def test_statistics_are_those_of_each_row_alone_and_unpadded(name: str) -> None:
     """Longformer pads to its window and holds tokens first, OPT folds its rows, ALBERT calls a block several times."""
     lm = BY_NAME[name].lm()
     (batch,) = labelled_batches(lm, 1)
-    sites = [site for site in lm.sites(("all", "embedding"))]
+    sites = [site for site in lm.sites(("blocks", "embedding"))]
     together = survey(lm, Calibration([batch]), {Gram}, sites)
     apart = survey(lm, Calibration([_alone(lm, batch, row) for row in range(2)]), {Gram}, sites)
     for site in sites:

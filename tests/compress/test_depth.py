@@ -29,11 +29,11 @@ def kl(lm: LanguageModel, original: LanguageModel, data: Calibration) -> float:
 
 def test_bytes_are_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = deep("bert-classifier", monkeypatch)
-    whole = lm.stored_nbytes(lm.sites(("all",)))
+    whole = lm.stored_nbytes(lm.sites(("blocks",)))
     data = data_for(lm)
     outcome = Shorten(blocks=(1, 2), replace="linear").apply(lm, data)
     assert outcome.before == whole
-    left = sum(lm.stored_nbytes(lm.sites(("all",))).values())
+    left = sum(lm.stored_nbytes(lm.sites(("blocks",))).values())
     (mapped,) = [module for module in lm.model.modules() if isinstance(module, Mapped)]
     assert outcome.nbytes == left + mapped.nbytes() == left + 4 * 32 * 32
     again = Compress(method=Svd(rank=4)).apply(lm, None)
@@ -46,7 +46,7 @@ def test_sublayers_are_counted_by_themselves() -> None:
     outcome = Shorten(drop=2, parts="sublayers", select="greedy").apply(lm, data)
     assert sum(len(blocks) for blocks in outcome.dropped.values()) == 2
     assert sum(isinstance(module, Constant) for module in lm.model.modules()) >= 2 * 2
-    assert outcome.nbytes == sum(lm.stored_nbytes(lm.sites(("all",))).values())
+    assert outcome.nbytes == sum(lm.stored_nbytes(lm.sites(("blocks",))).values())
     before = outputs(lm.model)
     with pytest.raises(UserError, match=r"^The \S+ of block \d is dropped already; leave out '\d.\S+'\.$"):
         Shorten(blocks={stack: blocks for stack, blocks in outcome.dropped.items()}).apply(lm, None)

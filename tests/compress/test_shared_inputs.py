@@ -45,10 +45,10 @@ def groups_depth(unit: str) -> int:
 )
 def test_what_reads_the_same_and_is_as_wide_is_one_unit(name, groups):
     lm = BY_NAME[name].lm()
-    of = families(lm.sites(("all",)), share_inputs=True)
+    of = families(lm.sites(("blocks",)), share_inputs=True)
     together = {alternatives[-1][0].name for alternatives in of if len(alternatives) > 1}
     assert {".".join(unit.rsplit(".", groups_depth(unit))[1:]) for unit in together} == groups
-    assert all(len(family) == 1 for family in families(lm.sites(("all",)), share_inputs=False))
+    assert all(len(family) == 1 for family in families(lm.sites(("blocks",)), share_inputs=False))
 
 
 def test_several_sites_have_one_name_that_says_them_all():

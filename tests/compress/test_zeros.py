@@ -53,9 +53,9 @@ def exact(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_bytes_are_those_of_the_file() -> None:
     lm = BY_NAME["bert-masked"].lm()
-    dense = lm.stored_nbytes(lm.sites(("all",)))
-    half = pruned(lm, ("all",)).with_dtype(torch.float16)
-    for site in half.sites(("all",)):
+    dense = lm.stored_nbytes(lm.sites(("blocks",)))
+    half = pruned(lm, ("blocks",)).with_dtype(torch.float16)
+    for site in half.sites(("blocks",)):
         assert isinstance(site.module, Sparse)
         # In memory it is float32; half of the weights, and a bit for each of them.
         expected = site.module.kept * 2 + -(-site.shape[0] * site.shape[1] // 8)
@@ -82,11 +82,11 @@ def test_zeros_stay_under_a_second_pruning(method, extra, tmp_path, monkeypatch)
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
     # The second time what was worked out before is recalled.
     for _ in range(2):
-        lm = pruned(BY_NAME["bert-classifier"].lm(), ("all",))
-        before = {site.name: site.support for site in lm.sites(("all",))}
-        biases = {site.name: site.bias() is None for site in lm.sites(("all",))}
-        Compress(method=method, targets=("all",), **extra).apply(lm, data_for(lm))
-        for site in lm.sites(("all",)):
+        lm = pruned(BY_NAME["bert-classifier"].lm(), ("blocks",))
+        before = {site.name: site.support for site in lm.sites(("blocks",))}
+        biases = {site.name: site.bias() is None for site in lm.sites(("blocks",))}
+        Compress(method=method, targets=("blocks",), **extra).apply(lm, data_for(lm))
+        for site in lm.sites(("blocks",)):
             support = before[site.name]
             assert support is not None and site.support is not None
             assert not (site.support & ~support).any()
@@ -121,7 +121,7 @@ def test_what_would_fill_the_zeros_is_refused_before_any_work() -> None:
     factored = [site for site in lm.sites(("attention",)) if site.name.endswith(".left")]
     assert factored
     Compress(method=Magnitude(sparsity=0.5), targets=("attention",)).apply(lm, None)
-    assert all(site.support is not None for site in lm.sites(("all",)))
+    assert all(site.support is not None for site in lm.sites(("blocks",)))
 
 
 def test_heads_of_a_pruned_attention_do_not_shrink() -> None:
@@ -138,7 +138,7 @@ def test_input_factors_keep_no_zeros() -> None:
 def test_the_parts_show_zeros_beside_bytes(name: str) -> None:
     lm = BY_NAME[name].lm()
     dense = inspect(lm)
-    seen = inspect(pruned(lm, ("all",)))
+    seen = inspect(pruned(lm, ("blocks",)))
     assert sum(part.parameters for part in seen.parts) == seen.parameters == lm.size()[0]
     assert sum(part.nbytes for part in seen.parts) == seen.nbytes == lm.size()[1]
     for part, before in zip(seen.parts, dense.parts, strict=True):

@@ -31,7 +31,7 @@ def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, list[torch.Tens
 @every_architecture
 def test_sites_of_one_input_read_the_same_tensors(architecture: Architecture) -> None:
     lm = architecture.lm()
-    sites = lm.sites(("all",))
+    sites = lm.sites(("blocks",))
     seen = inputs_of(lm, sites)
     assert len(seen) == len(sites)
     first: dict[str, list[torch.Tensor]] = {}
@@ -52,7 +52,7 @@ def test_sites_of_one_input_read_the_same_tensors(architecture: Architecture) ->
 def test_rows_are_those_of_the_tokens_that_a_site_says_it_reads(architecture: Architecture) -> None:
     lm = architecture.lm()
     lengths = {Reads.SOURCE: 7, Reads.TARGET: 5 if lm.model.config.is_encoder_decoder else 7}
-    sites = lm.sites(("all",))
+    sites = lm.sites(("blocks",))
     seen = inputs_of(lm, sites)
     for site in sites:
         calls, (place,) = seen[site.name], site.places

@@ -95,7 +95,7 @@ def test_every_block_has_its_roles(architecture: Architecture) -> None:
     lm = architecture.lm()
     for stack, blocks in lm.stacks():
         for path, _ in blocks:
-            roles = Counter((site.group, site.role) for site in lm.sites(("all",)) if site.block == path)
+            roles = Counter((site.group, site.role) for site in lm.sites(("blocks",)) if site.block == path)
             attentions = 1 if stack.cross_attention is None else 2
             assert roles[Group.ATTENTION, Role.OUTPUT] == attentions
             assert roles[Group.FFN, Role.OUTPUT] == 1
@@ -128,14 +128,14 @@ def test_matrix_bias_and_shape_are_those_of_the_layer(architecture: Architecture
 
 def test_targets() -> None:
     lm = BY_NAME["llama"].lm()
-    assert len(names(lm, "attention", "ffn")) == len(names(lm, "all")) == 7 * BLOCKS
+    assert len(names(lm, "attention", "ffn")) == len(names(lm, "blocks")) == 7 * BLOCKS
     assert names(lm, "head") == ["lm_head"]
     assert names(lm, "embedding") == ["model.embed_tokens"]
     assert names(lm, "*.layers.1.mlp.*") == [f"model.layers.1.mlp.{x}_proj" for x in ("gate", "up", "down")]
     assert names(lm, r"re:layers\.0\..*_proj$", "head")[-1] == "lm_head"
     assert names(lm, "lm_head", "head") == ["lm_head"]
     # The order is that of the forward pass, not of the targets.
-    assert names(lm, "ffn", "attention") == names(lm, "all")
+    assert names(lm, "ffn", "attention") == names(lm, "blocks")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ def test_target_that_names_nothing(target: str, sentence: str) -> None:
 
 def test_what_an_earlier_step_left_is_found_again() -> None:
     lm = BY_NAME["gpt2"].lm()
-    before = {site.name: site for site in lm.sites(("all",))}
+    before = {site.name: site for site in lm.sites(("blocks",))}
     for site in before.values():
         lm.replace(site, factors(site, rank=4))
-    after = {site.name: site for site in lm.sites(("all",))}
+    after = {site.name: site for site in lm.sites(("blocks",))}
     assert set(after) == {f"{name}.{factor}" for name in before for factor in ("left", "right")}
     # The right factor reads what the layer read; the left one reads the right one.
     for name, site in before.items():

@@ -74,7 +74,7 @@ def test_every_linear_is_found(name: str) -> None:
     assert [site.module for site in every if site.group is Group.HEAD][-1] is (
         model.get_output_embeddings() or model.get_submodule("classifier.out_proj")
     )
-    assert all(site.role is Role.OTHER for site in lm.sites(("all",)))
+    assert all(site.role is Role.OTHER for site in lm.sites(("blocks",)))
     with pytest.raises(UserError, match="The target 'coc:attention' matches no site"):
         lm.sites(("coc:attention",))
 

@@ -115,7 +115,7 @@ def test_aliases_of_an_embedding_become_one_format(name: str) -> None:
 
 def test_a_blocks_matrices_are_tied_to_nothing() -> None:
     lm = BY_NAME["gpt2"].lm()
-    assert lm.untied_by(lm.sites(("all",))) == []
+    assert lm.untied_by(lm.sites(("blocks",))) == []
 
 
 def test_masked_head_keeps_its_bias_apart() -> None:
@@ -154,7 +154,7 @@ def test_mode_and_neighbours_are_kept(training: bool) -> None:
 def test_factors_are_compressed_again(name: str) -> None:
     dense = outputs(BY_NAME[name].model())
     lm = compress_everything(BY_NAME[name].lm())
-    for site in lm.sites(("all",)):
+    for site in lm.sites(("blocks",)):
         lm.replace(site, factors(site))
     assert any(isinstance(module.left, LowRank) for module in lm.model.modules() if isinstance(module, LowRank))
     assert not [m for m in lm.model.modules() if isinstance(m, LowRank) and isinstance(m.right, nn.Embedding)]

@@ -80,7 +80,7 @@ ROUNDING = {"int8": int8, "int8, pruned": lambda weight: int8(weight, pruned=Tru
 @torch.no_grad()
 def mixed(lm: LanguageModel, makers: dict[str, Callable], embedding: Callable | None = None) -> LanguageModel:
     """Each of `makers` in turn at the matrices of `lm`, until all of them are replaced."""
-    sites = lm.sites(("all",))
+    sites = lm.sites(("blocks",))
     assert len(sites) >= len(makers), "every format has to get its turn"
     several = list(makers.values())
     for number, site in enumerate(sites):

@@ -56,7 +56,7 @@ def checkpoints(parent: Path) -> Iterator[Checkpoint]:
             yield saved_as(lm, parent, f"{name}/{target}/float32")
     for name in NESTED:
         lm = compress_everything(BY_NAME[name].lm(), rank=8)
-        for site in lm.sites(("all",)):
+        for site in lm.sites(("blocks",)):
             lm.replace(site, factors(site, rank=2))
         yield saved_as(lm, parent, f"{name}/nested/float32")
 

@@ -33,7 +33,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
         saved_as(int8(BY_NAME["gpt2"].lm(), "embedding"), parent, "gpt2/embedding/float32"),
         saved_as(int8(BY_NAME["gpt2"].lm().with_dtype(torch.float16), "*"), parent, "gpt2/all/float16"),
         saved_as(int8(pruned(BY_NAME["t5"].lm(), ("*",)), "*"), parent, "t5/pruned/float32"),
-        saved_as(int8(wide(), "all"), parent, "wide/all/float32"),
+        saved_as(int8(wide(), "blocks"), parent, "wide/all/float32"),
     ]
 
 
@@ -64,7 +64,7 @@ def test_the_bytes_are_those_that_were_said(saved: list[Checkpoint]) -> None:
 
 
 def test_a_weight_is_a_byte_and_an_output_has_two_more(tmp_path: Path) -> None:
-    lm = int8(wide(), "all")
+    lm = int8(wide(), "blocks")
     save(lm, tmp_path / "small")
     shapes = [module.shape for module in lm.model.modules() if isinstance(module, DynamicInt8)]
     state = load_file(tmp_path / "small" / "model.safetensors")

@@ -47,7 +47,7 @@ def pruned(lm: LanguageModel, targets: tuple[str, ...], pattern: tuple[int, int]
 
 def checkpoints(parent: Path) -> Iterator[Checkpoint]:
     for architecture in ARCHITECTURES:
-        yield saved_as(pruned(architecture.lm(), ("all",)), parent, f"{architecture.name}/blocks/float32")
+        yield saved_as(pruned(architecture.lm(), ("blocks",)), parent, f"{architecture.name}/blocks/float32")
         yield saved_as(pruned(architecture.lm(), ("*",), TWO_OF_FOUR), parent, f"{architecture.name}/2-4/float32")
     for name in HALF:
         lm = BY_NAME[name].lm().with_dtype(torch.float16)
@@ -57,9 +57,9 @@ def checkpoints(parent: Path) -> Iterator[Checkpoint]:
             yield saved_as(pruned(BY_NAME[name].lm(), (target,)), parent, f"{name}/{target}/float32")
     for name in ("bert-classifier", "gpt2", "t5"):
         lm = BY_NAME[name].lm()
-        for site in lm.sites(("all",)):
+        for site in lm.sites(("blocks",)):
             lm.replace(site, factors(site, rank=8))
-        yield saved_as(pruned(lm, ("all",)), parent, f"{name}/factors/float32")
+        yield saved_as(pruned(lm, ("blocks",)), parent, f"{name}/factors/float32")
     lm = BY_NAME["llama"].lm()
     for site in lm.sites(("*.o_proj", "*.down_proj")):
         lm.replace(site, Dense.of(site.weight()), torch.ones(site.shape[0]))
@@ -98,9 +98,9 @@ def test_the_file_shrinks_as_the_layers_do(
 ) -> None:
     lm = wide().with_dtype(dtype)
     save(lm, tmp_path / "dense")
-    sites = lm.sites(("all",))
+    sites = lm.sites(("blocks",))
     before, dense = sum(lm.stored_nbytes(sites).values()), lm.size()
-    sites = pruned(lm, ("all",), pattern).sites(("all",))
+    sites = pruned(lm, ("blocks",), pattern).sites(("blocks",))
     after, kept = sum(lm.stored_nbytes(sites).values()), sum(int(site.support.sum()) for site in sites)
     if dtype is torch.float32:
         assert after / before == pytest.approx(share, rel=2e-3)

@@ -60,9 +60,9 @@ def checkpoints(parent: Path) -> Iterator[Checkpoint]:
             yield saved_as(quantized(BY_NAME[name].lm(), (target,), FOUR), parent, f"{name}/{target}/float32")
     for name in ("bert-classifier", "gpt2", "t5"):
         lm = BY_NAME[name].lm()
-        for site in lm.sites(("all",)):
+        for site in lm.sites(("blocks",)):
             lm.replace(site, factors(site, rank=8))
-        yield saved_as(quantized(lm, ("all",), FOUR), parent, f"{name}/factors/float32")
+        yield saved_as(quantized(lm, ("blocks",), FOUR), parent, f"{name}/factors/float32")
         zeros = pruned(BY_NAME[name].lm(), ("*",))
         yield saved_as(quantized(zeros, ("*",), THREE, TABLES), parent, f"{name}/pruned/float32")
 
@@ -96,7 +96,7 @@ def wide() -> LanguageModel:
 def test_a_file_has_the_nominal_bits_and_the_scales(
     bits: int, group_size: int | Literal["channel"], tmp_path: Path
 ) -> None:
-    lm = quantized(wide(), ("all",), Rtn(bits=bits, group_size=group_size, symmetric=True, clip=False))
+    lm = quantized(wide(), ("blocks",), Rtn(bits=bits, group_size=group_size, symmetric=True, clip=False))
     save(lm, tmp_path / "small")
     layers = [module for module in lm.model.modules() if isinstance(module, Coded)]
     state = load_file(tmp_path / "small" / "model.safetensors")
@@ -109,7 +109,7 @@ def test_a_file_has_the_nominal_bits_and_the_scales(
 
 
 def test_the_report_says_what_is_on_disk(tmp_path: Path) -> None:
-    lm = quantized(wide(), ("all",), FOUR)
+    lm = quantized(wide(), ("blocks",), FOUR)
     save(lm, tmp_path / "small")
     cost = measure_cost(lm, batch_sizes=(1,), lengths=(8,))
     assert cost.parameters == wide().size()[0]
@@ -117,7 +117,7 @@ def test_the_report_says_what_is_on_disk(tmp_path: Path) -> None:
 
 
 def test_pruned_and_quantized_is_a_bit_each_and_the_codes_of_what_is_kept(tmp_path: Path) -> None:
-    lm = quantized(pruned(wide(), ("all",)), ("all",), Rtn(bits=4, group_size="channel", symmetric=True))
+    lm = quantized(pruned(wide(), ("blocks",)), ("blocks",), Rtn(bits=4, group_size="channel", symmetric=True))
     layers = [module for module in lm.model.modules() if isinstance(module, Coded)]
     for layer in layers:
         mask = layer.support
@@ -130,7 +130,7 @@ def test_pruned_and_quantized_is_a_bit_each_and_the_codes_of_what_is_kept(tmp_pa
 
 
 def test_nothing_of_a_cast_reaches_codes_and_scales() -> None:
-    lm = quantized(wide(), ("all",), FOUR)
+    lm = quantized(wide(), ("blocks",), FOUR)
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items() if tensor.dtype == torch.uint8}
     lm.model.half().bfloat16().float()
     after = lm.model.state_dict()

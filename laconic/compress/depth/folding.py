@@ -96,7 +96,7 @@ def _into_factor(lm: LanguageModel, path: str, module: Format, T: Float[Tensor, 
 
 
 def _site(lm: LanguageModel, path: str) -> Site:
-    return next(site for site in lm.sites(("all",)) if site.name == path)
+    return next(site for site in lm.sites(("blocks",)) if site.name == path)
 
 
 def _parameter(lm: LanguageModel, value: Tensor, like: Tensor) -> nn.Parameter:

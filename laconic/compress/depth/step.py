@@ -134,7 +134,7 @@ class Shorten(Step):
         self.check(lm)
         if self.needs_data:
             _check_finite(lm)
-        sites = lm.sites(("all",))
+        sites = lm.sites(("blocks",))
         before = lm.stored_nbytes(sites)
         with evaluating(lm):
             original = lm.twin()

@@ -18,6 +18,7 @@ from laconic.allocate import Plan
 from laconic.calibrate import Problem
 from laconic.compress.asked import Asked, check_size, check_unused
 from laconic.compress.planning import split_by_group
+from laconic.compress.tied import stored_parts
 from laconic.compress.units import Unit
 from laconic.compress.ways.way import Job, Planned, Way
 from laconic.errors import UserError, must_be
@@ -45,7 +46,7 @@ class GlobalThreshold(Way):
         plan: Plan = {}
         for keep, group in split_by_group(job.asked.keep, job.families):
             pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems)
-            plan |= pool.keeping(keep, job.lm.dtype)
+            plan |= pool.keeping(keep, job.lm.dtype, stored_parts(group))
         return Planned(plan)
 
 
@@ -94,8 +95,10 @@ class _Pool:
             raise must_be(f"{self.method.name}.sparsity", f"at most {largest:.4f}, {self._why}", sparsity)
         return self._without(zeros)
 
-    def keeping(self, keep: float, dtype: torch.dtype) -> Plan:
+    def keeping(self, keep: float, dtype: torch.dtype, stored: Mapping[str, float]) -> Plan:
         """The plan that keeps this fraction of the bytes in `dtype`; of all of them, it leaves everything as it is.
+
+        stored: the part of a matrix that is stored for itself, where that is not all of it.
 
         Raises:
             UserError: the caps do not allow it.
@@ -103,7 +106,7 @@ class _Pool:
         if keep >= 1:
             return {unit.name: None for unit in self.units}
         masks = sum(packed_nbytes(_numel(unit), 1) for unit in self.units)
-        dense = self.numel * dtype.itemsize
+        dense = sum(_numel(unit) * stored.get(unit.name, 1) for unit in self.units) * dtype.itemsize
         kept = floor((keep * dense - masks) / dtype.itemsize)
         if kept < self.numel - self._most:
             least = ceil(1e4 * ((self.numel - self._most) * dtype.itemsize + masks) / dense) / 1e4

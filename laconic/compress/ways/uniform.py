@@ -3,6 +3,7 @@
 from laconic.allocate import Plan, uniform
 from laconic.compress.asked import Asked, check_size, check_unused
 from laconic.compress.planning import split_by_group
+from laconic.compress.tied import stored_parts
 from laconic.compress.ways.way import Job, Planned, Way
 from laconic.errors import must_be
 
@@ -29,5 +30,6 @@ def same_everywhere(job: Job) -> Plan:
     plan: Plan = {}
     for fraction, group in split_by_group(keep, job.families):
         units = [unit for family in group for unit in family[-1]]
-        plan |= uniform(method, {unit.name: unit.shape for unit in units}, fraction, job.lm.dtype)
+        shapes = {unit.name: unit.shape for unit in units}
+        plan |= uniform(method, shapes, fraction, job.lm.dtype, stored_parts(group))
     return plan

@@ -87,8 +87,8 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
     """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
     what loses the same parts.
 
-    No family loses all, so more than `keep` may stay. Where over 1 % less than `keep` would, parts come back one by one,
-    those that went last first, as far as they fit.
+    No family loses all, so more than `keep` may stay. Where over 1 % less than `keep` would, parts come back one by
+    one, those that went last first, as far as they fit.
     """
     whole = sum(price(family) * family[0].count for family, _ in several)
     excess = whole - int(keep * whole + 1e-6)

@@ -180,7 +180,7 @@ class Narrow(Step):
             with evaluating(lm):
                 self._take_out(lm, families, known, gates, data)
             declare(lm)
-        every = {site.name: site for site in lm.sites(("all",))}
+        every = {site.name: site for site in lm.sites(("blocks",))}
         return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
 
     def _take_out(

@@ -64,7 +64,7 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
     Raises:
         UserError: it cannot be told which blocks of the original they are.
     """
-    sites = original.sites(("all",))
+    sites = original.sites(("blocks",))
     # Blocks that several layers share are all there, whichever of these went.
     names = [None if layers.shared else layers.name for layers in layers_of(original)] if any(lm.dropped) else []
     rows = []

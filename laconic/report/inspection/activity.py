@@ -90,7 +90,7 @@ def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
     Raises:
         UserError: there is no batch, or activations are not finite.
     """
-    sites = [site for site in lm.sites(("all", "*")) if not site.is_lookup]
+    sites = [site for site in lm.sites(("all",)) if not site.is_lookup]
     known = survey(lm, data, {AbsMax, Powers}, sites)
     labels = layer_labels(lm)
     inputs = tuple(_inputs(site, known[site.name][AbsMax].vector, known[site.name][Powers].kurtosis, labels)

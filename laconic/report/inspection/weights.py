@@ -85,7 +85,7 @@ class Weights:
 def weigh(lm: LanguageModel, track: Track = silent) -> Weights:
     """Look at every number of `lm`, one matrix at a time; what is shared counts once."""
     labels = layer_labels(lm)
-    sites = list({id(site.parameter): site for site in reversed(lm.sites(("all", "*")))}.values())[::-1]
+    sites = list({id(site.parameter): site for site in reversed(lm.sites(("all",)))}.values())[::-1]
     tallies = [_of_site(lm, site, labels) for site in track(sites, "Looking at the weights")]
     return Weights(tallies=(*tallies, *_vectors(lm, labels)), layers=tuple(labels.values()))
 
@@ -121,7 +121,7 @@ def _of_site(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Tally:
 
 def _vectors(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[Tally]:
     """Everything that is no site: norms, biases, tables of positions."""
-    places = [place for site in lm.sites(("all", "*")) for place in site.places]
+    places = [place for site in lm.sites(("all",)) for place in site.places]
     held = {f"{place.name}.{name}" for place in places for name in _matrix_names(place.module)}
     for name, parameter in lm.model.named_parameters():
         if name in held or not parameter.is_floating_point():
