@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from laconic.errors import UserError
 from laconic.model.anatomy import entry_of
-from laconic.model.checkpoints import TARGET_TOKENIZER, Checkpoint, checkpoint_at
+from laconic.model.checkpoints import QUANT_METHOD, TARGET_TOKENIZER, Checkpoint, checkpoint_at
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
 from laconic.model.task import auto_class_for, check_finite, task_of
@@ -20,9 +20,6 @@ __all__ = [
     "skeleton",
     "tokenizers",
 ]
-
-QUANT_METHOD = "laconic"
-"""Under this name laconic's own `quantization_config` stands in config.json."""
 
 
 def check_model(source: str) -> PreTrainedConfig:
@@ -110,7 +107,6 @@ def _configuration(found: Checkpoint) -> PreTrainedConfig:
     auto_class_for(config, config.architectures or ())
     if entry_of(config.model_type) is None:
         structure_of(_empty(config))
-    _check_quantization(config, found.place.source)
     return config
 
 
@@ -119,16 +115,3 @@ def _empty(config: PreTrainedConfig) -> PreTrainedModel:
     kind = auto_class_for(config, config.architectures or ())
     with torch.device("meta"):
         return kind.from_config(config, trust_remote_code=False)
-
-
-def _check_quantization(config: PreTrainedConfig, source: str) -> None:
-    """Refuse what another library quantized: its matrices are no longer there to be factored."""
-    quantization = config.to_dict().get("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method != QUANT_METHOD:
-        raise UserError(
-            f"The model '{source}' is quantized by '{method or 'an unnamed library'}', which laconic does not read; "
-            "use the model that it was made from."
-        )

@@ -101,10 +101,10 @@ def test_bad_tensor(folder: Path, tensor: torch.Tensor | None, sentence: str) ->
         ({"n_layer": 3}, "are incomplete: 12 of its tensors are missing"),
         ({"n_layer": "two"}, "There is no loadable model .*field 'n_layer': .*got str.*[^:.]\\.$"),
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "is quantized by 'gptq', which laconic",
+            {"quantization_config": {"quant_method": "quanto", "bits": 4}},
+            "is quantized by 'quanto', which laconic",
         ),
-        ({"quantization_config": {"quant_method": "awq"}}, "is quantized by 'awq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "is quantized by 'hqq'"),
         ({"quantization_config": {"bits": 4}}, "is quantized by 'an unnamed library'"),
         ({"architectures": ["GPT2DoubleHeadsModel"]}, "'GPT2DoubleHeadsModel', which is not supported"),
     ],
@@ -148,9 +148,9 @@ def test_no_weights(folder: Path) -> None:
 
 
 def test_a_foreign_quantization_is_refused_before_weights_are_read(folder: Path) -> None:
-    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    change_config(folder, quantization_config={"quant_method": "hqq", "bits": 4})
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="gptq"):
+    with pytest.raises(UserError, match="hqq"):
         check_model(str(folder))
 
 

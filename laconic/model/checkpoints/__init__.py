@@ -12,9 +12,9 @@ from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint, c
 from laconic.model.checkpoints.configuration import CONFIG
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.place import Place, located
-from laconic.model.checkpoints.stored import Stored
+from laconic.model.checkpoints.stored import QUANT_METHOD, Stored
 
-__all__ = ["TARGET_TOKENIZER", "Checkpoint", "check_tokenizer", "checkpoint_at", "read_tokenizer"]
+__all__ = ["QUANT_METHOD", "TARGET_TOKENIZER", "Checkpoint", "check_tokenizer", "checkpoint_at", "read_tokenizer"]
 
 
 def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
+from laconic.model.checkpoints.dense import check_quantized, load_dense
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import check_weights, find_weights
 from laconic.model.task import auto_class_for
 
+QUANT_METHOD = "laconic"
+"""Under this name laconic's own `quantization_config` stands in config.json."""
 NOWHERE = "no-adapter-is-meant"
 """A folder that is in no model's: transformers looks there for an adapter, and loads none on top."""
 
@@ -38,7 +42,12 @@ class Stored(Checkpoint):
         return self.at.folder is None or find_weights(self.at) is not None
 
     def config(self) -> PreTrainedConfig:
-        return read_config(self.at)
+        config = read_config(self.at)
+        if self._codes is not None:
+            check_quantized(self._codes, self.at.source)
+            for one in (config, config.get_text_config()):
+                vars(one).pop("quantization_config", None)
+        return config
 
     def check(self, config: PreTrainedConfig) -> None:
         # What is still to be fetched is looked at when it is loaded.
@@ -55,7 +64,19 @@ class Stored(Checkpoint):
                 CheckpointNotice,
                 stacklevel=2,
             )
+        if self._codes is not None:
+            model = load_dense(config, check_weights(self.at, config), self._codes, self.at.source, given)
+            model.config.name_or_path = self.at.name
+            return model
         return read_weights(self.at, config, given)
+
+    @cached_property
+    def _codes(self) -> dict[str, Any] | None:
+        """The `quantization_config` of another library; None where the weights are numbers, or formats of laconic."""
+        raw = self.at.json(CONFIG) or {}
+        inner = raw.get("text_config")
+        said = raw.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+        return said if isinstance(said, dict) and said and said.get("quant_method") != QUANT_METHOD else None
 
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         if isinstance(config.dtype, torch.dtype):

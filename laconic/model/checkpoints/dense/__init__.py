@@ -1,0 +1,144 @@
+"""Models that another library quantized, read as numbers: what their codes stand for, and no code any more.
+
+A model's `quantization_config` names the library. The layouts of fine-grained FP8, MXFP4, GPTQ and AWQ are read here,
+those of compressed-tensors, bitsandbytes and torchao by the library itself. Activations that would be rounded when the
+model runs are left as they are.
+"""
+
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import CheckpointNotice, UserError, reason_of
+from laconic.model.checkpoints.dense.float8 import FLOAT8
+from laconic.model.checkpoints.dense.integers import AWQ, GPTQ
+from laconic.model.checkpoints.dense.libraries import BITS_AND_BYTES, COMPRESSED, TORCHAO
+from laconic.model.checkpoints.dense.mxfp4 import MXFP4
+from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
+from laconic.model.checkpoints.needs import need
+from laconic.model.checkpoints.report import check_report
+from laconic.model.checkpoints.weights import Weights, read_pickle
+from laconic.model.task import auto_class_for
+
+READERS: Mapping[str, Reader] = {
+    "awq": AWQ,
+    "bitsandbytes": BITS_AND_BYTES,
+    "compressed-tensors": COMPRESSED,
+    "fp8": FLOAT8,
+    "gptq": GPTQ,
+    "mxfp4": MXFP4,
+    "torchao": TORCHAO,
+}
+"""By what `quant_method` says."""
+
+
+def method_of(said: Mapping[str, Any]) -> str | None:
+    """The library that a `quantization_config` names; bitsandbytes did not always do so."""
+    method = said.get("quant_method")
+    if method is None and (said.get("load_in_4bit") or said.get("load_in_8bit")):
+        return "bitsandbytes"
+    return method
+
+
+def check_quantized(said: Mapping[str, Any], source: str) -> None:
+    """Raise UserError where a model with this `quantization_config` cannot be read as numbers here."""
+    method = method_of(said)
+    reader = READERS.get(str(method))
+    if reader is None:
+        raise UserError(
+            f"The model '{source}' is quantized by '{method or 'an unnamed library'}', which laconic does not read (it "
+            f"reads {', '.join(READERS)}); use the model that it was made from."
+        )
+    if reader.package is not None:
+        need(reader.package, f"The model '{source}' is quantized by '{method}', so it", least=reader.least)
+    try:
+        reader.check(said)
+    except UnreadableError as error:
+        raise _unreadable(source, method, error) from error
+
+
+def load_dense(
+    config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
+) -> PreTrainedModel:
+    """The model that `config` describes, in float32, with the numbers that the codes in `weights` stand for.
+
+    Args:
+        config: without its `quantization_config`.
+        said: that `quantization_config`, which `check_quantized` has let pass.
+        source: what errors call the model.
+        given: names of tensors that come from elsewhere and may be missing.
+
+    Raises:
+        UserError: the codes cannot be read, or the tensors do not fit the configuration.
+    """
+    method = method_of(said)
+    warnings.warn(
+        f"The model '{source}' is quantized by '{method}': its codes are turned into numbers, and saved as such.",
+        CheckpointNotice,
+        stacklevel=2,
+    )
+    kind: Any = auto_class_for(config, config.architectures or ())
+    with torch.device("meta"):
+        outline: Any = kind.from_config(config, trust_remote_code=False)
+    try:
+        held = _held(weights)
+        numbers = READERS[str(method)].numbers(held, said)
+        model, report = type(outline).from_pretrained(
+            None,
+            config=config,
+            state_dict=_as_in(outline, numbers, held),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except UnreadableError as error:
+        raise _unreadable(source, method, error) from error
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The weights of '{source}' cannot be loaded: {reason_of(error)}.") from error
+    check_report(model, report, source, given=given)
+    if model.can_generate() and (weights.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(weights.folder))
+    return model
+
+
+def _held(weights: Weights) -> Held:
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in weights.files:
+        if weights.are_safe:
+            with safe_open(file, framework="pt") as held:
+                metadata |= held.metadata() or {}
+                tensors |= {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
+        else:
+            tensors |= _pickled(file)
+    return Held(tensors, metadata)
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    held = read_pickle(file)
+    assert isinstance(held, dict)
+    return held
+
+
+def _as_in(outline: PreTrainedModel, numbers: dict[str, Tensor], held: Held) -> dict[str, Tensor]:
+    """The matrices as the class holds them: those of GPT-2 lie the other way round than a linear's, as codes do not."""
+    turned = {f"{name}.weight" for name, module in outline.named_modules() if isinstance(module, Conv1D)}
+    turned |= {name.removeprefix(f"{outline.base_model_prefix}.") for name in turned}
+    return {
+        name: tensor.T.contiguous() if name in turned and tensor is not held.tensors.get(name) else tensor
+        for name, tensor in numbers.items()
+    }
+
+
+def _unreadable(source: str, method: str | None, error: UnreadableError) -> UserError:
+    return UserError(
+        f"The model '{source}' is quantized by '{method}' in a way that laconic does not read: {error}; "
+        "use the model that it was made from."
+    )
