@@ -89,7 +89,7 @@ class Chooser:
             search = greedy if select == "greedy" else by_runs
             chosen = search(self.trials[replace], self.row, drop, limits, False)
         else:
-            selection = Selection(select=select, contiguous=False, replace=replace)
+            selection = Selection(select=select, contiguous=False)
             chosen = selection.of(self.lm, self.data, self.cuts, {tuple(self.cuts): drop}, limits)
         return tuple(cut.layer for cut in chosen)
 

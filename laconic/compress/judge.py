@@ -14,6 +14,9 @@ from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 KEPT_PREDICTIONS = 2**26
 """Numbers that the original predicts are kept up to this many (256 MiB), and predicted again beyond."""
 
+LEAST_LEAD = 1.0
+"""Standard errors by which the divergence of held-out texts has to fall: few of them often fall by chance."""
+
 
 class Divergences(NamedTuple):
     """Of each text that this process has: KL(original ‖ changed), summed over its predictions; how many they are."""
@@ -27,6 +30,14 @@ class Divergences(NamedTuple):
         total, count = processes.summed(torch.stack((self.totals.sum(), self.counts.sum()))).tolist()
         mean = total / max(count, 1)
         return inf if isnan(mean) else mean
+
+    def __add__(self, other: "Divergences") -> "Divergences":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Of the texts of both."""
+        return Divergences(torch.cat((self.totals, other.totals)), torch.cat((self.counts, other.counts)))
+
+    def beats(self, other: "Divergences") -> bool:
+        """Whether the mean is below that of `other` by more than few texts fall by chance."""
+        return self.lead(other) > LEAST_LEAD
 
     def lead(self, other: "Divergences") -> float:
         """By how many standard errors the mean is below that of `other`, whose texts are the same.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from laconic.model import LanguageModel
 from laconic.model.loading import TARGET_TOKENIZER
 from laconic.store.atomic import new_folder
+from laconic.store.biases import settle
 from laconic.store.card import default_card
 from laconic.store.quantizer import attach
 
@@ -42,7 +43,8 @@ class Beside:
 def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_shard_size: int | str = "5GB") -> None:
     """Write `lm` to the new `folder` in its stored dtype; the model in memory stays as it is.
 
-    A compressed model reloads exactly after `import laconic`; a model without any format is a plain stock checkpoint.
+    A compressed model reloads exactly after `import laconic`; one that its class can hold, whatever its configuration
+    must say for that, is a plain stock checkpoint.
 
     Raises:
         UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
@@ -50,6 +52,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
     beside = beside or Beside()
     with new_folder(folder) as partial:
         stored = in_dtype(lm.model, lm.dtype)
+        settle(stored)
         attach(stored)
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
         for weights in partial.glob("*.safetensors"):

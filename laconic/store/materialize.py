@@ -14,7 +14,8 @@ from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_pad
 from laconic.model.inner import inners_of
 from laconic.model.resize import empty_linear
 from laconic.model.width import EMPTY, keep_parts
-from laconic.store.shapes import MAPPED, deviations, stock
+from laconic.store.biases import make_room
+from laconic.store.shapes import MAPPED, deviations
 from laconic.store.structure import formats, outermost
 
 
@@ -39,8 +40,9 @@ def densify(model: PreTrainedModel) -> None:
     Raises:
         UserError: there is a shape that cannot grow back.
     """
-    plain = stock(model)
-    for name, places in outermost(formats(model)).items():
+    replaced = outermost(formats(model))
+    plain = make_room(model, [name for name in replaced if _bias(model, name) is not None])
+    for name, places in replaced.items():
         format = model.get_submodule(name)
         assert isinstance(format, Format)
         filled = [_filled(plain, place, format) for place in places]
@@ -49,6 +51,12 @@ def densify(model: PreTrainedModel) -> None:
             model.set_submodule(place, module.train(model.training))
     _widen(model, plain)
     _tie_as(model, plain)
+
+
+def _bias(model: PreTrainedModel, name: str) -> Tensor | None:
+    format = model.get_submodule(name)
+    assert isinstance(format, Format)
+    return format.bias
 
 
 def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
@@ -66,7 +74,11 @@ def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
                 keep_parts(lm, inner, [*range(inner.count), *[EMPTY] * (full[inner.name] - inner.count)])
     left = deviations(model, plain)
     if mapped := [name for name, entry in left.items() if entry["kind"] == MAPPED]:
-        raise UserError(f"The norm '{mapped[0]}' has a linear map behind it, so no stock model can hold it.")
+        what = "linear map" if left[mapped[0]]["matrix"] else "bias"
+        raise UserError(
+            f"The norm '{mapped[0]}' has a {what} behind it that stands for dropped blocks, so no stock model can hold "
+            "it; shorten with replace: nothing for one that can."
+        )
     if narrow := list(left):
         raise UserError(
             f"The layer '{narrow[0]}' has a shape that its class cannot give it, so no stock model can hold it."

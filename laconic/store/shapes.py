@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
@@ -23,9 +23,9 @@ ATTRIBUTES = "attributes"
 MAPPED = "mapped"
 
 
-def stock(model: PreTrainedModel) -> PreTrainedModel:
-    """What the class of `model` makes of its configuration, without weights."""
-    config = copy.deepcopy(model.config)
+def stock(model: PreTrainedModel, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """What the class of `model` makes of its configuration, or of another `config`, without weights."""
+    config = copy.deepcopy(model.config if config is None else config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         return type(model)(config)

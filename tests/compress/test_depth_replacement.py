@@ -1,18 +1,22 @@
 """What stands in the place of dropped blocks: a bias that is the exact mean, maps that help in every kind of writer."""
 
+from dataclasses import replace as replaced
+
 import pytest
 import torch
 
+from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
 from laconic.compress.depth.stream import streams
 from laconic.compress.depth.surgery import fits_for, take_out
+from laconic.compress.judge import Judge
 from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse
 from laconic.methods import Svd
 from laconic.model import load
 from laconic.model.layers import layers_of
-from tests.architectures import BY_NAME
+from tests.architectures import BY_NAME, outputs
 from tests.compress.test_depth import NAMES, data_for, kl
 from tests.model.test_depth import deep
 
@@ -64,6 +68,53 @@ def test_a_map_sits_where_something_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     assert not torch.equal(mapped, before) and found["linear"] < found["bias"]
 
 
+@pytest.mark.parametrize("replace", ["bias", "linear"])
+@pytest.mark.parametrize("name", ["gpt2", "bert-classifier"])
+def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what stands there as fitted on one half of the rows, over those of the other, each in turn."""
+    lm = deep(name, monkeypatch)
+    data = data_for(lm, 8)
+    halves = [replaced(data, batches=data.batches[::2]), replaced(data, batches=data.batches[1::2])]
+    for block in range(len(layers_of(lm)[0])):
+        cuts, sums = [Cut("blocks", block)], dict.fromkeys((replace, "nothing"), 0.0)
+        if name == "gpt2" and not block:
+            continue
+        for fitted_on, judges in (halves, halves[::-1]):
+            for kind in sums:
+                small = lm.twin()
+                take_out(small, cuts, fits_for(lm, fitted_on, kind), lm)
+                sums[kind] += sum(Judge(lm, judges.batches).each(small).totals.tolist())
+        small = lm.twin()
+        found = Shorten(blocks=(block,), replace=replace).apply(small, data).found
+        predictions = sum(Judge(lm, data.batches).each(small).counts.tolist())
+        assert {kind: found[f"kl_{kind}"] for kind in sums} == pytest.approx(
+            {kind: total / predictions for kind, total in sums.items()}
+        )
+        if found["kept"] != "nothing":
+            assert found[f"kl_{replace}"] < found["kl_nothing"]
+        expected = lm.twin()
+        take_out(expected, cuts, fits_for(lm, data, found["kept"]), lm)
+        assert torch.equal(outputs(small.model), outputs(expected.model))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_too_few_to_be_taken_apart_judge_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = deep("gpt2", monkeypatch)
+    batch = {name: tensor[:rows] for name, tensor in data_for(lm, 1).batches[0].items()}
+    assert len(batch["input_ids"]) == min(rows, 2)
+    outcome = Shorten(blocks=(1,), replace="bias").apply(lm, Calibration([batch]))
+    assert outcome.found == {}
+
+
+def test_one_batch_is_taken_apart_by_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = deep("gpt2", monkeypatch)
+    batches = data_for(lm, 8).batches
+    one = Calibration([{name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}])
+    for select in ("taylor", "dp"):
+        found = Shorten(drop=1, select=select, replace="linear").apply(lm.twin(), one).found
+        assert found["kept"] in ("linear", "nothing") and found["kl_linear"] != found["kl_nothing"]
+
+
 def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the factor that writes, which keeps its size; what is sparse says so."""
     lm = deep("gpt2", monkeypatch)
@@ -100,3 +151,22 @@ def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
         Shorten(blocks=(4,), replace=replace).apply(small, calibration)
         found[replace] = kl(small, lm, judges)
     assert found["linear"] < 0.5 * found["nothing"]
+
+
+def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_data, monkeypatch):
+    """The mean that its second block adds is no help to most predictions, though the states come nearer by it."""
+    from laconic.calibrate.corpus import read
+    from laconic.progress import silent
+    from laconic.recipe.flow import Sampling
+
+    monkeypatch.setenv("LACONIC_DATA", str(shared_data))
+    lm = load(str(shared_models / "mico-tinyllama-1m"))
+    corpus = read("tinystories", "train")
+    first, last = (replaced(corpus, examples=corpus.examples[part]) for part in (slice(500), slice(-40, None)))
+    calibration = Sampling(samples=32).of(lm, first, silent)
+    judge = Judge(lm, Sampling(samples=40).of(lm, last, silent).batches)
+    fitted, kept, nothing = lm.twin(), lm.twin(), lm.twin()
+    take_out(fitted, [Cut("blocks", 1)], fits_for(lm, calibration, "bias"), lm)
+    assert Shorten(blocks=(1,), replace="bias").apply(kept, calibration).found["kept"] == "nothing"
+    Shorten(blocks=(1,)).apply(nothing, calibration)
+    assert judge(kept) == judge(nothing) < judge(fitted)

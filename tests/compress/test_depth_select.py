@@ -15,7 +15,7 @@ from laconic.compress.depth.search import Limits, by_runs
 from laconic.compress.depth.stream import distances, influences, streams
 from laconic.compress.depth.surgery import take_out
 from laconic.compress.depth.trial import Side, Trial
-from laconic.compress.judge import Judge
+from laconic.compress.judge import Divergences, Judge
 from laconic.model import LanguageModel, Predictions, predict
 from laconic.model.layers import layers_of, runs_of
 from tests.architectures import BY_NAME
@@ -156,13 +156,14 @@ def made_up(lm: LanguageModel, divergences: dict[tuple[int, ...], float]) -> tup
     numbers = {id(next(lm.model.get_submodule(path).parameters())): n for n, path in enumerate(layers.paths)}
     asked: list[tuple[int, ...]] = []
 
-    def judge(changed: LanguageModel) -> float:
-        (left,) = layers_of(changed)
-        stay = {numbers[id(next(changed.model.get_submodule(path).parameters()))] for path in left.paths}
-        asked.append(tuple(sorted(set(numbers.values()) - stay)))
-        return divergences[asked[-1]]
+    class MadeUp(Judge):
+        def each(self, changed: LanguageModel) -> Divergences:
+            (left,) = layers_of(changed)
+            stay = {numbers[id(next(changed.model.get_submodule(path).parameters()))] for path in left.paths}
+            asked.append(tuple(sorted(set(numbers.values()) - stay)))
+            return Divergences(torch.tensor([divergences[asked[-1]]]), torch.ones(1))
 
-    return Trial(lm, Calibration([]), [Side(None, judge)]), asked
+    return Trial(lm, Calibration([]), "nothing", [Side(None, MadeUp(lm, []))], apart=False), asked
 
 
 EVERYTHING = Limits(lambda _: True, lambda _: True)

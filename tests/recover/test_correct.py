@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.held_out import taken_apart
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.judge import Judge
 from laconic.errors import UserError
@@ -19,7 +20,6 @@ from laconic.recover import Correct
 from laconic.recover.correct.comparison import unnormed
 from laconic.recover.correct.correction import correct
 from laconic.recover.correct.pairs import rows_of_blocks
-from laconic.recover.correct.rows import taken_apart
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_survey import labelled_batches
@@ -80,7 +80,7 @@ def test_held_out_rows_never_lose(name: str, family: str) -> None:
     assert lm.original is not None
     before, kinds = state(lm), [type(module) for module in lm.model.modules()]
     found = Correct().apply(lm, data).found
-    judge = Judge(lm.original, taken_apart(data.batches, 0.25, data.seed)[1])
+    judge = Judge(lm.original, taken_apart(data.batches, 0.25, data.seed, "correct")[1])
     assert judge(lm) == pytest.approx(found["kl_after"], rel=1e-6, abs=1e-12)
     assert [type(module) for module in lm.model.modules()] == kinds
     if found["kept"] == "nothing":
@@ -196,15 +196,15 @@ def test_a_norm_is_undone() -> None:
 def test_rows_are_taken_apart_once() -> None:
     lm = BY_NAME["t5"].lm()
     whole = labelled_batches(lm, 5)
-    fitting, judging = taken_apart(whole, 0.3, 0)
+    fitting, judging = taken_apart(whole, 0.3, 0, "correct")
     rows = [row.tolist() for part in (fitting, judging) for batch in part for row in batch["input_ids"]]
     assert sorted(rows) == sorted(row.tolist() for batch in whole for row in batch["input_ids"])
     assert sum(len(batch["labels"]) for batch in judging) == 3
     one = {name: torch.cat([batch[name] for batch in whole]) for name in whole[0]}
-    fitting, judging = taken_apart([one], 0.3, 0)
+    fitting, judging = taken_apart([one], 0.3, 0, "correct")
     assert (len(fitting), len(judging)) == (2, 1)
     with pytest.raises(UserError, match="needs at least 3 rows of data, some held out; got 2"):
-        taken_apart(whole[:1], 0.3, 0)
+        taken_apart(whole[:1], 0.3, 0, "correct")
 
 
 def test_mistakes() -> None:
@@ -225,5 +225,5 @@ def test_in_the_flow_it_sees_what_was_before_the_first_step() -> None:
     small, changes = apply_steps(lm, steps, data)
     assert small.original is None and small.dropped == ()
     found = changes.found[-1]
-    assert Judge(whole, taken_apart(data.batches, 0.25, 0)[1])(small) == pytest.approx(found["kl_after"])
+    assert Judge(whole, taken_apart(data.batches, 0.25, 0, "correct")[1])(small) == pytest.approx(found["kl_after"])
     assert not any(isinstance(module, Coded) for module in small.model.modules())

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import laconic
-from laconic.formats import Format
+from laconic.errors import UserError
+from laconic.formats import Dense, Format, LowRank
 from laconic.model import LanguageModel
 from laconic.store import materialize, save
 from tests.architectures import ARCHITECTURES, BY_NAME, Architecture, alike, compress_everything, factors, outputs
@@ -97,3 +98,48 @@ def test_dense_model_is_copied() -> None:
     dense = materialize(lm.model)
     assert dense is not lm.model
     assert alike(outputs(dense), outputs(lm.model))
+
+
+@pytest.mark.parametrize(
+    ("layer", "switches"), [("mlp.down_proj", {"mlp_bias"}), ("self_attn.q_proj", {"attention_bias"})]
+)
+def test_a_switch_of_the_configuration_makes_room_for_a_bias(layer: str, switches: set[str], tmp_path: Path) -> None:
+    """Of a Llama, whose layers have none by default; the others that get one along with it have zeros."""
+    lm = BY_NAME["llama"].lm()
+    (site,) = [site for site in lm.sites(("all",)) if site.name == f"model.layers.1.{layer}"]
+    bias = torch.randn(site.shape[0], generator=torch.Generator().manual_seed(0))
+    lm.replace(site, factors(site, rank=4), bias)
+    dense = check(lm.model, tmp_path / "dense")
+    on = {name for name in ("mlp_bias", "attention_bias") if getattr(dense.config, name)}
+    assert on == switches and not lm.model.config.mlp_bias and not lm.model.config.attention_bias
+    biases = {name: part for name, part in dense.named_parameters() if name.endswith("proj.bias")}
+    assert torch.equal(biases.pop(f"model.layers.1.{layer}.bias"), bias)
+    assert biases and not any(bool(part.any()) for part in biases.values())
+
+
+def test_a_bias_without_a_switch_is_said() -> None:
+    lm = BY_NAME["mistral"].lm()
+    site = lm.sites()[0]
+    lm.replace(site, factors(site, rank=4), torch.ones(site.shape[0]))
+    with pytest.raises(UserError, match=f"'{site.name}' has a bias and its class has none there, so no stock model"):
+        materialize(lm.model)
+
+
+def test_what_a_switch_can_hold_is_saved_as_a_stock_checkpoint(tmp_path: Path) -> None:
+    """Whatever else is compressed keeps its format; the model in memory stays as it is."""
+    lm = BY_NAME["llama"].lm()
+    site = next(site for site in lm.sites(("ffn",)) if site.name.endswith("down_proj"))
+    lm.replace(site, Dense.of(site.weight()), torch.ones(site.shape[0]))
+    before = outputs(lm.model)
+    save(lm, tmp_path / "stock")
+    assert isinstance(lm.model.get_submodule(site.name), Dense) and not lm.model.config.mlp_bias
+    again = type(lm.model).from_pretrained(tmp_path / "stock")
+    assert "quantization_config" not in json.loads((tmp_path / "stock/config.json").read_text())
+    assert alike(outputs(again), before)
+    other = next(site for site in lm.sites(("ffn",)) if site.name.endswith("gate_proj"))
+    lm.replace(other, factors(other, rank=4))
+    before = outputs(lm.model)
+    save(lm, tmp_path / "mixed")
+    again = type(lm.model).from_pretrained(tmp_path / "mixed")
+    assert [type(part) for part in again.modules() if isinstance(part, Format)] == [LowRank]
+    assert alike(outputs(again), before)

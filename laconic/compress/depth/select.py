@@ -19,7 +19,6 @@ from laconic.compress.depth.search import (
     within,
 )
 from laconic.compress.depth.stream import distances, influences
-from laconic.compress.depth.surgery import Replacement
 from laconic.compress.depth.trial import Trial
 from laconic.errors import UserError
 from laconic.model import LanguageModel
@@ -27,6 +26,8 @@ from laconic.model import LanguageModel
 Select = Literal["influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate"]
 BY_PLACE: tuple[Select, ...] = ("first", "last", "alternate")
 """Those that look at no data."""
+MEASURED: tuple[Select, ...] = ("greedy", "dp")
+"""Those that try out what they drop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,6 @@ class Selection:
 
     select: Select
     contiguous: bool
-    replace: Replacement
 
     def of(
         self,
@@ -44,8 +44,11 @@ class Selection:
         cuts: Mapping[str, list[Cut]],
         quotas: Mapping[tuple[str, ...], int],
         limits: Limits,
+        trial: Trial | None = None,
     ) -> list[Cut]:
         """For each entry of `quotas` that number of the cuts of its stacks, in forward order.
+
+        `data` is for those that look at any, `trial` for those that measure what the model predicts (MEASURED).
 
         Raises:
             UserError: there are not as many that can go.
@@ -56,16 +59,25 @@ class Selection:
             # A number for each stack is given by the user, and was looked at before.
             together = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
             if drop:
-                chosen += self._of_row(lm, data, row, drop, together)
+                chosen += self._of_row(lm, data, row, drop, together, trial)
         return in_order(row_of(cuts, tuple(cuts)), chosen)
 
-    def _of_row(self, lm: LanguageModel, data: Calibration | None, row: Row, drop: int, limits: Limits) -> list[Cut]:
+    def _of_row(
+        self,
+        lm: LanguageModel,
+        data: Calibration | None,
+        row: Row,
+        drop: int,
+        limits: Limits,
+        trial: Trial | None,
+    ) -> list[Cut]:
         if self.select in BY_PLACE:
             return by_place(self.select, row, drop)
-        assert data is not None
-        if self.select in ("greedy", "dp"):
+        if self.select in MEASURED:
+            assert trial is not None
             search = greedy if self.select == "greedy" else by_runs
-            return search(Trial.of(lm, data, self.replace, drop), row, drop, limits, self.contiguous)
+            return search(trial, row, drop, limits, self.contiguous)
+        assert data is not None
         every = _by_stack(row)
         if self.select == "angular":
             starts = distances(lm, data, every, drop)

@@ -20,8 +20,9 @@ from laconic.compress.depth.cuts import (
 )
 from laconic.compress.depth.fitting import seat_before
 from laconic.compress.depth.search import Limits
-from laconic.compress.depth.select import BY_PLACE, Select, Selection, least, row_of
+from laconic.compress.depth.select import BY_PLACE, MEASURED, Select, Selection, least, row_of
 from laconic.compress.depth.surgery import Replacement, check_maps, check_seats, fits_for, take_out
+from laconic.compress.depth.trial import Trial
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
@@ -42,7 +43,8 @@ class Shorten(Step):
     select:     how they are chosen: `influence`, the least Block Influence; `angular`, the run with the least angular
                 distance; `taylor`, the least first-order importance of a gate; `greedy`, one after the other by the
                 measured divergence; `dp`, the runs of least measured divergence; by place `first`, `last`, `alternate`.
-    replace:    what stands in the place of each run: `nothing`, a `bias`, or a `linear` map with one.
+    replace:    what stands in the place of each run: `nothing`, a `bias`, or a `linear` map with one; nothing too where
+                that diverges no more on rows that it was not fitted on.
     parts:      `blocks`, or `sublayers`: attentions, cross-attentions and feed-forwards each by itself; `drop` counts
                 them, whatever their sizes.
     contiguous: only one run.
@@ -138,21 +140,43 @@ class Shorten(Step):
         before = lm.stored_nbytes(sites)
         with evaluating(lm):
             original = lm.twin()
+            trial = self._trial(original, data)
             cuts = self._known(lm)
-            cuts = self._chosen(original, data) if cuts is None else cuts
-            if data is not None and self.replace != "nothing":
-                check_seats(original, cuts, data)
+            cuts = self._chosen(original, data, trial) if cuts is None else cuts
+            kept, found = self._kept(trial, cuts)
             gone = paths_of(lm, cuts)
-            added = take_out(lm, cuts, fits_for(original, data, self.replace), original)
+            added = take_out(lm, cuts, fits_for(original, data, kept), original)
         after = {name: 0 if lies_in(name, gone) else size for name, size in before.items()}
         # What was added bears the name that its place has now, which may have been that of what is gone.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
-        return Outcome(plan={}, before=before, after=after, dropped=spelled(cuts))
+        return Outcome(plan={}, before=before, after=after, dropped=spelled(cuts), found=found)
 
-    def _chosen(self, lm: LanguageModel, data: Calibration | None) -> list[Cut]:
-        selection = Selection(select=self.select, contiguous=self.contiguous, replace=self.replace)
+    def _trial(self, original: LanguageModel, data: Calibration | None) -> Trial | None:
+        """Where cuts are tried out: to choose them, or what stands in their place."""
+        measures = self.replace != "nothing" or (self.blocks is None and self.select in MEASURED)
+        if data is None or not self._drops or not measures:
+            return None
+        longest = max(self._quotas(original).values()) if self.blocks is None else 1
+        return Trial.of(original, data, self.replace, longest)
+
+    def _kept(self, trial: Trial | None, cuts: list[Cut]) -> tuple[Replacement, dict[str, str | float]]:
+        """What stands in the place of `cuts`, and the divergences that decided it.
+
+        Raises:
+            UserError: nothing can stand there.
+        """
+        if trial is None or self.replace == "nothing":
+            return self.replace, {}
+        check_seats(trial.lm, cuts, trial.data)
+        if not trial.apart:
+            return self.replace, {}
+        kept = trial.kept(cuts)
+        return kept, {"kept": kept, **{f"kl_{kind}": there.mean for kind, there in trial.each(cuts).items()}}
+
+    def _chosen(self, lm: LanguageModel, data: Calibration | None, trial: Trial | None = None) -> list[Cut]:
+        selection = Selection(select=self.select, contiguous=self.contiguous)
         every = every_cut(lm, self.parts)
-        return selection.of(lm, data, every, self._quotas(lm), self._limits(lm, data))
+        return selection.of(lm, data, every, self._quotas(lm), self._limits(lm, data), trial)
 
     def _limits(self, lm: LanguageModel, data: Calibration | None) -> Limits:
         stacks = {layers.name: layers for layers in layers_of(lm)}

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.held_out import rows_held_out, taken_apart
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
 from laconic.compress.judge import Divergences, Judge
@@ -14,10 +15,6 @@ from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.recover.correct.correction import correct
 from laconic.recover.correct.pairs import rows_of_blocks
-from laconic.recover.correct.rows import rows_held_out, taken_apart
-
-LEAST_LEAD = 1.0
-"""Standard errors by which the divergence of held-out texts has to fall: few of them often fall by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ class Correct(Step):
         """What it cannot correct it leaves as it is."""
 
     def check_data(self, data: Calibration | None) -> None:
-        rows_held_out(self._known(data).batches, self.held_out)
+        rows_held_out(self._known(data).batches, self.held_out, self.name)
 
     def _known(self, data: Calibration | None) -> Calibration:
         if data is None:
@@ -74,7 +71,7 @@ class Correct(Step):
                 "The step 'correct' needs the original to compare with; run it in one recipe with the steps before it."
             )
         rows_of_blocks(lm, original)
-        fitting, judging = taken_apart(data.batches, self.held_out, data.seed)
+        fitting, judging = taken_apart(data.batches, self.held_out, data.seed, self.name)
         data = replace(data, batches=fitting)
         with evaluating(lm, original):
             judge = Judge(original, judging)
@@ -93,7 +90,7 @@ class Correct(Step):
             candidate = lm.copy()
             correct(candidate, original, data, refits)
             after = judge.each(candidate)
-            if after.lead(before) > LEAST_LEAD:
+            if after.beats(before):
                 _take_over(lm, candidate)
                 return way, after
         return "nothing", before
