@@ -15,6 +15,7 @@ from laconic.calibrate.classes import class_numbers
 from laconic.calibrate.examples import Corpus, Example
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
+from laconic.model.embedding.modules import POOLING_MASK
 
 MASKED_SHARE = 0.15
 IGNORED = -100
@@ -23,11 +24,15 @@ IGNORED = -100
 
 @dataclass
 class Row:
-    """One tokenized row; `labels` are tokens (a sequence), a class or a score, or None."""
+    """One tokenized row; `labels` are tokens (a sequence), a class or a score, or None.
+
+    unpooled: how many tokens, from the first on, are of a prompt that a vector is not made of.
+    """
 
     input_ids: list[int]
     token_type_ids: list[int] | None = None
     labels: list[int] | int | float | None = None
+    unpooled: int = 0
 
 
 def batches(
@@ -37,7 +42,8 @@ def batches(
 
     Labels: scores or the model's own class numbers, where every row has one that this model can predict; tokens for
     masked models (drawn with `seed`) and for sequence-to-sequence ones (a row without a target is its own); none
-    otherwise. A plain encoder reads the two texts of a pair as two rows.
+    otherwise. A plain encoder reads the two texts of a pair as two rows, each behind the prompt that its folder puts
+    before every text.
 
     Raises:
         UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens.
@@ -93,7 +99,7 @@ def positions(lm: LanguageModel) -> int | None:
 def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> Iterator[Row]:
     """The rows of the corpus that have tokens, with the labels of the model's task; as `batches`, in its order."""
     tokenizer = tokenizer_of(lm)
-    longest = min(max_length, positions(lm) or max_length)
+    longest = min(max_length, positions(lm) or max_length, _declared_length(lm, tokenizer) or max_length)
     if lm.task.is_sequence_classification:
         return _labelled(lm, tokenizer, corpus, longest)
     if lm.task is Task.CAUSAL:
@@ -104,8 +110,33 @@ def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> 
         return _with_targets(lm, tokenizer, corpus.examples, longest)
     if lm.task is Task.MASKED:
         return _masked(tokenizer, _tokenized(lm, tokenizer, corpus.examples, longest), seed)
-    texts = [Example(text) for example in corpus.examples for text in (example.text, example.pair) if text is not None]
-    return (row for row in _tokenized(lm, tokenizer, texts, longest) if row.input_ids)
+    return _prompted(lm, tokenizer, corpus.examples, longest)
+
+
+def _declared_length(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest input in tokens where sentence-transformers declares the model; None elsewhere."""
+    if lm.pipeline is None:
+        return None
+    return lm.pipeline.settings.max_length or tokenizer.model_max_length
+
+
+def _prompted(
+    lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
+) -> Iterator[Row]:
+    """Each text of its own, behind the prompt that stands before all of them, if there is one."""
+    prompt = lm.embedding.settings.default_prompt
+    unpooled = 0 if lm.embedding.pools_prompts or not prompt else _prompt_length(tokenizer, prompt, longest)
+    texts = (text for example in examples for text in (example.text, example.pair) if text is not None)
+    for row in _tokenized(lm, tokenizer, [Example(prompt + text) for text in texts], longest):
+        if row.input_ids:
+            row.unpooled = unpooled
+            yield row
+
+
+def _prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int) -> int:
+    """Tokens of a prompt, as sentence-transformers counts them: with what is put before it, not with what ends it."""
+    ids = tokenizer(prompt, truncation=True, max_length=longest)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def _tokenized(
@@ -173,6 +204,9 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     }
     if rows[0].token_type_ids is not None:
         batch["token_type_ids"] = _padded([row.token_type_ids or [] for row in rows], 0)
+    if any(row.unpooled for row in rows):
+        pooled = [[int(at >= row.unpooled) for at in range(len(row.input_ids))] for row in rows]
+        batch[POOLING_MASK] = _padded(pooled, 0)
     labels = [row.labels for row in rows]
     if isinstance(labels[0], list):
         batch["labels"] = _padded([label for label in labels if isinstance(label, list)], IGNORED)

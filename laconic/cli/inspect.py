@@ -63,6 +63,7 @@ def inspect(
         _write(result, drawn, page(seen, weights, found, drawn), output)
     stacks = ", ".join(f"{path} ({blocks} blocks)" for path, blocks in seen.stacks)
     head = f"{seen.model}: {seen.architecture}, {seen.task}, stored as {seen.dtype}\nStacks: {stacks}"
+    head += "".join(f"\n{name}: {said}" for name, said in seen.said_of_texts())
     tables = (table.to_rich(title) for title, table in tables_of(weights, found).items())
     show(result, json, head, seen.table().to_rich(), *tables, *(f"{paragraph}\n" for paragraph in told))
 

@@ -1,8 +1,8 @@
 """What was worked out of every matrix, kept on disk, so that the same model and data at a second size cost seconds.
 
-An entry is one safetensors file, named by a hash of everything that decides it: weights, configuration, calibration
-tokens, labels, seed, method without its size, which matrices are solved as one, and the code that solves them. Nothing
-about it is needed: a lost, damaged or unwritable entry costs time and no more.
+An entry is one safetensors file, named by a hash of everything that decides it: weights, configuration, what is
+declared beside them, calibration tokens, labels, seed, method without its size, which matrices are solved as one, and
+the code that solves them. Nothing about it is needed: a lost, damaged or unwritable entry costs time and no more.
 """
 
 import contextlib
@@ -41,6 +41,7 @@ def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str]) -> str
     for name, tensor in (pair for named in tensors for pair in sorted(named.items())):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hashed.update(_bytes(tensor))
+    hashed.update(b"" if lm.pipeline is None else lm.pipeline.said())
     return hashed.hexdigest()
 
 

@@ -25,6 +25,7 @@ from laconic.runtime import EAGER, Service, serve
 from laconic.store import file_bytes
 from laconic.store.folder import in_dtype
 from laconic.store.packed import stored_tensors
+from laconic.store.pipeline import pipeline_bytes
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
 
 
 def stored_bytes(lm: LanguageModel) -> int:
-    """Bytes of the safetensors file that saving `lm` in its dtype would write: tensors, each once, and their index."""
+    """Bytes of the safetensors files that saving `lm` in its dtype would write: tensors, each once, and their index."""
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
     for name, tensor in stored_tensors(in_dtype(lm.model, lm.dtype)).items():
@@ -146,7 +147,8 @@ def stored_bytes(lm: LanguageModel) -> int:
                 "shape": list(tensor.shape),
                 "data_offsets": [start, start + sizes[key]],
             }
-    return sum(sizes.values()) + len(json.dumps(index, separators=(",", ":")))
+    beside = 0 if lm.pipeline is None else pipeline_bytes(lm.pipeline)
+    return sum(sizes.values()) + len(json.dumps(index, separators=(",", ":"))) + beside
 
 
 def _measured(lm: LanguageModel, service: Service, batch: int, length: int) -> tuple[Speed, Generation | None]:

@@ -15,8 +15,11 @@ from laconic.evaluate.intervals import Table, interval
 from laconic.evaluate.judging import a, in_order, predict_on, tokenizer_name
 from laconic.evaluate.reference import Reference
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
+from laconic.model.embedding.pipeline import COSINE
 from laconic.progress import Track, silent
 
+DISTANCES = {"euclidean": 2.0, "manhattan": 1.0}
+"""Similarities that are a distance, with its norm."""
 CHUNK = 2**24
 """How many logits are compared at a time: the comparison is in float64."""
 
@@ -26,11 +29,13 @@ class Fidelity:
     """kl:          KL(original ‖ compressed), mean nats per prediction; kl_low and kl_high its 95 % interval over rows.
     top1_agreement: share of predictions whose likeliest class or token is the same. Of a multi-label model: of rows
                     for which every label is on the same side of a probability of one half. Of a regression: whose
-                    scores all round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same.
-    cosine:         of the mean last hidden states, averaged over rows.
+                    scores all round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same,
+                    by the similarity that the original declares.
+    cosine:         of the mean last hidden states, or of the vectors of a plain encoder, averaged over rows.
     predictions:    how many there were, of `rows` rows.
 
-    The rest is what the figures depend on; `context`: tokens of a row at most, `tokenizer`: that of the original.
+    The rest is what the figures depend on; `context`: tokens of a row at most, `tokenizer`: that of the original,
+    `vectors`: what a plain encoder makes of its last hidden states, and the original where that is not the same.
     """
 
     kl: float
@@ -45,6 +50,7 @@ class Fidelity:
     context: int
     tokenizer: str
     seed: int
+    vectors: str | None = None
 
 
 def fidelity(
@@ -74,7 +80,9 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
             if original.task is Task.EMBEDDING:
                 embeddings.append(said)
     table = in_order(torch.cat(lines), reference.parts).double().numpy()
-    agreement = _mean(1, table) if not embeddings else _neighbour_agreement(*torch.cat(embeddings, dim=1))
+    said = torch.cat(embeddings, dim=1) if embeddings else None
+    similarity = original.embedding.settings.similarity
+    agreement = _mean(1, table) if said is None else neighbour_agreement(said[0], said[1], similarity)
     kl = interval(lambda rows: _mean(0, rows), table, seed)
     return Fidelity(
         kl=kl.value,
@@ -89,6 +97,7 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
         context=reference.context,
         tokenizer=tokenizer_name(original),
         seed=seed,
+        vectors=None if said is None else _vectors(lm, original),
     )
 
 
@@ -123,18 +132,32 @@ def _agrees(reference: Predictions, other: Predictions) -> Tensor:
     return reference.distribution.same(reference.values, other.values).double()
 
 
-def _neighbour_agreement(reference: Tensor, other: Tensor) -> float:
-    """Share of rows whose most similar other row is the same under both embeddings (unit vectors, (rows, d))."""
+def _vectors(lm: LanguageModel, original: LanguageModel) -> str:
+    ours, theirs = lm.embedding.describe(), original.embedding.describe()
+    return ours if ours == theirs else f"{ours}; of the original: {theirs}"
+
+
+def neighbour_agreement(reference: Tensor, other: Tensor, by: str = COSINE) -> float:
+    """Share of rows whose most similar other row is the same under both embeddings, (rows, d), by a similarity of
+    `laconic.model.embedding`."""
     if len(reference) < 2:
         return 1.0
-    return float((_nearest(reference) == _nearest(other)).double().mean())
+    return float((_nearest(reference, by) == _nearest(other, by)).double().mean())
 
 
-def _nearest(embeddings: Tensor) -> Tensor:
+def _similar(part: Tensor, every: Tensor, by: str) -> Tensor:
+    if by in DISTANCES:
+        return -torch.cdist(part, every, p=DISTANCES[by])
+    return part @ every.T
+
+
+def _nearest(embeddings: Tensor, by: str) -> Tensor:
     nearest: list[Tensor] = []
+    if by == COSINE:
+        embeddings = functional.normalize(embeddings, dim=-1)
     for start in range(0, len(embeddings), 1024):
         part = embeddings[start : start + 1024]
-        similarity = part @ embeddings.T
+        similarity = _similar(part, embeddings, by)
         similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
         nearest.append(similarity.argmax(-1))
     return torch.cat(nearest)

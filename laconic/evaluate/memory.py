@@ -44,7 +44,8 @@ def _bytes_of(inputs: Batch) -> int:
 
 def _storages(lm: LanguageModel) -> dict[int, torch.UntypedStorage]:
     # An empty tensor may have the address of the tensor that follows it in a file.
-    tensors = [tensor for tensor in (*lm.model.parameters(), *lm.model.buffers()) if tensor.numel()]
+    beside = () if lm.pipeline is None else lm.pipeline.parameters()
+    tensors = [tensor for tensor in (*lm.model.parameters(), *lm.model.buffers(), *beside) if tensor.numel()]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
 
 

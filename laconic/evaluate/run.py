@@ -48,7 +48,7 @@ class Evaluation:
             "results": _plain(self.results),
             "settings": self.settings,
             "cost": self.cost and self.cost.to_json(),
-            "fidelity": self.fidelity and {**asdict(self.fidelity), "versions": versions()},
+            "fidelity": self.fidelity and {**_said(asdict(self.fidelity)), "versions": versions()},
             "difference": None if self.difference is None else _plain(self.difference),
             "least_p": None if self.difference is None else _each(self.difference, lambda change: change.least_p),
             "detectable": None if self.difference is None else _each(self.difference, lambda change: change.detectable),
@@ -158,6 +158,11 @@ def _settings(source: str, judged: Judged) -> dict[str, Any]:
 
 def _seen(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:
     return {"calibration_rows": shared_rows(corpus, calibration)} if calibration else {}
+
+
+def _said(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without what there is not."""
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _plain(figures: Figures | Differences) -> dict[str, Any]:

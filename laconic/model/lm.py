@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.formats import Coded, Format, Masked
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
+from laconic.model.embedding import MEAN, Pipeline
 from laconic.model.enumeration import Blocks, sites_of, stacks_of
 from laconic.model.site import Site
 from laconic.model.structure import anatomy_of
@@ -29,6 +30,9 @@ class LanguageModel:
     original is the model as it was before the first step that does more than prepare it, with tensors of its own; None
     where no step looks at it. dropped are the layers that each step since then has dropped, by stack, as numbered
     before it.
+
+    pipeline is what the folder of the model declares, by sentence-transformers, to be done with what it gives; None
+    where it declares nothing.
     """
 
     model: PreTrainedModel
@@ -40,6 +44,7 @@ class LanguageModel:
     target_tokenizer: PreTrainedTokenizerBase | None = None
     original: "LanguageModel | None" = None
     dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
+    pipeline: Pipeline | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
@@ -54,6 +59,11 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def embedding(self) -> Pipeline:
+        """From last hidden states to the vector of a text: as is declared, or the mean of its tokens, of length 1."""
+        return MEAN if self.pipeline is None else self.pipeline
 
     def stacks(self) -> Iterator[tuple[Stack, Blocks]]:
         """Each stack that this model has, with the path and module of each of its blocks, in forward order."""
@@ -117,7 +127,7 @@ class LanguageModel:
         ]
 
     def size(self) -> tuple[int, int]:
-        """(parameters, bytes of them in the stored dtype), each once.
+        """(parameters, bytes of them in the stored dtype), each once; with those that are declared beside the model.
 
         A zero that was chosen is no parameter; where the others are takes bytes nevertheless.
         """
@@ -126,7 +136,9 @@ class LanguageModel:
         plain = sum(parameter.numel() for parameter in self.model.parameters() if parameter.is_floating_point())
         plain -= sum(layer.out_features * layer.in_features - layer.count for layer in masked)
         packed = sum(layer.index_nbytes for layer in masked) + sum(layer.nbytes() for layer in coded)
-        return plain + sum(layer.count for layer in coded), plain * self.dtype.itemsize + packed
+        beside = (0, 0) if self.pipeline is None else self.pipeline.size
+        parameters = plain + sum(layer.count for layer in coded) + beside[0]
+        return parameters, plain * self.dtype.itemsize + packed + beside[1]
 
     def twin(self) -> "LanguageModel":
         """A model with modules and a configuration of its own, on the same tensors: what is put in place of a module of

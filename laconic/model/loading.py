@@ -1,11 +1,14 @@
 """From a folder or a hub name to a `LanguageModel`, with everything that can be checked first checked first."""
 
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import entry_of
 from laconic.model.checkpoints import QUANT_METHOD, TARGET_TOKENIZER, Checkpoint, checkpoint_at
+from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
 from laconic.model.task import auto_class_for, check_finite, task_of
@@ -15,6 +18,7 @@ __all__ = [
     "TARGET_TOKENIZER",
     "check_model",
     "configuration",
+    "declared_pipeline",
     "has_weights",
     "load",
     "skeleton",
@@ -38,7 +42,10 @@ def skeleton(source: str) -> LanguageModel:
     Raises:
         UserError: as `check_model`.
     """
-    return LanguageModel.of(_empty(check_model(source)))
+    found = checkpoint_at(source)
+    config = _checked(found)
+    pipeline = None if found.declared is None else found.declared.outline()
+    return replace(LanguageModel.of(_empty(config)), source=source, pipeline=pipeline)
 
 
 def load(source: str, device: str = "cpu") -> LanguageModel:
@@ -54,7 +61,9 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     check_finite(model, source)
     torch.nn.Module.to(model.eval(), device)
     tokenizer, target_tokenizer = found.tokenizers()
-    return LanguageModel(model, tokenizer, anatomy_of(model), task_of(model), stored, source, target_tokenizer)
+    pipeline = None if found.declared is None else found.declared.load().to(device)
+    lm = LanguageModel(model, tokenizer, anatomy_of(model), task_of(model), stored, source, target_tokenizer)
+    return replace(lm, pipeline=pipeline)
 
 
 def configuration(source: str) -> PreTrainedConfig:
@@ -64,6 +73,20 @@ def configuration(source: str) -> PreTrainedConfig:
         UserError: as `check_model`, weights aside.
     """
     return _configuration(checkpoint_at(source))
+
+
+def declared_pipeline(source: str) -> Pipeline | None:
+    """What the model at `source` declares of its vectors, with its numbers; None where it declares nothing.
+
+    Raises:
+        UserError: it cannot be read, or is not computed here.
+    """
+    try:
+        found = checkpoint_at(source).declared if source else None
+    except UserError:
+        # A model that was made in memory may name anything as where it came from.
+        return None
+    return None if found is None else found.load()
 
 
 def has_weights(source: str) -> bool:
@@ -105,6 +128,8 @@ def _checked(found: Checkpoint) -> PreTrainedConfig:
 def _configuration(found: Checkpoint) -> PreTrainedConfig:
     config = found.config()
     auto_class_for(config, config.architectures or ())
+    if found.declared is not None:
+        check_width(found.declared.outline(), config, found.place.source)
     if entry_of(config.model_type) is None:
         structure_of(_empty(config))
     return config

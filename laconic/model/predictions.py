@@ -1,9 +1,9 @@
 """What a model says about a batch, as one table of distributions, whatever its task.
 
 Classes and tokens have logits of a categorical, the labels of a multi-label model those of a Bernoulli each. Regression
-and plain encoders give the mean of a Gaussian with unit variance: scores, or the unit-length mean of the last hidden
-states (the sentence embedding). So every task has a KL divergence in nats and a Fisher information, and nothing
-downstream asks for the task again (`laconic.numerics.distributions`).
+and plain encoders give the mean of a Gaussian with unit variance: scores, or the vector of a text, as the model's
+folder declares it (`laconic.model.embedding`). So every task has a KL divergence in nats and a Fisher information, and
+nothing downstream asks for the task again (`laconic.numerics.distributions`).
 """
 
 from typing import NamedTuple
@@ -11,15 +11,18 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
+from laconic.model.embedding.modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
 from laconic.model.task import Task
 from laconic.numerics.distributions import Distribution
 
 Batch = dict[str, Tensor]
-"""`input_ids` and `attention_mask` (rows, tokens), `labels` where the task or the data has them; −100 is ignored."""
+"""`input_ids` and `attention_mask` (rows, tokens), `labels` where the task or the data has them; −100 is ignored.
+
+`pooling_mask` (rows, tokens) where a vector is not made of all the tokens of its row: a prompt may stand before them.
+"""
 
 
 class Predictions(NamedTuple):
@@ -37,21 +40,23 @@ class Predictions(NamedTuple):
 def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Float[Tensor, "rows d"]]:
     """Run the model and gather its predictions at every position that counts (no padding).
 
-    Returns them with the masked mean of the last hidden states of each row (of zero rows when not asked for by
-    `hidden`). Differentiable when gradients are enabled.
+    Returns them with the masked mean of the last hidden states of each row, or the vector of each text where that is
+    what is predicted (of zero rows when not asked for by `hidden`). Differentiable when gradients are enabled.
     """
     embedding = lm.task is Task.EMBEDDING
     output = run(lm, batch, **({} if embedding else {"output_hidden_states": hidden}))
     predictions = gathered(lm, output, batch)
-    if not (embedding or hidden):
+    if embedding:
+        return predictions, predictions.values.detach()
+    if not hidden:
         return predictions, predictions.values.new_zeros(0, 1)
-    states = output["last_hidden_state"] if embedding else _last_hidden(output)
-    return predictions, _pool(states, _state_mask(lm, batch)).detach()
+    return predictions, _pool(_last_hidden(output), _state_mask(lm, batch)).detach()
 
 
 def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
     """What the model gives for a batch; `asked` are more things to return, by transformers' names."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels" or lm.task is Task.SEQ2SEQ}
+    unread = {POOLING_MASK} if lm.task is Task.SEQ2SEQ else {POOLING_MASK, "labels"}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in unread}
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token(batch["input_ids"])
     if lm.task is Task.EMBEDDING and lm.model.config.is_encoder_decoder:
@@ -63,8 +68,8 @@ def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
 def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:
     """The predictions in `output`, which the model gave for `batch`."""
     if lm.task is Task.EMBEDDING:
-        pooled = _pool(output["last_hidden_state"], _state_mask(lm, batch))
-        return Predictions(functional.normalize(pooled, dim=-1), _row_numbers(pooled), None, lm.task.distribution)
+        vectors = lm.embedding(output["last_hidden_state"], batch["attention_mask"], batch.get(POOLING_MASK))
+        return Predictions(vectors, _row_numbers(vectors), None, lm.task.distribution)
     return _gather(lm.task, output["logits"], batch)
 
 
@@ -106,8 +111,7 @@ def _state_mask(lm: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _pool(hidden: Float[Tensor, "rows t d"], mask: Tensor) -> Float[Tensor, "rows d"]:
-    # A plain encoder-decoder run without labels reads its own input as the target; lengths then agree.
-    weights = mask[:, : hidden.shape[1], None].to(hidden.dtype)
+    weights = mask[..., None].to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 

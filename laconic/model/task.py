@@ -1,7 +1,8 @@
 """What a model predicts, decided once from its class: this fixes its predictions, its loss and its data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,6 +51,8 @@ AUTO_CLASSES = {
     Task.MASKED: (auto.AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING),
     Task.EMBEDDING: (auto.AutoModel, auto.MODEL_MAPPING),
 }
+TEXT_ENCODERS = (auto.AutoModelForTextEncoding, auto.MODEL_FOR_TEXT_ENCODING_MAPPING)
+"""For plain encoders whose like among the above have a decoder too, as T5's."""
 
 
 def task_of(model: PreTrainedModel) -> Task:
@@ -59,7 +62,7 @@ def task_of(model: PreTrainedModel) -> Task:
         UserError: its class is none of those whose predictions laconic understands.
     """
     config = type(model.config)
-    for task, (_, mapping) in AUTO_CLASSES.items():
+    for task, _, mapping in kinds():
         if config in mapping and isinstance(model, classes_of(mapping[config])):
             return _of_head(model.config) if task is Task.CLASSIFICATION else task
     raise UserError(
@@ -92,7 +95,7 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     names = list(architectures)
     if not names:
         return auto.AutoModel
-    for auto_class, mapping in AUTO_CLASSES.values():
+    for _, auto_class, mapping in kinds():
         if type(config) in mapping and names[0] in {c.__name__ for c in classes_of(mapping[type(config)])}:
             return auto_class
     raise UserError(
@@ -100,6 +103,29 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
         "sequence classification and regression, causal, masked and sequence-to-sequence language modelling, "
         "and plain encoders."
     )
+
+
+def text_encoder_name(config: PreTrainedConfig, source: str) -> str:
+    """The name of the class that sentence-transformers makes vectors by, whatever class the checkpoint was saved from.
+
+    Raises:
+        UserError: it would be an encoder-decoder.
+    """
+    _, encoders = TEXT_ENCODERS
+    mapping = encoders if type(config) in encoders else auto.MODEL_MAPPING
+    if type(config) not in mapping or (mapping is not encoders and config.is_encoder_decoder):
+        raise UserError(
+            f"The model '{source}' makes vectors by the architecture '{config.model_type}', which has no plain "
+            "encoder; use one whose transformer is an encoder or a decoder."
+        )
+    return classes_of(mapping[type(config)])[0].__name__
+
+
+def kinds() -> Iterator[tuple[Task, type, Any]]:
+    """Each task with an Auto class of its models, and which those are."""
+    for task, (auto_class, mapping) in AUTO_CLASSES.items():
+        yield task, auto_class, mapping
+    yield Task.EMBEDDING, *TEXT_ENCODERS
 
 
 def classes_of(entry: type | tuple[type, ...]) -> tuple[type, ...]:

@@ -10,8 +10,8 @@ from laconic.calibrate.corpus import Corpus, Example, read
 from laconic.compress import Allocation, Step
 from laconic.errors import UserError
 from laconic.methods import Method
-from laconic.model import DEFAULT_TARGETS, LanguageModel, load
-from laconic.model.loading import tokenizers
+from laconic.model import DEFAULT_TARGETS, LanguageModel, Task, load
+from laconic.model.loading import declared_pipeline, tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep
 from laconic.recipe.order import check_order
@@ -81,7 +81,7 @@ def _corpus(data: str | Sequence[str]) -> Corpus:
 def _in_float32(model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[LanguageModel]:
     """The model in float32 and in evaluation mode; afterwards every tensor has its own dtype and the model its mode."""
     lm = load(model) if isinstance(model, str) else LanguageModel.of(model)
-    lm = lm if tokenizer is None else replace(lm, tokenizer=tokenizer)
+    lm = _with_declared(lm if tokenizer is None else replace(lm, tokenizer=tokenizer))
     # A path was loaded in float32 whatever is in the file; buffers such as rotary frequencies stay as they are.
     dtypes = {name: lm.dtype if isinstance(model, str) else part.dtype for name, part in lm.model.named_parameters()}
     dtypes |= {name: part.dtype for name, part in lm.model.named_buffers()}
@@ -94,6 +94,14 @@ def _in_float32(model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase
             if part.is_floating_point():
                 part.data = part.data.to(dtypes.get(name, lm.dtype))
         lm.model.train(training)
+
+
+def _with_declared(lm: LanguageModel) -> LanguageModel:
+    """With what is declared of its vectors where the model was loaded from, such as in a SentenceTransformer."""
+    if lm.task is not Task.EMBEDDING or lm.pipeline is not None or not lm.source:
+        return lm
+    pipeline = declared_pipeline(lm.source)
+    return lm if pipeline is None else replace(lm, pipeline=pipeline.to(lm.device))
 
 
 def _with_tokenizers(lm: LanguageModel) -> LanguageModel:

@@ -12,15 +12,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, skeleton
+from laconic.model.embedding import Pipeline, for_width
 from laconic.model.layers import layers_of
-from laconic.model.loading import configuration, has_weights, tokenizers
+from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
 from laconic.model.task import auto_class_for
 from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
@@ -140,28 +141,40 @@ class Student(Step):
         now = LanguageModel.of(fresh, lm.tokenizer)
         copy_numbers(small, now, blocks=not self._is_random, outside=self.outside, head=self.classes is None)
         kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
-        # A model of another task is nothing to be compared with.
-        return replace(now, **kept, original=lm.original if self.classes is None else None), dropped
+        # A model of another task is nothing to be compared with, and makes no vectors.
+        if self.classes is None:
+            kept |= {"original": lm.original, "pipeline": _inherited(lm, config)}
+        return replace(now, **kept), dropped
 
     def _another(self, lm: LanguageModel) -> LanguageModel:
         assert self.model is not None
         if self._has_weights:
-            return replace(load(self.model, str(lm.device)), original=lm.original)
+            return self._declaring(replace(load(self.model, str(lm.device)), original=lm.original), lm)
         own, target = tokenizers(self.model)
-        return replace(
+        made = replace(
             LanguageModel.of(self._from_configuration(lm, lm.device), own or lm.tokenizer),
             dtype=lm.dtype,
             source=self.model,
             original=lm.original,
             target_tokenizer=target or lm.target_tokenizer,
         )
+        return self._declaring(made, lm)
+
+    def _declaring(self, other: LanguageModel, lm: LanguageModel) -> LanguageModel:
+        """`other` with what its folder declares of its vectors; with what `lm` does where that declares nothing."""
+        assert self.model is not None
+        if other.pipeline is not None or other.task is not lm.task:
+            return other
+        own = declared_pipeline(self.model)
+        pipeline = _inherited(lm, other.model.config) if own is None else own.to(lm.device)
+        return replace(other, pipeline=pipeline)
 
     def _outline(self, lm: LanguageModel) -> LanguageModel:
         """The other model without weights."""
         assert self.model is not None
         if self._has_weights:
-            return skeleton(self.model)
-        return LanguageModel.of(self._from_configuration(lm, torch.device("meta")))
+            return self._declaring(skeleton(self.model), lm)
+        return self._declaring(LanguageModel.of(self._from_configuration(lm, torch.device("meta"))), lm)
 
     @property
     def _has_weights(self) -> bool:
@@ -187,3 +200,8 @@ class Student(Step):
             stack: tuple(n for n in range(counts[stack]) if n not in kept) for stack, kept in asked.items()
         }
         return others if len(counts) > 1 else next(iter(others.values()))
+
+
+def _inherited(lm: LanguageModel, config: PreTrainedConfig) -> Pipeline | None:
+    """What `lm` declares of its vectors, for a student of this configuration, which declares nothing itself."""
+    return None if lm.pipeline is None else for_width(lm.pipeline, config, lm.source)

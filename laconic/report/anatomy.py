@@ -6,7 +6,7 @@ from typing import Any
 
 from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
-from laconic.model import Group, LanguageModel, Site
+from laconic.model import Group, LanguageModel, Site, Task
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
@@ -40,13 +40,18 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Sizes in the stored dtype; parameters shared by several modules count once."""
+    """Sizes in the stored dtype; parameters shared by several modules count once.
+
+    vectors: what a plain encoder makes of its last hidden states, None elsewhere; prompts: of them, in words.
+    """
 
     model: str
     architecture: str
     task: str
     dtype: str
     stacks: tuple[tuple[str, int], ...]
+    vectors: str | None
+    prompts: str | None
     parts: tuple[Part, ...]
     parameters: int
     nbytes: int
@@ -59,6 +64,11 @@ class Inspection:
             "stacks": [{"path": path, "blocks": blocks} for path, blocks in self.stacks],
             "sites": [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.sites],
         }
+
+    def said_of_texts(self) -> tuple[tuple[str, str], ...]:
+        """What a plain encoder makes of texts, by what to call it; nothing elsewhere."""
+        said = (("Vectors", self.vectors), ("Prompts", self.prompts))
+        return tuple((name, words) for name, words in said if words)
 
     def table(self) -> Table:
         """Size by part."""
@@ -96,6 +106,8 @@ def inspect(lm: LanguageModel) -> Inspection:
         task=lm.task.value,
         dtype=str(lm.dtype).removeprefix("torch."),
         stacks=tuple((stack.blocks, len(blocks)) for stack, blocks in lm.stacks()),
+        vectors=lm.embedding.describe() if lm.task is Task.EMBEDDING else None,
+        prompts=lm.embedding.describe_prompts(),
         parts=tuple(part for part in parts if part.sites or part.parameters),
         parameters=parameters,
         nbytes=nbytes,

@@ -33,6 +33,8 @@ def remarks_of(result: dict[str, Any]) -> list[str]:
         for source, rows in settings.get("calibration_rows", {}).items()
         if rows
     ]
+    if vectors := result.get("fidelity", {}).get("vectors"):
+        remarks.append(f"Distances are between vectors of texts: {vectors}.")
     said = {
         verdict(change["p"], result["least_p"][task][metric])
         for task, metrics in result.get("difference", {}).items()

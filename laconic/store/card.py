@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from laconic.formats import Format, Mapped
+from laconic.model.embedding import Pipeline
 from laconic.model.task import Task, auto_class_for, task_of
 from laconic.store.shapes import RESIZED, deviations, stock
 
@@ -20,15 +21,29 @@ PIPELINES = {
 }
 
 
-def default_card(model: PreTrainedModel, name: str, source: str, nbytes: int) -> str:
-    """README.md of `model`, saved as `name` from `source` in files of `nbytes`."""
-    return "\n".join([*_front_matter(model, source), f"# {name}", "", *_origin(source), *_body(model, nbytes)]) + "\n"
+PIPELINES_OF_SENTENCES = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
 
 
-def _front_matter(model: PreTrainedModel, source: str) -> Iterator[str]:
+def default_card(model: PreTrainedModel, name: str, source: str, nbytes: int, pipeline: Pipeline | None = None) -> str:
+    """README.md of `model`, saved as `name` from `source` in files of `nbytes`, with the `pipeline` behind it."""
+    lines = [
+        *_front_matter(model, source, pipeline),
+        f"# {name}",
+        "",
+        *_origin(source),
+        *_body(model, nbytes, pipeline),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(model: PreTrainedModel, source: str, pipeline: Pipeline | None) -> Iterator[str]:
     yield "---"
-    yield "library_name: transformers"
-    yield f"pipeline_tag: {PIPELINES[task_of(model)]}"
+    if pipeline is None:
+        yield "library_name: transformers"
+        yield f"pipeline_tag: {PIPELINES[task_of(model)]}"
+    else:
+        yield "library_name: sentence-transformers"
+        yield f"pipeline_tag: {PIPELINES_OF_SENTENCES[pipeline.settings.model_type]}"
     if _is_hub_name(source):
         yield f"base_model: {source}"
     yield "tags:"
@@ -43,7 +58,7 @@ def _origin(source: str) -> list[str]:
     return [f"Compressed from `{shown}` by laconic.", ""] if shown else []
 
 
-def _body(model: PreTrainedModel, nbytes: int) -> Iterator[str]:
+def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Iterator[str]:
     auto = auto_class_for(model.config, [type(model).__name__]).__name__
     formats = {name: module for name, module in model.named_modules() if isinstance(module, Format)}
     yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
@@ -58,13 +73,26 @@ def _body(model: PreTrainedModel, nbytes: int) -> Iterator[str]:
         size = sum(mapped.nbytes() for mapped in maps)
         yield f"Behind {len(maps)} norms a linear map stands for blocks that were dropped: {size:,} bytes."
         yield ""
+    if pipeline is not None and pipeline.every:
+        yield from _vectors(pipeline)
     yield "```python"
     if formats or shapes:
         yield "import laconic  # transformers needs it to read the compressed layers"
-    yield f"from transformers import {auto}"
-    yield ""
-    yield f'model = {auto}.from_pretrained("path/to/this/folder")'
+    if pipeline is None:
+        yield f"from transformers import {auto}"
+        yield ""
+        yield f'model = {auto}.from_pretrained("path/to/this/folder")'
+    else:
+        yield f"from sentence_transformers import {pipeline.settings.model_type}"
+        yield ""
+        yield f'model = {pipeline.settings.model_type}("path/to/this/folder")'
     yield "```"
+
+
+def _vectors(pipeline: Pipeline) -> Iterator[str]:
+    prompts = pipeline.describe_prompts()
+    yield f"The vector of a text: {pipeline.describe()}." + ("" if prompts is None else f" Prompts: {prompts}.")
+    yield ""
 
 
 def _compressed(formats: dict[str, Format]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A model's folder: safetensors, configuration, tokenizers, recipe and card, written whole or not at all."""
 
 import copy
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.model import LanguageModel
+from laconic.model.checkpoints.sentences import MODULES
 from laconic.model.loading import TARGET_TOKENIZER
 from laconic.store.atomic import new_folder
 from laconic.store.biases import settle
 from laconic.store.card import default_card
+from laconic.store.pipeline import save_pipeline
 from laconic.store.quantizer import attach
 
 RECIPE = "recipe.yaml"
@@ -45,6 +48,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
 
     A compressed model reloads exactly after `import laconic`; one that its class can hold, whatever its configuration
     must say for that, is a plain stock checkpoint.
+    What sentence-transformers declares beside it lies beside it again, so that `SentenceTransformer` reads the folder.
 
     Raises:
         UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
@@ -59,6 +63,8 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
             # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)
         save_tokenizers(lm, partial)
+        if lm.pipeline is not None:
+            save_pipeline(lm.pipeline, partial)
         plans = (beside.plan,) if isinstance(beside.plan, str) else beside.plan
         notes = _plans(plans) | ({} if beside.recipe is None else {RECIPE: beside.recipe})
         for name, words in notes.items():
@@ -68,7 +74,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
             (partial / path).write_bytes(content)
         text = beside.card
         if text is None:
-            text = default_card(stored, Path(folder).name, lm.source, file_bytes(partial))
+            text = default_card(stored, Path(folder).name, lm.source, file_bytes(partial), lm.pipeline)
         (partial / CARD).write_text(text, encoding="utf-8")
 
 
@@ -114,8 +120,12 @@ def _plans(plans: tuple[str, ...]) -> dict[str, str]:
 
 
 def file_bytes(folder: Path) -> int:
-    """Bytes of the weights in `folder`: of its safetensors files."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    """Bytes of the weights in `folder`: of its safetensors files, and of those of modules behind its transformer."""
+    folder = Path(folder)
+    modules = folder / MODULES
+    behind = [entry["path"] for entry in json.loads(modules.read_text(encoding="utf-8"))] if modules.is_file() else []
+    folders = dict.fromkeys((folder, *(folder / path for path in behind)))
+    return sum(file.stat().st_size for place in folders for file in place.glob("*.safetensors"))
 
 
 def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,7 +1,10 @@
 """A model that was saved, without its weights: compressed ones as they were compressed."""
 
+from dataclasses import replace
+
 from laconic.model import LanguageModel
 from laconic.model import skeleton as plain_skeleton
+from laconic.model.structure import anatomy_of
 from laconic.store.packed import unpack
 from laconic.store.quantizer import LaconicConfig
 from laconic.store.structure import rebuild
@@ -19,4 +22,4 @@ def skeleton(source: str) -> LanguageModel:
         return lm
     rebuild(lm.model, LaconicConfig(**spelled).structure)
     unpack(lm.model)
-    return LanguageModel.of(lm.model)
+    return replace(lm, anatomy=anatomy_of(lm.model))

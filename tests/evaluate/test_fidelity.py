@@ -11,7 +11,7 @@ from torch.nn import functional
 from laconic.calibrate.corpus import Corpus, Example, batches
 from laconic.errors import UserError
 from laconic.evaluate import Reference, References, compared, fidelity
-from laconic.evaluate.fidelity import _neighbour_agreement
+from laconic.evaluate.fidelity import neighbour_agreement
 from laconic.model import LanguageModel, Task, predict
 from laconic.numerics.distributions import CATEGORICAL
 from tests.architectures import compress_everything
@@ -53,7 +53,7 @@ def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
         assert found.top1_agreement == sum(a == b for a, b in zip(*grades, strict=True)) / len(p)
         kl = 0.5 * (p - q).square().mean().item()
     else:
-        assert found.top1_agreement == _neighbour_agreement(p, q)
+        assert found.top1_agreement == neighbour_agreement(p, q)
         kl = 0.5 * (p - q).square().sum(-1).mean().item()
     assert found.kl == pytest.approx(kl, rel=1e-4) and found.kl > 0
     assert found.kl_low <= found.kl <= found.kl_high
@@ -137,8 +137,8 @@ def test_neighbours_agree_where_the_nearest_other_row_is_the_same():
     moved = torch.tensor([0.0, 0.9, 1.0, 1.2])
     rows, others = (torch.stack((torch.cos(a), torch.sin(a)), dim=1) for a in (angles, moved))
     # The second row is now nearest to the third, and the third to it.
-    assert _neighbour_agreement(rows, rows) == 1
-    assert _neighbour_agreement(rows, others) == 0.5
+    assert neighbour_agreement(rows, rows) == 1
+    assert neighbour_agreement(rows, others) == 0.5
 
 
 def test_models_that_predict_different_things_are_not_compared():

@@ -4,6 +4,7 @@ One file a kind; `checkpoint_at` says which kind a name is.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from laconic.errors import UserError
@@ -12,6 +13,7 @@ from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint, c
 from laconic.model.checkpoints.configuration import CONFIG
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.place import Place, located
+from laconic.model.checkpoints.sentences import Declared, declared
 from laconic.model.checkpoints.stored import QUANT_METHOD, Stored
 
 __all__ = ["QUANT_METHOD", "TARGET_TOKENIZER", "Checkpoint", "check_tokenizer", "checkpoint_at", "read_tokenizer"]
@@ -30,14 +32,16 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     place = located(source, revision)
     if isinstance(place, Path):
         return _in_a_file(place, source)
-    stored = Stored(place)
+    found = declared(place)
+    place = place if found is None else place.inside(found.subfolder)
+    stored = Stored(place, found)
     if place.folder is None:
         is_adapter = place.file(CONFIG) is None and place.file(ADAPTER_CONFIG) is not None
-        return _adapter(place) if is_adapter else stored
+        return _adapter(place, found) if is_adapter else stored
     if place.file(CONFIG) is not None and stored.has_weights:
         return stored
     if place.file(ADAPTER_CONFIG) is not None:
-        return _adapter(place)
+        return _adapter(place, found)
     files = sorted(place.folder.glob(f"*{SUFFIX}"))
     if len(files) == 1:
         return Gguf(source, files[0])
@@ -50,7 +54,7 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     return stored
 
 
-def _adapter(place: Place) -> Checkpoint:
+def _adapter(place: Place, found: Declared | None) -> Checkpoint:
     name, revision = base_of(place)
     base_place = located(name, revision)
     alone = (
@@ -63,7 +67,10 @@ def _adapter(place: Place) -> Checkpoint:
             f"The adapter '{place.source}' names '{name}' as its model, which is an adapter itself; "
             "merge that first, and name the folder under base_model_name_or_path in adapter_config.json."
         )
-    return Adapter(place, checkpoint_at(name, revision))
+    base = checkpoint_at(name, revision)
+    # Which class the model is loaded as, the adapter says.
+    plain = replace(base, behind=None) if isinstance(base, Stored) else base
+    return Adapter(place, plain, base.declared if found is None else found)
 
 
 def _in_a_file(path: Path, source: str) -> Checkpoint:

@@ -22,18 +22,20 @@ from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, re
 from laconic.model.checkpoints.merging import apart, merged
 from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.weights import check_pickle, check_safe, shapes_in
-from laconic.model.task import auto_class_for, classes_of
+from laconic.model.task import auto_class_for, classes_of, text_encoder_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 """Of the names in an adapter's file that are names of the model's."""
+EMBEDS = "FEATURE_EXTRACTION"
 _MAPPINGS: Mapping[str, Any] = {
     "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING,
     "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    "FEATURE_EXTRACTION": auto.MODEL_MAPPING,
+    EMBEDS: auto.MODEL_MAPPING,
 }
 """peft's names of tasks, and the classes that can do each."""
 _BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
@@ -45,15 +47,24 @@ _BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PRE
 class Adapter(Checkpoint):
     """The adapter at a place.
 
-    base: the model that it is of.
+    base:   the model that it is of.
+    behind: what sentence-transformers declares of the one, or else of the other.
     """
 
     at: Place
     base: Checkpoint
+    behind: Declared | None = None
 
     @property
     def place(self) -> Place:
         return self.at
+
+    @property
+    def declared(self) -> Declared | None:
+        if self.behind is None or not self.behind.embeds:
+            return self.behind
+        # With a head on it, a model makes no vectors.
+        return self.behind if self._said.get("task_type") in (None, EMBEDS) else None
 
     def config(self) -> PreTrainedConfig:
         config = self._of_base()
@@ -93,14 +104,17 @@ class Adapter(Checkpoint):
     def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
         own = read_tokenizer(self.at)
         found, target = self.base.tokenizers()
-        return own or found, target
+        return self.lowered(own or found), target
 
     def _of_base(self) -> PreTrainedConfig:
         """The configuration of the base model, with the class and as many outputs as the adapter is for."""
         said = self._said
         config = copy.deepcopy(self.base.config())
         _check_kind(said, self.at.source)
-        config.architectures = [_class_for(said.get("task_type"), config, self.at.source)]
+        if self.declared is not None and self.declared.embeds:
+            config.architectures = [text_encoder_name(config, self.at.source)]
+        else:
+            config.architectures = [_class_for(said.get("task_type"), config, self.at.source)]
         if said.get("task_type") == "SEQ_CLS":
             _count_labels(config, self._shapes)
         return config

@@ -9,6 +9,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from laconic.model.checkpoints.code import check_tokenizer_code
 from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.sentences import Declared
+from laconic.model.checkpoints.sentences.lowering import lowering
 
 TARGET_TOKENIZER = "target_tokenizer"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -52,6 +54,11 @@ class Checkpoint(ABC):
         """The dtype that its weights are in, and are saved in again."""
 
     @property
+    def declared(self) -> Declared | None:
+        """What sentence-transformers declares of it; None where it declares nothing."""
+        return None
+
+    @property
     def has_weights(self) -> bool:
         """False where there is only a configuration, which random weights can be drawn for."""
         return True
@@ -65,7 +72,12 @@ class Checkpoint(ABC):
         folder = self.place.folder
         target = None if folder is None else folder / TARGET_TOKENIZER
         of_targets = None if target is None or not target.is_dir() else read_tokenizer(Place(str(target), target))
-        return read_tokenizer(self.place), of_targets
+        return self.lowered(read_tokenizer(self.place)), of_targets
+
+    def lowered(self, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, reading everything in lower case where that is declared."""
+        lowers = self.declared is not None and self.declared.settings.lower_case
+        return lowering(tokenizer) if lowers and tokenizer is not None else tokenizer
 
 
 def check_tokenizer(place: Place) -> None:
@@ -82,7 +94,9 @@ def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
     """
     check_tokenizer(place)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.name, revision=place.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            place.name, revision=place.revision, subfolder=place.subfolder, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError):
         return None
     # What is saved with it refers to no code.

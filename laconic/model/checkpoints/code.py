@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from laconic.errors import CheckpointNotice, UserError
-from laconic.model.task import AUTO_CLASSES, classes_of
+from laconic.model.task import classes_of, kinds
 
 AUTO_MAP = "auto_map"
 
@@ -72,7 +72,7 @@ def _parts(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _own_classes(model_type: str) -> set[str]:
     """The names of transformers' classes of an architecture that laconic can take."""
     config = CONFIG_MAPPING[model_type]
-    mappings = [mapping for _, mapping in AUTO_CLASSES.values() if config in mapping]
+    mappings = [mapping for _, _, mapping in kinds() if config in mapping]
     return {kind.__name__ for mapping in mappings for kind in classes_of(mapping[config])}
 
 

@@ -25,7 +25,9 @@ def read_config(place: Place) -> PreTrainedConfig:
         _check_raw(raw, place.source)
         check_model_code(raw, place.source)
     try:
-        config = AutoConfig.from_pretrained(place.name, revision=place.revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            place.name, revision=place.revision, subfolder=place.subfolder, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
         raise UserError(
             f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."

@@ -24,12 +24,14 @@ class Place:
     folder:   the folder; None for a repository.
     revision: of the repository: the branch, tag or commit that is asked for.
     fetches:  whether a file of a repository that is not on this machine is fetched.
+    subfolder: of the repository, in which the files lie; of a folder it is a part of `folder`.
     """
 
     source: str
     folder: Path | None = None
     revision: str | None = None
     fetches: bool = True
+    subfolder: str = ""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Place:
         try:
             found = cached_file(
                 self.source,
-                name,
+                f"{self.subfolder}/{name}" if self.subfolder else name,
                 revision=self.revision,
                 local_files_only=not self.fetches,
                 _raise_exceptions_for_missing_entries=False,
@@ -58,6 +60,14 @@ class Place:
                 f"There is no loadable model '{self.source}', neither as a folder nor on the hub: {reason_of(error)}."
             ) from error
         return None if found is None else Path(found)
+
+    def inside(self, path: str) -> "Place":
+        """The folder at `path` in it."""
+        if not path:
+            return self
+        if self.folder is not None:
+            return replace(self, folder=self.folder / path)
+        return replace(self, subfolder=f"{self.subfolder}/{path}" if self.subfolder else path)
 
     def on_this_machine(self) -> "Place":
         """The same, of which nothing is fetched."""
@@ -70,7 +80,15 @@ class Place:
             UserError: it is no JSON, or JSON of something else than an object.
         """
         path = self.file(name)
-        return None if path is None else read_object(path, f"The file '{name}' of the model '{self.source}'")
+        return None if path is None else read_object(path, self._called(name))
+
+    def listing(self, name: str) -> list[Any] | None:
+        """The same of a file that holds a list."""
+        path = self.file(name)
+        return None if path is None else _read(path, self._called(name), list, "a JSON list")
+
+    def _called(self, name: str) -> str:
+        return f"The file '{name}' of the model '{self.source}'"
 
 
 def located(source: str, revision: str | None = None) -> Place | Path:
@@ -112,14 +130,18 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or is no JSON object.
     """
+    return _read(path, what, dict, "a JSON object")
+
+
+def _read(path: Path, what: str, kind: type, called: str) -> Any:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{what} cannot be read: {_why(error)}; take the one that was saved with the weights."
         ) from error
-    if not isinstance(said, dict):
-        raise UserError(f"{what} must be a JSON object; got {_shown(said)}.")
+    if not isinstance(said, kind):
+        raise UserError(f"{what} must be {called}; got {_shown(said)}.")
     return said
 
 

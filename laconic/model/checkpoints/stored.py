@@ -18,8 +18,9 @@ from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.dense import check_quantized, load_dense
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
+from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.weights import check_weights, find_weights
-from laconic.model.task import auto_class_for
+from laconic.model.task import auto_class_for, text_encoder_name
 
 QUANT_METHOD = "laconic"
 """Under this name laconic's own `quantization_config` stands in config.json."""
@@ -29,9 +30,14 @@ NOWHERE = "no-adapter-is-meant"
 
 @dataclass(frozen=True)
 class Stored(Checkpoint):
-    """A model whose config.json lies beside its weights."""
+    """A model whose config.json lies beside its weights, and what sentence-transformers declares of it."""
 
     at: Place
+    behind: Declared | None = None
+
+    @property
+    def declared(self) -> Declared | None:
+        return self.behind
 
     @property
     def place(self) -> Place:
@@ -47,12 +53,18 @@ class Stored(Checkpoint):
             check_quantized(self._codes, self.at.source)
             for one in (config, config.get_text_config()):
                 vars(one).pop("quantization_config", None)
+        if self.behind is not None and self.behind.embeds:
+            # Whatever class it was saved from, vectors are made by the plain encoder.
+            config.architectures = [text_encoder_name(config, self.at.source)]
         return config
 
     def check(self, config: PreTrainedConfig) -> None:
         # What is still to be fetched is looked at when it is loaded.
         if self.at.folder is not None or find_weights(self.at.on_this_machine(), config) is not None:
             check_weights(self.at.on_this_machine(), config)
+        if self.at.folder is not None and self.behind is not None:
+            # What is behind a transformer is small.
+            self.behind.load()
         check_tokenizer(self.at)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:

@@ -162,7 +162,11 @@ def page(seen: Inspection, weights: Weights, found: Activity | None, drawn: Mapp
     return render(
         Page(
             title=f"{seen.model.rstrip('/').rpartition('/')[2]}: what its weights look like",
-            summary=[f"{seen.architecture}, {seen.task}, stored as {seen.dtype}.", *paragraphs(weights, found)],
+            summary=[
+                f"{seen.architecture}, {seen.task}, stored as {seen.dtype}.",
+                *(f"{name} of texts: {said}." for name, said in seen.said_of_texts()),
+                *paragraphs(weights, found),
+            ],
             pictures={one.caption: plots.inline_svg(one.figure) for one in drawn.values()},
             heading="Every matrix",
             table=every_matrix(weights),

@@ -1,0 +1,178 @@
+"""Reads the folder layout of sentence-transformers: `modules.json`, and a folder for each module that it names.
+
+Modules are built from their configuration by classes of our own: nothing is imported that a file names, and tensors
+are read by safetensors, or by torch's reader of weights alone. What cannot be computed here is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from laconic.errors import UserError, must_be
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.sentences.modules import CROSS_ENCODER, MODULES, modules_of
+from laconic.model.checkpoints.sentences.stages import Module, built, tensors_of
+from laconic.model.checkpoints.sentences.transformer import check_settings, longest, settings_in
+from laconic.model.embedding.modules import SENTENCE, TOKENS, Stage, Truncate
+from laconic.model.embedding.pipeline import COSINE, SIMILARITIES, Files, Pipeline, Settings
+
+CONFIGURATION = "config_sentence_transformers.json"
+MODULE_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a model's folder declares, read and known to be understood; no tensor is read yet.
+
+    place:     the folder, or the repository.
+    subfolder: where the transformer lies in it, "" for its top.
+    modules:   what comes behind the transformer.
+    texts:     the files that say all this, as they are to be written again, with the transformer at the top.
+    truncate:  numbers of a vector that are kept; None for all.
+    """
+
+    place: Place
+    subfolder: str
+    settings: Settings
+    modules: tuple[Module, ...]
+    texts: Mapping[str, str] = field(repr=False)
+    truncate: int | None = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors; a cross-encoder scores pairs of texts."""
+        return self.settings.model_type != CROSS_ENCODER
+
+    def outline(self) -> Pipeline:
+        """The pipeline without numbers, on the meta device.
+
+        Raises:
+            UserError: a configuration makes no sense, or a module reads what is not there.
+        """
+        return self._made(self._stages(), {})
+
+    def load(self) -> Pipeline:
+        """The pipeline in float32.
+
+        Raises:
+            UserError: as `outline`; or tensors are missing, misshapen, not finite or unreadable.
+        """
+        stages, tensors = self._stages(), {}
+        for stage in stages:
+            if wanted := stage.state_dict():
+                stored = tensors_of(self.place.inside(stage.path), wanted, stage.path)
+                tensors[f"{stage.path}/model.safetensors"] = stored
+                stage.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
+        return self._made(stages, tensors)
+
+    def _stages(self) -> list[Stage]:
+        return [stage for module in self.modules for stage in built(module, self.place)]
+
+    def _made(self, stages: list[Stage], tensors: Mapping[str, Mapping[str, Tensor]]) -> Pipeline:
+        cut = [] if self.truncate is None else [Truncate(self.truncate)]
+        return Pipeline([*stages, *cut], self.settings, Files(texts=self.texts, tensors=tensors))
+
+
+def declared(place: Place) -> Declared | None:
+    """What is declared at `place`; None where it has no modules.json.
+
+    Raises:
+        UserError: it needs code of its own, or modules or settings that are not computed here, or its files are broken.
+    """
+    listed = place.listing(MODULES)
+    if listed is None:
+        return None
+    said = place.json(CONFIGURATION) or {}
+    for name in ("model_type", "default_prompt_name", "similarity_fn_name"):
+        if not isinstance(said.get(name) or "", str):
+            raise must_be(f"{name} in {CONFIGURATION} of '{place.source}'", "a text", said[name])
+    model_type = said.get("model_type") or "SentenceTransformer"
+    first, *rest = modules_of(listed, model_type, place.source)
+    name, of_transformer = settings_in(place.inside(first.path))
+    check_settings(of_transformer, model_type, f"{name} of '{place.source}'")
+    texts = _texts(place, rest)
+    texts[MODULES] = _text(place, MODULES) if not first.path else _at_the_top(listed)
+    if name:
+        texts[name] = _text(place.inside(first.path), name)
+    truncate = said.get("truncate_dim")
+    if truncate is not None and not (type(truncate) is int and truncate > 0):
+        raise must_be(f"truncate_dim in {CONFIGURATION} of '{place.source}'", "a number of 1 or more", truncate)
+    found = Declared(
+        place=place,
+        subfolder=first.path,
+        settings=_settings(said, of_transformer, model_type, place.source),
+        modules=tuple(rest),
+        texts=texts,
+        truncate=truncate,
+    )
+    if found.embeds:
+        _check_names(found.outline().every, place.source)
+    return found
+
+
+def _texts(place: Place, modules: list[Module]) -> dict[str, str]:
+    """The configurations of the whole and of each module, by path, as far as there are such."""
+    paths = [CONFIGURATION, *(f"{module.path}/{MODULE_CONFIG}" for module in modules if module.path)]
+    return {path: _text(place, path) for path in paths if place.file(path) is not None}
+
+
+def _text(place: Place, name: str) -> str:
+    file = place.file(name)
+    assert file is not None
+    return file.read_text(encoding="utf-8")
+
+
+def _at_the_top(listed: list[Any]) -> str:
+    """modules.json for a folder whose transformer lies at its top, as the library itself saves it."""
+    return json.dumps([{**listed[0], "path": ""}, *listed[1:]], indent=2)
+
+
+def _check_names(stages: list[Stage], source: str) -> None:
+    """Raise UserError where a stage reads what none before it has written, or no sentence vector is left."""
+    there = {TOKENS}
+    for stage in stages:
+        if stage.reads not in there:
+            raise UserError(
+                f"The {MODULES} of '{source}' is out of order: a module ({stage.describe()}) reads '{stage.reads}', "
+                "which none before it writes; correct it."
+            )
+        there.add(stage.writes)
+    if SENTENCE not in there:
+        raise UserError(
+            f"The {MODULES} of '{source}' names no module that makes one vector of the tokens; add a Pooling module, "
+            f"or take {MODULES} out."
+        )
+
+
+def _settings(said: Mapping[str, Any], of_transformer: Mapping[str, Any], model_type: str, source: str) -> Settings:
+    prompts = said.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt or "", str) for prompt in prompts.values()):
+        raise must_be(f"prompts in {CONFIGURATION} of '{source}'", "an object of texts by name", prompts)
+    prompts = {name: prompt or "" for name, prompt in prompts.items()}
+    default = said.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise UserError(
+            f"{CONFIGURATION} of '{source}' names the default prompt '{default}', which is none of its prompts "
+            f"({', '.join(prompts) or 'it has none'}); correct it."
+        )
+    if default is not None and prompts[default] and model_type == CROSS_ENCODER:
+        raise UserError(
+            f"The cross-encoder '{source}' puts the prompt '{default}' before its texts, which laconic does not; take "
+            f"default_prompt_name out of {CONFIGURATION} to have it judged without."
+        )
+    similarity = said.get("similarity_fn_name") or COSINE
+    if similarity not in SIMILARITIES:
+        raise must_be(
+            f"similarity_fn_name in {CONFIGURATION} of '{source}'", f"one of {', '.join(SIMILARITIES)}", similarity
+        )
+    return Settings(
+        model_type=model_type,
+        max_length=longest(of_transformer),
+        prompts=prompts,
+        default_prompt="" if default is None else prompts[default],
+        similarity=similarity,
+        lower_case=bool(of_transformer.get("do_lower_case")),
+    )

@@ -1,0 +1,178 @@
+"""From the configuration of a module of sentence-transformers to a stage, and its tensors."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from laconic.errors import UserError, reason_of
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.weights import check_pickle, check_safe, read_pickle
+from laconic.model.embedding.modules import (
+    MODES,
+    SENTENCE,
+    TOKENS,
+    Dense,
+    LayerNorm,
+    Normalize,
+    Pooling,
+    Stage,
+)
+from laconic.model.embedding.pipeline import WIDTHS
+
+_LEGACY_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Flags of older versions, in the order in which their vectors stand side by side."""
+WEIGHTS = (("model.safetensors", True), ("pytorch_model.bin", False))
+"""Files of a module's tensors, in the order in which they are looked for, and whether they are safetensors."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """An entry of modules.json: the name of its class in the library, and its folder, "" for that of the model."""
+
+    kind: str
+    path: str
+
+
+def built(module: Module, place: Place) -> list[Stage]:
+    """The stages that a module of the model at `place` is, on the meta device: one, or none where it does nothing.
+
+    Raises:
+        UserError: its configuration makes no sense.
+    """
+    # At the top lies the configuration of the transformer.
+    config = (place.inside(module.path).json("config.json") if module.path else None) or {}
+    where = f"'{module.path}' of '{place.source}'"
+    try:
+        with torch.device("meta"):
+            stages = _BUILDERS[module.kind](config, where)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"lacks '{error.args[0]}'" if isinstance(error, KeyError) else f"makes no sense ({reason_of(error)})"
+        raise UserError(f"The config.json in {where} {what}; take the one that was saved with it.") from error
+    for stage in stages:
+        stage.path = module.path
+    return stages
+
+
+def tensors_of(place: Place, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
+    """The tensors of the module that lies at `place`, as they are stored.
+
+    Args:
+        wanted: tensors of the names and shapes that they have to have.
+        path: of the module, for sentences.
+
+    Raises:
+        UserError: there is no file of them, or it cannot be read, or others are in it.
+    """
+    where = f"'{path}' of '{place.source}'"
+    stored = _read(place, path, where)
+    for name in sorted(wanted.keys() ^ stored.keys()):
+        has = "lack" if name in wanted else "have, beside what their config.json describes,"
+        raise UserError(f"The weights in {where} {has} '{name}'; use files that were saved together.")
+    for name, tensor in stored.items():
+        if tensor.shape != wanted[name].shape:
+            raise UserError(
+                f"The weights in {where} do not fit its config.json: '{name}' has shape {tuple(tensor.shape)} in the "
+                f"file and {tuple(wanted[name].shape)} in the module; use files that were saved together."
+            )
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"The weights in {where} hold NaN or infinite values in '{name}'; use a sound checkpoint.")
+    return stored
+
+
+def _read(place: Place, path: str, where: str) -> Mapping[str, Tensor]:
+    for name, is_safe in WEIGHTS:
+        if (file := place.file(name)) is not None:
+            called = f"{place.source}/{path}"
+            check_safe(file, called) if is_safe else check_pickle(file, called)
+            # What the check has found to be a table of tensors.
+            return load_file(file) if is_safe else cast("Mapping[str, Tensor]", read_pickle(file))
+    raise UserError(
+        f"The folder {where} has neither {' nor '.join(name for name, _ in WEIGHTS)}; use a whole checkpoint."
+    )
+
+
+def _pooling(config: Mapping[str, Any], where: str) -> list[Stage]:
+    given = config.get("pooling_mode")
+    if given is None:
+        given = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
+    modes = (given,) if isinstance(given, str) else tuple(given)
+    for mode in modes:
+        if mode not in MODES:
+            raise UserError(f"{where} pools by '{mode}', which laconic does not know; it knows {', '.join(MODES)}.")
+    width = next((config[name] for name in WIDTHS if name in config), None)
+    return [Pooling(modes, None if width is None else int(width), bool(config.get("include_prompt", True)))]
+
+
+def _dense(config: Mapping[str, Any], where: str) -> list[Stage]:
+    reads, writes = _names(config, where)
+    return [
+        Dense(
+            (int(config["out_features"]), int(config["in_features"])),
+            _activation(config.get("activation_function", "torch.nn.modules.activation.Tanh"), where),
+            bias=bool(config.get("bias", True)),
+            residual=bool(config.get("use_residual", False)),
+            reads=reads,
+            writes=writes,
+        )
+    ]
+
+
+def _activation(named: object, where: str) -> nn.Module:
+    """An instance of a class of torch.nn; nothing else is imported."""
+    package, _, name = str(named).rpartition(".")
+    kind = getattr(nn, name, None) if f"{package}.".startswith("torch.nn.") else None
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise UserError(
+            f"The Dense module in {where} has the activation function '{named}', which is no class of torch.nn; "
+            "laconic never runs code that comes with a model; use one that needs none."
+        )
+    return kind()
+
+
+def _layer_norm(config: Mapping[str, Any], where: str) -> list[Stage]:
+    return [LayerNorm(int(config["dimension"]))]
+
+
+def _normalize(config: Mapping[str, Any], where: str) -> list[Stage]:
+    return [Normalize(*_names(config, where))]
+
+
+def _dropout(config: Mapping[str, Any], where: str) -> list[Stage]:
+    # Nothing is dropped but while the module itself is trained.
+    return []
+
+
+def _names(config: Mapping[str, Any], where: str) -> tuple[str, str]:
+    reads = config.get("module_input_name") or SENTENCE
+    names = reads, config.get("module_output_name") or reads
+    for name in names:
+        if name not in (TOKENS, SENTENCE):
+            raise UserError(
+                f"The module in {where} reads or writes '{name}', and laconic knows {TOKENS} and {SENTENCE}; use a "
+                "model that makes vectors of texts alone."
+            )
+    return names
+
+
+_BUILDERS: dict[str, Callable[[Mapping[str, Any], str], list[Stage]]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Dropout": _dropout,
+    "Normalize": _normalize,
+}
+KINDS = tuple(_BUILDERS)
+"""Modules of the library that may follow a transformer."""

@@ -1,0 +1,180 @@
+"""The modules of sentence-transformers that stand behind a transformer, as its version 6.2 computes them.
+
+Each reads and writes tensors by the library's own names: `token_embeddings` (rows, tokens, d), `attention_mask` and
+`pooling_mask` (rows, tokens), `sentence_embedding` (rows, d). Parameters have the names of its files.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+TOKENS, SENTENCE = "token_embeddings", "sentence_embedding"
+ATTENTION_MASK, POOLING_MASK = "attention_mask", "pooling_mask"
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+Features = dict[str, Tensor]
+Widths = Mapping[str, int]
+"""Of a tensor's last axis, by its name; of those that are there."""
+
+
+class Stage(nn.Module):
+    """One step from the last hidden states to the vector.
+
+    reads, writes: names of tensors. width: of what it reads; None where any will do.
+    path: of its folder in that of the model, "" where it has none.
+    """
+
+    path: str = ""
+
+    def __init__(self, reads: str = SENTENCE, writes: str | None = None, width: int | None = None) -> None:
+        super().__init__()
+        self.reads, self.writes, self.width = reads, writes or reads, width
+
+    @abstractmethod
+    def compute(self, x: Tensor, features: Features) -> Tensor:
+        """What is written, of what is read."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In a few words."""
+
+    def given(self, width: int) -> int:
+        """The width of what is written, of what is read."""
+        return width
+
+    def forward(self, features: Features) -> Features:
+        return {**features, self.writes: self.compute(features[self.reads], features)}
+
+
+class Pooling(Stage):
+    """One vector of each row's tokens, or several side by side.
+
+    Args:
+        modes: of MODES. `mean_sqrt_len_tokens` divides the sum by the root of the number of tokens; `weightedmean`
+            weights each token by its place, the first by 1.
+        include_prompt: whether the tokens of a prompt are pooled too; else `pooling_mask` leaves them out.
+    """
+
+    def __init__(self, modes: tuple[str, ...], width: int | None = None, include_prompt: bool = True) -> None:
+        super().__init__(TOKENS, SENTENCE, width)
+        self.modes, self.include_prompt = modes, include_prompt
+
+    def compute(self, x: Float[Tensor, "rows t d"], features: Features) -> Float[Tensor, "rows k"]:
+        mask = features[ATTENTION_MASK if self.include_prompt else POOLING_MASK]
+        return torch.cat([_pooled(mode, x, mask) for mode in self.modes], dim=-1)
+
+    def given(self, width: int) -> int:
+        return width * len(self.modes)
+
+    def describe(self) -> str:
+        return f"{' and '.join(self.modes)} pooling" + ("" if self.include_prompt else " without the prompt")
+
+
+def _pooled(mode: str, states: Float[Tensor, "rows t d"], mask: Tensor) -> Float[Tensor, "rows d"]:
+    counted = mask[..., None].to(states.dtype)
+    if mode == "cls":
+        return _at(states, mask.int().argmax(1))
+    if mode == "lasttoken":
+        return _at(states * counted, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
+    if mode == "max":
+        return states.masked_fill(counted == 0, -torch.inf).max(dim=1).values
+    if mode == "weightedmean":
+        # The tokens behind a prompt that is left out keep their places.
+        counted = counted * torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)[:, None]
+    total, count = (states * counted).sum(1), counted.sum(1).clamp(min=1e-9)
+    return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
+
+
+def _at(states: Float[Tensor, "rows t d"], place: Tensor) -> Float[Tensor, "rows d"]:
+    """The token at a place of its own in each row."""
+    return states.gather(1, place[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+
+
+class Dense(Stage):
+    """A linear with an activation function, and what was read added to that if `residual`.
+
+    Args:
+        shape: (out, in).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        activation: nn.Module,
+        *,
+        bias: bool = True,
+        residual: bool = False,
+        reads: str = SENTENCE,
+        writes: str | None = None,
+    ) -> None:
+        out, width = shape
+        super().__init__(reads, writes, width)
+        self.linear = nn.Linear(width, out, bias=bias)
+        self.activation_function = activation
+        self.adds = residual
+        if residual and out != width:
+            self.residual = nn.Linear(width, out, bias=False)
+
+    def compute(self, x: Tensor, features: Features) -> Tensor:
+        y = self.activation_function(self.linear(x))
+        if not self.adds:
+            return y
+        return y + (x if self.linear.in_features == self.linear.out_features else self.residual(x))
+
+    def given(self, width: int) -> int:
+        return self.linear.out_features
+
+    def describe(self) -> str:
+        function = self.activation_function
+        named = "" if isinstance(function, nn.Identity) else f" {type(function).__name__}"
+        added = " and what it read" if self.adds else ""
+        return f"dense {self.linear.in_features} → {self.linear.out_features}{named}{added}{_each(self.reads)}"
+
+
+class LayerNorm(Stage):
+    """A layer norm of the sentence vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width=width)
+        self.norm = nn.LayerNorm(width)
+
+    def compute(self, x: Tensor, features: Features) -> Tensor:
+        return self.norm(x)
+
+    def describe(self) -> str:
+        return "layer norm"
+
+
+class Normalize(Stage):
+    """Vectors of length 1."""
+
+    def compute(self, x: Tensor, features: Features) -> Tensor:
+        return functional.normalize(x, dim=-1)
+
+    def describe(self) -> str:
+        return f"unit length{_each(self.reads)}"
+
+
+class Truncate(Stage):
+    """The first numbers of the sentence vector: `truncate_dim` of its configuration."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def compute(self, x: Tensor, features: Features) -> Tensor:
+        return x[..., : self.first]
+
+    def given(self, width: int) -> int:
+        return min(self.first, width)
+
+    def describe(self) -> str:
+        return f"its first {self.first} numbers"
+
+
+def _each(reads: str) -> str:
+    return " (of each token)" if reads == TOKENS else ""
