@@ -17,7 +17,7 @@ def new_folder(text: str) -> Path:
     return Path(text)
 
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder, a hub name or a GGUF file; see docs/models.md.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder, a hub name or a GGUF file.")]
 OutputOption = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="The folder to write; it must not exist."),
