@@ -23,6 +23,7 @@ class Calibration:
     samples otherwise.
     corpus: all rows of the split that the batches were drawn from, for steps that train; None where there are no more.
     max_length: tokens of a row at most.
+    batch_size: rows of a batch at most.
     samples: rows that the batches were drawn as; None where every row of theirs is one.
     """
 
@@ -32,6 +33,7 @@ class Calibration:
     track: Track = silent
     corpus: Corpus | None = None
     max_length: int = 128
+    batch_size: int = 16
     samples: int | None = None
 
     def share(self, what: str) -> Iterator[tuple[Batch, torch.Generator]]:

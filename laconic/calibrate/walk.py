@@ -1,9 +1,16 @@
-"""What is known of each matrix, input by input in forward order: later ones see the errors of those already replaced.
+"""What is known of each matrix, block by block in forward order: later blocks see the errors of those already replaced.
 
-Blocks are run one at a time, on hidden states that are cached for one block. Gradients are those of the model before
-the walk began, because the Fisher information belongs to the dense model, unless they are asked for anew on the way.
+A block runs twice on every batch: once as it is, while all of its inputs are listened to, and once as it has become,
+for what the next block reads; so SparseGPT and GPTQ go through a model. The last block runs once, as nothing reads what
+it gives. Within a block every matrix is solved on what it reads while the others are whole: to run the block anew for
+each of its inputs is several times the work, and gains nothing (docs/pruning.md has both).
+
+Gradients are those of the model before the walk began, because the Fisher information belongs to the dense model,
+unless they are asked for anew on the way.
+
 With `anchored` a second, untouched copy of the model is walked beside it, and every layer is given the outputs of that
-one to reach (`laconic.calibrate.anchor`); the layers that write to the residual stream also make up for its drift.
+one to reach (`laconic.calibrate.anchor`); the layers that write to the residual stream also make up for its drift. What
+they make up for are errors of the layers before them in the same block too, so here the blocks do run for each input.
 """
 
 import copy
@@ -37,12 +44,14 @@ class _Piece:
     sublayers: tuple[Sublayer, ...] = ()
     residual: Residual = Residual.UNKNOWN
 
-    def steps(self) -> list[list[Site]]:
-        """Its sites by the input that they read."""
-        by_input: dict[str, list[Site]] = {}
+    def steps(self, by_input: bool) -> list[list[Site]]:
+        """Its sites that are measured at once: those of one input, or all of them."""
+        if not by_input:
+            return [self.sites] if self.sites else []
+        inputs: dict[str, list[Site]] = {}
         for site in self.sites:
-            by_input.setdefault(site.input, []).append(site)
-        return list(by_input.values())
+            inputs.setdefault(site.input, []).append(site)
+        return list(inputs.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +74,9 @@ def walk(
     course: Course | None = None,
     surveyed: Mapping[str, Known] | None = None,
 ) -> Iterator[Step]:
-    """Yield the sites of each distinct input with their problems, in forward order; embeddings first, heads last.
+    """Yield the sites of each block with their problems, in forward order; embeddings first, heads last.
+
+    An `anchored` walk stops at every distinct input of a block, so its steps are the sites that read one.
 
     The caller may replace the sites it was given before it asks for the next ones.
 
@@ -98,7 +109,7 @@ class _Walk:
     def steps(self, surveyed: Mapping[str, Known] | None) -> Iterator[Step]:
         self.gradients = dict(surveyed) if surveyed is not None else self._survey(self.sites)
         for piece in self._pieces():
-            for sites in piece.steps():
+            for sites in piece.steps(by_input=self.dense is not None):
                 yield self._measure(piece, sites)
                 self.done |= {site.name for site in sites}
 
@@ -114,21 +125,28 @@ class _Walk:
             if not here:
                 continue
             if not self._enter(paths):
-                yield _Piece(here)
+                for path in paths:
+                    yield _Piece([site for site in here if site.block == path])
                 continue
-            for path in self.data.track(paths, f"Walking the {stack.blocks}"):
+            # What follows the last block of the sites need not run.
+            last = max(paths.index(site.block) for site in here if site.block is not None)
+            for number, path in enumerate(self.data.track(paths[: last + 1], f"Walking the {stack.blocks}")):
+                if number:
+                    self._advance()
                 if self.refresh is not None and walked and walked % self.refresh == 0:
                     self.gradients |= self._survey([site for site in self.sites if site.name not in self.done])
                 yield self._block(
                     path, [site for site in here if site.block == path], sublayers(stack, path, self._has)
                 )
                 walked += 1
-                for stream in self._streams():
-                    stream.advance()
         yield _Piece([site for site in self.sites if site.group is Group.HEAD])
 
     def _streams(self) -> list[Stream]:
         return [self.now] if self.dense is None else [self.now, self.dense]
+
+    def _advance(self) -> None:
+        for stream in self._streams():
+            stream.advance()
 
     def _enter(self, paths: list[str]) -> bool:
         return all([stream.enter([_module(stream, path) for path in paths]) for stream in self._streams()])
@@ -160,7 +178,7 @@ class _Walk:
                 recorder.batch = batch
                 if anchor is not None and self.dense is not None:
                     self._compare(piece, sites, anchor, recorder, number)
-                else:
+                elif kinds:
                     _run(self.now, piece, number)
         measured = recorder.known()
         check_finite(measured, kinds)

@@ -36,23 +36,34 @@ def compress(
     ] = None,
     samples: Annotated[int, typer.Option(metavar="N", help="Rows of it that are used.")] = 128,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    max_length: Annotated[int, typer.Option(metavar="N", help="Tokens of a row at most.", min=2)] = 128,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Rows that the model runs at once.", min=1)] = 16,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Block by block, each on what those before have made of its inputs.")
+    ] = False,
+    anchored: Annotated[
+        bool,
+        typer.Option("--anchored", help="The same, and each matrix aims at what the original gives: better, slower."),
+    ] = False,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
     """Compress MODEL into the folder OUT."""
     from laconic.model import DEFAULT_TARGETS
     from laconic.recipe import recipe_from, run, write_recipe
-    from laconic.recipe.flow import steps_of
+    from laconic.recipe.flow import steps_of, walk_of
     from laconic.recipe.parse import method_or_step
     from laconic.recipe.write import spell_step
 
     device = own_device(device)
     lines = [method_or_step(one, "--method") for one in method]
-    steps = steps_of(lines, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS)
+    walk = walk_of(sequential=sequential, anchored=anchored)
+    steps = steps_of(lines, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS, walk)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
     # By way of the words that it prints, so that the recipe is what really runs.
-    spelled = {"model": model, "samples": samples, "seed": seed, "steps": [spell_step(step) for step in steps]}
+    drawn = {"samples": samples, "seed": seed, "max_length": max_length, "batch_size": batch_size}
+    spelled = {"model": model, **drawn, "steps": [spell_step(step) for step in steps]}
     recipe = recipe_from(spelled if data is None else {**spelled, "data": data})
     with progress() as track:
         record = run(recipe, output, track=track, device=device)

@@ -1,10 +1,10 @@
 """What a step asks for about sizes, and what of it goes together whatever the way to allocate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from laconic.allocate import Currency
-from laconic.calibrate import GradientStatistic, Statistic
+from laconic.calibrate import GradientStatistic, InputStatistic, Statistic
 from laconic.calibrate.profile import USUAL, Workload
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
@@ -48,6 +48,18 @@ def check_workload(asked: Asked) -> None:
         raise must_be(
             "workload", "left out unless time counts: currency latency, or allocate threshold", asked.workload
         )
+
+
+def heeds_inputs(methods: Iterable[Method]) -> bool:
+    """Whether any of `methods` looks at the inputs of a matrix, which earlier ones may have changed."""
+    return any(issubclass(kind, InputStatistic) for method in methods for kind in method.asks)
+
+
+def check_sequential(sequential: bool, anchored: bool, refresh: int | None, methods: Sequence[Method]) -> None:
+    """Raise UserError where to solve in order would change nothing: no method looks at what earlier ones changed."""
+    if sequential and not anchored and refresh is None and methods and not heeds_inputs(methods):
+        named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
+        raise UserError(f"sequential must be left out, because {named} looks at no inputs; anchored has a use for it.")
 
 
 def check_refresh(refresh: int | None, walks: bool, needs: frozenset[type[Statistic]]) -> None:

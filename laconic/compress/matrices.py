@@ -13,7 +13,7 @@ from laconic.cache import cache_limit
 from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
 from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import shelf
-from laconic.compress.asked import Asked, check_refresh
+from laconic.compress.asked import Asked, check_refresh, check_sequential
 from laconic.compress.coded import check_not_coded
 from laconic.compress.planning import solved, split_by_group, units_of
 from laconic.compress.pricing import every_unit
@@ -47,8 +47,9 @@ class Compress(Step):
     workload:     the forward pass whose time `latency` and `threshold` go by.
     share_inputs: matrices that read the same input may share one input factor: all do under `uniform`, those where it
                   predicts less loss under `spectrum`.
-    sequential:   solve in forward order, each matrix on inputs that carry the errors of those before.
-    anchored:     the same, and aim at the outputs of the original; biases and the residual stream make up for errors.
+    sequential:   solve block by block, each on inputs that carry the errors of those before.
+    anchored:     the same, matrix by matrix, and aim at the outputs of the original; biases and the residual stream
+                  make up for errors.
     refresh:      with either, collect the gradients anew after every so many blocks.
     plan:         reuse a plan instead of making one; its sites are then the targets.
     """
@@ -77,6 +78,7 @@ class Compress(Step):
         if self.share_inputs and not self.method.shares_inputs:
             raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
         check_refresh(self.refresh, self._walks, self.needs)
+        check_sequential(self.sequential, self.anchored, self.refresh, self._methods)
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:

@@ -13,7 +13,7 @@ from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Task, load
 from laconic.model.loading import declared_pipeline, tokenizers
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep
+from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep, walk_of
 from laconic.recipe.order import check_order
 from laconic.recipe.parse import method_or_step
 from laconic.store import attach, skeleton
@@ -32,6 +32,9 @@ def compress(
     samples: int = 128,
     seed: int = 0,
     max_length: int = 128,
+    batch_size: int = 16,
+    sequential: bool = False,
+    anchored: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = silent,
 ) -> PreTrainedModel:
@@ -47,6 +50,9 @@ def compress(
         targets: groups, `blocks`, `all`, globs over the names of sites, or `re:` and a regular expression.
         samples: rows of `data` that are used, drawn with `seed`.
         max_length: tokens of a row at most.
+        batch_size: rows that the model runs at once while it is measured.
+        sequential: solve block by block, each on inputs that carry the errors of those before.
+        anchored: the same, matrix by matrix, and aim at the outputs of the original.
         tokenizer: that of the model; looked for where the model was loaded from when not given.
 
     Raises:
@@ -56,12 +62,13 @@ def compress(
     lines = [method_or_step(one, "method") if isinstance(one, str) else one for one in several]
     if keep is None and any(takes_keep(line) for line in lines):
         keep = DEFAULT_KEEP
-    steps = steps_of(lines, keep, allocate, (targets,) if isinstance(targets, str) else tuple(targets))
+    aims = (targets,) if isinstance(targets, str) else tuple(targets)
+    steps = steps_of(lines, keep, allocate, aims, walk_of(sequential=sequential, anchored=anchored))
     if data is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
     check_order(skeleton(model) if isinstance(model, str) else LanguageModel.of(model).weightless(), steps, places)
-    sampling = Sampling(samples=samples, seed=seed, max_length=max_length)
+    sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
     with _in_float32(model, tokenizer) as lm:
         calibration = None if data is None else sampling.of(_with_tokenizers(lm), _corpus(data), track)
         changed, _ = apply_steps(lm, steps, calibration)

@@ -1,20 +1,23 @@
 """What a recipe and the Python entry share: calibration data, the steps in order, what they did."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from laconic import processes
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Known, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
 from laconic.compress import Allocation, Compress, Outcome, Step
+from laconic.compress.asked import heeds_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track
 
+Walk = Literal["sequential", "anchored"]
+"""How matrices are solved on what earlier ones have made of their inputs; the fields of `Compress`."""
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
 
 
@@ -57,13 +60,28 @@ class Sampling:
     samples: int = 128
     seed: int = 0
     max_length: int = 128
+    batch_size: int = 16
     labels: Labels = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in {"samples": 1, "max_length": 2, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise must_be(name, f"at least {least}", getattr(self, name))
 
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
         """The calibration data drawn from `corpus` for `lm`."""
         drawn = sample(corpus, self.samples, self.seed)
-        tokens = batches(lm, drawn, max_length=self.max_length, seed=self.seed)
-        return Calibration(tokens, self.labels, self.seed, track, corpus, self.max_length, self.samples)
+        tokens = batches(lm, drawn, batch_size=self.batch_size, max_length=self.max_length, seed=self.seed)
+        return Calibration(
+            tokens,
+            self.labels,
+            self.seed,
+            track,
+            corpus,
+            max_length=self.max_length,
+            batch_size=self.batch_size,
+            samples=self.samples,
+        )
 
 
 def steps_of(
@@ -71,17 +89,22 @@ def steps_of(
     keep: float | Mapping[str, float] | None,
     allocate: str,
     targets: tuple[str, ...],
+    walk: Walk | None = None,
 ) -> tuple[Step, ...]:
     """The steps among `lines`, and one step for each method; those that say their own size take no `keep`.
 
+    The methods are solved on a `walk` from block to block, those that it changes anything for.
+
     Raises:
-        UserError: a method lacks a size, or `keep` serves none of them, or a value is out of range.
+        UserError: a method lacks a size, or `keep` or `walk` serves none of them, or a value is out of range.
     """
     shared = ALLOCATIONS.get(allocate)
     if shared is None:
         raise must_be("allocate", f"one of {', '.join(ALLOCATIONS)}", allocate)
     if keep is not None and not any(takes_keep(line) for line in lines):
         raise UserError(f"keep must be left out, because '{lines[0].name}' says its own size; got {keep}.")
+    if walk is not None and not any(_walked(line, walk) for line in lines):
+        raise _no_walk(lines, walk)
     kept = dict(keep) if isinstance(keep, Mapping) else keep
     return tuple(
         line
@@ -91,9 +114,30 @@ def steps_of(
             keep=kept if takes_keep(line) else None,
             allocate="uniform" if shared == "global" and _stands_aside(line, lines) else shared,
             targets=targets,
+            sequential=walk == "sequential" and _walked(line, walk),
+            anchored=walk == "anchored",
         )
         for line in lines
     )
+
+
+def walk_of(*, sequential: bool, anchored: bool) -> Walk | None:
+    """The walk that is asked for; an anchored one is sequential too."""
+    if anchored:
+        return "anchored"
+    return "sequential" if sequential else None
+
+
+def _no_walk(lines: Sequence[Method | Step], walk: Walk) -> UserError:
+    own = [line.name for line in lines if isinstance(line, Step) and walk in {field.name for field in fields(line)}]
+    remedy = f"; a step says so itself, as {own[0]}:{walk}=true" if own else ""
+    named = ", ".join(f"'{line.name}'" for line in lines)
+    return UserError(f"{walk} must be left out, because it changes nothing for {named}{remedy}.")
+
+
+def _walked(line: Method | Step, walk: Walk) -> bool:
+    """Whether a walk changes anything for it: a step, such as `narrow`, is told so by a parameter of its own."""
+    return isinstance(line, Method) and (walk == "anchored" or heeds_inputs([line]))
 
 
 def _stands_aside(method: Method, lines: Sequence[Method | Step]) -> bool:
@@ -144,7 +188,7 @@ def _read_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> list[Ba
     # A plain encoder has a row for each text of a pair.
     samples = data.samples or sum(len(batch["input_ids"]) for batch in data.batches)
     drawn = sample(corpus, samples, data.seed)
-    return batches(lm, drawn, max_length=data.max_length, seed=data.seed)
+    return batches(lm, drawn, batch_size=data.batch_size, max_length=data.max_length, seed=data.seed)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Changes:

@@ -13,7 +13,7 @@ from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.model import LanguageModel, load
 from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Changes, Sampling, apply_steps
+from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.order import check_order
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
@@ -88,8 +88,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
 
 def _loaded(recipe: Recipe, track: Track, device: str) -> tuple[LanguageModel, Calibration | None]:
     lm = load(recipe.model, device)
-    sampling = Sampling(samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels)
-    return lm, None if recipe.data is None else sampling.of(lm, corpus.read(recipe.data, "train"), track)
+    return lm, None if recipe.data is None else recipe.sampling.of(lm, corpus.read(recipe.data, "train"), track)
 
 
 def check(recipe: Recipe, output: Path) -> Path:

@@ -1,6 +1,6 @@
 """What a recipe says. The dataclasses are the schema of the YAML; the steps and methods in it are those that run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -10,6 +10,7 @@ from laconic.calibrate import Labels
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
+from laconic.recipe.flow import Sampling
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -36,6 +37,7 @@ class Recipe:
     data:       source of the calibration texts, of which the training split is read; None where no step needs any.
     samples:    rows of it that are used, drawn with `seed`.
     max_length: tokens of a row at most.
+    batch_size: rows that the model runs at once while it is measured; what is drawn at random is drawn by batch.
     labels:     where the labels of the Fisher information come from.
     """
 
@@ -44,9 +46,15 @@ class Recipe:
     samples: Count = 128
     seed: Annotated[int, Field(ge=0)] = 0
     max_length: Annotated[int, Field(ge=2)] = 128
+    batch_size: Count = 16
     labels: Labels = "auto"
     steps: tuple[Step, ...]
     evaluate: Evaluation | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the calibration data are drawn."""
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
 
 def with_plan(recipe: Recipe, plan: Plan) -> Recipe:

@@ -23,7 +23,7 @@ from laconic.evaluate.tasks import without_original
 from laconic.methods import Method
 from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Changes, Sampling, apply_steps
+from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.run import pictures_of, run
 from laconic.recipe.schema import Recipe
 from laconic.recipe.write import key_of, write_recipe
@@ -140,10 +140,7 @@ class Bench:
     def _data(self, recipe: Recipe, lm: LanguageModel) -> Calibration | None:
         if recipe.data is None:
             return None
-        sampling = Sampling(
-            samples=recipe.samples, seed=recipe.seed, max_length=recipe.max_length, labels=recipe.labels
-        )
-        return sampling.of(lm, read(recipe.data, "train"), self._track)
+        return recipe.sampling.of(lm, read(recipe.data, "train"), self._track)
 
     def _source(self, cell: Cell) -> str:
         """Where the model that the cell begins with is; where it has to be prepared, the first that comes does it."""

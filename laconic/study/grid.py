@@ -109,6 +109,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
         samples=study.samples or base.samples,
         seed=means.get("seed", base.seed),
         max_length=study.max_length or base.max_length,
+        batch_size=study.batch_size or base.batch_size,
         labels=study.labels or base.labels,
         steps=steps,
         evaluate=Evaluation(tasks=tasks, cost=study.cost, limit=study.limit),

@@ -31,7 +31,7 @@ SQL = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")
 ALLOWED = re.compile(r"[^\w\-. :/]")
 LONGEST = 250
 """Characters of a name."""
-SETTINGS = ("data", "samples", "max_length", "labels")
+SETTINGS = ("data", "samples", "max_length", "batch_size", "labels")
 """Of a recipe, those that are parameters of a run beside the axes."""
 
 

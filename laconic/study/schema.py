@@ -45,7 +45,8 @@ class Study:
                 none is named, and any other axis is left out.
     exclude:    points that are left out: all those that agree with one of these.
     data:       source of the calibration texts; that of the task where a study has the axis `task`.
-    samples, max_length, labels: as in a recipe; where not given, those of a cell's own recipe, or the usual ones.
+    samples, max_length, batch_size, labels: as in a recipe; where not given, those of a cell's own recipe, or the
+                usual ones.
     targets:    what is compressed, where that is no axis.
     allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight, and
                 uniform for the others.
@@ -64,6 +65,7 @@ class Study:
     data: str | None = None
     samples: Count | None = None
     max_length: Annotated[int, Field(ge=2)] | None = None
+    batch_size: Count | None = None
     labels: Labels | None = None
     targets: tuple[str, ...] | None = None
     allocate: str = "uniform"

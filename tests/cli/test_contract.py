@@ -8,7 +8,7 @@ VERBS = {
     "demo": {"--output", "-o", "--json"},
     "compress": {
         "MODEL", "--output", "-o", "--method", "--keep", "--allocate", "--targets", "--data", "--samples", "--seed",
-        "--device", "--json",
+        "--max-length", "--batch-size", "--sequential", "--anchored", "--device", "--json",
     },
     "run": {"RECIPE.yaml", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--json"},
     "evaluate": {

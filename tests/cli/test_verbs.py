@@ -73,6 +73,28 @@ def test_what_keep_came_to_is_said_where_bits_are_too_few_to_reach_it(
     assert line in capsys.readouterr().out.splitlines()
 
 
+def test_how_it_is_calibrated_and_in_which_order_is_in_the_recipe(
+    capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    options = ("--method", "wanda:sparsity=0.5", "--data", texts, "--samples", 6, "--batch-size", 4, "--max-length", 7)
+    spelled = {}
+    for course in ("sequential", "anchored"):
+        said(capsys, "compress", tiny_model, *options, f"--{course}", "-o", tmp_path / course)
+        spelled[course] = yaml.safe_load((tmp_path / course / "recipe.yaml").read_text())
+        assert {"samples": 6, "batch_size": 4, "max_length": 7}.items() <= spelled[course].items()
+    steps = {course: recipe["steps"][0]["compress"] for course, recipe in spelled.items()}
+    assert (steps["sequential"]["sequential"], steps["sequential"]["anchored"]) == (True, False)
+    assert steps["anchored"]["anchored"]
+    # What is said of rows reaches the model: other rows give other zeros.
+    masks = {}
+    for name, more in {"as": (), "short": ("steps[0].compress.sequential=true", "max_length=3")}.items():
+        said(capsys, "run", tmp_path / "sequential" / "recipe.yaml", *more, "-o", tmp_path / name)
+        masks[name] = load_file(tmp_path / name / "model.safetensors")
+    first = load_file(tmp_path / "sequential" / "model.safetensors")
+    assert all(torch.equal(tensor, masks["as"][name]) for name, tensor in first.items())
+    assert any(not torch.equal(tensor, masks["short"][name]) for name, tensor in first.items())
+
+
 def test_steps_are_named_as_methods_are(capsys: Output, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     made = said(capsys, "compress", tiny_model, "--method", "shrink-heads:size=5,multiple=1",
                 "--method", "svd:multiple=1", "--keep", 0.5, "--data", texts, "--samples", 6, "-o",
@@ -150,6 +172,14 @@ SVD = ("--method", "svd", "--keep", "0.5")
         (("MODEL", "--method", "svd:rank=["), "--method, rank must be a YAML value; got '['."),
         (("MODEL", "--method", "svd:rnk=3"), "The method 'svd' has no parameter 'rnk': did you mean 'rank'?"),
         (("MODEL", *SVD, "--samples", "many"), "--samples"),
+        (("MODEL", *SVD, "--batch-size", "0"), "--batch-size"),
+        (("MODEL", *SVD, "--max-length", "1"), "--max-length"),
+        (("MODEL", *SVD, "--sequential"), "sequential must be left out, because it changes nothing for 'svd'."),
+        (("MODEL", *SVD, "--anchored"), "--data is missing"),
+        (
+            ("MODEL", "--method", "narrow:heads=0.5", "--sequential", "--data", "builtin:pydoc"),
+            "it changes nothing for 'narrow'; a step says so itself, as narrow:sequential=true.",
+        ),
         (("MODEL", *SVD, "--bogus"), "No such option: --bogus"),
         (("UNKNOWN", *SVD), "has no entry in laconic.model.anatomy; known are"),
         (("NAN", *SVD), "NaN"),

@@ -76,8 +76,16 @@ def test_everything_that_measures_knows_the_zeros() -> None:
     assert all(0 < use.share < 1 for use in profile(lm, sites, USUAL).uses.values())
 
 
-@pytest.mark.parametrize("method", [Magnitude(sparsity=0.7), Wanda(sparsity=0.7, within="matrix")])
-@pytest.mark.parametrize("extra", [{}, {"sequential": True}, {"anchored": True}])
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        (Magnitude(sparsity=0.7), {}),
+        (Magnitude(sparsity=0.7), {"anchored": True}),
+        (Wanda(sparsity=0.7, within="matrix"), {}),
+        (Wanda(sparsity=0.7, within="matrix"), {"sequential": True}),
+        (Wanda(sparsity=0.7, within="matrix"), {"anchored": True}),
+    ],
+)
 def test_zeros_stay_under_a_second_pruning(method, extra, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
     # The second time what was worked out before is recalled.
