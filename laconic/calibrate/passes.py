@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from transformers.utils.generic import ModelOutput
 
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
@@ -40,11 +41,11 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
     return {name: tensor.to(lm.device) for name, tensor in inputs.items()}
 
 
-def forward(lm: LanguageModel, inputs: Batch) -> None:
-    """One pass over a random batch, without a cache for tokens to come."""
+def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
+    """What one pass over a random batch gives, without a cache for tokens to come."""
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
     with _lent_padding(lm):
-        lm.model(**inputs, **caching)
+        return lm.model(**inputs, **caching)
 
 
 def now(device: torch.device) -> float:

@@ -1,28 +1,22 @@
 """Blocks taken out of a model for real: fewer modules, and a configuration that its class makes the same model of.
 
-What depends on a block's place moves with it: the index under which an attention keeps its keys, the entry of a block
-in lists of the configuration, T5's table of relative positions, the scale that a GPT-2 may have by its place.
+What depends on a block's place moves with it: the index under which an attention keeps its keys, what the configuration
+says of single layers (`laconic.model.per_layer`), T5's table of relative positions, the scale that a GPT-2 may have by
+its place. Where the class would nevertheless make something else of a block, it cannot go.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.model.anatomy import BiasTable, Depth
+from laconic.model.anatomy import BiasTable
+from laconic.model.describable import COUNTS, PLACES, SCALING, is_quoted, scores_by_place, shorten
 from laconic.model.layers import Layers, check_droppable, configurations, kept_groups
 from laconic.model.lm import LanguageModel
 from laconic.model.resize import resized
-
-PLACES = ("layer_idx", "layer_id")
-"""What transformers calls the number of its block in a module that needs it."""
-
-
-SCALING = "scaling"
-"""And what its attention multiplies its scores by."""
 
 
 def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
@@ -42,8 +36,10 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
         _drop_groups(lm, layers, holder, indices)
     else:
         _drop(lm, layers, holder, kept)
+    before = dict(vars(lm.model.config))
     for config in configurations(lm, layers):
-        _shorten(config, layers.depth, len(layers), kept)
+        shorten(config, layers.depth, len(layers), kept)
+    _quote_again(lm, before)
     if layers.depth.own_count is not None:
         setattr(configurations(lm, layers)[-1], layers.depth.own_count, len(kept))
 
@@ -51,7 +47,7 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
 def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
     """Raise UserError where a block that moves once these are gone must have other scores, and its queries are no plain
     matrix that could make up for it."""
-    if not _scores_by_place(lm, layers):
+    if not scores_by_place(lm, layers):
         return
     kept = [index for index in range(len(layers)) if index not in indices]
     for new, old in enumerate(kept):
@@ -60,14 +56,10 @@ def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]
             raise UserError(f"The matrix '{path}' is compressed already; blocks must be dropped before that.")
 
 
-def _scores_by_place(lm: LanguageModel, layers: Layers) -> bool:
-    return layers.depth.scaled is not None and bool(getattr(lm.model.config, layers.depth.scaled))
-
-
 def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequence[int]) -> None:
     if layers.depth.bias_table is not None:
         _move_table(layers.depth.bias_table, holder[0], holder[kept[0]])
-    if _scores_by_place(lm, layers):
+    if scores_by_place(lm, layers):
         for new, old in enumerate(kept):
             _rescale(lm, f"{layers.list}.{old}", old + 1, new + 1)
     for index in reversed(range(len(layers))):
@@ -75,9 +67,9 @@ def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequen
             del holder[index]
     for new, block in enumerate(holder):
         _renumber(block, new)
-    if layers.depth.holder is not None:
-        parent = lm.model.get_submodule(layers.list.rpartition(".")[0])
-        setattr(parent, layers.depth.holder, len(kept))
+    for path, module in lm.model.named_modules():
+        if not path or layers.list.startswith(f"{path}."):
+            _recount(module, len(layers), len(kept))
 
 
 def _drop_groups(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, indices: Collection[int]) -> None:
@@ -96,6 +88,20 @@ def _renumber(block: nn.Module, place: int) -> None:
             # Where nothing is cached by it, it may be None.
             if isinstance(vars(module).get(name), int):
                 setattr(module, name, place)
+
+
+def _recount(holder: nn.Module, before: int, after: int) -> None:
+    for name in COUNTS:
+        if vars(holder).get(name) == before:
+            setattr(holder, name, after)
+
+
+def _quote_again(lm: LanguageModel, before: Mapping[str, object]) -> None:
+    after = vars(lm.model.config)
+    for module in lm.model.modules():
+        for name, value in vars(module).items():
+            if is_quoted(name, value, before, after):
+                setattr(module, name, after[name])
 
 
 def _move_table(table: BiasTable, first: nn.Module, new_first: nn.Module) -> None:
@@ -121,13 +127,3 @@ def _rescale(lm: LanguageModel, block: str, old: int, new: int) -> None:
     bias = (fused.bias * factor).to(lm.dtype).to(fused.bias.dtype)
     lm.model.set_submodule(f"{block}.attn.c_attn", resized(fused, weight, bias))
     setattr(attention, SCALING, getattr(attention, SCALING) * old / new)
-
-
-def _shorten(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:
-    setattr(config, depth.count, len(kept))
-    for name in depth.lists:
-        entries = getattr(config, name, None)
-        if isinstance(entries, list) and len(entries) == count:
-            setattr(config, name, [entries[index] for index in kept])
-    if depth.repeated is not None:
-        setattr(config, depth.repeated, [[getattr(config, depth.lists[0]), 1]])

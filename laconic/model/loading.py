@@ -106,7 +106,7 @@ def tokenizers(
     `own` stands in for the first. Either is None where there is none; what needs a tokenizer says so.
 
     Raises:
-        UserError: a tokenizer needs code that comes with the model, or is there and cannot be read.
+        UserError: the tokenizer needs code that comes with the model.
     """
     if not source:
         return own, None
@@ -115,7 +115,8 @@ def tokenizers(
     except UserError:
         # A model that was made in memory may name anything as where it came from.
         return own, None
-    return checkpoint.tokenizers(own)
+    found, target = checkpoint.tokenizers()
+    return found if own is None else own, target
 
 
 def _checked(found: Checkpoint) -> PreTrainedConfig:

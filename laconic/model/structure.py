@@ -61,7 +61,7 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
             if longest is not None and type(blocks[0]) is type(longest[0]):
                 plain = tuple(Plain(path=path, group=_group(path)) for path in _linears(blocks))
                 # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen.
-                depth = None if model.config.is_encoder_decoder else Depth(lists=("layer_types", "mlp_layer_types"))
+                depth = None if model.config.is_encoder_decoder else Depth()
                 yield Stack(blocks=f"{prefix}{name}", plain=plain, reads=reads, depth=depth)
 
 

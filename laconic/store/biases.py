@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Dense
 from laconic.model.resize import empty_linear
-from laconic.store.shapes import stock
+from laconic.model.stock import made_of, stock
 from laconic.store.structure import formats, outermost
 
 Switch = tuple[str, str]
@@ -32,7 +32,7 @@ def make_room(model: PreTrainedModel, layers: Collection[str]) -> PreTrainedMode
     for switch in _switches(model.config) if missing else ():
         config = copy.deepcopy(model.config)
         _flip(config, switch)
-        other = stock(model, config)
+        other = made_of(type(model), config)
         gained = _gained(plain, other)
         if gained is not None and gained & missing:
             _flip(model.config, switch)

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from laconic.formats import Format, Mapped
 from laconic.model.embedding import Pipeline
+from laconic.model.stock import stock
 from laconic.model.task import Task, auto_class_for, task_of
-from laconic.store.shapes import RESIZED, deviations, stock
+from laconic.store.shapes import RESIZED, deviations
 
 PIPELINES = {
     Task.CLASSIFICATION: "text-classification",

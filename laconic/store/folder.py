@@ -19,6 +19,7 @@ from laconic.store.atomic import new_folder
 from laconic.store.biases import settle
 from laconic.store.card import default_card
 from laconic.store.pipeline import save_pipeline
+from laconic.store.proof import prove
 from laconic.store.quantizer import attach
 
 RECIPE = "recipe.yaml"
@@ -49,9 +50,11 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
     A compressed model reloads exactly after `import laconic`; one that its class can hold, whatever its configuration
     must say for that, is a plain stock checkpoint.
     What sentence-transformers declares beside it lies beside it again, so that `SentenceTransformer` reads the folder.
+    Before the folder appears, what was written is loaded and compared with `lm` (`laconic.store.proof`).
 
     Raises:
-        UserError: `folder` exists, the disk is full or refuses, or the model is quantized by another library.
+        UserError: `folder` exists, the disk is full or refuses, the model is quantized by another library, does not run
+            or is one that no configuration of its class describes; then there is no folder.
     """
     beside = beside or Beside()
     with new_folder(folder) as partial:
@@ -59,6 +62,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
         settle(stored)
         attach(stored)
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
+        prove(lm, stored, partial)
         for weights in partial.glob("*.safetensors"):
             # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)
@@ -131,14 +135,18 @@ def file_bytes(folder: Path) -> int:
 def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A copy of `model` with its weights in `dtype`; what is in `dtype` already is shared with `model`, not copied.
 
-    Tensors that transformers keeps in float32 for this class stay there where `dtype` would round them.
+    Tensors that transformers keeps in float32 for this class stay there where `dtype` would round them, and so do those
+    that no file holds.
     """
     kept = re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
     # Given to deepcopy as what it has copied already, each tensor is cast once, and ties stay ties.
     cast: dict[int, object] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        rounded = _cast(tensor.detach(), dtype, exactly=kept.search(name) is not None)
-        cast[id(tensor)] = nn.Parameter(rounded, requires_grad=False) if isinstance(tensor, nn.Parameter) else rounded
+    for name, parameter in model.named_parameters():
+        rounded = _cast(parameter.detach(), dtype, exactly=kept.search(name) is not None)
+        cast[id(parameter)] = nn.Parameter(rounded, requires_grad=False)
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        cast[id(buffer)] = _cast(buffer, dtype, exactly=kept.search(name) is not None) if name in stored else buffer
     return copy.deepcopy(model, cast)
 
 

@@ -17,9 +17,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from laconic.errors import UserError
 from laconic.model.checkpoints.report import check_report
 from laconic.model.loading import QUANT_METHOD
+from laconic.store.described import describe
 from laconic.store.materialize import densify, forget
 from laconic.store.packed import stored_tensors, unpack
-from laconic.store.structure import Structure, rebuild, scan
+from laconic.store.structure import Structure, rebuild
 
 NAME = QUANT_METHOD
 VERSION = 1
@@ -68,7 +69,10 @@ class LaconicQuantizer(HfQuantizer):
     # What transformers takes the first of is any state dict; its own is always None.
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> Any:
         """Called first when saving: the structure and the tensors written are those of the model as it is now."""
-        _describe(model)
+        if structure := describe(model):
+            model.config.quantization_config = LaconicConfig(structure)
+        else:
+            vars(model.config).pop("quantization_config", None)
         return stored_tensors(model), {}
 
     # transformers declares no type for the two below, which a type checker reads as None.
@@ -116,7 +120,8 @@ def attach(model: PreTrainedModel) -> None:
     """Make `model.save_pretrained` write what `from_pretrained` needs; a model without formats is left plain.
 
     Raises:
-        UserError: another library quantized the model, and one folder cannot say both.
+        UserError: another library quantized the model, and one folder cannot say both; or it is something that no
+            configuration of its class describes.
     """
     other = getattr(model, "hf_quantizer", None)
     if other is not None and not isinstance(other, LaconicQuantizer):
@@ -125,10 +130,10 @@ def attach(model: PreTrainedModel) -> None:
             f"The model is already quantized by '{name}', so laconic cannot save it; start from the original."
         )
     forget(model)
-    if structure := scan(model):
+    if structure := describe(model):
         model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure))  # type: ignore[assignment]
         model.quantization_method = NAME  # type: ignore[assignment]
-        _describe(model)
+        model.config.quantization_config = LaconicConfig(structure)
 
 
 def register() -> None:
@@ -136,11 +141,3 @@ def register() -> None:
     if NAME not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
         auto.register_quantization_config(NAME)(LaconicConfig)
         auto.register_quantizer(NAME)(LaconicQuantizer)
-
-
-def _describe(model: PreTrainedModel) -> None:
-    structure = scan(model)
-    if structure:
-        model.config.quantization_config = LaconicConfig(structure)
-    else:
-        vars(model.config).pop("quantization_config", None)

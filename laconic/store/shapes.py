@@ -5,13 +5,12 @@ a module that holds linears, such as the size of its heads, with the shapes of i
 followed by what stands for dropped blocks.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
@@ -21,14 +20,6 @@ from laconic.model.resize import empty_linear
 RESIZED = "resized"
 ATTRIBUTES = "attributes"
 MAPPED = "mapped"
-
-
-def stock(model: PreTrainedModel, config: PreTrainedConfig | None = None) -> PreTrainedModel:
-    """What the class of `model` makes of its configuration, or of another `config`, without weights."""
-    config = copy.deepcopy(model.config if config is None else config)
-    vars(config).pop("quantization_config", None)
-    with torch.device("meta"):
-        return type(model)(config)
 
 
 def deviations(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import FORMATS, Format
 from laconic.model import ties
-from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, deviations, restore, stock
+from laconic.model.stock import stock
+from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, deviations, restore
 
 Structure = Mapping[str, Mapping[str, Any]]
 

@@ -154,14 +154,21 @@ def test_reloaded_models_narrow_and_save_again(saved: list[Checkpoint], tmp_path
     assert torch.equal(outputs(type(lm.model).from_pretrained(tmp_path)), outputs(lm.model))
 
 
-def test_a_bias_that_the_class_has_none_for_is_stored(tmp_path: Path) -> None:
-    lm = BY_NAME["llama"].lm()
+@pytest.mark.parametrize(("name", "is_stock"), [("llama", True), ("mistral", False)])
+def test_a_bias_is_stored_by_a_switch_of_the_class_or_by_the_structure(
+    name: str, is_stock: bool, tmp_path: Path
+) -> None:
+    lm = BY_NAME[name].lm()
     Narrow(channels=0.5, add_bias=True).apply(lm, Calibration(labelled_batches(lm, 4)))
     assert {entry["kind"] for entry in scan(lm.model).values()} == {"dense"}
     save(lm, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert ("quantization_config" not in config) is is_stock
+    assert config.get("mlp_bias", False) is is_stock
     assert torch.equal(outputs(type(lm.model).from_pretrained(tmp_path / "out")), outputs(lm.model))
-    with pytest.raises(UserError, match="bias"):
-        materialize(lm.model)
+    if not is_stock:
+        with pytest.raises(UserError, match="bias"):
+            materialize(lm.model)
 
 
 @pytest.mark.parametrize("parameters", [{"q_biases": [16]}, {"q_bias": "wide"}])

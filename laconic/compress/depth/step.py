@@ -27,6 +27,7 @@ from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
 from laconic.model.depth import check_rescalable
+from laconic.model.describable import Describable
 from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of
 
 Number = Annotated[int, Field(ge=0)]
@@ -87,9 +88,11 @@ class Shorten(Step):
             self._check_numbers(lm)
         cuts = self._known(lm)
         if cuts is not None:
+            describable = Describable(lm)
             for layers in layers_of(lm):
                 check_droppable(lm, layers, whole_blocks(cuts, layers.name))
                 check_rescalable(lm, layers, whole_blocks(cuts, layers.name))
+                describable.check(layers, whole_blocks(cuts, layers.name))
             check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in layers_of(lm)})
         elif self._drops and self.parts == "blocks":
             for layers in layers_of(lm):
@@ -186,12 +189,14 @@ class Shorten(Step):
             for name, layers in stacks.items()
             if self.replace != "nothing" and data is not None and seat_before(lm, layers, 0, data.batches[0]) is None
         }
+        describable = Describable(lm)
 
         def alone(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
             return all(
                 can_drop(lm, layers, whole_blocks(cuts, name))
                 and not (name in keeps_first and 0 in whole_blocks(cuts, name))
+                and describable.without(layers, whole_blocks(cuts, name))
                 for name, layers in stacks.items()
             )
 

@@ -54,7 +54,7 @@ DISTILBERT = Anatomy(
             feed_forward=(
                 FeedForward(inner=("ffn.lin1",), output="ffn.lin2", config="hidden_dim", activation="ffn.activation"),
             ),
-            depth=Depth(holder="n_layers", closing="output_layer_norm", entry="embeddings.LayerNorm"),
+            depth=Depth(closing="output_layer_norm", entry="embeddings.LayerNorm"),
         ),
     ),
     embeddings=_WORDS,

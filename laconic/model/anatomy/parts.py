@@ -125,7 +125,6 @@ class Depth:
     own_count:   and that of the configuration which the stack has for itself, where it is another.
     lists:       the configuration's lists with one entry for each block.
     repeated:    and its list of [[entries, times]], which the first of `lists` was written out from.
-    holder:      the attribute with the number of blocks of the module that holds them.
     visited:     the configuration's name for the number of groups, where `count` is how often blocks are called: all of
                  a group in turn, the groups in equal shares.
     bias_table:  see `BiasTable`.
@@ -142,7 +141,6 @@ class Depth:
     own_count: str | None = None
     lists: tuple[str, ...] = ("layer_types",)
     repeated: str | None = None
-    holder: str | None = None
     visited: str | None = None
     bias_table: BiasTable | None = None
     cached_by: str | None = None

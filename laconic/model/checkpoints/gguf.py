@@ -103,11 +103,7 @@ class Gguf(Checkpoint):
         # No shorter type holds every number that 8-bit codes and scales of 16 bits make; norms are float32 everywhere.
         return torch.float32 if plain is None else min(plain, key=lambda dtype: dtype.itemsize)
 
-    def tokenizers(
-        self, own: PreTrainedTokenizerBase | None = None
-    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-        if own is not None:
-            return own, None
+    def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
         try:
             found = AutoTokenizer.from_pretrained(
                 str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False

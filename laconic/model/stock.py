@@ -1,0 +1,165 @@
+"""The model that a class makes of a configuration, without weights, and where another one is not like it.
+
+A checkpoint is tensors and a configuration. All else that a module is (its class, a flag such as `is_sliding`, a number
+such as the scale of a residual) the class makes anew when the checkpoint is loaded; so a model can be saved only where
+its class makes the same of what the configuration says.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import BigBirdModel, BigBirdPegasusModel, PreTrainedConfig, PreTrainedModel
+
+from laconic.formats import Format
+
+AT_RUN_TIME = re.compile(r"_|training$|gradient_checkpointing$|max_seq_len_cached$|name_or_path$|.*drop")
+"""Attributes that are private, that training or a forward pass changes, or that matter in training alone."""
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Shape(NamedTuple):
+    """Of a tensor, and whether it holds real numbers."""
+
+    sizes: tuple[int, ...]
+    is_real: bool
+
+    def __str__(self) -> str:
+        return f"of the shape {self.sizes}" if self.is_real else f"of whole numbers and the shape {self.sizes}"
+
+
+class Difference(NamedTuple):
+    """What a module would be at loading and is not now.
+
+    path:      its path now; of one that is not there now, its path then.
+    attribute: what of it differs; None for the module itself.
+    here:      what it is now; None for a module that is not there.
+    there:     and what it would be.
+    """
+
+    path: str
+    attribute: str | None
+    here: object
+    there: object
+
+    @property
+    def is_shape(self) -> bool:
+        """Whether it is of one tensor, or of what a module knows of its shape."""
+        return isinstance(self.here, Shape) or self.attribute in ("in_features", "out_features")
+
+    def __str__(self) -> str:
+        """As a clause: "'model.layers.0.mlp' would be a LlamaMLP in place of an …"."""
+        if self.attribute is not None:
+            return f"'{self.path}' would have {self.attribute} {_shown(self.there)} in place of {_shown(self.here)}"
+        if self.there is None:
+            return f"'{self.path}' would be missing"
+        if self.here is None:
+            return f"'{self.path}' would be there and is not now"
+        return f"'{self.path}' would be of the class {self.there} in place of {self.here}"
+
+
+def stock(model: PreTrainedModel) -> PreTrainedModel:
+    """What the class of `model` makes of its configuration as that is read back from a file, on the meta device."""
+    return made_of(type(model), model.config)
+
+
+def made_of(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """What the class makes of `config` as it is read back from a file, on the meta device.
+
+    Raises:
+        ValueError, TypeError, LookupError: the configuration contradicts itself; each class says so in its own way.
+    """
+    with TemporaryDirectory() as folder:
+        # Some values are spelled in a file as nowhere else, infinity for one.
+        config.to_json_file(f"{folder}/config.json")
+        again = type(config).from_json_file(f"{folder}/config.json")
+    vars(again).pop("quantization_config", None)
+    # The one choice that is no part of the file: it decides which of several classes computes the same.
+    again._attn_implementation = config._attn_implementation
+    with torch.device("meta"):
+        return kind(again)
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of `model` by its path, one that is in several places at each of them."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -> Iterator[Difference]:
+    """Where the modules `here` are not those `there`, by their paths, outermost first.
+
+    Shapes are compared, and dtypes as far as a tensor holds whole numbers or not; the numbers in tensors are not.
+    """
+    for path, module in here.items():
+        other = there.get(path)
+        if other is None:
+            yield Difference(path, None, type(module).__name__, None)
+        elif type(module) is not type(other):
+            yield Difference(path, None, type(module).__name__, type(other).__name__)
+        else:
+            yield from _within(path, module, other)
+    for path, other in there.items():
+        if path not in here:
+            yield Difference(path, None, None, type(other).__name__)
+
+
+def switch_as(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    """Give `plain` what a forward pass of `model` has switched for good: BigBird's attention, once a row is short."""
+    for path, part in model.named_modules():
+        if isinstance(part, (BigBirdModel, BigBirdPegasusModel)):
+            holder = part if isinstance(part, BigBirdModel) else part.encoder
+            other = plain.get_submodule(path)
+            target: Any = other if isinstance(other, BigBirdModel) else other.get_submodule("encoder")
+            target.set_attention_type(holder.attention_type)
+
+
+def _within(path: str, module: nn.Module, other: nn.Module) -> Iterator[Difference]:
+    stores_nothing = not any(True for _ in module.parameters()) and not module.state_dict()
+    if isinstance(module, Format):
+        mine, its = module.spec(), other.spec() if isinstance(other, Format) else {}
+    else:
+        mine, its = _attributes(module), _attributes(other)
+    for name in mine.keys() & its.keys():
+        if not _same(mine[name], its[name], or_fewer=stores_nothing):
+            yield Difference(path, name, mine[name], its[name])
+    shapes, its_shapes = _tensors(module), _tensors(other)
+    for name in sorted(shapes.keys() | its_shapes.keys()):
+        one, two = shapes.get(name), its_shapes.get(name)
+        # Tables that are computed may be more than are asked for, as of a kind of layer that was dropped.
+        if one != two and not (stores_nothing and two is None):
+            yield Difference(path, name, one, two)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    # What else an embedding knows is its size, or of training.
+    if isinstance(module, nn.Embedding):
+        return {}
+    return {name: value for name, value in vars(module).items() if not AT_RUN_TIME.match(name) and _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(one) for one in value)
+    return isinstance(value, _PLAIN)
+
+
+def _same(one: object, other: object, or_fewer: bool) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) == list(other) or (or_fewer and set(other) <= set(one))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))
+    return one == other
+
+
+def _tensors(module: nn.Module) -> dict[str, Shape]:
+    """Those of the module itself."""
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {name: Shape(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in own}
+
+
+def _shown(value: object) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
