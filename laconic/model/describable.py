@@ -52,7 +52,9 @@ def scores_by_place(lm: LanguageModel, layers: Layers) -> bool:
 
 def is_quoted(attribute: str | None, value: object, before: Mapping[str, object], after: Mapping[str, object]) -> bool:
     """Whether a module's `attribute` only repeats a list of the configuration, which then changes too."""
-    return isinstance(value, list) and attribute in after and value == before.get(attribute)
+    if attribute is None or not isinstance(value, list):
+        return False
+    return attribute in after and value == before.get(attribute)
 
 
 class Describable:

@@ -112,7 +112,7 @@ def text_encoder_name(config: PreTrainedConfig, source: str) -> str:
         UserError: it would be an encoder-decoder.
     """
     _, encoders = TEXT_ENCODERS
-    mapping = encoders if type(config) in encoders else auto.MODEL_MAPPING
+    mapping: Any = encoders if type(config) in encoders else auto.MODEL_MAPPING
     if type(config) not in mapping or (mapping is not encoders and config.is_encoder_decoder):
         raise UserError(
             f"The model '{source}' makes vectors by the architecture '{config.model_type}', which has no plain "

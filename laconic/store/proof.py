@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -64,11 +65,10 @@ def prove(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> None:
 
 def _loaded(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """As a reader does, who says no dtype; which kernels an attention runs on is no part of a checkpoint."""
-    kernels = stored.config._attn_implementation
-    model, _ = type(stored).from_pretrained(
-        folder, output_loading_info=True, **({} if kernels is None else {"attn_implementation": kernels})
-    )
-    return model
+    kernels: dict[str, Any] = {}
+    if stored.config._attn_implementation is not None:
+        kernels["attn_implementation"] = stored.config._attn_implementation
+    return type(stored).from_pretrained(folder, **kernels)
 
 
 def _outputs(lm: LanguageModel, batch: Batch) -> Tensor:
