@@ -106,7 +106,7 @@ def tokenizers(
     `own` stands in for the first. Either is None where there is none; what needs a tokenizer says so.
 
     Raises:
-        UserError: the tokenizer needs code that comes with the model.
+        UserError: a tokenizer needs code that comes with the model, or is there and cannot be read.
     """
     if not source:
         return own, None
@@ -115,8 +115,7 @@ def tokenizers(
     except UserError:
         # A model that was made in memory may name anything as where it came from.
         return own, None
-    found, target = checkpoint.tokenizers()
-    return found if own is None else own, target
+    return checkpoint.tokenizers(own)
 
 
 def _checked(found: Checkpoint) -> PreTrainedConfig:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from laconic.errors import UserError
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of
-from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint, check_tokenizer, read_tokenizer
+from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint
 from laconic.model.checkpoints.configuration import CONFIG
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.place import Place, located
 from laconic.model.checkpoints.sentences import Declared, declared
 from laconic.model.checkpoints.stored import QUANT_METHOD, Stored
 
-__all__ = ["QUANT_METHOD", "TARGET_TOKENIZER", "Checkpoint", "check_tokenizer", "checkpoint_at", "read_tokenizer"]
+__all__ = ["QUANT_METHOD", "TARGET_TOKENIZER", "Checkpoint", "checkpoint_at"]
 
 
 def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:

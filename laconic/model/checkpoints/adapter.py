@@ -18,11 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer
+from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.merging import apart, merged
 from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.sentences import Declared
+from laconic.model.checkpoints.tokenizer import check_tokenizer, read_tokenizer
 from laconic.model.checkpoints.weights import check_pickle, check_safe, shapes_in
 from laconic.model.task import auto_class_for, classes_of, text_encoder_name
 
@@ -101,10 +102,12 @@ class Adapter(Checkpoint):
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         return self.base.stored_dtype(config)
 
-    def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-        own = read_tokenizer(self.at)
-        found, target = self.base.tokenizers()
-        return self.lowered(own or found), target
+    def tokenizers(
+        self, own: PreTrainedTokenizerBase | None = None
+    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+        beside = read_tokenizer(self.at) if own is None else own
+        found, target = self.base.tokenizers(beside)
+        return (self.lowered(found) if own is None else own), target
 
     def _of_base(self) -> PreTrainedConfig:
         """The configuration of the base model, with the class and as many outputs as the adapter is for."""

@@ -2,18 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.model.checkpoints.code import check_tokenizer_code
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.sentences.lowering import lowering
+from laconic.model.checkpoints.tokenizer import read_tokenizer
 
 TARGET_TOKENIZER = "target_tokenizer"
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class Checkpoint(ABC):
@@ -63,48 +61,22 @@ class Checkpoint(ABC):
         """False where there is only a configuration, which random weights can be drawn for."""
         return True
 
-    def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    def tokenizers(
+        self, own: PreTrainedTokenizerBase | None = None
+    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
         """Its tokenizer, and that of its targets where they have one of their own; None for what is not there.
 
+        `own` stands in for the first, which is not read then.
+
         Raises:
-            UserError: the tokenizer needs code that comes with the model.
+            UserError: a tokenizer needs code that comes with the model, or is there and cannot be read.
         """
         folder = self.place.folder
         target = None if folder is None else folder / TARGET_TOKENIZER
         of_targets = None if target is None or not target.is_dir() else read_tokenizer(Place(str(target), target))
-        return self.lowered(read_tokenizer(self.place)), of_targets
+        return self.lowered(read_tokenizer(self.place)) if own is None else own, of_targets
 
     def lowered(self, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
         """The tokenizer, reading everything in lower case where that is declared."""
         lowers = self.declared is not None and self.declared.settings.lower_case
         return lowering(tokenizer) if lowers and tokenizer is not None else tokenizer
-
-
-def check_tokenizer(place: Place) -> None:
-    """Raise UserError where the tokenizer at `place` needs code that comes with it."""
-    if (raw := place.json(_TOKENIZER_CONFIG)) is not None:
-        check_tokenizer_code(raw, place.source)
-
-
-def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
-    """The tokenizer at `place`; a model may come without, and what needs one says so.
-
-    Raises:
-        UserError: it needs code that comes with it.
-    """
-    check_tokenizer(place)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            place.name, revision=place.revision, subfolder=place.subfolder, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError):
-        return None
-    # What is saved with it refers to no code.
-    tokenizer.init_kwargs.pop("auto_map", None)
-    # From a folder without one, transformers makes up an empty tokenizer of the model's kind.
-    files = {_TOKENIZER_CONFIG, *tokenizer.vocab_files_names.values()}
-    return tokenizer if place.folder is None or _has_any(place.folder, files) else None
-
-
-def _has_any(folder: Path, files: set[str]) -> bool:
-    return any((folder / file).is_file() for file in files)

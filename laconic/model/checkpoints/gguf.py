@@ -103,7 +103,11 @@ class Gguf(Checkpoint):
         # No shorter type holds every number that 8-bit codes and scales of 16 bits make; norms are float32 everywhere.
         return torch.float32 if plain is None else min(plain, key=lambda dtype: dtype.itemsize)
 
-    def tokenizers(self) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    def tokenizers(
+        self, own: PreTrainedTokenizerBase | None = None
+    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+        if own is not None:
+            return own, None
         try:
             found = AutoTokenizer.from_pretrained(
                 str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False

@@ -1,0 +1,76 @@
+"""A tokenizer is there and whole, or not there; one that is damaged is an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from laconic.cli.main import status
+from laconic.errors import UserError
+from laconic.model import load
+from laconic.model.loading import tokenizers
+from tests.architectures import BY_NAME
+from tests.tokens import letters
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    BY_NAME["gpt2"].model().save_pretrained(tmp_path / "model")
+    letters().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer.json", b"", r"'tokenizer\.json' of the model .* cannot be read: it is no JSON"),
+        (
+            "tokenizer.json",
+            b'{"version": "1.0", "mod',
+            r"'tokenizer\.json' of the model .* cannot be read: it is no JSON",
+        ),
+        ("tokenizer.json", b"\xff\xfe", "cannot be read: it is no text"),
+        (
+            "tokenizer.json",
+            b"{}",
+            r"The tokenizer of the model .* cannot be read \(tokenizer_config\.json is",
+        ),
+        ("tokenizer_config.json", b"{", r"'tokenizer_config\.json' of the model .* cannot be read: it is no JSON"),
+        ("tokenizer_config.json", b"[]", "must be a JSON object"),
+        (
+            "tokenizer_config.json",
+            b'{"tokenizer_class": 3}',
+            "cannot be read .*; fetch it again, or take its",
+        ),
+    ],
+)
+def test_damaged(folder: Path, name: str, content: bytes, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / name).write_bytes(content)
+    for read in (load, tokenizers):
+        with pytest.raises(UserError, match=sentence):
+            read(str(folder))
+    assert status(["inspect", str(folder)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_of_a_later_version(folder: Path) -> None:
+    """What the package tokenizers cannot read it tells by a bare Exception."""
+    file = folder / "tokenizer.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "model": {"type": "OfTomorrow"}}))
+    with pytest.raises(UserError, match=r"The tokenizer of the model .* cannot be read .*; fetch it again"):
+        load(str(folder))
+
+
+def test_a_vocabulary_that_is_missing(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"cannot be read \(tokenizer_config\.json is there\)"):
+        load(str(folder))
+    (folder / "tokenizer_config.json").unlink()
+    assert load(str(folder)).tokenizer is None
+
+
+def test_one_that_is_given_is_taken_for_a_damaged_one(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    own = letters()
+    assert tokenizers(str(folder), own) == (own, None)
