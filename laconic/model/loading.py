@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import entry_of
 from laconic.model.checkpoints import QUANT_METHOD, TARGET_TOKENIZER, Checkpoint, checkpoint_at
+from laconic.model.checkpoints.outline import outline_of
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
@@ -45,7 +46,7 @@ def skeleton(source: str) -> LanguageModel:
     found = checkpoint_at(source)
     config = _checked(found)
     pipeline = None if found.declared is None else found.declared.outline()
-    return replace(LanguageModel.of(_empty(config)), source=source, pipeline=pipeline)
+    return replace(LanguageModel.of(outline_of(config, source)), source=source, pipeline=pipeline)
 
 
 def load(source: str, device: str = "cpu") -> LanguageModel:
@@ -129,13 +130,7 @@ def _configuration(found: Checkpoint) -> PreTrainedConfig:
     auto_class_for(config, config.architectures or ())
     if found.declared is not None:
         check_width(found.declared.outline(), config, found.place.source)
+    outline = outline_of(config, found.place.source)
     if entry_of(config.model_type) is None:
-        structure_of(_empty(config))
+        structure_of(outline)
     return config
-
-
-def _empty(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model that `config` describes, on the meta device."""
-    kind = auto_class_for(config, config.architectures or ())
-    with torch.device("meta"):
-        return kind.from_config(config, trust_remote_code=False)

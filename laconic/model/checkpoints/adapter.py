@@ -21,11 +21,12 @@ from laconic.errors import UserError, must_be, reason_of
 from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.merging import apart, merged
 from laconic.model.checkpoints.needs import need
+from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.tokenizer import check_tokenizer, read_tokenizer
 from laconic.model.checkpoints.weights import check_pickle, check_safe, shapes_in
-from laconic.model.task import auto_class_for, classes_of, text_encoder_name
+from laconic.model.task import classes_of, text_encoder_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -69,7 +70,7 @@ class Adapter(Checkpoint):
 
     def config(self) -> PreTrainedConfig:
         config = self._of_base()
-        outline = _empty(config)
+        outline = outline_of(config, self.at.source)
         for name, shape in self._shapes.items():
             if name in _embeddings(outline) and shape[0] != outline.get_parameter(name).shape[0]:
                 config.get_text_config().vocab_size = shape[0]
@@ -119,7 +120,7 @@ class Adapter(Checkpoint):
         else:
             config.architectures = [_class_for(said.get("task_type"), config, self.at.source)]
         if said.get("task_type") == "SEQ_CLS":
-            _count_labels(config, self._shapes)
+            _count_labels(config, self._shapes, self.at.source)
         return config
 
     @cached_property
@@ -217,9 +218,9 @@ def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
     return own if own in able else able[0]
 
 
-def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Give `config` as many labels as the head in the adapter's file has rows."""
-    outline = _empty(config)
+    outline = outline_of(config, source)
     for name, parameter in outline.named_parameters():
         if name.startswith(f"{outline.base_model_prefix}.") or name not in shapes or parameter.dim() != 2:
             continue
@@ -232,8 +233,3 @@ def _embeddings(model: PreTrainedModel) -> set[str]:
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     named: dict[Any, str] = {module: name for name, module in model.named_modules()}
     return {f"{named[module]}.weight" for module in modules if module is not None}
-
-
-def _empty(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        return auto_class_for(config, config.architectures or ()).from_config(config, trust_remote_code=False)

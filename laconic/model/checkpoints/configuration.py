@@ -10,6 +10,8 @@ from laconic.model.checkpoints.code import check_model_code, forget_code
 from laconic.model.checkpoints.place import Place
 
 CONFIG = "config.json"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""What plain weights are stored in."""
 COMPUTED_BY = ("eager", "sdpa")
 """The implementations of attention that torch alone can run."""
 
@@ -51,5 +53,8 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
     saved = raw.get("architectures")
     if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
         raise must_be(f"{where}architectures", "a list of names of classes", saved)
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    if dtype is not None and dtype not in DTYPES:
+        raise must_be(f"{where}dtype", f"one of {', '.join(DTYPES)}", dtype)
     if not isinstance(raw.get("quantization_config") or {}, dict):
         raise must_be(f"{where}quantization_config", "an object", raw["quantization_config"])

@@ -16,6 +16,7 @@ from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.dense import check_quantized, load_dense
+from laconic.model.checkpoints.outline import UNBUILDABLE
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.sentences import Declared
@@ -128,7 +129,7 @@ def read_weights(place: Place, config: PreTrainedConfig, given: Collection[str] 
             )
     except UserError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, SafetensorError, *UNBUILDABLE) as error:
         raise UserError(f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}.") from error
     check_report(model, report, place.source, weights.whole_numbers, given)
     model.config.name_or_path = place.name

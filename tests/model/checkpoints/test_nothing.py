@@ -99,7 +99,10 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (b'{"model_type": "gpt2", "architectures": "GPT2LMHeadModel"}', "architectures must be a list of names"),
         (b'{"model_type": "gpt2", "architectures": [3]}', "architectures must be a list of names"),
         (b'{"model_type": "gpt2", "quantization_config": "x"}', "quantization_config must be an object"),
-        (b'{"model_type": "gpt2", "dtype": "floatx"}', "There is no loadable model .*floatx"),
+        (
+            b'{"model_type": "gpt2", "dtype": "floatx"}',
+            "dtype must be one of float16, .*; got 'floatx'",
+        ),
         (b'{"model_type": "gpt2", "id2label": ["x"]}', "There is no loadable model"),
         (b'{"model_type": "no-such-type"}', "There is no loadable model .*no-such-type"),
     ],
@@ -107,6 +110,30 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_config_json(folder: Path, text: bytes, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "config.json").write_bytes(text)
     refused(folder, sentence, capsys)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"n_head": 5}, "divisible by num_heads"),
+        ({"n_head": 0}, "modulo by zero"),
+        ({"activation_function": "of tomorrow"}, "KeyError: 'of tomorrow'"),
+        ({"vocab_size": -1}, "negative dimension"),
+    ],
+)
+def test_no_model_can_be_built(
+    folder: Path, values: dict[str, object], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, **values}))
+    refused(folder, f"describes no model that can be built: .*{reason}", capsys)
+
+
+@pytest.mark.parametrize("dtype", [3, "int8", "float8_e4m3fn", ["float16"]])
+def test_dtypes(folder: Path, dtype: object, capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "dtype": dtype}))
+    refused(folder, "dtype must be one of float16, bfloat16, float32, float64; got", capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0notjson!", b"\xff" * 40])

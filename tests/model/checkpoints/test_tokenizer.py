@@ -1,6 +1,7 @@
 """A tokenizer is there and whole, or not there; one that is damaged is an error."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_damaged(folder: Path, name: str, content: bytes, sentence: str, capsys:
         with pytest.raises(UserError, match=sentence):
             read(str(folder))
     assert status(["inspect", str(folder)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert re.search(sentence, capsys.readouterr().err.splitlines()[-1])
 
 
 def test_of_a_later_version(folder: Path) -> None:

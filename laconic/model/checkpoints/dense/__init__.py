@@ -23,9 +23,9 @@ from laconic.model.checkpoints.dense.libraries import BITS_AND_BYTES, COMPRESSED
 from laconic.model.checkpoints.dense.mxfp4 import MXFP4
 from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
 from laconic.model.checkpoints.needs import need
+from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import Weights, read_pickle
-from laconic.model.task import auto_class_for
 
 READERS: Mapping[str, Reader] = {
     "awq": AWQ,
@@ -84,9 +84,7 @@ def load_dense(
         CheckpointNotice,
         stacklevel=2,
     )
-    kind: Any = auto_class_for(config, config.architectures or ())
-    with torch.device("meta"):
-        outline: Any = kind.from_config(config, trust_remote_code=False)
+    outline: Any = outline_of(config, source)
     try:
         held = _held(weights)
         numbers = READERS[str(method)].numbers(held, said)
