@@ -9,6 +9,7 @@ from laconic.cli.main import status
 from laconic.store import save
 from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
+from tests.unread import spoil
 
 Output = pytest.CaptureFixture[str]
 
@@ -48,7 +49,7 @@ def test_the_cost_alone(capsys: Output, masked: tuple[str, str]) -> None:
 def test_what_cannot_be_asked_is_named_before_weights_are_read(
     capsys: Output, masked: tuple[str, str], task: str, sentence: str
 ) -> None:
-    (Path(masked[0]) / "model.safetensors").write_bytes(b"")
+    spoil(Path(masked[0]))
     # Saving the models has shown its progress.
     capsys.readouterr()
     assert status(["evaluate", masked[0], "--tasks", task]) == 2

@@ -16,6 +16,7 @@ from laconic.runtime.graph import Graph
 from laconic.store import save
 from tests.evaluate.models import with_tokenizer
 from tests.runtime.mixed import EXACT, int8, mixed
+from tests.unread import spoil
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(library)
@@ -87,7 +88,7 @@ def test_mistakes_are_found_before_weights_are_read(
     capsys: Output, tmp_path: Path, words: list[str], sentence: str
 ) -> None:
     save(with_tokenizer("bert-classifier"), tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    spoil(tmp_path / "model")
     capsys.readouterr()
     assert status(["export", str(tmp_path / "model"), "-o", str(tmp_path / "out"), *words]) == 2
     said = capsys.readouterr().err.strip()

@@ -20,6 +20,7 @@ from tests.architectures import Architecture, batch_for, compress_everything, ou
 from tests.calibrate.test_survey import labelled_batches
 from tests.store.checkpoints import in_fresh_process
 from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, SMALL, VOCABULARY, WIDTH
+from tests.unread import spoil
 
 BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, **SMALL}
 FALCON = {**ENCODER, **SMALL, "new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
@@ -115,7 +116,7 @@ def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
 def test_looked_up_without_weights(tmp_path: Path) -> None:
     model = architecture("mpnet").model()
     model.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    spoil(tmp_path)
     check_model(str(tmp_path))
     with pytest.warns(StructureNotice, match=r"'mpnet'.*: 6 linears in each block of mpnet\.encoder\.layer,"):
         empty = skeleton(str(tmp_path))

@@ -24,6 +24,7 @@ from laconic.store.structure import scan
 from tests.architectures import ARCHITECTURES, BY_NAME, Architecture, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.tokens import letters
+from tests.unread import spoil
 
 MODELS = ("bert-classifier", "llama")
 # One method for each form that a matrix can take, and every step.
@@ -223,7 +224,7 @@ def test_the_python_entry_refuses_before_any_work(tmp_path: Path) -> None:
         laconic.compress(model, ["magnitude", "kfac-svd"], 0.5, data=["a cat"], tokenizer=letters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     model.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    spoil(tmp_path)
     with pytest.raises(UserError, match=sentence):
         laconic.compress(str(tmp_path), ["magnitude", "kfac-svd"], 0.5, data=["a cat"], tokenizer=letters())
     small = laconic.compress(model, "rtn:bits=4")
