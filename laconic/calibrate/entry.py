@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from laconic.calibrate.until import Ended
 from laconic.model import Batch, LanguageModel, predict
 
 
@@ -56,13 +57,13 @@ def capture(
         calls.append(Call.heard(args, kwargs))
         del entering[1:]
         if block is blocks[-1]:
-            raise _Reached
+            raise Ended
 
     with ExitStack() as hooks, torch.no_grad():
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(on_call, with_kwargs=True).remove)
         hooks.enter_context(_standing_aside(blocks, needed))
-        with suppress(_Reached):
+        with suppress(Ended):
             predict(lm, batch)
     return entering[0], calls
 
@@ -113,10 +114,6 @@ def _listened(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tup
             hooks.callback(block.register_forward_hook(on_call, with_kwargs=True).remove)
         predict(lm, row)
     return (calls, outputs) if order == list(blocks) and all(follows) else None
-
-
-class _Reached(Exception):  # noqa: N818 - it ends a run, and is no error
-    """The last block has been called, and what follows it is not wanted."""
 
 
 @contextmanager

@@ -91,13 +91,13 @@ class Recorder(ExitStack):
         keeps_inputs = any(statistic.reads_inputs for statistic in gradients)
         tokens_first = site.places[0].tokens_first
 
-        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def read(args: tuple[Tensor, ...]) -> tuple[Rows, Tensor] | None:
             shape = args[0].shape if site.is_lookup else args[0].shape[:-1]
             whose = reads[self._calls[module] % len(reads)]
             source, target = self._masks()
             if site.is_lookup and shape[-1] < (target if whose is Reads.TARGET else source).shape[-1]:
                 # LED looks its own padding up apart.
-                return output
+                return None
             rows = self.rows(shape, whose, tokens_first)
             self._calls[module] += 1
             x = rows.tokens(args[0]) if site.is_lookup else rows.lines(args[0].detach())
@@ -105,15 +105,23 @@ class Recorder(ExitStack):
                 counted = rows.of(x)
                 for statistic in self._inputs[site.input]:
                     statistic.update(counted)
-            if gradients and torch.is_grad_enabled():
-                kept = x if keeps_inputs else None
-                watched = output if output.requires_grad else output.detach().requires_grad_()
-                watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
-                # Some models scale their queries in place, which a tensor with a hook does not survive.
-                return watched.clone()
-            return output
+            return rows, x
 
-        return module.register_forward_hook(on_forward)
+        def on_call(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            read(args)
+
+        def on_return(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            heard = read(args)
+            if heard is None or not torch.is_grad_enabled():
+                return output
+            rows, x = heard
+            kept = x if keeps_inputs else None
+            watched = output if output.requires_grad else output.detach().requires_grad_()
+            watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
+            # Some models scale their queries in place, which a tensor with a hook does not survive.
+            return watched.clone()
+
+        return module.register_forward_hook(on_return) if gradients else module.register_forward_pre_hook(on_call)
 
     def _masks(self) -> tuple[Tensor, Tensor]:
         """(rows, tokens) each, True where a token of the source, and one of the target, counts."""

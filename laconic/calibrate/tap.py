@@ -1,10 +1,11 @@
 """What passes through some modules in one run of a model: inputs and outputs, in the order of the calls."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Tap(ExitStack):
@@ -18,12 +19,22 @@ class Tap(ExitStack):
 
     def __enter__(self) -> Self:
         for path, module in self._modules.items():
-            self.callback(self._listen(path, module).remove)
+            for handle in self._listen(path, module):
+                self.callback(handle.remove)
         return self
 
-    def _listen(self, path: str, module: nn.Module) -> Any:
-        def on_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def clear(self) -> None:
+        """Forget what has passed."""
+        for heard in (*self.inputs.values(), *self.outputs.values()):
+            heard.clear()
+
+    def _listen(self, path: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        # Apart, because a run may end within the module.
+        def on_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.inputs[path].append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+
+        def on_return(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.outputs[path].append(output[0] if isinstance(output, tuple) else output)
 
-        return module.register_forward_hook(on_call, with_kwargs=True)
+        yield module.register_forward_pre_hook(on_call, with_kwargs=True)
+        yield module.register_forward_hook(on_return)

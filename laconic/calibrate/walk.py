@@ -3,7 +3,7 @@
 A block runs twice on every batch: once as it is, while all of its inputs are listened to, and once as it has become,
 for what the next block reads; so SparseGPT and GPTQ go through a model. The last block runs once, as nothing reads what
 it gives. Within a block every matrix is solved on what it reads while the others are whole: to run the block anew for
-each of its inputs is several times the work, and gains nothing (docs/pruning.md has both).
+each of its inputs is several times the work, and no better on held-out rows.
 
 Gradients are those of the model before the walk began, because the Fisher information belongs to the dense model,
 unless they are asked for anew on the way.
@@ -15,6 +15,7 @@ they make up for are errors of the layers before them in the same block too, so 
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +31,7 @@ from laconic.calibrate.statistics import GradientStatistic, Gram, InputStatistic
 from laconic.calibrate.stream import Stream
 from laconic.calibrate.survey import check_finite, survey
 from laconic.calibrate.tap import Tap
+from laconic.calibrate.until import Until
 from laconic.model import Group, LanguageModel, Site
 
 Step = list[tuple[Site, Problem]]
@@ -174,12 +176,10 @@ class _Walk:
         # An anchor measures the Gram by itself.
         kinds = self.input_kinds if anchor is None else self.input_kinds - {Gram}
         with Recorder(self.lm, sites, kinds) as recorder:
-            for number, batch in enumerate(self.now.batches):
-                recorder.batch = batch
-                if anchor is not None and self.dense is not None:
-                    self._compare(piece, sites, anchor, recorder, number)
-                elif kinds:
-                    _run(self.now, piece, number)
+            if anchor is not None and self.dense is not None:
+                self._compare(piece, sites, anchor, recorder)
+            elif kinds:
+                self._listen(piece, sites, recorder)
         measured = recorder.known()
         check_finite(measured, kinds)
         known = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
@@ -189,23 +189,50 @@ class _Walk:
         centred = all(site.bias() is not None for site in sites)
         return [(site, anchor.problem(site.name, site.weight(), known[site.name], centred)) for site in sites]
 
+    def _listen(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
+        """Every batch up to the last of the inputs."""
+        with Until(_modules(sites)) as until:
+            for number, batch in enumerate(self.now.batches):
+                recorder.batch = batch
+                with until.run():
+                    _run(self.now, piece, number)
+
     @torch.no_grad()
-    def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder, number: int) -> None:
-        """One batch through both models; what each site reads now, and what it should have given."""
+    def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder) -> None:
+        """Every batch through both models; what each site reads now, and what it should have given."""
         assert self.dense is not None
         follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
         names = [site.name for site in sites]
         paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
-        with Tap(self.now.lm.model, paths) as now, Tap(self.dense.lm.model, paths) as dense:
-            _run(self.now, piece, number)
-            _run(self.dense, piece, number)
         place = sites[0].places[0]
-        for call, x in enumerate(now.inputs[names[0]]):
-            rows = recorder.rows(x.shape[:-1], place.reads[call % len(place.reads)], place.tokens_first)
-            drifts = {name: _drift(piece, now, dense, name, call) if follows else 0.0 for name in names}
-            outputs = {name: rows.lines(dense.outputs[name][call] + drifts[name]) for name in names}
-            counted = rows.counted
-            anchor.update(number, rows.lines(x)[counted], {name: y[counted] for name, y in outputs.items()})
+        with ExitStack() as listening:
+            heard = [listening.enter_context(_Heard(stream, piece, paths, names)) for stream in self._streams()]
+            now, dense = (one.tap for one in heard)
+            for number, batch in enumerate(self.now.batches):
+                recorder.batch = batch
+                for one in heard:
+                    one.run(number)
+                for call, x in enumerate(now.inputs[names[0]]):
+                    rows = recorder.rows(x.shape[:-1], place.reads[call % len(place.reads)], place.tokens_first)
+                    drifts = {name: _drift(piece, now, dense, name, call) if follows else 0.0 for name in names}
+                    outputs = {name: rows.lines(dense.outputs[name][call] + drifts[name]) for name in names}
+                    counted = rows.counted
+                    anchor.update(number, rows.lines(x)[counted], {name: y[counted] for name, y in outputs.items()})
+
+
+class _Heard(ExitStack):
+    """What passes through modules of a stream at `paths` in one run of a piece, up to the last output of `names`."""
+
+    def __init__(self, stream: Stream, piece: _Piece, paths: list[str], names: list[str]) -> None:
+        super().__init__()
+        self._stream, self._piece = stream, piece
+        self.tap = self.enter_context(Tap(stream.lm.model, paths))
+        self._until = self.enter_context(Until([_module(stream, name) for name in names], returned=True))
+
+    def run(self, number: int) -> None:
+        self.tap.clear()
+        with self._until.run():
+            _run(self._stream, self._piece, number)
 
 
 def _drift(piece: _Piece, now: Tap, dense: Tap, site: str, call: int) -> Tensor | float:
@@ -224,6 +251,10 @@ def _run(stream: Stream, piece: _Piece, number: int) -> None:
         stream.run_whole(number)
     else:
         stream.run(number)
+
+
+def _modules(sites: Sequence[Site]) -> list[nn.Module]:
+    return [place.module for site in sites for place in site.places]
 
 
 def _module(stream: Stream, path: str) -> nn.Module:

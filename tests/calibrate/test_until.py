@@ -1,0 +1,83 @@
+"""Runs that end once everything that is listened to has been called."""
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from laconic.calibrate import Calibration, Gram, survey, walk
+from laconic.calibrate.tap import Tap
+from laconic.calibrate.until import Until
+from laconic.errors import StructureNotice
+from laconic.methods import Wanda
+from laconic.model import LanguageModel
+from tests.calibrate.test_survey import labelled_batches
+from tests.tiny_models import DECODER
+
+
+class Routed(nn.Module):
+    """Two experts, of which one may have no token, and a last layer; `reads` counts what each has run on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        for number, expert in enumerate(self.experts):
+            if bool((chosen == number).any()):
+                x = torch.where((chosen == number)[:, None], expert(x), x)
+        return self.last(x)
+
+
+def runs(chosen: list[list[int]], *, returned: bool = False) -> list[list[int]]:
+    """Of each run, how often the experts and the last layer were called, and how often these returned."""
+    model, heard = Routed(), []
+    with Tap(model, ["experts.0", "experts.1", "last"]) as tap, Until(model.experts, returned=returned) as until:
+        for tokens in chosen:
+            tap.clear()
+            with until.run():
+                model(torch.ones(len(tokens), 3), torch.tensor(tokens))
+            heard.append([*map(len, tap.inputs.values()), *map(len, tap.outputs.values())])
+    return heard
+
+
+def test_the_first_run_goes_to_its_end_and_shows_where_the_others_may() -> None:
+    whole = [1, 1, 1, 1, 1, 1]
+    assert runs([[0, 1], [0, 1]]) == [whole, [1, 1, 0, 1, 0, 0]]
+    assert runs([[0, 1], [0, 1]], returned=True) == [whole, [1, 1, 0, 1, 1, 0]]
+
+
+def test_an_expert_without_tokens_is_waited_for() -> None:
+    only_first = [1, 0, 1, 1, 0, 1]
+    # Nothing is known of where runs may end before all were called in one of them.
+    assert runs([[0, 0], [0, 1], [0, 0], [1, 0]]) == [only_first, [1] * 6, only_first, [1, 1, 0, 1, 0, 0]]
+
+
+def test_a_layer_that_is_called_twice_is_heard_twice() -> None:
+    layer, calls = nn.Linear(3, 3), []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    with Until([layer], returned=True) as until:
+        for _ in range(2):
+            with until.run():
+                layer(layer(torch.ones(1, 3)))
+                calls.append(2)
+    assert calls == [1, 1, 2, 1, 1]
+    assert len(layer._forward_hooks) == 1
+
+
+def test_a_mixture_of_experts_is_walked_as_any_other() -> None:
+    config = hf.Qwen2MoeConfig(
+        **DECODER, moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=4, num_experts_per_tok=2
+    )
+    torch.manual_seed(0)
+    with pytest.warns(StructureNotice, match="qwen2_moe"):
+        lm = LanguageModel.of(hf.Qwen2MoeForCausalLM(config).eval())
+    data, sites = Calibration(labelled_batches(lm, 3)), lm.sites()
+    assert any("shared_expert" in site.name for site in sites)
+    for step in walk(lm, data, {Gram}, sites):
+        now = survey(lm, data, {Gram}, [site for site, _ in step])
+        for site, problem in step:
+            mine, other = problem.known[Gram].matrix, now[site.name][Gram].matrix
+            assert torch.allclose(mine, other, rtol=1e-4, atol=1e-5 * other.abs().max().item()), site.name
+            lm.replace(site, Wanda(sparsity=0.5).compress(problem.weight, problem.known))
