@@ -21,6 +21,7 @@ def classifier(
     config.num_labels, config.problem_type = outputs, problem_type
     if names is not None:
         config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
     torch.manual_seed(seed)
     model = BertForSequenceClassification(config).eval()
     # Large enough to tell texts apart.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from laconic.calibrate.classes import class_numbers
 from laconic.calibrate.examples import Corpus, Example
+from laconic.calibrate.labels import Target, labels_of
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
 from laconic.model.embedding.modules import POOLING_MASK
@@ -24,42 +24,50 @@ IGNORED = -100
 
 @dataclass
 class Row:
-    """One tokenized row; `labels` are tokens (a sequence), a class or a score, or None.
+    """One tokenized row; `labels` are tokens (a list), a class, a score, one number an output (a tuple), or None.
 
     unpooled: how many tokens, from the first on, are of a prompt that a vector is not made of.
     """
 
     input_ids: list[int]
     token_type_ids: list[int] | None = None
-    labels: list[int] | int | float | None = None
+    labels: list[int] | Target | None = None
     unpooled: int = 0
 
 
 def batches(
-    lm: LanguageModel, corpus: Corpus, *, batch_size: int = 16, max_length: int = 128, seed: int = 0
+    lm: LanguageModel,
+    corpus: Corpus,
+    *,
+    batch_size: int = 16,
+    max_length: int = 128,
+    seed: int = 0,
+    labelled: bool = False,
 ) -> list[Batch]:
     """The corpus as CPU batches of at most `batch_size` rows and `max_length` tokens, in its order.
 
-    Labels: scores or the model's own class numbers, where every row has one that this model can predict; tokens for
-    masked models (drawn with `seed`) and for sequence-to-sequence ones (a row without a target is its own); none
-    otherwise. A plain encoder reads the two texts of a pair as two rows, each behind the prompt that its folder puts
-    before every text.
+    Labels: tokens for masked models (drawn with `seed`) and for sequence-to-sequence ones (a row without a target is
+    its own); for sequence classification those of the data, where `labelled` asks for them; none otherwise. A plain
+    encoder reads the two texts of a pair as two rows, each behind the prompt that its folder puts before every text.
 
     Raises:
-        UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens.
+        UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens; labels
+            that are asked for are not there, or none of the model's.
     """
-    rows = rows_of(lm, corpus, max_length=max_length, seed=seed)
+    rows = rows_of(lm, corpus, max_length=max_length, seed=seed, labelled=labelled)
     size, pad = at_once(lm, batch_size), pad_token(lm)
     return [collate(rows[start : start + size], pad) for start in range(0, len(rows), size)]
 
 
-def rows_of(lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: int = 0) -> list[Row]:
+def rows_of(
+    lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: int = 0, labelled: bool = False
+) -> list[Row]:
     """What `batches` makes batches of: the rows of the corpus that have tokens, in its order.
 
     Raises:
         UserError: as `batches`.
     """
-    rows = list(tokenized(lm, corpus, max_length, seed))
+    rows = list(tokenized(lm, corpus, max_length, seed, labelled))
     if not rows:
         raise UserError(f"No row of the {corpus.split} split of '{corpus.source}' has tokens; give longer texts.")
     return rows
@@ -96,12 +104,13 @@ def positions(lm: LanguageModel) -> int | None:
     return getattr(lm.model.config, "max_position_embeddings", None)
 
 
-def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int) -> Iterator[Row]:
+def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int, labelled: bool = False) -> Iterator[Row]:
     """The rows of the corpus that have tokens, with the labels of the model's task; as `batches`, in its order."""
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length, _declared_length(lm, tokenizer) or max_length)
     if lm.task.is_sequence_classification:
-        return _labelled(lm, tokenizer, corpus, longest)
+        labels = labels_of(lm, corpus) if labelled else [None] * len(corpus.examples)
+        return _labelled(_tokenized(lm, tokenizer, corpus.examples, longest), labels)
     if lm.task is Task.CAUSAL:
         # One token alone predicts nothing.
         rows = _tokenized(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
@@ -150,20 +159,11 @@ def _tokenized(
         yield Row(list(encoded["input_ids"]), None if segments is None else list(segments))
 
 
-def _labelled(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, longest: int) -> Iterator[Row]:
-    usable = all(_predictable(lm, example.label) for example in corpus.examples)
-    classes = class_numbers(lm, corpus.classes)
-    for example, row in zip(corpus.examples, _tokenized(lm, tokenizer, corpus.examples, longest), strict=True):
-        if usable and example.label is not None:
-            row.labels = classes.index(int(example.label)) if lm.task is Task.CLASSIFICATION else example.label
+def _labelled(rows: Iterator[Row], labels: Sequence[Target | None]) -> Iterator[Row]:
+    for row, label in zip(rows, labels, strict=True):
+        row.labels = label
         if row.input_ids:
             yield row
-
-
-def _predictable(lm: LanguageModel, label: float | None) -> bool:
-    if label is None or lm.task is not Task.CLASSIFICATION:
-        return label is not None and lm.task is Task.REGRESSION and lm.model.config.num_labels == 1
-    return label.is_integer() and 0 <= label < (lm.model.config.num_labels or 0)
 
 
 def _with_targets(

@@ -8,8 +8,8 @@ serves both splits with the same rows; everything else keeps them apart.
 from collections.abc import Callable
 
 from laconic.calibrate.batching import batches
-from laconic.calibrate.examples import Corpus, Example, sample
-from laconic.calibrate.sources import BUILTINS, SPLITS, classes_of, file_of, find
+from laconic.calibrate.examples import Corpus, Example, Rows, sample
+from laconic.calibrate.sources import BUILTINS, SPLITS, file_of, find
 from laconic.errors import UserError, must_be
 
 __all__ = ["Corpus", "Example", "batches", "check_source", "file_of", "is_builtin", "read", "sample"]
@@ -19,12 +19,12 @@ def read(source: str, split: str = "train") -> Corpus:
     """All rows of one split, `train` or `dev`.
 
     Raises:
-        UserError: no such source or split, a malformed row (with its file and line), no rows, a non-finite label.
+        UserError: no such source or split, a malformed row (with its file and line), no rows. Labels are not looked at.
     """
-    examples = _find(source, split)()
+    examples, classes = _find(source, split)()
     if not examples:
         raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
-    return Corpus(source, split, tuple(examples), classes_of(source))
+    return Corpus(source, split, tuple(examples), classes)
 
 
 def is_builtin(source: str) -> bool:
@@ -37,7 +37,7 @@ def check_source(source: str, split: str) -> None:
     _find(source, split)
 
 
-def _find(source: str, split: str) -> Callable[[], list[Example]]:
+def _find(source: str, split: str) -> Callable[[], Rows]:
     if split not in SPLITS:
         raise must_be("split", f"one of {', '.join(SPLITS)}", split)
     return find(source, split)

@@ -1,24 +1,31 @@
 """What a corpus is: rows of text, some of them with a second text, a label or a target."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+Label = float | str | tuple[float | str, ...]
+"""A number or a name as the source has it, or several; `laconic.calibrate.labels` reads them for a model."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row. label: class number, or score on the scale that models are trained on (STS-B divided by 5).
+    """One row. label: of a class, several of them, or a score on the scale that models are trained on (STS-B divided by
+    5); None where the source says that it is hidden.
 
     also:  other targets that are as right as `target`.
     group: what the row is averaged with before groups are averaged, a relation or a phenomenon; names within names
            are parted by a slash.
+    place: where it stands, for a sentence; empty where its number says it.
     """
 
     text: str
     pair: str | None = None
-    label: float | None = None
+    label: Label | None = None
     target: str | None = None
     also: tuple[str, ...] = ()
     group: str = ""
+    place: str = field(default="", repr=False, compare=False)
 
     @property
     def joined(self) -> str:
@@ -41,6 +48,13 @@ class Corpus:
     def first(self, rows: int | None) -> "Corpus":
         """The first `rows` rows; all of them for None."""
         return replace(self, examples=self.examples[:rows])
+
+
+class Rows(NamedTuple):
+    """What a source has in one split: its rows, and the classes as it declares them, if it does."""
+
+    examples: list[Example]
+    classes: tuple[str, ...] = ()
 
 
 def sample(corpus: Corpus, rows: int, seed: int) -> Corpus:

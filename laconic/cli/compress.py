@@ -4,7 +4,16 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import DeviceOption, JsonOption, ModelArgument, OutputOption, keep_from, own_device, split
+from laconic.cli.options import (
+    DeviceOption,
+    JsonOption,
+    LabelOrderOption,
+    ModelArgument,
+    OutputOption,
+    keep_from,
+    own_device,
+    split,
+)
 from laconic.cli.record import show_record
 from laconic.cli.terminal import progress
 from laconic.errors import UserError
@@ -45,6 +54,7 @@ def compress(
         bool,
         typer.Option("--anchored", help="The same, and each matrix aims at what the original gives: better, slower."),
     ] = False,
+    label_order: LabelOrderOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
@@ -64,7 +74,8 @@ def compress(
     # By way of the words that it prints, so that the recipe is what really runs.
     drawn = {"samples": samples, "seed": seed, "max_length": max_length, "batch_size": batch_size}
     spelled = {"model": model, **drawn, "steps": [spell_step(step) for step in steps]}
-    recipe = recipe_from(spelled if data is None else {**spelled, "data": data})
+    given = {"data": data, "label_order": None if label_order is None else split([label_order])}
+    recipe = recipe_from({**spelled, **{name: value for name, value in given.items() if value is not None}})
     with progress() as track:
         record = run(recipe, output, track=track, device=device)
     show_record(record, json, write_recipe(recipe))

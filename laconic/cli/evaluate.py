@@ -7,6 +7,7 @@ import typer
 from laconic.cli.options import (
     DeviceOption,
     JsonOption,
+    LabelOrderOption,
     LimitOption,
     ModelArgument,
     numbers_from,
@@ -31,6 +32,7 @@ def evaluate(
         str | None, typer.Option(metavar="ORIGINAL", help="Also say how far MODEL is from this one.")
     ] = None,
     limit: LimitOption = None,
+    label_order: LabelOrderOption = None,
     batch: Annotated[str, typer.Option(metavar="N,…", help="Rows at once that are timed.")] = "1,8",
     length: Annotated[str, typer.Option(metavar="N,…", help="Tokens of each row, with every batch.")] = "128",
     runtime: Annotated[
@@ -40,9 +42,11 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the quality and the cost of MODEL. A run that was stopped goes on at the first task that was not done."""
-    from laconic.evaluate import Conditions, check_tasks, made_with
+    from laconic.calibrate.classes import sharing_order
+    from laconic.evaluate import Conditions, check_comparable, check_tasks, made_with
     from laconic.evaluate import evaluate as evaluate_model
-    from laconic.model import check_model, load, skeleton
+    from laconic.model import load, skeleton
+    from laconic.recipe.labels import check_label_order
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.runtime import check_runtime
 
@@ -52,14 +56,17 @@ def evaluate(
     names = split(tasks or [])
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
-    structure = skeleton(model)
-    if against is not None:
-        check_model(against)
+    order = None if label_order is None else split([label_order])
+    structure = skeleton(model).with_label_order(order)
+    check_label_order(structure)
+    other = None if against is None else skeleton(against)
+    if other is not None and names:
+        check_comparable(structure, other)
     made = made_with(*filter(None, (model, against)))
     check_tasks(names, structure, compared=against is not None, calibration=made, runtime=runtime)
     with progress() as track:
-        original = None if against is None else load(against, device)
-        lm = load(model, device)
+        lm = load(model, device).with_label_order(order)
+        original = None if against is None else sharing_order(load(against, device), lm)
         result = evaluate_model(
             lm, names, limit=limit, against=original, cost=under, resume=True, track=track
         ).to_json()

@@ -24,6 +24,13 @@ OutputOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ….")]
 LimitOption = Annotated[int | None, typer.Option(metavar="ROWS", help="Rows of each task at most.", min=1)]
+LabelOrderOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLASS,…",
+        help="The classes of MODEL in the order of its outputs, as the data calls them [config.json's names].",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic import processes
+from laconic.calibrate.classes import output_places
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 KEPT_PREDICTIONS = 2**26
@@ -77,9 +78,12 @@ class Judge:
     @torch.inference_mode()
     def each(self, changed: LanguageModel) -> Divergences:
         """Text by text."""
+        places = output_places(self.original, changed)
         totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         for number, batch in enumerate(self.batches):
             predictions, _ = predict(changed, batch)
+            if places is not None:
+                predictions = predictions._replace(values=predictions.values[:, places])
             there = divergence(self._reference(number), predictions).double().cpu()
             rows, size = predictions.rows.cpu(), len(batch["input_ids"])
             totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, there))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration
+from laconic.calibrate.corpus import Corpus
 from laconic.model import LanguageModel
 
 
@@ -70,6 +71,14 @@ class Step(ABC):
     @abstractmethod
     def check(self, lm: LanguageModel) -> None:
         """Raise UserError where `apply` would for the structure of `lm` alone; its weights may be absent."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """True where `apply` learns from the labels of the data."""
+        return False
+
+    def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:  # noqa: B027 (most steps read none)
+        """Raise UserError where `apply` would for the labels of `corpus`; the weights of `lm` may be absent."""
 
     def check_data(self, data: Calibration | None) -> None:  # noqa: B027 (most steps take any data)
         """Raise UserError where `apply` would for the data alone, which is then found before the first step's work."""

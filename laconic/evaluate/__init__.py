@@ -3,7 +3,7 @@
 from laconic.evaluate.apart import made_with
 from laconic.evaluate.conditions import Conditions
 from laconic.evaluate.cost import Cost, measure_cost
-from laconic.evaluate.fidelity import Fidelity, compared, fidelity
+from laconic.evaluate.fidelity import Fidelity, check_comparable, compared, fidelity
 from laconic.evaluate.reference import Reference, References
 from laconic.evaluate.run import Evaluation, evaluate
 from laconic.evaluate.speed import Latency, latency
@@ -17,6 +17,7 @@ __all__ = [
     "Latency",
     "Reference",
     "References",
+    "check_comparable",
     "check_task",
     "check_tasks",
     "compared",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -64,18 +65,29 @@ def fidelity(
     return compared(lm, Reference(original, corpus, seed=seed, limit=0), track)
 
 
-def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
-    """The same, where several models are compared with one original on the same rows."""
-    original, corpus, seed = reference.original, reference.corpus, reference.seed
+def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
+    """For each output of the original, which of `lm` is the same class; None where all lie alike. `classes` are what
+    data calls them.
+
+    Raises:
+        UserError: they predict different things; weights may be absent.
+    """
     if lm.task is not original.task:
         raise UserError(
             f"The models cannot be compared: one is {a(lm.task.value)}, the other {a(original.task.value)} model."
         )
+    return output_places(original, lm, classes)
+
+
+def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
+    """The same, where several models are compared with one original on the same rows."""
+    original, corpus, seed = reference.original, reference.corpus, reference.seed
+    places = check_comparable(lm, original, corpus.classes)
     lines: list[Tensor] = []
     embeddings: list[Tensor] = []
     with evaluating(lm, original):
         for number, batch in enumerate(track(reference.batches, "fidelity")):
-            line, said = _compared(lm, batch, reference, number)
+            line, said = _compared(lm, batch, reference, number, places)
             lines.append(line)
             if original.task is Task.EMBEDDING:
                 embeddings.append(said)
@@ -102,13 +114,18 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
 
 
 @torch.inference_mode()
-def _compared(lm: LanguageModel, batch: Batch, reference: Reference, number: int) -> tuple[Tensor, Tensor]:
+def _compared(
+    lm: LanguageModel, batch: Batch, reference: Reference, number: int, places: list[int] | None
+) -> tuple[Tensor, Tensor]:
     """(rows, 4): summed KL, agreeing predictions, cosine, predictions; and (2, rows, k) what both said."""
     theirs, their_hidden = reference.says(number)
     ours, hidden = predict_on(lm, batch, hidden=True)
     if theirs.values.shape != ours.values.shape:
         shapes = f"{tuple(theirs.values.shape)} and {tuple(ours.values.shape)}"
         raise UserError(f"The models cannot be compared: their predictions have the shapes {shapes}.")
+    if places is not None:
+        # Of each class of the original, whose order counts.
+        ours = ours._replace(values=ours.values[:, places])
     step = max(1, CHUNK // theirs.values.shape[1])
     parts = zip(_chunks(theirs, step), _chunks(ours, step), strict=True)
     figures = torch.cat(

@@ -9,12 +9,12 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from laconic.calibrate.batching import rows_of
-from laconic.calibrate.classes import class_numbers
+from laconic.calibrate.classes import called, class_names, mismatch, places_of
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.judging import Judge, Judged, a, by_length, called, in_order, predicted, tokenizer_name
+from laconic.evaluate.judging import Judge, Judged, a, by_length, in_order, predicted, tokenizer_name
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -97,23 +97,37 @@ class Glue(Judge):
                 f"The task '{self.source}' needs {a(kind.value)} model; {called(lm)} is {a(lm.task.value)} model, by "
                 "the problem_type in its config.json."
             )
+        self._classes(lm)
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has the true label and the predicted class or score of each row."""
+        """The table has the true label and the predicted class or score of each row, by the numbers of GLUE."""
         self.refuse(lm)
-        classes = torch.tensor(class_numbers(lm, self.task.classes))
-        rows = rows_of(lm, replace(corpus, classes=self.task.classes), max_length=CONTEXT)
+        classes = torch.tensor(self._classes(lm))
+        rows = rows_of(lm, replace(corpus, classes=self.task.classes), max_length=CONTEXT, labelled=True)
         parts, data = by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
         for _, (values, _, labels, _) in predicted(lm, data, track, self.source):
-            if labels is None:
-                raise UserError(f"The dev split of '{self.source}' has rows without a label; use the labelled file.")
+            assert labels is not None, "they were asked for"
             # Both are the model's numbers; F1 is of GLUE's class 1.
             true, said = (classes[labels], classes[values.argmax(-1)]) if self.task.classes else (labels, values[:, 0])
             lines.append(torch.stack((true.double(), said.double()), dim=1))
-        settings = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
+        settings: dict[str, Any] = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
+        if self.task.classes:
+            # What each output was taken for.
+            settings["classes"] = [self.task.classes[number] for number in classes]
         table = in_order(torch.cat(lines), parts).numpy()
         return Judged(table, self.metrics(settings), settings)
+
+    def _classes(self, lm: LanguageModel) -> list[int]:
+        """The number in GLUE of each of the model's classes.
+
+        Raises:
+            UserError: they do not match.
+        """
+        places = places_of(class_names(lm), self.task.classes) if self.task.classes else []
+        if None in places:
+            raise mismatch(lm, self.task.classes, f"'{self.source}'")
+        return [place for place in places if place is not None]
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS.get(self.task.name, {"accuracy": accuracy})

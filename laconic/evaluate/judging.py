@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.batching import Row, at_once, collate, pad_token
+from laconic.calibrate.classes import called
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -85,11 +86,6 @@ class Judge(ABC):
             raise UserError(
                 f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model."
             )
-
-
-def called(lm: LanguageModel) -> str:
-    """The model's name in a sentence."""
-    return f"'{lm.source}'" if lm.source else "the model"
 
 
 def a(words: str) -> str:

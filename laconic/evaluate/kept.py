@@ -64,13 +64,14 @@ def keeping(lm: LanguageModel) -> Callable[[Judge, Corpus, Track], Judged]:
 
 
 def fingerprint(lm: LanguageModel) -> str:
-    """A hash of what `lm` computes: its numbers, the formats that they are in, its configuration, its tokenizers."""
+    """A hash of what `lm` computes: numbers and their formats, configuration, names of classes, tokenizers."""
     model = lm.model
     hashed = hashlib.blake2b(digest_size=16)
     formats = [
         (name, type(part).__name__, part.spec()) for name, part in model.named_modules() if isinstance(part, Format)
     ]
     said = [type(model).__name__, model.config.to_json_string(), str(lm.device.type), str(lm.dtype), lm.task, formats]
+    said.append(lm.label_order)
     hashed.update(json.dumps(said, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

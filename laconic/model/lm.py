@@ -33,6 +33,9 @@ class LanguageModel:
 
     pipeline is what the folder of the model declares, by sentence-transformers, to be done with what it gives; None
     where it declares nothing.
+
+    label_order are names for the outputs of a head for texts, in their order, as the user has said them; None where
+    those in the configuration count (`laconic.calibrate.classes`).
     """
 
     model: PreTrainedModel
@@ -45,6 +48,7 @@ class LanguageModel:
     original: "LanguageModel | None" = None
     dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
     pipeline: Pipeline | None = None
+    label_order: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
@@ -159,6 +163,13 @@ class LanguageModel:
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             tensors[id(tensor)] = torch.nn.Parameter(empty, requires_grad=trains) if is_parameter else empty
         return replace(self, model=copy.deepcopy(self.model, tensors))
+
+    def with_label_order(self, names: Sequence[str | int] | None) -> "LanguageModel":
+        """The same model with these names for its outputs, in their order; as it is for None.
+
+        YAML reads `no` and `yes` as False and True, which are names like any other.
+        """
+        return self if names is None else replace(self, label_order=tuple(str(name) for name in names))
 
     def with_dtype(self, dtype: torch.dtype) -> "LanguageModel":
         """The same model, to be stored in `dtype`."""

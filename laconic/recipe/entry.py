@@ -14,6 +14,7 @@ from laconic.model import DEFAULT_TARGETS, LanguageModel, Task, load
 from laconic.model.loading import declared_pipeline, tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep, walk_of
+from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.parse import method_or_step
 from laconic.store import attach, skeleton
@@ -35,6 +36,7 @@ def compress(
     batch_size: int = 16,
     sequential: bool = False,
     anchored: bool = False,
+    label_order: Sequence[str | int] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = silent,
 ) -> PreTrainedModel:
@@ -53,6 +55,8 @@ def compress(
         batch_size: rows that the model runs at once while it is measured.
         sequential: solve block by block, each on inputs that carry the errors of those before.
         anchored: the same, matrix by matrix, and aim at the outputs of the original.
+        label_order: classes of the model in the order of its outputs, as `data` calls them, for steps that learn from
+            labels; by the names in the model's configuration where not given.
         tokenizer: that of the model; looked for where the model was loaded from when not given.
 
     Raises:
@@ -67,9 +71,13 @@ def compress(
     if data is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
-    check_order(skeleton(model) if isinstance(model, str) else LanguageModel.of(model).weightless(), steps, places)
+    empty = skeleton(model) if isinstance(model, str) else LanguageModel.of(model).weightless()
+    empty = empty.with_label_order(label_order)
+    check_order(empty, steps, places)
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
-    with _in_float32(model, tokenizer) as lm:
+    check_labels(empty, steps, places, sampling, lambda: _corpus(data or ()))
+    with _in_float32(model, tokenizer) as loaded:
+        lm = loaded.with_label_order(label_order)
         calibration = None if data is None else sampling.of(_with_tokenizers(lm), _corpus(data), track)
         changed, _ = apply_steps(lm, steps, calibration)
     attach(changed.model)

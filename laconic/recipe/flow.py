@@ -15,7 +15,9 @@ from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track
+from laconic.recipe.order import needs_original
 
+FROM_DATA: Labels = "data"
 Walk = Literal["sequential", "anchored"]
 """How matrices are solved on what earlier ones have made of their inputs; the fields of `Compress`."""
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
@@ -71,7 +73,14 @@ class Sampling:
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
         """The calibration data drawn from `corpus` for `lm`."""
         drawn = sample(corpus, self.samples, self.seed)
-        tokens = batches(lm, drawn, batch_size=self.batch_size, max_length=self.max_length, seed=self.seed)
+        tokens = batches(
+            lm,
+            drawn,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            seed=self.seed,
+            labelled=self.labels == FROM_DATA,
+        )
         return Calibration(
             tokens,
             self.labels,
@@ -167,7 +176,7 @@ def apply_steps(
         step.check_data(data)
     outcomes = []
     for index, step in enumerate(steps):
-        if lm.original is None and not step.prepares and any(later.needs_original for later in steps[index:]):
+        if needs_original(lm, steps[index:]):
             lm = replace(lm, original=lm.copy())
         with processes.agreed():
             if known is not None and index == 0 and isinstance(step, Compress):
@@ -188,7 +197,14 @@ def _read_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> list[Ba
     # A plain encoder has a row for each text of a pair.
     samples = data.samples or sum(len(batch["input_ids"]) for batch in data.batches)
     drawn = sample(corpus, samples, data.seed)
-    return batches(lm, drawn, batch_size=data.batch_size, max_length=data.max_length, seed=data.seed)
+    return batches(
+        lm,
+        drawn,
+        batch_size=data.batch_size,
+        max_length=data.max_length,
+        seed=data.seed,
+        labelled=data.labels == FROM_DATA,
+    )
 
 
 def _together(outcomes: Sequence[Outcome]) -> Changes:

@@ -5,6 +5,7 @@ would say when it is reached, hours later.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from laconic.compress import Step
 from laconic.errors import UserError
@@ -21,6 +22,7 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
     """
     here = lm.twin()
     for number, step in enumerate(steps):
+        here = with_original(here, steps[number:])
         error = _mistake(step, here)
         if error is not None:
             spoiler = _spoiler(lm, step, steps[:number])
@@ -28,6 +30,16 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
             raise placed(error, place) from error
         here = step.rehearse(here) or here
     return here
+
+
+def with_original(lm: LanguageModel, steps: Sequence[Step]) -> LanguageModel:
+    """`lm` as it goes into the first of `steps`: with itself as the original, where that is what they compare with."""
+    return replace(lm, original=lm.twin()) if needs_original(lm, steps) else lm
+
+
+def needs_original(lm: LanguageModel, steps: Sequence[Step]) -> bool:
+    """Whether `lm` has to be kept as it is, before the first of `steps`, for them to compare with."""
+    return lm.original is None and not steps[0].prepares and any(step.needs_original for step in steps)
 
 
 def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | None:

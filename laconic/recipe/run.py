@@ -1,19 +1,22 @@
 """The whole flow in one function: check, load, calibrate, apply the steps, save, evaluate."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import Calibration, corpus
+from laconic.calibrate.classes import output_places
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.model import LanguageModel, load
 from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
+from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
@@ -82,12 +85,12 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
         seconds=from_first(seconds),
         changes=changes,
         file_bytes=by_first(file_bytes)(output),
-        evaluation=None if recipe.evaluate is None else by_first(_evaluation)(recipe.evaluate, output, track, device),
+        evaluation=None if recipe.evaluate is None else by_first(_evaluation)(recipe, output, track, device),
     )
 
 
 def _loaded(recipe: Recipe, track: Track, device: str) -> tuple[LanguageModel, Calibration | None]:
-    lm = load(recipe.model, device)
+    lm = load(recipe.model, device).with_label_order(recipe.label_order)
     return lm, None if recipe.data is None else recipe.sampling.of(lm, corpus.read(recipe.data, "train"), track)
 
 
@@ -102,11 +105,14 @@ def check(recipe: Recipe, output: Path) -> Path:
     return output
 
 
-def check_recipe(recipe: Recipe, model: LanguageModel, *, compared: bool = False) -> None:
+def check_recipe(
+    recipe: Recipe, model: LanguageModel, *, compared: bool = False, read: Callable[..., Corpus] = corpus.read
+) -> None:
     """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights.
 
-    `compared`: what it makes is judged beside the original.
+    `compared`: what it makes is judged beside the original. `read`: what reads its data, where labels are needed.
     """
+    model = model.with_label_order(recipe.label_order)
     places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
     made = check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
@@ -117,6 +123,9 @@ def check_recipe(recipe: Recipe, model: LanguageModel, *, compared: bool = False
             )
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
+    check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
+    if compared:
+        output_places(made, model)
     if recipe.evaluate is not None:
         known = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
         check_tasks(recipe.evaluate.tasks, made, compared=compared, calibration=known)
@@ -132,7 +141,8 @@ def pictures_of(changes: Changes) -> dict[str, bytes]:
     }
 
 
-def _evaluation(wanted: Evaluation, output: Path, track: Track, device: str) -> dict[str, Any]:
+def _evaluation(recipe: Recipe, output: Path, track: Track, device: str) -> dict[str, Any]:
+    wanted = recipe.evaluate or Evaluation()
     # What was saved is judged, not what is in memory.
-    saved = load(str(output), device)
+    saved = load(str(output), device).with_label_order(recipe.label_order)
     return evaluate(saved, wanted.tasks, limit=wanted.limit, cost=wanted.cost, track=track).to_json()

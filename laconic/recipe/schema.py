@@ -13,6 +13,8 @@ from laconic.evaluate import Conditions
 from laconic.recipe.flow import Sampling
 
 Count = Annotated[int, Field(ge=1)]
+Name = bool | int | str
+"""Of a class; a number is that of a class of the data, and YAML reads `no` and `yes` as truth values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Recipe:
     max_length: tokens of a row at most.
     batch_size: rows that the model runs at once while it is measured; what is drawn at random is drawn by batch.
     labels:     where the labels of the Fisher information come from.
+    label_order: the classes of the model in the order of its outputs, as the data calls them; by the names in its
+                config.json where not given.
     """
 
     model: str
@@ -48,6 +52,7 @@ class Recipe:
     max_length: Annotated[int, Field(ge=2)] = 128
     batch_size: Count = 16
     labels: Labels = "auto"
+    label_order: tuple[Name, ...] | None = None
     steps: tuple[Step, ...]
     evaluate: Evaluation | None = None
 

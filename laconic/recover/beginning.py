@@ -1,6 +1,6 @@
 """What a student begins as: a model of random weights, some of them then those of the model that it stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from laconic.model.layers import layers_of
 from laconic.model.task import AUTO_CLASSES
 
 
-def tell_apart(config: PreTrainedConfig, classes: int) -> None:
-    """Have a head of `config` tell so many classes apart, or give a score where it is 1; changed in place."""
-    config.id2label = {number: f"LABEL_{number}" for number in range(classes)}
-    config.label2id = {name: number for number, name in config.id2label.items()}
-    config.problem_type = "regression" if classes == 1 else None
+def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
+    """Have a head of `config` tell apart classes of these names, or give a score where there is one and nothing else is
+    said; changed in place."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    config.problem_type = problem_type or ("regression" if len(names) == 1 else None)  # type: ignore[assignment]
     if config.pad_token_id is None and config.eos_token_id is not None:
         # A decoder finds the last token of a text by the padding behind it.
         eos = config.eos_token_id

@@ -13,14 +13,12 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from laconic.calibrate import Calibration
-from laconic.calibrate.classes import class_names, class_numbers
+from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
-from laconic.model import LanguageModel, Task, load, skeleton
+from laconic.model import LanguageModel, load, skeleton
 from laconic.recover.lesson import TERMS, Course, Terms, moved
 from laconic.recover.matches import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
-from laconic.recover.pace import Material
 from laconic.recover.rows import Read
 from laconic.recover.training import Training
 
@@ -74,28 +72,34 @@ class Distil(Training):
         return self.teacher is None
 
     @property
+    def needs_labels(self) -> bool:
+        return self.task > 0
+
+    @property
     def compares_layers(self) -> bool:
         return bool(self.hidden or self.attention or self.values or self.matches)
 
     def check(self, lm: LanguageModel) -> None:
         super().check(lm)
-        if self.teacher is not None:
-            teacher = skeleton(self.teacher)
-            if teacher.task is not lm.task:
-                raise UserError(
-                    f"The teacher '{self.teacher}' does {teacher.task}, and the model {lm.task}; take one that does."
-                )
-            self._check_classes(lm, teacher)
+        teacher = lm.original if self.teacher is None else skeleton(self.teacher)
+        if self.teacher is not None and teacher is not None and teacher.task is not lm.task:
+            raise UserError(
+                f"The teacher '{self.teacher}' does {teacher.task}, and the model {lm.task}; take one that does."
+            )
+        if teacher is not None:
+            self._places(lm, teacher)
 
     def taught_by(self, lm: LanguageModel) -> LanguageModel:
         teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
         if teacher is None:
             raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
-        self._check_classes(lm, teacher)
+        self._places(lm, teacher)
         teacher.model.eval()
         return teacher
 
-    def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:
+    def terms(
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+    ) -> Terms:
         assert teacher is not None
         return Terms(
             task=self.task,
@@ -103,27 +107,17 @@ class Distil(Training):
             temperature=self.temperature,
             matches=(*self.matches, *self._spread(lm, teacher, batch)),
             courses=self.courses,
+            places=self._places(lm, teacher, classes),
         )
 
-    def _check_classes(self, lm: LanguageModel, teacher: LanguageModel) -> None:
-        """Raise UserError where predictions are compared that are of other classes, or of them in another order."""
-        if lm.task is not Task.CLASSIFICATION or not self.logits:
-            return
-        count, of_teacher = lm.model.config.num_labels, teacher.model.config.num_labels
-        if count != of_teacher:
-            raise UserError(
-                f"The teacher '{teacher.source}' tells {of_teacher} classes apart, and the model {count}; take one "
-                "that tells as many."
-            )
-        ours, theirs = map(class_names, (lm, teacher))
-        if ours != theirs and sorted(ours) == sorted(theirs):
-            raise _out_of_order(teacher, theirs, ours)
+    def _places(self, lm: LanguageModel, teacher: LanguageModel, classes: Sequence[str] = ()) -> tuple[int, ...] | None:
+        """Which output of the teacher each of the model's learns from; None where all lie alike.
 
-    def _material(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> Material:
-        classes = () if data.corpus is None or lm.task is not Task.CLASSIFICATION else data.corpus.classes
-        if self.logits and teacher is not None and class_numbers(lm, classes) != class_numbers(teacher, classes):
-            raise _out_of_order(teacher, class_names(teacher), classes)
-        return super()._material(lm, teacher, data)
+        Raises:
+            UserError: they are not of the same classes.
+        """
+        places = output_places(lm, teacher, classes) if self.logits else None
+        return None if places is None else tuple(places)
 
     def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: Read) -> list[Match]:
         """The matches that one weight for all blocks stands for, which depend on how many blocks there are."""
@@ -156,10 +150,3 @@ class Distil(Training):
             if weight
             for teacher, student in pairs
         ]
-
-
-def _out_of_order(teacher: LanguageModel, theirs: Sequence[str], ours: Sequence[str]) -> UserError:
-    return UserError(
-        f"The teacher '{teacher.source}' has the classes {', '.join(theirs)}, and the model {', '.join(ours)}; put "
-        "the classes of its head and config.json in the same order."
-    )

@@ -1,5 +1,6 @@
 """Trains a compressed model on its own task, whatever it is made of: no teacher, the labels of the data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from laconic.errors import UserError
@@ -20,13 +21,19 @@ class Finetune(Training):
         return True
 
     @property
+    def needs_labels(self) -> bool:
+        return True
+
+    @property
     def compares_layers(self) -> bool:
         return False
 
     def taught_by(self, lm: LanguageModel) -> LanguageModel | None:
         return None
 
-    def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:
+    def terms(
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+    ) -> Terms:
         return Terms(task=1.0)
 
     def check(self, lm: LanguageModel) -> None:

@@ -39,6 +39,7 @@ class Terms:
     logits:      of the divergence from the teacher's predictions, at `temperature`.
     matches:     of layers, each with a weight of its own.
     courses:     by term (`task`, `logits`, `matches`), how its weight goes.
+    places:      for each output of the student's, which of the teacher's is the same class; None where all lie alike.
     """
 
     task: float = 0.0
@@ -46,6 +47,7 @@ class Terms:
     temperature: float = 1.0
     matches: tuple[Match, ...] = ()
     courses: Mapping[str, Course] = field(default_factory=dict)
+    places: tuple[int, ...] | None = None
 
     @property
     def features(self) -> frozenset[Feature]:
@@ -146,8 +148,12 @@ class Lesson(nn.Module):
         teacher = self._models[1]
         assert teacher is not None
         if told is not None:
-            return Seen(Predictions(told, told.new_zeros(len(told)), None, teacher.task.distribution), ())
-        return Seen(*observe(teacher, batch, self.terms.features))
+            predictions, stacks = Predictions(told, told.new_zeros(len(told)), None, teacher.task.distribution), ()
+        else:
+            predictions, stacks = observe(teacher, batch, self.terms.features)
+        if self.terms.places is not None:
+            predictions = predictions._replace(values=predictions.values[:, self.terms.places])
+        return Seen(predictions, stacks)
 
     def _alike(self, theirs: Sequence[Shown], ours: Sequence[Shown]) -> Tensor:
         total, projections = torch.zeros((), device=ours[0].mask.device), dict(self.projections.items())

@@ -121,13 +121,15 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
     return replace(drawn, examples=drawn.examples[spared:]), replace(drawn, examples=drawn.examples[:spared])
 
 
-def lines_of(corpus: Corpus, data: Calibration, student: LanguageModel, teacher: LanguageModel | None) -> Lines:
-    """Read by both.
+def lines_of(
+    corpus: Corpus, data: Calibration, student: LanguageModel, teacher: LanguageModel | None, labelled: bool
+) -> Lines:
+    """Read by both; the labels of the data by the student, where it is `labelled`.
 
     Raises:
-        UserError: no row has tokens, or the two leave out different rows.
+        UserError: no row has tokens, or the two leave out different rows; a label is missing or none of the student's.
     """
-    ours = list(tokenized(student, corpus, data.max_length, data.seed))
+    ours = list(tokenized(student, corpus, data.max_length, data.seed, labelled))
     if not ours:
         raise UserError(f"No row of '{corpus.source}' has tokens; give longer texts.")
     if teacher is None:

@@ -15,6 +15,7 @@ from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.classes import listed, sharing_order
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.formats import Format
@@ -25,6 +26,8 @@ from laconic.model.loading import configuration, declared_pipeline, has_weights,
 from laconic.model.task import auto_class_for
 from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
+SINGLE_LABEL = "single_label_classification"
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
 
@@ -41,8 +44,10 @@ class Student(Step):
     config:  values of the configuration that differ, as `{hidden_size: 192}`; the blocks then have random weights.
     model:   a folder or hub name instead: another model, with its own weights, or of random ones where the folder has
              only a config.json.
-    classes: so many a new head tells apart, or 1 for a score; its weights are random, and it is for `finetune`
-             to train it. What the model did before is forgotten.
+    classes: so many a new head tells apart, or 1 for a score, or their names in the order of its outputs; its weights
+             are random, and it is for `finetune` to train it. What the model did before is forgotten.
+    problem_type: of the new head: `single_label_classification`, `multi_label_classification` or `regression`; one
+             class a text where not said, or a score where there is but one.
     seed:    of random weights.
     """
 
@@ -53,12 +58,20 @@ class Student(Step):
     outside: bool = True
     config: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
-    classes: Annotated[int, Field(ge=1)] | None = None
+    classes: Annotated[int, Field(ge=1)] | Annotated[tuple[bool | int | str, ...], Field(min_length=1)] | None = None
+    problem_type: ProblemType | None = None
     seed: Number = 0
 
     def __post_init__(self) -> None:
-        if self.classes is not None and self.classes < 1:
+        names = self.classes if isinstance(self.classes, tuple) else ()
+        if isinstance(self.classes, int) and self.classes < 1:
             raise must_be("classes", "at least 1", self.classes)
+        if len(set(map(str, names))) < len(names):
+            raise must_be("classes", "names that differ", listed([*map(str, names)]))
+        if self.problem_type is not None and self.classes is None:
+            raise must_be("problem_type", "left out where classes are not given, as the head stays", self.problem_type)
+        if self.problem_type == SINGLE_LABEL and (self.classes == 1 or len(names) == 1):
+            raise must_be("problem_type", "another where there is one class, which would always be right", SINGLE_LABEL)
         says = self.blocks is not None or bool(self.config) or self.classes is not None
         if self.model is not None and says:
             raise must_be("model", "left out where blocks, config or classes say what the student is like", self.model)
@@ -70,6 +83,13 @@ class Student(Step):
     @property
     def needs_data(self) -> bool:
         return False
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Of the classes of a new head."""
+        if isinstance(self.classes, tuple):
+            return tuple(map(str, self.classes))
+        return tuple(f"LABEL_{number}" for number in range(self.classes or 0))
 
     @property
     def _is_random(self) -> bool:
@@ -135,12 +155,15 @@ class Student(Step):
         config, kind = copy.deepcopy(small.model.config), type(small.model)
         config.update(self.config)
         if self.classes is not None:
-            tell_apart(config, self.classes)
+            tell_apart(config, self._names, self.problem_type or self.config.get("problem_type"))
             kind = classifier_of(config)
         fresh = random_model(config, kind, lm.device, self.seed).train(lm.model.training)
         now = LanguageModel.of(fresh, lm.tokenizer)
         copy_numbers(small, now, blocks=not self._is_random, outside=self.outside, head=self.classes is None)
         kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
+        # What the outputs of the old head are called may be meant for those of the new.
+        stays = self.classes is None or self.classes == len(lm.label_order or ())
+        now = now.with_label_order(lm.label_order if stays else None)
         # A model of another task is nothing to be compared with, and makes no vectors.
         if self.classes is None:
             kept |= {"original": lm.original, "pipeline": _inherited(lm, config)}
@@ -149,7 +172,7 @@ class Student(Step):
     def _another(self, lm: LanguageModel) -> LanguageModel:
         assert self.model is not None
         if self._has_weights:
-            return self._declaring(replace(load(self.model, str(lm.device)), original=lm.original), lm)
+            return self._as_here(replace(load(self.model, str(lm.device)), original=lm.original), lm)
         own, target = tokenizers(self.model)
         made = replace(
             LanguageModel.of(self._from_configuration(lm, lm.device), own or lm.tokenizer),
@@ -158,11 +181,15 @@ class Student(Step):
             original=lm.original,
             target_tokenizer=target or lm.target_tokenizer,
         )
-        return self._declaring(made, lm)
+        return self._as_here(made, lm)
 
-    def _declaring(self, other: LanguageModel, lm: LanguageModel) -> LanguageModel:
-        """`other` with what its folder declares of its vectors; with what `lm` does where that declares nothing."""
+    def _as_here(self, other: LanguageModel, lm: LanguageModel) -> LanguageModel:
+        """`other` with what its folder declares of its vectors; with what `lm` does where that declares nothing.
+
+        An order of classes that the user has given goes on where they are called the same.
+        """
         assert self.model is not None
+        other = sharing_order(other, lm)
         if other.pipeline is not None or other.task is not lm.task:
             return other
         own = declared_pipeline(self.model)
@@ -173,8 +200,10 @@ class Student(Step):
         """The other model without weights."""
         assert self.model is not None
         if self._has_weights:
-            return self._declaring(skeleton(self.model), lm)
-        return self._declaring(LanguageModel.of(self._from_configuration(lm, torch.device("meta"))), lm)
+            found = skeleton(self.model)
+        else:
+            found = LanguageModel.of(self._from_configuration(lm, torch.device("meta")))
+        return self._as_here(replace(found, source=self.model, original=lm.original), lm)
 
     @property
     def _has_weights(self) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -13,6 +13,8 @@ from typing import Annotated, Any, get_args
 from pydantic import Field
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.labels import labels_of
 from laconic.compress import Outcome, Step
 from laconic.compress.shelf import key_of
 from laconic.errors import UserError, must_be, unknown
@@ -95,8 +97,10 @@ class Training(Step):
         """The teacher, on the device of `lm`; None where there is none."""
 
     @abstractmethod
-    def terms(self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read) -> Terms:
-        """The loss; `batch` is a row as both read it."""
+    def terms(
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+    ) -> Terms:
+        """The loss; `batch` is a row as both read it, and `classes` what the data calls its classes."""
 
     @property
     @abstractmethod
@@ -117,6 +121,11 @@ class Training(Step):
 
     def check_data(self, data: Calibration | None) -> None:
         split(self._known(data), self.rows, self.held_out)
+
+    def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:
+        if lm.task.is_sequence_classification:
+            for part in split(Calibration([], seed=seed, corpus=corpus), self.rows, self.held_out):
+                labels_of(lm, part)
 
     def _known(self, data: Calibration | None) -> Calibration:
         if data is None:
@@ -139,7 +148,8 @@ class Training(Step):
         with workshop(key) as folder, trainable(lm, self._moves(data.seed)), self._looking(lm, teacher):
             material = self._material(lm, teacher, data)
             first = material.first()
-            lesson = Lesson(lm, teacher, self.terms(lm, teacher, first), self.dropout)
+            classes = () if data.corpus is None else data.corpus.classes
+            lesson = Lesson(lm, teacher, self.terms(lm, teacher, first, classes), self.dropout)
             lesson.prepare(first, data.seed)
             done = finished(folder, lesson)
             if everywhere(done is not None) and done is not None:
@@ -171,7 +181,9 @@ class Training(Step):
         return eager(lm, teacher) if self.compares_layers and teacher is not None else nullcontext()
 
     def _material(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> Material:
-        train_rows, held_out = (lines_of(corpus, data, lm, teacher) for corpus in split(data, self.rows, self.held_out))
+        train_rows, held_out = (
+            lines_of(corpus, data, lm, teacher, self.needs_labels) for corpus in split(data, self.rows, self.held_out)
+        )
         return Material(train=train_rows, held_out=held_out, student=lm, teacher=teacher)
 
     def _told(self, material: Material, data: Calibration) -> Material:
@@ -189,7 +201,9 @@ class Training(Step):
         rows = hashlib.blake2b(repr(data.corpus).encode(), digest_size=16).hexdigest()
         taught = "" if teacher is None else key_of(teacher, data, ())
         with_what = [f"{name} {version(name)}" for name in ("accelerate", "transformers")]
-        question = [repr(self), rows, str(data.max_length), taught, str(count()), _code(), *with_what]
+        # `repr` of a corpus has its labels as they stand there; what they mean to the model hangs on this too.
+        classes = repr(lm.label_order)
+        question = [repr(self), rows, str(data.max_length), taught, classes, str(count()), _code(), *with_what]
         return key_of(lm, data, question)
 
 

@@ -108,7 +108,8 @@ class Bench:
             save(lm, folder, _beside(whole, changes))
             start = time.perf_counter()
             # What was saved is judged, not what is in memory.
-            judged = self._judged(cell, load(str(folder), self._device), ground.lm)
+            saved = load(str(folder), self._device).with_label_order(cell.recipe.label_order)
+            judged = self._judged(cell, saved, ground.lm)
             size = file_bytes(folder)
         return {
             **judged,
@@ -134,6 +135,8 @@ class Bench:
             if lm is None:
                 self._references = References()
                 lm = load(source, self._device)
+            if cell.recipe.label_order is not None or lm.label_order is not None:
+                lm = replace(lm, label_order=None).with_label_order(cell.recipe.label_order)
             self._name, self._ground = name, Ground(lm, self._data(cell.recipe, lm), source)
         return self._ground
 

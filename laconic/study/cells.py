@@ -63,7 +63,7 @@ class Cell:
         if self.prepare:
             axes["seed"] = self.axes.get("seed")
         else:
-            fresh = Recipe(model=recipe.model, steps=())
+            fresh = Recipe(model=recipe.model, steps=(), label_order=recipe.label_order)
             recipe = replace(fresh, evaluate=recipe.evaluate)
         kept = {name: label for name, label in axes.items() if name in self.axes}
         return Cell(axes=kept, recipe=recipe, prepare=self.prepare, baseline=True)

@@ -111,6 +111,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
         max_length=study.max_length or base.max_length,
         batch_size=study.batch_size or base.batch_size,
         labels=study.labels or base.labels,
+        label_order=study.order_of(point["model"].label if "model" in point else None) or base.label_order,
         steps=steps,
         evaluate=Evaluation(tasks=tasks, cost=study.cost, limit=study.limit),
     )

@@ -1,14 +1,17 @@
 """A study from its cells to its ledger: what is missing is claimed, measured and written, until nothing is missing."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
 from laconic.errors import UserError
 from laconic.methods.problem import placed
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
+from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.run import check_recipe
 from laconic.store import skeleton
@@ -46,6 +49,8 @@ class Summary:
 def check_cells(cells: Sequence[Cell]) -> None:
     """Raise UserError where a cell cannot be done; no weights are read, each model's structure is looked at once."""
     models: dict[str, LanguageModel] = {}
+    # Neighbouring cells have the same data.
+    read_once = lru_cache(maxsize=1)(read)
     for cell in cells:
         where = "study at " + ", ".join(f"{name} {label}" for name, label in cell.axes.items() if label is not None)
         source = cell.recipe.model
@@ -53,10 +58,16 @@ def check_cells(cells: Sequence[Cell]) -> None:
             model = models[source] = models.get(source) or skeleton(source)
             if cell.prepare:
                 places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
-                model = check_order(model, cell.prepare, places)
-            check_recipe(cell.recipe, model, compared=True)
+                model = _prepared(cell, model.with_label_order(cell.recipe.label_order), places, read_once)
+            check_recipe(cell.recipe, model, compared=True, read=read_once)
         except UserError as error:
             raise placed(error, where) from error
+
+
+def _prepared(cell: Cell, lm: LanguageModel, places: Sequence[str], read: Callable[..., Corpus]) -> LanguageModel:
+    source = cell.recipe.data
+    check_labels(lm, cell.prepare, places, cell.recipe.sampling, lambda: read(source, "train"))
+    return check_order(lm, cell.prepare, places)
 
 
 def run_study(

@@ -9,7 +9,7 @@ from pydantic import Field
 from laconic.calibrate import Labels
 from laconic.compress import Step
 from laconic.evaluate import Conditions
-from laconic.recipe.schema import Count
+from laconic.recipe.schema import Count, Name
 
 Label = str | int | float | None
 OTHERS = "others"
@@ -47,6 +47,8 @@ class Study:
     data:       source of the calibration texts; that of the task where a study has the axis `task`.
     samples, max_length, batch_size, labels: as in a recipe; where not given, those of a cell's own recipe, or the
                 usual ones.
+    label_order: the classes of the models in the order of their outputs, as in a recipe; or a mapping, by what tables
+                call the model.
     targets:    what is compressed, where that is no axis.
     allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight, and
                 uniform for the others.
@@ -67,6 +69,7 @@ class Study:
     max_length: Annotated[int, Field(ge=2)] | None = None
     batch_size: Count | None = None
     labels: Labels | None = None
+    label_order: tuple[Name, ...] | Mapping[str, tuple[Name, ...]] | None = None
     targets: tuple[str, ...] | None = None
     allocate: str = "uniform"
     tasks: tuple[str, ...] = ()
@@ -75,6 +78,10 @@ class Study:
     prepare: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     save: bool = False
     mlflow: bool | str = False
+
+    def order_of(self, model: Label) -> tuple[Name, ...] | None:
+        """The `label_order` of the model that tables call so."""
+        return self.label_order.get(str(model)) if isinstance(self.label_order, Mapping) else self.label_order
 
     def prepares(self, task: Label) -> tuple[Step, ...]:
         """The steps that make the model of a task, and of one that is not named those of `OTHERS`."""

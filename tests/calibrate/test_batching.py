@@ -80,13 +80,8 @@ def test_segments_only_reach_a_model_that_has_them():
 
 
 def test_labels_are_those_that_the_model_can_predict():
-    classifier = lm_of("bert-classifier")
-    assert batches(classifier, PAIRS)[0]["labels"].tolist() == [0, 1, 2, 0]
-    beyond = corpus_of(Example("a", label=3.0), Example("b", label=0.0))
-    missing = corpus_of(Example("a"), Example("b", label=0.0))
-    for corpus in (beyond, missing, TEXTS):
-        assert "labels" not in batches(classifier, corpus)[0]
-    scores = batches(lm_of("distilbert-classifier"), corpus_of(Example("a", label=0.7)))[0]["labels"]
+    assert batches(lm_of("bert-classifier"), PAIRS, labelled=True)[0]["labels"].tolist() == [0, 1, 2, 0]
+    scores = batches(lm_of("distilbert-classifier"), corpus_of(Example("a", label=0.7)), labelled=True)[0]["labels"]
     assert scores.dtype == torch.float32 and scores.item() == pytest.approx(0.7)
 
 
@@ -136,9 +131,8 @@ def test_what_a_tokenizer_lacks_is_said():
 
 def test_classes_get_the_numbers_of_the_model():
     lm = lm_of("bert-classifier")
-    names = ("entailment", "neutral", "contradiction")
-    corpus = replace(PAIRS, classes=names)
-    assert batches(lm, corpus)[0]["labels"].tolist() == [0, 1, 2, 0]
+    corpus = replace(PAIRS, classes=("entailment", "neutral", "contradiction"))
+    assert batches(lm, corpus, labelled=True)[0]["labels"].tolist() == [0, 1, 2, 0]
     lm.model.config.id2label = {0: "CONTRADICTION", 1: "ENTAILMENT", 2: "NEUTRAL"}
-    assert batches(lm, corpus)[0]["labels"].tolist() == [1, 2, 0, 1]
-    assert batches(lm, PAIRS)[0]["labels"].tolist() == [0, 1, 2, 0]
+    assert batches(lm, corpus, labelled=True)[0]["labels"].tolist() == [1, 2, 0, 1]
+    assert batches(lm, PAIRS, labelled=True)[0]["labels"].tolist() == [0, 1, 2, 0]

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.compress.judge import Judge
 from laconic.errors import UserError
 from laconic.evaluate import Reference, References, compared, fidelity
 from laconic.evaluate.fidelity import neighbour_agreement
@@ -84,6 +85,20 @@ def test_independent_labels_are_compared_one_by_one():
     # A row agrees where all of its labels do.
     assert fidelity(moved(original, (-1, 0, 0)), original, CORPUS).top1_agreement == 1
     assert fidelity(moved(original, (-1, 0.1, 0)), original, CORPUS).top1_agreement == 0
+
+
+@pytest.mark.parametrize("problem_type", [None, MULTI_LABEL])
+def test_the_same_classes_in_another_order_are_the_same(problem_type: str | None):
+    original = classifier(3, ("negative", "neutral", "positive"), problem_type)
+    lm = classifier(3, ("POS", "NEG", "NEU"), problem_type)
+    with torch.no_grad():
+        for name in ("classifier.weight", "classifier.bias"):
+            lm.model.get_parameter(name).copy_(original.model.get_parameter(name)[[2, 0, 1]])
+    found = fidelity(lm, original, CORPUS)
+    assert found.kl == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1
+    assert Judge(original, batches(original, CORPUS))(lm) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match="do not match by name"):
+        fidelity(classifier(3, ("a", "b", "c"), problem_type), original, CORPUS)
 
 
 def test_several_scores_are_compared_as_one_gaussian():

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from laconic.calibrate.corpus import Corpus, Example, read
+from laconic.calibrate.corpus import Corpus, Example, batches, read
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError
 from laconic.evaluate.glue import METRICS, Glue, accuracy, f1, matthews, pearson, spearman
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, predict
 from laconic.progress import silent
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
@@ -100,6 +100,47 @@ def test_the_table_is_what_the_model_says_in_order():
     assert table.tolist() == [[float(at % 2), float(said[at])] for at in range(len(words))]
 
 
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("sst2", ("POSITIVE", "NEGATIVE")),
+        ("cola", ("Acceptable", "not acceptable")),
+        ("mrpc", ("paraphrase", "not-paraphrase")),
+        ("qqp", ("is_duplicate", "not_duplicate")),
+        ("rte", ("not_entailment", "ENTAILMENT")),
+        ("wnli", ("entailment", "NOT ENTAILMENT")),
+        ("qnli", ("LABEL_1", "LABEL_0")),
+    ],
+)
+def test_classes_in_another_order_are_matched_by_name_in_every_task(task: str, names: tuple[str, ...]):
+    """The plain model has GLUE's order, and the other's rows are swapped with their names."""
+    corpus = Corpus(f"glue/{task}", "dev", tuple(Example(chr(97 + at) * 3, "b", label=at % 2) for at in range(26)))
+    plain = problem_classifier(2)
+    swapped = problem_classifier(2, names)
+    with torch.no_grad():
+        [batch] = batches(plain, corpus, batch_size=26)
+        # So that half of the rows are of each class.
+        plain.model.get_parameter("classifier.bias").sub_(predict(plain, batch)[0].values.median(0).values)
+        for name in ("classifier.weight", "classifier.bias"):
+            swapped.model.get_parameter(name).copy_(plain.model.get_parameter(name).flip(0))
+    judged = [Glue(glue_task(task)).judge(lm, corpus, silent) for lm in (plain, swapped)]
+    assert (judged[0].table == judged[1].table).all() and len(set(judged[0].table[:, 1])) == 2
+    assert judged[1].settings["classes"] == judged[0].settings["classes"][::-1]
+
+
+def test_names_that_do_not_match_are_one_sentence_and_an_order_helps():
+    task = Glue(glue_task("sst2"))
+    lm = problem_classifier(2, ("good", "bad"))
+    sentence = r"The model 'tiny' has the classes good, bad, and 'glue/sst2' has negative, positive, .* label_order"
+    with pytest.raises(UserError, match=sentence):
+        task.refuse(lm)
+    with pytest.raises(UserError, match="label_order has the classes bad, good, and 'glue/sst2' has"):
+        task.refuse(lm.with_label_order(("bad", "good")))
+    corpus = Corpus("glue/sst2", "dev", (Example("a", label=1.0),))
+    assert task.judge(lm.with_label_order((1, 0)), corpus, silent).settings["classes"] == ["positive", "negative"]
+    assert task.judge(lm.with_label_order(("pos", "neg")), corpus, silent).table[0, 0] == 1
+
+
 def test_classes_in_another_order_are_matched_by_name():
     task = Glue(glue_task("mnli"))
     corpus = Corpus("glue/mnli", "dev", tuple(Example("a" * at, "b", label=0.0) for at in range(1, 30)))
@@ -123,7 +164,7 @@ def test_a_model_of_another_kind_is_refused():
         Glue(glue_task("sst2")).judge(problem_classifier(2, problem_type="regression"), corpus, silent)
     with pytest.raises(UserError, match="is an embedding model"):
         Glue(glue_task("sst2")).judge(with_tokenizer("bert-base"), corpus, silent)
-    with pytest.raises(UserError, match="has rows without a label"):
+    with pytest.raises(UserError, match="The dev split of 'x' has no labels"):
         Glue(glue_task("sst2")).judge(classifier(2), Corpus("x", "dev", (Example("a"),)), silent)
 
 

@@ -33,6 +33,16 @@ def test_quality_on_the_first_rows(shared_models: Path, model: str, task: str, e
     assert {metric: figure.value for metric, figure in found.items()} == pytest.approx(expected, abs=0.006)
 
 
+def test_the_same_classifier_with_its_classes_in_another_order(shared_models: Path, tmp_path: Path):
+    lm = load(str(shared_models / "minilm-sst2"))
+    plain = evaluate(lm, ["glue/sst2"], limit=ROWS, cost=False).results
+    for name in ("classifier.weight", "classifier.bias"):
+        parameter = lm.model.get_parameter(name)
+        parameter.data = parameter.data.flip(0)
+    lm.model.config.id2label = {0: "POSITIVE", 1: "NEGATIVE"}
+    assert evaluate(lm, ["glue/sst2"], limit=ROWS, cost=False).results == plain
+
+
 def test_knowledge_and_structure_of_a_small_causal_model(shared_models: Path):
     lm = load(str(shared_models / "mico-tinyllama-1m"))
     found = evaluate(lm, ["lama/squad", "blimp/island_effects"], limit=305, cost=False)

@@ -28,9 +28,10 @@ def lm_of(name: str, seed: int = 0) -> LanguageModel:
 def data_for(lm: LanguageModel, rows: int = 40) -> Calibration:
     """The corpus, and some rows of it as calibration."""
     whole = corpus(rows)
-    if lm.task not in (Task.CLASSIFICATION, Task.REGRESSION, Task.SEQ2SEQ):
+    if not (lm.task.is_sequence_classification or lm.task is Task.SEQ2SEQ):
         whole = replace(whole, examples=tuple(Example(example.text) for example in whole.examples))
-    return Calibration(batches(lm, sample(whole, 8, 0), batch_size=4, max_length=16), corpus=whole, max_length=16)
+    some = batches(lm, sample(whole, 8, 0), batch_size=4, max_length=16, labelled=True)
+    return Calibration(some, corpus=whole, max_length=16)
 
 
 def with_original(lm: LanguageModel) -> LanguageModel:

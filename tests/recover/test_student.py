@@ -95,6 +95,36 @@ def test_one_class_is_a_score() -> None:
     assert now.task is Task.REGRESSION and now.model.config.problem_type == "regression"
 
 
+def test_a_new_head_has_the_names_and_the_problem_type_that_are_said() -> None:
+    now = _now(Student(classes=("joy", "anger"), problem_type="multi_label_classification"), lm_of("bert-classifier"))
+    assert now.task is Task.MULTI_LABEL and now.model.config.num_labels == 2
+    assert now.model.config.id2label == {0: "joy", 1: "anger"} and now.model.config.label2id == {"joy": 0, "anger": 1}
+    assert _now(Student(classes=2, problem_type="regression"), lm_of("bert-classifier")).task is Task.REGRESSION
+    # Where the configuration says it, that counts as well.
+    step = Student(classes=2, config={"problem_type": "multi_label_classification"})
+    assert _now(step, lm_of("bert-classifier")).task is Task.MULTI_LABEL
+
+
+def test_an_order_goes_on_to_a_head_that_it_fits() -> None:
+    lm = lm_of("distilbert-masked").with_label_order(("bad", "good"))
+    assert _now(Student(classes=2), lm).label_order == ("bad", "good")
+    assert _now(Student(classes=3), lm).label_order is None
+    assert _now(Student(classes=("a", "b")), lm).label_order is None
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"classes": ("a", "a")}, "classes must be names that differ; got 'a, a'"),
+        ({"problem_type": "regression", "blocks": (0,)}, "problem_type must be left out where classes are not given"),
+        ({"classes": 1, "problem_type": "single_label_classification"}, "would always be right"),
+    ],
+)
+def test_what_no_head_can_be_is_refused_when_it_is_said(given: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Student(**given)
+
+
 def test_a_new_head_is_drawn_with_the_seed() -> None:
     lm = lm_of("bert-classifier")
     heads = [_now(Student(classes=2, seed=seed), lm) for seed in (0, 0, 1)]
@@ -147,11 +177,12 @@ def test_rows_are_read_again_with_the_classes_of_the_new_head(name: str) -> None
     lm = lm_of(name)
     if name == "bert-classifier":
         lm.model.config.id2label = {0: "yes", 1: "no"}
-    data = Sampling(samples=8, max_length=16).of(lm, PAIRS, silent)
+    sampling = Sampling(samples=8, max_length=16, labels="data")
+    data = sampling.of(lm, PAIRS, silent)
     noted = Noted()
     apply_steps(lm, [Student(classes=2), noted], data)
     ((now, read),) = noted.seen
-    directly = Sampling(samples=8, max_length=16).of(now, PAIRS, silent)
+    directly = sampling.of(now, PAIRS, silent)
     labels = [batch["labels"].tolist() for batch in read.batches]
     assert labels == [batch["labels"].tolist() for batch in directly.batches]
     assert sum(map(len, labels)) == 8 and sum(map(sum, labels)) == sum(

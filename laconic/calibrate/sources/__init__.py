@@ -5,16 +5,16 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from laconic.calibrate.examples import Example
+from laconic.calibrate.examples import Example, Rows
 from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, read_file
 from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, glue_task_of, read_glue_file
-from laconic.calibrate.sources.hub import GLUE, hub_examples, hub_glue
+from laconic.calibrate.sources.hub import hub_examples, hub_glue
 from laconic.calibrate.sources.pydoc import pydoc
 from laconic.errors import UserError, unknown
 
-__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "classes_of", "data_folder", "file_of", "find", "glue_task"]
+__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "file_of", "find", "glue_task"]
 
-Reader = Callable[[], list[Example]]
+Reader = Callable[[], Rows]
 
 SPLITS = tuple(SPLIT_NAMES)
 BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
@@ -36,13 +36,13 @@ def find(source: str, split: str) -> Reader:
     if source.startswith("builtin:"):
         if source not in BUILTINS:
             raise unknown("built-in corpus", source, BUILTINS)
-        return lambda: BUILTINS[source](split)
+        return lambda: Rows(BUILTINS[source](split))
     if source.lower().startswith("glue/"):
         return _glue(glue_task(source[len("glue/") :].rstrip("/")), split)
     path = _local(source)
     if path is not None:
         file = find_file(path, split)
-        return lambda: read_file(file)
+        return lambda: Rows(read_file(file), _classes_at(path))
     if source.count("/") == 1 and not _is_path(source):
         return hub_examples(source, split)
     raise _nowhere(source)
@@ -62,27 +62,17 @@ def file_of(source: str, split: str) -> Path | None:
     return None if file is None else file.resolve()
 
 
-def classes_of(source: str) -> tuple[str, ...]:
-    """Names of the classes of a GLUE task, wherever it comes from; empty for other sources and for regression."""
-    task = _task(source)
+def _classes_at(path: Path) -> tuple[str, ...]:
+    """Those of the GLUE task whose name the folder has; a file alone does not say what its classes are called."""
+    task = glue_task_of((path if path.is_dir() else path.parent).name)
     return () if task is None else task.classes
-
-
-def _task(source: str) -> GlueTask | None:
-    if source.lower().startswith("glue/"):
-        return glue_task_of(source[len("glue/") :].rstrip("/"))
-    path = _local(source)
-    if path is not None:
-        return glue_task_of((path if path.is_dir() else path.parent).name)
-    name, _, config = source.partition(":")
-    return glue_task_of(config) if name == GLUE else None
 
 
 def _glue(task: GlueTask, split: str) -> Reader:
     folder = data_folder()
     path = glue_file(folder / "glue", task, split) if folder else None
     if path is not None:
-        return lambda: read_glue_file(path, task)
+        return lambda: Rows(read_glue_file(path, task), task.classes)
     return hub_glue(task, split)
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from laconic.calibrate.examples import Example
-from laconic.calibrate.sources.records import content, label_value
+from laconic.calibrate.classes import place_of
+from laconic.calibrate.examples import Example, Label
+from laconic.calibrate.sources.records import content, label_from
 from laconic.errors import UserError, unknown
 
 
@@ -13,9 +15,10 @@ class GlueTask:
     """One task.
 
     folder:  its folder in GLUE's own distribution, and `dev` its file there without the ending.
-    texts:   columns of one or two texts; `label` that of the label. Numbers where the file has no header.
+    texts:   columns of one or two texts; `label` that of the label. Numbers where the file has no header, as only test
+             files then have: their columns are `hub_texts`.
     hub:     configuration of the hub data set, with the fields `hub_texts` and the dev split `hub_dev`.
-    classes: names of the classes in the order of their numbers; empty for a regression.
+    classes: names of the classes in the order of their numbers, as the hub has them; empty for a regression.
     scale:   what labels are divided by, so that models see scores up to 1.
     """
 
@@ -23,7 +26,7 @@ class GlueTask:
     folder: str
     texts: tuple[str | int, ...]
     label: str | int = "label"
-    classes: tuple[str, ...] = ("0", "1")
+    classes: tuple[str, ...]
     hub: str
     hub_texts: tuple[str, ...] = ("sentence1", "sentence2")
     dev: str = "dev"
@@ -31,7 +34,20 @@ class GlueTask:
     scale: float = 1.0
     drops_broken_rows: bool = False
 
+    def label_from(self, value: Any) -> Label | None:
+        """A label of the task: the number of a class, or a score on the scale that models see; −1 hides one."""
+        label = label_from(value)
+        if label == HIDDEN:
+            return None
+        number = place_of(label, self.classes) if isinstance(label, str) else None
+        if number is not None:
+            return float(number)
+        return label / self.scale if isinstance(label, float) else label
 
+
+HIDDEN = -1.0
+TEST_HEADER = "index\t"
+"""How CoLA's test file begins, whose other files have no header."""
 SENTENCES = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
 MNLI_CLASSES = ("entailment", "neutral", "contradiction")
@@ -48,8 +64,23 @@ MNLI = GlueTask(
     hub_dev="validation_matched",
 )
 TASKS: tuple[GlueTask, ...] = (
-    GlueTask(name="cola", folder="CoLA", texts=(3,), label=1, hub="cola", hub_texts=("sentence",)),
-    GlueTask(name="mrpc", folder="MRPC", texts=("#1 String", "#2 String"), label="Quality", hub="mrpc"),
+    GlueTask(
+        name="cola",
+        folder="CoLA",
+        texts=(3,),
+        label=1,
+        classes=("unacceptable", "acceptable"),
+        hub="cola",
+        hub_texts=("sentence",),
+    ),
+    GlueTask(
+        name="mrpc",
+        folder="MRPC",
+        texts=("#1 String", "#2 String"),
+        label="Quality",
+        classes=("not_equivalent", "equivalent"),
+        hub="mrpc",
+    ),
     GlueTask(
         name="qnli",
         folder="QNLI",
@@ -63,15 +94,24 @@ TASKS: tuple[GlueTask, ...] = (
         folder="QQP",
         texts=("question1", "question2"),
         label="is_duplicate",
+        classes=("not_duplicate", "duplicate"),
         hub="qqp",
         hub_texts=("question1", "question2"),
         # Some rows of the distributed file are cut off in the middle; every GLUE reader leaves them out.
         drops_broken_rows=True,
     ),
     GlueTask(name="rte", folder="RTE", texts=SENTENCES, classes=ENTAILMENT, hub="rte"),
-    GlueTask(name="sst2", folder="SST-2", texts=("sentence",), hub="sst2", hub_texts=("sentence",)),
+    GlueTask(
+        name="sst2",
+        folder="SST-2",
+        texts=("sentence",),
+        classes=("negative", "positive"),
+        hub="sst2",
+        hub_texts=("sentence",),
+    ),
     GlueTask(name="stsb", folder="STS-B", texts=SENTENCES, label="score", classes=(), scale=5.0, hub="stsb"),
-    GlueTask(name="wnli", folder="WNLI", texts=SENTENCES, hub="wnli"),
+    # Unlike RTE's and QNLI's, its second class is entailment.
+    GlueTask(name="wnli", folder="WNLI", texts=SENTENCES, classes=ENTAILMENT[::-1], hub="wnli"),
     MNLI,
     replace(MNLI, name="mnli-mm", dev="dev_mismatched", hub_dev="validation_mismatched"),
 )
@@ -101,31 +141,33 @@ def glue_file(folder: Path, task: GlueTask, split: str) -> Path | None:
 
 
 def read_glue_file(path: Path, task: GlueTask) -> list[Example]:
-    """The rows of one file of GLUE's own distribution, which never quotes.
+    """The rows of one file of GLUE's own distribution, which never quotes; without labels where it has no such column.
 
     Raises:
-        UserError: a missing column, a row that is too short, a label that is none; with the line.
+        UserError: a missing column, or a row that is too short, with the line.
     """
     lines = content(path).split("\n")
-    has_header = isinstance(task.label, str)
-    columns = _columns(path, task, lines[0].split("\t") if has_header else [])
+    has_header = isinstance(task.label, str) or lines[0].startswith(TEST_HEADER)
+    texts, label = _columns(path, task, lines[0].split("\t") if has_header else None)
+    widest = max((*texts, label or 0))
     rows: list[Example] = []
     for at, line in enumerate(lines[has_header:], start=1 + has_header):
-        cells = line.split("\t")
-        if not line.strip() or (task.drops_broken_rows and len(cells) <= max(columns)):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if not line.strip() or (task.drops_broken_rows and len(cells) <= widest):
             continue
-        if len(cells) <= max(columns):
-            raise UserError(f"{path}:{at} has {len(cells)} columns, {task.folder} {max(columns) + 1}; mend the row.")
-        *texts, label = (cells[column].strip() for column in columns)
-        rows.append(Example(*texts, label=label_value(label, f"{path}:{at}", task.scale)))
+        if len(cells) <= widest:
+            raise UserError(f"{path}:{at} has {len(cells)} columns, {task.folder} {widest + 1}; mend the row.")
+        found = None if label is None else task.label_from(cells[label])
+        rows.append(Example(*(cells[column] for column in texts), label=found, place=f"{path}:{at}"))
     return rows
 
 
-def _columns(path: Path, task: GlueTask, header: list[str]) -> list[int]:
-    """Where the texts and the label are."""
-    columns: list[int] = []
-    for name in (*task.texts, task.label):
-        if isinstance(name, str) and name not in header:
+def _columns(path: Path, task: GlueTask, header: list[str] | None) -> tuple[list[int], int | None]:
+    """Where the texts are, and the label; None where the file has none."""
+    if header is None:
+        return [column for column in task.texts if isinstance(column, int)], int(task.label)
+    names = [name if isinstance(name, str) else hub for name, hub in zip(task.texts, task.hub_texts, strict=True)]
+    for name in names:
+        if name not in header:
             raise UserError(f"{path} has no column '{name}', which GLUE's {task.folder} has; its header is {header}.")
-        columns.append(header.index(name) if isinstance(name, str) else name)
-    return columns
+    return [header.index(name) for name in names], header.index(task.label) if task.label in header else None

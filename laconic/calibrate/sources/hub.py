@@ -1,14 +1,17 @@
 """Data sets of the Hugging Face hub, through the package `datasets`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from laconic.calibrate.examples import Example
+from laconic.calibrate.examples import Example, Rows
 from laconic.calibrate.sources.files import SPLIT_NAMES
 from laconic.calibrate.sources.glue import GlueTask
-from laconic.calibrate.sources.records import example, label_value
+from laconic.calibrate.sources.records import LABELS, example
 from laconic.errors import UserError, reason_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 GLUE = "nyu-mll/glue"
 
@@ -21,7 +24,13 @@ class HubSplit:
     config: str | None
     split: str
 
-    def rows(self) -> Iterable[dict[str, Any]]:
+    def read(self) -> Rows:
+        """Its rows, and the names of its classes where its features have them."""
+        data = self.data()
+        examples = [example(row, f"{self.name}[{at}]") for at, row in enumerate(data)]
+        return Rows(examples, _declared(data.features))
+
+    def data(self) -> "Dataset":
         from datasets import load_dataset  # noqa: PLC0415 (slow to import)
 
         return _asked(self.name, lambda: load_dataset(self.name, self.config, split=self.split))
@@ -42,14 +51,14 @@ def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit
     raise UserError(f"The hub data set '{name}' has no split {' or '.join(wanted)}; it has {', '.join(splits)}.")
 
 
-def hub_examples(source: str, split: str) -> Callable[[], list[Example]]:
+def hub_examples(source: str, split: str) -> Callable[[], Rows]:
     """A reader of one split of `owner/name[:config]`."""
     name, _, config = source.partition(":")
     found = find_hub(name, config or None, SPLIT_NAMES[split])
-    return lambda: [example(_labelled(row), f"{source}[{at}]") for at, row in enumerate(found.rows())]
+    return found.read
 
 
-def hub_glue(task: GlueTask, split: str) -> Callable[[], list[Example]]:
+def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
     """A reader of one split of a GLUE task."""
     try:
         found = find_hub(GLUE, task.hub, (task.hub_dev if split == "dev" else split,))
@@ -57,21 +66,29 @@ def hub_glue(task: GlueTask, split: str) -> Callable[[], list[Example]]:
         missing = f"LACONIC_DATA/glue/{task.folder}/{task.dev if split == 'dev' else split}.tsv"
         raise UserError(f"There is no {missing}, and the hub does not help: {error}") from error
 
-    def read() -> list[Example]:
-        return [
+    def read() -> Rows:
+        rows = cast(Iterable[Mapping[str, Any]], found.data())
+        examples = [
             Example(
                 *(row[field] for field in task.hub_texts),
-                label=label_value(row["label"], f"{GLUE}:{task.hub}[{at}]", task.scale),
+                label=task.label_from(row["label"]),
+                place=f"{GLUE}:{task.hub}[{at}]",
             )
-            for at, row in enumerate(found.rows())
+            for at, row in enumerate(rows)
         ]
+        return Rows(examples, task.classes)
 
     return read
 
 
-def _labelled(row: dict[str, Any]) -> dict[str, Any]:
-    """The hub marks a hidden label by −1."""
-    return {field: value for field, value in row.items() if not (field == "label" and value == -1)}
+def _declared(features: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that the label is a number of."""
+    from datasets import ClassLabel, LargeList, Sequence  # noqa: PLC0415 (slow to import)
+
+    feature = next((features[name] for name in LABELS if name in features), None)
+    if isinstance(feature, (Sequence, LargeList)):
+        feature = cast(Any, feature).feature
+    return tuple(feature.names or ()) if isinstance(feature, ClassLabel) else ()
 
 
 def _asked(name: str, question: Callable[[], Any]) -> Any:

@@ -1,11 +1,12 @@
 """The text of a file, and one row of it (or of a hub data set) made an `Example`."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from laconic.calibrate.examples import Example
+from laconic.calibrate.examples import Example, Label
 from laconic.errors import UserError
 
 PAIRS = (
@@ -16,9 +17,8 @@ PAIRS = (
     ("question", "passage"),
 )
 TEXTS = ("text", "sentence", "content")
-LABELS = ("label", "answer")
-CLASSES = {"entailment": 0, "not_entailment": 1, "neutral": 1, "contradiction": 2}
-"""GLUE's standard numbers of the labels that its files spell out; they agree over its tasks."""
+LABELS = ("label", "labels", "answer")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def content(path: Path) -> str:
@@ -51,10 +51,10 @@ def example(record: Any, place: str) -> Example:
     for first, second in PAIRS:
         if first in record and second in record:
             pair = _text(record, second, place)
-            return Example(_text(record, first, place), pair, _label(record, place))
+            return Example(_text(record, first, place), pair, _label(record), place=place)
     for field in TEXTS:
         if field in record:
-            return Example(_text(record, field, place), label=_label(record, place))
+            return Example(_text(record, field, place), label=_label(record), place=place)
     fields = ", ".join(f"'{name}'" for name in record) or "none"
     raise UserError(
         f"{place} has no field that laconic reads as text (fields: {fields}); "
@@ -62,27 +62,37 @@ def example(record: Any, place: str) -> Example:
     )
 
 
-def label_value(value: Any, place: str, scale: float = 1.0) -> float:
-    """A label as a number: a class spelled out becomes its GLUE number, anything else is divided by `scale`.
+def label_from(value: Any) -> Label | None:
+    """A label as a source has it: a number, also one that is spelled out, or a name; None where there is none.
 
-    Raises:
-        UserError: not a number, or not finite.
+    Nothing is refused here: what stands in a field of that name may be no label, and nobody may need it.
     """
-    if isinstance(value, str) and value.strip().lower() in CLASSES:
-        return float(CLASSES[value.strip().lower()])
+    if isinstance(value, (list, tuple)):
+        return tuple(float(one) if isinstance(one, bool) else _one_of_several(one) for one in value)
+    if isinstance(value, str):
+        value = value.strip()
+        return _float(value) if _NUMBER.fullmatch(value) else value or None
+    if isinstance(value, bool):
+        # A class of that name, where the model has one.
+        return str(value).lower()
+    return None if value is None else _float(value)
+
+
+def _one_of_several(value: Any) -> float | str:
+    label = label_from(value)
+    return label if isinstance(label, (float, str)) else str(value)
+
+
+def _float(value: Any) -> float | str:
     try:
-        number = float(value) / scale
-    except (TypeError, ValueError):
-        known = ", ".join(CLASSES)
-        raise UserError(f"{place} has the label '{value}'; a label must be a number or one of {known}.") from None
-    if not math.isfinite(number):
-        raise UserError(f"{place} has the label '{value}'; a label must be finite.")
-    return number
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+    return number if math.isfinite(number) else str(value)
 
 
-def _label(record: Mapping[str, Any], place: str) -> float | None:
-    value = next((record[name] for name in LABELS if record.get(name) is not None), None)
-    return None if value is None else label_value(value, place)
+def _label(record: Mapping[str, Any]) -> Label | None:
+    return label_from(next((record[name] for name in LABELS if name in record), None))
 
 
 def _text(record: Mapping[str, Any], field: str, place: str) -> str:

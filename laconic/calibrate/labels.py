@@ -1,0 +1,215 @@
+"""Labels of rows as a model's own: numbers of its classes, which of its labels hold, or scores.
+
+They are read where something needs them and nowhere else, as text may stand in a field of that name. What a row says is
+met with the model by name (`laconic.calibrate.classes`); a number is that of a class of the data where its source says
+what the classes are called, and of the model else. −1 means none, as on the hub.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from laconic.calibrate.classes import (
+    called,
+    class_names,
+    listed,
+    meaning,
+    mismatch,
+    number_of,
+    numbers_of,
+    place_of,
+    places_of,
+)
+from laconic.calibrate.examples import Corpus, Label
+from laconic.errors import UserError
+from laconic.model import LanguageModel, Task
+
+Target = int | float | tuple[float, ...]
+"""A class, a score, or one number for each output."""
+TRUTH = {"false": 0, "true": 1}
+"""What JSON's values are as numbers."""
+HIDDEN = -1.0
+
+
+def labels_of(lm: LanguageModel, corpus: Corpus) -> list[Target]:
+    """The label of each row for `lm`, a model for sequence classification; its weights may be absent.
+
+    A class is a name or a number. A multi-label model takes lists: names or numbers of the labels that hold, or a 0 or
+    1 for each of its labels, where all rows have that. Scores are a number, or a list of one for each output.
+
+    Raises:
+        UserError: a row has no label, or one that is none of the model's; the classes of data and model do not match.
+    """
+    rows = [(example.label, place(corpus, number)) for number, example in enumerate(corpus.examples)]
+    hidden = _hidden(lm)
+    missing = [where for label, where in rows if label is None or label == hidden]
+    if len(missing) == len(rows):
+        raise UserError(
+            f"The {corpus.split} split of '{corpus.source}' has no labels, and they are needed here; name data with "
+            "labels in a field 'label'."
+        )
+    if missing:
+        raise UserError(
+            f"{missing[0]} has no label, and of {len(rows)} rows {len(rows) - len(missing)} have one; label the row or "
+            "leave it out."
+        )
+    read = _READERS[lm.task](lm, corpus, [(label, where) for label, where in rows if label is not None])
+    return [read(label, where) for label, where in rows if label is not None]
+
+
+def place(corpus: Corpus, number: int) -> str:
+    """Where the row of this number is, for a sentence."""
+    return corpus.examples[number].place or f"Row {number + 1} of '{corpus.source}'"
+
+
+def _hidden(lm: LanguageModel) -> float | None:
+    """What stands for no label; a score, or a class of that name, is one like any other."""
+    classes = lm.task is not Task.REGRESSION
+    return HIDDEN if classes and all(number_of(name) != HIDDEN for name in class_names(lm)) else None
+
+
+Rows = Sequence[tuple[Label, str]]
+Reader = Callable[[Label, str], Target]
+
+
+def _class_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
+    number = _Numbers(lm, corpus, rows)
+
+    def read(label: Label, where: str) -> int:
+        if isinstance(label, tuple):
+            raise UserError(
+                f"{where} has a list of labels, and {called(lm)} predicts one of {len(number.names)} classes; give one "
+                "label, or set problem_type in config.json to multi_label_classification if it is one."
+            )
+        return number(label, where)
+
+    return read
+
+
+def _set_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
+    size = lm.model.config.num_labels or 0
+    lists = [(label if isinstance(label, tuple) else (label,), where) for label, where in rows]
+    if not corpus.classes and all(len(label) == size and set(label) <= {0.0, 1.0} for label, _ in lists):
+        return lambda label, where: tuple(map(float, label if isinstance(label, tuple) else (label,)))
+    number = _Numbers(lm, corpus, [(one, where) for label, where in lists for one in label])
+
+    def read(label: Label, where: str) -> tuple[float, ...]:
+        held = {number(one, where) for one in (label if isinstance(label, tuple) else (label,))}
+        return tuple(float(at in held) for at in range(size))
+
+    return read
+
+
+def _score_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
+    size = lm.model.config.num_labels or 0
+    wanted = "a finite number" if size == 1 else f"a list of {size} finite numbers, as the model has {size} outputs"
+
+    def read(label: Label, where: str) -> float | tuple[float, ...]:
+        scores = label if isinstance(label, tuple) else (label,)
+        numbers = [score for score in scores if isinstance(score, (int, float)) and math.isfinite(score)]
+        if len(numbers) != size or len(scores) != size:
+            raise UserError(
+                f"{where} has the label {_shown(label)}; {called(lm)} predicts scores, so it must be {wanted}."
+            )
+        return numbers[0] if size == 1 else tuple(numbers)
+
+    return read
+
+
+_READERS: dict[Task, Callable[[LanguageModel, Corpus, Rows], Reader]] = {
+    Task.CLASSIFICATION: _class_reader,
+    Task.MULTI_LABEL: _set_reader,
+    Task.REGRESSION: _score_reader,
+}
+
+
+class _Numbers:
+    """The number of the model's class for each label of the data."""
+
+    def __init__(self, lm: LanguageModel, corpus: Corpus, rows: Rows) -> None:
+        self.lm, self.corpus, self.rows = lm, corpus, rows
+        self.names = class_names(lm)
+        self.places = places_of(corpus.classes, self.names)
+        self._found: dict[Label, int] = {}
+        if not corpus.classes:
+            self._check_one_kind()
+
+    def __call__(self, label: Label, where: str) -> int:
+        # The same label means the same in every row.
+        if label not in self._found:
+            self._found[label] = self._declared(label, where) if self.corpus.classes else self._own(label, where)
+        return self._found[label]
+
+    def _declared(self, label: Label, where: str) -> int:
+        """By the classes that the source of the data declares."""
+        at = place_of(label, self.corpus.classes) if isinstance(label, str) else None
+        at = _number(label) if at is None else at
+        source = f"'{self.corpus.source}'"
+        if at is None or not 0 <= at < len(self.corpus.classes):
+            raise _beyond(label, where, source, self.corpus.classes, "mend the row")
+        found = self.places[at]
+        if found is None:
+            raise mismatch(self.lm, self.corpus.classes, source)
+        return found
+
+    def _own(self, label: Label, where: str) -> int:
+        """By the model's names, or by its numbers where nothing has a name."""
+        found, number = place_of(_spelled(label), self.names), _number(label)
+        if found is None and number is not None:
+            found = self._by_number(number, isinstance(label, str) and label.strip().casefold() in TRUTH)
+        if found is not None:
+            return found
+        used = tuple(dict.fromkeys(one.strip() for one, _ in self.rows if isinstance(one, str)))
+        if isinstance(label, str) and all(place_of(name, self.names) is None for name in used):
+            raise mismatch(self.lm, used, f"'{self.corpus.source}'")
+        remedy = "mend the row, or give label_order where the data calls its classes otherwise"
+        raise _beyond(label, where, called(self.lm), self.names, remedy)
+
+    def _by_number(self, number: int, is_truth: bool) -> int | None:
+        """By a number that is nothing's name."""
+        if {meaning(name) for name in self.names} == set(TRUTH) and number in TRUTH.values():
+            return place_of(next(name for name, value in TRUTH.items() if value == number), self.names)
+        if is_truth:
+            return place_of(str(number), self.names)
+        counted = all(number_of(name) is None for name in self.names)
+        return number if counted and 0 <= number < len(self.names) else None
+
+    def _check_one_kind(self) -> None:
+        """Raise UserError where some rows have names and others numbers, of which nothing says which they are."""
+        counted = numbers_of(self.names) is not None
+        numbers = [
+            (label, where)
+            for label, where in self.rows
+            if _number(label) is not None and (counted or place_of(_spelled(label), self.names) is None)
+        ]
+        names = [(label, where) for label, where in self.rows if isinstance(label, str) and _number(label) is None]
+        if numbers and names:
+            (number, one), (name, other) = numbers[0], names[0]
+            raise UserError(
+                f"{one} has the label {_shown(number)}, and {other} {_shown(name)}; call the classes of all rows by "
+                "name, or all by number."
+            )
+
+
+def _number(label: Label) -> int | None:
+    """The number that a label is or stands for."""
+    if isinstance(label, str):
+        return TRUTH.get(label.strip().casefold(), number_of(label))
+    return int(label) if isinstance(label, (int, float)) and float(label).is_integer() else None
+
+
+def _spelled(label: Label) -> str:
+    number = None if isinstance(label, str) else _number(label)
+    return str(label if number is None else number)
+
+
+def _beyond(label: Label, where: str, whose: str, classes: Sequence[str], remedy: str) -> UserError:
+    numbered = [f"{number} {name}" for number, name in enumerate(classes)]
+    return UserError(
+        f"{where} has the label {_shown(label)}, which is none of the classes of {whose}: {listed(numbered)}; {remedy}."
+    )
+
+
+def _shown(label: Label) -> str:
+    if isinstance(label, tuple):
+        return f"[{', '.join(map(_shown, label))}]"
+    return f"'{label}'" if isinstance(label, str) else _spelled(label)

@@ -1,0 +1,58 @@
+"""Whether the labels that a recipe needs are there and are those of its models, found out before weights are loaded.
+
+Only what needs labels reads them: `labels: data`, and steps that train on a task.
+"""
+
+from collections.abc import Callable, Sequence
+
+from laconic.calibrate.classes import called, class_names
+from laconic.calibrate.corpus import Corpus, sample
+from laconic.calibrate.labels import labels_of
+from laconic.compress import Step
+from laconic.errors import UserError
+from laconic.methods.problem import placed
+from laconic.model import LanguageModel
+from laconic.recipe.flow import FROM_DATA, Sampling
+from laconic.recipe.order import with_original
+
+
+def check_labels(
+    lm: LanguageModel, steps: Sequence[Step], places: Sequence[str], sampling: Sampling, read: Callable[[], Corpus]
+) -> None:
+    """Go through `steps`, which can follow each other, from `lm`, which has no weights; `read` gives their data.
+
+    Raises:
+        UserError: a label is missing or none of the model's, classes do not match by name, `label_order` is for none of
+            the models.
+    """
+    models = [here := lm.twin()]
+    for number, (step, place) in enumerate(zip(steps, places, strict=True)):
+        here = with_original(here, steps[number:])
+        if step.needs_labels:
+            try:
+                step.check_labels(here, read(), sampling.seed)
+            except UserError as error:
+                raise placed(error, place) from error
+        now = step.rehearse(here)
+        here = now or here
+        models += [] if now is None else [now]
+    if sampling.labels == FROM_DATA and any(step.needs_data for step in steps):
+        for model in models:
+            if model.task.is_sequence_classification:
+                labels_of(model, sample(read(), sampling.samples, sampling.seed))
+    check_label_order(*models)
+
+
+def check_label_order(*models: LanguageModel) -> None:
+    """Raise UserError where an order was given and is for none of the models, each of which becomes the next."""
+    first = models[0]
+    if first.label_order is None:
+        return
+    heads = [model for model in models if model.task.is_sequence_classification]
+    if not heads:
+        raise UserError(
+            "label_order is for models that tell classes apart; "
+            f"{called(first)} is of the kind {first.task.value}: leave it out."
+        )
+    if all(model.model.config.num_labels != len(first.label_order) for model in heads):
+        class_names(heads[0])
