@@ -8,11 +8,12 @@ VERBS = {
     "demo": {"--output", "-o", "--json"},
     "compress": {
         "MODEL", "--output", "-o", "--method", "--keep", "--allocate", "--targets", "--data", "--samples", "--seed",
-        "--max-length", "--batch-size", "--sequential", "--anchored", "--device", "--json",
+        "--max-length", "--batch-size", "--sequential", "--anchored", "--label-order", "--device", "--json",
     },
     "run": {"RECIPE.yaml", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--json"},
     "evaluate": {
-        "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--device", "--json",
+        "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--label-order", "--device",
+        "--json",
     },
     "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
