@@ -33,7 +33,8 @@ def test_what_is_left_of_a_block_narrows(name: str, sizes: dict, tmp_path: Path)
     outcome = Narrow(**sizes).apply(lm, data)
     assert outcome.nbytes < outcome.dense_nbytes
     assert len(counts(lm, Group.ATTENTION)) == len(counts(lm, Group.FFN)) == 1
-    assert counts(lm, Group.FFN)[0] < INNER
+    # A budget for both may come from the heads alone, where they are worth less.
+    assert counts(lm, Group.FFN)[0] < INNER or (sizes.get("keep") and counts(lm, Group.ATTENTION)[0] < HEADS)
     assert comes_back(lm, tmp_path / "out")
     dense = materialize(lm.model)
     torch.testing.assert_close(outputs(dense), outputs(lm.model), rtol=1e-4, atol=1e-5)
