@@ -16,6 +16,7 @@ from laconic.calibrate.labels import Target, labels_of
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
 from laconic.model.embedding.modules import POOLING_MASK
+from laconic.model.tokens import check_known, check_targets, pad_of, vocabulary_of
 
 MASKED_SHARE = 0.15
 IGNORED = -100
@@ -55,8 +56,8 @@ def batches(
             that are asked for are not there, or none of the model's.
     """
     rows = rows_of(lm, corpus, max_length=max_length, seed=seed, labelled=labelled)
-    size, pad = at_once(lm, batch_size), pad_token(lm)
-    return [collate(rows[start : start + size], pad) for start in range(0, len(rows), size)]
+    size = at_once(lm, batch_size)
+    return [collate(lm, rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def rows_of(
@@ -75,8 +76,8 @@ def rows_of(
 
 def at_once(lm: LanguageModel, wanted: int) -> int:
     """How many rows of `wanted` a batch may have."""
-    # A decoder that classifies finds its last token by the pad token; without one it refuses larger batches.
-    return 1 if lm.task.is_sequence_classification and lm.model.config.pad_token_id is None else wanted
+    # A decoder that classifies finds its last token by the pad token; without one that it can read, rows come alone.
+    return 1 if lm.task.is_sequence_classification and pad_of(lm) is None else wanted
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
@@ -88,9 +89,10 @@ def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
 
 def pad_token(lm: LanguageModel) -> int:
     """What padding is filled with; never seen by the model, so any token does where none is declared."""
-    tokenizer = tokenizer_of(lm)
-    candidates = (lm.model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in candidates if isinstance(token, int) and token >= 0)
+    known = vocabulary_of(lm.model)
+    own = () if lm.tokenizer is None else (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
+    candidates = (pad_of(lm), *own, 0)
+    return next(token for token in candidates if isinstance(token, int) and 0 <= token < known)
 
 
 def positions(lm: LanguageModel) -> int | None:
@@ -101,7 +103,9 @@ def positions(lm: LanguageModel) -> int | None:
             if padding is not None:
                 # RoBERTa counts positions from behind its padding index.
                 return int(module.num_embeddings) - padding - 1
-    return getattr(lm.model.config, "max_position_embeddings", None)
+    most: object = getattr(lm.model.config, "max_position_embeddings", None)
+    # XLNet says −1 for any.
+    return most if isinstance(most, int) and most > 0 else None
 
 
 def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int, labelled: bool = False) -> Iterator[Row]:
@@ -196,10 +200,21 @@ def _masked(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: int) 
             yield row
 
 
-def collate(rows: Sequence[Row], pad: int) -> Batch:
-    """Right padding: `input_ids`, `attention_mask`, and what else the rows have."""
+def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
+    """Right padding: `input_ids`, `attention_mask`, and what else the rows have.
+
+    Raises:
+        UserError: a token that the model has no embedding for, or a model whose configuration lacks what begins a
+            target.
+    """
+    check_known(lm, (token for row in rows for token in row.input_ids))
+    check_targets(lm)
+    labels = [row.labels for row in rows if isinstance(row.labels, list)]
+    # What was masked is among the labels alone.
+    told = (token for tokens in labels for token in tokens if token != IGNORED)
+    check_known(lm, told, targets=lm.task is Task.SEQ2SEQ)
     batch = {
-        "input_ids": _padded([row.input_ids for row in rows], pad),
+        "input_ids": _padded([row.input_ids for row in rows], pad_token(lm)),
         "attention_mask": _padded([[1] * len(row.input_ids) for row in rows], 0),
     }
     if rows[0].token_type_ids is not None:
@@ -207,11 +222,10 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     if any(row.unpooled for row in rows):
         pooled = [[int(at >= row.unpooled) for at in range(len(row.input_ids))] for row in rows]
         batch[POOLING_MASK] = _padded(pooled, 0)
-    labels = [row.labels for row in rows]
-    if isinstance(labels[0], list):
-        batch["labels"] = _padded([label for label in labels if isinstance(label, list)], IGNORED)
-    elif labels[0] is not None:
-        batch["labels"] = torch.tensor(labels)
+    if isinstance(rows[0].labels, list):
+        batch["labels"] = _padded(labels, IGNORED)
+    elif rows[0].labels is not None:
+        batch["labels"] = torch.tensor([row.labels for row in rows])
     return batch
 
 

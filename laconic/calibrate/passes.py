@@ -15,6 +15,7 @@ from transformers.utils.generic import ModelOutput
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
 from laconic.model import Batch, LanguageModel, Task, first_token
+from laconic.model.tokens import declared, text_config, vocabulary_of
 
 LENT_PADDING = 0
 """The pad token of a model without one; no random batch of it has this token."""
@@ -24,15 +25,15 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
     """`batch` rows of random tokens on the model's device, `length` long or as long as it can read."""
     generator = torch.Generator().manual_seed(seed)
     length = min(length, positions(lm) or length)
-    config = lm.model.config.get_text_config()
-    padding = LENT_PADDING if config.pad_token_id is None else config.pad_token_id
-    end = config.eos_token_id
-    # No model may take a random token for padding or for the end.
-    words = [token for token in range(config.vocab_size) if token not in (padding, end)]
+    config, known = lm.model.config, vocabulary_of(lm.model)
+    padding = declared(config, "pad_token_id") or (LENT_PADDING,)
+    ends = declared(config, "eos_token_id")
+    # No model may take a random token for padding or for an end.
+    words = [token for token in range(known) if token not in (*padding, *ends)] or list(range(known))
     ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
-    if isinstance(end, int) and end != padding:
+    if ends and 0 <= ends[0] < known and ends[0] not in padding:
         # The classifiers among the encoder-decoders read their answer at the one end of each row.
-        ids[:, -1] = end
+        ids[:, -1] = ends[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token(ids)
@@ -89,12 +90,16 @@ def evaluating(*models: LanguageModel) -> Iterator[None]:
 @contextmanager
 def _lent_padding(lm: LanguageModel) -> Iterator[None]:
     """A pad token for a classifier without one, which else refuses more than one row; afterwards as it was."""
-    config = lm.model.config.get_text_config()
-    if not lm.task.is_sequence_classification or config.pad_token_id is not None:
+    config = text_config(lm.model.config)
+    if not lm.task.is_sequence_classification or declared(config, "pad_token_id"):
         yield
         return
+    said = "pad_token_id" in vars(config)
     config.pad_token_id = LENT_PADDING
     try:
         yield
     finally:
-        config.pad_token_id = None
+        if said:
+            config.pad_token_id = None
+        else:
+            vars(config).pop("pad_token_id")

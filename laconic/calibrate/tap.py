@@ -34,7 +34,7 @@ class Tap(ExitStack):
             self.inputs[path].append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
         def on_return(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.outputs[path].append(output[0] if isinstance(output, tuple) else output)
+            self.outputs[path].append(output[0] if isinstance(output, (tuple, list)) else output)
 
         yield module.register_forward_pre_hook(on_call, with_kwargs=True)
         yield module.register_forward_hook(on_return)

@@ -18,6 +18,7 @@ from laconic.cli.once import Once
 from laconic.cli.report import report
 from laconic.cli.run import run
 from laconic.cli.study import study
+from laconic.cli.terminal import quiet
 from laconic.errors import LONGEST_SENTENCE, UserError, shortened
 from laconic.processes import agreed, by_first, is_first, joined
 
@@ -71,7 +72,7 @@ def status(arguments: Sequence[str]) -> int:
 def _status(arguments: Sequence[str]) -> int:
     """What every process of a group has alike, and the first tells: its end, or a mistake of the user's."""
     try:
-        with agreed(), _one_voice():
+        with agreed(), _one_voice(), quiet():
             return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
     except UserError as error:
         return _complain(str(error))

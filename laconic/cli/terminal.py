@@ -45,21 +45,31 @@ def remark(text: str) -> None:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block libraries are silenced, and each of laconic's notices is one line."""
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            remark(str(message))
+
+    with warnings.catch_warnings():
+        _quiet_libraries()
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = tell
+        yield
+
+
+@contextmanager
 def progress() -> Iterator[Track]:
-    """Progress bars on stderr while a verb works; libraries below are silenced, and laconic's notices are lines."""
+    """Progress bars on stderr while a verb works."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        warnings.catch_warnings(),
-        Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and is_first())) as bars,
-    ):
-        _quiet_libraries()
-        warnings.showwarning = _show_notice
+    _no_bars_of_datasets()
+    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and is_first())) as bars:
         yield Bars(bars, console.is_terminal) if is_first() else silent
-
-
-def _show_notice(message: Warning | str, *_: object, **__: object) -> None:
-    remark(str(message))
 
 
 class Bars:
@@ -94,15 +104,16 @@ def _told(items: Sequence[Item], what: str) -> Iterator[Item]:
 
 
 def _quiet_libraries() -> None:
-    from datasets.utils.logging import set_verbosity_error
-    from datasets.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    set_verbosity_error()
-    disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
     # It tells of every table that it makes.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("once", Notice)
+
+
+def _no_bars_of_datasets() -> None:
+    from datasets.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()

@@ -13,7 +13,7 @@ from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, forward, machine, random_batch
 from laconic.evaluate.conditions import BATCHES, LENGTHS
 from laconic.evaluate.energy import joules_of, meter_of
-from laconic.evaluate.generation import Generation, generation
+from laconic.evaluate.generation import Generation, generation, writes
 from laconic.evaluate.macs import macs
 from laconic.evaluate.memory import peak_bytes, weight_bytes
 from laconic.evaluate.parts import bytes_by_part
@@ -26,6 +26,8 @@ from laconic.store import file_bytes
 from laconic.store.folder import in_dtype
 from laconic.store.packed import stored_tensors
 from laconic.store.pipeline import pipeline_bytes
+
+NO_CACHE = "The speed of writing was not measured: the model keeps no keys and values of the tokens before."
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Cost:
     parts:        bytes in the stored dtype of word embeddings, attention, feed-forwards, head and everything else.
     speeds:       by batch × length.
     generations:  the same of writing, for models that write; in torch as it is alone.
+    missing:      sentences about what could not be measured.
     runtime:      what ran the model, and the bytes of what was exported for it.
     machine:      what the timings depend on; `int8` and `int4` count layers by the kernel that ran, for so many rows.
     """
@@ -72,6 +75,7 @@ class Cost:
     parts: dict[str, int]
     speeds: tuple[Speed, ...]
     generations: tuple[Generation, ...]
+    missing: tuple[str, ...]
     runtime: dict[str, Any]
     machine: dict[str, Any]
 
@@ -85,6 +89,7 @@ class Cost:
             "parts": self.parts,
             "latency": [speed.to_json() for speed in self.speeds],
             **({"generation": [one.to_json() for one in self.generations]} if self.generations else {}),
+            **({"missing": list(self.missing)} if self.missing else {}),
             "runtime": self.runtime,
             "machine": self.machine,
         }
@@ -109,6 +114,7 @@ def measure_cost(
     lengths = tuple(dict.fromkeys(length if longest is None else min(length, longest) for length in lengths))
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
     measured = [_measured(lm, service, batch, length) for batch, length in track(grid, "cost")]
+    generations = tuple(written for _, written in measured if written is not None)
     return Cost(
         parameters=lm.size()[0],
         bytes=stored_bytes(lm) if folder is None else file_bytes(folder),
@@ -116,7 +122,8 @@ def measure_cost(
         dtype=str(lm.model.dtype).removeprefix("torch."),
         parts=bytes_by_part(lm),
         speeds=tuple(speed for speed, _ in measured),
-        generations=tuple(written for _, written in measured if written is not None),
+        generations=generations,
+        missing=(NO_CACHE,) if writes(lm) and service.runtime == EAGER and not generations else (),
         runtime=service.about(),
         machine={**machine(lm.device), **_kernels(lm)},
     )

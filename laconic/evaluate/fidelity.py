@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
+from laconic.evaluate.comparable import check_comparable, check_readable
 from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.judging import a, in_order, predict_on, tokenizer_name
+from laconic.evaluate.judging import in_order, predict_on, tokenizer_name
 from laconic.evaluate.reference import Reference
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.model.embedding.pipeline import COSINE
@@ -32,7 +32,8 @@ class Fidelity:
                     for which every label is on the same side of a probability of one half. Of a regression: whose
                     scores all round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same,
                     by the similarity that the original declares.
-    cosine:         of the mean last hidden states, or of the vectors of a plain encoder, averaged over rows.
+    cosine:         of the mean last hidden states, or of the vectors of a plain encoder, averaged over rows; None where
+                    they are of different widths.
     predictions:    how many there were, of `rows` rows.
 
     The rest is what the figures depend on; `context`: tokens of a row at most, `tokenizer`: that of the original,
@@ -43,7 +44,7 @@ class Fidelity:
     kl_low: float
     kl_high: float
     top1_agreement: float
-    cosine: float
+    cosine: float | None
     predictions: int
     rows: int
     source: str
@@ -65,24 +66,11 @@ def fidelity(
     return compared(lm, Reference(original, corpus, seed=seed, limit=0), track)
 
 
-def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
-    """For each output of the original, which of `lm` is the same class; None where all lie alike. `classes` are what
-    data calls them.
-
-    Raises:
-        UserError: they predict different things; weights may be absent.
-    """
-    if lm.task is not original.task:
-        raise UserError(
-            f"The models cannot be compared: one is {a(lm.task.value)}, the other {a(original.task.value)} model."
-        )
-    return output_places(original, lm, classes)
-
-
 def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
     """The same, where several models are compared with one original on the same rows."""
     original, corpus, seed = reference.original, reference.corpus, reference.seed
     places = check_comparable(lm, original, corpus.classes)
+    check_readable(lm, reference)
     lines: list[Tensor] = []
     embeddings: list[Tensor] = []
     with evaluating(lm, original):
@@ -101,7 +89,7 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
         kl_low=kl.low,
         kl_high=kl.high,
         top1_agreement=agreement,
-        cosine=float(np.mean(table[:, 2])),
+        cosine=None if np.isnan(table[:, 2]).any() else float(np.mean(table[:, 2])),
         predictions=int(table[:, 3].sum()),
         rows=len(table),
         source=corpus.source,
@@ -133,9 +121,16 @@ def _compared(
     ).double()
     sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=figures.device)
     sums.index_add_(0, theirs.rows, figures)
-    cosine = functional.cosine_similarity(their_hidden.double(), hidden.double(), dim=-1)[:, None]
+    cosine = _cosine(their_hidden.double(), hidden.double())[:, None]
     said = torch.stack((theirs.values, ours.values)) if lm.task is Task.EMBEDDING else torch.empty(0)
     return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), said.cpu()
+
+
+def _cosine(theirs: Tensor, ours: Tensor) -> Tensor:
+    """(rows,); NaN where the two are no vectors of one space."""
+    if theirs.shape != ours.shape:
+        return torch.full((len(ours),), torch.nan, dtype=ours.dtype, device=ours.device)
+    return functional.cosine_similarity(theirs, ours, dim=-1)
 
 
 def _chunks(predictions: Predictions, step: int) -> list[Predictions]:

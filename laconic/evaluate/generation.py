@@ -15,9 +15,12 @@ from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.speed import PATIENCE, Quartiles
 from laconic.model import Batch, LanguageModel, Task
+from laconic.model.tokens import declared
 
 NEW = 32
 """Tokens that are written."""
+FEWEST_TOKENS = 2
+"""The first of them is that of the prompt, and the others are steps."""
 RUNS = 5
 FEWEST_RUNS = 2
 
@@ -54,14 +57,16 @@ class Generation:
 def generation(lm: LanguageModel, batch: int, length: int, *, new: int = NEW) -> Generation | None:
     """Time `lm` writing `new` tokens after `length` of them, or as many as it has positions for.
 
-    None for a model that writes nothing.
+    None for a model that writes nothing, or that keeps no keys and values of what it has read.
     """
-    if lm.task not in (Task.CAUSAL, Task.SEQ2SEQ):
-        return None
     longest = positions(lm)
-    new = new if longest is None else min(new, max(2, longest // 2))
-    prompt = length if longest is None or lm.task is Task.SEQ2SEQ else min(length, longest - new)
+    if not writes(lm) or (longest is not None and longest < FEWEST_TOKENS):
+        return None
+    new = new if longest is None else min(new, max(FEWEST_TOKENS, longest // 2))
+    prompt = length if longest is None or lm.task is Task.SEQ2SEQ else min(length, max(1, longest - new))
     inputs = random_batch(lm, batch, prompt)
+    if not _keeps_cache(lm, inputs):
+        return None
     prefills: list[float] = []
     steps: list[float] = []
     with evaluating(lm), torch.inference_mode():
@@ -72,6 +77,18 @@ def generation(lm: LanguageModel, batch: int, length: int, *, new: int = NEW) ->
             steps.extend(others)
     read = inputs["input_ids"].shape[1]
     return Generation(batch, read, new, Quartiles.of(prefills), Quartiles.of(steps), len(prefills))
+
+
+def writes(lm: LanguageModel) -> bool:
+    """Whether it is a model that writes, token by token."""
+    return lm.task in (Task.CAUSAL, Task.SEQ2SEQ)
+
+
+def _keeps_cache(lm: LanguageModel, inputs: Batch) -> bool:
+    """Whether each step can go on from the keys and values of those before; recurrent models keep something else."""
+    with evaluating(lm), torch.inference_mode():
+        known, token = _prompted(lm, inputs)
+        return lm.model(**known, **_read(lm, token), use_cache=True).get("past_key_values") is not None
 
 
 def _seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
@@ -97,8 +114,9 @@ def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]
         return dict(source), ids
     encoder: Any = lm.model.get_encoder()
     states = encoder(input_ids=ids, **source)
-    start = lm.model.config.decoder_start_token_id
-    first = torch.full_like(ids[:, :1], start if isinstance(start, int) else 0)
+    # Of a model that does not say how it begins, any token takes as long.
+    start = next(iter(declared(lm.model.config, "decoder_start_token_id")), 0)
+    first = torch.full_like(ids[:, :1], start)
     return {"encoder_outputs": states, "attention_mask": source["attention_mask"]}, first
 
 

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, at_once, collate, pad_token
+from laconic.calibrate.batching import Row, at_once, collate
 from laconic.calibrate.classes import called
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Table
 from laconic.model import Batch, LanguageModel, Predictions, Task, predict
+from laconic.model.tokens import check_targets, vocabulary_of
 from laconic.progress import Track
 
 LOGITS = 2**26
@@ -86,6 +87,7 @@ class Judge(ABC):
             raise UserError(
                 f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model."
             )
+        check_targets(lm)
 
 
 def a(words: str) -> str:
@@ -133,7 +135,7 @@ def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:
     """`wanted` rows of `length` tokens, or fewer where every token is predicted and the logits would be too many."""
     if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
         return at_once(lm, wanted)
-    return max(1, min(wanted, LOGITS // (length * lm.model.config.get_text_config().vocab_size)))
+    return max(1, min(wanted, LOGITS // (length * vocabulary_of(lm.model))))
 
 
 def by_length(lm: LanguageModel, rows: Sequence[Row], wanted: int) -> tuple[list[list[int]], list[Batch]]:
@@ -141,7 +143,7 @@ def by_length(lm: LanguageModel, rows: Sequence[Row], wanted: int) -> tuple[list
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].input_ids))
     size = rows_per_batch(lm, max((len(row.input_ids) for row in rows), default=1), wanted)
     parts = [order[at : at + size] for at in range(0, len(order), size)]
-    return parts, [collate([rows[at] for at in part], pad_token(lm)) for part in parts]
+    return parts, [collate(lm, [rows[at] for at in part]) for part in parts]
 
 
 def tokenizer_name(lm: LanguageModel) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, collate, pad_token, positions, tokenizer_of
+from laconic.calibrate.batching import IGNORED, Row, collate, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.intervals import Among, Metric, Table
@@ -135,7 +135,7 @@ def _windows(lm: LanguageModel, corpus: Corpus, context: int, stride: int) -> tu
             rows.append(Row(tokens, labels=scored))
             documents.append(document)
     size = rows_per_batch(lm, context, BATCH)
-    return [collate(rows[at : at + size], pad_token(lm)) for at in range(0, len(rows), size)], documents
+    return [collate(lm, rows[at : at + size]) for at in range(0, len(rows), size)], documents
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, collate, pad_token, positions, tokenizer_of
+from laconic.calibrate.batching import Row, collate, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share
@@ -55,7 +55,7 @@ class Seq2Seq(Judge):
         rows = _rows(lm, corpus, context)
         places, size = list(rows), rows_per_batch(lm, context, BATCH)
         parts = [places[at : at + size] for at in range(0, len(places), size)]
-        data = [collate([rows[place] for place in part], pad_token(lm)) for part in parts]
+        data = [collate(lm, [rows[place] for place in part]) for part in parts]
         lines: list[Tensor] = []
         for part, (batch, predictions) in zip(parts, predicted(lm, data, track, self.name), strict=True):
             targets = [(corpus.examples[place].target or "").strip() for place in part]

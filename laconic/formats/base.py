@@ -55,6 +55,11 @@ class Format(nn.Module, ABC):
     def nbytes(self) -> int:
         """Bytes on disk in the present dtype, bias excluded: what saving really writes."""
 
+    def nbytes_in(self, dtype: torch.dtype) -> int:
+        """`nbytes` once it is stored in `dtype`."""
+        with torch.device("meta"):
+            return type(self).shell(**self.spec()).to(dtype).nbytes()
+
     @abstractmethod
     def macs(self) -> int:
         """Multiply-accumulates for one row of input, bias excluded."""

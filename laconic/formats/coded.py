@@ -236,6 +236,10 @@ class CodedEmbedding(EmbeddingFormat):
     def nbytes(self) -> int:
         return self.coded.nbytes()
 
+    def nbytes_in(self, dtype: torch.dtype) -> int:
+        # A shell of its own has no codes yet.
+        return self.coded.nbytes_in(dtype)
+
     def macs(self) -> int:
         return 0
 

@@ -121,8 +121,7 @@ class LanguageModel:
         """Bytes that the matrix takes in a file, in the stored dtype, whoever shares it."""
         if not isinstance(site.module, Format):
             return site.parameter.numel() * self.dtype.itemsize
-        with torch.device("meta"):
-            return type(site.module).shell(**site.module.spec()).to(self.dtype).nbytes()
+        return site.module.nbytes_in(self.dtype)
 
     def untied_by(self, sites: Sequence[Site]) -> list[str]:
         """Names of those sites whose matrix is now shared with a module that is not replaced with them."""

@@ -12,7 +12,7 @@ from laconic.model.checkpoints.outline import outline_of
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
-from laconic.model.task import auto_class_for, check_finite, task_of
+from laconic.model.task import check_finite, task_of
 
 __all__ = [
     "QUANT_METHOD",
@@ -127,7 +127,6 @@ def _checked(found: Checkpoint) -> PreTrainedConfig:
 
 def _configuration(found: Checkpoint) -> PreTrainedConfig:
     config = found.config()
-    auto_class_for(config, config.architectures or ())
     if found.declared is not None:
         check_width(found.declared.outline(), config, found.place.source)
     outline = outline_of(config, found.place.source)

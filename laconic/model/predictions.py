@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from laconic.errors import UserError, reason_of
 from laconic.model.embedding.modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
 from laconic.model.task import Task
@@ -62,7 +63,15 @@ def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
     if lm.task is Task.EMBEDDING and lm.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    return lm.model(**inputs, **asked, **caching)
+    try:
+        return lm.model(**inputs, **asked, **caching)
+    except IndexError as error:
+        # An embedding was asked for a row that it does not have.
+        rows, tokens = batch["input_ids"].shape
+        raise UserError(
+            f"The model '{lm.source}' cannot read {rows} rows of {tokens} tokens: {reason_of(error)}; its tokenizer or "
+            "its number of positions does not fit it."
+        ) from error
 
 
 def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:

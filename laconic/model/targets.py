@@ -55,8 +55,10 @@ def matching(sites: list[Site], target: str) -> list[Site]:
 
 def _no_match(sites: list[Site], target: str) -> UserError:
     if target in NAMED or target.startswith("re:") or set(target) & set("*?["):
+        groups = ", ".join(dict.fromkeys(site.group.value for site in sites))
         return UserError(
-            f"The target '{target}' matches no site of this model; sites are named like '{sites[0].name}'."
+            f"The target '{target}' matches no site of this model; it has the groups {groups}, `all` for what is in "
+            f"its blocks, and sites that are named like '{sites[0].name}'."
         )
     return unknown("target", target, [*NAMED, *(site.name for site in sites[-2:])])
 

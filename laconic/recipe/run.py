@@ -13,6 +13,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.model import LanguageModel, load
+from laconic.model.tokens import check_targets
 from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
@@ -123,6 +124,7 @@ def check_recipe(
             )
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
+        check_targets(model)
     check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
     if compared:
         output_places(made, model)

@@ -10,6 +10,7 @@ from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel, Task
 from laconic.model.layers import layers_of
 from laconic.model.task import AUTO_CLASSES
+from laconic.model.tokens import declared
 
 
 def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
@@ -18,10 +19,10 @@ def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = problem_type or ("regression" if len(names) == 1 else None)  # type: ignore[assignment]
-    if config.pad_token_id is None and config.eos_token_id is not None:
+    ends = declared(config, "eos_token_id")
+    if ends and not declared(config, "pad_token_id"):
         # A decoder finds the last token of a text by the padding behind it.
-        eos = config.eos_token_id
-        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+        config.pad_token_id = ends[0]
 
 
 def classifier_of(config: PreTrainedConfig) -> type[PreTrainedModel]:

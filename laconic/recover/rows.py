@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.batching import Row, collate, pad_token, tokenized
+from laconic.calibrate.batching import Row, collate, tokenized
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import UserError, must_be
 from laconic.model import Batch, LanguageModel, predict
@@ -90,9 +90,9 @@ def collated(
 ) -> Read:
     """Padded; the teacher's part, and what it says, where there are such."""
     ours, theirs, told = zip(*lines, strict=True)
-    batch: Read = {"student": collate(ours, pad_token(student))}
+    batch: Read = {"student": collate(student, ours)}
     if teacher is not None:
-        batch["teacher"] = collate([row for row in theirs if row is not None], pad_token(teacher))
+        batch["teacher"] = collate(teacher, [row for row in theirs if row is not None])
         if told[0] is not None:
             batch["told"] = torch.cat([values for values in told if values is not None])
     return batch
@@ -154,7 +154,7 @@ def told_by(teacher: LanguageModel, lines: Lines, batch_size: int, track: Track)
     starts = range(0, len(by_length), batch_size)
     for start in track(starts, "Asking the teacher"):
         numbers = by_length[start : start + batch_size]
-        batch = collate([rows[number] for number in numbers], pad_token(teacher))
+        batch = collate(teacher, [rows[number] for number in numbers])
         predictions, _ = predict(teacher, {name: tensor.to(teacher.device) for name, tensor in batch.items()})
         kept += predictions.values.numel()
         if kept * len(starts) > MOST_TOLD * (start // batch_size + 1):

@@ -117,7 +117,7 @@ def inspect(lm: LanguageModel) -> Inspection:
 
 def _matrix(site: Site, lm: LanguageModel) -> Matrix:
     held = site.parameter
-    sparsity = 1 - int(held.count_nonzero()) / held.numel()
+    sparsity = 1 - int(held.count_nonzero()) / max(held.numel(), 1)
     group, nbytes = site.group.value, lm.nbytes_of(site)
     return Matrix(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
 

@@ -26,7 +26,7 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
 
 
 def remarks_of(result: dict[str, Any]) -> list[str]:
-    """What the figures have to be read with: rows that the model was calibrated on, and how noise is told."""
+    """What the figures have to be read with: rows that the model was calibrated on, what is missing, what noise is."""
     remarks = [
         f"{rows} of the {settings['rows']} rows of {task} are also rows of {source}, which the model was calibrated on."
         for task, settings in result["settings"].items()
@@ -35,6 +35,7 @@ def remarks_of(result: dict[str, Any]) -> list[str]:
     ]
     if vectors := result.get("fidelity", {}).get("vectors"):
         remarks.append(f"Distances are between vectors of texts: {vectors}.")
+    remarks += result.get("cost", {}).get("missing", [])
     said = {
         verdict(change["p"], result["least_p"][task][metric])
         for task, metrics in result.get("difference", {}).items()
@@ -107,7 +108,9 @@ def _fidelity(found: dict[str, Any]) -> Table:
         Column("predictions", "{:,d}"),
     )
     interval = _interval({"low": found["kl_low"], "high": found["kl_high"]})
-    return Table(columns, ((found["kl"], interval, found["top1_agreement"], found["cosine"], found["predictions"]),))
+    return Table(
+        columns, ((found["kl"], interval, found["top1_agreement"], found.get("cosine"), found["predictions"]),)
+    )
 
 
 def _interval(figure: dict[str, float]) -> str:

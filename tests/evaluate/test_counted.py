@@ -27,7 +27,7 @@ def rows_of(lm: LanguageModel) -> list[Row]:
 @pytest.mark.parametrize("architecture", SPEAKING, ids=lambda model: model.name)
 def test_predictions_are_those_of_the_whole_pass(architecture: Architecture):
     lm = architecture.lm()
-    batch = collate(rows_of(lm), 1)
+    batch = collate(lm, rows_of(lm))
     for model in (lm, compress_everything(architecture.lm(), rank=6)):
         ((_, expected),) = predicted(model, [batch], silent, "x")
         ((_, found),) = predicted_where_counted(model, [batch], silent, "x")
@@ -41,5 +41,5 @@ def test_the_head_sees_few_rows():
     lm = next(model for model in SPEAKING if model.name == "bert-masked").lm()
     seen: list[torch.Size] = []
     lm.model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    list(predicted_where_counted(lm, [collate(rows_of(lm), 1)], silent, "x"))
+    list(predicted_where_counted(lm, [collate(lm, rows_of(lm))], silent, "x"))
     assert seen == [(6, VOCABULARY)]

@@ -1,21 +1,25 @@
 """Speed of writing, energy, and bytes by part."""
 
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from laconic.calibrate.passes import random_batch
-from laconic.evaluate import measure_cost
+from laconic.evaluate import evaluate, measure_cost
 from laconic.evaluate.energy import joules_of, meter_of
 from laconic.evaluate.generation import _seconds, generation
 from laconic.evaluate.parts import bytes_by_part
+from laconic.model import LanguageModel
 from laconic.report.anatomy import inspect
-from laconic.report.evaluation import tables_of
-from tests.architectures import ARCHITECTURES, BY_NAME, VOCABULARY, WIDTH
+from laconic.report.evaluation import remarks_of, tables_of
+from tests.architectures import ARCHITECTURES, BY_NAME, DECODER, SMALL, VOCABULARY, WIDTH
+from tests.tokens import letters
 
 CPU = torch.device("cpu")
 
@@ -142,3 +146,31 @@ def test_a_gpu_that_counts_nothing_gives_no_figure(
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="1a"))
     meter = meter_of(torch.device("cuda"))
     assert (meter and meter.joules()) == joules
+
+
+def recurrent() -> LanguageModel:
+    """A Mamba, which keeps a state and no keys and values."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, state_size=4)
+    return LanguageModel.of(MambaForCausalLM(config).eval())
+
+
+@pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
+def test_a_model_without_a_key_value_cache_is_not_timed_writing(tmp_path: Path) -> None:
+    lm = replace(recurrent(), tokenizer=letters("start"))
+    assert generation(lm, 2, 8) is None
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the cat is good\na dog\n")
+    found = evaluate(lm, [f"perplexity:{texts}"]).to_json()
+    assert found["results"] and "generation" not in found["cost"]
+    assert found["cost"]["missing"] == [
+        "The speed of writing was not measured: the model keeps no keys and values of the tokens before."
+    ]
+    assert found["cost"]["missing"][0] in remarks_of(found) and "Speed of writing" not in tables_of(found)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 3])
+def test_a_model_of_next_to_no_positions_is_timed_on_what_it_has(positions: int) -> None:
+    config = LlamaConfig(**{**DECODER, **SMALL, "max_position_embeddings": positions})
+    found = generation(LanguageModel.of(LlamaForCausalLM(config).eval()), 2, 8)
+    assert (found is None) is (positions == 1)
+    assert found is None or (found.prompt, found.new) == (1, 2)

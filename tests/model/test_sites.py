@@ -142,7 +142,7 @@ def test_targets() -> None:
     ("target", "sentence"),
     [
         ("atention", "did you mean 'attention'"),
-        ("*.nowhere.*", "matches no site of this model; sites are named like"),
+        ("*.nowhere.*", "matches no site of this model; it has the groups embedding, attention, ffn, head"),
         ("re:(", "is not a regular expression"),
     ],
 )

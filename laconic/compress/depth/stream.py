@@ -59,7 +59,8 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
 def streams(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
     """The hidden states of each stack in one run, and which of their rows are no padding."""
     batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
-    stacks = [layers for layers in layers_of(lm) if layers.name in cuts]
+    # Of a model whose blocks are not known nothing is cut.
+    stacks = [layers for layers in layers_of(lm) if layers.name in cuts] if cuts else []
     parts = {
         layers.name: [subblocks_of(lm, layers, number) for number in range(len(layers))]
         for layers in stacks

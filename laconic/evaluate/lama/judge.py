@@ -23,6 +23,7 @@ from laconic.evaluate.lama.probe import questions, ranks
 from laconic.evaluate.lama.words import Place, Vocabulary
 from laconic.evaluate.macro import evenly, shares, weighted
 from laconic.model import LanguageModel, Task
+from laconic.model.tokens import vocabulary_of
 from laconic.progress import Track
 
 LAMA_NAMES = ("lama", *(f"lama/{name}" for name in CORPORA))
@@ -196,5 +197,5 @@ def _by_relation(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict[str
 def _size(vocabulary: Vocabulary, lm: LanguageModel) -> int:
     """Words that compete after a space."""
     if vocabulary.candidates is None:
-        return int(lm.model.config.get_text_config().vocab_size)
+        return vocabulary_of(lm.model)
     return len(vocabulary.candidates[Place.SPACED])

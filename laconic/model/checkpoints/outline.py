@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from laconic.errors import UserError, reason_of
+from laconic.errors import UserError, must_be, reason_of
+from laconic.model.anatomy import entry_of
 from laconic.model.task import auto_class_for
+from laconic.model.tokens import declared, text_config
 
 UNBUILDABLE = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
@@ -21,6 +23,7 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
         UserError: its class cannot be built with it, or is not supported.
     """
     kind: Any = auto_class_for(config, config.architectures or ())
+    _check_depths(config, source)
     try:
         with torch.device("meta"):
             return kind.from_config(config, trust_remote_code=False)
@@ -28,6 +31,23 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
         said = reason_of(error)
         named = f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said
         raise UserError(
-            f"The config.json of '{source}' describes no model that can be built: {named}; "
+            f"The config.json of '{source}' describes no model that can be built: {_pad_beyond(config) or named}; "
             "take the one that was saved with the weights."
         ) from error
+
+
+def _check_depths(config: PreTrainedConfig, source: str) -> None:
+    """A class makes a model without blocks of a number of layers below 1, and says nothing."""
+    entry = entry_of(config.model_type)
+    for stack in () if entry is None else entry.stacks:
+        layers = None if stack.depth is None else getattr(config, stack.depth.count, None)
+        if stack.depth is not None and isinstance(layers, int) and layers < 1:
+            name = config.attribute_map.get(stack.depth.count, stack.depth.count)
+            raise must_be(f"In the config.json of '{source}', {name}", "at least 1", layers)
+
+
+def _pad_beyond(config: PreTrainedConfig) -> str:
+    """What is wrong with its pad token, if anything is: torch does not say of which number it speaks."""
+    known: object = getattr(text_config(config), "vocab_size", None)
+    beyond = [token for token in declared(config, "pad_token_id") if isinstance(known, int) and token >= known]
+    return f"pad_token_id is {beyond[0]}, and vocab_size {known} ends before that" if beyond else ""

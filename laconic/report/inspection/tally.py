@@ -20,6 +20,9 @@ KINDS: dict[tuple[Group, Role], str] = {
     (Group.ATTENTION, Role.OUTPUT): "attention out",
     (Group.FFN, Role.INNER): "ffn in",
     (Group.FFN, Role.OUTPUT): "ffn out",
+    # Of a model that was found by its structure nothing more is known.
+    (Group.ATTENTION, Role.OTHER): "attention",
+    (Group.FFN, Role.OTHER): "ffn",
 }
 EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm", "bias"
 IN_BLOCKS = tuple(KINDS.values())
