@@ -32,8 +32,12 @@ def shortened(words: list[str]) -> list[str]:
         "evaluate": ["--limit", "40"] if "--tasks" in words else [],
         "compress": ["--samples", "16"] if "--data" in words else [],
         "run": ["samples=16", "evaluate.limit=40"],
-    }
-    return [*words, *fewer.get(words[0], [])]
+    }.get(words[0], [])
+    if fewer and fewer[0] in words:
+        # An option is given once.
+        at = words.index(fewer[0])
+        words = [*words[:at], *words[at + 2 :]]
+    return [*words, *fewer]
 
 
 @pytest.fixture
