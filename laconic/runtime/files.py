@@ -7,6 +7,7 @@ from laconic.formats import DynamicInt8
 from laconic.model import LanguageModel
 from laconic.runtime.extras import ONNX, OPENVINO, library
 from laconic.runtime.graph import Graph
+from laconic.runtime.layout import lay_out
 from laconic.runtime.programs import EXACT
 
 NAMES = {ONNX: "model.onnx", OPENVINO: "openvino_model.xml"}
@@ -32,6 +33,7 @@ def write(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> Path:
         model = openvino.Core().read_model(passing)
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read the exported model: {reason_of(error)}.") from error
+    lay_out(model)
     if not any(isinstance(module, DynamicInt8) for module in lm.model.modules()):
         # Where weights are codes it would round inputs to 8 bits, which only one of our formats asks for.
         for name, value in EXACT.items():

@@ -1,0 +1,193 @@
+"""One pass, a sequential and an anchored walk side by side, with llm-compressor's one-shot and sequential pipelines.
+
+Calibration: 128 rows. Judged on held-out rows: KL divergence from the dense model, nats per prediction. Seconds are
+those that one thread computes for, from batches and a dense model in memory to a compressed one; they tell how ways
+compare on one machine. Each finished cell is one line of benchmarks/results/sequential.jsonl, so a run that was stopped
+goes on where it was; delete it to begin anew. `--peer` is the Python of an environment that
+`benchmarks/peers/llm_compressor.sh` made; without it, laconic's ways alone are measured.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmarks.cells import Cells, mean_of, places_of
+from benchmarks.common import clone, kl, models_folder, predictions
+from benchmarks.lowrank import SEEDS
+from benchmarks.quantize_quality import Judge, prepared
+from benchmarks.quantizing import GROUNDS
+from benchmarks.tables import ROOT, replace_between
+from laconic.compress import Compress
+from laconic.methods import Gptq, Method, SparseGpt, Wanda
+from laconic.model import LanguageModel
+from laconic.store import materialize
+
+CELLS = Cells("sequential", ("model", "seed", "method", "size", "way"))
+BEGIN = "<!-- sequential, made by `python -m benchmarks sequential_tables` -->"
+SIZES: dict[str, tuple[float, ...]] = {"sparsegpt": (0.5, 0.6, 0.7), "wanda": (0.5, 0.6, 0.7), "gptq": (4, 3, 2)}
+OURS: dict[str, dict[str, bool]] = {"one pass": {}, "sequential": {"sequential": True}, "anchored": {"anchored": True}}
+PEERS = {"llm-compressor, one-shot": "basic", "llm-compressor, sequential": "sequential"}
+"""Its ways, by the name of its pipeline."""
+PEER_SCRIPT = Path(__file__).parent / "peers/llm_compressor.py"
+PEER_MODELS = ("stories260K", "mico-tinyllama-1m")
+"""Causal models, which its pipelines are for; their rows have no padding, which it would count."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(GROUNDS), nargs="+", default=list(GROUNDS), help="some of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--ways", nargs="+", choices=list(OURS), default=list(OURS), help="some of laconic's ways")
+    parser.add_argument("--peer", help="the Python of llm-compressor's environment")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    # What one way has worked out must not serve the next.
+    os.environ["LACONIC_CACHE_GB"] = "0"
+    for model in options.only:
+        for seed in options.seeds:
+            measure(model, seed, options.ways, options.peer)
+    print(f"{CELLS}; `python -m benchmarks sequential_tables` makes the tables")
+
+
+def measure(model: str, seed: int, ways: Sequence[str], peer: str | None) -> None:
+    """Every cell of one model and one calibration seed that has no line yet."""
+    theirs = list(PEERS) if peer is not None and model in PEER_MODELS else []
+    keys = [(model, seed, name, size, way) for name in SIZES for size in SIZES[name] for way in (*ways, *theirs)]
+    missing = CELLS.missing(keys)
+    if not missing:
+        return
+    judge = prepared(model, seed)
+    ours = [key for key in missing if key[-1] in OURS]
+    if ours:
+        solved(judge, *ours[0][2:])
+    for key in track(ours, f"{model}, seed {seed}"):
+        CELLS.add(key, solved(judge, *key[2:]))
+    theirs = [key for key in missing if key[-1] in PEERS]
+    if theirs and peer is not None:
+        by_peer(judge, theirs, peer)
+
+
+def method_of(name: str, size: float) -> Method:
+    """Whole rows share a grid, because groups do not divide the rows of these models, which llm-compressor refuses."""
+    if name == "gptq":
+        return Gptq(bits=int(size), group_size="channel")
+    return {"sparsegpt": SparseGpt, "wanda": Wanda}[name](sparsity=size)
+
+
+def solved(judge: Judge, name: str, size: float, way: str) -> dict:
+    """One cell of laconic's."""
+    small = clone(judge.lm)
+    step = Compress(method=method_of(name, size), **OURS[way])
+    start = time.process_time()
+    step.apply(small, judge.calibration)
+    seconds = time.process_time() - start
+    plain = replace(small, model=materialize(small.model))
+    return {**judged(judge, plain), "seconds": seconds, "versions": {"torch": version("torch")}}
+
+
+def by_peer(judge: Judge, keys: Sequence[tuple], python: str) -> None:
+    """The cells that llm-compressor makes, in a process of its own."""
+    batches = judge.calibration.batches
+    assert all(bool(batch["attention_mask"].all()) for batch in batches), "its statistics would count the padding"
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            {"method": name, "size": size, "pipeline": PEERS[way], "output": f"{folder}/{number}.safetensors"}
+            for number, (_, _, name, size, way) in enumerate(keys)
+        ]
+        rows = [batch["input_ids"].tolist() for batch in batches]
+        asked = Path(folder, "jobs.json")
+        asked.write_text(json.dumps({"model": str(models_folder() / keys[0][0]), "rows": rows, "jobs": jobs}))
+        alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        said = subprocess.run(
+            [python, str(PEER_SCRIPT), str(asked)], env=alone, cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+        lines = [json.loads(line.removeprefix("MADE ")) for line in said.splitlines() if line.startswith("MADE ")]
+        for key, line in zip(keys, lines, strict=True):
+            small = with_weights(judge.lm, load_file(line["output"]))
+            cell = {"seconds": line["seconds"], "versions": line["versions"]}
+            CELLS.add(key, {**judged(judge, small), **cell})
+
+
+@torch.no_grad()
+def with_weights(lm: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageModel:
+    """A copy of `lm` with other matrices."""
+    small = clone(lm)
+    for site in small.sites():
+        site.parameter.copy_(weights[site.name])
+    return small
+
+
+def judged(judge: Judge, small: LanguageModel) -> dict:
+    """KL on the held-out rows, and the fraction of zeros that a method of so much sparsity really left."""
+    sites = [site.weight() for site in small.sites()]
+    zeros = sum(int((weight == 0).sum()) for weight in sites) / sum(weight.numel() for weight in sites)
+    return {"kl": kl(judge.dense, predictions(small, judge.rows)), "zeros": zeros}
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/pruning.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, GROUNDS))), BEGIN)
+
+
+def table(model: str) -> str:
+    """KL of each way at each size, means over the seeds, and the seconds as a multiple of one pass."""
+    mine = CELLS.where(model=model)
+    if not mine:
+        return ""
+    ways = [way for way in (*OURS, *PEERS) if any(cell["way"] == way for cell in mine)]
+    seeds = len({cell["seed"] for cell in mine})
+    lines = [
+        f"**{model}**; calibration seeds: {seeds}",
+        "",
+        f"| | {' | '.join(ways)} |",
+        "|---|" + "---:|" * len(ways),
+    ]
+    for name, sizes in SIZES.items():
+        measured = [size for size in sizes if CELLS.where(model=model, method=name, size=size)]
+        for size in measured:
+            here = {way: CELLS.where(model=model, method=name, size=size, way=way) for way in ways}
+            lines.append(f"| {called(name, size)} | {' | '.join(entry(here[way], here) for way in ways)} |")
+        if not measured:
+            continue
+        slower = [slowdown(model, name, way, measured) for way in ways]
+        lines.append(f"| *seconds, {name}* | {' | '.join(slower)} |")
+    return "\n".join([*lines, ""])
+
+
+def called(name: str, size: float) -> str:
+    """A method and its size."""
+    return f"{name}, {size:.0f} bits" if name == "gptq" else f"{name}, {100 * size:.0f}%"
+
+
+def entry(here: Sequence[dict], beside: Mapping[str, Sequence[dict]]) -> str:
+    """The mean KL, in bold where it is the lowest of its line."""
+    if not here:
+        return ""
+    value = mean_of(here, "kl")
+    text = f"{value:.{places_of(value)}f}"
+    return f"**{text}**" if value == min(mean_of(cells, "kl") for cells in beside.values() if cells) else text
+
+
+def slowdown(model: str, name: str, way: str, sizes: Sequence[float]) -> str:
+    """The seconds of `way` beside those of one pass of the same tool: the mean over sizes of the quickest seeds."""
+    first = next(iter(PEERS)) if way in PEERS else next(iter(OURS))
+
+    def least(of: str) -> float:
+        cells = [CELLS.where(model=model, method=name, size=size, way=of) for size in sizes]
+        return sum(min((cell["seconds"] for cell in here), default=float("nan")) for here in cells)
+
+    return f"{least(way):.1f} ({least(way) / least(first):.2f}×)"
