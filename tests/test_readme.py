@@ -1,5 +1,6 @@
 """Every command and snippet of README.md runs as it stands, with a real model in the place of MODEL."""
 
+import json
 import os
 import re
 import shlex
@@ -33,17 +34,20 @@ def shortened(words: list[str]) -> list[str]:
         "compress": ["--samples", "16"] if "--data" in words else [],
         "run": ["samples=16", "evaluate.limit=40"],
     }.get(words[0], [])
+    # Each is given once.
     if fewer and fewer[0] in words:
-        # An option is given once.
         at = words.index(fewer[0])
         words = [*words[:at], *words[at + 2 :]]
-    return [*words, *fewer]
+    anew = tuple(word.partition("=")[0] + "=" for word in fewer if "=" in word)
+    return [*(word for word in words if not (anew and word.startswith(anew))), *fewer]
 
 
 @pytest.fixture
 def model(shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A real model, in a folder where the README's relative paths lead somewhere."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    reviews = [{"text": "a fine film", "label": "good"}, {"text": "a dull one", "label": "bad"}] * 8
+    (tmp_path / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in reviews))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     return str(shared_models / "minilm-sst2")

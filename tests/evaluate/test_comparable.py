@@ -81,7 +81,7 @@ def test_other_kinds_of_model_and_other_numbers_of_classes_are_told() -> None:
         check_comparable(llama(), BY_NAME["bert-masked"].lm())
     three = BY_NAME["bert-classifier"].lm()
     two = LanguageModel.of(hf.BertForSequenceClassification(hf.BertConfig(**{**_bert(three), "num_labels": 2})))
-    with pytest.raises(UserError, match="tells 3 classes apart, and the model 2"):
+    with pytest.raises(UserError, match="2 outputs and the model 3, so that they cannot be compared"):
         check_comparable(three, two)
 
 

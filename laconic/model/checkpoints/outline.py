@@ -49,5 +49,5 @@ def _check_depths(config: PreTrainedConfig, source: str) -> None:
 def _pad_beyond(config: PreTrainedConfig) -> str:
     """What is wrong with its pad token, if anything is: torch does not say of which number it speaks."""
     known: object = getattr(text_config(config), "vocab_size", None)
-    beyond = [token for token in declared(config, "pad_token_id") if isinstance(known, int) and token >= known]
+    beyond = [token for token in declared(config, "pad_token_id") if isinstance(known, int) and token >= known >= 0]
     return f"pad_token_id is {beyond[0]}, and vocab_size {known} ends before that" if beyond else ""
