@@ -72,7 +72,7 @@ def test_every_kind_of_model(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_of_16_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     lm = BY_NAME["gpt2"].lm()
-    lm.model.to(dtype).float()
+    torch.nn.Module.to(lm.model, dtype).float()
     check(lm.with_dtype(dtype), tmp_path, 8)
     graph = graph_of(lm, OPENVINO)
     batch = batch_of(lm, 3, 7)
