@@ -3,7 +3,7 @@
 A block runs twice on every batch: once as it is, while all of its inputs are listened to, and once as it has become,
 for what the next block reads; so SparseGPT and GPTQ go through a model. The last block runs once, as nothing reads what
 it gives. Within a block every matrix is solved on what it reads while the others are whole: to run the block anew for
-each of its inputs is several times the work, and no better on held-out rows.
+each of its inputs is several times the work, and on held-out rows better in some cases and worse in others.
 
 Gradients are those of the model before the walk began, because the Fisher information belongs to the dense model,
 unless they are asked for anew on the way.
