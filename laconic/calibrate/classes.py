@@ -161,15 +161,15 @@ def output_places(lm: LanguageModel, other: LanguageModel, classes: Sequence[str
         )
     if counts[0] == 1:
         return None
-    pairs = [tuple(map(class_names, (sharing_order(lm, other), sharing_order(other, lm))))]
-    # The order that was given has the names of data, which another model may not share.
-    pairs += [(names_in(lm.model.config), names_in(other.model.config))]
-    for ours, theirs in pairs:
-        places = _met(ours, theirs, classes)
-        if None not in places:
-            found = [place for place in places if place is not None]
-            return None if found == list(range(len(found))) else found
-    raise mismatch(lm, pairs[0][1], called(other))
+    ours, theirs = (class_names(sharing_order(*pair)) for pair in ((lm, other), (other, lm)))
+    places = _met(ours, theirs, classes)
+    if None in places:
+        # The order that was given has the names of data, which another model need not share; numbers are no evidence.
+        places = [place_of(name, names_in(other.model.config)) for name in names_in(lm.model.config)]
+    found = [place for place in places if place is not None]
+    if len(set(found)) < len(ours):
+        raise mismatch(lm, theirs, called(other))
+    return None if found == list(range(len(found))) else found
 
 
 def _met(ours: Sequence[str], theirs: Sequence[str], classes: Sequence[str]) -> list[int | None]:

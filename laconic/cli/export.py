@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import JsonOption, LimitOption, ModelArgument, OutputOption, split
+from laconic.cli.options import JsonOption, LabelOrderOption, LimitOption, ModelArgument, OutputOption, split
 from laconic.cli.terminal import progress, show
 
 
@@ -17,6 +17,7 @@ def export(
         typer.Option(metavar="TASK,…", help="Judge what was exported on these too, as `laconic evaluate` does."),
     ] = None,
     limit: LimitOption = None,
+    label_order: LabelOrderOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write MODEL for ONNX Runtime or OpenVINO to the folder OUT, once it computes what it does in torch."""
@@ -24,6 +25,7 @@ def export(
     from laconic.export import check_target
     from laconic.export import export as export_model
     from laconic.model import load, skeleton
+    from laconic.recipe.labels import check_label_order
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.report.exported import lines_of, table_of
     from laconic.store import check_output
@@ -31,9 +33,13 @@ def export(
     check_target(to)
     check_output(output)
     names = split(tasks or [])
-    check_tasks(names, skeleton(model), compared=True)
+    order = None if label_order is None else split([label_order])
+    structure = skeleton(model).with_label_order(order)
+    check_label_order(structure)
+    check_tasks(names, structure, compared=True)
     with progress() as track:
-        outcome = export_model(load(model), to, output, tasks=names, limit=limit, track=track).to_json()
+        lm = load(model).with_label_order(order)
+        outcome = export_model(lm, to, output, tasks=names, limit=limit, track=track).to_json()
     tables = {} if outcome["quality"] is None else tables_of(outcome["quality"])
     remarks = [] if outcome["quality"] is None else remarks_of(outcome["quality"])
     layers = [table_of(outcome).to_rich()] if outcome["layers"] else []

@@ -16,6 +16,7 @@ from laconic.calibrate.classes import (
 from laconic.calibrate.sources import TASKS
 from laconic.errors import UserError
 from laconic.model import LanguageModel
+from laconic.recover import Distil
 from tests.problems import MULTI_LABEL, classifier
 
 SAME = (
@@ -114,6 +115,23 @@ def test_outputs_of_two_models_meet_by_name() -> None:
     assert output_places(labels, classifier(2, ("anger", "joy"), MULTI_LABEL)) == [1, 0]
     # One output has no order.
     assert output_places(classifier(1, ("score",)), classifier(1)) is None
+
+
+def test_numbers_and_names_meet_by_what_the_data_calls_its_classes() -> None:
+    swapped, numbered = named("POSITIVE", "NEGATIVE"), classifier(2)
+    assert output_places(numbered, swapped, ("negative", "positive")) == [1, 0]
+    assert output_places(swapped, numbered, ("negative", "positive")) == [1, 0]
+    step = Distil(teacher="swapped")
+    assert step.terms(numbered, swapped, {}, ("negative", "positive")).places == (1, 0)
+    # Of data that does not say, numbers are those of the outputs.
+    assert step.terms(numbered, swapped, {}).places is None
+
+
+def test_an_order_that_another_model_does_not_know_is_not_guessed_by_number() -> None:
+    lm = classifier(2).with_label_order(("x", "y"))
+    with pytest.raises(UserError, match="label_order has the classes x, y, and 'tiny' has good, bad"):
+        output_places(lm, named("good", "bad"))
+    assert output_places(classifier(2).with_label_order(("bad", "good")), named("good", "bad")) == [1, 0]
 
 
 def test_outputs_that_do_not_match_are_one_sentence() -> None:

@@ -15,7 +15,7 @@ VERBS = {
         "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--label-order", "--device",
         "--json",
     },
-    "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--json"},
+    "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "study": {
         "STUDY.yaml", "[KEY=VALUE]…", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed",

@@ -15,6 +15,7 @@ from laconic.runtime import ONNX, OPENVINO
 from laconic.runtime.graph import Graph
 from laconic.store import save
 from tests.evaluate.models import with_tokenizer
+from tests.problems import classifier
 from tests.runtime.mixed import EXACT, int8, mixed
 from tests.unread import spoil
 
@@ -128,3 +129,19 @@ def test_a_task_is_judged_through_what_was_written(
     with pytest.raises(UserError, match=r"has a perplexity of .* nothing was written"):
         export(lm, ONNX, tmp_path / "worse", tasks=(task,), limit=5)
     assert not (tmp_path / "worse").exists()
+
+
+def test_the_order_of_labels_is_taken_where_a_task_needs_it(
+    capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    (tmp_path / "glue" / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nfine\t1\nbad\t0\ndull\t0\n")
+    monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
+    save(classifier(2, ("good", "bad")), tmp_path / "model")
+    asked = ["export", str(tmp_path / "model"), "--to", "onnx", "-o", str(tmp_path / "out"), "--tasks", "glue/sst2"]
+    capsys.readouterr()
+    assert status(asked) == 2
+    assert "has the classes good, bad, and 'glue/sst2' has negative, positive" in capsys.readouterr().err
+    assert status([*asked, "--label-order", "positive,negative", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["quality"]["settings"]
+    assert settings["glue/sst2"]["classes"] == ["positive", "negative"]
