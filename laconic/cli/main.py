@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import Annotated
 
 import typer
 
@@ -19,6 +20,7 @@ from laconic.cli.report import report
 from laconic.cli.run import run
 from laconic.cli.study import study
 from laconic.cli.terminal import quiet
+from laconic.cli.version import show_version
 from laconic.errors import LONGEST_SENTENCE, UserError, shortened
 from laconic.processes import agreed, by_first, is_first, joined
 
@@ -26,12 +28,22 @@ INTERRUPTED = 130
 MISTAKE = 2
 
 app = typer.Typer(
-    help="Make a transformer language model smaller and faster, and say what that cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the versions, and exit.")
+    ] = False,
+) -> None:
+    """Make a transformer language model smaller and faster, and say what that cost."""
+
+
 # Of several processes the first alone does what is not shared out.
 for verb in (
     by_first(demo),

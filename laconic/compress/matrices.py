@@ -36,6 +36,9 @@ Keep = Annotated[float, Field(gt=0, le=1)]
 class Compress(Step):
     """Compress every targeted matrix by one method.
 
+    method:       by what, with its parameters.
+    targets:      which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks` for all inside of blocks,
+                  `all`, or globs over the names of sites.
     keep:         fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
                   the method says its own size.
     allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most,
@@ -55,6 +58,8 @@ class Compress(Step):
     """
 
     name = "compress"
+    example = "method=svd,keep=0.5"
+    example_needs_data = False
 
     method: Method
     keep: Keep | dict[str, Keep] | None = None

@@ -52,6 +52,10 @@ class Step(ABC):
     """One line of a recipe."""
 
     name: ClassVar[str]
+    example: ClassVar[str] = ""
+    """Parameters of an example, as `--method` takes them."""
+    example_needs_data: ClassVar[bool] = True
+    """Whether that cannot do without calibration data."""
 
     @property
     def needs_original(self) -> bool:

@@ -74,6 +74,9 @@ class Method(ABC):
     remembers: ClassVar[bool] = False
     """True where what `Known.once` keeps of one size serves every other, without the statistics."""
 
+    example: ClassVar[str] = ""
+    """Parameters of an example, as `--method` takes them; it is given `keep` where that is no size."""
+
     keeps_support: ClassVar[bool] = False
     """True where every weight that `Known.support` says is zero stays zero."""
 

@@ -34,7 +34,7 @@ def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
     if field is None:
         return must_be(place, first["msg"], first["input"])
     hint = get_type_hints(kind, include_extras=True)[field]
-    interval = _interval(hint) if first["type"] in OUT_OF_RANGE else None
+    interval = interval_of(hint) if first["type"] in OUT_OF_RANGE else None
     inner = first["loc"][first["loc"].index(field) + 1 :]
     if inner and _branches(hint) > 1:
         # What comes first is pydantic's name of a branch.
@@ -62,14 +62,14 @@ def _keys(inner: tuple[str | int, ...]) -> str:
     return "".join(part for part in shown if part.startswith("[") or part.lstrip(".").isidentifier())
 
 
-def _interval(hint: object) -> str | None:
-    """`(0, 1]` from the bounds of the first annotated number within `hint`."""
+def interval_of(hint: object) -> str | None:
+    """`(0, 1]` from the bounds of the first annotated number within the type `hint`; None where it has none."""
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         bounds = [bound for extra in extras if isinstance(extra, FieldInfo) for bound in extra.metadata]
-        return _shown(bounds) if bounds else _interval(base)
+        return _shown(bounds) if bounds else interval_of(base)
     if get_origin(hint) in (Union, UnionType, dict, tuple, list):
-        return next((found for part in get_args(hint) if (found := _interval(part))), None)
+        return next((found for part in get_args(hint) if (found := interval_of(part))), None)
     return None
 
 

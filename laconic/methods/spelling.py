@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import UserError, must_be, shown, unknown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.methods.problem import sentence
@@ -68,7 +68,17 @@ def named(value: object, place: str) -> tuple[str, dict[str, Any]]:
             parameters = {}
         if isinstance(parameters, dict):
             return str(name), parameters
-    raise must_be(place, "a method's name or {name: {parameter: value}}", value)
+    raise must_be(place, f"a method's name or {{name: {{parameter: value}}}}{_hint(value)}", value)
+
+
+def _hint(value: object) -> str:
+    """How a mapping that has the method's name as one of its values is written."""
+    if not isinstance(value, dict):
+        return ""
+    key = next((key for key, name in value.items() if isinstance(name, str) and name in _BY_NAME), None)
+    if key is None:
+        return ""
+    return f", so {shown({value[key]: {other: part for other, part in value.items() if other != key}})}"
 
 
 def _parameters(text: str, place: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from laconic.allocate import Plan, plan_from, read_plan
-from laconic.errors import UserError, must_be, unknown
-from laconic.methods import Method
+from laconic.errors import UserError, must_be, shown, unknown
+from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, sentence
 from laconic.methods.spelling import method_from
 from laconic.yaml_loader import parsed, text_of
@@ -42,7 +42,7 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
     known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
-            raise placed(unknown("key", str(key), known), place)
+            raise placed(_of_a_method(kind, values, str(key)) or unknown("key", str(key), known), place)
     for name, field in known.items():
         if name not in values and _is_required(field):
             raise UserError(f"{place}.{name} is missing; give it a value.")
@@ -52,6 +52,21 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
         return TypeAdapter(kind).validate_python(read)
     except ValidationError as error:
         raise sentence(error, kind, place) from error
+
+
+def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserError | None:
+    """What is wrong where `key` is a parameter of the method among `values`, which was named without any."""
+    hints = get_type_hints(kind)
+    name = next((value for field, value in values.items() if hints.get(field) is Method), None)
+    method = next((method for method in METHODS if method.name == name), None)
+    if method is None or key not in {field.name for field in fields(method)}:
+        return None
+    own = {field.name for field in fields(method)} - hints.keys()
+    given = {one: value for one, value in values.items() if one in own}
+    return UserError(
+        f"There is no key '{key}' here: it is a parameter of the method '{name}', so write method: "
+        f"{shown({name: given})}."
+    )
 
 
 def _is_required(field: Field[Any]) -> bool:

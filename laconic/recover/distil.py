@@ -31,10 +31,12 @@ class Distil(Training):
 
     teacher:     folder or hub name; the model before the first step that does more than prepare it, where not said.
     logits:      weight of the divergence from the teacher's predictions, at `temperature`.
+    temperature: what the logits of both are divided by there.
     task:        weight of the data's own labels.
     hidden:      weight of the hidden states after each block, and of what enters the first.
     attention:   weight of the attention maps of each block.
     values:      weight of the relations of the last block's value vectors, cut into `heads` heads.
+    heads:       of those relations.
     matches:     more pairs of layers, each with its own feature, loss and weight.
     courses:     how weights go: `{task: grow, logits: fade}`; `matches` are all that is not these two.
     dropout:     not unless said: a compressed model is near its teacher, and noise that this has not drives it away.

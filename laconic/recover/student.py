@@ -52,6 +52,8 @@ class Student(Step):
     """
 
     name = "student"
+    example = "blocks=[0]"
+    example_needs_data = False
 
     blocks: Blocks | dict[str, Blocks] | None = None
     weights: Literal["blocks", "random"] = "blocks"

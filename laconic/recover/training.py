@@ -40,9 +40,14 @@ class Training(Step):
     held_out:      rows that judge: the numbers with the least loss on them are kept.
     checkpoint:    or the `last` are kept: a head that grows too sure of itself may choose better with a greater loss.
     batch_size:    rows of one update, of all processes together, times `accumulate`.
+    accumulate:    batches whose gradients are added up before an update.
     learning_rate: the largest; it rises for the fraction `warmup` of the updates and then goes as `decay` says.
+    warmup:        the fraction of the updates for which the learning rate rises.
+    weight_decay:  of AdamW.
+    decay:         how the learning rate falls after that: `linear`, `cosine`, or not (`constant`).
     precision:     `fp32`, or `bf16` or `fp16` with weights in fp32.
     evaluations:   measurements of the held-out loss; `patience` of them without a gain end the training.
+    patience:      measurements without a gain that end the training; none where not said.
     quantized:     codes stay as they are (`frozen`), or move (`straight-through`).
     lora:          a rank: only adapters move, which are added to plain matrices in the end.
     dropout:       parts of the model are dropped at random as its configuration says, or none.

@@ -22,7 +22,7 @@ VERBS = {
         "--dry-run", "--device", "--json",
     },
     "report": {"DIR", "--output", "-o", "--query", "--json"},
-    "methods": {"--json"},
+    "methods": {"[NAME]", "--json"},
 }  # fmt: skip
 
 

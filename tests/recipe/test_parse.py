@@ -225,3 +225,25 @@ def test_a_plan_replaces_one_budget() -> None:
     assert isinstance(step, Compress) and step.plan == plan and step.keep is None
     with pytest.raises(UserError, match="2 of them"):
         with_plan(recipe_from(FULL), plan)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (
+            {"compress": {"method": "rtn", "bits": 4, "group_size": 32}},
+            "recipe.steps[0].compress: There is no key 'bits' here: it is a parameter of the method 'rtn', so write "
+            "method: {'rtn': {'bits': 4, 'group_size': 32}}.",
+        ),
+        (
+            {"compress": {"method": {"method": "rtn", "bits": 4}}},
+            "recipe.steps[0].compress.method must be a method's name or {name: {parameter: value}}, so {'rtn': "
+            "{'bits': 4}}; got {'method': 'rtn', 'bits': 4}.",
+        ),
+        ({"compress": {"method": "rtn", "bit": 4}}, "recipe.steps[0].compress: There is no key 'bit': "),
+    ],
+)
+def test_a_parameter_beside_its_method_is_shown_where_it_belongs(step: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipe_from({"model": "m", "steps": [step]})
+    assert str(caught.value).startswith(said)

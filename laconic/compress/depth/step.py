@@ -52,6 +52,7 @@ class Shorten(Step):
     """
 
     name = "shorten"
+    example = "drop=1"
 
     drop: Number | dict[str, Number] | None = None
     blocks: Blocks | dict[str, Blocks] | None = None

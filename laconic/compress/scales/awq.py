@@ -26,7 +26,13 @@ from laconic.numerics.scaling import Scaled, best_scales
 
 @dataclass(frozen=True, kw_only=True)
 class AwqScale(Rescale):
-    """Scale columns of active inputs for the rounding that follows. The parameters are those of the method `awq`."""
+    """Scale columns of active inputs for the rounding that follows.
+
+    bits:       of the rounding that follows.
+    group_size: columns of a row that share a scale there, or `channel`, `tensor`.
+    symmetric:  no zero points are stored there.
+    gradients:  judge by the Fisher information of the outputs too.
+    """
 
     name = "awq-scale"
 

@@ -22,7 +22,10 @@ from laconic.model.absorb import Absorber
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothQuant(Rescale):
-    """Move what is hard to round from inputs to weights. alpha: how much of it; 1 is all, 0 the other way round."""
+    """Move what is hard to round from inputs to weights.
+
+    alpha: how much of it; 1 is all, 0 the other way round.
+    """
 
     name = "smoothquant"
 

@@ -53,6 +53,7 @@ class Narrow(Step):
     """
 
     name = "narrow"
+    example = "heads=0.5"
 
     heads: Fraction | None = None
     channels: Fraction | None = None

@@ -32,7 +32,10 @@ def activation_scales(activations: Float[Tensor, " in"], alpha: float) -> Float[
 
 @dataclass(frozen=True, kw_only=True)
 class Asvd(Truncation):
-    """Activation-aware SVD. `alpha` says how much the activations count: 0.5 is the paper's, 0 would be plain SVD."""
+    """Activation-aware SVD.
+
+    alpha: how much the activations count: 0.5 is the paper's, 0 would be plain SVD.
+    """
 
     name = "asvd"
     paper = "Yuan et al., arXiv 2312.05821"

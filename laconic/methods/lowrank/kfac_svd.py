@@ -22,7 +22,10 @@ from laconic.numerics.psd import shrink
 
 @dataclass(frozen=True, kw_only=True)
 class KfacSvd(Truncation):
-    """Two-sided low rank: inputs and output gradients both count. `shrink` regularises F."""
+    """Two-sided low rank: inputs and output gradients both count.
+
+    shrink: regularises F, by this fraction of its mean diagonal.
+    """
 
     name = "kfac-svd"
     paper = "Thoma et al., ICML 2026"

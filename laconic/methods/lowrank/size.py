@@ -20,7 +20,12 @@ from laconic.numerics.lowrank import break_even_rank, rank_for
 
 @dataclass(frozen=True, kw_only=True)
 class RankSized(Method):
-    """A method whose result is a `LowRank` of a chosen rank."""
+    """A method whose result is a `LowRank` of a chosen rank.
+
+    rank:       of every matrix; in place of `keep`.
+    rank_ratio: the rank as a fraction of the smaller side of each matrix; in place of `keep`.
+    multiple:   ranks that follow from `keep` are multiples of it, on which matrix kernels run fastest.
+    """
 
     family: ClassVar[str] = "low rank"
     shares_inputs: ClassVar[bool] = True

@@ -18,7 +18,10 @@ from laconic.methods.prune.size import Solver
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Scored):
-    """Weights go at random."""
+    """Weights go at random.
+
+    seed: of what is drawn; matrices of other contents draw other numbers.
+    """
 
     name = "random"
     paper = "torch.nn.utils.prune"

@@ -35,7 +35,11 @@ Solver = Callable[[Size], Sparse]
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning(Method):
-    """A method whose result is a `Sparse` of a chosen sparsity."""
+    """A method whose result is a `Sparse` of a chosen sparsity.
+
+    sparsity: the fraction of every matrix that is zero afterwards, zeros of an earlier step included; in place of
+              `keep`.
+    """
 
     family: ClassVar[str] = "pruning"
     keeps_support: ClassVar[bool] = True

@@ -25,7 +25,10 @@ Norm = Literal[1, 2, "inf"]
 
 @dataclass(frozen=True, kw_only=True)
 class Structured(Pruning):
-    """sparsity is the fraction of rows (dim 0, outputs) or columns (dim 1, inputs) that go.
+    """Rows or columns go, whole.
+
+    sparsity: the fraction of them that go; in place of `keep`.
+    dim:      0 for rows (outputs), 1 for columns (inputs).
 
     Those that an earlier step emptied count; single zeros in the others stay, and do not.
     """
@@ -61,7 +64,10 @@ class Structured(Pruning):
 
 @dataclass(frozen=True, kw_only=True)
 class LnStructured(Structured):
-    """The rows or columns of the smallest norm go. n: 1, 2 or `inf`."""
+    """The rows or columns of the smallest norm go.
+
+    n: of which norm: 1, 2 or `inf`.
+    """
 
     name = "ln-structured"
     paper = "torch.nn.utils.prune; Li et al., ICLR 2017"
@@ -80,7 +86,10 @@ class LnStructured(Structured):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomStructured(Structured):
-    """Rows or columns go at random."""
+    """Rows or columns go at random.
+
+    seed: of what is drawn; matrices of other contents draw other numbers.
+    """
 
     name = "random-structured"
     paper = "torch.nn.utils.prune"

@@ -25,7 +25,10 @@ from laconic.numerics.scaling import Scaled, best_scales, rounded
 
 @dataclass(frozen=True, kw_only=True)
 class Awq(Affine):
-    """Rounding of scaled columns. `gradients`: judge by the Fisher information of the outputs too."""
+    """Rounding of scaled columns.
+
+    gradients: judge by the Fisher information of the outputs too.
+    """
 
     name = "awq"
     paper = "Lin et al., MLSys 2024"

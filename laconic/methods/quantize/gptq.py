@@ -26,7 +26,10 @@ from laconic.numerics.obs import damped
 
 @dataclass(frozen=True, kw_only=True)
 class Gptq(Feedback):
-    """Rounding with feedback along the rows. `act_order`: columns whose inputs are largest come first."""
+    """Rounding with feedback along the rows.
+
+    act_order: columns whose inputs are largest come first.
+    """
 
     name = "gptq"
     paper = "Frantar et al., ICLR 2023"

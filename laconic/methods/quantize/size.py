@@ -31,7 +31,11 @@ Solver = Callable[[int], Coded]
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizing(Method):
-    """A method whose result is codes of a chosen number of bits."""
+    """A method whose result is codes of a chosen number of bits.
+
+    bits:       of each code; in place of `keep`.
+    group_size: columns of a row that share a scale, or `channel` for a whole row, `tensor` for the whole matrix.
+    """
 
     family: ClassVar[str] = "quantization"
     keeps_support: ClassVar[bool] = True

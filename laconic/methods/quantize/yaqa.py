@@ -28,7 +28,10 @@ from laconic.numerics.two_sided import TwoSided
 
 @dataclass(frozen=True, kw_only=True)
 class Yaqa(Feedback):
-    """Rounding with feedback along rows and columns. `shrink` regularises F."""
+    """Rounding with feedback along rows and columns.
+
+    shrink: regularises F, by this fraction of its mean diagonal.
+    """
 
     name = "yaqa"
     paper = "Tseng et al., ICML 2026"
