@@ -27,6 +27,7 @@ from laconic.compress.zeros import check_zeros_stay
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
+from laconic.model.targets import no_site
 from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
@@ -192,7 +193,10 @@ class Compress(Step):
             return lm.sites(self.targets)
         every = {site.name: site for site in lm.sites(("all",))}
         named = [name for unit in self.plan for name in site_names(unit)]
+        obstacles = lm.obstacles()
         for name in named:
+            if name in obstacles:
+                raise no_site(name, obstacles[name])
             if name not in every:
                 near = get_close_matches(name, list(every), n=3, cutoff=0) or list(every)[:3]
                 raise unknown("site of this model", name, near)

@@ -1,6 +1,6 @@
 """Every site of a model, from its anatomy: which linears it has, and which of them share an input."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,7 @@ from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Attention, Stack
 from laconic.model.roles import Group, Reads, Role
 from laconic.model.site import Linear, Place, Site, linears_within
+from laconic.model.usage import usage_of
 
 Blocks = list[tuple[str, nn.Module]]
 Projections = tuple[tuple[Role, str | None], ...]
@@ -40,7 +41,27 @@ def stacks_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stack,
 
 
 def sites_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
-    """Embeddings, then the linears of each block, then those outside the blocks."""
+    """Embeddings, then the linears of each block, then those outside the blocks; without those of `obstacles_of`."""
+    obstacles = obstacles_of(model, anatomy)
+    for site in _with_obstacles(model, anatomy):
+        if not any(_around(name, obstacles) for name in site.names):
+            yield site
+
+
+def obstacles_of(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, str]:
+    """The linears and embeddings that are no sites, by path, each with why: as a clause."""
+    usage = usage_of(model, globally=anatomy.global_attention)
+    paths = () if usage is None else (path for path in usage.every if _submodule(model, path) is not None)
+    return {path: why for path in paths if usage is not None and (why := usage.obstacle(path)) is not None}
+
+
+def _around(site: str, obstacles: Container[str]) -> bool:
+    """Whether the site is, or lies in, one of `obstacles`."""
+    parts = site.split(".")
+    return any(".".join(parts[:count]) in obstacles for count in range(1, len(parts) + 1))
+
+
+def _with_obstacles(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
     yield from _embeddings(model, anatomy)
     in_blocks: list[str] = []
     for stack, blocks in stacks_of(model, anatomy):

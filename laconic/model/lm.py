@@ -11,7 +11,7 @@ from laconic.formats import Coded, Format, Masked
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.embedding import MEAN, Pipeline
-from laconic.model.enumeration import Blocks, sites_of, stacks_of
+from laconic.model.enumeration import Blocks, obstacles_of, sites_of, stacks_of
 from laconic.model.site import Site
 from laconic.model.structure import anatomy_of
 from laconic.model.targets import matching
@@ -84,8 +84,13 @@ class LanguageModel:
             UserError: a target matches nothing.
         """
         every = list(sites_of(self.model, self.anatomy))
-        wanted = {site.name for target in targets for site in matching(every, target)}
+        obstacles = self.obstacles()
+        wanted = {site.name for target in targets for site in matching(every, target, obstacles)}
         return [site for site in every if site.name in wanted]
+
+    def obstacles(self) -> dict[str, str]:
+        """The linears and embeddings that are no sites, by path, each with why, as a clause (`laconic.model.usage`)."""
+        return obstacles_of(self.model, self.anatomy)
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""

@@ -7,7 +7,7 @@ and values alone, `coc:ffn` takes the output of the attention too, and `coc:all`
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from laconic.errors import UserError, unknown
@@ -41,7 +41,17 @@ NAMED: dict[str, Callable[[Site], bool]] = {
 }
 
 
-def matching(sites: list[Site], target: str) -> list[Site]:
+def matching(sites: list[Site], target: str, obstacles: Mapping[str, str]) -> list[Site]:
+    """Those of `sites` that `target` names.
+
+    Args:
+        sites: of one model, all of them.
+        target: a word of `NAMED`, a glob, or `re:` and an expression.
+        obstacles: matrices of the model that are no sites, by path, each with why.
+
+    Raises:
+        UserError: there are none.
+    """
     if target in NAMED:
         matched = [site for site in sites if NAMED[target](site)]
     elif target.startswith("re:"):
@@ -49,11 +59,20 @@ def matching(sites: list[Site], target: str) -> list[Site]:
     else:
         matched = [site for site in sites if fnmatchcase(site.name, target)]
     if not matched:
-        raise _no_match(sites, target)
+        raise _no_match(sites, target, obstacles)
     return matched
 
 
-def _no_match(sites: list[Site], target: str) -> UserError:
+def no_site(path: str, why: str) -> UserError:
+    """The matrix at `path` was named, and is no site."""
+    return UserError(f"The matrix '{path}' cannot be compressed: {why}; leave it out.")
+
+
+def _no_match(sites: list[Site], target: str, obstacles: Mapping[str, str]) -> UserError:
+    if target not in NAMED and not target.startswith("re:"):
+        named = next((path for path in obstacles if fnmatchcase(path, target)), None)
+        if named is not None:
+            return no_site(named, obstacles[named])
     if target in NAMED or target.startswith("re:") or set(target) & set("*?["):
         groups = ", ".join(dict.fromkeys(site.group.value for site in sites))
         return UserError(

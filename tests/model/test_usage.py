@@ -1,0 +1,152 @@
+"""A matrix that another module reads, or that no run calls, is no site; a run of the class shows which those are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+from transformers import PreTrainedModel
+
+from laconic.calibrate import Calibration
+from laconic.compress import Compress
+from laconic.errors import UserError
+from laconic.methods import Rtn, Svd
+from laconic.model import LanguageModel, load
+from laconic.model.usage import usage_of
+from laconic.store import save
+from tests.architectures import BART, BY_NAME, SMALL, VOCABULARY, WIDTH, Architecture, outputs
+from tests.calibrate.test_survey import labelled_batches
+
+pytestmark = pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
+
+STATES = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "state_size": 4, **SMALL}
+RWKV = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "context_length": 16, **SMALL}
+MOBILE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "embedding_size": 24,
+    "intra_bottleneck_size": 16,
+    "max_position_embeddings": 40,
+}
+
+# The model, and the ends of the paths of its linears that others read.
+READ: dict[str, tuple[Callable[[], PreTrainedModel], set[str]]] = {
+    "mamba": (lambda: hf.MambaForCausalLM(hf.MambaConfig(**STATES)), {"mixer.dt_proj"}),
+    "falcon-mamba": (lambda: hf.FalconMambaForCausalLM(hf.FalconMambaConfig(**STATES)), {"mixer.dt_proj"}),
+    "rwkv": (
+        lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**RWKV)),
+        {"attention.output", "feed_forward.value"},
+    ),
+    "mobilebert": (
+        lambda: hf.MobileBertForMaskedLM(hf.MobileBertConfig(**MOBILE)),
+        {"predictions.decoder", "predictions.dense"},
+    ),
+}
+every_read = pytest.mark.parametrize("name", READ)
+
+
+def linears(model: PreTrainedModel) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@every_read
+@pytest.mark.parametrize("targets", ["all", "blocks"])
+def test_what_others_read_is_left_and_the_folder_runs(name: str, targets: str, tmp_path: Path) -> None:
+    build, read = READ[name]
+    lm = LanguageModel.of(Architecture(name, build).model())
+    before = linears(lm.model)
+    left = {path for path in before if ".".join(path.split(".")[-2:]) in read}
+    outcome = Compress(method=Svd(), keep=0.5, targets=(targets,)).apply(lm, None)
+    assert left and not left & outcome.plan.keys()
+    assert linears(lm.model) >= left
+    assert len(outcome.plan) >= len({path for path in before - left if ".layer" in path or ".blocks." in path})
+    save(lm, tmp_path / name)
+    again = load(str(tmp_path / name))
+    assert torch.equal(outputs(again.model), outputs(lm.model))
+    assert {site.name for site in again.sites(("all",))} == {site.name for site in lm.sites(("all",))}
+
+
+def test_bytes_of_a_budget_are_those_of_sites_alone() -> None:
+    lm = LanguageModel.of(Architecture("mamba", READ["mamba"][0]).model())
+    outcome = Compress(method=Rtn(bits=8), targets=("blocks",)).apply(lm, None)
+    sizes = {name: module.weight.numel() for name, module in Architecture("m", READ["mamba"][0]).model().named_modules()
+             if isinstance(module, nn.Linear)}  # fmt: skip
+    assert outcome.before == {name: 4 * size for name, size in sizes.items() if "mixer" in name and "dt_" not in name}
+
+
+def test_the_projections_of_an_attention_to_nothing_are_no_sites() -> None:
+    lm = LanguageModel.of(Architecture("bart", lambda: hf.BartForCausalLM(hf.BartConfig(**BART, **SMALL))).model())
+    names = {site.name for site in lm.sites(("all",))}
+    assert not any("encoder_attn" in name for name in names)
+    assert {site.name.rsplit(".", 1)[1] for site in lm.sites(("attention",))} == {
+        "q_proj", "k_proj", "v_proj", "out_proj",
+    }  # fmt: skip
+    Compress(method=Svd(), keep=0.5, targets=("blocks",)).apply(lm, Calibration(labelled_batches(lm, 1)))
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("backbone.layers.1.mixer.dt_proj", "another part of the model computes with its numbers itself"),
+        ("*.0.mixer.dt_proj", "another part of the model computes with its numbers itself"),
+    ],
+)
+def test_one_that_is_named_is_refused_with_why(target: str, why: str) -> None:
+    lm = LanguageModel.of(Architecture("mamba", READ["mamba"][0]).model())
+    with pytest.raises(
+        UserError, match=f"^The matrix 'backbone.layers.*dt_proj' cannot be compressed: {why}.*leave it"
+    ):
+        lm.sites((target,))
+
+
+def test_one_that_a_plan_names_is_refused_with_why() -> None:
+    lm = LanguageModel.of(Architecture("bart", lambda: hf.BartForCausalLM(hf.BartConfig(**BART, **SMALL))).model())
+    name = "model.decoder.layers.0.encoder_attn.k_proj"
+    with pytest.raises(UserError, match=f"The matrix '{name}' cannot be compressed: no run over text calls it; leave"):
+        Compress(method=Svd(), plan={name: Svd(rank=2)}).check(lm)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_known_architectures_are_run_and_lose_no_site(name: str) -> None:
+    lm = BY_NAME[name].lm()
+    usage = usage_of(lm.model, globally=lm.anatomy.global_attention)
+    assert usage is not None and usage.every
+    # DeBERTa's table of relative positions is no linear, and no word embedding.
+    assert {path.rpartition(".")[2] for path in lm.obstacles()} <= {"rel_embeddings"}
+    assert not usage.every - usage.called
+
+
+def test_shared_layers_are_called_many_times_and_are_sites() -> None:
+    lm = BY_NAME["albert-groups"].lm()
+    assert {site.name for site in lm.sites(("blocks",))} >= {"albert.encoder.albert_layer_groups.1.albert_layers.0.ffn"}
+
+
+def test_a_class_that_cannot_be_run_without_weights_has_sites_as_its_modules_say() -> None:
+    """Its shapes depend on numbers, so the run needs more than there is; xmod wants to be told a language."""
+    config = hf.XmodConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        **SMALL,
+    )  # fmt: skip
+    model = hf.XmodForMaskedLM(config)
+    assert usage_of(model) is None
+    assert not LanguageModel.of(model).obstacles()
+
+
+def test_experts_that_zeros_did_not_choose_are_called() -> None:
+    config = hf.SwitchTransformersConfig(
+        vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4, num_experts=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+    )  # fmt: skip
+    usage = usage_of(hf.SwitchTransformersForConditionalGeneration(config))
+    experts = set() if usage is None else {path for path in usage.every if "experts." in path}
+    assert usage is not None and len(experts) == 2 * 2 * 4 * 2 // 2 and experts <= usage.called
+
+
+def test_the_same_class_and_configuration_are_run_once() -> None:
+    one, other = BY_NAME["gpt2"].model(0), BY_NAME["gpt2"].model(1)
+    assert usage_of(one) is usage_of(other)
