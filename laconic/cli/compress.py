@@ -54,6 +54,10 @@ def compress(
         bool,
         typer.Option("--anchored", help="The same, and each matrix aims at what the original gives: better, slower."),
     ] = False,
+    allow_dense: Annotated[
+        bool,
+        typer.Option("--allow-dense", help="Also where over a tenth of the blocks can only stay dense, as experts do."),
+    ] = False,
     label_order: LabelOrderOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
@@ -68,7 +72,8 @@ def compress(
     device = own_device(device)
     lines = [method_or_step(one, "--method") for one in method]
     walk = walk_of(sequential=sequential, anchored=anchored)
-    steps = steps_of(lines, keep_from(keep), allocate, split(targets or []) or DEFAULT_TARGETS, walk)
+    aims = split(targets or []) or DEFAULT_TARGETS
+    steps = steps_of(lines, keep_from(keep), allocate, aims, walk, allow_dense=allow_dense)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
     # By way of the words that it prints, so that the recipe is what really runs.

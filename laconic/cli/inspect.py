@@ -64,6 +64,7 @@ def inspect(
     stacks = ", ".join(f"{path} ({blocks} blocks)" for path, blocks in seen.stacks)
     head = f"{seen.model}: {seen.architecture}, {seen.task}, stored as {seen.dtype}\nStacks: {stacks}"
     head += "".join(f"\n{name}: {said}" for name, said in seen.said_of_texts())
+    head += f"\n{seen.said_of_dense()}" if seen.dense is not None else ""
     tables = (table.to_rich(title) for title, table in tables_of(weights, found).items())
     show(result, json, head, seen.table().to_rich(), *tables, *(f"{paragraph}\n" for paragraph in told))
 

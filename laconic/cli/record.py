@@ -1,6 +1,10 @@
 """How `compress` and `run` show what they made."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from laconic.cli.terminal import show
+from laconic.compress.dense import DENSE
 from laconic.compress.reached import REACHED
 from laconic.recipe import Record
 from laconic.report.evaluation import remarks_of, tables_of
@@ -20,6 +24,8 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
         lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
     for line in (line for step in changes.found for line in step.get(REACHED, ())):
         lines.append(f"keep {line['keep']:g} was asked for; the nearest sizes below it keep {line['kept']:.4f}")
+    for left in dict.fromkeys(said_of_dense(step[DENSE]) for step in changes.found if DENSE in step):
+        lines.append(left)
     for step in changes.dropped:
         named = "; ".join(f"{stack} {', '.join(map(str, blocks))}" for stack, blocks in step.items())
         lines.append(f"Dropped: {named}")
@@ -27,3 +33,11 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     remarks = [] if record.evaluation is None else remarks_of(record.evaluation)
     shown = (table.to_rich(title) for title, table in tables.items())
     show(record.to_json(), as_json, *before, *lines, *shown, *remarks)
+
+
+def said_of_dense(left: Mapping[str, Any]) -> str:
+    """A line on what a step could not compress of what it was aimed at."""
+    return (
+        f"Left dense in the blocks, and not counted above: {left['parameters']:,d} of {left['of']:,d} parameters "
+        f"({left['share']:.1%}), {', '.join(left['names'])}"
+    )

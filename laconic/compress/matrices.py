@@ -15,6 +15,7 @@ from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import shelf
 from laconic.compress.asked import Asked, check_refresh, check_sequential
 from laconic.compress.coded import check_not_coded
+from laconic.compress.dense import check_dense, told_of_dense
 from laconic.compress.planning import solved, split_by_group, units_of
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
@@ -55,6 +56,8 @@ class Compress(Step):
     anchored:     the same, matrix by matrix, and aim at the outputs of the original; biases and the residual stream
                   make up for errors.
     refresh:      with either, collect the gradients anew after every so many blocks.
+    allow_dense:  also where more than a tenth of what the targets name in the blocks is no matrix that can be
+                  compressed, such as experts in one tensor; `keep` is then of the rest alone.
     plan:         reuse a plan instead of making one; its sites are then the targets.
     """
 
@@ -73,6 +76,7 @@ class Compress(Step):
     sequential: bool = False
     anchored: bool = False
     refresh: Annotated[int, Field(ge=1)] | None = None
+    allow_dense: bool = False
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +139,8 @@ class Compress(Step):
     def check(self, lm: LanguageModel) -> None:
         # Before any work: it is looked at again only when there is something to keep.
         cache_limit()
+        if self.plan is None:
+            check_dense(lm, self.targets, self.allow_dense)
         of = self._families(lm)
         if self.keep is not None and self.plan is None:
             for keep, _ in split_by_group(self.keep, of):
@@ -215,15 +221,15 @@ class Compress(Step):
         known: Mapping[str, Known],
         data: Calibration | None,
     ) -> Outcome:
-        sites = self.sites(lm)
+        sites, told = self.sites(lm), told_of_dense(lm, self.targets if self.plan is None else ("blocks",))
         planned = self._way.plan(self._job(lm, of, problems, data)) if self.plan is None else Planned(dict(self.plan))
         # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
         plan, predicted = processes.from_first(planned)
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
         outcome = carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
-        if self.keep is None or self.plan is not None or self.allocate != "uniform":
-            return outcome
-        return replace(outcome, found=short_of(self.keep, of, outcome.after, lm.dtype))
+        if self.keep is not None and self.plan is None and self.allocate == "uniform":
+            told |= short_of(self.keep, of, outcome.after, lm.dtype)
+        return replace(outcome, found=told)
 
     def _job(
         self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None

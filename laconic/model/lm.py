@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.formats import Coded, Format, Masked
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
+from laconic.model.dense import Coverage, coverage_of, dense_in
 from laconic.model.embedding import MEAN, Pipeline
 from laconic.model.enumeration import Blocks, obstacles_of, sites_of, stacks_of
 from laconic.model.site import Site
 from laconic.model.structure import anatomy_of
-from laconic.model.targets import matching
+from laconic.model.targets import matching, names
 from laconic.model.task import Task, task_of
 
 DEFAULT_TARGETS = ("attention", "ffn")
@@ -81,16 +82,29 @@ class LanguageModel:
         site names, or a regular expression after `re:`.
 
         Raises:
-            UserError: a target matches nothing.
+            UserError: a target matches nothing; of the usual two only where neither does: a model may have no
+                attention, or no feed-forward but experts.
         """
         every = list(sites_of(self.model, self.anatomy))
+        if tuple(targets) == DEFAULT_TARGETS:
+            usual = [target for target in targets if any(names(target, site) for site in every)]
+            targets = usual or targets
         obstacles = self.obstacles()
-        wanted = {site.name for target in targets for site in matching(every, target, obstacles)}
+        dense = sorted(dense_in(self.model, self.anatomy), key=lambda one: -one.count)
+        wanted = {site.name for target in targets for site in matching(every, target, obstacles, dense)}
         return [site for site in every if site.name in wanted]
 
     def obstacles(self) -> dict[str, str]:
         """The linears and embeddings that are no sites, by path, each with why, as a clause (`laconic.model.usage`)."""
         return obstacles_of(self.model, self.anatomy)
+
+    def coverage(self, targets: Sequence[str] = DEFAULT_TARGETS) -> Coverage:
+        """How much of what `targets` name in the blocks is in sites, and what stays dense.
+
+        Raises:
+            UserError: as `sites`.
+        """
+        return coverage_of(self.model, self.anatomy, targets, self.sites(targets))
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""

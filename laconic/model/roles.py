@@ -42,3 +42,9 @@ class Reads(StrEnum):
     TARGET = "target"
     OWN = "own"
     EITHER = "either"
+
+
+def group_of(path: str) -> Group:
+    """What a matrix inside a block belongs to, where its path is all that is known."""
+    parts = path.lower().split(".")
+    return Group.ATTENTION if any("attn" in part or "attention" in part for part in parts) else Group.FFN

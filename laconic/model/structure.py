@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
 from laconic.model.anatomy import ANATOMIES, Anatomy, Depth, Plain, Stack, Table, entry_of
-from laconic.model.roles import Group, Reads
+from laconic.model.roles import Reads, group_of
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
@@ -59,7 +59,7 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
         longest = max((blocks for _, blocks in lists), key=len, default=None)
         for name, blocks in lists:
             if longest is not None and type(blocks[0]) is type(longest[0]):
-                plain = tuple(Plain(path=path, group=_group(path)) for path in _linears(blocks))
+                plain = tuple(Plain(path=path, group=group_of(path)) for path in _linears(blocks))
                 # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen.
                 depth = None if model.config.is_encoder_decoder else Depth()
                 yield Stack(blocks=f"{prefix}{name}", plain=plain, reads=reads, depth=depth)
@@ -98,11 +98,6 @@ def _linears(blocks: nn.ModuleList) -> list[str]:
             if isinstance(module, (Format, nn.Linear, Conv1D)) and not name.startswith(formats):
                 paths[name] = None
     return list(paths)
-
-
-def _group(path: str) -> Group:
-    parts = path.lower().split(".")
-    return Group.ATTENTION if any("attn" in part or "attention" in part for part in parts) else Group.FFN
 
 
 def _tables(model: PreTrainedModel) -> Iterator[Table]:

@@ -56,11 +56,16 @@ class Usage:
     called: frozenset[str]
     read: frozenset[str]
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Those that a run over text computes nothing with."""
+        return self.every - self.called - self.read
+
     def obstacle(self, path: str) -> str | None:
         """Why the matrix at `path` is no site, as a clause; None where it may be one."""
         if path in self.read:
             return "another part of the model computes with its numbers itself, so nothing can stand in its place"
-        if path in self.every - self.called:
+        if path in self.idle:
             return "no run over text calls it"
         return None
 

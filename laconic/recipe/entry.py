@@ -36,6 +36,7 @@ def compress(
     batch_size: int = 16,
     sequential: bool = False,
     anchored: bool = False,
+    allow_dense: bool = False,
     label_order: Sequence[str | int] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = silent,
@@ -55,6 +56,8 @@ def compress(
         batch_size: rows that the model runs at once while it is measured.
         sequential: solve block by block, each on inputs that carry the errors of those before.
         anchored: the same, matrix by matrix, and aim at the outputs of the original.
+        allow_dense: go on where more than a tenth of the targeted parameters in the blocks can only stay dense, such as
+            the experts of a mixture.
         label_order: classes of the model in the order of its outputs, as `data` calls them, for steps that learn from
             labels; by the names in the model's configuration where not given.
         tokenizer: that of the model; looked for where the model was loaded from when not given.
@@ -67,7 +70,8 @@ def compress(
     if keep is None and any(takes_keep(line) for line in lines):
         keep = DEFAULT_KEEP
     aims = (targets,) if isinstance(targets, str) else tuple(targets)
-    steps = steps_of(lines, keep, allocate, aims, walk_of(sequential=sequential, anchored=anchored))
+    walk = walk_of(sequential=sequential, anchored=anchored)
+    steps = steps_of(lines, keep, allocate, aims, walk, allow_dense=allow_dense)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]

@@ -99,6 +99,8 @@ def steps_of(
     allocate: str,
     targets: tuple[str, ...],
     walk: Walk | None = None,
+    *,
+    allow_dense: bool = False,
 ) -> tuple[Step, ...]:
     """The steps among `lines`, and one step for each method; those that say their own size take no `keep`.
 
@@ -125,6 +127,7 @@ def steps_of(
             targets=targets,
             sequential=walk == "sequential" and _walked(line, walk),
             anchored=walk == "anchored",
+            allow_dense=allow_dense,
         )
         for line in lines
     )

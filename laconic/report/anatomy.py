@@ -1,9 +1,10 @@
 """What a model consists of: its stacks, the matrices that can be compressed, and the bytes of each part."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from laconic.compress.dense import DENSE, told_of_dense
 from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site, Task
@@ -43,6 +44,7 @@ class Inspection:
     """Sizes in the stored dtype; parameters shared by several modules count once.
 
     vectors: what a plain encoder makes of its last hidden states, None elsewhere; prompts: of them, in words.
+    dense:   what in the blocks is no matrix that can be compressed, as `told_of_dense` tells it; None where all are.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Inspection:
     stacks: tuple[tuple[str, int], ...]
     vectors: str | None
     prompts: str | None
+    dense: Mapping[str, Any] | None
     parts: tuple[Part, ...]
     parameters: int
     nbytes: int
@@ -69,6 +72,13 @@ class Inspection:
         """What a plain encoder makes of texts, by what to call it; nothing elsewhere."""
         said = (("Vectors", self.vectors), ("Prompts", self.prompts))
         return tuple((name, words) for name, words in said if words)
+
+    def said_of_dense(self) -> str:
+        """A line on what in the blocks cannot be compressed; empty where there is nothing."""
+        if self.dense is None:
+            return ""
+        parameters = f"{self.dense['parameters']:,d} of {self.dense['of']:,d} parameters ({self.dense['share']:.1%})"
+        return f"Dense in the blocks, whatever the method: {parameters}, {', '.join(self.dense['names'])}"
 
     def table(self) -> Table:
         """Size by part."""
@@ -108,6 +118,7 @@ def inspect(lm: LanguageModel) -> Inspection:
         stacks=tuple((stack.blocks, len(blocks)) for stack, blocks in lm.stacks()),
         vectors=lm.embedding.describe() if lm.task is Task.EMBEDDING else None,
         prompts=lm.embedding.describe_prompts(),
+        dense=told_of_dense(lm, ("blocks",)).get(DENSE),
         parts=tuple(part for part in parts if part.sites or part.parameters),
         parameters=parameters,
         nbytes=nbytes,

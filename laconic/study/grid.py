@@ -144,7 +144,7 @@ def _sized(study: Study, lines: Sequence[Method | Step], own: Mapping[str, Any])
     if allocate == "global" and not any(isinstance(line, Scored) for line in lines):
         allocate = "uniform"
         idle |= own.keys() & {"allocate"}
-    return steps_of(lines, keep, allocate, tuple(targets)), idle
+    return steps_of(lines, keep, allocate, tuple(targets), allow_dense=study.allow_dense), idle
 
 
 def _set(lines: Sequence[Method | Step], own: Mapping[str, Any]) -> tuple[tuple[Step, ...], set[str]]:

@@ -52,6 +52,7 @@ class Study:
     targets:    what is compressed, where that is no axis.
     allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight, and
                 uniform for the others.
+    allow_dense: as in `compress`: also models of which more than a tenth of the blocks can only stay dense.
     tasks:      what every model is judged on, where that is neither an axis nor said by a cell's own recipe.
     limit:      rows of each task at most.
     cost:       also size, latency and memory; or under which conditions.
@@ -72,6 +73,7 @@ class Study:
     label_order: tuple[Name, ...] | Mapping[str, tuple[Name, ...]] | None = None
     targets: tuple[str, ...] | None = None
     allocate: str = "uniform"
+    allow_dense: bool = False
     tasks: tuple[str, ...] = ()
     limit: Count | None = None
     cost: bool | Conditions = False

@@ -8,7 +8,8 @@ VERBS = {
     "demo": {"--output", "-o", "--json"},
     "compress": {
         "MODEL", "--output", "-o", "--method", "--keep", "--allocate", "--targets", "--data", "--samples", "--seed",
-        "--max-length", "--batch-size", "--sequential", "--anchored", "--label-order", "--device", "--json",
+        "--max-length", "--batch-size", "--sequential", "--anchored", "--allow-dense", "--label-order", "--device",
+        "--json",
     },
     "run": {"RECIPE.yaml", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--json"},
     "evaluate": {

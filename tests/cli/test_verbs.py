@@ -21,6 +21,9 @@ from laconic.recipe.flow import steps_of
 from laconic.recipe.order import check_order
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.steps import STEPS
+from tests.architectures import Architecture
+from tests.experts import MIXTURES
+from tests.unread import spoil
 
 Output = pytest.CaptureFixture[str]
 
@@ -57,6 +60,27 @@ def test_compress_inspect_and_run_again(capsys: Output, tiny_model: Path, texts:
     assert ran["activity"]["source"] == str(texts) and len(ran["words"]) >= 4
     again = said(capsys, "run", small / "recipe.yaml", "steps[0].compress.keep=0.3", "-o", tmp_path / "smaller")
     assert again["bytes"] <= 0.3 * again["dense_bytes"]
+
+
+def test_experts_are_left_where_that_is_asked_for_and_that_is_said(capsys: Output, tmp_path: Path) -> None:
+    mixture = tmp_path / "mixture"
+    Architecture("mixtral", MIXTURES["mixtral"][0]).model().save_pretrained(mixture)
+    spoilt = shutil.copytree(mixture, tmp_path / "spoilt")
+    spoil(spoilt)
+    asked = ("--method", "rtn:bits=4", "-o", tmp_path / "out")
+    capsys.readouterr()
+    # Before weights are read, and after the line that says where its matrices were found.
+    assert status(["compress", str(spoilt), *map(str, asked)]) == 2
+    assert "85.8% of the parameters that attention, ffn name" in capsys.readouterr().err.splitlines()[-1]
+    assert status(["compress", str(mixture), *map(str, asked), "--allow-dense"]) == 0
+    told = capsys.readouterr().out
+    assert "allow_dense: true" in told
+    assert "Left dense in the blocks, and not counted above: 37,120 of 43,264 parameters (85.8%)" in " ".join(
+        told.split()
+    )
+    assert said(capsys, "inspect", mixture)["dense"]["share"] == 0.858
+    again = said(capsys, "run", tmp_path / "out" / "recipe.yaml", "-o", tmp_path / "again")
+    assert again["found"][0]["dense"]["names"][0] == "mlp.experts.gate_up_proj"
 
 
 def test_compress_prints_a_recipe_that_run_takes(capsys: Output, tiny_model: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_what_others_read_is_left_and_the_folder_runs(name: str, targets: str, t
     lm = LanguageModel.of(Architecture(name, build).model())
     before = linears(lm.model)
     left = {path for path in before if ".".join(path.split(".")[-2:]) in read}
-    outcome = Compress(method=Svd(), keep=0.5, targets=(targets,)).apply(lm, None)
+    outcome = Compress(method=Svd(), keep=0.5, targets=(targets,), allow_dense=name == "rwkv").apply(lm, None)
     assert left and not left & outcome.plan.keys()
     assert linears(lm.model) >= left
     assert len(outcome.plan) >= len({path for path in before - left if ".layer" in path or ".blocks." in path})
@@ -69,6 +69,14 @@ def test_what_others_read_is_left_and_the_folder_runs(name: str, targets: str, t
     again = load(str(tmp_path / name))
     assert torch.equal(outputs(again.model), outputs(lm.model))
     assert {site.name for site in again.sites(("all",))} == {site.name for site in lm.sites(("all",))}
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon-mamba"])
+def test_the_usual_targets_take_what_there_is(name: str) -> None:
+    lm = LanguageModel.of(Architecture(name, READ[name][0]).model())
+    assert [site.name for site in lm.sites()] == [site.name for site in lm.sites(("ffn",))] != []
+    with pytest.raises(UserError, match="The target 'attention' matches no site of this model; it has the groups"):
+        lm.sites(("attention",))
 
 
 def test_bytes_of_a_budget_are_those_of_sites_alone() -> None:
@@ -86,6 +94,7 @@ def test_the_projections_of_an_attention_to_nothing_are_no_sites() -> None:
     assert {site.name.rsplit(".", 1)[1] for site in lm.sites(("attention",))} == {
         "q_proj", "k_proj", "v_proj", "out_proj",
     }  # fmt: skip
+    assert not lm.coverage().dense, "they compute nothing"
     Compress(method=Svd(), keep=0.5, targets=("blocks",)).apply(lm, Calibration(labelled_batches(lm, 1)))
 
 

@@ -1,0 +1,134 @@
+"""What in the blocks is in no layer that can be compressed is counted, told, and refused where it is much."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from laconic.compress import Compress, Outcome
+from laconic.errors import UserError
+from laconic.methods import Magnitude, Rtn, Svd
+from laconic.model import DEFAULT_TARGETS, LanguageModel, load
+from laconic.recipe.order import check_order
+from laconic.report.anatomy import inspect
+from laconic.store import save
+from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, Architecture, outputs
+from tests.experts import BLOCKS, MIXTURES
+from tests.model.test_usage import READ
+
+pytestmark = pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
+every_mixture = pytest.mark.parametrize("name", MIXTURES)
+
+
+def seen(name: str) -> LanguageModel:
+    return LanguageModel.of(Architecture(name, MIXTURES[name][0]).model())
+
+
+def dense_bytes(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in lm.model.named_parameters() if ".experts." in name}
+
+
+@every_mixture
+@pytest.mark.parametrize("targets", [DEFAULT_TARGETS, ("blocks",), ("all",)])
+def test_experts_are_counted_and_refused(name: str, targets: tuple[str, ...]) -> None:
+    lm, count = seen(name), MIXTURES[name][1]
+    linears = sum(
+        module.weight.numel() for path, module in lm.model.model.layers.named_modules() if isinstance(module, nn.Linear)
+    )
+    assert (lm.coverage(targets).count, lm.coverage(targets).total) == (count, count + linears)
+    share = f"{count / (count + linears):.1%}"
+    sentence = (
+        f"^{share} of the parameters that {', '.join(targets)} name in the blocks of '{lm.model.config.model_type}' "
+        rf"\({count:,d} of {count + linears:,d}\) are in no layer that can be compressed and would stay dense: "
+        r"mlp\.experts\.gate_up_proj, mlp\.experts\.down_proj.*; compress the others alone with allow_dense: true"
+    )
+    for step in (
+        Compress(method=Svd(), keep=0.5, targets=targets),
+        Compress(method=Magnitude(sparsity=0.5), targets=targets),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            step.check(lm)
+    with pytest.raises(UserError, match=f"^the step: {share} of the parameters"):
+        check_order(lm.weightless(), [Compress(method=Rtn(bits=4), targets=targets)], ["the step"])
+
+
+@every_mixture
+def test_where_it_is_asked_for_the_others_are_compressed_alone(name: str, tmp_path: Path) -> None:
+    lm = seen(name)
+    before = dense_bytes(lm)
+    covered = lm.coverage()
+    outcome = Compress(method=Svd(), keep=0.5, allow_dense=True).apply(lm, None)
+    assert outcome.dense_nbytes == 4 * covered.sites
+    assert 0.4 * outcome.dense_nbytes < outcome.nbytes <= 0.5 * outcome.dense_nbytes
+    told = outcome.found["dense"]
+    assert (told["parameters"], told["of"]) == (MIXTURES[name][1], covered.total)
+    assert told["names"][:2] == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    after = dense_bytes(lm)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert lm.coverage() == covered, "what was compressed counts as it was"
+    save(lm, tmp_path / name)
+    assert torch.equal(outputs(load(str(tmp_path / name)).model), outputs(lm.model))
+
+
+@every_mixture
+def test_the_target_ffn_is_what_has_linears(name: str) -> None:
+    lm = seen(name)
+    if MIXTURES[name][2]:
+        assert lm.sites(("ffn",))
+        assert not any(".experts.gate_up" in site.name for site in lm.sites(("ffn",)))
+        return
+    sentence = (
+        r"^The target 'ffn' matches no site of this model: what it names is in no layer .*mlp\.experts\.gate_up_proj"
+    )
+    for allowed in (False, True):
+        with pytest.raises(UserError, match=sentence):
+            Compress(method=Svd(), keep=0.5, targets=("ffn",), allow_dense=allowed).check(lm)
+    assert {site.group.value for site in lm.sites()} == {"attention"}
+
+
+def test_attention_alone_is_no_case_for_it() -> None:
+    outcome = Compress(method=Svd(), keep=0.5, targets=("attention",)).apply(seen("mixtral"), None)
+    assert len(outcome.plan) == 4 * BLOCKS and outcome.found == {}
+
+
+def test_a_second_step_counts_as_the_first_did() -> None:
+    """A tenth of the matrices is left dense; after the first step, which makes the others small, it is most of them."""
+    lm = LanguageModel.of(Architecture("mamba", READ["mamba"][0]).model())
+    share = lm.coverage(("blocks",)).share
+    assert 0.05 < share < 0.1
+    steps = [Compress(method=Svd(), keep=0.2, targets=("blocks",)), Compress(method=Rtn(bits=4), targets=("blocks",))]
+    check_order(lm.weightless(), steps, ["first", "second"])
+    told: list[Outcome] = [step.apply(lm, None) for step in steps]
+    assert [outcome.found["dense"]["share"] for outcome in told] == [round(share, 4)] * 2
+    assert told[0].found["dense"]["names"] == ["mixer.A_log", "mixer.conv1d.weight", "mixer.dt_proj.weight"]
+
+
+def test_a_plan_names_what_it_compresses() -> None:
+    lm = seen("qwen3-moe")
+    name = "model.layers.0.self_attn.q_proj"
+    outcome = Compress(method=Svd(), plan={name: Svd(rank=4)}).apply(lm, None)
+    assert list(outcome.plan) == [name] and outcome.found["dense"]["parameters"] == MIXTURES["qwen3-moe"][1]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_known_architectures_leave_nothing(name: str) -> None:
+    lm = BY_NAME[name].lm()
+    for targets in (DEFAULT_TARGETS, ("blocks",), ("all",)):
+        assert not lm.coverage(targets).dense
+    assert inspect(lm).dense is None and inspect(lm).said_of_dense() == ""
+
+
+def test_numbers_of_all_sites_in_the_blocks() -> None:
+    lm = BY_NAME["gpt2"].lm()
+    assert lm.coverage().sites == 2 * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER) and WIDTH % HEADS == 0
+    assert lm.coverage(("attention",)).sites == 2 * 4 * WIDTH * WIDTH
+    assert lm.coverage(("*.0.*",)).sites == lm.coverage().sites // 2
+
+
+def test_inspect_tells() -> None:
+    found = inspect(seen("mixtral"))
+    assert found.to_json()["dense"]["parameters"] == MIXTURES["mixtral"][1]
+    assert found.said_of_dense().startswith(
+        "Dense in the blocks, whatever the method: 37,120 of 43,264 parameters (85.8%), "
+    )

@@ -1,0 +1,58 @@
+"""Tiny random mixtures of experts, which transformers holds in one tensor of three dimensions for each layer."""
+
+from collections.abc import Callable
+
+import transformers as hf
+from transformers import PreTrainedModel
+
+from tests.architectures import BLOCKS, DECODER, HEADS, INNER, SMALL, WIDTH
+
+EXPERTS = 4
+FEW = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
+SMALLER = 24
+"""Channels of an expert, where they have a number of their own."""
+EVERY = {**DECODER, **SMALL}
+LATENT = {
+    **EVERY, "num_key_value_heads": HEADS, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "n_group": 1,
+    "topk_group": 1, "moe_intermediate_size": SMALLER, "first_k_dense_replace": 1, "q_lora_rank": 16,
+    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_shared_experts": 1,
+}  # fmt: skip
+OSS = {"num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": None}
+
+# The model, the numbers of its experts and routers, and whether its feed-forwards have linears too.
+MIXTURES: dict[str, tuple[Callable[[], PreTrainedModel], int, bool]] = {
+    "qwen2-moe": (
+        lambda: hf.Qwen2MoeForCausalLM(
+            hf.Qwen2MoeConfig(**EVERY, **FEW, moe_intermediate_size=SMALLER, shared_expert_intermediate_size=SMALLER)
+        ),
+        BLOCKS * EXPERTS * (3 * WIDTH * SMALLER + WIDTH),
+        True,
+    ),
+    "qwen3-moe": (
+        lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**EVERY, **FEW, moe_intermediate_size=SMALLER)),
+        BLOCKS * EXPERTS * (3 * WIDTH * SMALLER + WIDTH),
+        False,
+    ),
+    "mixtral": (
+        lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**EVERY, num_local_experts=EXPERTS, num_experts_per_tok=2)),
+        BLOCKS * EXPERTS * (3 * WIDTH * INNER + WIDTH),
+        False,
+    ),
+    "olmoe": (
+        lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(**EVERY, **FEW)),
+        BLOCKS * EXPERTS * (3 * WIDTH * INNER + WIDTH),
+        False,
+    ),
+    "deepseek-v3": (
+        lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**LATENT)),
+        # The first block has a dense feed-forward.
+        (BLOCKS - 1) * EXPERTS * (3 * WIDTH * SMALLER + WIDTH),
+        True,
+    ),
+    "gpt-oss": (
+        lambda: hf.GptOssForCausalLM(hf.GptOssConfig(**EVERY, **OSS)),
+        # The biases of all experts are a matrix too.
+        BLOCKS * EXPERTS * (3 * WIDTH * INNER + 2 * INNER + WIDTH + WIDTH),
+        False,
+    ),
+}
