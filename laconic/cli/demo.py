@@ -5,11 +5,9 @@ import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from laconic.cli.options import JsonOption
+from laconic.cli.options import JsonOption, OutputOption
 from laconic.cli.terminal import progress, show
 from laconic.errors import UserError
 
@@ -32,9 +30,7 @@ DISTANCE, AGREEMENT = "1 − cosine", "same neighbour"
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write; it must not exist.")
-    ] = Path("demo"),
+    output: OutputOption = Path("demo"),
     json: JsonOption = False,
 ) -> None:
     """Compress a real sentence encoder by four methods at three sizes, and say what each cost."""

@@ -31,7 +31,7 @@ def export(
     from laconic.store import check_output
 
     check_target(to)
-    check_output(output)
+    check_output(output, model)
     names = split(tasks or [])
     order = None if label_order is None else split([label_order])
     structure = skeleton(model).with_label_order(order)

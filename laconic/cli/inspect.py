@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laconic.cli.options import JsonOption, ModelArgument
+from laconic.cli.options import JsonOption, ModelArgument, new_folder
 from laconic.cli.terminal import progress, show
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def inspect(
             "--output",
             "-o",
             metavar="DIR",
+            parser=new_folder,
             help="Also write inspect.html, its figures and inspect.json to this folder.",
         ),
     ] = None,
@@ -46,7 +47,7 @@ def inspect(
     from laconic.report.inspection.words import paragraphs
 
     if output is not None:
-        output = check_output(output)
+        output = check_output(output, model)
     check_model(model)
     if data is not None:
         check_source(data, "train")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from laconic.cli.options import JsonOption
+from laconic.cli.options import JsonOption, new_folder
 from laconic.cli.studies import folder_of, own_records
 from laconic.cli.terminal import show
 from laconic.errors import UserError
@@ -14,7 +14,8 @@ from laconic.errors import UserError
 def report(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a study, or its URL.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write, if not there.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="Where to write, if not there."),
     ] = None,
     query: Annotated[
         str | None, typer.Option(metavar="SQL", help="Instead show what this selects from the table results.")
@@ -24,6 +25,7 @@ def report(
     """Write report.html, figures, results.csv, results.parquet and results.md of a study."""
     from laconic.report.study import query as select
     from laconic.report.study import write_report
+    from laconic.store import check_place
     from laconic.study import Ledger, title_of
 
     place = folder_of("DIR", folder)
@@ -32,6 +34,8 @@ def report(
         raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
     if not Ledger.is_at(folder):
         raise UserError(f"There is no study in '{folder}': it has no folder 'cells'; run `laconic study` first.")
+    if target is not None and query is None:
+        check_place(target)
     records = own_records(folder)
     if query is not None:
         table = select(records, query)

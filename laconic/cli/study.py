@@ -35,6 +35,7 @@ def study(
 ) -> None:
     """Run every cell of a study that is not done yet, and write the report."""
     from laconic.report.study import write_report
+    from laconic.store import check_place
     from laconic.study import (
         Ledger,
         cells_of,
@@ -57,6 +58,8 @@ def study(
     cells = cells_of(what)
     if (what.save or what.prepare) and folder is None:
         raise must_be("--output", "a folder of this machine, because the study keeps models", output)
+    if folder is not None and not dry_run:
+        check_place(folder, *{cell.recipe.model for cell in cells})
     check_logging(what.mlflow, output)
     check_cells(cells)
     if dry_run:

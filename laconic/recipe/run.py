@@ -101,7 +101,7 @@ def check(recipe: Recipe, output: Path) -> Path:
     Raises:
         UserError: `output` cannot be made, or something in `recipe` cannot be done.
     """
-    output = check_output(output)
+    output = check_output(output, recipe.model)
     check_recipe(recipe, skeleton(recipe.model))
     return output
 

@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -15,21 +15,67 @@ from safetensors import SafetensorError
 from laconic.errors import UserError
 
 
-def check_output(folder: Path) -> Path:
+def check_output(folder: Path, *models: str) -> Path:
     """`folder` with the user's home in place of ~, once it is known that a new folder can be made there.
 
+    models: what the output is made of, as the user named it; of a folder the output must lie outside.
+
     Raises:
-        UserError: something is there already, or its parent is no folder that can be written to.
+        UserError: something is there already, or it lies in the folder of a model, or its parent is no folder that can
+            be written to.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() or folder.is_symlink():
+    _check_outside(folder, models)
+    if _is_there(folder):
         raise UserError(f"The output '{folder}' exists already; name a new folder or remove it first.")
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"The output '{folder}' cannot be made: '{parent}' is not a folder that you may write to.")
+    _check_room(folder)
     return folder
+
+
+def check_place(folder: Path, *models: str) -> Path:
+    """As `check_output`, of a folder that may be there already and is added to."""
+    folder = Path(folder).expanduser()
+    _check_outside(folder, models)
+    if _is_there(folder) and not folder.is_dir():
+        raise UserError(f"The output '{folder}' is no folder; name a folder, which may be new.")
+    _check_room(folder)
+    return folder
+
+
+def _check_outside(folder: Path, models: Iterable[str]) -> None:
+    """Raise where `folder` is that of a model or lies in it: what is in there is taken for a part of the model."""
+    place = os.path.realpath(folder)
+    for model in models:
+        own = os.path.realpath(Path(model).expanduser())
+        if os.path.isdir(own) and os.path.commonpath((own, place)) == own:
+            where = "is the folder of the model" if place == own else "lies in the folder of the model"
+            raise UserError(f"The output '{folder}' {where} '{model}'; name a folder outside of it.")
+
+
+def _is_there(path: Path) -> bool:
+    """Also of a link that leads nowhere, and not of a name that no file can have."""
+    return os.path.lexists(path)
+
+
+def _check_room(folder: Path) -> None:
+    """Raise unless a folder can be made where `folder` is to be: permissions alone do not tell that of every place."""
+    parent, missing = folder.absolute(), [_prefix(folder) + secrets.token_hex(4)]
+    while not _is_there(parent):
+        missing.append(parent.name)
+        parent = parent.parent
+    refused = f"The output '{folder}' cannot be made: "
+    if not parent.is_dir():
+        raise UserError(f"{refused}'{parent}' is not a folder that you may write to.")
+    # As long as the longest name that will be there.
+    trial = parent / f".laconic-{secrets.token_hex(4)}".ljust(max(len(os.fsencode(name)) for name in missing), "-")
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{refused}its name is too long; give a shorter one.") from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{refused}'{parent}' is not a folder that you may write to ({reason}).") from error
 
 
 @contextmanager

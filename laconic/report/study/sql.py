@@ -1,5 +1,6 @@
 """SQL over the results of a study, by DuckDB."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -8,7 +9,7 @@ from typing import Any
 
 from pyarrow import ArrowException, parquet
 
-from laconic.errors import UserError, reason_of
+from laconic.errors import UserError, must_be, reason_of
 from laconic.report.study.files import as_arrow
 from laconic.report.study.flat import flat
 from laconic.report.tables import Column, Table, Value
@@ -24,7 +25,8 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
     `source`: the records of a study, or the folder of a report that was written.
 
     Raises:
-        UserError: DuckDB is not installed, there is no report in the folder, or the SQL is wrong.
+        UserError: DuckDB is not installed, there is no report in the folder, or the SQL is wrong, is not one statement,
+            or gives two columns one name.
     """
     if find_spec(LIBRARY) is None:
         raise UserError("Queries of results need duckdb, not installed here: pip install 'laconic[study]'.")
@@ -34,11 +36,16 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
     with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
         try:
             connection.register(TABLE, results)
+            # Of several DuckDB answers the last alone, and of none with nothing.
+            if len(connection.extract_statements(sql)) != 1:
+                raise must_be("The query", f"one statement, like SELECT * FROM {TABLE}", sql)
             found = connection.execute(sql)
             names = [column[0] for column in found.description or ()]
             rows = found.fetchall()
         except duckdb.Error as error:
             raise UserError(f"The query cannot be answered: {reason_of(error)}.") from error
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"The query gives two columns the name '{twice[0]}'; name one otherwise, by AS.")
     columns = tuple(_column(name, [row[at] for row in rows]) for at, name in enumerate(names))
     return Table(columns, tuple(tuple(_plain(value) for value in row) for row in rows))
 

@@ -36,6 +36,17 @@ def test_what_cannot_be_asked_is_one_sentence(sql: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("sql", ["", "  ", ";", "-- nothing", "SELECT 1; SELECT 2"])
+def test_one_statement_is_answered(sql: str) -> None:
+    with pytest.raises(UserError, match=r"^The query must be one statement, like SELECT \* FROM results; got '"):
+        query(RECORDS, sql)
+
+
+def test_no_column_hides_another() -> None:
+    with pytest.raises(UserError, match=r"^The query gives two columns the name 'a'; name one otherwise, by AS"):
+        query(RECORDS, "SELECT 1 AS a, 2 AS a")
+
+
 def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="write the report of the study first"):
         query(tmp_path, COUNT)
