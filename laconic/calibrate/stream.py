@@ -1,11 +1,13 @@
 """A model run over all batches piece by piece: block after block, or as a whole where pieces cannot be told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from laconic.calibrate.entry import Call, blocks_to_run, capture, hidden_of
+from laconic.formats import Coded
 from laconic.model import Batch, LanguageModel, predict
 
 
@@ -46,9 +48,20 @@ class Stream:
 
     def advance(self) -> None:
         """Go on to the next block, with the outputs of this one as it is now."""
-        for number in range(len(self.batches)):
-            self._hidden[number] = self.run(number)
+        with self.decoded():
+            for number in range(len(self.batches)):
+                self._hidden[number] = self.run(number)
         self._at += 1
+
+    @contextmanager
+    def decoded(self) -> Iterator[None]:
+        """Within the context the matrices of codes in the block where the stream stands are decoded once, not for every
+        batch; none of them may be replaced meanwhile."""
+        with ExitStack() as held:
+            for module in self._blocks[self._at].modules():
+                if isinstance(module, Coded):
+                    held.enter_context(module.held())
+            yield
 
     @torch.no_grad()
     def run_whole(self, number: int) -> None:

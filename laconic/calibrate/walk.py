@@ -206,6 +206,8 @@ class _Walk:
         paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
         place = sites[0].places[0]
         with ExitStack() as listening:
+            if piece.block is not None:
+                listening.enter_context(self.now.decoded())
             heard = [listening.enter_context(_Heard(stream, piece, paths, names)) for stream in self._streams()]
             now, dense = (one.tap for one in heard)
             for number, batch in enumerate(self.now.batches):

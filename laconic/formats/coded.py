@@ -7,6 +7,8 @@ measured to be faster on this machine (`laconic.formats.ready`).
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class Coded(Format):
         self.kept_bits = None if kept is None else stored(packed_nbytes(shape[0] * shape[1], 1))
         self.shift = nn.Parameter(torch.empty(shape[0])) if bias else None
         self._ready = Ready()
+        self._whole: Tensor | None = None
 
     @abstractmethod
     def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
@@ -151,7 +154,18 @@ class Coded(Format):
         """What was called, by the number of rows that it was measured for."""
         return self._ready.names
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the context it multiplies by one decoded copy, kept for that long; its codes must stay as they are."""
+        self._whole = self.dense()
+        try:
+            yield
+        finally:
+            self._whole = None
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._whole is not None:
+            return linear(x, self._whole, self.bias)
         family = self.family if left_to_kernels(x, self.weight.dtype, self.shift) else None
         rows = x.shape[:-1].numel()
         if family is not None and rows <= family.most_rows:

@@ -12,6 +12,7 @@ from laconic.calibrate import Calibration, Course, Gram, OutputGram, survey, wal
 from laconic.calibrate.entry import Needed, blocks_to_run, capture
 from laconic.calibrate.stream import Stream
 from laconic.compress import Compress
+from laconic.formats import Quantized
 from laconic.methods import Gptq, SparseGpt, Wanda
 from laconic.model import LanguageModel
 from tests.architectures import ARCHITECTURES, BY_NAME, factors
@@ -123,6 +124,24 @@ def test_blocks_behind_the_last_target_do_not_run() -> None:
     lm = BY_NAME["llama"].lm()
     step = Compress(method=Wanda(sparsity=0.5), sequential=True, targets=("model.layers.0.*proj",))
     assert list(runs_of(lm, step).values()) == [2 * BATCHES + 1, 1]
+
+
+@pytest.mark.parametrize("course", [{"sequential": True}, {"anchored": True}], ids=["sequential", "anchored"])
+def test_a_matrix_of_codes_is_decoded_as_often_whatever_the_number_of_batches(course, monkeypatch) -> None:
+    decode, decoded = Quantized.decoded, []
+
+    def counted(self: Quantized, *of: object) -> torch.Tensor:
+        decoded.append(self)
+        return decode(self, *of)
+
+    monkeypatch.setattr(Quantized, "decoded", counted)
+    times = []
+    for batches in (2, 6):
+        lm = BY_NAME["llama"].lm()
+        decoded.clear()
+        Compress(method=Gptq(bits=4), **course).apply(lm, Calibration(labelled_batches(lm, batches)))
+        times.append(len(decoded))
+    assert times[0] == times[1] > 0
 
 
 def test_hidden_states_are_kept_once() -> None:

@@ -98,3 +98,14 @@ def test_a_sum_adds() -> None:
     assert torch.allclose(Sum.of(quantized(), low).for_lookup(None)(tokens), layer.dense().T[tokens], atol=1e-5)
     with pytest.raises(ValueError, match="cannot be added"):
         Sum.of(quantized((12, 24)), low)
+
+
+def test_held_it_computes_the_same_and_keeps_nothing_afterwards() -> None:
+    layer, x = quantized(), torch.randn(5, 20)
+    before, fresh = layer(x), set(layer.state_dict())
+    with layer.held():
+        assert torch.equal(layer(x), before)
+        assert set(layer.state_dict()) == fresh
+    with torch.no_grad():
+        layer.recode(torch.zeros(layer.shape))
+    assert not torch.equal(layer(x), before)
