@@ -144,6 +144,7 @@ def _told(summary: "Summary", output: str) -> dict[str, Any]:
         "found": summary.found,
         "failed": [{"key": record["key"], "axes": record["axes"], **record["error"]} for record in summary.failed],
         "surveys": summary.surveys,
+        "aside": [{"file": moved.name, "reason": moved.reason} for moved in summary.aside],
         "strange": [{"file": strange.name, "reason": strange.reason} for strange in summary.strange],
         "seconds": round(summary.seconds, 3),
         "seconds_within_cells": round(summary.within, 3),

@@ -67,6 +67,15 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
 
+    def move(self, name: str, to: str) -> None:
+        """Have a file or a folder be at `to` below this folder, where nothing is yet.
+
+        Raises:
+            OSError: there is no such file, or it cannot be moved.
+        """
+        self._files.makedirs(self._path(to).rpartition("/")[0], exist_ok=True)
+        self._files.mv(self._path(name), self._path(to), recursive=True)
+
     def remove(self, name: str) -> None:
         """Remove a file, unless it is gone already."""
         with contextlib.suppress(FileNotFoundError):

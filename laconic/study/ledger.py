@@ -1,9 +1,11 @@
 """The ledger: a folder with one JSON file for each finished cell, which appears whole once the cell is done.
 
-A record counts under its own name alone. Files that are no records are told of, and left as they are.
+A record counts under its own name alone. What is in the place of one and is none (half a file, one of another version)
+is put aside when its cell is to be measured; other files that are no records are told of, and left as they are.
 """
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,17 @@ from laconic.study.leases import SUFFIX, Leases
 
 VERSION = 1
 CELLS, RECORD = "cells", ".json"
+ASIDE = ".damaged"
+"""The folder, within that of the records, for what stood in the place of one and was none."""
 DONE, FAILED = "done", "failed"
+
+NEEDED = frozenset({"key", "version", "state", "axes", "seconds"})
+KINDS: Mapping[str, type] = {
+    **dict.fromkeys(("axes", "seconds", "recipe", "machine", "versions", "evaluation", "sites", "error"), dict),
+    **dict.fromkeys(("dropped", "predicted_losses"), list),
+    **dict.fromkeys(("key", "family", "finished"), str),
+}
+"""Of what a record has; `evaluation` and the like are None or missing where there was nothing to say."""
 
 Record = Mapping[str, Any]
 
@@ -73,6 +85,27 @@ class Ledger:
         self.leases.release(key)
         return False
 
+    def put_aside(self, key: str) -> Strange | None:
+        """What is in the place of a cell's record and is none, once it is moved away; None where no such thing is.
+
+        Raises:
+            UserError: it cannot be moved.
+        """
+        # Another runner may have moved it in the meantime, and put a record there.
+        with self._folder.alone():
+            found = self.find(key)
+            if not isinstance(found, Strange):
+                return None
+            to = f"{ASIDE}/{key}.{secrets.token_hex(4)}{RECORD}"
+            try:
+                self._folder.move(found.name, to)
+            except OSError as error:
+                raise UserError(
+                    f"'{found.name}' in '{self._folder.place}' is no record ({found.reason}) and cannot be put aside: "
+                    f"{error.strerror or error}. Remove it, and the cell is measured."
+                ) from error
+        return Strange(f"{CELLS}/{to}", found.reason)
+
     def tidy(self) -> None:
         """Remove leases of cells that are finished: a runner left them that was killed right after its record."""
         done = self.keys()
@@ -120,7 +153,13 @@ class Ledger:
 
 
 def _is_record(found: object) -> bool:
-    """Whether it has what every reader of records counts on."""
-    if not isinstance(found, dict) or not {"key", "version", "state", "axes"} <= found.keys():
+    """Whether it has what every reader of records counts on, of the kinds that these have."""
+    if not isinstance(found, dict) or not found.keys() >= NEEDED:
         return False
-    return isinstance(found["axes"], dict) and found["state"] in (DONE, FAILED)
+    if found["state"] == FAILED and not (
+        isinstance(found.get("error"), dict) and {"kind", "sentence"} <= found["error"].keys()
+    ):
+        return False
+    kinds = all(isinstance(found[name], kind) for name, kind in KINDS.items() if found.get(name) is not None)
+    total = found["seconds"].get("total") if isinstance(found["seconds"], dict) else None
+    return kinds and found["state"] in (DONE, FAILED) and isinstance(total, (int, float))

@@ -1,13 +1,14 @@
 """A study from its cells to its ledger: what is missing is claimed, measured and written, until nothing is missing."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
-from laconic.errors import UserError
+from laconic.errors import Notice, UserError
 from laconic.methods.problem import placed
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -33,7 +34,8 @@ class Summary:
     found:     cells that were finished before, or by another runner meanwhile.
     failed:    records of all cells that failed, whenever that was.
     surveys:   how many times this run collected statistics.
-    strange:   files in the ledger that are no records.
+    aside:     files that were in the place of records and were none; their cells were measured again.
+    strange:   other files in the ledger that are no records.
     seconds:   of this run; `within` its cells, summed over them.
     """
 
@@ -41,6 +43,7 @@ class Summary:
     found: int
     failed: tuple[Record, ...]
     surveys: int
+    aside: tuple[Strange, ...]
     strange: tuple[Strange, ...]
     seconds: float
     within: float
@@ -85,13 +88,14 @@ def run_study(
     record that is there or is made goes into the `logbook`.
 
     Raises:
-        UserError: a record cannot be written. What is finished stays.
+        UserError: a record cannot be written, or what is in its place cannot be put aside. What is finished stays.
     """
     start = time.perf_counter()
     for cell in cells if retry else ():
         found = ledger.find(cell.key)
         if isinstance(found, dict) and found["state"] == FAILED:
             ledger.forget(cell.key)
+    aside = _put_aside(cells, ledger)
     if logbook is not None:
         for cell in cells:
             if isinstance(found := ledger.find(cell.key), dict):
@@ -118,10 +122,24 @@ def run_study(
         found=len(cells) - measured,
         failed=tuple(record for record in records if record["key"] in own and record["state"] == FAILED),
         surveys=surveys,
+        aside=aside,
         strange=tuple(strange),
         seconds=time.perf_counter() - start,
         within=within,
     )
+
+
+def _put_aside(cells: Iterable[Cell], ledger: Ledger) -> tuple[Strange, ...]:
+    """What stands in the place of a record and is none: a machine that went down, or a disk, has left half of it."""
+    moved = tuple(filter(None, (ledger.put_aside(cell.key) for cell in cells)))
+    for file in moved:
+        warnings.warn(
+            f"A cell is measured again: what was in the place of its record is none ({file.reason}), "
+            f"and is now '{file.name}'.",
+            Notice,
+            stacklevel=3,
+        )
+    return moved
 
 
 def _finished(

@@ -1,12 +1,13 @@
 """Cells that fail, figures that are no numbers, files that are no records: told of, and in nobody's way."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from laconic.errors import UserError
-from laconic.study import Ledger, check_cells
+from laconic.errors import Notice, UserError
+from laconic.study import check_cells
 from laconic.study.bench import Bench
 from laconic.study.ledger import CELLS
 from tests.study.test_run import cells, done, records
@@ -55,14 +56,26 @@ def test_a_figure_that_json_has_no_number_for_is_told_of_and_the_others_stand(
         assert record["not_finite"]["evaluation.results.glue/sst2.accuracy.value"] == "nan"
 
 
-def test_what_is_no_record_blocks_its_cell_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
-    key = cells(little_study)[3].key
-    Ledger(str(tmp_path / "study"))
-    file = tmp_path / "study" / CELLS / f"{key}.json"
-    file.write_text("{ half")
-    summary = done(little_study, tmp_path / "study")
-    assert summary.measured == 8 and [strange.name for strange in summary.strange] == [f"{key}.json"]
-    assert file.read_text() == "{ half"
+def test_a_damaged_record_is_put_aside_and_its_cell_measured(little_study: dict[str, Any], tmp_path: Path) -> None:
+    little_study["axes"] |= {"method": ["svd"], "keep": [0.5], "seed": [0]}
+    wanted = cells(little_study)
+    done(little_study, tmp_path)
+    whole = records(tmp_path)
+    first, second = (tmp_path / CELLS / f"{cell.key}.json" for cell in wanted[:2])
+    half = first.read_bytes()[:100]
+    first.write_bytes(half)
+    second.write_text(json.dumps({**json.loads(second.read_text()), "version": 0}))
+    with pytest.warns(Notice, match="A cell is measured again: what was in the place of its record is none") as told:
+        summary = done(little_study, tmp_path)
+    assert len(told) == 2 and summary.measured == 2 and not summary.strange
+    assert {moved.reason for moved in summary.aside} == {
+        "it cannot be read as JSON", "it is of version 0, and this is version 1",
+    }  # fmt: skip
+    assert (tmp_path / summary.aside[0].name).read_bytes() == half
+    again = records(tmp_path)
+    assert again.keys() == whole.keys()
+    assert all(again[key]["evaluation"]["results"] == record["evaluation"]["results"] for key, record in whole.items())
+    assert not done(little_study, tmp_path).aside
 
 
 def test_what_cannot_be_is_found_before_anything_runs(little_study: dict[str, Any], tmp_path: Path) -> None:

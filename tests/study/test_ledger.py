@@ -15,7 +15,7 @@ from laconic.study.folder import Folder
 from laconic.study.leases import STALE
 from laconic.study.ledger import CELLS, Ledger, Strange
 
-RECORD = {"version": 1, "key": "a" * 16, "state": "done", "axes": {}}
+RECORD = {"version": 1, "key": "a" * 16, "state": "done", "axes": {}, "seconds": {"total": 1.0}}
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -116,6 +116,17 @@ def test_leases_end_with_the_block(tmp_path: Path) -> None:
         ("b.json", b"\xff\xfe", "it cannot be read as JSON"),
         ("b.json", json.dumps({**RECORD, "key": "b", "axes": ["a"]}), "it is no record of a study"),
         ("b.json", json.dumps({**RECORD, "key": "b", "state": "new"}), "it is no record of a study"),
+        ("b.json", "", "it cannot be read as JSON"),
+        ("b.json", json.dumps(RECORD)[:40], "it cannot be read as JSON"),
+        ("b.json", "null", "it is no record of a study"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "seconds": 3}), "it is no record of a study"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "seconds": {}}), "it is no record of a study"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "state": "failed"}), "it is no record of a study"),
+        ("b.json", json.dumps({**RECORD, "key": "b", "evaluation": [1]}), "it is no record of a study"),
+        *(
+            ("b.json", json.dumps({name: value for name, value in RECORD.items() if name != left}), reason)
+            for left, reason in (*((name, "it is no record of a study") for name in RECORD),)
+        ),
     ],
 )
 def test_what_is_no_record_is_told_of_and_left_alone(tmp_path: Path, name: str, text: str | bytes, reason: str) -> None:
@@ -127,6 +138,27 @@ def test_what_is_no_record_is_told_of_and_left_alone(tmp_path: Path, name: str, 
     if name == "b.json":
         assert not ledger.claim("b"), "its place is taken"
     assert file.read_bytes() == before
+    moved = ledger.put_aside("b")
+    if name != "b.json":
+        assert moved is None and file.read_bytes() == before
+        return
+    assert moved is not None and moved.reason == reason
+    assert (tmp_path / moved.name).read_bytes() == before and not file.exists()
+    assert ledger.put_aside("b") is None and ledger.all() == ([], [])
+    assert ledger.claim("b"), "its place is free"
+    ledger.write({**RECORD, "key": "b"})
+    assert ledger.put_aside("b") is None and ledger.find("b") == {**RECORD, "key": "b"}
+
+
+def test_what_is_damaged_again_hides_nothing(place: str) -> None:
+    ledger, folder = Ledger(place), Folder(f"{place}/{CELLS}")
+    moved = set()
+    for text in ("{", "{{"):
+        folder.write("b.json", text)
+        found = ledger.put_aside("b")
+        assert found is not None
+        moved.add(folder.read(found.name.removeprefix(f"{CELLS}/")))
+    assert moved == {b"{", b"{{"}
 
 
 def test_a_folder_among_the_records_is_told_of(tmp_path: Path) -> None:
@@ -134,6 +166,7 @@ def test_a_folder_among_the_records_is_told_of(tmp_path: Path) -> None:
     (tmp_path / CELLS / "b.json").mkdir()
     assert ledger.all() == ([], [Strange("b.json", "it cannot be read: Is a directory")])
     assert not ledger.claim("b")
+    assert ledger.put_aside("b") is not None and ledger.claim("b")
 
 
 def test_a_place_without_folders_is_empty_before_its_first_file(place: str) -> None:
