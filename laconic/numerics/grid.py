@@ -4,9 +4,16 @@ A weight w of a group with the scale s and the zero point z is kept as the code 
 s (c − z). An asymmetric grid chooses z among the codes. A symmetric one has z = 2^{b−1} everywhere, and as there is one
 more code below than above, s may be negative. s is a number of 16 bits, as it will be stored.
 
-The spacing is searched for: of ranges that cover the whole group down to a part of it, the one with the least
-Σ h_j (w_j − s (c_j − z))², and then, its codes given, the s of least squares. (Clipping by search: J. Lin et al.,
-"AWQ", MLSys 2024, arXiv 2306.00978, section 5.1.)
+The spacing is searched for: of ranges that cover the whole group down to a part of it, the one with the least error,
+and then, its codes given, the s of least error. (Clipping by search: J. Lin et al., "AWQ", MLSys 2024, arXiv
+2306.00978, section 5.1.) With e_j = w_j − s (c_j − z), the error is
+
+    Σ h_j e_j²                                             where the importance h of the inputs is known,
+    Σ e_j² + (a − 1) (Σ e_j w_j)² / Σ w_j²,  a = 2,        where it is not.
+
+The squares alone are what inputs cost that have the same second moment along every direction. They prefer to clip, and
+what is clipped shrinks: its error lies along w. But a trained row lies where its inputs are active, so along w they
+have a second moment a times that of others, and a matrix that shrinks as a whole answers as a whole with too little.
 
 Notation: W (m, n); h importance, (n,) or (m, n); b bits; s, z (m, k), or (1, 1) where the whole matrix is one group.
 """
@@ -26,6 +33,8 @@ FEW_STEPS = 16
 CLIPS = tuple(1 - part / 20 for part in range(15))
 """The parts of a group's range that are tried: all of it down to three tenths."""
 REFINEMENTS = 4
+ALONG = 2.0
+"""a: how much more inputs that are not known are taken to vary along the weights that read them than across."""
 BLOCK = 2**22
 """Weights that are worked on at a time, which bounds the memory, but where one grid is for all of a matrix."""
 
@@ -67,10 +76,11 @@ def fit_grid(
 ) -> Grid:
     """The grids of W, in fp32.
 
-    importance: h, of the columns or of every weight; all alike where it is None.
+    importance: h, of the columns or of every weight; None where nothing is known of the inputs.
     keep:       False where a weight is zero by choice, and takes no part.
     """
     W = W.float()
+    along = ALONG if importance is None else 1.0
     h = torch.ones_like(W)
     if importance is not None and importance.max() > 0:
         h = (importance / importance.max()).float().expand_as(W)
@@ -78,7 +88,7 @@ def fit_grid(
         W, h = W * keep, h * keep
     group = spacing.group
     if group is None:
-        scale, zero = _fit(W.reshape(1, -1), h.reshape(1, -1), spacing)
+        scale, zero = _fit(W.reshape(1, -1), h.reshape(1, -1), spacing, along)
         return Grid(scale[:, None], zero[:, None], spacing.bits, None)
     groups = -(-W.shape[1] // group)
     short = groups * group - W.shape[1]
@@ -87,7 +97,7 @@ def fit_grid(
     for start in range(0, len(W), rows):
         here = slice(start, start + rows)
         shaped = [pad(X[here], (0, short)).reshape(-1, group) for X in (W, h)]
-        parts.append(_fit(shaped[0], shaped[1], spacing))
+        parts.append(_fit(shaped[0], shaped[1], spacing, along))
     scale, zero = (torch.cat(part).view(len(W), groups) for part in zip(*parts, strict=True))
     return Grid(scale, zero, spacing.bits, group)
 
@@ -125,25 +135,36 @@ def values_of(
     return (codes - zero).mul_(scale)
 
 
-def _fit(W: Tensor, h: Tensor, spacing: Spacing) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+def _fit(
+    W: Tensor, h: Tensor, spacing: Spacing, along: float
+) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
     """s and z of each row."""
     bits = spacing.bits
     best_scale, best_zero = torch.zeros(len(W), device=W.device), torch.zeros(len(W), device=W.device)
     best = W.new_full((len(W),), torch.inf)
     for scale, zero in _candidates(W, spacing):
-        error = _error(W, h, scale, zero, bits)
+        error = _error(W, h, scale, zero, bits, along)
         better = error < best
         best = torch.where(better, error, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
     for _ in range(REFINEMENTS if spacing.clip else 0):
-        steps = nearest(W, best_scale[:, None], best_zero[:, None], bits) - best_zero[:, None]
-        weighted = h * steps
-        norm = (weighted * steps).sum(1)
-        scale = _stored(torch.where(norm > 0, (weighted * W).sum(1) / norm.clamp(min=1e-30), best_scale))
-        error = _error(W, h, scale, best_zero, bits)
+        scale = _refined(W, h, best_scale, best_zero, bits, along)
+        error = _error(W, h, scale, best_zero, bits, along)
         better = error < best
         best, best_scale = torch.where(better, error, best), torch.where(better, scale, best_scale)
     return best_scale, best_zero
+
+
+def _refined(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int, along: float) -> Float[Tensor, " groups"]:
+    """The s of least error for the codes that are nearest now."""
+    steps = nearest(W, scale[:, None], zero[:, None], bits) - zero[:, None]
+    weighted = h * steps
+    norm, product = (weighted * steps).sum(1), (weighted * W).sum(1)
+    if along != 1:
+        # Where the slope of ‖w − s q‖² + (a − 1) (⟨w − s q, w⟩)² / ‖w‖² is 0.
+        size = (h * W * W).sum(1).clamp(min=1e-30)
+        norm, product = norm + (along - 1) * product.square() / size, along * product
+    return _stored(torch.where(norm > 0, product / norm.clamp(min=1e-30), scale))
 
 
 def _candidates(W: Tensor, spacing: Spacing) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,6 +192,11 @@ def _stored(scale: Tensor) -> Tensor:
     return torch.where(short, held + scale.sign() * STEP, held)
 
 
-def _error(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Float[Tensor, " groups"]:
+def _error(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int, along: float) -> Float[Tensor, " groups"]:
     steps = nearest(W, scale[:, None], zero[:, None], bits) - zero[:, None]
-    return steps.mul_(scale[:, None]).sub_(W).square_().mul_(h).sum(1)
+    error = steps.mul_(scale[:, None]).sub_(W)
+    squares = (h * error).mul_(error).sum(1)
+    if along == 1:
+        return squares
+    shrunk = (h * error).mul_(W).sum(1).square() / (h * W * W).sum(1).clamp(min=1e-30)
+    return squares + (along - 1) * shrunk

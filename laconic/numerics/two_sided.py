@@ -49,7 +49,9 @@ class TwoSided:
             return Rounded(codes_of(W, grid), grid)
         return Rounded(self._codes(W, grid, mask, self.rows), grid)
 
-    def _importance(self, W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    def _importance(self, W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"] | None:
+        if self.rows is None and self.columns is None:
+            return None
         rows = W.new_ones(len(W)) if self.rows is None else self.rows.order.importance
         columns = W.new_ones(W.shape[1]) if self.columns is None else self.columns.order.importance
         return torch.outer(rows / rows.max(), columns / columns.max()).float()

@@ -59,7 +59,7 @@ def correlated() -> Case:
 def test_on_what_was_pruned_feedback_beats_nearest_and_two_sides_beat_one() -> None:
     matrix = pruned(correlated())
     nearest, one, two = (loss(matrix, kind(bits=3, group_size=16)) for kind in (Rtn, Gptq, Yaqa))
-    assert one < 0.8 * nearest
+    assert one < 0.85 * nearest
     assert two < 0.8 * one
 
 

@@ -1,0 +1,47 @@
+"""Rounding to nearest where nothing is known of the inputs: its search against the whole range, by the model itself."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from laconic.calibrate.corpus import batches, read
+from laconic.compress import Compress
+from laconic.compress.judge import Judge
+from laconic.methods import Rtn
+from laconic.model import load
+
+GroupSize = int | Literal["channel"]
+
+
+@pytest.fixture(scope="module")
+def judge(shared_models: Path, shared_data: Path) -> Judge:
+    """stories260K, and rows at the end of the stories."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LACONIC_DATA", str(shared_data))
+        lm = load(str(shared_models / "stories260K"))
+        stories = read("tinystories", "train")
+        last = replace(stories, examples=stories.examples[-24:])
+        return Judge(lm, batches(lm, last, batch_size=8, max_length=128))
+
+
+@pytest.mark.parametrize("group_size", [32, 64, "channel"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_default_is_no_worse_than_the_whole_range(judge: Judge, bits: int, group_size: GroupSize) -> None:
+    """KL from the dense model."""
+    for symmetric in (False, True):
+        default, whole = (
+            divergence(judge, method)
+            for method in (
+                Rtn(bits=bits, group_size=group_size, symmetric=symmetric),
+                Rtn(bits=bits, group_size=group_size, symmetric=symmetric, clip=False),
+            )
+        )
+        assert default <= 1.02 * whole, (symmetric, default, whole)
+
+
+def divergence(judge: Judge, method: Rtn) -> float:
+    small = judge.original.twin()
+    Compress(method=method).apply(small, None)
+    return judge(small)
