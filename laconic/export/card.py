@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laconic.export.agreement import Agreement
+from laconic.markdown import code, plain
 from laconic.model import LanguageModel
 from laconic.runtime.extras import ONNX, OPENVINO
 from laconic.runtime.portable import Layers
@@ -42,15 +43,15 @@ def card(lm: LanguageModel, name: str, written: Written) -> str:
 
 def _lines(lm: LanguageModel, name: str, written: Written) -> Iterator[str]:
     found = written.agreement
-    yield f"# {name}"
+    yield f"# {plain(name)}"
     yield ""
     # Of a folder only the name: where it lay is nobody's business.
-    origin = f"`{Path(lm.source).name}`, " if lm.source else ""
+    origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
     yield f"{origin}{type(lm.model).__name__}, exported by laconic for {written.library}: {written.bytes:,} bytes."
     yield ""
     yield (
-        f"Inputs: {', '.join(f'`{one}`' for one in written.inputs)}, int64, any batch and length. "
-        f"Outputs: {', '.join(f'`{one}`' for one in written.outputs)}, float32."
+        f"Inputs: {', '.join(code(one) for one in written.inputs)}, int64, any batch and length. "
+        f"Outputs: {', '.join(code(one) for one in written.outputs)}, float32."
     )
     yield (
         f"Compared with the model in torch on {found.rows} rows in {found.batches} batches: outputs are off by "

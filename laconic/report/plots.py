@@ -134,6 +134,11 @@ def _apart(heights: Sequence[float], least: float, highest: float) -> list[float
     return moved
 
 
+def as_written(text: str) -> str:
+    """`text` for a figure, which reads TeX between dollars, and leaves names that begin with a _ out of legends."""
+    return ("" if not text.startswith("_") else " ") + text.replace("$", r"\$")
+
+
 def plain(axes: Axes) -> None:
     """No frame, and lines across as faint as they may be."""
     for side in ("top", "right", "left"):

@@ -6,6 +6,8 @@ from textwrap import fill
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
+from laconic.markdown import plain
+
 UNBROKEN = 19
 """Characters up to which a text stays on one line of the terminal."""
 
@@ -59,10 +61,10 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """For a README or a model card."""
+        """For a README or a model card; names of models and the like are shown as they are."""
         lines = [
-            [column.heading for column in self.columns],
+            [plain(column.heading) for column in self.columns],
             ["---" if column.is_text else "---:" for column in self.columns],
-            *([cell.replace("|", "\\|") for cell in row] for row in self.shown()),
+            *([plain(cell) for cell in row] for row in self.shown()),
         ]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from laconic.formats import Format, Mapped
+from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
 from laconic.model.stock import stock
 from laconic.model.task import Task, auto_class_for, task_of
@@ -29,7 +30,7 @@ def default_card(model: PreTrainedModel, name: str, source: str, nbytes: int, pi
     """README.md of `model`, saved as `name` from `source` in files of `nbytes`, with the `pipeline` behind it."""
     lines = [
         *_front_matter(model, source, pipeline),
-        f"# {name}",
+        f"# {plain(name)}",
         "",
         *_origin(source),
         *_body(model, nbytes, pipeline),
@@ -56,7 +57,7 @@ def _front_matter(model: PreTrainedModel, source: str, pipeline: Pipeline | None
 def _origin(source: str) -> list[str]:
     # Of a folder only the name: where it lay is nobody's business.
     shown = source if _is_hub_name(source) else Path(source).name
-    return [f"Compressed from `{shown}` by laconic.", ""] if shown else []
+    return [f"Compressed from {code(shown)} by laconic.", ""] if shown else []
 
 
 def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Iterator[str]:
@@ -92,7 +93,9 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
 
 def _vectors(pipeline: Pipeline) -> Iterator[str]:
     prompts = pipeline.describe_prompts()
-    yield f"The vector of a text: {pipeline.describe()}." + ("" if prompts is None else f" Prompts: {prompts}.")
+    yield f"The vector of a text: {plain(pipeline.describe())}." + (
+        "" if prompts is None else f" Prompts: {plain(prompts)}."
+    )
     yield ""
 
 
@@ -109,7 +112,8 @@ def _compressed(formats: dict[str, Format]) -> Iterator[str]:
     for name, format in formats.items():
         rows, columns = format.shape
         share = format.nbytes() / (rows * columns * format.weight.element_size())
-        yield f"| `{name}` | {format.kind} | {rows} × {columns} | {format.nbytes():,} | {share:.1%} |"
+        size = f"{format.kind} | {rows} × {columns} | {format.nbytes():,} | {share:.1%}"
+        yield f"| {code(name, in_table=True)} | {size} |"
     yield ""
     yield "</details>"
     yield ""

@@ -71,6 +71,13 @@ def test_given_card_is_used(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "README.md").read_text() == "# Mine\n"
 
 
+def test_a_card_shows_names_as_they_are(tmp_path: Path) -> None:
+    name = "a|b <i>c"
+    save(dataclasses.replace(compressed(), source=str(tmp_path / name)), tmp_path / name)
+    card = (tmp_path / name / "README.md").read_text()
+    assert "\n# a\\|b &lt;i&gt;c\n" in card and f"`{name}`" in card
+
+
 def test_card_names_no_local_path(tmp_path: Path) -> None:
     save(dataclasses.replace(compressed(), source=str(tmp_path / "original")), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from laconic.report.plots import COLOURS, FONT_SIZE, INK, MARKERS, inline_svg, plain
+from laconic.report.plots import COLOURS, FONT_SIZE, INK, MARKERS, as_written, inline_svg, plain
 from laconic.report.study.charts import Chart, Dot
 from laconic.report.study.measures import Measure
 
@@ -59,12 +59,14 @@ def draw(chart: Chart) -> Figure:
         )
     for index, dot in enumerate(dots):
         _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
-    axes.set_xlabel(chart.cost.title, color=INK, fontsize=FONT_SIZE)
+    axes.set_xlabel(as_written(chart.cost.title), color=INK, fontsize=FONT_SIZE)
     between = ":\n" if len(chart.title) + len(chart.quality.title) > LONG else ": "
-    axes.set_title(f"{chart.title}{between}{chart.quality.title}", color=INK, fontsize=FONT_SIZE, loc="left")
+    axes.set_title(
+        as_written(f"{chart.title}{between}{chart.quality.title}"), color=INK, fontsize=FONT_SIZE, loc="left"
+    )
     handles = [
         Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6, label=label)
-        for (colour, shape), label in zip(legend, labels, strict=True)
+        for (colour, shape), label in zip(legend, map(as_written, labels), strict=True)
     ]  # fmt: skip
     figure.legend(
         handles=handles, loc="outside lower left", frameon=False, fontsize=SMALL, labelcolor=INK, ncols=columns

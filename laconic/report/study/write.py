@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from laconic.errors import UserError
+from laconic.markdown import plain
 from laconic.report.curves import png
 from laconic.report.plots import standalone_svg
 from laconic.report.study.charts import charts
@@ -57,7 +58,7 @@ def write_report(
     put_figures(folder / FIGURES, drawn)
     put(folder / CSV, as_csv(results))
     put(folder / PARQUET, as_parquet(results))
-    put(folder / MARKDOWN, f"# {title}\n\n{means(results, found).plain().to_markdown()}")
+    put(folder / MARKDOWN, f"# {plain(title)}\n\n{means(results, found).plain().to_markdown()}")
     put(folder / PAGE, page(records, results, found, pictures, title, models=_way(folder, study)))
     stems = tuple(folder / FIGURES / chart.stem for chart in found)
     return Written(folder / PAGE, folder / CSV, folder / PARQUET, folder / MARKDOWN, stems)

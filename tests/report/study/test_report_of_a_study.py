@@ -10,10 +10,12 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
+from xml.etree import ElementTree
 
 import pytest
 
 from laconic.errors import UserError
+from laconic.markdown import plain
 from laconic.report.study import Written, write_report
 from laconic.report.study.charts import charts
 from laconic.report.study.figures import put_figures
@@ -58,6 +60,22 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_told(written: Written) ->
     loads = re.findall(r'(?:src|xlink:href)="([^"]+)"|<link[^>]*>|@import|url\(([^)]+)\)', html)
     assert all(target.startswith("#") for pair in loads for target in pair if target)
     assert len(html.encode()) < MEGABYTES_OF_A_PAGE * 1e6
+
+
+def test_names_are_shown_as_they_are_everywhere(tmp_path: Path) -> None:
+    name = r"_w|rd <b>x</b> `q` $\frac$ *s* & $a_{$"
+    records = [
+        {**record, "axes": {**record["axes"], "model": name, "method": record["axes"]["method"].replace("svd", name)}}
+        for record in study(models=("minilm-sst2",), methods=("svd", "wanda"), keeps=(0.7, 0.3))
+    ]
+    report = write_report(records, tmp_path, name)
+    assert "<b>" not in report.page.read_text() and escape(name) in report.page.read_text()
+    markdown = report.markdown.read_text()
+    assert "<b>" not in markdown and markdown.startswith(f"# {plain(name)}\n")
+    assert len({line.replace(r"\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    for stem in report.figures:
+        words = "".join(ElementTree.fromstring(stem.with_name(f"{stem.name}.svg").read_bytes()).itertext())
+        assert name in words, "in the legend"
 
 
 def test_links_lead_to_what_there_is(written: Written) -> None:
