@@ -130,9 +130,9 @@ def test_blocks_behind_the_last_target_do_not_run() -> None:
 def test_a_matrix_of_codes_is_decoded_as_often_whatever_the_number_of_batches(course, monkeypatch) -> None:
     decode, decoded = Quantized.decoded, []
 
-    def counted(self: Quantized, *of: object) -> torch.Tensor:
+    def counted(self: Quantized, codes: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
         decoded.append(self)
-        return decode(self, *of)
+        return decode(self, codes, columns)
 
     monkeypatch.setattr(Quantized, "decoded", counted)
     times = []
