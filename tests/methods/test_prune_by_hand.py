@@ -21,6 +21,7 @@ from laconic.methods import (
 )
 from laconic.methods.spelling import method_from, spell
 from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.masks import keep_in_matrix, keep_in_rows
 from laconic.numerics.psd import shrink
 from tests.matrices import Case, case, known_of
 from tests.methods.test_prune import mask_of
@@ -73,6 +74,21 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
     ]
     assert errors == sorted(errors)
     assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("within", ["matrix", "row"])
+def test_sparsegpt_counts_the_zeros_of_a_block_by_what_its_columns_cost_from_left_to_right(within: str) -> None:
+    """What is to the left of a column no longer moves, so [H^{-1}]_jj is that of the columns from j on."""
+    matrix = case("counts", (20, 300), tokens=400)
+    C = matrix.known[Gram].matrix.double()
+    H = C + 0.01 * C.diagonal().mean() * torch.eye(300, dtype=torch.float64)
+    spread = torch.stack([torch.linalg.inv(H[j:, j:])[0, 0] for j in range(300)])
+    scores = matrix.weight.double().square() / spread
+    lost = ~(keep_in_matrix if within == "matrix" else keep_in_rows)(scores, 0.7)
+    found = ~mask_of(SparseGpt(sparsity=0.7, within=within), matrix)
+    for block in (slice(0, 128), slice(128, 256), slice(256, 300)):
+        counts = [mask[:, block].sum(1) if within == "row" else mask[:, block].sum() for mask in (found, lost)]
+        assert torch.equal(*counts)
 
 
 def test_kfac_prune_scores_are_the_two_formulas() -> None:

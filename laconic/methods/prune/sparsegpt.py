@@ -1,10 +1,11 @@
 """SparseGPT: column by column, each weight that goes is made up for by those to the right of it.
 
 Paper: E. Frantar, D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023,
-arXiv 2301.00774, algorithm 1. A weight's score is w² / [H^{-1}]_jj with H = C + λ I, taken anew for each block of 128
-columns (each group of M for a pattern) once all columns to the left of it are done. The paper prunes every block by the
-same fraction; here a block loses as many as have the lowest scores of the whole matrix, or row, at the start. So counts
-are exact, zeros of an earlier step count, and inputs that are never active go first, wherever they lie.
+arXiv 2301.00774, algorithm 1. A weight's score is w² / [H^{-1}]_jj, where H = C + λ I of its column and those to the
+right of it, which alone can make up for it. It is taken anew for each block of 128 columns (each group of M for a
+pattern) once all columns to the left of it are done. The paper prunes every block by the same fraction; here a block
+loses as many as have the lowest scores of the whole matrix, or row, at the start. So counts are exact, zeros of an
+earlier step count, and inputs that are never active go first, wherever they lie.
 """
 
 from dataclasses import dataclass
@@ -50,11 +51,14 @@ class SparseGpt(Scored):
         return self.needs | {OutputGram} if self.gradients else self.needs
 
     def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
-        return self._scores(weight, known, self._factor(known))
+        U = self._factor(known)
+        # Matrices are compared by what each weight costs where all others may move, whatever the order of the columns.
+        return self._scores(weight, known, U.square() if U.ndim == 1 else U.square().sum(0))
 
     def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
         U = self._factor(known)
-        scores = marked(self._scores(weight, known, U), known.support)
+        spread = U.square() if U.ndim == 1 else U.diagonal().square()
+        scores = marked(self._scores(weight, known, spread), known.support)
 
         def solve(size: Size) -> Sparse:
             mask = self.keep(scores, size)
@@ -88,12 +92,11 @@ class SparseGpt(Scored):
         return inverse_factor(H) if H.ndim == 2 else H.clamp(min=RELATIVE_FLOOR * H.mean().item()).rsqrt()
 
     def _scores(
-        self, weight: Float[Tensor, "out in"], known: Known, U: Float[Tensor, "in in"] | Float[Tensor, " in"]
+        self, weight: Float[Tensor, "out in"], known: Known, spread: Float[Tensor, " in"]
     ) -> Float[Tensor, "out in"]:
+        """w² / [H^{-1}]_jj, for `spread` the diagonal, weighed."""
         rows, columns = self._weights(known)
-        # [H^{-1}]_jj for H^{-1} = U^T U.
-        diagonal = U.square() if U.ndim == 1 else U.square().sum(0)
-        return weight.double().square() / diagonal * rows * columns
+        return weight.double().square() / spread * rows * columns
 
     def _weights(self, known: Known) -> tuple[Float[Tensor, "out 1"], Float[Tensor, " in"]]:
         """What the scores of the rows, and of the columns, are multiplied by."""
