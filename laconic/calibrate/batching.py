@@ -16,6 +16,7 @@ from laconic.calibrate.labels import Target, labels_of
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
 from laconic.model.embedding.modules import POOLING_MASK
+from laconic.model.text import text_config
 from laconic.model.tokens import check_known, check_targets, pad_of, vocabulary_of
 
 MASKED_SHARE = 0.15
@@ -103,7 +104,7 @@ def positions(lm: LanguageModel) -> int | None:
             if padding is not None:
                 # RoBERTa counts positions from behind its padding index.
                 return int(module.num_embeddings) - padding - 1
-    most: object = getattr(lm.model.config, "max_position_embeddings", None)
+    most: object = getattr(text_config(lm.model.config), "max_position_embeddings", None)
     # XLNet says −1 for any.
     return most if isinstance(most, int) and most > 0 else None
 

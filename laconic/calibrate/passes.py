@@ -15,7 +15,8 @@ from transformers.utils.generic import ModelOutput
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
 from laconic.model import Batch, LanguageModel, Task, first_token
-from laconic.model.tokens import declared, text_config, vocabulary_of
+from laconic.model.text import text_config
+from laconic.model.tokens import declared, vocabulary_of
 
 LENT_PADDING = 0
 """The pad token of a model without one; no random batch of it has this token."""

@@ -64,6 +64,9 @@ def inspect(
         _write(result, drawn, page(seen, weights, found, drawn), output)
     stacks = ", ".join(f"{path} ({blocks} blocks)" for path, blocks in seen.stacks)
     head = f"{seen.model}: {seen.architecture}, {seen.task}, stored as {seen.dtype}\nStacks: {stacks}"
+    if seen.idle:
+        idle = ", ".join(f"{path} ({blocks} blocks)" for path, blocks in seen.idle)
+        head += f"\nNot called by text, so left as they are: {idle}"
     head += "".join(f"\n{name}: {said}" for name, said in seen.said_of_texts())
     head += f"\n{seen.said_of_dense()}" if seen.dense is not None else ""
     tables = (table.to_rich(title) for title, table in tables_of(weights, found).items())

@@ -26,6 +26,8 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
         lines.append(f"keep {line['keep']:g} was asked for; the nearest sizes below it keep {line['kept']:.4f}")
     for left in dict.fromkeys(said_of_dense(step[DENSE]) for step in changes.found if DENSE in step):
         lines.append(left)
+    if record.idle:
+        lines.append(f"Compressed: {', '.join(record.stacks)}; no run over text calls {', '.join(record.idle)}")
     for step in changes.dropped:
         named = "; ".join(f"{stack} {', '.join(map(str, blocks))}" for stack, blocks in step.items())
         lines.append(f"Dropped: {named}")

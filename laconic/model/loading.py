@@ -9,6 +9,7 @@ from laconic.errors import UserError
 from laconic.model.anatomy import entry_of
 from laconic.model.checkpoints import QUANT_METHOD, TARGET_TOKENIZER, Checkpoint, checkpoint_at
 from laconic.model.checkpoints.outline import outline_of
+from laconic.model.checkpoints.place import Place
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
@@ -22,6 +23,7 @@ __all__ = [
     "declared_pipeline",
     "has_weights",
     "load",
+    "place_of",
     "skeleton",
     "tokenizers",
 ]
@@ -88,6 +90,14 @@ def declared_pipeline(source: str) -> Pipeline | None:
         # A model that was made in memory may name anything as where it came from.
         return None
     return None if found is None else found.load()
+
+
+def place_of(source: str) -> Place | None:
+    """Where the model at `source` lies; None where there is nothing, as of a model that was made in memory."""
+    try:
+        return checkpoint_at(source).place if source else None
+    except UserError:
+        return None
 
 
 def has_weights(source: str) -> bool:

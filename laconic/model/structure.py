@@ -1,7 +1,8 @@
 """The anatomy of a model of no known architecture, read off its modules.
 
-Its blocks are the members of the longest `ModuleList` of one class, and of every other list of that class; in an
-encoder-decoder the encoder and the decoder are looked at apart. Every linear inside is a site. Which of them read the
+Its blocks are the members of the longest `ModuleList` of one class, and of every other list of that class, among those
+that a run over text calls: of a vision-language model the text stack. In an encoder-decoder the encoder and the decoder
+are looked at apart. Every linear inside is a site. Which of them read the
 same input cannot be seen, so each has its own; nor can a cross-attention, so a decoder's may read either side.
 """
 
@@ -10,12 +11,15 @@ from collections.abc import Iterator
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
 from laconic.model.anatomy import ANATOMIES, Anatomy, Depth, Plain, Stack, Table, entry_of
 from laconic.model.roles import Reads, group_of
+from laconic.model.text import text_config
+from laconic.model.usage import Usage, usage_of
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
@@ -31,11 +35,16 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     linears = " and ".join(f"{len(stack.plain)} linears in each block of {stack.blocks}" for stack in found.stacks)
     warnings.warn(
         f"The architecture '{model.config.model_type}' has no entry in laconic.model.anatomy; found by structure: "
-        f"{linears}, each taken to have an input of its own.",
+        f"{linears}, each taken to have an input of its own{_left(model)}.",
         StructureNotice,
         stacklevel=1,
     )
     return found
+
+
+def _left(model: PreTrainedModel) -> str:
+    idle = [path for path, _ in idle_stacks(model)]
+    return f"; {' and '.join(idle)} are not called by text, and stay as they are" if idle else ""
 
 
 def structure_of(model: PreTrainedModel) -> Anatomy:
@@ -55,14 +64,45 @@ def structure_of(model: PreTrainedModel) -> Anatomy:
 def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
     for part, reads in _parts(model):
         prefix = _prefix(model, part)
-        lists = [(name, blocks) for name, blocks in _lists(part) if _linears(blocks)]
+        lists = _of_text(model, [(f"{prefix}{name}", blocks) for name, blocks in _lists(part) if _linears(blocks)])
         longest = max((blocks for _, blocks in lists), key=len, default=None)
-        for name, blocks in lists:
-            if longest is not None and type(blocks[0]) is type(longest[0]):
-                plain = tuple(Plain(path=path, group=group_of(path)) for path in _linears(blocks))
+        for path, blocks in lists:
+            if longest is not None and _kinds(blocks) & _kinds(longest):
+                plain = tuple(Plain(path=linear, group=group_of(linear)) for linear in _linears(blocks))
                 # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen.
                 depth = None if model.config.is_encoder_decoder else Depth()
-                yield Stack(blocks=f"{prefix}{name}", plain=plain, reads=reads, depth=depth)
+                yield Stack(blocks=path, plain=plain, reads=reads, depth=depth)
+
+
+def idle_stacks(model: PreTrainedModel) -> list[tuple[str, int]]:
+    """Lists of blocks that no run over text calls, by path, with how many there are: the tower of a vision model."""
+    usage = usage_of(model)
+    lists = [(path, blocks) for path, blocks in _lists(model) if _linears(blocks)]
+    return [] if usage is None else [(path, len(blocks)) for path, blocks in lists if _is_idle(usage, path, blocks)]
+
+
+def _of_text(model: PreTrainedModel, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
+    """Those that a run over text calls; where none shows it, those of the part whose configuration is that of text."""
+    usage = usage_of(model)
+    if usage is not None:
+        return [(path, blocks) for path, blocks in lists if not _is_idle(usage, path, blocks)]
+    text = text_config(model.config)
+    parts = [
+        f"{path}." for path, part in model.named_modules()
+        if path and isinstance(part, PreTrainedModel) and type(part.config) is type(text)
+    ]  # fmt: skip
+    inside = [(path, blocks) for path, blocks in lists if path.startswith(tuple(parts))]
+    return lists if text is model.config else inside or lists
+
+
+def _is_idle(usage: Usage, path: str, blocks: nn.ModuleList) -> bool:
+    """Whether no linear of the list is called, or otherwise computed with."""
+    every = (f"{path}.{number}.{linear}" for number in range(len(blocks)) for linear in _linears(blocks))
+    return not any(linear in usage.every - usage.idle for linear in every)
+
+
+def _kinds(blocks: nn.ModuleList) -> set[type[nn.Module]]:
+    return {type(block) for block in blocks}
 
 
 def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, Reads]]:
@@ -78,15 +118,23 @@ def _prefix(model: nn.Module, part: nn.Module) -> str:
 
 
 def _lists(part: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """Lists of modules of one class, without those that lie inside another."""
+    """Lists of blocks, without those that lie inside another.
+
+    They are modules of one class, or of several that are all blocks of transformers: some layers may be attentions, and
+    others state spaces.
+    """
     outermost: list[tuple[str, nn.ModuleList]] = []
     for name, module in part.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(member) for member in module}) != 1:
+        if not isinstance(module, nn.ModuleList) or not len(module) or not _are_blocks(module):
             continue
         inside = any(name.startswith(f"{other}.") for other, _ in outermost)
         if not inside and not isinstance(module[0], nn.ModuleList):
             outermost.append((name, module))
     return outermost
+
+
+def _are_blocks(modules: nn.ModuleList) -> bool:
+    return len(_kinds(modules)) == 1 or all(isinstance(module, GradientCheckpointingLayer) for module in modules)
 
 
 def _linears(blocks: nn.ModuleList) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -55,6 +56,10 @@ TEXT_ENCODERS = (auto.AutoModelForTextEncoding, auto.MODEL_FOR_TEXT_ENCODING_MAP
 """For plain encoders whose like among the above have a decoder too, as T5's."""
 
 
+VISION_LANGUAGE = (auto.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+"""For models that read images too and write text, as far as they are decoders that read text alone as well."""
+
+
 def task_of(model: PreTrainedModel) -> Task:
     """What `model` predicts.
 
@@ -63,12 +68,12 @@ def task_of(model: PreTrainedModel) -> Task:
     """
     config = type(model.config)
     for task, _, mapping in kinds():
-        if config in mapping and isinstance(model, classes_of(mapping[config])):
+        if config in mapping and isinstance(model, classes_of(mapping[config])) and _reads_text(mapping, model.config):
             return _of_head(model.config) if task is Task.CLASSIFICATION else task
     raise UserError(
         f"The model class {type(model).__name__} is not supported; supported are models for "
-        "sequence classification and regression, causal, masked and sequence-to-sequence language modelling, "
-        "and plain encoders."
+        "sequence classification and regression, causal (of images too), masked and sequence-to-sequence language "
+        "modelling, and plain encoders."
     )
 
 
@@ -96,12 +101,14 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     if not names:
         return auto.AutoModel
     for _, auto_class, mapping in kinds():
-        if type(config) in mapping and names[0] in {c.__name__ for c in classes_of(mapping[type(config)])}:
+        if type(config) not in mapping or not _reads_text(mapping, config):
+            continue
+        if names[0] in {c.__name__ for c in classes_of(mapping[type(config)])}:
             return auto_class
     raise UserError(
         f"The checkpoint was saved from the class '{names[0]}', which is not supported; supported are models for "
-        "sequence classification and regression, causal, masked and sequence-to-sequence language modelling, "
-        "and plain encoders."
+        "sequence classification and regression, causal (of images too), masked and sequence-to-sequence language "
+        "modelling, and plain encoders."
     )
 
 
@@ -126,6 +133,19 @@ def kinds() -> Iterator[tuple[Task, type, Any]]:
     for task, (auto_class, mapping) in AUTO_CLASSES.items():
         yield task, auto_class, mapping
     yield Task.EMBEDDING, *TEXT_ENCODERS
+    yield Task.CAUSAL, *VISION_LANGUAGE
+
+
+def _reads_text(mapping: Any, config: Any) -> bool:
+    """Whether the classes of `mapping` for `config` read text alone, and predict its next token.
+
+    Only those that are made for images might not: they may have an encoder for these, or not do without them.
+    """
+    if mapping is not VISION_LANGUAGE[1]:
+        return True
+    asked = signature(classes_of(mapping[type(config)])[0].forward).parameters
+    needed = {name for name, one in asked.items() if one.default is Parameter.empty and one.kind is not one.VAR_KEYWORD}
+    return not config.is_encoder_decoder and "input_ids" in asked and needed <= {"self", "input_ids"}
 
 
 def classes_of(entry: type | tuple[type, ...]) -> tuple[type, ...]:

@@ -14,17 +14,10 @@ from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model.lm import LanguageModel
 from laconic.model.task import Task
+from laconic.model.text import text_config
 
 NEEDED_BY_TARGETS = ("decoder_start_token_id", "pad_token_id")
 """Of a sequence-to-sequence model, with what its targets are shifted."""
-
-
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a configuration that is of text; all of it where there is one part, or no telling which."""
-    try:
-        return config.get_text_config()
-    except ValueError:
-        return config
 
 
 def declared(config: PreTrainedConfig, name: str) -> tuple[int, ...]:

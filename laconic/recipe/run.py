@@ -13,6 +13,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.model import LanguageModel, load
+from laconic.model.structure import idle_stacks
 from laconic.model.tokens import check_targets
 from laconic.processes import agreed, by_first, from_first
 from laconic.progress import Track, silent
@@ -31,6 +32,8 @@ class Record:
 
     key:        names the recipe.
     seconds:    from the first check to the saved folder; evaluation not counted.
+    stacks:     the lists of blocks that were looked at, by path, each with its blocks.
+    idle:       and those that no run over text calls, which stay as they are: the tower of a vision-language model.
     file_bytes: of the saved weights, everything that was not targeted included.
     evaluation: the JSON of `laconic evaluate`, when the recipe asks for it.
     """
@@ -40,6 +43,8 @@ class Record:
     output: Path
     seconds: float
     changes: Changes
+    stacks: Mapping[str, int]
+    idle: Mapping[str, int]
     file_bytes: int
     evaluation: dict[str, Any] | None
 
@@ -55,6 +60,8 @@ class Record:
             "predicted_losses": list(self.changes.predicted_losses),
             "untied": list(self.changes.untied),
             "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in self.changes.dropped],
+            "stacks": dict(self.stacks),
+            "idle": dict(self.idle),
             "found": [dict(step) for step in self.changes.found],
             "sites": spell_plan(self.changes.plan),
             "evaluation": self.evaluation,
@@ -85,6 +92,8 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
         output=output,
         seconds=from_first(seconds),
         changes=changes,
+        stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
+        idle=dict(idle_stacks(lm.model)),
         file_bytes=by_first(file_bytes)(output),
         evaluation=None if recipe.evaluate is None else by_first(_evaluation)(recipe, output, track, device),
     )

@@ -8,6 +8,7 @@ from laconic.compress.dense import DENSE, told_of_dense
 from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site, Task
+from laconic.model.structure import idle_stacks
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
@@ -44,6 +45,7 @@ class Inspection:
     """Sizes in the stored dtype; parameters shared by several modules count once.
 
     vectors: what a plain encoder makes of its last hidden states, None elsewhere; prompts: of them, in words.
+    idle:    lists of blocks that no run over text calls, and no step changes: the tower of a vision-language model.
     dense:   what in the blocks is no matrix that can be compressed, as `told_of_dense` tells it; None where all are.
     """
 
@@ -52,6 +54,7 @@ class Inspection:
     task: str
     dtype: str
     stacks: tuple[tuple[str, int], ...]
+    idle: tuple[tuple[str, int], ...]
     vectors: str | None
     prompts: str | None
     dense: Mapping[str, Any] | None
@@ -65,6 +68,7 @@ class Inspection:
         return {
             **asdict(self),
             "stacks": [{"path": path, "blocks": blocks} for path, blocks in self.stacks],
+            "idle": [{"path": path, "blocks": blocks} for path, blocks in self.idle],
             "sites": [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.sites],
         }
 
@@ -116,6 +120,7 @@ def inspect(lm: LanguageModel) -> Inspection:
         task=lm.task.value,
         dtype=str(lm.dtype).removeprefix("torch."),
         stacks=tuple((stack.blocks, len(blocks)) for stack, blocks in lm.stacks()),
+        idle=tuple(idle_stacks(lm.model)),
         vectors=lm.embedding.describe() if lm.task is Task.EMBEDDING else None,
         prompts=lm.embedding.describe_prompts(),
         dense=told_of_dense(lm, ("blocks",)).get(DENSE),

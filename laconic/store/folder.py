@@ -19,6 +19,7 @@ from laconic.store.atomic import new_folder
 from laconic.store.biases import settle
 from laconic.store.card import default_card
 from laconic.store.pipeline import save_pipeline
+from laconic.store.processor import save_processor
 from laconic.store.proof import prove
 from laconic.store.quantizer import attach
 
@@ -67,6 +68,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
             # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)
         save_tokenizers(lm, partial)
+        save_processor(lm, partial)
         if lm.pipeline is not None:
             save_pipeline(lm.pipeline, partial)
         plans = (beside.plan,) if isinstance(beside.plan, str) else beside.plan

@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from laconic.errors import UserError, must_be, reason_of
 from laconic.model.anatomy import entry_of
 from laconic.model.task import auto_class_for
-from laconic.model.tokens import declared, text_config
+from laconic.model.text import text_config
+from laconic.model.tokens import declared
 
 UNBUILDABLE = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,

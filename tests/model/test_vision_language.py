@@ -1,0 +1,156 @@
+"""Of a model of text and images the text stack is compressed, and the rest of it is kept as it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from transformers import PreTrainedModel
+
+from laconic.compress import Compress, Shorten
+from laconic.errors import StructureNotice, UserError
+from laconic.methods import Magnitude, Svd
+from laconic.model import LanguageModel, Task, check_model, load, skeleton
+from laconic.model.structure import idle_stacks, structure_of
+from laconic.model.usage import usage_of
+from laconic.report.anatomy import inspect
+from laconic.store import save
+from tests.architectures import SMALL, VOCABULARY, WIDTH, Architecture, outputs
+from tests.unread import spoil
+from tests.vision import BLOCKS, MODELS, TEXT, VISION
+
+every_model = pytest.mark.parametrize("name", MODELS)
+quiet = pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
+
+
+def seen(name: str) -> LanguageModel:
+    return LanguageModel.of(Architecture(name, MODELS[name][0]).model())
+
+
+@every_model
+def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
+    _, text, tower = MODELS[name]
+    with pytest.warns(
+        StructureNotice, match=f"linears in each block of .*; .*{tower}.* are not called by text, and stay"
+    ):
+        lm = seen(name)
+    assert lm.task is Task.CAUSAL
+    ((_, blocks),) = lm.stacks()
+    assert [path for path, _ in blocks] == [f"{text}.{number}" for number in range(4 if name == "mllama" else BLOCKS)]
+    assert all(site.name.startswith(f"{text}.") for site in lm.sites(("blocks",)))
+    outside = {site.name for site in lm.sites(("all",)) if site.block is None}
+    assert len(outside) in (1, 2), "the word embedding, and the head where it is not tied"
+    assert tower in dict(idle_stacks(lm.model))
+    found = inspect(lm).to_json()
+    assert [stack["blocks"] for stack in found["stacks"]] == [len(blocks)]
+    assert {"path": tower, "blocks": BLOCKS} in found["idle"]
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("name", "targets"), [*((name, "all") for name in MODELS), ("llava", "blocks"), ("git", "blocks")]
+)
+def test_the_rest_is_saved_as_it_was(name: str, targets: str, tmp_path: Path) -> None:
+    tower = MODELS[name][2]
+    lm = seen(name)
+    sites = {name for site in lm.sites((targets,)) for name in site.names}
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    Compress(method=Svd(), keep=0.5, targets=(targets,)).apply(lm, None)
+    save(lm, tmp_path / name)
+    again = load(str(tmp_path / name))
+    assert type(again.model) is type(lm.model)
+    assert torch.equal(outputs(again.model), outputs(lm.model))
+    kept = {name: tensor for name, tensor in before.items() if name.rpartition(".")[0] not in sites}
+    after = again.model.state_dict()
+    assert any(name.startswith(f"{tower}.") for name in kept)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in kept.items())
+
+
+@quiet
+def test_it_is_looked_at_without_weights(tmp_path: Path) -> None:
+    seen("llava").model.save_pretrained(tmp_path)
+    spoil(tmp_path)
+    check_model(str(tmp_path))
+    assert {site.name for site in skeleton(str(tmp_path)).sites(("all",))} == {
+        site.name for site in seen("llava").sites(("all",))
+    }
+
+
+@quiet
+def test_a_projection_of_images_that_is_named_is_refused_with_why() -> None:
+    name = "model.multi_modal_projector.linear_1"
+    with pytest.raises(
+        UserError, match=f"^The matrix '{name}' cannot be compressed: no run over text calls it; leave it"
+    ):
+        seen("llava").sites((name,))
+    with pytest.raises(
+        UserError, match=r"The matrix 'model\.vision_tower.*' cannot be compressed: no run over text calls"
+    ):
+        seen("llava").sites(("*vision_tower*",))
+
+
+@quiet
+def test_what_makes_tensors_of_images_lies_beside_it_again(tmp_path: Path) -> None:
+    folder, said = tmp_path / "whole", {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}}
+    seen("llava").model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**said, "auto_map": {"AutoProcessor": "x.Y"}}))
+    lm = load(str(folder))
+    Compress(method=Magnitude(sparsity=0.5)).apply(lm, None)
+    save(lm, tmp_path / "small")
+    assert json.loads((tmp_path / "small" / "preprocessor_config.json").read_text()) == said
+    assert not (tmp_path / "small" / "processor_config.json").exists()
+
+
+@quiet
+def test_where_no_run_shows_it_the_configuration_of_text_does() -> None:
+    """Some classes cannot be run without their weights, as these are made to be here."""
+    for name in ("llava", "idefics3", "qwen3-vl"):
+        whole = MODELS[name][0]()
+        unable: type[PreTrainedModel] = type("Unable", (type(whole),), {"forward": _unable})
+        model = unable(whole.config)
+        assert usage_of(model) is None
+        assert [stack.blocks for stack in structure_of(model).stacks] == [MODELS[name][1]]
+
+
+def _unable(self: object, **asked: object) -> None:
+    raise RuntimeError("numbers are asked for")
+
+
+@quiet
+def test_dropping_its_blocks_is_one_sentence() -> None:
+    with pytest.raises(
+        UserError, match="The blocks of 'llava' cannot be dropped: where its configuration says how many"
+    ):
+        Shorten(drop=1).check(seen("llava"))
+
+
+def test_models_that_need_an_image_are_one_sentence(tmp_path: Path) -> None:
+    former = {
+        "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "encoder_hidden_size": WIDTH, "vocab_size": VOCABULARY,
+    }  # fmt: skip
+    text = hf.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=WIDTH, max_position_embeddings=40, **SMALL,
+    )  # fmt: skip
+    config = hf.Blip2Config(vision_config=VISION, qformer_config=former, text_config=text, image_token_index=9)
+    hf.Blip2ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"saved from the class 'Blip2.*', which is not supported; .* \(of images too\)"
+    ):
+        check_model(str(tmp_path))
+
+
+@quiet
+def test_layers_of_several_classes_are_one_stack() -> None:
+    config = hf.JambaConfig(
+        **{**TEXT, "num_hidden_layers": 4}, num_experts=1, num_experts_per_tok=1, attn_layer_period=2,
+        attn_layer_offset=1, mamba_d_state=4,
+    )  # fmt: skip
+    lm = LanguageModel.of(Architecture("jamba", lambda: hf.JambaForCausalLM(config)).model())
+    ((stack, blocks),) = lm.stacks()
+    assert stack.blocks == "model.layers" and len({type(block) for _, block in blocks}) == 2
+    names = {site.name for site in lm.sites(("blocks",))}
+    assert {"model.layers.0.mamba.in_proj", "model.layers.1.self_attn.q_proj"} <= names
+    assert not any("dt_proj" in name for name in names)
