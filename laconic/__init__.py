@@ -3,10 +3,13 @@
 Importing it teaches transformers to load what laconic saved: `from_pretrained` then works on those folders too.
 """
 
-from laconic.errors import UserError
-from laconic.recipe import compress
-from laconic.store import materialize, register
+from laconic.interrupted import ending_quietly
 
-register()
+with ending_quietly():
+    from laconic.errors import UserError
+    from laconic.recipe import compress
+    from laconic.store import materialize, register
+
+    register()
 
 __all__ = ["UserError", "compress", "materialize"]

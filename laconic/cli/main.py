@@ -22,9 +22,9 @@ from laconic.cli.study import study
 from laconic.cli.terminal import quiet
 from laconic.cli.version import show_version
 from laconic.errors import LONGEST_SENTENCE, UserError, shortened
+from laconic.interrupted import INTERRUPTED, SAID
 from laconic.processes import agreed, by_first, is_first, joined
 
-INTERRUPTED = 130
 MISTAKE = 2
 
 app = typer.Typer(
@@ -68,9 +68,9 @@ def status(arguments: Sequence[str]) -> int:
     """Run the program with `arguments`; the exit status."""
     try:
         with joined():
-            return _status(arguments)
+            code = _status(arguments)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
@@ -79,6 +79,10 @@ def status(arguments: Sequence[str]) -> int:
             sys.stderr.close()
             return 1
         return _complain(_of_the_system(error))
+    # Most often typer has made a status of it.
+    if code == INTERRUPTED and is_first():
+        sys.stderr.write(SAID)
+    return code
 
 
 def _status(arguments: Sequence[str]) -> int:

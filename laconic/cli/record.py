@@ -17,7 +17,7 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     same = sum(method is None for method in changes.plan.values())
     lines = [
         f"{changes.matrices} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} MB "
-        f"({changes.nbytes / max(changes.dense_nbytes, 1):.1%} kept; {same} left as they were)",
+        f"({_kept(changes.nbytes, changes.dense_nbytes)}; {same} left as they were)",
         f"Weights in {record.output}: {record.file_bytes / MEGABYTE:.2f} MB, made in {record.seconds:.1f} s",
     ]
     if changes.untied:
@@ -43,3 +43,8 @@ def said_of_dense(left: Mapping[str, Any]) -> str:
         f"Left dense in the blocks, and not counted above: {left['parameters']:,d} of {left['of']:,d} parameters "
         f"({left['share']:.1%}), {', '.join(left['names'])}"
     )
+
+
+def _kept(nbytes: int, dense_nbytes: int) -> str:
+    """Of a matrix that is one with another and was untied, there were no bytes before."""
+    return f"{nbytes / dense_nbytes:.1%} kept" if dense_nbytes else "they shared the bytes of matrices that stay"

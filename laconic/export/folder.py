@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from laconic.errors import UserError
+from laconic.errors import UserError, unknown
 from laconic.evaluate import Evaluation, evaluate
 from laconic.evaluate.paired import SIGNIFICANT
 from laconic.export.agreement import check_agreement
@@ -52,9 +52,13 @@ class Outcome:
 
 def check_target(runtime: str, device: str = "cpu") -> None:
     """Raise UserError unless models can be exported to `runtime` here."""
+    known = [name for name in RUNTIMES if name not in (EAGER, COMPILE)]
     if runtime in (EAGER, COMPILE):
-        known = " or ".join(name for name in RUNTIMES if name not in (EAGER, COMPILE))
-        raise UserError(f"A model is exported to {known}; '{runtime}' is torch's, and runs the model as it is saved.")
+        raise UserError(
+            f"A model is exported to {' or '.join(known)}; '{runtime}' is torch's, and runs the model as it is saved."
+        )
+    if runtime not in known:
+        raise unknown("target", runtime, known, "`laconic export` has")
     check_runtime(runtime, device)
 
 

@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,7 +30,41 @@ def test_json_alone_goes_to_stdout(tiny_model: Path, tmp_path: Path) -> None:
     assert "Loading" not in err and "Warning" not in err
 
 
-def test_ctrl_c_says_nothing_and_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+def script(folder: Path) -> Path:
+    """The script that an installation makes of what pyproject.toml declares."""
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]["laconic"]
+    module, _, name = declared.partition(":")
+    path = folder / "laconic"
+    path.write_text(f"import sys\nfrom {module} import {name}\nsys.exit({name}())\n")
+    return path
+
+
+@pytest.mark.parametrize("by", ["module", "script"])
+@pytest.mark.parametrize("seen", ["torch._C", "transformers.utils.generic", "laconic.store"])
+def test_ctrl_c_during_imports_is_one_line(by: str, seen: str, tmp_path: Path) -> None:
+    started = ["-m", "laconic"] if by == "module" else [str(script(tmp_path))]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-X", "importtime", *started, "methods"]
+    program = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert program.stderr is not None
+    # Each module is told of once it is imported.
+    for line in program.stderr:
+        if line.split("|")[-1].strip() == seen:
+            break
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    said = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert (program.returncode, out, said) == (130, "", ["Interrupted."])
+
+
+def test_ctrl_c_during_imports_is_the_callers_where_laconic_is_a_library() -> None:
+    code = "from laconic.interrupted import ending_quietly\nwith ending_quietly():\n    raise KeyboardInterrupt"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=False)
+    assert "KeyboardInterrupt" in ended.stderr and "Interrupted." not in ended.stderr
+
+
+def test_ctrl_c_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("the cat is good\n" * 150_000)
     output = tmp_path / "out" / "small"
@@ -40,5 +77,5 @@ def test_ctrl_c_says_nothing_and_leaves_nothing(tiny_model: Path, tmp_path: Path
     program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=60)
     assert program.returncode == 130
-    assert out == "" and "Traceback" not in err
+    assert out == "" and err.splitlines()[-1] == "Interrupted." and "Traceback" not in err
     assert list(output.parent.iterdir()) == []

@@ -21,8 +21,9 @@ from laconic.recipe.flow import steps_of
 from laconic.recipe.order import check_order
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.steps import STEPS
-from tests.architectures import Architecture
+from tests.architectures import BY_NAME, Architecture
 from tests.experts import MIXTURES
+from tests.tokens import letters
 from tests.unread import spoil
 
 Output = pytest.CaptureFixture[str]
@@ -104,6 +105,14 @@ def test_what_keep_came_to_is_said_where_bits_are_too_few_to_reach_it(
     assert status(["compress", str(tiny_model), "--method", "rtn", "--keep", "0.5", "-o", str(tmp_path / "two")]) == 0
     line = f"keep 0.5 was asked for; the nearest sizes below it keep {told['kept']:.4f}"
     assert line in capsys.readouterr().out.splitlines()
+
+
+def test_bytes_that_a_tied_matrix_shared_are_no_fraction(capsys: Output, tmp_path: Path) -> None:
+    BY_NAME["llama-tied"].lm().model.save_pretrained(tmp_path / "tied")
+    letters("start").save_pretrained(tmp_path / "tied")
+    command = ["compress", str(tmp_path / "tied"), "--method", "rtn:bits=4", "--targets", "embedding"]
+    assert status([*command, "-o", str(tmp_path / "out")]) == 0
+    assert "(they shared the bytes of matrices that stay; 0 left as they were)" in capsys.readouterr().out
 
 
 def test_how_it_is_calibrated_and_in_which_order_is_in_the_recipe(
