@@ -7,11 +7,14 @@ Item = TypeVar("Item")
 
 
 class Track(Protocol):
-    """Yields `items` one by one and may show how far it got; `what` names the work in a few words."""
+    """Yields `items` one by one and may show how far it got; `what` names the work in a few words.
 
-    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]: ...
+    work: how much of it each item is, in any unit, where items differ much: the time left is told by it.
+    """
+
+    def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]: ...
 
 
-def silent(items: Sequence[Item], what: str) -> Iterable[Item]:
+def silent(items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
     """The default: no report."""
     return items

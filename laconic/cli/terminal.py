@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from laconic.errors import LONGEST_SENTENCE, Notice, shortened
 from laconic.processes import is_first
@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
 def progress() -> Iterator[Track]:
     """Progress bars on stderr while a verb works."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"), TimeRemainingColumn())
     _no_bars_of_datasets()
     with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and is_first())) as bars:
         yield Bars(bars, console.is_terminal) if is_first() else silent
@@ -79,27 +79,31 @@ class Bars:
         self._bars = bars
         self._is_terminal = is_terminal
 
-    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
-        return self._drawn(items, what) if self._is_terminal else _told(items, what)
+    def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
+        return self._drawn(items, what, work) if self._is_terminal else _told(items, what, work)
 
-    def _drawn(self, items: Sequence[Item], what: str) -> Iterator[Item]:
-        task = self._bars.add_task(what, total=len(items))
+    def _drawn(self, items: Sequence[Item], what: str, work: Sequence[float] | None) -> Iterator[Item]:
+        each = [1.0] * len(items) if work is None else list(work)
+        task = self._bars.add_task(what, total=sum(each), at=f"0/{len(items)}")
         try:
-            for item in items:
+            for done, (item, part) in enumerate(zip(items, each, strict=True), start=1):
                 yield item
-                self._bars.advance(task)
+                self._bars.update(task, advance=part, at=f"{done}/{len(items)}")
         finally:
             self._bars.remove_task(task)
 
 
-def _told(items: Sequence[Item], what: str) -> Iterator[Item]:
+def _told(items: Sequence[Item], what: str, work: Sequence[float] | None) -> Iterator[Item]:
+    each = [1.0] * len(items) if work is None else list(work)
     start = last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
         if now - last > FIRST_WORD_AFTER and done < len(items):
-            left = (now - start) / done * (len(items) - done)
-            remark(f"{what}: {done} of {len(items)}, about {left:.0f} s left")
+            # Of items that nothing is known of the first tells nothing of the others: it loads what all use.
+            past = sum(each[:done]) if done > 1 or work is not None else 0
+            left = f", about {(now - start) / past * sum(each[done:]):.0f} s left" if past else ""
+            remark(f"{what}: {done} of {len(items)}{left}")
             last = now
 
 

@@ -113,7 +113,10 @@ def measure_cost(
     # Two that are cut to the same are one.
     lengths = tuple(dict.fromkeys(length if longest is None else min(length, longest) for length in lengths))
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
-    measured = [_measured(lm, service, batch, length) for batch, length in track(grid, "cost")]
+    measured = [
+        _measured(lm, service, batch, length, track)
+        for batch, length in track(grid, "cost", [float(batch * length) for batch, length in grid])
+    ]
     generations = tuple(written for _, written in measured if written is not None)
     return Cost(
         parameters=lm.size()[0],
@@ -158,12 +161,14 @@ def stored_bytes(lm: LanguageModel) -> int:
     return sum(sizes.values()) + len(json.dumps(index, separators=(",", ":"))) + beside
 
 
-def _measured(lm: LanguageModel, service: Service, batch: int, length: int) -> tuple[Speed, Generation | None]:
+def _measured(
+    lm: LanguageModel, service: Service, batch: int, length: int, track: Track
+) -> tuple[Speed, Generation | None]:
     """`lm` itself says how many operations it has, and what `service` runs how long they take."""
     inputs = random_batch(lm, batch, length)
-    timed = latency(service.lm, batch, length)
+    timed = latency(service.lm, batch, length, track=track)
     peak = peak_bytes(lm, inputs) if service.runtime == EAGER else None
-    written = generation(lm, batch, length) if service.runtime == EAGER else None
+    written = generation(lm, batch, length, track=track) if service.runtime == EAGER else None
     return Speed(timed, macs(lm, inputs), peak, _joules(service.lm, inputs)), written
 
 

@@ -4,6 +4,7 @@ Greedy, from a prompt of random tokens without padding; an end token ends nothin
 An encoder-decoder's prefill is its encoder and the first step of its decoder.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.speed import PATIENCE, Quartiles
 from laconic.model import Batch, LanguageModel, Task
 from laconic.model.tokens import declared
+from laconic.progress import Track, silent
 
 NEW = 32
 """Tokens that are written."""
@@ -54,7 +56,9 @@ class Generation:
         }
 
 
-def generation(lm: LanguageModel, batch: int, length: int, *, new: int = NEW) -> Generation | None:
+def generation(
+    lm: LanguageModel, batch: int, length: int, *, new: int = NEW, track: Track = silent
+) -> Generation | None:
     """Time `lm` writing `new` tokens after `length` of them, or as many as it has positions for.
 
     None for a model that writes nothing, or that keeps no keys and values of what it has read.
@@ -70,11 +74,15 @@ def generation(lm: LanguageModel, batch: int, length: int, *, new: int = NEW) ->
     prefills: list[float] = []
     steps: list[float] = []
     with evaluating(lm), torch.inference_mode():
-        list(_seconds(lm, inputs, new))
-        while len(prefills) < RUNS and (sum(prefills) + sum(steps) < PATIENCE or len(prefills) < FEWEST_RUNS):
+        tokens = track(range(new), f"Warming up for writing after {batch} × {prompt} tokens")
+        warm = sum(seconds for _, seconds in zip(tokens, _seconds(lm, inputs, new), strict=True))
+        fitting = math.ceil(PATIENCE / max(warm, 1e-9))
+        for _ in track(range(min(RUNS, max(FEWEST_RUNS, fitting))), f"Writing after {batch} × {prompt} tokens"):
             first, *others = _seconds(lm, inputs, new)
             prefills.append(first)
             steps.extend(others)
+            if sum(prefills) + sum(steps) >= PATIENCE and len(prefills) >= FEWEST_RUNS:
+                break
     read = inputs["input_ids"].shape[1]
     return Generation(batch, read, new, Quartiles.of(prefills), Quartiles.of(steps), len(prefills))
 

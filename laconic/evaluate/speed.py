@@ -1,5 +1,6 @@
 """Time of a forward pass (`laconic.calibrate.passes`): warmed up, repeated, on a fixed number of threads."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import torch
 
 from laconic.calibrate.passes import evaluating, forward, random_batch, seconds_of
 from laconic.model import LanguageModel
+from laconic.progress import Track, silent
 
 WARM_UP = 3
 RUNS = 30
@@ -53,16 +55,28 @@ class Latency:
 
 
 def latency(
-    lm: LanguageModel, batch: int = 8, length: int = 128, *, threads: int | None = None, runs: int = RUNS
+    lm: LanguageModel,
+    batch: int = 8,
+    length: int = 128,
+    *,
+    threads: int | None = None,
+    runs: int = RUNS,
+    track: Track = silent,
 ) -> Latency:
     """Time `lm` on random tokens; `threads` as torch has it when None. Slow models are run fewer times."""
     inputs = random_batch(lm, batch, length)
     seconds: list[float] = []
+    rows = f"{batch} × {length} tokens"
     with evaluating(lm), fixed_threads(threads), torch.inference_mode():
-        for _ in range(WARM_UP):
-            seconds_of(lambda: forward(lm, inputs), lm.device)
-        while len(seconds) < runs and (sum(seconds) < PATIENCE or len(seconds) < FEWEST_RUNS):
+        first = [
+            seconds_of(lambda: forward(lm, inputs), lm.device) for _ in track(range(WARM_UP), f"Warming up for {rows}")
+        ]
+        # So many as there will be time for, so that the bar has an end.
+        fitting = math.ceil(PATIENCE / max(min(first), 1e-9))
+        for _ in track(range(min(runs, max(FEWEST_RUNS, fitting))), f"Timing {rows}"):
             seconds.append(seconds_of(lambda: forward(lm, inputs), lm.device))
+            if sum(seconds) >= PATIENCE and len(seconds) >= FEWEST_RUNS:
+                break
     found = Quartiles.of(seconds)
     length = inputs["input_ids"].shape[1]
     return Latency(batch, length, found.median, found.lower_quartile, found.upper_quartile, len(seconds))

@@ -43,7 +43,7 @@ def test_a_slow_model_is_run_less_often(monkeypatch: pytest.MonkeyPatch) -> None
     lm = BY_NAME["gpt2"].lm()
     seen = []
 
-    def track(items, what):
+    def track(items, what, work=None):
         for item in items:
             seen.append(item)
             yield item

@@ -86,7 +86,9 @@ def weigh(lm: LanguageModel, track: Track = silent) -> Weights:
     """Look at every number of `lm`, one matrix at a time; what is shared counts once."""
     labels = layer_labels(lm)
     sites = list({id(site.parameter): site for site in reversed(lm.sites(("all",)))}.values())[::-1]
-    tallies = [_of_site(lm, site, labels) for site in track(sites, "Looking at the weights")]
+    # Singular values take most of the time, and a word embedding more of it than a whole block.
+    work = [float(max(site.shape)) * min(site.shape) ** 2 for site in sites]
+    tallies = [_of_site(lm, site, labels) for site in track(sites, "Looking at the weights", work)]
     return Weights(tallies=(*tallies, *_vectors(lm, labels)), layers=tuple(labels.values()))
 
 
