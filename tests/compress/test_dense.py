@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from laconic import compress
 from laconic.compress import Compress, Outcome
 from laconic.errors import UserError
+from laconic.formats import Quantized
 from laconic.methods import Magnitude, Rtn, Svd
 from laconic.model import DEFAULT_TARGETS, LanguageModel, load
 from laconic.recipe.order import check_order
@@ -85,6 +87,14 @@ def test_the_target_ffn_is_what_has_linears(name: str) -> None:
         with pytest.raises(UserError, match=sentence):
             Compress(method=Svd(), keep=0.5, targets=("ffn",), allow_dense=allowed).check(lm)
     assert {site.group.value for site in lm.sites()} == {"attention"}
+
+
+def test_from_python() -> None:
+    model = Architecture("mixtral", MIXTURES["mixtral"][0]).model()
+    with pytest.raises(UserError, match=r"^method: 85.8% of the parameters that attention, ffn name in the blocks of"):
+        compress(model, "rtn:bits=4")
+    changed = compress(model, "rtn:bits=4", allow_dense=True)
+    assert isinstance(changed.get_submodule("model.layers.0.self_attn.q_proj"), Quantized)
 
 
 def test_attention_alone_is_no_case_for_it() -> None:

@@ -51,6 +51,13 @@ def test_an_axis_may_be_a_parameter_of_the_methods() -> None:
     assert isinstance(step, Compress) and getattr(step.method, "bits", None) == 2
 
 
+def test_models_with_experts_may_be_compressed_without_these() -> None:
+    for allowed in (False, True):
+        (cell,) = compressed(AXES, allow_dense=allowed)
+        (step,) = cell.recipe.steps
+        assert isinstance(step, Compress) and step.allow_dense is allowed
+
+
 def test_steps_are_methods_too_and_others_may_follow() -> None:
     then = ["none", {"trained": [{"finetune": {"epochs": 2}}]}]
     found = compressed({"model": ["m"], "method": ["narrow"], "heads": [0.5], "then": then}, data="d")
