@@ -44,6 +44,9 @@ PEER_SCRIPT = Path(__file__).parent / "peers/llm_compressor.py"
 PEER_MODELS = ("stories260K", "mico-tinyllama-1m")
 """Causal models, which its pipelines are for; their rows have no padding, which it would count."""
 
+LEAST_SAID = 5e-4
+"""A difference in the fraction of zeros that the tables tell."""
+
 
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
@@ -160,7 +163,8 @@ def table(model: str) -> str:
         measured = [size for size in sizes if CELLS.where(model=model, method=name, size=size)]
         for size in measured:
             here = {way: CELLS.where(model=model, method=name, size=size, way=way) for way in ways}
-            lines.append(f"| {called(name, size)} | {' | '.join(entry(here[way], here) for way in ways)} |")
+            entries = [entry(here[way], here) + other_zeros(here[way], name, size) for way in ways]
+            lines.append(f"| {called(name, size)} | {' | '.join(entries)} |")
         if not measured:
             continue
         slower = [slowdown(model, name, way, measured) for way in ways]
@@ -180,6 +184,13 @@ def entry(here: Sequence[dict], beside: Mapping[str, Sequence[dict]]) -> str:
     value = mean_of(here, "kl")
     text = f"{value:.{places_of(value)}f}"
     return f"**{text}**" if value == min(mean_of(cells, "kl") for cells in beside.values() if cells) else text
+
+
+def other_zeros(here: Sequence[dict], name: str, size: float) -> str:
+    """How many zeros there are, where they are not as many as were asked for."""
+    if not here or name == "gptq" or abs(mean_of(here, "zeros") - size) < LEAST_SAID:
+        return ""
+    return f" ({100 * mean_of(here, 'zeros'):.1f}% zeros)"
 
 
 def slowdown(model: str, name: str, way: str, sizes: Sequence[float]) -> str:
