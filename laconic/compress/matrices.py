@@ -16,7 +16,7 @@ from laconic.compress import shelf
 from laconic.compress.asked import Asked, check_refresh, check_sequential
 from laconic.compress.coded import check_not_coded
 from laconic.compress.dense import check_dense, told_of_dense
-from laconic.compress.planning import solved, split_by_group, units_of
+from laconic.compress.planning import solved, split_by_group, tell_wide_groups, units_of
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
 from laconic.compress.put import carried_out, put_form
@@ -152,6 +152,7 @@ class Compress(Step):
         for unit, method in solved(of, self.method, self.plan):
             if mistake := method.misfit(unit.shape, f"'{unit.name}'"):
                 raise mistake
+        tell_wide_groups(of, self.method, self.plan)
 
     def rehearse(self, lm: LanguageModel) -> None:
         of = self._families(lm)

@@ -1,12 +1,15 @@
 """Which families share one budget, and which units a plan has a line for."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 
 from laconic.allocate import Plan
 from laconic.compress.pricing import every_unit
 from laconic.compress.units import Family, Unit
-from laconic.errors import UserError, unknown
+from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
+from laconic.methods.quantize.size import Quantizing
 
 
 def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> list[tuple[float, list[Family]]]:
@@ -39,3 +42,30 @@ def solved(of: Sequence[Family], method: Method, plan: Plan | None) -> Iterator[
         chosen = method if plan is None else plan[unit.name]
         if chosen is not None:
             yield unit, chosen
+
+
+def tell_wide_groups(of: Sequence[Family], method: Method, plan: Plan | None) -> None:
+    """Say so where groups of columns were asked for that are wider than a matrix: each of its rows is one group then.
+
+    The default is left alone: it is what is usual for matrices that are wide enough.
+    """
+    beyond = [
+        (unit, chosen.group_size)
+        for unit, chosen in solved(of, method, plan)
+        if isinstance(chosen, Quantizing) and _is_given(chosen)
+        if isinstance(chosen.group_size, int) and chosen.group_size > unit.shape[1]
+    ]
+    if beyond:
+        unit, columns = beyond[0]
+        others = f" and of {len(beyond) - 1} other matrices" if len(beyond) > 1 else ""
+        warnings.warn(
+            f"group_size {columns} is more than the {unit.shape[1]} columns of '{unit.name}'{others}: "
+            "each row is one group there.",
+            Notice,
+            stacklevel=2,
+        )
+
+
+def _is_given(method: Quantizing) -> bool:
+    (usual,) = [field.default for field in fields(method) if field.name == "group_size"]
+    return method.group_size != usual

@@ -107,6 +107,26 @@ def test_what_keep_came_to_is_said_where_bits_are_too_few_to_reach_it(
     assert line in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "rtn:bits=4,group_size=40",
+            "group_size 40 is more than the 32 columns of 'bert.encoder.layer.0.attention.self.query' and of 9 other "
+            "matrices: each row is one group there.\n",
+        ),
+        ("rtn:bits=4,group_size=32", ""),
+        ("rtn:bits=4", ""),
+        ("rtn:bits=4,group_size=channel", ""),
+    ],
+)
+def test_groups_that_are_wider_than_a_matrix_are_told(
+    capsys: Output, tiny_model: Path, tmp_path: Path, given: str, told: str
+) -> None:
+    assert status(["compress", str(tiny_model), "--method", given, "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == told
+
+
 def test_bytes_that_a_tied_matrix_shared_are_no_fraction(capsys: Output, tmp_path: Path) -> None:
     BY_NAME["llama-tied"].lm().model.save_pretrained(tmp_path / "tied")
     letters("start").save_pretrained(tmp_path / "tied")

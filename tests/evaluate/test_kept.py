@@ -34,7 +34,7 @@ class Told:
         self.works: list[str] = []
         self._until = until
 
-    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
+    def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
         if what == self._until:
             raise KeyboardInterrupt
         self.works.append(what)

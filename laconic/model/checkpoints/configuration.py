@@ -1,5 +1,6 @@
 """config.json, read so that each mistake in it is one sentence."""
 
+import re
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,6 +11,10 @@ from laconic.model.checkpoints.code import check_model_code, forget_code
 from laconic.model.checkpoints.place import Place
 
 CONFIG = "config.json"
+DEPTH = re.compile(r"(num|n)_(\w+_)?layers?|(encoder|decoder)_layers")
+"""Names of how many blocks there are."""
+MOST_LAYERS = 10_000
+"""Several times as many as any model has; each takes memory before there is anything to check."""
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What plain weights are stored in."""
 COMPUTED_BY = ("eager", "sdpa")
@@ -50,6 +55,10 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
     where = f"In the config.json of '{source}', "
     if not isinstance(raw.get("model_type") or "", str):
         raise must_be(f"{where}model_type", "the name of an architecture", raw["model_type"])
+    for part in (raw, *(value for name, value in raw.items() if name.endswith("_config") and isinstance(value, dict))):
+        for name, layers in part.items():
+            if DEPTH.fullmatch(name) and isinstance(layers, int) and layers > MOST_LAYERS:
+                raise must_be(f"{where}{name}", f"at most {MOST_LAYERS:,}", layers)
     saved = raw.get("architectures")
     if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
         raise must_be(f"{where}architectures", "a list of names of classes", saved)
