@@ -7,8 +7,9 @@ import pytest
 
 from laconic.cli.main import status
 from laconic.store import save
-from tests.architectures import compress_everything
+from tests.architectures import BY_NAME, compress_everything
 from tests.evaluate.models import with_tokenizer
+from tests.tokens import letters
 from tests.unread import spoil
 
 Output = pytest.CaptureFixture[str]
@@ -55,3 +56,19 @@ def test_what_cannot_be_asked_is_named_before_weights_are_read(
     assert status(["evaluate", masked[0], "--tasks", task]) == 2
     captured = capsys.readouterr()
     assert sentence in captured.err and len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "method"), [("llama-tied", "dynamic-int8"), ("bert-masked", "rtn:bits=4")])
+def test_a_model_with_everything_compressed_is_judged_and_looked_at(
+    capsys: Output, texts: Path, tmp_path: Path, method: str, name: str
+) -> None:
+    original, made = tmp_path / "original", tmp_path / "made"
+    BY_NAME[name].lm().model.save_pretrained(original)
+    letters("start" if name == "llama-tied" else "pair").save_pretrained(original)
+    assert status(["compress", str(original), "--method", method, "--targets", "all", "-o", str(made)]) == 0
+    capsys.readouterr()
+    command = ["evaluate", str(made), "--against", str(original), "--batch", "1", "--length", "4", "--json"]
+    assert status(command) == 0
+    assert json.loads(capsys.readouterr().out)["cost"]["bytes"] < (original / "model.safetensors").stat().st_size
+    assert status(["inspect", str(made), "--data", str(texts), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["activity"]["rows"] > 0

@@ -35,7 +35,13 @@ def read_config(place: Place) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(
             place.name, revision=place.revision, subfolder=place.subfolder, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
+    except StrictDataclassError as error:
+        # A value of another kind than the class declares; its second line says which.
+        said = reason_of(error).removeprefix("Validation error for field ")
+        raise UserError(
+            f"The config.json of '{place.source}' describes no model: {said}; take the one saved with the weights."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(
             f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
