@@ -27,10 +27,10 @@ def calibration(lm: LanguageModel, source: str, rows: int, seed: int) -> Calibra
 
 
 def development(lm: LanguageModel, source: str, rows: int | None = None) -> list[Batch]:
-    """The development rows, longest first, so that batches carry little padding."""
+    """The development rows with their labels, longest first, so that batches carry little padding."""
     corpus = read(source, "dev").first(rows)
     examples = sorted(corpus.examples, key=lambda example: -len(example.text) - len(example.pair or ""))
-    return batches(lm, replace(corpus, examples=tuple(examples)), batch_size=32, max_length=128)
+    return batches(lm, replace(corpus, examples=tuple(examples)), batch_size=32, max_length=128, labelled=True)
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ from typing import Any
 from laconic.cli.terminal import show
 from laconic.compress.dense import DENSE
 from laconic.compress.reached import REACHED
+from laconic.compress.ways.global_threshold import ALLOCATED
 from laconic.recipe import Record
 from laconic.report.evaluation import remarks_of, tables_of
 from laconic.report.points import MEGABYTE
@@ -24,6 +25,12 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
         lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
     for line in (line for step in changes.found for line in step.get(REACHED, ())):
         lines.append(f"keep {line['keep']:g} was asked for; the nearest sizes below it keep {line['kept']:.4f}")
+    for line in (step[ALLOCATED] for step in changes.found if ALLOCATED in step):
+        if line["taken"] == "uniform":
+            lines.append(
+                "One threshold for all would diverge more, so every matrix has the same sparsity: KL "
+                f"{line['kl']['uniform']:.4g} against {line['kl']['global']:.4g} nats on calibration rows"
+            )
     for left in dict.fromkeys(said_of_dense(step[DENSE]) for step in changes.found if DENSE in step):
         lines.append(left)
     if record.idle:

@@ -225,7 +225,8 @@ class Compress(Step):
         sites, told = self.sites(lm), told_of_dense(lm, self.targets if self.plan is None else ("blocks",))
         planned = self._way.plan(self._job(lm, of, problems, data)) if self.plan is None else Planned(dict(self.plan))
         # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
-        plan, predicted = processes.from_first(planned)
+        plan, predicted, allocated = processes.from_first(planned._replace(told=dict(planned.told)))
+        told |= allocated
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
         outcome = carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
         if self.keep is not None and self.plan is None and self.allocate == "uniform":

@@ -59,7 +59,11 @@ def put(lm: LanguageModel, unit: Unit, method: Method, problem: Problem) -> dict
     weight = problem.weight.to(lm.dtype)
     if not weight.isfinite().all():
         raise UserError(f"The weights of '{unit.name}' are not finite; take a checkpoint that is whole.")
-    whole = method.compress(weight, problem.known)
+    return place(lm, unit, method.compress(weight, problem.known), problem)
+
+
+def place(lm: LanguageModel, unit: Unit, whole: Format, problem: Problem) -> dict[str, int] | None:
+    """Replace the sites of `unit` by `whole`, what some method made of `problem`; as `put` otherwise."""
     kept = unit.shape[0] * unit.shape[1] if whole.support is None else int(whole.support.count_nonzero())
     if whole.nbytes() >= _stored(lm, unit) and kept >= _kept(unit):
         return None

@@ -3,6 +3,10 @@
 The matrices are scored one at a time and never held together (`laconic.numerics.threshold`). What comes out is how many
 weights each loses, as a sparsity of its own; the method then prunes by that as it does at any other. No matrix loses
 more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
+
+Scores that are predicted nats are corrected first, where there are calibration rows, by what each block costs when
+it is measured (`laconic.compress.ways.trial`). And on rows that this was not measured on, the plan is compared with the
+same sparsity for every matrix, which is taken where it diverges less.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.allocate import Plan
-from laconic.calibrate import Problem
+from laconic.calibrate import OutputGram, Problem
 from laconic.compress.asked import Asked, check_size, check_unused
 from laconic.compress.planning import split_by_group
 from laconic.compress.tied import stored_parts
 from laconic.compress.units import Unit
+from laconic.compress.ways.trial import carried_out_on_copy, divergence, factors, halves
+from laconic.compress.ways.uniform import same_everywhere
 from laconic.compress.ways.way import Job, Planned, Way
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
@@ -27,6 +33,9 @@ from laconic.methods.prune.scored import Scored
 from laconic.numerics.masks import marked
 from laconic.numerics.packing import packed_nbytes
 from laconic.numerics.threshold import Field, lost_below
+
+ALLOCATED = "allocated"
+"""Under it a step tells which of `uniform` and `global` was taken, and the KL of either on rows that judged."""
 
 
 class GlobalThreshold(Way):
@@ -39,15 +48,19 @@ class GlobalThreshold(Way):
         return bool(asked.method.asks)
 
     def plan(self, job: Job) -> Planned:
-        method = scored(job.asked.method)
-        if job.asked.keep is None:
-            assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
-            return Planned(_Pool(method, job.units, job.problems).of(method.sparsity))
-        plan: Plan = {}
-        for keep, group in split_by_group(job.asked.keep, job.families):
-            pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems)
-            plan |= pool.keeping(keep, job.lm.dtype, stored_parts(group))
-        return Planned(plan)
+        rows = None if job.data is None or not _corrects(job) else halves(job.data.batches)
+        if rows is None:
+            return Planned(_by_threshold(job, {}))
+        same = same_everywhere(job)
+        uniform = carried_out_on_copy(job, same)
+        plan = _by_threshold(job, factors(job, uniform, rows.measured))
+        measured = {
+            "uniform": divergence(job, uniform, rows.judging),
+            "global": divergence(job, carried_out_on_copy(job, plan), rows.judging),
+        }
+        # What is no number is no less.
+        taken = "global" if measured["global"] <= measured["uniform"] else "uniform"
+        return Planned(plan if taken == "global" else same, None, {ALLOCATED: {"taken": taken, "kl": measured}})
 
 
 def scored(method: Method) -> Scored:
@@ -71,13 +84,35 @@ def scored(method: Method) -> Scored:
     return method
 
 
+def _corrects(job: Job) -> bool:
+    """Whether scores are nats, and nothing has zeros yet, so that the same sparsity everywhere leaves as many."""
+    supports = [job.problems[unit.name].known.support for unit in job.units]
+    blocks = {unit.sites[0].block for unit in job.units}
+    nats = OutputGram in job.asked.method.asks
+    return nats and len(blocks) > 1 and all(support is None for support in supports)
+
+
+def _by_threshold(job: Job, weights: Mapping[str, float]) -> Plan:
+    """The plan of one threshold for all scores times the weight of their unit, 1 where it has none."""
+    method = scored(job.asked.method)
+    if job.asked.keep is None:
+        assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
+        return _Pool(method, job.units, job.problems, weights).of(method.sparsity)
+    plan: Plan = {}
+    for keep, group in split_by_group(job.asked.keep, job.families):
+        pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems, weights)
+        plan |= pool.keeping(keep, job.lm.dtype, stored_parts(group))
+    return plan
+
+
 @dataclass(frozen=True)
 class _Pool:
-    """Matrices that lose weights together."""
+    """Matrices that lose weights together. factors: of the scores, by unit; 1 where there is none."""
 
     method: Scored
     units: Sequence[Unit]
     problems: Mapping[str, Problem]
+    factors: Mapping[str, float]
 
     @property
     def numel(self) -> int:
@@ -148,7 +183,10 @@ class _Pool:
                 f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
                 "check the model."
             )
-        yield marked(self.method.scores(problem.weight, problem.known), problem.known.support)
+        scores = self.method.scores(problem.weight, problem.known)
+        if factor := self.factors.get(unit.name):
+            scores = scores * factor
+        yield marked(scores, problem.known.support)
 
     def _sized(self, unit: Unit, lost: int) -> Method | None:
         # One that an earlier step left nothing of has nothing to lose either.

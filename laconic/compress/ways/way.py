@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Problem
@@ -35,10 +36,11 @@ class Job:
 
 
 class Planned(NamedTuple):
-    """A plan, and its predicted loss in nats per prediction; None where none was predicted."""
+    """A plan, its predicted loss in nats per prediction (None where none was predicted), and what else is to tell."""
 
     plan: Plan
     predicted_loss: float | None = None
+    told: Mapping[str, Any] = MappingProxyType({})
 
 
 class Way(ABC):
