@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.model.anatomy import BiasTable
-from laconic.model.describable import COUNTS, PLACES, SCALING, is_quoted, scores_by_place, shorten
+from laconic.model.describable import COUNTS, PLACES, SCALING, SLIDES, is_quoted, scores_by_place, shorten
 from laconic.model.layers import Layers, check_droppable, configurations, kept_groups
 from laconic.model.lm import LanguageModel
 from laconic.model.resize import resized
@@ -40,6 +40,7 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
     for config in configurations(lm, layers):
         shorten(config, layers.depth, len(layers), kept)
     _quote_again(lm, before)
+    _tell_windows(lm)
     if layers.depth.own_count is not None:
         setattr(configurations(lm, layers)[-1], layers.depth.own_count, len(kept))
 
@@ -102,6 +103,12 @@ def _quote_again(lm: LanguageModel, before: Mapping[str, object]) -> None:
         for name, value in vars(module).items():
             if is_quoted(name, value, before, after):
                 setattr(module, name, after[name])
+
+
+def _tell_windows(lm: LanguageModel) -> None:
+    for module in lm.model.modules():
+        if SLIDES in vars(module):
+            setattr(module, SLIDES, "sliding_attention" in lm.model.config.layer_types)
 
 
 def _move_table(table: BiasTable, first: nn.Module, new_first: nn.Module) -> None:

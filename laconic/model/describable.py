@@ -24,6 +24,8 @@ PLACES = ("layer_idx", "layer_id", "layer_number")
 """What transformers calls the number of its block in a module that needs it."""
 COUNTS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
 """And the number of all of them, in what holds them."""
+SLIDES = "has_sliding_layers"
+"""And whether any of them has a window."""
 SCALING = "scaling"
 """And what an attention multiplies its scores by."""
 CONTRADICTIONS = (StrictDataclassError, ValueError, TypeError, LookupError)
@@ -105,7 +107,8 @@ class Describable:
         before, after = vars(self._lm.model.config), vars(config)
         holders = {path for path in here if not path or layers.list.startswith(f"{path}.")}
         for found in differences(here, modules_of(shorter)):
-            counts = found.attribute in COUNTS and found.path in holders and found.here == len(layers)
+            counts = (found.attribute in COUNTS and found.here == len(layers)) or found.attribute == SLIDES
+            counts = counts and found.path in holders
             # What is as wide as there are layers keeps its width (ESM's contacts).
             is_wide = found.is_shape and not found.path.startswith(f"{layers.list}.")
             is_put_right = found.attribute in PLACES or counts or is_quoted(found.attribute, found.here, before, after)

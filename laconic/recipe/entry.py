@@ -43,6 +43,8 @@ def compress(
 ) -> PreTrainedModel:
     """Compress `model` in place and return it; `save_pretrained` and `from_pretrained` then work on it as on any other.
 
+    As of any model, `save_pretrained` writes no tokenizer: save it into the same folder, where commands look for it.
+
     Args:
         model: a loaded model, or a folder or hub name, which is loaded in the dtype it is stored in.
         method: one, or several that run in order; `"svd"`, `"svd:rank=64"` or an object of `laconic.methods`; or a
@@ -63,7 +65,8 @@ def compress(
         tokenizer: that of the model; looked for where the model was loaded from when not given.
 
     Raises:
-        UserError: an argument that cannot be, or a model or source that is not there.
+        UserError: an argument that cannot be, or a model or source that is not there, or a model that would be loaded
+            as another one, whatever its configuration said.
     """
     several = [method] if isinstance(method, (str, Method, Step)) else method
     lines = [method_or_step(one, "method") if isinstance(one, str) else one for one in several]

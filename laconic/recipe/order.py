@@ -11,6 +11,7 @@ from laconic.compress import Step
 from laconic.errors import UserError
 from laconic.methods.problem import placed
 from laconic.model import LanguageModel
+from laconic.store.described import describe
 
 
 def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> LanguageModel:
@@ -18,7 +19,8 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
     calls the steps.
 
     Raises:
-        UserError: a step cannot be done, or not after an earlier one, which is then named.
+        UserError: a step cannot be done, or not after an earlier one, which is then named, or leaves a model that no
+            configuration describes.
     """
     here = lm.twin()
     for number, step in enumerate(steps):
@@ -29,6 +31,9 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
             place = places[number] if spoiler is None else f"{places[number]} cannot follow {places[spoiler]}"
             raise placed(error, place) from error
         here = step.rehearse(here) or here
+        error = _why_no_folder_holds(here)
+        if error is not None:
+            raise placed(error, places[number]) from error
     return here
 
 
@@ -50,6 +55,14 @@ def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | Non
             spoiler = number
         here = earlier.rehearse(here) or here
     return spoiler
+
+
+def _why_no_folder_holds(lm: LanguageModel) -> UserError | None:
+    try:
+        describe(lm.model)
+    except UserError as error:
+        return error
+    return None
 
 
 def _mistake(step: Step, lm: LanguageModel) -> UserError | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import laconic
 from laconic.calibrate import Calibration
@@ -22,7 +23,7 @@ from laconic.recipe.order import check_order
 from laconic.store import save, skeleton
 from laconic.store.biases import settle
 from laconic.store.structure import scan
-from tests.architectures import ARCHITECTURES, BY_NAME, Architecture, outputs
+from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, Architecture, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.tokens import letters
 from tests.unread import spoil
@@ -237,8 +238,7 @@ def test_the_python_entry_refuses_before_any_work(tmp_path: Path) -> None:
 
 def test_a_block_that_must_be_scaled_anew_goes_first() -> None:
     """The scores of this GPT-2 depend on the number of the block."""
-    lm = LanguageModel.of(BY_NAME["gpt2"].model())
-    lm.model.config.scale_attn_by_inverse_layer_idx = True
+    lm = LanguageModel.of(GPT2LMHeadModel(GPT2Config(**GPT2, **SMALL, scale_attn_by_inverse_layer_idx=True)).eval())
     coded = Compress(method=Rtn(bits=4))
     for step in (Shorten(blocks=(0,)), Shorten(drop=1), Shorten(drop=1, select="first")):
         said = refused(lm.weightless(), [coded, step])
@@ -254,3 +254,14 @@ def test_heads_shrink_where_narrowing_gave_a_bias() -> None:
     for step in steps:
         step.apply(lm, data)
     assert torch.isfinite(outputs(lm.model)).all()
+
+
+def test_a_model_that_no_configuration_describes_is_refused_before_any_work() -> None:
+    model = BY_NAME["llama"].model()
+    model.model.layers[1].self_attn.scaling *= 2
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"^method: The configuration does not describe the model.*layers\.1\.self_attn"
+    ):
+        laconic.compress(model, "rtn:bits=4")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
