@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -201,4 +202,5 @@ def slowdown(model: str, name: str, way: str, sizes: Sequence[float]) -> str:
         cells = [CELLS.where(model=model, method=name, size=size, way=of) for size in sizes]
         return sum(min((cell["seconds"] for cell in here), default=float("nan")) for here in cells)
 
-    return f"{least(way):.1f} ({least(way) / least(first):.2f}×)"
+    seconds, beside = least(way), least(first)
+    return "" if isnan(seconds) or isnan(beside) else f"{seconds:.1f} ({seconds / beside:.2f}×)"
