@@ -155,7 +155,8 @@ def table(model: str) -> str:
     if not mine:
         return ""
     ways = [way for way in (*OURS, *PEERS) if any(cell["way"] == way for cell in mine)]
-    seeds = len({cell["seed"] for cell in mine})
+    counts = {len({cell["seed"] for cell in CELLS.where(model=model, method=name)}) for name in SIZES} - {0}
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     lines = [
         f"**{model}**; calibration seeds: {seeds}",
         "",
