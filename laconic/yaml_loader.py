@@ -4,6 +4,7 @@ Of two values under one key YAML keeps the last, and a short file of aliases can
 holds; both are refused, as are dates that are none and numbers that are too long.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ LARGEST_FILE = 2**24
 REPEATED = 10_000
 """How many values aliases may stand for in all."""
 LARGEST_INTEGER = 2**63 - 1
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of surrogate pairs: no file is called so, and none holds the latter as text."""
 MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -93,6 +96,9 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, _first_words(error), node.start_mark) from error
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise ConstructorError(None, None, "a whole number may have 63 bits", node.start_mark)
+        if isinstance(value, str) and (odd := _NO_TEXT.search(value)):
+            said = f"no name holds the character {odd[0]!a}; leave it out"
+            raise ConstructorError(None, None, said, node.start_mark)
         return value
 
 

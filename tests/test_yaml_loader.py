@@ -26,6 +26,8 @@ LEVELS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
         ("day: 2024-13-45", "month must be in 1..12 (line 1, column 6)"),
         (f"samples: {'9' * 5000}", "Exceeds the limit (4300 digits) for integer string conversion (line 1, column 10)"),
         (f"samples: {2**63}", "a whole number may have 63 bits (line 1, column 10)"),
+        ('model: "a\\0b"', "no name holds the character '\\x00'; leave it out (line 1, column 8)"),
+        ('- title: "\\ud800"', "no name holds the character '\\ud800'; leave it out (line 1, column 10)"),
         ("[" * 5000, "it nests too deep"),
         ("a: [", "expected the node content"),
         ("!!python/object:os.system {}", "could not determine a constructor"),

@@ -1,9 +1,14 @@
 """What a corpus is: rows of text, some of them with a second text, a label or a target."""
 
 import random
+import re
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from laconic.errors import UserError, shortened
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""JSON can spell one alone, and UTF-8 cannot."""
 Label = float | str | tuple[float | str, ...]
 """A number or a name as the source has it, or several; `laconic.calibrate.labels` reads them for a model."""
 
@@ -26,6 +31,15 @@ class Example:
     also: tuple[str, ...] = ()
     group: str = ""
     place: str = field(default="", repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for text in filter(None, (self.text, self.pair, self.target)):
+            if not text.isascii() and (odd := _HALF.search(text)):
+                where = self.place or f"The row '{shortened(text[: odd.start()], 40)}…'"
+                raise UserError(
+                    f"{where} has half of a surrogate pair in its text, {odd[0]!a} at character {odd.start() + 1}, "
+                    "which no tokenizer reads; mend the row."
+                )
 
     @property
     def joined(self) -> str:

@@ -20,7 +20,7 @@ from laconic.calibrate.classes import (
     places_of,
 )
 from laconic.calibrate.examples import Corpus, Label
-from laconic.errors import UserError
+from laconic.errors import LONGEST_VALUE, UserError, shortened, shown
 from laconic.model import LanguageModel, Task
 
 Target = int | float | tuple[float, ...]
@@ -212,4 +212,4 @@ def _beyond(label: Label, where: str, whose: str, classes: Sequence[str], remedy
 def _shown(label: Label) -> str:
     if isinstance(label, tuple):
         return f"[{', '.join(map(_shown, label))}]"
-    return f"'{label}'" if isinstance(label, str) else _spelled(label)
+    return shown(label) if isinstance(label, str) else shortened(_spelled(label), LONGEST_VALUE)

@@ -16,7 +16,7 @@ from laconic.cli.options import (
 )
 from laconic.cli.record import show_record
 from laconic.cli.terminal import progress
-from laconic.errors import UserError
+from laconic.errors import UserError, must_be
 
 
 def compress(
@@ -72,7 +72,9 @@ def compress(
     device = own_device(device)
     lines = [method_or_step(one, "--method") for one in method]
     walk = walk_of(sequential=sequential, anchored=anchored)
-    aims = split(targets or []) or DEFAULT_TARGETS
+    aims = DEFAULT_TARGETS if targets is None else split(targets)
+    if not aims:
+        raise must_be("--targets", "groups or globs, like attention or ffn", ",".join(targets or ()))
     steps = steps_of(lines, keep_from(keep), allocate, aims, walk, allow_dense=allow_dense)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")

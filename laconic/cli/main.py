@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from laconic.cli.compress import compress
 from laconic.cli.demo import demo
@@ -21,8 +22,9 @@ from laconic.cli.run import run
 from laconic.cli.study import study
 from laconic.cli.terminal import quiet
 from laconic.cli.version import show_version
-from laconic.errors import LONGEST_SENTENCE, UserError, shortened
+from laconic.errors import LONGEST_SENTENCE, UserError, must_be, shortened
 from laconic.interrupted import INTERRUPTED, SAID
+from laconic.methods.problem import in_words
 from laconic.processes import agreed, by_first, is_first, joined
 
 MISTAKE = 2
@@ -94,7 +96,7 @@ def _status(arguments: Sequence[str]) -> int:
         return _complain(str(error))
     except typer.TyperException as error:
         # The library's own sentences: an unknown option, a missing argument. Its help has none, and is printed already.
-        return _complain(error.format_message()) if str(error) else MISTAKE
+        return _complain(_of_an_option(error)) if str(error) else MISTAKE
 
 
 @contextmanager
@@ -102,6 +104,19 @@ def _one_voice() -> Iterator[None]:
     """Within the block stdout is the first process's."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
         yield
+
+
+def _of_an_option(error: typer.TyperException) -> str:
+    """The library's sentence; where a value is no number, or out of range, one with the value."""
+    cause = error.__cause__
+    if not isinstance(error, typer.BadParameter) or not isinstance(cause, ValidationError) or error.param is None:
+        return error.format_message()
+    problem = cause.errors(include_url=False)[0]
+    if problem["type"] == "value_error":
+        # A choice: its own sentence has the value.
+        return error.format_message()
+    place = error.param.get_error_hint().replace("'", "")
+    return str(must_be(place, in_words(problem["msg"]), problem["input"]))
 
 
 def _complain(sentence: str) -> int:

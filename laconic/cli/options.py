@@ -9,6 +9,9 @@ import typer
 
 from laconic.errors import UserError, must_be
 
+LARGEST_COUNT = 2**31 - 1
+"""Of rows or of tokens at once; no machine holds as many."""
+
 
 def new_folder(text: str) -> Path:
     """The folder that an option names; the empty name would be read as the working folder."""
@@ -46,8 +49,11 @@ def numbers_from(place: str, text: str) -> tuple[int, ...]:
         UserError: something else.
     """
     items = split([text])
-    if not items or any(not item.isdecimal() or int(item) < 1 for item in items):
+    # What follows the first digits changes nothing where there are more than any count has.
+    if not items or any(not item.isdecimal() or int(item[:20]) < 1 for item in items):
         raise must_be(place, "whole numbers above 0, like 1,8", text)
+    if any(int(item[:20]) > LARGEST_COUNT for item in items):
+        raise must_be(place, f"at most {LARGEST_COUNT}", text)
     return tuple(dict.fromkeys(map(int, items)))
 
 

@@ -80,6 +80,8 @@ class Compress(Step):
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
+        if not self.targets:
+            raise must_be("targets", "a list of at least one group or glob", [])
         if self.plan is None:
             self._way.check(self._asked)
         for keep in self.keep.values() if isinstance(self.keep, dict) else (self.keep,):

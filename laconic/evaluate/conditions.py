@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from laconic.errors import must_be
 from laconic.runtime import EAGER, check_runtime
 
 BATCHES = (1, 8)
@@ -28,6 +29,9 @@ class Conditions:
     runtime: str = EAGER
 
     def __post_init__(self) -> None:
+        for name, counts in {"batch": self.batch, "length": self.length}.items():
+            if not counts:
+                raise must_be(name, "a list of at least one whole number", [])
         check_runtime(self.runtime)
 
     @classmethod

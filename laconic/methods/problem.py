@@ -1,16 +1,20 @@
 """pydantic's report of what is wrong, as the one sentence that laconic's errors are made of."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from laconic.errors import UserError, must_be
 
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+SCALARS = {"bool", "int", "float", "str"}
+"""pydantic's names of the branches of a union."""
 PLAIN = {
     "a valid tuple": "a list",
     "a valid string": "text",
@@ -19,6 +23,33 @@ PLAIN = {
     "a valid number": "a number",
     "a dictionary": "a mapping",
 }
+
+
+def validated(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
+    """The dataclass `kind` of these `values`, all of which it has.
+
+    Raises:
+        UserError: a value of the wrong type or out of range; the sentence begins with `place`. Python takes a truth
+            value for 0 or 1 and infinity for a number; where a count or a fraction is meant, both are mistakes.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    for name, value in values.items():
+        types = set(_types(hints[name]))
+        if not types & {int, float} or bool in types:
+            continue
+        for inner, one in _scalars(value):
+            if isinstance(one, bool):
+                number = "a number" if float in types else "a whole number"
+                raise must_be(f"{place}.{name}{inner}", f"{number}, no truth value", one)
+    try:
+        made = TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise sentence(error, kind, place) from error
+    for name, value in values.items():
+        for inner, one in _scalars(value):
+            if float in _types(hints[name]) and isinstance(one, float) and not math.isfinite(one):
+                raise must_be(f"{place}.{name}{inner}", "a finite number", one)
+    return made
 
 
 def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
@@ -40,8 +71,33 @@ def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
         # What comes first is pydantic's name of a branch.
         inner = inner[1:]
     same = [problem["msg"] for problem in problems if field in problem["loc"] and problem["input"] is first["input"]]
-    requirement = f"in {interval}" if interval else " or ".join(dict.fromkeys(map(_in_words, same)))
+    requirement = f"in {interval}" if interval else " or ".join(dict.fromkeys(map(in_words, same)))
     return must_be(f"{place}.{field}{_keys(inner)}", requirement, first["input"])
+
+
+def _types(hint: object) -> Iterator[object]:
+    """The types that `hint` is made of: int and str of `dict[str, int] | None`."""
+    if get_origin(hint) is Annotated:
+        yield from _types(get_args(hint)[0])
+    elif get_origin(hint) is Literal:
+        yield from map(type, get_args(hint))
+    elif get_args(hint):
+        for part in get_args(hint):
+            yield from _types(part)
+    else:
+        yield hint
+
+
+def _scalars(value: object) -> Iterator[tuple[str, object]]:
+    """What lists and mappings hold in the end, each with where: `[2]`, `.ffn`."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from ((f".{key}{inner}", one) for inner, one in _scalars(part))
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from ((f"[{index}]{inner}", one) for inner, one in _scalars(part))
+    else:
+        yield "", value
 
 
 def placed(error: UserError, place: str) -> UserError:
@@ -58,7 +114,7 @@ def _branches(hint: object) -> int:
 
 def _keys(inner: tuple[str | int, ...]) -> str:
     """What follows the field: `[2]` of a list, `.ffn` of a mapping; pydantic's names of deeper unions are left out."""
-    shown = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
+    shown = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner if part not in SCALARS)
     return "".join(part for part in shown if part.startswith("[") or part.lstrip(".").isidentifier())
 
 
@@ -88,8 +144,8 @@ def _shown(bounds: list[Any]) -> str:
     return f"{left}, {right}"
 
 
-def _in_words(message: str) -> str:
-    """pydantic's words without Python's names of types."""
+def in_words(message: str) -> str:
+    """pydantic's words for what it wants, without Python's names of types."""
     requirement = message[:1].lower() + message[1:]
     requirement = requirement.removeprefix("input should be ").partition(", unable to ")[0]
     for python, words in PLAIN.items():

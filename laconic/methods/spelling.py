@@ -9,12 +9,11 @@ from dataclasses import fields
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from laconic.errors import UserError, must_be, shown, unknown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
-from laconic.methods.problem import sentence
+from laconic.methods.problem import validated
 from laconic.yaml_loader import load
 
 # Not the commas inside of a list or a mapping.
@@ -40,10 +39,7 @@ def method_from(value: object, place: str) -> Method:
         if isinstance(field.default, Method) and field.name in parameters:
             part = method_from(parameters[field.name], f"{place}.{name}.{field.name}")
             parameters = {**parameters, field.name: part}
-    try:
-        return TypeAdapter(kind).validate_python(parameters)
-    except ValidationError as error:
-        raise sentence(error, kind, f"{place}.{name}") from error
+    return validated(kind, parameters, f"{place}.{name}")
 
 
 def spell(method: Method) -> dict[str, dict[str, Any]]:

@@ -6,12 +6,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from laconic.allocate import Plan, plan_from, read_plan
 from laconic.errors import UserError, must_be, shown, unknown
 from laconic.methods import METHODS, Method
-from laconic.methods.problem import placed, sentence
+from laconic.methods.problem import placed, validated
 from laconic.methods.spelling import method_from
 from laconic.yaml_loader import parsed, text_of
 
@@ -48,10 +46,7 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
             raise UserError(f"{place}.{name} is missing; give it a value.")
     hints = get_type_hints(kind)
     read = {key: _read(hints[key], value, f"{place}.{key}") for key, value in values.items()}
-    try:
-        return TypeAdapter(kind).validate_python(read)
-    except ValidationError as error:
-        raise sentence(error, kind, place) from error
+    return validated(kind, read, place)
 
 
 def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserError | None:

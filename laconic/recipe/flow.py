@@ -18,6 +18,8 @@ from laconic.progress import Track
 from laconic.recipe.order import needs_original
 
 FROM_DATA: Labels = "data"
+LARGEST_SEED = 2**63 - 1
+"""The largest whole number that YAML gives; torch takes no more than 64 bits."""
 Walk = Literal["sequential", "anchored"]
 """How matrices are solved on what earlier ones have made of their inputs; the fields of `Compress`."""
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
@@ -69,6 +71,8 @@ class Sampling:
         for name, least in {"samples": 1, "max_length": 2, "batch_size": 1}.items():
             if getattr(self, name) < least:
                 raise must_be(name, f"at least {least}", getattr(self, name))
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise must_be("seed", f"in [0, {LARGEST_SEED}]", self.seed)
 
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
         """The calibration data drawn from `corpus` for `lm`."""

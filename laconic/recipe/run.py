@@ -100,8 +100,10 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
 
 
 def _loaded(recipe: Recipe, track: Track, device: str) -> tuple[LanguageModel, Calibration | None]:
+    # A row that cannot be read is found before the weights are loaded.
+    texts = None if recipe.data is None else corpus.read(recipe.data, "train")
     lm = load(recipe.model, device).with_label_order(recipe.label_order)
-    return lm, None if recipe.data is None else recipe.sampling.of(lm, corpus.read(recipe.data, "train"), track)
+    return lm, None if texts is None else recipe.sampling.of(lm, texts, track)
 
 
 def check(recipe: Recipe, output: Path) -> Path:
@@ -138,6 +140,11 @@ def check_recipe(
     if compared:
         output_places(made, model)
     if recipe.evaluate is not None:
+        if not recipe.evaluate.tasks and not recipe.evaluate.cost:
+            raise UserError(
+                "recipe.evaluate names nothing to measure; give it tasks, like [perplexity:builtin:pydoc], or cost: "
+                "true, or leave it out."
+            )
         known = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
         check_tasks(recipe.evaluate.tasks, made, compared=compared, calibration=known)
 

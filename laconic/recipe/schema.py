@@ -10,7 +10,7 @@ from laconic.calibrate import Labels
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
-from laconic.recipe.flow import Sampling
+from laconic.recipe.flow import LARGEST_SEED, Sampling
 
 Count = Annotated[int, Field(ge=1)]
 Name = bool | int | str
@@ -48,7 +48,7 @@ class Recipe:
     model: str
     data: str | None = None
     samples: Count = 128
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
     max_length: Annotated[int, Field(ge=2)] = 128
     batch_size: Count = 16
     labels: Labels = "auto"

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.classes import listed, sharing_order
 from laconic.compress import Outcome, Shorten, Step
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import UserError, must_be, reason_of, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, skeleton
+from laconic.model.checkpoints.outline import check_depths
 from laconic.model.embedding import Pipeline, for_width
 from laconic.model.layers import layers_of
 from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
@@ -155,7 +157,11 @@ class Student(Step):
         if not self._is_fresh:
             return small, dropped
         config, kind = copy.deepcopy(small.model.config), type(small.model)
-        config.update(self.config)
+        try:
+            config.update(self.config)
+        except StrictDataclassError as error:
+            raise UserError(f"config is none of '{lm.source}': {reason_of(error)}; put that right.") from error
+        check_depths(config, "config.")
         if self.classes is not None:
             tell_apart(config, self._names, self.problem_type or self.config.get("problem_type"))
             kind = classifier_of(config)

@@ -24,7 +24,7 @@ def check_output(folder: Path, *models: str) -> Path:
         UserError: something is there already, or it lies in the folder of a model, or its parent is no folder that can
             be written to.
     """
-    folder = Path(folder).expanduser()
+    folder = _named(folder)
     _check_outside(folder, models)
     if _is_there(folder):
         raise UserError(f"The output '{folder}' exists already; name a new folder or remove it first.")
@@ -34,7 +34,7 @@ def check_output(folder: Path, *models: str) -> Path:
 
 def check_place(folder: Path, *models: str) -> Path:
     """As `check_output`, of a folder that may be there already and is added to."""
-    folder = Path(folder).expanduser()
+    folder = _named(folder)
     _check_outside(folder, models)
     if _is_there(folder) and not folder.is_dir():
         raise UserError(f"The output '{folder}' is no folder; name a folder, which may be new.")
@@ -42,12 +42,26 @@ def check_place(folder: Path, *models: str) -> Path:
     return folder
 
 
+def _named(folder: Path) -> Path:
+    """`folder` with the user's home in place of ~, unless its name is one that safetensors cannot open."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"The output {str(folder)!a} is not named in UTF-8; name it so.") from error
+    if "\0" in str(folder):
+        raise UserError(f"The output {str(folder)!a} has the character NUL in its name; leave it out.")
+    return Path(folder).expanduser()
+
+
 def _check_outside(folder: Path, models: Iterable[str]) -> None:
     """Raise where `folder` is that of a model or lies in it: what is in there is taken for a part of the model."""
     place = os.path.realpath(folder)
     for model in models:
+        # A name that no folder has is refused, with what is wrong with it, where the model is looked for.
+        if not model.strip() or not os.path.isdir(Path(model).expanduser()):
+            continue
         own = os.path.realpath(Path(model).expanduser())
-        if os.path.isdir(own) and os.path.commonpath((own, place)) == own:
+        if os.path.commonpath((own, place)) == own:
             where = "is the folder of the model" if place == own else "lies in the folder of the model"
             raise UserError(f"The output '{folder}' {where} '{model}'; name a folder outside of it.")
 

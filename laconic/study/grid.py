@@ -5,13 +5,11 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.evaluate.tasks import wanted
 from laconic.methods import METHODS, Method
-from laconic.methods.problem import placed, sentence
+from laconic.methods.problem import placed, validated
 from laconic.methods.prune.scored import Scored
 from laconic.model import DEFAULT_TARGETS
 from laconic.recipe.flow import steps_of, takes_keep
@@ -175,13 +173,8 @@ def _with_parameter(part: Any, name: str, value: object) -> Any:
         changes[name] = value
     if not changes:
         return part
-    kind = type(part)
-    try:
-        return TypeAdapter(kind).validate_python(
-            {field.name: getattr(part, field.name) for field in fields(part)} | changes
-        )
-    except ValidationError as error:
-        raise sentence(error, kind, f"study.axes.{name} in {part.name}") from error
+    values = {field.name: getattr(part, field.name) for field in fields(part)} | changes
+    return validated(type(part), values, f"study.axes.{name} in {part.name}")
 
 
 def _has(part: Method | Step, name: str) -> bool:

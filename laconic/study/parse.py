@@ -61,6 +61,10 @@ def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
         values["prepare"] = _preparations(values["prepare"], [values["axes"], *values["include"]])
     if isinstance(values.get("targets"), str):
         values["targets"] = [values["targets"]]
+    if values.get("targets") == []:
+        raise must_be(f"{ROOT}.targets", "at least one group or glob", [])
+    if isinstance(values.get("label_order"), Mapping):
+        _check_orders(values["label_order"], [values["axes"], *values["include"]])
     return build(Study, {name: value for name, value in values.items() if value is not None}, ROOT)
 
 
@@ -70,6 +74,14 @@ def _check_axes(axes: Mapping[str, tuple[Value, ...]]) -> None:
             raise UserError(f"{ROOT}.axes.model is missing; name at least one model.")
     if ("method" in axes) == ("recipe" in axes):
         raise UserError(f"{ROOT}.axes must have either the axis method or the axis recipe; got {', '.join(axes)}.")
+
+
+def _check_orders(orders: Mapping[Any, Any], grids: Sequence[Mapping[str, tuple[Value, ...]]]) -> None:
+    """Raise UserError where one is of a model that the study has not: it would be passed over in silence."""
+    models = dict.fromkeys(str(value.label) for grid in grids for value in grid.get("model", ()))
+    for model in orders:
+        if str(model) not in models:
+            raise UserError(f"{ROOT}.label_order: {unknown('model', str(model), models, 'This study has')}")
 
 
 def _preparations(spelled: object, grids: Sequence[Mapping[str, tuple[Value, ...]]]) -> dict[str, tuple[Step, ...]]:

@@ -1,6 +1,7 @@
 """Every kind of source gives the rows that it should, and every mistake its sentence."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -115,6 +116,20 @@ GLUE_TESTS = {
     "SST-2/test.tsv": "index\tsentence\n0\tfine\n",
     "STS-B/test.tsv": "index\tsentence1\tsentence2\n0\ta\tb\n",
 }
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [('{"text": "cat"}\n{"text": "a \\ud800 cat"}', "a.jsonl:2 has"), ('["cat", "a \\udc00"]', "a.json[1] has")],
+)
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path, content: str, place: str):
+    """JSON can spell one; no tokenizer reads it."""
+    path = write(tmp_path / place.partition(":")[0].partition("[")[0], content)
+    with pytest.raises(UserError, match=re.escape(place) + ".* surrogate pair in its text, .* at character 3, .*mend"):
+        read(path)
+    with pytest.raises(UserError, match=r"The row 'a …' has half"):
+        Example("a \ud800")
+    assert Example("\U0001f408").text == "🐈"
 
 
 @pytest.mark.parametrize("name", GLUE_TESTS)

@@ -430,10 +430,15 @@ def test_a_recipe_corrects_what_it_compressed(capsys: Output, tiny_model: Path, 
         ((*SVD, "--output", "other"), "The option '--output' is given 2 times; give it once."),
         (("--method", "svd:rank=2,rank=3"), "--method: The parameter 'rank' is given twice; give it once."),
         (("--method", "svd", "--keep", "ffn=0.5, ffn=0.3"), "--keep ffn is given twice; give it once."),
-        ((*SVD, "--samples", "x" * 10**5), "Invalid value for '--samples'"),
+        ((*SVD, "--samples", "x" * 10**5), "--samples must be a whole number; got 'xxx"),
+        ((*SVD, "--samples", "1.5"), "--samples must be a whole number; got '1.5'."),
+        ((*SVD, "--max-length", "1"), "--max-length must be greater than or equal to 2; got '1'."),
+        ((*SVD, "--targets", ""), "--targets must be groups or globs, like attention or ffn; got ''."),
+        ((*SVD, "--targets", ", "), "--targets must be groups or globs, like attention or ffn; got ', '."),
+        ((*SVD, "--seed", str(2**64)), f"recipe.seed must be in [0, {2**63 - 1}]; got {2**64}."),
     ],
 )
-def test_an_option_that_is_given_twice_or_without_end(
+def test_an_option_that_is_given_twice_or_without_end_or_cannot_be(
     capsys: Output, tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     said = complaint(capsys, "compress", tiny_model, *arguments, "-o", tmp_path / "small")

@@ -159,6 +159,8 @@ def test_the_plan_of_one_run_makes_the_same_model_again(tiny_model: Path, texts:
         ({"model": "./nowhere"}, "no model folder"),
         ({"data": "./nowhere.txt"}, "nowhere"),
         ({"data": None}, "recipe.data is missing"),
+        ({"evaluate": {}}, "recipe.evaluate names nothing to measure; give it tasks"),
+        ({"evaluate": {"tasks": [], "cost": False, "limit": 3}}, "recipe.evaluate names nothing to measure"),
         ({"evaluate": {"tasks": ["glue/sst3"]}}, "sst"),
         (
             {"evaluate": {"tasks": ["perplexity:builtin:pydoc"]}},
@@ -178,6 +180,16 @@ def test_what_can_be_checked_is_checked_before_weights_are_loaded(
     with pytest.raises(UserError, match=sentence):
         run(recipe_from({**spelled(tiny_model, texts), **change}), tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+def test_a_row_that_cannot_be_read_is_found_before_weights_are_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a cat"}\n{"text": 3}\n')
+    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", pytest.fail)
+    with pytest.raises(UserError, match=r"rows\.jsonl:2 has int in the field 'text'"):
+        run(recipe_from(spelled(tiny_model, rows)), tmp_path / "small")
 
 
 def test_an_output_that_exists_is_not_touched(tiny_model: Path, texts: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.order import check_order
-from laconic.recover import Correct, Distil, Finetune
+from laconic.recover import Correct, Distil, Finetune, Student
 from tests.recover.ground import SHORT, corpus, data_for, lm_of
 
 
@@ -42,6 +42,22 @@ def test_mistakes_are_named(step: Step, change: dict, sentence: str) -> None:
     lm = lm_of("bert-classifier")
     with pytest.raises(UserError, match=sentence):
         step.apply(lm, replace(data_for(lm), **change))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"num_hidden_layers": True}, "config is none of .*: .*num_hidden_layers.* put that right"),
+        ({"hidden_size": "x"}, "config is none of .*: .*hidden_size.* put that right"),
+        ({"num_hidden_layers": -1}, r"config\.num_hidden_layers must be at least 1; got -1"),
+        ({"num_hidden_layers": 0}, r"config\.num_hidden_layers must be at least 1; got 0"),
+        ({"hidden_size": 7}, "no model of that configuration: .* put that right"),
+        ({"num_attention_heads": 0}, "no model of that configuration: .* put that right"),
+    ],
+)
+def test_a_student_of_no_configuration_is_refused_by_the_check(config: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Student(config=config).check(lm_of("bert-classifier"))
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def test_the_command_line_measures_a_grid_in_a_runtime(capsys: Output, tiny_mode
     ("words", "sentence"),
     [
         (["--batch", "0"], "--batch must be whole numbers above 0, like 1,8; got '0'"),
+        (["--batch", "99999999999999999999"], "--batch must be at most 2147483647; got '99999999999999999999'"),
+        (["--length", "1," + "9" * 5000], "--length must be at most 2147483647"),
         (["--length", "1,x"], "--length must be whole numbers"),
         (["--batch", ""], "--batch must be whole numbers"),
         (["--runtime", "tensorrt"], "no runtime 'tensorrt'"),

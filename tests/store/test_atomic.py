@@ -1,6 +1,7 @@
 """Where an output can be is known before any work, whoever asks: permissions alone do not tell it of every place."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_a_place_that_takes_no_folder_is_named(here: Path, check: Check, place: 
     with pytest.raises(UserError, match=f"^The output '.*' cannot be made: .*{reason}\\.$"):
         check(Path(place))
     assert sorted(here.iterdir()) == before
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("place", "said"), [("a\0b", r"'a\x00b' has the character NUL"), ("\udcff", "not named in UTF")]
+)
+def test_a_name_that_no_checkpoint_can_have_is_refused(here: Path, check: Check, place: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        check(Path(place))
+
+
+@BOTH
+@pytest.mark.parametrize("model", ["", " ", "a\0b", "\ud800"])
+def test_a_name_that_no_model_has_is_no_folder_around_the_output(here: Path, check: Check, model: str) -> None:
+    """What is wrong with the name is told where the model is looked for."""
+    assert check(Path("new"), model) == Path("new")
 
 
 @BOTH

@@ -151,6 +151,8 @@ def test_values_can_be_given_anew(tmp_path: Path) -> None:
     ("study", "sentence"),
     [
         ({"axes": {**AXES, "keep": [1, 50]}}, r"study\.axes\.keep\[1\] must be in \(0, 1\]; got 50\. Did you mean 0"),
+        ({"axes": AXES, "targets": []}, r"study\.targets must be at least one group or glob; got \[\]"),
+        ({"axes": AXES, "label_order": {"x": ["a", "b"]}}, r"study\.label_order: This study has no model 'x'"),
         ({"axes": {**AXES, "keep": []}}, r"study\.axes\.keep must be a list of at least one value"),
         ({"axes": {**AXES, "method": ["svdd"]}}, r"study\.axes\.method\[0\]: .*did you mean 'svd'"),
         ({"axes": {**AXES, "bitts": [4]}}, r"study\.axes\.bitts: There is no axis 'bitts': did you mean 'bits'"),

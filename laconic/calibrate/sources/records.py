@@ -43,11 +43,11 @@ def example(record: Any, place: str) -> Example:
         UserError: no known text field, or a field of the wrong kind.
     """
     if isinstance(record, str):
-        return Example(record)
+        return Example(record, place=place)
     if not isinstance(record, Mapping):
         raise UserError(f"{place} must be a string or an object of named fields; got {type(record).__name__}.")
     if "source" in record and "target" in record:
-        return Example(_text(record, "source", place), target=_text(record, "target", place))
+        return Example(_text(record, "source", place), target=_text(record, "target", place), place=place)
     for first, second in PAIRS:
         if first in record and second in record:
             pair = _text(record, second, place)

@@ -24,7 +24,7 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
         UserError: its class cannot be built with it, or is not supported.
     """
     kind: Any = auto_class_for(config, config.architectures or ())
-    _check_depths(config, source)
+    check_depths(config, f"In the config.json of '{source}', ")
     try:
         with torch.device("meta"):
             return kind.from_config(config, trust_remote_code=False)
@@ -37,14 +37,18 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
         ) from error
 
 
-def _check_depths(config: PreTrainedConfig, source: str) -> None:
-    """A class makes a model without blocks of a number of layers below 1, and says nothing."""
+def check_depths(config: PreTrainedConfig, where: str) -> None:
+    """A class makes a model without blocks of a number of layers below 1, and says nothing; `where` opens a sentence.
+
+    Raises:
+        UserError: there is such a number.
+    """
     entry = entry_of(config.model_type)
     for stack in () if entry is None else entry.stacks:
         layers = None if stack.depth is None else getattr(config, stack.depth.count, None)
         if stack.depth is not None and isinstance(layers, int) and layers < 1:
             name = config.attribute_map.get(stack.depth.count, stack.depth.count)
-            raise must_be(f"In the config.json of '{source}', {name}", "at least 1", layers)
+            raise must_be(f"{where}{name}", "at least 1", layers)
 
 
 def _pad_beyond(config: PreTrainedConfig) -> str:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import cached_file
 
-from laconic.errors import UserError, reason_of
+from laconic.errors import UserError, reason_of, shown
 
 SNAPSHOTS = "snapshots"
 """The folder of the hub's cache that has one folder for each commit."""
@@ -105,20 +105,21 @@ def located(source: str, revision: str | None = None) -> Place | Path:
         if is_folder:
             os.listdir(path)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"The model folder '{source}' cannot be read: {_why(error)}; give another path.") from error
+        what = f"The model folder {shown(source)}"
+        raise UserError(f"{what} cannot be read: {_why(error)}; give another path.") from error
     if is_folder:
         return Place(source, path)
     if is_there:
         return path
     if is_link:
-        raise UserError(f"The model folder '{source}' is a link that leads nowhere; give the folder itself.")
+        raise UserError(f"The model folder {shown(source)} is a link that leads nowhere; give the folder itself.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"There is no model folder '{source}'; give a folder with a config.json or a hub name.")
+        raise UserError(f"There is no model folder {shown(source)}; give a folder with a config.json or a hub name.")
     try:
         validate_repo_id(source)
     except HFValidationError as error:
         raise UserError(
-            f"There is no model folder '{source}', and no model of the hub can have that name; "
+            f"There is no model folder {shown(source)}, and no model of the hub can have that name; "
             "give a folder with a config.json or a hub name."
         ) from error
     return Place(source, revision=revision)
