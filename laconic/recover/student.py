@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -22,6 +21,7 @@ from laconic.errors import UserError, must_be, reason_of, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, skeleton
 from laconic.model.checkpoints.outline import check_depths
+from laconic.model.describable import CONTRADICTIONS
 from laconic.model.embedding import Pipeline, for_width
 from laconic.model.layers import layers_of
 from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
@@ -159,7 +159,7 @@ class Student(Step):
         config, kind = copy.deepcopy(small.model.config), type(small.model)
         try:
             config.update(self.config)
-        except StrictDataclassError as error:
+        except CONTRADICTIONS as error:
             raise UserError(f"config is none of '{lm.source}': {reason_of(error)}; put that right.") from error
         check_depths(config, "config.")
         if self.classes is not None:

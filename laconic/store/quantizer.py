@@ -14,7 +14,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from laconic.errors import UserError
+from laconic.errors import UserError, shown
 from laconic.model.checkpoints.report import check_report
 from laconic.model.loading import QUANT_METHOD
 from laconic.store.described import describe
@@ -39,9 +39,11 @@ class LaconicConfig(QuantizationConfigMixin):
                 f"got {version!r}: upgrade laconic, or save the model again with the version in use."
             )
         if not isinstance(structure, Mapping) or not all(isinstance(entry, Mapping) for entry in structure.values()):
+            entries = structure.items() if isinstance(structure, Mapping) else ()
+            odd = next(({name: entry} for name, entry in entries if not isinstance(entry, Mapping)), structure)
             raise UserError(
                 "quantization_config.structure in config.json must map layers to what they are stored as; "
-                f"got {structure!r}: take the config.json that was saved with the weights."
+                f"got {shown(odd)}: take the config.json that was saved with the weights."
             )
         self.quant_method: Any = quant_method
         self.version = version

@@ -154,6 +154,15 @@ def test_a_pad_token_that_makes_no_model(tmp_path: Path) -> None:
         ("bert-masked", {"hidden_size": 33}, "describes no model that can be built: "),
         ("bert-masked", {"hidden_size": -32}, "describes no model that can be built: "),
         ("llama", {"vocab_size": -5}, "describes no model that can be built: "),
+        ("llama", {"hidden_size": 0}, "the weight of 'model.embed_tokens' would have the shape (50, 0)"),
+        (
+            "llama",
+            {"intermediate_size": 0},
+            "the weight of 'model.layers.0.mlp.gate_proj' would have",
+        ),
+        ("gpt2", {"n_inner": 0}, "the weight of 'transformer.h.0.mlp.c_fc' would have the shape (32, 0)"),
+        ("llama", {"num_attention_heads": 0}, "describes no model: ZeroDivisionError: "),
+        ("llama", {"rms_norm_eps": float("nan")}, ", rms_norm_eps must be a number; got nan."),
         ("bert-masked", {"hidden_act": "reluu"}, "describes no model that can be built: "),
     ],
 )

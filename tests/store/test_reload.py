@@ -84,6 +84,7 @@ def test_reloaded_model_casts_and_trains(saved: list[Checkpoint]) -> None:
     [
         ({"version": 7, "later": {}}, "quantization_config.version must be 1"),
         ({"structure": None}, "quantization_config.structure in config.json must map layers"),
+        ({"structure": {"a": {"kind": "sparse"}, "b": [1]}}, r"what they are stored as; got \{'b': \[1\]\}: take"),
         ({"structure": {"encoder.layer.0.output.dense": "low-rank"}}, "must map layers to what they are stored as"),
         ({"structure": {"encoder.layer.0.output.dense": {"kind": "tensor-train"}}}, "upgrade laconic"),
         ({"structure": {"encoder.layer.0.output.dense": {"kind": "low-rank", "rnk": 3}}}, "does not fit the kind"),

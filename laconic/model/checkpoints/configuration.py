@@ -1,5 +1,6 @@
 """config.json, read so that each mistake in it is one sentence."""
 
+import math
 import re
 from typing import Any
 
@@ -41,7 +42,13 @@ def read_config(place: Place) -> PreTrainedConfig:
         raise UserError(
             f"The config.json of '{place.source}' describes no model: {said}; take the one saved with the weights."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        # Of a class that reads a list where a mapping stands, or divides by a number that is 0.
+        raise UserError(
+            f"The config.json of '{place.source}' describes no model: {type(error).__name__}: {reason_of(error)}; take "
+            "the one saved with the weights."
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
@@ -59,6 +66,10 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
             "give a folder saved by save_pretrained of a transformers model."
         )
     where = f"In the config.json of '{source}', "
+    for name, value in raw.items():
+        # An infinity may be meant (of a step without a limit); this is a number that no sum has survived.
+        if isinstance(value, float) and math.isnan(value):
+            raise must_be(f"{where}{name}", "a number", value)
     if not isinstance(raw.get("model_type") or "", str):
         raise must_be(f"{where}model_type", "the name of an architecture", raw["model_type"])
     for part in (raw, *(value for name, value in raw.items() if name.endswith("_config") and isinstance(value, dict))):
@@ -71,5 +82,5 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     if dtype is not None and dtype not in DTYPES:
         raise must_be(f"{where}dtype", f"one of {', '.join(DTYPES)}", dtype)
-    if not isinstance(raw.get("quantization_config") or {}, dict):
+    if not isinstance(raw.get("quantization_config"), dict | None):
         raise must_be(f"{where}quantization_config", "an object", raw["quantization_config"])

@@ -1,9 +1,12 @@
 """The model that a configuration describes, without numbers: to see whether there is one, and what it would be."""
 
+import warnings
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError, must_be, reason_of
 from laconic.model.anatomy import entry_of
@@ -26,8 +29,10 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
     kind: Any = auto_class_for(config, config.architectures or ())
     check_depths(config, f"In the config.json of '{source}', ")
     try:
-        with torch.device("meta"):
-            return kind.from_config(config, trust_remote_code=False)
+        with torch.device("meta"), warnings.catch_warnings():
+            # Told below, in a sentence.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            outline: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     except UNBUILDABLE as error:
         said = reason_of(error)
         named = f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said
@@ -35,6 +40,8 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
             f"The config.json of '{source}' describes no model that can be built: {_pad_beyond(config) or named}; "
             "take the one that was saved with the weights."
         ) from error
+    _check_sizes(outline, source)
+    return outline
 
 
 def check_depths(config: PreTrainedConfig, where: str) -> None:
@@ -49,6 +56,20 @@ def check_depths(config: PreTrainedConfig, where: str) -> None:
         if stack.depth is not None and isinstance(layers, int) and layers < 1:
             name = config.attribute_map.get(stack.depth.count, stack.depth.count)
             raise must_be(f"{where}{name}", "at least 1", layers)
+
+
+def _check_sizes(model: PreTrainedModel, source: str) -> None:
+    """torch makes a layer of no inputs or no outputs, and says nothing."""
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D)):
+            continue
+        shape = tuple(module.get_parameter("weight").shape)
+        # Of an embedding without rows, as of token types, a class may make no use.
+        if 0 in (shape[-1:] if isinstance(module, nn.Embedding) else shape):
+            raise UserError(
+                f"The config.json of '{source}' describes no model that can be built: the weight of '{name}' would "
+                f"have the shape {shape}; take the one that was saved with the weights."
+            )
 
 
 def _pad_beyond(config: PreTrainedConfig) -> str:

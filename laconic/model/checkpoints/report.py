@@ -41,12 +41,13 @@ def check_report(
         report: transformers' `missing_keys`, `unexpected_keys` and `mismatched_keys`, as
             `from_pretrained(..., output_loading_info=True)` gives them.
         source: the folder or the hub name, for the sentence.
-        whole_numbers: gives the names of the tensors in the file that hold whole numbers or bits; called only where
-            the model has no place for some tensor.
+        whole_numbers: gives the names of the tensors in the file that hold whole numbers or bits; called only for a
+            model that no quantization_config speaks of.
         given: names of tensors that come from elsewhere, and may be missing.
 
     Raises:
-        UserError: a tensor is missing, has another shape, or has no place in the model.
+        UserError: a tensor is missing, has another shape, has no place in the model, or holds codes that nothing
+            explains.
     """
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise UserError(
@@ -61,9 +62,16 @@ def check_report(
         )
     left = [name for name in report["unexpected_keys"] if not _may_be_left_out(model, name)]
     # Whole numbers are masks and positions; only of a model that is compressed they may be codes of weights.
-    if left and model.config.to_dict().get("quantization_config") is None:
-        computed = whole_numbers()
-        left = [name for name in left if name not in computed]
+    if model.config.to_dict().get("quantization_config") is None:
+        whole = whole_numbers()
+        left = [name for name in left if name not in whole]
+        codes = sorted(name for name, it in model.named_parameters() if name in whole and it.is_floating_point())
+        if codes:
+            # transformers would take each code for the weight itself.
+            raise UserError(
+                f"The weights of '{source}' do not fit its config.json: '{codes[0]}' holds whole numbers in the file, "
+                "and no quantization_config says what they stand for; use files that were saved together."
+            )
     if left := sorted(left, key=_by_number):
         raise UserError(
             f"The weights of '{source}' do not fit its config.json: {_count(left, 'of the tensors in the file')} not "

@@ -103,7 +103,9 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             b'{"model_type": "gpt2", "dtype": "floatx"}',
             "dtype must be one of float16, .*; got 'floatx'",
         ),
-        (b'{"model_type": "gpt2", "id2label": ["x"]}', "There is no loadable model"),
+        (b'{"model_type": "gpt2", "id2label": ["x"]}', "config.json of .* describes no model: AttributeError: "),
+        (b'{"model_type": "gpt2", "num_labels": "2"}', "config.json of .* describes no model: TypeError: "),
+        (b'{"model_type": "gpt2", "quantization_config": []}', r"quantization_config must be an object; got \[\]"),
         (b'{"model_type": "no-such-type"}', "There is no loadable model .*no-such-type"),
     ],
 )

@@ -231,3 +231,13 @@ def test_a_load_leaves_nothing_behind_in_the_model(compressed: Path) -> None:
 def test_further_architectures_are_built_as_the_tests_say() -> None:
     for build in (gptj, deepseek):
         assert torch.isfinite(outputs(Architecture("", build).model())).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_codes_that_nothing_explains_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """transformers 5 takes each of them for the weight itself, without a word."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    model = BY_NAME["llama"].model()
+    folder = stored(tmp_path / "m", model, {name: (model.get_parameter(name) * 100).to(dtype)})
+    with pytest.raises(UserError, match=f"'{name}' holds whole numbers in the file, and no quantization_config says"):
+        load(str(folder))
