@@ -18,8 +18,8 @@ from laconic.progress import Track
 from laconic.recipe.order import needs_original
 
 FROM_DATA: Labels = "data"
-LARGEST_SEED = 2**63 - 1
-"""The largest whole number that YAML gives; torch takes no more than 64 bits."""
+LARGEST_SEED = 2**32 - 1
+"""NumPy's generator, which transformers' Trainer seeds beside torch's, takes no more than 32 bits."""
 Walk = Literal["sequential", "anchored"]
 """How matrices are solved on what earlier ones have made of their inputs; the fields of `Compress`."""
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}

@@ -15,6 +15,7 @@ from laconic.compress import Allocation
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import METHODS
 from laconic.methods.spelling import named
+from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
 from laconic.recipe.steps import STEPS
 from laconic.study.schema import Label, Line, Value
@@ -136,6 +137,8 @@ def _keep(line: object, place: str, folder: Path) -> Value:
 def _seed(line: object, place: str, folder: Path) -> Value:
     if isinstance(line, bool) or not isinstance(line, int) or line < 0:
         raise must_be(place, "a whole number from 0 on", line)
+    if line > LARGEST_SEED:
+        raise must_be(place, f"at most {LARGEST_SEED}", line)
     return Value(line, line)
 
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from laconic.errors import UserError
@@ -22,10 +23,11 @@ ASIDE = ".damaged"
 DONE, FAILED = "done", "failed"
 
 NEEDED = frozenset({"key", "version", "state", "axes", "seconds"})
-KINDS: Mapping[str, type] = {
+KINDS: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("axes", "seconds", "recipe", "machine", "versions", "evaluation", "sites", "error"), dict),
     **dict.fromkeys(("dropped", "predicted_losses"), list),
     **dict.fromkeys(("key", "family", "finished"), str),
+    **dict.fromkeys(("bytes", "dense_bytes", "file_bytes"), int | float),
 }
 """Of what a record has; `evaluation` and the like are None or missing where there was nothing to say."""
 
@@ -162,4 +164,4 @@ def _is_record(found: object) -> bool:
         return False
     kinds = all(isinstance(found[name], kind) for name, kind in KINDS.items() if found.get(name) is not None)
     total = found["seconds"].get("total") if isinstance(found["seconds"], dict) else None
-    return kinds and found["state"] in (DONE, FAILED) and isinstance(total, (int, float))
+    return kinds and found["axes"] is not None and found["state"] in (DONE, FAILED) and isinstance(total, (int, float))

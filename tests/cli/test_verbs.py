@@ -435,7 +435,7 @@ def test_a_recipe_corrects_what_it_compressed(capsys: Output, tiny_model: Path, 
         ((*SVD, "--max-length", "1"), "--max-length must be greater than or equal to 2; got '1'."),
         ((*SVD, "--targets", ""), "--targets must be groups or globs, like attention or ffn; got ''."),
         ((*SVD, "--targets", ", "), "--targets must be groups or globs, like attention or ffn; got ', '."),
-        ((*SVD, "--seed", str(2**64)), f"recipe.seed must be in [0, {2**63 - 1}]; got {2**64}."),
+        ((*SVD, "--seed", str(2**64)), f"recipe.seed must be in [0, {2**32 - 1}]; got {2**64}."),
     ],
 )
 def test_an_option_that_is_given_twice_or_without_end_or_cannot_be(

@@ -125,7 +125,7 @@ def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written
         ("steps.1.compress.method", "svd:rank=yes", "recipe.steps[1].compress.method.svd.rank must be a whole number"),
         ("samples", True, "recipe.samples must be a whole number, no truth value; got True."),
         ("seed", False, "recipe.seed must be a whole number, no truth value; got False."),
-        ("seed", 2**64, f"recipe.seed must be in [0, {2**63 - 1}]; got {2**64}."),
+        ("seed", 2**32, f"recipe.seed must be in [0, {2**32 - 1}]; got {2**32}."),
         ("steps.1", {"finetune": {"learning_rate": float("inf")}}, "recipe.steps[1].finetune.learning_rate must be a"),
         ("steps.0.compress.targets", [], "recipe.steps[0].compress: targets must be a list of at least one group or"),
         ("label_order", [None], "recipe.label_order[0] must be true or false or a whole number or text; got None."),

@@ -151,6 +151,7 @@ def test_values_can_be_given_anew(tmp_path: Path) -> None:
     ("study", "sentence"),
     [
         ({"axes": {**AXES, "keep": [1, 50]}}, r"study\.axes\.keep\[1\] must be in \(0, 1\]; got 50\. Did you mean 0"),
+        ({"axes": {**AXES, "seed": [0, 2**32]}}, r"study\.axes\.seed\[1\] must be at most 4294967295; got 4294967296"),
         ({"axes": AXES, "targets": []}, r"study\.targets must be at least one group or glob; got \[\]"),
         ({"axes": AXES, "label_order": {"x": ["a", "b"]}}, r"study\.label_order: This study has no model 'x'"),
         ({"axes": {**AXES, "keep": []}}, r"study\.axes\.keep must be a list of at least one value"),
