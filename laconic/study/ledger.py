@@ -22,7 +22,7 @@ ASIDE = ".damaged"
 """The folder, within that of the records, for what stood in the place of one and was none."""
 DONE, FAILED = "done", "failed"
 
-NEEDED = frozenset({"key", "version", "state", "axes", "seconds"})
+NEEDED = frozenset({"key", "version", "state", "axes"})
 KINDS: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("axes", "seconds", "recipe", "machine", "versions", "evaluation", "sites", "error"), dict),
     **dict.fromkeys(("dropped", "predicted_losses"), list),
@@ -162,6 +162,8 @@ def _is_record(found: object) -> bool:
         isinstance(found.get("error"), dict) and {"kind", "sentence"} <= found["error"].keys()
     ):
         return False
-    kinds = all(isinstance(found[name], kind) for name, kind in KINDS.items() if found.get(name) is not None)
-    total = found["seconds"].get("total") if isinstance(found["seconds"], dict) else None
-    return kinds and found["axes"] is not None and found["state"] in (DONE, FAILED) and isinstance(total, (int, float))
+    if not all(isinstance(found[name], kind) for name, kind in KINDS.items() if found.get(name) is not None):
+        return False
+    # A cell whose worker was lost has no seconds.
+    timed = found["state"] == FAILED or isinstance((found.get("seconds") or {}).get("total"), (int, float))
+    return found["axes"] is not None and found["state"] in (DONE, FAILED) and timed

@@ -32,7 +32,7 @@ def small() -> Iterator[None]:
         patch.setattr(demo, "CALIBRATION_ROWS", 8)
         patch.setattr(demo, "JUDGING_ROWS", 8)
         patch.setattr("laconic.recipe.comparison.TIMED_RUNS", 1)
-        patch.setattr("laconic.evaluate.speed.WARM_UP", 0)
+        patch.setattr("laconic.evaluate.speed.WARM_UP", 1)
         yield
 
 

@@ -88,7 +88,7 @@ def test_int8_is_computed_as_it_is_in_torch(tmp_path: Path, runtime: str) -> Non
     lm = mixed(BY_NAME["llama"].lm(), ROUNDING, int8)
     signature, ran = exported(lm, runtime, tmp_path, hidden=True)
     # Rounding goes another way here and there, but not on most numbers.
-    assert worst(lm, signature, ran, exact(lm, runtime)) < (0.01 if runtime == ONNX else CLOSE)
+    assert worst(lm, signature, ran, exact(lm, runtime)) < (0.02 if runtime == ONNX else CLOSE)
 
 
 def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
