@@ -191,7 +191,7 @@ def entry(here: Sequence[dict], beside: Mapping[str, Sequence[dict]]) -> str:
 
 
 def other_zeros(here: Sequence[dict], name: str, size: float) -> str:
-    """How many zeros there are, where they are not as many as were asked for."""
+    """The sparsity that was reached, where it is not the one that was asked for; else nothing."""
     if not here or name == "gptq" or abs(mean_of(here, "zeros") - size) < LEAST_SAID:
         return ""
     return f" ({100 * mean_of(here, 'zeros'):.1f}% zeros)"

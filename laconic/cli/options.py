@@ -10,7 +10,7 @@ import typer
 from laconic.errors import UserError, must_be
 
 LARGEST_COUNT = 2**31 - 1
-"""Of rows or of tokens at once; no machine holds as many."""
+"""The largest batch or sequence length that is taken: what 32 bits hold."""
 
 
 def new_folder(text: str) -> Path:

@@ -53,5 +53,5 @@ def said_of_dense(left: Mapping[str, Any]) -> str:
 
 
 def _kept(nbytes: int, dense_nbytes: int) -> str:
-    """Of a matrix that is one with another and was untied, there were no bytes before."""
+    """The fraction of bytes kept. A tied matrix that gets a copy of its own had none, and no fraction."""
     return f"{nbytes / dense_nbytes:.1%} kept" if dense_nbytes else "they shared the bytes of matrices that stay"

@@ -1,4 +1,4 @@
-"""What of the blocks a step leaves dense because it is no linear layer: refused where it is much, and told."""
+"""Parameters in the blocks that stay dense because no linear layer holds them, like fused experts: told, or refused."""
 
 from collections.abc import Sequence
 from typing import Any

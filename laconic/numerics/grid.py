@@ -9,7 +9,7 @@ and then, its codes given, the s of least error. (Clipping by search: J. Lin et 
 2306.00978, section 5.1.) With e_j = w_j − s (c_j − z), the error is
 
     Σ h_j e_j²                                             where the importance h of the inputs is known,
-    Σ e_j² + (a − 1) (Σ e_j w_j)² / Σ w_j²,  a = 2,        where it is not.
+    Σ e_j² + (a − 1) (Σ e_j w_j)² / Σ w_j²,  a = 2,        where it is not, and ranges are searched.
 
 The squares alone are what inputs cost that have the same second moment along every direction. They prefer to clip, and
 what is clipped shrinks: its error lies along w. But a trained row lies where its inputs are active, so along w they
@@ -80,7 +80,8 @@ def fit_grid(
     keep:       False where a weight is zero by choice, and takes no part.
     """
     W = W.float()
-    along = ALONG if importance is None else 1.0
+    # Without a search there is no part of the range to choose: what is tried then is the sign alone.
+    along = ALONG if importance is None and spacing.clip else 1.0
     h = torch.ones_like(W)
     if importance is not None and importance.max() > 0:
         h = (importance / importance.max()).float().expand_as(W)

@@ -22,10 +22,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def told(clock: list[float], seconds: Sequence[float], capsys: pytest.CaptureFixture[str], **more: object) -> list[str]:
+def told(
+    clock: list[float],
+    seconds: Sequence[float],
+    capsys: pytest.CaptureFixture[str],
+    work: Sequence[float] | None = None,
+) -> list[str]:
     """The lines about items that take so many `seconds` each."""
     bars = Bars(Progress(disable=True), is_terminal=False)
-    for one in bars(seconds, "Work", **more):  # type: ignore[arg-type]
+    for one in bars(seconds, "Work", work):
         clock[0] += one
     return capsys.readouterr().err.splitlines()
 

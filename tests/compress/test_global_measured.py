@@ -1,6 +1,6 @@
 """One threshold for all, corrected by what blocks cost when they are measured: never behind the same everywhere."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import Calibration, Known, survey
-from laconic.calibrate.corpus import batches, read
+from laconic.calibrate.corpus import batches
 from laconic.compress import Compress
 from laconic.compress.judge import Judge
 from laconic.compress.ways import Allocation
@@ -18,6 +18,7 @@ from laconic.compress.ways.global_threshold import ALLOCATED
 from laconic.compress.ways.trial import ROWS, halves
 from laconic.methods import KfacPrune
 from laconic.model import LanguageModel, load
+from tests.stories import stories_of
 
 
 class Ground(NamedTuple):
@@ -32,11 +33,8 @@ class Ground(NamedTuple):
 @pytest.fixture(scope="module")
 def ground(shared_models: Path, shared_data: Path) -> Ground:
     """stories260K: 32 stories to calibrate on, 32 others to judge."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LACONIC_DATA", str(shared_data))
-        lm = load(str(shared_models / "stories260K"))
-        stories = read("tinystories", "train")
-    first, last = (replace(stories, examples=part) for part in (stories.examples[:32], stories.examples[-32:]))
+    lm = load(str(shared_models / "stories260K"))
+    first, last = (stories_of(shared_data, part) for part in (slice(32), slice(-32, None)))
     data = Calibration(batches(lm, first, max_length=96))
     known = survey(lm, data, KfacPrune().needs, lm.sites())
     return Ground(lm, data, known, Judge(lm, batches(lm, last, max_length=96)))

@@ -1,16 +1,16 @@
 """Rounding to nearest where nothing is known of the inputs: its search against the whole range, by the model itself."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from laconic.calibrate.corpus import batches, read
+from laconic.calibrate.corpus import batches
 from laconic.compress import Compress
 from laconic.compress.judge import Judge
 from laconic.methods import Rtn
 from laconic.model import load
+from tests.stories import stories_of
 
 GroupSize = int | Literal["channel"]
 
@@ -18,12 +18,9 @@ GroupSize = int | Literal["channel"]
 @pytest.fixture(scope="module")
 def judge(shared_models: Path, shared_data: Path) -> Judge:
     """stories260K, and rows at the end of the stories."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LACONIC_DATA", str(shared_data))
-        lm = load(str(shared_models / "stories260K"))
-        stories = read("tinystories", "train")
-        last = replace(stories, examples=stories.examples[-24:])
-        return Judge(lm, batches(lm, last, batch_size=8, max_length=128))
+    lm = load(str(shared_models / "stories260K"))
+    last = stories_of(shared_data, slice(-24, None))
+    return Judge(lm, batches(lm, last, batch_size=8, max_length=128))
 
 
 @pytest.mark.parametrize("group_size", [32, 64, "channel"])

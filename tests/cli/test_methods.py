@@ -1,0 +1,73 @@
+"""`laconic methods` lists methods and steps and shows one; `laconic --version`."""
+
+import json
+import platform
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.cli.main import status
+from laconic.cli.options import keep_from
+from laconic.model import skeleton
+from laconic.recipe.described import KINDS
+from laconic.recipe.flow import steps_of
+from laconic.recipe.order import check_order
+from laconic.recipe.parse import method_or_step
+from laconic.recipe.steps import STEPS
+from tests.cli.printed import Output, complaint, said
+
+
+def test_methods_lists_all_of_them(capsys: Output) -> None:
+    said_of = said(capsys, "methods")
+    listed = said_of["methods"]
+    assert {method["name"] for method in listed} >= {"svd", "fwsvd", "drone", "kfac-svd"}
+    assert all(method["paper"] and method["what"] for method in listed)
+    assert {step["name"] for step in said_of["steps"]} == {step.name for step in STEPS} - {"compress"}
+    assert status(["methods"]) == 0 and "kfac-svd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output, tiny_model: Path) -> None:
+    shown = said(capsys, "methods", name)
+    assert shown["name"] == name and shown["what"]
+    assert all(one["meaning"] and one["type"] for one in shown["parameters"])
+    assert status(["methods", name]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert shown["what"] in printed and all(one["name"] in printed for one in shown["parameters"])
+    assert f"Example: {shown['example']}" in printed
+    arguments = shlex.split(shown["example"])
+    given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
+    steps = steps_of(
+        [method_or_step(given["--method"], "--method")], keep_from(given.get("--keep")), "uniform", ("ffn",)
+    )
+    assert any(step.needs_data for step in steps) <= ("--data" in given)
+    check_order(skeleton(str(tiny_model)), steps, ["--method"])
+
+
+def test_methods_tells_types_defaults_and_what_each_is_for(capsys: Output) -> None:
+    parameters = {one["name"]: one for one in said(capsys, "methods", "gptq")["parameters"]}
+    assert parameters["bits"] == {
+        "name": "bits", "type": "a whole number in [2, 8]", "default": "none",
+        "meaning": "of each code; in place of `keep`.",
+    }  # fmt: skip
+    assert parameters["group_size"]["type"] == "a whole number in [1, ∞) or channel or tensor"
+    assert (parameters["act_order"]["type"], parameters["act_order"]["default"]) == ("true or false", "true")
+    assert said(capsys, "methods", "kmeans")["parameters"][1]["meaning"].startswith("what shares a table")
+    (needed,) = [one for one in said(capsys, "methods", "compress")["parameters"] if one["default"] is None]
+    assert needed["name"] == "method"
+    assert "did you mean 'gptq'?" in complaint(capsys, "methods", "gtpq")
+
+
+def test_the_version_is_shown_with_what_figures_depend_on(capsys: Output) -> None:
+    assert status(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"laconic {version('laconic')} " + (
+        f"(python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')})"
+    )
+
+
+def test_a_flag_may_be_repeated(capsys: Output) -> None:
+    assert status(["methods", "--json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]
