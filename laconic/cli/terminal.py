@@ -112,6 +112,8 @@ def _quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # It tells of each time that it asks the hub again.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("datasets").setLevel(logging.ERROR)
     # It tells of every table that it makes.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from laconic.calibrate.examples import Example, Rows
 from laconic.calibrate.sources.files import SPLIT_NAMES
 from laconic.calibrate.sources.glue import GlueTask
 from laconic.calibrate.sources.records import LABELS, example
 from laconic.errors import UserError, reason_of
+from laconic.hub import out_of_reach
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,6 +97,12 @@ def _declared(features: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _asked(name: str, question: Callable[[], Any]) -> Any:
+    why = out_of_reach(name, "dataset")
+    if why is not None and not _is_here(name):
+        raise UserError(
+            f"The data '{name}' is no local file and cannot be had from the hub: its cache does not have it, and "
+            f"the hub cannot be asked ({why}); check the name and the network, or give a local file."
+        )
     try:
         return question()
     except (OSError, ValueError) as error:
@@ -99,3 +110,17 @@ def _asked(name: str, question: Callable[[], Any]) -> Any:
             f"The data '{name}' is no local file and cannot be had from the hub: {reason_of(error)}; "
             "check the name and the network, or give a local file."
         ) from error
+
+
+def _is_here(name: str) -> bool:
+    """Whether there are files of it on this machine, or tables that `datasets` has made of them."""
+    from datasets.load import CachedDatasetModuleFactory  # noqa: PLC0415 (slow to import)
+
+    files = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    if files.is_dir() or Path(name).is_dir():
+        return True
+    try:
+        CachedDatasetModuleFactory(name).get_module()
+    except FileNotFoundError:
+        return False
+    return True

@@ -34,7 +34,11 @@ def read_config(place: Place) -> PreTrainedConfig:
         check_model_code(raw, place.source)
     try:
         config = AutoConfig.from_pretrained(
-            place.name, revision=place.revision, subfolder=place.subfolder, trust_remote_code=False
+            place.name,
+            revision=place.revision,
+            subfolder=place.subfolder,
+            local_files_only=not place.fetches,
+            trust_remote_code=False,
         )
     except StrictDataclassError as error:
         # A value of another kind than the class declares; its second line says which.

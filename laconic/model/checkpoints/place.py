@@ -6,14 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import cached_file
 
 from laconic.errors import UserError, reason_of, shown
+from laconic.hub import out_of_reach
 
 SNAPSHOTS = "snapshots"
 """The folder of the hub's cache that has one folder for each commit."""
+MARKS = ("config.json", "adapter_config.json", "modules.json")
+"""Files of which every model has one."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def located(source: str, revision: str | None = None) -> Place | Path:
     """The place that `source` names, a folder or a repository of the hub; or the path of a file that it names.
 
     Raises:
-        UserError: it is empty, a link that leads nowhere, or looks like a path and there is nothing.
+        UserError: it is empty, a link that leads nowhere, or looks like a path and there is nothing; or it is the name
+            of a repository, the hub cannot be asked for it, and its cache on this machine does not have it.
     """
     if not source.strip():
         raise UserError("The model is named by an empty text; give a folder with a config.json or a hub name.")
@@ -122,7 +127,21 @@ def located(source: str, revision: str | None = None) -> Place | Path:
             f"There is no model folder {shown(source)}, and no model of the hub can have that name; "
             "give a folder with a config.json or a hub name."
         ) from error
-    return Place(source, revision=revision)
+    return _on_the_hub(source, revision)
+
+
+def _on_the_hub(name: str, revision: str | None) -> Place:
+    """The repository `name`; where the hub is out of reach, what its cache has of that, which every file comes from."""
+    why = out_of_reach(name, revision=revision)
+    if why is None:
+        return Place(name, revision=revision)
+    if not any(isinstance(try_to_load_from_cache(name, mark, revision=revision), str) for mark in MARKS):
+        at = "" if revision is None else f" at the revision '{revision}'"
+        raise UserError(
+            f"There is no loadable model '{name}'{at}: there is no such folder, the cache of the hub does not have it, "
+            f"and the hub cannot be asked ({why}); check the name and the network, or give a folder."
+        )
+    return Place(name, revision=revision, fetches=False)
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:

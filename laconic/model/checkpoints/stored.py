@@ -62,7 +62,11 @@ class Stored(Checkpoint):
 
     def check(self, config: PreTrainedConfig) -> None:
         # What is still to be fetched is looked at when it is loaded.
-        if self.at.folder is not None or find_weights(self.at.on_this_machine(), config) is not None:
+        if (
+            self.at.folder is not None
+            or not self.at.fetches
+            or find_weights(self.at.on_this_machine(), config) is not None
+        ):
             check_weights(self.at.on_this_machine(), config)
         if self.at.folder is not None and self.behind is not None:
             # What is behind a transformer is small.

@@ -33,7 +33,11 @@ def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
     check_tokenizer(place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            place.name, revision=place.revision, subfolder=place.subfolder, trust_remote_code=False
+            place.name,
+            revision=place.revision,
+            subfolder=place.subfolder,
+            local_files_only=not place.fetches,
+            trust_remote_code=False,
         )
     except Exception as error:
         # The package tokenizers tells of a file that it cannot read by a bare Exception.

@@ -66,10 +66,9 @@ def test_what_lies_in_the_cache_is_checked_before_it_is_loaded(cache: Path, tmp_
     with pytest.raises(UserError, match=r"of 'owner/model' cannot be loaded: the file 'model\.safetensors' is"):
         check_model("owner/model")
     file.unlink()
-    # Of weights that are not here it is not known yet whether the hub has them.
-    check_model("owner/model")
+    # The hub is not asked, so that nothing can be fetched.
     with pytest.raises(UserError, match=r"The weights of 'owner/model' cannot be loaded: there is no file named"):
-        load("owner/model")
+        check_model("owner/model")
 
 
 def test_code_in_a_repository(cache: Path, tmp_path: Path) -> None:
