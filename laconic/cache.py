@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 
 from laconic.errors import must_be
+from laconic.paths import expanded
 
 GIGABYTES = 8.0
 """What the solutions kept there may take together; `$LACONIC_CACHE_GB` says otherwise, 0 keeps none."""
@@ -18,9 +19,9 @@ def cache_folder() -> Path:
     """`$LACONIC_CACHE`, else `laconic` in `$XDG_CACHE_HOME`, else `~/.cache/laconic`; it may not exist yet."""
     own = os.environ.get("LACONIC_CACHE")
     if own:
-        return Path(own).expanduser()
+        return expanded(own)
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "laconic"
+    return (expanded(shared) if shared else expanded("~/.cache")) / "laconic"
 
 
 def cache_limit() -> int:

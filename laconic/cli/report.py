@@ -9,6 +9,7 @@ from laconic.cli.options import JsonOption, new_folder
 from laconic.cli.studies import folder_of, own_records
 from laconic.cli.terminal import show
 from laconic.errors import UserError
+from laconic.paths import expanded
 
 
 def report(
@@ -29,7 +30,7 @@ def report(
     from laconic.study import Ledger, title_of
 
     place = folder_of("DIR", folder)
-    target = place if output is None else output.expanduser()
+    target = place if output is None else expanded(output)
     if target is None and query is None:
         raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
     if not Ledger.is_at(folder):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from laconic.cli.terminal import remark
 from laconic.errors import must_be
+from laconic.paths import expanded
 
 if TYPE_CHECKING:
     from laconic.study import Record
@@ -18,7 +19,7 @@ def folder_of(option: str, place: str) -> Path | None:
     """
     if not place.strip():
         raise must_be(option, "a folder or a URL", place)
-    return None if "://" in place else Path(place).expanduser().absolute()
+    return None if "://" in place else expanded(place).absolute()
 
 
 def own_records(place: str) -> "list[Record]":

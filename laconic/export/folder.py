@@ -12,6 +12,7 @@ from laconic.evaluate.paired import SIGNIFICANT
 from laconic.export.agreement import check_agreement
 from laconic.export.card import Written, card
 from laconic.model import LanguageModel
+from laconic.paths import expanded
 from laconic.progress import Track, silent
 from laconic.runtime import Ready, check_runtime, serve
 from laconic.runtime.extras import COMPILE, EAGER, RUNTIMES
@@ -101,7 +102,7 @@ def export(
         save_tokenizers(lm, partial)
         (partial / CARD).write_text(card(lm, Path(output).name, written), encoding="utf-8")
     return Outcome(
-        output=Path(output).expanduser(),
+        output=expanded(output),
         written=written,
         stored_bytes=lm.size()[1],
         quality=quality,

@@ -9,7 +9,6 @@ compared with what it makes of the new configuration in the new place.
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -18,7 +17,7 @@ from laconic.model.anatomy import Depth
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
 from laconic.model.per_layer import without_layers
-from laconic.model.stock import Difference, differences, made_of, modules_of, stock
+from laconic.model.stock import MODEL_ERRORS, Difference, differences, made_of, modules_of, stock
 
 PLACES = ("layer_idx", "layer_id", "layer_number")
 """What transformers calls the number of its block in a module that needs it."""
@@ -28,8 +27,6 @@ SLIDES = "has_sliding_layers"
 """And whether any of them has a window."""
 SCALING = "scaling"
 """And what an attention multiplies its scores by."""
-CONTRADICTIONS = (StrictDataclassError, ValueError, TypeError, LookupError)
-"""What a class raises where its configuration contradicts itself."""
 
 
 def shorten(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:
@@ -101,7 +98,7 @@ class Describable:
         try:
             shorten(config, layers.depth, len(layers), kept)
             shorter = made_of(type(self._lm.model), config)
-        except CONTRADICTIONS as error:
+        except MODEL_ERRORS as error:
             return reason_of(error)
         here = _in_new_places(whole, layers, kept)
         before, after = vars(self._lm.model.config), vars(config)

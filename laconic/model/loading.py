@@ -9,7 +9,8 @@ from laconic.errors import UserError
 from laconic.model.anatomy import entry_of
 from laconic.model.checkpoints import QUANT_METHOD, TARGET_TOKENIZER, Checkpoint, checkpoint_at
 from laconic.model.checkpoints.outline import outline_of
-from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.place import Place, located
+from laconic.model.checkpoints.sentences import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
@@ -84,20 +85,15 @@ def declared_pipeline(source: str) -> Pipeline | None:
     Raises:
         UserError: it cannot be read, or is not computed here.
     """
-    try:
-        found = checkpoint_at(source).declared if source else None
-    except UserError:
-        # A model that was made in memory may name anything as where it came from.
-        return None
-    return None if found is None else found.load()
+    # What is declared and cannot be read is a mistake; nothing else is taken for it.
+    found = checkpoint_at(source) if _declares(source) else _origin(source)
+    return None if found is None or found.declared is None else found.declared.load()
 
 
 def place_of(source: str) -> Place | None:
     """Where the model at `source` lies; None where there is nothing, as of a model that was made in memory."""
-    try:
-        return checkpoint_at(source).place if source else None
-    except UserError:
-        return None
+    found = _origin(source)
+    return None if found is None else found.place
 
 
 def has_weights(source: str) -> bool:
@@ -119,14 +115,26 @@ def tokenizers(
     Raises:
         UserError: a tokenizer needs code that comes with the model, or is there and cannot be read.
     """
-    if not source:
-        return own, None
+    found = _origin(source)
+    return (own, None) if found is None else found.tokenizers(own)
+
+
+def _origin(source: str) -> Checkpoint | None:
+    """What lies where a model says that it came from; None where nothing does: one that was made in memory may name
+    anything."""
     try:
-        checkpoint = checkpoint_at(source)
+        return checkpoint_at(source) if source else None
     except UserError:
-        # A model that was made in memory may name anything as where it came from.
-        return own, None
-    return checkpoint.tokenizers(own)
+        return None
+
+
+def _declares(source: str) -> bool:
+    """Whether sentence-transformers declares anything at `source`, whether it can be read or not."""
+    try:
+        place = located(source)
+        return isinstance(place, Place) and place.file(MODULES) is not None
+    except UserError:
+        return False
 
 
 def _checked(found: Checkpoint) -> PreTrainedConfig:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import BigBirdModel, BigBirdPegasusModel, PreTrainedConfig, PreTrainedModel
 
@@ -19,6 +20,12 @@ from laconic.formats import Format
 
 AT_RUN_TIME = re.compile(r"_|training$|gradient_checkpointing$|max_seq_len_cached$|name_or_path$|.*drop")
 """Attributes that are private, that training or a forward pass changes, or that matter in training alone."""
+MODEL_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What the classes of transformers, and the libraries that they call, raise of a model that they cannot make, load or
+run: each of them in its own way, and nowhere written down."""
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -71,7 +78,7 @@ def made_of(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrained
     """What the class makes of `config` as it is read back from a file, on the meta device.
 
     Raises:
-        ValueError, TypeError, LookupError: the configuration contradicts itself; each class says so in its own way.
+        MODEL_ERRORS: the configuration contradicts itself.
     """
     with TemporaryDirectory() as folder:
         # Some values are spelled in a file as nowhere else, infinity for one.

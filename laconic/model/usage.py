@@ -16,14 +16,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from laconic.model.stock import made_of
+from laconic.model.stock import MODEL_ERRORS, made_of
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 """Whose weights are watched."""
@@ -36,11 +35,6 @@ LENGTH = 8
 """Tokens of the row that is run."""
 DRY = {"attention": "eager", "experts": "batched_mm"}
 """The ways to compute in which no shape depends on numbers."""
-FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
-    StrictDataclassError,
-)  # fmt: skip
-"""What the code of a model may end with, where it looks at numbers that are not there."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +99,9 @@ def _seen(kind: _Kind) -> Usage | None:
 
 def _seen_by_running(kind: _Kind) -> Usage | None:
     for asked in ({}, {"use_cache": False}):
-        with suppress(*FAILURES):
+        with suppress(*MODEL_ERRORS):
             return _watched(_on_meta(kind), kind.globally, asked).usage
-    with suppress(*FAILURES):
+    with suppress(*MODEL_ERRORS):
         return _watched(_of_zeros(kind), kind.globally, {"use_cache": False}).usage_of_equals
     return None
 

@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel, Task
-from laconic.model.checkpoints.outline import UNBUILDABLE
 from laconic.model.layers import layers_of
+from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import AUTO_CLASSES
 from laconic.model.tokens import declared
 
@@ -51,7 +51,7 @@ def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed
         torch.manual_seed(seed)
         try:
             model = kind.from_config(config) if not issubclass(kind, PreTrainedModel) else kind(config)
-        except UNBUILDABLE as error:
+        except MODEL_ERRORS as error:
             raise UserError(f"There is no model of that configuration: {reason_of(error)}; put that right.") from error
     torch.nn.Module.to(model, device, torch.float32)
     return model

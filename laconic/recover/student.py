@@ -21,10 +21,10 @@ from laconic.errors import UserError, must_be, reason_of, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, skeleton
 from laconic.model.checkpoints.outline import check_depths
-from laconic.model.describable import CONTRADICTIONS
 from laconic.model.embedding import Pipeline, for_width
 from laconic.model.layers import layers_of
 from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
+from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for
 from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
@@ -159,7 +159,7 @@ class Student(Step):
         config, kind = copy.deepcopy(small.model.config), type(small.model)
         try:
             config.update(self.config)
-        except CONTRADICTIONS as error:
+        except MODEL_ERRORS as error:
             raise UserError(f"config is none of '{lm.source}': {reason_of(error)}; put that right.") from error
         check_depths(config, "config.")
         if self.classes is not None:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laconic.errors import UserError
+from laconic.paths import expanded
 
 
 def check_output(folder: Path, *models: str) -> Path:
@@ -50,7 +51,7 @@ def _named(folder: Path) -> Path:
         raise UserError(f"The output {str(folder)!a} is not named in UTF-8; name it so.") from error
     if "\0" in str(folder):
         raise UserError(f"The output {str(folder)!a} has the character NUL in its name; leave it out.")
-    return Path(folder).expanduser()
+    return expanded(folder)
 
 
 def _check_outside(folder: Path, models: Iterable[str]) -> None:
@@ -58,9 +59,9 @@ def _check_outside(folder: Path, models: Iterable[str]) -> None:
     place = os.path.realpath(folder)
     for model in models:
         # A name that no folder has is refused, with what is wrong with it, where the model is looked for.
-        if not model.strip() or not os.path.isdir(Path(model).expanduser()):
+        if not model.strip() or not os.path.isdir(expanded(model)):
             continue
-        own = os.path.realpath(Path(model).expanduser())
+        own = os.path.realpath(expanded(model))
         if os.path.commonpath((own, place)) == own:
             where = "is the folder of the model" if place == own else "lies in the folder of the model"
             raise UserError(f"The output '{folder}' {where} '{model}'; name a folder outside of it.")

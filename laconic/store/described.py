@@ -9,8 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of
-from laconic.model.describable import CONTRADICTIONS
-from laconic.model.stock import differences, modules_of, stock, switch_as
+from laconic.model.stock import MODEL_ERRORS, differences, modules_of, stock, switch_as
 from laconic.store.packed import unpack
 from laconic.store.shapes import deviations
 from laconic.store.structure import formats, rebuild
@@ -25,7 +24,7 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     kind = type(model).__name__
     try:
         plain = stock(model)
-    except CONTRADICTIONS as error:
+    except MODEL_ERRORS as error:
         raise UserError(
             f"The class {kind} makes no model of this one's configuration: {reason_of(error)}; put that right."
         ) from error

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.calibrate.passes import evaluating, forward, random_batch
 from laconic.errors import UserError, reason_of
 from laconic.model import Batch, LanguageModel
-from laconic.model.stock import differences, modules_of, switch_as
+from laconic.model.stock import MODEL_ERRORS, differences, modules_of, switch_as
 
 LENGTH = 8
 """Tokens of the row."""
@@ -29,11 +28,6 @@ SAME = 1e-4
 """The largest difference of an output, as part of the largest output: sums in another order come to some 1e-6."""
 ROUNDINGS = 8
 """And in so many roundings to the dtype that is computed in, where that is coarser."""
-FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
-    StrictDataclassError,
-)  # fmt: skip
-"""What the code of a model may end with."""
 
 
 @torch.no_grad()
@@ -66,7 +60,7 @@ def _both(ours: LanguageModel, theirs: LanguageModel) -> tuple[Tensor, Tensor]:
     batch = random_batch(ours, 1, LENGTH)
     on_cpu = {name: tensor.cpu() for name, tensor in batch.items()}
     if ours.model.dtype != torch.float32:
-        with suppress(*FAILURES):
+        with suppress(*MODEL_ERRORS):
             return _outputs(ours, batch).cpu(), _outputs(theirs, on_cpu)
     with _failing("does not run as it is now", "leave what that names as it was"):
         said = _outputs(_in_float32(ours), batch).cpu()
@@ -131,7 +125,7 @@ def _compare(said: Tensor, read: Tensor) -> None:
 def _failing(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except FAILURES as error:
+    except MODEL_ERRORS as error:
         raise UserError(f"The model {what}, and was not saved: {reason_of(error)}; {remedy}.") from error
 
 

@@ -15,6 +15,7 @@ from laconic.compress import Allocation
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import METHODS
 from laconic.methods.spelling import named
+from laconic.paths import expanded
 from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
 from laconic.recipe.steps import STEPS
@@ -178,7 +179,7 @@ def _parameter(line: object, place: str, folder: Path) -> Value:
 
 def _beside(path: str, folder: Path) -> str:
     """The path beside the study where there is something, else as it stands."""
-    there = folder / Path(path).expanduser()
+    there = folder / expanded(path)
     return str(there) if there.exists() else path
 
 

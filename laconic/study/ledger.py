@@ -8,11 +8,11 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any
 
 from laconic.errors import UserError
+from laconic.paths import expanded
 from laconic.study.folder import Folder
 from laconic.study.leases import SUFFIX, Leases
 
@@ -56,7 +56,7 @@ class Ledger:
     @staticmethod
     def is_at(place: str) -> bool:
         """Whether there is one; of a URL nobody knows before it is read."""
-        return "://" in place or (Path(place).expanduser() / CELLS).is_dir()
+        return "://" in place or (expanded(place) / CELLS).is_dir()
 
     def find(self, key: str) -> Record | Strange | None:
         """The record of a cell, or what is there in its place; None where there is nothing."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from laconic.errors import UserError, must_be, reason_of
+from laconic.paths import expanded
 from laconic.report.study.flat import flat
 from laconic.report.study.names import called
 from laconic.study.folder import Folder
@@ -66,7 +66,7 @@ class Logbook:
         mlflow = import_module("mlflow")
         self._entities = import_module("mlflow.entities")
         self._errors: tuple[type[Exception], ...] = (import_module("mlflow.exceptions").MlflowException, OSError)
-        here = Path(place).expanduser().absolute()
+        here = expanded(place).absolute()
         # A server knows where artifacts go; beside a database MLflow would put them where the program was started.
         at = f"{place.rstrip('/')}/{ARTIFACTS}" if "://" in place else (here / ARTIFACTS).as_uri()
         artifacts = at if uri is None or SQL.match(uri) else None

@@ -11,6 +11,7 @@ from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
 from laconic.calibrate.sources.pydoc import pydoc
 from laconic.errors import UserError, unknown
+from laconic.paths import expanded
 
 __all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "file_of", "find", "glue_task"]
 
@@ -24,7 +25,7 @@ DATA_FOLDER = "LACONIC_DATA"
 def data_folder() -> Path | None:
     """The folder that is searched before the hub, where one is named."""
     named = os.environ.get(DATA_FOLDER)
-    return Path(named).expanduser() if named else None
+    return expanded(named) if named else None
 
 
 def find(source: str, split: str) -> Reader:
@@ -79,7 +80,7 @@ def _glue(task: GlueTask, split: str) -> Reader:
 def _local(source: str) -> Path | None:
     """Where `source` is, here or in the data folder."""
     folder = data_folder()
-    places = [Path(source).expanduser(), *([folder / source] if folder and source else [])]
+    places = [expanded(source), *([folder / source] if folder and source else [])]
     return next((place for place in places if source and place.exists()), None)
 
 

@@ -24,6 +24,7 @@ from laconic.evaluate.lama.words import Place, Vocabulary
 from laconic.evaluate.macro import evenly, shares, weighted
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import vocabulary_of
+from laconic.paths import expanded
 from laconic.progress import Track
 
 LAMA_NAMES = ("lama", *(f"lama/{name}" for name in CORPORA))
@@ -155,7 +156,7 @@ def lama_task(name: str) -> Lama:
 
 def _vocabulary_file(name: str) -> Path:
     data = data_folder()
-    places = [Path(name).expanduser(), *([data / name, data / "lama" / name] if data else [])]
+    places = [expanded(name), *([data / name, data / "lama" / name] if data else [])]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise UserError(

@@ -26,7 +26,9 @@ from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.tokenizer import check_tokenizer, read_tokenizer
 from laconic.model.checkpoints.weights import check_pickle, check_safe, shapes_in
+from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import classes_of, text_encoder_name
+from laconic.paths import expanded
 
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -90,9 +92,9 @@ class Adapter(Checkpoint):
         try:
             apart(beside)
             model = merged(beside, self.at.source)
-        except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except MODEL_ERRORS as error:
             raise UserError(
                 f"The adapter '{self.at.source}' cannot be merged into its model: {reason_of(error)}; "
                 "give a model without it."
@@ -150,14 +152,17 @@ class Adapter(Checkpoint):
                 beside = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(self._file.parent)))
                 mapping = getattr(model, "_checkpoint_conversion_mapping", None)
                 report = beside.load_adapter(str(self._file.parent), "default", torch_device="cpu", key_mapping=mapping)
-            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            except MODEL_ERRORS as error:
                 raise UserError(
                     f"The adapter '{self.at.source}' does not fit the model '{self.base.place.source}': "
                     f"{reason_of(error)}; use the model that it was trained on, and a peft no older than its own."
                 ) from error
         ignored = [str(one.message) for one in told if "Unexpected keyword arguments" in str(one.message)]
         if ignored:
-            raise UserError(f"The adapter '{self.at.source}' is of a later peft than is installed: {ignored[0]}")
+            raise UserError(
+                f"The adapter '{self.at.source}' is of a later peft than is installed: {ignored[0].rstrip('.')}; "
+                "upgrade peft."
+            )
         if left := sorted((*report.missing_keys, *report.unexpected_keys)):
             raise UserError(
                 f"The adapter '{self.at.source}' does not fit the model '{self.base.place.source}': {len(left)} of its "
@@ -181,7 +186,7 @@ def base_of(place: Place) -> tuple[str, str | None]:
         raise must_be(f"{where}base_model_name_or_path", "a folder or a hub name", name)
     if not isinstance(revision, (str, type(None))):
         raise must_be(f"{where}revision", "a branch, tag or commit", revision)
-    path = Path(name).expanduser()
+    path = expanded(name)
     beside = path if place.folder is None else place.folder / path
     there = next((one for one in (path, beside) if one.exists()), None)
     if there is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -70,9 +71,9 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
             "give a folder saved by save_pretrained of a transformers model."
         )
     where = f"In the config.json of '{source}', "
-    for name, value in raw.items():
+    for name, value in _numbers(raw):
         # An infinity may be meant (of a step without a limit); this is a number that no sum has survived.
-        if isinstance(value, float) and math.isnan(value):
+        if math.isnan(value):
             raise must_be(f"{where}{name}", "a number", value)
     if not isinstance(raw.get("model_type") or "", str):
         raise must_be(f"{where}model_type", "the name of an architecture", raw["model_type"])
@@ -88,3 +89,12 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
         raise must_be(f"{where}dtype", f"one of {', '.join(DTYPES)}", dtype)
     if not isinstance(raw.get("quantization_config"), dict | None):
         raise must_be(f"{where}quantization_config", "an object", raw["quantization_config"])
+
+
+def _numbers(said: object, place: str = "") -> Iterator[tuple[str, float]]:
+    """Each number with a point in what was read, and where it stands, as `rope_parameters.factor`."""
+    if isinstance(said, float):
+        yield place, said
+    elif isinstance(said, (dict, list)):
+        for name, value in said.items() if isinstance(said, dict) else enumerate(said):
+            yield from _numbers(value, f"{place}.{name}" if place else str(name))

@@ -22,6 +22,7 @@ from laconic.model.checkpoints.gguf_metadata import FACTORS, check_said, scale_p
 from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
+from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, classes_of
 
 SUFFIX = ".gguf"
@@ -54,7 +55,7 @@ class Gguf(Checkpoint):
             config = AutoConfig.from_pretrained(
                 str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (OSError, *MODEL_ERRORS) as error:
             raise UserError(
                 f"The GGUF file '{self.source}' of the architecture '{architecture}' cannot be read by transformers: "
                 f"{reason_of(error)}; use the folder that it was made from."
@@ -91,8 +92,11 @@ class Gguf(Checkpoint):
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, RuntimeError, ValueError, KeyError, NotImplementedError) as error:
-            raise UserError(f"The weights of '{self.source}' cannot be loaded: {reason_of(error)}.") from error
+        except (OSError, *MODEL_ERRORS) as error:
+            raise UserError(
+                f"The weights of '{self.source}' cannot be loaded: {reason_of(error)}; use the folder that it was made "
+                "from."
+            ) from error
         check_report(model, report, self.source, given=given)
         self._check_all_taken(model)
         model.config.name_or_path = str(self.path)
@@ -112,7 +116,7 @@ class Gguf(Checkpoint):
             found = AutoTokenizer.from_pretrained(
                 str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
+        except (OSError, *MODEL_ERRORS) as error:
             warnings.warn(
                 f"The tokenizer in '{self.source}' cannot be read by transformers: {reason_of(error)}; "
                 "the model goes without one.",

@@ -10,14 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError, must_be, reason_of
 from laconic.model.anatomy import entry_of
+from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for
 from laconic.model.text import text_config
 from laconic.model.tokens import declared
-
-UNBUILDABLE = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-"""What the classes of transformers raise on numbers and names that they cannot be built with."""
 
 
 def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
@@ -33,7 +29,7 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
             # Told below, in a sentence.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             outline: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
-    except UNBUILDABLE as error:
+    except MODEL_ERRORS as error:
         said = reason_of(error)
         named = f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said
         raise UserError(

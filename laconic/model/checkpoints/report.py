@@ -12,13 +12,14 @@ Here either is a mistake, but for what is known to be harmless:
 """
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from laconic.errors import UserError
+from laconic.errors import CheckpointNotice, UserError
 
 POOLER = "pooler."
 FURTHER_HEADS = re.compile(r"cls\.seq_relationship\.|(.*\.)?masked_bias$")
@@ -78,6 +79,14 @@ def check_report(
             f"in the model that it describes, the first is '{left[0]}'; use the config.json that was saved with the "
             "weights."
         )
+    if not model.config.architectures and (heads := sorted(n for n in report["unexpected_keys"] if _is_head(model, n))):
+        warnings.warn(
+            f"The config.json of '{source}' names no class under architectures, so it is read as a "
+            f"{type(model).__name__}, without {len(heads)} of the tensors in the file, the first is "
+            f"'{heads[0]}'; name the class there to keep them.",
+            CheckpointNotice,
+            stacklevel=2,
+        )
 
 
 def _may_be_missing(model: PreTrainedModel, name: str) -> bool:
@@ -95,11 +104,16 @@ def _may_be_missing(model: PreTrainedModel, name: str) -> bool:
 def _may_be_left_out(model: PreTrainedModel, name: str) -> bool:
     inner = name.removeprefix(f"{model.base_model_prefix}.")
     first = inner.partition(".")[0]
-    in_base = inner != name or _has(model.base_model, first)
-    is_head = not in_base and not _has(model, first)
     is_pooler = inner.startswith(POOLER) and not _has(model.base_model, first)
     is_computed = _is_computed(model, name) or _is_computed(model.base_model, inner)
-    return is_head or is_pooler or is_computed or FURTHER_HEADS.match(name) is not None
+    return _is_head(model, name) or is_pooler or is_computed or FURTHER_HEADS.match(name) is not None
+
+
+def _is_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether the tensor is of a part that lies beside the base model, and that this class does not have."""
+    inner = name.removeprefix(f"{model.base_model_prefix}.")
+    first = inner.partition(".")[0]
+    return inner == name and not _has(model.base_model, first) and not _has(model, first)
 
 
 def _is_computed(model: nn.Module, name: str) -> bool:

@@ -16,12 +16,12 @@ from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.dense import check_quantized, load_dense
-from laconic.model.checkpoints.outline import UNBUILDABLE
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.tokenizer import check_tokenizer
-from laconic.model.checkpoints.weights import check_weights, find_weights
+from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
+from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, text_encoder_name
 
 QUANT_METHOD = "laconic"
@@ -61,13 +61,12 @@ class Stored(Checkpoint):
         return config
 
     def check(self, config: PreTrainedConfig) -> None:
-        # What is still to be fetched is looked at when it is loaded.
-        if (
-            self.at.folder is not None
-            or not self.at.fetches
-            or find_weights(self.at.on_this_machine(), config) is not None
-        ):
+        try:
             check_weights(self.at.on_this_machine(), config)
+        except MissingWeightsError:
+            # What the hub is still to be asked for is looked at when it is loaded.
+            if self.at.folder is not None or not self.at.fetches:
+                raise
         if self.at.folder is not None and self.behind is not None:
             # What is behind a transformer is small.
             self.behind.load()
@@ -133,8 +132,10 @@ def read_weights(place: Place, config: PreTrainedConfig, given: Collection[str] 
             )
     except UserError:
         raise
-    except (OSError, SafetensorError, *UNBUILDABLE) as error:
-        raise UserError(f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}.") from error
+    except (OSError, SafetensorError, *MODEL_ERRORS) as error:
+        raise UserError(
+            f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}; use files that were saved together."
+        ) from error
     check_report(model, report, place.source, weights.whole_numbers, given)
     model.config.name_or_path = place.name
     return model

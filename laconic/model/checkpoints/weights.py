@@ -28,6 +28,10 @@ _OTHERS = {
 """Files of weights that transformers no longer reads, or never did."""
 
 
+class MissingWeightsError(UserError):
+    """Weights, or a part of them, are not where they were looked for."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """The weights of one model: one file, or shards.
@@ -55,7 +59,8 @@ def find_weights(place: Place, config: PreTrainedConfig | None = None) -> Weight
     """The weights at `place`, fetched where they have to be: safetensors where there are both, one file before shards.
 
     Raises:
-        UserError: a shard is missing, or the list of shards is none.
+        MissingWeightsError: a shard is missing.
+        UserError: the list of shards is none.
     """
     named = getattr(config, "transformers_weights", None)
     single, index = (named, named) if isinstance(named, str) else (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
@@ -71,11 +76,12 @@ def check_weights(place: Place, config: PreTrainedConfig) -> Weights:
     """The weights at `place`, once it is known that each file is whole and needs no code; no number is read.
 
     Raises:
-        UserError: there are none, or a file is damaged, cut off or needs code.
+        MissingWeightsError: there are none, or a shard is missing.
+        UserError: a file is damaged, cut off or needs code.
     """
     found = find_weights(place, config)
     if found is None:
-        raise UserError(_none(place))
+        raise MissingWeightsError(_none(place))
     for file in found.files:
         check_safe(file, place.source) if found.are_safe else check_pickle(file, place.source)
     return found
@@ -137,7 +143,7 @@ def _shard(place: Place, listing: str, name: str) -> Path:
         raise must_be(f"A file that '{listing}' of the model '{place.source}' names", "one in the same folder", name)
     found = place.file(name)
     if found is None:
-        raise UserError(
+        raise MissingWeightsError(
             f"The weights of '{place.source}' are incomplete: '{listing}' names the file '{name}', which is not there; "
             "fetch the missing files."
         )

@@ -10,6 +10,7 @@ from typing import Any
 from pyarrow import ArrowException, parquet
 
 from laconic.errors import UserError, must_be, reason_of
+from laconic.paths import expanded
 from laconic.report.study.files import as_arrow
 from laconic.report.study.flat import flat
 from laconic.report.tables import Column, Table, Value
@@ -51,7 +52,7 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
 
 
 def _stored(folder: Path) -> Any:
-    path = folder.expanduser() / PARQUET
+    path = expanded(folder) / PARQUET
     try:
         return parquet.read_table(path)
     except FileNotFoundError as error:

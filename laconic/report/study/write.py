@@ -8,6 +8,7 @@ from typing import Any
 
 from laconic.errors import UserError
 from laconic.markdown import plain
+from laconic.paths import expanded
 from laconic.report.curves import png
 from laconic.report.plots import standalone_svg
 from laconic.report.study.charts import charts
@@ -70,5 +71,5 @@ def _way(folder: Path, study: Path | str | None) -> str:
         return ""
     if "://" in str(study):
         return f"{str(study).rstrip('/')}/"
-    way = os.path.relpath(Path(study).expanduser().absolute(), folder.absolute())
+    way = os.path.relpath(expanded(study).absolute(), folder.absolute())
     return "" if way == "." else f"{Path(way).as_posix()}/"

@@ -19,6 +19,7 @@ from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.methods import Svd
 from laconic.model import Task, check_model, load, skeleton
+from laconic.model.checkpoints.merging import alike
 from laconic.recipe import compress
 from laconic.store import save
 from tests.architectures import BY_NAME
@@ -31,6 +32,14 @@ TOKENS = torch.tensor([[5, 6, 7, 8, 9, 3]])
 def outputs(model: Any, **more: Tensor) -> Tensor:
     with torch.no_grad():
         return model(input_ids=TOKENS, **more)[0]
+
+
+def test_outputs_are_compared_where_they_are_numbers_too() -> None:
+    before = torch.tensor([[1.0, -2.0, torch.inf]])
+    assert alike(before, before + torch.tensor([[0.0, 1e-4, 0.0]]))
+    assert not alike(before, before + torch.tensor([[0.0, 1e-2, 0.0]]))
+    assert not alike(before, torch.tensor([[torch.nan, -2.0, torch.inf]]))
+    assert not alike(before, before[:, :2])
 
 
 def shaken(model: Any) -> Any:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model import check_model, load
-from laconic.model.checkpoints.dense.float8 import scaled
+from laconic.model.checkpoints.dense.float8 import FLOAT8, scaled
 from laconic.model.checkpoints.dense.mxfp4 import VALUES, decoded
+from laconic.model.checkpoints.dense.reader import Held, UnreadableError
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.codes import awq_codes, gptq_codes, matrices, save_with_codes
 from tests.model.checkpoints.reading import has, read
@@ -94,6 +95,20 @@ def test_float8_is_what_transformers_makes_of_it_where_blocks_are_whole(generato
     assert torch.equal(theirs._dequantize_one(codes, scales, torch.float32), scaled(codes, scales, [128, 128]))
 
 
+def test_float8_in_the_blocks_that_are_usual(generator: torch.Generator) -> None:
+    codes = torch.randn(256, 128, generator=generator).to(torch.float8_e4m3fn)
+    scales = torch.rand(2, 1, generator=generator)
+    held = Held({"m.weight": codes, "m.weight_scale_inv": scales})
+    assert torch.equal(FLOAT8.numbers(held, {})["m.weight"], scaled(codes, scales, [128, 128]))
+
+
+@pytest.mark.parametrize("scales", [torch.rand(4), torch.rand(4, 1), torch.rand(1, 4)])
+def test_float8_scales_of_rows_or_of_columns(scales: Tensor) -> None:
+    """Of a square matrix a vector would fit either way."""
+    with pytest.raises(UnreadableError, match="there is no weight_block_size, and scales of the shape"):
+        scaled(torch.ones(4, 4).to(torch.float8_e4m3fn), scales, None)
+
+
 def test_mxfp4_is_what_transformers_makes_of_it(generator: torch.Generator) -> None:
     from transformers.integrations.mxfp4 import dequantize_convertops
 
@@ -168,11 +183,14 @@ def test_an_adapter_of_a_quantized_model(tmp_path: Path, generator: torch.Genera
         ({"bits": 4}, "is quantized by 'an unnamed library', which laconic does not read"),
         (
             {"quant_method": "gptq", "bits": 3},
-            "laconic does not read: it has 3 bits, and known are 2, 4 and 8",
+            "laconic does not read: its bits are 3, and known are 2, 4 and 8",
         ),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "its checkpoint_format is 'marlin'"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "its version is 'gemv', and known is gemm"),
         ({"quant_method": "fp8", "weight_block_size": 128}, "its weight_block_size is 128"),
+        ({"quant_method": "fp8", "weight_block_size": [0, 128]}, r"its weight_block_size is \[0, 128\], and known are"),
+        ({"quant_method": "fp8", "weight_block_size": ["128", 128]}, r"its weight_block_size is \['128', 128\]"),
+        ({"quant_method": "gptq", "bits": "4"}, "its bits are '4', and known are 2, 4 and 8"),
     ],
 )
 def test_refused_before_weights_are_read(tmp_path: Path, said: dict[str, object], sentence: str) -> None:
@@ -180,6 +198,15 @@ def test_refused_before_weights_are_read(tmp_path: Path, said: dict[str, object]
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=sentence):
         check_model(str(tmp_path))
+
+
+def fitting(groups: int) -> dict[str, Tensor]:
+    """Tensors of AutoGPTQ for a matrix of 32 × 32 in so many groups."""
+    return {
+        "qweight": torch.zeros(4, 32, dtype=torch.int32),
+        "qzeros": torch.zeros(groups, 4, dtype=torch.int32),
+        "scales": torch.zeros(groups, 32),
+    }
 
 
 @pytest.mark.parametrize(
@@ -195,6 +222,12 @@ def test_refused_before_weights_are_read(tmp_path: Path, said: dict[str, object]
             },
             r"has codes of the shape \(32, 32\) and scales of \(3, 32\)",
         ),
+        (fitting(0), r"has codes of the shape \(32, 32\) and scales of \(0, 32\)"),
+        (fitting(64), r"has codes of the shape \(32, 32\) and scales of \(64, 32\)"),
+        (fitting(2) | {"qweight": torch.zeros(4, 32)}, r"q_proj\.qweight' is no matrix of int32"),
+        (fitting(2) | {"g_idx": torch.full((32,), 2)}, "has the groups 2 to 2 in its g_idx, and 2 scales"),
+        (fitting(2) | {"g_idx": torch.full((32,), -1)}, "has the groups -1 to -1 in its g_idx, and 2 scales"),
+        (fitting(2) | {"g_idx": torch.zeros(1, dtype=torch.int32)}, r"a g_idx of the shape \(1,\) .* for 32 inputs"),
     ],
 )
 def test_codes_that_do_not_fit(tmp_path: Path, parts: dict[str, Tensor], sentence: str) -> None:

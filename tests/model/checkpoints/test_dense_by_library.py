@@ -10,6 +10,8 @@ import transformers as hf
 from torch import Tensor
 
 from laconic.cli.main import status
+from laconic.model.checkpoints.dense.libraries import COMPRESSED
+from laconic.model.checkpoints.dense.reader import UnreadableError
 from tests.architectures import BY_NAME
 from tests.model.checkpoints.absent import without
 from tests.model.checkpoints.codes import matrices, save_with_codes
@@ -111,3 +113,19 @@ def test_without_the_library(
         assert (
             f"is quantized by '{method}', so it needs {method}, which is not installed: pip install '{method}>=" in said
         )
+
+
+def transformed(*places: str) -> dict[str, Any]:
+    apply = [{"targets": ["Linear"], "location": place} for place in places]
+    return {"config_groups": {"R1": {"type": "hadamard", "apply": apply}}}
+
+
+@pytest.mark.parametrize("transforms", [transformed("weight_input", "input"), transformed("k_cache"), {"R1": []}])
+def test_transforms_of_activations_are_refused(transforms: dict[str, Any]) -> None:
+    with pytest.raises(UnreadableError, match=r"^its transform_config is \{"):
+        COMPRESSED.check({"transform_config": transforms})
+
+
+@pytest.mark.parametrize("transforms", [None, {}, {"config_groups": {}}, transformed("weight_input", "weight_output")])
+def test_transforms_that_lie_in_the_weights_are_no_obstacle(transforms: dict[str, Any] | None) -> None:
+    COMPRESSED.check({"transform_config": transforms})

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from laconic.errors import UserError
 from laconic.model import check_model, load
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.stored import Stored
+from laconic.model.loading import configuration
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.hub import put
 
@@ -69,6 +72,21 @@ def test_what_lies_in_the_cache_is_checked_before_it_is_loaded(cache: Path, tmp_
     # The hub is not asked, so that nothing can be fetched.
     with pytest.raises(UserError, match=r"The weights of 'owner/model' cannot be loaded: there is no file named"):
         check_model("owner/model")
+
+
+def test_shards_of_which_some_are_still_to_be_fetched(cache: Path, tmp_path: Path) -> None:
+    """As a download that was stopped leaves them."""
+    BY_NAME["gpt2"].model().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    put(tmp_path / "model", "owner/model", cache)
+    shards = sorted(cache.glob("*/snapshots/*/model-*.safetensors"))
+    shards[-1].unlink()
+    Stored(Place("owner/model")).check(configuration("owner/model"))
+    # Here the hub cannot be asked.
+    with pytest.raises(UserError, match=f"names the file '{shards[-1].name}', which is not there; fetch the missing"):
+        check_model("owner/model")
+    (tmp_path / "model" / shards[-1].name).unlink()
+    with pytest.raises(UserError, match=f"names the file '{shards[-1].name}', which is not there; fetch the missing"):
+        check_model(str(tmp_path / "model"))
 
 
 def test_code_in_a_repository(cache: Path, tmp_path: Path) -> None:

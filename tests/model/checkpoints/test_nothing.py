@@ -106,6 +106,10 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (b'{"model_type": "gpt2", "id2label": ["x"]}', "config.json of .* describes no model: AttributeError: "),
         (b'{"model_type": "gpt2", "num_labels": "2"}', "config.json of .* describes no model: TypeError: "),
         (b'{"model_type": "gpt2", "quantization_config": []}', r"quantization_config must be an object; got \[\]"),
+        (
+            b'{"model_type": "gpt2", "rope_parameters": {"factors": [1.0, NaN]}}',
+            r"rope_parameters\.factors\.1 must be a number; got nan",
+        ),
         (b'{"model_type": "no-such-type"}', "There is no loadable model .*no-such-type"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
 import laconic
-from laconic.errors import UserError
+from laconic.errors import CheckpointNotice, UserError
 from laconic.model import Task, load
 from laconic.store import save
 from tests.architectures import BLOCKS, BY_NAME, DECODER, SMALL, Architecture, compress_everything, outputs
@@ -175,6 +175,28 @@ def test_a_plain_encoder_in_the_file_of_one_with_a_head(tmp_path: Path) -> None:
     configured(tmp_path, num_hidden_layers=1)
     with pytest.raises(UserError, match=r"16 of .* the first is 'bert\.encoder\.layer\.1\."):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("architectures", [None, []])
+def test_a_head_that_config_json_names_no_class_of_is_told(tmp_path: Path, architectures: list[str] | None) -> None:
+    model = BY_NAME["llama"].model()
+    stored(tmp_path, model, {})
+    configured(tmp_path, architectures=architectures)
+    sentence = (
+        r"names no class under architectures, so it is read as a LlamaModel, without 1 of the tensors in the file, the "
+        r"first is 'lm_head\.weight'; name the class there to keep them\.$"
+    )
+    with pytest.warns(CheckpointNotice, match=sentence):
+        found = load(str(tmp_path))
+    assert found.task is Task.EMBEDDING
+
+
+def test_of_a_plain_encoder_there_is_nothing_to_tell(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    model = BY_NAME["bert-base"].model()
+    stored(tmp_path, model, {"embeddings.position_ids": torch.arange(40)[None]})
+    configured(tmp_path, architectures=None)
+    assert torch.equal(outputs(load(str(tmp_path)).model), outputs(model))
+    assert not [one for one in recwarn if issubclass(one.category, CheckpointNotice)]
 
 
 def test_positions_that_are_computed_and_not_stored(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
+import laconic
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import check_model
@@ -47,6 +49,14 @@ def refused(folder: Path, sentence: str, capsys: pytest.CaptureFixture[str]) -> 
             [pooling("mean"), dense(WIDTH, 8)._replace(tensors={"linear.weight": torch.zeros(8, WIDTH)})],
             "The weights in '2_Dense' of .* lack 'linear.bias'",
         ),
+        ([Part("Pooling", {"pooling_mode": []})], "pools in no way"),
+        ([pooling("mean"), Part("LayerNorm", {"dimension": -3})], "config.json in '2_LayerNorm' of .* makes no sense"),
+        (
+            [pooling("mean"), Part("Dense", {"in_features": WIDTH, "out_features": -1})],
+            r"config.json in '2_Dense' of .* makes no sense \(Trying to create tensor with negative dimension",
+        ),
+        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.Module")], "'torch.nn.Module', which is none of a vector"),
+        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.GLU")], "'torch.nn.GLU', which is none of a vector"),
         (
             [pooling("mean"), Part("Normalize", {"module_input_name": "image_embeds"})],
             "reads or writes 'image_embeds', and laconic knows token_embeddings and sentence_embedding",
@@ -74,6 +84,15 @@ def test_modules(parts: list[Part], sentence: str, tmp_path: Path, capsys: pytes
         ({"modality_config": {"text": "forward"}}, "modality_config.text must be an object; got 'forward'"),
         ({"modality_config": [1]}, "modality_config must be an object; got"),
         ({"config_args": ["is_causal"]}, "config_args must be an object; got"),
+        ({"max_seq_length": 0}, "max_seq_length must be a whole number above 0; got 0"),
+        ({"max_seq_length": -1}, "max_seq_length must be a whole number above 0; got -1"),
+        ({"max_seq_length": "128"}, "max_seq_length must be a whole number above 0; got '128'"),
+        ({"max_seq_length": True}, "max_seq_length must be a whole number above 0; got True"),
+        ({"tokenizer_args": {"model_max_length": 12.5}}, "model_max_length must be a whole number above 0; got 12.5"),
+        (
+            {"processing_kwargs": {"text": {"max_length": 0}}},
+            r"processing_kwargs\.text\.max_length must be a whole number above 0; got 0",
+        ),
         ({"query_expansion": {"length": 32}}, "says query_expansion, which laconic does not apply"),
     ],
 )
@@ -151,6 +170,13 @@ def test_a_pickle_that_asks_for_code(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_encoder_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = sentence_folder(tmp_path / "model", [pooling("mean")], model=BY_NAME["bart"].model())
     refused(folder, "by the architecture 'bart', which has no plain encoder", capsys)
+
+
+def test_of_a_model_in_memory(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path / "model", [Part("WordWeights", {}), pooling("mean")])
+    model = AutoModel.from_pretrained(folder)
+    with pytest.raises(UserError, match="names 'WordWeights' as module 1"):
+        laconic.compress(model, "svd", keep=0.5)
 
 
 def test_a_cross_encoder_of_several_modules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import Weights, read_pickle
+from laconic.model.stock import MODEL_ERRORS
 
 READERS: Mapping[str, Reader] = {
     "awq": AWQ,
@@ -98,8 +99,10 @@ def load_dense(
         )
     except UnreadableError as error:
         raise _unreadable(source, method, error) from error
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The weights of '{source}' cannot be loaded: {reason_of(error)}.") from error
+    except MODEL_ERRORS as error:
+        raise UserError(
+            f"The weights of '{source}' cannot be loaded: {reason_of(error)}; use files that were saved together."
+        ) from error
     check_report(model, report, source, given=given)
     if model.can_generate() and (weights.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(weights.folder))

@@ -10,20 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic.errors import shown
 from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
 
 SCALE = "weight_scale_inv"
+USUAL_BLOCK = [128, 128]
+"""Where the configuration does not say it, as transformers has it."""
 _OF_ACTIVATIONS = ("activation_scale", "input_scale")
 
 
 def _check(said: Mapping[str, Any]) -> None:
-    block = said.get("weight_block_size")
-    if block is not None and not (isinstance(block, list) and len(block) == 2):
-        raise UnreadableError(f"its weight_block_size is {block}")
+    block = said.get("weight_block_size", USUAL_BLOCK)
+    is_pair = isinstance(block, list) and len(block) == 2
+    if block is not None and not (is_pair and all(type(size) is int and size > 0 for size in block)):
+        raise UnreadableError(f"its weight_block_size is {shown(block)}, and known are two whole numbers above 0")
 
 
 def _numbers(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    block = said.get("weight_block_size")
+    block = said.get("weight_block_size", USUAL_BLOCK)
     found = {}
     for name, tensor in held.tensors.items():
         module, _, last = name.rpartition(".")
@@ -46,14 +50,20 @@ def scaled(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tensor:
     Args:
         codes: of shape (…, out, in).
         scales: one for all, or (…, ⌈out / block[0]⌉, ⌈in / block[1]⌉).
-        block: rows and columns of a block; None for one scale.
+        block: rows and columns of a block; None where there is one scale for all.
+
+    Raises:
+        UnreadableError: there are other scales.
     """
     factors = (scales.float() - 127).exp2() if scales.dtype == torch.uint8 else scales.float()
-    if block is None or scales.numel() == 1:
+    if scales.numel() == 1:
         return codes.float() * factors
+    if block is None:
+        # A vector of them might be of rows or of columns.
+        raise UnreadableError(f"there is no weight_block_size, and scales of the shape {tuple(scales.shape)}")
     rows, columns = codes.shape[-2:]
     needed = (-(-rows // block[0]), -(-columns // block[1]))
-    if tuple(scales.shape[-2:]) != needed:
+    if tuple(scales.shape) != (*codes.shape[:-2], *needed):
         raise UnreadableError(f"a matrix of {rows} × {columns} has scales of the shape {tuple(scales.shape)}")
     factors = factors.repeat_interleave(block[0], -2)[..., :rows, :].repeat_interleave(block[1], -1)[..., :columns]
     return codes.float() * factors

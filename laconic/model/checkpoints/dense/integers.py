@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic.errors import shown
 from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
 
 WORD = 32
@@ -31,7 +32,7 @@ def _check_gptq(said: Mapping[str, Any]) -> None:
     if layout not in ("gptq", "gptq_v2"):
         raise UnreadableError(f"its checkpoint_format is '{layout}', and known are gptq and gptq_v2")
     if said.get("bits") not in (2, 4, 8):
-        raise UnreadableError(f"it has {said.get('bits')} bits, and known are 2, 4 and 8")
+        raise UnreadableError(f"its bits are {shown(said.get('bits'))}, and known are 2, 4 and 8")
 
 
 def _gptq(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -40,9 +41,9 @@ def _gptq(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
     found = _others(held)
     for module, parts in _modules(held):
         codes, scales = unpacked(parts["qweight"], bits, 0), parts["scales"].float()
-        group = parts.get("g_idx", torch.arange(len(codes)) // (len(codes) // len(scales))).long()
         zeros = (unpacked(parts["qzeros"], bits, 1) + less) & (2**bits - 1)
         _check_shapes(module, codes, zeros, scales)
+        group = _groups_in(parts["g_idx"], module, scales, codes) if "g_idx" in parts else _neighbours(codes, scales)
         found[f"{module}.weight"] = (scales[group] * (codes - zeros[group])).T.contiguous()
     return found
 
@@ -52,7 +53,7 @@ def _check_awq(said: Mapping[str, Any]) -> None:
     if layout != "gemm":
         raise UnreadableError(f"its version is '{layout}', and known is gemm")
     if said.get("bits", said.get("w_bit", 4)) != 4:
-        raise UnreadableError(f"it has {said.get('bits', said.get('w_bit'))} bits, and known are 4")
+        raise UnreadableError(f"its bits are {shown(said.get('bits', said.get('w_bit')))}, and known are 4")
 
 
 def _awq(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -61,9 +62,27 @@ def _awq(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
         codes, zeros = (_in_order(unpacked(parts[name], 4, 1)) for name in ("qweight", "qzeros"))
         scales = parts["scales"].float()
         _check_shapes(module, codes, zeros, scales)
-        group = torch.arange(len(codes)) // (len(codes) // len(scales))
+        group = _neighbours(codes, scales)
         found[f"{module}.weight"] = (scales[group] * (codes - zeros[group])).T.contiguous()
     return found
+
+
+def _neighbours(codes: Tensor, scales: Tensor) -> Tensor:
+    """The group of each input, where as many neighbours share one as are shared by each of the others."""
+    return torch.arange(len(codes)) // (len(codes) // len(scales))
+
+
+def _groups_in(listed: Tensor, module: str, scales: Tensor, codes: Tensor) -> Tensor:
+    """The group of each input, as `g_idx` lists them."""
+    if listed.shape != codes.shape[:1] or listed.is_floating_point():
+        raise UnreadableError(
+            f"'{module}' has a g_idx of the shape {tuple(listed.shape)} and type {listed.dtype} for {len(codes)} inputs"
+        )
+    if listed.min() < 0 or listed.max() >= len(scales):
+        raise UnreadableError(
+            f"'{module}' has the groups {listed.min()} to {listed.max()} in its g_idx, and {len(scales)} scales"
+        )
+    return listed.long()
 
 
 def _in_order(codes: Tensor) -> Tensor:
@@ -78,6 +97,9 @@ def _modules(held: Held) -> Iterator[tuple[str, dict[str, Tensor]]]:
             parts = {part: held.tensors[at] for part in _PARTS if (at := f"{module}.{part}") in held.tensors}
             if missing := {"qzeros", "scales"} - set(parts):
                 raise UnreadableError(f"'{module}' is without {' and '.join(sorted(missing))}")
+            for part in ("qweight", "qzeros"):
+                if parts[part].dtype != torch.int32 or parts[part].dim() != 2:
+                    raise UnreadableError(f"'{module}.{part}' is no matrix of int32")
             yield module, parts
 
 
@@ -86,7 +108,8 @@ def _others(held: Held) -> dict[str, Tensor]:
 
 
 def _check_shapes(module: str, codes: Tensor, zeros: Tensor, scales: Tensor) -> None:
-    if zeros.shape != scales.shape or codes.shape[1] != scales.shape[1] or len(codes) % len(scales):
+    fits = zeros.shape == scales.shape and codes.shape[1:] == scales.shape[1:]
+    if not fits or not 0 < len(scales) <= len(codes) or len(codes) % len(scales):
         raise UnreadableError(
             f"'{module}' has codes of the shape {tuple(codes.shape)} and scales of {tuple(scales.shape)}"
         )

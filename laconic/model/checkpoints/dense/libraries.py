@@ -10,17 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic.errors import shown
 from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
 
 STATE = ".quant_state.bitsandbytes__"
 _INT8 = ("SCB", "weight_format")
+OF_WEIGHTS = {"weight_input", "weight_output"}
+"""The places of a transform in compressed-tensors that are fused into the weights."""
 
 
 def _check_compressed(said: Mapping[str, Any]) -> None:
-    for name, plain in (("transform_config", None), ("sparsity_config", "dense")):
-        given = said.get(name)
-        if isinstance(given, dict) and given and given.get("format") != plain:
-            raise UnreadableError(f"its {name} is {given}")
+    transforms, sparsity = said.get("transform_config"), said.get("sparsity_config")
+    if transforms and _transforms_activations(transforms):
+        raise UnreadableError(f"its transform_config is {shown(transforms)}")
+    if isinstance(sparsity, dict) and sparsity and sparsity.get("format") != "dense":
+        raise UnreadableError(f"its sparsity_config is {shown(sparsity)}")
+
+
+def _transforms_activations(transforms: Any) -> bool:
+    """Whether anything but weights is transformed as the model runs; stored weights are transformed already."""
+    try:
+        places = {one["location"] for scheme in transforms["config_groups"].values() for one in scheme["apply"]}
+    except (AttributeError, KeyError, TypeError):
+        return True
+    return not places <= OF_WEIGHTS
 
 
 def _compressed(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def built(module: Module, place: Place) -> list[Stage]:
             stages = _BUILDERS[module.kind](config, where)
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         what = f"lacks '{error.args[0]}'" if isinstance(error, KeyError) else f"makes no sense ({reason_of(error)})"
         raise UserError(f"The config.json in {where} {what}; take the one that was saved with it.") from error
     for stage in stages:
@@ -109,6 +109,8 @@ def _pooling(config: Mapping[str, Any], where: str) -> list[Stage]:
     if given is None:
         given = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
     modes = (given,) if isinstance(given, str) else tuple(given)
+    if not modes:
+        raise UserError(f"{where} pools in no way (its pooling_mode is empty); laconic knows {', '.join(MODES)}.")
     for mode in modes:
         if mode not in MODES:
             raise UserError(f"{where} pools by '{mode}', which laconic does not know; it knows {', '.join(MODES)}.")
@@ -139,7 +141,22 @@ def _activation(named: object, where: str) -> nn.Module:
             f"The Dense module in {where} has the activation function '{named}', which is no class of torch.nn; "
             "laconic never runs code that comes with a model; use one that needs none."
         )
-    return kind()
+    activation = kind()
+    if not _keeps_width(activation):
+        raise UserError(
+            f"The Dense module in {where} has the activation function '{named}', which is none of a vector; use a "
+            "function like torch.nn.Tanh."
+        )
+    return activation
+
+
+def _keeps_width(activation: nn.Module) -> bool:
+    """Whether it makes of a vector another of as many numbers."""
+    try:
+        given = activation(torch.empty(1, 2))
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return isinstance(given, Tensor) and given.shape == (1, 2)
 
 
 def _layer_norm(config: Mapping[str, Any], where: str) -> list[Stage]:

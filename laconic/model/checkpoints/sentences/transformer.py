@@ -53,6 +53,9 @@ def check_settings(said: Mapping[str, Any], model_type: str, where: str) -> None
     for name in _SAID:
         for inner, held in (said.get(name) or {}).items():
             _check_object(held, f"{where}: {name}.{inner}")
+    for name, length in _lengths(said).items():
+        if length is not None and not (type(length) is int and length > 0):
+            raise must_be(f"{where}: {name}", "a whole number above 0", length)
     for entry, remedy in _unapplied(said, TASKS[model_type]):
         raise UserError(f"{where} says {entry}, which laconic does not apply; {remedy}.")
 
@@ -63,11 +66,19 @@ def _check_object(held: object, where: str) -> None:
 
 
 def longest(said: Mapping[str, Any]) -> int | None:
-    """Tokens of a text at most, where the file says it."""
+    """Tokens of a text at most, where the file says it; `check_settings` has let it pass."""
+    return min((length for length in _lengths(said).values() if length is not None), default=None)
+
+
+def _lengths(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of the length of a text, by where."""
     tokenizer = said.get("tokenizer_args") or said.get("processor_kwargs") or {}
     text = (said.get("processing_kwargs") or {}).get("text") or {}
-    lengths = (said.get("max_seq_length"), tokenizer.get("model_max_length"), text.get("max_length"))
-    return min((length for length in lengths if isinstance(length, int)), default=None)
+    return {
+        "max_seq_length": said.get("max_seq_length"),
+        "model_max_length": tokenizer.get("model_max_length"),
+        "processing_kwargs.text.max_length": text.get("max_length"),
+    }
 
 
 def _unapplied(said: Mapping[str, Any], task: str) -> Iterator[tuple[str, str]]:
