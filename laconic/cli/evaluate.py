@@ -1,5 +1,6 @@
 """`laconic evaluate`: quality and cost of a model, and what it lost against the original."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -42,10 +43,12 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the quality and the cost of MODEL. A run that was stopped goes on at the first task that was not done."""
+    from laconic.calibrate.batching import tokenizer_of
     from laconic.calibrate.classes import sharing_order
     from laconic.evaluate import Conditions, check_comparable, check_tasks, made_with
     from laconic.evaluate import evaluate as evaluate_model
-    from laconic.model import load, skeleton
+    from laconic.evaluate.tasks import rows_of
+    from laconic.model import load, skeleton, with_tokenizers
     from laconic.recipe.labels import check_label_order
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.runtime import check_runtime
@@ -57,13 +60,22 @@ def evaluate(
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
     order = None if label_order is None else split([label_order])
-    structure = skeleton(model).with_label_order(order)
+    structure = with_tokenizers(skeleton(model)).with_label_order(order)
     check_label_order(structure)
     other = None if against is None else skeleton(against)
     if other is not None and names:
         check_comparable(structure, other)
     made = made_with(*filter(None, (model, against)))
-    check_tasks(names, structure, compared=against is not None, calibration=made, runtime=runtime)
+    if names:
+        tokenizer_of(structure)
+    check_tasks(
+        names,
+        structure,
+        compared=against is not None,
+        calibration=made,
+        runtime=runtime,
+        rows=partial(rows_of, limit=limit),
+    )
     with progress() as track:
         lm = load(model, device).with_label_order(order)
         original = None if against is None else sharing_order(load(against, device), lm)

@@ -1,5 +1,6 @@
 """`laconic export`: the model for another runtime, checked against the model in torch."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -21,10 +22,12 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write MODEL for ONNX Runtime or OpenVINO to the folder OUT, once it computes what it does in torch."""
+    from laconic.calibrate.batching import tokenizer_of
     from laconic.evaluate import check_tasks
+    from laconic.evaluate.tasks import rows_of
     from laconic.export import check_target
     from laconic.export import export as export_model
-    from laconic.model import load, skeleton
+    from laconic.model import load, skeleton, with_tokenizers
     from laconic.recipe.labels import check_label_order
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.report.exported import lines_of, table_of
@@ -34,9 +37,11 @@ def export(
     check_output(output, model)
     names = split(tasks or [])
     order = None if label_order is None else split([label_order])
-    structure = skeleton(model).with_label_order(order)
+    structure = with_tokenizers(skeleton(model)).with_label_order(order)
     check_label_order(structure)
-    check_tasks(names, structure, compared=True)
+    if names:
+        tokenizer_of(structure)
+    check_tasks(names, structure, compared=True, rows=partial(rows_of, limit=limit))
     with progress() as track:
         lm = load(model).with_label_order(order)
         outcome = export_model(lm, to, output, tasks=names, limit=limit, track=track).to_json()

@@ -36,8 +36,8 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show what MODEL consists of, and how large, concentrated and redundant its weights are."""
-    from laconic.calibrate.corpus import check_source, read
-    from laconic.model import check_model, load
+    from laconic.calibrate.corpus import read
+    from laconic.model import check_model, load, with_tokenizers
     from laconic.recipe.flow import Sampling
     from laconic.recipe.run import check_output
     from laconic.report.anatomy import inspect as inspect_model
@@ -45,16 +45,17 @@ def inspect(
     from laconic.report.inspection.page import draw, page, tables_of
     from laconic.report.inspection.weights import weigh
     from laconic.report.inspection.words import paragraphs
+    from laconic.store import skeleton
 
     if output is not None:
         output = check_output(output, model)
     check_model(model)
-    if data is not None:
-        check_source(data, "train")
     with progress() as track:
+        corpus = None
+        if data is not None:
+            corpus = Sampling(samples=ROWS).of(with_tokenizers(skeleton(model)), read(data, "train"), track)
         lm = load(model)
         seen, weights = inspect_model(lm), weigh(lm, track)
-        corpus = None if data is None else Sampling(samples=ROWS).of(lm, read(data, "train"), track)
         found = None if corpus is None else activity(lm, corpus, data or "")
     told = paragraphs(weights, found)
     result = {**seen.to_json(), "words": told, "weights": weights.to_json()}

@@ -11,6 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 from laconic.calibrate.batching import rows_of
 from laconic.calibrate.classes import called, class_names, mismatch, places_of
 from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.labels import labels_of
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share, Table
@@ -99,11 +100,18 @@ class Glue(Judge):
             )
         self._classes(lm)
 
+    def refuse_rows(self, lm: LanguageModel, corpus: Corpus) -> None:
+        labels_of(lm, self._named(corpus))
+        super().refuse_rows(lm, corpus)
+
+    def _named(self, corpus: Corpus) -> Corpus:
+        return replace(corpus, classes=self.task.classes)
+
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
         """The table has the true label and the predicted class or score of each row, by the numbers of GLUE."""
         self.refuse(lm)
         classes = torch.tensor(self._classes(lm))
-        rows = rows_of(lm, replace(corpus, classes=self.task.classes), max_length=CONTEXT, labelled=True)
+        rows = rows_of(lm, self._named(corpus), max_length=CONTEXT, labelled=True)
         parts, data = by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
         for _, (values, _, labels, _) in predicted(lm, data, track, self.source):

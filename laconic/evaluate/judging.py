@@ -1,7 +1,7 @@
 """What every quality task has in common: rows in, a table and its metrics out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from laconic.calibrate.batching import Row, at_once, collate
 from laconic.calibrate.classes import called
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
+from laconic.calibrate.probe import check_readable
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Table
 from laconic.model import Batch, LanguageModel, Predictions, Task, predict
@@ -79,6 +80,18 @@ class Judge(ABC):
     def texts(self, corpus: Corpus) -> Corpus:
         """Rows of `corpus` as plain text, for a comparison that has nothing to do with the task."""
         return corpus
+
+    def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
+        """Raise UserError where `judge` would for the rows that `read` gives; the weights of `lm` may be absent.
+
+        What needs its tokenizer is found out where it has one.
+        """
+        self.refuse_rows(lm, read())
+
+    def refuse_rows(self, lm: LanguageModel, corpus: Corpus) -> None:
+        """Raise UserError unless these rows are for this task and this model, whose weights may be absent."""
+        if lm.tokenizer is not None:
+            check_readable(lm, self.texts(corpus))
 
     def refuse(self, lm: LanguageModel) -> None:
         """Raise UserError unless a model of that structure can be judged; its weights may be absent."""

@@ -44,13 +44,17 @@ class Seq2Seq(Judge):
     def generates(self) -> bool:
         return True
 
-    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""
-        self.refuse(lm)
+    def refuse_rows(self, lm: LanguageModel, corpus: Corpus) -> None:
         if any(example.target is None for example in corpus.examples):
             raise UserError(
                 f"The task '{self.name}' needs rows with a source and a target; '{corpus.source}' has others."
             )
+        super().refuse_rows(lm, corpus)
+
+    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+        """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""
+        self.refuse(lm)
+        self.refuse_rows(lm, corpus)
         context = min(positions(lm) or CONTEXT, CONTEXT)
         rows = _rows(lm, corpus, context)
         places, size = list(rows), rows_per_batch(lm, context, BATCH)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from laconic.calibrate.corpus import Corpus, check_source, read
+from laconic.calibrate.probe import check_readable
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
 from laconic.evaluate.apart import check_apart
@@ -28,6 +29,12 @@ FIDELITY = "fidelity"
 KINDS = (*ON_A_SOURCE, FIDELITY)
 HARNESS = "harness/"
 SPLIT = "dev"
+Rows = Callable[[Judge], Corpus]
+
+
+def rows_of(judge: Judge, limit: int | None = None) -> Corpus:
+    """The rows of a task, or the first `limit` of them."""
+    return judge.corpus(limit)
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,14 @@ def check_tasks(
     compared: bool,
     calibration: Sequence[str] = (),
     runtime: str = EAGER,
+    rows: Rows = rows_of,
 ) -> None:
-    """Raise UserError as `wanted`, and for a source that does not exist; no model and no row is read.
+    """Raise UserError as `wanted`, and for a source that does not exist; no weights are read.
 
-    `lm` is the model without weights, where there is one already: one of the wrong kind is refused too. `calibration`
-    names the sources that it was made with: a task that would judge on the same file is refused. A task that lets the
-    model write is refused where `runtime` cannot.
+    `lm` is the model without weights, where there is one already: one of the wrong kind is refused too, and so are rows
+    that it cannot be judged on, which `rows` reads. `calibration` names the sources that it
+    was made with: a task that would judge on the same file is refused. A task that lets the model write is refused
+    where `runtime` cannot.
     """
     asked = wanted(names, compared)
     check_apart(asked.sources, calibration)
@@ -105,6 +114,14 @@ def check_tasks(
             )
         if lm is not None:
             judge.refuse(lm)
+    if lm is None:
+        return
+    for judge in asked.judges.values():
+        judge.check_rows(lm, lambda judge=judge: rows(judge))
+    if asked.fidelity is not None:
+        corpus = read(asked.fidelity, SPLIT)
+        if lm.tokenizer is not None:
+            check_readable(lm, corpus)
 
 
 def _judge(name: str) -> Judge:

@@ -27,6 +27,7 @@ __all__ = [
     "place_of",
     "skeleton",
     "tokenizers",
+    "with_tokenizers",
 ]
 
 
@@ -135,6 +136,16 @@ def _declares(source: str) -> bool:
         return isinstance(place, Place) and place.file(MODULES) is not None
     except UserError:
         return False
+
+
+def with_tokenizers(lm: LanguageModel) -> LanguageModel:
+    """The model with the tokenizers that lie where it came from; one that it has already stays.
+
+    Raises:
+        UserError: as `tokenizers`.
+    """
+    own, of_targets = tokenizers(lm.source, lm.tokenizer)
+    return replace(lm, tokenizer=own, target_tokenizer=lm.target_tokenizer or of_targets)
 
 
 def _checked(found: Checkpoint) -> PreTrainedConfig:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.calibrate.corpus import Corpus, Example, read
+from laconic.calibrate.probe import check_readable
 from laconic.compress import Allocation, Step
 from laconic.errors import UserError
 from laconic.methods import Method
@@ -82,10 +83,14 @@ def compress(
     empty = empty.with_label_order(label_order)
     check_order(empty, steps, places)
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
-    check_labels(empty, steps, places, sampling, lambda: _corpus(data or ()))
+    texts = None if data is None else _corpus(data)
+    check_labels(empty, steps, places, sampling, lambda: texts or _corpus(()))
+    if texts is not None:
+        own = empty if tokenizer is None else replace(empty, tokenizer=tokenizer)
+        check_readable(_with_tokenizers(own), texts, max_length)
     with _in_float32(model, tokenizer) as loaded:
         lm = loaded.with_label_order(label_order)
-        calibration = None if data is None else sampling.of(_with_tokenizers(lm), _corpus(data), track)
+        calibration = None if texts is None else sampling.of(_with_tokenizers(lm), texts, track)
         changed, _ = apply_steps(lm, steps, calibration)
     attach(changed.model)
     return changed.model

@@ -3,16 +3,20 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import Calibration, corpus
+from laconic.calibrate.batching import tokenizer_of
 from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.probe import check_readable
 from laconic.errors import UserError
 from laconic.evaluate import check_tasks, evaluate, made_with
-from laconic.model import LanguageModel, load
+from laconic.evaluate.tasks import rows_of
+from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.model.structure import idle_stacks
 from laconic.model.tokens import check_targets
 from laconic.processes import agreed, by_first, from_first
@@ -100,10 +104,14 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
 
 
 def _loaded(recipe: Recipe, track: Track, device: str) -> tuple[LanguageModel, Calibration | None]:
-    # A row that cannot be read is found before the weights are loaded.
-    texts = None if recipe.data is None else corpus.read(recipe.data, "train")
-    lm = load(recipe.model, device).with_label_order(recipe.label_order)
-    return lm, None if texts is None else recipe.sampling.of(lm, texts, track)
+    # What the rows are to the model and to the steps is found before the weights are loaded.
+    data = None
+    if recipe.data is not None:
+        empty = with_tokenizers(skeleton(recipe.model)).with_label_order(recipe.label_order)
+        data = recipe.sampling.of(empty, corpus.read(recipe.data, "train"), track)
+        for step in recipe.steps:
+            step.check_data(data)
+    return load(recipe.model, device).with_label_order(recipe.label_order), data
 
 
 def check(recipe: Recipe, output: Path) -> Path:
@@ -118,13 +126,18 @@ def check(recipe: Recipe, output: Path) -> Path:
 
 
 def check_recipe(
-    recipe: Recipe, model: LanguageModel, *, compared: bool = False, read: Callable[..., Corpus] = corpus.read
+    recipe: Recipe,
+    model: LanguageModel,
+    *,
+    compared: bool = False,
+    read: Callable[..., Corpus] = corpus.read,
+    rows: Callable[..., Corpus] = rows_of,
 ) -> None:
     """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights.
 
-    `compared`: what it makes is judged beside the original. `read`: what reads its data, where labels are needed.
+    `compared`: what it makes is judged beside the original. `read` and `rows` read its data and those of its tasks.
     """
-    model = model.with_label_order(recipe.label_order)
+    model = with_tokenizers(model.with_label_order(recipe.label_order))
     places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
     made = check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
@@ -136,6 +149,7 @@ def check_recipe(
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
         check_targets(model)
+        check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
     check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
     if compared:
         output_places(made, model)
@@ -146,7 +160,15 @@ def check_recipe(
                 "true, or leave it out."
             )
         known = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
-        check_tasks(recipe.evaluate.tasks, made, compared=compared, calibration=known)
+        if recipe.evaluate.tasks:
+            tokenizer_of(made)
+        check_tasks(
+            recipe.evaluate.tasks,
+            made,
+            compared=compared,
+            calibration=known,
+            rows=partial(rows, limit=recipe.evaluate.limit),
+        )
 
 
 def pictures_of(changes: Changes) -> dict[str, bytes]:

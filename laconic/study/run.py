@@ -9,8 +9,9 @@ from functools import lru_cache
 from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
 from laconic.errors import Notice, UserError
+from laconic.evaluate.tasks import rows_of
 from laconic.methods.problem import placed
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, with_tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
@@ -54,15 +55,16 @@ def check_cells(cells: Sequence[Cell]) -> None:
     models: dict[str, LanguageModel] = {}
     # Neighbouring cells have the same data.
     read_once = lru_cache(maxsize=1)(read)
+    rows_once = lru_cache(maxsize=4)(rows_of)
     for cell in cells:
         where = "study at " + ", ".join(f"{name} {label}" for name, label in cell.axes.items() if label is not None)
         source = cell.recipe.model
         try:
-            model = models[source] = models.get(source) or skeleton(source)
+            model = models[source] = models.get(source) or with_tokenizers(skeleton(source))
             if cell.prepare:
                 places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
                 model = _prepared(cell, model.with_label_order(cell.recipe.label_order), places, read_once)
-            check_recipe(cell.recipe, model, compared=True, read=read_once)
+            check_recipe(cell.recipe, model, compared=True, read=read_once, rows=rows_once)
         except UserError as error:
             raise placed(error, where) from error
 

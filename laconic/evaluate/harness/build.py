@@ -59,6 +59,14 @@ def check(name: str) -> None:
         raise UserError(f"There is no {files}, and the hub does not help: {error}") if files else error from error
 
 
+def check_rows(name: str) -> None:
+    """Raise UserError where a local file that stands in for the task's rows cannot be read, or has none."""
+    _, config = _defined(name)
+    local = _local(config)
+    if local is not None:
+        local.rows()
+
+
 def writes(name: str) -> bool:
     """Whether the model writes its answers, which is what the harness takes a task for that does not say."""
     _, config = _defined(name)

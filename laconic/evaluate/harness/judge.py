@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,12 @@ class Harness(Judge):
         from laconic.evaluate.harness.build import check  # noqa: PLC0415 (needs the extra)
 
         check(self.task)
+
+    def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
+        """Of local files; what the harness fetches it reads itself, when it makes requests of it."""
+        from laconic.evaluate.harness.build import check_rows  # noqa: PLC0415 (needs the extra)
+
+        check_rows(self.task)
 
     def corpus(self, limit: int | None) -> Prompts:
         """The first request of each of the first `limit` rows: a prompt, and an answer that is scored after it."""
