@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from laconic.errors import UserError
-from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of
+from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of, declared_with
 from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint
 from laconic.model.checkpoints.configuration import CONFIG
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
@@ -34,7 +34,7 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
         return _in_a_file(place, source)
     found = declared(place)
     place = place if found is None else place.inside(found.subfolder)
-    stored = Stored(place, found)
+    stored = Stored(place=place, declared=found)
     if place.folder is None:
         is_adapter = place.file(CONFIG) is None and place.file(ADAPTER_CONFIG) is not None
         return _adapter(place, found) if is_adapter else stored
@@ -44,7 +44,7 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
         return _adapter(place, found)
     files = sorted(place.folder.glob(f"*{SUFFIX}"))
     if len(files) == 1:
-        return Gguf(source, files[0])
+        return Gguf(place=place, path=files[0])
     if files:
         raise UserError(
             f"The folder '{source}' holds {len(files)} GGUF files; give one of them: {', '.join(map(str, files[:5]))}."
@@ -68,15 +68,15 @@ def _adapter(place: Place, found: Declared | None) -> Checkpoint:
             "merge that first, and name the folder under base_model_name_or_path in adapter_config.json."
         )
     base = checkpoint_at(name, revision)
+    behind = declared_with(place, base.declared if found is None else found)
     # Which class the model is loaded as, the adapter says.
-    plain = replace(base, behind=None) if isinstance(base, Stored) else base
-    return Adapter(place, plain, base.declared if found is None else found)
+    return Adapter(place=place, declared=behind, base=replace(base, declared=None))
 
 
 def _in_a_file(path: Path, source: str) -> Checkpoint:
     try:
         if is_gguf(path):
-            return Gguf(source, path)
+            return Gguf(place=Place(source, path.parent), path=path)
     except OSError as error:
         raise UserError(f"The file '{source}' cannot be read: {error.strerror}; give another.") from error
     raise UserError(_no_model_file(path, source))

@@ -47,41 +47,27 @@ _BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PRE
 """Kinds of adapter that change what the model reads, or which adapter it takes, and no matrix."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapter(Checkpoint):
-    """The adapter at a place.
+    """A model as its adapter, which lies at `place`, makes it.
 
-    base:   the model that it is of.
-    behind: what sentence-transformers declares of the one, or else of the other.
+    base: the model that the adapter was trained on.
     """
 
-    at: Place
     base: Checkpoint
-    behind: Declared | None = None
-
-    @property
-    def place(self) -> Place:
-        return self.at
-
-    @property
-    def declared(self) -> Declared | None:
-        if self.behind is None or not self.behind.embeds:
-            return self.behind
-        # With a head on it, a model makes no vectors.
-        return self.behind if self._said.get("task_type") in (None, EMBEDS) else None
 
     def config(self) -> PreTrainedConfig:
         config = self._of_base()
-        outline = outline_of(config, self.at.source)
+        outline = outline_of(config, self.source)
         for name, shape in self._shapes.items():
             if name in _embeddings(outline) and shape[0] != outline.get_parameter(name).shape[0]:
                 config.get_text_config().vocab_size = shape[0]
         return config
 
     def check(self, config: PreTrainedConfig) -> None:
-        need("peft", f"The adapter '{self.at.source}'", extra="train", least="0.17")
+        need("peft", f"The adapter '{self.source}'", extra="train", least="0.17")
         self.base.check(self._of_base())
-        check_tokenizer(self.at)
+        check_tokenizer(self.place)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
         model = self.base.load(self._of_base(), given=self._shapes.keys())
@@ -91,15 +77,15 @@ class Adapter(Checkpoint):
         beside = self._put_beside(model)
         try:
             apart(beside)
-            model = merged(beside, self.at.source)
+            model = merged(beside, self.source)
         except UserError:
             raise
         except MODEL_ERRORS as error:
             raise UserError(
-                f"The adapter '{self.at.source}' cannot be merged into its model: {reason_of(error)}; "
+                f"The adapter '{self.source}' cannot be merged into its model: {reason_of(error)}; "
                 "give a model without it."
             ) from error
-        model.config.name_or_path = self.at.name
+        model.config.name_or_path = self.place.name
         return model
 
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
@@ -108,7 +94,7 @@ class Adapter(Checkpoint):
     def tokenizers(
         self, own: PreTrainedTokenizerBase | None = None
     ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-        beside = read_tokenizer(self.at) if own is None else own
+        beside = read_tokenizer(self.place) if own is None else own
         found, target = self.base.tokenizers(beside)
         return (self.lowered(found) if own is None else own), target
 
@@ -116,26 +102,26 @@ class Adapter(Checkpoint):
         """The configuration of the base model, with the class and as many outputs as the adapter is for."""
         said = self._said
         config = copy.deepcopy(self.base.config())
-        _check_kind(said, self.at.source)
+        _check_kind(said, self.source)
         if self.declared is not None and self.declared.embeds:
-            config.architectures = [text_encoder_name(config, self.at.source)]
+            config.architectures = [text_encoder_name(config, self.source)]
         else:
-            config.architectures = [_class_for(said.get("task_type"), config, self.at.source)]
+            config.architectures = [_class_for(said.get("task_type"), config, self.source)]
         if said.get("task_type") == "SEQ_CLS":
-            _count_labels(config, self._shapes, self.at.source)
+            _count_labels(config, self._shapes, self.source)
         return config
 
     @cached_property
     def _said(self) -> dict[str, Any]:
-        return self.at.json(ADAPTER_CONFIG) or {}
+        return self.place.json(ADAPTER_CONFIG) or {}
 
     @cached_property
     def _file(self) -> Path:
         """The file of its tensors, which is whole and needs no code."""
-        found = next((file for name in FILES if (file := self.at.file(name)) is not None), None)
+        found = next((file for name in FILES if (file := self.place.file(name)) is not None), None)
         if found is None:
-            raise UserError(f"The adapter '{self.at.source}' has no {' or '.join(FILES)}; use a complete one.")
-        (check_safe if found.suffix == ".safetensors" else check_pickle)(found, self.at.source)
+            raise UserError(f"The adapter '{self.source}' has no {' or '.join(FILES)}; use a complete one.")
+        (check_safe if found.suffix == ".safetensors" else check_pickle)(found, self.source)
         return found
 
     @cached_property
@@ -154,18 +140,18 @@ class Adapter(Checkpoint):
                 report = beside.load_adapter(str(self._file.parent), "default", torch_device="cpu", key_mapping=mapping)
             except MODEL_ERRORS as error:
                 raise UserError(
-                    f"The adapter '{self.at.source}' does not fit the model '{self.base.place.source}': "
+                    f"The adapter '{self.source}' does not fit the model '{self.base.source}': "
                     f"{reason_of(error)}; use the model that it was trained on, and a peft no older than its own."
                 ) from error
         ignored = [str(one.message) for one in told if "Unexpected keyword arguments" in str(one.message)]
         if ignored:
             raise UserError(
-                f"The adapter '{self.at.source}' is of a later peft than is installed: {ignored[0].rstrip('.')}; "
+                f"The adapter '{self.source}' is of a later peft than is installed: {ignored[0].rstrip('.')}; "
                 "upgrade peft."
             )
         if left := sorted((*report.missing_keys, *report.unexpected_keys)):
             raise UserError(
-                f"The adapter '{self.at.source}' does not fit the model '{self.base.place.source}': {len(left)} of its "
+                f"The adapter '{self.source}' does not fit the model '{self.base.source}': {len(left)} of its "
                 f"tensors have no counterpart, the first is '{left[0]}'; use the model that it was trained on."
             )
         return beside.eval()
@@ -195,6 +181,13 @@ def base_of(place: Place) -> tuple[str, str | None]:
             "write where it lies to base_model_name_or_path in its adapter_config.json."
         )
     return (name if there is None else str(there)), revision or None
+
+
+def declared_with(place: Place, found: Declared | None) -> Declared | None:
+    """`found`, what sentence-transformers declares of a model, as far as it holds with the adapter at `place`."""
+    task = (place.json(ADAPTER_CONFIG) or {}).get("task_type")
+    # With a head on it, a model makes no vectors.
+    return None if found is not None and found.embeds and task not in (None, EMBEDS) else found
 
 
 def _check_kind(said: Mapping[str, Any], source: str) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -14,13 +15,21 @@ from laconic.model.checkpoints.tokenizer import read_tokenizer
 TARGET_TOKENIZER = "target_tokenizer"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(ABC):
-    """A model that is not loaded yet. Everything that can be found wrong without its numbers is found by `check`."""
+    """A model that is not loaded yet. Everything that can be found wrong without its numbers is found by `check`.
+
+    place:    where it lies.
+    declared: what sentence-transformers declares of it; None where it declares nothing.
+    """
+
+    place: Place
+    declared: Declared | None = None
 
     @property
-    @abstractmethod
-    def place(self) -> Place:
-        """Where it lies."""
+    def source(self) -> str:
+        """As the user named it; what errors call it."""
+        return self.place.source
 
     @abstractmethod
     def config(self) -> PreTrainedConfig:
@@ -50,11 +59,6 @@ class Checkpoint(ABC):
     @abstractmethod
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         """The dtype that its weights are in, and are saved in again."""
-
-    @property
-    def declared(self) -> Declared | None:
-        """What sentence-transformers declares of it; None where it declares nothing."""
-        return None
 
     @property
     def has_weights(self) -> bool:

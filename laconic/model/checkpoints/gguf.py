@@ -20,7 +20,6 @@ from laconic.errors import CheckpointNotice, UserError, reason_of
 from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.gguf_metadata import FACTORS, check_said, scale_positions
 from laconic.model.checkpoints.needs import need
-from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, classes_of
@@ -31,20 +30,14 @@ _PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """ggml's types that are no codes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gguf(Checkpoint):
     """The model in one file.
 
-    source: as the user gave it.
-    path:   the file.
+    path: the file; `place` is the folder that it lies in.
     """
 
-    source: str
     path: Path
-
-    @property
-    def place(self) -> Place:
-        return Place(self.source, self.path.parent)
 
     def config(self) -> PreTrainedConfig:
         self._needs()

@@ -18,7 +18,6 @@ from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.dense import check_quantized, load_dense
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.report import check_report
-from laconic.model.checkpoints.sentences import Declared
 from laconic.model.checkpoints.tokenizer import check_tokenizer
 from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
 from laconic.model.stock import MODEL_ERRORS
@@ -30,67 +29,56 @@ NOWHERE = "no-adapter-is-meant"
 """A folder that is in no model's: transformers looks there for an adapter, and loads none on top."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored(Checkpoint):
-    """A model whose config.json lies beside its weights, and what sentence-transformers declares of it."""
-
-    at: Place
-    behind: Declared | None = None
-
-    @property
-    def declared(self) -> Declared | None:
-        return self.behind
-
-    @property
-    def place(self) -> Place:
-        return self.at
+    """A model whose config.json lies beside its weights."""
 
     @property
     def has_weights(self) -> bool:
-        return self.at.folder is None or find_weights(self.at) is not None
+        return self.place.folder is None or find_weights(self.place) is not None
 
     def config(self) -> PreTrainedConfig:
-        config = read_config(self.at)
+        config = read_config(self.place)
         if self._codes is not None:
-            check_quantized(self._codes, self.at.source)
+            check_quantized(self._codes, self.source)
             for one in (config, config.get_text_config()):
                 vars(one).pop("quantization_config", None)
-        if self.behind is not None and self.behind.embeds:
+        if self.declared is not None and self.declared.embeds:
             # Whatever class it was saved from, vectors are made by the plain encoder.
-            config.architectures = [text_encoder_name(config, self.at.source)]
+            config.architectures = [text_encoder_name(config, self.source)]
         return config
 
     def check(self, config: PreTrainedConfig) -> None:
         try:
-            check_weights(self.at.on_this_machine(), config)
+            check_weights(self.place.on_this_machine(), config)
         except MissingWeightsError:
             # What the hub is still to be asked for is looked at when it is loaded.
-            if self.at.folder is not None or not self.at.fetches:
+            if self.place.folder is not None or not self.place.fetches:
                 raise
-        if self.at.folder is not None and self.behind is not None:
+        if self.place.folder is not None and self.declared is not None:
             # What is behind a transformer is small.
-            self.behind.load()
-        check_tokenizer(self.at)
+            self.declared.load()
+        check_tokenizer(self.place)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
-        notice_code(self.at.json(CONFIG) or {}, self.at.source)
-        if self.at.file(ADAPTER_CONFIG) is not None:
+        notice_code(self.place.json(CONFIG) or {}, self.source)
+        if self.place.file(ADAPTER_CONFIG) is not None:
             warnings.warn(
-                f"'{self.at.source}' holds a model and an adapter for it: the model is read without the adapter. "
+                f"'{self.source}' holds a model and an adapter for it: the model is read without the adapter. "
                 "To merge them, put the adapter into a folder of its own and give that.",
                 CheckpointNotice,
                 stacklevel=2,
             )
         if self._codes is not None:
-            model = load_dense(config, check_weights(self.at, config), self._codes, self.at.source, given)
-            model.config.name_or_path = self.at.name
+            model = load_dense(config, check_weights(self.place, config), self._codes, self.source, given)
+            model.config.name_or_path = self.place.name
             return model
-        return read_weights(self.at, config, given)
+        return read_weights(self.place, config, given)
 
     @cached_property
     def _codes(self) -> dict[str, Any] | None:
         """The `quantization_config` of another library; None where the weights are numbers, or formats of laconic."""
-        raw = self.at.json(CONFIG) or {}
+        raw = self.place.json(CONFIG) or {}
         inner = raw.get("text_config")
         said = raw.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
         return said if isinstance(said, dict) and said and said.get("quant_method") != QUANT_METHOD else None
@@ -98,7 +86,7 @@ class Stored(Checkpoint):
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         if isinstance(config.dtype, torch.dtype):
             return config.dtype
-        return check_weights(self.at, config).dtype()
+        return check_weights(self.place, config).dtype()
 
 
 def read_weights(place: Place, config: PreTrainedConfig, given: Collection[str] = (), **how: Any) -> PreTrainedModel:
