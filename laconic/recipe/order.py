@@ -11,7 +11,7 @@ from laconic.compress import Step
 from laconic.errors import UserError
 from laconic.methods.problem import placed
 from laconic.model import LanguageModel
-from laconic.store.described import describe
+from laconic.store.structure import describe
 
 
 def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> LanguageModel:

@@ -17,10 +17,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from laconic.errors import UserError, shown
 from laconic.model.checkpoints.report import check_report
 from laconic.model.loading import QUANT_METHOD
-from laconic.store.described import describe
 from laconic.store.materialize import densify, forget
 from laconic.store.packed import stored_tensors, unpack
-from laconic.store.structure import Structure, rebuild
+from laconic.store.structure import Structure, describe, rebuild
 
 NAME = QUANT_METHOD
 VERSION = 1

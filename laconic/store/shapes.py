@@ -41,7 +41,7 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
     """
     module = model.get_submodule(path)
     match dict(entry):
-        case {"kind": "resized", "shape": [int(rows), int(columns)], **none} if not none:
+        case {"kind": "resized", "shape": [int(rows), int(columns)], **none} if not none and rows > 0 < columns:
             if isinstance(module, (nn.Linear, Conv1D)):
                 model.set_submodule(path, empty_linear(module, (rows, columns)))
                 return
@@ -49,7 +49,8 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
                 model.set_submodule(path, nn.Embedding(rows, columns, device="meta"))
                 return
         case {"kind": "attributes", "values": dict(values), **more} if more.keys() <= {"parameters"}:
-            if _set(module, values, more.get("parameters", {})):
+            shapes = more.get("parameters", {})
+            if isinstance(shapes, dict) and _set(module, values, shapes):
                 return
         case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **none} if not none:
             # In the place of a norm, which holds vectors of this size and nothing else.
@@ -66,8 +67,10 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
 def _set(module: nn.Module, values: Mapping[str, Any], shapes: Mapping[str, Any]) -> bool:
     """Give `module` these numbers and parameters of these shapes; False where it has none of the name."""
     known = values.keys() <= _numbers(module).keys() and shapes.keys() <= _own_shapes(module).keys()
-    numbers = [*values.values(), *(size for shape in shapes.values() for size in shape)]
-    if not known or not all(type(number) is int for number in numbers):
+    if not known or not all(isinstance(shape, list) for shape in shapes.values()):
+        return False
+    sizes = [size for shape in shapes.values() for size in shape]
+    if not all(type(number) is int and number > 0 for number in (*values.values(), *sizes)):
         return False
     for key, value in values.items():
         setattr(module, key, value)

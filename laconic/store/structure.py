@@ -7,25 +7,52 @@ transformers' `per_layer_config` alone: that key holds configuration attributes 
 changes any.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from laconic.errors import UserError
+from laconic.errors import UserError, reason_of, shown
 from laconic.formats import FORMATS, Format
 from laconic.model import ties
-from laconic.model.stock import stock
+from laconic.model.stock import MODEL_ERRORS, differences, modules_of, stock, switch_as
+from laconic.store.packed import unpack
 from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, deviations, restore
 
 Structure = Mapping[str, Mapping[str, Any]]
 
 
-def scan(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The structure of `model` as it is now; empty where nothing is compressed."""
-    return {**formats(model), **deviations(model, stock(model))}
+def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """The structure of `model`: empty where its class makes all of it of the configuration.
+
+    The model is built from both without weights, as `from_pretrained` will, and compared with the one in memory: the
+    classes of modules, the tensors and shapes in each, and every flag and number, many of which depend on a layer's
+    place.
+
+    Raises:
+        UserError: there is something that configuration and structure cannot say; then no folder can hold the model.
+    """
+    kind = type(model).__name__
+    try:
+        plain = stock(model)
+    except MODEL_ERRORS as error:
+        raise UserError(
+            f"The class {kind} makes no model of this one's configuration: {reason_of(error)}; put that right."
+        ) from error
+    switch_as(model, plain)
+    structure = {**formats(model), **deviations(model, plain)}
+    rebuild(plain, structure)
+    unpack(plain)
+    found = next(differences(modules_of(model), modules_of(plain)), None)
+    if found is not None:
+        raise UserError(
+            f"The configuration does not describe the model, so it would be loaded as another one: of it the class "
+            f"{kind} makes one in which {found}; put the configuration right, or start from the model as it was."
+        )
+    return structure
 
 
 def formats(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
@@ -58,7 +85,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
     # By depth, so that a format is there before the formats inside it.
     for name in sorted(structure, key=lambda path: path.count(".")):
         entry = structure[name]
-        aliases = entry.get("aliases", ())
+        aliases = _places_in(name, entry)
         first = _resolve(model, name)
         others = [path for alias in aliases if (path := _resolve(model, alias)) is not None]
         if first is None and others:
@@ -73,6 +100,18 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
     for name, entry in structure.items():
         if "source" in entry:
             _link(model, name, entry["source"])
+
+
+def _places_in(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
+    """The other places of the format at `name`."""
+    aliases, source = entry.get("aliases", ()), entry.get("source", "")
+    if not isinstance(aliases, Sequence) or not all(isinstance(path, str) for path in (*aliases, source)):
+        raise UserError(
+            f"quantization_config.structure['{name}'] in config.json must have paths as aliases and source; got "
+            f"{shown({key: entry[key] for key in ('aliases', 'source') if key in entry})}: take the config.json that "
+            "was saved with the weights."
+        )
+    return aliases
 
 
 def _entry(format: Format, aliases: list[str], places: Mapping[Format, list[str]]) -> dict[str, Any]:
@@ -100,17 +139,24 @@ def _put(model: PreTrainedModel, format: Format, first: str, others: list[str]) 
 def _shell(name: str, entry: Mapping[str, Any]) -> Format:
     kinds = {format.kind: format for format in FORMATS}
     kind = entry.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(
-            f"The layer '{name}' is stored as '{kind}', which this version of laconic does not know "
+            f"The layer '{name}' is stored as {shown(kind)}, which this version of laconic does not know "
             f"(it knows {', '.join(sorted((*kinds, RESIZED, ATTRIBUTES, MAPPED)))}); upgrade laconic."
         )
     spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}
+    misfit = f"quantization_config.structure['{name}'] in config.json does not fit the kind '{kind}'"
+    remedy = "take the config.json that was saved with the weights"
     try:
-        with torch.device("meta"):
-            return kinds[kind].shell(**spec)
-    except TypeError as error:
-        raise UserError(f"quantization_config.structure['{name}'] does not fit the kind '{kind}': {error}.") from error
+        with torch.device("meta"), warnings.catch_warnings():
+            # Told below, in a sentence.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            made = kinds[kind].shell(**spec)
+    except MODEL_ERRORS as error:
+        raise UserError(f"{misfit}: {reason_of(error)}; {remedy}.") from error
+    if any(type(side) is not int or side < 1 for side in made.shape):
+        raise UserError(f"{misfit}: its shape would be {made.shape}; {remedy}.")
+    return made
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str | None:

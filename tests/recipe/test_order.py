@@ -22,7 +22,7 @@ from laconic.recipe import recipe_from, run
 from laconic.recipe.order import check_order
 from laconic.store import save, skeleton
 from laconic.store.biases import settle
-from laconic.store.structure import scan
+from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, Architecture, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.tokens import letters
@@ -154,7 +154,7 @@ def test_a_rehearsal_leaves_the_structure_that_the_step_does(architecture: Archi
         return
     step.rehearse(empty)
     step.apply(lm, None)
-    assert scan(empty.model) == scan(lm.model)
+    assert describe(empty.model) == describe(lm.model)
     assert [(site.name, site.shape) for site in empty.sites(("*",))] == [(s.name, s.shape) for s in lm.sites(("*",))]
     assert {parameter.device.type for parameter in empty.model.parameters()} == {"meta"}
 
@@ -167,7 +167,7 @@ def test_so_do_those_that_measure(name: str, step: Step) -> None:
     empty = lm.weightless()
     step.rehearse(empty)
     step.apply(lm, data_for(lm))
-    assert scan(empty.model) == scan(lm.model)
+    assert describe(empty.model) == describe(lm.model)
 
 
 def compress(method: str, **fields: object) -> dict[str, object]:
@@ -214,7 +214,7 @@ def test_a_folder_that_is_compressed_already_is_looked_at_as_it_is(tmp_path: Pat
         lm = BY_NAME["llama-tied"].lm()
         step.apply(lm, None)
         save(lm, tmp_path / str(number))
-        assert scan(skeleton(str(tmp_path / str(number))).model) == scan(lm.model)
+        assert describe(skeleton(str(tmp_path / str(number))).model) == describe(lm.model)
     with pytest.raises(UserError, match=r"recipe\.steps\[0\]\.compress: The layer .* is quantized already"):
         run(
             recipe_from({"model": str(tmp_path / "2"), "steps": [{"compress": {"method": "svd:rank=2"}}]}),

@@ -18,7 +18,7 @@ from laconic.model import LanguageModel
 from laconic.model.layers import layers_of
 from laconic.model.task import auto_class_for
 from laconic.store import file_bytes, materialize, save
-from laconic.store.structure import scan
+from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, alike, batch_for, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.store.checkpoints import Checkpoint, in_fresh_process, job
@@ -106,7 +106,7 @@ def test_others_load_with_laconic_and_fail_without(special: list[Checkpoint], tm
     computed, complaints = in_fresh_process([job(one) for one in special], tmp_path / "with", laconic=True)
     assert not complaints
     for one in special:
-        assert scan(one.lm.model), one.key
+        assert describe(one.lm.model), one.key
         assert alike(computed[job(one)["key"]], outputs(one.lm.model)), one.key
     _, complaints = in_fresh_process([job(one) for one in special], tmp_path / "without", laconic=False)
     for one in special:
@@ -131,7 +131,7 @@ def test_before_and_after_other_steps(name: str, first: str, tmp_path: Path) -> 
     steps = [Compress(method=Svd(rank=6)), Shorten(blocks={layers.name: (0,) for layers in layers_of(lm)})]
     for step in steps if first == "compress" else reversed(steps):
         step.apply(lm, data)
-    structure = scan(lm.model)
+    structure = describe(lm.model)
     assert structure and all(path in dict(lm.model.named_modules()) for path in structure)
     save(lm, tmp_path / "out")
     again = type(lm.model).from_pretrained(tmp_path / "out")
@@ -144,7 +144,7 @@ def test_the_way_back(special: list[Checkpoint]) -> None:
     for one in special:
         if one.key == "deberta-v2-masked":
             dense = materialize(one.lm.model)
-            assert not scan(dense)
+            assert not describe(dense)
             torch.testing.assert_close(outputs(dense), outputs(one.lm.model), rtol=1e-4, atol=1e-5)
         if any(isinstance(module, Mapped) for module in one.lm.model.modules()):
             what = NOT_STOCK[one.key]["replace"].replace("linear", "linear map")

@@ -17,7 +17,7 @@ from laconic.model import LanguageModel, load
 from laconic.model.inner import inners_of
 from laconic.model.task import auto_class_for
 from laconic.store import file_bytes, materialize, save
-from laconic.store.structure import scan
+from laconic.store.structure import describe
 from tests.architectures import BY_NAME, batch_for, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.headed import HEADED
@@ -39,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
 
 
 def is_stock(checkpoint: Checkpoint) -> bool:
-    return not scan(checkpoint.lm.model)
+    return not describe(checkpoint.lm.model)
 
 
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_without_laconic_the_uniform_ones_load_where_their_class_can_hold_them(
 def test_channels_alone_are_said_in_the_configuration(name: str, tmp_path: Path) -> None:
     lm = BY_NAME[name].lm()
     Narrow(channels=0.5, importance="magnitude", refit=False).apply(lm, None)
-    assert not scan(lm.model)
+    assert not describe(lm.model)
     lm.model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
     assert torch.equal(outputs(type(lm.model).from_pretrained(tmp_path)), outputs(lm.model))
@@ -95,7 +95,7 @@ def test_a_number_that_the_class_refuses_is_not_said() -> None:
     whole = LanguageModel.of(type(lm)(lm.config).eval())
     Narrow(heads=0.75, importance="magnitude", refit=False).apply(whole, None)
     assert {inner.count for inner in inners_of(whole)} == {3, 48}
-    assert whole.model.config.num_attention_heads == 4 and scan(whole.model)
+    assert whole.model.config.num_attention_heads == 4 and describe(whole.model)
 
 
 def test_files_shrink_by_what_is_gone(saved: list[Checkpoint], tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_way_back_is_a_stock_model(saved: list[Checkpoint], tmp_path: Path) 
         if is_stock(checkpoint) or checkpoint.key.endswith("uniform"):
             continue
         dense = materialize(model)
-        assert not scan(dense)
+        assert not describe(dense)
         torch.testing.assert_close(outputs(dense), outputs(model), rtol=1e-4, atol=1e-5)
         dense.save_pretrained(tmp_path / checkpoint.key)
         again, loading = type(model).from_pretrained(tmp_path / checkpoint.key, output_loading_info=True)
@@ -133,7 +133,7 @@ def test_fewer_heads_may_also_be_smaller(name: str, shrunk_first: bool, tmp_path
     save(lm, tmp_path / "out")
     assert torch.equal(outputs(type(lm.model).from_pretrained(tmp_path / "out")), outputs(lm.model))
     dense = materialize(lm.model)
-    assert not scan(dense)
+    assert not describe(dense)
     torch.testing.assert_close(outputs(dense), outputs(lm.model), rtol=1e-4, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_a_bias_is_stored_by_a_switch_of_the_class_or_by_the_structure(
 ) -> None:
     lm = BY_NAME[name].lm()
     Narrow(channels=0.5, add_bias=True).apply(lm, Calibration(labelled_batches(lm, 4)))
-    assert {entry["kind"] for entry in scan(lm.model).values()} == {"dense"}
+    assert {entry["kind"] for entry in describe(lm.model).values()} == {"dense"}
     save(lm, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert ("quantization_config" not in config) is is_stock

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 import laconic
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.store import LaconicConfig, attach, register
+from laconic.store import LaconicConfig, attach, register, skeleton
 from tests.architectures import BY_NAME, alike, compress_everything, factors, outputs
 from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, in_half, job, unexpected
 
@@ -79,6 +79,14 @@ def test_reloaded_model_casts_and_trains(saved: list[Checkpoint]) -> None:
     assert all(p.grad is not None for n, p in model.named_parameters() if ".h." in n)
 
 
+def low_rank(**changed: object) -> dict[str, object]:
+    """A structure of one matrix of BERT's, with some of its entry changed."""
+    entry = {"kind": "low-rank", "out_features": 32, "in_features": 48, "rank": 4, "bias": True, **changed}
+    if entry["kind"] == "resized":
+        entry = {"kind": "resized", "shape": changed["shape"]}
+    return {"structure": {"encoder.layer.0.output.dense": entry}}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -88,6 +96,15 @@ def test_reloaded_model_casts_and_trains(saved: list[Checkpoint]) -> None:
         ({"structure": {"encoder.layer.0.output.dense": "low-rank"}}, "must map layers to what they are stored as"),
         ({"structure": {"encoder.layer.0.output.dense": {"kind": "tensor-train"}}}, "upgrade laconic"),
         ({"structure": {"encoder.layer.0.output.dense": {"kind": "low-rank", "rnk": 3}}}, "does not fit the kind"),
+        (low_rank(out_features=-1), r"does not fit the kind 'low-rank': Trying to create tensor with negative"),
+        (low_rank(rank="4"), "does not fit the kind 'low-rank': "),
+        (low_rank(in_features=True), r"does not fit the kind 'low-rank': its shape would be \(32, True\); take the"),
+        (low_rank(out_features=0), r"does not fit the kind 'low-rank': its shape would be \(0, 48\)"),
+        (low_rank(kind=["low-rank"]), r"is stored as \['low-rank'\], which this version of laconic does not know"),
+        (low_rank(aliases=3), r"must have paths as aliases and source; got \{'aliases': 3\}"),
+        (low_rank(source=[]), r"must have paths as aliases and source; got \{'source': \[\]\}"),
+        (low_rank(kind="resized", shape=[-1, 4]), "does not fit the Linear that is there"),
+        ({"structure": {"encoder.layer.0": {"kind": "attributes", "values": {}, "parameters": [1]}}}, "does not fit"),
     ],
 )
 def test_what_this_version_cannot_read_is_said(
@@ -101,6 +118,9 @@ def test_what_this_version_cannot_read_is_said(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=sentence):
         AutoModel.from_pretrained(tmp_path)
+    # And before any weight is looked at.
+    with pytest.raises(UserError, match=sentence):
+        skeleton(str(tmp_path))
 
 
 def test_registering_again_is_harmless() -> None:

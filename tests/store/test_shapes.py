@@ -14,7 +14,7 @@ from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
-from laconic.store.structure import scan
+from laconic.store.structure import describe
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.headed import HEADED, SIZE
@@ -80,7 +80,7 @@ def test_files_shrink(saved: list[Checkpoint], tmp_path: Path) -> None:
 def test_the_way_back_is_a_stock_model(name: str, and_compress: bool, tmp_path: Path) -> None:
     model = narrow(name, and_compress).model
     dense = materialize(model)
-    assert not scan(dense)
+    assert not describe(dense)
     torch.testing.assert_close(outputs(dense), outputs(model), rtol=1e-4, atol=1e-5)
     dense.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
@@ -102,7 +102,7 @@ def test_narrow_feed_forward_reloads_too(tmp_path: Path) -> None:
     mlp = model.transformer.h[1].mlp
     mlp.c_fc, mlp.c_proj = type(mlp.c_fc)(20, 32), type(mlp.c_proj)(32, 20)
     save(LanguageModel.of(model), tmp_path / "out")
-    assert scan(model) == {
+    assert describe(model) == {
         "transformer.h.1.mlp.c_fc": {"kind": "resized", "shape": [20, 32]},
         "transformer.h.1.mlp.c_proj": {"kind": "resized", "shape": [32, 20]},
     }
