@@ -5,6 +5,11 @@ Pre-trained Transformers", ICLR 2023, arXiv 2210.17323, equations 2 and 3, algor
 triangular, the column q is rounded to its grid, and (w_q − ŵ_q) / U_qq times the row q of U is taken from the columns
 to the right of it.
 
+What a row loses is ½ Σ_q ((w_q − ŵ_q) / U_qq)², w_q as the sweep meets it: with what earlier columns left for it, so
+weights spread wider than they were, and ranges that are fitted to the matrix itself cut too much of that off. So the
+grids are fitted anew to what one sweep has met, an error in column q counting 1 / U_qq², and the sweep is done again;
+every row keeps the sweep in which it lost less.
+
 A weight that is to be zero has zero as its only value: where it was not zero, or earlier columns left something for it,
 that goes on to those after it. So one sweep prunes and rounds (E. Frantar, D. Alistarh, "SparseGPT", ICML 2023,
 section 3.5).
@@ -22,6 +27,9 @@ from torch import Tensor
 
 from laconic.numerics.grid import Grid, Spacing, fit_grid
 from laconic.numerics.obs import BLOCK, inverse_factor
+
+SWEEPS = 2
+"""Through a matrix whose ranges are searched for; the first on grids fitted to the matrix itself."""
 
 
 class Order(NamedTuple):
@@ -51,6 +59,11 @@ class Order(NamedTuple):
     def importance(self) -> Float[Tensor, " in"]:
         """1 / [H^{-1}]_jj of every column of the matrix: what its error costs once all others have made up for it."""
         return (1 / self.U.square().sum(0))[self.back]
+
+    @property
+    def remaining(self) -> Float[Tensor, " in"]:
+        """1 / U_jj² of every column of the matrix: what its error costs once those after it have made up for it."""
+        return (1 / self.U.diagonal().square())[self.back]
 
 
 class Rounded(NamedTuple):
@@ -104,17 +117,58 @@ def gptq(
 ) -> Rounded:
     """Every weight rounded.
 
-    Ordered by activity, all grids are fitted before; otherwise that of a group to what its weights are once it is
-    reached.
+    Ordered by activity, all grids are fitted before a sweep, and where their ranges are searched for, anew to what it
+    met; otherwise that of a group to what its weights are once it is reached.
 
     mask: False where a weight is to be zero.
     """
+    if not order.by_activity and spacing.group is not None:
+        return _from_left_to_right(W, order, spacing, mask)
+    grid = fit_grid(W, spacing, order.importance, mask)
+    best, met = _sweep(W, order, grid, mask)
+    for _ in range(SWEEPS - 1 if spacing.clip else 0):
+        grid = fit_grid(met, spacing, order.remaining, mask)
+        found, met = _sweep(W, order, grid, mask)
+        best = best.or_better(found)
+    return Rounded(best.codes.T[:, order.back].contiguous(), best.grid)
+
+
+class _Swept(NamedTuple):
+    """Codes in the order of the sweep, the grids, and what each row lost."""
+
+    codes: UInt8[Tensor, "in out"]
+    grid: Grid
+    losses: Float[Tensor, " out"]
+
+    def or_better(self, other: "_Swept") -> "_Swept":
+        """Of each row the one that lost less; of the whole matrix where one grid is for all rows."""
+        if self.grid.group is None:
+            return other if other.losses.sum() < self.losses.sum() else self
+        less = other.losses < self.losses
+        scale = torch.where(less[:, None], other.grid.scale, self.grid.scale)
+        zero = torch.where(less[:, None], other.grid.zero, self.grid.zero)
+        codes = torch.where(less, other.codes, self.codes)
+        return _Swept(codes, self.grid._replace(scale=scale, zero=zero), torch.minimum(self.losses, other.losses))
+
+
+def _sweep(
+    W: Float[Tensor, "out in"], order: Order, grid: Grid, mask: Bool[Tensor, "out in"] | None
+) -> tuple[_Swept, Float[Tensor, "out in"]]:
+    """One sweep through the whole matrix, and every weight as it was met."""
+    met, values = W.double()[:, order.columns].T.contiguous(), Values.of(grid, order.columns, mask).T
+    codes = swept(met, order.U, values)
+    errors = (met - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
+    return _Swept(codes, grid, errors.square().sum(0)), met.T[:, order.back]
+
+
+def _from_left_to_right(
+    W: Float[Tensor, "out in"], order: Order, spacing: Spacing, mask: Bool[Tensor, "out in"] | None
+) -> Rounded:
+    """Group after group, each on the grid of what its weights then are."""
     importance = order.importance
     grid = fit_grid(W, spacing, importance, mask)
-    Wt = W.double()[:, order.columns].T.contiguous()
-    if order.by_activity or spacing.group is None:
-        codes = swept(Wt, order.U, Values.of(grid, order.columns, mask).T)
-        return Rounded(codes.T[:, order.back].contiguous(), grid)
+    assert spacing.group is not None
+    Wt = W.double().T.contiguous()
     codes = torch.empty_like(Wt, dtype=torch.uint8)
     for group, start in enumerate(range(0, len(Wt), spacing.group)):
         here = slice(start, min(start + spacing.group, len(Wt)))
@@ -127,7 +181,10 @@ def gptq(
 
 
 def swept(Wt: Float[Tensor, "in out"], U: Float[Tensor, "in in"], values: Values) -> UInt8[Tensor, "rounded out"]:
-    """The codes of the first rows of Wt, as many as `values` is for; those after them take their errors, in place."""
+    """The codes of the first rows of Wt, as many as `values` is for; those after them take their errors, in place.
+
+    What is left in the rounded rows is what they were when they were met.
+    """
     count = len(values.scale)
     codes = torch.empty((count, Wt.shape[1]), dtype=torch.uint8, device=Wt.device)
     for start in range(0, count, BLOCK):

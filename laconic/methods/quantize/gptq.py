@@ -3,7 +3,9 @@
 Paper: E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
 Pre-trained Transformers", ICLR 2023, arXiv 2210.17323, with H = C + λ I. Ranges are searched for, an error of the
 column j counting 1 / [H^{-1}]_jj: what it costs once the others have made up for it. With `act_order`, which the
-paper's code has as an option, all grids are fitted before the sweep; without it, that of a group when it is reached.
+paper's code has as an option, all grids are fitted before the sweep and then, which the paper does not do, again to the
+weights as it met them, for what earlier columns leave spreads them wider. Without it, that of a group is fitted when it
+is reached.
 
 Inputs of one-hot rows never occur together, so of an embedding nothing can be made up for, and it is rounded as `rtn`
 does.

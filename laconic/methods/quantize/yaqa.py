@@ -2,7 +2,8 @@
 
 Paper: A. Tseng, Z. Sun, C. De Sa, "Model-Preserving Adaptive Rounding", ICML 2026, arXiv 2505.22988, with the two
 Kronecker factors of the curvature F ⊗ C that all methods here share, F shrunk towards its mean diagonal, and grids
-fitted as `gptq` fits them. Rows and columns are taken in the order of the diagonals of F and C, largest first.
+fitted to the matrix itself, as those of `gptq` are at first: where all outputs hang together, a second fit lost more
+as often as less. Rows and columns are taken in the order of the diagonals of F and C, largest first.
 
 Of an embedding, C is diagonal, and errors are made up for within each column alone; where F is diagonal, as it is of a
 wide head, it is `gptq`.
