@@ -127,7 +127,7 @@ def steps_of(
         else Compress(
             method=line,
             keep=kept if takes_keep(line) else None,
-            allocate="uniform" if shared == "global" and _stands_aside(line, lines) else shared,
+            allocate=allocation_of(line, shared, lines),
             targets=targets,
             sequential=walk == "sequential" and _walked(line, walk),
             anchored=walk == "anchored",
@@ -156,9 +156,20 @@ def _walked(line: Method | Step, walk: Walk) -> bool:
     return isinstance(line, Method) and (walk == "anchored" or heeds_inputs([line]))
 
 
-def _stands_aside(method: Method, lines: Sequence[Method | Step]) -> bool:
-    """Whether one threshold for all matrices is meant for another of the lines: a rank has no use for it."""
-    return method.has_size and not isinstance(method, Scored) and any(isinstance(line, Scored) for line in lines)
+def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | Step]) -> Allocation:
+    """How the budget of `method`, one of `lines`, is shared: as asked for, or `uniform` where that means others.
+
+    A rank that is given has no use for one threshold over all scores, and leaves no bytes to share out.
+    """
+    aside = method.has_size and not serves(shared, method) and any(serves(shared, line) for line in lines)
+    return "uniform" if aside else shared
+
+
+def serves(allocation: str, line: Method | Step) -> bool:
+    """Whether `line` has something that is shared out so; of names that are none, what refuses them says so."""
+    if allocation == "global":
+        return isinstance(line, Scored)
+    return takes_keep(line) if allocation == "spectrum" else True
 
 
 def takes_keep(line: Method | Step) -> bool:

@@ -10,9 +10,8 @@ from laconic.errors import UserError
 from laconic.evaluate.tasks import wanted
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, validated
-from laconic.methods.prune.scored import Scored
 from laconic.model import DEFAULT_TARGETS
-from laconic.recipe.flow import steps_of, takes_keep
+from laconic.recipe.flow import allocation_of, serves, steps_of, takes_keep
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
@@ -139,7 +138,7 @@ def _sized(study: Study, lines: Sequence[Method | Step], own: Mapping[str, Any])
         idle.add("keep")
     targets = own.get("targets", study.targets) or DEFAULT_TARGETS
     allocate = own.get("allocate", study.allocate)
-    if allocate == "global" and not any(isinstance(line, Scored) for line in lines):
+    if not any(serves(allocate, line) for line in lines):
         allocate = "uniform"
         idle |= own.keys() & {"allocate"}
     return steps_of(lines, keep, allocate, tuple(targets), allow_dense=study.allow_dense), idle
@@ -148,8 +147,17 @@ def _sized(study: Study, lines: Sequence[Method | Step], own: Mapping[str, Any])
 def _set(lines: Sequence[Method | Step], own: Mapping[str, Any]) -> tuple[tuple[Step, ...], set[str]]:
     """The steps of a recipe with `own` in every `compress` among them, and what there is none for."""
     steps = tuple(line for line in lines if isinstance(line, Step))
-    changed = tuple(replace(step, **own) if isinstance(step, Compress) else step for step in steps)
-    return changed, set[str]() if any(isinstance(step, Compress) for step in steps) else set(own)
+    methods = [step.method for step in steps if isinstance(step, Compress)]
+    changed = tuple(
+        replace(step, **_shared_out(own, step.method, methods)) if isinstance(step, Compress) else step
+        for step in steps
+    )
+    return changed, set[str]() if methods else set(own)
+
+
+def _shared_out(own: Mapping[str, Any], method: Method, methods: Sequence[Method]) -> Mapping[str, Any]:
+    """`own` for one of several methods, where a way to share a budget out may be meant for another of them."""
+    return {**own, "allocate": allocation_of(method, own["allocate"], methods)} if "allocate" in own else own
 
 
 def _with_parameters(

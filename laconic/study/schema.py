@@ -50,8 +50,8 @@ class Study:
     label_order: the classes of the models in the order of their outputs, as in a recipe; or a mapping, by what tables
                 call the model.
     targets:    what is compressed, where that is no axis.
-    allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight, and
-                uniform for the others.
+    allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight,
+                `spectrum` for those that `keep` sizes, and uniform for the others.
     allow_dense: as in `compress`: also models of which more than a tenth of the blocks can only stay dense.
     tasks:      what every model is judged on, where that is neither an axis nor said by a cell's own recipe.
     limit:      rows of each task at most.

@@ -36,6 +36,10 @@ from tests.cli.printed import SVD, Output, complaint
         (("MODEL", "--method", "svd"), "needs a size"),
         (("MODEL", "--method", "svd:rank=2", "--keep", "0.5"), "says its own size"),
         (("MODEL", *SVD, "--allocate", "global"), "allocate: global compares weights one by one, and 'svd' has"),
+        (
+            ("MODEL", "--method", "svd:rank=4", "--allocate", "spectrum"),
+            "allocate: spectrum shares out keep among the matrices, and 'svd' says its own size; give keep",
+        ),
         (("MODEL", *SVD, "--targets", "fnn"), "no target 'fnn': did you mean 'ffn'?"),
         (
             ("MODEL", *SVD, "--allocate", "fair"),

@@ -176,6 +176,8 @@ def test_embeddings_and_heads_are_compressed_on_request(name):
         ({"method": Svd(), "keep": {"ffn": -1.0}}, r"keep must be in \(0, 1\]; got -1.0"),
         ({"method": Svd()}, "needs a size"),
         ({"method": Svd(rank=3), "keep": 0.5}, "says its own size"),
+        ({"method": Svd(rank=3), "allocate": "spectrum"}, "allocate: spectrum shares out keep .* leave allocate out"),
+        ({"method": Rtn(bits=4), "allocate": "spectrum", "currency": "latency"}, "allocate: spectrum shares out keep"),
     ],
 )
 def test_sizes_that_cannot_be_are_one_sentence(arguments, sentence):

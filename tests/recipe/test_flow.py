@@ -4,7 +4,7 @@ import pytest
 
 from laconic.compress import Compress, Narrow
 from laconic.errors import UserError
-from laconic.methods import Rtn, Wanda
+from laconic.methods import KfacSvd, Rtn, Wanda
 from laconic.progress import silent
 from laconic.recipe import recipe_from
 from laconic.recipe.flow import Sampling, steps_of, walk_of
@@ -23,6 +23,15 @@ def test_a_walk_is_for_the_methods_that_it_changes_anything_for() -> None:
     assert all(isinstance(step, Compress) and step.anchored for step in anchored)
     assert walk_of(sequential=True, anchored=True) == "anchored"
     assert walk_of(sequential=False, anchored=False) is None
+
+
+def test_a_way_to_share_a_budget_is_for_the_methods_that_have_one() -> None:
+    lines = [KfacSvd(), Rtn(bits=4), Narrow(heads=0.5)]
+    one, other, _ = steps_of(lines, 0.5, "spectrum", FFN)
+    assert isinstance(one, Compress) and isinstance(other, Compress)
+    assert (one.allocate, one.keep, other.allocate, other.keep) == ("spectrum", 0.5, "uniform", None)
+    with pytest.raises(UserError, match="allocate: spectrum shares out keep .* 'rtn' says its own size"):
+        steps_of(lines[1:], None, "spectrum", FFN)
 
 
 @pytest.mark.parametrize("lines", [[Rtn(bits=4)], [Narrow(heads=0.5)], [Narrow(heads=0.5), Rtn(bits=4)]])

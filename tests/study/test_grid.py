@@ -73,6 +73,22 @@ def test_several_methods_in_order_are_a_combination() -> None:
     assert cell.family == "combination" and len(cell.recipe.steps) == 2
 
 
+def test_a_way_to_share_a_budget_means_nothing_where_no_method_has_one(tmp_path: Path) -> None:
+    axes = {"model": ["m"], "method": ["svd", "svd:rank=4"], "keep": [0.5], "allocate": ["uniform", "spectrum"]}
+    found = compressed(axes, data="d")
+    assert {(cell.axes["method"], cell.axes["allocate"]) for cell in found} == {
+        ("svd", "uniform"),
+        ("svd", "spectrum"),
+        ("svd:rank=4", "uniform"),
+    }
+    steps = "[{compress: {method: svd, keep: 0.5}}, {compress: {method: {rtn: {bits: 4}}}}]"
+    (tmp_path / "one.yaml").write_text(f"model: m\ndata: d\nsteps: {steps}\n")
+    study = study_from({"axes": {"recipe": ["one.yaml"], "allocate": ["spectrum"]}}, tmp_path)
+    (cell,) = [cell for cell in cells_of(study) if not cell.baseline]
+    ways = [step.allocate for step in cell.recipe.steps if isinstance(step, Compress)]
+    assert ways == ["spectrum", "uniform"]
+
+
 def test_every_task_has_its_data_and_its_baseline() -> None:
     found = cells({**AXES, "method": ["drone"], "task": ["glue/sst2", "glue/rte"]})
     assert [cell.recipe.data for cell in found if not cell.baseline] == ["glue/sst2", "glue/rte"]

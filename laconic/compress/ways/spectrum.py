@@ -8,9 +8,8 @@ from laconic.compress.latency import Timed
 from laconic.compress.planning import split_by_group
 from laconic.compress.pricing import Counted, Pricing, every_unit
 from laconic.compress.units import Family
-from laconic.compress.ways.uniform import same_everywhere
 from laconic.compress.ways.way import Job, Planned, Way
-from laconic.errors import must_be
+from laconic.errors import UserError, must_be
 
 
 class Spectrum(Way):
@@ -24,14 +23,18 @@ class Spectrum(Way):
         else:
             check_workload(asked)
         check_size(asked)
+        if asked.keep is None:
+            raise UserError(
+                f"allocate: spectrum shares out keep among the matrices, and '{asked.method.name}' says its own size; "
+                "give keep in place of that size, or leave allocate out."
+            )
 
     def predicts(self, asked: Asked) -> bool:
-        return asked.keep is not None
+        return True
 
     def plan(self, job: Job) -> Planned:
         asked = job.asked
-        if asked.keep is None:
-            return Planned(same_everywhere(job))
+        assert asked.keep is not None, "a size of the method's own was refused"
         in_time = asked.currency == "latency"
         pricing = Timed(job.lm, asked.workload, job.track) if in_time else Counted(asked.currency)
         poured = [_poured(job, group, keep, pricing) for keep, group in split_by_group(asked.keep, job.families)]
