@@ -6,7 +6,7 @@ from typing import Any
 from laconic.cli.terminal import show
 from laconic.compress.dense import DENSE
 from laconic.compress.reached import REACHED
-from laconic.compress.ways.global_threshold import ALLOCATED
+from laconic.compress.ways.corrected import ALLOCATED, UNIFORM
 from laconic.recipe import Record
 from laconic.report.evaluation import remarks_of, tables_of
 from laconic.report.points import MEGABYTE
@@ -25,12 +25,8 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
         lines.append(f"No longer tied, so stored apart: {', '.join(changes.untied)}")
     for line in (line for step in changes.found for line in step.get(REACHED, ())):
         lines.append(f"keep {line['keep']:g} was asked for; the nearest sizes below it keep {line['kept']:.4f}")
-    for line in (step[ALLOCATED] for step in changes.found if ALLOCATED in step):
-        if line["taken"] == "uniform":
-            lines.append(
-                "One threshold for all would diverge more, so every matrix has the same sparsity: KL "
-                f"{line['kl']['uniform']:.4g} against {line['kl']['global']:.4g} nats on calibration rows"
-            )
+    for step in changes.found:
+        lines += said_of_allocation(step.get(ALLOCATED))
     for left in dict.fromkeys(said_of_dense(step[DENSE]) for step in changes.found if DENSE in step):
         lines.append(left)
     if record.idle:
@@ -42,6 +38,17 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     remarks = [] if record.evaluation is None else remarks_of(record.evaluation)
     shown = (table.to_rich(title) for title, table in tables.items())
     show(record.to_json(), as_json, *before, *lines, *shown, *remarks)
+
+
+def said_of_allocation(measured: Mapping[str, Any] | None) -> list[str]:
+    """A line where every matrix has the same size although another way to share was asked for; none elsewhere."""
+    if measured is None or measured["taken"] != UNIFORM:
+        return []
+    ((asked, kl),) = [(way, kl) for way, kl in measured["kl"].items() if way != UNIFORM]
+    return [
+        f"allocate: {asked} would diverge more than the same size for every matrix, which was taken: KL {kl:.4g} "
+        f"against {measured['kl'][UNIFORM]:.4g} nats on calibration rows"
+    ]
 
 
 def said_of_dense(left: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def test_a_way_to_share_a_budget_is_for_the_methods_that_have_one() -> None:
     one, other, _ = steps_of(lines, 0.5, "spectrum", FFN)
     assert isinstance(one, Compress) and isinstance(other, Compress)
     assert (one.allocate, one.keep, other.allocate, other.keep) == ("spectrum", 0.5, "uniform", None)
-    with pytest.raises(UserError, match="allocate: spectrum shares out keep .* 'rtn' says its own size"):
+    with pytest.raises(UserError, match=r"allocate: spectrum shares out keep .* 'rtn' says its own size"):
         steps_of(lines[1:], None, "spectrum", FFN)
 
 

@@ -5,13 +5,13 @@ weights each loses, as a sparsity of its own; the method then prunes by that as 
 more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
 
 Scores that are predicted nats are corrected first, where there are calibration rows, by what each block costs when
-it is measured (`laconic.compress.ways.trial`). And on rows that this was not measured on, the plan is compared with the
-same sparsity for every matrix, which is taken where it diverges less.
+it is measured, and the plan gives way to the same sparsity for every matrix where that diverges less
+(`laconic.compress.ways.corrected`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import ceil, floor
 
 import torch
@@ -19,23 +19,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.allocate import Plan
-from laconic.calibrate import OutputGram, Problem
+from laconic.calibrate import Gram, OutputGram, Problem
 from laconic.compress.asked import Asked, check_size, check_unused
 from laconic.compress.planning import split_by_group
 from laconic.compress.tied import stored_parts
 from laconic.compress.units import Unit
-from laconic.compress.ways.trial import carried_out_on_copy, divergence, factors, halves
-from laconic.compress.ways.uniform import same_everywhere
+from laconic.compress.ways.corrected import Factors, corrected
+from laconic.compress.ways.trial import block_of
 from laconic.compress.ways.way import Job, Planned, Way
 from laconic.errors import UserError, must_be
+from laconic.formats import Format
 from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
+from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.masks import marked
 from laconic.numerics.packing import packed_nbytes
 from laconic.numerics.threshold import Field, lost_below
-
-ALLOCATED = "allocated"
-"""Under it a step tells which of `uniform` and `global` was taken, and the KL of either on rows that judged."""
 
 
 class GlobalThreshold(Way):
@@ -48,19 +47,10 @@ class GlobalThreshold(Way):
         return bool(asked.method.asks)
 
     def plan(self, job: Job) -> Planned:
-        rows = None if job.data is None or not _corrects(job) else halves(job.data.batches)
-        if rows is None:
+        if OutputGram not in job.asked.method.asks:
+            # Its scores are no nats, which could be measured.
             return Planned(_by_threshold(job, {}))
-        same = same_everywhere(job)
-        uniform = carried_out_on_copy(job, same)
-        plan = _by_threshold(job, factors(job, uniform, rows.measured))
-        measured = {
-            "uniform": divergence(job, uniform, rows.judging),
-            "global": divergence(job, carried_out_on_copy(job, plan), rows.judging),
-        }
-        # What is no number is no less.
-        taken = "global" if measured["global"] <= measured["uniform"] else "uniform"
-        return Planned(plan if taken == "global" else same, None, {ALLOCATED: {"taken": taken, "kl": measured}})
+        return corrected(job, "global", lambda factors: Planned(_by_threshold(job, factors)), partial(_loss, job))
 
 
 def scored(method: Method) -> Scored:
@@ -84,35 +74,33 @@ def scored(method: Method) -> Scored:
     return method
 
 
-def _corrects(job: Job) -> bool:
-    """Whether scores are nats, and nothing has zeros yet, so that the same sparsity everywhere leaves as many."""
-    supports = [job.problems[unit.name].known.support for unit in job.units]
-    blocks = {unit.sites[0].block for unit in job.units}
-    nats = OutputGram in job.asked.method.asks
-    return nats and len(blocks) > 1 and all(support is None for support in supports)
+def _loss(job: Job, unit: Unit, whole: Format) -> float:
+    problem = job.problems[unit.name]
+    error = problem.weight.double() - whole.dense().double()
+    return quadratic_loss(error, problem.known[OutputGram].matrix, problem.known[Gram].matrix)
 
 
-def _by_threshold(job: Job, weights: Mapping[str, float]) -> Plan:
-    """The plan of one threshold for all scores times the weight of their unit, 1 where it has none."""
+def _by_threshold(job: Job, factors: Factors) -> Plan:
+    """The plan of one threshold for all scores times the factor of their block."""
     method = scored(job.asked.method)
     if job.asked.keep is None:
         assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
-        return _Pool(method, job.units, job.problems, weights).of(method.sparsity)
+        return _Pool(method, job.units, job.problems, factors).of(method.sparsity)
     plan: Plan = {}
     for keep, group in split_by_group(job.asked.keep, job.families):
-        pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems, weights)
+        pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems, factors)
         plan |= pool.keeping(keep, job.lm.dtype, stored_parts(group))
     return plan
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """Matrices that lose weights together. factors: of the scores, by unit; 1 where there is none."""
+    """Matrices that lose weights together, by scores that are multiplied by the factor of their block."""
 
     method: Scored
     units: Sequence[Unit]
     problems: Mapping[str, Problem]
-    factors: Mapping[str, float]
+    factors: Factors
 
     @property
     def numel(self) -> int:
@@ -184,7 +172,7 @@ class _Pool:
                 "check the model."
             )
         scores = self.method.scores(problem.weight, problem.known)
-        if factor := self.factors.get(unit.name):
+        if factor := self.factors.get(block_of(unit)):
             scores = scores * factor
         yield marked(scores, problem.known.support)
 

@@ -1,15 +1,25 @@
-"""The budget goes where the predicted loss falls most (`laconic.allocate.spectrum`), or to the slowest matrices."""
+"""The budget goes where the predicted loss falls most (`laconic.allocate.spectrum`), or to the slowest matrices.
 
-from collections.abc import Mapping, Sequence
+Of a budget in bytes the predictions are corrected first, where there are calibration rows, by what each block costs
+when it is measured, and the plan gives way to the same fraction for every matrix where that diverges less
+(`laconic.compress.ways.corrected`).
+"""
 
-from laconic.allocate import Plan
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
 from laconic.compress.asked import Asked, check_size, check_workload
 from laconic.compress.latency import Timed
 from laconic.compress.planning import split_by_group
-from laconic.compress.pricing import Counted, Pricing, every_unit
-from laconic.compress.units import Family
+from laconic.compress.pricing import Counted, Ladders, every_unit
+from laconic.compress.units import Unit
+from laconic.compress.ways.corrected import Factors, corrected
+from laconic.compress.ways.trial import block_of
 from laconic.compress.ways.way import Job, Planned, Way
 from laconic.errors import UserError, must_be
+from laconic.formats import Format
+from laconic.methods import Ladder, Rung
 
 
 class Spectrum(Way):
@@ -33,20 +43,37 @@ class Spectrum(Way):
         return True
 
     def plan(self, job: Job) -> Planned:
-        asked = job.asked
-        assert asked.keep is not None, "a size of the method's own was refused"
-        in_time = asked.currency == "latency"
-        pricing = Timed(job.lm, asked.workload, job.track) if in_time else Counted(asked.currency)
-        poured = [_poured(job, group, keep, pricing) for keep, group in split_by_group(asked.keep, job.families)]
-        plan = {name: method for part, _ in poured for name, method in part.items()}
-        return Planned(plan, sum(loss for _, loss in poured))
+        offered = {
+            unit.name: job.asked.method.ladder(job.problems[unit.name].weight, job.problems[unit.name].known)
+            for unit in job.track(every_unit(job.families), "Decomposing the layers")
+        }
+        if job.asked.currency != "bytes":
+            # The same fraction of the bytes of every matrix is no plan of the same cost.
+            return _spent(job, offered, {})
+        return corrected(job, "spectrum", partial(_spent, job, offered), partial(_loss, offered))
 
 
-def _poured(job: Job, families: Sequence[Family], keep: float, pricing: Pricing) -> tuple[Plan, float]:
-    """The plan of least predicted loss within one budget over `families`, and that loss."""
-    offered = {
-        unit.name: job.asked.method.ladder(job.problems[unit.name].weight, job.problems[unit.name].known)
-        for unit in job.track(every_unit(families), "Decomposing the layers")
-    }
-    chosen = pricing.spend(families, offered, job.problems, keep)
-    return {name: rung.method for name, rung in chosen.items()}, sum(rung.loss for rung in chosen.values())
+def _spent(job: Job, offered: Ladders, factors: Factors) -> Planned:
+    """The plan of least predicted loss, times the factor of its block, within each budget."""
+    asked = job.asked
+    assert asked.keep is not None, "a size of the method's own was refused"
+    in_time = asked.currency == "latency"
+    pricing = Timed(job.lm, asked.workload, job.track) if in_time else Counted(asked.currency)
+    by_unit = {unit.name: factors.get(block_of(unit), 1.0) for unit in every_unit(job.families)}
+    weighed = {name: _times(ladder, by_unit[name]) for name, ladder in offered.items()}
+    chosen: dict[str, Rung] = {}
+    for keep, group in split_by_group(asked.keep, job.families):
+        chosen |= pricing.spend(group, weighed, job.problems, keep)
+    predicted = sum(rung.loss / by_unit[name] for name, rung in chosen.items())
+    return Planned({name: rung.method for name, rung in chosen.items()}, predicted)
+
+
+def _times(ladder: Ladder, factor: float) -> Ladder:
+    return Ladder(tuple(replace(rung, loss=rung.loss * factor) for rung in ladder.rungs))
+
+
+def _loss(offered: Ladders, unit: Unit, whole: Format) -> float:
+    """What was predicted of the largest size on offer within the bytes of `whole`; of the smallest where none is."""
+    rungs = offered[unit.name].rungs
+    within = [rung for rung in rungs if rung.nbytes <= whole.nbytes()]
+    return min(rung.loss for rung in within) if within else min(rungs, key=lambda rung: rung.nbytes).loss

@@ -1,0 +1,52 @@
+"""Plans by predicted losses, corrected by what blocks cost when they are measured; and uniform where that is better.
+
+What serves every way that compares predicted losses: the same size is tried for every matrix, the predictions of each
+block are multiplied by what the block cost there over what was predicted of it, and on rows that this was not measured
+on the plan that comes out is compared with the same size everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+
+from laconic.compress.ways.trial import Loss, carried_out_on_copy, divergence, factors, halves
+from laconic.compress.ways.uniform import same_everywhere
+from laconic.compress.ways.way import Job, Planned
+
+ALLOCATED = "allocated"
+"""Under it a step tells which way was taken, `uniform` or what was asked for, and the KL of either on other rows."""
+
+UNIFORM = "uniform"
+
+Factors = Mapping[str, float]
+"""By block, what it costs for each nat that was predicted of it, relative to the others; 1 where there is none."""
+
+
+def corrected(job: Job, asked: str, planned: Callable[[Factors], Planned], loss: Loss) -> Planned:
+    """What `planned` makes of measured factors, or the same size for every matrix where that diverges less.
+
+    What the factors are measured on is part of the calibration rows, and what judges is another. Where there are too
+    few of them, or matrices have zeros, so that the same size everywhere leaves another number of bytes, nothing is
+    measured.
+
+    Args:
+        asked: the way to allocate, as the record calls it.
+        planned: a plan by predicted losses that were multiplied by the factor of their block.
+        loss: of a unit, what was predicted of the format that it is given, in nats.
+    """
+    rows = None if job.data is None or _pruned(job) else halves(job.data.batches)
+    if rows is None:
+        return planned({})
+    same = same_everywhere(job)
+    uniform = carried_out_on_copy(job, same, loss)
+    found = planned(factors(job, uniform, rows.measured))
+    measured = {
+        UNIFORM: divergence(job, uniform, rows.judging),
+        asked: divergence(job, carried_out_on_copy(job, found.plan, loss), rows.judging),
+    }
+    # What is no number is no less.
+    taken = asked if measured[asked] <= measured[UNIFORM] else UNIFORM
+    told = {ALLOCATED: {"taken": taken, "kl": measured}}
+    return found._replace(told=told) if taken == asked else Planned(same, None, told)
+
+
+def _pruned(job: Job) -> bool:
+    return any(job.problems[unit.name].known.support is not None for unit in job.units)
