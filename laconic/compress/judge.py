@@ -43,21 +43,33 @@ class Divergences(NamedTuple):
     def lead(self, other: "Divergences") -> float:
         """By how many standard errors the mean is below that of `other`, whose texts are the same.
 
-        Predictions of one text go together, so it is the texts that are counted. Infinite where all texts gain alike,
-        minus infinity where they gain nothing or there is but one.
+        Infinite where all texts gain alike, minus infinity where they gain nothing or there is but one.
         """
         if isinf(other.mean):
             return -inf if isinf(self.mean) else inf
+        mean, error = self.gain(other)
+        if not mean > 0 or isinf(error):
+            return -inf
+        return mean / error if error > 0 else inf
+
+    def gain(self, other: "Divergences") -> "Gain":
+        """By how much the mean is below that of `other`, whose texts are the same.
+
+        Predictions of one text go together, so it is the texts that are counted.
+        """
         gains = other.totals - self.totals
         count, gained = processes.summed(torch.stack((self.counts.sum(), gains.sum()))).tolist()
         mean = gained / max(count, 1)
-        if not mean > 0:
-            return -inf
         off = (gains - mean * self.counts).square().sum()
         squares, texts = processes.summed(torch.stack((off, off.new_tensor(len(gains))))).tolist()
-        if texts < 2:
-            return -inf
-        return inf if not squares > 0 else gained / sqrt(squares * texts / (texts - 1))
+        return Gain(mean, sqrt(squares * texts / (texts - 1)) / max(count, 1) if texts > 1 else inf)
+
+
+class Gain(NamedTuple):
+    """Nats per prediction by which a divergence falls, and their standard error; infinite where there is one text."""
+
+    mean: float
+    error: float
 
 
 class Judge:

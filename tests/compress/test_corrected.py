@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import Calibration, Known, survey
-from laconic.calibrate.corpus import batches
+from laconic.calibrate.corpus import batches, read
 from laconic.cli.main import status
 from laconic.cli.record import said_of_allocation
 from laconic.compress import Compress
 from laconic.compress.judge import Judge
 from laconic.compress.ways.corrected import ALLOCATED
 from laconic.compress.ways.trial import ROWS, halves
-from laconic.methods import KfacPrune, KfacSvd, Ladder
+from laconic.methods import Drone, KfacPrune, KfacSvd, Ladder
 from laconic.model import LanguageModel, load
 from tests.architectures import BY_NAME
 from tests.cli.printed import Output
@@ -128,6 +128,20 @@ def test_the_command_line_says_so_where_it_fell_back_and_only_there(
         assert status(["compress", bart, *asked, "--keep", keep, "-o", str(tmp_path / keep)]) == 0
         printed = " ".join(capsys.readouterr().out.split())
         assert ("allocate: spectrum would diverge more than the same size for every matrix" in printed) == falls_back
+
+
+def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
+    shared_models: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a classifier a text is one prediction, and most of the divergence is that of a few doubtful texts."""
+    monkeypatch.setenv("LACONIC_DATA", str(shared_data))
+    lm, texts = load(str(shared_models / "minilm-sst2")), read("glue/sst2", "train")
+    data = Calibration(batches(lm, replace(texts, examples=texts.examples[:64]), max_length=64))
+    step = Compress(method=Drone(), keep=0.5, allocate="spectrum")
+    known = survey(lm, data, step.needs, lm.sites())
+    corrected = step.solve(lm.twin(), known, data)
+    assert corrected.found[ALLOCATED]["taken"] == "spectrum"
+    assert corrected.plan == step.solve(lm.twin(), known, None).plan
 
 
 def test_nothing_is_measured_where_that_would_not_compare() -> None:

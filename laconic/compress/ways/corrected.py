@@ -7,9 +7,10 @@ on the plan that comes out is compared with the same size everywhere.
 
 from collections.abc import Callable, Mapping
 
-from laconic.compress.ways.trial import Loss, carried_out_on_copy, divergence, factors, halves
+from laconic.compress.ways.trial import ROWS, ROWS_OF_ONE, Loss, carried_out_on_copy, divergences, factors, halves
 from laconic.compress.ways.uniform import same_everywhere
 from laconic.compress.ways.way import Job, Planned
+from laconic.model.task import Task
 
 ALLOCATED = "allocated"
 """Under it a step tells which way was taken, `uniform` or what was asked for, and the KL of either on other rows."""
@@ -32,20 +33,22 @@ def corrected(job: Job, asked: str, planned: Callable[[Factors], Planned], loss:
         planned: a plan by predicted losses that were multiplied by the factor of their block.
         loss: of a unit, what was predicted of the format that it is given, in nats.
     """
-    rows = None if job.data is None or _pruned(job) else halves(job.data.batches)
+    rows = None if job.data is None or _pruned(job) else halves(job.data.batches, _rows_of(job.lm.task))
     if rows is None:
         return planned({})
     same = same_everywhere(job)
     uniform = carried_out_on_copy(job, same, loss)
     found = planned(factors(job, uniform, rows.measured))
-    measured = {
-        UNIFORM: divergence(job, uniform, rows.judging),
-        asked: divergence(job, carried_out_on_copy(job, found.plan, loss), rows.judging),
-    }
-    # What is no number is no less.
-    taken = asked if measured[asked] <= measured[UNIFORM] else UNIFORM
+    ours = divergences(job, carried_out_on_copy(job, found.plan, loss), rows.judging)
+    theirs = divergences(job, uniform, rows.judging)
+    measured = {UNIFORM: theirs.mean, asked: ours.mean}
+    taken = UNIFORM if theirs.beats(ours) else asked
     told = {ALLOCATED: {"taken": taken, "kl": measured}}
     return found._replace(told=told) if taken == asked else Planned(same, None, told)
+
+
+def _rows_of(task: Task) -> int:
+    return ROWS_OF_ONE if task.is_sequence_classification or task is Task.EMBEDDING else ROWS
 
 
 def _pruned(job: Job) -> bool:

@@ -8,25 +8,29 @@ by predictions alone takes too much from the first.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 import torch
 
 from laconic.allocate import Plan
 from laconic.calibrate.passes import evaluating
-from laconic.compress.judge import Judge
+from laconic.compress.judge import Divergences, Judge
 from laconic.compress.planning import units_of
 from laconic.compress.put import place
 from laconic.compress.units import Unit
 from laconic.compress.ways.way import Job
 from laconic.formats import Format
 from laconic.model import Batch, LanguageModel
+from laconic.numerics.shrinkage import shrunk
 
 Loss = Callable[[Unit, Format], float]
 """What was predicted of a unit that is given this format, in nats."""
 
 ROWS = 32
 """Calibration rows that blocks are measured on, and as many others that judge between plans."""
+ROWS_OF_ONE = 256
+"""The same, where a row is one prediction: its divergence alone says little."""
 LEAST_FACTOR = 1 / 4
 """Of the mean: a block whose place in the whole cannot be told from noise is not free."""
 
@@ -45,11 +49,11 @@ class Tried(NamedTuple):
     losses: dict[str, float]
 
 
-def halves(batches: Sequence[Batch]) -> Rows | None:
-    """Every second row to each, `ROWS` at most; None where there are fewer than four."""
+def halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
+    """Every second row to each, `most` at most; None where there are fewer than four."""
     found: tuple[list[Batch], list[Batch]] = ([], [])
     for part, half in enumerate(found):
-        left = ROWS
+        left = most
         for batch in batches:
             every = torch.arange(part, len(batch["input_ids"]), 2)[:left]
             if len(every):
@@ -76,21 +80,29 @@ def carried_out_on_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
 def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float]:
     """By block, what it costs in nats for each nat that was predicted of it, relative to the mean of all.
 
-    Measured in place: by how much the divergence on `rows` falls where the block alone is as it was.
+    Measured in place: by how much the divergence on `rows` falls where the block alone is as it was. Few texts cannot
+    tell blocks apart: each figure is drawn to the mean by as much as its standard error asks
+    (`laconic.numerics.shrinkage`).
+
+    Returns:
+        The factor of each block, `LEAST_FACTOR` at the least; nothing where the blocks cannot be told apart.
     """
     judge = Judge(job.lm, rows)
     blocks: dict[str, list[Unit]] = defaultdict(list)
     for unit in job.units:
         blocks[block_of(unit)].append(unit)
+    losses = {block: sum(tried.losses[unit.name] for unit in units) for block, units in blocks.items()}
+    blocks = {block: units for block, units in blocks.items() if losses[block] > 0}
     with evaluating(job.lm), evaluating(tried.lm):
-        whole = judge(tried.lm)
-        gains = [whole - judge(_restored(job.lm, tried.lm, units)) for units in blocks.values()]
-    losses = [sum(tried.losses[unit.name] for unit in units) for units in blocks.values()]
-    ratios = [gain / loss if loss > 0 else 0.0 for gain, loss in zip(gains, losses, strict=True)]
-    usual = sum(gain for gain in gains if gain > 0) / max(sum(losses), 1e-30)
-    if not 0 < usual < float("inf"):
+        whole = judge.each(tried.lm)
+        gains = [judge.each(_restored(job.lm, tried.lm, units)).gain(whole) for units in blocks.values()]
+    predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64)
+    cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64) / predicted
+    error = torch.tensor([gain.error for gain in gains], dtype=torch.float64) / predicted
+    usual, drawn = shrunk(cost, error)
+    if not 0 < usual < inf or not (drawn != usual).any():
         return {}
-    return {block: max(ratio / usual, LEAST_FACTOR) for ratio, block in zip(ratios, blocks, strict=True)}
+    return dict(zip(blocks, (drawn / usual).clamp(min=LEAST_FACTOR).tolist(), strict=True))
 
 
 def block_of(unit: Unit) -> str:
@@ -98,10 +110,10 @@ def block_of(unit: Unit) -> str:
     return unit.sites[0].block or unit.name
 
 
-def divergence(job: Job, tried: Tried, rows: Sequence[Batch]) -> float:
-    """KL(original ‖ changed) on `rows`, nats per prediction."""
+def divergences(job: Job, tried: Tried, rows: Sequence[Batch]) -> Divergences:
+    """KL(original ‖ changed) of each text in `rows`."""
     with evaluating(job.lm), evaluating(tried.lm):
-        return Judge(job.lm, rows)(tried.lm)
+        return Judge(job.lm, rows).each(tried.lm)
 
 
 def _restored(original: LanguageModel, changed: LanguageModel, units: Sequence[Unit]) -> LanguageModel:
