@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of, shown
-from laconic.formats import FORMATS, Format
+from laconic.formats import FORMATS, CodedEmbedding, Format
 from laconic.model import ties
 from laconic.model.stock import MODEL_ERRORS, differences, modules_of, stock, switch_as
 from laconic.store.packed import unpack
@@ -154,7 +154,8 @@ def _shell(name: str, entry: Mapping[str, Any]) -> Format:
             made = kinds[kind].shell(**spec)
     except MODEL_ERRORS as error:
         raise UserError(f"{misfit}: {reason_of(error)}; {remedy}.") from error
-    if any(type(side) is not int or side < 1 for side in made.shape):
+    # An embedding of codes has their shape, and they come next.
+    if not isinstance(made, CodedEmbedding) and any(type(side) is not int or side < 1 for side in made.shape):
         raise UserError(f"{misfit}: its shape would be {made.shape}; {remedy}.")
     return made
 

@@ -2,7 +2,8 @@
 
 What serves every way that compares predicted losses: the same size is tried for every matrix, the predictions of each
 block are multiplied by what the block cost there over what was predicted of it, and on rows that this was not measured
-on the plan that comes out is compared with the same size everywhere.
+on the plan that comes out is compared with the same size everywhere. The predictions are trusted where rows say
+nothing: factors that may be chance are 1, and the same size is taken where it is ahead by over a standard error.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ Factors = Mapping[str, float]
 
 
 def corrected(job: Job, asked: str, planned: Callable[[Factors], Planned], loss: Loss) -> Planned:
-    """What `planned` makes of measured factors, or the same size for every matrix where that diverges less.
+    """What `planned` makes of measured factors, or the same size for every matrix where that clearly diverges less.
 
     What the factors are measured on is part of the calibration rows, and what judges is another. Where there are too
     few of them, or matrices have zeros, so that the same size everywhere leaves another number of bytes, nothing is

@@ -5,7 +5,7 @@ weights each loses, as a sparsity of its own; the method then prunes by that as 
 more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
 
 Scores that are predicted nats are corrected first, where there are calibration rows, by what each block costs when
-it is measured, and the plan gives way to the same sparsity for every matrix where that diverges less
+it is measured, and the plan gives way to the same sparsity for every matrix where that clearly diverges less
 (`laconic.compress.ways.corrected`).
 """
 
