@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from laconic.errors import UserError, shown
+from laconic.errors import UserError, must_be, shown
 
 LARGEST_FILE = 2**24
 """Bytes: far more than a recipe, a study or a plan needs."""
@@ -22,6 +22,7 @@ LARGEST_INTEGER = 2**63 - 1
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, and halves of surrogate pairs: no file is called so, and none holds the latter as text."""
 MERGE = "tag:yaml.org,2002:merge"
+INTEGER, REAL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 def text_of(path: Path, what: str) -> str:
@@ -86,8 +87,31 @@ def load(text: str) -> Any:
         loader.dispose()
 
 
+def value_of(text: str, place: str) -> Any:
+    """The value of one option or parameter; errors begin with `place`.
+
+    Raises:
+        UserError: it is no YAML, or a value that cannot be made, as a whole number of more than 63 bits.
+    """
+    try:
+        return load(text)
+    except ConstructorError as error:
+        raise must_be(place, f"a YAML value ({error.problem})", text) from error
+    except yaml.YAMLError as error:
+        raise must_be(place, "a YAML value", text) from error
+
+
 class _Loader(yaml.SafeLoader):
-    """A value that cannot be made (the 31st of February, a number of thousands of digits) is an error with a line."""
+    """A value that cannot be made (the 31st of February, a number of thousands of digits) is an error with a line.
+
+    Numbers are of base 10 unless they say otherwise (0x, 0b): YAML 1.1 takes 2:4 for one of base 60 and 010 for one of
+    base 8, and YAML 1.2 does not.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own form)
+        first: [(tag, pattern) for tag, pattern in known if tag not in (INTEGER, REAL)]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -100,6 +124,17 @@ class _Loader(yaml.SafeLoader):
             said = f"no name holds the character {odd[0]!a}; leave it out"
             raise ConstructorError(None, None, said, node.start_mark)
         return value
+
+
+_Loader.add_implicit_resolver(
+    INTEGER, re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    REAL,
+    re.compile(r"([-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?|\.[0-9][0-9_]*([eE][-+][0-9]+)?"
+               r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)  # fmt: skip
 
 
 def _first_words(error: ValueError) -> str:

@@ -1,5 +1,6 @@
 """YAML that says something twice, without end, or what cannot be, is one sentence with its line."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from laconic.allocate import read_plan
 from laconic.errors import UserError
 from laconic.recipe import read_recipe
 from laconic.study import read_study
-from laconic.yaml_loader import REPEATED, load, parsed, read_yaml
+from laconic.yaml_loader import REPEATED, load, parsed, read_yaml, value_of
 
 # Ten values in each of a few levels: a small nest, which stands for ten times as many values a level.
 LEVELS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
@@ -81,3 +82,18 @@ def test_a_file_that_is_none_is_not_read_for_ever(tmp_path: Path, monkeypatch: p
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "marked.yaml").write_bytes(b"\xef\xbb\xbfa: \xc3\xa9\n")
     assert read_yaml(tmp_path / "marked.yaml", "plan") == {"a": "é"}
+
+
+def test_a_value_is_quoted_as_it_was_written() -> None:
+    for text in ("2:4", "2:4:8", "1:30.5", "010", "-0_7"):
+        assert load(text) == text
+    assert [load(text) for text in ("10", "-1_000", "0x1F", "0b11", "0", "1.5e+3", ".5", "-.inf")] == [
+        10, -1000, 31, 3, 0, 1500.0, 0.5, -math.inf
+    ]  # fmt: skip
+
+
+def test_an_option_says_what_is_wrong_with_its_value() -> None:
+    with pytest.raises(UserError, match=rf"^--x must be a YAML value \(.* may have 63 bits\); got '{2**63}'"):
+        value_of(str(2**63), "--x")
+    with pytest.raises(UserError, match=r"^--x must be a YAML value; got '\['"):
+        value_of("[", "--x")

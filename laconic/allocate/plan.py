@@ -80,6 +80,9 @@ def plan_from(spelled: object, place: str) -> Plan:
 
 def _line(line: object, place: str) -> Method:
     try:
-        return method_from(line, place)
+        method = method_from(line, place)
     except UserError as error:
         raise placed(error, place) from error
+    if not method.has_size:
+        raise must_be(place, f"a method with a size of its own, like {{svd: {{rank: 64}}}}, or {DENSE}", line)
+    return method

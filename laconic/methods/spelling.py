@@ -8,13 +8,11 @@ import re
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from laconic.errors import UserError, must_be, shown, unknown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.methods.problem import validated
-from laconic.yaml_loader import load
+from laconic.yaml_loader import value_of
 
 # Not the commas inside of a list or a mapping.
 _BETWEEN = re.compile(r",(?![^\[\]{}]*[\]}])")
@@ -85,8 +83,5 @@ def _parameters(text: str, place: str) -> dict[str, Any]:
             raise must_be(place, "NAME:parameter=value,…", item)
         if key.strip() in parameters:
             raise UserError(f"{place}: The parameter '{key.strip()}' is given twice; give it once.")
-        try:
-            parameters[key.strip()] = load(literal)
-        except yaml.YAMLError as error:
-            raise must_be(f"{place}, {key.strip()}", "a YAML value", literal) from error
+        parameters[key.strip()] = value_of(literal, f"{place}, {key.strip()}")
     return parameters

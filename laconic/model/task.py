@@ -52,6 +52,14 @@ AUTO_CLASSES = {
     Task.MASKED: (auto.AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING),
     Task.EMBEDDING: (auto.AutoModel, auto.MODEL_MAPPING),
 }
+NAMES: tuple[Any, ...] = (
+    auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    auto.MODEL_MAPPING_NAMES,
+)
+"""The classes of the same by `model_type`: a name, or several."""
 TEXT_ENCODERS = (auto.AutoModelForTextEncoding, auto.MODEL_FOR_TEXT_ENCODING_MAPPING)
 """For plain encoders whose like among the above have a decoder too, as T5's."""
 
@@ -95,7 +103,7 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     """The Auto class that loads the first of `architectures`; plain `AutoModel` when none is recorded.
 
     Raises:
-        UserError: the checkpoint was saved from a class that laconic does not understand.
+        UserError: the checkpoint was saved from a class that laconic does not understand, or of another architecture.
     """
     names = list(architectures)
     if not names:
@@ -105,6 +113,14 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
             continue
         if names[0] in {c.__name__ for c in classes_of(mapping[type(config)])}:
             return auto_class
+    known = ((kind, (held,) if isinstance(held, str) else held) for table in NAMES for kind, held in table.items())
+    owners = [kind for kind, held in known if names[0] in held]
+    own = getattr(config, "model_type", None)
+    if owners and own not in owners:
+        raise UserError(
+            f"The config.json contradicts itself: architectures names '{names[0]}', a class of '{owners[0]}', and "
+            f"model_type is '{own}'; take the one that was saved with the weights."
+        )
     raise UserError(
         f"The checkpoint was saved from the class '{names[0]}', which is not supported; supported are models for "
         "sequence classification and regression, causal (of images too), masked and sequence-to-sequence language "

@@ -4,10 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from laconic.errors import UserError, must_be
-from laconic.yaml_loader import load
+from laconic.yaml_loader import value_of
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")
 
@@ -31,10 +29,7 @@ def put(spelled: dict[str, Any], override: str, root: str) -> None:
     parts = _PATH.findall(path)
     if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
         raise must_be("An override", "key=value, with a key like samples or steps[0].compress.keep", override)
-    try:
-        value = load(literal)
-    except yaml.YAMLError as error:
-        raise must_be(f"{root}.{path}", "a YAML value", literal) from error
+    value = value_of(literal, f"{root}.{path}")
     here: Any = spelled
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         key = _key(here, part, f"{root}.{path}")

@@ -1,6 +1,7 @@
 """What the steps that train have in common: how long, on which rows, how fast, and what of the model moves."""
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,7 +42,7 @@ class Training(Step):
     checkpoint:    or the `last` are kept: a head that grows too sure of itself may choose better with a greater loss.
     batch_size:    rows of one update, of all processes together, times `accumulate`.
     accumulate:    batches whose gradients are added up before an update.
-    learning_rate: the largest; it rises for the fraction `warmup` of the updates and then goes as `decay` says.
+    learning_rate: the largest, ≤ 1; it rises for the fraction `warmup` of the updates and then goes as `decay` says.
     warmup:        the fraction of the updates for which the learning rate rises.
     weight_decay:  of AdamW.
     decay:         how the learning rate falls after that: `linear`, `cosine`, or not (`constant`).
@@ -59,7 +60,7 @@ class Training(Step):
     held_out: Positive = 500
     batch_size: Positive = 32
     accumulate: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     decay: Decay = "linear"
@@ -74,8 +75,8 @@ class Training(Step):
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise must_be(name, "above 0", getattr(self, name))
+            if not 0 < getattr(self, name) < math.inf:
+                raise must_be(name, "a finite number above 0", getattr(self, name))
         for name in ("rows", "held_out", "batch_size", "accumulate", "evaluations", "patience", "lora"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise must_be(name, "at least 1", getattr(self, name))

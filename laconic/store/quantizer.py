@@ -29,7 +29,7 @@ class LaconicConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed model: the structure to rebuild, and the version of this layout."""
 
     def __init__(
-        self, structure: Structure | None = None, version: int = VERSION, quant_method: str = NAME, **_: Any
+        self, structure: Structure | None = None, version: int | None = None, quant_method: str = NAME, **_: Any
     ) -> None:
         # A later layout may hold further keys, so its number is looked at before anything else.
         if version != VERSION:
@@ -71,7 +71,7 @@ class LaconicQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> Any:
         """Called first when saving: the structure and the tensors written are those of the model as it is now."""
         if structure := describe(model):
-            model.config.quantization_config = LaconicConfig(structure)
+            model.config.quantization_config = LaconicConfig(structure, VERSION)
         else:
             vars(model.config).pop("quantization_config", None)
         return stored_tensors(model), {}
@@ -132,9 +132,9 @@ def attach(model: PreTrainedModel) -> None:
         )
     forget(model)
     if structure := describe(model):
-        model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure))  # type: ignore[assignment]
+        model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure, VERSION))  # type: ignore[assignment]
         model.quantization_method = NAME  # type: ignore[assignment]
-        model.config.quantization_config = LaconicConfig(structure)
+        model.config.quantization_config = LaconicConfig(structure, VERSION)
 
 
 def register() -> None:

@@ -20,6 +20,11 @@ def test_it_survives_its_file(tmp_path):
     [
         ("a: {sdv: {rank: 3}}", "There is no method 'sdv': did you mean 'svd'?"),
         ("a: {svd: {rank: -1}}", "plan.yaml', a.svd.rank must be in [1, ∞); got -1."),
+        (
+            "a: svd",
+            "plan.yaml', a must be a method with a size of its own, like {svd: {rank: 64}}, or dense; got 'svd'.",
+        ),
+        ("a: {rtn: {group_size: 32}}", "a must be a method with a size of its own"),
         ("[1, 2]", "must be a mapping of site names to methods"),
         ("", "must be a mapping of site names to methods"),
         ("a: [", "is not YAML"),

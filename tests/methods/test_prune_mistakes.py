@@ -19,6 +19,7 @@ from tests.matrices import case
         ("magnitude:sparsity=1", r"must be in \[0, 1\); got 1"),
         ("magnitude:sparsity=0.5,pattern=2:4", "takes either sparsity or pattern; got both"),
         ("wanda:pattern=4:2", "pattern must be N:M with 0 < N < M, like 2:4; got '4:2'"),
+        ("wanda:pattern=2:4:8", "pattern must be N:M with 0 < N < M, like 2:4; got '2:4:8'"),
         ("wanda:pattern=half", "pattern must be N:M with 0 < N < M"),
         ("wanda:within=column", "within must be 'matrix' or 'row'; got 'column'"),
         ("sparsegpt:damping=-1", "damping must be in"),

@@ -126,7 +126,11 @@ def test_the_key_depends_on_what_decides_the_result_and_not_on_how_it_is_written
         ("samples", True, "recipe.samples must be a whole number, no truth value; got True."),
         ("seed", False, "recipe.seed must be a whole number, no truth value; got False."),
         ("seed", 2**32, f"recipe.seed must be in [0, {2**32 - 1}]; got {2**32}."),
-        ("steps.1", {"finetune": {"learning_rate": float("inf")}}, "recipe.steps[1].finetune.learning_rate must be a"),
+        (
+            "steps.1",
+            {"finetune": {"learning_rate": float("inf")}},
+            "recipe.steps[1].finetune.learning_rate must be in (0, 1]",
+        ),
         ("steps.0.compress.targets", [], "recipe.steps[0].compress: targets must be a list of at least one group or"),
         ("label_order", [None], "recipe.label_order[0] must be true or false or a whole number or text; got None."),
         ("evaluate.cost", {"batch": []}, "recipe.evaluate.cost: batch must be a list of at least one whole number"),

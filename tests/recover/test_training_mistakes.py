@@ -9,6 +9,7 @@ from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.order import check_order
+from laconic.recipe.parse import method_or_step
 from laconic.recover import Correct, Distil, Finetune, Student
 from tests.recover.ground import SHORT, corpus, data_for, lm_of
 
@@ -18,6 +19,12 @@ def test_a_classifier_without_a_pad_token_is_refused_before_anything() -> None:
     lm.model.config.pad_token_id = None
     with pytest.raises(UserError, match="set pad_token_id"):
         Finetune().check(lm)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1e38, float("inf")])
+def test_a_learning_rate_that_trains_nothing(rate: float) -> None:
+    with pytest.raises(UserError, match=r"finetune\.learning_rate must be (in \(0, 1\]|a finite number)"):
+        method_or_step({"finetune": {"learning_rate": rate}}, "method")
 
 
 def test_a_model_of_which_nothing_moves_is_refused() -> None:
@@ -66,7 +73,7 @@ def test_a_student_of_no_configuration_is_refused_by_the_check(config: dict, sen
         (lambda: Distil(logits=0.0), "logits must be above 0"),
         (lambda: Distil(courses={"logit": "fade"}), "did you mean 'logits'"),
         (lambda: Finetune(lora=4, quantized="straight-through"), "quantized must be frozen"),
-        (lambda: Finetune(learning_rate=0.0), "learning_rate must be above 0"),
+        (lambda: Finetune(learning_rate=0.0), "learning_rate must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything(make, sentence: str) -> None:

@@ -125,4 +125,9 @@ def test_what_this_version_cannot_read_is_said(
 
 def test_registering_again_is_harmless() -> None:
     register()
-    assert LaconicConfig({}).to_dict() == {"quant_method": "laconic", "version": 1, "structure": {}}
+    assert LaconicConfig({}, 1).to_dict() == {"quant_method": "laconic", "version": 1, "structure": {}}
+
+
+def test_a_record_without_its_version() -> None:
+    with pytest.raises(UserError, match=r"quantization_config\.version must be 1, .*; got None"):
+        LaconicConfig({})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, get_args
 
 from jaxtyping import Bool, Float
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from laconic.calibrate import Known
@@ -18,12 +18,6 @@ from laconic.numerics.masks import keep_in_groups, keep_in_matrix, keep_in_rows,
 Within = Literal["matrix", "row"]
 
 
-def _as_text(pattern: object) -> object:
-    """YAML 1.1 takes 2:4 without quotes for a number of base 60, like a time; that is undone."""
-    return f"{pattern // 60}:{pattern % 60}" if isinstance(pattern, int) and pattern >= 60 else pattern
-
-
-Pattern = Annotated[str, BeforeValidator(_as_text)]
 _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -39,7 +33,7 @@ class Scored(Pruning):
     coarseness: ClassVar[int] = 1
     """Its ladder has every n-th sparsity of the grid alone, where each is a large problem of its own."""
 
-    pattern: Pattern | None = None
+    pattern: str | None = None
     within: Within = "matrix"
     cap: Annotated[float, Field(gt=0, le=1)] = 1.0
 

@@ -18,7 +18,7 @@ from laconic.calibrate import Known
 from laconic.errors import UserError, must_be
 from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
-from laconic.methods.prune.scored import Pattern, check_divides, indivisible, n_of_m
+from laconic.methods.prune.scored import check_divides, indivisible, n_of_m
 from laconic.methods.quantize.affine import Affine
 from laconic.numerics.grid import Spacing
 from laconic.numerics.masks import zeros_for
@@ -37,7 +37,7 @@ class Feedback(Affine):
     """
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
-    pattern: Pattern | None = None
+    pattern: str | None = None
     damping: Annotated[float, Field(gt=0)] = 0.01
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from laconic.errors import UserError, must_be, reason_of
 from laconic.model.checkpoints.code import check_model_code, forget_code
 from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.values import check_values
 
 CONFIG = "config.json"
 DEPTH = re.compile(r"(num|n)_(\w+_)?layers?|(encoder|decoder)_layers")
@@ -87,6 +88,7 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     if dtype is not None and dtype not in DTYPES:
         raise must_be(f"{where}dtype", f"one of {', '.join(DTYPES)}", dtype)
+    check_values(raw, where)
     if not isinstance(raw.get("quantization_config"), dict | None):
         raise must_be(f"{where}quantization_config", "an object", raw["quantization_config"])
 

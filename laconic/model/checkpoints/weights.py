@@ -152,7 +152,8 @@ def _shard(place: Place, listing: str, name: str) -> Path:
 
 def _with_what_lies_beside(place: Place, found: Weights) -> Weights:
     for name in BESIDE:
-        place.file(name)
+        # transformers passes over one that it cannot read.
+        place.json(name)
     return found
 
 

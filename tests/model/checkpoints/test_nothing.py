@@ -110,6 +110,23 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             b'{"model_type": "gpt2", "rope_parameters": {"factors": [1.0, NaN]}}',
             r"rope_parameters\.factors\.1 must be a number; got nan",
         ),
+        (
+            b'{"model_type": "gpt2", "architectures": ["BertForMaskedLM"]}',
+            "contradicts itself: architectures names 'BertForMaskedLM', a class of 'bert', and model_type is 'gpt2'",
+        ),
+        (b'{"model_type": "gpt2", "id2label": {"x": "a"}}', "Each key of .*id2label must be the number .*got 'x'"),
+        (b'{"model_type": "gpt2", "label2id": {"a": "x"}}', "label2id, a, must be the number of a class; got 'x'"),
+        (b'{"model_type": "gpt2", "pad_token_id": "x"}', "pad_token_id must be a whole number, .*; got 'x'"),
+        (b'{"model_type": "gpt2", "eos_token_id": [1, 2.5]}', "eos_token_id must be a whole number, .*; got"),
+        (b'{"model_type": "llama", "rope_parameters": "x"}', "rope_parameters must be an object; got 'x'"),
+        (
+            b'{"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": "x"}}',
+            "rope_parameters.rope_theta must be a number, or a list of numbers; got 'x'",
+        ),
+        (
+            b'{"model_type": "gemma3", "text_config": {"rope_scaling": {"full_attention": {"rope_type": 3}}}}',
+            "text_config.rope_scaling.full_attention.rope_type must be the name of a kind .*; got 3",
+        ),
         (b'{"model_type": "no-such-type"}', "There is no loadable model .*no-such-type"),
     ],
 )
@@ -182,3 +199,9 @@ def test_a_damaged_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     said = {"metadata": {}, "weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(said))
     refused(folder, r"the file 'model-2\.safetensors' is damaged", capsys)
+
+
+def test_a_generation_config_that_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "generation_config.json"
+    file.write_text(file.read_text()[:-4])
+    refused(folder, r"The file 'generation_config\.json' of the model .* cannot be read: it is no JSON", capsys)
