@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks import (
+    allocation,
     bert_base,
     depth_quality,
     global_threshold,
@@ -38,6 +39,8 @@ from benchmarks import (
 )
 
 BENCHMARKS = {
+    "allocation": allocation.main,
+    "allocation_tables": allocation.write_tables,
     "lowrank_quality": lowrank_quality.main,
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,

@@ -1,0 +1,186 @@
+"""Budgets shared out by predicted losses, alone and corrected by measuring, beside the same size for every matrix.
+
+`kfac-prune` with one threshold for all (`allocate: global`), in one shot and in several, and `kfac-svd` with ranks
+shared out (`allocate: spectrum`), on small models. 64 training rows calibrate, and 64 others judge: KL divergence from
+the dense model, nats per prediction; seconds are without the first statistics, which all ways share. Each finished cell
+is one line of benchmarks/results/allocation.jsonl, so a run that was stopped goes on where it was; delete the file to
+begin anew.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.progress import track
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.cells import Cells, in_bold, mean_of
+from benchmarks.common import models_folder
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import Calibration, Known, survey
+from laconic.calibrate.corpus import batches, read, sample
+from laconic.compress import Allocation, Compress
+from laconic.compress.judge import Judge
+from laconic.compress.ways.corrected import ALLOCATED
+from laconic.methods import KfacPrune, KfacSvd
+from laconic.model import LanguageModel, load
+
+MODELS = {
+    "stories260K": "tinystories",
+    "a random Llama": "tinystories",
+    "mico-tinyllama-1m": "tinystories",
+    "bart-g2p-us": "g2p",
+    "minilm-sst2": "glue/sst2",
+}
+"""And where their rows come from."""
+
+ROWS = 64
+MAX_LENGTH = 96
+SEEDS = (0, 1)
+CELLS = Cells("allocation", ("model", "seed", "size", "way"))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A step without a size; `shots` prune on statistics that are collected anew.
+
+    measured: with the calibration rows, on which predictions are corrected; without, they are taken as they are.
+    """
+
+    allocate: Allocation
+    measured: bool = True
+    shots: int = 1
+
+
+ZEROS: dict[str, Way] = {
+    "uniform": Way("uniform"),
+    "by predictions": Way("global", measured=False),
+    "global": Way("global"),
+    "uniform, two shots": Way("uniform", shots=2),
+    "global, two shots": Way("global", shots=2),
+    "uniform, three shots": Way("uniform", shots=3),
+    "global, three shots": Way("global", shots=3),
+}
+RANKS: dict[str, Way] = {
+    "uniform": Way("uniform"),
+    "by predictions": Way("spectrum", measured=False),
+    "spectrum": Way("spectrum"),
+}
+SPARSITIES = ("50 % zeros", "70 % zeros")
+KEEPS = ("keep 0.8", "keep 0.5", "keep 0.35")
+PRUNED = ("stories260K", "a random Llama")
+BEGIN = "<!-- allocation, made by `python -m benchmarks allocation_tables` -->"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="some of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    options = parser.parse_args(argv)
+    for name in options.only:
+        for seed in options.seeds:
+            missing = CELLS.missing((name, seed, size, way) for size, way in wanted(name))
+            if missing:
+                ground = prepared(name, seed)
+                for key in track(missing, f"{name}, seed {seed}"):
+                    CELLS.add(key, solved(ground, *key[2:]))
+    print(f"{CELLS}; `python -m benchmarks allocation_tables` makes the tables")
+
+
+def wanted(name: str) -> list[tuple[str, str]]:
+    """The sizes and ways that a model is measured at; shots where much goes."""
+    pruned = [
+        (size, way) for size in SPARSITIES for way in ZEROS if ZEROS[way].shots == 1 or size == SPARSITIES[-1]
+    ]  # fmt: skip
+    return [*(pruned if name in PRUNED else ()), *((size, way) for size in KEEPS for way in RANKS)]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A model, what was measured of its matrices on which rows, and what judges."""
+
+    lm: LanguageModel
+    data: Calibration
+    known: dict[str, Known]
+    judge: Judge
+
+
+def prepared(name: str, seed: int) -> Ground:
+    """One model, measured once."""
+    lm = random_llama(seed) if name == "a random Llama" else load(str(models_folder() / name))
+    corpus = sample(read(MODELS[name], "train"), 2 * ROWS, seed)
+    parts = [replace(corpus, examples=corpus.examples[part]) for part in (slice(ROWS), slice(ROWS, None))]
+    first, last = (batches(lm, part, batch_size=16, max_length=MAX_LENGTH) for part in parts)
+    data = Calibration(first, seed=seed)
+    known = survey(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
+    return Ground(lm, data, known, Judge(lm, last))
+
+
+def random_llama(seed: int) -> LanguageModel:
+    """0.9 million parameters as they are drawn, with the tokenizer of stories260K."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        initializer_range=0.06,
+    )
+    return replace(load(str(models_folder() / "stories260K")), model=LlamaForCausalLM(config).eval())
+
+
+def solved(ground: Ground, size: str, way: str) -> dict:
+    """One cell, measured."""
+    small = ground.lm.twin()
+    start = time.perf_counter()
+    known, taken = ground.known, ""
+    for step in steps_of(size, way):
+        known = known or survey(small, ground.data, step.needs, small.sites())
+        outcome = step.solve(small, known, ground.data if _way(size, way).measured else None)
+        taken += outcome.found[ALLOCATED]["taken"] + " " if ALLOCATED in outcome.found else ""
+        known = {}
+    return {"seconds": time.perf_counter() - start, "taken": taken.strip(), "kl": ground.judge(small)}
+
+
+def steps_of(size: str, way: str) -> list[Compress]:
+    """The steps that end at `size`; each shot keeps the same fraction of what is left."""
+    asked = _way(size, way)
+    if size in KEEPS:
+        return [Compress(method=KfacSvd(), keep=float(size.split()[1]), allocate=asked.allocate)]
+    kept = 1 - float(size.split(maxsplit=1)[0]) / 100
+    sparsities = [round(1 - kept ** (shot / asked.shots), 4) for shot in range(1, asked.shots + 1)]
+    return [Compress(method=KfacPrune(sparsity=sparsity), allocate=asked.allocate) for sparsity in sparsities]
+
+
+def _way(size: str, way: str) -> Way:
+    return (RANKS if size in KEEPS else ZEROS)[way]
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/pruning.md and docs/lowrank.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    replace_between(ROOT / "docs/pruning.md", table(SPARSITIES, list(ZEROS)), BEGIN)
+    replace_between(ROOT / "docs/lowrank.md", table(KEEPS, list(RANKS)), BEGIN)
+
+
+def table(sizes: Sequence[str], ways: Sequence[str]) -> str:
+    """One row a model and size, one column a way: KL and seconds, means over the seeds; the least KL is bold."""
+    lines = [f"| model | | {' | '.join(ways)} |", "|---|---|" + "---:|" * len(ways)]
+    for name in MODELS:
+        for size in sizes:
+            here = {way: CELLS.where(model=name, size=size, way=way) for way in ways}
+            kls = {way: mean_of(cells, "kl") for way, cells in here.items()}
+            if not any(here.values()):
+                continue
+            entries = [
+                f"{in_bold(f'{kls[way]:.3g}', kls[way] == min(kls.values()))} ({mean_of(cells, 'seconds'):.0f} s)"
+                if cells
+                else ""
+                for way, cells in here.items()
+            ]
+            lines.append(f"| {name} | {size} | {' | '.join(entries)} |")
+    return "\n".join([*lines, ""])
