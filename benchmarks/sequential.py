@@ -1,10 +1,11 @@
 """One pass, a sequential and an anchored walk side by side, with llm-compressor's one-shot and sequential pipelines.
 
-Calibration: 128 rows. Judged on held-out rows: KL divergence from the dense model, nats per prediction. Seconds are
-those that one thread computes for, from batches and a dense model in memory to a compressed one; they tell how ways
-compare on one machine. Each finished cell is one line of benchmarks/results/sequential.jsonl, so a run that was stopped
-goes on where it was; delete it to begin anew. `--peer` is the Python of an environment that
-`benchmarks/peers/llm_compressor.sh` made; without it, laconic's ways alone are measured.
+Calibration: 128 rows; of the models that llm-compressor is measured on, those of them that fill the length. Judged on
+held-out rows: KL divergence from the dense model, nats per prediction. Seconds are those that one thread computes for,
+from batches and a dense model in memory to a compressed one; they tell how ways compare on one machine. Each finished
+cell is one line of benchmarks/results/sequential.jsonl, so a run that was stopped goes on where it was; delete it to
+begin anew. `--peer` is the Python of an environment that `benchmarks/peers/llm_compressor.sh` made; without it,
+laconic's ways alone are measured.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from benchmarks.quantizing import GROUNDS
 from benchmarks.tables import ROOT, replace_between
 from laconic.compress import Compress
 from laconic.methods import Gptq, Method, SparseGpt, Wanda
-from laconic.model import LanguageModel
+from laconic.model import Batch, LanguageModel
 from laconic.store import materialize
 
 CELLS = Cells("sequential", ("model", "seed", "method", "size", "way"))
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(GROUNDS), nargs="+", default=list(GROUNDS), help="some of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--methods", nargs="+", choices=list(SIZES), default=list(SIZES), help="some of the methods")
     parser.add_argument("--ways", nargs="+", choices=list(OURS), default=list(OURS), help="some of laconic's ways")
     parser.add_argument("--peer", help="the Python of llm-compressor's environment")
     options = parser.parse_args(argv)
@@ -62,18 +64,20 @@ def main(argv: Sequence[str]) -> None:
     os.environ["LACONIC_CACHE_GB"] = "0"
     for model in options.only:
         for seed in options.seeds:
-            measure(model, seed, options.ways, options.peer)
+            measure(model, seed, options.methods, options.ways, options.peer)
     print(f"{CELLS}; `python -m benchmarks sequential_tables` makes the tables")
 
 
-def measure(model: str, seed: int, ways: Sequence[str], peer: str | None) -> None:
+def measure(model: str, seed: int, methods: Sequence[str], ways: Sequence[str], peer: str | None) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
     theirs = list(PEERS) if peer is not None and model in PEER_MODELS else []
-    keys = [(model, seed, name, size, way) for name in SIZES for size in SIZES[name] for way in (*ways, *theirs)]
+    keys = [(model, seed, name, size, way) for name in methods for size in SIZES[name] for way in (*ways, *theirs)]
     missing = CELLS.missing(keys)
     if not missing:
         return
     judge = prepared(model, seed)
+    if model in PEER_MODELS:
+        judge = replace(judge, calibration=replace(judge.calibration, batches=whole_rows(judge.calibration.batches)))
     ours = [key for key in missing if key[-1] in OURS]
     if ours:
         solved(judge, *ours[0][2:])
@@ -81,10 +85,18 @@ def measure(model: str, seed: int, ways: Sequence[str], peer: str | None) -> Non
         CELLS.add(key, solved(judge, *key[2:]))
     theirs = [key for key in missing if key[-1] in PEERS]
     if theirs and peer is not None:
-        if all(bool(batch["attention_mask"].all()) for batch in judge.calibration.batches):
-            by_peer(judge, theirs, peer)
-        else:
-            print(f"{model}, seed {seed}: llm-compressor is left out, as it would count the padding of rows.")
+        by_peer(judge, theirs, peer)
+
+
+def whole_rows(batches: Sequence[Batch]) -> list[Batch]:
+    """The rows without padding, which llm-compressor's statistics would count."""
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    kept = []
+    for batch in batches:
+        if batch["input_ids"].shape[1] == longest:
+            whole = batch["attention_mask"].all(1)
+            kept.append({name: tensor[whole] for name, tensor in batch.items()})
+    return [batch for batch in kept if len(batch["input_ids"])]
 
 
 def method_of(name: str, size: float) -> Method:
