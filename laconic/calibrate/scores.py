@@ -45,7 +45,7 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
 
 def _enumerated(predictions: Predictions) -> Iterator[Tensor]:
     values = predictions.values
-    yield from ((values * axis).sum() for axis in predictions.distribution.axes(values))
+    yield from ((values * axis).sum() for axis in predictions.distribution.fisher_factor(values))
 
 
 def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:

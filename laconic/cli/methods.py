@@ -20,7 +20,7 @@ def methods(
 ) -> None:
     """List every method, with family, needs and paper, and every step; or show one."""
     from laconic.errors import unknown
-    from laconic.recipe.described import KINDS
+    from laconic.recipe.parameters import KINDS
 
     if name is None:
         _list(json)
@@ -33,7 +33,7 @@ def methods(
 def _list(json: bool) -> None:
     from laconic.compress import Compress
     from laconic.methods import METHODS
-    from laconic.recipe.described import first_line
+    from laconic.recipe.parameters import first_line
     from laconic.recipe.steps import STEPS
     from laconic.report.tables import Column, Table
 
@@ -52,7 +52,7 @@ def _show(kind: "type[Method] | type[Step]", json: bool) -> None:
     from dataclasses import asdict
 
     from laconic.methods import Method
-    from laconic.recipe.described import example_of, first_line, parameters_of
+    from laconic.recipe.parameters import example_of, first_line, parameters_of
     from laconic.report.tables import Column, Table
 
     parameters, example = parameters_of(kind), example_of(kind)

@@ -50,14 +50,14 @@ def check_workload(asked: Asked) -> None:
         )
 
 
-def heeds_inputs(methods: Iterable[Method]) -> bool:
+def uses_inputs(methods: Iterable[Method]) -> bool:
     """Whether any of `methods` looks at the inputs of a matrix, which earlier ones may have changed."""
     return any(issubclass(kind, InputStatistic) for method in methods for kind in method.asks)
 
 
 def check_sequential(sequential: bool, anchored: bool, refresh: int | None, methods: Sequence[Method]) -> None:
     """Raise UserError where to solve in order would change nothing: no method looks at what earlier ones changed."""
-    if sequential and not anchored and refresh is None and methods and not heeds_inputs(methods):
+    if sequential and not anchored and refresh is None and methods and not uses_inputs(methods):
         named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
         raise UserError(f"sequential must be left out, because {named} looks at no inputs; anchored has a use for it.")
 

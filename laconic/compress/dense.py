@@ -29,10 +29,10 @@ def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> Non
         )
 
 
-def told_of_dense(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
+def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
     """What to tell of a step with these targets: nothing, or how much of what they name in the blocks stays dense.
 
-    >>> told_of_dense(lm, ("blocks",))
+    >>> dense_share(lm, ("blocks",))
     {'dense': {'parameters': 12288, 'of': 13200, 'share': 0.931, 'names': ['mlp.experts.gate_up_proj']}}
     """
     found = lm.coverage(targets)

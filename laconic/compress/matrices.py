@@ -15,12 +15,12 @@ from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import shelf
 from laconic.compress.asked import Asked, check_refresh, check_sequential
 from laconic.compress.coded import check_not_coded
-from laconic.compress.dense import check_dense, told_of_dense
-from laconic.compress.planning import solved, split_by_group, tell_wide_groups, units_of
+from laconic.compress.dense import check_dense, dense_share
+from laconic.compress.planning import solved, split_by_group, units_of, warn_of_wide_groups
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
 from laconic.compress.put import carried_out, put_form
-from laconic.compress.reached import short_of
+from laconic.compress.reached import shortfall
 from laconic.compress.step import Outcome, Step
 from laconic.compress.units import Family, Unit, families, planned_families
 from laconic.compress.ways import WAYS, Allocation, Job, Planned, Way
@@ -154,7 +154,7 @@ class Compress(Step):
         for unit, method in solved(of, self.method, self.plan):
             if mistake := method.misfit(unit.shape, f"'{unit.name}'"):
                 raise mistake
-        tell_wide_groups(of, self.method, self.plan)
+        warn_of_wide_groups(of, self.method, self.plan)
 
     def rehearse(self, lm: LanguageModel) -> None:
         of = self._families(lm)
@@ -224,7 +224,7 @@ class Compress(Step):
         known: Mapping[str, Known],
         data: Calibration | None,
     ) -> Outcome:
-        sites, told = self.sites(lm), told_of_dense(lm, self.targets if self.plan is None else ("blocks",))
+        sites, told = self.sites(lm), dense_share(lm, self.targets if self.plan is None else ("blocks",))
         planned = self._way.plan(self._job(lm, of, problems, data)) if self.plan is None else Planned(dict(self.plan))
         # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
         plan, predicted, allocated = processes.from_first(planned._replace(told=dict(planned.told)))
@@ -232,7 +232,7 @@ class Compress(Step):
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
         outcome = carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
-            told |= short_of(self.keep, of, outcome.after, lm.dtype)
+            told |= shortfall(self.keep, of, outcome.after, lm.dtype)
         return replace(outcome, found=told)
 
     def _job(

@@ -44,7 +44,7 @@ def solved(of: Sequence[Family], method: Method, plan: Plan | None) -> Iterator[
             yield unit, chosen
 
 
-def tell_wide_groups(of: Sequence[Family], method: Method, plan: Plan | None) -> None:
+def warn_of_wide_groups(of: Sequence[Family], method: Method, plan: Plan | None) -> None:
     """Say so where groups of columns were asked for that are wider than a matrix: each of its rows is one group then.
 
     The default is left alone: it is what is usual for matrices that are wide enough.

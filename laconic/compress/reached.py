@@ -12,7 +12,7 @@ from laconic.compress.units import Family
 REACHED = "reached"
 
 
-def short_of(
+def shortfall(
     keep: float | Mapping[str, float], of: Sequence[Family], after: Mapping[str, int], dtype: torch.dtype
 ) -> dict[str, Any]:
     """What to tell of a step that was to keep `keep` of the bytes in `dtype`, of which `after` are left by site.

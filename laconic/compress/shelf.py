@@ -41,7 +41,7 @@ def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str]) -> str
     for name, tensor in (pair for named in tensors for pair in sorted(named.items())):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hashed.update(_bytes(tensor))
-    hashed.update(b"" if lm.pipeline is None else lm.pipeline.said())
+    hashed.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
     return hashed.hexdigest()
 
 

@@ -20,7 +20,8 @@ def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequen
     """
     if lm.task is not original.task:
         raise UserError(
-            f"The models cannot be compared: one is {a(lm.task.value)}, the other {a(original.task.value)} model."
+            f"The models cannot be compared: one is {a(lm.task.value)}, the other {a(original.task.value)} model; "
+            "name the model that it was made from."
         )
     ours, theirs = _tokens(lm), _tokens(original)
     if ours != theirs:
@@ -39,7 +40,7 @@ def check_readable(lm: LanguageModel, reference: Reference) -> None:
     if longest is not None and length > longest:
         raise UserError(
             f"The models cannot be compared: {called(lm)} reads {longest} tokens at most, and {called(original)} reads "
-            f"rows of {length}."
+            f"rows of {length}; name the model that it was made from."
         )
     if lm.tokenizer is None or original.tokenizer is None:
         return

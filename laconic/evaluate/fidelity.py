@@ -141,7 +141,7 @@ def _chunks(predictions: Predictions, step: int) -> list[Predictions]:
 
 def _agrees(reference: Predictions, other: Predictions) -> Tensor:
     """1 where both say the same."""
-    return reference.distribution.same(reference.values, other.values).double()
+    return reference.distribution.same_decision(reference.values, other.values).double()
 
 
 def _vectors(lm: LanguageModel, original: LanguageModel) -> str:

@@ -76,7 +76,7 @@ def fingerprint(lm: LanguageModel) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    hashed.update(b"" if lm.pipeline is None else lm.pipeline.said())
+    hashed.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
     for tokenizer in (lm.tokenizer, lm.target_tokenizer):
         if tokenizer is not None:
             with TemporaryDirectory() as folder:

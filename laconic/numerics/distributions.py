@@ -43,15 +43,15 @@ class Distribution(ABC):
         """Labels drawn from the distributions, as `loss` takes them."""
 
     @abstractmethod
-    def axes(self, values: Values) -> Iterator[Values]:
+    def fisher_factor(self, values: Values) -> Iterator[Values]:
         """Columns of L with L L^T = F(values), one table of (n, k) for each column: constants, without gradients."""
 
     @abstractmethod
-    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+    def same_decision(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
         """Whether both come to the same decision."""
 
     @abstractmethod
-    def described(self, size: int) -> str:
+    def describe(self, size: int) -> str:
         """What `size` values predict, in a sentence."""
 
 
@@ -69,18 +69,18 @@ class Categorical(Distribution):
         probabilities = values.detach().float().softmax(-1).cpu()
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(values.device)
 
-    def axes(self, values: Values) -> Iterator[Values]:
+    def fisher_factor(self, values: Values) -> Iterator[Values]:
         p = values.detach().double().softmax(-1)
         variances, directions = torch.linalg.eigh(p.diag_embed() - p[:, :, None] * p[:, None, :])
         L = (directions * variances.clamp(min=0).sqrt()[:, None, :]).to(values)
         # F's null vector is the constant, whose eigenvalue, the least, comes first.
         yield from L.unbind(-1)[1:]
 
-    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+    def same_decision(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
         """Whether the likeliest class is the same."""
         return reference.argmax(-1) == other.argmax(-1)
 
-    def described(self, size: int) -> str:
+    def describe(self, size: int) -> str:
         return f"one of {size} classes or tokens"
 
 
@@ -100,15 +100,15 @@ class Bernoulli(Distribution):
     def draw(self, values: Values, generator: torch.Generator) -> Tensor:
         return torch.bernoulli(values.detach().float().sigmoid().cpu(), generator=generator).to(values)
 
-    def axes(self, values: Values) -> Iterator[Values]:
+    def fisher_factor(self, values: Values) -> Iterator[Values]:
         p = values.detach().double().sigmoid()
         yield from (p * (1 - p)).sqrt().to(values).diag_embed().unbind(-1)
 
-    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+    def same_decision(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
         """Whether every label is on the same side of a probability of one half."""
         return ((reference > 0) == (other > 0)).all(-1)
 
-    def described(self, size: int) -> str:
+    def describe(self, size: int) -> str:
         return f"which of {size} labels hold"
 
 
@@ -128,14 +128,14 @@ class Gaussian(Distribution):
         noise = torch.randn(values.shape, generator=generator)
         return values.detach() - noise.to(values)
 
-    def axes(self, values: Values) -> Iterator[Values]:
+    def fisher_factor(self, values: Values) -> Iterator[Values]:
         yield from torch.ones_like(values).diag_embed().unbind(-1)
 
-    def same(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
+    def same_decision(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
         """Whether every number rounds to the same fifth."""
         return ((reference / self.GRADE).round() == (other / self.GRADE).round()).all(-1)
 
-    def described(self, size: int) -> str:
+    def describe(self, size: int) -> str:
         return f"{size} real numbers"
 
 

@@ -9,7 +9,7 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Known, Labels
 from laconic.calibrate.corpus import Corpus, batches, sample
 from laconic.compress import Allocation, Compress, Outcome, Step
-from laconic.compress.asked import heeds_inputs
+from laconic.compress.asked import uses_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
@@ -153,7 +153,7 @@ def _no_walk(lines: Sequence[Method | Step], walk: Walk) -> UserError:
 
 def _walked(line: Method | Step, walk: Walk) -> bool:
     """Whether a walk changes anything for it: a step, such as `narrow`, is told so by a parameter of its own."""
-    return isinstance(line, Method) and (walk == "anchored" or heeds_inputs([line]))
+    return isinstance(line, Method) and (walk == "anchored" or uses_inputs([line]))
 
 
 def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | Step]) -> Allocation:

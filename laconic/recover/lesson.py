@@ -203,7 +203,7 @@ def check_comparable(ours: Predictions, theirs: Predictions) -> None:
 
 
 def _what(predictions: Predictions) -> str:
-    return predictions.distribution.described(predictions.values.shape[-1])
+    return predictions.distribution.describe(predictions.values.shape[-1])
 
 
 def _divergence(theirs: Predictions, ours: Predictions, temperature: float) -> Tensor:

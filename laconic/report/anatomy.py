@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from laconic.compress.dense import DENSE, told_of_dense
+from laconic.compress.dense import DENSE, dense_share
 from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site, Task
@@ -46,7 +46,7 @@ class Inspection:
 
     vectors: what a plain encoder makes of its last hidden states, None elsewhere; prompts: of them, in words.
     idle:    lists of blocks that no run over text calls, and no step changes: the tower of a vision-language model.
-    dense:   what in the blocks is no matrix that can be compressed, as `told_of_dense` tells it; None where all are.
+    dense:   what in the blocks is no matrix that can be compressed, as `dense_share` tells it; None where all are.
     """
 
     model: str
@@ -123,7 +123,7 @@ def inspect(lm: LanguageModel) -> Inspection:
         idle=tuple(idle_stacks(lm.model)),
         vectors=lm.embedding.describe() if lm.task is Task.EMBEDDING else None,
         prompts=lm.embedding.describe_prompts(),
-        dense=told_of_dense(lm, ("blocks",)).get(DENSE),
+        dense=dense_share(lm, ("blocks",)).get(DENSE),
         parts=tuple(part for part in parts if part.sites or part.parameters),
         parameters=parameters,
         nbytes=nbytes,

@@ -22,7 +22,7 @@ Switch = tuple[str, str]
 """The attribute of a configuration that holds another one, or nothing for the configuration itself; and its own."""
 
 
-def make_room(model: PreTrainedModel, layers: Collection[str]) -> PreTrainedModel:
+def enable_biases(model: PreTrainedModel, layers: Collection[str]) -> PreTrainedModel:
     """Switch on what gives the layers of these paths a bias in the class of `model`, where anything does.
 
     Linears that get one along with them are given zeros. Returns the stock model, without weights.
@@ -42,13 +42,13 @@ def make_room(model: PreTrainedModel, layers: Collection[str]) -> PreTrainedMode
     return plain
 
 
-def settle(model: PreTrainedModel) -> None:
+def dense_as_linears(model: PreTrainedModel) -> None:
     """Make plain linears of the `Dense` of `model` that its class has a place for, by a switch or without one."""
     places = outermost(formats(model))
     dense = {path: part for path in places if isinstance(part := model.get_submodule(path), Dense)}
     if not dense:
         return
-    plain = make_room(model, [path for path, part in dense.items() if part.bias is not None])
+    plain = enable_biases(model, [path for path, part in dense.items() if part.bias is not None])
     for path, part in dense.items():
         like = plain.get_submodule(path)
         if not isinstance(like, (nn.Linear, Conv1D)) or (part.bias is None) != (like.bias is None):

@@ -16,12 +16,12 @@ from laconic.model import LanguageModel
 from laconic.model.checkpoints.sentences import MODULES
 from laconic.model.loading import TARGET_TOKENIZER
 from laconic.store.atomic import new_folder
-from laconic.store.biases import settle
+from laconic.store.biases import dense_as_linears
 from laconic.store.card import default_card
 from laconic.store.pipeline import save_pipeline
 from laconic.store.processor import save_processor
-from laconic.store.proof import prove
 from laconic.store.quantizer import attach
+from laconic.store.verify import verify_saved
 
 RECIPE = "recipe.yaml"
 PLAN = "plan"
@@ -51,7 +51,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
     A compressed model reloads exactly after `import laconic`; one that its class can hold, whatever its configuration
     must say for that, is a plain stock checkpoint.
     What sentence-transformers declares beside it lies beside it again, so that `SentenceTransformer` reads the folder.
-    Before the folder appears, what was written is loaded and compared with `lm` (`laconic.store.proof`).
+    Before the folder appears, what was written is loaded and compared with `lm` (`laconic.store.verify`).
 
     Raises:
         UserError: `folder` exists, the disk is full or refuses, the model is quantized by another library, does not run
@@ -60,10 +60,10 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
     beside = beside or Beside()
     with new_folder(folder) as partial:
         stored = in_dtype(lm.model, lm.dtype)
-        settle(stored)
+        dense_as_linears(stored)
         attach(stored)
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
-        prove(lm, stored, partial)
+        verify_saved(lm, stored, partial)
         for weights in partial.glob("*.safetensors"):
             # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)

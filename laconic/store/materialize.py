@@ -14,7 +14,7 @@ from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_pad
 from laconic.model.inner import inners_of
 from laconic.model.resize import empty_linear
 from laconic.model.width import EMPTY, keep_parts
-from laconic.store.biases import make_room
+from laconic.store.biases import enable_biases
 from laconic.store.shapes import MAPPED, deviations
 from laconic.store.structure import formats, outermost
 
@@ -41,7 +41,7 @@ def densify(model: PreTrainedModel) -> None:
         UserError: there is a shape that cannot grow back.
     """
     replaced = outermost(formats(model))
-    plain = make_room(model, [name for name in replaced if _bias(model, name) is not None])
+    plain = enable_biases(model, [name for name in replaced if _bias(model, name) is not None])
     for name, places in replaced.items():
         format = model.get_submodule(name)
         assert isinstance(format, Format)

@@ -12,9 +12,9 @@ import torch
 from laconic.cli.main import status
 from laconic.cli.options import keep_from
 from laconic.model import skeleton
-from laconic.recipe.described import KINDS
 from laconic.recipe.flow import steps_of
 from laconic.recipe.order import check_order
+from laconic.recipe.parameters import KINDS
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.steps import STEPS
 from tests.cli.printed import Output, complaint, said

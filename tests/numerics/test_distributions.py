@@ -83,7 +83,7 @@ def test_divergence_keeps_its_gradient_whatever_the_temperature(distribution: Di
 def test_what_is_drawn_and_the_axes_have_one_fisher_information(distribution: Distribution) -> None:
     values = P[:1].float()
     expected = torch.zeros(3, 3)
-    for axis in distribution.axes(values):
+    for axis in distribution.fisher_factor(values):
         expected += axis.T @ axis
     many = values.repeat(40_000, 1).requires_grad_()
     drawn = distribution.draw(many, torch.Generator().manual_seed(0))
@@ -97,11 +97,11 @@ def test_what_is_drawn_and_the_axes_have_one_fisher_information(distribution: Di
 
 def test_what_counts_as_the_same() -> None:
     one, other = torch.tensor([[0.5, -2.0], [0.5, -2.0]]), torch.tensor([[3.0, -0.1], [3.0, 0.1]])
-    assert CATEGORICAL.same(one, other).tolist() == [True, True]
+    assert CATEGORICAL.same_decision(one, other).tolist() == [True, True]
     # Of the second row the second label has crossed one half.
-    assert BERNOULLI.same(one, other).tolist() == [True, False]
-    assert GAUSSIAN.same(torch.tensor([[0.61, 0.0]]), torch.tensor([[0.69, 0.05]])).tolist() == [True]
-    assert GAUSSIAN.same(torch.tensor([[0.61, 0.0]]), torch.tensor([[0.69, 0.15]])).tolist() == [False]
+    assert BERNOULLI.same_decision(one, other).tolist() == [True, False]
+    assert GAUSSIAN.same_decision(torch.tensor([[0.61, 0.0]]), torch.tensor([[0.69, 0.05]])).tolist() == [True]
+    assert GAUSSIAN.same_decision(torch.tensor([[0.61, 0.0]]), torch.tensor([[0.69, 0.15]])).tolist() == [False]
 
 
 @pytest.mark.parametrize("distribution", [BERNOULLI, GAUSSIAN], ids=names)

@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import Literal
 
+from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.profile import USUAL
 from laconic.compress.width.importance import Removal
 from laconic.model.inner import Family
 from laconic.model.roles import Group
 
 Currency = Literal["bytes", "macs"]
-
-CLOSE = 0.01
-"""Of what is asked for: how much less may stay where finer sizes exist."""
 
 Price = Callable[[Family], int]
 """Of one part of a family."""

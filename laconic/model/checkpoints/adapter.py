@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
 from laconic.model.checkpoints.checkpoint import Checkpoint
-from laconic.model.checkpoints.merging import apart, merged
+from laconic.model.checkpoints.merging import merge, untie_adapted
 from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.place import Place
@@ -76,8 +76,8 @@ class Adapter(Checkpoint):
             model.resize_token_embeddings(rows, mean_resizing=False)
         beside = self._put_beside(model)
         try:
-            apart(beside)
-            model = merged(beside, self.source)
+            untie_adapted(beside)
+            model = merge(beside, self.source)
         except UserError:
             raise
         except MODEL_ERRORS as error:

@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 """Of the largest output: what float32 may differ by where sums are taken in another order."""
 
 
-def apart(beside: Any) -> None:
+def untie_adapted(beside: Any) -> None:
     """Give each of two tied matrices numbers of its own, where an adapter lies beside one of them.
 
     The adapter is added in place: what is tied to the matrix would change with it, as it does not unmerged.
@@ -34,7 +34,7 @@ def apart(beside: Any) -> None:
                 setattr(inner, holds, nn.Parameter(getattr(inner, holds).detach().clone(), requires_grad=False))
 
 
-def merged(beside: Any, source: str) -> PreTrainedModel:
+def merge(beside: Any, source: str) -> PreTrainedModel:
     """The model with its adapter merged, once it is known to compute the same as `beside`, a PeftModel.
 
     Raises:

@@ -15,8 +15,8 @@ from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
 from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
-from laconic.model.checkpoints.dense import check_quantized, load_dense
 from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.quantized import check_quantized, load_dequantized
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.tokenizer import check_tokenizer
 from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
@@ -70,7 +70,7 @@ class Stored(Checkpoint):
                 stacklevel=2,
             )
         if self._codes is not None:
-            model = load_dense(config, check_weights(self.place, config), self._codes, self.source, given)
+            model = load_dequantized(config, check_weights(self.place, config), self._codes, self.source, given)
             model.config.name_or_path = self.place.name
             return model
         return read_weights(self.place, config, given)

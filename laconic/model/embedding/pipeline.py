@@ -121,7 +121,7 @@ class Pipeline(nn.Module):
             f"'{first}' stands before every text" if first else "none stands before a text"
         )
 
-    def said(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """All that decides what it computes, for a hash."""
         numbers = [
             f"{path} {name} {tensor.dtype} {tuple(tensor.shape)}".encode() + _bytes(tensor)

@@ -24,14 +24,14 @@ from laconic.model.stock import MODEL_ERRORS, differences, modules_of, switch_as
 
 LENGTH = 8
 """Tokens of the row."""
-SAME = 1e-4
+TOLERANCE = 1e-4
 """The largest difference of an output, as part of the largest output: sums in another order come to some 1e-6."""
 ROUNDINGS = 8
 """And in so many roundings to the dtype that is computed in, where that is coarser."""
 
 
 @torch.no_grad()
-def prove(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> None:
+def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> None:
     """Load what `stored.save_pretrained(folder)` wrote and compare it with `stored`.
 
     Args:
@@ -112,7 +112,7 @@ def _equal(one: Tensor, other: Tensor, exactly: bool) -> bool:
 
 
 def _compare(said: Tensor, read: Tensor) -> None:
-    allowed = max(SAME, ROUNDINGS * torch.finfo(said.dtype).eps)
+    allowed = max(TOLERANCE, ROUNDINGS * torch.finfo(said.dtype).eps)
     # Where both overflow they say the same.
     one, other = (part.double().nan_to_num(0, 0, 0) for part in (said, read))
     largest = one.abs().max().item()

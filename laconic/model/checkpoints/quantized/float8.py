@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import shown
-from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
+from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
 
 SCALE = "weight_scale_inv"
 USUAL_BLOCK = [128, 128]
@@ -26,7 +26,7 @@ def _check(said: Mapping[str, Any]) -> None:
         raise UnreadableError(f"its weight_block_size is {shown(block)}, and known are two whole numbers above 0")
 
 
-def _numbers(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _dequantize(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     block = said.get("weight_block_size", USUAL_BLOCK)
     found = {}
     for name, tensor in held.tensors.items():
@@ -69,4 +69,4 @@ def scaled(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tensor:
     return codes.float() * factors
 
 
-FLOAT8 = Reader(numbers=_numbers, check=_check)
+FLOAT8 = Reader(dequantize=_dequantize, check=_check)

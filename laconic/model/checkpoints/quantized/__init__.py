@@ -17,13 +17,13 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.dense.float8 import FLOAT8
-from laconic.model.checkpoints.dense.integers import AWQ, GPTQ
-from laconic.model.checkpoints.dense.libraries import BITS_AND_BYTES, COMPRESSED, TORCHAO
-from laconic.model.checkpoints.dense.mxfp4 import MXFP4
-from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
 from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.outline import outline_of
+from laconic.model.checkpoints.quantized.float8 import FLOAT8
+from laconic.model.checkpoints.quantized.integers import AWQ, GPTQ
+from laconic.model.checkpoints.quantized.libraries import BITS_AND_BYTES, COMPRESSED, TORCHAO
+from laconic.model.checkpoints.quantized.mxfp4 import MXFP4
+from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import Weights, read_pickle
 from laconic.model.stock import MODEL_ERRORS
@@ -65,7 +65,7 @@ def check_quantized(said: Mapping[str, Any], source: str) -> None:
         raise _unreadable(source, method, error) from error
 
 
-def load_dense(
+def load_dequantized(
     config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
 ) -> PreTrainedModel:
     """The model that `config` describes, in float32, with the numbers that the codes in `weights` stand for.
@@ -87,8 +87,8 @@ def load_dense(
     )
     outline: Any = outline_of(config, source)
     try:
-        held = _held(weights)
-        numbers = READERS[str(method)].numbers(held, said)
+        held = _read_tensors(weights)
+        numbers = READERS[str(method)].dequantize(held, said)
         model, report = type(outline).from_pretrained(
             None,
             config=config,
@@ -109,7 +109,7 @@ def load_dense(
     return model
 
 
-def _held(weights: Weights) -> Held:
+def _read_tensors(weights: Weights) -> StoredTensors:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for file in weights.files:
@@ -119,7 +119,7 @@ def _held(weights: Weights) -> Held:
                 tensors |= {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
         else:
             tensors |= _pickled(file)
-    return Held(tensors, metadata)
+    return StoredTensors(tensors, metadata)
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     return held
 
 
-def _as_in(outline: PreTrainedModel, numbers: dict[str, Tensor], held: Held) -> dict[str, Tensor]:
+def _as_in(outline: PreTrainedModel, numbers: dict[str, Tensor], held: StoredTensors) -> dict[str, Tensor]:
     """The matrices as the class holds them: those of GPT-2 lie the other way round than a linear's, as codes do not."""
     turned = {f"{name}.weight" for name, module in outline.named_modules() if isinstance(module, Conv1D)}
     turned |= {name.removeprefix(f"{outline.base_model_prefix}.") for name in turned}

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
+from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
 
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _CODES, _SCALES = "_blocks", "_scales"
 
 
-def _numbers(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _dequantize(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in held.tensors.items():
         if name.endswith(_CODES):
@@ -39,4 +39,4 @@ def decoded(codes: Tensor, scales: Tensor) -> Tensor:
     return numbers.flatten(-2)
 
 
-MXFP4 = Reader(numbers=_numbers)
+MXFP4 = Reader(dequantize=_dequantize)

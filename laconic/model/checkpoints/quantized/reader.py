@@ -1,4 +1,4 @@
-"""What reads the codes of one library: tensors of a file in, plain matrices out."""
+"""What dequantizes the checkpoints of one library: the tensors of its files in, plain matrices out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ class UnreadableError(Exception):
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredTensors:
     """What the files of a model hold.
 
     tensors:  by name, as stored.
@@ -25,15 +25,16 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """One library's way of writing matrices as codes.
+    """How the checkpoints of one library are read.
 
-    numbers: from what the files hold and the model's `quantization_config` to the tensors of the model without codes:
-        each matrix as `<module>.weight` of shape (out, in) in float32, everything else as it is.
-    check: raises UnreadableError for a `quantization_config` that `numbers` cannot read.
-    package: the library that it needs, if any, and the version from which on.
+    dequantize: takes the stored tensors and the model's `quantization_config`. Returns the tensors of the plain model:
+        each matrix as `<module>.weight` of shape (out, in) in float32, everything else as it is stored.
+    check: raises UnreadableError for a `quantization_config` that `dequantize` cannot read.
+    package: the package that it needs, if any.
+    least: the oldest version of it that will do.
     """
 
-    numbers: Callable[[Held, Mapping[str, Any]], dict[str, Tensor]]
+    dequantize: Callable[[StoredTensors, Mapping[str, Any]], dict[str, Tensor]]
     check: Callable[[Mapping[str, Any]], None] = lambda _: None
     package: str | None = None
     least: str | None = None

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model import check_model, load
-from laconic.model.checkpoints.dense.float8 import FLOAT8, scaled
-from laconic.model.checkpoints.dense.mxfp4 import VALUES, decoded
-from laconic.model.checkpoints.dense.reader import Held, UnreadableError
+from laconic.model.checkpoints.quantized.float8 import FLOAT8, scaled
+from laconic.model.checkpoints.quantized.mxfp4 import VALUES, decoded
+from laconic.model.checkpoints.quantized.reader import StoredTensors, UnreadableError
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.codes import awq_codes, gptq_codes, matrices, save_with_codes
 from tests.model.checkpoints.reading import has, read
@@ -98,8 +98,8 @@ def test_float8_is_what_transformers_makes_of_it_where_blocks_are_whole(generato
 def test_float8_in_the_blocks_that_are_usual(generator: torch.Generator) -> None:
     codes = torch.randn(256, 128, generator=generator).to(torch.float8_e4m3fn)
     scales = torch.rand(2, 1, generator=generator)
-    held = Held({"m.weight": codes, "m.weight_scale_inv": scales})
-    assert torch.equal(FLOAT8.numbers(held, {})["m.weight"], scaled(codes, scales, [128, 128]))
+    held = StoredTensors({"m.weight": codes, "m.weight_scale_inv": scales})
+    assert torch.equal(FLOAT8.dequantize(held, {})["m.weight"], scaled(codes, scales, [128, 128]))
 
 
 @pytest.mark.parametrize("scales", [torch.rand(4), torch.rand(4, 1), torch.rand(1, 4)])

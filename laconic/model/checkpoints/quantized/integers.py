@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import shown
-from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
+from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
 
 WORD = 32
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -35,7 +35,7 @@ def _check_gptq(said: Mapping[str, Any]) -> None:
         raise UnreadableError(f"its bits are {shown(said.get('bits'))}, and known are 2, 4 and 8")
 
 
-def _gptq(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _gptq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     bits = int(said["bits"])
     less = 0 if said.get("checkpoint_format") == "gptq_v2" else 1
     found = _others(held)
@@ -56,7 +56,7 @@ def _check_awq(said: Mapping[str, Any]) -> None:
         raise UnreadableError(f"its bits are {shown(said.get('bits', said.get('w_bit')))}, and known are 4")
 
 
-def _awq(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _awq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     found = _others(held)
     for module, parts in _modules(held):
         codes, zeros = (_in_order(unpacked(parts[name], 4, 1)) for name in ("qweight", "qzeros"))
@@ -89,7 +89,7 @@ def _in_order(codes: Tensor) -> Tensor:
     return codes.unflatten(1, (-1, len(ORDER)))[:, :, list(ORDER)].flatten(1)
 
 
-def _modules(held: Held) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _modules(held: StoredTensors) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Each module that has codes, and its tensors by what they are."""
     for name in held.tensors:
         module, _, last = name.rpartition(".")
@@ -103,7 +103,7 @@ def _modules(held: Held) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield module, parts
 
 
-def _others(held: Held) -> dict[str, Tensor]:
+def _others(held: StoredTensors) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in held.tensors.items() if name.rpartition(".")[2] not in _PARTS}
 
 
@@ -115,5 +115,5 @@ def _check_shapes(module: str, codes: Tensor, zeros: Tensor, scales: Tensor) -> 
         )
 
 
-GPTQ = Reader(numbers=_gptq, check=_check_gptq)
-AWQ = Reader(numbers=_awq, check=_check_awq)
+GPTQ = Reader(dequantize=_gptq, check=_check_gptq)
+AWQ = Reader(dequantize=_awq, check=_check_awq)

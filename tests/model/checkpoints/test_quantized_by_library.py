@@ -10,8 +10,8 @@ import transformers as hf
 from torch import Tensor
 
 from laconic.cli.main import status
-from laconic.model.checkpoints.dense.libraries import COMPRESSED
-from laconic.model.checkpoints.dense.reader import UnreadableError
+from laconic.model.checkpoints.quantized.libraries import COMPRESSED
+from laconic.model.checkpoints.quantized.reader import UnreadableError
 from tests.architectures import BY_NAME
 from tests.model.checkpoints.absent import without
 from tests.model.checkpoints.codes import matrices, save_with_codes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import shown
-from laconic.model.checkpoints.dense.reader import Held, Reader, UnreadableError
+from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
 
 STATE = ".quant_state.bitsandbytes__"
 _INT8 = ("SCB", "weight_format")
@@ -36,7 +36,7 @@ def _transforms_activations(transforms: Any) -> bool:
     return not places <= OF_WEIGHTS
 
 
-def _compressed(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _compressed(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     """By the scheme of each layer's own group; transformers 5.23 reads every layer by that of the first."""
     convert: Any = import_module("compressed_tensors.entrypoints.convert.converters")
     quantization: Any = import_module("compressed_tensors.quantization")
@@ -51,7 +51,7 @@ def _compressed(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in dense.items() if name.rpartition(".")[2] not in left}
 
 
-def _bits_and_bytes(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _bits_and_bytes(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     functional: Any = import_module("bitsandbytes.functional")
     found: dict[str, Tensor] = {}
     for name, tensor in held.tensors.items():
@@ -71,7 +71,7 @@ def _bits_and_bytes(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _torchao(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
+def _torchao(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     support: Any = import_module("torchao.prototype.safetensors.safetensors_support")
     try:
         found, left = support.unflatten_tensor_state_dict(dict(held.tensors), dict(held.metadata))
@@ -81,6 +81,6 @@ def _torchao(held: Held, said: Mapping[str, Any]) -> dict[str, Tensor]:
     return {**left, **dense}
 
 
-COMPRESSED = Reader(numbers=_compressed, check=_check_compressed, package="compressed-tensors", least="0.20")
-BITS_AND_BYTES = Reader(numbers=_bits_and_bytes, package="bitsandbytes", least="0.49")
-TORCHAO = Reader(numbers=_torchao, package="torchao", least="0.15")
+COMPRESSED = Reader(dequantize=_compressed, check=_check_compressed, package="compressed-tensors", least="0.20")
+BITS_AND_BYTES = Reader(dequantize=_bits_and_bytes, package="bitsandbytes", least="0.49")
+TORCHAO = Reader(dequantize=_torchao, package="torchao", least="0.15")
