@@ -5,6 +5,7 @@ import sys
 from benchmarks import (
     allocation,
     bert_base,
+    clipping,
     depth_quality,
     global_threshold,
     int8,
@@ -47,6 +48,8 @@ BENCHMARKS = {
     "lowrank_bits": lowrank_bits.main,
     "lowrank_bits_tables": lowrank_bits.write_tables,
     "bert_base": bert_base.main,
+    "clipping": clipping.main,
+    "clipping_tables": clipping.write_tables,
     "depth_quality": depth_quality.main,
     "depth_tables": depth_quality.write_tables,
     "int8": int8.main,

@@ -15,6 +15,10 @@ The squares alone are what inputs cost that have the same second moment along ev
 what is clipped shrinks: its error lies along w. But a trained row lies where its inputs are active, so along w they
 have a second moment a times that of others, and a matrix that shrinks as a whole answers as a whole with too little.
 
+Where inputs are not known, a narrower range of 4 bits or more is taken only if it saves a share m of the whole range's
+error, m = 0.3. What it saves is spread over many weights, what it costs falls on the largest few, and the inputs of
+those are what nobody looked at. With 2 and 3 bits steps are so wide that what is saved outweighs that.
+
 Notation: W (m, n); h importance, (n,) or (m, n); b bits; s, z (m, k), or (1, 1) where the whole matrix is one group.
 """
 
@@ -35,6 +39,10 @@ CLIPS = tuple(1 - part / 20 for part in range(15))
 REFINEMENTS = 4
 ALONG = 2.0
 """a: how much more inputs that are not known are taken to vary along the weights that read them than across."""
+MARGIN = 0.3
+"""m: the share of the whole range's error that a narrower one must save, where inputs are not known."""
+MARGIN_BITS = 4
+"""From how many bits on."""
 BLOCK = 2**22
 """Weights that are worked on at a time, which bounds the memory, but where one grid is for all of a matrix."""
 
@@ -140,6 +148,19 @@ def _fit(
     W: Tensor, h: Tensor, spacing: Spacing, along: float
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
     """s and z of each row."""
+    scale, zero = _searched(W, h, spacing, along)
+    if along == 1 or spacing.bits < MARGIN_BITS:
+        return scale, zero
+    whole = _searched(W, h, spacing._replace(clip=False), 1.0)
+    errors = [_error(W, h, *grid, spacing.bits, along) for grid in ((scale, zero), whole)]
+    saved = errors[0] < (1 - MARGIN) * errors[1]
+    return torch.where(saved, scale, whole[0]), torch.where(saved, zero, whole[1])
+
+
+def _searched(
+    W: Tensor, h: Tensor, spacing: Spacing, along: float
+) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
+    """s and z of least error of those that are tried."""
     bits = spacing.bits
     best_scale, best_zero = torch.zeros(len(W), device=W.device), torch.zeros(len(W), device=W.device)
     best = W.new_full((len(W),), torch.inf)

@@ -3,7 +3,8 @@
 The baseline of E. Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323. `clip` searches for the range of each group,
 from all of it to a part (J. Lin et al., "AWQ", MLSys 2024, section 5.1); without it the range is all that they span. By
 squared error alone the search clips so much that whole matrices shrink, and the model errs by more than without it; so
-error along the weights counts twice (`laconic.numerics.grid`).
+error along the weights counts twice, and from 4 bits on a range is narrowed only where that saves 30 % of the error
+(`laconic.numerics.grid`).
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,105 @@
+"""`rtn` with its search for ranges beside min–max grids: the KL divergence from the dense model, nats per prediction.
+
+Nothing is calibrated. Judged on some batches of held-out rows. Which way thousands of weights happen to be rounded
+moves KL too: with `--nudges N` every cell is measured N times more, the scale of each group of both grids made up to
+2 % larger or smaller, and the tables say geometric means. Each finished cell is one line of
+benchmarks/results/clipping.jsonl, so a run that was stopped goes on where it was.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from statistics import geometric_mean
+
+import torch
+from rich.progress import track
+
+from benchmarks.cells import Cells
+from benchmarks.common import clone, kl, predictions
+from benchmarks.quantize_quality import Judge, prepared
+from benchmarks.quantizing import GROUNDS
+from benchmarks.tables import ROOT, replace_between
+from laconic.methods import Rtn
+from laconic.numerics.grid import codes_of, values_of
+
+CELLS = Cells("clipping", ("model", "bits", "group", "symmetric", "clip", "nudge"))
+BEGIN = "<!-- clipping, made by `python -m benchmarks clipping_tables` -->"
+BITS, GROUPS = (4, 3, 2), (32, 64, "channel")
+BATCHES = 7
+"""At most so many are judged on."""
+NUDGE = 0.02
+
+Key = tuple[str, int, int | str, bool, bool, int]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(GROUNDS), nargs="+", default=list(GROUNDS), help="some of the models")
+    parser.add_argument("--nudges", type=int, default=0, help="measure every cell so many times more")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    for model in options.only:
+        missing = CELLS.missing(_keys(model, options.nudges))
+        if missing:
+            judge = prepared(model, 0)
+            rows = judge.rows[:: -(-len(judge.rows) // BATCHES)]
+            judge = Judge(judge.lm, rows, predictions(judge.lm, rows), judge.calibration)
+            for key in track(missing, model):
+                CELLS.add(key, {"kl": measured(judge, key)})
+    print(f"{CELLS}; `python -m benchmarks clipping_tables` makes the table")
+
+
+def measured(judge: Judge, key: Key) -> float:
+    """KL of one cell."""
+    _, bits, group, symmetric, clip, nudge = key
+    method = Rtn(bits=bits, group_size=group, symmetric=symmetric, clip=clip)
+    generator = torch.Generator().manual_seed(nudge)
+    small = clone(judge.lm)
+    for site in small.sites():
+        weight = site.parameter.data
+        grid = method.grid(weight, bits, None)
+        if nudge:
+            share = 1 + NUDGE * (2 * torch.rand(grid.scale.shape, generator=generator) - 1)
+            grid = grid._replace(scale=(grid.scale * share).half().float())
+        weight.copy_(values_of(codes_of(weight, grid), grid))
+    return kl(judge.dense, predictions(small, judge.rows))
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/quantization.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    lines = ["| model | grid | group | 4 bits | 3 bits | 2 bits |", "|---|---|---|---:|---:|---:|"]
+    for model in GROUNDS:
+        for symmetric in (False, True):
+            for group in GROUPS:
+                entries = [_entry(model, bits, group, symmetric) for bits in BITS]
+                if set(entries) == {"not run"}:
+                    continue
+                kind = "symmetric" if symmetric else "asymmetric"
+                lines.append(f"| {model} | {kind} | {group} | {' | '.join(entries)} |")
+    replace_between(ROOT / "docs/quantization.md", "\n".join([*lines, ""]), BEGIN)
+
+
+def _keys(model: str, nudges: int) -> Iterator[Key]:
+    for nudge in range(nudges + 1):
+        for symmetric in (False, True):
+            for group in GROUPS:
+                for bits in BITS:
+                    for clip in (False, True):
+                        yield model, bits, group, symmetric, clip, nudge
+
+
+def _entry(model: str, bits: int, group: int | str, symmetric: bool) -> str:
+    """KL of the search over that of min–max; of how many nudged pairs it is the mean, where there are several."""
+    both = [
+        {
+            cell["nudge"]: cell["kl"]
+            for cell in CELLS.where(model=model, bits=bits, group=group, symmetric=symmetric, clip=clip)
+        }
+        for clip in (True, False)
+    ]
+    pairs = [both[0][nudge] / both[1][nudge] for nudge in both[0].keys() & both[1].keys()]
+    if not pairs:
+        return "not run"
+    around = f" ({min(pairs):.2f} to {max(pairs):.2f})" if len(pairs) > 1 else ""
+    return f"{geometric_mean(pairs):.2f}{around}"
