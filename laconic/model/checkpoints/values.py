@@ -37,7 +37,8 @@ def check_values(raw: Mapping[str, Any], where: str) -> None:
                         raise must_be(f"Each key of {called}", "the number of a class, like 0", number)
             if name == "label2id" and isinstance(value, dict):
                 for label, number in value.items():
-                    if not _is_whole(number):
+                    # Old files have it as text, which nobody minds.
+                    if not (_is_whole(number) or str(number).isdecimal()):
                         raise must_be(f"{called}, {label},", "the number of a class", number)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import check_model
+from laconic.model.checkpoints.values import check_values
 from tests.architectures import BY_NAME
 
 
@@ -205,3 +206,8 @@ def test_a_generation_config_that_is_cut(folder: Path, capsys: pytest.CaptureFix
     file = folder / "generation_config.json"
     file.write_text(file.read_text()[:-4])
     refused(folder, r"The file 'generation_config\.json' of the model .* cannot be read: it is no JSON", capsys)
+
+
+def test_numbers_of_classes_that_are_text_are_taken() -> None:
+    """As old files of the hub have them."""
+    check_values({"label2id": {"bad": "0", "good": 1}, "id2label": {"0": "bad", "1": "good"}}, "config.json: ")
