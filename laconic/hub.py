@@ -13,9 +13,9 @@ from huggingface_hub.utils import httpx
 from laconic.errors import reason_of
 
 ANYTHING = "README.md"
-"""Asked for; whether it is there does not matter."""
+"""A file to ask for. A repository answers whether it has the file or not."""
 _BUSY = (408, 429, 500, 502, 503, 504)
-"""What a server says that may answer a moment later."""
+"""HTTP status codes of servers that are worth another try."""
 
 
 def out_of_reach(

@@ -1,11 +1,11 @@
-"""Whether a model can read rows at all, found out on the first of them and without its weights."""
+"""Check that a model can read its rows: the first ones are tokenized, and no weights are loaded."""
 
 from laconic.calibrate.batching import at_once, collate, tokenized
 from laconic.calibrate.examples import Corpus
 from laconic.model import LanguageModel
 
 PROBED = 64
-"""Rows: a wrong tokenizer shows in the first of them, and what it does to later ones is told when they are read."""
+"""Number of rows. A wrong tokenizer shows in the first ones; later rows are checked when they are read."""
 
 
 def check_readable(lm: LanguageModel, corpus: Corpus, max_length: int = 128) -> None:

@@ -41,7 +41,7 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
 
 
 def said_of_allocation(measured: Mapping[str, Any] | None) -> list[str]:
-    """A line where every matrix has the same size although another way to share was asked for; none elsewhere."""
+    """The line that tells of a fall-back to uniform allocation; no line where there was none."""
     if measured is None or measured["taken"] != UNIFORM:
         return []
     ((asked, kl),) = [(way, kl) for way, kl in measured["kl"].items() if way != UNIFORM]

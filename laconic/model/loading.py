@@ -121,8 +121,10 @@ def tokenizers(
 
 
 def _origin(source: str) -> Checkpoint | None:
-    """What lies where a model says that it came from; None where nothing does: one that was made in memory may name
-    anything."""
+    """The checkpoint that a model names as its source; None where there is none.
+
+    A model that was made in memory may name anything.
+    """
     try:
         return checkpoint_at(source) if source else None
     except UserError:

@@ -24,8 +24,8 @@ MODEL_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
     StrictDataclassError,
 )  # fmt: skip
-"""What the classes of transformers, and the libraries that they call, raise of a model that they cannot make, load or
-run: each of them in its own way, and nowhere written down."""
+"""Exceptions of transformers' classes, and of the libraries that they call, for a model that cannot be built, loaded or
+run. None of them documents which it raises."""
 _PLAIN = (bool, int, float, str, type(None))
 
 

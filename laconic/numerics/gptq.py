@@ -29,7 +29,7 @@ from laconic.numerics.grid import Grid, Spacing, fit_grid
 from laconic.numerics.obs import BLOCK, inverse_factor
 
 SWEEPS = 2
-"""Through a matrix whose ranges are searched for; the first on grids fitted to the matrix itself."""
+"""Number of sweeps where ranges are searched for; the first uses grids fitted to the original matrix."""
 
 
 class Order(NamedTuple):
@@ -62,7 +62,7 @@ class Order(NamedTuple):
 
     @property
     def remaining(self) -> Float[Tensor, " in"]:
-        """1 / U_jj² of every column of the matrix: what its error costs once those after it have made up for it."""
+        """1 / U_jj² of every column of the matrix: the cost of its error after later columns compensate for it."""
         return (1 / self.U.diagonal().square())[self.back]
 
 
@@ -141,7 +141,7 @@ class _Swept(NamedTuple):
     losses: Float[Tensor, " out"]
 
     def or_better(self, other: "_Swept") -> "_Swept":
-        """Of each row the one that lost less; of the whole matrix where one grid is for all rows."""
+        """Take the sweep with the lower loss, for each row, or for the whole matrix where all rows share a grid."""
         if self.grid.group is None:
             return other if other.losses.sum() < self.losses.sum() else self
         less = other.losses < self.losses
@@ -154,7 +154,7 @@ class _Swept(NamedTuple):
 def _sweep(
     W: Float[Tensor, "out in"], order: Order, grid: Grid, mask: Bool[Tensor, "out in"] | None
 ) -> tuple[_Swept, Float[Tensor, "out in"]]:
-    """One sweep through the whole matrix, and every weight as it was met."""
+    """One sweep through the whole matrix. It also returns each weight at the moment it was rounded."""
     met, values = W.double()[:, order.columns].T.contiguous(), Values.of(grid, order.columns, mask).T
     codes = swept(met, order.U, values)
     errors = (met - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
@@ -164,7 +164,7 @@ def _sweep(
 def _from_left_to_right(
     W: Float[Tensor, "out in"], order: Order, spacing: Spacing, mask: Bool[Tensor, "out in"] | None
 ) -> Rounded:
-    """Group after group, each on the grid of what its weights then are."""
+    """Sweep group by group; each grid is fitted to the weights after compensation for earlier groups."""
     importance = order.importance
     grid = fit_grid(W, spacing, importance, mask)
     assert spacing.group is not None

@@ -40,9 +40,9 @@ REFINEMENTS = 4
 ALONG = 2.0
 """a: how much more inputs that are not known are taken to vary along the weights that read them than across."""
 MARGIN = 0.3
-"""m: the share of the whole range's error that a narrower one must save, where inputs are not known."""
+"""m: the fraction of the full range's error that clipping must save, where inputs are unknown."""
 MARGIN_BITS = 4
-"""From how many bits on."""
+"""The least number of bits to which the margin m applies."""
 BLOCK = 2**22
 """Weights that are worked on at a time, which bounds the memory, but where one grid is for all of a matrix."""
 
@@ -160,7 +160,7 @@ def _fit(
 def _searched(
     W: Tensor, h: Tensor, spacing: Spacing, along: float
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
-    """s and z of least error of those that are tried."""
+    """Scale s and zero point z with the least error among the candidates."""
     bits = spacing.bits
     best_scale, best_zero = torch.zeros(len(W), device=W.device), torch.zeros(len(W), device=W.device)
     best = W.new_full((len(W),), torch.inf)

@@ -1,8 +1,8 @@
-"""Several figures with errors of their own, each drawn to their mean by as much as its error asks.
+"""Shrinkage of several estimates towards their mean, each by its own standard error.
 
 Paper: R. DerSimonian, N. Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7 (1986), 177-188. The
 figures yᵢ have errors of variance sᵢ² and true values that vary by τ² about a mean μ. With wᵢ = 1 / sᵢ² and
-Q = Σ wᵢ (yᵢ − ȳ)², where ȳ = Σ wᵢ yᵢ / Σ wᵢ (equations 3 to 6),
+Q = Σ wᵢ (yᵢ − ȳ)², where ȳ = Σ wᵢ yᵢ / Σ wᵢ,
 
     τ² = max(0, (Q − (k − 1)) / (Σ wᵢ − Σ wᵢ² / Σ wᵢ)),    μ = Σ yᵢ / (τ² + sᵢ²) / Σ 1 / (τ² + sᵢ²).
 
@@ -18,7 +18,7 @@ SIGNIFICANT = 0.05
 
 
 def shrunk(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[float, Float[Tensor, " k"]]:
-    """Their mean μ, and the best guess of the true value of each.
+    """The random-effects mean μ, and the shrunk estimates.
 
     Args:
         y: the figures.

@@ -26,7 +26,7 @@ Structure = Mapping[str, Mapping[str, Any]]
 
 
 def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The structure of `model`: empty where its class makes all of it of the configuration.
+    """The structure of `model`: its modules that the class does not build from the configuration alone.
 
     The model is built from both without weights, as `from_pretrained` will, and compared with the one in memory: the
     classes of modules, the tensors and shapes in each, and every flag and number, many of which depend on a layer's
@@ -103,7 +103,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
 
 
 def _places_in(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
-    """The other places of the format at `name`."""
+    """The aliases of the format at `name`: other module paths that share it."""
     aliases, source = entry.get("aliases", ()), entry.get("source", "")
     if not isinstance(aliases, Sequence) or not all(isinstance(path, str) for path in (*aliases, source)):
         raise UserError(

@@ -113,7 +113,7 @@ def _asked(name: str, question: Callable[[], Any]) -> Any:
 
 
 def _is_here(name: str) -> bool:
-    """Whether there are files of it on this machine, or tables that `datasets` has made of them."""
+    """Whether the dataset is in a local cache, as files of the hub or as tables that `datasets` made."""
     from datasets.load import CachedDatasetModuleFactory  # noqa: PLC0415 (slow to import)
 
     files = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")

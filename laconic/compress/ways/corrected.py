@@ -1,9 +1,9 @@
-"""Plans by predicted losses, corrected by what blocks cost when they are measured; and uniform where that is better.
+"""Allocation by predicted losses, corrected by measured losses, with a fall-back to uniform allocation.
 
-What serves every way that compares predicted losses: the same size is tried for every matrix, the predictions of each
-block are multiplied by what the block cost there over what was predicted of it, and on rows that this was not measured
-on the plan that comes out is compared with the same size everywhere. The predictions are trusted where rows say
-nothing: factors that may be chance are 1, and the same size is taken where it is ahead by over a standard error.
+Used by `spectrum` and by `global`, whose plans rest on predicted losses. The uniform plan is tried first. Each block's
+predictions are multiplied by the ratio of its measured loss to its predicted loss. On other calibration rows the
+resulting plan is then compared with the uniform one. The predictions are trusted where the rows cannot tell: factors
+that may be due to chance are 1, and uniform is taken only where it is ahead by more than one standard error.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,25 +14,29 @@ from laconic.compress.ways.way import Job, Planned
 from laconic.model.task import Task
 
 ALLOCATED = "allocated"
-"""Under it a step tells which way was taken, `uniform` or what was asked for, and the KL of either on other rows."""
+"""Key of a step's record: the allocation that was taken, and the held-out KL of it and of the other one."""
 
 UNIFORM = "uniform"
 
 Factors = Mapping[str, float]
-"""By block, what it costs for each nat that was predicted of it, relative to the others; 1 where there is none."""
+"""Ratio of measured to predicted loss of each block, relative to the mean over blocks; 1 for a block without one."""
 
 
 def corrected(job: Job, asked: str, planned: Callable[[Factors], Planned], loss: Loss) -> Planned:
-    """What `planned` makes of measured factors, or the same size for every matrix where that clearly diverges less.
+    """The allocation plan by corrected losses, or the uniform plan where its held-out KL is clearly lower.
 
-    What the factors are measured on is part of the calibration rows, and what judges is another. Where there are too
-    few of them, or matrices have zeros, so that the same size everywhere leaves another number of bytes, nothing is
-    measured.
+    One half of the calibration rows measures the factors, and the other half compares the two plans. Nothing is
+    measured where there are fewer than four rows. Nor is it where matrices have zeros already, because the uniform plan
+    then takes another number of bytes.
 
     Args:
-        asked: the way to allocate, as the record calls it.
-        planned: a plan by predicted losses that were multiplied by the factor of their block.
-        loss: of a unit, what was predicted of the format that it is given, in nats.
+        job: the budget, the model and its matrices.
+        asked: the name of the allocation in the record, `spectrum` or `global`.
+        planned: makes the plan from the factor of each block.
+        loss: the predicted loss of a unit in a format, in nats.
+
+    Returns:
+        The plan, and under `ALLOCATED` which of the two it is.
     """
     rows = None if job.data is None or _pruned(job) else halves(job.data.batches, _rows_of(job.lm.task))
     if rows is None:

@@ -73,7 +73,7 @@ def _times(ladder: Ladder, factor: float) -> Ladder:
 
 
 def _loss(offered: Ladders, unit: Unit, whole: Format) -> float:
-    """What was predicted of the largest size on offer within the bytes of `whole`; of the smallest where none is."""
+    """The predicted loss of the largest candidate size that takes no more bytes than `whole`, else of the smallest."""
     rungs = offered[unit.name].rungs
     within = [rung for rung in rungs if rung.nbytes <= whole.nbytes()]
     return min(rung.loss for rung in within) if within else min(rungs, key=lambda rung: rung.nbytes).loss

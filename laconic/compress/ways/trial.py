@@ -1,6 +1,6 @@
-"""What blocks cost when they are measured, against what was predicted of them; and which of two plans costs less.
+"""Measured losses of blocks against predicted ones, and the held-out KL of a plan that was tried on a copy.
 
-The predicted loss is of second order, and each matrix is looked at as if all others stayed. Errors of early blocks go
+The predicted loss is of second order, and takes each matrix as if all others stayed. Errors of early blocks go
 through all that follow, and large ones grow faster than their squares: of a model whose every matrix lost half of its
 weights the first block may cost twice what was predicted of it, and the last block hardly more. So a plan that spends
 by predictions alone takes too much from the first.
@@ -25,12 +25,12 @@ from laconic.model import Batch, LanguageModel
 from laconic.numerics.shrinkage import shrunk
 
 Loss = Callable[[Unit, Format], float]
-"""What was predicted of a unit that is given this format, in nats."""
+"""The predicted loss of a unit in a format, in nats."""
 
 ROWS = 32
 """Calibration rows that blocks are measured on, and as many others that judge between plans."""
 ROWS_OF_ONE = 256
-"""The same, where a row is one prediction: its divergence alone says little."""
+"""The same for tasks with one prediction a row, which need more rows for as many predictions."""
 LEAST_FACTOR = 1 / 4
 """Of the mean: a block whose place in the whole cannot be told from noise is not free."""
 
@@ -50,7 +50,7 @@ class Tried(NamedTuple):
 
 
 def halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
-    """Every second row to each, `most` at most; None where there are fewer than four."""
+    """Split the rows into two disjoint halves of at most `most` rows; None where there are fewer than four."""
     found: tuple[list[Batch], list[Batch]] = ([], [])
     for part, half in enumerate(found):
         left = most
@@ -64,7 +64,7 @@ def halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
 
 
 def carried_out_on_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
-    """A copy of the model with every unit of `plan` in its place; tensors that stay are shared with the original."""
+    """Compress a copy of the model by `plan`; tensors that do not change are shared with the original."""
     copy, losses = job.lm.twin(), {}
     with evaluating(copy):
         for unit in job.track(units_of(plan, job.families), "Trying a plan"):
@@ -78,14 +78,18 @@ def carried_out_on_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
 
 
 def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float]:
-    """By block, what it costs in nats for each nat that was predicted of it, relative to the mean of all.
+    """Ratio of measured to predicted loss of each block, relative to the mean over blocks.
 
-    Measured in place: by how much the divergence on `rows` falls where the block alone is as it was. Few texts cannot
-    tell blocks apart: each figure is drawn to the mean by as much as its standard error asks
-    (`laconic.numerics.shrinkage`).
+    A block's measured loss is the fall of the KL on `rows` when that block alone gets its original matrices back. Few
+    texts measure it poorly, so each ratio is shrunk towards the mean (`laconic.numerics.shrinkage`).
+
+    Args:
+        job: the budget, the model and its matrices.
+        tried: the model with a plan carried out, and the predicted loss of each unit.
+        rows: calibration rows that do not compare plans.
 
     Returns:
-        The factor of each block, `LEAST_FACTOR` at the least; nothing where the blocks cannot be told apart.
+        The factor of each block, at least `LEAST_FACTOR`; empty where the differences may be due to chance.
     """
     judge = Judge(job.lm, rows)
     blocks: dict[str, list[Unit]] = defaultdict(list)
@@ -106,7 +110,7 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
 
 
 def block_of(unit: Unit) -> str:
-    """What `factors` calls the block of a unit: one outside the blocks is by itself."""
+    """The name of the block that a unit is in; of a unit outside all blocks, its own name."""
     return unit.sites[0].block or unit.name
 
 
@@ -117,7 +121,7 @@ def divergences(job: Job, tried: Tried, rows: Sequence[Batch]) -> Divergences:
 
 
 def _restored(original: LanguageModel, changed: LanguageModel, units: Sequence[Unit]) -> LanguageModel:
-    """`changed` with the matrices of `units` as they were."""
+    """A copy of `changed` in which `units` have their original matrices."""
     copy = changed.twin()
     for name in (name for unit in units for site in unit.sites for name in site.names):
         copy.model.set_submodule(name, original.model.get_submodule(name))

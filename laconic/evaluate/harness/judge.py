@@ -64,7 +64,7 @@ class Harness(Judge):
         check(self.task)
 
     def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
-        """Of local files; what the harness fetches it reads itself, when it makes requests of it."""
+        """Check local files; the harness reads what it fetches itself, when it builds its requests."""
         from laconic.evaluate.harness.build import check_rows  # noqa: PLC0415 (needs the extra)
 
         check_rows(self.task)

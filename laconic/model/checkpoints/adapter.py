@@ -49,7 +49,7 @@ _BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PRE
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Checkpoint):
-    """A model as its adapter, which lies at `place`, makes it.
+    """Merge the adapter at `place` into a model.
 
     base: the model that the adapter was trained on.
     """
@@ -184,7 +184,7 @@ def base_of(place: Place) -> tuple[str, str | None]:
 
 
 def declared_with(place: Place, found: Declared | None) -> Declared | None:
-    """`found`, what sentence-transformers declares of a model, as far as it holds with the adapter at `place`."""
+    """The sentence-transformers modules of a model that still hold with the adapter at `place`."""
     task = (place.json(ADAPTER_CONFIG) or {}).get("task_type")
     # With a head on it, a model makes no vectors.
     return None if found is not None and found.embeds and task not in (None, EMBEDS) else found

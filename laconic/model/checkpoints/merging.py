@@ -57,7 +57,7 @@ def merge(beside: Any, source: str) -> PreTrainedModel:
 
 
 def alike(before: Tensor, after: Tensor) -> bool:
-    """Where a number overflows in the one, it has to in the other."""
+    """Whether two outputs are equal up to `TOLERANCE`, and are finite at the same places."""
     if before.shape != after.shape or not torch.equal(before.isfinite(), after.isfinite()):
         return False
     one, other = (outputs.nan_to_num(0, 0, 0) for outputs in (before, after))

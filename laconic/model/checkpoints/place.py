@@ -17,7 +17,7 @@ from laconic.hub import out_of_reach
 SNAPSHOTS = "snapshots"
 """The folder of the hub's cache that has one folder for each commit."""
 MARKS = ("config.json", "adapter_config.json", "modules.json")
-"""Files of which every model has one."""
+"""Files that mark a model repository: each has at least one of them."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def located(source: str, revision: str | None = None) -> Place | Path:
 
 
 def _on_the_hub(name: str, revision: str | None) -> Place:
-    """The repository `name`; where the hub is out of reach, what its cache has of that, which every file comes from."""
+    """The repository `name`. Where the hub cannot be reached, files are read from its local cache alone."""
     why = out_of_reach(name, revision=revision)
     if why is None:
         return Place(name, revision=revision)

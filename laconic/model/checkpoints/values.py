@@ -1,4 +1,4 @@
-"""Values of config.json that a class of transformers takes without a look, and stumbles over later.
+"""Type checks for values of config.json that transformers does not check.
 
 Each must be of the kind that the field's readers all expect; what a value means is the business of its class.
 """
@@ -10,11 +10,11 @@ from laconic.errors import must_be
 
 ROPE = ("rope_parameters", "rope_scaling")
 WORDS = ("rope_type", "type")
-"""What is text of rotary embeddings; all else is numbers, or lists of them, or switches."""
+"""Keys of rotary embeddings whose values are text; all others are numbers, lists of numbers or booleans."""
 
 
 def check_values(raw: Mapping[str, Any], where: str) -> None:
-    """Look at special tokens, rotary embeddings and the names of classes, of inner configurations too.
+    """Check special tokens, rotary embeddings and class labels, in nested configurations too.
 
     Args:
         raw: what config.json says.
@@ -51,7 +51,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _check_rope(value: object, called: str) -> None:
-    """A mapping of numbers, or one of those for each kind of layer."""
+    """Check a mapping of numbers, or one such mapping for each layer type."""
     if value is None:
         return
     if not isinstance(value, dict):

@@ -29,7 +29,7 @@ _OTHERS = {
 
 
 class MissingWeightsError(UserError):
-    """Weights, or a part of them, are not where they were looked for."""
+    """Weights, or some shards of them, are missing."""
 
 
 @dataclass(frozen=True)

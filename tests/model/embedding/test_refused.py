@@ -55,8 +55,9 @@ def refused(folder: Path, sentence: str, capsys: pytest.CaptureFixture[str]) -> 
             [pooling("mean"), Part("Dense", {"in_features": WIDTH, "out_features": -1})],
             r"config.json in '2_Dense' of .* makes no sense \(Trying to create tensor with negative dimension",
         ),
-        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.Module")], "'torch.nn.Module', which is none of a vector"),
-        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.GLU")], "'torch.nn.GLU', which is none of a vector"),
+        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.Module")], "'torch.nn.Module', which cannot be applied to a .*: "),
+        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.GLU")], "'torch.nn.GLU', which changes the width of a vector"),
+        ([pooling("mean"), dense(WIDTH, 8, "torch.nn.Linear")], "'torch.nn.Linear', which cannot be applied to a .*: "),
         (
             [pooling("mean"), Part("Normalize", {"module_input_name": "image_embeds"})],
             "reads or writes 'image_embeds', and laconic knows token_embeddings and sentence_embedding",

@@ -15,7 +15,7 @@ from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, Un
 
 SCALE = "weight_scale_inv"
 USUAL_BLOCK = [128, 128]
-"""Where the configuration does not say it, as transformers has it."""
+"""Default of transformers, for configurations without a block size."""
 _OF_ACTIVATIONS = ("activation_scale", "input_scale")
 
 

@@ -68,7 +68,7 @@ def _awq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _neighbours(codes: Tensor, scales: Tensor) -> Tensor:
-    """The group of each input, where as many neighbours share one as are shared by each of the others."""
+    """The group of each input, for groups of equally many neighbours."""
     return torch.arange(len(codes)) // (len(codes) // len(scales))
 
 

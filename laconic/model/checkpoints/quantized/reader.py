@@ -1,4 +1,4 @@
-"""What dequantizes the checkpoints of one library: the tensors of its files in, plain matrices out."""
+"""Dequantizes the checkpoints of one library: takes the tensors of its files, gives plain matrices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

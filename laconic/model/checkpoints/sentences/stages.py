@@ -141,22 +141,16 @@ def _activation(named: object, where: str) -> nn.Module:
             f"The Dense module in {where} has the activation function '{named}', which is no class of torch.nn; "
             "laconic never runs code that comes with a model; use one that needs none."
         )
-    activation = kind()
-    if not _keeps_width(activation):
-        raise UserError(
-            f"The Dense module in {where} has the activation function '{named}', which is none of a vector; use a "
-            "function like torch.nn.Tanh."
-        )
-    return activation
-
-
-def _keeps_width(activation: nn.Module) -> bool:
-    """Whether it makes of a vector another of as many numbers."""
+    unfit = f"The Dense module in {where} has the activation function '{named}'"
+    remedy = "use a function like torch.nn.Tanh"
     try:
-        given = activation(torch.empty(1, 2))
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False
-    return isinstance(given, Tensor) and given.shape == (1, 2)
+        activation = kind()
+        given = activation(torch.zeros(1, 2))
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{unfit}, which cannot be applied to a vector: {reason_of(error)}; {remedy}.") from error
+    if not (isinstance(given, Tensor) and given.shape == (1, 2)):
+        raise UserError(f"{unfit}, which changes the width of a vector; {remedy}.")
+    return activation
 
 
 def _layer_norm(config: Mapping[str, Any], where: str) -> list[Stage]:

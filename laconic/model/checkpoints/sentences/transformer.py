@@ -66,12 +66,12 @@ def _check_object(held: object, where: str) -> None:
 
 
 def longest(said: Mapping[str, Any]) -> int | None:
-    """Tokens of a text at most, where the file says it; `check_settings` has let it pass."""
+    """The maximum number of tokens of a text, if the file has it; `check_settings` has checked it."""
     return min((length for length in _lengths(said).values() if length is not None), default=None)
 
 
 def _lengths(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of the length of a text, by where."""
+    """The maximum lengths that the files declare, by the name of their key."""
     tokenizer = said.get("tokenizer_args") or said.get("processor_kwargs") or {}
     text = (said.get("processing_kwargs") or {}).get("text") or {}
     return {
