@@ -20,8 +20,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
 
+from laconic.model.quietly import quietly
 from laconic.model.stock import MODEL_ERRORS, made_of
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
@@ -116,20 +116,8 @@ def _of_zeros(kind: _Kind) -> PreTrainedModel:
     """The model on the CPU, each weight one zero seen as many: numbers to choose by, and next to no memory."""
     empty, zero = _on_meta(kind), torch.zeros(())
     weights = {name: zero.to(tensor.dtype).expand(tensor.shape) for name, tensor in empty.named_parameters()}
-    with _without_bars():
+    with quietly():
         return kind.model.from_pretrained(None, config=empty.config, state_dict=weights)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Loading nothing needs no progress bar."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _watched(model: PreTrainedModel, globally: bool, asked: Mapping[str, bool]) -> "_Watch":

@@ -64,9 +64,9 @@ class Adapter(Checkpoint):
                 config.get_text_config().vocab_size = shape[0]
         return config
 
-    def check(self, config: PreTrainedConfig) -> None:
+    def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         need("peft", f"The adapter '{self.source}'", extra="train", least="0.17")
-        self.base.check(self._of_base())
+        self.base.check(self._of_base(), given=self._shapes.keys())
         check_tokenizer(self.place)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:

@@ -40,10 +40,11 @@ class Checkpoint(ABC):
         """
 
     @abstractmethod
-    def check(self, config: PreTrainedConfig) -> None:
-        """Raise UserError where the weights cannot be read: missing, damaged, or a library for them is not installed.
+    def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
+        """Raise UserError where the weights cannot be read: missing, damaged, not those of the configuration, or a
+        library for them is not installed.
 
-        config is what `config` returned.
+        config is what `config` returned; given are names of tensors that come from elsewhere and may be missing.
         """
 
     @abstractmethod

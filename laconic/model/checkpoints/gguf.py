@@ -60,7 +60,7 @@ class Gguf(Checkpoint):
         check_said(metadata, [tensor.name for tensor in self._reader.tensors], config, self.source)
         return config
 
-    def check(self, config: PreTrainedConfig) -> None:
+    def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         """Nothing is left to check: reading the configuration has looked whether the file ends before its tensors."""
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
 from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
+from laconic.model.checkpoints.fit import check_fit
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.quantized import check_quantized, load_dequantized
 from laconic.model.checkpoints.report import check_report
@@ -48,9 +49,11 @@ class Stored(Checkpoint):
             config.architectures = [text_encoder_name(config, self.source)]
         return config
 
-    def check(self, config: PreTrainedConfig) -> None:
+    def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         try:
-            check_weights(self.place.on_this_machine(), config)
+            weights = check_weights(self.place.on_this_machine(), config)
+            if getattr(config, "quantization_config", None) is None and self._codes is None:
+                check_fit(weights, config, self.source, given)
         except MissingWeightsError:
             # What the hub is still to be asked for is looked at when it is loaded.
             if self.place.folder is not None or not self.place.fetches:

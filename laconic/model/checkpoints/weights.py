@@ -49,6 +49,10 @@ class Weights:
         read = _safe_dtypes if self.are_safe else _pickled_dtypes
         return next((dtype for file in self.files for dtype in read(file)), torch.float32)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, by its name; no number is read."""
+        return {name: shape for file in self.files for name, shape in shapes_in(file).items()}
+
     def whole_numbers(self) -> set[str]:
         """Names of the tensors that hold whole numbers or bits."""
         read = _safe_whole_numbers if self.are_safe else _pickled_whole_numbers
