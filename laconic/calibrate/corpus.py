@@ -22,9 +22,13 @@ def read(source: str, split: str = "train") -> Corpus:
         UserError: no such source or split, a malformed row (with its file and line), no rows. Labels are not looked at.
     """
     examples, classes = _find(source, split)()
-    if not examples:
+    if not any(_has_text(one) for one in examples):
         raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
     return Corpus(source, split, tuple(examples), classes)
+
+
+def _has_text(one: Example) -> bool:
+    return any(part and not part.isspace() for part in (one.text, one.pair, one.target))
 
 
 def is_builtin(source: str) -> bool:

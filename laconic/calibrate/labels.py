@@ -28,6 +28,7 @@ Target = int | float | tuple[float, ...]
 TRUTH = {"false": 0, "true": 1}
 """What JSON's values are as numbers."""
 HIDDEN = -1.0
+FLAGS = (0.0, 1.0)
 
 
 def labels_of(lm: LanguageModel, corpus: Corpus) -> list[Target]:
@@ -48,9 +49,11 @@ def labels_of(lm: LanguageModel, corpus: Corpus) -> list[Target]:
             "labels in a field 'label'."
         )
     if missing:
+        first = next(label for label, where in rows if where == missing[0])
+        meant = "" if first is None else f" ({_shown(first)} means none)"
         raise UserError(
-            f"{missing[0]} has no label, and of {len(rows)} rows {len(rows) - len(missing)} have one; label the row or "
-            "leave it out."
+            f"{missing[0]} has no label{meant}, and of {len(rows)} rows {len(rows) - len(missing)} have one; label the "
+            "row or leave it out."
         )
     read = _READERS[lm.task](lm, corpus, [(label, where) for label, where in rows if label is not None])
     return [read(label, where) for label, where in rows if label is not None]
@@ -88,7 +91,7 @@ def _class_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
 def _set_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
     size = lm.model.config.num_labels or 0
     lists = [(label if isinstance(label, tuple) else (label,), where) for label, where in rows]
-    if not corpus.classes and all(len(label) == size and set(label) <= {0.0, 1.0} for label, _ in lists):
+    if not corpus.classes and _are_flags(lm, size, lists):
         return lambda label, where: tuple(map(float, label if isinstance(label, tuple) else (label,)))
     number = _Numbers(lm, corpus, [(one, where) for label, where in lists for one in label])
 
@@ -97,6 +100,25 @@ def _set_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
         return tuple(float(at in held) for at in range(size))
 
     return read
+
+
+def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float | str, ...], str]]) -> bool:
+    """Whether rows have a 0 or 1 for each of `size` labels, not numbers of labels.
+
+    Raises:
+        UserError: some can be nothing else, as no list of numbers says one of them twice, and others have none.
+    """
+    others = [(label, where) for label, where in lists if not (len(label) == size and set(label) <= set(FLAGS))]
+    sure = [
+        (label, where) for label, where in lists if len(set(label)) < len(label) == size and set(label) <= set(FLAGS)
+    ]
+    if sure and others:
+        (flags, one), (label, other) = sure[0], others[0]
+        raise UserError(
+            f"{one} has the label {_shown(flags)}, a 0 or 1 for each of the {size} labels of {called(lm)}, and {other} "
+            f"has {_shown(label)}; mend the row, or write all rows in one way."
+        )
+    return not others
 
 
 def _score_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:

@@ -1,12 +1,11 @@
 """Files of one JSON object a line, as benchmarks are distributed, and the fields that their rows must have."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from laconic.calibrate.sources.records import content
-from laconic.errors import UserError
+from laconic.calibrate.sources.records import as_json, content, json_of
+from laconic.errors import UserError, must_be, shown
 
 Object = Mapping[str, Any]
 
@@ -19,12 +18,9 @@ def objects(path: Path) -> Iterator[tuple[str, Object]]:
     """
     for at, line in enumerate(content(path).split("\n"), start=1):
         if line.strip():
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{at} is not JSON: {error.msg} at column {error.colno}.") from error
+            found = json_of(line, f"{path}:{at}")
             if not isinstance(found, Mapping):
-                raise UserError(f"{path}:{at} must be an object of named fields; got {type(found).__name__}.")
+                raise must_be(f"{path}:{at}", "an object of named fields", as_json(found))
             yield f"{path}:{at}", found
 
 
@@ -38,7 +34,7 @@ def field(row: Object, names: tuple[str, ...], place: str) -> str:
         if name in row:
             if isinstance(row[name], str) and row[name].strip():
                 return row[name].strip()
-            raise UserError(f"{place} must have text in the field '{name}'; got {row[name]!r}.")
+            raise UserError(f"{place} must have text in the field '{name}'; got {shown(as_json(row[name]))}.")
     fields = ", ".join(f"'{name}'" for name in row) or "none"
     wanted = " or ".join(f"'{name}'" for name in names)
     raise UserError(f"{place} has no field {wanted} (fields: {fields}); add it.")

@@ -147,10 +147,20 @@ def test_several_labels(classes: tuple[str, ...], labels: tuple[Any, ...], expec
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (([0, 1, 1], [0, 1, 2, 3]), r"a\.jsonl:2 has the label 3, which is none of the classes of 'tiny': 0 anger"),
+        (([0, 1], [0, 1, 2, 3]), r"a\.jsonl:2 has the label 3, which is none of the classes of 'tiny': 0 anger"),
+        # One row of another form does not make numbers of labels of a 0 or 1 for each.
+        (
+            ([0, 1, 1], [0, 1, 2, 3]),
+            r"jsonl:1 has the label \[0, 1, 1\], a 0 or 1 for each .*jsonl:2 has \[0, 1, 2, 3\]",
+        ),
+        (([0, 1, 1], [1, 0]), r"jsonl:1 has the label \[0, 1, 1\], a 0 or 1 for each of the 3 labels of 'tiny'"),
+        (([2, 0, 1], [1, 0, 0]), r"jsonl:2 has the label \[1, 0, 0\], .* and a\.jsonl:1 has \[2, 0, 1\]; mend the row"),
+        (([1, 0, 0], 1), r"a\.jsonl:2 has \[1\]; mend the row, or write all rows in one way"),
         ((["joy"], ["joy", "hope"]), r"a\.jsonl:2 has the label 'hope'"),
         ((["joy"], None), r"a\.jsonl:2 has no label"),
-        (([0, 1, 1], [0, None, 1]), r"a\.jsonl:2 'None'; call the classes of all rows by name, or all by number"),
+        (([0, 1, 1], [0, None, 1]), r"a\.jsonl:2 has \[0, 'None', 1\]; mend the row"),
+        (([0, 1], [0, None]), r"a\.jsonl:2 'None'; call the classes of all rows by name, or all by number"),
+        ((["joy"], -1), r"a\.jsonl:2 has no label \(-1 means none\), and of 2 rows 1 have one"),
     ],
 )
 def test_what_is_none_of_several_labels_is_named(labels: tuple[Any, ...], sentence: str) -> None:

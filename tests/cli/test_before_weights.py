@@ -86,7 +86,7 @@ def test_rows_of_a_task(
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.jsonl", '{"text": "the cat"}\n{"text": 7}\n', "a.jsonl:2 has int in the field 'text'"),
+        ("a.jsonl", '{"text": "the cat"}\n{"text": 7}\n', "a.jsonl:2: the field 'text' must be text; got 7"),
         ("a.tsv", "words\nthe cat\n", "a.tsv:2 has no field that laconic reads as text"),
         ("a.txt", "\n\n", "has no rows of text"),
     ],
@@ -135,7 +135,7 @@ def test_too_few_rows_to_train_on(capsys: Output, broken: Path, tmp_path: Path) 
 
 def test_in_python(broken: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": 7}\n')
-    with pytest.raises(UserError, match="has int in the field 'text'"):
+    with pytest.raises(UserError, match="the field 'text' must be text"):
         compress(str(broken), "svd", keep=0.5, data=str(tmp_path / "a.jsonl"))
     spoil(broken, "far")
     with pytest.raises(UserError, match="gives the token 5000"):

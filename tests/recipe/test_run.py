@@ -188,7 +188,7 @@ def test_a_row_that_cannot_be_read_is_found_before_weights_are_loaded(
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a cat"}\n{"text": 3}\n')
     monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", pytest.fail)
-    with pytest.raises(UserError, match=r"rows\.jsonl:2 has int in the field 'text'"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: the field 'text' must be text; got 3"):
         run(recipe_from(spelled(tiny_model, rows)), tmp_path / "small")
 
 

@@ -1,19 +1,19 @@
-"""Local files and folders: .txt, .jsonl, .json, .tsv and wikitext's .tokens, one reader each.
+"""Local files and folders: .txt, .jsonl, .json, .tsv, .csv and wikitext's .tokens, one reader each.
 
 A folder is read by the split names in its file names (`train.jsonl`, `wiki.valid.tokens`); for the dev split, `dev`
 comes before `valid`, `validation` and `test`. A folder of one file without a split name is that file.
 """
 
-import json
+import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from laconic.calibrate.examples import Example
 from laconic.calibrate.sources.glue import glue_task_of, read_glue_file
-from laconic.calibrate.sources.records import content, example
-from laconic.errors import UserError
+from laconic.calibrate.sources.records import as_json, content, example, json_of, twice
+from laconic.errors import UserError, must_be
 
 SPLIT_NAMES = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "test")}
 
@@ -34,14 +34,14 @@ def read_tokens(path: Path) -> list[Example]:
 def read_jsonl(path: Path) -> list[Example]:
     """One JSON value a line."""
     lines = enumerate(content(path).split("\n"), start=1)
-    return [example(_json(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
+    return [example(json_of(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
 
 
 def read_json(path: Path) -> list[Example]:
     """A JSON list of strings or of objects."""
-    rows = _json(content(path), str(path))
+    rows = json_of(content(path), str(path))
     if not isinstance(rows, list):
-        raise UserError(f"{path} must hold a list of strings or of objects; got {type(rows).__name__}.")
+        raise must_be(str(path), "a list of texts or of objects", as_json(rows))
     return [example(row, f"{path}[{at}]") for at, row in enumerate(rows)]
 
 
@@ -50,16 +50,32 @@ def read_tsv(path: Path) -> list[Example]:
     task = glue_task_of(path.parent.name)
     if task is not None:
         return read_glue_file(path, task)
-    header, *lines = content(path).split("\n")
-    names = header.split("\t")
-    rows: list[Example] = []
-    for at, line in enumerate(lines, start=2):
-        if line.strip():
-            cells = line.split("\t")
-            if len(cells) != len(names):
-                raise UserError(f"{path}:{at} has {len(cells)} columns, its header {len(names)}; mend the row.")
-            rows.append(example(dict(zip(names, cells, strict=True)), f"{path}:{at}"))
-    return rows
+    lines = enumerate(content(path).split("\n"), start=1)
+    return _of_table(path, ((at, line.split("\t")) for at, line in lines if line.strip()))
+
+
+def read_csv(path: Path) -> list[Example]:
+    """A header with field names, and rows of cells between commas; quoted cells may hold commas and line ends."""
+    reader = csv.reader(StringIO(content(path), newline=""), strict=True)
+    try:
+        return _of_table(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{reader.line_num} is not CSV: {error}; mend the row, or write the data as .jsonl."
+        ) from error
+
+
+def _of_table(path: Path, rows: Iterator[tuple[int, Sequence[str]]]) -> list[Example]:
+    """Of rows of cells, each with its line, the first of which names the fields."""
+    names: Sequence[str] = next(rows, (0, ()))[1]
+    if len(set(names)) < len(names):
+        raise twice(f"The header of {path}", names)
+    examples: list[Example] = []
+    for at, cells in rows:
+        if len(cells) != len(names):
+            raise UserError(f"{path}:{at} has {len(cells)} columns, its header {len(names)}; mend the row.")
+        examples.append(example(dict(zip(names, cells, strict=True)), f"{path}:{at}"))
+    return examples
 
 
 READERS: dict[str, Callable[[Path], list[Example]]] = {
@@ -68,6 +84,7 @@ READERS: dict[str, Callable[[Path], list[Example]]] = {
     ".jsonl": read_jsonl,
     ".json": read_json,
     ".tsv": read_tsv,
+    ".csv": read_csv,
 }
 
 
@@ -109,10 +126,3 @@ def _in_folder(folder: Path, split: str) -> Path:
 
 def _words(file: Path) -> list[str]:
     return re.split(r"[._\-\d]+", file.name.lower())
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}.") from error

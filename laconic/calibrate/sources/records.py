@@ -1,13 +1,15 @@
 """The text of a file, and one row of it (or of a hub data set) made an `Example`."""
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laconic.calibrate.examples import Example, Label
-from laconic.errors import UserError
+from laconic.errors import UserError, must_be, shown
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -36,6 +38,46 @@ def content(path: Path) -> str:
         raise UserError(f"The file '{path}' cannot be read: {error.strerror}.") from error
 
 
+def json_of(text: str, place: str) -> Any:
+    """The value that `text` spells; `place` names it in errors.
+
+    Raises:
+        UserError: it is no JSON, or an object has a field twice, of which Python's reader would keep the last.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise twice(place, [name for name, _ in pairs])
+        return fields
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}.") from error
+
+
+def twice(place: str, names: Sequence[str]) -> UserError:
+    """What is wrong where `names`, those of fields, has one more than once."""
+    again = next(name for at, name in enumerate(names) if name in names[:at])
+    return UserError(f"{place} has the field {shown(again)} twice; leave one out.")
+
+
+@dataclass(frozen=True)
+class _Json:
+    """A value that an error shows as JSON spells it."""
+
+    value: Any
+
+    def __str__(self) -> str:
+        return json.dumps(self.value, ensure_ascii=False, default=str)
+
+
+def as_json(value: Any) -> object:
+    """`value` for an error, as the file spells it: null, true, a list."""
+    return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else _Json(value)
+
+
 def example(record: Any, place: str) -> Example:
     """The example that `record` (a string, or fields by name) stands for; `place` names it in errors.
 
@@ -45,7 +87,7 @@ def example(record: Any, place: str) -> Example:
     if isinstance(record, str):
         return Example(record, place=place)
     if not isinstance(record, Mapping):
-        raise UserError(f"{place} must be a string or an object of named fields; got {type(record).__name__}.")
+        raise must_be(place, "text or an object of named fields", as_json(record))
     if "source" in record and "target" in record:
         return Example(_text(record, "source", place), target=_text(record, "target", place), place=place)
     for first, second in PAIRS:
@@ -98,5 +140,5 @@ def _label(record: Mapping[str, Any]) -> Label | None:
 def _text(record: Mapping[str, Any], field: str, place: str) -> str:
     value = record[field]
     if not isinstance(value, str):
-        raise UserError(f"{place} has {type(value).__name__} in the field '{field}'; it must be text.")
+        raise must_be(f"{place}: the field '{field}'", "text", as_json(value))
     return value

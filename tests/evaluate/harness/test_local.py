@@ -38,7 +38,7 @@ def test_half_a_data_set_is_none(data: Path):
     [
         (BOOLQ, "dev.jsonl", "", "has no rows"),
         (BOOLQ, "dev.jsonl", "{", r"dev\.jsonl:1 is not JSON: .* at column 2"),
-        (BOOLQ, "dev.jsonl", "\n[1]", r"dev\.jsonl:2 must be an object of named fields; got list"),
+        (BOOLQ, "dev.jsonl", "\n[1]", r"dev\.jsonl:2 must be an object of named fields; got \[1\]"),
         (BOOLQ, "dev.jsonl", '{"passage": "a"}', r"'question' of .*dev\.jsonl:1 must be text; got None"),
         (BOOLQ, "dev.jsonl", '{"passage": "a", "question": "b", "answer": true}', "'title' of .* must be text"),
         (

@@ -135,7 +135,7 @@ def test_the_release_comes_before_lines(release: Path, tmp_path: Path):
         ({"source": "TREx", "masked_sentence": "[MASK]"}, r"some\.jsonl:1 has no field 'obj' \(fields: 'source', "),
         ({"source": "TREx", "obj": ""}, r"some\.jsonl:1 must have text in the field 'obj'; got ''"),
         ({"source": "Trexx", "obj": "x"}, r"some\.jsonl:1 is of no corpus of LAMA 'Trexx': did you mean 'TREx'"),
-        ([], r"some\.jsonl:1 must be an object of named fields; got list"),
+        ([], r"some\.jsonl:1 must be an object of named fields; got \["),
     ],
 )
 def test_a_malformed_line_is_named(lama: Path, row: Row, sentence: str):
