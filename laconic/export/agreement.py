@@ -11,7 +11,8 @@ from laconic.calibrate.corpus import batches, read
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8
-from laconic.model import Batch, LanguageModel, Task, run
+from laconic.model import Batch, LanguageModel, Task, gathered, run
+from laconic.model.embedding.modules import SENTENCE
 from laconic.progress import Track
 from laconic.runtime.extras import ONNX, OPENVINO
 from laconic.runtime.portable import exact
@@ -32,7 +33,8 @@ way, and from there on everything is another rounding."""
 
 @dataclass(frozen=True)
 class Agreement:
-    """error: largest difference of one number, as part of the largest number; below `tolerance`.
+    """error: largest difference of one number, as part of the largest number of its output; below `tolerance`. Of
+    several outputs, the one that comes nearest to that.
 
     rows: texts and rows of random tokens, in so many batches.
     """
@@ -52,27 +54,59 @@ def check_agreement(lm: LanguageModel, program: Program, signature: Signature, r
     data = list(_data(lm))
     reference = exact(lm, runtime)
     unrounded = exact(lm, OPENVINO) if _rounds(lm, runtime) else None
-    largest = error = noise = torch.zeros(())
+    distances = {name: _Distance() for name in signature.outputs}
     with evaluating(reference), torch.inference_mode():
         for batch in track(data, "agreement"):
-            ours = run(reference, batch)[signature.outputs[0]]
-            theirs = program(signature.feeds(lm, batch))[signature.outputs[0]]
-            _check_shape(ours, theirs, runtime)
-            counted = _counted(lm, ours, batch)
-            largest = torch.maximum(largest, ours[counted].abs().max())
-            # A number that is none must not be lost in a maximum.
-            error = torch.maximum(error, (ours - theirs)[counted].abs().nan_to_num(torch.inf).max())
-            if unrounded is not None:
-                plain = run(unrounded, batch)[signature.outputs[0]]
-                noise = torch.maximum(noise, (ours - plain)[counted].abs().max())
-    tolerance = SAME + ROUNDED * (noise / largest).item()
-    found = Agreement((error / largest).item(), tolerance, sum(len(batch["input_ids"]) for batch in data), len(data))
-    if not found.error <= tolerance:
+            theirs = program(signature.feeds(lm, batch))
+            ours = _said(reference, batch, signature)
+            plain = ours if unrounded is None else _said(unrounded, batch, signature)
+            for name, distance in distances.items():
+                _check_shape(ours[name], theirs[name], runtime)
+                counted = _counted(lm, ours[name], batch)
+                distance.see(ours[name][counted], theirs[name][counted], plain[name][counted])
+    name, worst = max(distances.items(), key=lambda one: one[1].error / one[1].tolerance)
+    found = Agreement(worst.error, worst.tolerance, sum(len(batch["input_ids"]) for batch in data), len(data))
+    if not found.error <= found.tolerance:
         raise UserError(
-            f"The model for {runtime} does not compute what the model in torch does: its outputs are off by up to "
-            f"{found.error:.2%} of the largest, where {tolerance:.2%} would be rounding; nothing was written."
+            f"The model for {runtime} does not compute what the model in torch does: its {name} is off by up to "
+            f"{found.error:.2%} of the largest number, where {found.tolerance:.2%} would be rounding; nothing was "
+            "written."
         )
     return found
+
+
+class _Distance:
+    """How far one output is off in all batches, and how far rounding would put it off."""
+
+    def __init__(self) -> None:
+        self._largest = self._error = self._noise = torch.zeros(())
+
+    def see(self, ours: Tensor, theirs: Tensor, plain: Tensor) -> None:
+        """The numbers of one batch: in torch, in the other runtime, and in torch without rounding."""
+        self._largest = torch.maximum(self._largest, ours.abs().max())
+        # A number that is none must not be lost in a maximum.
+        self._error = torch.maximum(self._error, (ours - theirs).abs().nan_to_num(torch.inf).max())
+        self._noise = torch.maximum(self._noise, (ours - plain).abs().max())
+
+    @property
+    def error(self) -> float:
+        return (self._error / self._scale).item()
+
+    @property
+    def tolerance(self) -> float:
+        return SAME + ROUNDED * (self._noise / self._scale).item()
+
+    @property
+    def _scale(self) -> Tensor:
+        # Of a model that says nothing but zeros.
+        return self._largest.clamp(min=torch.finfo(self._largest.dtype).tiny)
+
+
+def _said(lm: LanguageModel, batch: Batch, signature: Signature) -> dict[str, Tensor]:
+    """What the model in torch gives for a batch, by the names of the signature's outputs."""
+    output = run(lm, batch)
+    vectors = {SENTENCE: gathered(lm, output, batch).values} if SENTENCE in signature.outputs else {}
+    return {name: vectors[name] if name in vectors else output[name] for name in signature.outputs}
 
 
 def _rounds(lm: LanguageModel, runtime: str) -> bool:

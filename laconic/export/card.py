@@ -7,6 +7,7 @@ from pathlib import Path
 from laconic.export.agreement import Agreement
 from laconic.markdown import code, plain
 from laconic.model import LanguageModel
+from laconic.model.embedding.modules import POOLING_MASK, SENTENCE
 from laconic.runtime.extras import ONNX, OPENVINO
 from laconic.runtime.portable import Layers
 from laconic.runtime.signature import TARGETS
@@ -57,6 +58,12 @@ def _lines(lm: LanguageModel, name: str, written: Written) -> Iterator[str]:
         f"Compared with the model in torch on {found.rows} rows in {found.batches} batches: outputs are off by "
         f"{found.error:.1e} of the largest at most."
     )
+    if SENTENCE in written.outputs:
+        yield f"{code(SENTENCE)} is the vector of a text: {plain(lm.embedding.describe())}."
+        if (prompts := lm.embedding.describe_prompts()) is not None:
+            yield f"Prompts: {plain(prompts)}. Put it before the text yourself."
+        if POOLING_MASK in written.inputs:
+            yield f"{code(POOLING_MASK)} is {code('attention_mask')}, with 0 at the tokens of a prompt."
     yield ""
     if written.layers:
         yield "| layers of codes | in the file as | bytes | as laconic stores them |"

@@ -22,7 +22,7 @@ from laconic.model import LanguageModel
 from laconic.runtime.extras import library
 from laconic.runtime.layers import Portable
 from laconic.runtime.portable import Layers, portable
-from laconic.runtime.signature import TARGETS, Signature, Traced
+from laconic.runtime.signature import TARGETS, Signature, Traced, vectors_of
 
 OPSET = 21
 """The first that has whole numbers of 4 bits."""
@@ -64,7 +64,7 @@ def graph_of(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
     with evaluating(twin), torch.inference_mode(False), torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
-                Traced(twin.model, signature, lm.task),
+                Traced(twin.model, signature, lm.task, vectors_of(lm)),
                 tuple(inputs.values()),
                 input_names=signature.inputs,
                 output_names=signature.outputs,
