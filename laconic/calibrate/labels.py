@@ -32,10 +32,11 @@ FLAGS = (0.0, 1.0)
 
 
 def labels_of(lm: LanguageModel, corpus: Corpus) -> list[Target]:
-    """The label of each row for `lm`, a model for sequence classification; its weights may be absent.
+    """The label of each row for `lm`, a model for sequence classification or of vectors; its weights may be absent.
 
     A class is a name or a number. A multi-label model takes lists: names or numbers of the labels that hold, or a 0 or
-    1 for each of its labels, where all rows have that. Scores are a number, or a list of one for each output.
+    1 for each of its labels, where all rows have that. Scores are a number, or a list of one for each output. An
+    embedding model takes a number for each row: how similar its two texts are.
 
     Raises:
         UserError: a row has no label, or one that is none of the model's; the classes of data and model do not match.
@@ -66,7 +67,7 @@ def place(corpus: Corpus, number: int) -> str:
 
 def _hidden(lm: LanguageModel) -> float | None:
     """What stands for no label; a score, or a class of that name, is one like any other."""
-    classes = lm.task is not Task.REGRESSION
+    classes = lm.task not in (Task.REGRESSION, Task.EMBEDDING)
     return HIDDEN if classes and all(number_of(name) != HIDDEN for name in class_names(lm)) else None
 
 
@@ -122,16 +123,16 @@ def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float |
 
 
 def _score_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
-    size = lm.model.config.num_labels or 0
+    compares = lm.task is Task.EMBEDDING
+    does = "compares two texts" if compares else "predicts scores"
+    size = 1 if compares else lm.model.config.num_labels or 0
     wanted = "a finite number" if size == 1 else f"a list of {size} finite numbers, as the model has {size} outputs"
 
     def read(label: Label, where: str) -> float | tuple[float, ...]:
         scores = label if isinstance(label, tuple) else (label,)
         numbers = [score for score in scores if isinstance(score, (int, float)) and math.isfinite(score)]
         if len(numbers) != size or len(scores) != size:
-            raise UserError(
-                f"{where} has the label {_shown(label)}; {called(lm)} predicts scores, so it must be {wanted}."
-            )
+            raise UserError(f"{where} has the label {_shown(label)}; {called(lm)} {does}, so it must be {wanted}.")
         return numbers[0] if size == 1 else tuple(numbers)
 
     return read
@@ -141,6 +142,7 @@ _READERS: dict[Task, Callable[[LanguageModel, Corpus, Rows], Reader]] = {
     Task.CLASSIFICATION: _class_reader,
     Task.MULTI_LABEL: _set_reader,
     Task.REGRESSION: _score_reader,
+    Task.EMBEDDING: _score_reader,
 }
 
 

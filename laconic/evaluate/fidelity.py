@@ -15,12 +15,11 @@ from laconic.evaluate.comparable import check_comparable, check_readable
 from laconic.evaluate.intervals import Table, interval
 from laconic.evaluate.judging import in_order, predict_on, tokenizer_name
 from laconic.evaluate.reference import Reference
+from laconic.evaluate.similarity import DISTANCES
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.model.embedding.pipeline import COSINE
 from laconic.progress import Track, silent
 
-DISTANCES = {"euclidean": 2.0, "manhattan": 1.0}
-"""Similarities that are a distance, with its norm."""
 CHUNK = 2**24
 """How many logits are compared at a time: the comparison is in float64."""
 

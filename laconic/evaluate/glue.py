@@ -1,4 +1,7 @@
-"""GLUE: the official metrics of its nine tasks (Wang et al. 2019, table 1, https://arxiv.org/abs/1804.07461)."""
+"""GLUE: the official metrics of its nine tasks (Wang et al. 2019, table 1, https://arxiv.org/abs/1804.07461).
+
+STS-B judges embedding models too, by how similar the vectors of two texts are (`laconic.evaluate.similarity`).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +19,9 @@ from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share, Table
 from laconic.evaluate.judging import Judge, Judged, a, by_length, in_order, predicted, tokenizer_name
+from laconic.evaluate.similarity import similarities
 from laconic.model import LanguageModel, Task
+from laconic.model.tokens import check_targets
 from laconic.progress import Track
 
 BATCH = 32
@@ -86,6 +91,9 @@ class Glue(Judge):
         return f"glue/{self.task.name}"
 
     def refuse(self, lm: LanguageModel) -> None:
+        if self._compares(lm):
+            check_targets(lm)
+            return
         super().refuse(lm)
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
@@ -108,8 +116,13 @@ class Glue(Judge):
         return replace(corpus, classes=self.task.classes)
 
     def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has the true label and the predicted class or score of each row, by the numbers of GLUE."""
+        """The table has the true label and the predicted class or score of each row, by the numbers of GLUE.
+
+        Of an embedding model the score is the similarity of the vectors of the two texts, by what its folder declares.
+        """
         self.refuse(lm)
+        if self._compares(lm):
+            return self._compared(lm, corpus, track)
         classes = torch.tensor(self._classes(lm))
         rows = rows_of(lm, self._named(corpus), max_length=CONTEXT, labelled=True)
         parts, data = by_length(lm, rows, BATCH)
@@ -125,6 +138,21 @@ class Glue(Judge):
             settings["classes"] = [self.task.classes[number] for number in classes]
         table = in_order(torch.cat(lines), parts).numpy()
         return Judged(table, self.metrics(settings), settings)
+
+    def _compares(self, lm: LanguageModel) -> bool:
+        """Whether a row is judged by the similarity of its two texts."""
+        return lm.task is Task.EMBEDDING and not self.task.classes
+
+    def _compared(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+        truth = torch.tensor(labels_of(lm, corpus), dtype=torch.float64)
+        found = similarities(lm, corpus, track, self.source, max_length=CONTEXT)
+        settings = {
+            "context": CONTEXT,
+            "tokenizer": tokenizer_name(lm),
+            "similarity": lm.embedding.settings.similarity,
+            "vectors": lm.embedding.describe(),
+        }
+        return Judged(torch.stack((truth, found), dim=1).numpy(), self.metrics(settings), settings)
 
     def _classes(self, lm: LanguageModel) -> list[int]:
         """The number in GLUE of each of the model's classes.
