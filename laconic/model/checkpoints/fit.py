@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -47,7 +48,10 @@ def check_fit(weights: Weights, config: PreTrainedConfig, source: str, given: Co
     except MODEL_ERRORS:
         # It may yet be loaded with its numbers; if not, that is told then.
         return
-    check_report(model, report, source, weights.whole_numbers, given)
+    with warnings.catch_warnings():
+        # Notices are told when it is loaded.
+        warnings.simplefilter("ignore")
+        check_report(model, report, source, weights.whole_numbers, given)
 
 
 def _check_experts(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:

@@ -52,7 +52,7 @@ class Stored(Checkpoint):
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         try:
             weights = check_weights(self.place.on_this_machine(), config)
-            if getattr(config, "quantization_config", None) is None and self._codes is None:
+            if self._codes is None:
                 check_fit(weights, config, self.source, given)
         except MissingWeightsError:
             # What the hub is still to be asked for is looked at when it is loaded.

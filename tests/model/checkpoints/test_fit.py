@@ -1,6 +1,8 @@
 """Weights that are not those of the configuration are told before a number of them is read."""
 
+import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from laconic.errors import UserError
-from laconic.model.loading import check_model
+from laconic.errors import CheckpointNotice, UserError
+from laconic.model.loading import check_model, load
 from tests.architectures import ARCHITECTURES, BY_NAME
 from tests.experts import MIXTURES
 
@@ -89,3 +91,15 @@ def test_one_expert(tmp_path: Path, changed: Callable[[Tensors, str], Tensors], 
     save_file(changed(load_file(file), name), file, {"format": "pt"})
     with pytest.raises(UserError, match=f"^The weights of '.*' {sentence.format(re.escape(name))}$"):
         check_model(str(tmp_path))
+
+
+def test_what_is_left_out_is_told_once(tmp_path: Path) -> None:
+    BY_NAME["bert-masked"].model().save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, "architectures": None}))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", CheckpointNotice)
+        check_model(str(tmp_path))
+        assert not told
+        load(str(tmp_path))
+    assert [one.category for one in told if issubclass(one.category, CheckpointNotice)] == [CheckpointNotice]
