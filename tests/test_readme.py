@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoModel, AutoTokenizer
 
 from laconic.cli.main import status
 from laconic.processes import barrier
 from tests.pair import Pair
+from tests.sentences import NORMALIZE, Part, sentence_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,6 +56,17 @@ def model(shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: p
     return str(shared_models / "minilm-sst2")
 
 
+@pytest.fixture
+def embedder(shared_models: Path, tmp_path: Path) -> str:
+    """A real model in the layout of sentence-transformers."""
+    real = shared_models / "minilm-stsb"
+    encoder = AutoModel.from_pretrained(real, add_pooling_layer=False)
+    pooling = Part("Pooling", {"embedding_dimension": encoder.config.hidden_size, "pooling_mode": "mean"})
+    folder = sentence_folder(tmp_path / "embedder", [pooling, NORMALIZE], model=encoder)
+    AutoTokenizer.from_pretrained(real).save_pretrained(folder)
+    return str(folder)
+
+
 def test_every_command_runs(model: str, capfd: pytest.CaptureFixture[str]) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("laconic ")]
     assert len(commands) >= 6
@@ -71,11 +85,15 @@ def test_every_snippet_runs(model: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_the_docs_runs(
-    page: Path, model: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
+    page: Path, model: str, embedder: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     commands = [line for block in blocks("sh", page.read_text()) for line in block.splitlines() if line not in SAID]
     real = {"BART": "bart-g2p-us", "LLAMA": "mico-tinyllama-1m"}
-    models = {"MODEL": model, **{name: str(shared_models / folder) for name, folder in real.items()}}
+    models = {
+        "MODEL": model,
+        "EMBEDDER": embedder,
+        **{name: str(shared_models / folder) for name, folder in real.items()},
+    }
     for command in commands:
         words = shlex.split(re.sub("|".join(models), lambda found: models[found[0]], command))
         if words[0] == "torchrun":
@@ -83,6 +101,14 @@ def test_every_command_of_the_docs_runs(
             continue
         assert words[0] == "laconic"
         assert status(shortened(words[1:])) == 0, (command, capfd.readouterr().err)
+
+
+def test_the_snippet_of_embedding_models_runs(embedder: str, model: str) -> None:
+    pytest.importorskip("sentence_transformers")
+    (snippet,) = blocks("python", (ROOT / "docs" / "models.md").read_text())
+    names: dict[str, Any] = {}
+    exec(compile(snippet.replace('"small"', repr(embedder)), "models.md", "exec"), names)
+    assert names["vectors"].shape == (1, 384)
 
 
 def test_there_are_commands_in_the_docs() -> None:
