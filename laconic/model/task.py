@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
@@ -72,8 +73,9 @@ def task_of(model: PreTrainedModel) -> Task:
     """What `model` predicts.
 
     Raises:
-        UserError: its class is none of those whose predictions laconic understands.
+        UserError: it is no model of transformers, or its class is none of those whose predictions laconic understands.
     """
+    _check_pretrained(model)
     config = type(model.config)
     for task, _, mapping in kinds():
         if config in mapping and isinstance(model, classes_of(mapping[config])) and _reads_text(mapping, model.config):
@@ -83,6 +85,22 @@ def task_of(model: PreTrainedModel) -> Task:
         "sequence classification and regression, causal (of images too), masked and sequence-to-sequence language "
         "modelling, and plain encoders."
     )
+
+
+def _check_pretrained(model: object) -> None:
+    """Raise UserError for what is no model of transformers, with where there is one inside of it."""
+    if isinstance(model, PreTrainedModel):
+        return
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    inside = next(((path, part) for path, part in parts if isinstance(part, PreTrainedModel)), None)
+    if inside is None:
+        remedy = "give one, or the name of its folder"
+    elif type(model).__module__.partition(".")[0] == "peft":
+        remedy = "give what its merge_and_unload() returns"
+    else:
+        path, part = inside
+        remedy = f"give the {type(part).__name__} inside of it, which is its get_submodule('{path}')"
+    raise UserError(f"What was given as a model is of the class {type(model).__name__}, not of transformers; {remedy}.")
 
 
 def _of_head(config: PreTrainedConfig) -> Task:

@@ -1,12 +1,19 @@
 """What a model predicts, by its class and its problem type."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from torch import nn
+
+import laconic
 from laconic.errors import UserError
 from laconic.model import Task
 from laconic.model.task import task_of
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN
+from tests.architectures import BY_NAME
+from tests.model.embedding.library import library
 from tests.problems import MULTI_LABEL, classifier
+from tests.sentences import pooling, sentence_folder
 
 
 @pytest.mark.parametrize(
@@ -43,3 +50,33 @@ def test_an_unknown_problem_type_and_a_head_without_outputs_are_named() -> None:
     model.config.problem_type, model.config.id2label = None, {}
     with pytest.raises(UserError, match=r"has no output: num_labels in its config\.json is 0"):
         task_of(model)
+
+
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), Path("model"), None])
+def test_what_is_no_model_of_transformers_is_one_sentence(given: object) -> None:
+    with pytest.raises(UserError, match=f"of the class {type(given).__name__}, not of transformers; give one, or"):
+        laconic.compress(given, "svd", keep=0.5)  # type: ignore[arg-type]
+
+
+def test_a_model_inside_of_another_module_is_named() -> None:
+    outer = nn.DataParallel(BY_NAME["bert-base"].model())
+    with pytest.raises(UserError, match=r"DataParallel, .*; give the BertModel in.*get_submodule\('module'"):
+        laconic.compress(outer, "svd", keep=0.5)  # type: ignore[arg-type]
+    laconic.compress(outer.get_submodule("module"), "svd", keep=0.5)  # type: ignore[arg-type]
+
+
+def test_an_adapter_in_memory_is_to_be_merged() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(BY_NAME["bert-base"].model(), peft.LoraConfig(r=2, target_modules=["query"]))
+    with pytest.raises(UserError, match=r"give what its merge_and_unload\(\) returns"):
+        laconic.compress(model, "svd", keep=0.5)
+    laconic.compress(model.merge_and_unload(), "svd", keep=0.5)
+
+
+def test_a_sentence_transformer_in_memory_names_what_is_compressed(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path / "model", [pooling("mean")])
+    with library() as package:
+        model = package.SentenceTransformer(str(folder), device="cpu")
+        with pytest.raises(UserError, match=r"SentenceTransformer, .* the BertModel .* get_submodule\('0\.model'\)"):
+            laconic.compress(model, "svd", keep=0.5)
+        assert model.get_submodule("0.model") is model.transformers_model
