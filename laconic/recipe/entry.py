@@ -1,8 +1,9 @@
 """The Python entry: compress a model that is already in memory, and get the same class back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Task, load
 from laconic.model.loading import declared_pipeline, tokenizers
 from laconic.progress import Track, silent
+from laconic.recipe.arguments import check_kinds, methods_given, model_given, texts_given
 from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep, walk_of
 from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
@@ -24,11 +26,11 @@ DEFAULT_KEEP = 0.5
 
 
 def compress(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | PathLike[str],
     method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
     keep: float | Mapping[str, float] | None = None,
     *,
-    data: str | Sequence[str] | None = None,
+    data: str | PathLike[str] | Iterable[str] | None = None,
     allocate: Allocation = "uniform",
     targets: str | Sequence[str] = DEFAULT_TARGETS,
     samples: int = 128,
@@ -69,21 +71,26 @@ def compress(
         UserError: an argument that cannot be, or a model or source that is not there, or a model that would be loaded
             as another one, whatever its configuration said.
     """
-    several = [method] if isinstance(method, (str, Method, Step)) else method
-    lines = [method_or_step(one, "method") if isinstance(one, str) else one for one in several]
+    check_kinds(
+        keep=keep, allocate=allocate, targets=targets, samples=samples, seed=seed, max_length=max_length,
+        batch_size=batch_size, sequential=sequential, anchored=anchored, allow_dense=allow_dense,
+        label_order=label_order, tokenizer=tokenizer, track=track,
+    )  # fmt: skip
+    model, texts_or_source = model_given(model), None if data is None else texts_given(data)
+    lines = [method_or_step(one, "method") if isinstance(one, str) else one for one in methods_given(method)]
     if keep is None and any(takes_keep(line) for line in lines):
         keep = DEFAULT_KEEP
     aims = (targets,) if isinstance(targets, str) else tuple(targets)
     walk = walk_of(sequential=sequential, anchored=anchored)
     steps = steps_of(lines, keep, allocate, aims, walk, allow_dense=allow_dense)
-    if data is None and any(step.needs_data for step in steps):
+    if texts_or_source is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
     empty = skeleton(model) if isinstance(model, str) else LanguageModel.of(model).weightless()
     empty = empty.with_label_order(label_order)
     check_order(empty, steps, places)
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
-    texts = None if data is None else _corpus(data)
+    texts = None if texts_or_source is None else _corpus(texts_or_source)
     check_labels(empty, steps, places, sampling, lambda: texts or _corpus(()))
     if texts is not None:
         own = empty if tokenizer is None else replace(empty, tokenizer=tokenizer)
@@ -99,8 +106,6 @@ def compress(
 def _corpus(data: str | Sequence[str]) -> Corpus:
     if isinstance(data, str):
         return read(data, "train")
-    if not data:
-        raise UserError("data has no texts; give some, or the name of a source.")
     return Corpus("memory", "train", tuple(Example(text) for text in data))
 
 

@@ -20,7 +20,16 @@ from laconic.store.structure import formats, outermost
 
 
 def materialize(model: PreTrainedModel) -> PreTrainedModel:
-    """A dense copy of `model`: every format multiplied out, with no trace of laconic in it or in what it saves."""
+    """A dense copy of `model`: every format multiplied out, with no trace of laconic in it or in what it saves.
+
+    Raises:
+        UserError: it is no model of transformers, or has a shape that cannot grow back.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            "model must be a loaded model of transformers, as from_pretrained gives; got an object of the class "
+            f"{type(model).__name__}."
+        )
     dense = copy.deepcopy(model)
     densify(dense)
     forget(dense)
