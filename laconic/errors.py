@@ -5,12 +5,17 @@ as one line and exits with status 2; a library caller catches one class. Whateve
 stays one that can be read: values are quoted in part where they are long.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from reprlib import Repr
 
 LONGEST_VALUE, LONGEST_SENTENCE = 240, 3000
 """Characters of a value that are quoted, and of what is said in all."""
+OPEN = (":", ",", " or", " and")
+"""Ends of a line that goes on in the next."""
+_WRAPPED = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+': (\w+Error: )?")
+"""What transformers' configurations put before what is wrong."""
 
 
 class UserError(ValueError):
@@ -83,10 +88,10 @@ class _Quoted(Repr):
 
 
 def reason_of(error: Exception) -> str:
-    """What a library's `error` says, without a full stop: its first line, and the next where that ends in a colon."""
+    """What a library's `error` says, without a full stop: its first line, and the next where a line is no end."""
     said: list[str] = []
     for line in filter(None, (line.strip() for line in str(error).splitlines())):
         said.append(line)
-        if not line.endswith(":"):
+        if not line.endswith(OPEN):
             break
-    return " ".join(said).rstrip(".:") or type(error).__name__
+    return _WRAPPED.sub("", " ".join(said)).rstrip(".:,") or type(error).__name__

@@ -6,6 +6,7 @@ holds; both are refused, as are dates that are none and numbers that are too lon
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ LARGEST_FILE = 2**24
 """Bytes: far more than a recipe, a study or a plan needs."""
 REPEATED = 10_000
 """How many values aliases may stand for in all."""
+NEAR = 0.6
+"""How alike a name must be to be suggested, as difflib counts."""
 LARGEST_INTEGER = 2**63 - 1
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, and halves of surrogate pairs: no file is called so, and none holds the latter as text."""
@@ -39,11 +42,38 @@ def text_of(path: Path, what: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"The {what} '{path}' cannot be read: it is not text (UTF-8, byte {error.start}).") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"The {what} '{path}' cannot be read: there is no such file; {_near(path, what)}.") from error
+    except IsADirectoryError as error:
+        raise UserError(f"The {what} '{path}' cannot be read: it is a folder; {_within(path)}.") from error
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"The {what} '{path}' cannot be read: {reason}.") from error
+
+
+def _near(path: Path, what: str) -> str:
+    """What to give in place of a file that is not there."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder '{folder}' either, so give the path of a YAML file"
+    near = get_close_matches(path.stem, [one.stem for one in _files(folder)], n=1, cutoff=NEAR)
+    found = next((one for one in _files(folder) if near and one.stem == near[0]), None)
+    return f"give the path of a {what} in YAML" if found is None else f"the nearest name there is '{found}'"
+
+
+def _within(folder: Path) -> str:
+    first = next(iter(_files(folder)), None)
+    return "give a YAML file" if first is None else f"give one of its files, like '{first}'"
+
+
+def _files(folder: Path) -> list[Path]:
+    """The YAML files of a folder; none where it cannot be looked into."""
+    try:
+        return sorted(one for one in folder.iterdir() if one.suffix.lower() in (".yaml", ".yml"))
+    except OSError:
+        return []
 
 
 def read_yaml(path: Path, what: str) -> Any:

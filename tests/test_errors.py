@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from laconic.errors import LONGEST_SENTENCE, LONGEST_VALUE, UserError, must_be, shortened, shown, unknown
+from laconic.errors import LONGEST_SENTENCE, LONGEST_VALUE, UserError, must_be, reason_of, shortened, shown, unknown
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,22 @@ def test_every_sentence_keeps_its_beginning_and_its_remedy() -> None:
     assert shortened("abc", 3) == "abc"
     assert len(str(unknown("method", "x" * 10**6, ["svd", "gptq"]))) < 2 * LONGEST_VALUE
     assert str(pickle.loads(pickle.dumps(UserError("One.")))) == "One."
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("No.\nMore.", "No"),
+        (
+            "One of: \n(1) a file, \n(2) a tokenizer or \n(3) a class. \nInstall it.",
+            "One of: (1) a file, (2) a tokenizer or (3) a class",
+        ),
+        ("Validation error for field 'eps':\n    TypeError: Field 'eps' expected float", "Field 'eps' expected float"),
+        (
+            "Class validation error for validator 'validate_it':\n    ValueError: 7 is no multiple of 4.",
+            "7 is no multiple of 4",
+        ),
+    ],
+)
+def test_the_reason_of_an_error_is_whole_and_no_longer(text: str, reason: str) -> None:
+    assert reason_of(ValueError(text)) == reason

@@ -56,7 +56,7 @@ def test_what_yaml_allows_is_read_as_before() -> None:
         (bytes(range(256)), "cannot be read: it is not text (UTF-8, byte 128)"),
         (b"\x00\x01a: b", "is not YAML that laconic reads: "),
         (b"a: 1\na: 2\n", "the key 'a' was given in line 1 already"),
-        (None, "cannot be read: No such file or directory"),
+        (None, "cannot be read: there is no such file; give the path of a "),
     ],
 )
 def test_every_file_is_read_alike(read, what: str, content: bytes | None, said: str, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_file_that_is_none_is_not_read_for_ever(tmp_path: Path, monkeypatch: p
     (tmp_path / "long.yaml").write_text("a: 12345678901")
     with pytest.raises(UserError, match="it is larger than 10 bytes"):
         read_yaml(tmp_path / "long.yaml", "plan")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="it is a folder"):
         read_yaml(tmp_path, "plan")
     with pytest.raises(UserError, match="embedded null"):
         read_yaml(Path("a\0b"), "plan")
@@ -97,3 +97,25 @@ def test_an_option_says_what_is_wrong_with_its_value() -> None:
         value_of(str(2**63), "--x")
     with pytest.raises(UserError, match=r"^--x must be a YAML value; got '\['"):
         value_of("[", "--x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bert-smal.yaml", "there is no such file; the nearest name there is '{}/bert-small.yml'."),
+        ("bert-small", "there is no such file; the nearest name there is '{}/bert-small.yml'."),
+        ("x.yaml", "there is no such file; give the path of a recipe in YAML."),
+        ("none/x.yaml", "there is no folder '{}/none' either, so give the path of a YAML file."),
+        ("bert-small.yml/x.yaml", "there is no folder '{}/bert-small.yml' either, so give the path of a YAML file."),
+        (".", "it is a folder; give one of its files, like '{}/bert-small.yml'."),
+        ("empty", "it is a folder; give a YAML file."),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_what_to_give(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "bert-small.yml").write_text("a: 1")
+    (tmp_path / "bert-small.txt").write_text("a: 1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        read_yaml(tmp_path / name, "recipe")
+    assert str(caught.value).startswith(f"The recipe '{tmp_path / name}' cannot be read: ")
+    assert str(caught.value).endswith(said.format(tmp_path))

@@ -98,7 +98,8 @@ class Judge(ABC):
         if lm.task not in self.kinds:
             wanted = " or ".join(kind.value for kind in self.kinds)
             raise UserError(
-                f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model."
+                f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model; name a "
+                "task for such models, or compare it with its original by fidelity:SOURCE."
             )
         check_targets(lm)
 

@@ -21,7 +21,9 @@ PLAIN = {
     "a valid boolean": "true or false",
     "a valid integer": "a whole number",
     "a valid number": "a number",
+    "a valid dictionary": "a mapping",
     "a dictionary": "a mapping",
+    ", got a number with a fractional part": "",
 }
 
 
@@ -45,8 +47,9 @@ def validated(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
         made = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise sentence(error, kind, place) from error
-    for name, value in values.items():
-        for inner, one in _scalars(value):
+    # What was made, not what was given: text such as 1e309 is read as a number too.
+    for name in values:
+        for inner, one in _scalars(getattr(made, name)):
             if float in _types(hints[name]) and isinstance(one, float) and not math.isfinite(one):
                 raise must_be(f"{place}.{name}{inner}", "a finite number", one)
     return made

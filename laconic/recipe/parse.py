@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from laconic.compress import Step
+from laconic.compress import Compress, Step
 from laconic.errors import must_be, unknown
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed
 from laconic.methods.spelling import method_from, named
 from laconic.recipe.building import build, read_mapping
+from laconic.recipe.meant import so
 from laconic.recipe.overrides import put_all
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
@@ -69,15 +70,17 @@ def steps_from(spelled: object, place: str) -> tuple[Step, ...]:
     return tuple(_step(line, f"{place}[{index}]") for index, line in enumerate(spelled))
 
 
-def _step(line: object, place: str) -> Step:
-    if isinstance(line, str):
-        line = {line: {}}
-    if not isinstance(line, dict) or len(line) != 1:
-        raise must_be(place, "a step's name or {name: {parameter: value}}", line)
-    name, parameters = next(iter(line.items()))
+def _step(spelled: object, place: str) -> Step:
+    line = {spelled: {}} if isinstance(spelled, str) else spelled
     kinds = {step.name: step for step in STEPS}
+    name, parameters = next(iter(line.items())) if isinstance(line, dict) and len(line) == 1 else (None, None)
+    meant = so(spelled)
+    if name is None or (name not in kinds and meant):
+        raise must_be(place, f"a step's name or {{name: {{parameter: value}}}}{meant}", spelled)
     if name not in kinds:
         raise placed(unknown("step", str(name), kinds), place)
+    if name == Compress.name and parameters and not (isinstance(parameters, dict) and "method" in parameters) and meant:
+        raise must_be(place, f"{{compress: {{method: …}}}}{meant}", spelled)
     place = f"{place}.{name}"
     if parameters is not None and not isinstance(parameters, dict):
         raise must_be(place, "a mapping of parameters", parameters)

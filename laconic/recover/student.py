@@ -16,8 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.classes import listed, sharing_order
+from laconic.calibrate.passes import forward, random_batch
 from laconic.compress import Outcome, Shorten, Step
-from laconic.errors import UserError, must_be, reason_of, unknown
+from laconic.errors import UserError, must_be, reason_of, shown, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, skeleton
 from laconic.model.checkpoints.outline import check_depths
@@ -29,6 +30,10 @@ from laconic.model.task import auto_class_for
 from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
 SINGLE_LABEL = "single_label_classification"
+SHORT = 8
+"""Tokens that a student is tried on."""
+IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
+"""Values of a configuration that say what a model is or how it lies on disk, not what it is made of."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
@@ -120,6 +125,10 @@ class Student(Step):
         for name in self.config:
             if name not in lm.model.config.to_dict():
                 raise unknown("value", name, lm.model.config.to_dict(), f"The configuration of '{lm.source}' has")
+            if name in IDENTITY:
+                raise must_be(
+                    "config", f"without {name}, which is the model's; name another model as model", self.config
+                )
         if self.blocks is not None:
             Shorten(blocks=self._others(lm)).check(lm)
         if self._is_fresh and any(isinstance(module, Format) for module in lm.model.modules()):
@@ -140,15 +149,28 @@ class Student(Step):
         """Make the student; `lm` stays as it is.
 
         Raises:
-            UserError: there are no such blocks, or no such model, or it does another task.
+            UserError: there are no such blocks, or no such model, or it does another task, or does not run.
         """
         self.check(lm)
         now, dropped = (self._another(lm), {}) if self.model is not None else self._smaller(lm)
+        if self._is_fresh or self.model is not None:
+            self._run(now)
         before, after = (model.stored_nbytes(model.sites(("blocks",))) for model in (lm, now))
         if self.classes is not None:
             before = {place_in(now.model, name, lm.model): size for name, size in before.items()}
         names = dict.fromkeys((*before, *after), 0)
         return Outcome(plan={}, before=names | before, after=names | after, dropped=dropped, now=now)
+
+    def _run(self, lm: LanguageModel) -> None:
+        """Run the student once: a class may build what it cannot run, and training would find out."""
+        try:
+            with torch.no_grad():
+                forward(lm, random_batch(lm, 1, SHORT))
+        except MODEL_ERRORS as error:
+            where = f" with config {shown(self.config)}" if self.config else ""
+            raise UserError(
+                f"The student does not run{where}: {reason_of(error)}; give values that go together."
+            ) from error
 
     def _smaller(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
         """The student, and which blocks of the model it has not."""

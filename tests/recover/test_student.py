@@ -255,3 +255,24 @@ def test_a_new_head_is_put_on_a_plain_model(step: Step, sentence: str) -> None:
 def test_what_cannot_be_is_refused_when_it_is_said(make, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        # The class builds it, and no attention of it can run.
+        (
+            {"num_key_value_heads": 3},
+            r"The student does not run with config \{'num_key_value_heads': 3\}: .*; give values that go together\.",
+        ),
+        (
+            {"model_type": "bert"},
+            r"config must be without model_type, which is the model's; name another model as model",
+        ),
+        ({"dtype": "int3"}, "config must be without dtype"),
+        ({"rms_norm_eps": None}, r"config is none of '.*': Field 'rms_norm_eps' expected float, got NoneType"),
+    ],
+)
+def test_a_configuration_that_makes_no_student_is_told_before_any_training(config: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Student(config=config).apply(lm_of("llama"), None)

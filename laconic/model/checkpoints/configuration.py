@@ -44,7 +44,7 @@ def read_config(place: Place) -> PreTrainedConfig:
         )
     except StrictDataclassError as error:
         # A value of another kind than the class declares; its second line says which.
-        said = reason_of(error).removeprefix("Validation error for field ")
+        said = reason_of(error)
         raise UserError(
             f"The config.json of '{place.source}' describes no model: {said}; take the one saved with the weights."
         ) from error

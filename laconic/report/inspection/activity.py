@@ -107,8 +107,10 @@ def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
     elif all(inner.count < 2 for inner in inners):
         missing.append("Heads were not compared: each attention has a single one.")
     collected = collect(lm, data, cuts, inners)
-    if collected.rows < FEWEST:
-        missing.append(f"Blocks and heads were not compared on {collected.rows} tokens; give longer texts.")
+    if collected.rows < FEWEST and (cuts or inners):
+        missing.append(
+            f"Blocks and heads were not compared on {collected.rows} tokens, fewer than {FEWEST}; give longer texts."
+        )
     return Activity(
         source=source,
         rows=sum(len(batch["input_ids"]) for batch in data.batches),
