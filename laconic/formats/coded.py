@@ -214,6 +214,10 @@ class CodedEmbedding(EmbeddingFormat):
     def __init__(self, padding_idx: int | None) -> None:
         super().__init__()
         self.padding_idx = padding_idx
+        # A parameter in front of the codes: sentence-transformers puts the modules behind a transformer into the dtype
+        # of its first parameter, and there is no dense layer of bytes.
+        del self.weight
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         # What it reads from is put here, as it is inside of every format that nests another.
         self.matrix = nn.Module()
 

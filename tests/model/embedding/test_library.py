@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import laconic
+from laconic.formats import CodedEmbedding
 from laconic.model import load
 from laconic.store import save
 from tests.architectures import BY_NAME, WIDTH, compress_everything
@@ -124,6 +125,20 @@ def test_a_compressed_model_is_read_by_the_library(tmp_path: Path) -> None:
     made = encoded(tmp_path / "out")
     torch.testing.assert_close(made, predicted(lm), rtol=1e-4, atol=2e-6)
     assert (made - encoded(folder)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["bert-base", "qwen3"])
+@pytest.mark.parametrize("method", ["rtn:bits=4,group_size=16", "dynamic-int8"])
+def test_word_embeddings_of_codes_are_read_by_the_library(name: str, method: str, tmp_path: Path) -> None:
+    parts = [pooling("mean"), dense(WIDTH, 16), NORMALIZE]
+    folder = sentence_folder(tmp_path / "model", parts, model=BY_NAME[name].model())
+    with library() as package:
+        model = package.SentenceTransformer(str(folder), device="cpu")
+        laconic.compress(model.transformers_model, method, targets="all")
+        model.save(str(tmp_path / "out"))
+    lm = load(str(tmp_path / "out"))
+    assert any(isinstance(module, CodedEmbedding) for module in lm.model.modules())
+    torch.testing.assert_close(encoded(tmp_path / "out"), predicted(lm), rtol=1e-4, atol=2e-6)
 
 
 def test_a_transformer_is_compressed_inside_the_library(tmp_path: Path) -> None:
