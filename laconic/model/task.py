@@ -75,7 +75,7 @@ def task_of(model: PreTrainedModel) -> Task:
     Raises:
         UserError: it is no model of transformers, or its class is none of those whose predictions laconic understands.
     """
-    _check_pretrained(model)
+    check_pretrained(model)
     config = type(model.config)
     for task, _, mapping in kinds():
         if config in mapping and isinstance(model, classes_of(mapping[config])) and _reads_text(mapping, model.config):
@@ -87,20 +87,23 @@ def task_of(model: PreTrainedModel) -> Task:
     )
 
 
-def _check_pretrained(model: object) -> None:
+def check_pretrained(model: object) -> None:
     """Raise UserError for what is no model of transformers, with where there is one inside of it."""
     if isinstance(model, PreTrainedModel):
         return
     parts = model.named_modules() if isinstance(model, nn.Module) else ()
     inside = next(((path, part) for path, part in parts if isinstance(part, PreTrainedModel)), None)
     if inside is None:
-        remedy = "give one, or the name of its folder"
+        remedy = ""
     elif type(model).__module__.partition(".")[0] == "peft":
-        remedy = "give what its merge_and_unload() returns"
+        remedy = "; give what its merge_and_unload() returns"
     else:
         path, part = inside
-        remedy = f"give the {type(part).__name__} inside of it, which is its get_submodule('{path}')"
-    raise UserError(f"What was given as a model is of the class {type(model).__name__}, not of transformers; {remedy}.")
+        remedy = f"; give the {type(part).__name__} inside of it, which is its get_submodule('{path}')"
+    raise UserError(
+        "model must be a loaded model of transformers, a folder or a hub name; got an object of the class "
+        f"{type(model).__name__}{remedy}."
+    )
 
 
 def _of_head(config: PreTrainedConfig) -> Task:

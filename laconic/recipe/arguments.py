@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.compress import Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
+from laconic.model.task import check_pretrained
 
 BOOLEANS = ("sequential", "anchored", "allow_dense")
 WHOLE = ("samples", "seed", "max_length", "batch_size")
@@ -45,8 +46,8 @@ def model_given(model: object) -> PreTrainedModel | str:
     """
     if isinstance(model, (str, os.PathLike)):
         return os.fsdecode(model)
-    if not isinstance(model, PreTrainedModel):
-        raise _of_class("model", "a loaded model of transformers, a folder or a hub name", model)
+    check_pretrained(model)
+    assert isinstance(model, PreTrainedModel)
     empty = next((name for name, part in model.named_parameters() if part.is_meta), None)
     if empty is not None:
         raise UserError(

@@ -52,15 +52,15 @@ def test_an_unknown_problem_type_and_a_head_without_outputs_are_named() -> None:
         task_of(model)
 
 
-@pytest.mark.parametrize("given", [nn.Linear(2, 2), Path("model"), None])
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), None])
 def test_what_is_no_model_of_transformers_is_one_sentence(given: object) -> None:
-    with pytest.raises(UserError, match=f"of the class {type(given).__name__}, not of transformers; give one, or"):
+    with pytest.raises(UserError, match=f"hub name; got an object of the class {type(given).__name__}\\.$"):
         laconic.compress(given, "svd", keep=0.5)  # type: ignore[arg-type]
 
 
 def test_a_model_inside_of_another_module_is_named() -> None:
     outer = nn.DataParallel(BY_NAME["bert-base"].model())
-    with pytest.raises(UserError, match=r"DataParallel, .*; give the BertModel in.*get_submodule\('module'"):
+    with pytest.raises(UserError, match=r"DataParallel; give the BertModel in.*get_submodule\('module'"):
         laconic.compress(outer, "svd", keep=0.5)  # type: ignore[arg-type]
     laconic.compress(outer.get_submodule("module"), "svd", keep=0.5)  # type: ignore[arg-type]
 
@@ -77,6 +77,6 @@ def test_a_sentence_transformer_in_memory_names_what_is_compressed(tmp_path: Pat
     folder = sentence_folder(tmp_path / "model", [pooling("mean")])
     with library() as package:
         model = package.SentenceTransformer(str(folder), device="cpu")
-        with pytest.raises(UserError, match=r"SentenceTransformer, .* the BertModel .* get_submodule\('0\.model'\)"):
+        with pytest.raises(UserError, match=r"SentenceTransformer; give the BertModel .* get_submodule\('0\.model'\)"):
             laconic.compress(model, "svd", keep=0.5)
         assert model.get_submodule("0.model") is model.transformers_model
