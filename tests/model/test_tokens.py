@@ -139,9 +139,9 @@ def test_a_pad_token_that_makes_no_model(tmp_path: Path) -> None:
         ("llama", {"num_hidden_layers": -1}, "num_hidden_layers must be at least 1; got -1."),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers must be at least 1; got 0."),
         ("gpt2", {"n_layer": -2}, "n_layer must be at least 1; got -2."),
-        ("llama", {"num_hidden_layers": "two"}, "describes no model: 'num_hidden_layers': "),
-        ("llama", {"num_hidden_layers": 1.5}, "describes no model: 'num_hidden_layers': "),
-        ("llama", {"num_hidden_layers": None}, "describes no model: 'num_hidden_layers': "),
+        ("llama", {"num_hidden_layers": "two"}, "describes no model: Field 'num_hidden_layers' expected int, got "),
+        ("llama", {"num_hidden_layers": 1.5}, "describes no model: Field 'num_hidden_layers' expected int, got "),
+        ("llama", {"num_hidden_layers": None}, "describes no model: Field 'num_hidden_layers' expected int, got "),
         # Where nothing is refused, memory is taken for each of them before there is a model.
         ("llama", {"num_hidden_layers": 10_001}, "num_hidden_layers must be at most 10,000; got 10001."),
         ("gpt2", {"n_layer": 10_001}, "n_layer must be at most 10,000; got 10001."),
