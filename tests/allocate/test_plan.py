@@ -38,5 +38,7 @@ def test_it_says_where_it_is_wrong(tmp_path, text, sentence):
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"^The plan .* cannot be read: there is no such file; give the path of a plan in YAML\.$"):
+    with pytest.raises(
+        UserError, match=r"^The plan .* cannot be read: there is no such file; give the path of a plan in YAML\.$"
+    ):
         read_plan(tmp_path / "none.yaml")
