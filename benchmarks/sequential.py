@@ -196,12 +196,17 @@ def called(name: str, size: float) -> str:
 
 
 def entry(here: Sequence[dict], beside: Mapping[str, Sequence[dict]]) -> str:
-    """The mean KL, in bold where it is the lowest of its line."""
+    """The mean KL, in bold where it is the lowest of its line; of fewer seeds than others it says which."""
     if not here:
         return ""
     value = mean_of(here, "kl")
     text = f"{value:.{places_of(value)}f}"
-    return f"**{text}**" if value == min(mean_of(cells, "kl") for cells in beside.values() if cells) else text
+    most = max(map(len, beside.values()))
+    if len(here) < most:
+        # Not of the same seeds as the others, so it is neither the lowest nor not.
+        return f"{text} (seed {', '.join(str(cell['seed']) for cell in here)})"
+    lowest = min(mean_of(cells, "kl") for cells in beside.values() if len(cells) == most)
+    return f"**{text}**" if value == lowest else text
 
 
 def other_zeros(here: Sequence[dict], name: str, size: float) -> str:

@@ -13,9 +13,9 @@ from reprlib import Repr
 LONGEST_VALUE, LONGEST_SENTENCE = 240, 3000
 """Characters of a value that are quoted, and of what is said in all."""
 OPEN = (":", ",", " or", " and")
-"""Ends of a line that goes on in the next."""
+"""Endings of an unfinished line, which the next line continues."""
 _WRAPPED = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+': (\w+Error: )?")
-"""What transformers' configurations put before what is wrong."""
+"""The prefix that transformers' configurations put before the message of a validation error."""
 
 
 class UserError(ValueError):
@@ -88,7 +88,7 @@ class _Quoted(Repr):
 
 
 def reason_of(error: Exception) -> str:
-    """What a library's `error` says, without a full stop: its first line, and the next where a line is no end."""
+    """The message of a library's `error`, without its full stop: the first line, and those that continue it."""
     said: list[str] = []
     for line in filter(None, (line.strip() for line in str(error).splitlines())):
         said.append(line)

@@ -75,7 +75,7 @@ def task_of(model: PreTrainedModel) -> Task:
     Raises:
         UserError: it is no model of transformers, or its class is none of those whose predictions laconic understands.
     """
-    check_pretrained(model)
+    pretrained(model)
     config = type(model.config)
     for task, _, mapping in kinds():
         if config in mapping and isinstance(model, classes_of(mapping[config])) and _reads_text(mapping, model.config):
@@ -87,10 +87,14 @@ def task_of(model: PreTrainedModel) -> Task:
     )
 
 
-def check_pretrained(model: object) -> None:
-    """Raise UserError for what is no model of transformers, with where there is one inside of it."""
+def pretrained(model: object) -> PreTrainedModel:
+    """`model`, once it is known to be a model of transformers.
+
+    Raises:
+        UserError: it is none; the sentence names one that is inside of it.
+    """
     if isinstance(model, PreTrainedModel):
-        return
+        return model
     parts = model.named_modules() if isinstance(model, nn.Module) else ()
     inside = next(((path, part) for path, part in parts if isinstance(part, PreTrainedModel)), None)
     if inside is None:

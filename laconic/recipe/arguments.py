@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.compress import Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
-from laconic.model.task import check_pretrained
+from laconic.model.task import pretrained
 
 BOOLEANS = ("sequential", "anchored", "allow_dense")
 WHOLE = ("samples", "seed", "max_length", "batch_size")
@@ -46,15 +46,14 @@ def model_given(model: object) -> PreTrainedModel | str:
     """
     if isinstance(model, (str, os.PathLike)):
         return os.fsdecode(model)
-    check_pretrained(model)
-    assert isinstance(model, PreTrainedModel)
-    empty = next((name for name, part in model.named_parameters() if part.is_meta), None)
+    loaded = pretrained(model)
+    empty = next((name for name, part in loaded.named_parameters() if part.is_meta), None)
     if empty is not None:
         raise UserError(
             f"The model has no numbers in '{empty}', which is on the meta device; load it by from_pretrained without "
             "device_map='meta'."
         )
-    return model
+    return loaded
 
 
 def methods_given(method: object) -> tuple[Method | Step | str, ...]:

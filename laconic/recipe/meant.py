@@ -1,4 +1,4 @@
-"""What a line of a recipe's steps most likely means that is written in another form than a step is.
+"""Suggests the step that is most likely meant by a line of a recipe that is written in another form.
 
 A method stands within the step `compress`, and parameters stand within what they are of; `{method: rtn, bits: 4}` and
 `{rtn: {bits: 4}}` are both meant for `{compress: {method: {rtn: {bits: 4}}}}`.
@@ -19,8 +19,8 @@ _METHODS: dict[str, type[Method]] = {method.name: method for method in METHODS}
 _STEPS: dict[str, type[Step]] = {step.name: step for step in STEPS}
 
 
-def so(line: object) -> str:
-    """`, so {…}` with the step that `line` means; empty where that is not known, or is `line` itself."""
+def suggestion(line: object) -> str:
+    """`, so {…}` with the step that `line` stands for; empty where there is none, or it is `line` itself."""
     parts = _Parts()
     parts.add(line)
     step = parts.step()

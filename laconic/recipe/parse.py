@@ -10,7 +10,7 @@ from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed
 from laconic.methods.spelling import method_from, named
 from laconic.recipe.building import build, read_mapping
-from laconic.recipe.meant import so
+from laconic.recipe.meant import suggestion
 from laconic.recipe.overrides import put_all
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
@@ -74,7 +74,7 @@ def _step(spelled: object, place: str) -> Step:
     line = {spelled: {}} if isinstance(spelled, str) else spelled
     kinds = {step.name: step for step in STEPS}
     name, parameters = next(iter(line.items())) if isinstance(line, dict) and len(line) == 1 else (None, None)
-    meant = so(spelled)
+    meant = suggestion(spelled)
     if name is None or (name not in kinds and meant):
         raise must_be(place, f"a step's name or {{name: {{parameter: value}}}}{meant}", spelled)
     if name not in kinds:

@@ -19,7 +19,7 @@ from laconic.progress import silent
 from laconic.store import save
 from tests.architectures import WIDTH, compress_everything
 from tests.evaluate.models import with_tokenizer
-from tests.model.embedding.library import library
+from tests.model.embedding.sentence_transformers_reference import installed_package
 from tests.sentences import NORMALIZE, dense, pooling, sentence_folder
 
 STSB = Glue(glue_task("stsb"))
@@ -53,7 +53,7 @@ def test_figures_are_those_of_the_library(parts: str, by: str, tmp_path: Path, g
     folder = sentence_folder(tmp_path / "model", PARTS[parts], top=top)
     save(compress_everything(load(str(folder)), rank=8), tmp_path / "out")
     found = evaluate(load(str(tmp_path / "out")), ["glue/stsb"], cost=False).to_json()["results"]["glue/stsb"]
-    with library() as package:
+    with installed_package() as package:
         from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
         texts = [pair[0] for pair in MORE], [pair[1] for pair in MORE]

@@ -17,7 +17,7 @@ from laconic.runtime.graph import graph_of
 from laconic.runtime.programs import program
 from laconic.runtime.signature import Signature
 from tests.architectures import BY_NAME, WIDTH, compress_everything
-from tests.model.embedding.library import TEXTS, encoded
+from tests.model.embedding.sentence_transformers_reference import TEXTS, encoded
 from tests.sentences import NORMALIZE, Part, dense, pooling, sentence_folder
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):

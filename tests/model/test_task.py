@@ -1,17 +1,19 @@
 """What a model predicts, by its class and its problem type."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
 
 import laconic
 from laconic.errors import UserError
+from laconic.formats import LowRank
 from laconic.model import Task
 from laconic.model.task import task_of
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN
 from tests.architectures import BY_NAME
-from tests.model.embedding.library import library
+from tests.model.embedding.sentence_transformers_reference import installed_package
 from tests.problems import MULTI_LABEL, classifier
 from tests.sentences import pooling, sentence_folder
 
@@ -53,16 +55,17 @@ def test_an_unknown_problem_type_and_a_head_without_outputs_are_named() -> None:
 
 
 @pytest.mark.parametrize("given", [nn.Linear(2, 2), None])
-def test_what_is_no_model_of_transformers_is_one_sentence(given: object) -> None:
+def test_what_is_no_model_of_transformers_is_one_sentence(given: Any) -> None:
     with pytest.raises(UserError, match=f"hub name; got an object of the class {type(given).__name__}\\.$"):
-        laconic.compress(given, "svd", keep=0.5)  # type: ignore[arg-type]
+        laconic.compress(given, "svd", keep=0.5)
 
 
 def test_a_model_inside_of_another_module_is_named() -> None:
-    outer = nn.DataParallel(BY_NAME["bert-base"].model())
+    outer: Any = nn.DataParallel(BY_NAME["bert-base"].model())
     with pytest.raises(UserError, match=r"DataParallel; give the BertModel in.*get_submodule\('module'"):
-        laconic.compress(outer, "svd", keep=0.5)  # type: ignore[arg-type]
-    laconic.compress(outer.get_submodule("module"), "svd", keep=0.5)  # type: ignore[arg-type]
+        laconic.compress(outer, "svd", keep=0.5)
+    small = laconic.compress(outer.get_submodule("module"), "svd", keep=0.5)
+    assert any(isinstance(part, LowRank) for part in small.modules())
 
 
 def test_an_adapter_in_memory_is_to_be_merged() -> None:
@@ -70,12 +73,13 @@ def test_an_adapter_in_memory_is_to_be_merged() -> None:
     model = peft.get_peft_model(BY_NAME["bert-base"].model(), peft.LoraConfig(r=2, target_modules=["query"]))
     with pytest.raises(UserError, match=r"give what its merge_and_unload\(\) returns"):
         laconic.compress(model, "svd", keep=0.5)
-    laconic.compress(model.merge_and_unload(), "svd", keep=0.5)
+    small = laconic.compress(model.merge_and_unload(), "svd", keep=0.5)
+    assert any(isinstance(part, LowRank) for part in small.modules())
 
 
 def test_a_sentence_transformer_in_memory_names_what_is_compressed(tmp_path: Path) -> None:
     folder = sentence_folder(tmp_path / "model", [pooling("mean")])
-    with library() as package:
+    with installed_package() as package:
         model = package.SentenceTransformer(str(folder), device="cpu")
         with pytest.raises(UserError, match=r"SentenceTransformer; give the BertModel .* get_submodule\('0\.model'\)"):
             laconic.compress(model, "svd", keep=0.5)

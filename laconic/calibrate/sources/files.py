@@ -12,7 +12,7 @@ from pathlib import Path
 
 from laconic.calibrate.examples import Example
 from laconic.calibrate.sources.glue import glue_task_of, read_glue_file
-from laconic.calibrate.sources.records import as_json, content, example, json_of, twice
+from laconic.calibrate.sources.records import as_json, content, duplicate_field, example, json_of
 from laconic.errors import UserError, must_be
 
 SPLIT_NAMES = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "test")}
@@ -66,10 +66,10 @@ def read_csv(path: Path) -> list[Example]:
 
 
 def _of_table(path: Path, rows: Iterator[tuple[int, Sequence[str]]]) -> list[Example]:
-    """Of rows of cells, each with its line, the first of which names the fields."""
+    """Examples from a table whose first row is the header; `rows` are pairs of line number and cells."""
     names: Sequence[str] = next(rows, (0, ()))[1]
     if len(set(names)) < len(names):
-        raise twice(f"The header of {path}", names)
+        raise duplicate_field(f"The header of {path}", names)
     examples: list[Example] = []
     for at, cells in rows:
         if len(cells) != len(names):

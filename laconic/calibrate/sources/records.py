@@ -48,7 +48,7 @@ def json_of(text: str, place: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            raise twice(place, [name for name, _ in pairs])
+            raise duplicate_field(place, [name for name, _ in pairs])
         return fields
 
     try:
@@ -57,8 +57,8 @@ def json_of(text: str, place: str) -> Any:
         raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}.") from error
 
 
-def twice(place: str, names: Sequence[str]) -> UserError:
-    """What is wrong where `names`, those of fields, has one more than once."""
+def duplicate_field(place: str, names: Sequence[str]) -> UserError:
+    """The error for a duplicate field name in `names`; `place` is the row or header."""
     again = next(name for at, name in enumerate(names) if name in names[:at])
     return UserError(f"{place} has the field {shown(again)} twice; leave one out.")
 

@@ -21,7 +21,7 @@ from laconic.report.anatomy import inspect
 from laconic.store import file_bytes, save
 from laconic.store import skeleton as compressed_skeleton
 from tests.architectures import BY_NAME, WIDTH, compress_everything, outputs
-from tests.model.embedding.library import TEXTS, encoded, predicted
+from tests.model.embedding.sentence_transformers_reference import TEXTS, encoded, predicted
 from tests.sentences import NORMALIZE, dense, pooling, sentence_folder
 
 CORPUS = Corpus("memory", "dev", tuple(map(Example, TEXTS)))

@@ -13,7 +13,7 @@ from laconic.formats import CodedEmbedding
 from laconic.model import load
 from laconic.store import save
 from tests.architectures import BY_NAME, WIDTH, compress_everything
-from tests.model.embedding.library import encoded, library, predicted
+from tests.model.embedding.sentence_transformers_reference import encoded, installed_package, predicted
 from tests.sentences import NORMALIZE, dense, pooling, sentence_folder
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -77,7 +77,7 @@ def test_folders_that_the_library_wrote(build: str, tmp_path: Path) -> None:
     sentence_folder(tmp_path / "base", [])
     (tmp_path / "base" / "modules.json").unlink()
     torch.manual_seed(0)
-    with library() as package:
+    with installed_package() as package:
         from sentence_transformers.sentence_transformer import modules as made
 
         parts: dict[str, Callable[[], list[Any]]] = {
@@ -101,7 +101,7 @@ def test_folders_that_the_library_wrote(build: str, tmp_path: Path) -> None:
 def test_an_adapter_behind_which_vectors_are_declared(tmp_path: Path) -> None:
     sentence_folder(tmp_path / "base", [])
     (tmp_path / "base" / "modules.json").unlink()
-    with library() as package:
+    with installed_package() as package:
         from peft import LoraConfig
         from sentence_transformers.sentence_transformer import modules as made
 
@@ -132,7 +132,7 @@ def test_a_compressed_model_is_read_by_the_library(tmp_path: Path) -> None:
 def test_word_embeddings_of_codes_are_read_by_the_library(name: str, method: str, tmp_path: Path) -> None:
     parts = [pooling("mean"), dense(WIDTH, 16), NORMALIZE]
     folder = sentence_folder(tmp_path / "model", parts, model=BY_NAME[name].model())
-    with library() as package:
+    with installed_package() as package:
         model = package.SentenceTransformer(str(folder), device="cpu")
         laconic.compress(model.transformers_model, method, targets="all")
         model.save(str(tmp_path / "out"))
@@ -143,7 +143,7 @@ def test_word_embeddings_of_codes_are_read_by_the_library(name: str, method: str
 
 def test_a_transformer_is_compressed_inside_the_library(tmp_path: Path) -> None:
     folder = sentence_folder(tmp_path / "model", [pooling("cls"), NORMALIZE])
-    with library() as package:
+    with installed_package() as package:
         model = package.SentenceTransformer(str(folder), device="cpu")
         before = model.encode(["it was"])
         laconic.compress(model.transformers_model, "svd:rank=6")

@@ -146,6 +146,7 @@ def _activation(named: object, where: str) -> nn.Module:
     try:
         activation = kind()
         given = activation(torch.zeros(1, 2))
+    # Its class needs arguments, or its forward pass takes no vector; torch raises any of these then.
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{unfit}, which cannot be applied to a vector: {reason_of(error)}; {remedy}.") from error
     if not (isinstance(given, Tensor) and given.shape == (1, 2)):

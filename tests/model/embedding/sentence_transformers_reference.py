@@ -1,4 +1,4 @@
-"""Asks sentence-transformers itself."""
+"""Vectors of sentence-transformers itself, to compare with."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ TEXTS = ("it was the best of times", "A Tale", "of two cities, of the worst", "w
 
 
 @contextmanager
-def library() -> Iterator[Any]:
-    """The package, where it is installed; what it warns of is its own."""
+def installed_package() -> Iterator[Any]:
+    """sentence-transformers without its warnings; where it is not installed the test is skipped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pytest.importorskip("sentence_transformers")
@@ -26,7 +26,7 @@ def library() -> Iterator[Any]:
 
 def encoded(folder: Path, texts: Sequence[str] = TEXTS) -> Tensor:
     """The vectors that the library makes of texts with the model in `folder`."""
-    with library() as package:
+    with installed_package() as package:
         return torch.tensor(package.SentenceTransformer(str(folder), device="cpu").encode(list(texts), batch_size=2))
 
 
