@@ -88,10 +88,14 @@ class _Quoted(Repr):
 
 
 def reason_of(error: Exception) -> str:
-    """The message of a library's `error`, without its full stop: the first line, and those that continue it."""
+    """The message of a library's `error`, without its full stop: the first line, and those that continue it.
+
+    A KeyError says nothing but the key, so its name is put before that.
+    """
     said: list[str] = []
     for line in filter(None, (line.strip() for line in str(error).splitlines())):
         said.append(line)
         if not line.endswith(OPEN):
             break
-    return _WRAPPED.sub("", " ".join(said)).rstrip(".:,") or type(error).__name__
+    reason = _WRAPPED.sub("", " ".join(said)).rstrip(".:,") or type(error).__name__
+    return f"KeyError: {reason}" if isinstance(error, KeyError) else reason

@@ -15,9 +15,12 @@ from transformers.utils.generic import ModelOutput
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
 from laconic.model import Batch, LanguageModel, Task, first_token
+from laconic.model.running import running
 from laconic.model.text import text_config
 from laconic.model.tokens import declared, vocabulary_of
 
+SHORT = 8
+"""Tokens of a row that a model is tried on."""
 LENT_PADDING = 0
 """The pad token of a model without one; no random batch of it has this token."""
 
@@ -44,10 +47,24 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
 
 
 def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
-    """What one pass over a random batch gives, without a cache for tokens to come."""
+    """What one pass over a random batch gives, without a cache for tokens to come.
+
+    Raises:
+        UserError: the class of the model cannot run it.
+    """
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    with _lent_padding(lm):
+    with _lent_padding(lm), running(lm, inputs["input_ids"]):
         return lm.model(**inputs, **caching)
+
+
+@torch.no_grad()
+def check_runs(lm: LanguageModel) -> None:
+    """Run `lm` once, on one short row.
+
+    Raises:
+        ModelRunError: it cannot.
+    """
+    forward(lm, random_batch(lm, 1, SHORT))
 
 
 def now(device: torch.device) -> float:

@@ -5,18 +5,20 @@ An encoder-decoder's prefill is its encoder and the first step of its decoder.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
 from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.speed import PATIENCE, Quartiles
 from laconic.model import Batch, LanguageModel, Task
-from laconic.model.tokens import declared
+from laconic.model.running import running
+from laconic.model.tokens import declared, target_vocabulary_of
 from laconic.progress import Track, silent
 
 NEW = 32
@@ -95,8 +97,7 @@ def writes(lm: LanguageModel) -> bool:
 def _keeps_cache(lm: LanguageModel, inputs: Batch) -> bool:
     """Whether each step can go on from the keys and values of those before; recurrent models keep something else."""
     with evaluating(lm), torch.inference_mode():
-        known, token = _prompted(lm, inputs)
-        return lm.model(**known, **_read(lm, token), use_cache=True).get("past_key_values") is not None
+        return _step(lm, *_prompted(lm, inputs)).get("past_key_values") is not None
 
 
 def _seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
@@ -105,13 +106,20 @@ def _seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
     known, token = _prompted(lm, inputs)
     cache = None
     for _ in range(new):
-        output = lm.model(**known, **_read(lm, token), past_key_values=cache, use_cache=True)
+        output = _step(lm, known, token, cache)
         cache, token = output["past_key_values"], output["logits"][:, -1:].argmax(-1)
         if lm.task is Task.CAUSAL:
             known["attention_mask"] = torch.cat((known["attention_mask"], torch.ones_like(token)), dim=1)
         end = now(lm.device)
         yield end - start
         start = end
+
+
+def _step(lm: LanguageModel, known: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
+    """What the model gives for tokens that follow those in `cache`."""
+    name = "input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids"
+    with running(lm, token):
+        return lm.model(**known, **{name: token}, past_key_values=cache, use_cache=True)
 
 
 def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -121,12 +129,10 @@ def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]
     if lm.task is Task.CAUSAL:
         return dict(source), ids
     encoder: Any = lm.model.get_encoder()
-    states = encoder(input_ids=ids, **source)
-    # Of a model that does not say how it begins, any token takes as long.
-    start = next(iter(declared(lm.model.config, "decoder_start_token_id")), 0)
+    with running(lm, ids):
+        states = encoder(input_ids=ids, **source)
+    # Of a model that does not say how it begins, or says what it does not know, any token takes as long.
+    known = range(target_vocabulary_of(lm.model))
+    start = next((token for token in declared(lm.model.config, "decoder_start_token_id") if token in known), 0)
     first = torch.full_like(ids[:, :1], start)
     return {"encoder_outputs": states, "attention_mask": source["attention_mask"]}, first
-
-
-def _read(lm: LanguageModel, token: Tensor) -> Batch:
-    return {"input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids": token}

@@ -13,6 +13,7 @@ from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Share
 from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.model import Batch, LanguageModel, Predictions, Task, first_token
+from laconic.model.running import running
 from laconic.progress import Track
 
 BATCH = 32
@@ -97,7 +98,8 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
         inputs["global_attention_mask"] = first_token(inputs["input_ids"])
     longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
     # One token more than the target is enough to tell that a text does not stop where it should.
-    written = lm.model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+    with running(lm, inputs["input_ids"]):
+        written = lm.model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
     return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
 
 

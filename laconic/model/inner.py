@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from laconic.errors import UserError
 from laconic.model.anatomy import Attention, FeedForward
 from laconic.model.lm import LanguageModel
 from laconic.model.places import PLAIN, has, places, reading
@@ -118,6 +119,11 @@ def _attention(number: int, path: str, block: nn.Module, place: Attention, sites
     many = writer.shape[1] // size
     # Where several heads share their keys, the keys count.
     count = many if place.key is None else sites[f"{path}.{place.key}"].shape[0] // size
+    if not count or many % count:
+        raise UserError(
+            f"The {many} heads of '{name}' cannot share {count} heads of keys evenly, so the model cannot run; correct "
+            "the numbers of heads in its config.json."
+        )
     stacked = {place.fused: 3 if place.fused_layout == "stacked" else 1}
     counters = ((heads.count, many // count), (heads.width, many // count * size))
     declared = {heads.config_count: many // count} | ({heads.config_keys: 1} if heads.config_keys else {})

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from laconic.errors import UserError, reason_of
 from laconic.model.embedding.modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
+from laconic.model.running import running
 from laconic.model.task import Task
 from laconic.numerics.distributions import Distribution
 
@@ -55,7 +55,11 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
 
 
 def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
-    """What the model gives for a batch; `asked` are more things to return, by transformers' names."""
+    """What the model gives for a batch; `asked` are more things to return, by transformers' names.
+
+    Raises:
+        UserError: its class cannot run it, or reads no such batch.
+    """
     unread = {POOLING_MASK} if lm.task is Task.SEQ2SEQ else {POOLING_MASK, "labels"}
     inputs = {name: tensor for name, tensor in batch.items() if name not in unread}
     if lm.anatomy.global_attention:
@@ -63,15 +67,8 @@ def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
     if lm.task is Task.EMBEDDING and lm.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    try:
+    with running(lm, batch["input_ids"]):
         return lm.model(**inputs, **asked, **caching)
-    except IndexError as error:
-        # An embedding was asked for a row that it does not have.
-        rows, tokens = batch["input_ids"].shape
-        raise UserError(
-            f"The model '{lm.source}' cannot read {rows} rows of {tokens} tokens: {reason_of(error)}; its tokenizer or "
-            "its number of positions does not fit it."
-        ) from error
 
 
 def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:

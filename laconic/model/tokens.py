@@ -66,7 +66,8 @@ def check_known(lm: LanguageModel, tokens: Iterable[int], targets: bool = False)
 
 
 def check_targets(lm: LanguageModel) -> None:
-    """Raise UserError where `lm` writes targets and its configuration does not say how they begin; any other is fine.
+    """Raise UserError where `lm` writes targets and its configuration does not say how they begin, or begins them with
+    a token that the decoder does not know; any other is fine.
 
     Its weights may be absent.
     """
@@ -76,13 +77,20 @@ def check_targets(lm: LanguageModel) -> None:
     # Every encoder-decoder of transformers shifts its labels by what its configuration says.
     shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
     try:
-        shift(labels=torch.zeros(1, 1, dtype=torch.long))
+        shifted = shift(labels=torch.zeros(1, 1, dtype=torch.long))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         missing = [name for name in NEEDED_BY_TARGETS if not declared(config, name)] or list(NEEDED_BY_TARGETS)
         raise UserError(
             f"The configuration of '{lm.source}' has no {' and no '.join(missing)}, with which its decoder begins; set "
             "it in config.json, to what the model was trained with."
         ) from error
+    begins, known = int(shifted[0, 0]), target_vocabulary_of(lm.model)
+    if not 0 <= begins < known:
+        raise UserError(
+            f"The decoder of '{lm.source}' begins with the token {begins}, as its configuration says, and has "
+            f"embeddings for {known} tokens, 0 to {known - 1}; set decoder_start_token_id in config.json to what the "
+            "model was trained with."
+        )
 
 
 def _rows(table: Any, model: PreTrainedModel) -> int:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.classes import listed, sharing_order
-from laconic.calibrate.passes import forward, random_batch
+from laconic.calibrate.passes import check_runs
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, reason_of, shown, unknown
 from laconic.formats import Format
@@ -25,13 +25,12 @@ from laconic.model.checkpoints.outline import check_depths
 from laconic.model.embedding import Pipeline, for_width
 from laconic.model.layers import layers_of
 from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
+from laconic.model.running import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for
 from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
 SINGLE_LABEL = "single_label_classification"
-SHORT = 8
-"""Tokens that a student is tried on."""
 IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
 """Values of a configuration that say what a model is or how it lies on disk, not what it is made of."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -164,12 +163,11 @@ class Student(Step):
     def _run(self, lm: LanguageModel) -> None:
         """Run the student once: a class may build what it cannot run, and training would find out."""
         try:
-            with torch.no_grad():
-                forward(lm, random_batch(lm, 1, SHORT))
-        except MODEL_ERRORS as error:
+            check_runs(lm)
+        except ModelRunError as error:
             where = f" with config {shown(self.config)}" if self.config else ""
             raise UserError(
-                f"The student does not run{where}: {reason_of(error)}; give values that go together."
+                f"The student does not run{where}: {error.reason}; give values that go together."
             ) from error
 
     def _smaller(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:

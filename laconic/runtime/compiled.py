@@ -8,20 +8,25 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel
+from laconic.model.running import running
 
 
 class Compiled:
     """`torch.compile` of the forward pass of a model."""
 
     def __init__(self, lm: LanguageModel) -> None:
+        self._lm, self._plain = lm, lm.model.forward
         self._forward = torch.compile(lm.model.forward)
-        self._name = type(lm.model).__name__
 
     def __call__(self, *inputs: Any, **given: Any) -> Any:
-        try:
-            return self._forward(*inputs, **given)
-        except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
-            raise UserError(
-                f"torch.compile fails on {self._name}: {reason_of(error)}; it needs a C++ compiler, or use the runtime "
-                "eager."
-            ) from error
+        # Tokens may be given by place.
+        with running(self._lm, inputs[0] if inputs else given["input_ids"]):
+            try:
+                return self._forward(*inputs, **given)
+            except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
+                # What cannot run uncompiled either is no fault of the compiler's.
+                self._plain(*inputs, **given)
+                raise UserError(
+                    f"torch.compile fails on {type(self._lm.model).__name__}: {reason_of(error)}; it needs a C++ "
+                    "compiler, or use the runtime eager."
+                ) from error

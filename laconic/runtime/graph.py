@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from laconic.calibrate.passes import evaluating
+from laconic.calibrate.passes import check_runs, evaluating
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel
 from laconic.runtime.extras import library
@@ -54,7 +54,7 @@ def graph_of(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
     """`lm` as a graph that `runtime` reads; with its last hidden states as an output if `hidden`.
 
     Raises:
-        UserError: torch cannot trace this architecture.
+        UserError: torch cannot trace this architecture, or the model does not run at all.
     """
     signature = Signature.of(lm, hidden)
     twin, layers = portable(lm, runtime)
@@ -74,6 +74,8 @@ def graph_of(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
+            # What cannot run at all is no fault of the exporter's.
+            check_runs(lm)
             raise _untraceable(lm, error) from error
     assert program is not None
     _forget_origin(program.model)
@@ -158,12 +160,13 @@ def _store_as(graph: Any, value: Any, half: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the exporter prints, logs and warns of; what it raises says the same."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export")}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in loggers.items():
+            logging.getLogger(name).setLevel(level)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from laconic.calibrate.passes import evaluating, forward, random_batch
 from laconic.errors import UserError, reason_of
 from laconic.model import Batch, LanguageModel
+from laconic.model.running import ModelRunError
 from laconic.model.stock import MODEL_ERRORS, differences, modules_of, switch_as
 
 LENGTH = 8
@@ -62,7 +63,8 @@ def _both(ours: LanguageModel, theirs: LanguageModel) -> tuple[Tensor, Tensor]:
     if ours.model.dtype != torch.float32:
         with suppress(*MODEL_ERRORS):
             return _outputs(ours, batch).cpu(), _outputs(theirs, on_cpu)
-    with _failing("does not run as it is now", "leave what that names as it was"):
+    origin = f"the config.json of '{ours.source}'" if ours.source else "its configuration"
+    with _failing("does not run as it is now", f"look at {origin}, or leave what that names as it was"):
         said = _outputs(_in_float32(ours), batch).cpu()
     with _failing("does not run as it was written", "compress it in another way"):
         return said, _outputs(_in_float32(theirs), on_cpu)
@@ -126,7 +128,8 @@ def _failing(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except MODEL_ERRORS as error:
-        raise UserError(f"The model {what}, and was not saved: {reason_of(error)}; {remedy}.") from error
+        reason = error.reason if isinstance(error, ModelRunError) else reason_of(error)
+        raise UserError(f"The model {what}, and was not saved: {reason}; {remedy}.") from error
 
 
 def _other(what: str) -> UserError:

@@ -191,5 +191,5 @@ def test_an_embedding_of_codes_has_the_same_vocabulary_and_its_bytes(name: str) 
 def test_tokens_beyond_what_a_batch_can_hold_are_one_sentence() -> None:
     lm: LanguageModel = BY_NAME["gpt2"].lm()
     tokens = torch.full((1, 60), 5)
-    with pytest.raises(UserError, match=r"cannot read 1 rows of 60 tokens: index out of range"):
+    with pytest.raises(UserError, match=r"cannot read 1 row of 60 tokens: index out of range"):
         predict(lm, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})

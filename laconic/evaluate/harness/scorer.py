@@ -7,10 +7,12 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models import huggingface
 from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
 
 from laconic.calibrate.batching import tokenizer_of
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Task
+from laconic.model.running import running
 from laconic.progress import Track
 
 # The decorator that registers it loses its type.
@@ -32,7 +34,7 @@ class Scorer(HFLM):
         tokenizer = copy.deepcopy(tokenizer_of(lm))
         backend = "seq2seq" if lm.task is Task.SEQ2SEQ else "causal"
         super().__init__(pretrained=lm.model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
-        self._track = track
+        self._lm, self._track = lm, track
         self._what = what
         self.asked = 0
         self.cut = 0
@@ -58,6 +60,14 @@ class Scorer(HFLM):
         *_, options = request.args
         normal: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
         return normal["max_gen_toks"]
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        with running(self._lm, inps):
+            return super()._model_call(inps, attn_mask, labels)
+
+    def _model_generate(self, context: Tensor, **how: Any) -> Tensor:
+        with running(self._lm, context):
+            return super()._model_generate(context, **how)
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
         """What `ask` answers to each request; long ones first, and those of one prompt together, as HFLM does."""

@@ -30,11 +30,10 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             outline: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     except MODEL_ERRORS as error:
-        said = reason_of(error)
-        named = f"{type(error).__name__}: {said}" if isinstance(error, LookupError) else said
+        reason = _pad_beyond(config) or reason_of(error)
         raise UserError(
-            f"The config.json of '{source}' describes no model that can be built: {_pad_beyond(config) or named}; "
-            "take the one that was saved with the weights."
+            f"The config.json of '{source}' describes no model that can be built: {reason}; take the one that was "
+            "saved with the weights."
         ) from error
     _check_sizes(outline, source)
     return outline

@@ -1,0 +1,68 @@
+"""What a class of transformers raises for a batch, as one sentence.
+
+A class builds what it cannot run: four heads of queries over three of keys, more experts for a token than there are.
+Nothing but a run finds that out, and no run is made for it: whatever runs a model does so within `running`, so that
+the first run says it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import dropwhile
+from traceback import walk_tb
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from laconic.errors import UserError, reason_of
+from laconic.model.lm import LanguageModel
+from laconic.model.stock import MODEL_ERRORS
+
+
+class ModelRunError(UserError):
+    """A model cannot run a batch; `reason` is what its class said."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+@contextmanager
+def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"]) -> Iterator[None]:
+    """Within the context `lm` reads the tokens `ids`.
+
+    What laconic's own code raises there, as in a format or a hook, stays what it is, and so does a lack of memory.
+
+    Raises:
+        ModelRunError: the code of its class, or torch within it, raised something.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except MODEL_ERRORS as error:
+        if _is_ours(error):
+            raise
+        rows, tokens = ids.shape
+        size = f"{rows} row{'' if rows == 1 else 's'} of {tokens} token{'' if tokens == 1 else 's'}"
+        who, reason = f"The model '{lm.source}'" if lm.source else "The model", reason_of(error)
+        if isinstance(error, IndexError):
+            # An embedding was asked for a row that it does not have.
+            sentence = f"{who} cannot read {size}: {reason}; its tokenizer or its number of positions does not fit it."
+        else:
+            sentence = (
+                f"{who} cannot run {size}: {reason}; look at its config.json, where numbers such as those of heads, "
+                "experts and positions have to go together."
+            )
+        raise ModelRunError(sentence, reason) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether code of laconic that the model called is on the way to what raised `error`."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    called = dropwhile(_is_laconic, modules)
+    return any(map(_is_laconic, called))
+
+
+def _is_laconic(module: str) -> bool:
+    return module.partition(".")[0] == "laconic"
