@@ -63,18 +63,22 @@ class Harness(Judge):
 
         check(self.task)
 
-    def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
-        """Check local files; the harness reads what it fetches itself, when it builds its requests.
+    def refuse(self, lm: LanguageModel) -> None:
+        """Raise UserError unless a model of that structure can be judged, and what tokenizer it has.
 
-        It puts a token of the beginning, or of the end, before what it asks, and stops at one of the end.
+        The harness puts a token of the beginning, or of the end, before what it asks, and stops at one of the end.
         """
-        if lm.tokenizer is not None:
-            has = (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id)
-            if has[1] is None and (has[0] is None or self.generates):
-                raise UserError(
-                    f"The tokenizer of '{lm.source}' has no token for the end of a text (eos_token), which "
-                    f"'{self.name}' needs; use the tokenizer that the model was trained with."
-                )
+        super().refuse(lm)
+        if lm.tokenizer is None or lm.tokenizer.eos_token_id is not None:
+            return
+        if lm.tokenizer.bos_token_id is None or self.generates:
+            raise UserError(
+                f"The tokenizer of '{lm.source}' has no token for the end of a text (eos_token), which '{self.name}' "
+                "needs; use the tokenizer that the model was trained with."
+            )
+
+    def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
+        """Check local files; the harness reads what it fetches itself, when it builds its requests."""
         from laconic.evaluate.harness.build import check_rows  # noqa: PLC0415 (needs the extra)
 
         check_rows(self.task)

@@ -89,6 +89,18 @@ def test_a_task_that_writes_its_answers(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("data")
+def test_a_tokenizer_without_an_end_is_told_before_the_harness_falls_over_it():
+    lm = replace(with_tokenizer("gpt2"), tokenizer=letters("none", bos_token=None, eos_token=None))
+    with pytest.raises(UserError, match=r"no token for the end of a text \(eos_token\), which 'harness/boolq' needs"):
+        evaluate(lm, ["harness/boolq"], limit=1, cost=False)
+    # One of the beginning is enough, but for a task that writes.
+    begins = replace(lm, tokenizer=letters("none", eos_token=None))
+    assert evaluate(begins, ["harness/boolq"], limit=1, cost=False).results["harness/boolq"]
+    with pytest.raises(UserError, match=r"which 'harness/boolq-seq2seq' needs"):
+        evaluate(begins, ["harness/boolq-seq2seq"], limit=1, cost=False)
+
+
+@pytest.mark.usefixtures("data")
 @pytest.mark.parametrize("model", ["llama-tied", "t5"])
 def test_a_compressed_model_is_judged_and_compared(model: str, tmp_path: Path):
     save(with_tokenizer(model), tmp_path / "dense")
