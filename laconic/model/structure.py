@@ -1,9 +1,10 @@
 """The anatomy of a model of no known architecture, read off its modules.
 
 Its blocks are the members of the longest `ModuleList` of one class, and of every other list of that class, among those
-that a run over text calls: of a vision-language model the text stack. In an encoder-decoder the encoder and the decoder
-are looked at apart. Every linear inside is a site. Which of them read the
-same input cannot be seen, so each has its own; nor can a cross-attention, so a decoder's may read either side.
+that a run over text calls: of a vision-language model the text stack. A list beside one of these that is as long holds
+another part of the same layers, as XLM's feed-forwards beside its attentions, and is a stack too. In an encoder-decoder
+the encoder and the decoder are looked at apart. Every linear inside is a site. Which of them read the same input cannot
+be seen, so each has its own; nor can a cross-attention, so a decoder's may read either side.
 """
 
 import warnings
@@ -20,6 +21,9 @@ from laconic.model.anatomy import ANATOMIES, Anatomy, Depth, Plain, Stack, Table
 from laconic.model.roles import Reads, group_of
 from laconic.model.text import text_config
 from laconic.model.usage import Usage, usage_of
+
+Listed = tuple[str, nn.ModuleList]
+"""A list of modules, and its path from the whole model."""
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
@@ -43,15 +47,17 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
 
 
 def _left(model: PreTrainedModel) -> str:
-    idle = [path for path, _ in idle_stacks(model)]
-    return f"; {' and '.join(idle)} are not called by text, and stay as they are" if idle else ""
+    idle, apart = [path for path, _ in idle_stacks(model)], lists_apart(model)
+    said = f"; the linears in {' and '.join(apart)} are in no block, and the target head names them" if apart else ""
+    return said + (f"; {' and '.join(idle)} are not called by text, and stay as they are" if idle else "")
 
 
 def structure_of(model: PreTrainedModel) -> Anatomy:
     """What the modules of `model` show.
 
     Raises:
-        UserError: they hold no list of equal blocks with linears inside, or the model has no word embedding.
+        UserError: they hold no list of equal blocks with linears inside, the model has no word embedding, or an encoder
+            or a decoder that is no model of transformers.
     """
     model_type = model.config.model_type
     stacks, tables = tuple(_stacks(model)), tuple(_tables(model))
@@ -63,15 +69,43 @@ def structure_of(model: PreTrainedModel) -> Anatomy:
 
 def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
     for part, reads in _parts(model):
-        prefix = _prefix(model, part)
-        lists = _of_text(model, [(f"{prefix}{name}", blocks) for name, blocks in _lists(part) if _linears(blocks)])
-        longest = max((blocks for _, blocks in lists), key=len, default=None)
-        for path, blocks in lists:
-            if longest is not None and _kinds(blocks) & _kinds(longest):
-                plain = tuple(Plain(path=linear, group=group_of(linear)) for linear in _linears(blocks))
-                # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen.
-                depth = None if model.config.is_encoder_decoder else Depth()
-                yield Stack(blocks=path, plain=plain, reads=reads, depth=depth)
+        lists = _called_lists(model, part)
+        taken = _taken(lists)
+        for path, blocks in taken:
+            is_whole = not any(_lie_beside(path, blocks, *other) for other in taken)
+            within = "" if is_whole else path.rpartition(".")[2]
+            plain = tuple(Plain(path=linear, group=group_of(f"{within}.{linear}")) for linear in _linears(blocks))
+            # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen; nor
+            # can one list be shortened without those that hold the rest of its layers.
+            depth = Depth() if is_whole and not model.config.is_encoder_decoder else None
+            yield Stack(blocks=path, plain=plain, reads=reads, depth=depth)
+
+
+def lists_apart(model: PreTrainedModel) -> list[str]:
+    """Paths of the lists whose linears a run over text calls and that are taken for no blocks."""
+    lists = [lists for part, _ in _parts(model) for lists in [_called_lists(model, part)]]
+    taken = {path for one in lists for path, _ in _taken(one)}
+    return [path for one in lists for path, _ in one if path not in taken]
+
+
+def _called_lists(model: PreTrainedModel, part: nn.Module) -> list[Listed]:
+    prefix = _prefix(model, part)
+    return _of_text(model, [(f"{prefix}{name}", blocks) for name, blocks in _lists(part) if _linears(blocks)])
+
+
+def _taken(lists: list[Listed]) -> list[Listed]:
+    """Those that are stacks of blocks: the longest, the others of its class, and what lies beside one of them."""
+    if not lists:
+        return []
+    _, longest = max(lists, key=lambda listed: len(listed[1]))
+    alike = [(path, blocks) for path, blocks in lists if _kinds(blocks) & _kinds(longest)]
+    return [listed for listed in lists if listed in alike or any(_lie_beside(*listed, *other) for other in alike)]
+
+
+def _lie_beside(path: str, blocks: nn.ModuleList, other_path: str, other: nn.ModuleList) -> bool:
+    """Whether two lists hold parts of the same layers: one module has them both, and they are as long."""
+    beside = path != other_path and path.rpartition(".")[0] == other_path.rpartition(".")[0]
+    return beside and len(blocks) == len(other) and not _kinds(blocks) & _kinds(other)
 
 
 def idle_stacks(model: PreTrainedModel) -> list[tuple[str, int]]:
@@ -81,7 +115,7 @@ def idle_stacks(model: PreTrainedModel) -> list[tuple[str, int]]:
     return [] if usage is None else [(path, len(blocks)) for path, blocks in lists if _is_idle(usage, path, blocks)]
 
 
-def _of_text(model: PreTrainedModel, lists: list[tuple[str, nn.ModuleList]]) -> list[tuple[str, nn.ModuleList]]:
+def _of_text(model: PreTrainedModel, lists: list[Listed]) -> list[Listed]:
     """Those that a run over text calls; where none shows it, those of the part whose configuration is that of text."""
     usage = usage_of(model)
     if usage is not None:
@@ -106,9 +140,12 @@ def _kinds(blocks: nn.ModuleList) -> set[type[nn.Module]]:
 
 
 def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, Reads]]:
+    """What is looked at apart; nothing of an encoder-decoder whose halves are no models, as FSMT's."""
     if not model.config.is_encoder_decoder:
         return [(model, Reads.SOURCE)]
-    return [(model.get_encoder(), Reads.SOURCE), (model.get_decoder(), Reads.EITHER)]
+    halves = ((model.get_encoder(), Reads.SOURCE), (model.get_decoder(), Reads.EITHER))
+    found = [(half, reads) for half, reads in halves if isinstance(half, PreTrainedModel)]
+    return found if len(found) == len(halves) else []
 
 
 def _prefix(model: nn.Module, part: nn.Module) -> str:
@@ -117,13 +154,13 @@ def _prefix(model: nn.Module, part: nn.Module) -> str:
     return f"{name}." if name else ""
 
 
-def _lists(part: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+def _lists(part: nn.Module) -> list[Listed]:
     """Lists of blocks, without those that lie inside another.
 
     They are modules of one class, or of several that are all blocks of transformers: some layers may be attentions, and
     others state spaces.
     """
-    outermost: list[tuple[str, nn.ModuleList]] = []
+    outermost: list[Listed] = []
     for name, module in part.named_modules():
         if not isinstance(module, nn.ModuleList) or not len(module) or not _are_blocks(module):
             continue
@@ -138,12 +175,13 @@ def _are_blocks(modules: nn.ModuleList) -> bool:
 
 
 def _linears(blocks: nn.ModuleList) -> list[str]:
-    """Paths of the linears, and of the formats that stand where one stood, in any of the blocks."""
+    """Paths of the linears, and of the formats that stand where one stood, in any of the blocks; one that is a block
+    itself has none."""
     paths: dict[str, None] = {}
     for block in blocks:
         formats = tuple(f"{name}." for name, module in block.named_modules() if isinstance(module, Format))
         for name, module in block.named_modules():
-            if isinstance(module, (Format, nn.Linear, Conv1D)) and not name.startswith(formats):
+            if name and isinstance(module, (Format, nn.Linear, Conv1D)) and not name.startswith(formats):
                 paths[name] = None
     return list(paths)
 

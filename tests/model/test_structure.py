@@ -15,14 +15,18 @@ from laconic.calibrate import Calibration, Fisher, Gram, OutputGram, survey
 from laconic.errors import StructureNotice, UserError
 from laconic.model import Group, LanguageModel, Role, check_model, load, skeleton
 from laconic.model.anatomy import entry_of
+from laconic.model.layers import layers_of
 from laconic.store import materialize, save
 from tests.architectures import Architecture, batch_for, compress_everything, outputs
 from tests.calibrate.test_survey import labelled_batches
 from tests.store.checkpoints import in_fresh_process
-from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, SMALL, VOCABULARY, WIDTH
+from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, INNER, SMALL, VOCABULARY, WIDTH
 from tests.unread import spoil
 
 BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, **SMALL}
+XLM = {"vocab_size": VOCABULARY, "emb_dim": WIDTH, "n_layers": BLOCKS, "n_heads": HEADS, "max_position_embeddings": 40}
+FSMT = {**{key: value for key, value in BART.items() if key != "vocab_size"}, **SMALL}
+FSMT |= {"src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY, "langs": ["de", "en"], "decoder_start_token_id": 2}
 FALCON = {**ENCODER, **SMALL, "new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
 
 # The model, its linears of attention and of the feed-forward in one block (of each stack), and outside.
@@ -42,6 +46,8 @@ UNKNOWN: dict[str, tuple[Callable[[], PreTrainedModel], tuple[int, int, int]]] =
         ),
         (4 + 8, 2 + 2, 1),
     ),
+    "xlm": (lambda: hf.XLMWithLMHeadModel(hf.XLMConfig(**XLM)), (4, 2, 1)),
+    "flaubert": (lambda: hf.FlaubertWithLMHeadModel(hf.FlaubertConfig(**XLM)), (4, 2, 1)),
 }
 every_unknown = pytest.mark.parametrize("name", UNKNOWN)
 
@@ -121,3 +127,55 @@ def test_looked_up_without_weights(tmp_path: Path) -> None:
     with pytest.warns(StructureNotice, match=r"'mpnet'.*: 6 linears in each block of mpnet\.encoder\.layer,"):
         empty = skeleton(str(tmp_path))
     assert [site.name for site in empty.sites(("*",))] == [site.name for site in see(model).sites(("*",))]
+
+
+@pytest.mark.parametrize("targets", [("attention", "ffn"), ("blocks",), ("all",)])
+def test_lists_that_share_the_layers_are_compressed_together(targets: tuple[str, ...]) -> None:
+    """XLM has its attentions in one list and its feed-forwards in another."""
+    lm = see(architecture("xlm").model())
+    assert [(stack.blocks, len(blocks)) for stack, blocks in lm.stacks()] == [
+        ("transformer.attentions", BLOCKS), ("transformer.ffns", BLOCKS)
+    ]  # fmt: skip
+    names = {site.name.removeprefix("transformer.") for site in lm.sites(targets)}
+    assert names >= {f"ffns.{number}.lin{part}" for number in range(BLOCKS) for part in (1, 2)}
+    assert names >= {f"attentions.{number}.{part}_lin" for number in range(BLOCKS) for part in ("q", "k", "v", "out")}
+    assert not lm.coverage(targets).dense
+
+
+def test_lists_that_share_the_layers_cannot_be_shortened_one_by_one() -> None:
+    lm = see(architecture("xlm").model())
+    with pytest.raises(UserError, match="The blocks of 'xlm' cannot be dropped: where its configuration says how many"):
+        layers_of(lm)
+
+
+def test_a_list_of_another_length_is_said_to_be_in_no_block() -> None:
+    """BLT's decoder has a cross-attention for each of its layers, and its encoder one for two."""
+    sizes = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+    }
+    config = hf.BltConfig(
+        vocab_size=260,
+        patcher_config={**sizes, "vocab_size": 260, "max_position_embeddings": 40},
+        encoder_config={**sizes, "vocab_size": 260, "hidden_size_global": WIDTH},
+        decoder_config={**sizes, "vocab_size": 260, "hidden_size_global": WIDTH},
+        global_config=sizes,
+        encoder_hash_byte_group_vocab=50,
+    )
+    with pytest.warns(
+        StructureNotice, match=r"the linears in model\.local_encoder\.cross_attn_layers are in no block, and "
+    ):
+        lm = LanguageModel.of(hf.BltForCausalLM(config))
+    blocks = {site.name for site in lm.sites(("blocks",))}
+    assert "model.local_decoder.cross_attn_layers.1.q_proj" in blocks
+    assert "model.local_encoder.cross_attn_layers.0.q_proj" not in blocks
+    assert "model.local_encoder.cross_attn_layers.0.q_proj" in {site.name for site in lm.sites(("head",))}
+
+
+def test_an_encoder_that_is_no_model_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^The architecture 'fsmt' has no entry in laconic\.model\.anatomy; known are "
+    ):
+        LanguageModel.of(hf.FSMTForConditionalGeneration(hf.FSMTConfig(**FSMT)))
