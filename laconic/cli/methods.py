@@ -1,5 +1,6 @@
 """`laconic methods`: every method and every step that is named like one, or one of them with its parameters."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,15 +20,22 @@ def methods(
     json: JsonOption = False,
 ) -> None:
     """List every method, with family, needs and paper, and every step; or show one."""
-    from laconic.errors import unknown
+    from laconic.errors import UserError, shown, unknown
     from laconic.recipe.parameters import KINDS
 
     if name is None:
         _list(json)
-    elif name not in KINDS:
-        raise unknown("method or step", name, KINDS)
-    else:
-        _show(KINDS[name], json)
+        return
+    # What is written for --method, `svd:rank=3`, names a method too.
+    alone, *rest = (part.strip() for part in re.split(r"[:=,(\s]", name.strip(), maxsplit=1))
+    if alone not in KINDS:
+        raise unknown("method or step", alone or name, KINDS)
+    if rest:
+        raise UserError(
+            f"NAME must be a name without parameters; got {shown(name)}; these are for `laconic compress --method`, "
+            f"and `laconic methods {alone}` says which there are."
+        )
+    _show(KINDS[alone], json)
 
 
 def _list(json: bool) -> None:

@@ -98,7 +98,8 @@ class Glue(Judge):
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
             raise UserError(
-                f"The task '{self.source}' needs a model with num_labels {needed}; {called(lm)} has {outputs}."
+                f"The task '{self.source}' needs a model with num_labels {needed}; {called(lm)} has {outputs}; name "
+                "another task, or a model that was trained for this one."
             )
         kind = Task.CLASSIFICATION if self.task.classes else Task.REGRESSION
         if lm.task is not kind:

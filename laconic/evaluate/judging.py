@@ -22,6 +22,16 @@ from laconic.progress import Track
 LOGITS = 2**26
 """How many logits one batch may have: 256 MiB in float32."""
 
+LIKE = {
+    Task.CLASSIFICATION: "glue/TASK",
+    Task.REGRESSION: "glue/stsb",
+    Task.CAUSAL: "perplexity:SOURCE",
+    Task.MASKED: "blimp",
+    Task.SEQ2SEQ: "seq2seq:SOURCE",
+    Task.EMBEDDING: "glue/stsb",
+}
+"""A task for models of each kind; none judges multi-label ones alone."""
+
 COMPARED = 1000
 """Rows of a task that two models are compared on, where that takes far longer than the task: it is about every token of
 a sentence, and the task asks for one."""
@@ -98,10 +108,16 @@ class Judge(ABC):
         if lm.task not in self.kinds:
             wanted = " or ".join(kind.value for kind in self.kinds)
             raise UserError(
-                f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model; name a "
-                "task for such models, or compare it with its original by fidelity:SOURCE."
+                f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model; "
+                f"{_instead(lm.task)}."
             )
         check_targets(lm)
+
+
+def _instead(task: Task) -> str:
+    """How a model for `task` can be judged; as a clause."""
+    compare = "compare it with its original: laconic evaluate MODEL --against ORIGINAL --tasks fidelity:SOURCE"
+    return f"name a task for such models, like {LIKE[task]}, or {compare}" if task in LIKE else compare
 
 
 def a(words: str) -> str:

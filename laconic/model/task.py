@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from inspect import Parameter, signature
+from os import PathLike
 from typing import Any
 
 import torch
@@ -87,8 +88,10 @@ def task_of(model: PreTrainedModel) -> Task:
     )
 
 
-def pretrained(model: object) -> PreTrainedModel:
+def pretrained(model: object, *, or_named: bool = True) -> PreTrainedModel:
     """`model`, once it is known to be a model of transformers.
+
+    or_named: whether its name would have done too.
 
     Raises:
         UserError: it is none; the sentence names one that is inside of it.
@@ -97,17 +100,17 @@ def pretrained(model: object) -> PreTrainedModel:
         return model
     parts = model.named_modules() if isinstance(model, nn.Module) else ()
     inside = next(((path, part) for path, part in parts if isinstance(part, PreTrainedModel)), None)
-    if inside is None:
+    if isinstance(model, (str, PathLike)):
+        remedy = "; give what from_pretrained returns for it"
+    elif inside is None:
         remedy = ""
     elif type(model).__module__.partition(".")[0] == "peft":
         remedy = "; give what its merge_and_unload() returns"
     else:
         path, part = inside
         remedy = f"; give the {type(part).__name__} inside of it, which is its get_submodule('{path}')"
-    raise UserError(
-        "model must be a loaded model of transformers, a folder or a hub name; got an object of the class "
-        f"{type(model).__name__}{remedy}."
-    )
+    kinds = "a loaded model of transformers" + (", a folder or a hub name" if or_named else "")
+    raise UserError(f"model must be {kinds}; got an object of the class {type(model).__name__}{remedy}.")
 
 
 def _of_head(config: PreTrainedConfig) -> Task:

@@ -13,6 +13,7 @@ from laconic.model import LanguageModel
 from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_padding
 from laconic.model.inner import inners_of
 from laconic.model.resize import empty_linear
+from laconic.model.task import pretrained
 from laconic.model.width import EMPTY, keep_parts
 from laconic.store.biases import enable_biases
 from laconic.store.shapes import MAPPED, deviations
@@ -25,12 +26,7 @@ def materialize(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: it is no model of transformers, or has a shape that cannot grow back.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(
-            "model must be a loaded model of transformers, as from_pretrained gives; got an object of the class "
-            f"{type(model).__name__}."
-        )
-    dense = copy.deepcopy(model)
+    dense = copy.deepcopy(pretrained(model, or_named=False))
     densify(dense)
     forget(dense)
     return dense

@@ -58,7 +58,20 @@ def test_methods_tells_types_defaults_and_what_each_is_for(capsys: Output) -> No
     assert said(capsys, "methods", "kmeans")["parameters"][1]["meaning"].startswith("what shares a table")
     (needed,) = [one for one in said(capsys, "methods", "compress")["parameters"] if one["default"] is None]
     assert needed["name"] == "method"
-    assert "did you mean 'gptq'?" in complaint(capsys, "methods", "gtpq")
+
+
+@pytest.mark.parametrize("given", ["gtpq", "gtpq:bits=4", "Gptq", "gptq4"])
+def test_the_nearest_name_is_said(given: str, capsys: Output) -> None:
+    name = given.partition(":")[0]
+    assert complaint(capsys, "methods", given).startswith(f"There is no method or step '{name}': did you mean 'gptq'?")
+
+
+@pytest.mark.parametrize("given", ["svd:rank=3", "svd:", "svd=3", "svd,gptq", "svd(rank=3)", "svd rank=3"])
+def test_parameters_do_not_belong_to_a_name(given: str, capsys: Output) -> None:
+    assert complaint(capsys, "methods", given) == (
+        f"NAME must be a name without parameters; got '{given}'; these are for `laconic compress --method`, and "
+        "`laconic methods svd` says which there are."
+    )
 
 
 def test_the_version_is_shown_with_what_figures_depend_on(capsys: Output) -> None:

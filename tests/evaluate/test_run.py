@@ -1,6 +1,7 @@
 """The whole evaluation: names, sections of the JSON, determinism."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from laconic.evaluate.judging import Judged
 from laconic.evaluate.run import _differences
 from tests.architectures import BY_NAME, compress_everything
 from tests.evaluate.models import with_tokenizer
+from tests.problems import MULTI_LABEL, classifier
 
 WORDS = ("a tale of two cities", "it was", "the best of times, it was the worst", "of times", "wisdom", "the age")
 
@@ -93,8 +95,25 @@ def test_a_task_for_another_kind_of_model_is_refused_before_a_model_is_needed(
         UserError, match=r"'perplexity:builtin:pydoc' needs a causal model; the model is a masked model"
     ):
         check_task("perplexity:builtin:pydoc", BY_NAME["bert-masked"].lm())
-    with pytest.raises(UserError, match="'glue/sst2' needs a model with num_labels 2; the model has 3"):
+    with pytest.raises(UserError, match="'glue/sst2' needs a model with num_labels 2; the model has 3; name another"):
         check_task("glue/sst2", BY_NAME["bert-classifier"].lm())
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("bert-masked", "name a task for such models, like blimp, or compare it with its original: "),
+        ("bert-base", "name a task for such models, like glue/stsb, or compare it with its original: "),
+        ("t5", "name a task for such models, like seq2seq:SOURCE, or compare it with its original: "),
+        ("multi-label", "compare it with its original: "),
+    ],
+)
+def test_the_remedies_for_another_kind_of_model_are_some_that_it_can_take(name: str, remedy: str):
+    lm = classifier(2, problem_type=MULTI_LABEL) if name == "multi-label" else BY_NAME[name].lm()
+    whole = f"model; {remedy}laconic evaluate MODEL --against ORIGINAL --tasks fidelity:SOURCE."
+    for compared in (False, True):
+        with pytest.raises(UserError, match=rf"needs a causal model; .* {re.escape(whole)}$"):
+            check_tasks(["perplexity:builtin:pydoc"], lm, compared=compared)
 
 
 def test_fidelity_needs_an_original_and_one_source(text: str):

@@ -125,8 +125,17 @@ def test_texts_may_come_one_by_one() -> None:
     assert all(map(torch.equal, *(model.state_dict().values() for model in models)))
 
 
-@pytest.mark.parametrize("model", [None, "a/folder", torch.nn.Linear(2, 2)], ids=["None", "a folder", "Linear"])
-def test_materialize(model: Any) -> None:
-    sentence = "model must be a loaded model of transformers, as from_pretrained gives; got an object of the class "
-    with pytest.raises(UserError, match=f"^{re.escape(sentence + type(model).__name__)}\\.$"):
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        (None, ""),
+        (torch.nn.Linear(2, 2), ""),
+        ("a/folder", "; give what from_pretrained returns for it"),
+        (torch.nn.Sequential(BY_NAME["gpt2"].model()), "; give the GPT2LMHeadModel inside of it, which is its get_sub"),
+    ],
+    ids=["None", "Linear", "a folder", "a model inside"],
+)
+def test_materialize(model: Any, remedy: str) -> None:
+    sentence = "model must be a loaded model of transformers; got an object of the class "
+    with pytest.raises(UserError, match=f"^{re.escape(sentence + type(model).__name__ + remedy)}"):
         laconic.materialize(model)
