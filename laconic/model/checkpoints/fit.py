@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,17 @@ def check_fit(weights: Weights, config: PreTrainedConfig, source: str, given: Co
     Raises:
         UserError: a tensor is missing, left over or of another shape.
     """
-    shapes = weights.shapes()
+    check_shapes(weights.shapes(), config, source, given, weights.whole_numbers)
+
+
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]],
+    config: PreTrainedConfig,
+    source: str,
+    given: Collection[str] = (),
+    whole_numbers: Callable[[], Collection[str]] = tuple,
+) -> None:
+    """The same of tensors of these names and shapes, of which `whole_numbers` names those that hold such numbers."""
     _check_experts(shapes, source)
     kind: Any = type(outline_of(config, source))
     try:
@@ -51,7 +61,7 @@ def check_fit(weights: Weights, config: PreTrainedConfig, source: str, given: Co
     with warnings.catch_warnings():
         # Notices are told when it is loaded.
         warnings.simplefilter("ignore")
-        check_report(model, report, source, weights.whole_numbers, given)
+        check_report(model, report, source, whole_numbers, given)
 
 
 def _check_experts(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:

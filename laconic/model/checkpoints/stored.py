@@ -17,7 +17,7 @@ from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.fit import check_fit
 from laconic.model.checkpoints.place import Place
-from laconic.model.checkpoints.quantized import check_quantized, load_dequantized
+from laconic.model.checkpoints.quantized import check_codes, check_quantized, load_dequantized
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.tokenizer import check_tokenizer
 from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
@@ -54,6 +54,8 @@ class Stored(Checkpoint):
             weights = check_weights(self.place.on_this_machine(), config)
             if self._codes is None:
                 check_fit(weights, config, self.source, given)
+            else:
+                check_codes(config, weights, self._codes, self.source, given)
         except MissingWeightsError:
             # What the hub is still to be asked for is looked at when it is loaded.
             if self.place.folder is not None or not self.place.fetches:

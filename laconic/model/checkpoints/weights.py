@@ -18,6 +18,11 @@ BESIDE = ("generation_config.json",)
 """What transformers reads with the weights, from the folder that they lie in."""
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """safetensors' names of the dtypes that weights are stored in."""
+_DTYPES = _FLOATS | {
+    "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
+"""And of those that codes and their scales are stored in."""
 _OTHERS = {
     "tf_model.h5": "for TensorFlow",
     "flax_model.msgpack": "for Flax",
@@ -52,6 +57,19 @@ class Weights:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every tensor, by its name; no number is read."""
         return {name: shape for file in self.files for name, shape in shapes_in(file).items()}
+
+    def headers(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name, of its dtype and shape, on the meta device; no number is read.
+
+        Raises:
+            ValueError: one is of a dtype that torch has not.
+        """
+        read = _safe_headers if self.are_safe else _pickled_headers
+        return {name: tensor for file in self.files for name, tensor in read(file).items()}
+
+    def metadata(self) -> dict[str, str]:
+        """What the safetensors files say beside their tensors."""
+        return {name: said for file in self.files if self.are_safe for name, said in _metadata(file).items()}
 
     def whole_numbers(self) -> set[str]:
         """Names of the tensors that hold whole numbers or bits."""
@@ -196,6 +214,28 @@ def _safe_dtypes(file: Path) -> Iterator[torch.dtype]:
         for name in tensors.keys():  # noqa: SIM118 (not a mapping)
             if (dtype := tensors.get_slice(name).get_dtype()) in _FLOATS:
                 yield _FLOATS[dtype]
+
+
+def _safe_headers(file: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            held = tensors.get_slice(name)
+            if held.get_dtype() not in _DTYPES:
+                raise ValueError(f"'{name}' is of the type {held.get_dtype()}")
+            found[name] = torch.empty(held.get_shape(), dtype=_DTYPES[held.get_dtype()], device="meta")
+    return found
+
+
+def _pickled_headers(file: Path) -> dict[str, torch.Tensor]:
+    held = read_pickle(file, "meta")
+    assert isinstance(held, dict)
+    return held
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as held:
+        return held.metadata() or {}
 
 
 def _safe_whole_numbers(file: Path) -> Iterator[str]:

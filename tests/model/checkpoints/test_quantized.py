@@ -225,17 +225,38 @@ def fitting(groups: int) -> dict[str, Tensor]:
         (fitting(0), r"has codes of the shape \(32, 32\) and scales of \(0, 32\)"),
         (fitting(64), r"has codes of the shape \(32, 32\) and scales of \(64, 32\)"),
         (fitting(2) | {"qweight": torch.zeros(4, 32)}, r"q_proj\.qweight' is no matrix of int32"),
-        (fitting(2) | {"g_idx": torch.full((32,), 2)}, "has the groups 2 to 2 in its g_idx, and 2 scales"),
-        (fitting(2) | {"g_idx": torch.full((32,), -1)}, "has the groups -1 to -1 in its g_idx, and 2 scales"),
         (fitting(2) | {"g_idx": torch.zeros(1, dtype=torch.int32)}, r"a g_idx of the shape \(1,\) .* for 32 inputs"),
     ],
 )
-def test_codes_that_do_not_fit(tmp_path: Path, parts: dict[str, Tensor], sentence: str) -> None:
-    place = "model.layers.0.self_attn.q_proj"
-    codes = {f"{place}.{name}": tensor for name, tensor in parts.items()} or {f"{place}.g_idx": torch.zeros(1)}
-    save_with_codes(BY_NAME["llama"].model(), tmp_path, codes, {"quant_method": "gptq", "bits": 4})
+def test_codes_that_do_not_fit_are_told_by_their_headers(
+    tmp_path: Path, parts: dict[str, Tensor], sentence: str
+) -> None:
+    save_one(tmp_path, parts or {"g_idx": torch.zeros(1)})
+    with pytest.raises(UserError, match=sentence):
+        check_model(str(tmp_path))
+
+
+def test_a_matrix_of_codes_has_the_shape_that_the_class_asks_for(tmp_path: Path) -> None:
+    parts = fitting(2) | {"qweight": torch.zeros(8, 32, dtype=torch.int32)}
+    save_one(tmp_path, parts)
+    with pytest.raises(
+        UserError, match=r"q_proj\.weight' has shape \(32, 64\) in the file and \(32, 32\) in the model"
+    ):
+        check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("group", [2, -1])
+def test_groups_that_there_are_no_scales_of_are_told_at_loading(tmp_path: Path, group: int) -> None:
+    save_one(tmp_path, fitting(2) | {"g_idx": torch.full((32,), group)})
+    check_model(str(tmp_path))
     with (
         pytest.warns(CheckpointNotice),
-        pytest.raises(UserError, match=sentence),
+        pytest.raises(UserError, match=f"has the groups {group} to {group} in its g_idx, and 2 scales"),
     ):
         load(str(tmp_path))
+
+
+def save_one(folder: Path, parts: dict[str, Tensor]) -> None:
+    """A Llama of which one matrix is `parts` of GPTQ's layout."""
+    codes = {f"model.layers.0.self_attn.q_proj.{name}": tensor for name, tensor in parts.items()}
+    save_with_codes(BY_NAME["llama"].model(), folder, codes, {"quant_method": "gptq", "bits": 4})

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
+from laconic.model.checkpoints.fit import check_shapes
 from laconic.model.checkpoints.needs import need
 from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.quantized.float8 import FLOAT8
@@ -65,6 +66,30 @@ def check_quantized(said: Mapping[str, Any], source: str) -> None:
         raise _unreadable(source, method, error) from error
 
 
+def check_codes(
+    config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
+) -> None:
+    """Judge the names, dtypes and shapes of the tensors that hold the codes; no number is read.
+
+    Args:
+        config: as in `load_dequantized`, and so are the others.
+
+    Raises:
+        UserError: as `load_dequantized`, as far as it can be seen so; what only numbers show is told at loading.
+    """
+    try:
+        with torch.device("meta"):
+            held = StoredTensors(weights.headers(), weights.metadata())
+            numbers = READERS[str(method_of(said))].dequantize(held, said)
+    except UnreadableError as error:
+        raise _unreadable(source, method_of(said), error) from error
+    except MODEL_ERRORS:
+        # A library may look at numbers.
+        return
+    shapes = {name: tuple(one.shape) for name, one in _as_in(outline_of(config, source), numbers, held).items()}
+    check_shapes(shapes, config, source, given)
+
+
 def load_dequantized(
     config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
 ) -> PreTrainedModel:
@@ -111,15 +136,13 @@ def load_dequantized(
 
 def _read_tensors(weights: Weights) -> StoredTensors:
     tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
     for file in weights.files:
         if weights.are_safe:
             with safe_open(file, framework="pt") as held:
-                metadata |= held.metadata() or {}
                 tensors |= {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
         else:
             tensors |= _pickled(file)
-    return StoredTensors(tensors, metadata)
+    return StoredTensors(tensors, weights.metadata())
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def _groups_in(listed: Tensor, module: str, scales: Tensor, codes: Tensor) -> Te
         raise UnreadableError(
             f"'{module}' has a g_idx of the shape {tuple(listed.shape)} and type {listed.dtype} for {len(codes)} inputs"
         )
-    if listed.min() < 0 or listed.max() >= len(scales):
+    if not listed.is_meta and (listed.min() < 0 or listed.max() >= len(scales)):
         raise UnreadableError(
             f"'{module}' has the groups {listed.min()} to {listed.max()} in its g_idx, and {len(scales)} scales"
         )

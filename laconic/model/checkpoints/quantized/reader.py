@@ -28,7 +28,8 @@ class Reader:
     """How the checkpoints of one library are read.
 
     dequantize: takes the stored tensors and the model's `quantization_config`. Returns the tensors of the plain model:
-        each matrix as `<module>.weight` of shape (out, in) in float32, everything else as it is stored.
+        each matrix as `<module>.weight` of shape (out, in) in float32, everything else as it is stored. It is run
+        without numbers first, on the meta device, which shows what names, dtypes and shapes show.
     check: raises UnreadableError for a `quantization_config` that `dequantize` cannot read.
     package: the package that it needs, if any.
     least: the oldest version of it that will do.
