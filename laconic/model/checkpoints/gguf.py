@@ -19,7 +19,9 @@ from transformers.models.auto import modeling_auto as auto
 from laconic.errors import CheckpointNotice, UserError, reason_of
 from laconic.model.checkpoints.checkpoint import Checkpoint
 from laconic.model.checkpoints.gguf_metadata import FACTORS, check_said, scale_positions
+from laconic.model.checkpoints.gguf_tensors import check_count, check_tensors
 from laconic.model.checkpoints.needs import need
+from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.report import check_report
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, classes_of
@@ -61,7 +63,9 @@ class Gguf(Checkpoint):
         return config
 
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
-        """Nothing is left to check: reading the configuration has looked whether the file ends before its tensors."""
+        # Reading the configuration has looked whether the file ends before its tensors.
+        architecture = self._metadata()["general.architecture"]
+        check_tensors(outline_of(config, self.source), architecture, self._shapes, self.source, given)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
         from transformers import GgufConfig  # noqa: PLC0415 (`config` has looked that it is there)
@@ -91,7 +95,7 @@ class Gguf(Checkpoint):
                 "from."
             ) from error
         check_report(model, report, self.source, given=given)
-        self._check_all_taken(model)
+        check_count(model, self._shapes, self.source)
         model.config.name_or_path = str(self.path)
         return model
 
@@ -161,15 +165,10 @@ class Gguf(Checkpoint):
         if kind != "model":
             raise UserError(f"The GGUF file '{self.source}' holds a thing of the type '{kind}' and no model; give one.")
 
-    def _check_all_taken(self, model: PreTrainedModel) -> None:
-        """Raise UserError where the file has numbers that the model did not take: those of names it does not know."""
-        there = sum(int(tensor.n_elements) for tensor in self._reader.tensors if not tensor.name.startswith("rope_"))
-        taken = sum(parameter.numel() for parameter in model.parameters())
-        if there != taken:
-            raise UserError(
-                f"The GGUF file '{self.source}' holds {there:,} numbers, and transformers' "
-                f"{type(model).__name__} takes {taken:,}; use the folder that it was made from."
-            )
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor by its name, (out, in)."""
+        return {tensor.name: tuple(int(side) for side in tensor.shape[::-1]) for tensor in self._reader.tensors}
 
     def _plain_types(self) -> set[torch.dtype] | None:
         """The dtypes of the tensors; None where one holds codes."""

@@ -161,3 +161,29 @@ def test_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack
     monkeypatch.setattr(sys, "path", [str(without(package, tmp_path / "site"))])
     with pytest.raises(UserError, match=rf"needs {package}, which is not installed: pip install 'laconic\[gguf\]'"):
         check_model(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        (
+            {"leave_out": ("blk.1.ffn_up.weight",)},
+            r"incomplete: 1 of its tensors is missing, .*'model\.layers\.1\.mlp\.up",
+        ),
+        (
+            {"more": {"blk.7.ffn_up.weight": np.zeros((2, 3), np.float32)}},
+            r"holds 69,958 numbers, .* takes 69,952; use",
+        ),
+        (
+            {"said": {"llama.rope.dimension_count": 8}},
+            r"'\S+_proj\.weight' has shape \(32, 64\) in the file and \(16, 64\)",
+        ),
+        ({"architecture": "nolama"}, r"of the architecture 'nolama' cannot be read by transformers: .* nolama"),
+    ],
+)
+def test_what_its_header_shows_is_told_before_numbers_are_read(
+    tmp_path: Path, how: dict[str, Any], sentence: str
+) -> None:
+    write_llama(tmp_path / "model.gguf", Kind.F32, **how)
+    with pytest.raises(UserError, match=sentence):
+        check_model(str(tmp_path / "model.gguf"))
