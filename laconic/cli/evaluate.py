@@ -60,9 +60,10 @@ def evaluate(
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
     order = None if label_order is None else split([label_order])
-    structure = with_tokenizers(skeleton(model)).with_label_order(order)
+    # Both are looked at before anything of either is read.
+    structure, other = skeleton(model), None if against is None else skeleton(against)
+    structure = with_tokenizers(structure).with_label_order(order)
     check_label_order(structure)
-    other = None if against is None else skeleton(against)
     if other is not None and names:
         check_comparable(structure, other)
     made = made_with(*filter(None, (model, against)))

@@ -52,21 +52,36 @@ class Summary:
 
 def check_cells(cells: Sequence[Cell]) -> None:
     """Raise UserError where a cell cannot be done; no weights are read, each model's structure is looked at once."""
-    models: dict[str, LanguageModel] = {}
+    structures, models = _models_of(cells), dict[str, LanguageModel]()
     # Neighbouring cells have the same data.
     read_once = lru_cache(maxsize=1)(read)
     rows_once = lru_cache(maxsize=4)(rows_of)
     for cell in cells:
-        where = "study at " + ", ".join(f"{name} {label}" for name, label in cell.axes.items() if label is not None)
         source = cell.recipe.model
         try:
-            model = models[source] = models.get(source) or with_tokenizers(skeleton(source))
+            model = models[source] = models.get(source) or with_tokenizers(structures[source])
             if cell.prepare:
                 places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
                 model = _prepared(cell, model.with_label_order(cell.recipe.label_order), places, read_once)
             check_recipe(cell.recipe, model, compared=True, read=read_once, rows=rows_once)
         except UserError as error:
-            raise placed(error, where) from error
+            raise placed(error, _where(cell)) from error
+
+
+def _models_of(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
+    """The structure of every model by its name; the last is looked at before the data of the first is read."""
+    models: dict[str, LanguageModel] = {}
+    for cell in cells:
+        if cell.recipe.model not in models:
+            try:
+                models[cell.recipe.model] = skeleton(cell.recipe.model)
+            except UserError as error:
+                raise placed(error, _where(cell)) from error
+    return models
+
+
+def _where(cell: Cell) -> str:
+    return "study at " + ", ".join(f"{name} {label}" for name, label in cell.axes.items() if label is not None)
 
 
 def _prepared(cell: Cell, lm: LanguageModel, places: Sequence[str], read: Callable[..., Corpus]) -> LanguageModel:
