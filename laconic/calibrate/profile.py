@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from laconic.calibrate.passes import evaluating, forward, now, random_batch
 from laconic.model import LanguageModel, Site
 from laconic.progress import Track, silent
+from laconic.typed import Typed
 
 WARM_UP = 2
 RUNS = 15
@@ -28,8 +29,10 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class Workload(metaclass=Typed):
     """What a latency is of: one forward pass over `batch` rows of `length` tokens."""
+
+    name: ClassVar[str] = "workload"
 
     batch: Positive = 8
     length: Positive = 128

@@ -9,6 +9,7 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import Corpus
 from laconic.model import LanguageModel
+from laconic.typed import Typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(ABC):
-    """One line of a recipe."""
+class Step(ABC, metaclass=Typed):
+    """One line of a recipe. What its fields are given is judged by their annotations (`laconic.typed`)."""
 
     name: ClassVar[str]
     example: ClassVar[str] = ""
@@ -81,10 +82,10 @@ class Step(ABC):
         """True where `apply` learns from the labels of the data."""
         return False
 
-    def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:  # noqa: B027 (most steps read none)
+    def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:
         """Raise UserError where `apply` would for the labels of `corpus`; the weights of `lm` may be absent."""
 
-    def check_data(self, data: Calibration | None) -> None:  # noqa: B027 (most steps take any data)
+    def check_data(self, data: Calibration | None) -> None:
         """Raise UserError where `apply` would for the data alone, which is then found before the first step's work."""
 
     @abstractmethod

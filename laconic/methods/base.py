@@ -16,6 +16,7 @@ from torch import Tensor
 from laconic.calibrate import Gram, Known, OutputGram, Statistic
 from laconic.errors import UserError
 from laconic.formats import Format
+from laconic.typed import Typed
 
 PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({Gram, OutputGram})
 """What `Method.ladder` needs beside what the method asks for: the two moments of the predicted loss."""
@@ -61,8 +62,8 @@ class Ladder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
-    """One way to compress one matrix."""
+class Method(ABC, metaclass=Typed):
+    """One way to compress one matrix. What its fields are given is judged by their annotations (`laconic.typed`)."""
 
     name: ClassVar[str]
     family: ClassVar[str]

@@ -12,7 +12,7 @@ where an update is taken only if ℓ falls, so that it converges.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -72,8 +72,6 @@ class Plus(Method):
             raise must_be(f"{self.name}.base", "a method that quantizes or prunes", self.base.name)
         if not isinstance(self.residual, RankSized):
             raise must_be(f"{self.name}.residual", "a low-rank method", self.residual.name)
-        if self.first not in get_args(Part):
-            raise must_be(f"{self.name}.first", f"one of {', '.join(get_args(Part))}", self.first)
         if self.rounds < 1:
             raise must_be(f"{self.name}.rounds", "at least 1", self.rounds)
         if self.factor_bits is not None and not FEWEST <= self.factor_bits <= MOST:

@@ -6,10 +6,9 @@ from dataclasses import fields
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
+from laconic.bounds import interval_of
 from laconic.errors import UserError, must_be
 
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
@@ -119,32 +118,6 @@ def _keys(inner: tuple[str | int, ...]) -> str:
     """What follows the field: `[2]` of a list, `.ffn` of a mapping; pydantic's names of deeper unions are left out."""
     shown = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner if part not in SCALARS)
     return "".join(part for part in shown if part.startswith("[") or part.lstrip(".").isidentifier())
-
-
-def interval_of(hint: object) -> str | None:
-    """`(0, 1]` from the bounds of the first annotated number within the type `hint`; None where it has none."""
-    if get_origin(hint) is Annotated:
-        base, *extras = get_args(hint)
-        bounds = [bound for extra in extras if isinstance(extra, FieldInfo) for bound in extra.metadata]
-        return _shown(bounds) if bounds else interval_of(base)
-    if get_origin(hint) in (Union, UnionType, dict, tuple, list):
-        return next((found for part in get_args(hint) if (found := interval_of(part))), None)
-    return None
-
-
-def _shown(bounds: list[Any]) -> str:
-    left, right = "(-∞", "∞)"
-    for bound in bounds:
-        match bound:
-            case Gt(gt=low):
-                left = f"({low}"
-            case Ge(ge=low):
-                left = f"[{low}"
-            case Lt(lt=high):
-                right = f"{high})"
-            case Le(le=high):
-                right = f"{high}]"
-    return f"{left}, {right}"
 
 
 def in_words(message: str) -> str:

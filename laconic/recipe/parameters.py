@@ -11,9 +11,9 @@ from inspect import cleandoc
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from laconic.bounds import interval_of
 from laconic.compress import Step
 from laconic.methods import METHODS, Method
-from laconic.methods.problem import interval_of
 from laconic.recipe.steps import STEPS
 
 KINDS: dict[str, type[Method] | type[Step]] = {kind.name: kind for kind in (*METHODS, *STEPS)}

@@ -6,7 +6,7 @@ there is one; attention maps and value vectors have no layer 0.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -23,6 +23,7 @@ from laconic.numerics.distillation import (
     relation_divergence,
 )
 from laconic.recover.observe import Feature, Shown
+from laconic.typed import Typed
 
 Number = Annotated[int, Field(ge=0)]
 Layer = Number | tuple[Number, Number]
@@ -37,7 +38,7 @@ LOSSES: dict[Feature, tuple[Loss, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(metaclass=Typed):
     """One pair of layers that are to be alike.
 
     teacher, student: numbers of layers; two of each for the loss `gram`, which compares products of two layers.
@@ -48,6 +49,8 @@ class Match:
     stack:            of an encoder-decoder `encoder` or `decoder`; both where it is not said.
     heads:            into how many heads values are cut for their relations.
     """
+
+    name: ClassVar[str] = "match"
 
     teacher: Layer
     student: Layer

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.labels import labels_of
 from laconic.compress import Outcome, Step
 from laconic.compress.shelf import key_of
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.model.tokens import pad_of
 from laconic.processes import by_first, count, everywhere
@@ -82,14 +82,6 @@ class Training(Step):
                 raise must_be(name, "at least 1", getattr(self, name))
         if not 0 <= self.warmup <= 1:
             raise must_be("warmup", "in [0, 1]", self.warmup)
-        for name, kind in (
-            ("decay", Decay),
-            ("precision", Precision),
-            ("quantized", QuantizedTraining),
-            ("checkpoint", Checkpoint),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise unknown(name, getattr(self, name), get_args(kind))
         if self.patience is not None and self.checkpoint == "last":
             raise must_be("patience", "left out where the last numbers are kept, whatever their loss", self.patience)
         if self.lora is not None and self.quantized != "frozen":

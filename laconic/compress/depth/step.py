@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated
 
 from pydantic import Field
 
@@ -67,7 +67,6 @@ class Shorten(Step):
         for number in self.drop.values() if isinstance(self.drop, dict) else (self.drop or 0,):
             if number < 0:
                 raise must_be("drop", "at least 0", number)
-        _check_words(self)
         if self.blocks is not None and (self.select != "dp" or self.contiguous or self.parts != "blocks"):
             raise UserError("select, parts and contiguous must be left out where blocks says what is dropped.")
         if self.replace == "linear" and (self.parts == "sublayers" or _name_parts(self.blocks)):
@@ -225,13 +224,6 @@ class Shorten(Step):
             return {tuple(names): self.drop or 0}
         _check_names(self.drop, names)
         return {(name,): number for name, number in self.drop.items()}
-
-
-def _check_words(step: Shorten) -> None:
-    fields = {"select": Select, "replace": Replacement, "parts": Parts}
-    for field, words in fields.items():
-        if getattr(step, field) not in get_args(words):
-            raise must_be(field, f"one of {', '.join(get_args(words))}", getattr(step, field))
 
 
 def _name_parts(blocks: Blocks | dict[str, Blocks] | None) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -74,10 +74,6 @@ class Narrow(Step):
                 raise must_be(field, "in (0, 1]", value)
         if (self.keep is None) == (self.heads is None and self.channels is None):
             raise UserError("The step 'narrow' needs a size: give heads, channels or both, or keep in place of them.")
-        words = {"importance": Importance, "currency": Currency} | ({"ranking": Ranking} if self.ranking else {})
-        for field, known in words.items():
-            if getattr(self, field) not in get_args(known):
-                raise must_be(field, f"one of {', '.join(get_args(known))}", getattr(self, field))
         if self.multiple < 1:
             raise must_be("multiple", "at least 1", self.multiple)
         if self.keep is None and self.currency != "bytes":

@@ -3,7 +3,7 @@
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -39,8 +39,6 @@ class Scored(Pruning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.within not in get_args(Within):
-            raise must_be(f"{self.name}.within", f"one of {', '.join(get_args(Within))}", self.within)
         if not 0 < self.cap <= 1:
             raise must_be(f"{self.name}.cap", "in (0, 1]", self.cap)
         if self.pattern is not None and self.sparsity is not None:

@@ -10,7 +10,7 @@ Beyond the paper, the values are fitted anew once every weight has its own, to t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -55,8 +55,6 @@ class KMeans(Quantizing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights not in get_args(Weights):
-            raise must_be(f"{self.name}.weights", f"one of {', '.join(get_args(Weights))}", self.weights)
         if not self.damping > 0:
             raise must_be(f"{self.name}.damping", "above 0", self.damping)
 

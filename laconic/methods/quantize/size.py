@@ -46,8 +46,7 @@ class Quantizing(Method):
     def __post_init__(self) -> None:
         if self.bits is not None and not FEWEST <= self.bits <= MOST:
             raise must_be(f"{self.name}.bits", f"{FEWEST} to {MOST}", self.bits)
-        fits = self.group_size >= 1 if isinstance(self.group_size, int) else self.group_size in ("channel", "tensor")
-        if not fits:
+        if isinstance(self.group_size, int) and self.group_size < 1:
             raise must_be(f"{self.name}.group_size", "at least 1, or channel or tensor", self.group_size)
 
     @abstractmethod
