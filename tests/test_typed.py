@@ -16,9 +16,12 @@ from pydantic import Field
 from laconic.calibrate.profile import Workload
 from laconic.compress import Compress, Shorten
 from laconic.errors import UserError
+from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Gptq, LnStructured, Magnitude, Plus, Rtn, Svd
 from laconic.methods.spelling import spell
+from laconic.recipe.flow import Sampling
 from laconic.recipe.parse import method_or_step
+from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
 from laconic.recover import Distil, Student
 from laconic.recover.matches import Match
@@ -30,10 +33,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "narrow": {"heads": 0.5},
     "shrink-heads": {"keep": 0.5},
     "student": {"blocks": (0,)},
+    "recipe": {"model": "folder", "steps": ()},
     "match": {"teacher": 0, "student": 0},
 }
 """What each cannot be made without."""
-KINDS: tuple[Any, ...] = (*METHODS, *STEPS, Match, Workload)
+KINDS: tuple[Any, ...] = (*METHODS, *STEPS, Match, Workload, Sampling, Conditions, Evaluation, Recipe)
 EVERY = [
     pytest.param(kind, name, hint, id=f"{kind.name}.{name}")
     for kind in KINDS

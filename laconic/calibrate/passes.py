@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
 from laconic.model import Batch, LanguageModel, Task, first_token
-from laconic.model.running import running
+from laconic.model.running import named, running
 from laconic.model.text import text_config
 from laconic.model.tokens import declared, vocabulary_of
 
@@ -54,7 +54,7 @@ def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
     """
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
     with _lent_padding(lm), running(lm, inputs["input_ids"]):
-        return lm.model(**inputs, **caching)
+        return named(lm, lm.model(**inputs, **caching))
 
 
 @torch.no_grad()

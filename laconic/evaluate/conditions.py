@@ -1,12 +1,13 @@
 """What a model is measured under: which batches, of which lengths, run by what."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from laconic.errors import must_be
 from laconic.runtime import EAGER, check_runtime
+from laconic.typed import Typed
 
 BATCHES = (1, 8)
 LENGTHS = (128,)
@@ -15,7 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditions:
+class Conditions(metaclass=Typed):
     """Every `batch` with every `length` is timed; those beyond what a model can read are cut to that.
 
     runtime: quality is judged through it too.
@@ -23,6 +24,8 @@ class Conditions:
     Raises:
         UserError: there is no such runtime, or its libraries are missing.
     """
+
+    name: ClassVar[str] = "conditions"
 
     batch: tuple[Count, ...] = BATCHES
     length: tuple[Count, ...] = LENGTHS

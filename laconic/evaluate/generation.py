@@ -17,7 +17,7 @@ from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.speed import PATIENCE, Quartiles
 from laconic.model import Batch, LanguageModel, Task
-from laconic.model.running import running
+from laconic.model.running import named, running
 from laconic.model.tokens import declared, target_vocabulary_of
 from laconic.progress import Track, silent
 
@@ -119,7 +119,7 @@ def _step(lm: LanguageModel, known: Mapping[str, Any], token: Tensor, cache: Any
     """What the model gives for tokens that follow those in `cache`."""
     name = "input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids"
     with running(lm, token):
-        return lm.model(**known, **{name: token}, past_key_values=cache, use_cache=True)
+        return named(lm, lm.model(**known, **{name: token}, past_key_values=cache, use_cache=True))
 
 
 def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:

@@ -158,6 +158,9 @@ def _checked(found: Checkpoint) -> PreTrainedConfig:
 
 def _configuration(found: Checkpoint) -> PreTrainedConfig:
     config = found.config()
+    # laconic asks for outputs by name, whatever they were given as where the model was saved.
+    for one in (config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))):
+        one.return_dict = True
     if found.declared is not None:
         check_width(found.declared.outline(), config, found.place.source)
     outline = outline_of(config, found.place.source)

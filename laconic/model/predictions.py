@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from laconic.model.embedding.modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
-from laconic.model.running import running
+from laconic.model.running import named, running
 from laconic.model.task import Task
 from laconic.numerics.distributions import Distribution
 
@@ -68,7 +68,7 @@ def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
     with running(lm, batch["input_ids"]):
-        return lm.model(**inputs, **asked, **caching)
+        return named(lm, lm.model(**inputs, **asked, **caching))
 
 
 def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:

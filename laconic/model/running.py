@@ -13,6 +13,7 @@ from traceback import walk_tb
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
 from laconic.model.lm import LanguageModel
@@ -28,8 +29,8 @@ class ModelRunError(UserError):
 
 
 @contextmanager
-def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"]) -> Iterator[None]:
-    """Within the context `lm` reads the tokens `ids`.
+def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool = False) -> Iterator[None]:
+    """Within the context `lm` reads the tokens `ids`, and goes on writing if `writes`.
 
     What laconic's own code raises there, as in a format or a hook, stays what it is, and so does a lack of memory.
 
@@ -45,8 +46,12 @@ def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"]) -> Iterator[None
             raise
         rows, tokens = ids.shape
         size = f"{rows} row{'' if rows == 1 else 's'} of {tokens} token{'' if tokens == 1 else 's'}"
-        who, reason = f"The model '{lm.source}'" if lm.source else "The model", reason_of(error)
-        if isinstance(error, IndexError):
+        who, reason = _called(lm), reason_of(error)
+        if writes:
+            sentence = (
+                f"{who} cannot write after {size}: {reason}; look at its generation_config.json and its config.json."
+            )
+        elif isinstance(error, IndexError):
             # An embedding was asked for a row that it does not have.
             sentence = f"{who} cannot read {size}: {reason}; its tokenizer or its number of positions does not fit it."
         else:
@@ -55,6 +60,21 @@ def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"]) -> Iterator[None
                 "experts and positions have to go together."
             )
         raise ModelRunError(sentence, reason) from error
+
+
+def named(lm: LanguageModel, output: ModelOutput | tuple[object, ...]) -> ModelOutput:
+    """What a run gave.
+
+    Raises:
+        UserError: it is a bare tuple.
+    """
+    if isinstance(output, tuple):
+        raise UserError(f"{_called(lm)} gives its outputs without names; set return_dict of its configuration to true.")
+    return output
+
+
+def _called(lm: LanguageModel) -> str:
+    return f"The model '{lm.source}'" if lm.source else "The model"
 
 
 def _is_ours(error: BaseException) -> bool:

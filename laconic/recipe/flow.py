@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from laconic import processes
 from laconic.allocate import Plan
@@ -16,6 +16,7 @@ from laconic.methods.prune.scored import Scored
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track
 from laconic.recipe.order import needs_original
+from laconic.typed import Typed
 
 FROM_DATA: Labels = "data"
 LARGEST_SEED = 2**32 - 1
@@ -58,8 +59,10 @@ class Changes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(metaclass=Typed):
     """How a corpus becomes calibration data; the fields are those of a recipe."""
+
+    name: ClassVar[str] = "sampling"
 
     samples: int = 128
     seed: int = 0

@@ -1,7 +1,7 @@
 """What a recipe says. The dataclasses are the schema of the YAML; the steps and methods in it are those that run."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.recipe.flow import LARGEST_SEED, Sampling
+from laconic.typed import Typed
 
 Count = Annotated[int, Field(ge=1)]
 Name = bool | int | str
@@ -18,7 +19,7 @@ Name = bool | int | str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(metaclass=Typed):
     """What to measure on the saved model.
 
     tasks: names as `laconic evaluate --tasks` takes them.
@@ -26,13 +27,15 @@ class Evaluation:
     limit: rows of each task at most.
     """
 
+    name: ClassVar[str] = "recipe.evaluate"
+
     tasks: tuple[str, ...] = ()
     cost: bool | Conditions = False
     limit: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(metaclass=Typed):
     """Everything that decides a compressed model.
 
     model:      folder or hub name.
@@ -44,6 +47,8 @@ class Recipe:
     label_order: the classes of the model in the order of its outputs, as the data calls them; by the names in its
                 config.json where not given.
     """
+
+    name: ClassVar[str] = "recipe"
 
     model: str
     data: str | None = None

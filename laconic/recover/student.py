@@ -165,6 +165,8 @@ class Student(Step):
         try:
             check_runs(lm)
         except ModelRunError as error:
+            if self.model is not None:
+                raise
             where = f" with config {shown(self.config)}" if self.config else ""
             raise UserError(
                 f"The student does not run{where}: {error.reason}; give values that go together."

@@ -37,6 +37,7 @@ def broken(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compress MODEL --method narrow:heads=0.5 --data TEXTS -o OUT",
         "compress MODEL --method correct --data TEXTS -o OUT",
         "compress MODEL --method svd --keep 0.5 -o OUT",
+        "compress GOOD --method student:model=MODEL -o OUT",
     ],
 )
 def test_the_sentence_names_the_folder_and_what_to_look_at(

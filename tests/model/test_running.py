@@ -12,6 +12,7 @@ import transformers as hf
 from laconic.calibrate.passes import check_runs, random_batch
 from laconic.errors import UserError
 from laconic.evaluate.generation import generation
+from laconic.evaluate.seq2seq import generate
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load, predict
 from laconic.model.inner import inners_of
@@ -20,6 +21,7 @@ from laconic.model.tokens import check_targets
 from laconic.runtime.compiled import Compiled
 from tests import vision
 from tests.architectures import BY_NAME
+from tests.evaluate.models import with_tokenizer
 from tests.tiny_models import DECODER, SMALL
 
 pytestmark = pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
@@ -108,6 +110,37 @@ def test_writing_says_it_too(tmp_path: Path) -> None:
     predict(lm, random_batch(lm, 1, 8))
     with pytest.raises(ModelRunError, match=rf"The model '{tmp_path}' cannot run 1 row of 8 tokens"):
         generation(lm, 1, 8)
+
+
+@pytest.mark.parametrize("model", ["bert-classifier", "llama"])
+def test_outputs_have_names_whatever_the_model_was_saved_with(model: str, tmp_path: Path) -> None:
+    lm = edited(of(model), tmp_path, {"return_dict": False})
+    assert torch.equal(predict(lm, labelled(lm))[0].values, predict(load(str(tmp_path)), labelled(lm))[0].values)
+    check_runs(lm)
+
+
+def test_a_model_in_memory_that_gives_tuples_is_told() -> None:
+    lm = BY_NAME["bert-classifier"].lm()
+    lm.model.config.return_dict = False
+    for run in (lambda: predict(lm, labelled(lm)), lambda: check_runs(lm)):
+        with pytest.raises(UserError, match=r"The model gives its outputs without names; set return_dict of its conf"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"repetition_penalty": 0.0}, "`penalty` has to be a strictly positive float"),
+        ({"decoder_start_token_id": 999}, "index out of range"),
+        ({"eos_token_id": "end"}, "invalid data type 'str'"),
+    ],
+)
+def test_what_says_how_to_write_is_in_a_file_of_its_own(said: Values, reason: str, tmp_path: Path) -> None:
+    BY_NAME["t5"].lm().model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0} | said))
+    lm = with_tokenizer(load(str(tmp_path)))
+    with pytest.raises(ModelRunError, match=rf"cannot write after 2 rows of 8 tokens: .*{reason}.*generation_"):
+        generate(lm, labelled(lm))
 
 
 def test_what_does_not_run_either_way_is_no_fault_of_the_compiler() -> None:

@@ -66,7 +66,7 @@ class Scorer(HFLM):
             return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(self, context: Tensor, **how: Any) -> Tensor:
-        with running(self._lm, context):
+        with running(self._lm, context, writes=True):
             return super()._model_generate(context, **how)
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
