@@ -168,6 +168,11 @@ def test_the_sentence_says_what_is_meant(make: Any, sentence: str) -> None:
         ("ln-structured:n=3", lambda: LnStructured(n=3)),  # type: ignore[arg-type]
         ("distil:weight_decay=-1.0", lambda: Distil(weight_decay=-1.0)),
         ("distil:freeze=3", lambda: Distil(freeze=3)),  # type: ignore[arg-type]
+        ("shorten:drop={encoder: x}", lambda: Shorten(drop={"encoder": "x"})),  # type: ignore[dict-item]
+        ("shorten:blocks={encoder: 0}", lambda: Shorten(blocks={"encoder": 0})),  # type: ignore[dict-item]
+        ("student:blocks={encoder: [0, a]}", lambda: Student(blocks={"encoder": (0, "a")})),  # type: ignore[dict-item]
+        ("student:blocks=[0, -1]", lambda: Student(blocks=(0, -1))),
+        ("rtn:group_size=0.5", lambda: Rtn(group_size=0.5)),  # type: ignore[arg-type]
     ],
 )
 def test_a_recipe_says_the_same(line: str, make: Any) -> None:
@@ -176,6 +181,11 @@ def test_a_recipe_says_the_same(line: str, make: Any) -> None:
     with pytest.raises(UserError) as in_a_recipe:
         method_or_step(line, "--method")
     assert str(in_a_recipe.value) == f"--method.{in_python.value}"
+
+
+def test_a_recipe_names_the_fewest_that_a_list_may_have() -> None:
+    with pytest.raises(UserError, match=r"^--method.student.classes must be a list of at least 1; got \[\]\.$"):
+        method_or_step("student:classes=[]", "--method")
 
 
 def test_what_stands_for_a_value_is_taken_for_it() -> None:

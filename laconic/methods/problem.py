@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from laconic.bounds import interval_of
 from laconic.errors import UserError, must_be
 
-OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+TOO_SHORT = "too_short"
+OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", TOO_SHORT}
 SCALARS = {"bool", "int", "float", "str"}
 """pydantic's names of the branches of a union."""
 PLAIN = {
@@ -57,8 +58,10 @@ def validated(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
 def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
     """The first problem that `error` reports of the dataclass `kind` at `place`."""
     problems = error.errors(include_url=False)
-    # A union reports every branch; the branch that failed on the value's range, not its type, is the one meant.
-    first = next((problem for problem in problems if problem["type"] in OUT_OF_RANGE), problems[0])
+    # A union reports every branch. What is right but for its range is the one meant, or for something inside of it.
+    of_one = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
+    deepest = max(of_one, key=lambda problem: len(problem["loc"]))
+    first = next((problem for problem in problems if problem["type"] in OUT_OF_RANGE), deepest)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return placed(cause, place)
@@ -67,6 +70,8 @@ def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
     if field is None:
         return must_be(place, first["msg"], first["input"])
     hint = get_type_hints(kind, include_extras=True)[field]
+    if first["type"] == TOO_SHORT:
+        return must_be(f"{place}.{field}", f"a list of at least {first['ctx']['min_length']}", first["input"])  # type: ignore[typeddict-item]
     interval = interval_of(hint) if first["type"] in OUT_OF_RANGE else None
     inner = first["loc"][first["loc"].index(field) + 1 :]
     if inner and _branches(hint) > 1:
