@@ -18,6 +18,9 @@ from laconic.model.checkpoints.stored import QUANT_METHOD, Stored
 
 __all__ = ["QUANT_METHOD", "TARGET_TOKENIZER", "Checkpoint", "checkpoint_at"]
 
+EXPORTED = ("model.onnx", "openvino_model.xml")
+"""Files of models for other runtimes, as `laconic export` writes them."""
+
 
 def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint that `source` names.
@@ -100,5 +103,11 @@ def _no_model_folder(place: Place, source: str) -> str:
         return (
             f"The folder '{source}' holds a diffusers pipeline and no language model; "
             "give a folder saved by save_pretrained of a transformers model."
+        )
+    exported = next((name for name in EXPORTED if place.file(name) is not None), None)
+    if exported is not None:
+        return (
+            f"The folder '{source}' holds an exported model ({exported}) for another runtime, which is not read here; "
+            "give the folder that it was exported from."
         )
     return f"The folder '{source}' has no config.json; give a folder saved by save_pretrained."

@@ -11,6 +11,7 @@ from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import check_model
 from laconic.model.checkpoints.values import check_values
+from laconic.runtime.files import NAMES
 from tests.architectures import BY_NAME
 
 
@@ -74,6 +75,12 @@ def test_names(source: str, sentence: str, capsys: pytest.CaptureFixture[str]) -
 def test_files(tmp_path: Path, name: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     refused(tmp_path / name, sentence, capsys)
+
+
+@pytest.mark.parametrize("name", NAMES.values())
+def test_a_folder_for_another_runtime(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_bytes(b"graph")
+    refused(tmp_path, rf"holds an exported model \({name}\) for another runtime.*; give the folder that it was", capsys)
 
 
 def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
