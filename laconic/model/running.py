@@ -23,7 +23,8 @@ from laconic.model.stock import MODEL_ERRORS
 class ModelRunError(UserError):
     """A model cannot run a batch; `reason` is what its class said."""
 
-    def __init__(self, sentence: str, reason: str) -> None:
+    # A process that hands it to another makes it of the sentence alone, and puts the rest in afterwards.
+    def __init__(self, sentence: str, reason: str = "") -> None:
         super().__init__(sentence)
         self.reason = reason
 

@@ -1,6 +1,7 @@
 """A class builds models that it cannot run; the first run of one says so in a sentence that names its folder."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def test_the_sentence_has_the_folder_and_the_reason(name: str, tmp_path: Path) -
         predict(lm, labelled(lm))
     with pytest.raises(ModelRunError, match=r"cannot run 1 row of 8 tokens: .*; look at its config\.json") as caught:
         check_runs(lm)
-    assert caught.value.reason in str(caught.value)
+    assert caught.value.reason and caught.value.reason in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.reason) == (str(caught.value), caught.value.reason)
 
 
 def test_a_tower_of_text_beside_images_is_a_model_like_any_other() -> None:
