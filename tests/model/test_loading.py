@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from laconic.errors import UserError, reason_of
 from laconic.model import Task, check_model, load
 from laconic.model.loading import tokenizers
+from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.tokens import letters
 
@@ -53,6 +54,20 @@ def test_a_dtype_that_the_configuration_does_not_say_is_that_of_the_file(
     assert len(list(tmp_path.glob("*.safetensors"))) == (1 if shard == "1GB" else pytest.approx(10, abs=8))
     change_config(tmp_path, dtype=None)
     assert load(str(tmp_path)).dtype is dtype
+
+
+@pytest.mark.parametrize("asked", [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}])
+def test_what_a_forward_pass_gives_beside_is_not_the_configuration_s_to_say(
+    tmp_path: Path, asked: dict[str, bool]
+) -> None:
+    model = BY_NAME["llama"].model()
+    model.save_pretrained(tmp_path / "model")
+    said = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**said, **asked}))
+    lm = load(str(tmp_path / "model"))
+    assert torch.equal(outputs(lm.model), outputs(model.eval()))
+    save(lm, tmp_path / "saved")
+    assert torch.equal(outputs(load(str(tmp_path / "saved")).model), outputs(lm.model))
 
 
 def test_tokenizers_are_those_in_the_folder_and_never_made_up(folder: Path) -> None:

@@ -11,6 +11,7 @@ from laconic.errors import UserError
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of, declared_with
 from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint
 from laconic.model.checkpoints.configuration import CONFIG
+from laconic.model.checkpoints.disguised import is_archive, is_pointer
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.place import Place, located
 from laconic.model.checkpoints.sentences import Declared, declared
@@ -88,11 +89,13 @@ def _in_a_file(path: Path, source: str) -> Checkpoint:
 def _no_model_file(path: Path, source: str) -> str:
     """Why the file at `path` is no model."""
     remedy = "give the folder that it lies in, with its config.json"
+    if is_pointer(path):
+        return f"Git LFS has left a note in the place of '{source}'; fetch the file itself, by `git lfs pull`."
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         return f"'{source}' is a file of weights alone; {remedy}."
     if path.suffix == SUFFIX:
         return f"'{source}' is no GGUF file: it does not begin as one; fetch it again."
-    if path.suffix in (".zip", ".tar", ".gz", ".tgz"):
+    if is_archive(path):
         return f"'{source}' is an archive; unpack it, and give the folder with the config.json."
     return f"'{source}' is a file, and a model is a folder with a config.json or a hub name; {remedy}."
 
@@ -110,4 +113,8 @@ def _no_model_folder(place: Place, source: str) -> str:
             f"The folder '{source}' holds an exported model ({exported}) for another runtime, which is not read here; "
             "give the folder that it was exported from."
         )
+    inside = [] if place.folder is None else sorted(path.parent for path in place.folder.glob(f"*/{CONFIG}"))
+    if inside:
+        one = "it is in" if len(inside) == 1 else f"{len(inside)} folders in it have one, as"
+        return f"The folder '{source}' has no config.json; {one} '{inside[-1]}': give that."
     return f"The folder '{source}' has no config.json; give a folder saved by save_pretrained."

@@ -3,12 +3,15 @@
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from laconic.errors import UserError, must_be, reason_of
+from laconic.errors import UserError, must_be, reason_of, shown
 from laconic.model.checkpoints.code import check_model_code, forget_code
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.values import check_values
@@ -44,25 +47,51 @@ def read_config(place: Place) -> PreTrainedConfig:
         )
     except StrictDataclassError as error:
         # A value of another kind than the class declares; its second line says which.
-        said = reason_of(error)
-        raise UserError(
-            f"The config.json of '{place.source}' describes no model: {said}; take the one saved with the weights."
-        ) from error
+        raise UserError(_no_model(place.source, reason_of(error))) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         # Of a class that reads a list where a mapping stands, or divides by a number that is 0.
-        raise UserError(
-            f"The config.json of '{place.source}' describes no model: {type(error).__name__}: {reason_of(error)}; take "
-            "the one saved with the weights."
-        ) from error
+        said = reason_of(error).removeprefix(f"{type(error).__name__}: ")
+        raise UserError(_no_model(place.source, f"{type(error).__name__}: {said}")) from error
     except (OSError, ValueError, ImportError) as error:
+        if raw is not None:
+            raise UserError(_no_architecture(raw, place.source) or _no_model(place.source, reason_of(error))) from error
         raise UserError(
             f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
     forget_code(config)
+    _forget_outputs(config)
     # One that needs a package, or is fetched from the hub as code, is a matter of speed alone.
     if config._attn_implementation not in COMPUTED_BY:
         config._attn_implementation = None
     return config
+
+
+def _forget_outputs(config: PreTrainedConfig) -> None:
+    """What a forward pass gives beside its predictions is asked of it wherever it is needed."""
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    for part in (config, *(part for part in parts if isinstance(part, PreTrainedConfig))):
+        part.return_dict = True
+        part.output_attentions = part.output_hidden_states = False
+
+
+def _no_model(source: str, reason: str) -> str:
+    return f"The config.json of '{source}' describes no model: {reason}; take the one saved with the weights."
+
+
+def _no_architecture(raw: dict[str, Any], source: str) -> str | None:
+    """What is wrong with the architecture that `raw` names; None where transformers has it."""
+    named = raw.get("model_type")
+    if not named:
+        return (
+            f"The config.json of '{source}' does not say model_type, the name of an architecture; take the one saved "
+            "with the weights."
+        )
+    if named in CONFIG_MAPPING:
+        return None
+    return (
+        f"The config.json of '{source}' names the architecture {shown(named)}, which transformers "
+        f"{transformers.__version__} does not have; upgrade transformers, or take another model."
+    )
 
 
 def _check_raw(raw: dict[str, Any], source: str) -> None:
@@ -88,9 +117,14 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
     dtype = raw.get("dtype", raw.get("torch_dtype"))
     if dtype is not None and dtype not in DTYPES:
         raise must_be(f"{where}dtype", f"one of {', '.join(DTYPES)}", dtype)
+    named = raw.get("transformers_weights")
+    if named is not None and not (isinstance(named, str) and named and Path(named).name == named):
+        raise must_be(f"{where}transformers_weights", "the name of a file in the same folder", named)
     check_values(raw, where)
     if not isinstance(raw.get("quantization_config"), dict | None):
         raise must_be(f"{where}quantization_config", "an object", raw["quantization_config"])
+    if raw.get("quantization_config") == {}:
+        raise must_be(f"{where}quantization_config", "an object that names a quant_method, or left out", {})
 
 
 def _numbers(said: object, place: str = "") -> Iterator[tuple[str, float]]:

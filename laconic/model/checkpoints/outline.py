@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.errors import UserError, must_be, reason_of
+from laconic.errors import UserError, must_be, reason_of, shown
 from laconic.model.anatomy import entry_of
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for
@@ -30,7 +30,7 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             outline: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     except MODEL_ERRORS as error:
-        reason = _pad_beyond(config) or reason_of(error)
+        reason = _pad_beyond(config) or _unknown_value(config, error) or reason_of(error)
         raise UserError(
             f"The config.json of '{source}' describes no model that can be built: {reason}; take the one that was "
             "saved with the weights."
@@ -65,6 +65,15 @@ def _check_sizes(model: PreTrainedModel, source: str) -> None:
                 f"The config.json of '{source}' describes no model that can be built: the weight of '{name}' would "
                 f"have the shape {shape}; take the one that was saved with the weights."
             )
+
+
+def _unknown_value(config: PreTrainedConfig, error: Exception) -> str:
+    """What has the value that a class missed in a table of its own, as the name of an activation."""
+    wanted = error.args[0] if isinstance(error, LookupError) and error.args else None
+    said = config.to_dict()
+    parts = {"": said} | {f"{name}.": value for name, value in said.items() if isinstance(value, dict)}
+    found = [f"{prefix}{name}" for prefix, part in parts.items() for name, value in part.items() if value == wanted]
+    return f"{found[0]} is {shown(wanted)}, which its class does not know" if isinstance(wanted, str) and found else ""
 
 
 def _pad_beyond(config: PreTrainedConfig) -> str:

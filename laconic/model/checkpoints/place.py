@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from laconic.errors import UserError, reason_of, shown
 from laconic.hub import out_of_reach
+from laconic.model.checkpoints.disguised import archive_around, is_pointer
 
 SNAPSHOTS = "snapshots"
 """The folder of the hub's cache that has one folder for each commit."""
@@ -118,6 +119,8 @@ def located(source: str, revision: str | None = None) -> Place | Path:
         return path
     if is_link:
         raise UserError(f"The model folder {shown(source)} is a link that leads nowhere; give the folder itself.")
+    if (archive := archive_around(path)) is not None:
+        raise UserError(f"'{archive}' is an archive; unpack it, and give the folder with the config.json.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"There is no model folder {shown(source)}; give a folder with a config.json or a hub name.")
     try:
@@ -154,6 +157,8 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def _read(path: Path, what: str, kind: type, called: str) -> Any:
+    if is_pointer(path):
+        raise UserError(f"{what} is a note that Git LFS has left; fetch the file itself, by `git lfs pull`.")
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -173,6 +178,8 @@ def _shown(value: object) -> str:
 def _why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"it is no JSON ({error.msg} in line {error.lineno}, column {error.colno})"
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "it is no text"
     return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)

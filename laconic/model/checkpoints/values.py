@@ -29,6 +29,8 @@ def check_values(raw: Mapping[str, Any], where: str) -> None:
             called = f"{where}{prefix}{name}"
             if name.endswith("_token_id") and not _are_tokens(value):
                 raise must_be(called, "a whole number, a list of such, or null", value)
+            if name == "is_encoder_decoder" and not isinstance(value, bool | None):
+                raise must_be(called, "true or false", value)
             if name in ROPE:
                 _check_rope(value, called)
             if name == "id2label" and isinstance(value, dict):

@@ -4,15 +4,18 @@ import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from laconic.errors import UserError, must_be, reason_of
-from laconic.model.checkpoints.place import Place, read_object
+from laconic.errors import UserError, reason_of, shown
+from laconic.model.checkpoints.disguised import is_pointer
+from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.shards import MissingWeightsError, check_apart, shards_of
+from laconic.model.stock import MODEL_ERRORS
 
 BESIDE = ("generation_config.json",)
 """What transformers reads with the weights, from the folder that they lie in."""
@@ -31,10 +34,6 @@ _OTHERS = {
     "consolidated.safetensors": "in the layout of its makers",
 }
 """Files of weights that transformers no longer reads, or never did."""
-
-
-class MissingWeightsError(UserError):
-    """Weights, or some shards of them, are missing."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def find_weights(place: Place, config: PreTrainedConfig | None = None) -> Weight
         if not one.endswith(".json") and (file := place.file(one)) is not None:
             return _with_what_lies_beside(place, Weights(file.parent, (file,), are_safe))
         if several.endswith(".json") and (listing := place.file(several)) is not None:
-            return _with_what_lies_beside(place, Weights(listing.parent, _shards(place, listing), are_safe))
+            return _with_what_lies_beside(place, Weights(listing.parent, shards_of(place, listing), are_safe))
     return None
 
 
@@ -103,9 +102,10 @@ def check_weights(place: Place, config: PreTrainedConfig) -> Weights:
     """
     found = find_weights(place, config)
     if found is None:
-        raise MissingWeightsError(_none(place))
+        raise MissingWeightsError(_none(place, config))
     for file in found.files:
         check_safe(file, place.source) if found.are_safe else check_pickle(file, place.source)
+    check_apart({file: shapes_in(file) for file in found.files} if len(found.files) > 1 else {}, place.source)
     return found
 
 
@@ -149,37 +149,27 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in held.items()}
 
 
-def _shards(place: Place, listing: Path) -> tuple[Path, ...]:
-    what = f"The file '{listing.name}' of the model '{place.source}'"
-    said = read_object(listing, what)
-    names = said.get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise must_be(f"{what}: weight_map", "an object that maps tensors to files", names)
-    if not isinstance(said.get("metadata"), dict):
-        raise must_be(f"{what}: metadata", "an object", said.get("metadata"))
-    return tuple(_shard(place, listing.name, name) for name in sorted(set(names.values())))
-
-
-def _shard(place: Place, listing: str, name: str) -> Path:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise must_be(f"A file that '{listing}' of the model '{place.source}' names", "one in the same folder", name)
-    found = place.file(name)
-    if found is None:
-        raise MissingWeightsError(
-            f"The weights of '{place.source}' are incomplete: '{listing}' names the file '{name}', which is not there; "
-            "fetch the missing files."
-        )
-    return found
-
-
 def _with_what_lies_beside(place: Place, found: Weights) -> Weights:
     for name in BESIDE:
-        # transformers passes over one that it cannot read.
-        place.json(name)
+        # transformers passes over one that it cannot read, and tells of a value that it does not take as of weights.
+        said = place.json(name)
+        try:
+            GenerationConfig.from_dict(said or {})
+        except MODEL_ERRORS as error:
+            raise UserError(
+                f"The file '{name}' of the model '{place.source}' cannot be used: {reason_of(error)}; put it right, or "
+                "take it away."
+            ) from error
     return found
 
 
-def _none(place: Place) -> str:
+def _none(place: Place, config: PreTrainedConfig) -> str:
+    named = getattr(config, "transformers_weights", None)
+    if isinstance(named, str):
+        return (
+            f"The weights of '{place.source}' cannot be loaded: its config.json names the file {shown(named)} under "
+            "transformers_weights, which is not there; use a complete checkpoint."
+        )
     other = next((f"{name}, {how}" for name, how in _OTHERS.items() if place.file(name) is not None), None)
     if other is not None:
         return (
@@ -192,6 +182,11 @@ def _none(place: Place) -> str:
 
 
 def _damaged(file: Path, source: str, reason: str) -> UserError:
+    if is_pointer(file):
+        return UserError(
+            f"The weights of '{source}' cannot be loaded: Git LFS has left a note in the place of '{file.name}'; fetch "
+            "the file itself, by `git lfs pull`."
+        )
     return UserError(
         f"The weights of '{source}' cannot be loaded: the file '{file.name}' is damaged or cut off ({reason}); "
         "fetch it again."

@@ -73,7 +73,7 @@ def test_names(source: str, sentence: str, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_files(tmp_path: Path, name: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    (tmp_path / name).write_bytes(b"PK\x03\x04" if name.endswith(".zip") else b"some notes")
     refused(tmp_path / name, sentence, capsys)
 
 
@@ -102,7 +102,18 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (b"\xff\xfe\x00", "cannot be read: it is no text"),
         (b"[]", r"must be a JSON object; got \[\]"),
         (b"3", "must be a JSON object; got 3"),
-        (b"{}", "There is no loadable model"),
+        (b"{}", "does not say model_type, the name of an architecture; take the one saved with the weights"),
+        (b"[" * 10**5, "cannot be read: it nests too deeply"),
+        (b'{"model_type": "gpt2", "is_encoder_decoder": "no"}', "is_encoder_decoder must be true or false; got 'no'"),
+        (b'{"model_type": "gpt2", "quantization_config": {}}', r"an object that names a quant_method, .*; got \{\}"),
+        (
+            b'{"model_type": "gpt2", "transformers_weights": 5}',
+            "transformers_weights must be the name of a file .*got 5",
+        ),
+        (
+            b'{"model_type": "gpt2", "transformers_weights": "../a.safetensors"}',
+            r"in the same folder; got '\.\./a\.safe",
+        ),
         (b'{"model_type": ["gpt2"]}', "model_type must be the name of an architecture; got"),
         (b'{"model_type": "gpt2", "architectures": "GPT2LMHeadModel"}', "architectures must be a list of names"),
         (b'{"model_type": "gpt2", "architectures": [3]}', "architectures must be a list of names"),
@@ -135,7 +146,7 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             b'{"model_type": "gemma3", "text_config": {"rope_scaling": {"full_attention": {"rope_type": 3}}}}',
             "text_config.rope_scaling.full_attention.rope_type must be the name of a kind .*; got 3",
         ),
-        (b'{"model_type": "no-such-type"}', "There is no loadable model .*no-such-type"),
+        (b'{"model_type": "no-such-type"}', "names the architecture 'no-such-type', which transformers [0-9]"),
     ],
 )
 def test_config_json(folder: Path, text: bytes, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +159,7 @@ def test_config_json(folder: Path, text: bytes, sentence: str, capsys: pytest.Ca
     [
         ({"n_head": 5}, "divisible by num_heads"),
         ({"n_head": 0}, "modulo by zero"),
-        ({"activation_function": "of tomorrow"}, "KeyError: 'of tomorrow'"),
+        ({"activation_function": "of tomorrow"}, "activation_function is 'of tomorrow', which its class does not know"),
         ({"vocab_size": -1}, "negative dimension"),
     ],
 )

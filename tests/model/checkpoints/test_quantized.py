@@ -236,6 +236,15 @@ def test_codes_that_do_not_fit_are_told_by_their_headers(
         check_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("said", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}])
+def test_codes_that_are_declared_and_not_there(tmp_path: Path, said: dict[str, object]) -> None:
+    save_with_codes(BY_NAME["llama"].model(), tmp_path, {}, said)
+    with pytest.raises(
+        UserError, match=f"quantized by '{said['quant_method']}', and its files hold no codes; take the"
+    ):
+        check_model(str(tmp_path))
+
+
 def test_a_matrix_of_codes_has_the_shape_that_the_class_asks_for(tmp_path: Path) -> None:
     parts = fitting(2) | {"qweight": torch.zeros(8, 32, dtype=torch.int32)}
     save_one(tmp_path, parts)

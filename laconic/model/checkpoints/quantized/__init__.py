@@ -86,6 +86,11 @@ def check_codes(
     except MODEL_ERRORS:
         # A library may look at numbers.
         return
+    if len(numbers) == len(held.tensors) and all(one is held.tensors.get(name) for name, one in numbers.items()):
+        raise UserError(
+            f"The config.json of '{source}' says that it is quantized by '{method_of(said)}', and its files hold no "
+            "codes; take the config.json that was saved with the weights."
+        )
     shapes = {name: tuple(one.shape) for name, one in _as_in(outline_of(config, source), numbers, held).items()}
     check_shapes(shapes, config, source, given)
 
