@@ -22,7 +22,7 @@ AT_RUN_TIME = re.compile(r"_|training$|gradient_checkpointing$|max_seq_len_cache
 """Attributes that are private, that training or a forward pass changes, or that matter in training alone."""
 MODEL_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
-    StrictDataclassError,
+    StrictDataclassError, re.error,
 )  # fmt: skip
 """Exceptions of transformers' classes, and of the libraries that they call, for a model that cannot be built, loaded or
 run. None of them documents which it raises."""

@@ -115,12 +115,17 @@ def located(source: str, revision: str | None = None) -> Place | Path:
         raise UserError(f"{what} cannot be read: {_why(error)}; give another path.") from error
     if is_folder:
         return Place(source, path)
+    if is_there and not path.is_file():
+        # A pipe would be waited for, and a device may have no end.
+        raise UserError(f"{shown(source)} is neither a folder nor a file; give a folder with a config.json.")
     if is_there:
         return path
     if is_link:
         raise UserError(f"The model folder {shown(source)} is a link that leads nowhere; give the folder itself.")
     if (archive := archive_around(path)) is not None:
         raise UserError(f"'{archive}' is an archive; unpack it, and give the folder with the config.json.")
+    if "://" in source:
+        raise UserError(f"{shown(source)} is an address of the web; give the model's name on the hub, as 'owner/name'.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"There is no model folder {shown(source)}; give a folder with a config.json or a hub name.")
     try:

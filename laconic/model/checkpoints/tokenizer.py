@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from laconic.errors import UserError, reason_of
+from laconic.errors import UserError, must_be, reason_of
 from laconic.model.checkpoints.code import check_tokenizer_code
 from laconic.model.checkpoints.place import Place
 
@@ -17,9 +17,14 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError
 
 
 def check_tokenizer(place: Place) -> None:
-    """Raise UserError where the tokenizer at `place` needs code that comes with it, or its files are no JSON."""
+    """Raise UserError where the tokenizer at `place` needs code that comes with it, its files are no JSON, or it says a
+    length that is no number."""
     if (raw := place.json(CONFIG)) is not None:
         check_tokenizer_code(raw, place.source)
+        longest = raw.get("model_max_length")
+        if longest is not None and not (type(longest) in (int, float) and longest >= 1):
+            what = f"In the tokenizer_config.json of '{place.source}', model_max_length"
+            raise must_be(what, "a number of tokens, at least 1", longest)
     if place.folder is not None:
         place.json(WHOLE)
 

@@ -127,7 +127,9 @@ def check_pickle(file: Path, source: str) -> None:
     # What else torch raises on a file that is none of its own is nowhere written down.
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _damaged(file, source, reason_of(error)) from error
-    if not isinstance(held, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
+    if not isinstance(held, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in held.items()
+    ):
         raise UserError(
             f"The file '{file.name}' of the model '{source}' holds no table of tensors by name; "
             "save model.state_dict(), or better save_pretrained."

@@ -271,6 +271,7 @@ def test_blocks_that_share_their_matrices_cannot_be_merged(tmp_path: Path) -> No
         ({"target_modules": ["q_proj"]}, r"does not fit the model .*: \d+ of its tensors have no counterpart"),
         ({"target_modules": ["q_proj", "v_proj", "down_proj", "o_proj"]}, r"\d+ of its tensors have no counterpart"),
         ({"target_modules": ["nowhere"]}, "does not fit the model .*nowhere"),
+        ({"target_modules": "["}, "does not fit the model .*: unterminated character set"),
         ({"of_tomorrow": 1}, r"is of a later peft than is installed: .*of_tomorrow"),
         ({"revision": 3}, "revision must be a branch, tag or commit; got 3"),
         ({"peft_type": None}, "peft_type must be the name of a kind of adapter; got None"),

@@ -1,6 +1,7 @@
 """What is no model is one sentence, whatever it is."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("~no-such-user-at-all/model", "cannot be read: Could not determine home directory"),
         ("a" * 300, "cannot be read: File name too long"),
         ("no such name", "no model of the hub can have that name"),
+        (
+            "https://huggingface.co/owner/name",
+            "is an address of the web; give the model's name on the hub, as 'owner/name",
+        ),
+        ("hf://owner/name", "is an address of the web"),
+        ("/dev/null", "is neither a folder nor a file"),
         ("a\0b", "no model of the hub can have that name"),
     ],
 )
@@ -81,6 +88,11 @@ def test_files(tmp_path: Path, name: str, sentence: str, capsys: pytest.CaptureF
 def test_a_folder_for_another_runtime(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"graph")
     refused(tmp_path, rf"holds an exported model \({name}\) for another runtime.*; give the folder that it was", capsys)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    refused(tmp_path / "model.gguf", "is neither a folder nor a file; give a folder with a config.json", capsys)
 
 
 def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

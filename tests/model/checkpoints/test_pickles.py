@@ -108,9 +108,10 @@ def test_a_whole_pickled_model_is_no_table(tmp_path: Path) -> None:
     torch.save(model, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"asks to run 'transformers\.models\.gpt2\.modeling_gpt2\.GPT2LMHeadModel'"):
         check_model(str(tmp_path))
-    torch.save({"state_dict": dict(model.state_dict())}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds no table of tensors by name; save model\.state_dict"):
-        check_model(str(tmp_path))
+    for held in ({"state_dict": dict(model.state_dict())}, {1: torch.zeros(1)}):
+        torch.save(held, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match=r"holds no table of tensors by name; save model\.state_dict"):
+            check_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -38,6 +38,8 @@ def folder(tmp_path: Path) -> Path:
         ),
         ("tokenizer_config.json", b"{", r"'tokenizer_config\.json' of the model .* cannot be read: it is no JSON"),
         ("tokenizer_config.json", b"[]", "must be a JSON object"),
+        ("tokenizer_config.json", b'{"model_max_length": "x"}', "model_max_length must be a number of .*; got 'x'"),
+        ("tokenizer_config.json", b'{"model_max_length": -5}', "model_max_length must be a number of .*; got -5"),
         (
             "tokenizer_config.json",
             b'{"tokenizer_class": 3}',
