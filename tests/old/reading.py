@@ -1,0 +1,47 @@
+"""What is stored of each version, and how it is read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import laconic
+from laconic.formats import Coded
+
+HERE = Path(__file__).parent
+VERSIONS = sorted(path.parent for path in HERE.glob("*/made.json"))
+"""A folder for each version of laconic."""
+LOGITS = "logits"
+
+assert laconic.__name__, "importing it teaches transformers to read these folders"
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The model in `folder` in float32, by transformers."""
+    (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
+    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """What it computes; codes are decoded, since which kernel multiplies by them depends on the machine."""
+    with ExitStack() as stack:
+        for part in model.modules():
+            if isinstance(part, Coded):
+                stack.enter_context(part.held())
+        return model(**batch).logits
+
+
+def within(old: Any, new: Any) -> bool:
+    """Whether `new` says all that `old` does; it may say more, by keys that there were not."""
+    if isinstance(old, Mapping):
+        return isinstance(new, Mapping) and all(key in new and within(value, new[key]) for key, value in old.items())
+    if isinstance(old, Sequence) and not isinstance(old, str):
+        return isinstance(new, Sequence) and len(old) == len(new) and all(map(within, old, new))
+    return type(old) is type(new) and old == new
