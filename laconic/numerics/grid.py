@@ -9,11 +9,14 @@ and then, its codes given, the s of least error. (Clipping by search: J. Lin et 
 2306.00978, section 5.1.) With e_j = w_j − s (c_j − z), the error is
 
     Σ h_j e_j²                                             where the importance h of the inputs is known,
-    Σ e_j² + (a − 1) (Σ e_j w_j)² / Σ w_j²,  a = 2,        where it is not, and ranges are searched.
+    Σ h_j e_j² + (a − 1) (Σ h_j e_j w_j)² / Σ h_j w_j²,    where it is not and ranges are searched: a = 2, h_j = 1, but
+                                                           with 2 bits h_j = |w_j| + the root mean square of the group.
 
-The squares alone are what inputs cost that have the same second moment along every direction. They prefer to clip, and
-what is clipped shrinks: its error lies along w. But a trained row lies where its inputs are active, so along w they
-have a second moment a times that of others, and a matrix that shrinks as a whole answers as a whole with too little.
+With h = 1 the squares alone are what inputs cost that have the same second moment along every direction. They prefer to
+clip, and what is clipped shrinks: its error lies along w. But a trained row lies where its inputs are active, so along
+w they have a second moment a times that of others, and a matrix that shrinks as a whole answers as a whole with too
+little. With 2 bits most of a range is clipped away, unless large weights count for more, as they do in llama.cpp's
+format Q2_K, which takes h_j = |w_j|.
 
 Where inputs are not known, a narrower range of 4 bits or more is taken only if it saves a share m of the whole range's
 error, m = 0.3. What it saves is spread over many weights, what it costs falls on the largest few, and the inputs of
@@ -43,6 +46,8 @@ MARGIN = 0.3
 """m: the fraction of the full range's error that clipping must save, where inputs are unknown."""
 MARGIN_BITS = 4
 """The least number of bits to which the margin m applies."""
+WEIGHED_BITS = 2
+"""The most bits with which h_j = |w_j| + the root mean square of the group."""
 BLOCK = 2**22
 """Weights that are worked on at a time, which bounds the memory, but where one grid is for all of a matrix."""
 
@@ -148,6 +153,8 @@ def _fit(
     W: Tensor, h: Tensor, spacing: Spacing, along: float
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
     """s and z of each row."""
+    if along != 1 and spacing.bits <= WEIGHED_BITS:
+        h = h * (W.abs() + ((h * W * W).sum(1, keepdim=True) / h.sum(1, keepdim=True).clamp(min=1)).sqrt())
     scale, zero = _searched(W, h, spacing, along)
     if along == 1 or spacing.bits < MARGIN_BITS:
         return scale, zero

@@ -20,7 +20,9 @@ from laconic.methods import (
 )
 from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.masks import keep_in_matrix, keep_in_rows
+from laconic.numerics.obs import damped
 from laconic.numerics.psd import shrink
+from laconic.numerics.refit import inverse, refit
 from tests.matrices import Case, case, known_of
 from tests.methods.test_prune import mask_of
 
@@ -72,6 +74,21 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
     ]
     assert errors == sorted(errors)
     assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("size", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
+def test_sparsegpt_fits_what_its_sweep_keeps_for_the_whole_row(size: dict[str, float | str]) -> None:
+    """The mask is the sweep's, and the loss of every row within a hundredth of its least on that mask."""
+    matrix = case("fitted", (30, 300), tokens=900)
+    H = damped(matrix.known[Gram].matrix, 0.01)
+    fitted, swept = (
+        replace(SparseGpt(**size), refit=again).compress(matrix.weight, matrix.known).dense() for again in (True, False)
+    )
+    assert torch.equal(fitted != 0, swept != 0)
+    least = refit(matrix.weight, fitted != 0, H, inverse(H))
+    losses = [((E @ H) * E).sum(1) for E in (matrix.weight.double() - Z.double() for Z in (fitted, swept, least))]
+    assert (losses[0] <= 1.01 * losses[2]).all()
+    assert (losses[1] > 1.02 * losses[2]).all()
 
 
 @pytest.mark.parametrize("within", ["matrix", "row"])

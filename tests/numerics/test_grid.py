@@ -17,13 +17,19 @@ def random(m: int, n: int) -> torch.Tensor:
     return torch.randn(m, n, generator=torch.Generator().manual_seed(m * n))
 
 
-def error(W: torch.Tensor, V: torch.Tensor, h: torch.Tensor | None = None) -> torch.Tensor:
-    """What the search makes least, of every row: squares weighted by h, or squares and what lies along the row."""
+def error(W: torch.Tensor, V: torch.Tensor, h: torch.Tensor | None = None, bits: int = 3) -> torch.Tensor:
+    """What the search makes least, of every row: squares weighted by h, or with what lies along the row besides.
+
+    A zero of W is one that was pruned.
+    """
     E = W - V
     if h is not None:
         return (h * E.square()).sum(-1)
-    along = (E * W).sum(-1).square() / W.square().sum(-1).clamp(min=1e-30)
-    return E.square().sum(-1) + (ALONG - 1) * along
+    h = torch.ones_like(W)
+    if bits == 2:
+        h = W.abs() + (W.square().sum(-1, keepdim=True) / (W != 0).sum(-1, keepdim=True).clamp(min=1)).sqrt()
+    along = (h * E * W).sum(-1).square() / (h * W.square()).sum(-1).clamp(min=1e-30)
+    return (h * E.square()).sum(-1) + (ALONG - 1) * along
 
 
 def test_by_hand() -> None:
@@ -60,13 +66,15 @@ def test_no_code_is_nearer_than_the_nearest(bits: int, symmetric: bool) -> None:
 def test_the_search_comes_near_the_best_of_all_scales(symmetric: bool) -> None:
     """Two bits, a hundred groups; all scales on a fine net, all zero points."""
     W = random(100, 16)
-    found = error(W, rounded(W, Spacing(2, 16, symmetric)))
+    found = error(W, rounded(W, Spacing(2, 16, symmetric)), bits=2)
     best = torch.full_like(found, torch.inf)
     zeros = [2.0] if symmetric else [0.0, 1.0, 2.0, 3.0]
     for share, zero in itertools.product(torch.linspace(0.1, 1.2, 200), zeros):
         for sign in (1, -1) if symmetric else (1,):
             scale = (sign * share * W.abs().amax(1, keepdim=True)).half().float()
-            best = torch.minimum(best, error(W, scale * (nearest(W, scale, torch.full_like(scale, zero), 2) - zero)))
+            best = torch.minimum(
+                best, error(W, scale * (nearest(W, scale, torch.full_like(scale, zero), 2) - zero), bits=2)
+            )
     # The net may be a little off where the least errors are exact.
     assert (best <= found * 1.02).all()
     assert found.sum() <= 1.05 * best.sum()
@@ -89,7 +97,7 @@ def test_the_search_never_loses_to_the_whole_range(
         here = slice(start, start + group)
         ours, theirs = ((V * keep)[:, here] for V in (searched, whole))
         original, weights = (W * keep)[:, here], None if h is None else h[here]
-        errors = error(original, ours, weights), error(original, theirs, weights)
+        errors = [error(original, rounding, weights, bits) for rounding in (ours, theirs)]
         assert (errors[0] <= errors[1] * (1 + 1e-4) + 1e-9).all()
 
 

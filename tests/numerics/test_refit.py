@@ -5,7 +5,7 @@ import torch
 
 from laconic.numerics import refit as refitting
 from laconic.numerics.obs import damped
-from laconic.numerics.refit import inverse, refit
+from laconic.numerics.refit import inverse, refine, refit
 
 
 def problem(m: int, n: int, sparsity: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,3 +52,32 @@ def test_a_singular_moment_is_fitted_with_damping() -> None:
     Z = refit(W, mask, H, inverse(H))
     assert torch.isfinite(Z).all()
     assert ((W - Z) @ C * (W - Z)).sum() < ((W - W * mask) @ C * (W - W * mask)).sum()
+
+
+def losses(E: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
+    return ((E @ H) * E).sum(1)
+
+
+@pytest.mark.parametrize("numbers", [100, 2**23])
+def test_from_a_start_it_ends_near_the_least_of_every_row(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refitting, "NUMBERS", numbers)
+    W, mask, X = problem(30, 60, 0.5)
+    H = damped(X.T @ X / len(X), 0.01)
+    found = refine(W, mask, H, inverse(H), W * mask)
+    least = losses(W - refit(W, mask, H, inverse(H)), H)
+    assert not found[~mask].any()
+    assert torch.equal(found[1], W[1])
+    assert (losses(W - found, H) <= 1.01 * least + 1e-12).all()
+    assert (losses(W - W * mask, H) > 1.1 * least).sum() > 20
+
+
+def test_a_start_that_is_the_best_already_is_kept() -> None:
+    W, mask, X = problem(30, 60, 0.5)
+    H = damped(X.T @ X / len(X), 0.01)
+    best = torch.stack(
+        [
+            torch.zeros(60, dtype=W.dtype).masked_scatter(kept, torch.linalg.solve(H[kept][:, kept], (H @ w)[kept]))
+            for w, kept in zip(W, mask, strict=True)
+        ]
+    )
+    assert torch.equal(refine(W, mask, H, inverse(H), best), best)

@@ -6,6 +6,10 @@ right of it, which alone can make up for it. It is taken anew for each block of 
 pattern) once all columns to the left of it are done. The paper prunes every block by the same fraction; here a block
 loses as many as have the lowest scores of the whole matrix, or row, at the start. So counts are exact, zeros of an
 earlier step count, and inputs that are never active go first, wherever they lie.
+
+The sweep lets a weight that goes be made up for by those to its right alone. What it keeps is then fitted once more,
+with all other kept weights of the row: the least (w − z)^T H (w − z) on the support (`laconic.numerics.refit`; V. Boža,
+TMLR 2024, arXiv 2401.02938). Without `refit` it ends where the paper does.
 """
 
 from dataclasses import dataclass
@@ -22,8 +26,9 @@ from laconic.methods.prune.moments import activity, of_outputs
 from laconic.methods.prune.scored import Scored, loses_nothing, sparse
 from laconic.methods.prune.size import Size, Solver
 from laconic.numerics.masks import keep_in_groups, largest, marked
-from laconic.numerics.obs import BLOCK, Choice, damped, inverse_factor, sweep
+from laconic.numerics.obs import BLOCK, Choice, Pruned, damped, inverse_factor, sweep
 from laconic.numerics.psd import RELATIVE_FLOOR
+from laconic.numerics.refit import refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class SparseGpt(Scored):
 
     damping:   λ as a fraction of the mean of diag C.
     gradients: weigh the scores of the outputs by the Fisher information, so that rows compare.
+    refit:     fit what the sweep keeps once more, all columns together.
     """
 
     name = "sparsegpt"
@@ -40,6 +46,7 @@ class SparseGpt(Scored):
 
     damping: Annotated[float, Field(ge=0)] = 0.01
     gradients: bool = False
+    refit: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,9 +74,17 @@ class SparseGpt(Scored):
                 return sparse(weight, mask, size)
             step = size[1] if isinstance(size, tuple) else BLOCK
             pruned = sweep(weight, U, self._choice(known, mask, size), step)
-            return sparse(pruned.W.to(weight.dtype), pruned.mask, size)
+            fitted = self._fitted(weight, known, pruned, U) if self.refit else pruned.W
+            return sparse(fitted.to(weight.dtype), pruned.mask, size)
 
         return solve
+
+    def _fitted(
+        self, weight: Float[Tensor, "out in"], known: Known, pruned: Pruned, U: Float[Tensor, "in in"]
+    ) -> Float[Tensor, "out in"]:
+        """What was kept, at its best for the whole row."""
+        H = damped(known[Gram].matrix, self.damping)
+        return refine(weight, pruned.mask, H, U.T @ U, pruned.W)
 
     def _choice(self, known: Known, first: Bool[Tensor, "out in"], size: Size) -> Choice:
         """As many of each block, or of each row of it, as `first` keeps there."""
