@@ -232,8 +232,11 @@ def test_the_python_entry_gives_back_the_same_class(tiny_model: Path, tmp_path: 
     assert any(isinstance(module, LowRank) for module in small.modules())
     small.save_pretrained(tmp_path / "small")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    saved, kept = again.state_dict(), small.state_dict()
+    assert saved.keys() == kept.keys() and all(torch.equal(saved[name], kept[name]) for name in saved)
     with torch.no_grad():
-        assert torch.equal(again(inputs).logits, small.eval()(inputs).logits)
+        # Not to the last bit: how products are summed depends on where in memory the matrices lie.
+        assert torch.allclose(again(inputs).logits, small.eval()(inputs).logits, atol=1e-6)
         assert torch.allclose(laconic.materialize(small)(inputs).logits, small(inputs).logits, atol=1e-6)
 
 

@@ -41,7 +41,7 @@ class SparseGpt(Scored):
     """
 
     name = "sparsegpt"
-    paper = "Frantar & Alistarh, ICML 2023"
+    paper = "Frantar & Alistarh, ICML 2023; Boža, TMLR 2024"
     needs = frozenset({Gram})
 
     damping: Annotated[float, Field(ge=0)] = 0.01
@@ -74,17 +74,14 @@ class SparseGpt(Scored):
                 return sparse(weight, mask, size)
             step = size[1] if isinstance(size, tuple) else BLOCK
             pruned = sweep(weight, U, self._choice(known, mask, size), step)
-            fitted = self._fitted(weight, known, pruned, U) if self.refit else pruned.W
+            fitted = self._fitted(weight, known, pruned) if self.refit else pruned.W
             return sparse(fitted.to(weight.dtype), pruned.mask, size)
 
         return solve
 
-    def _fitted(
-        self, weight: Float[Tensor, "out in"], known: Known, pruned: Pruned, U: Float[Tensor, "in in"]
-    ) -> Float[Tensor, "out in"]:
+    def _fitted(self, weight: Float[Tensor, "out in"], known: Known, pruned: Pruned) -> Float[Tensor, "out in"]:
         """What was kept, at its best for the whole row."""
-        H = damped(known[Gram].matrix, self.damping)
-        return refine(weight, pruned.mask, H, U.T @ U, pruned.W)
+        return refine(weight, pruned.mask, damped(known[Gram].matrix, self.damping), pruned.W)
 
     def _choice(self, known: Known, first: Bool[Tensor, "out in"], size: Size) -> Choice:
         """As many of each block, or of each row of it, as `first` keeps there."""
