@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -120,13 +120,19 @@ def _of_text(model: PreTrainedModel, lists: list[Listed]) -> list[Listed]:
     usage = usage_of(model)
     if usage is not None:
         return [(path, blocks) for path, blocks in lists if not _is_idle(usage, path, blocks)]
-    text = text_config(model.config)
-    parts = [
-        f"{path}." for path, part in model.named_modules()
-        if path and isinstance(part, PreTrainedModel) and type(part.config) is type(text)
-    ]  # fmt: skip
-    inside = [(path, blocks) for path, blocks in lists if path.startswith(tuple(parts))]
-    return lists if text is model.config else inside or lists
+    text = type(text_config(model.config))
+    inside = [(path, blocks) for path, blocks in lists if type(_configuration_of(model, path)) is text]
+    return inside or lists
+
+
+def _configuration_of(model: PreTrainedModel, path: str) -> PreTrainedConfig:
+    """Of the part of the model that the module at `path` lies in: a tower of images has its own."""
+    while path:
+        path = path.rpartition(".")[0]
+        config = vars(model.get_submodule(path)).get("config")
+        if isinstance(config, PreTrainedConfig):
+            return config
+    return model.config
 
 
 def _is_idle(usage: Usage, path: str, blocks: nn.ModuleList) -> bool:

@@ -25,8 +25,8 @@ TOLERANCE = 1e-5
 The loss is flat around its least, and so far nearer to that."""
 
 NEAR, STEPS = 0.03, 12
-"""The same where `refine` begins near the least already, and how many steps it takes at most. On Llamas of 1M and 260K,
-KL on held-out rows tells neither from the least."""
+"""Tolerance and largest number of steps of `refine`. On Llamas of 1M and 260K parameters, the KL on held-out rows is
+the same as that of the exact solution."""
 
 DIRECT = 0.25
 """Rows that keep at most this fraction of their columns are solved by factoring."""
@@ -62,9 +62,10 @@ def refit(
 def refine(
     W: Float[Tensor, "out in"], M: Bool[Tensor, "out in"], H: Float[Tensor, "in in"], Z: Float[Tensor, "out in"]
 ) -> Float[Tensor, "out in"]:
-    """Z, which is near the least squares solution on the support, brought nearer; a row whose loss rose keeps its Z.
+    """Improve a Z that is already near the least squares solution on the support.
 
-    Found in fp32, checked in fp64. From so near the diagonal of H serves as well as H^{-1}, for half the products.
+    Conjugate gradients run in fp32; the losses are compared in fp64, and a row whose loss would rise keeps its Z. So
+    near the solution the diagonal of H is as good a preconditioner as H^{-1}, at half the products.
     """
     W, Z = W.double(), Z.double()
     system = H.float(), H.diagonal().reciprocal().float()

@@ -113,6 +113,31 @@ def test_where_no_run_shows_it_the_configuration_of_text_does() -> None:
         assert [stack.blocks for stack in structure_of(model).stacks] == [MODELS[name][1]]
 
 
+@quiet
+def test_a_tower_of_images_in_a_model_whose_configuration_is_that_of_text() -> None:
+    """IDEFICS of the first version does not run without an image, and its tower is deeper here than its text."""
+    vision = {
+        "embed_dim": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "image_size": 28,
+    }
+    config = hf.IdeficsConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        cross_layer_interval=1,
+        vision_config={**vision, "patch_size": 14},
+    )
+    assert [stack.blocks for stack in structure_of(hf.IdeficsModel(config)).stacks] == [
+        "layers",
+        "gated_cross_attn_layers",
+    ]
+
+
 def _unable(self: object, **asked: object) -> None:
     raise RuntimeError("numbers are asked for")
 

@@ -37,7 +37,7 @@ class SparseGpt(Scored):
 
     damping:   λ as a fraction of the mean of diag C.
     gradients: weigh the scores of the outputs by the Fisher information, so that rows compare.
-    refit:     fit what the sweep keeps once more, all columns together.
+    refit:     fit the weights that the sweep keeps again, all columns of a row together.
     """
 
     name = "sparsegpt"
@@ -80,7 +80,7 @@ class SparseGpt(Scored):
         return solve
 
     def _fitted(self, weight: Float[Tensor, "out in"], known: Known, pruned: Pruned) -> Float[Tensor, "out in"]:
-        """What was kept, at its best for the whole row."""
+        """The kept weights by least squares over the whole row."""
         return refine(weight, pruned.mask, damped(known[Gram].matrix, self.damping), pruned.W)
 
     def _choice(self, known: Known, first: Bool[Tensor, "out in"], size: Size) -> Choice:
