@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, BertForMaskedLM
 from laconic.cache import cache_folder
 from laconic.calibrate.batching import IGNORED
 from laconic.calibrate.corpus import Corpus, Example, batches, read
-from laconic.errors import UserError
+from laconic.errors import UserError, install
 from laconic.model import Batch, LanguageModel
 from laconic.store import save
 
@@ -93,7 +93,7 @@ def plain(line: str) -> str:
 def _encoder() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise UserError("The encoder all-MiniLM-L6-v2 is not installed: pip install 'laconic[demo]'.")
+        raise UserError(f"The encoder all-MiniLM-L6-v2 is not installed: {install('demo')}.")
     return Path(spec.origin).parent / "model"
 
 

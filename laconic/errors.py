@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from reprlib import Repr
 
+DISTRIBUTION = "laconic-lm"
+"""What pip knows laconic by; `laconic` there is a program of others."""
 LONGEST_VALUE, LONGEST_SENTENCE = 240, 3000
 """Characters of a value that are quoted, and of what is said in all."""
 OPEN = (":", ",", " or", " and")
@@ -52,6 +54,15 @@ def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is")
     nearest = next((candidate for candidate in names if close and candidate.lower() == close[0]), None)
     hint = f"did you mean '{nearest}'? " if nearest else ""
     return UserError(f"{owner} no {kind} '{name}': {hint}known are {', '.join(names)}.")
+
+
+def install(extra: str) -> str:
+    """The remedy where an optional library is missing: the command that installs laconic with this `extra`.
+
+    >>> install("onnx")
+    "pip install 'laconic-lm[onnx]'"
+    """
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def shown(value: object) -> str:

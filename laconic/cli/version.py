@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import typer
 
+from laconic.errors import DISTRIBUTION
+
 
 def show_version(wanted: bool) -> None:
     """Print the versions and end the program, where that is `wanted`."""
@@ -18,7 +20,7 @@ def show_version(wanted: bool) -> None:
 
 def _own() -> str:
     try:
-        return version("laconic")
+        return version(DISTRIBUTION)
     except PackageNotFoundError:
         # The source lies on the path of Python, and nothing was installed.
         return "from source"

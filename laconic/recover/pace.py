@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from laconic.errors import UserError
+from laconic.errors import UserError, install
 from laconic.model import LanguageModel
 from laconic.recover.rows import Lines, Read
 
@@ -57,4 +57,4 @@ def check_installed() -> None:
     """Raise UserError where what training needs beside the core is not installed."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise UserError(f"Training needs {' and '.join(missing)}, not installed here: pip install 'laconic[train]'.")
+        raise UserError(f"Training needs {' and '.join(missing)}, not installed here: {install('train')}.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from laconic.errors import UserError
+from laconic.errors import UserError, install
 from laconic.formats import Coded, CodedEmbedding, LowRank, Masked, Sum
 from laconic.model import LanguageModel, Site
 
@@ -199,4 +199,4 @@ def _peft(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError("LoRA needs peft, which is not installed: pip install 'laconic[train]'.") from error
+        raise UserError(f"LoRA needs peft, which is not installed: {install('train')}.") from error

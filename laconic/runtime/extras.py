@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from laconic.errors import UserError, unknown
+from laconic.errors import UserError, install, unknown
 
 EAGER, COMPILE, ONNX, OPENVINO = "eager", "compile", "onnx", "openvino"
 RUNTIMES = (EAGER, COMPILE, ONNX, OPENVINO)
@@ -23,9 +23,7 @@ def check_runtime(name: str, device: str = "cpu") -> None:
     if name not in RUNTIMES:
         raise unknown("runtime", name, RUNTIMES)
     if missing := [library for library in NEEDED[name] if find_spec(library) is None]:
-        raise UserError(
-            f"The runtime '{name}' needs {' and '.join(missing)}, not installed here: pip install 'laconic[{name}]'."
-        )
+        raise UserError(f"The runtime '{name}' needs {' and '.join(missing)}, not installed here: {install(name)}.")
     if name in (ONNX, OPENVINO) and device != "cpu":
         raise UserError(f"The runtime '{name}' computes on the CPU only; leave out --device '{device}'.")
 

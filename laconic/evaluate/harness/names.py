@@ -9,7 +9,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from laconic.errors import UserError
+from laconic.errors import UserError, install
 
 NEEDED = ("lm_eval", "accelerate")
 """Packages without which no task is run."""
@@ -42,8 +42,7 @@ def _folder() -> Path:
     origin = None if missing else specs["lm_eval"] and specs["lm_eval"].origin
     if origin is None:
         raise UserError(
-            f"The harness's tasks need {' and '.join(missing or NEEDED)}, not installed here: "
-            "pip install 'laconic[harness]'."
+            f"The harness's tasks need {' and '.join(missing or NEEDED)}, not installed here: {install('harness')}."
         )
     return Path(origin).parent / "tasks"
 

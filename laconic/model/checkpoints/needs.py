@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-from laconic.errors import UserError
+from laconic.errors import UserError, install
 
 
 def need(package: str, what: str, *, extra: str | None = None, least: str | None = None) -> None:
@@ -15,7 +15,7 @@ def need(package: str, what: str, *, extra: str | None = None, least: str | None
         what: what needs it; the beginning of the sentence.
         extra: of laconic, which brings it.
     """
-    ask = f"pip install 'laconic[{extra}]'" if extra else f"pip install '{package}{f'>={least}' if least else ''}'"
+    ask = install(extra) if extra else f"pip install '{package}{f'>={least}' if least else ''}'"
     try:
         there = version(package)
     except PackageNotFoundError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyarrow import ArrowException, parquet
 
-from laconic.errors import UserError, must_be, reason_of
+from laconic.errors import UserError, install, must_be, reason_of
 from laconic.paths import expanded
 from laconic.report.study.files import as_arrow
 from laconic.report.study.flat import flat
@@ -30,7 +30,7 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
             or gives two columns one name.
     """
     if find_spec(LIBRARY) is None:
-        raise UserError("Queries of results need duckdb, not installed here: pip install 'laconic[study]'.")
+        raise UserError(f"Queries of results need duckdb, not installed here: {install('study')}.")
     duckdb = import_module(LIBRARY)
     results = _stored(Path(source)) if isinstance(source, (str, Path)) else as_arrow(flat(source))
     # A query reads what is given, and no files or addresses.

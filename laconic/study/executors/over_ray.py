@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from laconic.errors import UserError, reason_of
+from laconic.errors import UserError, install, reason_of
 from laconic.study.bench import Bench, Task
 from laconic.study.executors.base import ATTEMPTS
 from laconic.study.records import blank, failed
@@ -102,7 +102,7 @@ def connected(address: str | None) -> Any:
     try:
         ray = import_module("ray")
     except ImportError as error:
-        raise UserError("The executor 'ray' is not installed: pip install 'laconic[ray]'.") from error
+        raise UserError(f"The executor 'ray' is not installed: {install('ray')}.") from error
     if not ray.is_initialized():
         try:
             ray.init(address, log_to_driver=False, **({} if address else LOCAL))

@@ -51,4 +51,4 @@ def test_without_the_extra_its_name_is_told(monkeypatch: pytest.MonkeyPatch, cap
     capsys.readouterr()
     assert status(["evaluate", str(tiny_model), "--tasks", "harness/boolq"]) == 2
     said = capsys.readouterr().err
-    assert said == "The harness's tasks need lm_eval, not installed here: pip install 'laconic[harness]'.\n"
+    assert said == "The harness's tasks need lm_eval, not installed here: pip install 'laconic-lm[harness]'.\n"

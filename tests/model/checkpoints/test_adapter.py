@@ -291,7 +291,7 @@ def test_without_its_tensors_or_peft(
     with monkeypatch.context() as there:
         there.setattr(sys, "path", [str(without("peft", tmp_path / "site"))])
         assert status(["inspect", str(tmp_path / "adapter")]) == 2
-        assert "needs peft, which is not installed: pip install 'laconic[train]'." in capsys.readouterr().err
+        assert "needs peft, which is not installed: pip install 'laconic-lm[train]'." in capsys.readouterr().err
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors or adapter_model\.bin; use a complete one"):
         check_model(str(tmp_path / "adapter"))

@@ -159,7 +159,7 @@ def test_cut_off(tmp_path: Path) -> None:
 def test_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     write_llama(tmp_path / "model.gguf")
     monkeypatch.setattr(sys, "path", [str(without(package, tmp_path / "site"))])
-    with pytest.raises(UserError, match=rf"needs {package}, which is not installed: pip install 'laconic\[gguf\]'"):
+    with pytest.raises(UserError, match=rf"needs {package}, which is not installed: pip install 'laconic-lm\[gguf\]'"):
         check_model(str(tmp_path / "model.gguf"))
 
 
