@@ -1,4 +1,4 @@
-"""The rank rules and the rank sweep of recipes/seeds/ on two fine-tuned encoders.
+"""The rank rules and the rank sweep of laconic/recipes/seeds/ on two fine-tuned encoders.
 
 Calibration: 128 training rows, one seed. Judged on the whole development set without any training afterwards: KL
 divergence from the dense model (nats), the task's metric, and the bytes of the targeted matrices. Each finished cell
@@ -24,7 +24,7 @@ from laconic.recipe import read_recipe
 from laconic.recipe.flow import apply_steps
 
 CELLS = Cells("rank_sweep", ("model", "recipe", "rank"))
-RECIPES = Path(__file__).parents[1] / "recipes" / "seeds"
+RECIPES = Path(__file__).parents[1] / "laconic" / "recipes" / "seeds"
 SEED = 0
 RULES = ("drone-small", "drone-int-expanded", "drone-medium")
 SWEEP = ("rank-svd", "rank-fwsvd", "rank-em", "rank-nesterov", "rank-anderson")

@@ -1,6 +1,6 @@
 """The tables of docs/seeds.md: what the local variants of the five studies that laconic grew from found here.
 
-Each is one command, `laconic study recipes/studies/NAME-local.yaml -o FOLDER/NAME`. `python -m benchmarks seed_tables
+Each is one command, `laconic study NAME-local -o FOLDER/NAME`. `python -m benchmarks seed_tables
 FOLDER` takes over the results.csv of those that are there, into benchmarks/results/studies/; without a folder it makes
 the tables of what was taken over before.
 """

@@ -1,6 +1,6 @@
 """Study 003's student of three random blocks: taught by minilm-sst2, beside the same student trained on the task alone.
 
-Recipes of recipes/seeds/, on 10,000 rows of SST-2, three times over, 500 others held out; judged on the whole
+Recipes of laconic/recipes/seeds/, on 10,000 rows of SST-2, three times over, 500 others held out; judged on the whole
 development set. A third way begins with blocks and embeddings of the teacher, and is taught as the first is. Times are
 of a batch of 32 × 32 tokens, teacher and student in turn. Each finished cell is one line of
 benchmarks/results/students.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
@@ -30,7 +30,7 @@ from laconic.recover.training import Training
 MODEL, SOURCE = "minilm-sst2", "glue/sst2"
 CELLS = Cells("students", ("way", "seed"))
 BEGIN = "<!-- made by `python -m benchmarks students_tables` -->"
-RECIPES = Path(__file__).parents[1] / "recipes" / "seeds"
+RECIPES = Path(__file__).parents[1] / "laconic" / "recipes" / "seeds"
 ROWS, EPOCHS = 10_000, 3.0
 SHAPE = (32, 32)
 

@@ -28,7 +28,7 @@ from laconic.recover.training import Training
 CELLS = Cells("tenth", ("way", "seed"))
 BEGIN = "<!-- made by `python -m benchmarks tenth_tables` -->"
 MODEL, SOURCE = "minilm-sst2", "glue/sst2"
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[1] / "laconic" / "recipes"
 WAYS = {"factors of 16 bits": "sst2-distil.yaml", "factors of 6 bits": "sst2-tenth.yaml"}
 TAUGHT = ", taught"
 

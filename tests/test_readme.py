@@ -48,7 +48,6 @@ def shortened(words: list[str]) -> list[str]:
 @pytest.fixture
 def model(shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A real model, in a folder where the README's relative paths lead somewhere."""
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     reviews = [{"text": "a fine film", "label": "good"}, {"text": "a dull one", "label": "bad"}] * 8
     (tmp_path / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in reviews))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`laconic run`: a recipe from a file, with values changed on the way."""
+"""`laconic run`: a recipe from a file, or one that comes with laconic, with values changed on the way."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,11 +7,14 @@ import typer
 
 from laconic.cli.options import DeviceOption, JsonOption, OutputOption, own_device
 from laconic.cli.record import show_record
+from laconic.cli.shipped import ListOfRecipes
 from laconic.cli.terminal import progress
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe; see the folder recipes.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of one of --list, like sst2-kfac-svd.")
+    ],
     output: OutputOption,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Like steps[0].compress.keep=0.3.")
@@ -20,6 +23,7 @@ def run(
         Path | None, typer.Option(metavar="PLAN.yaml", help="Use this plan in place of the recipe's budget.")
     ] = None,
     device: DeviceOption = "cpu",
+    list_names: ListOfRecipes = False,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe, and write the model to the folder OUT."""
@@ -27,9 +31,10 @@ def run(
     from laconic.recipe import read_recipe
     from laconic.recipe import run as run_recipe
     from laconic.recipe.schema import with_plan
+    from laconic.recipe.shipped import located
 
     device = own_device(device)
-    what = read_recipe(recipe, overrides or ())
+    what = read_recipe(located(recipe, "recipe"), overrides or ())
     if plan is not None:
         what = with_plan(what, read_plan(plan))
     with progress() as track:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from laconic.cli.options import DeviceOption, JsonOption, own_device
+from laconic.cli.shipped import ListOfStudies
 from laconic.cli.studies import folder_of, own_records
 from laconic.cli.terminal import progress, remark, show
 from laconic.errors import UserError, must_be
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study; see the folder recipes/studies.")],
+    given: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A YAML file, or the name of one of --list, like quick.")
+    ],
     output: Annotated[
         str,
         typer.Option("--output", "-o", metavar="DIR", help="The folder of the study, or a URL; what is there stays."),
@@ -31,9 +34,11 @@ def study(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also do cells that failed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and about how long they take.")] = False,
     device: DeviceOption = "cpu",
+    list_names: ListOfStudies = False,
     json: JsonOption = False,
 ) -> None:
     """Run every cell of a study that is not done yet, and write the report."""
+    from laconic.recipe.shipped import located
     from laconic.report.study import write_report
     from laconic.store import check_place
     from laconic.study import (
@@ -52,6 +57,7 @@ def study(
     device = own_device(device)
     if address is not None and executor != "ray":
         raise UserError("--address is for --executor ray; leave it out.")
+    file = located(given, "study")
     # Read once: what another program pipes in is there once.
     text = text_of(file, "study")
     what = parse_study(text, file, overrides or ())

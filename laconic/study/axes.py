@@ -18,6 +18,7 @@ from laconic.methods.spelling import named
 from laconic.paths import expanded
 from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
+from laconic.recipe.shipped import located
 from laconic.recipe.steps import STEPS
 from laconic.study.schema import Label, Line, Value
 
@@ -76,9 +77,9 @@ def _model(line: object, place: str, folder: Path) -> Value:
 def _recipe(line: object, place: str, folder: Path) -> Value:
     label, path = _named(line, place)
     if not isinstance(path, str):
-        raise must_be(place, "the path of a recipe", path)
-    found = Path(_beside(path, folder))
+        raise must_be(place, "the path or the name of a recipe", path)
     try:
+        found = located(_beside(path, folder), "recipe")
         return Value(label or str(found.with_suffix("")), read_recipe(found))
     except UserError as error:
         raise UserError(f"{place}: {error}") from error

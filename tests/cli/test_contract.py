@@ -11,7 +11,7 @@ VERBS = {
         "--max-length", "--batch-size", "--sequential", "--anchored", "--allow-dense", "--label-order", "--device",
         "--json",
     },
-    "run": {"RECIPE.yaml", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--json"},
+    "run": {"RECIPE", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--list", "--json"},
     "evaluate": {
         "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--label-order", "--device",
         "--json",
@@ -19,8 +19,8 @@ VERBS = {
     "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "study": {
-        "STUDY.yaml", "[KEY=VALUE]…", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed",
-        "--dry-run", "--device", "--json",
+        "STUDY", "[KEY=VALUE]…", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed",
+        "--dry-run", "--device", "--list", "--json",
     },
     "report": {"DIR", "--output", "-o", "--query", "--json"},
     "methods": {"[NAME]", "--json"},

@@ -16,7 +16,7 @@ from laconic.store import Beside, save
 from tests.architectures import GPT2
 
 Output = pytest.CaptureFixture[str]
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "laconic" / "recipes"
 
 
 def said(capsys: Output, *arguments: object) -> dict[str, object]:

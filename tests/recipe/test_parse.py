@@ -17,7 +17,7 @@ from laconic.recipe.parse import method_or_step
 from laconic.recipe.schema import with_plan
 from laconic.recipe.write import key_of
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "laconic" / "recipes"
 FULL: dict[str, Any] = {
     "model": "some/model",
     "data": "glue/sst2",

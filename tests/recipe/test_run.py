@@ -28,7 +28,7 @@ from tests.architectures import BY_NAME
 from tests.conftest import SENTENCES
 from tests.tokens import letters
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "laconic" / "recipes"
 
 
 def spelled(model: Path, data: Path, **compress: object) -> dict[str, object]:

@@ -147,7 +147,7 @@ def test_the_seed_of_a_recipe_stands_where_the_study_has_none(tmp_path: Path) ->
         assert [cell.recipe.seed for cell in found if not cell.baseline] == seeds
 
 
-STUDIES = sorted((Path(__file__).parents[2] / "recipes" / "studies").iterdir())
+STUDIES = sorted((Path(__file__).parents[2] / "laconic" / "recipes" / "studies").iterdir())
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

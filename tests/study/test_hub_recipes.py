@@ -16,7 +16,7 @@ from laconic.study import Ledger
 from tests.conftest import REPOSITORY
 from tests.study.stand_ins import LETTERS, STAND_INS, stand_in
 
-STUDIES = REPOSITORY / "recipes" / "studies"
+STUDIES = REPOSITORY / "laconic" / "recipes" / "studies"
 ROWS = 40
 DRONE = "axes.recipe=[{small: ../seeds/drone-small.yaml}, {influence: ../seeds/depth-influence.yaml}]"
 CELLS = {

@@ -15,7 +15,7 @@ from laconic.study import Ledger, cells_of, check_cells, read_study, study_from
 from laconic.study.executors.over_ray import OverRay
 from laconic.study.records import blank, failed
 
-STUDIES = Path(__file__).parents[2] / "recipes" / "studies"
+STUDIES = Path(__file__).parents[2] / "laconic" / "recipes" / "studies"
 
 
 @pytest.mark.parametrize("name", ["000-drone-local", "001-ranks-local", "002-l1-local", "003-width-local", "quick"])

@@ -1,0 +1,87 @@
+"""Recipes and studies that come with laconic, each called by the name of its file without folder and suffix."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from laconic.errors import UserError, shown
+from laconic.yaml_loader import NEAR
+
+Kind = Literal["recipe", "study"]
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+STUDIES = "studies"
+"""The folder of those among them that are studies."""
+VERBS: Mapping[Kind, str] = {"recipe": "run", "study": "study"}
+_SEPARATORS = re.compile(r"[/\\]")
+
+
+def shipped(kind: Kind) -> dict[str, Path]:
+    """The files of a kind by their names.
+
+    >>> shipped("study")["quick"].name
+    'quick.yaml'
+    """
+    # Those for everyone come before those of one study, which lie in folders of their own.
+    files = sorted(FOLDER.rglob("*.yaml"), key=lambda file: (len(file.parts), file))
+    return {file.stem: file for file in files if (file.parent.name == STUDIES) == (kind == "study")}
+
+
+def located(given: str, kind: Kind) -> Path:
+    """The file that a user means: a path, or one with a suffix, is one of theirs; a bare name is of what is shipped.
+
+    Args:
+        given: as the user wrote it.
+        kind: what it is to be.
+
+    Raises:
+        UserError: nothing that is shipped has this name, and the nearest one is told; or a path leads nowhere, and
+            something shipped has its name.
+
+    >>> located("sst2-kfac-svd", "recipe").name
+    'sst2-kfac-svd.yaml'
+    >>> str(located("own/recipe", "recipe"))
+    'own/recipe'
+    """
+    known, path = shipped(kind), Path(given)
+    if not _is_name(given):
+        if path.stem in known and not path.exists():
+            raise UserError(
+                f"The {kind} {shown(given)} cannot be read: there is no such file; the one that comes with laconic is "
+                f"called '{path.stem}'."
+            )
+        return path
+    if given not in known:
+        raise UserError(
+            f"There is no {kind} {shown(given)} among those that come with laconic: {_remedy(given, kind)}."
+        )
+    return known[given]
+
+
+def described(kind: Kind) -> dict[str, str]:
+    """What each of a kind does, by its name: the sentence that its file begins with."""
+    return {name: _first_sentence(file.read_text(encoding="utf-8")) for name, file in shipped(kind).items()}
+
+
+def _is_name(given: str) -> bool:
+    # `.` and `..` are folders, and nothing names none.
+    return bool(given.strip(". ")) and not _SEPARATORS.search(given) and not Path(given).suffix
+
+
+def _remedy(given: str, kind: Kind) -> str:
+    other: Kind = "study" if kind == "recipe" else "recipe"
+    if given in shipped(other):
+        return f"it is a {other}, for `laconic {VERBS[other]}`"
+    if Path(given).is_file():
+        return f"the file of this name here is './{given}'"
+    near = get_close_matches(given.lower(), shipped(kind), n=1, cutoff=NEAR)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    return f"{meant}`laconic {VERBS[kind]} --list` names them, and a file is given with its suffix or a path"
+
+
+def _first_sentence(text: str) -> str:
+    lines = re.match(r"(#.*\n)*", text)
+    said = " ".join(line.removeprefix("#").strip() for line in lines[0].splitlines()) if lines else ""
+    return re.split(r"(?<=\.)\s", said, maxsplit=1)[0].removesuffix(".")
