@@ -18,9 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from laconic.errors import UserError, must_be, reason_of
+from laconic.launcher import LAUNCHED, launched
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher sets in the environment of each process."""
 MEETING = timedelta(minutes=5)
 PATIENCE = timedelta(hours=2)
 """Longer than the first works by itself while others wait; a process that dies is noticed at once."""
@@ -179,8 +178,7 @@ def _alone() -> Iterator[None]:
 
 
 def _launched() -> bool:
-    several = all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
-    return several and dist.is_available()
+    return launched() and dist.is_available()
 
 
 def _join() -> None:

@@ -91,6 +91,7 @@ def test_a_fifth_method_takes_four_edits(copy: Path) -> None:
     ]
     ran = subprocess.run(tests, cwd=copy, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-1000:]
+    subprocess.run([sys.executable, "-m", "laconic.recipe.catalogue"], cwd=copy, check=True)
     assert (
         "row-scaled"
         in subprocess.run(

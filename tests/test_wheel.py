@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from laconic.errors import DISTRIBUTION, install
-from laconic.recipe.shipped import shipped
+from laconic.shipped import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "laconic"

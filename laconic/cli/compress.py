@@ -14,9 +14,9 @@ from laconic.cli.options import (
     own_device,
     split,
 )
-from laconic.cli.record import show_record
-from laconic.cli.terminal import progress
+from laconic.cli.terminal import progress, silence_libraries
 from laconic.errors import UserError, must_be
+from laconic.named import check_name
 
 
 def compress(
@@ -63,19 +63,22 @@ def compress(
     json: JsonOption = False,
 ) -> None:
     """Compress MODEL into the folder OUT."""
+    device, aims, keeps = own_device(device), None if targets is None else split(targets), keep_from(keep)
+    for one in method:
+        check_name(one, "--method")
+    if targets is not None and not aims:
+        raise must_be("--targets", "groups or globs, like attention or ffn", ",".join(targets))
+    silence_libraries()
+    from laconic.cli.record import show_record
     from laconic.model import DEFAULT_TARGETS
     from laconic.recipe import recipe_from, run, write_recipe
     from laconic.recipe.flow import steps_of, walk_of
     from laconic.recipe.parse import method_or_step
     from laconic.recipe.write import spell_step
 
-    device = own_device(device)
     lines = [method_or_step(one, "--method") for one in method]
     walk = walk_of(sequential=sequential, anchored=anchored)
-    aims = DEFAULT_TARGETS if targets is None else split(targets)
-    if not aims:
-        raise must_be("--targets", "groups or globs, like attention or ffn", ",".join(targets or ()))
-    steps = steps_of(lines, keep_from(keep), allocate, aims, walk, allow_dense=allow_dense)
+    steps = steps_of(lines, keeps, allocate, aims or DEFAULT_TARGETS, walk, allow_dense=allow_dense)
     if data is None and any(step.needs_data for step in steps):
         raise UserError("--data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
     # By way of the words that it prints, so that the recipe is what really runs.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laconic.cli.options import JsonOption, OutputOption
-from laconic.cli.terminal import progress, show
+from laconic.cli.terminal import progress, show, silence_libraries
 from laconic.errors import UserError, install
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Compress a real sentence encoder by four methods at three sizes, and say what each cost."""
+    folder = _model_folder()
+    silence_libraries()
     from laconic.recipe.run import check_output
     from laconic.store.atomic import new_folder
 
-    folder = _model_folder()
     check_output(output)
     start = time.perf_counter()
     with progress() as track:

@@ -15,7 +15,7 @@ from laconic.cli.options import (
     own_device,
     split,
 )
-from laconic.cli.terminal import progress, show
+from laconic.cli.terminal import progress, show, silence_libraries
 from laconic.errors import UserError
 
 
@@ -43,6 +43,12 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Measure the quality and the cost of MODEL. A run that was stopped goes on at the first task that was not done."""
+    device = own_device(device)
+    batches, lengths = numbers_from("--batch", batch), numbers_from("--length", length)
+    names = split(tasks or [])
+    if tasks and not names:
+        raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
+    silence_libraries()
     from laconic.calibrate.batching import tokenizer_of
     from laconic.calibrate.classes import sharing_order
     from laconic.evaluate import Conditions, check_comparable, check_tasks, made_with
@@ -53,12 +59,8 @@ def evaluate(
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.runtime import check_runtime
 
-    device = own_device(device)
     check_runtime(runtime, device)
-    under = Conditions(batch=numbers_from("--batch", batch), length=numbers_from("--length", length), runtime=runtime)
-    names = split(tasks or [])
-    if tasks and not names:
-        raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")
+    under = Conditions(batch=batches, length=lengths, runtime=runtime)
     order = None if label_order is None else split([label_order])
     # Both are looked at before anything of either is read.
     structure, other = skeleton(model), None if against is None else skeleton(against)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from laconic.cli.options import JsonOption, LabelOrderOption, LimitOption, ModelArgument, OutputOption, split
-from laconic.cli.terminal import progress, show
+from laconic.cli.terminal import progress, show, silence_libraries
 
 
 def export(
@@ -22,6 +22,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write MODEL for ONNX Runtime or OpenVINO to the folder OUT, once it computes what it does in torch."""
+    silence_libraries()
     from laconic.calibrate.batching import tokenizer_of
     from laconic.evaluate import check_tasks
     from laconic.evaluate.tasks import rows_of

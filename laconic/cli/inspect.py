@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laconic.cli.options import JsonOption, ModelArgument, new_folder
-from laconic.cli.terminal import progress, show
+from laconic.cli.terminal import progress, show, silence_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +36,7 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show what MODEL consists of, and how large, concentrated and redundant its weights are."""
+    silence_libraries()
     from laconic.calibrate.corpus import read
     from laconic.model import check_model, load, with_tokenizers
     from laconic.recipe.flow import Sampling

@@ -14,6 +14,7 @@ from laconic.cli.compress import compress
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
 from laconic.cli.export import export
+from laconic.cli.group import agreed, by_first, is_first, joined
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.once import Once
@@ -24,8 +25,7 @@ from laconic.cli.terminal import quiet
 from laconic.cli.version import show_version
 from laconic.errors import LONGEST_SENTENCE, UserError, must_be, shortened
 from laconic.interrupted import INTERRUPTED, SAID
-from laconic.methods.problem import in_words
-from laconic.processes import agreed, by_first, is_first, joined
+from laconic.wording import in_words
 
 MISTAKE = 2
 

@@ -1,16 +1,19 @@
 """`laconic methods`: every method and every step that is named like one, or one of them with its parameters."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
+from laconic.catalogue import Entry, catalogue
 from laconic.cli.options import JsonOption
 from laconic.cli.terminal import show
+from laconic.errors import UserError, shown, unknown
+from laconic.report.tables import Column, Table
 
-if TYPE_CHECKING:
-    from laconic.compress import Step
-    from laconic.methods import Method
+LIFTS = "compress"
+"""The step that lifts a method to a model: it is named where a recipe is written, and not listed with the others."""
 
 
 def methods(
@@ -20,34 +23,25 @@ def methods(
     json: JsonOption = False,
 ) -> None:
     """List every method, with family, needs and paper, and every step; or show one."""
-    from laconic.errors import UserError, shown, unknown
-    from laconic.recipe.parameters import KINDS
-
     if name is None:
         _list(json)
         return
     # What is written for --method, `svd:rank=3`, names a method too.
     alone, *rest = (part.strip() for part in re.split(r"[:=,(\s]", name.strip(), maxsplit=1))
-    if alone not in KINDS:
-        raise unknown("method or step", alone or name, KINDS)
+    if alone not in catalogue():
+        raise unknown("method or step", alone or name, catalogue())
     if rest:
         raise UserError(
             f"NAME must be a name without parameters; got {shown(name)}; these are for `laconic compress --method`, "
             f"and `laconic methods {alone}` says which there are."
         )
-    _show(KINDS[alone], json)
+    _show(catalogue()[alone], json)
 
 
 def _list(json: bool) -> None:
-    from laconic.compress import Compress
-    from laconic.methods import METHODS
-    from laconic.recipe.parameters import first_line
-    from laconic.recipe.steps import STEPS
-    from laconic.report.tables import Column, Table
-
-    listed = [{**_about(method), "what": first_line(method)} for method in METHODS]
-    # A method's own step is what lifts it to a model.
-    steps = [{"name": step.name, "what": first_line(step)} for step in STEPS if step is not Compress]
+    entries = catalogue().values()
+    listed = [{**_about(entry), "what": entry.what} for entry in entries if not entry.is_step]
+    steps = [{"name": entry.name, "what": entry.what} for entry in entries if entry.is_step and entry.name != LIFTS]
     columns = tuple(Column(heading) for heading in ("method", "family", "needs", "paper", "what it does"))
     rows = tuple(
         (line["name"], line["family"], ", ".join(line["needs"]) or "–", line["paper"], line["what"]) for line in listed
@@ -56,34 +50,22 @@ def _list(json: bool) -> None:
     show({"methods": listed, "steps": steps}, json, Table(columns, rows + more).to_rich())
 
 
-def _show(kind: "type[Method] | type[Step]", json: bool) -> None:
-    from dataclasses import asdict
-
-    from laconic.methods import Method
-    from laconic.recipe.parameters import example_of, first_line, parameters_of
-    from laconic.report.tables import Column, Table
-
-    parameters, example = parameters_of(kind), example_of(kind)
-    about = _about(kind) if issubclass(kind, Method) else {"name": kind.name, "family": "step"}
-    head = [f"{kind.name}: {first_line(kind)}", f"Family: {about['family']}"]
-    if issubclass(kind, Method):
-        head += [f"Paper: {kind.paper}", f"Needs: {', '.join(about['needs']) or 'no data'}"]
+def _show(entry: Entry, json: bool) -> None:
+    about = {"name": entry.name, "family": entry.family} if entry.is_step else _about(entry)
+    head = [f"{entry.name}: {entry.what}", f"Family: {entry.family}"]
+    if not entry.is_step:
+        head += [f"Paper: {entry.paper}", f"Needs: {', '.join(entry.needs) or 'no data'}"]
     columns = tuple(Column(heading) for heading in ("parameter", "type", "default", "meaning"))
-    rows = tuple((one.name, one.type, one.default or "to be given", one.meaning) for one in parameters)
+    rows = tuple((one.name, one.type, one.default or "to be given", one.meaning) for one in entry.parameters)
     tables = [Table(columns, rows).to_rich()] if rows else ["It has no parameters."]
     result = {
         **about,
-        "what": first_line(kind),
-        "parameters": [asdict(one) for one in parameters],
-        "example": example,
+        "what": entry.what,
+        "parameters": [asdict(one) for one in entry.parameters],
+        "example": entry.example,
     }
-    show(result, json, *head, *tables, f"Example: {example}")
+    show(result, json, *head, *tables, f"Example: {entry.example}")
 
 
-def _about(method: "type[Method]") -> dict[str, Any]:
-    return {
-        "name": method.name,
-        "family": method.family,
-        "needs": sorted(statistic.__name__ for statistic in method.needs),
-        "paper": method.paper,
-    }
+def _about(entry: Entry) -> dict[str, Any]:
+    return {"name": entry.name, "family": entry.family, "needs": list(entry.needs), "paper": entry.paper}

@@ -94,12 +94,14 @@ def own_device(device: str) -> str:
     Raises:
         UserError: there is no such device on this machine, or it is one for several processes.
     """
+    if device == "cpu":
+        return device
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        raise must_be("--device", "cpu, cuda or cuda:N", device)
     import torch
 
     from laconic import processes
 
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise must_be("--device", "cpu, cuda or cuda:N", device)
     try:
         device = processes.own_device(device)
         torch.empty(0, device=device)

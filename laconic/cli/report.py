@@ -7,7 +7,7 @@ import typer
 
 from laconic.cli.options import JsonOption, new_folder
 from laconic.cli.studies import folder_of, own_records
-from laconic.cli.terminal import show
+from laconic.cli.terminal import show, silence_libraries
 from laconic.errors import UserError
 from laconic.paths import expanded
 
@@ -24,15 +24,16 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write report.html, figures, results.csv, results.parquet and results.md of a study."""
+    place = folder_of("DIR", folder)
+    target = place if output is None else expanded(output)
+    if target is None and query is None:
+        raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
+    silence_libraries()
     from laconic.report.study import query as select
     from laconic.report.study import write_report
     from laconic.store import check_place
     from laconic.study import Ledger, title_of
 
-    place = folder_of("DIR", folder)
-    target = place if output is None else expanded(output)
-    if target is None and query is None:
-        raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
     if not Ledger.is_at(folder):
         raise UserError(f"There is no study in '{folder}': it has no folder 'cells'; run `laconic study` first.")
     if target is not None and query is None:

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from laconic.cli.options import DeviceOption, JsonOption, OutputOption, own_device
-from laconic.cli.record import show_record
 from laconic.cli.shipped import ListOfRecipes
-from laconic.cli.terminal import progress
+from laconic.cli.terminal import progress, silence_libraries
+from laconic.shipped import located
+from laconic.yaml_loader import text_of
 
 
 def run(
@@ -27,14 +28,18 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a recipe, and write the model to the folder OUT."""
+    device = own_device(device)
+    # What cannot be read is told of before seconds are spent on imports.
+    file = located(recipe, "recipe")
+    text = text_of(file, "recipe")
+    silence_libraries()
     from laconic.allocate import read_plan
-    from laconic.recipe import read_recipe
+    from laconic.cli.record import show_record
+    from laconic.recipe import parse_recipe
     from laconic.recipe import run as run_recipe
     from laconic.recipe.schema import with_plan
-    from laconic.recipe.shipped import located
 
-    device = own_device(device)
-    what = read_recipe(located(recipe, "recipe"), overrides or ())
+    what = parse_recipe(text, file, overrides or ())
     if plan is not None:
         what = with_plan(what, read_plan(plan))
     with progress() as track:

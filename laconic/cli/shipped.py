@@ -1,26 +1,22 @@
 """`--list` of `run` and `study`: what comes with laconic, by the names that these verbs take."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from laconic.cli.once import asked
 from laconic.cli.terminal import show
+from laconic.report.tables import Column, Table
+from laconic.shipped import Kind, described
 
-if TYPE_CHECKING:
-    from laconic.recipe.shipped import Kind
 
-
-def lister(kind: "Kind", plural: str) -> Callable[[typer.Context, bool], None]:
+def lister(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None]:
     """What the option does: print the names, and end the program."""
 
     def show_list(context: typer.Context, wanted: bool) -> None:
         if not wanted:
             return
-        from laconic.recipe.shipped import described
-        from laconic.report.tables import Column, Table
-
         what = described(kind)
         table = Table((Column("name"), Column("what it does")), tuple(what.items()))
         lines = [{"name": name, "what": said} for name, said in what.items()]

@@ -9,8 +9,10 @@ import typer
 from laconic.cli.options import DeviceOption, JsonOption, own_device
 from laconic.cli.shipped import ListOfStudies
 from laconic.cli.studies import folder_of, own_records
-from laconic.cli.terminal import progress, remark, show
+from laconic.cli.terminal import progress, remark, show, silence_libraries
 from laconic.errors import UserError, must_be
+from laconic.shipped import located
+from laconic.yaml_loader import text_of
 
 if TYPE_CHECKING:
     from laconic.report.tables import Table
@@ -38,7 +40,14 @@ def study(
     json: JsonOption = False,
 ) -> None:
     """Run every cell of a study that is not done yet, and write the report."""
-    from laconic.recipe.shipped import located
+    folder = folder_of("--output", output)
+    device = own_device(device)
+    if address is not None and executor != "ray":
+        raise UserError("--address is for --executor ray; leave it out.")
+    file = located(given, "study")
+    # Read once: what another program pipes in is there once.
+    text = text_of(file, "study")
+    silence_libraries()
     from laconic.report.study import write_report
     from laconic.store import check_place
     from laconic.study import (
@@ -51,15 +60,7 @@ def study(
         run_study,
         title_of,
     )
-    from laconic.yaml_loader import text_of
 
-    folder = folder_of("--output", output)
-    device = own_device(device)
-    if address is not None and executor != "ray":
-        raise UserError("--address is for --executor ray; leave it out.")
-    file = located(given, "study")
-    # Read once: what another program pipes in is there once.
-    text = text_of(file, "study")
     what = parse_study(text, file, overrides or ())
     cells = cells_of(what)
     if (what.save or what.prepare) and folder is None:

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from laconic.cli.group import is_first
 from laconic.errors import LONGEST_SENTENCE, Notice, shortened
-from laconic.processes import is_first
 from laconic.progress import Item, Track, silent
 
 FIRST_WORD_AFTER = 5.0
@@ -46,7 +46,7 @@ def remark(text: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block libraries are silenced, and each of laconic's notices is one line."""
+    """Within the block no warning of a library is shown, and each of laconic's notices is one line."""
     told: set[str] = set()
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
@@ -55,7 +55,6 @@ def quiet() -> Iterator[None]:
             remark(str(message))
 
     with warnings.catch_warnings():
-        _quiet_libraries()
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Notice)
         warnings.showwarning = tell
@@ -107,7 +106,11 @@ def _told(items: Sequence[Item], what: str, work: Sequence[float] | None) -> Ite
             last = now
 
 
-def _quiet_libraries() -> None:
+def silence_libraries() -> None:
+    """What a verb does before it works on a model. It imports transformers, which takes a while.
+
+    So a verb first refuses whatever it can without.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -1,14 +1,18 @@
-"""Steps that shrink a model."""
+"""Steps that shrink a model. Each is imported when it is asked for."""
 
-from laconic.compress.depth import Shorten
-from laconic.compress.heads import ShrinkHeads
-from laconic.compress.matrices import Compress
-from laconic.compress.scales import AwqScale, SmoothQuant
-from laconic.compress.step import Outcome, Step
-from laconic.compress.ways import Allocation
-from laconic.compress.width import Narrow
+from typing import TYPE_CHECKING
 
-SHRINKING: tuple[type[Step], ...] = (Compress, ShrinkHeads, Narrow, Shorten, AwqScale, SmoothQuant)
+from laconic.lazily import lazy
+
+if TYPE_CHECKING:
+    from laconic.compress.depth import Shorten
+    from laconic.compress.heads import ShrinkHeads
+    from laconic.compress.matrices import Compress
+    from laconic.compress.scales import AwqScale, SmoothQuant
+    from laconic.compress.shrinking import SHRINKING
+    from laconic.compress.step import Outcome, Step
+    from laconic.compress.ways import Allocation
+    from laconic.compress.width import Narrow
 
 __all__ = [
     "SHRINKING",
@@ -22,3 +26,23 @@ __all__ = [
     "SmoothQuant",
     "Step",
 ]
+
+__getattr__ = lazy(
+    "laconic.compress",
+    {
+        "SHRINKING": "laconic.compress.shrinking",
+        "Allocation": "laconic.compress.ways",
+        "AwqScale": "laconic.compress.scales",
+        "Compress": "laconic.compress.matrices",
+        "Narrow": "laconic.compress.width",
+        "Outcome": "laconic.compress.step",
+        "Shorten": "laconic.compress.depth",
+        "ShrinkHeads": "laconic.compress.heads",
+        "SmoothQuant": "laconic.compress.scales",
+        "Step": "laconic.compress.step",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,21 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from laconic.bounds import interval_of
 from laconic.errors import UserError, must_be
+from laconic.wording import in_words
 
 TOO_SHORT = "too_short"
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", TOO_SHORT}
 SCALARS = {"bool", "int", "float", "str"}
 """pydantic's names of the branches of a union."""
-PLAIN = {
-    "a valid tuple": "a list",
-    "a valid string": "text",
-    "a valid boolean": "true or false",
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid dictionary": "a mapping",
-    "a dictionary": "a mapping",
-    ", got a number with a fractional part": "",
-}
 
 
 def validated(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
@@ -123,12 +114,3 @@ def _keys(inner: tuple[str | int, ...]) -> str:
     """What follows the field: `[2]` of a list, `.ffn` of a mapping; pydantic's names of deeper unions are left out."""
     shown = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner if part not in SCALARS)
     return "".join(part for part in shown if part.startswith("[") or part.lstrip(".").isidentifier())
-
-
-def in_words(message: str) -> str:
-    """pydantic's words for what it wants, without Python's names of types."""
-    requirement = message[:1].lower() + message[1:]
-    requirement = requirement.removeprefix("input should be ").partition(", unable to ")[0]
-    for python, words in PLAIN.items():
-        requirement = requirement.replace(python, words)
-    return requirement.partition(" or an instance of ")[0]

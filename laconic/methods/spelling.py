@@ -4,18 +4,15 @@
 with its place.
 """
 
-import re
 from dataclasses import fields
 from typing import Any
 
-from laconic.errors import UserError, must_be, shown, unknown
+from laconic.errors import must_be, shown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.methods.problem import validated
-from laconic.yaml_loader import value_of
+from laconic.named import check_parameters, no_method, split_name
 
-# Not the commas inside of a list or a mapping.
-_BETWEEN = re.compile(r",(?![^\[\]{}]*[\]}])")
 _BY_NAME = {method.name: method for method in METHODS}
 
 
@@ -27,12 +24,9 @@ def method_from(value: object, place: str) -> Method:
     """
     name, parameters = named(value, place)
     if name not in _BY_NAME:
-        raise unknown("method", name, _BY_NAME)
+        raise no_method(name, list(_BY_NAME))
     kind = _BY_NAME[name]
-    known = [field.name for field in fields(kind)]
-    for parameter in parameters:
-        if parameter not in known:
-            raise unknown("parameter", parameter, known, owner=f"The method '{name}' has")
+    check_parameters(name, parameters, [field.name for field in fields(kind)])
     for field in fields(kind):
         if isinstance(field.default, Method) and field.name in parameters:
             part = method_from(parameters[field.name], f"{place}.{name}.{field.name}")
@@ -54,8 +48,7 @@ def named(value: object, place: str) -> tuple[str, dict[str, Any]]:
         UserError: it is no name with parameters; the sentence begins with `place`.
     """
     if isinstance(value, str):
-        name, _, rest = value.partition(":")
-        return name.strip(), _parameters(rest, place)
+        return split_name(value, place)
     if isinstance(value, dict) and len(value) == 1:
         name, parameters = next(iter(value.items()))
         if parameters is None:
@@ -73,15 +66,3 @@ def _hint(value: object) -> str:
     if key is None:
         return ""
     return f", so {shown({value[key]: {other: part for other, part in value.items() if other != key}})}"
-
-
-def _parameters(text: str, place: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in _BETWEEN.split(text))):
-        key, equals, literal = item.partition("=")
-        if not equals:
-            raise must_be(place, "NAME:parameter=value,…", item)
-        if key.strip() in parameters:
-            raise UserError(f"{place}: The parameter '{key.strip()}' is given twice; give it once.")
-        parameters[key.strip()] = value_of(literal, f"{place}, {key.strip()}")
-    return parameters

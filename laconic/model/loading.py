@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import entry_of
-from laconic.model.checkpoints import QUANT_METHOD, TARGET_TOKENIZER, Checkpoint, checkpoint_at
+from laconic.model.checkpoints import TARGET_TOKENIZER, Checkpoint, checkpoint_at
 from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.place import Place, located
 from laconic.model.checkpoints.sentences import MODULES
@@ -17,7 +17,6 @@ from laconic.model.structure import anatomy_of, structure_of
 from laconic.model.task import check_finite, task_of
 
 __all__ = [
-    "QUANT_METHOD",
     "TARGET_TOKENIZER",
     "check_model",
     "configuration",

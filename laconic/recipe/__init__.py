@@ -1,7 +1,7 @@
 """The whole flow as one value and one function: a recipe is parsed, written and run here."""
 
 from laconic.recipe.entry import compress
-from laconic.recipe.parse import read_recipe, recipe_from
+from laconic.recipe.parse import parse_recipe, read_recipe, recipe_from
 from laconic.recipe.run import Record, run
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import spell_recipe, write_recipe
@@ -11,6 +11,7 @@ __all__ = [
     "Recipe",
     "Record",
     "compress",
+    "parse_recipe",
     "read_recipe",
     "recipe_from",
     "run",

@@ -11,16 +11,7 @@ from laconic.errors import UserError, must_be, shown, unknown
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, validated
 from laconic.methods.spelling import method_from
-from laconic.yaml_loader import parsed, text_of
-
-
-def read_mapping(path: Path, what: str, holds: str) -> dict[str, Any]:
-    """The mapping in a YAML file; `what` is what the file is called, `holds` what must be in it.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
-    return mapping_of(text_of(path, what), f"The {what} '{path}'", holds)
+from laconic.yaml_loader import parsed
 
 
 def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:

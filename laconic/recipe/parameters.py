@@ -6,12 +6,13 @@ adds, and what it says goes before what the classes that it derives from say.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import cleandoc
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from laconic.bounds import interval_of
+from laconic.catalogue import Parameter
 from laconic.compress import Step
 from laconic.methods import METHODS, Method
 from laconic.recipe.steps import STEPS
@@ -20,16 +21,6 @@ KINDS: dict[str, type[Method] | type[Step]] = {kind.name: kind for kind in (*MET
 """By name, everything that `--method` and the steps of a recipe can be."""
 _NAMED = re.compile(r"^([a-z][a-z0-9_]*): +(.*)$")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """One parameter, in words: `default` is None where it has to be given."""
-
-    name: str
-    type: str
-    default: str | None
-    meaning: str
 
 
 def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:

@@ -9,11 +9,13 @@ from laconic.errors import must_be, unknown
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed
 from laconic.methods.spelling import method_from, named
-from laconic.recipe.building import build, read_mapping
+from laconic.named import no_method
+from laconic.recipe.building import build, mapping_of
 from laconic.recipe.meant import suggestion
 from laconic.recipe.overrides import put_all
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
+from laconic.yaml_loader import text_of
 
 ROOT = "recipe"
 
@@ -24,7 +26,16 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file cannot be read, or what it says is no recipe.
     """
-    spelled = read_mapping(path, "recipe", "model and steps")
+    return parse_recipe(text_of(path, "recipe"), path, overrides)
+
+
+def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that the `text` of the file at `path` spells, with each `key=value` of `overrides` put in place.
+
+    Raises:
+        UserError: what it says is no recipe.
+    """
+    spelled = mapping_of(text, f"The recipe '{path}'", "model and steps")
     put_all(spelled, overrides, ROOT)
     return recipe_from(spelled)
 
@@ -55,7 +66,7 @@ def method_or_step(value: object, place: str) -> Method | Step:
         return build(steps[name], parameters, f"{place}.{name}")
     methods = [method.name for method in METHODS]
     if name not in methods:
-        raise unknown("method", name, [*methods, *steps])
+        raise no_method(name, [*methods, *steps])
     return method_from(value, place)
 
 

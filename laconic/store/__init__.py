@@ -1,10 +1,19 @@
-"""Save and load: the transformers plug-in, folders written whole or not at all, and the way back to a plain model."""
+"""Save and load: the transformers plug-in, folders written whole or not at all, and the way back to a plain model.
 
-from laconic.store.atomic import check_output, check_place
-from laconic.store.folder import Beside, file_bytes, save
-from laconic.store.materialize import materialize
-from laconic.store.quantizer import LaconicConfig, LaconicQuantizer, attach, register
-from laconic.store.skeleton import skeleton
+Each part is imported when it is asked for: transformers imports the plug-in while it is being imported itself.
+"""
+
+from typing import TYPE_CHECKING
+
+from laconic.lazily import lazy
+
+if TYPE_CHECKING:
+    from laconic.store.atomic import check_output, check_place
+    from laconic.store.attached import attach
+    from laconic.store.densify import materialize
+    from laconic.store.folder import Beside, file_bytes, save
+    from laconic.store.quantizer import LaconicConfig, LaconicQuantizer, register
+    from laconic.store.weightless import skeleton
 
 __all__ = [
     "Beside",
@@ -19,3 +28,24 @@ __all__ = [
     "save",
     "skeleton",
 ]
+
+__getattr__ = lazy(
+    "laconic.store",
+    {
+        "Beside": "laconic.store.folder",
+        "LaconicConfig": "laconic.store.quantizer",
+        "LaconicQuantizer": "laconic.store.quantizer",
+        "attach": "laconic.store.attached",
+        "check_output": "laconic.store.atomic",
+        "check_place": "laconic.store.atomic",
+        "file_bytes": "laconic.store.folder",
+        "materialize": "laconic.store.densify",
+        "register": "laconic.store.quantizer",
+        "save": "laconic.store.folder",
+        "skeleton": "laconic.store.weightless",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

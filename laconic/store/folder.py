@@ -16,11 +16,11 @@ from laconic.model import LanguageModel
 from laconic.model.checkpoints.sentences import MODULES
 from laconic.model.loading import TARGET_TOKENIZER
 from laconic.store.atomic import new_folder
+from laconic.store.attached import attach
 from laconic.store.biases import dense_as_linears
 from laconic.store.card import default_card
 from laconic.store.pipeline import save_pipeline
 from laconic.store.processor import save_processor
-from laconic.store.quantizer import attach
 from laconic.store.verify import verify_saved
 
 RECIPE = "recipe.yaml"

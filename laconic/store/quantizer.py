@@ -3,23 +3,25 @@
 transformers calls whatever turns a plain model into another before its weights are loaded a quantizer, and lets
 libraries register their own. `config.json` then holds `quantization_config: {quant_method: laconic, version,
 structure}`; see `laconic.store.structure`.
+
+This is imported while transformers itself is (`laconic.plugin`), so what handles models is imported by what needs it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from laconic.errors import UserError, shown
-from laconic.model.checkpoints.report import check_report
-from laconic.model.loading import QUANT_METHOD
-from laconic.store.materialize import densify, forget
-from laconic.store.packed import stored_tensors, unpack
-from laconic.store.structure import Structure, describe, rebuild
+from laconic.plugin import QUANT_METHOD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from laconic.store.structure import Structure
 
 NAME = QUANT_METHOD
 VERSION = 1
@@ -29,7 +31,7 @@ class LaconicConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed model: the structure to rebuild, and the version of this layout."""
 
     def __init__(
-        self, structure: Structure | None = None, version: int | None = None, quant_method: str = NAME, **_: Any
+        self, structure: "Structure | None" = None, version: int | None = None, quant_method: str = NAME, **_: Any
     ) -> None:
         # A later layout may hold further keys, so its number is looked at before anything else.
         if version != VERSION:
@@ -55,21 +57,29 @@ class LaconicQuantizer(HfQuantizer):
     # Turning a plain checkpoint into a compressed one is the work of `laconic.compress`.
     requires_calibration = True
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+    def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
         assert isinstance(self.quantization_config, LaconicConfig)
+        from laconic.store.attached import judge_load
+        from laconic.store.structure import rebuild
+
         rebuild(model, self.quantization_config.structure)
-        _judge_load(model)
+        judge_load(model)
         return model
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        from laconic.store.packed import unpack
+
         unpack(model)
         # Formats are plain linears: the model may be cast and trained, which transformers denies to quantized ones.
         vars(model)["is_quantized"] = False
         return model
 
     # What transformers takes the first of is any state dict; its own is always None.
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> Any:
+    def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> Any:
         """Called first when saving: the structure and the tensors written are those of the model as it is now."""
+        from laconic.store.packed import stored_tensors
+        from laconic.store.structure import describe
+
         if structure := describe(model):
             model.config.quantization_config = LaconicConfig(structure, VERSION)
         else:
@@ -92,52 +102,14 @@ class LaconicQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         return True
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: "PreTrainedModel", dtype: torch.dtype | None = None) -> "PreTrainedModel":
+        from laconic.store.densify import densify
+
         densify(model)
         # After saving, transformers' configuration holds the dtype as text; the model is in that dtype already.
         if isinstance(dtype, torch.dtype) and dtype != model.dtype:
             torch.nn.Module.to(model, dtype)
         return model
-
-
-def _judge_load(model: PreTrainedModel) -> None:
-    """Have the load of `model` fail where transformers would only warn: of weights drawn anew, or left out.
-
-    transformers tells the model what it found, once, for the model to take out what its class knows to be harmless.
-    """
-    told = "_adjust_missing_and_unexpected_keys"
-    adjust = getattr(model, told)
-
-    def judge(found: Any) -> None:
-        del vars(model)[told]
-        adjust(found)
-        # What has no numbers was not asked for to be used, but for this very report.
-        if all(tensor.is_meta for tensor in model.parameters()):
-            return
-        # Other shapes transformers refuses itself, unless it is asked not to.
-        check_report(model, {**found.to_dict(), "mismatched_keys": ()}, model.config.name_or_path or "")
-
-    vars(model)[told] = judge
-
-
-def attach(model: PreTrainedModel) -> None:
-    """Make `model.save_pretrained` write what `from_pretrained` needs; a model without formats is left plain.
-
-    Raises:
-        UserError: another library quantized the model, and one folder cannot say both; or it is something that no
-            configuration of its class describes.
-    """
-    other = getattr(model, "hf_quantizer", None)
-    if other is not None and not isinstance(other, LaconicQuantizer):
-        name = other.quantization_config.quant_method
-        raise UserError(
-            f"The model is already quantized by '{name}', so laconic cannot save it; start from the original."
-        )
-    forget(model)
-    if structure := describe(model):
-        model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure, VERSION))  # type: ignore[assignment]
-        model.quantization_method = NAME  # type: ignore[assignment]
-        model.config.quantization_config = LaconicConfig(structure, VERSION)
 
 
 def register() -> None:

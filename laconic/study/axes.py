@@ -18,8 +18,8 @@ from laconic.methods.spelling import named
 from laconic.paths import expanded
 from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
-from laconic.recipe.shipped import located
 from laconic.recipe.steps import STEPS
+from laconic.shipped import located
 from laconic.study.schema import Label, Line, Value
 
 PERCENT = 100

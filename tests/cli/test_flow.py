@@ -1,8 +1,8 @@
 """A model of each kind goes through the command line whole: compressed, reloaded, evaluated, its bytes counted."""
 
 import json
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,7 @@ def test_the_whole_flow(
         in_memory.append(lm)
         save(lm, folder, beside)
 
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "save", remember)
+    monkeypatch.setattr(import_module("laconic.recipe.run"), "save", remember)
     original, small = model(shared_models, tmp_path), tmp_path / "small"
     record = said(capsys, "compress", original, "--method", "kfac-svd:multiple=1", "--keep", "0.6", "--allocate",
                   "spectrum", "--data", data, "--samples", 8, "-o", small)  # fmt: skip

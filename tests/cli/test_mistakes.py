@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -136,7 +136,7 @@ def test_what_the_system_refuses_and_what_the_user_stops(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", refuse)
+    monkeypatch.setattr(import_module("laconic.recipe.run"), "load", refuse)
     assert status(["compress", str(tiny_model), *SVD, "--json", "-o", str(tmp_path / "small")]) == expected
     captured = capsys.readouterr()
     assert captured.out == "" and words in captured.err and len(captured.err.splitlines()) <= 1

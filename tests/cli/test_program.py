@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from laconic.cli.main import status
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with layers that only laconic knows."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    assert status(["compress", str(tiny_model), "--method", "svd:rank=2", "--targets", "ffn", "-o", str(folder)]) == 0
+    return folder
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -40,11 +50,11 @@ def script(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("by", ["module", "script"])
-@pytest.mark.parametrize("seen", ["torch._C", "transformers.utils.generic", "laconic.store"])
+@pytest.mark.parametrize("seen", ["pydantic", "torch._C", "transformers.utils.generic", "laconic.formats"])
 def test_ctrl_c_during_imports_is_one_line(by: str, seen: str, tmp_path: Path) -> None:
     started = ["-m", "laconic"] if by == "module" else [str(script(tmp_path))]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-X", "importtime", *started, "methods"]
+    command = [sys.executable, "-X", "importtime", *started, "inspect", "./nowhere"]
     program = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert program.stderr is not None
     # Each module is told of once it is imported.
@@ -79,3 +89,23 @@ def test_ctrl_c_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     assert program.returncode == 130
     assert out == "" and err.splitlines()[-1] == "Interrupted." and "Traceback" not in err
     assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "inspect {model} --json",
+        "evaluate {model} --batch 1 --length 8 --json",
+        "compress {model} --method rtn:bits=8 --targets attention -o {out} --json",
+        "run {recipe} -o {out} --json",
+        "study {study} -o {out} --workers 2 --json",
+    ],
+)
+def test_what_laconic_saved_is_read_by_a_program_that_has_just_begun(line: str, small: Path, tmp_path: Path) -> None:
+    recipe, study = tmp_path / "recipe.yaml", tmp_path / "study.yaml"
+    recipe.write_text(f"model: {small}\nsteps:\n- compress: {{method: {{rtn: {{bits: 8}}}}, targets: [attention]}}\n")
+    study.write_text(f"axes: {{recipe: [{recipe}], seed: [0, 1]}}\ntasks: []\ncost: {{batch: [1], length: [8]}}\n")
+    program = start(*line.format(model=small, recipe=recipe, study=study, out=tmp_path / "out").split())
+    out, err = program.communicate(timeout=240)
+    assert program.returncode == 0, err + out
+    assert json.loads(out)

@@ -9,7 +9,7 @@ import laconic
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.recipe import read_recipe
-from laconic.recipe.shipped import FOLDER, Kind, described, located, shipped
+from laconic.shipped import FOLDER, Kind, described, located, shipped
 from laconic.study import read_study
 
 FILES = sorted(FOLDER.rglob("*.yaml"))

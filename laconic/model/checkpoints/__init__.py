@@ -15,9 +15,9 @@ from laconic.model.checkpoints.disguised import is_archive, is_pointer
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.place import Place, located
 from laconic.model.checkpoints.sentences import Declared, declared
-from laconic.model.checkpoints.stored import QUANT_METHOD, Stored
+from laconic.model.checkpoints.stored import Stored
 
-__all__ = ["QUANT_METHOD", "TARGET_TOKENIZER", "Checkpoint", "checkpoint_at"]
+__all__ = ["TARGET_TOKENIZER", "Checkpoint", "checkpoint_at"]
 
 EXPORTED = ("model.onnx", "openvino_model.xml")
 """Files of models for other runtimes, as `laconic export` writes them."""

@@ -23,9 +23,8 @@ from laconic.model.checkpoints.tokenizer import check_tokenizer
 from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, text_encoder_name
+from laconic.plugin import QUANT_METHOD
 
-QUANT_METHOD = "laconic"
-"""Under this name laconic's own `quantization_config` stands in config.json."""
 NOWHERE = "no-adapter-is-meant"
 """A folder that is in no model's: transformers looks there for an adapter, and loads none on top."""
 

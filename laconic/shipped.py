@@ -11,7 +11,7 @@ from laconic.yaml_loader import NEAR
 
 Kind = Literal["recipe", "study"]
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(__file__).parent / "recipes"
 STUDIES = "studies"
 """The folder of those among them that are studies."""
 VERBS: Mapping[Kind, str] = {"recipe": "run", "study": "study"}

@@ -1,0 +1,73 @@
+"""Every method and every step, in words: what `laconic methods` prints, and the names that `--method` takes.
+
+The classes know all of this, but to import them is to import torch, which takes seconds that nobody waits for to read a
+name. So it is written down once, in `catalogue.json`, by `python -m laconic.recipe.catalogue`; a test holds it equal to
+the classes.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).with_name("catalogue.json")
+STEP = "step"
+"""The family of what is no method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter, in words: `default` is None where it has to be given."""
+
+    name: str
+    type: str
+    default: str | None
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A method or a step, in words; a step has no `paper`, and `needs` are a method's statistics by their names.
+
+    what: a sentence on what it does.
+    example: a command that uses it.
+    """
+
+    name: str
+    family: str
+    needs: tuple[str, ...] = ()
+    paper: str | None = None
+    what: str
+    parameters: tuple[Parameter, ...]
+    example: str
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it changes a model, and is no method of one matrix."""
+        return self.family == STEP
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """By name, everything that `--method` and the steps of a recipe can be.
+
+    >>> catalogue()["svd"].family
+    'low rank'
+    """
+    return {line["name"]: _entry(line) for line in json.loads(PATH.read_text(encoding="utf-8"))}
+
+
+def method_names() -> list[str]:
+    """Of the methods, in their order."""
+    return [entry.name for entry in catalogue().values() if not entry.is_step]
+
+
+def step_names() -> list[str]:
+    """Of the steps, in their order."""
+    return [entry.name for entry in catalogue().values() if entry.is_step]
+
+
+def _entry(line: dict[str, Any]) -> Entry:
+    parameters = tuple(Parameter(**one) for one in line["parameters"])
+    return Entry(**{**line, "needs": tuple(line["needs"]), "parameters": parameters})

@@ -1,0 +1,62 @@
+"""How transformers comes to know laconic: by which name, and when.
+
+transformers has tables of quantizers that other libraries may add to. To import them takes longer than to import torch,
+and what loads no model needs neither, so laconic is added once transformers imports them itself.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+QUANT_METHOD = "laconic"
+"""What `quantization_config.quant_method` in config.json says of a folder that laconic saved."""
+TABLES = "transformers.quantizers.auto"
+
+
+def when_imported(module: str, then: Callable[[], object]) -> None:
+    """Call `then` as soon as `module` is imported, at once where that was done already."""
+    if module in sys.modules:
+        then()
+    else:
+        sys.meta_path.insert(0, _Finder(module, then))
+
+
+class _Finder(MetaPathFinder):
+    """Finds `module` where the other finders find it."""
+
+    def __init__(self, module: str, then: Callable[[], object]) -> None:
+        self._module = module
+        self._then = then
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._module:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((one for one in found if one is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self._then)
+        return spec
+
+
+class _Loader(Loader):
+    """Does as another loader, and then more."""
+
+    def __init__(self, loader: Loader, then: Callable[[], object]) -> None:
+        self._loader = loader
+        self._then = then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Whoever asks the module how it was loaded, as inspect does, is told of its own loader.
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._then()
