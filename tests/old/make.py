@@ -28,13 +28,17 @@ from transformers import PreTrainedTokenizerFast
 
 from laconic.allocate import plan_text, spell_plan
 from laconic.cli.main import status
+from laconic.compress import Compress
+from laconic.methods import Svd
+from laconic.model import load as load_lm
 from laconic.recipe import Recipe, recipe_from, write_recipe
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.write import spell_recipe
 from laconic.store import Beside, save
-from tests.old.models import CASES, Case, batch_for, bert, data_for
-from tests.old.reading import HERE, LOGITS, load, logits
+from tests.old.models import CASES, WIDTH, Case, batch_for, bert, bert_base, data_for
+from tests.old.reading import HERE, LOGITS, load, logits, vectors
 from tests.old.spelled import BY_HAND, PLAN, RECIPES, STUDY
+from tests.sentences import NORMALIZE, Part, dense, sentence_folder
 
 WORDS = ("[PAD]", "[UNK]", "the", "cat", "dog", "house", "is", "was", "good", "bad", "old")
 SENTENCES = [f"the {noun} {verb} {what}" for noun in WORDS[3:6] for verb in WORDS[6:8] for what in WORDS[8:]]
@@ -54,6 +58,7 @@ def main() -> None:
     anew(folder / "plan.yaml", lambda path: path.write_text(plan_text(PLAN)))
     anew(folder / "plan.json", lambda path: write_json(path, spell_plan(PLAN)))
     anew(folder / "original", write_original)
+    anew(folder / "embedder", write_embedder)
     anew(folder / "study", lambda path: write_study(path, folder / "original"))
     anew(folder / "printed", lambda path: write_printed(path, folder / "original"))
     anew(folder / "made.json", lambda path: write_json(path, made_by(project["version"])))
@@ -101,9 +106,29 @@ def write_recipes(folder: Path) -> None:
 def write_original(folder: Path) -> None:
     """A classifier with a tokenizer, of which the study and what is printed are made."""
     Case("original", bert, ()).lm().model.save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of a few whole words."""
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+
+
+def write_embedder(folder: Path) -> None:
+    """A compressed model with modules of sentence-transformers behind it, and beside it the vectors that it gives."""
+    with tempfile.TemporaryDirectory() as place:
+        parts = [Part("Pooling", {"embedding_dimension": WIDTH, "pooling_mode": "mean"}), dense(WIDTH, 8), NORMALIZE]
+        whole = sentence_folder(Path(place) / "whole", parts, model=Case("whole", bert_base, ()).lm().model)
+        write_tokenizer(whole)
+        lm = load_lm(str(whole))
+        steps = (Compress(method=Svd(rank=4)),)
+        lm, changes = apply_steps(lm, steps, None)
+        save(lm, folder, Beside(recipe=write_recipe(Recipe(model="whole", steps=steps)), plan=plan_text(changes.plan)))
+    (folder / "README.md").unlink()
+    batch = batch_for(lm.model)
+    save_file({**batch, LOGITS: vectors(load_lm(str(folder)), batch)}, folder.with_suffix(".safetensors"))
 
 
 @contextlib.contextmanager

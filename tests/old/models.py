@@ -39,6 +39,11 @@ def bert(blocks: int) -> PreTrainedModel:
     return hf.BertForSequenceClassification(hf.BertConfig(**sizes))
 
 
+def bert_base(blocks: int) -> PreTrainedModel:
+    """Without a head, and without a pooler of its own."""
+    return hf.BertModel(hf.BertConfig(**ENCODER, num_hidden_layers=blocks), add_pooling_layer=False)
+
+
 def gpt2(blocks: int) -> PreTrainedModel:
     """Whose matrices lie the other way round, and whose head is its embedding."""
     sizes = {"n_embd": WIDTH, "n_layer": blocks, "n_head": HEADS, "n_inner": INNER, "n_positions": 12}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import laconic
 from laconic.formats import Coded
+from laconic.model import LanguageModel
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(path.parent for path in HERE.glob("*/made.json"))
@@ -36,6 +37,13 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
             if isinstance(part, Coded):
                 stack.enter_context(part.held())
         return model(**batch).logits
+
+
+@torch.no_grad()
+def vectors(lm: LanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """What a model of sentences makes of each row."""
+    assert lm.pipeline is not None
+    return lm.pipeline(lm.model(**batch)[0], batch["attention_mask"])
 
 
 def within(old: Any, new: Any) -> bool:

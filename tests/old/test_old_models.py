@@ -12,7 +12,7 @@ from laconic.formats import FORMATS, Format
 from laconic.model import load as load_lm
 from laconic.store import file_bytes
 from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED
-from tests.old.reading import HERE, LOGITS, VERSIONS, load, logits
+from tests.old.reading import HERE, LOGITS, VERSIONS, load, logits, vectors
 
 FOLDERS = [path for version in VERSIONS for path in sorted((version / "models").iterdir()) if path.is_dir()]
 every_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: f"{path.parents[1].name}-{path.name}")
@@ -41,6 +41,15 @@ def test_laconic_finds_the_same_matrices_in_it(folder: Path) -> None:
     lm = load_lm(str(folder))
     assert lm.sites()
     assert file_bytes(folder) > 0
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
+def test_a_model_of_sentences_gives_the_vectors_that_it_gave(version: Path) -> None:
+    folder = version / "embedder"
+    stored = load_file(folder.with_suffix(".safetensors"))
+    expected = stored.pop(LOGITS)
+    torch.testing.assert_close(vectors(load_lm(str(folder)), stored), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(expected.norm(dim=1), torch.ones(len(expected)))
 
 
 def test_every_format_was_stored() -> None:
