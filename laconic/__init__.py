@@ -31,4 +31,4 @@ def __dir__() -> list[str]:
 import_module("laconic.compress")
 del globals()["compress"]
 
-when_imported(TABLES, lambda: import_module("laconic.store.quantizer").register())
+when_imported(TABLES, lambda: import_module("laconic.store.quantizer"))

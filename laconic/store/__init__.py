@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from laconic.store.attached import attach
     from laconic.store.densify import materialize
     from laconic.store.folder import Beside, file_bytes, save
-    from laconic.store.quantizer import LaconicConfig, LaconicQuantizer, register
+    from laconic.store.quantizer import LaconicConfig, LaconicQuantizer
     from laconic.store.weightless import skeleton
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "check_place",
     "file_bytes",
     "materialize",
-    "register",
     "save",
     "skeleton",
 ]
@@ -40,7 +39,6 @@ __getattr__ = lazy(
         "check_place": "laconic.store.atomic",
         "file_bytes": "laconic.store.folder",
         "materialize": "laconic.store.densify",
-        "register": "laconic.store.quantizer",
         "save": "laconic.store.folder",
         "skeleton": "laconic.store.weightless",
     },

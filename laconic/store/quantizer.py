@@ -112,8 +112,6 @@ class LaconicQuantizer(HfQuantizer):
         return model
 
 
-def register() -> None:
-    """Make transformers know laconic; again is harmless."""
-    if NAME not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
-        auto.register_quantization_config(NAME)(LaconicConfig)
-        auto.register_quantizer(NAME)(LaconicQuantizer)
+# As decorators these would hide the classes from type checkers.
+auto.register_quantization_config(NAME)(LaconicConfig)
+auto.register_quantizer(NAME)(LaconicQuantizer)

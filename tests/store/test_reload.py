@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 import laconic
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.store import LaconicConfig, attach, register, skeleton
+from laconic.store import LaconicConfig, attach, skeleton
 from tests.architectures import BY_NAME, alike, compress_everything, factors, outputs
 from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, in_half, job, unexpected
 
@@ -123,8 +123,7 @@ def test_what_this_version_cannot_read_is_said(
         skeleton(str(tmp_path))
 
 
-def test_registering_again_is_harmless() -> None:
-    register()
+def test_a_configuration_without_formats_says_so() -> None:
     assert LaconicConfig({}, 1).to_dict() == {"quant_method": "laconic", "version": 1, "structure": {}}
 
 
