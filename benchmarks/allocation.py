@@ -19,11 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.cells import Cells, in_bold, mean_of
 from benchmarks.common import models_folder
 from benchmarks.tables import ROOT, replace_between
-from laconic.calibrate import Calibration, Known, survey
+from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Allocation, Compress
-from laconic.compress.judge import Judge
-from laconic.compress.ways.corrected import ALLOCATED
+from laconic.compress.allocators.corrected import ALLOCATED
+from laconic.compress.kl_metric import KLMetric
 from laconic.methods import KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load
 
@@ -104,8 +104,8 @@ class Ground:
 
     lm: LanguageModel
     data: Calibration
-    known: dict[str, Known]
-    judge: Judge
+    known: dict[str, LayerStats]
+    judge: KLMetric
 
 
 def prepared(name: str, seed: int) -> Ground:
@@ -115,8 +115,8 @@ def prepared(name: str, seed: int) -> Ground:
     parts = [replace(corpus, examples=corpus.examples[part]) for part in (slice(ROWS), slice(ROWS, None))]
     first, last = (batches(lm, part, batch_size=16, max_length=MAX_LENGTH) for part in parts)
     data = Calibration(first, seed=seed)
-    known = survey(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
-    return Ground(lm, data, known, Judge(lm, last))
+    known = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
+    return Ground(lm, data, known, KLMetric(lm, last))
 
 
 def random_llama(seed: int) -> LanguageModel:
@@ -139,7 +139,7 @@ def solved(ground: Ground, size: str, way: str) -> dict:
     start = time.perf_counter()
     known, taken = ground.known, ""
     for step in steps_of(size, way):
-        known = known or survey(small, ground.data, step.needs, small.sites())
+        known = known or collect_stats(small, ground.data, step.needs, small.sites())
         outcome = step.solve(small, known, ground.data if _way(size, way).measured else None)
         taken += outcome.found[ALLOCATED]["taken"] + " " if ALLOCATED in outcome.found else ""
         known = {}

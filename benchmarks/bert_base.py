@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.common import write_json
-from laconic.calibrate import Calibration, survey
+from laconic.calibrate import Calibration, collect_stats
 from laconic.compress import Compress
 from laconic.methods import KfacSvd
 from laconic.model import LanguageModel
@@ -98,7 +98,7 @@ def statistics() -> float:
     """What kfac-svd with spectrum needs."""
     lm = bert()
     needs = Compress(keep=0.5, **SPECTRUM).needs
-    return timed(lambda: survey(lm, Calibration(batches()), needs, lm.sites()))
+    return timed(lambda: collect_stats(lm, Calibration(batches()), needs, lm.sites()))
 
 
 def compressed(keep: float) -> float:

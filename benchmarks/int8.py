@@ -30,7 +30,7 @@ from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.compress import Compress, SmoothQuant
 from laconic.formats import DynamicInt8
-from laconic.formats.fastest import Choice, machine
+from laconic.formats.autotune import Choice, machine
 from laconic.formats.int8_kernels import INT8, Matrix
 from laconic.formats.kernels import working
 from laconic.methods import Int8

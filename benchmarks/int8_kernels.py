@@ -13,15 +13,15 @@ import torch
 from rich.progress import track
 
 from benchmarks.common import RESULTS
-from laconic.formats.fastest import ROWS, Question, machine, timed
+from laconic.formats.autotune import ROWS, Question, machine, timed
 from laconic.formats.int4_kernels import FewBits
 from laconic.formats.int8_kernels import INT8
-from laconic.formats.kernels import Family
+from laconic.formats.kernels import KernelFamily
 
 PATH = RESULTS / "int8_kernels.jsonl"
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 3072), (4096, 4096), (32000, 768))
 """(out, in)."""
-FAMILIES: dict[str, Family] = {"int8": INT8, "4 bits, groups of 64": FewBits(4, 64, symmetric=False)}
+FAMILIES: dict[str, KernelFamily] = {"int8": INT8, "4 bits, groups of 64": FewBits(4, 64, symmetric=False)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAME = ("family", "out", "in", "rows", "dtype")
 """With the machine, what makes a question the same question."""

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from benchmarks.common import calibration, clone, models_folder, write_json
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, TIMED, every_need, step_of
-from laconic.calibrate import survey
+from laconic.calibrate import collect_stats
 from laconic.model import LanguageModel, load
 from laconic.store import file_bytes, save
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(name: str) -> list[dict]:
     """One row for each way and size."""
     lm = load(str(models_folder() / name))
-    known = survey(lm, calibration(lm, MODELS[name], CALIBRATION_ROWS, seed=0), every_need(TIMED), lm.sites())
+    known = collect_stats(lm, calibration(lm, MODELS[name], CALIBRATION_ROWS, seed=0), every_need(TIMED), lm.sites())
     dense_file = saved_bytes(lm)
     rows = []
     for keep in track(KEEPS, name):

@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
-from laconic.calibrate import survey
+from laconic.calibrate import collect_stats
 from laconic.calibrate.passes import forward, machine, random_batch, seconds_of
 from laconic.compress import Compress
 from laconic.methods import KfacSvd
@@ -49,7 +49,7 @@ def measure() -> list[dict]:
     """One row for each size, with inputs shared and not."""
     lm = load(str(models_folder() / MODEL))
     asked = [(keep, share) for share in (False, True) for keep in KEEPS]
-    known = survey(lm, calibration(lm, SOURCE, 128, seed=0), step_of(0.5, False).needs, lm.sites())
+    known = collect_stats(lm, calibration(lm, SOURCE, 128, seed=0), step_of(0.5, False).needs, lm.sites())
     data = development(lm, SOURCE)
     dense = predictions(lm, data)
     models, rows = [lm], []

@@ -12,7 +12,7 @@ from rich.progress import track
 from scipy.stats import spearmanr
 
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
-from laconic.calibrate import Gram, OutputGram, survey
+from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
 from laconic.methods import Drone
 from laconic.model import load
 from laconic.numerics.loss import quadratic_loss
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, default=None, help="development rows (default: all 872)")
     options = parser.parse_args(argv)
     lm = load(str(models_folder() / "minilm-sst2"))
-    known = survey(lm, calibration(lm, "glue/sst2", 128, seed=0), {Gram, OutputGram}, lm.sites())
+    known = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {InputCovariance, GradCovariance}, lm.sites())
     data = development(lm, "glue/sst2", options.rows)
     dense = predictions(lm, data)
     rows = []
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         (same,) = changed.sites([site.name])
         format = Drone().at(0.3, site.shape).compress(site.weight(), known[site.name])
         error = site.weight() - format.dense()
-        F, C = known[site.name][OutputGram].matrix, known[site.name][Gram].matrix
+        F, C = known[site.name][GradCovariance].matrix, known[site.name][InputCovariance].matrix
         changed.replace(same, format)
         rows.append(
             {

@@ -18,7 +18,7 @@ from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, WAYS
 from benchmarks.lowrank_quality import CELLS as WHOLE
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.tables import ROOT, replace_between
-from laconic.calibrate import survey
+from laconic.calibrate import collect_stats
 from laconic.compress import Compress
 from laconic.methods import Gptq
 from laconic.model import load
@@ -52,7 +52,7 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
     calibrating = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
-    known = survey(lm, calibrating, WAYS[BEST].needs, lm.sites())
+    known = collect_stats(lm, calibrating, WAYS[BEST].needs, lm.sites())
     for key in track(missing, f"{name}, seed {seed}"):
         *_, keep = key
         small = clone(lm)

@@ -15,7 +15,7 @@ from scipy.stats import pearsonr
 from benchmarks.cells import Cells
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, SEEDS, WAYS, every_need, step_of
-from laconic.calibrate import Calibration, Known, survey
+from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.model import Batch, LanguageModel, Predictions, load
 from laconic.numerics.distributions import CATEGORICAL
 
@@ -53,7 +53,7 @@ def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, float]]
         return
     lm = load(str(models_folder() / name))
     calibrating = calibration(lm, MODELS[name], rows, seed)
-    known = survey(lm, calibrating, every_need({way for *_, way, _ in missing}), lm.sites())
+    known = collect_stats(lm, calibrating, every_need({way for *_, way, _ in missing}), lm.sites())
     data = development(lm, MODELS[name])
     judge = Judge(lm, data, predictions(lm, data))
     for key in track(missing, f"{name}, seed {seed}"):
@@ -61,7 +61,7 @@ def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, float]]
         CELLS.add(key, blind(name, way, keep) or solved(judge, known, calibrating, way, keep))
 
 
-def solved(judge: Judge, known: dict[str, Known], data: Calibration, way: str, keep: float) -> dict:
+def solved(judge: Judge, known: dict[str, LayerStats], data: Calibration, way: str, keep: float) -> dict:
     """One cell, measured."""
     small = clone(judge.lm)
     outcome = step_of(way, keep).solve(small, known, data)

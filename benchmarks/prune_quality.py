@@ -19,7 +19,7 @@ from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.pruning import CALIBRATION_ROWS, SIZES, WAYS, sizes_of
-from laconic.calibrate import Calibration, Known, Statistic, survey
+from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.model import LanguageModel, load
 
 CELLS = Cells("prune_quality", ("model", "rows", "seed", "way", "size"))
@@ -31,7 +31,7 @@ class Ground:
 
     judge: Judge
     data: Calibration
-    known: dict[str, Known]
+    known: dict[str, LayerStats]
 
     @property
     def lm(self) -> LanguageModel:
@@ -70,7 +70,9 @@ def prepared(name: str, seed: int, rows: int, needs: frozenset[type[Statistic]])
     lm = load(str(models_folder() / name))
     data = development(lm, MODELS[name])
     calibrating = calibration(lm, MODELS[name], rows, seed)
-    return Ground(Judge(lm, data, predictions(lm, data)), calibrating, survey(lm, calibrating, needs, lm.sites()))
+    return Ground(
+        Judge(lm, data, predictions(lm, data)), calibrating, collect_stats(lm, calibrating, needs, lm.sites())
+    )
 
 
 def every_need(wanted: Sequence[tuple[str, str]]) -> frozenset[type[Statistic]]:
@@ -86,7 +88,7 @@ def solved(ground: Ground, way: str, size: str) -> dict:
     outcome = first.solve(small, ground.known, ground.data)
     dense = outcome.dense_nbytes
     for step in later:
-        known = survey(small, ground.data, step.needs, small.sites())
+        known = collect_stats(small, ground.data, step.needs, small.sites())
         outcome = step.solve(small, known, ground.data)
     seconds = time.perf_counter() - start
     sizes = {"bytes": outcome.nbytes, "dense_bytes": dense, "file_bytes": saved_bytes(small), "seconds": seconds}

@@ -20,7 +20,7 @@ from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import SEEDS
 from benchmarks.lowrank_quality import metric
 from benchmarks.quantizing import BITS, CALIBRATION_ROWS, COMBINATIONS, GROUNDS, GROUPS, METHODS, Steps, alone
-from laconic.calibrate import Calibration, Known, survey
+from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Compress
 from laconic.model import Batch, LanguageModel, Predictions, load
@@ -72,7 +72,7 @@ def measure(model: str, seed: int, wanted: dict[str, Steps]) -> None:
     judge = prepared(model, seed)
     steps = {way: wanted[way](8 * judge.lm.dtype.itemsize) for *_, way in missing}
     needs = frozenset().union(*(first.needs for first, *_ in steps.values()))
-    known = survey(judge.lm, judge.calibration, needs, judge.lm.sites())
+    known = collect_stats(judge.lm, judge.calibration, needs, judge.lm.sites())
     for key in track(missing, f"{model}, seed {seed}"):
         *_, way = key
         CELLS.add(key, blind(model, way, steps[way]) or solved(judge, known, steps[way]))
@@ -91,7 +91,7 @@ def prepared(model: str, seed: int) -> Judge:
     return Judge(lm, rows, predictions(lm, rows), Calibration(drawn, seed=seed))
 
 
-def solved(judge: Judge, known: dict[str, Known], steps: Sequence[Compress]) -> dict:
+def solved(judge: Judge, known: dict[str, LayerStats], steps: Sequence[Compress]) -> dict:
     """One cell, measured."""
     small = clone(judge.lm)
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from benchmarks.cells import Cells
 from benchmarks.common import calibration, clone, development, models_folder, predictions
 from benchmarks.lowrank import CALIBRATION_ROWS, MODELS
 from benchmarks.lowrank_quality import Judge, judged
-from laconic.calibrate import Calibration, Known, survey
+from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.compress import Compress
 from laconic.model import load
 from laconic.recipe import read_recipe
@@ -54,7 +54,7 @@ def measure(name: str) -> None:
     judge = Judge(lm, data, predictions(lm, data))
     sweep = [step_of(recipe, RANKS[0]) for _, recipe, rank in missing if rank is not None]
     needs = frozenset().union(*(step.needs for step in sweep))
-    known = survey(lm, known_from, needs, lm.sites(sweep[0].targets)) if sweep else {}
+    known = collect_stats(lm, known_from, needs, lm.sites(sweep[0].targets)) if sweep else {}
     for key in track(missing, name):
         _, recipe, rank = key
         cell = ruled(judge, recipe, known_from) if rank is None else swept(judge, recipe, rank, known)
@@ -68,7 +68,7 @@ def ruled(judge: Judge, recipe: str, data: Calibration) -> dict:
     return {"bytes": changes.nbytes, "dense_bytes": changes.dense_nbytes, **judged(judge, small)}
 
 
-def swept(judge: Judge, recipe: str, rank: int, known: dict[str, Known]) -> dict:
+def swept(judge: Judge, recipe: str, rank: int, known: dict[str, LayerStats]) -> dict:
     """One cell of the sweep."""
     small = clone(judge.lm)
     outcome = step_of(recipe, rank).solve(small, known)

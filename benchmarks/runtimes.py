@@ -21,7 +21,7 @@ from benchmarks.common import calibration, clone, development, kl, models_folder
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate.passes import forward, random_batch
 from laconic.compress import Compress, Narrow
-from laconic.formats.fastest import machine
+from laconic.formats.autotune import machine
 from laconic.methods import Int8, KfacSvd
 from laconic.model import LanguageModel, load
 from laconic.runtime import RUNTIMES, Service, serve

@@ -15,7 +15,7 @@ from statistics import median
 
 from benchmarks.common import RESULTS, write_json
 from benchmarks.tables import ROOT, replace_between
-from laconic.formats.fastest import machine
+from laconic.formats.autotune import machine
 
 BEGIN = "<!-- made by `python -m benchmarks start_tables` -->"
 NAME = "start"

@@ -20,7 +20,7 @@ import yaml
 
 from benchmarks.common import RESULTS, models_folder, write_json
 from benchmarks.tables import ROOT, replace_between
-from laconic.formats.fastest import machine
+from laconic.formats.autotune import machine
 from laconic.report.study import write_report
 from laconic.study import Ledger
 

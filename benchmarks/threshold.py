@@ -12,7 +12,7 @@ from rich.progress import track
 
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
 from benchmarks.lowrank_quality import Judge, judged
-from laconic.calibrate import survey
+from laconic.calibrate import collect_stats
 from laconic.compress import Allocation, Compress
 from laconic.methods import Drone
 from laconic.model import load
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     lm = load(str(models_folder() / MODEL))
     calibrated_on = calibration(lm, SOURCE, 128, seed=0)
-    known = survey(lm, calibrated_on, Compress(method=Drone(), keep=0.5, allocate="spectrum").needs, lm.sites())
+    known = collect_stats(lm, calibrated_on, Compress(method=Drone(), keep=0.5, allocate="spectrum").needs, lm.sites())
     data = development(lm, SOURCE)
     judge = Judge(lm, data, predictions(lm, data))
     here = predictions(lm, calibrated_on.batches)

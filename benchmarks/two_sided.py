@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from benchmarks.common import models_folder
-from laconic.calibrate import Gram, OutputGram, survey
+from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
 from laconic.calibrate.corpus import read
 from laconic.methods import Gptq, Yaqa
 from laconic.model import load
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     lm = load(str(models_folder() / MODEL))
     data = Sampling(samples=ROWS).of(lm, read(SOURCE, "train"), silent)
     sites = lm.sites()
-    known = survey(lm, data, frozenset({Gram, OutputGram}), sites)
+    known = collect_stats(lm, data, frozenset({InputCovariance, GradCovariance}), sites)
     for bits in BITS:
         predicted = {}
         for method in (Gptq(bits=bits), Yaqa(bits=bits)):
@@ -33,6 +33,6 @@ def main(argv: Sequence[str]) -> None:
             for site in sites:
                 of, weight = known[site.name], site.weight().detach().float()
                 error = weight.double() - method.compress(weight, of).dense().double()
-                losses.append(quadratic_loss(error, of[OutputGram].matrix, of[Gram].matrix))
+                losses.append(quadratic_loss(error, of[GradCovariance].matrix, of[InputCovariance].matrix))
             predicted[method.name] = sum(losses)
         print(f"{bits} bits: " + ", ".join(f"{name} {loss:.5f}" for name, loss in predicted.items()))

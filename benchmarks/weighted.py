@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.common import calibration, models_folder, write_json
-from laconic.calibrate import Fisher, survey
+from laconic.calibrate import Fisher, collect_stats
 from laconic.methods.lowrank.fwsvd import fisher_weights
 from laconic.model import load
 from laconic.numerics.lowrank import column_weighted_components, svd_components
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     lm = load(str(models_folder() / "minilm-sst2"))
     sites = lm.sites(SITES)
-    known = survey(lm, calibration(lm, "glue/sst2", 128, seed=0), {Fisher}, sites)
+    known = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {Fisher}, sites)
     problems = {site.name: (site.weight().detach().double(), known[site.name][Fisher].matrix) for site in sites}
     cells = [
         {"site": name, **cell}

@@ -17,11 +17,11 @@ from benchmarks.common import calibration, clone, development, models_folder, pr
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.tables import ROOT, replace_between
-from laconic.calibrate import Known, survey
-from laconic.calibrate.gates import Gates, gate_gradients
+from laconic.calibrate import LayerStats, collect_stats
+from laconic.calibrate.gradient_gates import GateGradients, gate_gradients
 from laconic.compress import Narrow
 from laconic.model import load
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 
 BEGIN = "<!-- made by `python -m benchmarks width_tables` -->"
 CELLS = Cells("width_quality", ("model", "seed", "way", "what", "keep"))
@@ -71,8 +71,8 @@ def measure(name: str, seed: int, ways: Sequence[str]) -> None:
     lm = load(str(models_folder() / name))
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     inners = inners_of(lm)
-    known: dict[str, Known] = survey(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
-    gates: dict[str, Gates] = {}
+    known: dict[str, LayerStats] = collect_stats(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
+    gates: dict[str, GateGradients] = {}
     if any(WAYS[way].importance in GATED for *_, way, _, _ in missing):
         gates = gate_gradients(lm, rows, inners)
     data = development(lm, MODELS[name])

@@ -1,8 +1,8 @@
 """Several processes that work on one model, as `torchrun` and `accelerate launch` start them; alone, this does nothing.
 
-Each process holds the whole model and runs a share of the batches; sums make what they found one. What only one process
-may do (write a folder, take the time) the first does, `by_first`, while the others wait for what came of it. A mistake
-that one of them meets within `agreed` is one of all, so that none waits for another that has given up.
+Each process holds the whole model and runs a share of the batches; their results are summed. Work that only one process
+may do (write a folder, take the time) runs `on_rank_zero`, while the others wait for its result. An error that one of
+them raises within `sync_errors` is raised by all, so that none waits for another that has given up.
 """
 
 import os
@@ -24,7 +24,7 @@ MEETING = timedelta(minutes=5)
 PATIENCE = timedelta(hours=2)
 """Longer than the first works by itself while others wait; a process that dies is noticed at once."""
 
-# Within `by_first` there is nobody else, as grad mode is of a block of code.
+# Within `on_rank_zero` there is nobody else, as grad mode is of a block of code.
 _ALONE: ContextVar[bool] = ContextVar("laconic-alone", default=False)
 
 Item = TypeVar("Item")
@@ -134,7 +134,7 @@ def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """Within the block a UserError of one process is raised in all of them, once each has come to its end."""
     if count() == 1:
         yield
@@ -151,7 +151,7 @@ def agreed() -> Iterator[None]:
         raise _AgreedError(said) from mistake
 
 
-def by_first(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def on_rank_zero(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`work`, done by the first process as if it were alone; the others wait, and have its result and its mistake."""
 
     @wraps(work)
@@ -159,7 +159,7 @@ def by_first(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         if count() == 1:
             return work(*arguments, **named)
         results: list[Result] = []
-        with agreed():
+        with sync_errors():
             if is_first():
                 with _alone():
                     results.append(work(*arguments, **named))

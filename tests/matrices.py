@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from laconic.calibrate import AbsMean, Fisher, Gram, Known, Mean, OutputGram
+from laconic.calibrate import AbsMean, Fisher, GradCovariance, InputCovariance, LayerStats, Mean
 
 CPU = torch.device("cpu")
 
@@ -15,14 +15,14 @@ class Case:
 
     name: str
     weight: torch.Tensor
-    known: Known
+    known: LayerStats
 
 
-def known_of(x: torch.Tensor, g: torch.Tensor, sequences: int = 4) -> Known:
+def known_of(x: torch.Tensor, g: torch.Tensor, sequences: int = 4) -> LayerStats:
     """Every statistic of a layer that saw inputs `x` (tokens, in) and gradients `g` (tokens, out)."""
     shape = (g.shape[1], x.shape[1])
-    gram, mean = Gram.empty(shape[1], False, CPU), Mean.empty(shape[1], False, CPU)
-    output, fisher = OutputGram.empty(shape, CPU), Fisher.empty(shape, CPU)
+    gram, mean = InputCovariance.empty(shape[1], False, CPU), Mean.empty(shape[1], False, CPU)
+    output, fisher = GradCovariance.empty(shape, CPU), Fisher.empty(shape, CPU)
     absolute = AbsMean.empty(shape[1], False, CPU)
     gram.update(x)
     mean.update(x)
@@ -31,7 +31,7 @@ def known_of(x: torch.Tensor, g: torch.Tensor, sequences: int = 4) -> Known:
     for x_part, g_part in zip(x.chunk(sequences), g.chunk(sequences), strict=True):
         fisher.update(x_part, g_part)
     output.count = fisher.count = sequences
-    return Known([gram, mean, absolute, output, fisher])
+    return LayerStats([gram, mean, absolute, output, fisher])
 
 
 def case(name: str, shape: tuple[int, int], tokens: int = 400, dtype: torch.dtype = torch.float32) -> Case:

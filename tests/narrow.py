@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from laconic.model import Group, LanguageModel
-from laconic.model.inner import families_of, inners_of
+from laconic.model.prunable_group import families_of, inners_of
 from laconic.model.width import declare, keep_parts
 from tests.architectures import ARCHITECTURES, BY_NAME
 

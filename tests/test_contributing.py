@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.methods.lowrank.truncation import Truncation
 from laconic.numerics.lowrank import Components, svd_components
 
@@ -33,7 +33,7 @@ class RowScaled(Truncation):
     paper = "none: an example"
     needs = frozenset()
 
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         d = weight.double().norm(dim=1).clamp(min=1e-12)
         A, B = svd_components(weight.double() / d[:, None])
         return Components(A * d[:, None], B)

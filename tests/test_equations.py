@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate import AbsMean, Fisher, Gram, OutputGram
+from laconic.calibrate import AbsMean, Fisher, GradCovariance, InputCovariance
 from laconic.methods import Asvd, Awq, Drone, Fwsvd, KfacSvd, KMeans, Method, Svd, Wlra
 from laconic.methods.lowrank.asvd import activation_scales
 from laconic.methods.lowrank.fwsvd import fisher_weights
@@ -32,7 +32,9 @@ def best_rank(W: torch.Tensor, rank: int = RANK) -> torch.Tensor:
 
 def output_error(matrix: Case, W_hat: torch.Tensor) -> float:
     """‖(W − Ŵ) X‖² / tokens = tr(E C E^T)."""
-    return 2 * quadratic_loss(matrix.weight - W_hat, torch.ones(len(matrix.weight)), matrix.known[Gram].matrix)
+    return 2 * quadratic_loss(
+        matrix.weight - W_hat, torch.ones(len(matrix.weight)), matrix.known[InputCovariance].matrix
+    )
 
 
 @every_shape
@@ -80,7 +82,7 @@ def test_wlra_is_a_fixed_point_of_srebro_and_jaakkola(shape, solver):
 def test_drone_is_whitening_by_cholesky(shape):
     """min ‖W X − Ŵ X‖: C = L L^T, Ŵ = SVD_r(W L) L^{-1} (SVD-LLM's form)."""
     matrix = double(shape)
-    L = torch.linalg.cholesky(matrix.known[Gram].matrix)
+    L = torch.linalg.cholesky(matrix.known[InputCovariance].matrix)
     expected = torch.linalg.solve_triangular(L, best_rank(matrix.weight @ L), upper=False, left=False)
     assert (approximation(Drone(rank=RANK), matrix) - expected).abs().max() < 1e-8
 
@@ -105,8 +107,8 @@ def test_drone_is_optimal_when_the_moment_is_singular(shape):
     """With fewer tokens than features Cholesky fails; Eckart-Young on W C^{1/2} says what the optimum is."""
     matrix = double(shape, tokens=12)
     with pytest.raises(torch.linalg.LinAlgError):
-        torch.linalg.cholesky(matrix.known[Gram].matrix)
-    squares = torch.linalg.svdvals(matrix.weight @ square_root(matrix.known[Gram].matrix)).square()
+        torch.linalg.cholesky(matrix.known[InputCovariance].matrix)
+    squares = torch.linalg.svdvals(matrix.weight @ square_root(matrix.known[InputCovariance].matrix)).square()
     W_hat = approximation(Drone(rank=RANK), matrix)
     assert torch.isfinite(W_hat).all()
     assert output_error(matrix, W_hat) == pytest.approx(squares[RANK:].sum().item(), rel=1e-8)
@@ -116,8 +118,8 @@ def test_drone_is_optimal_when_the_moment_is_singular(shape):
 def test_kfac_svd_is_the_two_sided_whitening(shape):
     """Ŵ = F^{-1/2} SVD_r(F^{1/2} W C^{1/2}) C^{-1/2}, F shrunk by 0.1."""
     matrix = double(shape)
-    P = square_root(shrink(matrix.known[OutputGram].matrix, 0.1))
-    R = square_root(matrix.known[Gram].matrix)
+    P = square_root(shrink(matrix.known[GradCovariance].matrix, 0.1))
+    R = square_root(matrix.known[InputCovariance].matrix)
     expected = torch.linalg.inv(P) @ best_rank(P @ matrix.weight @ R) @ torch.linalg.inv(R)
     assert (approximation(KfacSvd(rank=RANK), matrix) - expected).abs().max() < 1e-8
 
@@ -134,8 +136,8 @@ def claimed_objective(method: Method, matrix: Case, W_hat: torch.Tensor) -> floa
     if isinstance(method, Drone):
         return output_error(matrix, W_hat)
     if isinstance(method, KfacSvd):
-        F = shrink(matrix.known[OutputGram].matrix, method.shrink)
-        return quadratic_loss(E, F, matrix.known[Gram].matrix)
+        F = shrink(matrix.known[GradCovariance].matrix, method.shrink)
+        return quadratic_loss(E, F, matrix.known[InputCovariance].matrix)
     return E.square().sum().item()
 
 
@@ -170,7 +172,11 @@ def test_kmeans_is_equation_4():
 def test_awq_is_equations_4_and_5():
     """Ŵ = Q(W diag s)(diag s)^{-1} with s_j = (mean |x_j|)^a, the a of least loss among twenty."""
     matrix = case("scaled", (24, 40))
-    F, C, x = matrix.known[OutputGram].matrix, matrix.known[Gram].matrix, matrix.known[AbsMean].vector.float()
+    F, C, x = (
+        matrix.known[GradCovariance].matrix,
+        matrix.known[InputCovariance].matrix,
+        matrix.known[AbsMean].vector.float(),
+    )
     dense = Awq(bits=3, group_size=20, clip=False).compress(matrix.weight, matrix.known).dense()
     results = []
     for i in range(20):
@@ -188,6 +194,6 @@ def test_awq_is_equations_4_and_5():
 def test_the_quadratic_loss_is_the_kronecker_form():
     """½ vec(E)^T (F ⊗ C) vec(E), row-major vec, by brute force."""
     matrix = double((5, 4), tokens=60)
-    E, F, C = matrix.weight, matrix.known[OutputGram].matrix, matrix.known[Gram].matrix
+    E, F, C = matrix.weight, matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix
     vec = E.reshape(-1)
     assert quadratic_loss(E, F, C) == pytest.approx((0.5 * vec @ torch.kron(F, C) @ vec).item())

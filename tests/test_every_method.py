@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.methods import (
     METHODS,
     Asvd,
@@ -115,11 +115,11 @@ def test_its_forward_multiplies_by_what_it_calls_dense(method: Method):
 def test_its_form_is_what_it_makes_but_for_the_numbers(method: Method, keep: float):
     matrix = case("formed", (24, 40))
     sized = method.at(keep, (24, 40))
-    made, form = sized.compress(matrix.weight, matrix.known), sized.form((24, 40))
+    made, form = sized.compress(matrix.weight, matrix.known), sized.empty_format((24, 40))
     assert {tensor.device.type for tensor in form.parameters()} == {"meta"}
     assert (form.kind, form.spec(), form.nbytes()) == (made.kind, made.spec(), made.nbytes())
     assert (form.support is None) == (made.support is None)
-    assert method.form((24, 40)).kind == form.kind
+    assert method.empty_format((24, 40)).kind == form.kind
 
 
 @pytest.mark.parametrize("method", [method for method in EXAMPLES if method.keeps_support], ids=lambda one: one.name)
@@ -128,11 +128,11 @@ def test_its_form_counts_what_an_earlier_step_left(method: Method):
     support = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) > 0.2
     kept = int(support.count_nonzero())
     sized = method.at(0.9, (24, 40)) if isinstance(method, Scored) else method.at(0.3, (24, 40))
-    made = sized.compress(matrix.weight * support, Known(matrix.known, support))
+    made = sized.compress(matrix.weight * support, LayerStats(matrix.known, support))
     # Where whole rows or columns go, or as many of every row, it depends on where the zeros are.
     if not isinstance(sized, Pruning) or sized.grain((24, 40)) == 1:
-        assert sized.form((24, 40), kept).spec() == made.spec()
-    assert sized.form((24, 40), kept).support is not None
+        assert sized.empty_format((24, 40), kept).spec() == made.spec()
+    assert sized.empty_format((24, 40), kept).support is not None
 
 
 @every_method
@@ -161,7 +161,7 @@ def test_its_ladder_offers_the_dense_matrix_and_predicts_its_own_loss(method: Me
         assert rung.method is not None
         compressed = rung.method.compress(case.weight, case.known)
         error = case.weight.double() - compressed.dense().double()
-        truth = quadratic_loss(error, case.known[OutputGram].matrix, case.known[Gram].matrix)
+        truth = quadratic_loss(error, case.known[GradCovariance].matrix, case.known[InputCovariance].matrix)
         # Half-precision factors add a rounding error that the prediction leaves out.
         slack = 5e-2 if case.weight.dtype == torch.float16 else 1e-3
         assert compressed.nbytes() == rung.nbytes < dense.nbytes

@@ -10,19 +10,19 @@ from torch import Tensor
 
 import laconic
 from laconic import processes
-from laconic.calibrate import AbsMax, AbsMean, Calibration, Fisher, Gram, Mean, OutputGram, survey
-from laconic.calibrate.gates import gate_gradients
+from laconic.calibrate import AbsMax, AbsMean, Calibration, Fisher, GradCovariance, InputCovariance, Mean, collect_stats
+from laconic.calibrate.gradient_gates import gate_gradients
 from laconic.compress import Compress, Narrow, Shorten
-from laconic.compress.judge import Judge
+from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.methods import Awq, Drone, Gptq, KfacSvd, SparseGpt, Wanda
 from laconic.model import load
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 from laconic.recipe.flow import apply_steps
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
-KINDS = (Gram, Mean, AbsMean, AbsMax, OutputGram, Fisher)
+KINDS = (InputCovariance, Mean, AbsMean, AbsMax, GradCovariance, Fisher)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def batches_of(name: str, count: int) -> list[dict[str, Tensor]]:
 
 def statistics_of(name: str, labels: str, count: int) -> dict[str, tuple[Tensor, int]]:
     lm = BY_NAME[name].lm()
-    known = survey(lm, Calibration(batches_of(name, count), labels, seed=3), set(KINDS), lm.sites(("*",)))
+    known = collect_stats(lm, Calibration(batches_of(name, count), labels, seed=3), set(KINDS), lm.sites(("*",)))
     return {f"{site}.{kind.__name__}": (of[kind].total, of[kind].count) for site, of in known.items() for kind in KINDS}
 
 
@@ -88,7 +88,7 @@ def test_gates_are_those_of_one_process(pair):
 
 def divergence_of(count: int) -> float:
     one, other = BY_NAME["gpt2"].lm(seed=0), BY_NAME["gpt2"].lm(seed=1)
-    return Judge(one, batches_of("gpt2", count))(other)
+    return KLMetric(one, batches_of("gpt2", count))(other)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -147,7 +147,7 @@ def without_labels_in_the_second() -> None:
     batches = batches_of("bert-classifier", 2)
     del batches[1]["labels"]
     lm = BY_NAME["bert-classifier"].lm()
-    survey(lm, Calibration(batches, "data"), {OutputGram}, lm.sites())
+    collect_stats(lm, Calibration(batches, "data"), {GradCovariance}, lm.sites())
 
 
 def test_what_one_process_meets_is_the_mistake_of_both(pair):
@@ -159,14 +159,14 @@ def where_it_was_done() -> tuple[int, int, int]:
     def work() -> tuple[int, int]:
         return processes.count(), processes.rank()
 
-    return (*processes.by_first(work)(), processes.count())
+    return (*processes.on_rank_zero(work)(), processes.count())
 
 
 def refused_by_the_first() -> None:
     def refuse() -> None:
         raise UserError("No.")
 
-    processes.by_first(refuse)()
+    processes.on_rank_zero(refuse)()
 
 
 def test_what_the_first_does_it_does_as_if_alone_and_the_others_have_it(pair):

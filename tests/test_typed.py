@@ -24,7 +24,7 @@ from laconic.recipe.parse import method_or_step
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEPS
 from laconic.recover import Distil, Student
-from laconic.recover.matches import Match
+from laconic.recover.layer_matching import Match
 from laconic.typed import Typed
 
 NEEDED: dict[str, dict[str, Any]] = {

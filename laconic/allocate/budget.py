@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 
 from laconic.errors import UserError, must_be
-from laconic.methods import Ladder, Method, Rung
+from laconic.methods import Candidate, Candidates, Method
 
 Currency = Literal["bytes", "parameters", "macs", "latency"]
 
-COST: dict[Currency, Callable[[Rung], int]] = {
+COST: dict[Currency, Callable[[Candidate], int]] = {
     "bytes": lambda rung: rung.nbytes,
     "parameters": lambda rung: rung.parameters,
     "macs": lambda rung: rung.macs,
@@ -25,7 +25,7 @@ class Budget:
     """`keep` of the cost of everything as it was, `dense`, of which `fixed` is what no choice can save."""
 
     keep: float
-    cost: Callable[[Rung], int]
+    cost: Callable[[Candidate], int]
     dense: int
     fixed: int = 0
 
@@ -45,7 +45,7 @@ def too_small(keep: float, least: float) -> UserError:
     return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
 
 
-def budget_of(ladders: Iterable[Ladder], keep: float, currency: Currency) -> Budget:
+def budget_of(ladders: Iterable[Candidates], keep: float, currency: Currency) -> Budget:
     """`keep` of what the dense matrices of `ladders` cost."""
     cost = COST[currency]
     return Budget(keep=keep, cost=cost, dense=sum(cost(ladder.dense) for ladder in ladders))

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from laconic.methods import Ladder, Rung
+from laconic.methods import Candidate, Candidates
 
-Cost = Callable[[Rung], int]
-Alternatives = Sequence[Mapping[str, Ladder]]
+Cost = Callable[[Candidate], int]
+Alternatives = Sequence[Mapping[str, Candidates]]
 """Ways to present the same matrices: each by itself, or as one. Every mapping covers all of them."""
 
 
@@ -17,7 +17,7 @@ class Option:
 
     cost: int
     loss: float
-    rungs: Mapping[str, Rung]
+    rungs: Mapping[str, Candidate]
 
 
 def options(alternatives: Alternatives, cost: Cost) -> list[Option]:
@@ -43,7 +43,7 @@ def gain(lower: Option, upper: Option) -> float:
     return (lower.loss - upper.loss) / extra if extra > 0 else float("inf")
 
 
-def _combinations(ladders: Mapping[str, Ladder], cost: Cost) -> list[Option]:
+def _combinations(ladders: Mapping[str, Candidates], cost: Cost) -> list[Option]:
     single = {
         name: [Option(cost(rung), rung.loss, {name: rung}) for rung in ladder.rungs] for name, ladder in ladders.items()
     }

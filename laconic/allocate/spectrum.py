@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from laconic.allocate.budget import Budget, Currency, budget_of
 from laconic.allocate.option import Alternatives, Option, gain, lower_hull, options
 from laconic.allocate.plan import Plan
-from laconic.methods import Ladder, Rung
+from laconic.methods import Candidate, Candidates
 
 
-def spectrum(ladders: Mapping[str, Ladder], keep: float, currency: Currency = "bytes") -> Plan:
+def spectrum(ladders: Mapping[str, Candidates], keep: float, currency: Currency = "bytes") -> Plan:
     """One rung for each ladder, together costing at most `keep` of what the dense matrices cost.
 
     Raises:
@@ -26,7 +26,7 @@ def spectrum(ladders: Mapping[str, Ladder], keep: float, currency: Currency = "b
     return {name: rung.method for name, rung in chosen.items()}
 
 
-def choose(families: Sequence[Alternatives], budget: Budget) -> dict[str, Rung]:
+def choose(families: Sequence[Alternatives], budget: Budget) -> dict[str, Candidate]:
     """One alternative for each family, and one rung for each of its ladders, within `budget`.
 
     Raises:

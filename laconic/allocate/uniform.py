@@ -117,5 +117,5 @@ class _Filling:
 
     def _size_of(self, method: Method, shape: tuple[int, int]) -> int:
         if (method, shape) not in self._known:
-            self._known[method, shape] = method.form(shape).to(self._dtype).nbytes()
+            self._known[method, shape] = method.empty_format(shape).to(self._dtype).nbytes()
         return self._known[method, shape]

@@ -1,43 +1,43 @@
-"""What is known of each matrix: texts in, statistics of inputs and gradients out."""
+"""Calibration: texts in, statistics of the inputs and gradients of every linear layer out."""
 
 from laconic.calibrate.calibration import Calibration, Labels
-from laconic.calibrate.known import Known, merge, stacked
+from laconic.calibrate.collect_stats import collect_stats
+from laconic.calibrate.layer_stats import LayerStats, merge, stacked
 from laconic.calibrate.problem import Means, Problem, stack
+from laconic.calibrate.sequential import SequentialConfig, sequential_calibrate
 from laconic.calibrate.statistics import (
     STATISTICS,
     AbsMax,
     AbsMean,
     Fisher,
+    GradCovariance,
     GradientStatistic,
-    Gram,
+    InputCovariance,
     InputStatistic,
     Mean,
-    OutputGram,
     Statistic,
 )
-from laconic.calibrate.survey import survey
-from laconic.calibrate.walk import Course, walk
 
 __all__ = [
     "STATISTICS",
     "AbsMax",
     "AbsMean",
     "Calibration",
-    "Course",
     "Fisher",
+    "GradCovariance",
     "GradientStatistic",
-    "Gram",
+    "InputCovariance",
     "InputStatistic",
-    "Known",
     "Labels",
+    "LayerStats",
     "Mean",
     "Means",
-    "OutputGram",
     "Problem",
+    "SequentialConfig",
     "Statistic",
+    "collect_stats",
     "merge",
+    "sequential_calibrate",
     "stack",
     "stacked",
-    "survey",
-    "walk",
 ]

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate.known import Known
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.problem import Means, Problem
-from laconic.calibrate.statistics import Gram
+from laconic.calibrate.statistics import InputCovariance
 from laconic.errors import UserError
 from laconic.numerics.psd import add_gram, mirrored, root_factor
 
@@ -78,7 +78,7 @@ class Anchor:
             raise UserError(f"The inputs or outputs of '{site}' are not finite; check the model and the data.")
         return whole, [_moments([fold], site, centred) for fold in self._folds if fold.count]
 
-    def problem(self, site: str, W: Float[Tensor, "out in"], known: Known, centred: bool) -> Problem:
+    def problem(self, site: str, W: Float[Tensor, "out in"], known: LayerStats, centred: bool) -> Problem:
         """What a method is to solve for `site`, whose matrix is W.
 
         Raises:
@@ -87,8 +87,10 @@ class Anchor:
         whole, folds = self.moments(site, centred)
         ridge = chosen_ridge(W.double(), folds)
         target = W if ridge is None else wanted(W.double(), whole, ridge).to(W.dtype)
-        gram = Gram.of(whole.C, whole.count)
-        return Problem(weight=target, known=known | Known([gram]), means=Means(whole.x, whole.y) if centred else None)
+        gram = InputCovariance.of(whole.C, whole.count)
+        return Problem(
+            weight=target, known=known | LayerStats([gram]), means=Means(whole.x, whole.y) if centred else None
+        )
 
 
 def _moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moments:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate.known import Known, stacked
+from laconic.calibrate.layer_stats import LayerStats, stacked
 
 
 class Means(NamedTuple):
@@ -28,7 +28,7 @@ class Problem:
     """weight (out, in) is to be approximated; `means` are given where the bias may move to absorb the mean error."""
 
     weight: Float[Tensor, "out in"]
-    known: Known
+    known: LayerStats
     means: Means | None = None
 
     def bias(self, approximation: Float[Tensor, "out in"]) -> Float[Tensor, " out"] | None:

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.known import Known
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.rows import Rows, rows_of
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
 from laconic.model import Batch, LanguageModel, Reads, Site, Task
@@ -65,10 +65,10 @@ class Recorder(ExitStack):
         self._batch = batch
         self._calls = Counter()
 
-    def known(self) -> dict[str, Known]:
+    def known(self) -> dict[str, LayerStats]:
         """What was collected, by site name."""
         return {
-            site.name: Known([*self._inputs[site.input], *self._gradients[site.name]], site.support)
+            site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)
             for site in self.sites
         }
 

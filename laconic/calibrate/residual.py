@@ -12,7 +12,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from laconic.calibrate.tap import Tap
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.model import Stack
 
 TOLERANCE = 1e-3
@@ -47,7 +47,7 @@ def paths_of(block: str, parts: Sequence[Sublayer]) -> list[str]:
     return [block, *(path for part in parts for path in (part.reader, part.writer))]
 
 
-def kind_of(tap: Tap, block: str, parts: Sequence[Sublayer]) -> Residual:
+def kind_of(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Residual:
     """What the stream is in the block that `tap` has listened to."""
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
@@ -56,7 +56,9 @@ def kind_of(tap: Tap, block: str, parts: Sequence[Sublayer]) -> Residual:
     return Residual.READ if parts and _same(tap.inputs[parts[0].reader][0], entered) else Residual.UNKNOWN
 
 
-def stream_before(tap: Tap, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int) -> Tensor:
+def stream_before(
+    tap: ActivationCapture, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int
+) -> Tensor:
     """The residual stream that the output of `writer` was added to, in its call number `call`, and of its shape."""
     index = next(i for i, part in enumerate(parts) if part.writer == writer)
     # OPT calls its feed-forward with sequences and tokens in one dimension.

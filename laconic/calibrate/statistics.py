@@ -98,16 +98,16 @@ def _precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class Gram(InputStatistic):
-    """C = E[x x^T], uncentred: (in, in), or its diagonal (in,) for one-hot inputs."""
+class InputCovariance(InputStatistic):
+    """C = E[x x^T], the uncentred covariance of the inputs: (in, in), or its diagonal (in,) for one-hot inputs."""
 
     @classmethod
-    def of(cls, moment: InputMoment, count: int) -> "Gram":
+    def of(cls, moment: InputMoment, count: int) -> "InputCovariance":
         """The statistic of a given second moment over `count` tokens."""
         return cls.restored(moment * count, count)
 
     @classmethod
-    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "Gram":
+    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "InputCovariance":
         size = (in_features,) if lookup else (in_features, in_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
 
@@ -171,13 +171,16 @@ class AbsMax(_ColumnStatistic):
         return self.total
 
 
-class OutputGram(GradientStatistic):
-    """F = Σ g g^T / predictions: (out, out), or its diagonal (out,) above FULL_MOMENT_LIMIT outputs."""
+class GradCovariance(GradientStatistic):
+    """F = Σ g g^T / predictions, the uncentred covariance of the gradients at the outputs.
+
+    (out, out), or its diagonal (out,) above FULL_MOMENT_LIMIT outputs.
+    """
 
     reads_inputs = False
 
     @classmethod
-    def empty(cls, shape: tuple[int, int], device: torch.device) -> "OutputGram":
+    def empty(cls, shape: tuple[int, int], device: torch.device) -> "GradCovariance":
         out_features = shape[0]
         size = (out_features,) if out_features > FULL_MOMENT_LIMIT else (out_features, out_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
@@ -190,7 +193,7 @@ class OutputGram(GradientStatistic):
             add_gram(self.total, g)
 
     @classmethod
-    def stacked(cls, parts: Sequence[GradientStatistic]) -> "OutputGram":
+    def stacked(cls, parts: Sequence[GradientStatistic]) -> "GradCovariance":
         # Gradients of different matrices are taken as uncorrelated: one block each.
         totals = [part.total for part in parts]
         diagonal = any(total.ndim == 1 for total in totals)
@@ -240,4 +243,4 @@ class Fisher(GradientStatistic):
         return self._mean()
 
 
-STATISTICS: tuple[type[Statistic], ...] = (Gram, Mean, AbsMean, AbsMax, OutputGram, Fisher)
+STATISTICS: tuple[type[Statistic], ...] = (InputCovariance, Mean, AbsMean, AbsMax, GradCovariance, Fisher)

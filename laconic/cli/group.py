@@ -42,7 +42,7 @@ def agreed() -> AbstractContextManager[None]:
         return nullcontext()
     from laconic import processes
 
-    return processes.agreed()
+    return processes.sync_errors()
 
 
 def by_first(verb: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -54,6 +54,6 @@ def by_first(verb: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             return verb(*arguments, **named)
         from laconic import processes
 
-        return processes.by_first(verb)(*arguments, **named)
+        return processes.on_rank_zero(verb)(*arguments, **named)
 
     return done

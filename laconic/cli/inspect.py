@@ -43,9 +43,9 @@ def inspect(
     from laconic.recipe.run import check_output
     from laconic.report.anatomy import inspect as inspect_model
     from laconic.report.inspection.activity import activity
+    from laconic.report.inspection.narrative import paragraphs
     from laconic.report.inspection.page import draw, page, tables_of
     from laconic.report.inspection.weights import weigh
-    from laconic.report.inspection.words import paragraphs
     from laconic.store import skeleton
 
     if output is not None:

@@ -16,7 +16,7 @@ from laconic.yaml_loader import text_of
 
 if TYPE_CHECKING:
     from laconic.report.tables import Table
-    from laconic.study import Cell, Executor, Logbook, Record, Study, Summary
+    from laconic.study import Cell, Executor, MlflowLogger, Record, Study, Summary
 
 
 def study(
@@ -89,11 +89,11 @@ def study(
         raise typer.Exit(1)
 
 
-def _logbook(what: "Study", output: str) -> "Logbook | None":
-    from laconic.study import Logbook
+def _logbook(what: "Study", output: str) -> "MlflowLogger | None":
+    from laconic.study import MlflowLogger
 
     uri = what.mlflow if isinstance(what.mlflow, str) else None
-    return Logbook(output, uri, what.title) if what.mlflow else None
+    return MlflowLogger(output, uri, what.title) if what.mlflow else None
 
 
 def _executor(kind: str, place: Path | None, workers: int, address: str | None, device: str, track: Any) -> "Executor":

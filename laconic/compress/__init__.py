@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from laconic.lazily import lazy
 
 if TYPE_CHECKING:
+    from laconic.compress.allocators import Allocation
     from laconic.compress.depth import Shorten
     from laconic.compress.heads import ShrinkHeads
     from laconic.compress.matrices import Compress
     from laconic.compress.scales import AwqScale, SmoothQuant
     from laconic.compress.shrinking import SHRINKING
     from laconic.compress.step import Outcome, Step
-    from laconic.compress.ways import Allocation
     from laconic.compress.width import Narrow
 
 __all__ = [
@@ -31,7 +31,7 @@ __getattr__ = lazy(
     "laconic.compress",
     {
         "SHRINKING": "laconic.compress.shrinking",
-        "Allocation": "laconic.compress.ways",
+        "Allocation": "laconic.compress.allocators",
         "AwqScale": "laconic.compress.scales",
         "Compress": "laconic.compress.matrices",
         "Narrow": "laconic.compress.width",

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from laconic.calibrate import Calibration, Gram, Known, Mean, survey
+from laconic.calibrate import Calibration, InputCovariance, LayerStats, Mean, collect_stats
 from laconic.compress.matrices import Keep
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
@@ -54,7 +54,7 @@ class ShrinkHeads(Step):
         for attention in headed_attentions(lm):
             self._new_size(attention)
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         for attention in headed_attentions(lm):
             size = self._new_size(attention)
             if size < attention.size:
@@ -71,7 +71,9 @@ class ShrinkHeads(Step):
         self.check(lm)
         attentions = headed_attentions(lm)
         before = _nbytes(lm)
-        known = survey(lm, data, {Gram, Mean}, [site for attention in attentions for site in attention.sites])
+        known = collect_stats(
+            lm, data, {InputCovariance, Mean}, [site for attention in attentions for site in attention.sites]
+        )
         for attention in data.track(attentions, "Shrinking the heads"):
             size = self._new_size(attention)
             if size < attention.size:
@@ -89,18 +91,20 @@ class ShrinkHeads(Step):
 
 
 @torch.no_grad()
-def best_maps(attention: HeadedAttention, known: Mapping[str, Known], size: int) -> HeadMaps:
+def best_maps(attention: HeadedAttention, known: Mapping[str, LayerStats], size: int) -> HeadMaps:
     """The maps to heads of `size` that change scores and outputs least on what was measured."""
     d = attention.size
     moments = []
     for reader in attention.readers()[:2]:
         what = known[reader.site.name]
         moments.append(
-            _diagonal_blocks(affine_moment(reader.weight, reader.bias, what[Gram].matrix, what[Mean].vector), d)
+            _diagonal_blocks(
+                affine_moment(reader.weight, reader.bias, what[InputCovariance].matrix, what[Mean].vector), d
+            )
         )
     scores = [identity_components(C_q, C_k) for C_q, C_k in zip(*moments, strict=True)]
     columns = attention.output.weight().double().split(d, dim=1)
-    contexts = _diagonal_blocks(known[attention.output.name][Gram].matrix, d)
+    contexts = _diagonal_blocks(known[attention.output.name][InputCovariance].matrix, d)
     outputs = [identity_components(W_h.T @ W_h, C_z) for W_h, C_z in zip(columns, contexts, strict=True)]
     return HeadMaps(
         query=torch.stack([A[:, :size].T for A, _ in scores]),

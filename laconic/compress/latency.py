@@ -1,7 +1,7 @@
 """A budget of time: `keep` of the measured latency of the whole model.
 
-The prices come from the machine's table of products (`laconic.allocate.products`), and what part of a pass the dense
-matrices are from the model itself; the rest of the pass is fixed. A table knows nothing of what a model does to
+The prices come from the machine's timings of products (`laconic.allocate.gemm_timings`). Which part of a pass the dense
+matrices take comes from the model itself; the rest of the pass is fixed. A table knows nothing of what a model does to
 the caches between two products, so the plan is put in place in a copy and timed beside the original, the prices of all
 that is compressed are scaled by what was off, and the budget is spent again.
 """
@@ -16,15 +16,15 @@ import torch
 
 from laconic import processes
 from laconic.allocate import Budget, budget_of, choose
-from laconic.allocate.products import Product, ProductTimes, knots, times_on
+from laconic.allocate.gemm_timings import Product, ProductTimes, knots, times_on
 from laconic.calibrate import Problem
 from laconic.calibrate.passes import evaluating, forward, now, random_batch, seconds_of
 from laconic.calibrate.profile import Profile, Workload, profile
+from laconic.compress.execute import replace_layers
 from laconic.compress.pricing import Ladders, Pricing, alternatives, apart, every_unit
-from laconic.compress.put import put
-from laconic.compress.units import Family, Unit
+from laconic.compress.solve_groups import SolveGroup, TiedGroup
 from laconic.errors import UserError, must_be
-from laconic.methods import Ladder, Rung
+from laconic.methods import Candidate, Candidates
 from laconic.model import LanguageModel
 from laconic.progress import Track
 
@@ -47,18 +47,18 @@ class Timed(Pricing):
     track: Track
 
     def spend(
-        self, families: Sequence[Family], ladders: Ladders, problems: Mapping[str, Problem], keep: float
-    ) -> dict[str, Rung]:
+        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+    ) -> dict[str, Candidate]:
         # Timed while the others wait: no two measure the same, and they would slow each other.
-        return processes.by_first(self._spend)(families, ladders, problems, keep)
+        return processes.on_rank_zero(self._spend)(families, ladders, problems, keep)
 
     def _spend(
-        self, families: Sequence[Family], ladders: Ladders, problems: Mapping[str, Problem], keep: float
-    ) -> dict[str, Rung]:
+        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+    ) -> dict[str, Candidate]:
         units = every_unit(families)
         sites = list({site.name: site for unit in units for site in unit.sites}.values())
         prices = Prices(profile(self.lm, sites, self.workload, self.track), times_on(self.lm.device))
-        tried: list[tuple[float, dict[str, Rung]]] = []
+        tried: list[tuple[float, dict[str, Candidate]]] = []
         for _ in range(TRIALS):
             priced = prices.priced(units, ladders)
             budget = prices.budget(apart(families, priced), keep)
@@ -86,20 +86,20 @@ class Prices:
     times: ProductTimes
     scale: float = 1.0
 
-    def priced(self, units: Sequence[Unit], ladders: Ladders) -> dict[str, Ladder]:
+    def priced(self, units: Sequence[SolveGroup], ladders: Ladders) -> dict[str, Candidates]:
         """The ladders with the time of every rung; what the table does not have is measured now."""
         rungs = [(unit, rung) for unit in units for rung in ladders[unit.name].rungs]
         executed = [(rung, product) for unit, rung in rungs for _, product in self._executed(unit, rung)]
         dense = [product for rung, product in executed if rung.method is None]
         self.times.prepare(dense + [knot for rung, product in executed if rung.method for knot in knots(product)])
         return {
-            unit.name: Ladder(
+            unit.name: Candidates(
                 tuple(replace(rung, nanoseconds=self._nanoseconds(unit, rung)) for rung in ladders[unit.name].rungs)
             )
             for unit in units
         }
 
-    def budget(self, priced: Sequence[Ladder], keep: float) -> Budget:
+    def budget(self, priced: Sequence[Candidates], keep: float) -> Budget:
         """`keep` of the whole pass, in the table's units; `priced` are the ladders of every matrix by itself."""
         of_matrices = budget_of(priced, keep, "latency")
         share = sum(use.share for use in self.profile.uses.values())
@@ -110,7 +110,7 @@ class Prices:
         whole = round(of_matrices.dense / share)
         return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
 
-    def corrected(self, chosen: Sequence[Rung], budget: Budget, measured: float) -> "Prices":
+    def corrected(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
         """Scaled so that the rungs `chosen` within `budget` take the measured part of the dense pass."""
         compressed = sum(rung.nanoseconds for rung in chosen if rung.method is not None)
         left = sum(rung.nanoseconds for rung in chosen if rung.method is None)
@@ -118,13 +118,13 @@ class Prices:
         # A pass that took less than its fixed part was disturbed, and says nothing.
         return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
 
-    def _nanoseconds(self, unit: Unit, rung: Rung) -> int:
+    def _nanoseconds(self, unit: SolveGroup, rung: Candidate) -> int:
         if rung.method is None:
             return sum(calls * self.times.exact(product) for calls, product in self._executed(unit, rung))
         table = sum(calls * self.times.between(product) for calls, product in self._executed(unit, rung))
         return round(self.scale * table)
 
-    def _executed(self, unit: Unit, rung: Rung) -> Iterator[tuple[int, Product]]:
+    def _executed(self, unit: SolveGroup, rung: Candidate) -> Iterator[tuple[int, Product]]:
         """The products of one pass, with how often each is made.
 
         Of a unit of several matrices the common factor is multiplied by once, and each has a last factor of its own.
@@ -137,8 +137,8 @@ class Prices:
 
 def relative_latency(
     lm: LanguageModel,
-    units: Sequence[Unit],
-    chosen: Mapping[str, Rung],
+    units: Sequence[SolveGroup],
+    chosen: Mapping[str, Candidate],
     problems: Mapping[str, Problem],
     timed: Timed,
 ) -> float:
@@ -147,7 +147,7 @@ def relative_latency(
     for unit in units:
         method = chosen[unit.name].method
         if method is not None:
-            put(small, unit, method, problems[unit.name])
+            replace_layers(small, unit, method, problems[unit.name])
     inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
     ratios: list[float] = []
     with evaluating(lm, small), torch.inference_mode():

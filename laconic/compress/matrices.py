@@ -10,20 +10,28 @@ from pydantic import Field
 from laconic import processes
 from laconic.allocate import Currency, Plan, check_overhead, site_names
 from laconic.cache import cache_limit
-from laconic.calibrate import Calibration, Course, Gram, Known, Problem, Statistic, survey
+from laconic.calibrate import (
+    Calibration,
+    InputCovariance,
+    LayerStats,
+    Problem,
+    SequentialConfig,
+    Statistic,
+    collect_stats,
+)
 from laconic.calibrate.profile import USUAL, Workload
-from laconic.compress import shelf
-from laconic.compress.asked import Asked, check_refresh, check_sequential
-from laconic.compress.coded import check_not_coded
+from laconic.compress import solver_cache
+from laconic.compress.allocators import WAYS, Allocation, Allocator, Job, Planned
 from laconic.compress.dense import check_dense, dense_share
+from laconic.compress.execute import execute_plan, put_form
+from laconic.compress.packed import check_not_coded
 from laconic.compress.planning import solved, split_by_group, units_of, warn_of_wide_groups
 from laconic.compress.pricing import every_unit
 from laconic.compress.problems import Problems, on_a_walk, problems_of
-from laconic.compress.put import carried_out, put_form
 from laconic.compress.reached import shortfall
+from laconic.compress.size_spec import SizeSpec, check_refresh, check_sequential
+from laconic.compress.solve_groups import SolveGroup, TiedGroup, planned_families, tied_groups
 from laconic.compress.step import Outcome, Step
-from laconic.compress.units import Family, Unit, families, planned_families
-from laconic.compress.ways import WAYS, Allocation, Job, Planned, Way
 from laconic.compress.zeros import check_zeros_stay
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
@@ -95,7 +103,9 @@ class Compress(Step):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The statistics that planning and solving ask for."""
-        return statistics_for(self._methods, self._predicts) | (frozenset({Gram}) if self.anchored else frozenset())
+        return statistics_for(self._methods, self._predicts) | (
+            frozenset({InputCovariance}) if self.anchored else frozenset()
+        )
 
     @property
     def needs_data(self) -> bool:
@@ -111,12 +121,12 @@ class Compress(Step):
         return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
 
     @property
-    def _way(self) -> Way:
+    def _way(self) -> Allocator:
         return WAYS[self.allocate]
 
     @property
-    def _asked(self) -> Asked:
-        return Asked(
+    def _asked(self) -> SizeSpec:
+        return SizeSpec(
             method=self.method,
             keep=self.keep,
             currency=self.currency,
@@ -152,11 +162,11 @@ class Compress(Step):
         check_not_coded(of)
         check_zeros_stay(of, self.method, self.plan)
         for unit, method in solved(of, self.method, self.plan):
-            if mistake := method.misfit(unit.shape, f"'{unit.name}'"):
+            if mistake := method.shape_error(unit.shape, f"'{unit.name}'"):
                 raise mistake
         warn_of_wide_groups(of, self.method, self.plan)
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         of = self._families(lm)
         plan = self._way.foreseen(self._job(lm, of, {}, None)) if self.plan is None else self.plan
         for unit in units_of(plan, of):
@@ -177,20 +187,20 @@ class Compress(Step):
             return self.solve(lm, {}, data)
         if self._walks:
             # A walk measures for itself; only what the plan rests on must come before it.
-            return self.solve(lm, survey(lm, data, self.needs, self.sites(lm)) if self._surveys else {}, data)
+            return self.solve(lm, collect_stats(lm, data, self.needs, self.sites(lm)) if self._surveys else {}, data)
         of = self._families(lm)
         units = every_unit(of) if self._predicts else [unit for family in of for unit in family[-1]]
-        key = shelf.key_of(lm, data, self._question(units))
-        kept = shelf.recall(key, lm.device)
+        key = solver_cache.key_of(lm, data, self._question(units))
+        kept = solver_cache.recall(key, lm.device)
         if kept is not None:
             return self._carry_out(lm, of, problems_of(lm, of, {}).with_known(kept), {}, data)
-        problems = problems_of(lm, of, survey(lm, data, self.needs, self.sites(lm)))
+        problems = problems_of(lm, of, collect_stats(lm, data, self.needs, self.sites(lm)))
         outcome = self._carry_out(lm, of, problems, {}, data)
         known = {unit.name: problems.known[unit.name] for unit in units}
-        shelf.keep(key, known, statistics=not all(method.remembers for method in self._methods))
+        solver_cache.keep(key, known, statistics=not all(method.remembers for method in self._methods))
         return outcome
 
-    def _question(self, units: Sequence[Unit]) -> list[str]:
+    def _question(self, units: Sequence[SolveGroup]) -> list[str]:
         """Everything of this step that what is worked out of each unit depends on: all but its size."""
         asked = sorted(kind.__name__ for kind in self.needs)
         methods = [repr(method.unsized()) for method in self._methods]
@@ -211,7 +221,7 @@ class Compress(Step):
                 raise unknown("site of this model", name, near)
         return [every[name] for name in named]
 
-    def solve(self, lm: LanguageModel, known: Mapping[str, Known], data: Calibration | None = None) -> Outcome:
+    def solve(self, lm: LanguageModel, known: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
         """Plan and replace, on statistics that were collected before (and so can serve several sizes)."""
         of = self._families(lm)
         return self._carry_out(lm, of, problems_of(lm, of, known), known, data)
@@ -219,9 +229,9 @@ class Compress(Step):
     def _carry_out(
         self,
         lm: LanguageModel,
-        of: Sequence[Family],
+        of: Sequence[TiedGroup],
         problems: Problems,
-        known: Mapping[str, Known],
+        known: Mapping[str, LayerStats],
         data: Calibration | None,
     ) -> Outcome:
         sites, told = self.sites(lm), dense_share(lm, self.targets if self.plan is None else ("blocks",))
@@ -230,32 +240,32 @@ class Compress(Step):
         plan, predicted, allocated = processes.from_first(planned._replace(told=dict(planned.told)))
         told |= allocated
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
-        outcome = carried_out(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
+        outcome = execute_plan(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
             told |= shortfall(self.keep, of, outcome.after, lm.dtype)
         return replace(outcome, found=told)
 
     def _job(
-        self, lm: LanguageModel, of: Sequence[Family], problems: Mapping[str, Problem], data: Calibration | None
+        self, lm: LanguageModel, of: Sequence[TiedGroup], problems: Mapping[str, Problem], data: Calibration | None
     ) -> Job:
         return Job(asked=self._asked, lm=lm, families=of, problems=problems, data=data)
 
-    def _families(self, lm: LanguageModel) -> list[Family]:
+    def _families(self, lm: LanguageModel) -> list[TiedGroup]:
         sites = self.sites(lm)
         if self.plan is None:
-            return families(sites, self.share_inputs)
+            return tied_groups(sites, self.share_inputs)
         return planned_families(self.plan, sites)
 
     def _in_order(
         self,
         lm: LanguageModel,
-        units: Sequence[Unit],
+        units: Sequence[SolveGroup],
         problems: Problems,
-        known: Mapping[str, Known],
+        known: Mapping[str, LayerStats],
         data: Calibration | None,
-    ) -> Iterable[tuple[Unit, Problem]]:
+    ) -> Iterable[tuple[SolveGroup, Problem]]:
         if self._walks and data is not None:
-            course = Course(anchored=self.anchored, refresh=self.refresh)
+            course = SequentialConfig(anchored=self.anchored, refresh=self.refresh)
             return on_a_walk(lm, data, units, self.needs, course, known if self._surveys else None)
         track = data.track if data is not None else silent
         return ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))

@@ -6,13 +6,13 @@ from dataclasses import fields
 
 from laconic.allocate import Plan
 from laconic.compress.pricing import every_unit
-from laconic.compress.units import Family, Unit
+from laconic.compress.solve_groups import SolveGroup, TiedGroup
 from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
 from laconic.methods.quantize.size import Quantizing
 
 
-def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> list[tuple[float, list[Family]]]:
+def split_by_group(keep: float | Mapping[str, float], of: Sequence[TiedGroup]) -> list[tuple[float, list[TiedGroup]]]:
     """(keep, the families that share it): one budget over all, or one for each group.
 
     Raises:
@@ -31,12 +31,12 @@ def split_by_group(keep: float | Mapping[str, float], of: Sequence[Family]) -> l
     ]
 
 
-def units_of(plan: Plan, families: Sequence[Family]) -> list[Unit]:
+def units_of(plan: Plan, families: Sequence[TiedGroup]) -> list[SolveGroup]:
     """The units that `plan` has a line for, in forward order."""
     return [unit for unit in every_unit(families) if unit.name in plan]
 
 
-def solved(of: Sequence[Family], method: Method, plan: Plan | None) -> Iterator[tuple[Unit, Method]]:
+def solved(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> Iterator[tuple[SolveGroup, Method]]:
     """Each unit with what it would be solved by: its line of the `plan`, or the `method` where there is none."""
     for unit in every_unit(of):
         chosen = method if plan is None else plan[unit.name]
@@ -44,7 +44,7 @@ def solved(of: Sequence[Family], method: Method, plan: Plan | None) -> Iterator[
             yield unit, chosen
 
 
-def warn_of_wide_groups(of: Sequence[Family], method: Method, plan: Plan | None) -> None:
+def warn_of_wide_groups(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
     """Say so where groups of columns were asked for that are wider than a matrix: each of its rows is one group then.
 
     The default is left alone: it is what is usual for matrices that are wide enough.

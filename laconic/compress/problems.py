@@ -7,9 +7,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.calibrate import Calibration, Course, Known, Problem, Statistic, stack, stacked, walk
+from laconic.calibrate import (
+    Calibration,
+    LayerStats,
+    Problem,
+    SequentialConfig,
+    Statistic,
+    sequential_calibrate,
+    stack,
+    stacked,
+)
 from laconic.compress.pricing import every_unit
-from laconic.compress.units import Family, Unit
+from laconic.compress.solve_groups import SolveGroup, TiedGroup
 from laconic.model import LanguageModel, Site
 
 
@@ -20,7 +29,7 @@ class Problems(Mapping[str, Problem]):
     in, or several matrices are one, it is a copy, and those of a whole model would be a second model.
     """
 
-    def __init__(self, dtype: torch.dtype, units: Mapping[str, Unit], known: Mapping[str, Known]) -> None:
+    def __init__(self, dtype: torch.dtype, units: Mapping[str, SolveGroup], known: Mapping[str, LayerStats]) -> None:
         self._dtype = dtype
         self._units = units
         self.known = known
@@ -34,24 +43,24 @@ class Problems(Mapping[str, Problem]):
     def __len__(self) -> int:
         return len(self._units)
 
-    def with_known(self, known: Mapping[str, Known]) -> "Problems":
+    def with_known(self, known: Mapping[str, LayerStats]) -> "Problems":
         """The same matrices with what is `known` by unit; which zeros they have is known already."""
-        here = {name: known.get(name, Known()) for name in self._units}
+        here = {name: known.get(name, LayerStats()) for name in self._units}
         for name, what in here.items():
             # The same object: what it has worked out was under these very zeros.
             what.support = self.known[name].support
         return Problems(self._dtype, self._units, here)
 
-    def _weight(self, unit: Unit) -> Float[Tensor, "out in"]:
+    def _weight(self, unit: SolveGroup) -> Float[Tensor, "out in"]:
         weights = [site.weight().to(self._dtype) for site in unit.sites]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
-def problems_of(lm: LanguageModel, families: Sequence[Family], known: Mapping[str, Known]) -> Problems:
+def problems_of(lm: LanguageModel, families: Sequence[TiedGroup], known: Mapping[str, LayerStats]) -> Problems:
     """Of every unit, from what is `known` by site."""
     units = {unit.name: unit for unit in every_unit(families)}
     by_unit = {
-        name: stacked(_with_supports(unit.sites, [known.get(site.name, Known()) for site in unit.sites]))
+        name: stacked(_with_supports(unit.sites, [known.get(site.name, LayerStats()) for site in unit.sites]))
         for name, unit in units.items()
     }
     return Problems(lm.dtype, units, by_unit)
@@ -60,14 +69,14 @@ def problems_of(lm: LanguageModel, families: Sequence[Family], known: Mapping[st
 def on_a_walk(
     lm: LanguageModel,
     data: Calibration,
-    units: Sequence[Unit],
+    units: Sequence[SolveGroup],
     needs: frozenset[type[Statistic]],
-    course: Course,
-    surveyed: Mapping[str, Known] | None,
-) -> Iterator[tuple[Unit, Problem]]:
+    course: SequentialConfig,
+    surveyed: Mapping[str, LayerStats] | None,
+) -> Iterator[tuple[SolveGroup, Problem]]:
     """Each unit with its problem once all before it are replaced."""
     sites = [site for unit in units for site in unit.sites]
-    for step in walk(lm, data, needs, sites, course, surveyed):
+    for step in sequential_calibrate(lm, data, needs, sites, course, surveyed):
         problems = {site.name: problem for site, problem in step}
         for unit in units:
             if unit.sites[0].name in problems:
@@ -76,7 +85,7 @@ def on_a_walk(
                 yield unit, stack([replace(part, known=here) for part, here in zip(parts, known, strict=True)])
 
 
-def _with_supports(sites: Sequence[Site], known: Sequence[Known]) -> list[Known]:
+def _with_supports(sites: Sequence[Site], known: Sequence[LayerStats]) -> list[LayerStats]:
     """With the zeros that the model has now, whatever it had when it was measured.
 
     Of several matrices that are one, all are given a mask where one has it.
@@ -90,6 +99,6 @@ def _with_supports(sites: Sequence[Site], known: Sequence[Known]) -> list[Known]
     return [_supported(what, mask) for what, mask in zip(known, masks, strict=True)]
 
 
-def _supported(known: Known, support: Bool[Tensor, "out in"] | None) -> Known:
+def _supported(known: LayerStats, support: Bool[Tensor, "out in"] | None) -> LayerStats:
     # The same object where nothing is new, for what it has worked out serves later sizes too.
-    return known if support is known.support else Known(known, support)
+    return known if support is known.support else LayerStats(known, support)

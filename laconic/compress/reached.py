@@ -7,13 +7,13 @@ import torch
 
 from laconic.allocate.uniform import CLOSE
 from laconic.compress.planning import split_by_group
-from laconic.compress.units import Family
+from laconic.compress.solve_groups import TiedGroup
 
 REACHED = "reached"
 
 
 def shortfall(
-    keep: float | Mapping[str, float], of: Sequence[Family], after: Mapping[str, int], dtype: torch.dtype
+    keep: float | Mapping[str, float], of: Sequence[TiedGroup], after: Mapping[str, int], dtype: torch.dtype
 ) -> dict[str, Any]:
     """What to tell of a step that was to keep `keep` of the bytes in `dtype`, of which `after` are left by site.
 

@@ -22,9 +22,9 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Problem
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.profile import Profile
-from laconic.compress.judge import Judge
-from laconic.compress.put import put
-from laconic.compress.units import Unit
+from laconic.compress.execute import replace_layers
+from laconic.compress.kl_metric import KLMetric
+from laconic.compress.solve_groups import SolveGroup
 from laconic.methods import Method
 from laconic.model import Batch, LanguageModel
 
@@ -32,7 +32,7 @@ GRID = tuple(part / 16 for part in range(1, 16))
 """The fractions of its bytes that a unit is tried at."""
 
 
-def allotted(error: float, units: Sequence[Unit], profile: Profile) -> dict[str, float]:
+def allotted(error: float, units: Sequence[SolveGroup], profile: Profile) -> dict[str, float]:
     """The part of `error` that each unit may cause, by its name: in proportion to its time."""
     times = {unit.name: sum(profile.uses[site.name].share for site in unit.sites) for unit in units}
     whole = sum(times.values())
@@ -42,7 +42,7 @@ def allotted(error: float, units: Sequence[Unit], profile: Profile) -> dict[str,
 def searched(
     lm: LanguageModel,
     method: Method,
-    units: Sequence[Unit],
+    units: Sequence[SolveGroup],
     problems: Mapping[str, Problem],
     parts: Mapping[str, float],
     data: Calibration,
@@ -68,15 +68,15 @@ class _Trial:
 
     def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
         self._trial = replace(lm, model=deepcopy(lm.model))
-        self._judge = Judge(lm, batches)
+        self._judge = KLMetric(lm, batches)
 
-    def shrink(self, unit: Unit, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
+    def shrink(self, unit: SolveGroup, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
         """Leave `unit` at the smallest of `sizes` with which the error is at most `allowed`; None where it is dense."""
         chosen, layers = None, self._layers(unit)
         low, high = 0, len(sizes)
         while low < high:
             middle = (low + high) // 2
-            smaller = put(self._trial, unit, sizes[middle], problem) is not None
+            smaller = replace_layers(self._trial, unit, sizes[middle], problem) is not None
             if smaller and self._judge(self._trial) <= allowed:
                 chosen, layers, high = sizes[middle], self._layers(unit), middle
             else:
@@ -85,5 +85,5 @@ class _Trial:
             self._trial.model.set_submodule(name, layer)
         return chosen
 
-    def _layers(self, unit: Unit) -> dict[str, nn.Module]:
+    def _layers(self, unit: SolveGroup) -> dict[str, nn.Module]:
         return {name: self._trial.model.get_submodule(name) for site in unit.sites for name in site.names}

@@ -89,7 +89,7 @@ class Step(ABC, metaclass=Typed):
         """Raise UserError where `apply` would for the data alone, which is then found before the first step's work."""
 
     @abstractmethod
-    def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
+    def dry_run(self, lm: LanguageModel) -> LanguageModel | None:
         """Give `lm`, which is on the meta device and has passed `check`, the structure that `apply` leaves.
 
         What the weights or the data decide is guessed: what is targeted is compressed, and what is dropped lies last.

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from laconic.allocate import Plan
 from laconic.compress.planning import solved
-from laconic.compress.units import Family
+from laconic.compress.solve_groups import TiedGroup
 from laconic.errors import UserError
 from laconic.methods import Method
 
 
-def check_zeros_stay(of: Sequence[Family], method: Method, plan: Plan | None) -> None:
+def check_zeros_stay(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
     """Look at what each unit would be solved by.
 
     Raises:

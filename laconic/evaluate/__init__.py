@@ -1,8 +1,8 @@
 """Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory)."""
 
-from laconic.evaluate.apart import made_with
 from laconic.evaluate.comparable import check_comparable
 from laconic.evaluate.conditions import Conditions
+from laconic.evaluate.contamination import made_with
 from laconic.evaluate.cost import Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, compared, fidelity
 from laconic.evaluate.reference import Reference, References

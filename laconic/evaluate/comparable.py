@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from laconic.calibrate.batching import positions
 from laconic.calibrate.classes import called, output_places
 from laconic.errors import UserError
-from laconic.evaluate.judging import a
+from laconic.evaluate.eval_task import a
 from laconic.evaluate.reference import Reference
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import target_vocabulary_of, vocabulary_of

@@ -12,8 +12,8 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.evaluate.comparable import check_comparable, check_readable
+from laconic.evaluate.eval_task import in_order, predict_on, tokenizer_name
 from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.judging import in_order, predict_on, tokenizer_name
 from laconic.evaluate.reference import Reference
 from laconic.evaluate.similarity import DISTANCES
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence

@@ -17,8 +17,8 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.labels import labels_of
 from laconic.calibrate.sources import GlueTask
 from laconic.errors import UserError
+from laconic.evaluate.eval_task import EvalTask, Judged, a, by_length, in_order, predicted, tokenizer_name
 from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.judging import Judge, Judged, a, by_length, in_order, predicted, tokenizer_name
 from laconic.evaluate.similarity import similarities
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import check_targets
@@ -75,7 +75,7 @@ METRICS: dict[str, dict[str, Metric]] = {
 
 
 @dataclass(frozen=True)
-class Glue(Judge):
+class Glue(EvalTask):
     """The dev split of one GLUE task."""
 
     kinds = (Task.CLASSIFICATION, Task.REGRESSION)

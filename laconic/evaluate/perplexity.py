@@ -18,8 +18,8 @@ from torch.nn import functional
 from laconic.calibrate.batching import IGNORED, Row, collate, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
+from laconic.evaluate.eval_task import EvalTask, Judged, predicted, rows_per_batch, stacked, tokenizer_name
 from laconic.evaluate.intervals import Among, Metric, Table
-from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, tokenizer_name
 from laconic.model import Batch, LanguageModel, Task
 from laconic.progress import Track
 
@@ -56,7 +56,7 @@ METRICS: dict[str, Metric] = {
 
 
 @dataclass(frozen=True)
-class Perplexity(Judge):
+class Perplexity(EvalTask):
     """Perplexity on the rows of `text`; context: the model's own up to 1024, and stride: half of it, when None."""
 
     kinds = (Task.CAUSAL,)

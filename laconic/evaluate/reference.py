@@ -4,7 +4,7 @@ from torch import Tensor
 
 from laconic.calibrate.batching import positions, rows_of
 from laconic.calibrate.corpus import Corpus
-from laconic.evaluate.judging import by_length, predict_on
+from laconic.evaluate.eval_task import by_length, predict_on
 from laconic.model import LanguageModel, Predictions
 
 BATCH = 16

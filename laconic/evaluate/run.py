@@ -6,15 +6,15 @@ from typing import Any
 
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
-from laconic.evaluate.apart import check_apart, made_with, shared_rows
 from laconic.evaluate.conditions import Conditions
+from laconic.evaluate.contamination import check_apart, made_with, shared_rows
 from laconic.evaluate.cost import Cost, measure_cost
+from laconic.evaluate.eval_task import EvalTask, Judged
 from laconic.evaluate.fidelity import Fidelity, compared
 from laconic.evaluate.intervals import Interval, interval
-from laconic.evaluate.judging import Judge, Judged
-from laconic.evaluate.kept import keeping, versions
 from laconic.evaluate.paired import Difference, difference
 from laconic.evaluate.reference import References
+from laconic.evaluate.score_cache import keeping, versions
 from laconic.evaluate.tasks import wanted
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _judged(
-    lm: LanguageModel, judges: Mapping[str, Judge], corpora: Mapping[str, Corpus], resume: bool, track: Track
+    lm: LanguageModel, judges: Mapping[str, EvalTask], corpora: Mapping[str, Corpus], resume: bool, track: Track
 ) -> dict[str, Judged]:
     if resume and judges:
         judged = keeping(lm)

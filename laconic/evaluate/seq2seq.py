@@ -10,8 +10,8 @@ from torch import Tensor
 from laconic.calibrate.batching import Row, collate, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
+from laconic.evaluate.eval_task import EvalTask, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.evaluate.intervals import Metric, Share
-from laconic.evaluate.judging import Judge, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.model import Batch, LanguageModel, Predictions, Task, first_token
 from laconic.model.running import running
 from laconic.progress import Track
@@ -26,7 +26,7 @@ METRICS: dict[str, Metric] = {
 
 
 @dataclass(frozen=True)
-class Seq2Seq(Judge):
+class Seq2Seq(EvalTask):
     """Rows with a source and a target; each generated text must equal its target, spaces around it aside."""
 
     kinds = (Task.SEQ2SEQ,)

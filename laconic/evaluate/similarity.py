@@ -12,7 +12,7 @@ from torch.nn import functional
 from laconic.calibrate.batching import rows_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
-from laconic.evaluate.judging import by_length, in_order, predicted
+from laconic.evaluate.eval_task import by_length, in_order, predicted
 from laconic.model import LanguageModel
 from laconic.model.embedding.pipeline import COSINE
 from laconic.progress import Track

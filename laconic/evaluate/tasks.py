@@ -10,11 +10,11 @@ from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.probe import check_readable
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
-from laconic.evaluate.apart import check_apart
 from laconic.evaluate.blimp import blimp_task
+from laconic.evaluate.contamination import check_apart
+from laconic.evaluate.eval_task import EvalTask
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.harness import Harness
-from laconic.evaluate.judging import Judge
 from laconic.evaluate.lama import LAMA_NAMES, lama_task
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
@@ -22,17 +22,17 @@ from laconic.model import LanguageModel
 from laconic.runtime import EAGER, ONNX, OPENVINO
 
 ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
-OF_FILES: dict[str, Callable[[str], Judge]] = {"lama": lama_task, "blimp": blimp_task}
+OF_FILES: dict[str, Callable[[str], EvalTask]] = {"lama": lama_task, "blimp": blimp_task}
 """Tasks of their own files in LACONIC_DATA, by the first part of their names."""
 FIDELITY = "fidelity"
 """Judges no model alone: it names the rows on which a model of any kind is compared with its original."""
 KINDS = (*ON_A_SOURCE, FIDELITY)
 HARNESS = "harness/"
 SPLIT = "dev"
-Rows = Callable[[Judge], Corpus]
+Rows = Callable[[EvalTask], Corpus]
 
 
-def rows_of(judge: Judge, limit: int | None = None) -> Corpus:
+def rows_of(judge: EvalTask, limit: int | None = None) -> Corpus:
     """The rows of a task, or the first `limit` of them."""
     return judge.corpus(limit)
 
@@ -41,7 +41,7 @@ def rows_of(judge: Judge, limit: int | None = None) -> Corpus:
 class Wanted:
     """What a list of task names asks for; `fidelity`: the source of the rows that two models are compared on."""
 
-    judges: dict[str, Judge]
+    judges: dict[str, EvalTask]
     fidelity: str | None
 
     @property
@@ -124,7 +124,7 @@ def check_tasks(
             check_readable(lm, corpus)
 
 
-def _judge(name: str) -> Judge:
+def _judge(name: str) -> EvalTask:
     if name.lower().startswith("glue/"):
         return Glue(glue_task(name[len("glue/") :].rstrip("/")))
     if name.startswith(HARNESS):

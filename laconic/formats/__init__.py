@@ -2,13 +2,13 @@
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
 from laconic.formats.codebook import Codebook
-from laconic.formats.coded import Coded, CodedEmbedding
 from laconic.formats.constant import Constant
 from laconic.formats.dense import Dense
 from laconic.formats.int8 import DynamicInt8
+from laconic.formats.linear_replacement import LinearReplacement
 from laconic.formats.lowrank import LowRank, LowRankEmbedding
-from laconic.formats.mapped import Mapped
 from laconic.formats.masked import Masked
+from laconic.formats.packed import Coded, CodedEmbedding
 from laconic.formats.quantized import Quantized
 from laconic.formats.shared import LowRankReader, divided
 from laconic.formats.sparse import Sparse, SparseEmbedding
@@ -38,10 +38,10 @@ __all__ = [
     "Dense",
     "DynamicInt8",
     "Format",
+    "LinearReplacement",
     "LowRank",
     "LowRankEmbedding",
     "LowRankReader",
-    "Mapped",
     "Masked",
     "Quantized",
     "Sparse",

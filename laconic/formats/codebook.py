@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
-from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
+from laconic.formats.packed import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.numerics.tied import Sharing
 
 

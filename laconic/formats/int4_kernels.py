@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.formats.kernels import DECODED, Decoded, Family, Kernel, aligned
+from laconic.formats.kernels import DECODED, Decoded, Kernel, KernelFamily, aligned
 from laconic.numerics.grid import Grid, values_of
 from laconic.numerics.packing import packed_nbytes, unpack
 
@@ -99,7 +99,7 @@ def shifted(matrix: Packed, group: int) -> tuple[Integer[Tensor, "out in"], Floa
     return codes, torch.stack((scale, scale * (8 - zero)), -1).transpose(0, 1)
 
 
-class FewBits(Family[Packed]):
+class FewBits(KernelFamily[Packed]):
     """Codes of one number of bits on grids of one kind."""
 
     label = "int4"

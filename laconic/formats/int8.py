@@ -3,7 +3,7 @@
 On disk it is a byte for each weight and 16 bits for each output. In memory there are those and what the kernels that
 were called keep for themselves (`laconic.formats.int8_kernels`): none, another byte for each weight, or, where nothing
 beats a dense layer, the dense matrix. Which kernel multiplies depends on the shape and on the number of rows, and is
-measured the first time that it is asked (`laconic.formats.fastest`).
+measured the first time that it is asked (`laconic.formats.autotune`).
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
-from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.formats.int8_kernels import INT8, Matrix
-from laconic.formats.kernels import Family
+from laconic.formats.kernels import KernelFamily
+from laconic.formats.packed import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.numerics.tied import Sharing, grid_places
 
 
@@ -45,7 +45,7 @@ class DynamicInt8(Coded):
         return layer.to(dtype)
 
     @property
-    def family(self) -> Family[Any] | None:
+    def family(self) -> KernelFamily[Any] | None:
         return INT8
 
     @property

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from laconic.formats.kernels import ALIGNED, DECODED, DENSE, Decoded, Dense, Family, Kernel, aligned
+from laconic.formats.kernels import ALIGNED, DECODED, DENSE, Decoded, Dense, Kernel, KernelFamily, aligned
 from laconic.numerics.int8 import int8_product, on_steps
 
 FULL, SAFE = 255, 127
@@ -106,7 +106,7 @@ KERNELS: Mapping[str, Callable[[Matrix, torch.dtype], Kernel]] = {
 `dense` comes last, as it keeps the most."""
 
 
-class Int8Family(Family[Matrix]):
+class Int8Family(KernelFamily[Matrix]):
     """Codes of 8 bits with a scale for each output."""
 
     name = label = "int8"

@@ -1,8 +1,8 @@
 """Ways to multiply rows by a matrix of codes on this processor, and which of them give right sums here.
 
 A kernel is made for one matrix, and called with rows of inputs (rows, in) and the bias (out,) or None. None of them is
-chosen for being there: each is tried on sums as large as they come, and then timed (`laconic.formats.fastest`). What
-differs between int8 and codes of a few bits is a `Family`.
+chosen for being there: each is tried on sums as large as they come, and then timed (`laconic.formats.autotune`). What
+differs between int8 and codes of a few bits is a `KernelFamily`.
 """
 
 from abc import ABC, abstractmethod
@@ -71,7 +71,7 @@ class Decoded(Kernel):
         return linear(x, self._dense(), bias)
 
 
-class Family(ABC, Generic[M]):
+class KernelFamily(ABC, Generic[M]):
     """Matrices that take as long as each other, of the same shape, whatever kernel multiplies by them.
 
     name:      says all that times depend on besides shape, rows, dtype and machine.
@@ -105,7 +105,7 @@ class Family(ABC, Generic[M]):
         return x @ self.dense(matrix, x.dtype).T
 
 
-def working(family: Family[M], matrix: M, x: Float[Tensor, "rows in"]) -> dict[str, Kernel]:
+def working(family: KernelFamily[M], matrix: M, x: Float[Tensor, "rows in"]) -> dict[str, Kernel]:
     """The kernels that this processor has and that agree with exact sums, the first choice first."""
     kernels: dict[str, Kernel] = {}
     x = x[:TRIED_ROWS]

@@ -16,7 +16,7 @@ from laconic.formats.base import (
     weight_macs,
     weight_nbytes,
 )
-from laconic.formats.latent import Latent
+from laconic.formats.shared_input import SharedInput
 from laconic.numerics.lowrank import output_factor
 
 
@@ -35,7 +35,7 @@ class LowRank(Format):
         self.left: nn.Linear | Format = nn.Linear(rank, out_features, bias=bias)
         # Kept apart from the factors, which a later step may replace by formats of their own.
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
-        self._latent = Latent(shared_by)
+        self._latent = SharedInput(shared_by)
 
     @classmethod
     def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"], shared_by: int = 1) -> "LowRank":

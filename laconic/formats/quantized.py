@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
-from laconic.formats.coded import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.formats.int4_kernels import MOST_BITS, FewBits, Packed, group_of
-from laconic.formats.kernels import Family
+from laconic.formats.kernels import KernelFamily
+from laconic.formats.packed import Coded, as_bytes, from_bytes, frozen, stored
 from laconic.numerics.grid import Grid, codes_of, values_of
 from laconic.numerics.packing import pack, packed_nbytes, unpack
 from laconic.numerics.tied import Sharing, grid_places
@@ -90,7 +90,7 @@ class Quantized(Coded):
         return Grid(scale, zero.float(), self.bits, self.group)
 
     @property
-    def family(self) -> Family[Any] | None:
+    def family(self) -> KernelFamily[Any] | None:
         # A weight that was pruned has no code to multiply by.
         fits = self.kept is None and self.bits <= MOST_BITS and group_of(self.group, self.in_features) is not None
         return FewBits(self.bits, self.group, self.symmetric) if fits else None

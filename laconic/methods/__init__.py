@@ -1,6 +1,6 @@
 """Every method, one file each. The tuple below is the registry: add a method's class here and it exists everywhere."""
 
-from laconic.methods.base import PREDICTS_FROM, Ladder, Method, Rung, statistics_for
+from laconic.methods.base import PREDICTS_FROM, Candidate, Candidates, Method, statistics_for
 from laconic.methods.lowrank.asvd import Asvd
 from laconic.methods.lowrank.drone import Drone
 from laconic.methods.lowrank.fwsvd import Fwsvd
@@ -50,6 +50,8 @@ __all__ = [
     "PREDICTS_FROM",
     "Asvd",
     "Awq",
+    "Candidate",
+    "Candidates",
     "Drone",
     "Fwsvd",
     "Gptq",
@@ -57,7 +59,6 @@ __all__ = [
     "KMeans",
     "KfacPrune",
     "KfacSvd",
-    "Ladder",
     "LnStructured",
     "Magnitude",
     "Method",
@@ -65,7 +66,6 @@ __all__ = [
     "Random",
     "RandomStructured",
     "Rtn",
-    "Rung",
     "Scored",
     "SparseGpt",
     "Svd",

@@ -13,18 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram, Statistic
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.typed import Typed
 
-PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({Gram, OutputGram})
+PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({InputCovariance, GradCovariance})
 """What `Method.ladder` needs beside what the method asks for: the two moments of the predicted loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One size that a method offers for one matrix.
+class Candidate:
+    """One size that a method offers for one matrix, with its cost and predicted loss.
 
     method is fully specified, or None for the dense matrix; loss is ½ tr(F E C E^T), nats per prediction.
     nbytes (on disk) and parameters are those of the matrix, bias excluded; products are the shapes (out, in) of the
@@ -46,19 +46,19 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Candidates:
     """Every size offered for one matrix, the dense one included."""
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[Candidate, ...]
 
     @property
-    def dense(self) -> Rung:
+    def dense(self) -> Candidate:
         """The one that changes nothing."""
         return next(rung for rung in self.rungs if rung.method is None)
 
-    def __or__(self, other: "Ladder") -> "Ladder":
+    def __or__(self, other: "Candidates") -> "Candidates":
         """The choices of two methods together: allocating over them is the mixed-family search."""
-        return Ladder(self.rungs + other.rungs)
+        return Candidates(self.rungs + other.rungs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,13 @@ class Method(ABC, metaclass=Typed):
     """True where `compress` gives a `LowRank`, so that matrices of one input can be solved as one and divided."""
 
     remembers: ClassVar[bool] = False
-    """True where what `Known.once` keeps of one size serves every other, without the statistics."""
+    """True where what `LayerStats.once` keeps of one size serves every other, without the statistics."""
 
     example: ClassVar[str] = ""
     """Parameters of an example, as `--method` takes them; it is given `keep` where that is no size."""
 
     keeps_support: ClassVar[bool] = False
-    """True where every weight that `Known.support` says is zero stays zero."""
+    """True where every weight that `LayerStats.support` says is zero stays zero."""
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
@@ -87,7 +87,7 @@ class Method(ABC, metaclass=Typed):
         return self.needs
 
     @abstractmethod
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Format:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Format:
         """The compressed matrix, in the dtype of `weight`, which is the one it will be stored in.
 
         `known` holds at least what it `asks` for.
@@ -97,14 +97,14 @@ class Method(ABC, metaclass=Typed):
         """
 
     @abstractmethod
-    def form(self, shape: tuple[int, int], kept: int | None = None) -> Format:
+    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> Format:
         """What `compress` makes of a matrix of `shape` (out, in), but for its numbers: a format on the meta device.
 
         A size that is not set is taken to be a small one. `kept` says how many weights an earlier step left; None where
         nothing was pruned.
         """
 
-    def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+    def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
         """What is wrong where the size that was set does not fit `matrix`, of `shape` (out, in)."""
         return None
 
@@ -138,7 +138,7 @@ class Method(ABC, metaclass=Typed):
         """True once the method says itself how small it makes a matrix, so that no `keep` is needed."""
 
     @abstractmethod
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         """Every size it offers for this matrix, with the predicted loss; `known` also holds PREDICTS_FROM."""
 
 
@@ -149,7 +149,7 @@ def statistics_for(methods: Iterable[Method], predicting: bool) -> frozenset[typ
 
 
 def digest_of(weight: Float[Tensor, "out in"]) -> str:
-    """What tells the content of one matrix from that of any other; for `Known.once` and for seeds."""
+    """What tells the content of one matrix from that of any other; for `LayerStats.once` and for seeds."""
     # Of a matrix of one column, torch calls any stride contiguous.
     numbers = weight.contiguous().view(-1).cpu()
     return hashlib.blake2b(numbers.view(torch.uint8).numpy().data, digest_size=16).hexdigest()

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.calibrate.statistics import Statistic
 from laconic.errors import UserError, must_be
 from laconic.formats import Format, LowRank, Sum, dense_weight
-from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.base import Candidate, Candidates, Method, digest_of
 from laconic.methods.lowrank.kfac_svd import KfacSvd
 from laconic.methods.lowrank.size import RankSized
 from laconic.methods.prune.size import Pruning
@@ -58,7 +58,7 @@ class Plus(Method):
     name = "plus"
     family = "combination"
     paper = "Zhang et al., ICLR 2025; Saha et al., NeurIPS 2024"
-    needs = frozenset({Gram, OutputGram})
+    needs = frozenset({InputCovariance, GradCovariance})
 
     base: Method = BASE
     residual: Method = RESIDUAL
@@ -116,7 +116,7 @@ class Plus(Method):
         rank = self._residual.rank_of(shape) + 1
         return replace(self, residual=self._residual.with_rank(rank)) if rank <= min(shape) else None
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sum:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Sum:
         """The two formats side by side.
 
         Raises:
@@ -127,21 +127,21 @@ class Plus(Method):
         if not torch.isfinite(weight).all():
             raise UserError(f"{self.name} cannot compress weights that are NaN or infinite; check the model.")
         # Apart from what is remembered of the matrix itself: what is solved here is met once.
-        return self._descent(weight, Known(known, known.support))
+        return self._descent(weight, LayerStats(known, known.support))
 
-    def form(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
-        low = self._residual.form(shape)
+    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
+        low = self._residual.empty_format(shape)
         if self.factor_bits is not None:
             each = _each_row(self.factor_bits)
-            low.left, low.right = each.form((shape[0], low.rank)), each.form((low.rank, shape[1]))
-        return Sum.of(self._base.form(shape, kept), low)
+            low.left, low.right = each.empty_format((shape[0], low.rank)), each.empty_format((low.rank, shape[1]))
+        return Sum.of(self._base.empty_format(shape, kept), low)
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         shape = (weight.shape[0], weight.shape[1])
         offered = self._offered(shape, weight.dtype)
 
         def predict() -> tuple[Tensor, Tensor, Tensor]:
-            F, C = known[OutputGram].matrix, known[Gram].matrix
+            F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
             results = [method.compress(weight, known) for method in offered]
             losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
             sizes = torch.tensor([[result.nbytes(), result.parts[0].count] for result in results])
@@ -156,9 +156,9 @@ class Plus(Method):
             more = rank * sum(shape)
             if nbytes < stays.nbytes:
                 rungs.append(
-                    Rung(method=method, nbytes=nbytes, parameters=numbers + more, products=products, loss=loss)
+                    Candidate(method=method, nbytes=nbytes, parameters=numbers + more, products=products, loss=loss)
                 )
-        return Ladder(tuple(sorted(rungs, key=lambda rung: rung.nbytes)))
+        return Candidates(tuple(sorted(rungs, key=lambda rung: rung.nbytes)))
 
     def _offered(self, shape: tuple[int, int], dtype: torch.dtype) -> list["Plus"]:
         """Each size of the base with some ranks, where the ranks are left open."""
@@ -184,8 +184,8 @@ class Plus(Method):
             rank -= 1
         return max(rank, 0)
 
-    def _descent(self, weight: Float[Tensor, "out in"], known: Known) -> Sum:
-        F, C = known[OutputGram].matrix, known[Gram].matrix
+    def _descent(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Sum:
+        F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
         parts: dict[str, Format] = {}
         loss = torch.inf
         order: tuple[Part, ...] = ("base", "residual") if self.first == "base" else ("residual", "base")
@@ -202,7 +202,7 @@ class Plus(Method):
                 break
         return Sum.of(parts["base"], parts["residual"])
 
-    def _solved(self, part: Part, target: Float[Tensor, "out in"], known: Known) -> Format:
+    def _solved(self, part: Part, target: Float[Tensor, "out in"], known: LayerStats) -> Format:
         if part == "base":
             return self._base.compress(target, known)
         low = self._residual.compress(target, known)
@@ -217,6 +217,6 @@ def _each_row(bits: int) -> Rtn:
 def in_few_bits(low: LowRank, bits: int) -> LowRank:
     """The same product with each row of either factor on a grid of its own."""
     each = _each_row(bits)
-    low.left = each.compress(dense_weight(low.left).detach(), Known())
-    low.right = each.compress(dense_weight(low.right).detach(), Known())
+    low.left = each.compress(dense_weight(low.left).detach(), LayerStats())
+    low.right = each.compress(dense_weight(low.right).detach(), LayerStats())
     return low

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.formats import Dense
 from laconic.model.anatomy import FeedForward
-from laconic.model.inner import Inner, inners_of
 from laconic.model.lm import LanguageModel
 from laconic.model.places import places
+from laconic.model.prunable_group import PrunableGroup, inners_of
 from laconic.model.resize import put
 from laconic.model.roles import Group
 
@@ -25,7 +25,7 @@ EMPTY = -1
 @torch.no_grad()
 def keep_parts(
     lm: LanguageModel,
-    inner: Inner,
+    inner: PrunableGroup,
     parts: Sequence[int],
     weight: Float[Tensor, "out kept"] | None = None,
     bias: Float[Tensor, " out"] | None = None,
@@ -57,7 +57,7 @@ def keep_parts(
         setattr(module, attribute, each * len(parts))
 
 
-def _write(lm: LanguageModel, inner: Inner, chosen: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+def _write(lm: LanguageModel, inner: PrunableGroup, chosen: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     writer = inner.writer
     if weight is None:
         weight = _arranged(writer.weight().T, 1, inner.count, chosen).T

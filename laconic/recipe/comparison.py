@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from laconic.allocate import Plan
-from laconic.calibrate import Calibration, Known, Statistic, survey
+from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.calibrate.corpus import Corpus
 from laconic.compress import Allocation, Compress, Outcome
 from laconic.evaluate import Reference, compared, latency
@@ -76,14 +76,14 @@ class Comparison:
 
     referee: Referee
     candidates: Sequence[Candidate]
-    known: Mapping[str, Known]
+    known: Mapping[str, LayerStats]
 
     @classmethod
     def of(cls, referee: Referee, candidates: Sequence[Candidate], data: Calibration) -> "Comparison":
         """Measure, in one pass, what any of the candidates needs."""
         steps = [candidate.step(keep=0.5) for candidate in candidates]
         needs = frozenset[type[Statistic]]().union(*(step.needs for step in steps))
-        known = survey(referee.original, data, needs, referee.original.sites())
+        known = collect_stats(referee.original, data, needs, referee.original.sites())
         return cls(referee=referee, candidates=candidates, known=known)
 
     def original(self) -> Point:

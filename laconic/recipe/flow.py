@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal, get_args
 
 from laconic import processes
 from laconic.allocate import Plan
-from laconic.calibrate import Calibration, Known, Labels
+from laconic.calibrate import Calibration, Labels, LayerStats
 from laconic.calibrate.corpus import Corpus, batches, sample
 from laconic.compress import Allocation, Compress, Outcome, Step
-from laconic.compress.asked import uses_inputs
+from laconic.compress.size_spec import uses_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.methods.prune.scored import Scored
@@ -184,7 +184,7 @@ def apply_steps(
     lm: LanguageModel,
     steps: Sequence[Step],
     data: Calibration | None,
-    known: Mapping[str, Known] | None = None,
+    known: Mapping[str, LayerStats] | None = None,
 ) -> tuple[LanguageModel, Changes]:
     """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done.
 
@@ -199,7 +199,7 @@ def apply_steps(
     for index, step in enumerate(steps):
         if needs_original(lm, steps[index:]):
             lm = replace(lm, original=lm.copy())
-        with processes.agreed():
+        with processes.sync_errors():
             if known is not None and index == 0 and isinstance(step, Compress):
                 outcomes.append(step.solve(lm, known, data))
             else:

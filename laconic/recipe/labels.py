@@ -33,7 +33,7 @@ def check_labels(
                 step.check_labels(here, read(), sampling.seed)
             except UserError as error:
                 raise placed(error, place) from error
-        now = step.rehearse(here)
+        now = step.dry_run(here)
         here = now or here
         models += [] if now is None else [now]
     if sampling.labels == FROM_DATA and any(step.needs_data for step in steps):

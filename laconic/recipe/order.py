@@ -30,7 +30,7 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
             spoiler = _spoiler(lm, step, steps[:number])
             place = places[number] if spoiler is None else f"{places[number]} cannot follow {places[spoiler]}"
             raise placed(error, place) from error
-        here = step.rehearse(here) or here
+        here = step.dry_run(here) or here
         error = _why_no_folder_holds(here)
         if error is not None:
             raise placed(error, places[number]) from error
@@ -53,7 +53,7 @@ def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | Non
     for number, earlier in enumerate(before):
         if _mistake(step, here) is None:
             spoiler = number
-        here = earlier.rehearse(here) or here
+        here = earlier.dry_run(here) or here
     return spoiler
 
 

@@ -19,7 +19,7 @@ from laconic.evaluate.tasks import rows_of
 from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.model.structure import idle_stacks
 from laconic.model.tokens import check_targets
-from laconic.processes import agreed, by_first, from_first
+from laconic.processes import from_first, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.labels import check_labels
@@ -82,13 +82,13 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
     """
     start = time.perf_counter()
     # Nothing is written before all have found that it can be.
-    with agreed():
+    with sync_errors():
         output = check(recipe, output)
         lm, data = _loaded(recipe, track, device)
     lm, changes = apply_steps(lm, recipe.steps, data)
     plans = tuple(plan_text(plan) for plan in changes.plans if plan)
     beside = Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **pictures_of(changes)})
-    by_first(save)(lm, output, beside)
+    on_rank_zero(save)(lm, output, beside)
     seconds = time.perf_counter() - start
     return Record(
         recipe=recipe,
@@ -98,8 +98,8 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
         changes=changes,
         stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
         idle=dict(idle_stacks(lm.model)),
-        file_bytes=by_first(file_bytes)(output),
-        evaluation=None if recipe.evaluate is None else by_first(_evaluation)(recipe, output, track, device),
+        file_bytes=on_rank_zero(file_bytes)(output),
+        evaluation=None if recipe.evaluate is None else on_rank_zero(_evaluation)(recipe, output, track, device),
     )
 
 

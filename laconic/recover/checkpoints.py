@@ -24,7 +24,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from laconic.cache import cache_folder, cache_limit
-from laconic.processes import by_first, is_first
+from laconic.processes import is_first, on_rank_zero
 
 FOLDER = "training"
 STATE = "trainer_state.json"
@@ -47,7 +47,7 @@ def workshop(key: str) -> Iterator[Path]:
     """
     if cache_limit() == 0:
         # One for all processes, whose weights the first writes.
-        folder = Path(by_first(mkdtemp)())
+        folder = Path(on_rank_zero(mkdtemp)())
         try:
             yield folder
         finally:
@@ -56,7 +56,7 @@ def workshop(key: str) -> Iterator[Path]:
         return
     folder = cache_folder() / FOLDER / key
     lock = FileLock(folder / LOCK)
-    by_first(_opened)(folder, lock)
+    on_rank_zero(_opened)(folder, lock)
     try:
         yield folder
     finally:

@@ -16,8 +16,8 @@ from pydantic import Field
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, load, skeleton
-from laconic.recover.lesson import TERMS, Course, Terms, moved
-from laconic.recover.matches import Match, uniform
+from laconic.recover.distillation_loss import TERMS, Course, Terms, moved
+from laconic.recover.layer_matching import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
 from laconic.recover.rows import Read
 from laconic.recover.training import Training

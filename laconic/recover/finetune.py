@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Task
-from laconic.recover.lesson import Terms
+from laconic.recover.distillation_loss import Terms
 from laconic.recover.rows import Read
 from laconic.recover.training import Training
 

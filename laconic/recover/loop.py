@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from laconic.errors import UserError, must_be
-from laconic.processes import barrier, by_first, count, is_first, share, summed
+from laconic.processes import barrier, count, is_first, on_rank_zero, share, summed
 from laconic.progress import Track
 from laconic.recover.checkpoints import (
     BEFORE,
@@ -31,20 +31,22 @@ from laconic.recover.checkpoints import (
     save_trained,
     unfinished,
 )
-from laconic.recover.lesson import Lesson
-from laconic.recover.pace import Material, Pace
+from laconic.recover.distillation_loss import DistillationLoss
 from laconic.recover.rows import ByLength, Lines, collated
+from laconic.recover.train_config import Material, TrainConfig
 
 
-def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: Track) -> list[dict[str, float]]:
+def train(
+    lesson: DistillationLoss, material: Material, pace: TrainConfig, folder: Path, track: Track
+) -> list[dict[str, float]]:
     """Train what of `lesson` moves, in `folder`; the history, one line each time that something was measured.
 
     Afterwards the lesson has the numbers of least held-out loss, those from before the training among them; or, where
     the pace says so, the last ones, unless they are no numbers any more.
     """
-    going_on = by_first(unfinished)(folder)
+    going_on = on_rank_zero(unfinished)(folder)
     if going_on is None:
-        by_first(save_trained)(lesson, folder / BEFORE)
+        on_rank_zero(save_trained)(lesson, folder / BEFORE)
     trainer = _trainer(lesson, material, pace, folder, anew=going_on is None)
     total = trainer.args.max_steps
     trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
@@ -60,7 +62,9 @@ def train(lesson: Lesson, material: Material, pace: Pace, folder: Path, track: T
     return history
 
 
-def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew: bool) -> "LessonTrainer":
+def _trainer(
+    lesson: DistillationLoss, material: Material, pace: TrainConfig, folder: Path, anew: bool
+) -> "LessonTrainer":
     if pace.batch_size % count():
         raise must_be("batch_size", f"a multiple of {count()}, the number of processes", pace.batch_size)
     trainer = LessonTrainer(
@@ -83,7 +87,7 @@ def _trainer(lesson: Lesson, material: Material, pace: Pace, folder: Path, anew:
     return trainer
 
 
-def _arguments(material: Material, pace: Pace, folder: Path, anew: bool) -> TrainingArguments:
+def _arguments(material: Material, pace: TrainConfig, folder: Path, anew: bool) -> TrainingArguments:
     often, steps = pace.steps(len(material.train))
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -188,15 +192,15 @@ class LessonTrainer(Trainer):
         return metrics
 
     @property
-    def _lesson(self) -> Lesson:
-        assert isinstance(self.model, Lesson)
+    def _lesson(self) -> DistillationLoss:
+        assert isinstance(self.model, DistillationLoss)
         return self.model
 
 
 class _Course(TrainerCallback):
     """Tells the lesson how far it has got, and the bar."""
 
-    def __init__(self, lesson: Lesson, bar: Iterator[int], total: int) -> None:
+    def __init__(self, lesson: DistillationLoss, bar: Iterator[int], total: int) -> None:
         self._lesson, self._bar, self._total, self._shown = lesson, bar, total, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -28,7 +28,7 @@ from laconic.model.loading import configuration, declared_pipeline, has_weights,
 from laconic.model.running import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for
-from laconic.recover.beginning import classifier_of, copy_numbers, place_in, random_model, tell_apart
+from laconic.recover.student_init import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
 SINGLE_LABEL = "single_label_classification"
 IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
@@ -135,13 +135,13 @@ class Student(Step):
         if self._is_fresh:
             self._smaller(lm.weightless())
 
-    def rehearse(self, lm: LanguageModel) -> LanguageModel | None:
+    def dry_run(self, lm: LanguageModel) -> LanguageModel | None:
         if self.model is not None:
             return self._outline(lm)
         if self._is_fresh:
             return self._smaller(lm)[0]
         if self.blocks is not None:
-            Shorten(blocks=self._others(lm)).rehearse(lm)
+            Shorten(blocks=self._others(lm)).dry_run(lm)
         return None
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:

@@ -17,16 +17,16 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.labels import labels_of
 from laconic.compress import Outcome, Step
-from laconic.compress.shelf import key_of
+from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.model.tokens import pad_of
-from laconic.processes import by_first, count, everywhere
+from laconic.processes import count, everywhere, on_rank_zero
 from laconic.recover.checkpoints import finish, finished, logs, put_trained, workshop
-from laconic.recover.lesson import Lesson, Terms
+from laconic.recover.distillation_loss import DistillationLoss, Terms
 from laconic.recover.observe import eager
-from laconic.recover.pace import Checkpoint, Decay, Material, Pace, Precision, check_installed
 from laconic.recover.rows import Read, lines_of, split, told_by
+from laconic.recover.train_config import Checkpoint, Decay, Material, Precision, TrainConfig, check_installed
 from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen, trainable
 
 Positive = Annotated[int, Field(ge=1)]
@@ -131,7 +131,7 @@ class Training(Step):
             raise UserError(f"The step '{self.name}' needs training texts; name a source of them as data.")
         return data
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         """The structure stays, but for adapters that stay beside codes and zeros, which are in no later step's way."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -148,7 +148,7 @@ class Training(Step):
             material = self._material(lm, teacher, data)
             first = material.first()
             classes = () if data.corpus is None else data.corpus.classes
-            lesson = Lesson(lm, teacher, self.terms(lm, teacher, first, classes), self.dropout)
+            lesson = DistillationLoss(lm, teacher, self.terms(lm, teacher, first, classes), self.dropout)
             lesson.prepare(first, data.seed)
             done = finished(folder, lesson)
             if everywhere(done is not None) and done is not None:
@@ -160,21 +160,21 @@ class Training(Step):
         before, after = _changed(before, _nbytes(lm))
         return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)
 
-    def _trained(self, lesson: Lesson, material: Material, data: Calibration, folder: Path) -> dict[str, Any]:
+    def _trained(self, lesson: DistillationLoss, material: Material, data: Calibration, folder: Path) -> dict[str, Any]:
         """The history of the training, which is done and kept in `folder`."""
         from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
 
         lines = train(lesson, material, self._pace(data.seed), folder, data.track)
         history = {"rows": len(material.train), "held_out": len(material.held_out), "lines": lines}
-        by_first(finish)(folder, lesson, history)
+        on_rank_zero(finish)(folder, lesson, history)
         return history
 
     def _moves(self, seed: int) -> Trainable:
         return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze, seed=seed)
 
-    def _pace(self, seed: int) -> Pace:
-        named = {field.name: getattr(self, field.name) for field in fields(Pace) if field.name != "seed"}
-        return Pace(**named, seed=seed)
+    def _pace(self, seed: int) -> TrainConfig:
+        named = {field.name: getattr(self, field.name) for field in fields(TrainConfig) if field.name != "seed"}
+        return TrainConfig(**named, seed=seed)
 
     def _looking(self, lm: LanguageModel, teacher: LanguageModel | None) -> AbstractContextManager[None]:
         return eager(lm, teacher) if self.compares_layers and teacher is not None else nullcontext()

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from laconic.formats import Coded, DynamicInt8, Quantized
-from laconic.formats.coded import from_bytes
+from laconic.formats.packed import from_bytes
 
 WIDEST = 256
 NARROWEST = 16

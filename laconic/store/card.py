@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from laconic.errors import DISTRIBUTION
-from laconic.formats import Format, Mapped
+from laconic.formats import Format, LinearReplacement
 from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
 from laconic.model.stock import stock
@@ -72,7 +72,7 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
         yield from _compressed(formats)
     if narrow := [name for name, entry in shapes.items() if entry["kind"] == RESIZED]:
         yield from _narrowed(model, plain, narrow)
-    if maps := [module for module in model.modules() if isinstance(module, Mapped)]:
+    if maps := [module for module in model.modules() if isinstance(module, LinearReplacement)]:
         size = sum(mapped.nbytes() for mapped in maps)
         yield f"Behind {len(maps)} norms a linear map stands for blocks that were dropped: {size:,} bytes."
         yield ""

@@ -11,7 +11,7 @@ from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_padding
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 from laconic.model.resize import empty_linear
 from laconic.model.task import pretrained
 from laconic.model.width import EMPTY, keep_parts

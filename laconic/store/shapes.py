@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.formats import Format, Mapped
+from laconic.formats import Format, LinearReplacement
 from laconic.model.resize import empty_linear
 
 RESIZED = "resized"
@@ -56,7 +56,7 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
             # In the place of a norm, which holds vectors of this size and nothing else.
             if {tuple(part.shape) for part in module.parameters()} == {(features,)}:
                 with torch.device("meta"):
-                    model.set_submodule(path, Mapped(module, features, matrix))
+                    model.set_submodule(path, LinearReplacement(module, features, matrix))
                 return
     raise UserError(
         f"quantization_config.structure['{name}'] does not fit the {type(module).__name__} that is there; "
@@ -80,7 +80,7 @@ def _set(module: nn.Module, values: Mapping[str, Any], shapes: Mapping[str, Any]
 
 
 def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
-    if isinstance(module, Mapped):
+    if isinstance(module, LinearReplacement):
         yield {"kind": MAPPED, "features": module.features, "matrix": module.matrix is not None}
         return
     if isinstance(module, Format):

@@ -5,7 +5,7 @@ from laconic.study.cells import Cell
 from laconic.study.executors import Executor
 from laconic.study.grid import cells_of
 from laconic.study.ledger import FAILED, Ledger, Record
-from laconic.study.logbook import Logbook, check_logging
+from laconic.study.mlflow_logger import MlflowLogger, check_logging
 from laconic.study.parse import parse_study, read_study, study_from
 from laconic.study.run import Summary, check_cells, run_study
 from laconic.study.schema import Study
@@ -15,7 +15,7 @@ __all__ = [
     "Cell",
     "Executor",
     "Ledger",
-    "Logbook",
+    "MlflowLogger",
     "Record",
     "Study",
     "Summary",

@@ -10,8 +10,8 @@ import torch
 
 from laconic.calibrate.passes import machine as on_device
 from laconic.errors import LONGEST_SENTENCE, shortened
-from laconic.evaluate.kept import versions
-from laconic.formats.fastest import machine
+from laconic.evaluate.score_cache import versions
+from laconic.formats.autotune import machine
 from laconic.recipe.write import spell_recipe
 from laconic.study.cells import Cell
 from laconic.study.ledger import FAILED, VERSION

@@ -17,11 +17,11 @@ from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.run import check_recipe
 from laconic.store import skeleton
-from laconic.study.bench import COLLECTED, Task
 from laconic.study.cells import Cell
 from laconic.study.executors import Executor
 from laconic.study.ledger import DONE, FAILED, Ledger, Record, Strange
-from laconic.study.logbook import Logbook
+from laconic.study.mlflow_logger import MlflowLogger
+from laconic.study.worker import COLLECTED, Task
 
 PATIENCE = 2.0
 """Seconds between two looks at cells that another runner has."""
@@ -96,7 +96,7 @@ def run_study(
     executor: Executor,
     *,
     retry: bool = False,
-    logbook: Logbook | None = None,
+    logbook: MlflowLogger | None = None,
     track: Track = silent,
 ) -> Summary:
     """Measure every cell that has no record yet, and with `retry` those that failed.

@@ -10,32 +10,32 @@ from laconic.allocate import choose as choose_among
 from laconic.allocate.budget import Currency
 from laconic.allocate.option import Option, lower_hull, options
 from laconic.errors import UserError
-from laconic.methods import Drone, KfacSvd, Ladder, Rung, Svd
+from laconic.methods import Candidate, Candidates, Drone, KfacSvd, Svd
 from tests.matrices import case
 
 
-def ladder(costs_and_losses: list[tuple[int, float]]) -> Ladder:
+def ladder(costs_and_losses: list[tuple[int, float]]) -> Candidates:
     """Rungs of the given bytes and losses; the last is the dense matrix."""
     rungs = [
-        Rung(method=Svd(rank=i + 1), nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)
+        Candidate(method=Svd(rank=i + 1), nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)
         for i, (cost, loss) in enumerate(costs_and_losses[:-1])
     ]
     cost, loss = costs_and_losses[-1]
-    return Ladder((*rungs, Rung(method=None, nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)))
+    return Candidates((*rungs, Candidate(method=None, nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)))
 
 
-def choose(ladders: dict[str, Ladder], keep: float, currency: Currency = "bytes") -> dict[str, Rung]:
+def choose(ladders: dict[str, Candidates], keep: float, currency: Currency = "bytes") -> dict[str, Candidate]:
     """The rungs chosen where every ladder stands alone."""
     return choose_among(
         [[{name: ladder}] for name, ladder in ladders.items()], budget_of(ladders.values(), keep, currency)
     )
 
 
-def hull(ladder: Ladder) -> list[Option]:
+def hull(ladder: Candidates) -> list[Option]:
     return lower_hull(options([{"only": ladder}], lambda rung: rung.nbytes))
 
 
-def random_ladders(seed: int) -> dict[str, Ladder]:
+def random_ladders(seed: int) -> dict[str, Candidates]:
     generator = torch.Generator().manual_seed(seed)
     ladders = {}
     for name in "abcd":

@@ -32,7 +32,7 @@ def rank_of(method: Method | None) -> int:
 
 def kept(method: Method, shapes: Shapes, keep: float, dtype: torch.dtype) -> float:
     plan = uniform(method, shapes, keep, dtype)
-    nbytes = sum(one.form(shapes[name]).to(dtype).nbytes() for name, one in plan.items() if one is not None)
+    nbytes = sum(one.empty_format(shapes[name]).to(dtype).nbytes() for name, one in plan.items() if one is not None)
     return nbytes / (numbers(shapes) * dtype.itemsize)
 
 

@@ -4,16 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from laconic.calibrate import Calibration, Gram, Known, OutputGram, survey, walk
+from laconic.calibrate import (
+    Calibration,
+    GradCovariance,
+    InputCovariance,
+    LayerStats,
+    collect_stats,
+    sequential_calibrate,
+)
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor, Moments, chosen_ridge, wanted
 from laconic.calibrate.residual import Residual, kind_of, paths_of, sublayers
-from laconic.calibrate.tap import Tap
-from laconic.calibrate.walk import Course
+from laconic.calibrate.sequential import SequentialConfig
 from laconic.compress import Compress
 from laconic.methods import Drone, KfacSvd
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME, factors
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 CPU = torch.device("cpu")
 OUT, IN, TOKENS = 5, 8, 600
@@ -71,9 +78,9 @@ def test_an_anchor_gives_the_problem_around_the_wanted_matrix(centred):
     anchor = Anchor(IN, {"site": OUT}, CPU)
     for number, (x_part, y_part) in enumerate(zip(drifted.split(100), y.split(100), strict=True)):
         anchor.update(number, x_part, {"site": y_part})
-    problem = anchor.problem("site", W, Known(), centred)
+    problem = anchor.problem("site", W, LayerStats(), centred)
     x = drifted - drifted.mean(0) if centred else drifted
-    assert torch.allclose(problem.known[Gram].matrix, x.T @ x / TOKENS, atol=1e-9)
+    assert torch.allclose(problem.known[InputCovariance].matrix, x.T @ x / TOKENS, atol=1e-9)
     wanted_y = y - y.mean(0) if centred else y
     error, before = ((wanted_y - x @ matrix.T).square().mean() for matrix in (problem.weight, W))
     # Without a bias that may move, the offset of the outputs stays.
@@ -106,7 +113,7 @@ def test_what_the_residual_stream_is_shows_in_the_numbers(name, kind):
     for stack, blocks in lm.stacks():
         path = blocks[0][0]
         parts = sublayers(stack, path, modules.__contains__)
-        with Tap(lm.model, paths_of(path, parts)) as tap, torch.no_grad():
+        with ActivationCapture(lm.model, paths_of(path, parts)) as tap, torch.no_grad():
             predict(lm, labelled_batches(lm, 1)[0])
         assert kind_of(tap, path, parts) is kind
 
@@ -117,7 +124,9 @@ def test_what_the_residual_stream_is_shows_in_the_numbers(name, kind):
 def test_a_walk_that_replaces_nothing_wants_the_matrices_as_they_are(name):
     lm = BY_NAME[name].lm()
     data = Calibration(labelled_batches(lm, 3))
-    steps = walk(lm, data, {Gram, OutputGram}, lm.sites(("*",)), Course(anchored=True))
+    steps = sequential_calibrate(
+        lm, data, {InputCovariance, GradCovariance}, lm.sites(("*",)), SequentialConfig(anchored=True)
+    )
     for site, problem in (pair for step in steps for pair in step):
         assert torch.allclose(problem.weight, site.weight(), atol=1e-4), site.name
         if problem.means is not None:
@@ -133,7 +142,7 @@ def test_the_writers_make_up_for_the_drift_of_the_stream(name):
     data = Calibration(labelled_batches(lm, 3))
     sites = lm.sites()
     drifted = 0.0
-    for step in walk(lm, data, {Gram}, sites, Course(anchored=True)):
+    for step in sequential_calibrate(lm, data, {InputCovariance}, sites, SequentialConfig(anchored=True)):
         for site, problem in step:
             if site.block == sites[-1].block and problem.means is not None:
                 bias = problem.bias(site.weight())
@@ -166,15 +175,15 @@ def test_gradients_are_collected_anew_when_asked(monkeypatch):
     lm = BY_NAME["gpt2"].lm()
     data = Calibration(labelled_batches(lm), "sampled")
     sites = lm.sites()
-    dense = survey(lm, data, {OutputGram}, sites)
+    dense = collect_stats(lm, data, {GradCovariance}, sites)
     seen = {}
-    for step in walk(lm, data, {Gram, OutputGram}, sites, Course(refresh=1)):
+    for step in sequential_calibrate(lm, data, {InputCovariance, GradCovariance}, sites, SequentialConfig(refresh=1)):
         for site, problem in step:
-            seen[site.name] = problem.known[OutputGram].matrix
+            seen[site.name] = problem.known[GradCovariance].matrix
             lm.replace(site, factors(site, rank=3))
     first, last = sites[0].name, sites[-1].name
-    assert torch.allclose(seen[first], dense[first][OutputGram].matrix)
-    assert not torch.allclose(seen[last], dense[last][OutputGram].matrix, rtol=1e-2)
+    assert torch.allclose(seen[first], dense[first][GradCovariance].matrix)
+    assert not torch.allclose(seen[last], dense[last][GradCovariance].matrix, rtol=1e-2)
 
 
 def test_refresh_without_stages_is_one_sentence():

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.gates import gate_gradients
+from laconic.calibrate.gradient_gates import gate_gradients
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
-from laconic.model.inner import Inner, inners_of
+from laconic.model.prunable_group import PrunableGroup, inners_of
 from tests.architectures import BY_NAME
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 EPSILON = 1e-2
 """Norms of Llama and T5 round to float32 whatever the model is in."""
@@ -36,7 +36,7 @@ def losses(lm: LanguageModel, batches: list[Batch]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def turned(lm: LanguageModel, inner: Inner, part: int, by: float, batches: list[Batch]) -> torch.Tensor:
+def turned(lm: LanguageModel, inner: PrunableGroup, part: int, by: float, batches: list[Batch]) -> torch.Tensor:
     """The losses with one part of all that lose the same parts turned up to 1 + by."""
     kept = []
     for each in inners_of(lm):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, Fisher, Gram, OutputGram, survey
+from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
 from laconic.calibrate.rows import rows_of
 from laconic.model import Reads, predict
 from tests.architectures import BY_NAME
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 SOURCE = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
 TARGET = torch.tensor([[1, 1], [1, 0]]).bool()
@@ -58,10 +58,10 @@ def test_statistics_are_those_of_each_row_alone_and_unpadded(name: str) -> None:
     lm = BY_NAME[name].lm()
     (batch,) = labelled_batches(lm, 1)
     sites = [site for site in lm.sites(("blocks", "embedding"))]
-    together = survey(lm, Calibration([batch]), {Gram}, sites)
-    apart = survey(lm, Calibration([_alone(lm, batch, row) for row in range(2)]), {Gram}, sites)
+    together = collect_stats(lm, Calibration([batch]), {InputCovariance}, sites)
+    apart = collect_stats(lm, Calibration([_alone(lm, batch, row) for row in range(2)]), {InputCovariance}, sites)
     for site in sites:
-        a, b = together[site.name][Gram], apart[site.name][Gram]
+        a, b = together[site.name][InputCovariance], apart[site.name][InputCovariance]
         assert a.count == b.count, site.name
         assert torch.allclose(a.matrix, b.matrix, rtol=1e-4, atol=1e-5), site.name
 
@@ -95,16 +95,18 @@ def test_a_shared_block_adds_up_its_visits(name: str) -> None:
     gram = sum(x[mask].double().T @ x[mask].double() for x, _ in visits)
     moment = sum(y.grad[mask].double().T @ y.grad[mask].double() for _, y in visits)
     lm.model.zero_grad()
-    known = survey(lm, Calibration([batch], "data"), {Gram, OutputGram}, [site])[site.name]
-    assert known[Gram].count == len(visits) * 12
-    assert torch.allclose(known[Gram].matrix, gram / known[Gram].count, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(known[OutputGram].matrix, moment / len(predictions.values), rtol=1e-4, atol=1e-8)
+    known = collect_stats(lm, Calibration([batch], "data"), {InputCovariance, GradCovariance}, [site])[site.name]
+    assert known[InputCovariance].count == len(visits) * 12
+    assert torch.allclose(known[InputCovariance].matrix, gram / known[InputCovariance].count, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(known[GradCovariance].matrix, moment / len(predictions.values), rtol=1e-4, atol=1e-8)
 
 
 def test_queries_that_read_positions_too_count_them() -> None:
     lm = BY_NAME["deberta-v3-classifier"].lm()
-    known = survey(lm, Calibration(labelled_batches(lm)), {Gram, Fisher}, lm.sites())
-    query, value = (known[f"deberta.encoder.layer.1.attention.self.{name}_proj"][Gram] for name in ("query", "value"))
+    known = collect_stats(lm, Calibration(labelled_batches(lm)), {InputCovariance, Fisher}, lm.sites())
+    query, value = (
+        known[f"deberta.encoder.layer.1.attention.self.{name}_proj"][InputCovariance] for name in ("query", "value")
+    )
     # Two batches of twelve tokens each, and eight relative positions each.
     assert (query.count, value.count) == (2 * 12 + 2 * 8, 2 * 12)
 
@@ -112,9 +114,9 @@ def test_queries_that_read_positions_too_count_them() -> None:
 def test_cross_attention_of_led_reads_the_sources_tokens() -> None:
     lm = BY_NAME["led"].lm()
     (batch,) = labelled_batches(lm, 1)
-    known = survey(lm, Calibration([batch]), {Gram}, lm.sites())
+    known = collect_stats(lm, Calibration([batch]), {InputCovariance}, lm.sites())
     source, target = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
-    counts = {name.removeprefix("led."): statistics[Gram].count for name, statistics in known.items()}
+    counts = {name.removeprefix("led."): statistics[InputCovariance].count for name, statistics in known.items()}
     assert counts["decoder.layers.1.encoder_attn.v_proj"] == counts["encoder.layers.1.fc1"] == source
     assert counts["decoder.layers.1.encoder_attn.q_proj"] == counts["decoder.layers.0.fc2"] == target
     assert counts["encoder.layers.0.self_attn.longformer_self_attn.query_global"] == 2
@@ -144,7 +146,7 @@ def test_the_fisher_of_a_row_is_the_squared_gradient_of_the_weight(name: str) ->
     predictions, _ = predict(lm, batch)
     loss = torch.nn.functional.cross_entropy(predictions.values, predictions.labels, reduction="sum")
     gradients = torch.autograd.grad(loss, [site.module.weight for site in sites], materialize_grads=True)
-    known = survey(lm, Calibration([batch], "data"), {Fisher}, sites)
+    known = collect_stats(lm, Calibration([batch], "data"), {Fisher}, sites)
     for site, gradient in zip(sites, gradients, strict=True):
         expected = gradient.square() / len(predictions.values)
         assert torch.allclose(known[site.name][Fisher].matrix.float(), expected, rtol=1e-3, atol=1e-8), site.name

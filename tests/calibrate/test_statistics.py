@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laconic.calibrate import AbsMax, AbsMean, Fisher, Gram, Known, Mean, OutputGram
+from laconic.calibrate import AbsMax, AbsMean, Fisher, GradCovariance, InputCovariance, LayerStats, Mean
 from laconic.calibrate.statistics import FULL_MOMENT_LIMIT, InputStatistic
 
 CPU = torch.device("cpu")
-INPUT_KINDS = [Gram, Mean, AbsMean, AbsMax]
+INPUT_KINDS = [InputCovariance, Mean, AbsMean, AbsMax]
 
 
 def value(statistic: InputStatistic) -> torch.Tensor:
-    return statistic.matrix if isinstance(statistic, Gram) else statistic.vector
+    return statistic.matrix if isinstance(statistic, InputCovariance) else statistic.vector
 
 
 EXPECTED = {
-    Gram: lambda x: x.T @ x / len(x),
+    InputCovariance: lambda x: x.T @ x / len(x),
     Mean: lambda x: x.mean(0),
     AbsMean: lambda x: x.abs().mean(0),
     AbsMax: lambda x: x.abs().amax(0),
@@ -55,14 +55,14 @@ def test_an_empty_batch_changes_nothing():
 
 def test_output_gram_is_normalised_by_predictions():
     g = torch.randn(12, 4)
-    statistic = OutputGram.empty((4, 3), CPU)
+    statistic = GradCovariance.empty((4, 3), CPU)
     statistic.update(torch.randn(12, 3), g)
     statistic.count += 5
     assert torch.allclose(statistic.matrix, (g.double().T @ g.double()) / 5)
 
 
 def test_a_vocabulary_sized_output_keeps_the_diagonal_only():
-    statistic = OutputGram.empty((FULL_MOMENT_LIMIT + 1, 3), CPU)
+    statistic = GradCovariance.empty((FULL_MOMENT_LIMIT + 1, 3), CPU)
     assert statistic.total.shape == (FULL_MOMENT_LIMIT + 1,)
     g = torch.randn(2, FULL_MOMENT_LIMIT + 1)
     statistic.update(torch.randn(2, 3), g)
@@ -88,8 +88,8 @@ def test_fisher_of_an_embedding_equals_that_of_one_hot_rows():
 
 
 def test_known_is_asked_by_type_and_joined():
-    gram, mean = Gram.empty(2, False, CPU), Mean.empty(2, False, CPU)
-    known = Known([gram]) | Known([mean])
-    assert known[Gram] is gram
+    gram, mean = InputCovariance.empty(2, False, CPU), Mean.empty(2, False, CPU)
+    known = LayerStats([gram]) | LayerStats([mean])
+    assert known[InputCovariance] is gram
     assert known[Mean] is mean
     assert Fisher not in known

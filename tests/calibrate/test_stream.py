@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.calibrate import Calibration, Course, Gram, OutputGram, survey, walk
+from laconic.calibrate import (
+    Calibration,
+    GradCovariance,
+    InputCovariance,
+    SequentialConfig,
+    collect_stats,
+    sequential_calibrate,
+)
 from laconic.calibrate.entry import Needed, blocks_to_run, capture
 from laconic.calibrate.stream import Stream
 from laconic.compress import Compress
@@ -16,7 +23,7 @@ from laconic.formats import Quantized
 from laconic.methods import Gptq, SparseGpt, Wanda
 from laconic.model import LanguageModel
 from tests.architectures import ARCHITECTURES, BY_NAME, factors
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 BATCHES = 5
@@ -198,11 +205,13 @@ def test_gradients_are_those_of_the_dense_model_or_of_the_model_as_it_has_become
     lm = BY_NAME[name].lm()
     data = Calibration(labelled_batches(lm), "sampled")
     sites = lm.sites()
-    dense = survey(lm, data, {OutputGram}, sites)
-    for step in walk(lm, data, {Gram, OutputGram}, sites, Course(refresh=refresh)):
+    dense = collect_stats(lm, data, {GradCovariance}, sites)
+    for step in sequential_calibrate(
+        lm, data, {InputCovariance, GradCovariance}, sites, SequentialConfig(refresh=refresh)
+    ):
         here = [site for site, _ in step]
-        expected = dense if refresh is None else survey(lm, data, {OutputGram}, here)
+        expected = dense if refresh is None else collect_stats(lm, data, {GradCovariance}, here)
         for site, problem in step:
-            mine, other = problem.known[OutputGram].matrix, expected[site.name][OutputGram].matrix
+            mine, other = problem.known[GradCovariance].matrix, expected[site.name][GradCovariance].matrix
             assert torch.allclose(mine, other, rtol=1e-4, atol=1e-4 * other.abs().max().item()), site.name
             lm.replace(site, factors(site, rank=3))

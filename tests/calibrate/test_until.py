@@ -5,13 +5,13 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from laconic.calibrate import Calibration, Gram, survey, walk
-from laconic.calibrate.tap import Tap
+from laconic.calibrate import Calibration, InputCovariance, collect_stats, sequential_calibrate
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.until import Until
 from laconic.errors import StructureNotice
 from laconic.methods import Wanda
 from laconic.model import LanguageModel
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.tiny_models import DECODER
 
 
@@ -33,7 +33,10 @@ class Routed(nn.Module):
 def runs(chosen: list[list[int]], *, returned: bool = False) -> list[list[int]]:
     """Of each run, how often the experts and the last layer were called, and how often these returned."""
     model, heard = Routed(), []
-    with Tap(model, ["experts.0", "experts.1", "last"]) as tap, Until(model.experts, returned=returned) as until:
+    with (
+        ActivationCapture(model, ["experts.0", "experts.1", "last"]) as tap,
+        Until(model.experts, returned=returned) as until,
+    ):
         for tokens in chosen:
             tap.clear()
             with until.run():
@@ -75,9 +78,9 @@ def test_a_mixture_of_experts_is_walked_as_any_other() -> None:
         lm = LanguageModel.of(hf.Qwen2MoeForCausalLM(config).eval())
     data, sites = Calibration(labelled_batches(lm, 3)), lm.sites()
     assert any("shared_expert" in site.name for site in sites)
-    for step in walk(lm, data, {Gram}, sites):
-        now = survey(lm, data, {Gram}, [site for site, _ in step])
+    for step in sequential_calibrate(lm, data, {InputCovariance}, sites):
+        now = collect_stats(lm, data, {InputCovariance}, [site for site, _ in step])
         for site, problem in step:
-            mine, other = problem.known[Gram].matrix, now[site.name][Gram].matrix
+            mine, other = problem.known[InputCovariance].matrix, now[site.name][InputCovariance].matrix
             assert torch.allclose(mine, other, rtol=1e-4, atol=1e-5 * other.abs().max().item()), site.name
             lm.replace(site, Wanda(sparsity=0.5).compress(problem.weight, problem.known))

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Calibration, Known, survey
+from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read
 from laconic.cli.main import status
 from laconic.cli.record import said_of_allocation
 from laconic.compress import Compress
-from laconic.compress.judge import Judge
-from laconic.compress.ways.corrected import ALLOCATED
-from laconic.compress.ways.trial import ROWS, halves
-from laconic.methods import Drone, KfacPrune, KfacSvd, Ladder
+from laconic.compress.allocators.corrected import ALLOCATED
+from laconic.compress.allocators.trial import ROWS, halves
+from laconic.compress.kl_metric import KLMetric
+from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load
 from tests.architectures import BY_NAME
 from tests.cli.printed import Output
@@ -30,8 +30,8 @@ class Ground(NamedTuple):
 
     lm: LanguageModel
     data: Calibration
-    known: dict[str, Known]
-    judge: Judge
+    known: dict[str, LayerStats]
+    judge: KLMetric
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def ground(shared_models: Path, shared_data: Path) -> Ground:
     lm = load(str(shared_models / "stories260K"))
     first, last = (stories_of(shared_data, part) for part in (slice(32), slice(-32, None)))
     data = Calibration(batches(lm, first, max_length=96))
-    known = survey(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
-    return Ground(lm, data, known, Judge(lm, batches(lm, last, max_length=96)))
+    known = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
+    return Ground(lm, data, known, KLMetric(lm, batches(lm, last, max_length=96)))
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
@@ -80,7 +80,7 @@ class Misled(KfacPrune):
 
     name = "misled"
 
-    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
         right = super().scores(weight, known)
         return right / right.mean().square()
 
@@ -91,10 +91,10 @@ class MisledSvd(KfacSvd):
 
     name = "misled-svd"
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         right = super().ladder(weight, known)
         most = max(rung.loss for rung in right.rungs)
-        return Ladder(tuple(replace(rung, loss=rung.loss / most**4) for rung in right.rungs))
+        return Candidates(tuple(replace(rung, loss=rung.loss / most**4) for rung in right.rungs))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
     lm, texts = load(str(shared_models / "minilm-sst2")), read("glue/sst2", "train")
     data = Calibration(batches(lm, replace(texts, examples=texts.examples[:64]), max_length=64))
     step = Compress(method=Drone(), keep=0.5, allocate="spectrum")
-    known = survey(lm, data, step.needs, lm.sites())
+    known = collect_stats(lm, data, step.needs, lm.sites())
     corrected = step.solve(lm.twin(), known, data)
     assert corrected.found[ALLOCATED]["taken"] == "spectrum"
     assert corrected.plan == step.solve(lm.twin(), known, None).plan
@@ -146,7 +146,7 @@ def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
 
 def test_nothing_is_measured_where_that_would_not_compare() -> None:
     lm, data = BY_NAME["bert-classifier"].lm(), data_for(BY_NAME["bert-classifier"].lm())
-    known = survey(lm, data, KfacSvd().needs, lm.sites())
+    known = collect_stats(lm, data, KfacSvd().needs, lm.sites())
     by_bytes = Compress(method=KfacSvd(multiple=1), keep=0.5, allocate="spectrum")
     assert ALLOCATED in by_bytes.solve(lm.twin(), known, data).found
     # Without rows there is nothing to measure on; and other costs than bytes are not what `uniform` keeps.

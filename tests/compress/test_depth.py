@@ -7,11 +7,11 @@ from torch import nn
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
 from laconic.errors import UserError
-from laconic.formats import Constant, Mapped
+from laconic.formats import Constant, LinearReplacement
 from laconic.methods import Svd
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.model.test_depth import deep
 
 NAMES = ["bert-classifier", "gpt2", "gemma2", "opt", "t5", "bart", "longformer-masked"]
@@ -34,7 +34,7 @@ def test_bytes_are_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = Shorten(blocks=(1, 2), replace="linear").apply(lm, data)
     assert outcome.before == whole
     left = sum(lm.stored_nbytes(lm.sites(("blocks",))).values())
-    (mapped,) = [module for module in lm.model.modules() if isinstance(module, Mapped)]
+    (mapped,) = [module for module in lm.model.modules() if isinstance(module, LinearReplacement)]
     assert outcome.nbytes == left + mapped.nbytes() == left + 4 * 32 * 32
     again = Compress(method=Svd(rank=4)).apply(lm, None)
     assert again.dense_nbytes == left

@@ -10,7 +10,7 @@ from laconic.compress import Compress, Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
 from laconic.compress.depth.stream import streams
 from laconic.compress.depth.surgery import fits_for, take_out
-from laconic.compress.judge import Judge
+from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse
 from laconic.methods import Svd
@@ -83,10 +83,10 @@ def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, mon
             for kind in sums:
                 small = lm.twin()
                 take_out(small, cuts, fits_for(lm, fitted_on, kind), lm)
-                sums[kind] += sum(Judge(lm, judges.batches).each(small).totals.tolist())
+                sums[kind] += sum(KLMetric(lm, judges.batches).each(small).totals.tolist())
         small = lm.twin()
         found = Shorten(blocks=(block,), replace=replace).apply(small, data).found
-        predictions = sum(Judge(lm, data.batches).each(small).counts.tolist())
+        predictions = sum(KLMetric(lm, data.batches).each(small).counts.tolist())
         assert {kind: found[f"kl_{kind}"] for kind in sums} == pytest.approx(
             {kind: total / predictions for kind, total in sums.items()}
         )
@@ -164,7 +164,7 @@ def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_da
     corpus = read("tinystories", "train")
     first, last = (replaced(corpus, examples=corpus.examples[part]) for part in (slice(500), slice(-40, None)))
     calibration = Sampling(samples=32).of(lm, first, silent)
-    judge = Judge(lm, Sampling(samples=40).of(lm, last, silent).batches)
+    judge = KLMetric(lm, Sampling(samples=40).of(lm, last, silent).batches)
     fitted, kept, nothing = lm.twin(), lm.twin(), lm.twin()
     take_out(fitted, [Cut("blocks", 1)], fits_for(lm, calibration, "bias"), lm)
     assert Shorten(blocks=(1,), replace="bias").apply(kept, calibration).found["kept"] == "nothing"

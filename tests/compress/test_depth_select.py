@@ -7,19 +7,19 @@ import torch
 from torch import nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.tap import Tap
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.gates import gated, importances
+from laconic.compress.depth.layer_gates import gated, importances
 from laconic.compress.depth.search import Limits, by_runs
 from laconic.compress.depth.stream import distances, influences, streams
 from laconic.compress.depth.surgery import take_out
 from laconic.compress.depth.trial import Side, Trial
-from laconic.compress.judge import Divergences, Judge
+from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import LanguageModel, Predictions, predict
 from laconic.model.layers import layers_of, runs_of
 from tests.architectures import BY_NAME
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.compress.test_depth import NAMES, data_for, kl
 from tests.model.test_depth import deep
 
@@ -27,7 +27,7 @@ from tests.model.test_depth import deep
 def hidden_states(lm: LanguageModel, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Before each block and behind the last, as transformers gives them, tokens that count only."""
     paths = layers_of(lm)[0].paths
-    with Tap(lm.model, paths) as tap, torch.no_grad():
+    with ActivationCapture(lm.model, paths) as tap, torch.no_grad():
         predict(lm, batch)
     states = [*(tap.inputs[path][0] for path in paths), tap.outputs[paths[-1]][0]]
     return [state[batch["attention_mask"].bool()] for state in states]
@@ -134,7 +134,7 @@ def test_runs_are_the_best_of_the_best_sums(monkeypatch: pytest.MonkeyPatch) -> 
     """Of one run and of two, those of least sum over all subsets; of these what the whole diverges least with."""
     lm = deep("gpt2", monkeypatch)
     data = data_for(lm)
-    judge = Judge(lm, data.batches)
+    judge = KLMetric(lm, data.batches)
 
     def cost(blocks: tuple[int, ...]) -> float:
         small = lm.twin()
@@ -156,7 +156,7 @@ def made_up(lm: LanguageModel, divergences: dict[tuple[int, ...], float]) -> tup
     numbers = {id(next(lm.model.get_submodule(path).parameters())): n for n, path in enumerate(layers.paths)}
     asked: list[tuple[int, ...]] = []
 
-    class MadeUp(Judge):
+    class MadeUp(KLMetric):
         def each(self, changed: LanguageModel) -> Divergences:
             (left,) = layers_of(changed)
             stay = {numbers[id(next(changed.model.get_submodule(path).parameters()))] for path in left.paths}

@@ -10,9 +10,9 @@ import torch
 from torch.nn.utils import prune
 
 from laconic.allocate import read_plan, write_plan
-from laconic.calibrate import Calibration, survey
+from laconic.calibrate import Calibration, collect_stats
 from laconic.compress import Compress, Outcome
-from laconic.compress.ways.global_threshold import sparsity_of
+from laconic.compress.allocators.global_threshold import sparsity_of
 from laconic.errors import UserError
 from laconic.methods import KfacPrune, KfacSvd, LnStructured, Magnitude, Svd, Wanda
 from laconic.model import LanguageModel, Site
@@ -53,7 +53,7 @@ def test_the_smallest_of_all_scores_go() -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
     method = Wanda(sparsity=0.4, within="matrix")
-    known = survey(lm, data, method.asks, lm.sites())
+    known = collect_stats(lm, data, method.asks, lm.sites())
     scores = torch.cat([method.scores(site.weight(), known[site.name]).flatten() for site in lm.sites()])
     tau = scores.kthvalue(round(0.4 * len(scores))).values
     expected = {site.name: int((method.scores(site.weight(), known[site.name]) <= tau).sum()) for site in lm.sites()}

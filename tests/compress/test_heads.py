@@ -12,7 +12,7 @@ from laconic.methods import Svd
 from laconic.model import ANATOMIES, LanguageModel, divergence, load, predict
 from laconic.model.heads import HeadedAttention, HeadMaps, can_shrink, headed_attentions, reshape
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED, RIGID, SIZE
 
 every_kind = pytest.mark.parametrize("name", HEADED)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from laconic.compress.judge import Divergences, Judge
+from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import divergence, predict
 from tests.architectures import BY_NAME
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 
 def of(*totals: float, counts: tuple[int, ...] = (1, 1, 1)) -> Divergences:
@@ -39,7 +39,7 @@ def test_numbers_lead_what_gives_none():
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "t5"])
 def test_texts_add_up_to_all_predictions(name: str):
     one, other, batches = BY_NAME[name].lm(seed=0), BY_NAME[name].lm(seed=1), labelled_batches(BY_NAME[name].lm(), 3)
-    each = Judge(one, batches).each(other)
+    each = KLMetric(one, batches).each(other)
     whole = torch.cat([divergence(predict(one, batch)[0], predict(other, batch)[0]) for batch in batches])
     assert len(each.totals) == sum(len(batch["input_ids"]) for batch in batches)
     assert each.counts.sum() == len(whole)

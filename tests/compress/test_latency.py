@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from laconic.allocate.products import Product, ProductTimes
-from laconic.calibrate import Known, survey
+from laconic.allocate.gemm_timings import Product, ProductTimes
+from laconic.calibrate import LayerStats, collect_stats
 from laconic.calibrate.profile import Profile, Use, Workload
 from laconic.compress import Compress, latency
 from laconic.compress.latency import Prices, relative_latency
-from laconic.compress.units import families
+from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
-from laconic.methods import KfacSvd, Ladder
+from laconic.methods import Candidates, KfacSvd
 from laconic.model import LanguageModel
 from tests.architectures import BY_NAME
 from tests.compress.test_matrices import data_for
@@ -39,11 +39,11 @@ def profile_of(lm: LanguageModel, calls: int = 1) -> Profile:
     return Profile(whole * 1e-9, {name: Use((ROWS,) * calls, time / whole) for name, time in dense.items()})
 
 
-def ladders_of(lm: LanguageModel, known: dict[str, Known], share: bool = False) -> dict[str, Ladder]:
+def ladders_of(lm: LanguageModel, known: dict[str, LayerStats], share: bool = False) -> dict[str, Candidates]:
     from laconic.calibrate import Problem, stack
 
     single = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
-    units = [unit for family in families(lm.sites(), share) for alternative in family for unit in alternative]
+    units = [unit for family in tied_groups(lm.sites(), share) for alternative in family for unit in alternative]
     problems = {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
     return {name: KfacSvd(multiple=1).ladder(problem.weight, problem.known) for name, problem in problems.items()}
 
@@ -55,8 +55,8 @@ def step(keep: float, **more: object) -> Compress:
 @pytest.mark.parametrize("calls", [1, 3])
 def test_a_rung_costs_its_products_and_the_rest_of_the_pass_is_fixed(times: ProductTimes, calls: int) -> None:
     lm = BY_NAME["bert-classifier"].lm()
-    ladders = ladders_of(lm, survey(lm, data_for(lm), step(0.5).needs, lm.sites()))
-    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    ladders = ladders_of(lm, collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites()))
+    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
     prices = Prices(profile_of(lm, calls), times)
     priced = prices.priced(units, ladders)
     for unit in units:
@@ -73,8 +73,8 @@ def test_a_rung_costs_its_products_and_the_rest_of_the_pass_is_fixed(times: Prod
 
 def test_a_common_input_factor_is_paid_for_once(times: ProductTimes) -> None:
     lm = BY_NAME["bert-classifier"].lm()
-    ladders = ladders_of(lm, survey(lm, data_for(lm), step(0.5).needs, lm.sites()), share=True)
-    unit = next(family[1][0] for family in families(lm.sites(), True) if len(family) > 1)
+    ladders = ladders_of(lm, collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites()), share=True)
+    unit = next(family[1][0] for family in tied_groups(lm.sites(), True) if len(family) > 1)
     priced = Prices(profile_of(lm), times).priced([unit], ladders)[unit.name]
     out, width = unit.rows[0], unit.shape[1]
     for rung in priced.rungs[:-1]:
@@ -86,8 +86,8 @@ def test_a_common_input_factor_is_paid_for_once(times: ProductTimes) -> None:
 
 def test_prices_are_corrected_by_what_a_plan_took(times: ProductTimes) -> None:
     lm = BY_NAME["bert-classifier"].lm()
-    ladders = ladders_of(lm, survey(lm, data_for(lm), step(0.5).needs, lm.sites()))
-    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    ladders = ladders_of(lm, collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites()))
+    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
     prices = Prices(profile_of(lm), times)
     priced = prices.priced(units, ladders)
     budget = prices.budget(list(priced.values()), 0.7)
@@ -125,7 +125,7 @@ def test_the_plan_takes_the_time_that_was_asked_for(
     monkeypatch.setattr(latency, "profile", lambda *_: profile)
     monkeypatch.setattr(latency, "times_on", lambda device: times)
     monkeypatch.setattr(latency, "relative_latency", took)
-    known = survey(lm, data_for(lm), step(0.5).needs, lm.sites())
+    known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
     for keep in keeps:
         small = LanguageModel.of(copy.deepcopy(lm.model))
         outcome = step(keep, workload=Workload(batch=2, length=25)).solve(small, known)
@@ -145,8 +145,8 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
     from laconic.progress import silent
 
     lm = BY_NAME["bert-classifier"].lm()
-    known = survey(lm, data_for(lm), step(0.5).needs, lm.sites())
-    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
+    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
     chosen = {name: ladder.rungs[0] for name, ladder in ladders_of(lm, known).items()}
     problems = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
     seen: list[int] = []

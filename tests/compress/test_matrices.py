@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from laconic.allocate import read_plan, write_plan
-from laconic.calibrate import Calibration, survey
+from laconic.calibrate import Calibration, collect_stats
 from laconic.compress import Compress
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Magnitude, Rtn, Svd, Wanda
 from laconic.model import LanguageModel, divergence, predict
 from tests.architectures import BY_NAME
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 NAMES = ["bert-classifier", "gpt2", "llama-tied", "t5-gated", "bart"]
 every_kind = pytest.mark.parametrize("name", NAMES)
@@ -136,7 +136,7 @@ def test_a_rank_that_saves_nothing_leaves_the_matrix_dense():
 def test_several_sizes_are_solved_on_one_survey():
     lm = BY_NAME["bert-classifier"].lm()
     steps = [Compress(method=KfacSvd(multiple=1), keep=keep, allocate="spectrum") for keep in (0.7, 0.3)]
-    known = survey(lm, data_for(lm), steps[0].needs, lm.sites())
+    known = collect_stats(lm, data_for(lm), steps[0].needs, lm.sites())
     sizes = [step.solve(LanguageModel.of(copy.deepcopy(lm.model)), known).nbytes for step in steps]
     assert sizes[0] > 2 * sizes[1]
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, Gram, Mean, Problem, survey
+from laconic.calibrate import Calibration, InputCovariance, Mean, Problem, collect_stats
 from laconic.compress import Narrow
 from laconic.compress.width.counts import price_in
 from laconic.compress.width.importance import fluctuations
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
-from laconic.model.inner import Inner, families_of, inners_of
+from laconic.model.prunable_group import PrunableGroup, families_of, inners_of
 from laconic.numerics.structured import DAMPING
 from tests.architectures import BY_NAME, HEADS, INNER, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.narrow import FIXED_HEADS, ONE_OF_EACH, counts
 
 IMPORTANCES = ("magnitude", "taylor", "taylor-squared", "variance", "obs")
@@ -135,7 +135,7 @@ def test_fluctuations_compare_parts_by_their_standard_score():
     lm = BY_NAME["bert-classifier"].lm()
     families = families_of(inners_of(lm))
     data = data_for(lm)
-    known = survey(lm, data, {Gram, Mean}, [inner.writer for (inner,) in families])
+    known = collect_stats(lm, data, {InputCovariance, Mean}, [inner.writer for (inner,) in families])
     scores = []
     for (inner,) in families:
         problem = Problem(weight=inner.writer.weight(), known=known[inner.writer.name])
@@ -160,7 +160,7 @@ def test_the_output_projection_is_refitted_by_least_squares(refit):
     W, b = inner.writer.weight().double(), inner.writer.bias().detach().double()
     data = data_for(lm, 30)
     rows = inputs_of(lm, inner.writer, data)
-    known = survey(lm, data, {Gram, Mean}, [inner.writer])[inner.writer.name]
+    known = collect_stats(lm, data, {InputCovariance, Mean}, [inner.writer])[inner.writer.name]
     torch.testing.assert_close(known[Mean].vector, rows.mean(0), rtol=1e-5, atol=1e-6)
     Narrow(channels=0.5, refit=refit, importance="obs").apply(lm, data)
     now = inners_of(lm, (Group.FFN,))[0].writer
@@ -190,7 +190,7 @@ def inputs_of(lm: LanguageModel, site: Site, data: Calibration) -> torch.Tensor:
     return torch.cat([x[mask] for x, mask in zip(seen, masks, strict=True)])
 
 
-def kept_of(lm: LanguageModel, before: Inner) -> torch.Tensor:
+def kept_of(lm: LanguageModel, before: PrunableGroup) -> torch.Tensor:
     """The channels that stayed: their rows of the reading projection are as they were."""
     (now,) = (inner for inner in inners_of(lm) if inner.name == before.name)
     rows, old = now.readers[0].site.weight(), before.readers[0].site.weight()

@@ -9,7 +9,7 @@ from laconic.compress import Compress, Narrow, Shorten
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import Group, LanguageModel
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 from laconic.model.width import declare, keep_parts
 from laconic.store import materialize, save
 from tests.architectures import BY_NAME, HEADS, INNER, outputs

@@ -7,7 +7,7 @@ from laconic.compress import Compress, Narrow, Shorten
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 from tests.architectures import BY_NAME
 from tests.compress.test_narrow import IMPORTANCES, data_for
 

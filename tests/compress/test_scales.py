@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from laconic.calibrate import AbsMax, AbsMean, Calibration, survey
+from laconic.calibrate import AbsMax, AbsMean, Calibration, collect_stats
 from laconic.compress import AwqScale, Compress, SmoothQuant
 from laconic.errors import UserError
 from laconic.formats import Quantized
 from laconic.methods import Rtn
 from laconic.model import LanguageModel
-from laconic.model.absorb import absorbers_of
+from laconic.model.scale_folding import absorbers_of
 from laconic.numerics.scaling import powers_of
 from laconic.recipe.parse import method_or_step
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 STEPS = (SmoothQuant(), AwqScale(bits=3, group_size=8))
 PRE_NORM = ("llama", "gpt2", "t5", "opt", "gemma2")
@@ -43,7 +43,7 @@ def test_smoothquant_is_equation_4() -> None:
     """s_j = max |x_j|^α / max |w_j|^{1−α} over q, k and v, which read one input."""
     lm = BY_NAME["llama"].lm()
     data, (first, *_) = data_for(lm), absorbers_of(lm)
-    x = survey(lm, data, {AbsMax}, list(first.readers))[first.readers[0].name][AbsMax].vector
+    x = collect_stats(lm, data, {AbsMax}, list(first.readers))[first.readers[0].name][AbsMax].vector
     w = torch.cat([site.weight() for site in first.readers]).abs().amax(0)
     before = [site.weight().clone() for site in first.readers]
     SmoothQuant(alpha=0.7).apply(lm, data)
@@ -53,14 +53,14 @@ def test_smoothquant_is_equation_4() -> None:
         # The rows of the values are divided for the sake of the output projection.
         if not site.name.endswith("v_proj"):
             torch.testing.assert_close(site.weight(), expected, rtol=1e-4, atol=1e-6)
-    after = survey(lm, data, {AbsMax}, [absorbers_of(lm)[0].readers[0]])
+    after = collect_stats(lm, data, {AbsMax}, [absorbers_of(lm)[0].readers[0]])
     torch.testing.assert_close(next(iter(after.values()))[AbsMax].vector, x / s, rtol=1e-4, atol=1e-6)
 
 
 def test_awq_takes_one_power_of_the_activity_for_all_readers() -> None:
     lm = BY_NAME["llama"].lm()
     data, (first, *_) = data_for(lm), absorbers_of(lm)
-    x = survey(lm, data, {AbsMean}, list(first.readers))[first.readers[0].name][AbsMean].vector
+    x = collect_stats(lm, data, {AbsMean}, list(first.readers))[first.readers[0].name][AbsMean].vector
     before = first.readers[0].weight().clone()
     AwqScale(bits=3, group_size=8).apply(lm, data)
     ratio = (absorbers_of(lm)[0].readers[0].weight() / before).median(0).values

@@ -7,10 +7,10 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.profile import Profile, Use
-from laconic.compress import Compress, judge
+from laconic.compress import Compress, kl_metric
+from laconic.compress.allocators import threshold
 from laconic.compress.search import GRID, allotted
-from laconic.compress.units import families
-from laconic.compress.ways import threshold
+from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Method, Svd
 from laconic.model import LanguageModel, divergence, predict
@@ -87,7 +87,7 @@ def test_the_smallest_size_on_the_grid_that_keeps_the_error_is_found() -> None:
 def test_slow_modules_may_err_more(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
-    units = [unit for family in families(lm.sites(), False) for unit in family[0]]
+    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
     slow = units[1].name
     uses = {unit.name: Use((1,), 0.5 if unit.name == slow else 0.001) for unit in units}
     parts = allotted(ERROR, units, Profile(1.0, uses))
@@ -121,7 +121,7 @@ def test_tied_and_shared_matrices_are_searched_too(name: str, targets: tuple[str
 def test_what_the_original_predicts_is_kept_or_predicted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = BY_NAME["gpt2"].lm()
     kept = search(Drone(multiple=1)).apply(twin(lm), data_for(lm)).plan
-    monkeypatch.setattr(judge, "KEPT_PREDICTIONS", 1)
+    monkeypatch.setattr(kl_metric, "KEPT_PREDICTIONS", 1)
     assert search(Drone(multiple=1)).apply(twin(lm), data_for(lm)).plan == kept
 
 
@@ -152,6 +152,6 @@ def test_it_needs_data() -> None:
 
 
 def _nothing() -> object:
-    from laconic.calibrate import Known
+    from laconic.calibrate import LayerStats
 
-    return Known()
+    return LayerStats()

@@ -7,17 +7,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from laconic.allocate import read_plan, site_names, unit_name, write_plan
-from laconic.calibrate import Calibration, Fisher, Gram, OutputGram, stack, survey
+from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats, stack
 from laconic.calibrate.problem import Problem
 from laconic.compress import Compress
-from laconic.compress.units import families
+from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
 from laconic.formats import LowRankReader, weight_nbytes
 from laconic.methods import Drone, Fwsvd, KfacSvd, Svd
 from laconic.model import LanguageModel, predict
 from laconic.store import save
 from tests.architectures import BY_NAME
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 
 def data_for(lm: LanguageModel) -> Calibration:
@@ -45,10 +45,10 @@ def groups_depth(unit: str) -> int:
 )
 def test_what_reads_the_same_and_is_as_wide_is_one_unit(name, groups):
     lm = BY_NAME[name].lm()
-    of = families(lm.sites(("blocks",)), share_inputs=True)
+    of = tied_groups(lm.sites(("blocks",)), share_inputs=True)
     together = {alternatives[-1][0].name for alternatives in of if len(alternatives) > 1}
     assert {".".join(unit.rsplit(".", groups_depth(unit))[1:]) for unit in together} == groups
-    assert all(len(family) == 1 for family in families(lm.sites(("blocks",)), share_inputs=False))
+    assert all(len(family) == 1 for family in tied_groups(lm.sites(("blocks",)), share_inputs=False))
 
 
 def test_several_sites_have_one_name_that_says_them_all():
@@ -62,15 +62,15 @@ def test_several_sites_have_one_name_that_says_them_all():
 def test_stacked_knowledge_is_that_of_the_stacked_matrix():
     lm = BY_NAME["bert-classifier"].lm()
     sites = lm.sites()[:3]
-    known = survey(lm, data_for(lm), {Gram, OutputGram, Fisher}, sites)
+    known = collect_stats(lm, data_for(lm), {InputCovariance, GradCovariance, Fisher}, sites)
     whole = stack([Problem(weight=site.weight(), known=known[site.name]) for site in sites])
     rows = sites[0].shape[0]
     assert whole.weight.shape == (3 * rows, sites[0].shape[1])
-    assert whole.known[Gram] is known[sites[0].name][Gram]
-    F = whole.known[OutputGram].matrix
+    assert whole.known[InputCovariance] is known[sites[0].name][InputCovariance]
+    F = whole.known[GradCovariance].matrix
     for index, site in enumerate(sites):
         here = slice(index * rows, (index + 1) * rows)
-        assert torch.allclose(F[here, here], known[site.name][OutputGram].matrix)
+        assert torch.allclose(F[here, here], known[site.name][GradCovariance].matrix)
         assert not F[here, : index * rows].any()
         assert torch.allclose(whole.known[Fisher].matrix[here], known[site.name][Fisher].matrix)
 
@@ -91,8 +91,8 @@ def test_the_stacked_solution_is_the_best_of_the_shared_form():
     """Drone on the stack: the output error of all three together is the tail of the singular values of W C^{1/2}."""
     lm = BY_NAME["bert-classifier"].lm()
     sites = lm.sites()[:3]
-    known = survey(lm, data_for(lm), {Gram}, sites)
-    W, C = torch.cat([site.weight() for site in sites]).double(), known[sites[0].name][Gram].matrix
+    known = collect_stats(lm, data_for(lm), {InputCovariance}, sites)
+    W, C = torch.cat([site.weight() for site in sites]).double(), known[sites[0].name][InputCovariance].matrix
     rank = 5
     Compress(method=Drone(rank=rank), share_inputs=True, targets=tuple(site.name for site in sites)).apply(
         lm, data_for(lm)
@@ -113,7 +113,7 @@ def test_spectrum_takes_sharing_where_it_predicts_less_loss():
             site.module.weight.data = torch.randn(32, 8, generator=generator) @ shared / 16
     step = Compress(method=KfacSvd(multiple=1), keep=0.4, allocate="spectrum", share_inputs=True)
     apart = Compress(method=KfacSvd(multiple=1), keep=0.4, allocate="spectrum")
-    known = survey(lm, data_for(lm), step.needs, lm.sites())
+    known = collect_stats(lm, data_for(lm), step.needs, lm.sites())
     other = LanguageModel.of(BY_NAME["bert-classifier"].model())
     other.model.load_state_dict(lm.model.state_dict())
     together, alone = step.solve(lm, known), apart.solve(other, known)

@@ -5,12 +5,12 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
+from laconic.compress.solve_groups import tied_groups
 from laconic.compress.tied import stored_parts
-from laconic.compress.units import families
 from laconic.methods import METHODS, Gptq, KfacSvd, Magnitude, Method, Svd
 from laconic.model import Group, LanguageModel
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 TIED = {"llama-tied": ("model.embed_tokens", "lm_head"), "bert-masked": ("bert.embeddings.word_embeddings",
                                                                          "cls.predictions.decoder")}  # fmt: skip
@@ -51,9 +51,9 @@ def test_left_as_they_are_they_take_the_bytes_of_one() -> None:
 
 def test_only_places_that_are_both_targeted_share() -> None:
     lm = BY_NAME["llama-tied"].lm()
-    assert stored_parts(families(lm.sites(("all",)), False)) == dict.fromkeys(TIED["llama-tied"], 0.5)
-    assert stored_parts(families(lm.sites(("head", "blocks")), False)) == {}
-    assert stored_parts(families(BY_NAME["llama"].lm().sites(("all",)), True)) == {}
+    assert stored_parts(tied_groups(lm.sites(("all",)), False)) == dict.fromkeys(TIED["llama-tied"], 0.5)
+    assert stored_parts(tied_groups(lm.sites(("head", "blocks")), False)) == {}
+    assert stored_parts(tied_groups(BY_NAME["llama"].lm().sites(("all",)), True)) == {}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

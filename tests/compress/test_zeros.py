@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, Course, Gram, survey, walk
+from laconic.calibrate import Calibration, InputCovariance, SequentialConfig, collect_stats, sequential_calibrate
 from laconic.calibrate.profile import USUAL, profile
 from laconic.compress import Compress, ShrinkHeads
 from laconic.errors import UserError
@@ -12,7 +12,7 @@ from laconic.methods import METHODS, Magnitude, Svd, Wanda
 from laconic.model import LanguageModel
 from laconic.report.anatomy import inspect
 from tests.architectures import ARCHITECTURES, BY_NAME, factors, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.store.test_pruned import pruned
 
 
@@ -67,10 +67,10 @@ def test_everything_that_measures_knows_the_zeros() -> None:
     lm = pruned(BY_NAME["bert-classifier"].lm(), ("ffn",))
     sites, data = lm.sites(("ffn", "attention")), data_for(lm)
     supports = {site.name: site.support for site in sites}
-    for known in (survey(lm, data, {Gram}, sites), survey(lm, data, (), sites)):
+    for known in (collect_stats(lm, data, {InputCovariance}, sites), collect_stats(lm, data, (), sites)):
         assert all(known[name].support is support for name, support in supports.items())
-    for course in (Course(), Course(anchored=True)):
-        walked = [pair for step in walk(lm, data, {Gram}, sites, course) for pair in step]
+    for course in (SequentialConfig(), SequentialConfig(anchored=True)):
+        walked = [pair for step in sequential_calibrate(lm, data, {InputCovariance}, sites, course) for pair in step]
         assert len(walked) == len(sites)
         assert all(problem.known.support is supports[site.name] for site, problem in walked)
     assert all(0 < use.share < 1 for use in profile(lm, sites, USUAL).uses.values())
@@ -105,7 +105,7 @@ def test_zeros_stay_under_a_second_pruning(method, extra, tmp_path, monkeypatch)
 def test_statistics_of_a_pruned_model_leave_the_zeros_behind_on_a_dense_one() -> None:
     architecture = BY_NAME["bert-classifier"]
     lm, dense = pruned(architecture.lm(), ("ffn", "attention")), architecture.lm()
-    known = survey(lm, data_for(lm), {Gram}, lm.sites())
+    known = collect_stats(lm, data_for(lm), {InputCovariance}, lm.sites())
     Compress(method=Wanda(sparsity=0.2)).solve(dense, known)
     for site in dense.sites():
         assert site.support is not None

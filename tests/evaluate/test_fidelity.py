@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from laconic.calibrate.corpus import Corpus, Example, batches
-from laconic.compress.judge import Judge
+from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.evaluate import Reference, References, compared, fidelity
 from laconic.evaluate.fidelity import neighbour_agreement
@@ -96,7 +96,7 @@ def test_the_same_classes_in_another_order_are_the_same(problem_type: str | None
             lm.model.get_parameter(name).copy_(original.model.get_parameter(name)[[2, 0, 1]])
     found = fidelity(lm, original, CORPUS)
     assert found.kl == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1
-    assert Judge(original, batches(original, CORPUS))(lm) == pytest.approx(0, abs=1e-9)
+    assert KLMetric(original, batches(original, CORPUS))(lm) == pytest.approx(0, abs=1e-9)
     with pytest.raises(UserError, match="do not match by name"):
         fidelity(classifier(3, ("a", "b", "c"), problem_type), original, CORPUS)
 
@@ -124,7 +124,7 @@ def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
     # The package has a function of the same name.
     monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "CHUNK", 150)
     assert fidelity(lm, original, CORPUS) == whole
-    monkeypatch.setattr("laconic.evaluate.judging.LOGITS", 1)
+    monkeypatch.setattr("laconic.evaluate.eval_task.LOGITS", 1)
     assert fidelity(lm, original, CORPUS).kl == pytest.approx(whole.kl, rel=1e-5)
 
 

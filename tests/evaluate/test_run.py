@@ -9,7 +9,7 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.evaluate import check_task, check_tasks, evaluate
-from laconic.evaluate.judging import Judged
+from laconic.evaluate.eval_task import Judged
 from laconic.evaluate.run import _differences
 from tests.architectures import BY_NAME, compress_everything
 from tests.evaluate.models import with_tokenizer

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from laconic.formats import Quantized, fastest, int4_kernels
-from laconic.formats.fastest import Choice, Question
+from laconic.formats import Quantized, autotune, int4_kernels
+from laconic.formats.autotune import Choice, Question
 from laconic.formats.int4_kernels import KERNELS, MOST_ROWS, FewBits, Packed, WeightOnly4, group_of
 from laconic.formats.kernels import DTYPES, Dense, Kernel, working
 from laconic.numerics.grid import Spacing, codes_of, fit_grid
@@ -30,7 +30,7 @@ def inputs(rows: int, width: int = 256) -> torch.Tensor:
 
 
 def always(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
-    monkeypatch.setattr("laconic.formats.coded.fastest", lambda family, rows, shape, dtype: Choice(kernel, 1.0))
+    monkeypatch.setattr("laconic.formats.packed.autotune", lambda family, rows, shape, dtype: Choice(kernel, 1.0))
 
 
 def apart(y: torch.Tensor, expected: torch.Tensor) -> float:
@@ -184,7 +184,7 @@ class Slow(Kernel):
 def test_never_slower_than_decoding_and_never_dense(monkeypatch: pytest.MonkeyPatch):
     slow = {"decoded": KERNELS["decoded"], NAME: lambda m, dtype: Slow(m.dense(dtype))}
     monkeypatch.setattr(int4_kernels, "KERNELS", slow)
-    choice = fastest.measured(FewBits(4, 64, True), Question(4, 256, 256, torch.float32))
+    choice = autotune.measured(FewBits(4, 64, True), Question(4, 256, 256, torch.float32))
     assert choice.kernel == "decoded"
     # The dense layer is timed, and far faster.
     assert choice.speedup < 1
@@ -214,7 +214,7 @@ class Steady(Kernel):
 
 def test_a_dense_layer_that_cannot_be_chosen_rules_nothing_out():
     kernels = {"decoded": Steady(0.01), NAME: Disturbed([]), "dense": Steady(0.001)}
-    times = fastest.least_seconds(kernels, inputs(100), torch.zeros(1), KERNELS)
+    times = autotune.least_seconds(kernels, inputs(100), torch.zeros(1), KERNELS)
     assert times["dense"] < times[NAME] < 0.8 * times["decoded"]
 
 
@@ -232,7 +232,7 @@ def test_kinds_of_grids_are_measured_apart():
 
 
 def test_small_matrices_are_decoded_unmeasured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(fastest, "measured")
+    monkeypatch.delattr(autotune, "measured")
     layer, x = quantized(), inputs(2)
     with torch.no_grad():
         assert torch.equal(layer(x), linear(x, layer.dense()))

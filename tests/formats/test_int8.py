@@ -11,24 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.errors import UserError
-from laconic.formats import CodedEmbedding, DynamicInt8, fastest, int8_kernels
-from laconic.formats.fastest import Choice, Question, Table
+from laconic.formats import CodedEmbedding, DynamicInt8, autotune, int8_kernels
+from laconic.formats.autotune import Choice, Question, Table
 from laconic.formats.int8_kernels import INT8, KERNELS, SAFE, Matrix, WholeNumbers
 from laconic.formats.kernels import DTYPES, Kernel, working
 from laconic.methods import Int8
 from laconic.numerics.int8 import int8_product, on_steps
 
-NOTHING = Known([])
+NOTHING = LayerStats([])
 
 
 def int8(weight: torch.Tensor, support: torch.Tensor | None = None) -> DynamicInt8:
-    return Int8().compress(weight, Known([], support))
+    return Int8().compress(weight, LayerStats([], support))
 
 
 def always(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
-    monkeypatch.setattr("laconic.formats.coded.fastest", lambda family, rows, shape, dtype: Choice(kernel, 1.0))
+    monkeypatch.setattr("laconic.formats.packed.autotune", lambda family, rows, shape, dtype: Choice(kernel, 1.0))
 
 
 def matrix(out: int = 48, width: int = 128) -> Matrix:
@@ -136,22 +136,22 @@ class Slow(Kernel):
 
 def test_what_is_slower_than_dense_is_not_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(int8_kernels, "KERNELS", {"slow": Slow, "dense": KERNELS["dense"]})
-    assert fastest.measured(INT8, Question(16, 512, 512, torch.float32)) == Choice("dense", 1.0)
+    assert autotune.measured(INT8, Question(16, 512, 512, torch.float32)) == Choice("dense", 1.0)
 
 
 def test_a_small_matrix_is_dense_without_a_measurement(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(fastest, "measured")
-    assert fastest.fastest(INT8, 4, (64, 64), torch.float32) == Choice("dense", 1.0)
+    monkeypatch.delattr(autotune, "measured")
+    assert autotune.autotune(INT8, 4, (64, 64), torch.float32) == Choice("dense", 1.0)
 
 
 def test_between_two_numbers_of_rows_the_larger_stands():
     asked = [1, 2, 4, 5, 16, 17, 1024, 5000]
-    assert [fastest.measured_rows(rows) for rows in asked] == [1, 4, 4, 16, 16, 64, 1024, 1024]
+    assert [autotune.measured_rows(rows) for rows in asked] == [1, 4, 4, 16, 16, 64, 1024, 1024]
 
 
 def test_an_answer_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(fastest, "measured", lambda family, question: asked.append(question) or Choice("onednn", 2.0))
+    monkeypatch.setattr(autotune, "measured", lambda family, question: asked.append(question) or Choice("onednn", 2.0))
     question = Question(16, 512, 256, torch.float32)
     first, second = Table(tmp_path / "t.json"), Table(tmp_path / "t.json")
     assert [table.choice(INT8, question, {"threads": 1}) for table in (first, first, second)] == [
@@ -166,8 +166,8 @@ def test_an_answer_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_machine_is_told_by_its_instructions(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fastest, "short_numbers", lambda: ("avx512_vnni",))
-    assert fastest.machine()["instructions"] == f"{torch.backends.cpu.get_cpu_capability()} avx512_vnni"
+    monkeypatch.setattr(autotune, "short_numbers", lambda: ("avx512_vnni",))
+    assert autotune.machine()["instructions"] == f"{torch.backends.cpu.get_cpu_capability()} avx512_vnni"
 
 
 @pytest.mark.parametrize("name", KERNELS)

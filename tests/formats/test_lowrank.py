@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.formats import (
     FORMATS,
     Codebook,
@@ -113,9 +113,9 @@ def examples() -> dict[type[Format], Format]:
     linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
     sparse, (_, reader) = Sparse.of(weight, weight > 0), divided(linear, (2, OUT - 2))
     constant = Constant(OUT, IN, bias=False).half()
-    coded = Rtn(bits=4).compress(weight, Known())
+    coded = Rtn(bits=4).compress(weight, LayerStats())
     tables = Codebook.of(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
-    eights = Int8().compress(weight, Known())
+    eights = Int8().compress(weight, LayerStats())
     single = (linear, reader, sparse, Dense.of(weight), constant, coded, tables, eights)
     some: tuple[Format, ...] = (*single, Sum.of(sparse, linear))
     looked_up = [format.for_lookup(None) for format in (linear, sparse, coded)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.formats import Codebook, Constant, Dense, Format, LowRank, LowRankReader, Sparse, Sum, divided
 from laconic.methods import Int8, Rtn
 
@@ -40,13 +40,15 @@ FORMATS = {
     "dense": lambda: Dense.of(matrix()),
     "low-rank": lambda: LowRank.of(*factors()),
     "sparse": lambda: Sparse.of(matrix(), matrix(3) > 0),
-    "quantized": lambda: Rtn(bits=3, group_size=8).compress(matrix(), Known()),
-    "symmetric": lambda: Rtn(bits=4, group_size=8, symmetric=True).compress(matrix(), Known()),
-    "pruned codes": lambda: Rtn(bits=3, group_size=8).compress(matrix() * (matrix(3) > 0), Known([], matrix(3) > 0)),
+    "quantized": lambda: Rtn(bits=3, group_size=8).compress(matrix(), LayerStats()),
+    "symmetric": lambda: Rtn(bits=4, group_size=8, symmetric=True).compress(matrix(), LayerStats()),
+    "pruned codes": lambda: Rtn(bits=3, group_size=8).compress(
+        matrix() * (matrix(3) > 0), LayerStats([], matrix(3) > 0)
+    ),
     "codebook": lambda: codebook(10),
     "one table": lambda: codebook(None),
-    "int8": lambda: Int8().compress(matrix(), Known()),
-    "sum": lambda: Sum.of(Rtn(bits=2, group_size=8).compress(matrix(), Known()), LowRank.of(*factors())),
+    "int8": lambda: Int8().compress(matrix(), LayerStats()),
+    "sum": lambda: Sum.of(Rtn(bits=2, group_size=8).compress(matrix(), LayerStats()), LowRank.of(*factors())),
 }
 
 

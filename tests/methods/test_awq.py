@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate import AbsMean, Gram, Known, OutputGram
+from laconic.calibrate import AbsMean, GradCovariance, InputCovariance, LayerStats
 from laconic.formats import Quantized
 from laconic.methods import Awq, Rtn
 from laconic.numerics.grid import Spacing, codes_of, fit_grid, values_of
@@ -15,7 +15,9 @@ MATRIX = case("scaled", (24, 40))
 
 
 def loss(matrix: Case, dense: torch.Tensor) -> float:
-    return quadratic_loss(matrix.weight - dense, matrix.known[OutputGram].matrix, matrix.known[Gram].matrix)
+    return quadratic_loss(
+        matrix.weight - dense, matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -28,7 +30,7 @@ def test_it_loses_less_than_rounding_the_columns_as_they_are(bits: int) -> None:
 
 def test_of_several_readers_it_is_the_sum_that_counts() -> None:
     known, spacing = MATRIX.known, Spacing(3, 16, clip=False)
-    first = Scaled(MATRIX.weight, known[OutputGram].matrix, known[Gram].matrix)
+    first = Scaled(MATRIX.weight, known[GradCovariance].matrix, known[InputCovariance].matrix)
     second = first._replace(W=MATRIX.weight.flip(0) * torch.linspace(0.1, 4, 40))
     losses = []
     for power in POWERS:
@@ -58,14 +60,14 @@ def test_it_stores_one_number_of_16_bits_for_each_column() -> None:
 
 def test_zeros_that_were_chosen_stay() -> None:
     mask = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) > 0.5
-    layer = Awq(bits=3).compress(MATRIX.weight * mask, MATRIX.known | Known(support=mask))
+    layer = Awq(bits=3).compress(MATRIX.weight * mask, MATRIX.known | LayerStats(support=mask))
     assert not layer.dense()[~mask].any()
     assert layer.support is not None and torch.equal(layer.support, mask)
 
 
 def test_without_gradients_it_asks_for_none() -> None:
-    assert Awq(gradients=False).asks == {AbsMean, Gram}
-    only = Known([MATRIX.known[AbsMean], MATRIX.known[Gram]])
+    assert Awq(gradients=False).asks == {AbsMean, InputCovariance}
+    only = LayerStats([MATRIX.known[AbsMean], MATRIX.known[InputCovariance]])
     assert torch.isfinite(Awq(bits=3, gradients=False).compress(MATRIX.weight, only).dense()).all()
 
 

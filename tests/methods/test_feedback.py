@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError
 from laconic.formats import Quantized
 from laconic.methods import METHODS, Gptq, Rtn, Yaqa
@@ -22,12 +22,12 @@ QUANTIZERS = [method for method in METHODS if issubclass(method, Quantizing)]
 def pruned(matrix: Case, sparsity: float = 0.5) -> Case:
     """The same after an earlier step chose zeros."""
     mask = keep_in_matrix(matrix.weight.abs(), sparsity)
-    return Case(matrix.name, matrix.weight * mask, Known(matrix.known, mask))
+    return Case(matrix.name, matrix.weight * mask, LayerStats(matrix.known, mask))
 
 
 def loss(matrix: Case, method: Quantizing) -> float:
     error = matrix.weight.double() - method.compress(matrix.weight, matrix.known).dense().double()
-    return quadratic_loss(error, matrix.known[OutputGram].matrix, matrix.known[Gram].matrix)
+    return quadratic_loss(error, matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix)
 
 
 @pytest.mark.parametrize("kind", QUANTIZERS, ids=lambda kind: kind.name)
@@ -104,8 +104,8 @@ def test_zeros_and_rounding_are_made_up_for_together(method: Feedback) -> None:
     both = replace(method, sparsity=0.5)
     mask = both.compress(matrix.weight, matrix.known).support
     assert mask is not None
-    cut = method.compress(matrix.weight * mask, Known(matrix.known, mask)).dense().double()
-    F, C = matrix.known[OutputGram].matrix, matrix.known[Gram].matrix
+    cut = method.compress(matrix.weight * mask, LayerStats(matrix.known, mask)).dense().double()
+    F, C = matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix
     assert loss(matrix, both) < 0.8 * quadratic_loss(matrix.weight.double() - cut, F, C)
 
 
@@ -131,21 +131,21 @@ def test_sparsity_is_no_size(method: Feedback) -> None:
 def test_an_embedding_and_a_wide_head(kind: type[Feedback]) -> None:
     """The moment of one-hot inputs is diagonal, and so is that of more outputs than fit."""
     matrix = case("full", (24, 40))
-    F, C = matrix.known[OutputGram], matrix.known[Gram]
-    thin_F = OutputGram.restored(F.total.diagonal().clone(), F.count)
-    thin_C = Gram.restored(C.total.diagonal().clone(), C.count)
-    for known in (Known([thin_C, F]), Known([C, thin_F]), Known([thin_C, thin_F])):
+    F, C = matrix.known[GradCovariance], matrix.known[InputCovariance]
+    thin_F = GradCovariance.restored(F.total.diagonal().clone(), F.count)
+    thin_C = InputCovariance.restored(C.total.diagonal().clone(), C.count)
+    for known in (LayerStats([thin_C, F]), LayerStats([C, thin_F]), LayerStats([thin_C, thin_F])):
         here = Case("thin", matrix.weight, known)
         result = loss(here, kind(bits=3, group_size=16))
         nearest = loss(here, Rtn(bits=3, group_size=16))
-        feeds = known[Gram].matrix.ndim == 2 or (kind is Yaqa and known[OutputGram].matrix.ndim == 2)
+        feeds = known[InputCovariance].matrix.ndim == 2 or (kind is Yaqa and known[GradCovariance].matrix.ndim == 2)
         assert result < nearest if feeds else result == nearest
         assert kind(bits=3, sparsity=0.5).compress(here.weight, known).support is not None
 
 
 def test_gptq_asks_for_no_gradients_even_where_it_prunes() -> None:
     matrix = case("inputs alone", (24, 40))
-    known = Known([matrix.known[Gram]])
+    known = LayerStats([matrix.known[InputCovariance]])
     assert Gptq(bits=4, sparsity=0.5).compress(matrix.weight, known).support is not None
     assert Gptq(bits=4, act_order=False).compress(matrix.weight, known).dense().isfinite().all()
 

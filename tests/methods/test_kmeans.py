@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import torch
 
-from laconic.calibrate import Fisher, Gram, Known, OutputGram
+from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError
 from laconic.formats import Codebook
 from laconic.methods import KMeans, Rtn
@@ -39,13 +39,13 @@ def test_it_is_no_worse_than_the_best_grid_of_the_same_weights(group: Group, bit
 @pytest.mark.parametrize("group", GROUPS)
 def test_zeros_that_were_chosen_stay_and_take_no_value(group: Group) -> None:
     mask = torch.rand(24, 40, generator=torch.Generator().manual_seed(0)) > 0.5
-    known = MATRIX.known | Known(support=mask)
+    known = MATRIX.known | LayerStats(support=mask)
     layer = KMeans(bits=2, group_size=group).compress(MATRIX.weight * mask, known)
     assert not layer.dense()[~mask].any()
     # With a row of as few weights as there are values, none of these is spent on the zeros.
     few = torch.zeros(24, 40, dtype=torch.bool)
     few[:, 3:7] = True
-    exact = KMeans(bits=2).compress(MATRIX.weight * few, MATRIX.known | Known(support=few)).dense()
+    exact = KMeans(bits=2).compress(MATRIX.weight * few, MATRIX.known | LayerStats(support=few)).dense()
     torch.testing.assert_close(exact, MATRIX.weight * few, rtol=1e-3, atol=1e-6)
 
 
@@ -58,11 +58,11 @@ def test_a_row_of_few_distinct_weights_is_exact() -> None:
 
 def test_a_matrix_that_was_never_used_is_kept_by_its_weights_alone() -> None:
     nothing = [
-        Gram.restored(torch.zeros(40, 40).double(), 1),
-        OutputGram.restored(torch.zeros(24, 24).double(), 1),
+        InputCovariance.restored(torch.zeros(40, 40).double(), 1),
+        GradCovariance.restored(torch.zeros(24, 24).double(), 1),
         Fisher.restored(torch.zeros(24, 40).double(), 1),
     ]
-    idle = replace(MATRIX, known=Known(nothing))
+    idle = replace(MATRIX, known=LayerStats(nothing))
     alike = torch.ones(24, 40).double()
     for method in (KMeans(weights="fisher"), KMeans(weights="moments"), KMeans(), KMeans(refit=False)):
         assert weighted(idle, method.with_bits(3), alike) < weighted(idle, Rtn(bits=3, group_size="channel"), alike)
@@ -78,9 +78,9 @@ def test_tables_take_the_bytes_that_were_said() -> None:
 
 
 def test_it_asks_for_what_its_weights_are_made_of() -> None:
-    assert KMeans().asks == {Fisher, Gram, OutputGram}
-    assert KMeans(weights="moments").asks == {Gram, OutputGram}
-    assert KMeans(weights="fisher").asks == {Fisher, Gram, OutputGram}
+    assert KMeans().asks == {Fisher, InputCovariance, GradCovariance}
+    assert KMeans(weights="moments").asks == {InputCovariance, GradCovariance}
+    assert KMeans(weights="fisher").asks == {Fisher, InputCovariance, GradCovariance}
     assert KMeans(weights="fisher", refit=False).asks == {Fisher}
     with pytest.raises(UserError, match=r"weights must be .*shrunk.*fisher.*moments.*got 'hessian'"):
         method_from("kmeans:weights=hessian", "method")
@@ -88,7 +88,7 @@ def test_it_asks_for_what_its_weights_are_made_of() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_refitted_values_lose_less_at_the_outputs(group: Group) -> None:
-    C = MATRIX.known[Gram].matrix
+    C = MATRIX.known[InputCovariance].matrix
     losses = []
     for refit in (False, True):
         dense = KMeans(bits=2, group_size=group, refit=refit).compress(MATRIX.weight, MATRIX.known).dense()

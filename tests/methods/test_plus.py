@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError
 from laconic.formats import Coded, LowRank, Sum
 from laconic.methods import Gptq, Int8, KfacSvd, Magnitude, Method, Plus, Rtn, SparseGpt, Svd
@@ -19,7 +19,7 @@ WIDE = case("plus", (48, 64))
 
 def loss_of(method: Method, of: Case = WIDE) -> float:
     error = of.weight.double() - method.compress(of.weight, of.known).dense().double()
-    return quadratic_loss(error, of.known[OutputGram].matrix, of.known[Gram].matrix)
+    return quadratic_loss(error, of.known[GradCovariance].matrix, of.known[InputCovariance].matrix)
 
 
 def test_what_is_left_of_the_base_is_made_up_for_in_closed_form() -> None:
@@ -119,7 +119,7 @@ def test_no_size_and_no_number() -> None:
 def test_rungs_of_a_pruned_matrix_are_told_in_what_is_stored(method: Method) -> None:
     pruned = SparseGpt(sparsity=0.9).compress(WIDE.weight, WIDE.known)
     weight = pruned.dense()
-    ladder = method.ladder(weight, Known(WIDE.known, pruned.support))
+    ladder = method.ladder(weight, LayerStats(WIDE.known, pruned.support))
     *smaller, stays = ladder.rungs
     assert (stays.method, stays.nbytes, stays.parameters) == (None, pruned.nbytes(), pruned.count)
     assert all(rung.nbytes < stays.nbytes for rung in smaller)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laconic.allocate import uniform
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.errors import UserError
 from laconic.methods import (
     KfacPrune,
@@ -64,7 +64,7 @@ def mask_of(method: Pruning, matrix: Case) -> torch.Tensor:
 def pruned_before(matrix: Case, fraction: float = 0.3) -> Case:
     """The same matrix with zeros that an earlier step chose."""
     support = torch.rand(matrix.weight.shape, generator=torch.Generator().manual_seed(3)) >= fraction
-    return Case(matrix.name, matrix.weight * support, Known(list(matrix.known), support))
+    return Case(matrix.name, matrix.weight * support, LayerStats(list(matrix.known), support))
 
 
 @every_scored

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.formats import Sparse
 from laconic.methods import (
     KfacPrune,
@@ -44,8 +44,13 @@ def test_wanda_by_hand() -> None:
 
 
 def test_the_statistics_asked_for_follow_the_parameters() -> None:
-    assert Wanda().asks == SparseGpt().asks == KfacPrune(gradients=False).asks == {Gram}
-    assert Wanda(gradients=True).asks == SparseGpt(gradients=True).asks == KfacPrune().asks == {Gram, OutputGram}
+    assert Wanda().asks == SparseGpt().asks == KfacPrune(gradients=False).asks == {InputCovariance}
+    assert (
+        Wanda(gradients=True).asks
+        == SparseGpt(gradients=True).asks
+        == KfacPrune().asks
+        == {InputCovariance, GradCovariance}
+    )
     assert Magnitude().asks == Random().asks == LnStructured().asks == frozenset()
 
 
@@ -68,7 +73,7 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
         quadratic_loss(
             matrix.weight - replace(method, sparsity=0.5).compress(matrix.weight, matrix.known).dense(),
             F,
-            matrix.known[Gram].matrix,
+            matrix.known[InputCovariance].matrix,
         )
         for method in (SparseGpt(), Wanda(within="matrix"), Magnitude())
     ]
@@ -80,7 +85,7 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
 def test_sparsegpt_fits_what_its_sweep_keeps_for_the_whole_row(size: dict[str, float | str]) -> None:
     """The mask is the sweep's, and the loss of every row within a hundredth of its least on that mask."""
     matrix = case("fitted", (30, 300), tokens=900)
-    H = damped(matrix.known[Gram].matrix, 0.01)
+    H = damped(matrix.known[InputCovariance].matrix, 0.01)
     fitted, swept = (
         replace(SparseGpt(**size), refit=again).compress(matrix.weight, matrix.known).dense() for again in (True, False)
     )
@@ -95,7 +100,7 @@ def test_sparsegpt_fits_what_its_sweep_keeps_for_the_whole_row(size: dict[str, f
 def test_sparsegpt_counts_the_zeros_of_a_block_by_what_its_columns_cost_from_left_to_right(within: str) -> None:
     """What is to the left of a column no longer moves, so [H^{-1}]_jj is that of the columns from j on."""
     matrix = case("counts", (20, 300), tokens=400)
-    C = matrix.known[Gram].matrix.double()
+    C = matrix.known[InputCovariance].matrix.double()
     H = C + 0.01 * C.diagonal().mean() * torch.eye(300, dtype=torch.float64)
     spread = torch.stack([torch.linalg.inv(H[j:, j:])[0, 0] for j in range(300)])
     scores = matrix.weight.double().square() / spread
@@ -108,7 +113,7 @@ def test_sparsegpt_counts_the_zeros_of_a_block_by_what_its_columns_cost_from_lef
 
 def test_kfac_prune_scores_are_the_two_formulas() -> None:
     matrix = case("scores", (24, 40), dtype=torch.float64)
-    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    F, C = shrink(matrix.known[GradCovariance].matrix, 0.1), matrix.known[InputCovariance].matrix
     obd = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
     assert torch.allclose(obd, 0.5 * matrix.weight.square() * F.diagonal()[:, None] * C.diagonal())
     damped = C + 0.02 * C.diagonal().mean() * torch.eye(40)
@@ -136,7 +141,7 @@ def test_kfac_prune_lies_between_the_two_by_the_sparsity() -> None:
 
 def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
     matrix = case("rise", (6, 8), dtype=torch.float64)
-    F, C = shrink(matrix.known[OutputGram].matrix, 0.1), matrix.known[Gram].matrix
+    F, C = shrink(matrix.known[GradCovariance].matrix, 0.1), matrix.known[InputCovariance].matrix
     scores = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
     for i in range(6):
         for j in range(8):
@@ -155,12 +160,12 @@ def test_the_refit_only_changes_values_and_lowers_what_it_says() -> None:
     assert torch.equal(together.support, untouched.support)
     assert torch.equal(apart.support, untouched.support)
     assert torch.equal(untouched.dense()[untouched.support], matrix.weight[untouched.support])
-    C = matrix.known[Gram].matrix
+    C = matrix.known[InputCovariance].matrix
 
     def loss(format: Sparse, F: torch.Tensor) -> float:
         return quadratic_loss(matrix.weight - format.dense(), F, C)
 
-    F, identity = shrink(matrix.known[OutputGram].matrix, 0.1), torch.ones(24)
+    F, identity = shrink(matrix.known[GradCovariance].matrix, 0.1), torch.ones(24)
     assert loss(together, F) < loss(apart, F) < 0.8 * loss(untouched, F)
     assert loss(apart, identity) < loss(together, identity)
 
@@ -206,23 +211,23 @@ def test_lines_that_are_zero_already_go_first() -> None:
     matrix = case("zero rows", (24, 40))
     support = torch.ones(24, 40, dtype=torch.bool)
     support[2::5] = False
-    known = Known(list(matrix.known), support)
+    known = LayerStats(list(matrix.known), support)
     for method in (LnStructured(sparsity=0.5), RandomStructured(sparsity=0.5)):
         mask = mask_of(method, Case("zero rows", matrix.weight * support, known))
         assert mask.any(1).sum() == 12
         assert not mask[2::5].any()
 
 
-def embedding() -> tuple[torch.Tensor, Known]:
+def embedding() -> tuple[torch.Tensor, LayerStats]:
     """A word embedding: C is diagonal, and given as such."""
     generator = torch.Generator().manual_seed(2)
-    gram = Gram.empty(50, True, torch.device("cpu"))
+    gram = InputCovariance.empty(50, True, torch.device("cpu"))
     gram.update(torch.randint(0, 45, (400,), generator=generator))
-    output = OutputGram.empty((8, 50), torch.device("cpu"))
+    output = GradCovariance.empty((8, 50), torch.device("cpu"))
     mixing = torch.randn(8, 8, generator=generator)
     output.update(None, torch.randn(400, 8, generator=generator) @ mixing)
     output.count = 4
-    return torch.randn(8, 50, generator=generator), Known([gram, output])
+    return torch.randn(8, 50, generator=generator), LayerStats([gram, output])
 
 
 def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
@@ -239,13 +244,13 @@ def test_the_outputs_of_one_hot_inputs_make_up_for_each_other_column_by_column()
     weight, known = embedding()
     method = KfacPrune(sparsity=0.5)
     format = method.compress(weight, known)
-    F = shrink(known[OutputGram].matrix, method.shrink)
+    F = shrink(known[GradCovariance].matrix, method.shrink)
     expected = torch.zeros(8, 50, dtype=torch.float64)
     for column, kept in enumerate(format.mask.T):
         if kept.any():
             expected[kept, column] = torch.linalg.solve(F[kept][:, kept], F[kept] @ weight[:, column].double())
     torch.testing.assert_close(format.dense().double(), expected, rtol=1e-4, atol=1e-5)
-    left, C = weight * format.mask, known[Gram].matrix
+    left, C = weight * format.mask, known[InputCovariance].matrix
     assert quadratic_loss(weight - format.dense(), F, C) < 0.95 * quadratic_loss(weight - left, F, C)
 
 
@@ -255,12 +260,12 @@ def test_a_weight_of_an_embedding_costs_what_its_score_says() -> None:
     method = KfacPrune(score="obs", sparsity=1 / weight.numel(), shrink=1e-9, damping=1e-9)
     scores = method.scores(weight, known)
     # Tokens that were never seen cost as good as nothing.
-    seen = scores.masked_fill(known[Gram].matrix == 0, torch.inf)
+    seen = scores.masked_fill(known[InputCovariance].matrix == 0, torch.inf)
     support = torch.ones_like(weight, dtype=torch.bool)
     i, j = divmod(int(seen.argmin()), weight.shape[1])
     support[i, j] = False
-    result = method.compress(weight, Known(known, support))
+    result = method.compress(weight, LayerStats(known, support))
     assert torch.equal(result.mask, support)
     error = weight.double() - result.dense().double()
-    loss = quadratic_loss(error, known[OutputGram].matrix, known[Gram].matrix)
+    loss = quadratic_loss(error, known[GradCovariance].matrix, known[InputCovariance].matrix)
     assert loss == pytest.approx(scores[i, j].item(), rel=1e-3)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, Gram, Known, survey
+from laconic.calibrate import Calibration, InputCovariance, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.methods import Magnitude, Scored, SparseGpt, Wanda
 from laconic.methods.prune.scored import Within
@@ -14,19 +14,19 @@ from laconic.numerics.loss import quadratic_loss
 
 
 @pytest.fixture(scope="module")
-def measured(shared_models: Path, shared_data: Path) -> tuple[LanguageModel, dict[str, Known]]:
+def measured(shared_models: Path, shared_data: Path) -> tuple[LanguageModel, dict[str, LayerStats]]:
     """minilm-sst2, and the moments of its inputs over some training rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LACONIC_DATA", str(shared_data))
         lm = load(str(shared_models / "minilm-sst2"))
         rows = sample(read("glue/sst2", "train"), 128, seed=0)
         data = Calibration(batches(lm, rows, batch_size=16, max_length=128))
-        return lm, survey(lm, data, {Gram}, lm.sites())
+        return lm, collect_stats(lm, data, {InputCovariance}, lm.sites())
 
 
 @pytest.mark.parametrize("within", ["matrix", "row"])
 def test_sparsegpt_beats_wanda_beats_magnitude_in_every_matrix(
-    measured: tuple[LanguageModel, dict[str, Known]], within: Within
+    measured: tuple[LanguageModel, dict[str, LayerStats]], within: Within
 ) -> None:
     lm, known = measured
     sites = lm.sites()
@@ -43,7 +43,7 @@ def test_sparsegpt_beats_wanda_beats_magnitude_in_every_matrix(
         assert surgeon < wanda < magnitude, site.name
 
 
-def error(site: Site, method: Scored, known: Known) -> float:
+def error(site: Site, method: Scored, known: LayerStats) -> float:
     """tr(E C E^T)."""
     E = site.weight() - method.compress(site.weight(), known).dense()
-    return 2 * quadratic_loss(E, torch.ones(len(E)), known[Gram].matrix)
+    return 2 * quadratic_loss(E, torch.ones(len(E)), known[InputCovariance].matrix)

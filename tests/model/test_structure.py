@@ -11,14 +11,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate import Calibration, Fisher, Gram, OutputGram, survey
+from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
 from laconic.errors import StructureNotice, UserError
 from laconic.model import Group, LanguageModel, Role, check_model, load, skeleton
 from laconic.model.anatomy import entry_of
 from laconic.model.layers import layers_of
 from laconic.store import materialize, save
 from tests.architectures import Architecture, batch_for, compress_everything, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.store.checkpoints import in_fresh_process
 from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, INNER, SMALL, VOCABULARY, WIDTH
 from tests.unread import spoil
@@ -89,9 +89,11 @@ def test_every_linear_is_found(name: str) -> None:
 @every_unknown
 def test_statistics_count_no_padding(name: str) -> None:
     lm = see(architecture(name).model())
-    known = survey(lm, Calibration(labelled_batches(lm, 1)), {Gram, OutputGram, Fisher}, lm.sites(("*",)))
+    known = collect_stats(
+        lm, Calibration(labelled_batches(lm, 1)), {InputCovariance, GradCovariance, Fisher}, lm.sites(("*",))
+    )
     tokens = {12, 10, 22} if lm.task.value == "seq2seq" else {12, 2}
-    assert {statistics[Gram].count for statistics in known.values()} <= tokens
+    assert {statistics[InputCovariance].count for statistics in known.values()} <= tokens
 
 
 @every_unknown

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.calibrate.batching import at_once, batches, positions
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.passes import forward, random_batch
@@ -177,7 +177,7 @@ def test_a_configuration_that_makes_no_model(tmp_path: Path, name: str, changes:
 def test_an_embedding_of_codes_has_the_same_vocabulary_and_its_bytes(name: str) -> None:
     lm = BY_NAME[name].lm()
     (site,) = lm.sites(("embedding",))
-    coded = Rtn(bits=4, group_size=8).compress(site.weight(), Known({}))
+    coded = Rtn(bits=4, group_size=8).compress(site.weight(), LayerStats({}))
     assert isinstance(coded, Quantized)
     lm.replace(site, coded)
     (site,) = lm.sites(("embedding",))

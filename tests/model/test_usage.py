@@ -17,7 +17,7 @@ from laconic.model import LanguageModel, load
 from laconic.model.usage import usage_of
 from laconic.store import save
 from tests.architectures import BART, BY_NAME, SMALL, VOCABULARY, WIDTH, Architecture, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laconic.calibrate import Calibration, Fisher, survey
+from laconic.calibrate import Calibration, Fisher, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.model import load
 from laconic.numerics.weighted import Solver, weighted_low_rank
@@ -195,7 +195,7 @@ def real(shared_data: Path, shared_models: Path) -> Iterator[Matrices]:
         patch.setenv("LACONIC_DATA", str(shared_data))
         rows = sample(read("glue/sst2", "train"), 64, seed=0)
     data = Calibration(batches(lm, rows, batch_size=16, max_length=128), seed=0)
-    known = survey(lm, data, {Fisher}, sites)
+    known = collect_stats(lm, data, {Fisher}, sites)
     yield {
         part: (site.weight().detach().double(), known[site.name][Fisher].matrix)
         for part, site in zip(PARTS, sites, strict=True)

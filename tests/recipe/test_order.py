@@ -24,7 +24,7 @@ from laconic.store import save, skeleton
 from laconic.store.biases import dense_as_linears
 from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, Architecture, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.tokens import letters
 from tests.unread import spoil
 
@@ -77,8 +77,8 @@ def refused(lm: LanguageModel, steps: Sequence[Step]) -> str | None:
 
 def test_every_step_and_every_form_is_paired() -> None:
     assert {type(step) for step in PAIRED.values()} == set(SHRINKING)
-    kinds = {step.method.form((32, 32)).kind for step in PAIRED.values() if isinstance(step, Compress)}
-    others = {method().form((32, 32)).kind for method in METHODS} - kinds
+    kinds = {step.method.empty_format((32, 32)).kind for step in PAIRED.values() if isinstance(step, Compress)}
+    others = {method().empty_format((32, 32)).kind for method in METHODS} - kinds
     assert others == {"codebook"}, "which is codes, as what rtn leaves is"
 
 
@@ -125,9 +125,9 @@ def test_methods_of_one_form_have_one_verdict() -> None:
     verdicts: dict[tuple[object, ...], bool] = {}
     for first in every_method():
         here = empty.twin()
-        Compress(method=first).rehearse(here)
+        Compress(method=first).dry_run(here)
         for second in every_method():
-            forms = [(method.form((32, 32)).kind, method.keeps_support) for method in (first, second)]
+            forms = [(method.empty_format((32, 32)).kind, method.keeps_support) for method in (first, second)]
             verdict = refused(here, [Compress(method=second)]) is None
             assert verdicts.setdefault(tuple(forms), verdict) == verdict, (first.name, second.name)
     # Low rank, pruned, codes and their sums, each after low rank and after pruned; low rank only after low rank.
@@ -152,7 +152,7 @@ def test_a_rehearsal_leaves_the_structure_that_the_step_does(architecture: Archi
         with pytest.raises(UserError):
             step.apply(lm, None)
         return
-    step.rehearse(empty)
+    step.dry_run(empty)
     step.apply(lm, None)
     assert describe(empty.model) == describe(lm.model)
     assert [(site.name, site.shape) for site in empty.sites(("*",))] == [(s.name, s.shape) for s in lm.sites(("*",))]
@@ -165,7 +165,7 @@ def test_a_rehearsal_leaves_the_structure_that_the_step_does(architecture: Archi
 def test_so_do_those_that_measure(name: str, step: Step) -> None:
     lm = BY_NAME[name].lm()
     empty = lm.weightless()
-    step.rehearse(empty)
+    step.dry_run(empty)
     step.apply(lm, data_for(lm))
     assert describe(empty.model) == describe(lm.model)
 

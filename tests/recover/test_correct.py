@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from laconic.calibrate import Calibration
 from laconic.calibrate.held_out import taken_apart
 from laconic.compress import Compress, Narrow, Shorten, Step
-from laconic.compress.judge import Judge
+from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.formats import Coded, LowRankReader, Masked
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Rtn, Svd, Wanda
@@ -22,7 +22,7 @@ from laconic.recover.correct.correction import correct
 from laconic.recover.correct.pairs import rows_of_blocks
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.model.test_depth import deep
 
 FAMILIES: dict[str, Step] = {
@@ -80,7 +80,7 @@ def test_held_out_rows_never_lose(name: str, family: str) -> None:
     assert lm.original is not None
     before, kinds = state(lm), [type(module) for module in lm.model.modules()]
     found = Correct().apply(lm, data).found
-    judge = Judge(lm.original, taken_apart(data.batches, 0.25, data.seed, "correct")[1])
+    judge = KLMetric(lm.original, taken_apart(data.batches, 0.25, data.seed, "correct")[1])
     assert judge(lm) == pytest.approx(found["kl_after"], rel=1e-6, abs=1e-12)
     assert [type(module) for module in lm.model.modules()] == kinds
     if found["kept"] == "nothing":
@@ -225,5 +225,5 @@ def test_in_the_flow_it_sees_what_was_before_the_first_step() -> None:
     small, changes = apply_steps(lm, steps, data)
     assert small.original is None and small.dropped == ()
     found = changes.found[-1]
-    assert Judge(whole, taken_apart(data.batches, 0.25, 0, "correct")[1])(small) == pytest.approx(found["kl_after"])
+    assert KLMetric(whole, taken_apart(data.batches, 0.25, 0, "correct")[1])(small) == pytest.approx(found["kl_after"])
     assert not any(isinstance(module, Coded) for module in small.model.modules())

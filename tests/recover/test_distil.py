@@ -15,8 +15,8 @@ from laconic.model import Predictions, load, predict
 from laconic.numerics.distributions import BERNOULLI, GAUSSIAN
 from laconic.recipe import recipe_from, run
 from laconic.recover import Distil, Finetune, Match, Student
-from laconic.recover.lesson import Lesson, Terms, task_loss
-from laconic.recover.matches import uniform
+from laconic.recover.distillation_loss import DistillationLoss, Terms, task_loss
+from laconic.recover.layer_matching import uniform
 from laconic.recover.observe import Feature, eager, observe
 from laconic.recover.rows import ByLength
 from tests.architectures import BY_NAME
@@ -83,7 +83,7 @@ def test_every_term_is_nothing_for_the_teacher_itself(name: str) -> None:
     batch = {"student": data.batches[0], "teacher": data.batches[0]}
     with eager(lm, lm.original):
         terms = step.terms(lm, lm.original, batch)
-        lesson = Lesson(lm, lm.original, terms).eval()
+        lesson = DistillationLoss(lm, lm.original, terms).eval()
         lesson.prepare(batch, 0)
         losses = lesson(**batch)
     blocks, stacks = lm.model.config.num_hidden_layers, 2 if lm.model.config.is_encoder_decoder else 1
@@ -132,7 +132,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     data = data_for(lm)
     batch = {"student": data.batches[0], "teacher": data.batches[0]}
     terms = Terms(task=0.5, logits=2.0, temperature=3.0, matches=(Match(teacher=2, student=1, weight=0.25),))
-    losses = Lesson(lm, lm.original, terms).eval()(**batch)
+    losses = DistillationLoss(lm, lm.original, terms).eval()(**batch)
     ours, theirs = (observe(model, data.batches[0])[0] for model in (lm, lm.original))
     log_p, log_q = (seen.values.div(3).log_softmax(-1) for seen in (theirs, ours))
     divergence = 9 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
@@ -161,7 +161,7 @@ def test_a_student_of_independent_labels_is_taught_each(asked: bool) -> None:
     if asked:
         batch["told"] = predict(teacher, data.batches[0])[0].values.detach()
     terms = Terms(logits=1.0, temperature=2.0)
-    loss = Lesson(lm, teacher, terms).eval()(**batch)["logits"]
+    loss = DistillationLoss(lm, teacher, terms).eval()(**batch)["logits"]
     p, q = ((predict(model, data.batches[0])[0].values / 2).sigmoid() for model in (teacher, lm))
     by_hand = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1).mean()
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4) and loss.item() > 0.1
@@ -189,7 +189,7 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
     for numbers in (range(4), range(4, 7)):
         told = material.train.batch(numbers, lm, lm.original)
         asked = fresh.batch(numbers, lm, lm.original)
-        lesson = Lesson(lm, lm.original, Terms(logits=1.0)).eval()
+        lesson = DistillationLoss(lm, lm.original, Terms(logits=1.0)).eval()
         assert lesson(**told)["loss"].item() == pytest.approx(lesson(**asked)["loss"].item(), rel=1e-4, abs=1e-7)
 
 
@@ -198,7 +198,7 @@ def test_without_dropout_a_student_is_trained_as_it_is_used() -> None:
     material = Distil(**SHORT)._material(lm, lm.original, data_for(lm))
     batch = material.train.batch(range(4), lm, lm.original)
     losses = {
-        dropout: Lesson(lm, lm.original, Terms(logits=1.0), dropout).train()(**batch)["loss"].item()
+        dropout: DistillationLoss(lm, lm.original, Terms(logits=1.0), dropout).train()(**batch)["loss"].item()
         for dropout in (False, True)
     }
     assert losses[False] == pytest.approx(0, abs=1e-9) and losses[True] > 1e-6

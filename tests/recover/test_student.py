@@ -158,7 +158,7 @@ class Noted(Step):
     def check(self, lm: LanguageModel) -> None:
         """Anything goes."""
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         """Nothing changes."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Narrow, Outcome, Shorten, Step
-from laconic.compress.judge import Judge
+from laconic.compress.kl_metric import KLMetric
 from laconic.formats import Coded, LowRank, Masked, Sum
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
 from laconic.recover import Distil, Finetune
-from laconic.recover.pace import Checkpoint
+from laconic.recover.train_config import Checkpoint
 from laconic.report.curves import curves
 from laconic.store import save
 from tests.architectures import outputs
@@ -36,7 +36,7 @@ FAMILIES: dict[str, Step] = {
 
 
 def kl(lm: LanguageModel, original: LanguageModel, data: Calibration) -> float:
-    return Judge(original, data.batches)(lm)
+    return KLMetric(original, data.batches)(lm)
 
 
 def bits(lm: LanguageModel) -> dict[str, Tensor]:

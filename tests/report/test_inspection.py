@@ -15,9 +15,9 @@ from laconic.report import plots
 from laconic.report.anatomy import inspect
 from laconic.report.inspection.activity import Powers, activity
 from laconic.report.inspection.figures import heads
+from laconic.report.inspection.narrative import paragraphs
 from laconic.report.inspection.page import draw, page, tables_of
 from laconic.report.inspection.weights import Weights, weigh
-from laconic.report.inspection.words import paragraphs
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
 

@@ -12,7 +12,7 @@ from laconic.compress.depth.cuts import named_cuts
 from laconic.compress.depth.surgery import Replacement, fits_for, take_out
 from laconic.errors import UserError
 from laconic.evaluate import evaluate
-from laconic.formats import Mapped
+from laconic.formats import LinearReplacement
 from laconic.methods import Svd
 from laconic.model import LanguageModel
 from laconic.model.layers import layers_of
@@ -20,7 +20,7 @@ from laconic.model.task import auto_class_for
 from laconic.store import file_bytes, materialize, save
 from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, alike, batch_for, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.store.checkpoints import Checkpoint, in_fresh_process, job
 
 KEEP_FIRST = ("modernbert-masked",)
@@ -146,7 +146,7 @@ def test_the_way_back(special: list[Checkpoint]) -> None:
             dense = materialize(one.lm.model)
             assert not describe(dense)
             torch.testing.assert_close(outputs(dense), outputs(one.lm.model), rtol=1e-4, atol=1e-5)
-        if any(isinstance(module, Mapped) for module in one.lm.model.modules()):
+        if any(isinstance(module, LinearReplacement) for module in one.lm.model.modules()):
             what = NOT_STOCK[one.key]["replace"].replace("linear", "linear map")
             with pytest.raises(UserError, match=f"has a {what} behind it that stands for dropped blocks, so no stock"):
                 materialize(one.lm.model)

@@ -21,7 +21,7 @@ from laconic.model import LanguageModel, load
 from laconic.model.layers import layers_of
 from laconic.store import save
 from tests.architectures import ARCHITECTURES, Architecture, batch_for
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.drawn import DRAWN, drawn_model
 
 MATRICES = (Svd(rank=4), Rtn(bits=4), Magnitude(sparsity=0.5), Int8())

@@ -14,12 +14,12 @@ from laconic.compress import Compress, Narrow, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel, load
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 from laconic.model.task import auto_class_for
 from laconic.store import file_bytes, materialize, save
 from laconic.store.structure import describe
 from tests.architectures import BY_NAME, batch_for, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED
 from tests.narrow import ONE_OF_EACH, STOCK, narrowed
 from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, job, saved_as, unexpected

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from laconic.calibrate import AbsMean, Fisher, Gram, Known
+from laconic.calibrate import AbsMean, Fisher, InputCovariance, LayerStats
 from laconic.evaluate.cost import measure_cost
 from laconic.formats import Coded
 from laconic.methods import Awq, KMeans, Method, Rtn
@@ -35,8 +35,12 @@ def quantized(lm: LanguageModel, targets: tuple[str, ...], *methods: Method) -> 
     """Every matrix by one of `methods`, in turn."""
     for site, method in zip(lm.sites(targets), itertools.cycle(methods), strict=False):
         alike = torch.ones(site.shape[1]).double()
-        statistics = [Fisher.restored(alike.expand(site.shape), 1), Gram.of(alike, 1), AbsMean.restored(alike, 1)]
-        known = Known(statistics, site.support)
+        statistics = [
+            Fisher.restored(alike.expand(site.shape), 1),
+            InputCovariance.of(alike, 1),
+            AbsMean.restored(alike, 1),
+        ]
+        known = LayerStats(statistics, site.support)
         lm.replace(site, method.compress(site.weight().to(lm.dtype), known))
     return lm
 

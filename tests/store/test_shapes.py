@@ -16,7 +16,7 @@ from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
 from laconic.store.structure import describe
 from tests.architectures import BY_NAME, outputs
-from tests.calibrate.test_survey import labelled_batches
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED, SIZE
 from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, job, saved_as, unexpected
 

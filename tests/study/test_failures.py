@@ -8,8 +8,8 @@ import pytest
 
 from laconic.errors import Notice, UserError
 from laconic.study import check_cells
-from laconic.study.bench import Bench
 from laconic.study.ledger import CELLS
+from laconic.study.worker import Worker
 from tests.study.test_run import cells, done, records
 
 
@@ -40,14 +40,14 @@ def test_a_failure_is_recorded_and_done_again_on_request(
 def test_a_figure_that_json_has_no_number_for_is_told_of_and_the_others_stand(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = Bench._judged
+    judge = Worker._judged
 
-    def undefined(self: Bench, *given: Any) -> dict[str, Any]:
+    def undefined(self: Worker, *given: Any) -> dict[str, Any]:
         found = judge(self, *given)
         found["evaluation"]["results"]["glue/sst2"]["accuracy"]["value"] = float("nan")
         return found | {"predicted_losses": [float("inf")]}
 
-    monkeypatch.setattr(Bench, "_judged", undefined)
+    monkeypatch.setattr(Worker, "_judged", undefined)
     little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
     assert not done(little_study, tmp_path).failed
     for record in records(tmp_path).values():
@@ -100,7 +100,7 @@ def test_a_preparation_that_fails_is_tried_once(
         tried.append(folder)
         raise OSError("no room")
 
-    monkeypatch.setattr("laconic.study.bench.run", broken)
+    monkeypatch.setattr("laconic.study.worker.run", broken)
     summary = done(little_study, tmp_path / "study")
     assert len(tried) == 2 and len(set(tried)) == 2, "one for each seed"
     sentences = {record["error"]["sentence"] for record in summary.failed}

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from laconic.study.bench import Bench, Task
 from laconic.study.executors import Processes
 from laconic.study.ledger import CELLS
 from laconic.study.scratch import scratch
+from laconic.study.worker import Task, Worker
 from tests.study.test_run import cells, done, figures, records
 
 
@@ -121,6 +121,6 @@ with scratch(Path({str(tmp_path)!r})) as folder:
     assert subprocess.run([sys.executable, "-c", leave], check=False).returncode == -signal.SIGKILL
     with scratch(tmp_path) as own:
         assert len(list(tmp_path.glob(".scratch*/model.safetensors"))) == 1
-        Bench(tmp_path)
+        Worker(tmp_path)
         assert list(tmp_path.glob(".scratch*")) == [own]
     assert not list(tmp_path.iterdir())

@@ -15,10 +15,10 @@ import pytest
 from laconic.model import load
 from laconic.recipe import read_recipe, run
 from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells, run_study, study_from
-from laconic.study.bench import Bench, Task
 from laconic.study.executors import InProcess, Processes
 from laconic.study.ledger import CELLS
 from laconic.study.records import blank
+from laconic.study.worker import Task, Worker
 
 
 def cells(study: dict[str, Any]) -> list[Cell]:
@@ -140,7 +140,7 @@ def test_a_model_is_read_once_for_its_cells_and_makes_room_for_the_next(
             read.append((source, weakref.ref(lm.model)))
         return lm
 
-    monkeypatch.setattr("laconic.study.bench.load", alone)
+    monkeypatch.setattr("laconic.study.worker.load", alone)
     little_study |= {"exclude": [{"keep": 0.5}, {"seed": 1}]}
     done(little_study, tmp_path / "one")
     assert [source for source, _ in read] == models[:1]
@@ -154,7 +154,7 @@ class Slow:
     """An executor that counts what it is given, and takes its time."""
 
     def __init__(self, place: Path, turn: threading.Lock) -> None:
-        self.bench, self.turn, self.keys = Bench(place), turn, list[str]()
+        self.bench, self.turn, self.keys = Worker(place), turn, list[str]()
 
     def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         for task in tasks:
@@ -178,7 +178,7 @@ def test_no_cell_begins_before_its_original_is_judged(little_study: dict[str, An
 
     class Looking:
         def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
-            queue, bench = iter(tasks), Bench(tmp_path / "study")
+            queue, bench = iter(tasks), Worker(tmp_path / "study")
             while (first := next(queue, None)) is not None:
                 second = next(queue, None)
                 for task in (first, *([] if second is None else [second])):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.tap import Tap
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.compress.depth.cuts import Cut, every_cut, subblock_at
 from laconic.compress.depth.fitting import Map, Original, Seat, fitted, no_seat, seat_before
 from laconic.compress.depth.stream import rows_in
@@ -83,7 +83,7 @@ def added_by(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[
     for on_cpu in data.batches:
         batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
         blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}
-        with Tap(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
+        with ActivationCapture(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
             predict(lm, batch)
         for cut, writer in writers.items():
             hidden = tap.outputs[blocks[cut]][0]

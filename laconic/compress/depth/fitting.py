@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Calibration, Known
+from laconic.calibrate import Calibration, LayerStats
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor
-from laconic.calibrate.tap import Tap
 from laconic.compress.depth.stream import rows_in, same
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
@@ -74,7 +74,7 @@ def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> Seat | None:
     path, first = f"{prefix}{layers.depth.entry}", layers.paths[0]
     if layers.depth.entry is None or path not in dict(lm.model.named_modules()):
         return None
-    with Tap(lm.model, (path, first)) as tap:
+    with ActivationCapture(lm.model, (path, first)) as tap:
         predict(lm, batch)
     hidden, entered = tap.outputs[path][0], tap.inputs[first][0]
     if hidden.shape != entered.shape:
@@ -89,7 +89,7 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat
         return None
     parts = subblocks_of(lm, layers, index)
     closing = [f"{block}.{layers.depth.closing}"] if layers.depth.closing is not None else []
-    with Tap(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as tap:
+    with ActivationCapture(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as tap:
         predict(lm, batch)
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
     for path in closing:
@@ -122,22 +122,24 @@ def fitted(
     return [_solved(lm, anchor, seat, path, linear) for path in original.blocks]
 
 
-def _tapped(lm: LanguageModel, seat: Seat, original: Original, batch: Batch) -> tuple[Tap, Tap]:
+def _tapped(
+    lm: LanguageModel, seat: Seat, original: Original, batch: Batch
+) -> tuple[ActivationCapture, ActivationCapture]:
     """What passes through `lm` at the seat, and through the original at the blocks; one run where they are the same."""
     one = lm is original.lm
     here = (seat.path, seat.stream)
-    with Tap(lm.model, dict.fromkeys((*here, *(original.blocks if one else ())))) as now:
+    with ActivationCapture(lm.model, dict.fromkeys((*here, *(original.blocks if one else ())))) as now:
         predict(lm, batch)
     if one:
         return now, now
-    with Tap(original.lm.model, original.blocks) as there:
+    with ActivationCapture(original.lm.model, original.blocks) as there:
         predict(original.lm, batch)
     return now, there
 
 
 def _solved(lm: LanguageModel, anchor: Anchor, seat: Seat, block: str, linear: bool) -> Map:
     identity = torch.eye(seat.width, dtype=torch.float64, device=lm.device)
-    problem = anchor.problem(block, identity, Known(), centred=True)
+    problem = anchor.problem(block, identity, LayerStats(), centred=True)
     # Rounded as it will be stored, so that the bias makes up for the rounding too.
     T = problem.weight.to(lm.dtype).double()
     chosen = T if linear and not torch.equal(T, identity) else None

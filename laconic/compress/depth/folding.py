@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.formats import Constant, Dense, Format, LowRank, LowRankReader, Mapped
+from laconic.formats import Constant, Dense, Format, LinearReplacement, LowRank, LowRankReader
 from laconic.model import LanguageModel, Site
 from laconic.model.resize import resized
 
@@ -28,22 +28,24 @@ def fold(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> int:
     if isinstance(module, (nn.Linear, Conv1D, Format)):
         _into_linear(lm, path, T, b)
         return 0
-    if isinstance(module, Mapped):
+    if isinstance(module, LinearReplacement):
         return _into_map(lm, path, module, T, b)
     if T is None and isinstance(module, nn.LayerNorm) and module.bias is not None:
         module.bias = _parameter(lm, module.bias.double() + b, module.bias)
         return 0
     like = next(iter(module.parameters()))
-    mapped = Mapped.of(module, None if T is None else _rounded(lm, T, like), _rounded(lm, b, like))
+    mapped = LinearReplacement.of(module, None if T is None else _rounded(lm, T, like), _rounded(lm, b, like))
     lm.model.set_submodule(path, mapped.train(module.training).requires_grad_(like.requires_grad))
     return 0 if T is None else T.numel() * lm.dtype.itemsize
 
 
-def _into_map(lm: LanguageModel, path: str, module: Mapped, T: Matrix, b: Bias) -> int:
+def _into_map(lm: LanguageModel, path: str, module: LinearReplacement, T: Matrix, b: Bias) -> int:
     before, like = module.matrix, module.bias
     bias = (module.bias.double() if T is None else T @ module.bias.double()) + b
     matrix = T if before is None else before.double() if T is None else T @ before.double()
-    mapped = Mapped.of(module.norm, None if matrix is None else _rounded(lm, matrix, like), _rounded(lm, bias, like))
+    mapped = LinearReplacement.of(
+        module.norm, None if matrix is None else _rounded(lm, matrix, like), _rounded(lm, bias, like)
+    )
     lm.model.set_submodule(path, mapped.train(module.training).requires_grad_(like.requires_grad))
     return matrix.numel() * lm.dtype.itemsize if before is None and matrix is not None else 0
 

@@ -2,9 +2,9 @@
 
 Greedy, as J. Song et al. drop blocks ("SLEB", arXiv 2402.09025): the cut that leaves the least KL divergence from the
 original goes first; then all others are measured again without it. By runs: the divergence of every run of neighbours
-is measured once, and for every number of runs those of least sum are found (`laconic.allocate.runs`). The sum is exact
-for what neighbours do together and guesses at what runs apart do, so the best few of these plans are measured as a
-whole, and the one that diverges least is taken.
+is measured once, and for every number of runs those of least sum are found (`laconic.allocate.contiguous_dp`). The sum
+is exact for what neighbours do together and guesses at what runs apart do, so the best few of these plans are measured
+as a whole, and the one that diverges least is taken.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from laconic.allocate.runs import Run, best_runs
+from laconic.allocate.contiguous_dp import Run, contiguous_dp
 from laconic.compress.depth.cuts import Cut
 from laconic.compress.depth.trial import Trial
 from laconic.errors import UserError
@@ -109,7 +109,7 @@ def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> li
         for (start, stop), cost in costs.items()
         if stack.start <= start < stack.stop
     }
-    best = best_runs(inside, len(stack), drop).values()
+    best = contiguous_dp(inside, len(stack), drop).values()
     cuts = row[stack.start : stack.stop]
     return [_Plan(cost, len(runs), [cut for run in runs for cut in within(cuts, run)]) for cost, runs in best]
 

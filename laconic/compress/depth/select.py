@@ -6,7 +6,7 @@ from typing import Literal
 
 from laconic.calibrate import Calibration
 from laconic.compress.depth.cuts import Cut
-from laconic.compress.depth.gates import importances
+from laconic.compress.depth.layer_gates import importances
 from laconic.compress.depth.search import (
     Allowed,
     Limits,

@@ -112,7 +112,7 @@ class Shorten(Step):
         if isinstance(self.drop, dict) and self.parts == "blocks":
             check_depths(lm, self.drop)
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         cuts = self._known(lm)
         take_out(lm, self._last(lm) if cuts is None else cuts, None, lm.twin())
 

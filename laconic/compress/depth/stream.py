@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.residual import TOLERANCE
 from laconic.calibrate.rows import Rows, rows_of
-from laconic.calibrate.tap import Tap
 from laconic.compress.depth.cuts import Cut
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task, predict
@@ -68,7 +68,7 @@ def streams(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict
     }
     paths = [path for layers in stacks for path in layers.paths]
     paths += [path for rows in parts.values() for row in rows for part in row for path in (part.inner[0], part.writer)]
-    with Tap(lm.model, dict.fromkeys(paths)) as tap:
+    with ActivationCapture(lm.model, dict.fromkeys(paths)) as tap:
         predict(lm, batch)
     found = {}
     for layers in stacks:
@@ -85,7 +85,7 @@ def rows_in(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> 
     return rows_of(hidden.shape[:-1], layers.stack.reads, False, source, target)
 
 
-def _points(tap: Tap, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
+def _points(tap: ActivationCapture, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
     points: Points = []
     calls: Counter[str] = Counter()
     for number, path in enumerate(layers.paths):
@@ -96,13 +96,13 @@ def _points(tap: Tap, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None
     return points
 
 
-def _within(tap: Tap, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+def _within(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
     """Before each sub-block of a block, but for those that are gone."""
     points = _between(tap, entered, left, parts)
     return [point for point, part in zip(points, parts, strict=True) if not part.gone]
 
 
-def _between(tap: Tap, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+def _between(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
     """The sums so far, or, with norms between the sub-blocks, what they read."""
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
     sums = [entered]

@@ -20,7 +20,7 @@ from laconic.calibrate.held_out import count_rows, foldable, taken_apart
 from laconic.compress.depth.cuts import Cut
 from laconic.compress.depth.fits import Fits
 from laconic.compress.depth.surgery import Replacement, fits_for, take_out
-from laconic.compress.judge import Divergences, Judge
+from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import Batch, LanguageModel
 
 
@@ -29,7 +29,7 @@ class Side:
     """What stands in the place of cuts, as fitted on some rows, and how far a changed model is on others."""
 
     fits: Fits | None
-    judge: Judge
+    judge: KLMetric
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Trial:
         """Of runs of up to `longest`, with that `replacement`."""
 
         def side(here: Sequence[Batch], there: Sequence[Batch]) -> Side:
-            return Side(fits_for(lm, replace(data, batches=list(here)), replacement, longest), Judge(lm, there))
+            return Side(fits_for(lm, replace(data, batches=list(here)), replacement, longest), KLMetric(lm, there))
 
         every = data.batches
         if replacement == "nothing" or count_rows(every) < 2 * FOLDS:

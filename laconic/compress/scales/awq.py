@@ -14,12 +14,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import AbsMean, Gram, Known, OutputGram, Statistic
+from laconic.calibrate import AbsMean, GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.compress.scales.step import Rescale
 from laconic.errors import UserError
 from laconic.methods import Awq
 from laconic.model import Site
-from laconic.model.absorb import Absorber
+from laconic.model.scale_folding import Absorber
 from laconic.numerics.grid import Spacing
 from laconic.numerics.scaling import Scaled, best_scales
 
@@ -55,7 +55,7 @@ class AwqScale(Rescale):
     def _method(self) -> Awq:
         return Awq(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric, gradients=self.gradients)
 
-    def scales(self, absorber: Absorber, known: Sequence[Known]) -> Float[Tensor, " scales"]:
+    def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
         columns = absorber.columns
         width = len(columns)
         spacing = Spacing(self.bits, self._method.group_of(width), self.symmetric)
@@ -67,7 +67,7 @@ class AwqScale(Rescale):
         s = best_scales(readers, shared, spacing, weighted=False)
         return s.new_ones(absorber.count).index_copy_(0, columns, s)
 
-    def _scaled(self, site: Site, known: Known) -> Scaled:
+    def _scaled(self, site: Site, known: LayerStats) -> Scaled:
         weight = site.weight()
         alike = torch.ones(len(weight), device=weight.device)
-        return Scaled(weight, known[OutputGram].matrix if self.gradients else alike, known[Gram].matrix)
+        return Scaled(weight, known[GradCovariance].matrix if self.gradients else alike, known[InputCovariance].matrix)

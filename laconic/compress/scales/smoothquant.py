@@ -14,10 +14,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import AbsMax, Known, Statistic
+from laconic.calibrate import AbsMax, LayerStats, Statistic
 from laconic.compress.scales.step import Rescale
 from laconic.errors import must_be
-from laconic.model.absorb import Absorber
+from laconic.model.scale_folding import Absorber
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class SmoothQuant(Rescale):
     def needs(self) -> frozenset[type[Statistic]]:
         return frozenset({AbsMax})
 
-    def scales(self, absorber: Absorber, known: Sequence[Known]) -> Float[Tensor, " scales"]:
+    def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
         inputs = _largest(known[0][AbsMax].vector, absorber)
         columns = torch.stack([site.weight().double().abs().amax(0) for site in absorber.readers]).amax(0)
         weights = _largest(columns, absorber)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Calibration, Known, Statistic, survey
+from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.model.absorb import Absorber, absorb, absorbers_of
+from laconic.model.scale_folding import Absorber, absorbers_of, fold_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Rescale(Step):
         """The statistics that choosing asks for."""
 
     @abstractmethod
-    def scales(self, absorber: Absorber, known: Sequence[Known]) -> Float[Tensor, " scales"]:
+    def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
         """The scales, all above zero; `known` is of each of its readers."""
 
     @property
@@ -43,7 +43,7 @@ class Rescale(Step):
                 "that compress, or leave it out."
             )
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         """Scales change no structure."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -59,7 +59,7 @@ class Rescale(Step):
         sites = [site for absorber in absorbers for site in absorber.readers]
         nbytes = lm.stored_nbytes(sites)
         # Scales change the inputs of their own readers alone, so that one measurement serves all.
-        known = survey(lm, data, self.needs, sites)
+        known = collect_stats(lm, data, self.needs, sites)
         for absorber in data.track(absorbers, "Scaling the inputs"):
-            absorb(lm, absorber, self.scales(absorber, [known[site.name] for site in absorber.readers]))
+            fold_scales(lm, absorber, self.scales(absorber, [known[site.name] for site in absorber.readers]))
         return Outcome(plan={}, before=nbytes, after=dict(nbytes))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from laconic.compress.width.counts import Price, chunk_of
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
-from laconic.model.inner import Family, Inner
+from laconic.model.prunable_group import Family, PrunableGroup
 
 
 def check_several(lm: LanguageModel, families: Sequence[Family]) -> None:
@@ -34,7 +34,7 @@ def check_apart(lm: LanguageModel, families: Sequence[Family]) -> None:
         )
 
 
-def check_finite(inners: Sequence[Inner]) -> None:
+def check_finite(inners: Sequence[PrunableGroup]) -> None:
     """Raise UserError where a weight is no number."""
     for site in (site for inner in inners for site in inner.sites):
         if not site.weight().isfinite().all():

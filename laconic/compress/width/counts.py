@@ -8,7 +8,7 @@ from typing import Literal
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.profile import USUAL
 from laconic.compress.width.importance import Removal
-from laconic.model.inner import Family
+from laconic.model.prunable_group import Family
 from laconic.model.roles import Group
 
 Currency = Literal["bytes", "macs"]

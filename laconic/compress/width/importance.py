@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Mean, OutputGram, Problem, Statistic
-from laconic.calibrate.gates import Gates
-from laconic.model.inner import Family, Inner
+from laconic.calibrate import GradCovariance, InputCovariance, Mean, Problem, Statistic
+from laconic.calibrate.gradient_gates import GateGradients
+from laconic.model.prunable_group import Family, PrunableGroup
 from laconic.numerics.psd import shrink
 from laconic.numerics.structured import Elimination, damped, removals
 
@@ -28,10 +28,10 @@ NEEDS: dict[Importance, frozenset[type[Statistic]]] = {
     "magnitude": frozenset(),
     "taylor": frozenset(),
     "taylor-squared": frozenset(),
-    "variance": frozenset({Gram, Mean}),
-    "obs": frozenset({Gram, Mean, OutputGram}),
+    "variance": frozenset({InputCovariance, Mean}),
+    "obs": frozenset({InputCovariance, Mean, GradCovariance}),
 }
-"""What each asks to be measured of the output projection; the two kinds of taylor ask for `Gates` instead."""
+"""What each asks to be measured of the output projection; the two kinds of taylor ask for `GateGradients` instead."""
 
 BY_GATES: frozenset[Importance] = frozenset({"taylor", "taylor-squared"})
 
@@ -56,7 +56,7 @@ def removal(
     importance: Importance,
     family: Family,
     problems: Sequence[Problem],
-    gates: Mapping[str, Gates],
+    gates: Mapping[str, GateGradients],
     least: int = 1,
 ) -> Removal:
     """What `importance` says of `family`, until `least` parts are left, with the problem of each output projection."""
@@ -71,8 +71,8 @@ def _by_surgeon(family: Family, problems: Sequence[Problem], least: int) -> Remo
     eliminations = [
         Elimination(
             problem.weight,
-            damped(problem.known[Gram].matrix),
-            shrink(problem.known[OutputGram].matrix, SHRINK),
+            damped(problem.known[InputCovariance].matrix),
+            shrink(problem.known[GradCovariance].matrix, SHRINK),
             inner.size,
         )
         for inner, problem in zip(family, problems, strict=True)
@@ -82,7 +82,7 @@ def _by_surgeon(family: Family, problems: Sequence[Problem], least: int) -> Remo
 
 
 def _scores(
-    importance: Importance, family: Family, problems: Sequence[Problem], gates: Mapping[str, Gates]
+    importance: Importance, family: Family, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
 ) -> Float[Tensor, " parts"]:
     if importance == "taylor":
         return gates[family[0].together].absolute
@@ -94,7 +94,7 @@ def _scores(
     return torch.stack([fluctuations(problem, inner.count) for inner, problem in pairs]).sum(0)
 
 
-def squared_norms(inner: Inner) -> Float[Tensor, " parts"]:
+def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
     """Of the weights of each part, in fp64."""
     total = inner.writer.weight().double().square().sum(0).reshape(inner.count, -1).sum(1)
     for site, stacked in inner.readers:
@@ -104,7 +104,7 @@ def squared_norms(inner: Inner) -> Float[Tensor, " parts"]:
 
 def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
     """Σ_j ‖W_:j‖² Var(x_j) over the columns j of each part."""
-    variance = problem.known[Gram].matrix.diagonal()
+    variance = problem.known[InputCovariance].matrix.diagonal()
     if problem.means is None:
         variance = variance - problem.known[Mean].vector.square()
     each = problem.weight.double().square().sum(0) * variance.clamp(min=0)

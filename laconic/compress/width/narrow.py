@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from laconic.calibrate import Calibration, Course, Gram, Known, Mean, Problem, Statistic, survey, walk
-from laconic.calibrate.gates import Gates, gate_gradients
+from laconic.calibrate import (
+    Calibration,
+    InputCovariance,
+    LayerStats,
+    Mean,
+    Problem,
+    SequentialConfig,
+    Statistic,
+    collect_stats,
+    sequential_calibrate,
+)
+from laconic.calibrate.gradient_gates import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
 from laconic.compress.width.checks import check_apart, check_enough, check_finite, check_several
@@ -25,8 +35,8 @@ from laconic.compress.width.problems import on_a_walk, problems_of
 from laconic.compress.width.writing import take_out
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
-from laconic.model.inner import Family, families_of, inners_of
 from laconic.model.places import check_inside
+from laconic.model.prunable_group import Family, families_of, inners_of
 from laconic.model.width import declare, keep_parts
 from laconic.progress import silent
 
@@ -93,7 +103,7 @@ class Narrow(Step):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """What is measured of the output projections."""
-        refitting: frozenset[type[Statistic]] = frozenset({Gram, Mean}) if self.refit else frozenset()
+        refitting: frozenset[type[Statistic]] = frozenset({InputCovariance, Mean}) if self.refit else frozenset()
         return NEEDS[self.importance] | refitting
 
     @property
@@ -130,7 +140,7 @@ class Narrow(Step):
         if self._walks:
             check_apart(lm, families)
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         families = families_of(inners_of(lm, self._groups))
         counts = as_many_everywhere(families, self._keeps, self.multiple)
         for inner in (inner for family in families for inner in family):
@@ -152,20 +162,20 @@ class Narrow(Step):
         self.check(lm)
         inners = inners_of(lm, self._groups)
         check_finite(inners)
-        known: Mapping[str, Known] = {}
-        gates: Mapping[str, Gates] = {}
+        known: Mapping[str, LayerStats] = {}
+        gates: Mapping[str, GateGradients] = {}
         if data is not None and inners and self.importance in BY_GATES:
             gates = gate_gradients(lm, data, inners)
         # A walk measures for itself; only a comparison of layers must come before it.
         if data is not None and inners and self.needs and (self._global or not self._walks):
-            known = survey(lm, data, self.needs, [inner.writer for inner in inners])
+            known = collect_stats(lm, data, self.needs, [inner.writer for inner in inners])
         return self.solve(lm, known, gates, data)
 
     def solve(
         self,
         lm: LanguageModel,
-        known: Mapping[str, Known],
-        gates: Mapping[str, Gates],
+        known: Mapping[str, LayerStats],
+        gates: Mapping[str, GateGradients],
         data: Calibration | None = None,
     ) -> Outcome:
         """Choose and take out, on what was measured before (and so can serve several sizes); a walk needs the data."""
@@ -184,8 +194,8 @@ class Narrow(Step):
         self,
         lm: LanguageModel,
         families: Sequence[Family],
-        known: Mapping[str, Known],
-        gates: Mapping[str, Gates],
+        known: Mapping[str, LayerStats],
+        gates: Mapping[str, GateGradients],
         data: Calibration | None,
     ) -> None:
         counts = self._counts(families, known, gates)
@@ -200,19 +210,21 @@ class Narrow(Step):
         self,
         lm: LanguageModel,
         families: Sequence[Family],
-        known: Mapping[str, Known],
+        known: Mapping[str, LayerStats],
         data: Calibration | None,
     ) -> Iterator[tuple[Family, Sequence[Problem]]]:
         if self._walks and data is not None:
             sites = [inner.writer for (inner,) in families]
-            met = walk(lm, data, self.needs | {Gram}, sites, Course(anchored=self.anchored), known or None)
+            met = sequential_calibrate(
+                lm, data, self.needs | {InputCovariance}, sites, SequentialConfig(anchored=self.anchored), known or None
+            )
             return on_a_walk(families, met, self.anchored, self.add_bias)
         track = silent if data is None else data.track
         tracked = track(families, "Narrowing the layers")
         return ((family, problems_of(family, known, self.add_bias)) for family in tracked)
 
     def _counts(
-        self, families: Sequence[Family], known: Mapping[str, Known], gates: Mapping[str, Gates]
+        self, families: Sequence[Family], known: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
     ) -> dict[str, int]:
         """How many parts stay, by what loses the same."""
         if not self._global:

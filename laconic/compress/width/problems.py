@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from laconic.calibrate import Gram, Known, Mean, Means, Problem
+from laconic.calibrate import InputCovariance, LayerStats, Mean, Means, Problem
 from laconic.model import Site
-from laconic.model.inner import Family, Inner
+from laconic.model.prunable_group import Family, PrunableGroup
 
 
-def problems_of(family: Family, known: Mapping[str, Known], add_bias: bool) -> list[Problem]:
+def problems_of(family: Family, known: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
     """Of each member of `family`: the whole of its output projection, on what is `known` of its inputs."""
-    return [_problem(inner, known.get(inner.writer.name, Known()), add_bias) for inner in family]
+    return [_problem(inner, known.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
 
 
 def on_a_walk(
@@ -25,13 +25,13 @@ def on_a_walk(
             yield (inner,), (problem if anchored else _problem(inner, problem.known, add_bias),)
 
 
-def _problem(inner: Inner, known: Known, add_bias: bool) -> Problem:
+def _problem(inner: PrunableGroup, known: LayerStats, add_bias: bool) -> Problem:
     # Where its bias may move, the moment is taken around the mean, and the mean output is to be reached.
     site = inner.writer
     weight, bias = site.weight(), site.bias()
-    if not (add_bias or bias is not None) or Gram not in known:
+    if not (add_bias or bias is not None) or InputCovariance not in known:
         return Problem(weight=weight, known=known)
-    gram, mean = known[Gram], known[Mean].vector
+    gram, mean = known[InputCovariance], known[Mean].vector
     means = Means(mean, weight.double() @ mean + (0 if bias is None else bias.detach().double()))
-    centred = Gram.of(gram.matrix - torch.outer(mean, mean), gram.count)
-    return Problem(weight=weight, known=known | Known([centred]), means=means)
+    centred = InputCovariance.of(gram.matrix - torch.outer(mean, mean), gram.count)
+    return Problem(weight=weight, known=known | LayerStats([centred]), means=means)

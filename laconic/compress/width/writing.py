@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from laconic.calibrate import Gram, Problem
+from laconic.calibrate import InputCovariance, Problem
 from laconic.model import LanguageModel
-from laconic.model.inner import Inner
+from laconic.model.prunable_group import PrunableGroup
 from laconic.model.width import keep_parts
 from laconic.numerics.structured import columns_of, damped, refitted
 
 
 def take_out(
-    lm: LanguageModel, inner: Inner, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
+    lm: LanguageModel, inner: PrunableGroup, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
 ) -> None:
     """Leave `inner` with `parts`; the columns that write make up for the rest by least squares where they `refit`, and
     their bias does where that, or `centre`, is asked for and it may move."""
@@ -18,7 +18,7 @@ def take_out(
     weight = problem.weight[:, columns]
     if refit:
         # Rounded as they are stored, so that the bias makes up for that too.
-        weight = refitted(problem.weight, damped(problem.known[Gram].matrix), columns).to(lm.dtype)
+        weight = refitted(problem.weight, damped(problem.known[InputCovariance].matrix), columns).to(lm.dtype)
     bias = None
     if problem.means is not None and (refit or centre):
         bias = problem.means.y - weight.double() @ problem.means.x[columns]

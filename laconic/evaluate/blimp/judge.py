@@ -13,8 +13,8 @@ from laconic.errors import UserError
 from laconic.evaluate.blimp.pairs import files, pairs
 from laconic.evaluate.blimp.phenomena import PHENOMENON, paradigms
 from laconic.evaluate.blimp.scores import log_probabilities
+from laconic.evaluate.eval_task import COMPARED, EvalTask, Judged, tokenizer_name
 from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.judging import COMPARED, Judge, Judged, tokenizer_name
 from laconic.evaluate.macro import evenly, shares, weighted
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
@@ -24,7 +24,7 @@ RIGHT, WEIGHT, NUMBER = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Blimp(Judge):
+class Blimp(EvalTask):
     """The minimal pairs of the paradigms that `pattern` stands for, or of all if None.
 
     An encoder-decoder says how probable a sentence is given another; there is none here, so it is no model for this.

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from laconic.calibrate.batching import IGNORED, Row, positions, tokenizer_of
 from laconic.errors import UserError
-from laconic.evaluate.counted import predicted_where_counted
-from laconic.evaluate.judging import by_length
+from laconic.evaluate.eval_task import by_length
+from laconic.evaluate.masked_logits import predicted_where_counted
 from laconic.evaluate.perplexity import start_token
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track

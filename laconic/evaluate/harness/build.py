@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from laconic.calibrate.sources.hub import find_hub
 from laconic.errors import UserError, reason_of
-from laconic.evaluate.harness.apart import SEEDS, apart
+from laconic.evaluate.harness.isolation import SEEDS, isolated
 from laconic.evaluate.harness.local import SPLIT, LocalData, local_data, wanted_files
 from laconic.evaluate.harness.names import find_task
 
@@ -34,7 +34,7 @@ def build(name: str) -> Built:
     manager, config = _defined(name)
     _refuse(name, config)
     local = _local(config)
-    with apart(), _explained(name):
+    with isolated(), _explained(name):
         wanted = name if local is None else _on_rows(name, config, local)
         task = manager.load([wanted])["tasks"][name]
         if task.get_config("num_fewshot") is None:
@@ -76,7 +76,7 @@ def writes(name: str) -> bool:
 def _defined(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
     """What loads the task, and its configuration with functions by their names."""
     file = find_task(name)
-    with apart(), _explained(name):
+    with isolated(), _explained(name):
         manager = TaskManager(include_defaults=False, include_path=str(file.parent))
         return manager, manager.task_index[name].cfg or {}
 

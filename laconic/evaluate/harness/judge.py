@@ -11,10 +11,10 @@ from laconic.calibrate.batching import positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
+from laconic.evaluate.eval_task import EvalTask, Judged, rows_per_batch, tokenizer_name
 from laconic.evaluate.harness.names import find_task
 from laconic.evaluate.harness.scores import metrics_of, table_of
 from laconic.evaluate.intervals import Metric
-from laconic.evaluate.judging import Judge, Judged, rows_per_batch, tokenizer_name
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
@@ -36,7 +36,7 @@ class Prompts(Corpus):
 
 
 @dataclass(frozen=True)
-class Harness(Judge):
+class Harness(EvalTask):
     """The task `task` of the harness, without examples before the question unless the task itself says so."""
 
     kinds = (Task.CAUSAL, Task.SEQ2SEQ)
@@ -86,9 +86,9 @@ class Harness(Judge):
     def corpus(self, limit: int | None) -> Prompts:
         """The first request of each of the first `limit` rows: a prompt, and an answer that is scored after it."""
         built = self._built()
-        from laconic.evaluate.harness.apart import apart  # noqa: PLC0415 (needs the extra)
+        from laconic.evaluate.harness.isolation import isolated  # noqa: PLC0415 (needs the extra)
 
-        with apart():
+        with isolated():
             built.task.build_all_requests(limit=limit)
         rows: dict[int | None, Example] = {}
         hashed = hashlib.blake2b(version("lm_eval").encode(), digest_size=16)
@@ -110,11 +110,11 @@ class Harness(Judge):
         built = self._built()
         from lm_eval.evaluator import evaluate  # noqa: PLC0415 (needs the extra)
 
-        from laconic.evaluate.harness.apart import SEEDS, apart  # noqa: PLC0415 (needs the extra)
+        from laconic.evaluate.harness.isolation import SEEDS, isolated  # noqa: PLC0415 (needs the extra)
         from laconic.evaluate.harness.scorer import Scorer  # noqa: PLC0415 (needs the extra)
 
         rows = len(corpus.examples)
-        with evaluating(lm), apart():
+        with evaluating(lm), isolated():
             batch = rows_per_batch(lm, positions(lm) or CONTEXT, BATCH)
             scorer = Scorer(lm, batch, track, self.name)
             said = evaluate(scorer, {"tasks": {self.task: built.task}}, limit=rows, bootstrap_iters=RESAMPLES)

@@ -16,11 +16,11 @@ from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.sources import data_folder
 from laconic.calibrate.sources.records import content
 from laconic.errors import UserError, unknown
+from laconic.evaluate.eval_task import COMPARED, EvalTask, Judged, tokenizer_name
 from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.judging import COMPARED, Judge, Judged, tokenizer_name
 from laconic.evaluate.lama.facts import CORPORA, MASK, readers
 from laconic.evaluate.lama.probe import questions, ranks
-from laconic.evaluate.lama.words import Place, Vocabulary
+from laconic.evaluate.lama.vocabulary import Place, Vocabulary
 from laconic.evaluate.macro import evenly, shares, weighted
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import vocabulary_of
@@ -36,7 +36,7 @@ DEPTHS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
-class Lama(Judge):
+class Lama(EvalTask):
     """Facts of one corpus, or of every one that is there if None.
 
     vocabulary: what competes with an answer: `answers` (of all of LAMA that is there; those that are one token of the

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from laconic.calibrate.batching import Row, positions
 from laconic.calibrate.corpus import Example
-from laconic.evaluate.counted import predicted_where_counted
-from laconic.evaluate.judging import by_length
+from laconic.evaluate.eval_task import by_length
 from laconic.evaluate.lama.cloze import Writer, fills_sentinels, writer
 from laconic.evaluate.lama.facts import MASK
-from laconic.evaluate.lama.words import Place, Vocabulary
+from laconic.evaluate.lama.vocabulary import Place, Vocabulary
+from laconic.evaluate.masked_logits import predicted_where_counted
 from laconic.model import LanguageModel
 from laconic.progress import Track
 

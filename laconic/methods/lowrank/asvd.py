@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import AbsMean, Known
+from laconic.calibrate import AbsMean, LayerStats
 from laconic.errors import must_be
 from laconic.methods.lowrank.truncation import Truncation
 from laconic.numerics.lowrank import Components, column_weighted_components
@@ -48,5 +48,5 @@ class Asvd(Truncation):
         if not 0 < self.alpha <= 2:
             raise must_be(f"{self.name}.alpha", "in (0, 2]", self.alpha)
 
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         return column_weighted_components(weight, activation_scales(known[AbsMean].vector, self.alpha))

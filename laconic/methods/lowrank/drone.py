@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known
+from laconic.calibrate import InputCovariance, LayerStats
 from laconic.methods.lowrank.truncation import Truncation
 from laconic.numerics.lowrank import Components, two_sided_components
 
@@ -23,8 +23,8 @@ class Drone(Truncation):
 
     name = "drone"
     paper = "Chen et al., NeurIPS 2021"
-    needs = frozenset({Gram})
+    needs = frozenset({InputCovariance})
 
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         identity = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
-        return two_sided_components(weight, identity, known[Gram].matrix)
+        return two_sided_components(weight, identity, known[InputCovariance].matrix)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Fisher, Known
+from laconic.calibrate import Fisher, LayerStats
 from laconic.methods.lowrank.truncation import Truncation
 from laconic.numerics.lowrank import Components, column_weighted_components
 
@@ -35,5 +35,5 @@ class Fwsvd(Truncation):
     paper = "Hsu et al., ICLR 2022, arXiv 2207.00112"
     needs = frozenset({Fisher})
 
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         return column_weighted_components(weight, fisher_weights(known[Fisher].matrix))

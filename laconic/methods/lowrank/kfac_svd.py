@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import must_be
 from laconic.methods.lowrank.truncation import Truncation
 from laconic.numerics.lowrank import Components, two_sided_components
@@ -29,7 +29,7 @@ class KfacSvd(Truncation):
 
     name = "kfac-svd"
     paper = "Thoma et al., ICML 2026"
-    needs = frozenset({Gram, OutputGram})
+    needs = frozenset({InputCovariance, GradCovariance})
 
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
 
@@ -38,5 +38,7 @@ class KfacSvd(Truncation):
         if not 0 < self.shrink <= 1:
             raise must_be(f"{self.name}.shrink", "in (0, 1]", self.shrink)
 
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
-        return two_sided_components(weight, shrink(known[OutputGram].matrix, self.shrink), known[Gram].matrix)
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
+        return two_sided_components(
+            weight, shrink(known[GradCovariance].matrix, self.shrink), known[InputCovariance].matrix
+        )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from laconic.errors import UserError, must_be
 from laconic.formats import LowRank
-from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.base import Candidate, Candidates, Method, digest_of
 from laconic.numerics.lowrank import break_even_rank, rank_for
 
 
@@ -44,7 +44,7 @@ class RankSized(Method):
         if self.rank is not None and self.rank_ratio is not None:
             raise UserError(f"{self.name} takes either rank or rank_ratio; got both.")
 
-    def form(self, shape: tuple[int, int], kept: int | None = None) -> LowRank:
+    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> LowRank:
         rank = self.rank_of(shape) if self.has_size else min(self.multiple, *shape)
         with torch.device("meta"):
             return LowRank(*shape, rank, bias=False)
@@ -85,7 +85,7 @@ class RankSized(Method):
         highest = break_even_rank(*shape)
         return range(self.multiple, highest + 1, self.multiple) or range(1, highest + 1)
 
-    def ladder_of(self, losses: Mapping[int, float], weight: Float[Tensor, "out in"], lookup: bool) -> Ladder:
+    def ladder_of(self, losses: Mapping[int, float], weight: Float[Tensor, "out in"], lookup: bool) -> Candidates:
         """The rungs of some ranks by their losses, and the dense matrix.
 
         lookup: the inputs are one-hot, so that multiplying by a dense matrix is free.
@@ -93,7 +93,7 @@ class RankSized(Method):
         m, n = weight.shape
         size = weight.element_size()
         rungs = [
-            Rung(
+            Candidate(
                 method=self.with_rank(rank),
                 nbytes=rank * (m + n) * size,
                 parameters=rank * (m + n),
@@ -102,8 +102,10 @@ class RankSized(Method):
             )
             for rank, loss in losses.items()
         ]
-        dense = Rung(method=None, nbytes=m * n * size, parameters=m * n, products=() if lookup else ((m, n),), loss=0.0)
-        return Ladder((*rungs, dense))
+        dense = Candidate(
+            method=None, nbytes=m * n * size, parameters=m * n, products=() if lookup else ((m, n),), loss=0.0
+        )
+        return Candidates((*rungs, dense))
 
     def name_for(self, weight: Float[Tensor, "out in"]) -> str:
         """What tells this method's result for this weight from any other, its size apart; for `Known.once`."""

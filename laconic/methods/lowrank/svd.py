@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.methods.lowrank.truncation import Truncation
 from laconic.numerics.lowrank import Components, svd_components
 
@@ -22,5 +22,5 @@ class Svd(Truncation):
     paper = "Eckart & Young 1936"
     needs = frozenset()
 
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         return svd_components(weight)

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.formats import LowRank
-from laconic.methods.base import Ladder
+from laconic.methods.base import Candidates
 from laconic.methods.lowrank.size import RankSized
 from laconic.numerics.loss import truncation_losses
 from laconic.numerics.lowrank import Components
@@ -27,26 +27,26 @@ class Truncation(RankSized):
     remembers: ClassVar[bool] = True
 
     @abstractmethod
-    def components(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         """The ordered expansion of `weight`, as long as its numerical rank."""
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> LowRank:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> LowRank:
         rank = self.rank_of(weight.shape)
         A, B = self._remembered(weight, known)
         return LowRank.of(A[:, :rank].clone(), B[:rank].clone())
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:
             A, B = self._remembered(weight, known)
-            C = known[Gram].matrix
-            return truncation_losses(A, B, known[OutputGram].matrix, C), torch.tensor(C.ndim == 1)
+            C = known[InputCovariance].matrix
+            return truncation_losses(A, B, known[GradCovariance].matrix, C), torch.tensor(C.ndim == 1)
 
         losses, lookup = known.once(f"losses of {self.name_for(weight)}", predict)
         m, n = weight.shape
         ranks = [rank for rank in self.ranks_on_offer((m, n)) if rank < len(losses)]
         return self.ladder_of({rank: losses[rank].item() for rank in ranks}, weight, lookup=bool(lookup))
 
-    def _remembered(self, weight: Float[Tensor, "out in"], known: Known) -> Components:
+    def _remembered(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
         """The expansion in the dtype of `weight`, in which it will be stored."""
 
         def expand() -> Components:

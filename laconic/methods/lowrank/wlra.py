@@ -13,10 +13,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Fisher, Gram, Known, OutputGram
+from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStats
 from laconic.errors import must_be
 from laconic.formats import LowRank
-from laconic.methods.base import Ladder
+from laconic.methods.base import Candidates
 from laconic.methods.lowrank.size import RankSized
 from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.weighted import Solver, weighted_low_rank
@@ -47,14 +47,14 @@ class Wlra(RankSized):
         if self.iterations < 1:
             raise must_be(f"{self.name}.iterations", "at least 1", self.iterations)
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> LowRank:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> LowRank:
         rank = self.rank_of(weight.shape)
         Phi = known[Fisher].matrix
         A, B, _ = weighted_low_rank(weight, Phi, rank, self.solver, self.iterations, self.precondition)
         return LowRank.of(A.to(weight.dtype), B.to(weight.dtype))
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
-        F, C = known[OutputGram].matrix, known[Gram].matrix
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+        F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
         m, n = weight.shape
         ranks = self._coarse_ranks((m, n))
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram, Statistic
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.errors import must_be
 from laconic.formats import Sparse
 from laconic.methods.prune.moments import activity, importance, of_inputs
@@ -64,7 +64,7 @@ class KfacPrune(Scored):
 
     name = "kfac-prune"
     paper = "Hassibi & Stork 1992; van der Ouderaa et al., ICLR 2024"
-    needs = frozenset({Gram, OutputGram})
+    needs = frozenset({InputCovariance, GradCovariance})
 
     coarseness: ClassVar[int] = 2
 
@@ -85,12 +85,12 @@ class KfacPrune(Scored):
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
-        return self.needs if self.gradients else frozenset({Gram})
+        return self.needs if self.gradients else frozenset({InputCovariance})
 
-    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
         return self._scores(weight, known, USUAL if self.size is None else self.size)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         fit = self._fit(weight, known) if self.refit else None
 
         def solve(size: Size) -> Sparse:
@@ -101,7 +101,7 @@ class KfacPrune(Scored):
 
         return solve
 
-    def _fit(self, weight: Float[Tensor, "out in"], known: Known) -> Fit | None:
+    def _fit(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Fit | None:
         """How what stays is fitted. None where it is at its best: no input, and no output, tells of another."""
         F, H = self._moments(weight, known)
         coupled = self.coupled and F.ndim == 2
@@ -109,7 +109,7 @@ class KfacPrune(Scored):
             return partial(_refit_columns, F=F, F_inverse=inverse(F)) if coupled else None
         return partial(refit_coupled, F=F, H=H) if coupled else partial(refit, H=H, H_inverse=inverse(H))
 
-    def _scores(self, weight: Float[Tensor, "out in"], known: Known, size: Size) -> Float[Tensor, "out in"]:
+    def _scores(self, weight: Float[Tensor, "out in"], known: LayerStats, size: Size) -> Float[Tensor, "out in"]:
         F, H = self._moments(weight, known)
         if self.score == "obd":
             v = importance(F)[:, None] * of_inputs(known)
@@ -121,7 +121,7 @@ class KfacPrune(Scored):
             v = activity(known) * unexplained(outputs, inputs, missing)
         return 0.5 * weight.double().square() * v
 
-    def _correlations(self, known: Known, F: OutputMoment, H: InputMoment) -> tuple[Correlations, Correlations]:
+    def _correlations(self, known: LayerStats, F: OutputMoment, H: InputMoment) -> tuple[Correlations, Correlations]:
         """Of the outputs and the inputs. Rows that are not fitted together do not make up for each other."""
         if F.ndim == 2 and not self.coupled:
             F = F.diagonal()
@@ -130,12 +130,12 @@ class KfacPrune(Scored):
         inputs = known.once(f"correlations of inputs, damping {self.damping}", lambda: correlations(H))
         return Correlations(*outputs), Correlations(*inputs)
 
-    def _moments(self, weight: Float[Tensor, "out in"], known: Known) -> tuple[OutputMoment, InputMoment]:
+    def _moments(self, weight: Float[Tensor, "out in"], known: LayerStats) -> tuple[OutputMoment, InputMoment]:
         """F and C, made positive definite."""
-        H = damped(known[Gram].matrix, self.damping)
+        H = damped(known[InputCovariance].matrix, self.damping)
         if not self.gradients:
             return torch.ones(len(weight), dtype=H.dtype, device=H.device), H
-        return shrink(known[OutputGram].matrix, self.shrink), H
+        return shrink(known[GradCovariance].matrix, self.shrink), H
 
 
 def _refit_columns(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.numerics.psd import RELATIVE_FLOOR, Moment, shrink
 
 
@@ -19,21 +19,21 @@ def importance(S: Moment) -> Float[Tensor, " n"]:
     return diagonal.clamp(min=RELATIVE_FLOOR * diagonal.mean().item())
 
 
-def of_inputs(known: Known) -> Float[Tensor, " in"]:
+def of_inputs(known: LayerStats) -> Float[Tensor, " in"]:
     """C_jj."""
-    return importance(known[Gram].matrix)
+    return importance(known[InputCovariance].matrix)
 
 
-def activity(known: Known) -> Float[Tensor, " in"]:
+def activity(known: LayerStats) -> Float[Tensor, " in"]:
     """1 for inputs that were seen active, and next to nothing for the others, which damping makes look as if they were.
 
     Where nothing was seen at all, 1.
     """
-    C = shrink(known[Gram].matrix, 0.0)
+    C = shrink(known[InputCovariance].matrix, 0.0)
     active = (C if C.ndim == 1 else C.diagonal()) > 0
     return torch.where(active, 1.0, RELATIVE_FLOOR).double()
 
 
-def of_outputs(known: Known) -> Float[Tensor, "out 1"]:
+def of_outputs(known: LayerStats) -> Float[Tensor, "out 1"]:
     """F_ii."""
-    return importance(known[OutputGram].matrix)[:, None]
+    return importance(known[GradCovariance].matrix)[:, None]

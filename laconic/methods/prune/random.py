@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.methods.base import digest_of
 from laconic.methods.prune.scored import Scored, masked
 from laconic.methods.prune.size import Solver
@@ -29,10 +29,10 @@ class Random(Scored):
 
     seed: int = 0
 
-    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
         return torch.rand(weight.shape, generator=generator_for(self.seed, weight)).to(weight.device)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         return masked(self, weight, known)
 
 

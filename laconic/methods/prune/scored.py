@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.errors import UserError, must_be
 from laconic.formats import Sparse
 from laconic.methods.prune.size import GRID, Pruning, Size, Solver
@@ -47,7 +47,7 @@ class Scored(Pruning):
             n_of_m(self.name, self.pattern)
 
     @abstractmethod
-    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
         """What each weight is worth, ≥ 0; the smallest go. Comparable from matrix to matrix as far as the method is."""
 
     @property
@@ -66,7 +66,7 @@ class Scored(Pruning):
     def unsized(self) -> "Scored":
         return replace(self, sparsity=None, pattern=None)
 
-    def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+    def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
         return indivisible(self.name, self.size, shape[1], matrix) if isinstance(self.size, tuple) else None
 
     def keep(self, scores: Float[Tensor, "out in"], size: Size) -> Bool[Tensor, "out in"]:
@@ -107,7 +107,7 @@ def indivisible(name: str, pattern: tuple[int, int], width: int, matrix: str) ->
     return must_be(f"{name}.pattern", requirement, f"{n}:{m}") if width % m else None
 
 
-def masked(method: Scored, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+def masked(method: Scored, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
     """What keeps the weights of the largest scores as they are."""
     scores = marked(method.scores(weight, known), known.support)
 

@@ -1,7 +1,7 @@
 """How many zeros a pruning method leaves: `sparsity`, or `at` a fraction of bytes, and the sizes on its ladder.
 
-Sparsity is the fraction of zeros in the whole matrix. Those that `Known.support` says an earlier step left stay, and
-count; where they are more than is asked for, they are all there is. A matrix that loses nothing is left as it is, bit
+Sparsity is the fraction of zeros in the whole matrix. Zeros of an earlier step (`LayerStats.support`) stay, and count;
+where they are more than is asked for, they are all there is. A matrix that loses nothing is left as it is, bit
 by bit. On disk the result is a bit for each weight and the values that are kept.
 """
 
@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError, must_be
 from laconic.formats import Sparse
-from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.base import Candidate, Candidates, Method, digest_of
 from laconic.methods.unchanged import as_it_is
 from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.masks import zeros_for
@@ -51,7 +51,7 @@ class Pruning(Method):
             raise must_be(f"{self.name}.sparsity", "in [0, 1)", self.sparsity)
 
     @abstractmethod
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         """What prunes `weight` to any size; the work that all sizes share is done once."""
 
     @abstractmethod
@@ -79,9 +79,9 @@ class Pruning(Method):
 
     def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
         """Bytes on disk of a matrix of `shape` in `dtype` where nothing was pruned before; its size is set."""
-        return self.form(shape).to(dtype).nbytes()
+        return self.empty_format(shape).to(dtype).nbytes()
 
-    def form(self, shape: tuple[int, int], kept: int | None = None) -> Sparse:
+    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> Sparse:
         size, (m, n) = 0.5 if self.size is None else self.size, shape
         if isinstance(size, tuple):
             left = n % size[1]
@@ -96,7 +96,7 @@ class Pruning(Method):
         layer.unpack()
         return layer
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Sparse:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Sparse:
         """The pruned matrix.
 
         Raises:
@@ -135,11 +135,11 @@ class Pruning(Method):
         """This method at another sparsity."""
         return replace(self.unsized(), sparsity=sparsity)
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         offered = self._offered((weight.shape[0], weight.shape[1]), known.support)
 
         def predict() -> tuple[Tensor, Tensor, Tensor]:
-            F, C = known[OutputGram].matrix, known[Gram].matrix
+            F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
             solve = self.solver(weight, known)
             results = [solve(sparsity) for sparsity in offered]
             losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
@@ -150,11 +150,11 @@ class Pruning(Method):
         losses, sizes, lookup = known.once(name, predict)
         products = () if lookup else ((weight.shape[0], weight.shape[1]),)
         rungs = [
-            Rung(method=self.with_sparsity(sparsity), nbytes=nbytes, parameters=kept, products=products, loss=loss)
+            Candidate(method=self.with_sparsity(sparsity), nbytes=nbytes, parameters=kept, products=products, loss=loss)
             for sparsity, (nbytes, kept), loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
         ]
         stays = as_it_is(weight, known.support, products)
-        return Ladder((*(rung for rung in reversed(rungs) if rung.nbytes < stays.nbytes), stays))
+        return Candidates((*(rung for rung in reversed(rungs) if rung.nbytes < stays.nbytes), stays))
 
     def _offered(self, shape: tuple[int, int], support: Bool[Tensor, "out in"] | None) -> list[float]:
         """Of the grid, each that leaves more zeros than the one before, and than there are."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram, Statistic
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.errors import must_be
 from laconic.formats import Sparse
 from laconic.methods.prune.moments import activity, of_outputs
@@ -42,7 +42,7 @@ class SparseGpt(Scored):
 
     name = "sparsegpt"
     paper = "Frantar & Alistarh, ICML 2023; Boža, TMLR 2024"
-    needs = frozenset({Gram})
+    needs = frozenset({InputCovariance})
 
     damping: Annotated[float, Field(ge=0)] = 0.01
     gradients: bool = False
@@ -55,14 +55,14 @@ class SparseGpt(Scored):
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
-        return self.needs | {OutputGram} if self.gradients else self.needs
+        return self.needs | {GradCovariance} if self.gradients else self.needs
 
-    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
         U = self._factor(known)
         # Matrices are compared by what each weight costs where all others may move, whatever the order of the columns.
         return self._scores(weight, known, U.square() if U.ndim == 1 else U.square().sum(0))
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         U = self._factor(known)
         spread = U.square() if U.ndim == 1 else U.diagonal().square()
         scores = marked(self._scores(weight, known, spread), known.support)
@@ -79,11 +79,11 @@ class SparseGpt(Scored):
 
         return solve
 
-    def _fitted(self, weight: Float[Tensor, "out in"], known: Known, pruned: Pruned) -> Float[Tensor, "out in"]:
+    def _fitted(self, weight: Float[Tensor, "out in"], known: LayerStats, pruned: Pruned) -> Float[Tensor, "out in"]:
         """The kept weights by least squares over the whole row."""
-        return refine(weight, pruned.mask, damped(known[Gram].matrix, self.damping), pruned.W)
+        return refine(weight, pruned.mask, damped(known[InputCovariance].matrix, self.damping), pruned.W)
 
-    def _choice(self, known: Known, first: Bool[Tensor, "out in"], size: Size) -> Choice:
+    def _choice(self, known: LayerStats, first: Bool[Tensor, "out in"], size: Size) -> Choice:
         """As many of each block, or of each row of it, as `first` keeps there."""
         rows, columns = self._weights(known)
 
@@ -99,18 +99,18 @@ class SparseGpt(Scored):
 
         return keep
 
-    def _factor(self, known: Known) -> Float[Tensor, "in in"] | Float[Tensor, " in"]:
-        H = damped(known[Gram].matrix, self.damping)
+    def _factor(self, known: LayerStats) -> Float[Tensor, "in in"] | Float[Tensor, " in"]:
+        H = damped(known[InputCovariance].matrix, self.damping)
         return inverse_factor(H) if H.ndim == 2 else H.clamp(min=RELATIVE_FLOOR * H.mean().item()).rsqrt()
 
     def _scores(
-        self, weight: Float[Tensor, "out in"], known: Known, spread: Float[Tensor, " in"]
+        self, weight: Float[Tensor, "out in"], known: LayerStats, spread: Float[Tensor, " in"]
     ) -> Float[Tensor, "out in"]:
         """w² / [H^{-1}]_jj, for `spread` the diagonal, weighed."""
         rows, columns = self._weights(known)
         return weight.double().square() / spread * rows * columns
 
-    def _weights(self, known: Known) -> tuple[Float[Tensor, "out 1"], Float[Tensor, " in"]]:
+    def _weights(self, known: LayerStats) -> tuple[Float[Tensor, "out 1"], Float[Tensor, " in"]]:
         """What the scores of the rows, and of the columns, are multiplied by."""
         columns = activity(known)
         return of_outputs(known) if self.gradients else columns.new_ones(1, 1), columns

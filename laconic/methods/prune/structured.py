@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.errors import must_be
 from laconic.formats import Sparse
 from laconic.methods.prune.random import generator_for
@@ -47,7 +47,7 @@ class Structured(Pruning):
     def grain(self, shape: tuple[int, int]) -> int:
         return shape[1 - self.dim]
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         support = torch.ones_like(weight, dtype=torch.bool) if known.support is None else known.support
         empty = ~support.any(dim=1 - self.dim)
         # Lines that are zero already go first, and so count.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram, Statistic
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.methods.prune.moments import of_inputs, of_outputs
 from laconic.methods.prune.scored import Scored, Within, masked
 from laconic.methods.prune.size import Solver
@@ -27,19 +27,19 @@ class Wanda(Scored):
 
     name = "wanda"
     paper = "Sun et al., ICLR 2024"
-    needs = frozenset({Gram})
+    needs = frozenset({InputCovariance})
 
     within: Within = "row"
     gradients: bool = False
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
-        return self.needs | {OutputGram} if self.gradients else self.needs
+        return self.needs | {GradCovariance} if self.gradients else self.needs
 
-    def scores(self, weight: Float[Tensor, "out in"], known: Known) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
         if self.gradients:
             return 0.5 * weight.double().square() * of_outputs(known) * of_inputs(known)
         return weight.double().abs() * of_inputs(known).sqrt()
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         return masked(self, weight, known)

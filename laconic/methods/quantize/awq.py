@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import AbsMean, Gram, Known, OutputGram, Statistic
+from laconic.calibrate import AbsMean, GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.formats import Quantized
 from laconic.methods.quantize.affine import Affine
 from laconic.methods.quantize.size import Solver
@@ -32,7 +32,7 @@ class Awq(Affine):
 
     name = "awq"
     paper = "Lin et al., MLSys 2024"
-    needs = frozenset({AbsMean, Gram, OutputGram})
+    needs = frozenset({AbsMean, InputCovariance, GradCovariance})
 
     scales_columns = True
 
@@ -40,12 +40,12 @@ class Awq(Affine):
 
     @property
     def asks(self) -> frozenset[type[Statistic]]:
-        return self.needs if self.gradients else frozenset({AbsMean, Gram})
+        return self.needs if self.gradients else frozenset({AbsMean, InputCovariance})
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         support = known.support
-        F = known[OutputGram].matrix if self.gradients else torch.ones(len(weight), device=weight.device)
-        reader = Scaled(weight if support is None else weight * support, F, known[Gram].matrix, support)
+        F = known[GradCovariance].matrix if self.gradients else torch.ones(len(weight), device=weight.device)
+        reader = Scaled(weight if support is None else weight * support, F, known[InputCovariance].matrix, support)
 
         def solve(bits: int) -> Quantized:
             spacing = Spacing(bits, self.group_of(weight.shape[1]), self.symmetric, self.clip)

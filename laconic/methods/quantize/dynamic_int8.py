@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.formats import DynamicInt8
-from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.base import Candidate, Candidates, Method, digest_of
 from laconic.methods.quantize.size import check_range
 from laconic.methods.unchanged import as_it_is
 from laconic.numerics.grid import Spacing, codes_of, fit_grid
@@ -31,7 +31,7 @@ class Int8(Method):
     needs = frozenset()
     keeps_support = True
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> DynamicInt8:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> DynamicInt8:
         """The matrix in int8, each row on the range that it spans.
 
         Raises:
@@ -43,7 +43,7 @@ class Int8(Method):
         codes = (codes_of(weight, grid).short() - 128).to(torch.int8)
         return DynamicInt8.of(codes, grid.scale[:, 0], weight.dtype, known.support)
 
-    def form(self, shape: tuple[int, int], kept: int | None = None) -> DynamicInt8:
+    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> DynamicInt8:
         with torch.device("meta"):
             return DynamicInt8(shape, kept)
 
@@ -57,17 +57,17 @@ class Int8(Method):
     def has_size(self) -> bool:
         return True
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:
             result = self.compress(weight, known)
             error = weight.double() - result.dense().double()
-            loss = quadratic_loss(error, known[OutputGram].matrix, known[Gram].matrix)
+            loss = quadratic_loss(error, known[GradCovariance].matrix, known[InputCovariance].matrix)
             return torch.tensor([loss]).double(), torch.tensor([result.nbytes(), result.count])
 
         losses, sizes = known.once(f"loss of {self} of {digest_of(weight)}", predict)
-        lookup = known[Gram].matrix.ndim == 1
+        lookup = known[InputCovariance].matrix.ndim == 1
         products = () if lookup else ((weight.shape[0], weight.shape[1]),)
         nbytes, count = sizes.tolist()
         stays = as_it_is(weight, known.support, products)
-        small = Rung(method=self, nbytes=nbytes, parameters=count, products=products, loss=losses.item())
-        return Ladder((small, stays) if nbytes < stays.nbytes else (stays,))
+        small = Candidate(method=self, nbytes=nbytes, parameters=count, products=products, loss=losses.item())
+        return Candidates((small, stays) if nbytes < stays.nbytes else (stays,))

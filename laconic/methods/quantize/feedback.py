@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.errors import UserError, must_be
 from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
@@ -56,12 +56,12 @@ class Feedback(Affine):
     def pruner(self) -> KfacPrune:
         """What chooses the weights that are kept, and fits them."""
 
-    def misfit(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+    def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
         if self.pattern is None:
             return None
         return indivisible(self.name, n_of_m(self.name, self.pattern), shape[1], matrix)
 
-    def start(self, weight: Float[Tensor, "out in"], known: Known) -> Start:
+    def start(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Start:
         """What is to be rounded, and where it is to be zero.
 
         Raises:

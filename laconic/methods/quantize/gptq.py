@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known
+from laconic.calibrate import InputCovariance, LayerStats
 from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
 from laconic.methods.quantize.feedback import Feedback
@@ -35,7 +35,7 @@ class Gptq(Feedback):
 
     name = "gptq"
     paper = "Frantar et al., ICLR 2023"
-    needs = frozenset({Gram})
+    needs = frozenset({InputCovariance})
 
     act_order: bool = True
 
@@ -43,9 +43,9 @@ class Gptq(Feedback):
     def pruner(self) -> KfacPrune:
         return KfacPrune(sparsity=self.sparsity, pattern=self.pattern, gradients=False, damping=self.damping)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         W, mask = self.start(weight, known)
-        H = damped(known[Gram].matrix, self.damping)
+        H = damped(known[InputCovariance].matrix, self.damping)
         order = Order.of(H, self.act_order) if H.ndim == 2 else None
 
         def solve(bits: int) -> Quantized:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.calibrate import Fisher, Gram, Known, OutputGram, Statistic
+from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.errors import must_be
 from laconic.formats import Codebook
 from laconic.methods.prune.moments import of_inputs, of_outputs
@@ -46,7 +46,7 @@ class KMeans(Quantizing):
 
     name = "kmeans"
     paper = "Kim et al., SqueezeLLM, ICML 2024"
-    needs = frozenset({Fisher, Gram, OutputGram})
+    needs = frozenset({Fisher, InputCovariance, GradCovariance})
 
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = "channel"
     weights: Weights = "shrunk"
@@ -61,13 +61,13 @@ class KMeans(Quantizing):
     @property
     def asks(self) -> frozenset[type[Statistic]]:
         if self.weights == "moments":
-            return frozenset({Gram, OutputGram})
+            return frozenset({InputCovariance, GradCovariance})
         return self.needs if self.refit or self.weights == "shrunk" else frozenset({Fisher})
 
     def empty(self, bits: int, shape: tuple[int, int], kept: int | None) -> Codebook:
         return Codebook(shape, bits, self.group_of(shape[1]), kept)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         group, support = self.group_of(weight.shape[1]), known.support
         h = self.importance(known)
         h = h if support is None else h * support
@@ -81,7 +81,7 @@ class KMeans(Quantizing):
             codes = _as_matrix(nearest_of(numbers.float(), values), weight.shape, group)
             # A weight with a value to itself has nothing to gain.
             shared = group is None or 2**bits < group
-            if self.refit and shared and known[Gram].matrix.ndim == 2:
+            if self.refit and shared and known[InputCovariance].matrix.ndim == 2:
                 values = self._refitted(W, codes, values, known).view(values.shape)
             tables = values.view(1 if group is None else len(weight), -1, 2**bits)
             return Codebook.of(codes, tables, group, weight.dtype, support)
@@ -93,7 +93,7 @@ class KMeans(Quantizing):
         W: Float[Tensor, "out in"],
         codes: Integer[Tensor, "out in"],
         values: Float[Tensor, "tables k"],
-        known: Known,
+        known: LayerStats,
     ) -> Float[Tensor, "rows values"]:
         """The values that are best for these codes; all tables of a row lie side by side and are fitted together."""
         group, (m, n) = self.group_of(W.shape[1]), W.shape
@@ -104,10 +104,10 @@ class KMeans(Quantizing):
         if known.support is not None:
             places = places.masked_fill(~known.support, together.shape[1])
         F = of_outputs(known)[:, 0] if group is None else torch.ones(m, dtype=torch.float64, device=W.device)
-        fitted = best_values(W, places, together, damped(known[Gram].matrix, self.damping), F)
+        fitted = best_values(W, places, together, damped(known[InputCovariance].matrix, self.damping), F)
         return fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).float()
 
-    def importance(self, known: Known) -> Float[Tensor, "out in"]:
+    def importance(self, known: LayerStats) -> Float[Tensor, "out in"]:
         """How much the squared error of each weight counts; never nothing, so that unseen weights count alike."""
         parts = []
         if self.weights != "fisher":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Known
+from laconic.calibrate import LayerStats
 from laconic.formats import Quantized
 from laconic.methods.quantize.affine import Affine
 from laconic.methods.quantize.size import Solver
@@ -27,7 +27,7 @@ class Rtn(Affine):
     paper = "the baseline of Frantar et al., ICLR 2023"
     needs = frozenset()
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         def solve(bits: int) -> Quantized:
             grid = self.grid(weight, bits, known.support)
             return self.quantized(codes_of(weight, grid), grid, weight.dtype, known.support)

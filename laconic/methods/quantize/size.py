@@ -1,8 +1,8 @@
 """How few bits a quantizing method leaves: `bits`, or `at` a fraction of bytes, and the bits on its ladder.
 
 `group_size` columns of a row share a scale, the last group of a row being shorter where the width is no multiple of it;
-a `channel` is a whole row, and `tensor` stands for one scale in all. Zeros that `Known.support` says an earlier step
-chose stay zero, and only the codes of the others are stored.
+a `channel` is a whole row, and `tensor` stands for one scale in all. Zeros of an earlier step (`LayerStats.support`)
+stay zero, and only the codes of the others are stored.
 """
 
 from abc import abstractmethod
@@ -15,10 +15,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError, must_be
 from laconic.formats import Coded
-from laconic.methods.base import Ladder, Method, Rung, digest_of
+from laconic.methods.base import Candidate, Candidates, Method, digest_of
 from laconic.methods.unchanged import as_it_is
 from laconic.numerics.grid import LARGEST_SCALE
 from laconic.numerics.loss import quadratic_loss
@@ -50,20 +50,20 @@ class Quantizing(Method):
             raise must_be(f"{self.name}.group_size", "at least 1, or channel or tensor", self.group_size)
 
     @abstractmethod
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         """What puts `weight` into any number of bits; the work that all of them share is done once."""
 
     @abstractmethod
     def empty(self, bits: int, shape: tuple[int, int], kept: int | None) -> Coded:
         """The format of a matrix of `shape`, without its codes; `kept` weights of it are not zero, or all if None."""
 
-    def form(self, shape: tuple[int, int], kept: int | None = None) -> Coded:
+    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> Coded:
         with torch.device("meta"):
             return self.empty(FEWEST if self.bits is None else self.bits, shape, kept)
 
     def nbytes_at(self, bits: int, shape: tuple[int, int]) -> int:
         """Bytes on disk of a matrix of `shape` where nothing was pruned."""
-        return self.with_bits(bits).form(shape).nbytes()
+        return self.with_bits(bits).empty_format(shape).nbytes()
 
     @property
     def has_size(self) -> bool:
@@ -85,7 +85,7 @@ class Quantizing(Method):
             return min(self.group_size, width)
         return width if self.group_size == "channel" else None
 
-    def compress(self, weight: Float[Tensor, "out in"], known: Known) -> Coded:
+    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Coded:
         """The matrix in codes.
 
         Raises:
@@ -108,26 +108,26 @@ class Quantizing(Method):
         """This method at another number of bits."""
         return replace(self, bits=bits)
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: Known) -> Ladder:
+    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         offered = range(FEWEST, MOST + 1)
 
         def predict() -> tuple[Tensor, Tensor]:
-            F, C = known[OutputGram].matrix, known[Gram].matrix
+            F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
             solve = self.solver(weight, known)
             results = [solve(bits) for bits in offered]
             losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
             return torch.tensor(losses).double(), torch.tensor([[result.nbytes(), result.count] for result in results])
 
         losses, sizes = known.once(f"losses in {offered} of {self.unsized()} of {digest_of(weight)}", predict)
-        lookup = known[Gram].matrix.ndim == 1
+        lookup = known[InputCovariance].matrix.ndim == 1
         products = () if lookup else ((weight.shape[0], weight.shape[1]),)
         stays = as_it_is(weight, known.support, products)
         rungs = [
-            Rung(method=self.with_bits(bits), nbytes=nbytes, parameters=kept, products=products, loss=loss)
+            Candidate(method=self.with_bits(bits), nbytes=nbytes, parameters=kept, products=products, loss=loss)
             for bits, (nbytes, kept), loss in zip(offered, sizes.tolist(), losses.tolist(), strict=True)
             if nbytes < stays.nbytes
         ]
-        return Ladder((*rungs, stays))
+        return Candidates((*rungs, stays))
 
 
 def check_range(weight: Float[Tensor, "out in"], method: str) -> None:

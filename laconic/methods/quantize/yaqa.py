@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Gram, Known, OutputGram
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import must_be
 from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
@@ -36,7 +36,7 @@ class Yaqa(Feedback):
 
     name = "yaqa"
     paper = "Tseng et al., ICML 2026"
-    needs = frozenset({Gram, OutputGram})
+    needs = frozenset({InputCovariance, GradCovariance})
 
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
 
@@ -49,9 +49,9 @@ class Yaqa(Feedback):
     def pruner(self) -> KfacPrune:
         return KfacPrune(sparsity=self.sparsity, pattern=self.pattern, damping=self.damping, shrink=self.shrink)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: Known) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
         W, mask = self.start(weight, known)
-        F, H = shrink(known[OutputGram].matrix, self.shrink), damped(known[Gram].matrix, self.damping)
+        F, H = shrink(known[GradCovariance].matrix, self.shrink), damped(known[InputCovariance].matrix, self.damping)
         sides = TwoSided.of(F, H)
 
         def solve(bits: int) -> Quantized:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.residual import Residual, kind_of, paths_of, stream_before
 from laconic.calibrate.rows import Rows, rows_of
 from laconic.calibrate.stream import Stream
-from laconic.calibrate.tap import Tap
 from laconic.model import Batch, LanguageModel, Task
 from laconic.recover.correct.fit import shape_of
 from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
@@ -36,7 +36,7 @@ class Comparison:
         self.lm, self.original, self.track = lm, original, data.track
         self.batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
         self.now, self.then = Stream(lm, self.batches), Stream(original, self.batches)
-        self._kept: dict[int, Tap] = {}
+        self._kept: dict[int, ActivationCapture] = {}
 
     def steps(self) -> Iterator[Step]:
         """The layers of each distinct input and what was measured of them, in forward order.
@@ -67,7 +67,7 @@ class Comparison:
     def _compared(self, piece: Piece) -> Iterator[Step]:
         residual = Residual.UNKNOWN
         if piece.there is not None:
-            with Tap(self.original.model, paths_of(piece.there, piece.origins)) as tap:
+            with ActivationCapture(self.original.model, paths_of(piece.there, piece.origins)) as tap:
                 self.then.run(0)
             residual = kind_of(tap, piece.there, piece.origins)
         self._kept.clear()
@@ -88,7 +88,7 @@ class Comparison:
         here = [pair.name for pair in pairs] + (paths_of(str(piece.block), piece.parts) if follows else [])
         anchor: Anchor | None = None
         for number, batch in enumerate(self.batches):
-            with Tap(self.lm.model, here) as now:
+            with ActivationCapture(self.lm.model, here) as now:
                 _run(self.now, piece, number)
             then = self._there(piece, number)
             after = self.then.run(number, piece.spans) if piece.spans > 1 else None
@@ -117,14 +117,14 @@ class Comparison:
             anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(wanted))})
         return anchor
 
-    def _there(self, piece: Piece, number: int) -> Tap:
+    def _there(self, piece: Piece, number: int) -> ActivationCapture:
         """What passes through the original, which is the same for every step of `piece`."""
         if number in self._kept:
             return self._kept[number]
         paths = [pair.there for step in piece.steps for pair in step]
         if piece.there is not None:
             paths += paths_of(piece.there, piece.origins)
-        with Tap(self.original.model, dict.fromkeys(paths)) as tap:
+        with ActivationCapture(self.original.model, dict.fromkeys(paths)) as tap:
             _run(self.then, piece, number)
         if sum(map(_numbers, self._kept.values())) + _numbers(tap) <= KEPT_NUMBERS:
             self._kept[number] = tap
@@ -144,7 +144,7 @@ def _run(stream: Stream, piece: Piece, number: int) -> None:
         stream.run(number)
 
 
-def _numbers(tap: Tap) -> int:
+def _numbers(tap: ActivationCapture) -> int:
     """In what was listened to, at most: a tensor may be there several times."""
     every = (*tap.inputs.values(), *tap.outputs.values())
     return sum(tensor.numel() for tensors in every for tensor in tensors)
@@ -154,8 +154,8 @@ def _numbers(tap: Tap) -> int:
 class _Heard:
     """One call: what passed through the model and through the original, and what leaves dropped blocks behind."""
 
-    now: Tap
-    then: Tap
+    now: ActivationCapture
+    then: ActivationCapture
     call: int
     after: Tensor | None
 

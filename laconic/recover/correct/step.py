@@ -10,7 +10,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.held_out import rows_held_out, taken_apart
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
-from laconic.compress.judge import Divergences, Judge
+from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.recover.correct.correction import correct
@@ -54,7 +54,7 @@ class Correct(Step):
             raise UserError("The step 'correct' needs calibration data; name a source of it.")
         return data
 
-    def rehearse(self, lm: LanguageModel) -> None:
+    def dry_run(self, lm: LanguageModel) -> None:
         """The structure stays."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -74,14 +74,14 @@ class Correct(Step):
         fitting, judging = taken_apart(data.batches, self.held_out, data.seed, self.name)
         data = replace(data, batches=fitting)
         with evaluating(lm, original):
-            judge = Judge(original, judging)
+            judge = KLMetric(original, judging)
             before = judge.each(lm)
             kept, after = self._improved(lm, original, data, judge, before) if before.mean else ("nothing", before)
         found = {"kl_before": before.mean, "kl_after": after.mean, "kept": kept}
         return Outcome(plan={}, before={}, after={}, found=found)
 
     def _improved(
-        self, lm: LanguageModel, original: LanguageModel, data: Calibration, judge: Judge, before: Divergences
+        self, lm: LanguageModel, original: LanguageModel, data: Calibration, judge: KLMetric, before: Divergences
     ) -> tuple[str, Divergences]:
         """What was kept of the ways to correct, the one that moves most first, and the divergence then."""
         for way, refits in (("refit", True), ("biases", False)):

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.calibrate import AbsMax, Calibration, InputStatistic, survey
+from laconic.calibrate import AbsMax, Calibration, InputStatistic, collect_stats
 from laconic.compress.depth.cuts import every_cut
 from laconic.errors import UserError
 from laconic.model import Group, LanguageModel, Site
-from laconic.model.inner import inners_of
+from laconic.model.prunable_group import inners_of
 from laconic.report.inspection.collected import FEWEST, Blocks, Heads, collect
 from laconic.report.inspection.weights import kind_of, layer_labels
 
@@ -91,7 +91,7 @@ def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
         UserError: there is no batch, or activations are not finite.
     """
     sites = [site for site in lm.sites(("all",)) if not site.is_lookup]
-    known = survey(lm, data, {AbsMax, Powers}, sites)
+    known = collect_stats(lm, data, {AbsMax, Powers}, sites)
     labels = layer_labels(lm)
     inputs = tuple(_inputs(site, known[site.name][AbsMax].vector, known[site.name][Powers].kurtosis, labels)
                    for site in sites)  # fmt: skip

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.rows import rows_of
-from laconic.calibrate.tap import Tap
 from laconic.compress.depth.cuts import Cut
 from laconic.compress.depth.stream import streams
 from laconic.model import Batch, LanguageModel, Site, Task
-from laconic.model.inner import Inner
+from laconic.model.prunable_group import PrunableGroup
 from laconic.numerics.similarity import cka
 
 TOKENS = 512
@@ -69,7 +69,7 @@ class Collected:
         labels = ("input", *(str(number) for number in range(len(influence))))
         return Blocks(stack=stack, labels=labels, influence=tuple(influence), similarity=similarity)
 
-    def heads(self, inner: Inner, labels: Mapping[str, str]) -> Heads | None:
+    def heads(self, inner: PrunableGroup, labels: Mapping[str, str]) -> Heads | None:
         outputs = torch.cat(self.outputs[inner.writer.name])[:TOKENS]
         if len(outputs) < FEWEST or inner.count < 2:
             return None
@@ -82,7 +82,9 @@ def _rounded(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
 
 
 @torch.no_grad()
-def collect(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], inners: Sequence[Inner]) -> Collected:
+def collect(
+    lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], inners: Sequence[PrunableGroup]
+) -> Collected:
     """What passes between the blocks and out of the heads, of some tokens of every batch."""
     found = Collected()
     generator = torch.Generator().manual_seed(data.seed)
@@ -91,7 +93,7 @@ def collect(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], in
     writers = [inner.writer for inner in inners]
     for batch in data.track(data.batches, "Comparing blocks and heads"):
         inputs = {name: tensor.to(lm.device) for name, tensor in batch.items()}
-        with Tap(lm.model, [site.name for site in writers]) as tap:
+        with ActivationCapture(lm.model, [site.name for site in writers]) as tap:
             for stack, (points, rows) in streams(lm, inputs, cuts).items():
                 states = [rows.of(point).float() for point in points]
                 pairs = pairwise(states)

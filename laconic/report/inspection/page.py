@@ -10,9 +10,9 @@ from laconic.report.anatomy import Inspection
 from laconic.report.html import Page, render
 from laconic.report.inspection import figures, spreads
 from laconic.report.inspection.activity import Activity
+from laconic.report.inspection.narrative import paragraphs
 from laconic.report.inspection.tally import Tally, together
 from laconic.report.inspection.weights import Weights
-from laconic.report.inspection.words import paragraphs
 from laconic.report.tables import Column, Table
 
 

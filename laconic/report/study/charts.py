@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from laconic.evaluate.paired import Verdict
-from laconic.report.study.flat import Results
 from laconic.report.study.front import front
 from laconic.report.study.groups import Group, grouped
 from laconic.report.study.measures import SIZE, Measure, amounts, qualities, times
 from laconic.report.study.names import Names
 from laconic.report.study.remarks import verdict_of
+from laconic.report.study.results_table import Results
 
 TARGETS = "targets"
 

@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow import parquet
 
 from laconic.errors import UserError
-from laconic.report.study.flat import Results
+from laconic.report.study.results_table import Results
 from laconic.report.tables import Value
 
 TYPES = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from laconic.report.study.flat import DONE, SEED, Results, Row
+from laconic.report.study.results_table import DONE, SEED, Results, Row
 from laconic.report.tables import Value
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from laconic.report.points import MEGABYTE
 from laconic.report.study.costs import pass_name
-from laconic.report.study.flat import SEED, Results, measure_name
+from laconic.report.study.results_table import SEED, Results, measure_name
 
 DOWNWARDS = ("perplexity", "bits_per_byte", "loss", "nll", "brier_score", "error", "ter")
 """Metrics, or words in the names of metrics, of which less is better."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from laconic.report.study.flat import MODEL, SEED, Results
 from laconic.report.study.groups import Group
 from laconic.report.study.measures import amounts
+from laconic.report.study.results_table import MODEL, SEED, Results
 from laconic.report.tables import Value
 
 SUBJECT = (MODEL, "task")

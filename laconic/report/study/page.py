@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from laconic.report.html import template
 from laconic.report.study.charts import Chart
-from laconic.report.study.flat import DONE, SEED, Record, Results
 from laconic.report.study.names import called
+from laconic.report.study.narrative import failures, findings, paragraphs
 from laconic.report.study.plans import Plan, plans
+from laconic.report.study.results_table import DONE, SEED, Record, Results
 from laconic.report.study.tables import Face, Sheet, Shown, every_cell, means
-from laconic.report.study.words import failures, findings, paragraphs
 
 T = TypeVar("T")
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from laconic.evaluate.paired import Verdict, verdict
-from laconic.report.study.flat import DONE, Row
 from laconic.report.study.groups import Group
 from laconic.report.study.measures import Measure
+from laconic.report.study.results_table import DONE, Row
 
 
 def remark(group: Group, measures: Sequence[Measure]) -> str:

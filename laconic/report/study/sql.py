@@ -12,7 +12,7 @@ from pyarrow import ArrowException, parquet
 from laconic.errors import UserError, install, must_be, reason_of
 from laconic.paths import expanded
 from laconic.report.study.files import as_arrow
-from laconic.report.study.flat import flat
+from laconic.report.study.results_table import results_table
 from laconic.report.tables import Column, Table, Value
 
 PARQUET = "results.parquet"
@@ -32,7 +32,7 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
     if find_spec(LIBRARY) is None:
         raise UserError(f"Queries of results need duckdb, not installed here: {install('study')}.")
     duckdb = import_module(LIBRARY)
-    results = _stored(Path(source)) if isinstance(source, (str, Path)) else as_arrow(flat(source))
+    results = _stored(Path(source)) if isinstance(source, (str, Path)) else as_arrow(results_table(source))
     # A query reads what is given, and no files or addresses.
     with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
         try:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from laconic.report.study.charts import Chart
 from laconic.report.study.costs import decode_name, joules_name, pass_name, prefill_name
-from laconic.report.study.flat import SEED, Results
 from laconic.report.study.groups import Spread, grouped
 from laconic.report.study.measures import KL, SIZE, Measure, qualities, quality
 from laconic.report.study.names import SUBJECT
 from laconic.report.study.remarks import remark
+from laconic.report.study.results_table import SEED, Results
 from laconic.report.tables import Column, Table, Value
 
 Shown = Value | Spread

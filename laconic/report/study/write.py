@@ -14,8 +14,8 @@ from laconic.report.plots import standalone_svg
 from laconic.report.study.charts import charts
 from laconic.report.study.figures import put_figures
 from laconic.report.study.files import as_csv, as_parquet, put
-from laconic.report.study.flat import flat, ordered
 from laconic.report.study.page import Picture, page
+from laconic.report.study.results_table import ordered, results_table
 from laconic.report.study.scatter import draw, picture
 from laconic.report.study.sql import PARQUET
 from laconic.report.study.tables import means
@@ -48,7 +48,7 @@ def write_report(
     if not records:
         raise UserError(f"There is nothing to report in '{folder}': no cell of the study is finished; run it first.")
     records = ordered(records)
-    results = flat(records)
+    results = results_table(records)
     found = charts(results)
     pictures: list[Picture] = []
     drawn: dict[str, bytes] = {}

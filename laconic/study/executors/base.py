@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from laconic.study.bench import Task
+from laconic.study.worker import Task
 
 ATTEMPTS = 3
 """How many workers may be lost over one cell."""

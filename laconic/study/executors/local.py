@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from laconic.progress import Track, silent
-from laconic.study.bench import Bench, Task
 from laconic.study.executors.base import ATTEMPTS
 from laconic.study.records import blank, failed
+from laconic.study.worker import Task, Worker
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class InProcess:
     track: Track = silent
 
     @cached_property
-    def _bench(self) -> Bench:
+    def _bench(self) -> Worker:
         """One for all tasks, whenever they come."""
-        return Bench(self.place, self.device, track=self.track)
+        return Worker(self.place, self.device, track=self.track)
 
     def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         """The record of every task, in their order."""
@@ -43,7 +43,7 @@ class InProcess:
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """A process, the connection to it, and what it is at."""
 
     process: SpawnProcess
@@ -63,7 +63,7 @@ class Processes:
     def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
         """The record of every task, as they are done."""
         queue = iter(tasks)
-        workers: list[Worker] = []
+        workers: list[WorkerProcess] = []
         try:
             while True:
                 self._fill(workers, queue)
@@ -81,7 +81,7 @@ class Processes:
             for worker in workers:
                 worker.process.join()
 
-    def _fill(self, workers: list[Worker], queue: Iterator[Task | None]) -> None:
+    def _fill(self, workers: list[WorkerProcess], queue: Iterator[Task | None]) -> None:
         """Give every free worker a task, and start those that are missing while there are tasks."""
         free = [worker for worker in workers if worker.task is None]
         while free or len(workers) < self.workers:
@@ -93,13 +93,13 @@ class Processes:
                 workers.append(free[0])
             self._give(free.pop(0), task)
 
-    def _give(self, worker: Worker, task: Task, attempt: int = 1) -> None:
+    def _give(self, worker: WorkerProcess, task: Task, attempt: int = 1) -> None:
         worker.task, worker.attempt = task, attempt
         # One that died while it had nothing to do is found like one that died at work: its connection has an end.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             worker.connection.send(task)
 
-    def _received(self, worker: Worker, workers: list[Worker]) -> dict[str, Any] | None:
+    def _received(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> dict[str, Any] | None:
         """The record of a worker's task; None where the process was lost, and another is at the task now."""
         task = worker.task
         assert task is not None
@@ -118,7 +118,7 @@ class Processes:
         worker.task = None
         return record
 
-    def _started(self) -> Worker:
+    def _started(self) -> WorkerProcess:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         threads = max(1, torch.get_num_threads() // self.workers)
@@ -126,7 +126,7 @@ class Processes:
         process.start()
         # Once the process has the other end alone, its death is the end of the connection.
         theirs.close()
-        return Worker(process, ours)
+        return WorkerProcess(process, ours)
 
 
 def serve(connection: Connection, place: Path | None, device: str, workers: int, threads: int) -> None:
@@ -134,7 +134,7 @@ def serve(connection: Connection, place: Path | None, device: str, workers: int,
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    bench = Bench(place, device, workers)
+    bench = Worker(place, device, workers)
     while True:
         try:
             connection.send(bench.measure(connection.recv()))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from laconic.errors import UserError, install, reason_of
-from laconic.study.bench import Bench, Task
 from laconic.study.executors.base import ATTEMPTS
 from laconic.study.records import blank, failed
+from laconic.study.worker import Task, Worker
 
 TOLD = ("LACONIC_", "HF_")
 LOCAL: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
@@ -86,7 +86,7 @@ class RemoteBench:
 
     def __init__(self, place: Path | None, device: str, workers: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._bench = Bench(place, device, workers)
+        self._bench = Worker(place, device, workers)
 
     def measure(self, task: Task) -> dict[str, Any]:
         """The record of a cell."""

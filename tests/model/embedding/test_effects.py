@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, OutputGram, survey
+from laconic.calibrate import Calibration, GradCovariance, collect_stats
 from laconic.calibrate.corpus import Corpus, Example, batches
-from laconic.compress.shelf import key_of
+from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError
 from laconic.evaluate import evaluate, fidelity
 from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.evaluate.fidelity import neighbour_agreement
-from laconic.evaluate.kept import fingerprint
+from laconic.evaluate.score_cache import fingerprint
 from laconic.model import LanguageModel, Task, divergence, load, predict, skeleton
 from laconic.model.embedding.modules import POOLING_MASK
 from laconic.recover import Student
@@ -88,7 +88,7 @@ def test_fisher_information_is_of_the_vector(cls: Path) -> None:
     lm = load(str(cls))
     data = Calibration(batches(lm, CORPUS, batch_size=8), "enumerated", 0)
     site = lm.sites(("encoder.layer.1.output.dense",))[0]
-    found = survey(lm, data, frozenset({OutputGram}), [site])[site.name][OutputGram].matrix
+    found = collect_stats(lm, data, frozenset({GradCovariance}), [site])[site.name][GradCovariance].matrix
     given: list[torch.Tensor] = []
     hook = site.module.register_forward_hook(lambda _, __, output: given.append(output))
     expected = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from laconic.report.study.charts import Chart, charts
-from laconic.report.study.flat import flat
+from laconic.report.study.results_table import results_table
 from laconic.report.study.scatter import draw, picture
 from tests.report.study.records import TASK, Record, baseline, cell, failed, study
 
@@ -14,7 +14,7 @@ ACCURACY, KL = "glue/sst2 accuracy", "kl"
 
 
 def found(records: list[Record]) -> dict[tuple[str, str, str], Chart]:
-    return {(one.quality.column, one.cost.column, one.title): one for one in charts(flat(records))}
+    return {(one.quality.column, one.cost.column, one.title): one for one in charts(results_table(records))}
 
 
 def test_every_model_has_a_picture_of_each_quality_against_each_cost() -> None:
@@ -40,7 +40,7 @@ def test_one_family_is_coloured_by_method_and_groups_of_layers_get_pictures_of_t
 
 
 def test_nothing_beats_what_is_on_the_front() -> None:
-    for one in charts(flat(study(models=("minilm-sst2",)))):
+    for one in charts(results_table(study(models=("minilm-sst2",)))):
         if one.kind == "amount":
             assert not one.front
             continue
@@ -71,11 +71,11 @@ def test_seeds_are_dots_around_their_mean_and_intervals_those_of_the_rows() -> N
 
 def test_a_model_without_times_has_no_picture_of_them() -> None:
     records = study(models=("minilm-sst2",), methods=("svd",), timed=False)
-    assert {one.kind for one in charts(flat(records))} == {"size", "amount"}
+    assert {one.kind for one in charts(results_table(records))} == {"size", "amount"}
 
 
 def test_only_failures_have_no_picture() -> None:
-    assert charts(flat([failed(AXES, "No.")])) == []
+    assert charts(results_table([failed(AXES, "No.")])) == []
 
 
 def odd(changes: dict[str, float]) -> list[Record]:
@@ -94,7 +94,7 @@ def odd(changes: dict[str, float]) -> list[Record]:
     ],
 )  # fmt: skip
 def test_odd_studies_are_drawn(records: list[Record]) -> None:
-    for one in charts(flat(records)):
+    for one in charts(results_table(records)):
         svg = picture(one, draw(one))
         ElementTree.fromstring(svg)
         assert 'role="img"' in svg
@@ -105,14 +105,14 @@ def test_a_perplexity_that_explodes_is_drawn_on_a_logarithmic_axis() -> None:
     for record, value in zip(records, (12.0, 40.0, 3e5), strict=True):
         figure = {"value": value, "low": value * 0.9, "high": value * 1.1}
         record["evaluation"]["results"] = {"perplexity:text": {"perplexity": figure}}
-    (one,) = [one for one in charts(flat(records)) if one.kind == "size" and one.quality.column != KL]
+    (one,) = [one for one in charts(results_table(records)) if one.kind == "size" and one.quality.column != KL]
     assert not one.quality.higher_is_better
     (axes,) = draw(one).axes
     assert axes.get_yscale() == "log"
 
 
 def test_a_mark_says_what_it_is_and_pictures_share_no_names() -> None:
-    drawn = charts(flat(study(methods=("svd", "wanda"), keeps=(0.7, 0.3), seeds=(0,))))
+    drawn = charts(results_table(study(methods=("svd", "wanda"), keeps=(0.7, 0.3), seeds=(0,))))
     svgs = [picture(one, draw(one)) for one in drawn[:2]]
     assert svgs[0].count("<title>") == len(drawn[0].dots)
     assert "svd, keep 0.7: " in svgs[0]
@@ -128,7 +128,7 @@ def test_a_task_is_told_once_and_nothing_more_is_not_told() -> None:
         results = record["evaluation"]["results"]
         record["evaluation"]["results"] = {task: results[TASK]}
         records.append(record)
-    drawn = charts(flat(records))
+    drawn = charts(results_table(records))
     told = {(one.title, one.dots[0].way) for one in drawn if one.quality.column != KL}
     assert told == {("minilm-sst2", "svd"), ("minilm-sst2", "svd, then finetune")}
     told = {(one.title, one.dots[0].way) for one in drawn if one.quality.column == KL}

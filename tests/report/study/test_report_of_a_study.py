@@ -20,8 +20,8 @@ from laconic.report.study import Written, write_report
 from laconic.report.study.charts import charts
 from laconic.report.study.figures import put_figures
 from laconic.report.study.files import put
-from laconic.report.study.flat import flat
 from laconic.report.study.page import Picture, page
+from laconic.report.study.results_table import results_table
 from tests.report.study.records import failed, study
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -154,7 +154,7 @@ def test_a_page_of_very_much_stays_light_and_says_what_it_leaves_out() -> None:
     records = study(keeps=tuple(at / 100 for at in range(1, 100)))
     for index, record in enumerate(records):
         record["sites"] = {f"layer.{at}.dense": {"svd": {"rank": (index * at) % 977}} for at in range(72)}
-    results = flat(records)
+    results = results_table(records)
     drawn = charts(results)
     pictures = [Picture("size", "<svg>" + " " * 40_000 + "</svg>", "A picture.", f"picture-{at}") for at in range(80)]
     html = page(records, results, drawn, pictures, "Very much")

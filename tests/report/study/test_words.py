@@ -1,17 +1,17 @@
 """What the page says in sentences, and what became of the matrices."""
 
 from laconic.report.study.charts import charts
-from laconic.report.study.flat import flat
+from laconic.report.study.narrative import failures, findings, listed, paragraphs
 from laconic.report.study.plans import plan_of, plans
+from laconic.report.study.results_table import results_table
 from laconic.report.study.tables import means
-from laconic.report.study.words import failures, findings, listed, paragraphs
 from tests.report.study.records import TASK, Record, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
 
 
 def said(records: list) -> str:
-    return "\n".join(paragraphs(records, flat(records)))
+    return "\n".join(paragraphs(records, results_table(records)))
 
 
 def test_the_summary_says_what_was_done() -> None:
@@ -38,7 +38,7 @@ def test_rows_that_were_calibrated_on_are_warned_of() -> None:
 def test_failures_are_counted_by_cause() -> None:
     records = [cell(AXES), *(failed({**AXES, "seed": seed}, "No room.") for seed in (1, 2))]
     assert "2 cells of 3 failed" in said(records)
-    (cause, cells), = failures(flat(records)).items()  # fmt: skip
+    (cause, cells), = failures(results_table(records)).items()  # fmt: skip
     assert cause == "No room." and len(cells) == 2 and "keep 0.5, seed 1" in cells[0]
 
 
@@ -48,9 +48,9 @@ def test_what_came_out_is_the_smallest_that_is_no_worse() -> None:
         record = cell({**AXES, "keep": keep})
         record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": -0.01, "p": p}
         records.append(record)
-    (sentence,) = findings(flat(records))
+    (sentence,) = findings(results_table(records))
     assert "is svd, keep 0.5: 63.63 MB of 90.90 MB" in sentence and "a change of 1.7 points" in sentence
-    (sentence,) = findings(flat([records[0], records[-1]]))
+    (sentence,) = findings(results_table([records[0], records[-1]]))
     assert sentence.endswith("of no compressed model is the loss within noise for every seed.")
 
 
@@ -68,16 +68,16 @@ def few_rows(record: Record) -> Record:
 
 def test_nothing_is_recommended_of_rows_that_can_show_nothing() -> None:
     records = [few_rows(baseline("minilm-sst2")), *(few_rows(cell({**AXES, "keep": keep})) for keep in (0.9, 0.1))]
-    (sentence,) = findings(flat(records))
+    (sentence,) = findings(results_table(records))
     assert "cannot tell whether any compressed model is as good" in sentence and "keep" not in sentence
-    assert {row["remark"] for row in means(flat(records)).rows} == {"the original", "cannot tell"}
-    of_accuracy = [chart for chart in charts(flat(records)) if chart.quality.column == f"{TASK} accuracy"]
+    assert {row["remark"] for row in means(results_table(records)).rows} == {"the original", "cannot tell"}
+    of_accuracy = [chart for chart in charts(results_table(records)) if chart.quality.column == f"{TASK} accuracy"]
     assert of_accuracy and not any(chart.front or any(dot.on_front for dot in chart.dots) for chart in of_accuracy)
     assert all("too few to tell" in chart.caption for chart in of_accuracy)
     # Records of an earlier version do not say what their rows could have shown.
     for record in records[1:]:
         del record["evaluation"]["least_p"]
-    assert findings(flat(records)) == [sentence]
+    assert findings(results_table(records)) == [sentence]
 
 
 def test_a_cell_that_was_compared_on_nothing_is_not_recommended() -> None:
@@ -87,7 +87,7 @@ def test_a_cell_that_was_compared_on_nothing_is_not_recommended() -> None:
     records.append(cell({**AXES, "keep": 0.1, "seed": 1}))
     # As a figure that was not finite is recorded.
     records[-1]["evaluation"]["difference"][TASK]["accuracy"] |= {"value": None, "p": None}
-    (sentence,) = findings(flat(records))
+    (sentence,) = findings(results_table(records))
     assert "is svd, keep 0.9:" in sentence
 
 
@@ -96,7 +96,7 @@ def test_a_way_of_which_a_seed_failed_is_never_the_smallest_that_is_no_worse() -
     for record in records[1:]:
         record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": -0.01, "p": 0.8}
     records.append(failed({**AXES, "keep": 0.5, "seed": 1}, "No room."))
-    (sentence,) = findings(flat(records))
+    (sentence,) = findings(results_table(records))
     assert "is svd, keep 0.9:" in sentence
 
 

@@ -1,0 +1,96 @@
+"""Statistics collected for one linear layer, keyed by type; they add up across processes."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from laconic import processes
+from laconic.calibrate.statistics import GradientStatistic, Statistic
+
+S = TypeVar("S", bound=Statistic)
+
+
+class LayerStats:
+    """The statistics of one linear layer, keyed by type: `stats[InputCovariance].matrix`.
+
+    support:    the mask of an earlier pruning step, (out, in), which solvers keep; None where nothing was pruned.
+    worked_out: results that `once` computed from the statistics, by name.
+    """
+
+    def __init__(self, statistics: Iterable[Statistic] = (), support: Bool[Tensor, "out in"] | None = None) -> None:
+        self._by_type = {type(statistic): statistic for statistic in statistics}
+        self.support = support
+        self.worked_out: dict[str, tuple[Tensor, ...]] = {}
+
+    def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What `compute` gives, computed at the first call of this name only.
+
+        The name must tell everything that the result depends on beside these statistics.
+        """
+        if name not in self.worked_out:
+            self.worked_out[name] = compute()
+        return self.worked_out[name]
+
+    def __getitem__(self, kind: type[S]) -> S:
+        statistic = self._by_type[kind]
+        assert isinstance(statistic, kind)
+        return statistic
+
+    def __iter__(self) -> Iterator[Statistic]:
+        return iter(self._by_type.values())
+
+    def __contains__(self, kind: type[Statistic]) -> bool:
+        return kind in self._by_type
+
+    def __or__(self, other: "LayerStats") -> "LayerStats":
+        """Both together; `other` wins where both know the same kind."""
+        merged = {**self._by_type, **other._by_type}
+        return LayerStats(merged.values(), self.support if other.support is None else other.support)
+
+
+def stacked(parts: Sequence[LayerStats]) -> LayerStats:
+    """What is known of the matrices of `parts` written one below the other, (Σ out, in); they read one input."""
+    if len(parts) == 1:
+        return parts[0]
+    support = None if parts[0].support is None else torch.cat([_support(part) for part in parts])
+    statistics = [
+        type(first).stacked([part[type(first)] for part in parts]) if isinstance(first, GradientStatistic) else first
+        for first in parts[0]
+    ]
+    return LayerStats(statistics, support)
+
+
+def _support(known: LayerStats) -> Bool[Tensor, "out in"]:
+    assert known.support is not None, "all parts were pruned, or none"
+    return known.support
+
+
+def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> None:
+    """Add what another shard collected of the same sites; a statistic that several sites share is added once."""
+    for name, statistic in _each_once(into):
+        statistic.merge(other[name][type(statistic)])
+
+
+def gather(known: Mapping[str, LayerStats]) -> None:
+    """Add what the other processes collected of the same sites."""
+    if processes.count() == 1:
+        return
+    statistics = [statistic for _, statistic in _each_once(known)]
+    counts = processes.summed(torch.tensor([statistic.count for statistic in statistics]))
+    for statistic, count in zip(statistics, counts.tolist(), strict=True):
+        statistic.gather()
+        statistic.count = count
+
+
+def _each_once(known: Mapping[str, LayerStats]) -> Iterator[tuple[str, Statistic]]:
+    """Every statistic, in an order that is the same in all processes, with the first site that it is of."""
+    done: set[int] = set()
+    for name, of_site in known.items():
+        # Asked for as a set, whose order is another in every process.
+        for statistic in sorted(of_site, key=lambda statistic: type(statistic).__name__):
+            if id(statistic) not in done:
+                done.add(id(statistic))
+                yield name, statistic

@@ -1,0 +1,263 @@
+"""What is known of each matrix, block by block in forward order: later blocks see the errors of those already replaced.
+
+A block runs twice on every batch: once as it is, while all of its inputs are listened to, and once as it has become,
+for what the next block reads; so SparseGPT and GPTQ go through a model. The last block runs once, as nothing reads what
+it gives. Within a block every matrix is solved on what it reads while the others are whole: to run the block anew for
+each of its inputs is several times the work, and on held-out rows better in some cases and worse in others.
+
+Gradients are those of the model before the walk began, because the Fisher information belongs to the dense model,
+unless they are asked for anew on the way.
+
+With `anchored` a second, untouched copy of the model is walked beside it, and every layer is given the outputs of that
+one to reach (`laconic.calibrate.anchor`); the layers that write to the residual stream also make up for its drift. What
+they make up for are errors of the layers before them in the same block too, so here the blocks do run for each input.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from laconic.calibrate.activation_capture import ActivationCapture
+from laconic.calibrate.anchor import Anchor
+from laconic.calibrate.calibration import Calibration
+from laconic.calibrate.collect_stats import check_finite, collect_stats
+from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.problem import Problem
+from laconic.calibrate.recorder import Recorder
+from laconic.calibrate.residual import Residual, Sublayer, kind_of, paths_of, stream_before, sublayers
+from laconic.calibrate.statistics import GradientStatistic, InputCovariance, InputStatistic, Statistic
+from laconic.calibrate.stream import Stream
+from laconic.calibrate.until import Until
+from laconic.model import Group, LanguageModel, Site
+
+Step = list[tuple[Site, Problem]]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What is run again and again while its sites are replaced: one block, or the whole model (path None)."""
+
+    sites: list[Site]
+    block: str | None = None
+    sublayers: tuple[Sublayer, ...] = ()
+    residual: Residual = Residual.UNKNOWN
+
+    def steps(self, by_input: bool) -> list[list[Site]]:
+        """Its sites that are measured at once: those of one input, or all of them."""
+        if not by_input:
+            return [self.sites] if self.sites else []
+        inputs: dict[str, list[Site]] = {}
+        for site in self.sites:
+            inputs.setdefault(site.input, []).append(site)
+        return list(inputs.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialConfig:
+    """Settings of `sequential_calibrate`.
+
+    anchored: fit to the outputs of the dense model, from the inputs of the compressed one.
+    refresh:  collect the gradient statistics again after this many blocks; None for never.
+    """
+
+    anchored: bool = False
+    refresh: int | None = None
+
+
+def sequential_calibrate(
+    lm: LanguageModel,
+    data: Calibration,
+    needs: Collection[type[Statistic]],
+    sites: Sequence[Site],
+    course: SequentialConfig | None = None,
+    surveyed: Mapping[str, LayerStats] | None = None,
+) -> Iterator[Step]:
+    """Yield the sites of each block with their problems, in forward order; embeddings first, heads last.
+
+    An `anchored` walk stops at every distinct input of a block, so its steps are the sites that read one.
+
+    The caller may replace the sites it was given before it asks for the next ones.
+
+    `surveyed` has the gradient statistics where they have been collected already.
+
+    Raises:
+        UserError: there is no batch, or activations, predictions or gradients are not finite.
+    """
+    yield from _Walk(lm, data, needs, sites, course or SequentialConfig()).steps(surveyed)
+
+
+class _Walk:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        data: Calibration,
+        needs: Collection[type[Statistic]],
+        sites: Sequence[Site],
+        course: SequentialConfig,
+    ) -> None:
+        self.lm, self.data, self.sites, self.refresh = lm, data, sites, course.refresh
+        self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
+        self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)}
+        batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
+        self.now = Stream(lm, batches)
+        self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if course.anchored else None
+        self.gradients: dict[str, LayerStats] = {}
+        self.done: set[str] = set()
+
+    def steps(self, surveyed: Mapping[str, LayerStats] | None) -> Iterator[Step]:
+        self.gradients = dict(surveyed) if surveyed is not None else self._survey(self.sites)
+        for piece in self._pieces():
+            for sites in piece.steps(by_input=self.dense is not None):
+                yield self._measure(piece, sites)
+                self.done |= {site.name for site in sites}
+
+    def _survey(self, sites: Sequence[Site]) -> dict[str, LayerStats]:
+        return collect_stats(self.lm, self.data, self.gradient_kinds, sites)
+
+    def _pieces(self) -> Iterator[_Piece]:
+        yield _Piece([site for site in self.sites if site.group is Group.EMBEDDING])
+        walked = 0
+        for stack, blocks in self.lm.stacks():
+            paths = [path for path, _ in blocks]
+            here = [site for site in self.sites if site.block in paths]
+            if not here:
+                continue
+            if not self._enter(paths):
+                for path in paths:
+                    yield _Piece([site for site in here if site.block == path])
+                continue
+            # What follows the last block of the sites need not run.
+            last = max(paths.index(site.block) for site in here if site.block is not None)
+            for number, path in enumerate(self.data.track(paths[: last + 1], f"Walking the {stack.blocks}")):
+                if number:
+                    self._advance()
+                if self.refresh is not None and walked and walked % self.refresh == 0:
+                    self.gradients |= self._survey([site for site in self.sites if site.name not in self.done])
+                yield self._block(
+                    path, [site for site in here if site.block == path], sublayers(stack, path, self._has)
+                )
+                walked += 1
+        yield _Piece([site for site in self.sites if site.group is Group.HEAD])
+
+    def _streams(self) -> list[Stream]:
+        return [self.now] if self.dense is None else [self.now, self.dense]
+
+    def _advance(self) -> None:
+        for stream in self._streams():
+            stream.advance()
+
+    def _enter(self, paths: list[str]) -> bool:
+        return all([stream.enter([_module(stream, path) for path in paths]) for stream in self._streams()])
+
+    def _has(self, path: str) -> bool:
+        try:
+            self.lm.model.get_submodule(path)
+        except AttributeError:
+            return False
+        return True
+
+    def _block(self, path: str, sites: list[Site], parts: list[Sublayer]) -> _Piece:
+        residual = Residual.UNKNOWN
+        if self.dense is not None and sites:
+            with ActivationCapture(self.dense.lm.model, paths_of(path, parts)) as tap:
+                self.dense.run(0)
+            residual = kind_of(tap, path, parts)
+        return _Piece(sites, path, tuple(parts), residual)
+
+    def _measure(self, piece: _Piece, sites: list[Site]) -> Step:
+        """Run the piece over every batch, listening to the inputs of `sites`."""
+        outputs, in_features = {site.name: site.shape[0] for site in sites}, sites[0].shape[1]
+        lookup = any(site.is_lookup for site in sites)
+        anchor = None if self.dense is None or lookup else Anchor(in_features, outputs, self.lm.device)
+        # An anchor measures the Gram by itself.
+        kinds = self.input_kinds if anchor is None else self.input_kinds - {InputCovariance}
+        with Recorder(self.lm, sites, kinds) as recorder:
+            if anchor is not None and self.dense is not None:
+                self._compare(piece, sites, anchor, recorder)
+            elif kinds:
+                self._listen(piece, sites, recorder)
+        measured = recorder.known()
+        check_finite(measured, kinds)
+        known = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
+        if anchor is None:
+            return [(site, Problem(weight=site.weight(), known=known[site.name])) for site in sites]
+        # Sites of one input may be solved as one, so they are centred together or not at all.
+        centred = all(site.bias() is not None for site in sites)
+        return [(site, anchor.problem(site.name, site.weight(), known[site.name], centred)) for site in sites]
+
+    def _listen(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
+        """Every batch up to the last of the inputs."""
+        with Until(_modules(sites)) as until:
+            for number, batch in enumerate(self.now.batches):
+                recorder.batch = batch
+                with until.run():
+                    _run(self.now, piece, number)
+
+    @torch.no_grad()
+    def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder) -> None:
+        """Every batch through both models; what each site reads now, and what it should have given."""
+        assert self.dense is not None
+        follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
+        names = [site.name for site in sites]
+        paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
+        place = sites[0].places[0]
+        with ExitStack() as listening:
+            if piece.block is not None:
+                listening.enter_context(self.now.decoded())
+            heard = [listening.enter_context(_Heard(stream, piece, paths, names)) for stream in self._streams()]
+            now, dense = (one.tap for one in heard)
+            for number, batch in enumerate(self.now.batches):
+                recorder.batch = batch
+                for one in heard:
+                    one.run(number)
+                for call, x in enumerate(now.inputs[names[0]]):
+                    rows = recorder.rows(x.shape[:-1], place.reads[call % len(place.reads)], place.tokens_first)
+                    drifts = {name: _drift(piece, now, dense, name, call) if follows else 0.0 for name in names}
+                    outputs = {name: rows.lines(dense.outputs[name][call] + drifts[name]) for name in names}
+                    counted = rows.counted
+                    anchor.update(number, rows.lines(x)[counted], {name: y[counted] for name, y in outputs.items()})
+
+
+class _Heard(ExitStack):
+    """What passes through modules of a stream at `paths` in one run of a piece, up to the last output of `names`."""
+
+    def __init__(self, stream: Stream, piece: _Piece, paths: list[str], names: list[str]) -> None:
+        super().__init__()
+        self._stream, self._piece = stream, piece
+        self.tap = self.enter_context(ActivationCapture(stream.lm.model, paths))
+        self._until = self.enter_context(Until([_module(stream, name) for name in names], returned=True))
+
+    def run(self, number: int) -> None:
+        self.tap.clear()
+        with self._until.run():
+            _run(self._stream, self._piece, number)
+
+
+def _drift(piece: _Piece, now: ActivationCapture, dense: ActivationCapture, site: str, call: int) -> Tensor | float:
+    """How far the stream that `site` writes to is from the dense model's; zero for a site that writes to none."""
+    assert piece.block is not None
+    # The last factor of a writer that an earlier step has compressed gives what the writer gives.
+    writer = next((part.writer for part in piece.sublayers if site in (part.writer, f"{part.writer}.left")), None)
+    if writer is None:
+        return 0.0
+    before = (stream_before(tap, piece.block, piece.sublayers, writer, piece.residual, call) for tap in (dense, now))
+    return next(before) - next(before)
+
+
+def _run(stream: Stream, piece: _Piece, number: int) -> None:
+    if piece.block is None:
+        stream.run_whole(number)
+    else:
+        stream.run(number)
+
+
+def _modules(sites: Sequence[Site]) -> list[nn.Module]:
+    return [place.module for site in sites for place in site.places]
+
+
+def _module(stream: Stream, path: str) -> nn.Module:
+    return stream.lm.model.get_submodule(path)

@@ -1,0 +1,20 @@
+"""The ways to share one budget among many matrices, one file each; `allocate` of a step names one of them."""
+
+from typing import Literal
+
+from laconic.compress.allocators.allocator import Allocator, Job, Planned
+from laconic.compress.allocators.global_threshold import GlobalThreshold
+from laconic.compress.allocators.spectrum import Spectrum
+from laconic.compress.allocators.threshold import Threshold
+from laconic.compress.allocators.uniform import Uniform
+
+Allocation = Literal["uniform", "spectrum", "threshold", "global"]
+
+WAYS: dict[Allocation, Allocator] = {
+    "uniform": Uniform(),
+    "spectrum": Spectrum(),
+    "threshold": Threshold(),
+    "global": GlobalThreshold(),
+}
+
+__all__ = ["WAYS", "Allocation", "Allocator", "Job", "Planned"]

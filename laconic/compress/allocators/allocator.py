@@ -1,0 +1,75 @@
+"""What every way to share a budget answers: what may be asked of it, what it must measure, and which plan comes out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from laconic.allocate import Plan
+from laconic.calibrate import Calibration, Problem
+from laconic.compress.size_spec import SizeSpec
+from laconic.compress.solve_groups import SolveGroup, TiedGroup
+from laconic.model import LanguageModel
+from laconic.progress import Track, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One budget to share, and what is known of the matrices; `problems` by the name of the unit."""
+
+    asked: SizeSpec
+    lm: LanguageModel
+    families: Sequence[TiedGroup]
+    problems: Mapping[str, Problem]
+    data: Calibration | None
+
+    @property
+    def units(self) -> list[SolveGroup]:
+        """Of each family its last alternative, which is the one taken where losses are not compared."""
+        return [unit for family in self.families for unit in family[-1]]
+
+    @property
+    def track(self) -> Track:
+        """Shows progress."""
+        return silent if self.data is None else self.data.track
+
+
+class Planned(NamedTuple):
+    """A plan, its predicted loss in nats per prediction (None where none was predicted), and what else is to tell."""
+
+    plan: Plan
+    predicted_loss: float | None = None
+    told: Mapping[str, Any] = MappingProxyType({})
+
+
+class Allocator(ABC):
+    """One way to share a budget; it holds nothing."""
+
+    @abstractmethod
+    def check(self, asked: SizeSpec) -> None:
+        """Raise UserError where the fields of a step do not go together."""
+
+    @abstractmethod
+    def plan(self, job: Job) -> Planned:
+        """A method of its own size for every unit; None leaves it dense.
+
+        Raises:
+            UserError: the budget does not fit the matrices, or data is needed and missing.
+        """
+
+    def foreseen(self, job: Job) -> Plan:
+        """The plan as far as the shapes alone say it; the method without a size where more than they decides."""
+        return {unit.name: job.asked.method for unit in job.units}
+
+    def predicts(self, asked: SizeSpec) -> bool:
+        """True where it compares predicted losses, so that the moments for those must be collected."""
+        return False
+
+    def looks_at_matrices(self, asked: SizeSpec) -> bool:
+        """True where the plan depends on the statistics, which must then be there before the first matrix is solved."""
+        return self.predicts(asked)
+
+    def runs_the_model(self, asked: SizeSpec) -> bool:
+        """True where it needs calibration data even for a method that needs none."""
+        return False

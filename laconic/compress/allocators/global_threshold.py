@@ -1,0 +1,191 @@
+"""One threshold for the scores of all matrices: where weights count least, most of them go.
+
+The matrices are scored one at a time and never held together (`laconic.numerics.threshold`). What comes out is how many
+weights each loses, as a sparsity of its own; the method then prunes by that as it does at any other. No matrix loses
+more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
+
+Scores that are predicted nats are corrected first, where there are calibration rows, by what each block costs when
+it is measured, and the plan gives way to the same sparsity for every matrix where that clearly diverges less
+(`laconic.compress.allocators.corrected`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import ceil, floor
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laconic.allocate import Plan
+from laconic.calibrate import GradCovariance, InputCovariance, Problem
+from laconic.compress.allocators.allocator import Allocator, Job, Planned
+from laconic.compress.allocators.corrected import Factors, corrected
+from laconic.compress.allocators.trial import block_of
+from laconic.compress.planning import split_by_group
+from laconic.compress.size_spec import SizeSpec, check_size, check_unused
+from laconic.compress.solve_groups import SolveGroup
+from laconic.compress.tied import stored_parts
+from laconic.errors import UserError, must_be
+from laconic.formats import Format
+from laconic.methods import Method
+from laconic.methods.prune.scored import Scored
+from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.masks import marked
+from laconic.numerics.packing import packed_nbytes
+from laconic.numerics.threshold import Field, lost_below
+
+
+class GlobalThreshold(Allocator):
+    def check(self, asked: SizeSpec) -> None:
+        check_unused(asked)
+        check_size(asked)
+        scored(asked.method)
+
+    def looks_at_matrices(self, asked: SizeSpec) -> bool:
+        return bool(asked.method.asks)
+
+    def plan(self, job: Job) -> Planned:
+        if GradCovariance not in job.asked.method.asks:
+            # Its scores are no nats, which could be measured.
+            return Planned(_by_threshold(job, {}))
+        return corrected(job, "global", lambda factors: Planned(_by_threshold(job, factors)), partial(_loss, job))
+
+
+def scored(method: Method) -> Scored:
+    """`method`, as one with a score for every weight.
+
+    Raises:
+        UserError: it has none, or chooses within smaller parts than a matrix.
+    """
+    if not isinstance(method, Scored):
+        raise UserError(
+            f"allocate: global compares weights one by one, and '{method.name}' has no score for each; "
+            "use a method like magnitude, wanda or kfac-prune."
+        )
+    if method.pattern is not None:
+        raise UserError(
+            f"allocate: global has no use for the pattern {method.pattern}, which says what every matrix loses; "
+            f"give {method.name} a sparsity, or leave allocate out."
+        )
+    if method.within != "matrix":
+        raise must_be(f"{method.name}.within", "matrix where allocate is global", method.within)
+    return method
+
+
+def _loss(job: Job, unit: SolveGroup, whole: Format) -> float:
+    problem = job.problems[unit.name]
+    error = problem.weight.double() - whole.dense().double()
+    return quadratic_loss(error, problem.known[GradCovariance].matrix, problem.known[InputCovariance].matrix)
+
+
+def _by_threshold(job: Job, factors: Factors) -> Plan:
+    """The plan of one threshold for all scores times the factor of their block."""
+    method = scored(job.asked.method)
+    if job.asked.keep is None:
+        assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
+        return _Pool(method, job.units, job.problems, factors).of(method.sparsity)
+    plan: Plan = {}
+    for keep, group in split_by_group(job.asked.keep, job.families):
+        pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems, factors)
+        plan |= pool.keeping(keep, job.lm.dtype, stored_parts(group))
+    return plan
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Matrices that lose weights together, by scores that are multiplied by the factor of their block."""
+
+    method: Scored
+    units: Sequence[SolveGroup]
+    problems: Mapping[str, Problem]
+    factors: Factors
+
+    @property
+    def numel(self) -> int:
+        return sum(_numel(unit) for unit in self.units)
+
+    def of(self, sparsity: float) -> Plan:
+        """The plan that leaves this fraction of zeros, or those that are there where these are more.
+
+        Raises:
+            UserError: the caps do not allow it.
+        """
+        zeros = round(sparsity * self.numel)
+        if zeros > self._most:
+            largest = floor(1e4 * self._most / self.numel) / 1e4
+            raise must_be(f"{self.method.name}.sparsity", f"at most {largest:.4f}, {self._why}", sparsity)
+        return self._without(zeros)
+
+    def keeping(self, keep: float, dtype: torch.dtype, stored: Mapping[str, float]) -> Plan:
+        """The plan that keeps this fraction of the bytes in `dtype`; of all of them, it leaves everything as it is.
+
+        stored: the part of a matrix that is stored for itself, where that is not all of it.
+
+        Raises:
+            UserError: the caps do not allow it.
+        """
+        if keep >= 1:
+            return {unit.name: None for unit in self.units}
+        masks = sum(packed_nbytes(_numel(unit), 1) for unit in self.units)
+        dense = sum(_numel(unit) * stored.get(unit.name, 1) for unit in self.units) * dtype.itemsize
+        kept = floor((keep * dense - masks) / dtype.itemsize)
+        if kept < self.numel - self._most:
+            least = ceil(1e4 * ((self.numel - self._most) * dtype.itemsize + masks) / dense) / 1e4
+            raise must_be("keep", f"at least {least:.4f}, {self._why}", keep)
+        zeros = self.numel - min(kept, self.numel)
+        # Scores may depend on how many of the others go.
+        return replace(self, method=self.method.with_sparsity(zeros / self.numel))._without(zeros)
+
+    @cached_property
+    def _fields(self) -> list[Field]:
+        return [self._field(unit) for unit in self.units]
+
+    @property
+    def _most(self) -> int:
+        return sum(max(field.cap, field.floor) for field in self._fields)
+
+    @property
+    def _why(self) -> str:
+        cap = self.method.cap
+        return (
+            f"as no matrix may lose more than its cap of {cap:g}" if cap < 1 else "as no matrix may lose every weight"
+        )
+
+    def _without(self, zeros: int) -> Plan:
+        lost = lost_below(self._fields, max(zeros, sum(field.floor for field in self._fields)))
+        return {unit.name: self._sized(unit, count) for unit, count in zip(self.units, lost, strict=True)}
+
+    def _field(self, unit: SolveGroup) -> Field:
+        support = self.problems[unit.name].known.support
+        gone = 0 if support is None else int((~support).sum())
+        # Rounded up, so that a cap on each matrix allows the same of all; but one weight of each stays.
+        cap = min(ceil(self.method.cap * _numel(unit) - 1e-9), _numel(unit) - 1)
+        return Field(lambda: self._scores(unit), cap, gone)
+
+    def _scores(self, unit: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
+        problem = self.problems[unit.name]
+        if not torch.isfinite(problem.weight).all():
+            raise UserError(
+                f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
+                "check the model."
+            )
+        scores = self.method.scores(problem.weight, problem.known)
+        if factor := self.factors.get(block_of(unit)):
+            scores = scores * factor
+        yield marked(scores, problem.known.support)
+
+    def _sized(self, unit: SolveGroup, lost: int) -> Method | None:
+        # One that an earlier step left nothing of has nothing to lose either.
+        return self.method.with_sparsity(sparsity_of(lost, _numel(unit))) if 0 < lost < _numel(unit) else None
+
+
+def sparsity_of(zeros: int, numel: int) -> float:
+    """The fraction with the fewest digits that stands for exactly this many zeros."""
+    fractions = (round(zeros / numel, digits) for digits in range(1, 17))
+    return next(fraction for fraction in fractions if round(fraction * numel) == zeros)
+
+
+def _numel(unit: SolveGroup) -> int:
+    return unit.shape[0] * unit.shape[1]

@@ -1,0 +1,74 @@
+"""What a step asks for about sizes, and what of it goes together whatever the way to allocate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from laconic.allocate import Currency
+from laconic.calibrate import GradientStatistic, InputStatistic, Statistic
+from laconic.calibrate.profile import USUAL, Workload
+from laconic.errors import UserError, must_be
+from laconic.methods import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeSpec:
+    """What a step says about sizes; the fields are those of `Compress`. walks: the matrices are solved on a walk."""
+
+    method: Method
+    keep: float | Mapping[str, float] | None
+    currency: Currency
+    error: float | None
+    workload: Workload
+    walks: bool
+
+
+def check_size(asked: SizeSpec) -> None:
+    """Raise UserError unless the size is given once: by `keep`, or by the method."""
+    name = asked.method.name
+    if asked.keep is None and not asked.method.has_size:
+        raise UserError(
+            f"The method '{name}' needs a size: give keep, or a size of its own like rank, sparsity or bits."
+        )
+    if asked.keep is not None and asked.method.has_size:
+        raise UserError(f"The method '{name}' says its own size, so keep must be left out; got {asked.keep}.")
+
+
+def check_unused(asked: SizeSpec) -> None:
+    """Raise UserError where an error, a currency or a workload is given that would change nothing."""
+    if asked.error is not None:
+        raise must_be("error", "left out unless allocate is threshold", asked.error)
+    if asked.currency != "bytes":
+        raise must_be("currency", "left out unless allocate is spectrum", asked.currency)
+    check_workload(asked)
+
+
+def check_workload(asked: SizeSpec) -> None:
+    """Raise UserError where a workload is given though no time counts."""
+    if asked.workload != USUAL:
+        raise must_be(
+            "workload", "left out unless time counts: currency latency, or allocate threshold", asked.workload
+        )
+
+
+def uses_inputs(methods: Iterable[Method]) -> bool:
+    """Whether any of `methods` looks at the inputs of a matrix, which earlier ones may have changed."""
+    return any(issubclass(kind, InputStatistic) for method in methods for kind in method.asks)
+
+
+def check_sequential(sequential: bool, anchored: bool, refresh: int | None, methods: Sequence[Method]) -> None:
+    """Raise UserError where to solve in order would change nothing: no method looks at what earlier ones changed."""
+    if sequential and not anchored and refresh is None and methods and not uses_inputs(methods):
+        named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
+        raise UserError(f"sequential must be left out, because {named} looks at no inputs; anchored has a use for it.")
+
+
+def check_refresh(refresh: int | None, walks: bool, needs: frozenset[type[Statistic]]) -> None:
+    """Raise UserError where gradients cannot be collected anew as asked."""
+    if refresh is None:
+        return
+    if refresh < 1:
+        raise must_be("refresh", "at least 1", refresh)
+    if not walks:
+        raise UserError("refresh must be left out, or come with sequential or anchored, which have stages.")
+    if not any(issubclass(kind, GradientStatistic) for kind in needs):
+        raise must_be("refresh", "left out where no gradients are asked for", refresh)

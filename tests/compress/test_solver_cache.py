@@ -1,0 +1,115 @@
+"""What was worked out once is not worked out again, gives the same model, and is never needed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.cache import cache_limit
+from laconic.calibrate import Calibration
+from laconic.compress import Compress
+from laconic.errors import UserError
+from laconic.methods import Drone, KfacSvd, Method, Wlra
+from laconic.model import LanguageModel
+from tests.architectures import BY_NAME
+from tests.calibrate.test_collect_stats import labelled_batches
+from tests.compress.test_matrices import logits
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
+    return tmp_path / "solved"
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*")) if folder.exists() else []
+
+
+def run(step: Compress, monkeypatch: pytest.MonkeyPatch | None = None) -> tuple[LanguageModel, torch.Tensor]:
+    """The step on the same model; with `monkeypatch`, where nothing may be measured."""
+    lm = BY_NAME["bert-classifier"].lm()
+    if monkeypatch is not None:
+        # `laconic.compress` is also a function, which hides the package of that name.
+        monkeypatch.setattr(sys.modules["laconic.compress.matrices"], "survey", None)
+    step.apply(lm, Calibration(labelled_batches(lm, 4)))
+    return lm, logits(lm)
+
+
+def step_of(method: Method, keep: float, **extra: object) -> Compress:
+    return Compress(method=method, keep=keep, **extra)
+
+
+@pytest.mark.parametrize("method", [Drone(multiple=1), KfacSvd(multiple=1), Wlra(multiple=1, iterations=5)])
+@pytest.mark.parametrize("extra", [{}, {"allocate": "spectrum"}, {"allocate": "spectrum", "share_inputs": True}])
+def test_a_second_size_is_solved_without_measuring_and_is_the_same(method, extra, folder, monkeypatch):
+    fresh = run(step_of(method, 0.4, **extra))[1]
+    (entry,) = entries(folder)
+    entry.unlink()
+    run(step_of(method, 0.7, **extra))
+    assert torch.equal(run(step_of(method, 0.4, **extra), monkeypatch)[1], fresh)
+
+
+@pytest.mark.parametrize("change", ["weights", "tokens", "seed", "method", "allocate", "targets"])
+def test_whatever_decides_the_result_makes_another_entry(change, folder):
+    lm = BY_NAME["bert-classifier"].lm()
+    data = Calibration(labelled_batches(lm, 4), seed=0)
+    step_of(Drone(multiple=1), 0.5).apply(BY_NAME["bert-classifier"].lm(), data)
+    step, before = step_of(Drone(multiple=1), 0.4), entries(folder)
+    match change:
+        case "weights":
+            lm.sites()[3].module.weight.data[0, 0] += 1e-3
+        case "tokens":
+            data.batches[1]["input_ids"][0, 2] += 1
+        case "seed":
+            data = Calibration(data.batches, seed=1)
+        case "method":
+            step = step_of(KfacSvd(multiple=1), 0.4)
+        case "allocate":
+            step = step_of(Drone(multiple=1), 0.4, allocate="spectrum")
+        case "targets":
+            step = step_of(Drone(multiple=1), 0.4, targets=("ffn",))
+    step.apply(lm, data)
+    assert len(entries(folder)) == len(before) + 1 == 2
+
+
+def test_a_damaged_entry_costs_time_and_no_more(folder):
+    fresh = run(step_of(Drone(multiple=1), 0.4))[1]
+    (entry,) = entries(folder)
+    entry.write_bytes(entry.read_bytes()[:100])
+    assert torch.equal(run(step_of(Drone(multiple=1), 0.4))[1], fresh)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_and_no_more(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / "file"))
+    run(step_of(Drone(multiple=1), 0.4))
+
+
+def test_the_least_recently_used_make_room(folder, monkeypatch):
+    run(step_of(Drone(multiple=1), 0.4))
+    (first,) = entries(folder)
+    size = first.stat().st_size
+    monkeypatch.setenv("LACONIC_CACHE_GB", str(1.2 * size / 1e9))
+    run(step_of(Drone(multiple=1), 0.4, targets=("ffn",)))
+    assert len(entries(folder)) == 1
+    assert entries(folder) != [first]
+    monkeypatch.setenv("LACONIC_CACHE_GB", "0")
+    run(step_of(Drone(multiple=1), 0.4, targets=("attention",)))
+    assert len(entries(folder)) == 1
+
+
+def test_a_plan_that_leaves_matrices_dense_is_not_kept(folder):
+    lm = BY_NAME["bert-classifier"].lm()
+    names = [site.name for site in lm.sites()]
+    plan = {name: Drone(rank=2) if index else None for index, name in enumerate(names)}
+    run(Compress(method=Drone(), plan=plan))
+    assert entries(folder) == []
+
+
+@pytest.mark.parametrize("said", ["much", "-1", "nan"])
+def test_a_limit_that_is_none_is_one_sentence(said, monkeypatch):
+    monkeypatch.setenv("LACONIC_CACHE_GB", said)
+    with pytest.raises(UserError, match="LACONIC_CACHE_GB must be"):
+        cache_limit()
