@@ -153,7 +153,7 @@ def test_it_does_not_change_what_it_was_given(method: Method):
 @every_method
 @every_case
 def test_its_ladder_offers_the_dense_matrix_and_predicts_its_own_loss(method: Method, case: Case):
-    ladder = method.ladder(case.weight, case.known)
+    ladder = method.candidates(case.weight, case.known)
     (dense,) = [rung for rung in ladder.rungs if rung.method is None]
     assert dense.loss == 0
     assert dense.nbytes == case.weight.numel() * case.weight.element_size()
@@ -171,7 +171,7 @@ def test_its_ladder_offers_the_dense_matrix_and_predicts_its_own_loss(method: Me
 @every_method
 def test_its_ladder_falls_from_rung_to_rung(method: Method):
     matrix = case("falling", (24, 40))
-    losses = [rung.loss for rung in method.ladder(matrix.weight, matrix.known).rungs]
+    losses = [rung.loss for rung in method.candidates(matrix.weight, matrix.known).rungs]
     # Only a method that minimises the predicted loss itself must fall at every rung; all must end lower.
     assert losses[-1] == 0 < losses[0]
     assert len(losses) == 2 or losses[-2] < losses[0]

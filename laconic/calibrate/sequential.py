@@ -173,7 +173,7 @@ class _Walk:
         outputs, in_features = {site.name: site.shape[0] for site in sites}, sites[0].shape[1]
         lookup = any(site.is_lookup for site in sites)
         anchor = None if self.dense is None or lookup else Anchor(in_features, outputs, self.lm.device)
-        # An anchor measures the Gram by itself.
+        # An anchor collects the input covariance by itself.
         kinds = self.input_kinds if anchor is None else self.input_kinds - {InputCovariance}
         with Recorder(self.lm, sites, kinds) as recorder:
             if anchor is not None and self.dense is not None:

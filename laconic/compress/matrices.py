@@ -113,7 +113,7 @@ class Compress(Step):
 
     @property
     def surveys(self) -> bool:
-        """True where all that it measures is one survey of the model as it is, which others may have made."""
+        """True where it needs one pass of `collect_stats` over the model as it is, whose result may be cached."""
         return bool(self.needs) and not self._walks
 
     @property

@@ -19,7 +19,7 @@ from laconic.formats import Format
 from laconic.typed import Typed
 
 PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({InputCovariance, GradCovariance})
-"""What `Method.ladder` needs beside what the method asks for: the two moments of the predicted loss."""
+"""What `Method.candidates` needs beside what the method asks for: the two moments of the predicted loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Method(ABC, metaclass=Typed):
         """True once the method says itself how small it makes a matrix, so that no `keep` is needed."""
 
     @abstractmethod
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         """Every size it offers for this matrix, with the predicted loss; `known` also holds PREDICTS_FROM."""
 
 

@@ -136,7 +136,7 @@ class Plus(Method):
             low.left, low.right = each.empty_format((shape[0], low.rank)), each.empty_format((low.rank, shape[1]))
         return Sum.of(self._base.empty_format(shape, kept), low)
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         shape = (weight.shape[0], weight.shape[1])
         offered = self._offered(shape, weight.dtype)
 

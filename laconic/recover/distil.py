@@ -16,7 +16,7 @@ from pydantic import Field
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, load, skeleton
-from laconic.recover.distillation_loss import TERMS, Course, Terms, moved
+from laconic.recover.distillation_loss import TERMS, WeightSchedule, Terms, moved
 from laconic.recover.layer_matching import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
 from laconic.recover.rows import Read
@@ -53,7 +53,7 @@ class Distil(Training):
     values: Weight = 0.0
     heads: Annotated[int, Field(ge=1)] = 12
     matches: tuple[Match, ...] = ()
-    courses: dict[str, Course] = field(default_factory=dict)
+    courses: dict[str, WeightSchedule] = field(default_factory=dict)
     dropout: bool = False
 
     def __post_init__(self) -> None:

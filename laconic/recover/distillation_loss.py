@@ -16,7 +16,7 @@ from laconic.numerics.distributions import Gaussian
 from laconic.recover.layer_matching import Match, check_same_tokens
 from laconic.recover.observe import Feature, Shown, observe
 
-Course = Literal["constant", "fade", "grow"]
+WeightSchedule = Literal["constant", "fade", "grow"]
 """How a weight goes while training does: as it is, down to zero, or up from it."""
 
 
@@ -46,7 +46,7 @@ class Terms:
     logits: float = 0.0
     temperature: float = 1.0
     matches: tuple[Match, ...] = ()
-    courses: Mapping[str, Course] = field(default_factory=dict)
+    courses: Mapping[str, WeightSchedule] = field(default_factory=dict)
     places: tuple[int, ...] | None = None
 
     @property

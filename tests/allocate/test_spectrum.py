@@ -14,7 +14,7 @@ from laconic.methods import Candidate, Candidates, Drone, KfacSvd, Svd
 from tests.matrices import case
 
 
-def ladder(costs_and_losses: list[tuple[int, float]]) -> Candidates:
+def candidates(costs_and_losses: list[tuple[int, float]]) -> Candidates:
     """Rungs of the given bytes and losses; the last is the dense matrix."""
     rungs = [
         Candidate(method=Svd(rank=i + 1), nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)
@@ -107,8 +107,8 @@ def test_of_two_ways_to_present_the_same_matrices_the_better_is_taken(seed, keep
 def test_the_sensitive_matrix_gets_more(currency):
     shy, loud = case("shy", (24, 40)), case("loud", (24, 40))
     ladders = {
-        "shy": KfacSvd(multiple=1).ladder(shy.weight * 0.01, shy.known),
-        "loud": KfacSvd(multiple=1).ladder(loud.weight * 10, loud.known),
+        "shy": KfacSvd(multiple=1).candidates(shy.weight * 0.01, shy.known),
+        "loud": KfacSvd(multiple=1).candidates(loud.weight * 10, loud.known),
     }
     chosen = choose(ladders, 0.5, currency)
     assert chosen["loud"].nbytes > chosen["shy"].nbytes
@@ -116,7 +116,7 @@ def test_the_sensitive_matrix_gets_more(currency):
 
 def test_ladders_of_two_methods_are_one_search():
     matrix = case("mixed", (24, 40))
-    both = Svd(multiple=1).ladder(matrix.weight, matrix.known) | KfacSvd(multiple=1).ladder(matrix.weight, matrix.known)
+    both = Svd(multiple=1).candidates(matrix.weight, matrix.known) | KfacSvd(multiple=1).candidates(matrix.weight, matrix.known)
     chosen = choose({"only": both}, 0.5)["only"]
     assert isinstance(chosen.method, KfacSvd)
 

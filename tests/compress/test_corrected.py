@@ -91,8 +91,8 @@ class MisledSvd(KfacSvd):
 
     name = "misled-svd"
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
-        right = super().ladder(weight, known)
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+        right = super().candidates(weight, known)
         most = max(rung.loss for rung in right.rungs)
         return Candidates(tuple(replace(rung, loss=rung.loss / most**4) for rung in right.rungs))
 

@@ -171,7 +171,7 @@ def test_what_is_kept_on_disk_serves_another_sparsity_and_every_shot(tmp_path, m
 
     fresh = shots()
     # `laconic.compress` is also a function, which hides the package of that name.
-    monkeypatch.setattr(sys.modules["laconic.compress.matrices"], "survey", None)
+    monkeypatch.setattr(sys.modules["laconic.compress.matrices"], "collect_stats", None)
     again = shots()
     assert torch.equal(logits(again), logits(fresh))
     assert zeros(again) == zeros(fresh)

@@ -45,7 +45,7 @@ def ladders_of(lm: LanguageModel, known: dict[str, LayerStats], share: bool = Fa
     single = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
     units = [unit for family in tied_groups(lm.sites(), share) for alternative in family for unit in alternative]
     problems = {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
-    return {name: KfacSvd(multiple=1).ladder(problem.weight, problem.known) for name, problem in problems.items()}
+    return {name: KfacSvd(multiple=1).candidates(problem.weight, problem.known) for name, problem in problems.items()}
 
 
 def step(keep: float, **more: object) -> Compress:

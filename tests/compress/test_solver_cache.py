@@ -32,7 +32,7 @@ def run(step: Compress, monkeypatch: pytest.MonkeyPatch | None = None) -> tuple[
     lm = BY_NAME["bert-classifier"].lm()
     if monkeypatch is not None:
         # `laconic.compress` is also a function, which hides the package of that name.
-        monkeypatch.setattr(sys.modules["laconic.compress.matrices"], "survey", None)
+        monkeypatch.setattr(sys.modules["laconic.compress.matrices"], "collect_stats", None)
     step.apply(lm, Calibration(labelled_batches(lm, 4)))
     return lm, logits(lm)
 

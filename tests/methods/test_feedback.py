@@ -119,7 +119,7 @@ def test_sparsity_is_no_size(method: Feedback) -> None:
     assert sized.sparsity == 0.5
     assert sized.nbytes_at(sized.bits, shape) <= 0.15 * 960 * 4 < sized.nbytes_at(sized.bits + 1, shape)
     matrix = case("sparse ladder", shape)
-    rungs = unsized.ladder(matrix.weight, matrix.known).rungs
+    rungs = unsized.candidates(matrix.weight, matrix.known).rungs
     assert [rung.parameters for rung in rungs] == [480] * 7 + [960]
     for rung in rungs[:-1:3]:
         assert isinstance(rung.method, Feedback)

@@ -119,11 +119,11 @@ def test_no_size_and_no_number() -> None:
 def test_rungs_of_a_pruned_matrix_are_told_in_what_is_stored(method: Method) -> None:
     pruned = SparseGpt(sparsity=0.9).compress(WIDE.weight, WIDE.known)
     weight = pruned.dense()
-    ladder = method.ladder(weight, LayerStats(WIDE.known, pruned.support))
+    ladder = method.candidates(weight, LayerStats(WIDE.known, pruned.support))
     *smaller, stays = ladder.rungs
     assert (stays.method, stays.nbytes, stays.parameters) == (None, pruned.nbytes(), pruned.count)
     assert all(rung.nbytes < stays.nbytes for rung in smaller)
-    for rung in Plus(base=SparseGpt(), residual=KfacSvd(rank=2)).ladder(WIDE.weight, WIDE.known).rungs[:3]:
+    for rung in Plus(base=SparseGpt(), residual=KfacSvd(rank=2)).candidates(WIDE.weight, WIDE.known).rungs[:3]:
         assert rung.method is not None
         sparse, _ = rung.method.compress(WIDE.weight, WIDE.known).parts
         assert rung.parameters == sparse.count + 2 * (48 + 64) < 48 * 64

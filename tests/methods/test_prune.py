@@ -164,7 +164,7 @@ def test_less_than_the_mask_takes_gives_the_smallest_size_and_is_refused_in_a_pl
 @every_method
 def test_its_ladder_begins_where_an_earlier_step_ended(method: Pruning) -> None:
     before = pruned_before(case("ladder", (24, 40)))
-    *rungs, stays = method.ladder(before.weight, before.known).rungs
+    *rungs, stays = method.candidates(before.weight, before.known).rungs
     support = before.known.support
     assert stays.method is None
     assert stays.parameters == support.sum()

@@ -236,7 +236,7 @@ def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
     for method in (Wanda(), SparseGpt(), *uncoupled, KfacPrune(refit=False), LnStructured()):
         format = method.with_sparsity(0.5).compress(weight, known)
         assert torch.equal(format.dense()[format.mask], weight[format.mask])
-        assert all(rung.products == () for rung in method.ladder(weight, known).rungs)
+        assert all(rung.products == () for rung in method.candidates(weight, known).rungs)
 
 
 def test_the_outputs_of_one_hot_inputs_make_up_for_each_other_column_by_column() -> None:

@@ -12,7 +12,7 @@ from tests.matrices import Case, case, known_of
 
 
 def ranks_of(method: Wlra, matrix: Case) -> list[int]:
-    rungs = method.ladder(matrix.weight, matrix.known).rungs
+    rungs = method.candidates(matrix.weight, matrix.known).rungs
     return [rung.method.rank for rung in rungs if isinstance(rung.method, Wlra) and rung.method.rank is not None]
 
 
@@ -32,12 +32,12 @@ def test_its_ladder_is_coarse_and_reaches_the_break_even(shape, multiple, expect
 def test_its_losses_are_solved_for_once():
     matrix = case("remembered", (24, 40))
     method = Wlra(multiple=1)
-    first = method.ladder(matrix.weight, matrix.known)
+    first = method.candidates(matrix.weight, matrix.known)
     kept = dict(matrix.known.worked_out)
-    assert method.ladder(matrix.weight, matrix.known) == first
+    assert method.candidates(matrix.weight, matrix.known) == first
     assert matrix.known.worked_out == kept
-    Wlra(multiple=1, solver="als").ladder(matrix.weight, matrix.known)
-    method.ladder(2 * matrix.weight, matrix.known)
+    Wlra(multiple=1, solver="als").candidates(matrix.weight, matrix.known)
+    method.candidates(2 * matrix.weight, matrix.known)
     assert len(matrix.known.worked_out) == len(kept) + 2
 
 

@@ -44,7 +44,7 @@ class Spectrum(Allocator):
 
     def plan(self, job: Job) -> Planned:
         offered = {
-            unit.name: job.asked.method.ladder(job.problems[unit.name].weight, job.problems[unit.name].known)
+            unit.name: job.asked.method.candidates(job.problems[unit.name].weight, job.problems[unit.name].known)
             for unit in job.track(every_unit(job.families), "Decomposing the layers")
         }
         if job.asked.currency != "bytes":

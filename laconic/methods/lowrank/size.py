@@ -108,5 +108,5 @@ class RankSized(Method):
         return Candidates((*rungs, dense))
 
     def name_for(self, weight: Float[Tensor, "out in"]) -> str:
-        """What tells this method's result for this weight from any other, its size apart; for `Known.once`."""
+        """A key for `LayerStats.once`: this method without its size, and this weight."""
         return f"{replace(self.unsized(), multiple=1)} of {digest_of(weight)}"

@@ -35,7 +35,7 @@ class Truncation(RankSized):
         A, B = self._remembered(weight, known)
         return LowRank.of(A[:, :rank].clone(), B[:rank].clone())
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:
             A, B = self._remembered(weight, known)
             C = known[InputCovariance].matrix

@@ -53,7 +53,7 @@ class Wlra(RankSized):
         A, B, _ = weighted_low_rank(weight, Phi, rank, self.solver, self.iterations, self.precondition)
         return LowRank.of(A.to(weight.dtype), B.to(weight.dtype))
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
         m, n = weight.shape
         ranks = self._coarse_ranks((m, n))

@@ -135,7 +135,7 @@ class Pruning(Method):
         """This method at another sparsity."""
         return replace(self.unsized(), sparsity=sparsity)
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         offered = self._offered((weight.shape[0], weight.shape[1]), known.support)
 
         def predict() -> tuple[Tensor, Tensor, Tensor]:

@@ -57,7 +57,7 @@ class Int8(Method):
     def has_size(self) -> bool:
         return True
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:
             result = self.compress(weight, known)
             error = weight.double() - result.dense().double()

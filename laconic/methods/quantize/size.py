@@ -108,7 +108,7 @@ class Quantizing(Method):
         """This method at another number of bits."""
         return replace(self, bits=bits)
 
-    def ladder(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         offered = range(FEWEST, MOST + 1)
 
         def predict() -> tuple[Tensor, Tensor]:
