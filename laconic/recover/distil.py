@@ -16,7 +16,7 @@ from pydantic import Field
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, load, skeleton
-from laconic.recover.distillation_loss import TERMS, WeightSchedule, Terms, moved
+from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule, moved
 from laconic.recover.layer_matching import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
 from laconic.recover.rows import Read

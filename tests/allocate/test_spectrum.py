@@ -116,7 +116,9 @@ def test_the_sensitive_matrix_gets_more(currency):
 
 def test_ladders_of_two_methods_are_one_search():
     matrix = case("mixed", (24, 40))
-    both = Svd(multiple=1).candidates(matrix.weight, matrix.known) | KfacSvd(multiple=1).candidates(matrix.weight, matrix.known)
+    both = Svd(multiple=1).candidates(matrix.weight, matrix.known) | KfacSvd(multiple=1).candidates(
+        matrix.weight, matrix.known
+    )
     chosen = choose({"only": both}, 0.5)["only"]
     assert isinstance(chosen.method, KfacSvd)
 
