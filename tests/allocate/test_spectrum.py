@@ -40,7 +40,7 @@ def random_ladders(seed: int) -> dict[str, Candidates]:
     ladders = {}
     for name in "abcd":
         falls = torch.rand(5, generator=generator).cumsum(0).flip(0).tolist()
-        ladders[name] = ladder([(10 * (i + 1), fall) for i, fall in enumerate(falls)] + [(70, 0.0)])
+        ladders[name] = candidates([(10 * (i + 1), fall) for i, fall in enumerate(falls)] + [(70, 0.0)])
     return ladders
 
 
@@ -67,7 +67,7 @@ def test_keeping_everything_keeps_everything_dense():
 
 
 def test_what_the_last_step_leaves_over_is_spent():
-    ladders = {"a": ladder([(10, 5.0), (11, 4.9), (100, 0.0)])}
+    ladders = {"a": candidates([(10, 5.0), (11, 4.9), (100, 0.0)])}
     assert choose(ladders, 0.12)["a"].nbytes == 11
 
 
@@ -77,7 +77,7 @@ def test_a_budget_below_the_smallest_sizes_is_one_sentence():
 
 
 def test_the_hull_is_convex_and_falling():
-    kept = hull(ladder([(10, 5.0), (20, 4.9), (30, 1.0), (40, 2.0), (70, 0.0)]))
+    kept = hull(candidates([(10, 5.0), (20, 4.9), (30, 1.0), (40, 2.0), (70, 0.0)]))
     assert [option.cost for option in kept] == [10, 30, 70]
 
 
@@ -88,7 +88,7 @@ def test_of_two_ways_to_present_the_same_matrices_the_better_is_taken(seed, keep
     apart = random_ladders(seed)
     generator = torch.Generator().manual_seed(100 + seed)
     falls = (2 * torch.rand(6, generator=generator)).cumsum(0).flip(0).tolist()
-    joint = ladder([(30 * (i + 1), fall) for i, fall in enumerate(falls)] + [(210, 0.0)])
+    joint = candidates([(30 * (i + 1), fall) for i, fall in enumerate(falls)] + [(210, 0.0)])
     families = [[{name: apart[name] for name in "abc"}, {"abc": joint}], [{"d": apart["d"]}]]
     budget = budget_of(apart.values(), keep, "bytes")
     chosen = choose_among(families, budget)
