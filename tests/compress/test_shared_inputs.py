@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from laconic.allocate import read_plan, site_names, unit_name, write_plan
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats, stack
 from laconic.calibrate.problem import Problem
+from laconic.calibrate.profile import Workload
 from laconic.compress import Compress
 from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
@@ -200,7 +201,7 @@ def test_a_plan_that_cannot_be_carried_out_is_one_sentence(plan, sentence):
     "asked",
     [
         {"currency": "macs"},
-        {"workload": {"batch": 1}},
+        {"workload": Workload(batch=1)},
         {"allocate": "spectrum", "refresh": 1, "sequential": True, "method": Svd(), "share_inputs": True, "keep": None},
     ],
 )
