@@ -1,4 +1,4 @@
-"""How long an answer takes that needs no model, beside `import torch`, and `import laconic` beside what it needs.
+"""Start-up time of commands that need no model, relative to `import torch`, and that of `import laconic`.
 
 Every command is a process of its own. In each round all of them run once, one after the other, so that a load on the
 machine hits all alike; a time is the median of the rounds, and a ratio that of two such times.
@@ -30,7 +30,7 @@ MISTAKES = (
 )  # fmt: skip
 LIBRARY = "import laconic"
 OF_TORCH, OF_BOTH = 0.5, 1.3
-"""What an answer may take of `import torch`, and `import laconic` of `import transformers, torch`."""
+"""Upper bounds: a command's time over that of TORCH, and that of `import laconic` over that of BOTH."""
 
 
 def main(argv: Sequence[str]) -> None:

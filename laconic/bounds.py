@@ -32,9 +32,9 @@ def interval_of(hint: object) -> str | None:
 
 
 def search_of(hint: object) -> Search | None:
-    """What finds the values that are out of the bounds that the type `hint` sets; None where it sets none.
+    """A function that yields every value outside the bounds of the type `hint`; None where `hint` has no bounds.
 
-    Values of another kind are passed over.
+    It skips values of other types.
     """
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:

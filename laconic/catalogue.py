@@ -1,8 +1,7 @@
-"""Every method and every step, in words: what `laconic methods` prints, and the names that `--method` takes.
+"""Descriptions of all methods and steps, for `laconic methods` and the check of `--method`.
 
-The classes know all of this, but to import them is to import torch, which takes seconds that nobody waits for to read a
-name. So it is written down once, in `catalogue.json`, by `python -m laconic.recipe.catalogue`; a test holds it equal to
-the classes.
+Importing the classes would import torch, which takes seconds. So `python -m laconic.recipe.catalogue` writes their
+descriptions to `catalogue.json`; a test compares the file with the classes.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 PATH = Path(__file__).with_name("catalogue.json")
 STEP = "step"
-"""The family of what is no method."""
+"""The family of the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +43,13 @@ class Entry:
 
     @property
     def is_step(self) -> bool:
-        """Whether it changes a model, and is no method of one matrix."""
+        """True for a step, which changes a model; False for a method, which solves one matrix."""
         return self.family == STEP
 
 
 @cache
 def catalogue() -> dict[str, Entry]:
-    """By name, everything that `--method` and the steps of a recipe can be.
+    """All methods and steps by name.
 
     >>> catalogue()["svd"].family
     'low rank'
@@ -59,12 +58,12 @@ def catalogue() -> dict[str, Entry]:
 
 
 def method_names() -> list[str]:
-    """Of the methods, in their order."""
+    """Names of the methods, in catalogue order."""
     return [entry.name for entry in catalogue().values() if not entry.is_step]
 
 
 def step_names() -> list[str]:
-    """Of the steps, in their order."""
+    """Names of the steps, in catalogue order."""
     return [entry.name for entry in catalogue().values() if entry.is_step]
 
 

@@ -1,7 +1,4 @@
-"""What `--method` names, as text: the name and the parameters, and whether there are such.
-
-A wrong name is told at once: this reads the catalogue, and imports no method.
-"""
+"""Parse the text of `--method` and check its names against the catalogue, without importing any method."""
 
 import re
 from typing import Any
@@ -50,7 +47,7 @@ def check_name(text: str, place: str) -> None:
 
 
 def no_method(name: str, known: list[str]) -> UserError:
-    """What is said where nothing is called `name`."""
+    """The error for a method or step `name` that does not exist."""
     return unknown("method", name, known)
 
 

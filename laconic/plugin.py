@@ -1,7 +1,6 @@
-"""How transformers comes to know laconic: by which name, and when.
+"""Registration of laconic's quantizer with transformers, at the moment transformers imports its quantizers.
 
-transformers has tables of quantizers that other libraries may add to. To import them takes longer than to import torch,
-and what loads no model needs neither, so laconic is added once transformers imports them itself.
+These take longer to import than torch, and a program that loads no model needs neither.
 """
 
 import sys
@@ -24,7 +23,7 @@ def when_imported(module: str, then: Callable[[], object]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds `module` where the other finders find it."""
+    """Delegates to the other finders, and wraps the loader of `module`."""
 
     def __init__(self, module: str, then: Callable[[], object]) -> None:
         self._module = module
@@ -44,7 +43,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Does as another loader, and then more."""
+    """Runs another loader, and then a callback."""
 
     def __init__(self, loader: Loader, then: Callable[[], object]) -> None:
         self._loader = loader

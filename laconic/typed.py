@@ -1,8 +1,8 @@
-"""Dataclasses that judge their fields when they are made, by the annotations: of which kind, and within which bounds.
+"""A metaclass for dataclasses that checks types and bounds of the fields at construction, by their annotations.
 
-Python takes anything for a field, and most of what is wrong would be found out deep inside, or not at all: the text
-"no" is true. A recipe is read by the same annotations (`laconic.methods.problem`), so that both say the same. What
-stands for a value is taken for it: a list for a tuple, a number of NumPy for one of Python, 8.0 for 8, a path for text.
+Without it a wrong value would fail deep inside, or not at all: the text "no" is true. Recipes are checked by the same
+annotations (`laconic.methods.problem`). Close types are converted: a list to a tuple, a NumPy number to a Python one,
+8.0 to 8, a path to text.
 """
 
 import math
@@ -27,7 +27,7 @@ Reader = Callable[[Any], Any]
 
 
 class Typed(ABCMeta):
-    """The metaclass of a dataclass that has a `name` and judges what it is made of."""
+    """Metaclass of a dataclass with a `name` that checks its fields at construction."""
 
     def __call__(cls: type[Made], *args: Any, **given: Any) -> Made:
         """Make one.
@@ -64,14 +64,14 @@ class WrongKindError(Exception):
 
 @cache
 def readers_of(kind: type) -> Mapping[str, Reader]:
-    """By field of a dataclass, what judges a value of it."""
+    """The reader of each field of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: reader_of(hints[field.name]) for field in fields(kind)}
 
 
 @cache
 def searches_of(kind: type) -> Mapping[str, Search]:
-    """By field that has bounds, what finds values out of them."""
+    """The search for values out of bounds, for each field that has bounds."""
     hints = get_type_hints(kind, include_extras=True)
     found = {field.name: search_of(hints[field.name]) for field in fields(kind)}
     return {name: search for name, search in found.items() if search is not None}
@@ -91,7 +91,7 @@ def _check(kind: Any, name: str, found: Iterator[Outside]) -> None:
 
 
 def reader_of(hint: Any) -> Reader:
-    """What judges a value by `hint`; anything is right where that is no kind that this module knows."""
+    """A function that checks and converts values of the type `hint`; it accepts anything for types it does not know."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return reader_of(parts[0])

@@ -47,7 +47,7 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
 
 
 def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
-    """What one pass over a random batch gives, without a cache for tokens to come.
+    """The outputs of one forward pass without a key-value cache.
 
     Raises:
         UserError: the class of the model cannot run it.

@@ -1,6 +1,6 @@
-"""The program as one of several processes (`laconic.processes`).
+"""The command line under `torchrun` or `accelerate launch`, through `laconic.processes`.
 
-A program that was started alone needs nothing of that, so it does not wait for torch to be imported for it.
+A program that no launcher started imports none of it, because that would import torch.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """True in the process of rank zero, which alone writes and prints."""
     if not launched():
         return True
     from laconic import processes
@@ -24,7 +24,7 @@ def is_first() -> bool:
 
 
 def joined() -> AbstractContextManager[None]:
-    """Within the block what a launcher started is one group.
+    """Join the process group of the launcher for the block.
 
     Raises:
         UserError: the processes do not find each other.
@@ -36,8 +36,8 @@ def joined() -> AbstractContextManager[None]:
     return processes.joined()
 
 
-def agreed() -> AbstractContextManager[None]:
-    """Within the block a UserError of one process is raised in all of them."""
+def sync_errors() -> AbstractContextManager[None]:
+    """Raise a UserError of one process in all processes of the block."""
     if not launched():
         return nullcontext()
     from laconic import processes
@@ -45,8 +45,8 @@ def agreed() -> AbstractContextManager[None]:
     return processes.sync_errors()
 
 
-def by_first(verb: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`verb`, done by the first process as if it were alone; the others wait for what came of it."""
+def on_rank_zero(verb: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run `verb` in the process of rank zero alone; the others wait for its result."""
 
     @wraps(verb)
     def done(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

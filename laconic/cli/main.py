@@ -14,7 +14,7 @@ from laconic.cli.compress import compress
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
 from laconic.cli.export import export
-from laconic.cli.group import agreed, by_first, is_first, joined
+from laconic.cli.group import is_first, joined, on_rank_zero, sync_errors
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.once import Once
@@ -48,15 +48,15 @@ def program(
 
 # Of several processes the first alone does what is not shared out.
 for verb in (
-    by_first(demo),
+    on_rank_zero(demo),
     compress,
     run,
-    by_first(evaluate),
-    by_first(export),
-    by_first(inspect),
-    by_first(study),
-    by_first(report),
-    by_first(methods),
+    on_rank_zero(evaluate),
+    on_rank_zero(export),
+    on_rank_zero(inspect),
+    on_rank_zero(study),
+    on_rank_zero(report),
+    on_rank_zero(methods),
 ):
     app.command(cls=Once)(verb)
 
@@ -90,7 +90,7 @@ def status(arguments: Sequence[str]) -> int:
 def _status(arguments: Sequence[str]) -> int:
     """What every process of a group has alike, and the first tells: its end, or a mistake of the user's."""
     try:
-        with agreed(), _one_voice(), quiet():
+        with sync_errors(), _one_voice(), quiet():
             return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
     except UserError as error:
         return _complain(str(error))

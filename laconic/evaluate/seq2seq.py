@@ -97,9 +97,10 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token(inputs["input_ids"])
     longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
+    write: Any = lm.model.generate
     # One token more than the target is enough to tell that a text does not stop where it should.
     with running(lm, inputs["input_ids"], writes=True):
-        written = lm.model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+        written = write(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)
     return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
 
 

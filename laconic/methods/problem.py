@@ -53,7 +53,8 @@ def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
     of_one = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
     deepest = max(of_one, key=lambda problem: len(problem["loc"]))
     first = next((problem for problem in problems if problem["type"] in OUT_OF_RANGE), deepest)
-    cause = first.get("ctx", {}).get("error")
+    context: Mapping[str, Any] = first.get("ctx", {})
+    cause = context.get("error")
     if isinstance(cause, UserError):
         return placed(cause, place)
     names = {field.name for field in fields(kind)}
@@ -62,7 +63,7 @@ def sentence(error: ValidationError, kind: type[Any], place: str) -> UserError:
         return must_be(place, first["msg"], first["input"])
     hint = get_type_hints(kind, include_extras=True)[field]
     if first["type"] == TOO_SHORT:
-        return must_be(f"{place}.{field}", f"a list of at least {first['ctx']['min_length']}", first["input"])  # type: ignore[typeddict-item]
+        return must_be(f"{place}.{field}", f"a list of at least {context['min_length']}", first["input"])
     interval = interval_of(hint) if first["type"] in OUT_OF_RANGE else None
     inner = first["loc"][first["loc"].index(field) + 1 :]
     if inner and _branches(hint) > 1:

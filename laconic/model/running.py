@@ -1,8 +1,7 @@
-"""What a class of transformers raises for a batch, as one sentence.
+"""Turn errors of a model's forward pass into one sentence.
 
-A class builds what it cannot run: four heads of queries over three of keys, more experts for a token than there are.
-Nothing but a run finds that out, and no run is made for it: whatever runs a model does so within `running`, so that
-the first run says it.
+Some configurations build a model that cannot run, such as four query heads over three key heads. Only a forward pass
+shows it. All code that runs a model does so within `running`, so the first pass reports the error.
 """
 
 from collections.abc import Iterator
@@ -64,7 +63,7 @@ def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool 
 
 
 def named(lm: LanguageModel, output: ModelOutput | tuple[object, ...]) -> ModelOutput:
-    """What a run gave.
+    """The outputs of a forward pass, with their names.
 
     Raises:
         UserError: it is a bare tuple.

@@ -25,8 +25,8 @@ TOLERANCE = 1e-5
 The loss is flat around its least, and so far nearer to that."""
 
 NEAR, STEPS = 0.03, 12
-"""Tolerance and largest number of steps of `refine`. On Llamas of 1M and 260K parameters, the KL on held-out rows is
-the same as that of the exact solution."""
+"""Tolerance and largest number of steps of `refine`. On mico-tinyllama-1m, further steps
+lower the loss on the calibration rows, but not the KL on held-out rows."""
 
 DIRECT = 0.25
 """Rows that keep at most this fraction of their columns are solved by factoring."""

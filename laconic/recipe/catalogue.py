@@ -1,6 +1,6 @@
-"""Writes `laconic/catalogue.json`, what the classes of methods and steps say of themselves.
+"""Write `laconic/catalogue.json` from the classes of methods and steps.
 
-`python -m laconic.recipe.catalogue` does that after a method, a step or a parameter was added or changed.
+Run `python -m laconic.recipe.catalogue` after adding or changing a method, a step or a parameter.
 """
 
 import json
@@ -14,7 +14,7 @@ from laconic.recipe.parameters import KINDS, example_of, first_line, parameters_
 
 
 def entry_of(kind: type[Method] | type[Step]) -> Entry:
-    """A method or a step in words, as its class tells it.
+    """The catalogue entry of a method or step class.
 
     >>> entry_of(Svd).needs
     ()
@@ -32,7 +32,7 @@ def entry_of(kind: type[Method] | type[Step]) -> Entry:
 
 
 def text() -> str:
-    """The file, as it should be."""
+    """The content of the file."""
     entries = [asdict(entry_of(kind)) for kind in KINDS.values()]
     return f"{json.dumps(entries, indent=1, ensure_ascii=False)}\n"
 

@@ -25,9 +25,11 @@ def attach(model: PreTrainedModel) -> None:
             f"The model is already quantized by '{name}', so laconic cannot save it; start from the original."
         )
     forget(model)
+    # PreTrainedModel does not declare what a quantizer sets on it.
+    marked: Any = model
     if structure := describe(model):
-        model.hf_quantizer = LaconicQuantizer(LaconicConfig(structure, VERSION))  # type: ignore[assignment]
-        model.quantization_method = NAME  # type: ignore[assignment]
+        marked.hf_quantizer = LaconicQuantizer(LaconicConfig(structure, VERSION))
+        marked.quantization_method = NAME
         model.config.quantization_config = LaconicConfig(structure, VERSION)
 
 

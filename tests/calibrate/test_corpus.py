@@ -10,17 +10,9 @@ import pytest
 from laconic.calibrate.corpus import Example, read, sample
 from laconic.calibrate.sources.hub import hub_examples
 from laconic.errors import UserError
+from tests.calibrate.files import write
 
-
-@pytest.fixture(autouse=True)
-def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LACONIC_DATA", raising=False)
-
-
-def write(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
-    return str(path)
+pytestmark = pytest.mark.usefixtures("no_data_folder")
 
 
 def texts(source: str, split: str = "train") -> list[str]:

@@ -6,17 +6,9 @@ import pytest
 
 from laconic.calibrate.corpus import check_source, read
 from laconic.errors import UserError
+from tests.calibrate.files import write
 
-
-@pytest.fixture(autouse=True)
-def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LACONIC_DATA", raising=False)
-
-
-def write(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
-    return str(path)
+pytestmark = pytest.mark.usefixtures("no_data_folder")
 
 
 @pytest.mark.parametrize(

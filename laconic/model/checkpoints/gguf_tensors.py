@@ -68,6 +68,7 @@ def _places(model: PreTrainedModel, architecture: str) -> dict[str, list[str]]:
         processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config={})
         names: Mapping[str, Any] = reading.get_gguf_hf_weights_map(model, processor)
     except MODEL_ERRORS:
+        # transformers maps the same names at loading, and the error is told there.
         return {}
     for theirs, ours in names.items():
         if isinstance(ours, str):

@@ -84,7 +84,7 @@ def check_codes(
     except UnreadableError as error:
         raise _unreadable(source, method_of(said), error) from error
     except MODEL_ERRORS:
-        # A library may look at numbers.
+        # Some libraries need the numbers; `load_dequantized` runs the same code on them and tells the error.
         return
     if len(numbers) == len(held.tensors) and all(one is held.tensors.get(name) for name, one in numbers.items()):
         raise UserError(
