@@ -30,10 +30,10 @@ def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> Non
 
 
 def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
-    """What to tell of a step with these targets: nothing, or how much of what they name in the blocks stays dense.
+    """How many parameters of the blocks `targets` names but no step can compress, for the record of a step.
 
-    >>> dense_share(lm, ("blocks",))
-    {'dense': {'parameters': 12288, 'of': 13200, 'share': 0.931, 'names': ['mlp.experts.gate_up_proj']}}
+    Experts stacked in one tensor are such parameters. The record is empty where there are none; else it is
+    `{"dense": {"parameters": 12288, "of": 13200, "share": 0.931, "names": ["mlp.experts.gate_up_proj"]}}`.
     """
     found = lm.coverage(targets)
     if not found.dense:

@@ -23,6 +23,7 @@ NEEDED_BY_TARGETS = ("decoder_start_token_id", "pad_token_id")
 def declared(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
     """The tokens that `name` (`eos_token_id`, …) stands for in a configuration; none where it says none.
 
+    >>> from transformers import GPT2Config
     >>> declared(GPT2Config(eos_token_id=[7, 9]), "eos_token_id")
     (7, 9)
     """

@@ -16,6 +16,7 @@ from laconic.recipe.parameters import KINDS, example_of, first_line, parameters_
 def entry_of(kind: type[Method] | type[Step]) -> Entry:
     """The catalogue entry of a method or step class.
 
+    >>> from laconic.methods import Svd
     >>> entry_of(Svd).needs
     ()
     """

@@ -1,13 +1,14 @@
-"""What a method or a step takes, as its dataclass and its docstrings say: types, defaults, and what each is for.
+"""Parameters of a method or a step, read from its dataclass and its docstrings: types, defaults and meanings.
 
-A docstring tells of a parameter in a paragraph that begins with its name and a colon; a class tells of those that it
-adds, and what it says goes before what the classes that it derives from say.
+The `Args:` section of a class docstring describes the parameters that the class adds. It takes precedence over the
+docstrings of base classes.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import cleandoc
+from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,13 +21,15 @@ from laconic.recipe.steps import STEPS
 KINDS: dict[str, type[Method] | type[Step]] = {kind.name: kind for kind in (*METHODS, *STEPS)}
 """By name, everything that `--method` and the steps of a recipe can be."""
 _NAMED = re.compile(r"^([a-z][a-z0-9_]*): +(.*)$")
+_ARGS = re.compile(r"^Args:\n((?:[ ].*\n?|\n)*)", re.MULTILINE)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
     """Those of a method or a step, in their order.
 
-    >>> [one.name for one in parameters_of(Svd)]
+    >>> from laconic.methods import Svd
+    >>> [parameter.name for parameter in parameters_of(Svd)]
     ['rank', 'rank_ratio', 'multiple']
     """
     hints, meanings = get_type_hints(kind, include_extras=True), meanings_of(kind)
@@ -65,7 +68,10 @@ def example_of(kind: type[Method] | type[Step]) -> str:
 
 
 def _paragraphs(text: str) -> dict[str, str]:
-    """By the name that it begins with, each paragraph of the form `name: what it is`."""
+    """The paragraphs of the form `name: meaning`, by name, from the `Args:` section or from the text itself."""
+    section = _ARGS.search(text)
+    if section is not None:
+        text = dedent(section[1])
     found: dict[str, list[str]] = {}
     last: list[str] | None = None
     for line in text.splitlines():
