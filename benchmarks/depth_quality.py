@@ -90,7 +90,7 @@ class Chooser:
             chosen = search(self.trials[replace], self.row, drop, limits, False)
         else:
             selection = Selection(select=select, contiguous=False)
-            chosen = selection.of(self.lm, self.data, self.cuts, {tuple(self.cuts): drop}, limits)
+            chosen = selection.choose(self.lm, self.data, self.cuts, {tuple(self.cuts): drop}, limits)
         return tuple(cut.layer for cut in chosen)
 
 

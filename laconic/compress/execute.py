@@ -1,69 +1,45 @@
-"""Units solved and put in their places, one by one, and what that did to the model."""
+"""A solved matrix, or the empty format of one, put in the place of the layers that it was made of."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from laconic.allocate import Plan, site_names
 from laconic.calibrate import Problem
-from laconic.calibrate.passes import evaluating
 from laconic.compress.solve_groups import SolveGroup
-from laconic.compress.step import Outcome
 from laconic.errors import UserError
 from laconic.formats import Format, LowRank, divided
 from laconic.methods import Method
-from laconic.model import LanguageModel, Site
+from laconic.model import LanguageModel
 
 
-def execute_plan(
-    lm: LanguageModel,
-    sites: Sequence[Site],
-    plan: Plan,
-    predicted: float | None,
-    problems: Iterable[tuple[SolveGroup, Problem]],
-) -> Outcome:
-    """Do what `plan` says of each of the `problems`, which may depend on those before; `sites` are all of them."""
-    untied = lm.untied_by(sites)
-    before = lm.stored_nbytes(sites)
-    done, after = dict(plan), dict(before)
-    # A walk runs the blocks as they are; dropout would blur what it measures.
-    with evaluating(lm):
-        for unit, problem in problems:
-            method = plan[unit.name]
-            sizes = None if method is None else replace_layers(lm, unit, method, problem)
-            if sizes is None:
-                done[unit.name] = None
-            else:
-                after |= sizes
-    compressed = {name for unit, method in done.items() if method for name in site_names(unit)}
-    return Outcome(
-        plan=done,
-        before=before,
-        after=after,
-        untied=tuple(name for name in untied if name in compressed),
-        predicted_loss=predicted,
-    )
-
-
-def replace_layers(lm: LanguageModel, unit: SolveGroup, method: Method, problem: Problem) -> dict[str, int] | None:
-    """Solve `problem` and replace the sites of `unit`; the bytes of each afterwards.
-
-    None where a format no smaller than what is there was not put in its place. Zeros were asked for by number, so a few
-    more of them are put there even where their mask is larger than what they save.
+def finite_weight(lm: LanguageModel, unit: SolveGroup, problem: Problem) -> Float[Tensor, "out in"]:
+    """The matrix to solve, in the dtype that `lm` is stored in.
 
     Raises:
-        UserError: a weight is NaN or infinite, or the method's size does not fit the matrix.
+        UserError: a weight is NaN or infinite.
     """
     weight = problem.weight.to(lm.dtype)
     if not weight.isfinite().all():
         raise UserError(f"The weights of '{unit.name}' are not finite; take a checkpoint that is whole.")
-    return place(lm, unit, method.compress(weight, problem.known), problem)
+    return weight
 
 
-def place(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: Problem) -> dict[str, int] | None:
-    """Replace the sites of `unit` by `whole`, what some method made of `problem`; as `replace_layers` otherwise."""
+def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: Problem) -> dict[str, int] | None:
+    """Replace the layers of a unit by the format that a method made of its problem.
+
+    Args:
+        lm: the model, changed in place.
+        unit: the layers to replace.
+        whole: the compressed matrix of all of them, (Σ out, in).
+        problem: what was solved; its means give the biases that make up for the error.
+
+    Returns:
+        The bytes of each site afterwards. None where nothing was replaced, because the format is no smaller than the
+        present one. A format with more zeros is put in place even where its mask is larger than what it saves.
+    """
     kept = unit.shape[0] * unit.shape[1] if whole.support is None else int(whole.support.count_nonzero())
     if whole.nbytes() >= _stored(lm, unit) and kept >= _kept(unit):
         return None

@@ -20,7 +20,7 @@ from laconic.allocate.gemm_timings import Product, ProductTimes, knots, times_on
 from laconic.calibrate import Problem
 from laconic.calibrate.passes import evaluating, forward, now, random_batch, seconds_of
 from laconic.calibrate.profile import Profile, Workload, profile
-from laconic.compress.execute import replace_layers
+from laconic.compress.execute import finite_weight, replace_layers
 from laconic.compress.pricing import Ladders, Pricing, alternatives, apart, every_unit
 from laconic.compress.solve_groups import SolveGroup, TiedGroup
 from laconic.errors import UserError, must_be
@@ -145,9 +145,10 @@ def relative_latency(
     """Time of a copy of `lm` with the `chosen` rungs in place, relative to `lm`: median over passes of both in turn."""
     small = replace(lm, model=deepcopy(lm.model))
     for unit in units:
-        method = chosen[unit.name].method
+        method, problem = chosen[unit.name].method, problems[unit.name]
         if method is not None:
-            replace_layers(small, unit, method, problems[unit.name])
+            whole = method.compress(finite_weight(small, unit, problem), problem.known)
+            replace_layers(small, unit, whole, problem)
     inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
     ratios: list[float] = []
     with evaluating(lm, small), torch.inference_mode():

@@ -1,7 +1,7 @@
 """Lifts any method of one matrix to a whole model: measure, share out the budget, solve each matrix, replace it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated
 
@@ -19,11 +19,12 @@ from laconic.calibrate import (
     Statistic,
     collect_stats,
 )
+from laconic.calibrate.passes import evaluating
 from laconic.calibrate.profile import USUAL, Workload
 from laconic.compress import solver_cache
 from laconic.compress.allocators import WAYS, Allocation, Allocator, Job, Planned
 from laconic.compress.dense import check_dense, dense_share
-from laconic.compress.execute import execute_plan, put_form
+from laconic.compress.execute import finite_weight, put_form, replace_layers
 from laconic.compress.packed import check_not_coded
 from laconic.compress.planning import solved, split_by_group, units_of, warn_of_wide_groups
 from laconic.compress.pricing import every_unit
@@ -234,16 +235,37 @@ class Compress(Step):
         known: Mapping[str, LayerStats],
         data: Calibration | None,
     ) -> Outcome:
-        sites, told = self.sites(lm), dense_share(lm, self.targets if self.plan is None else ("blocks",))
+        told = dense_share(lm, self.targets if self.plan is None else ("blocks",))
         planned = self._way.plan(self._job(lm, of, problems, data)) if self.plan is None else Planned(dict(self.plan))
         # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
         plan, predicted, allocated = processes.from_first(planned._replace(told=dict(planned.told)))
         told |= allocated
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
-        outcome = execute_plan(lm, sites, plan, predicted, self._in_order(lm, units, problems, known, data))
+        sites = self.sites(lm)
+        untied, before = lm.untied_by(sites), lm.stored_nbytes(sites)
+        done, after = dict(plan), dict(before)
+        # A walk runs the blocks as they are; dropout would blur what it measures.
+        with evaluating(lm):
+            for unit, problem in self._in_order(lm, units, problems, known, data):
+                method = plan[unit.name]
+                assert method is not None
+                whole = method.compress(finite_weight(lm, unit, problem), problem.known)
+                sizes = replace_layers(lm, unit, whole, problem)
+                if sizes is None:
+                    done[unit.name] = None
+                else:
+                    after |= sizes
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
-            told |= shortfall(self.keep, of, outcome.after, lm.dtype)
-        return replace(outcome, found=told)
+            told |= shortfall(self.keep, of, after, lm.dtype)
+        compressed = {name for unit, method in done.items() if method for name in site_names(unit)}
+        return Outcome(
+            plan=done,
+            before=before,
+            after=after,
+            untied=tuple(name for name in untied if name in compressed),
+            predicted_loss=predicted,
+            found=told,
+        )
 
     def _job(
         self, lm: LanguageModel, of: Sequence[TiedGroup], problems: Mapping[str, Problem], data: Calibration | None

@@ -22,7 +22,7 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Problem
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.profile import Profile
-from laconic.compress.execute import replace_layers
+from laconic.compress.execute import finite_weight, replace_layers
 from laconic.compress.kl_metric import KLMetric
 from laconic.compress.solve_groups import SolveGroup
 from laconic.methods import Method
@@ -73,10 +73,11 @@ class _Trial:
     def shrink(self, unit: SolveGroup, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
         """Leave `unit` at the smallest of `sizes` with which the error is at most `allowed`; None where it is dense."""
         chosen, layers = None, self._layers(unit)
-        low, high = 0, len(sizes)
+        low, high, weight = 0, len(sizes), finite_weight(self._trial, unit, problem)
         while low < high:
             middle = (low + high) // 2
-            smaller = replace_layers(self._trial, unit, sizes[middle], problem) is not None
+            whole = sizes[middle].compress(weight, problem.known)
+            smaller = replace_layers(self._trial, unit, whole, problem) is not None
             if smaller and self._judge(self._trial) <= allowed:
                 chosen, layers, high = sizes[middle], self._layers(unit), middle
             else:

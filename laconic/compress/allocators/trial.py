@@ -16,7 +16,7 @@ import torch
 from laconic.allocate import Plan
 from laconic.calibrate.passes import evaluating
 from laconic.compress.allocators.allocator import Job
-from laconic.compress.execute import place
+from laconic.compress.execute import replace_layers
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.compress.planning import units_of
 from laconic.compress.solve_groups import SolveGroup
@@ -72,7 +72,7 @@ def carried_out_on_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
             losses[unit.name] = 0.0
             if method is not None:
                 whole = method.compress(problem.weight, problem.known)
-                place(copy, unit, whole, problem)
+                replace_layers(copy, unit, whole, problem)
                 losses[unit.name] = loss(unit, whole)
     return Tried(copy, losses)
 

@@ -48,7 +48,7 @@ def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) 
         if not candidates:
             raise too_many(drop, number)
         tried = trial.data.track(candidates, f"Dropping number {number + 1} of {drop}")
-        divergences = {cut: trial.divergence(in_order(row, [*chosen, cut])) for cut in tried}
+        divergences = {cut: trial.measure(in_order(row, [*chosen, cut])).mean for cut in tried}
         chosen.append(min(divergences, key=lambda cut: divergences[cut]))
     return in_order(row, chosen)
 
@@ -64,9 +64,9 @@ def by_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool)
     # By their beginnings, as what stands for them is fitted for those that begin alike.
     runs = sorted(run for run in every_run(row, lengths) if limits.alone(within(row, run)))
     tried = trial.data.track(runs, "Measuring the runs")
-    costs = {run: trial.divergence(within(row, run)) for run in tried}
+    costs = {run: trial.measure(within(row, run)).mean for run in tried}
     plans = _plans(row, costs, drop, limits.together)
-    return min(trial.data.track(plans, "Measuring the plans"), key=trial.divergence)
+    return min(trial.data.track(plans, "Measuring the plans"), key=lambda cuts: trial.measure(cuts).mean)
 
 
 class _Plan(NamedTuple):

@@ -37,7 +37,7 @@ class Selection:
     select: Select
     contiguous: bool
 
-    def of(
+    def choose(
         self,
         lm: LanguageModel,
         data: Calibration | None,
@@ -58,26 +58,20 @@ class Selection:
             row = row_of(cuts, stacks)
             # A number for each stack is given by the user, and was looked at before.
             together = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
-            if drop:
-                chosen += self._of_row(lm, data, row, drop, together, trial)
+            if not drop:
+                continue
+            if self.select in BY_PLACE:
+                chosen += by_place(self.select, row, drop)
+            elif trial is not None and self.select in MEASURED:
+                search = greedy if self.select == "greedy" else by_runs
+                chosen += search(trial, row, drop, together, self.contiguous)
+            else:
+                assert data is not None
+                chosen += self._lowest(lm, data, row, drop, together)
         return in_order(row_of(cuts, tuple(cuts)), chosen)
 
-    def _of_row(
-        self,
-        lm: LanguageModel,
-        data: Calibration | None,
-        row: Row,
-        drop: int,
-        limits: Limits,
-        trial: Trial | None,
-    ) -> list[Cut]:
-        if self.select in BY_PLACE:
-            return by_place(self.select, row, drop)
-        if self.select in MEASURED:
-            assert trial is not None
-            search = greedy if self.select == "greedy" else by_runs
-            return search(trial, row, drop, limits, self.contiguous)
-        assert data is not None
+    def _lowest(self, lm: LanguageModel, data: Calibration, row: Row, drop: int, limits: Limits) -> list[Cut]:
+        """The `drop` cuts of one row, or the run of that length, with the lowest scores."""
         every = _by_stack(row)
         if self.select == "angular":
             starts = distances(lm, data, every, drop)

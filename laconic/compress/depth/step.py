@@ -145,7 +145,11 @@ class Shorten(Step):
             original = lm.twin()
             trial = self._trial(original, data)
             cuts = self._known(lm)
-            cuts = self._chosen(original, data, trial) if cuts is None else cuts
+            if cuts is None:
+                limits = self._limits(original, data)
+                cuts = self._selection.choose(
+                    original, data, every_cut(original, self.parts), self._quotas(original), limits, trial
+                )
             kept, found = self._kept(trial, cuts)
             gone = paths_of(lm, cuts)
             added = take_out(lm, cuts, fits_for(original, data, kept), original)
@@ -173,13 +177,13 @@ class Shorten(Step):
         check_seats(trial.lm, cuts, trial.data)
         if not trial.apart:
             return self.replace, {}
-        kept = trial.kept(cuts)
-        return kept, {"kept": kept, **{f"kl_{kind}": there.mean for kind, there in trial.each(cuts).items()}}
+        measured = trial.measure(cuts)
+        means = {f"kl_{kind}": divergences.mean for kind, divergences in measured.divergences.items()}
+        return measured.replacement, {"kept": measured.replacement, **means}
 
-    def _chosen(self, lm: LanguageModel, data: Calibration | None, trial: Trial | None = None) -> list[Cut]:
-        selection = Selection(select=self.select, contiguous=self.contiguous)
-        every = every_cut(lm, self.parts)
-        return selection.of(lm, data, every, self._quotas(lm), self._limits(lm, data), trial)
+    @property
+    def _selection(self) -> Selection:
+        return Selection(select=self.select, contiguous=self.contiguous)
 
     def _limits(self, lm: LanguageModel, data: Calibration | None) -> Limits:
         stacks = {layers.name: layers for layers in layers_of(lm)}
@@ -209,7 +213,10 @@ class Shorten(Step):
     def _known(self, lm: LanguageModel) -> list[Cut] | None:
         """What goes, where no data is asked for that."""
         if self.blocks is None:
-            return self._chosen(lm, None) if self.select in BY_PLACE else None
+            if self.select not in BY_PLACE:
+                return None
+            cuts, limits = every_cut(lm, self.parts), self._limits(lm, None)
+            return self._selection.choose(lm, None, cuts, self._quotas(lm), limits)
         names = [layers.name for layers in layers_of(lm)]
         if not isinstance(self.blocks, dict):
             if len(names) > 1:

@@ -33,6 +33,24 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The divergences of a model without some cuts, by what stands in their place.
+
+    Args:
+        replacement: the one to use: the one that was asked for, if it diverges less than `nothing` does.
+        divergences: of each replacement that was measured.
+    """
+
+    replacement: Replacement
+    divergences: Mapping[Replacement, Divergences]
+
+    @property
+    def mean(self) -> float:
+        """KL(original ‖ changed) with `replacement`, nats per prediction."""
+        return self.divergences[self.replacement].mean
+
+
+@dataclass(frozen=True)
 class Trial:
     """A model whose cuts are tried out.
 
@@ -46,7 +64,7 @@ class Trial:
     replacement: Replacement
     sides: Sequence[Side]
     apart: bool
-    measured: dict[tuple[Cut, ...], Mapping[Replacement, Divergences]] = field(default_factory=dict)
+    measured: dict[tuple[Cut, ...], Measured] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lm: LanguageModel, data: Calibration, replacement: Replacement, longest: int) -> "Trial":
@@ -61,31 +79,25 @@ class Trial:
         here, there = _halves(data)
         return cls(lm, data, replacement, [side(here, there), side(there, here)], apart=True)
 
-    def divergence(self, cuts: Sequence[Cut]) -> float:
-        """KL(original ‖ without `cuts`) with what is `kept` in their place, nats per prediction."""
-        return self.each(cuts)[self.kept(cuts)].mean
+    def measure(self, cuts: Sequence[Cut]) -> Measured:
+        """Measure KL(original ‖ without `cuts`) on rows that nothing was fitted on, for each possible replacement.
 
-    def kept(self, cuts: Sequence[Cut]) -> Replacement:
-        """The replacement where it diverges less than nothing does, on rows that it was not fitted on."""
-        found = self.each(cuts)
-        if not self.apart or found[self.replacement].beats(found["nothing"]):
-            return self.replacement
-        return "nothing"
-
-    def each(self, cuts: Sequence[Cut]) -> Mapping[Replacement, Divergences]:
-        """By what stands in the place of `cuts`: the replacement, and nothing where the two can be told apart."""
+        Where such rows are missing the replacement is not compared with nothing in its place.
+        """
         key = tuple(cuts)
         if key not in self.measured:
             kinds: set[Replacement] = {self.replacement, "nothing"} if self.apart else {self.replacement}
-            self.measured[key] = {
-                kind: reduce(add, [self._on(side, cuts, kind) for side in self.sides]) for kind in sorted(kinds)
-            }
+            divergences: dict[Replacement, Divergences] = {}
+            for kind in sorted(kinds):
+                parts: list[Divergences] = []
+                for side in self.sides:
+                    twin = self.lm.twin()
+                    take_out(twin, cuts, None if kind == "nothing" else side.fits, self.lm)
+                    parts.append(side.judge.each(twin))
+                divergences[kind] = reduce(add, parts)
+            better = not self.apart or divergences[self.replacement].beats(divergences["nothing"])
+            self.measured[key] = Measured(self.replacement if better else "nothing", divergences)
         return self.measured[key]
-
-    def _on(self, side: Side, cuts: Sequence[Cut], kind: Replacement) -> Divergences:
-        twin = self.lm.twin()
-        take_out(twin, cuts, None if kind == "nothing" else side.fits, self.lm)
-        return side.judge.each(twin)
 
 
 def _halves(data: Calibration) -> tuple[list[Batch], list[Batch]]:

@@ -61,24 +61,20 @@ def removal(
 ) -> Removal:
     """What `importance` says of `family`, until `least` parts are left, with the problem of each output projection."""
     if importance == "obs":
-        return _by_surgeon(family, problems, least)
+        eliminations = [
+            Elimination(
+                problem.weight,
+                damped(problem.known[InputCovariance].matrix),
+                shrink(problem.known[GradCovariance].matrix, SHRINK),
+                inner.size,
+            )
+            for inner, problem in zip(family, problems, strict=True)
+        ]
+        parts, costs = removals(eliminations, least)
+        return Removal(tuple(parts), tuple(costs), family[0].count)
     scores = _scores(importance, family, problems, gates).cpu()
     order = scores.argsort(stable=True)[: len(scores) - least]
     return Removal(tuple(order.tolist()), tuple(scores[order].tolist()), len(scores))
-
-
-def _by_surgeon(family: Family, problems: Sequence[Problem], least: int) -> Removal:
-    eliminations = [
-        Elimination(
-            problem.weight,
-            damped(problem.known[InputCovariance].matrix),
-            shrink(problem.known[GradCovariance].matrix, SHRINK),
-            inner.size,
-        )
-        for inner, problem in zip(family, problems, strict=True)
-    ]
-    order, costs = removals(eliminations, least)
-    return Removal(tuple(order), tuple(costs), family[0].count)
 
 
 def _scores(

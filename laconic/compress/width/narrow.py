@@ -185,26 +185,16 @@ class Narrow(Step):
         if families:
             # A walk runs the blocks as they are; dropout would blur what it measures.
             with evaluating(lm):
-                self._take_out(lm, families, known, gates, data)
+                counts = self._counts(families, known, gates)
+                for family, problems in self._in_order(lm, families, known, data):
+                    count = counts[family[0].together]
+                    if count < family[0].count:
+                        parts = removal(self.importance, family, problems, gates, count).kept(count)
+                        for inner, problem in zip(family, problems, strict=True):
+                            take_out(lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance")
             declare(lm)
         every = {site.name: site for site in lm.sites(("blocks",))}
         return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
-
-    def _take_out(
-        self,
-        lm: LanguageModel,
-        families: Sequence[Family],
-        known: Mapping[str, LayerStats],
-        gates: Mapping[str, GateGradients],
-        data: Calibration | None,
-    ) -> None:
-        counts = self._counts(families, known, gates)
-        for family, problems in self._in_order(lm, families, known, data):
-            count = counts[family[0].together]
-            if count < family[0].count:
-                parts = removal(self.importance, family, problems, gates, count).kept(count)
-                for inner, problem in zip(family, problems, strict=True):
-                    take_out(lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance")
 
     def _in_order(
         self,

@@ -32,12 +32,12 @@ class Truncation(RankSized):
 
     def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> LowRank:
         rank = self.rank_of(weight.shape)
-        A, B = self._remembered(weight, known)
+        A, B = self.expansion(weight, known)
         return LowRank.of(A[:, :rank].clone(), B[:rank].clone())
 
     def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:
-            A, B = self._remembered(weight, known)
+            A, B = self.expansion(weight, known)
             C = known[InputCovariance].matrix
             return truncation_losses(A, B, known[GradCovariance].matrix, C), torch.tensor(C.ndim == 1)
 
@@ -46,11 +46,10 @@ class Truncation(RankSized):
         ranks = [rank for rank in self.ranks_on_offer((m, n)) if rank < len(losses)]
         return self.ladder_of({rank: losses[rank].item() for rank in ranks}, weight, lookup=bool(lookup))
 
-    def _remembered(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
-        """The expansion in the dtype of `weight`, in which it will be stored."""
-
-        def expand() -> Components:
+    def expansion(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
+        """The `components` in the dtype of `weight`, computed at the first call for these statistics only."""
+        name = f"expansion of {self.name_for(weight)}"
+        if name not in known.worked_out:
             A, B = self.components(weight, known)
-            return Components(A.to(weight.dtype), B.to(weight.dtype))
-
-        return Components(*known.once(f"expansion of {self.name_for(weight)}", expand))
+            known.worked_out[name] = A.to(weight.dtype), B.to(weight.dtype)
+        return Components(*known.worked_out[name])
