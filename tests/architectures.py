@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, Site
-from laconic.model.anatomy import entry_of
+from laconic.model.anatomy import find_entry
 from laconic.model.predictions import first_token
 from tests.tiny_models import (
     BART,
@@ -64,7 +64,7 @@ def batch_for(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
         "input_ids": torch.randint(3, VOCABULARY, (2, 7), generator=generator),
         "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
     }
-    entry = entry_of(model.config.model_type)
+    entry = find_entry(model.config.model_type)
     if entry is not None and entry.global_attention:
         batch["global_attention_mask"] = first_token(batch["input_ids"])
     if model.config.is_encoder_decoder:

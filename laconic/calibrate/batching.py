@@ -15,8 +15,8 @@ from laconic.calibrate.examples import Corpus, Example
 from laconic.calibrate.labels import Target, labels_of
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
-from laconic.model.embedding.modules import POOLING_MASK
-from laconic.model.text import text_config
+from laconic.model.embedding_modules import POOLING_MASK
+from laconic.model.stock import text_config
 from laconic.model.tokens import check_known, check_targets, pad_of, vocabulary_of
 
 MASKED_SHARE = 0.15

@@ -15,8 +15,8 @@ from transformers.utils.generic import ModelOutput
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
 from laconic.model import Batch, LanguageModel, Task, first_token
-from laconic.model.running import named, running
-from laconic.model.text import text_config
+from laconic.model.predictions import named, running
+from laconic.model.stock import text_config
 from laconic.model.tokens import declared, vocabulary_of
 
 SHORT = 8

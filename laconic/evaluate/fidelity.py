@@ -17,7 +17,7 @@ from laconic.evaluate.intervals import Table, interval
 from laconic.evaluate.reference import Reference
 from laconic.evaluate.similarity import DISTANCES
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
-from laconic.model.embedding.pipeline import COSINE
+from laconic.model.embedding import COSINE
 from laconic.progress import Track, silent
 
 CHUNK = 2**24

@@ -17,7 +17,7 @@ from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.speed import PATIENCE, Quartiles
 from laconic.model import Batch, LanguageModel, Task
-from laconic.model.running import named, running
+from laconic.model.predictions import named, running
 from laconic.model.tokens import declared, target_vocabulary_of
 from laconic.progress import Track, silent
 

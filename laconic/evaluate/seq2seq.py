@@ -13,7 +13,7 @@ from laconic.errors import UserError
 from laconic.evaluate.eval_task import EvalTask, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.evaluate.intervals import Metric, Share
 from laconic.model import Batch, LanguageModel, Predictions, Task, first_token
-from laconic.model.running import running
+from laconic.model.predictions import running
 from laconic.progress import Track
 
 BATCH = 32

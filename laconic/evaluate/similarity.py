@@ -14,7 +14,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import by_length, in_order, predicted
 from laconic.model import LanguageModel
-from laconic.model.embedding.pipeline import COSINE
+from laconic.model.embedding import COSINE
 from laconic.progress import Track
 
 BATCH = 32
@@ -46,7 +46,7 @@ def similarities(
 
 
 def similarity(one: Float[Tensor, "rows k"], other: Float[Tensor, "rows k"], by: str) -> Float[Tensor, " rows"]:
-    """Of each vector with that of the same row; `by` is one of `laconic.model.embedding.pipeline.SIMILARITIES`."""
+    """Of each vector with that of the same row; `by` is one of `laconic.model.embedding.SIMILARITIES`."""
     if by in DISTANCES:
         return -torch.linalg.vector_norm(one - other, ord=DISTANCES[by], dim=-1)
     if by == COSINE:

@@ -12,7 +12,7 @@ from laconic.calibrate.passes import evaluating, random_batch
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8
 from laconic.model import Batch, LanguageModel, Task, gathered, run
-from laconic.model.embedding.modules import SENTENCE
+from laconic.model.embedding_modules import SENTENCE
 from laconic.progress import Track
 from laconic.runtime.extras import ONNX, OPENVINO
 from laconic.runtime.portable import exact

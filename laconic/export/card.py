@@ -7,7 +7,7 @@ from pathlib import Path
 from laconic.export.agreement import Agreement
 from laconic.markdown import code, plain
 from laconic.model import LanguageModel
-from laconic.model.embedding.modules import POOLING_MASK, SENTENCE
+from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
 from laconic.runtime.extras import ONNX, OPENVINO
 from laconic.runtime.portable import Layers
 from laconic.runtime.signature import TARGETS

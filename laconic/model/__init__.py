@@ -4,8 +4,7 @@ from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, skeleton, with_tokenizers
 from laconic.model.predictions import Batch, Predictions, divergence, first_token, gathered, predict, run
-from laconic.model.roles import Group, Reads, Role
-from laconic.model.site import Site
+from laconic.model.site import Group, Reads, Role, Site
 from laconic.model.task import Task
 
 __all__ = [

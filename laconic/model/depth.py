@@ -1,8 +1,8 @@
 """Blocks taken out of a model for real: fewer modules, and a configuration that its class makes the same model of.
 
-What depends on a block's place moves with it: the index under which an attention keeps its keys, what the configuration
-says of single layers (`laconic.model.per_layer`), T5's table of relative positions, the scale that a GPT-2 may have by
-its place. Where the class would nevertheless make something else of a block, it cannot go.
+What depends on the index of a block is updated: the index under which an attention caches its keys, per-layer lists of
+the configuration (`laconic.model.depth_config`), T5's table of relative positions, and GPT-2's score scale by layer
+index. A block can go only if its class rebuilds the remaining model from the new configuration.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.model.anatomy import BiasTable
-from laconic.model.describable import COUNTS, PLACES, SCALING, SLIDES, is_quoted, scores_by_place, shorten
+from laconic.model.depth_config import COUNTS, PLACES, SCALING, SLIDES, is_quoted, scores_by_place, shorten
 from laconic.model.layers import Layers, check_droppable, configurations, kept_groups
 from laconic.model.lm import LanguageModel
-from laconic.model.resize import resized
+from laconic.model.width import resized
 
 
 def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:

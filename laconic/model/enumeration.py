@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from laconic.formats import Format
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Attention, Stack
-from laconic.model.roles import Group, Reads, Role
-from laconic.model.site import Linear, Place, Site, linears_within
+from laconic.model.site import Group, Linear, Place, Reads, Role, Site, linears_within
 from laconic.model.usage import usage_of
 
 Blocks = list[tuple[str, nn.Module]]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
-from laconic.model.anatomy import ANATOMIES, Anatomy, Attention, Heads
+from laconic.model.anatomy import Anatomy, Attention, Heads, entries
 from laconic.model.lm import LanguageModel
-from laconic.model.places import PLAIN
-from laconic.model.resize import put
+from laconic.model.prunable_group import PLAIN
 from laconic.model.site import Site
+from laconic.model.width import put
 
 
 class Reader(NamedTuple):
@@ -79,7 +79,7 @@ def headed_attentions(lm: LanguageModel) -> list[HeadedAttention]:
         UserError: the heads of this architecture cannot change their size, or a projection is compressed already.
     """
     if not can_shrink(lm.anatomy):
-        fits = sorted(name for anatomy in ANATOMIES if can_shrink(anatomy) for name in anatomy.model_types)
+        fits = sorted(name for anatomy in entries() if can_shrink(anatomy) for name in anatomy.model_types)
         raise UserError(
             f"The heads of '{lm.model.config.model_type}' cannot shrink: there is more between its projections and its "
             f"scores than a product of queries with keys, or heads share keys; it can be done for {', '.join(fits)}."

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.formats import Coded, Format, Masked
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
-from laconic.model.dense import Coverage, coverage_of, dense_in
 from laconic.model.embedding import MEAN, Pipeline
 from laconic.model.enumeration import Blocks, obstacles_of, sites_of, stacks_of
 from laconic.model.site import Site
 from laconic.model.structure import anatomy_of
-from laconic.model.targets import matching, names
+from laconic.model.targets import Coverage, coverage_of, dense_in, matching, names
 from laconic.model.task import Task, task_of
 
 DEFAULT_TARGETS = ("attention", "ffn")

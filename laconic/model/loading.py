@@ -6,11 +6,11 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
-from laconic.model.anatomy import entry_of
+from laconic.model.anatomy import find_entry
 from laconic.model.checkpoints import TARGET_TOKENIZER, Checkpoint, checkpoint_at
-from laconic.model.checkpoints.outline import outline_of
+from laconic.model.checkpoints.fit import outline_of
 from laconic.model.checkpoints.place import Place, located
-from laconic.model.checkpoints.sentences import MODULES
+from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import anatomy_of, structure_of
@@ -163,6 +163,6 @@ def _configuration(found: Checkpoint) -> PreTrainedConfig:
     if found.declared is not None:
         check_width(found.declared.outline(), config, found.place.source)
     outline = outline_of(config, found.place.source)
-    if entry_of(config.model_type) is None:
+    if find_entry(config.model_type) is None:
         structure_of(outline)
     return config

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.formats import Format
 from laconic.model.anatomy import Attention, FeedForward, Stack
 from laconic.model.lm import LanguageModel
-from laconic.model.places import PLAIN, has
+from laconic.model.prunable_group import PLAIN, has
 from laconic.model.site import Site
 
 

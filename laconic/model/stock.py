@@ -3,11 +3,16 @@
 A checkpoint is tensors and a configuration. All else that a module is (its class, a flag such as `is_sliding`, a number
 such as the scale of a residual) the class makes anew when the checkpoint is loaded; so a model can be saved only where
 its class makes the same of what the configuration says.
+
+Loading a model without numbers, which nobody waits for: without transformers' progress bar and report.
+
+The part of a configuration that is of text.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -15,6 +20,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import BigBirdModel, BigBirdPegasusModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from laconic.formats import Format
 
@@ -170,3 +176,25 @@ def _tensors(module: nn.Module) -> dict[str, Shape]:
 
 def _shown(value: object) -> str:
     return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """transformers shows nothing within; what it showed before it shows again after."""
+    shows_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a configuration that is of text; all of it where there is one part, or no telling which."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config

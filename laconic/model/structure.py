@@ -17,9 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
-from laconic.model.anatomy import ANATOMIES, Anatomy, Depth, Plain, Stack, Table, entry_of
-from laconic.model.roles import Reads, group_of
-from laconic.model.text import text_config
+from laconic.model.anatomy import Anatomy, Depth, Plain, Stack, Table, entries, find_entry
+from laconic.model.site import Reads, group_of
+from laconic.model.stock import text_config
 from laconic.model.usage import Usage, usage_of
 
 Listed = tuple[str, nn.ModuleList]
@@ -32,7 +32,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     Raises:
         UserError: it has no entry, and its structure is not that of a transformer language model.
     """
-    entry = entry_of(model.config.model_type)
+    entry = find_entry(model.config.model_type)
     if entry is not None:
         return entry
     found = structure_of(model)
@@ -62,7 +62,7 @@ def structure_of(model: PreTrainedModel) -> Anatomy:
     model_type = model.config.model_type
     stacks, tables = tuple(_stacks(model)), tuple(_tables(model))
     if not stacks or not tables:
-        known = ", ".join(sorted(name for anatomy in ANATOMIES for name in anatomy.model_types))
+        known = ", ".join(sorted(name for anatomy in entries() for name in anatomy.model_types))
         raise UserError(f"The architecture '{model_type}' has no entry in laconic.model.anatomy; known are {known}.")
     return Anatomy(model_types=(model_type,), stacks=stacks, embeddings=tables)
 

@@ -16,7 +16,7 @@ from laconic.formats import Constant, Format
 from laconic.model.anatomy import Stack
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
-from laconic.model.places import has, reading
+from laconic.model.prunable_group import has, reading
 
 ATTENTION, CROSS_ATTENTION, FEED_FORWARD = PARTS = ("attention", "cross-attention", "ffn")
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model.lm import LanguageModel
+from laconic.model.stock import text_config
 from laconic.model.task import Task
-from laconic.model.text import text_config
 
 NEEDED_BY_TARGETS = ("decoder_start_token_id", "pad_token_id")
 """Of a sequence-to-sequence model, with what its targets are shifted."""

@@ -21,8 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.model.quietly import quietly
-from laconic.model.stock import MODEL_ERRORS, made_of
+from laconic.model.stock import MODEL_ERRORS, made_of, quietly
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 """Whose weights are watched."""

@@ -21,11 +21,11 @@ from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, reason_of, shown, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, skeleton
-from laconic.model.checkpoints.outline import check_depths
+from laconic.model.checkpoints.fit import check_depths
 from laconic.model.embedding import Pipeline, for_width
 from laconic.model.layers import layers_of
 from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
-from laconic.model.running import ModelRunError
+from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for
 from laconic.recover.student_init import classifier_of, copy_numbers, place_in, random_model, tell_apart

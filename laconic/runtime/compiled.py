@@ -8,7 +8,7 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel
-from laconic.model.running import running
+from laconic.model.predictions import running
 
 
 class Compiled:

@@ -12,7 +12,7 @@ from laconic.calibrate.passes import random_batch
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task, first_token
 from laconic.model.embedding import Pipeline
-from laconic.model.embedding.modules import ATTENTION_MASK, POOLING_MASK, SENTENCE
+from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE
 
 LOGITS, STATES = "logits", "last_hidden_state"
 SEGMENTS, GLOBAL, TARGETS = "token_type_ids", "global_attention_mask", "decoder_input_ids"

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Dense
-from laconic.model.resize import empty_linear
 from laconic.model.stock import made_of, stock
+from laconic.model.width import empty_linear
 from laconic.store.structure import formats, outermost
 
 Switch = tuple[str, str]

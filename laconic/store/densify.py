@@ -12,9 +12,8 @@ from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_padding
 from laconic.model.prunable_group import inners_of
-from laconic.model.resize import empty_linear
 from laconic.model.task import pretrained
-from laconic.model.width import EMPTY, keep_parts
+from laconic.model.width import EMPTY, empty_linear, keep_parts
 from laconic.store.biases import enable_biases
 from laconic.store.shapes import MAPPED, deviations
 from laconic.store.structure import formats, outermost

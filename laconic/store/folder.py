@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.model import LanguageModel
-from laconic.model.checkpoints.sentences import MODULES
+from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.loading import TARGET_TOKENIZER
 from laconic.store.atomic import new_folder
 from laconic.store.attached import attach

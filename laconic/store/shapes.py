@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Format, LinearReplacement
-from laconic.model.resize import empty_linear
+from laconic.model.width import empty_linear
 
 RESIZED = "resized"
 ATTRIBUTES = "attributes"

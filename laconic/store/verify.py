@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from laconic.calibrate.passes import evaluating, forward, random_batch
 from laconic.errors import UserError, reason_of
 from laconic.model import Batch, LanguageModel
-from laconic.model.running import ModelRunError
+from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS, differences, modules_of, switch_as
 
 LENGTH = 8

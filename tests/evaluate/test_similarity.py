@@ -14,7 +14,7 @@ from laconic.evaluate.glue import Glue
 from laconic.evaluate.similarity import similarity
 from laconic.evaluate.tasks import check_tasks
 from laconic.model import load, skeleton
-from laconic.model.embedding.pipeline import SIMILARITIES
+from laconic.model.embedding import SIMILARITIES
 from laconic.progress import silent
 from laconic.store import save
 from tests.architectures import WIDTH, compress_everything

@@ -16,8 +16,8 @@ from laconic.evaluate.generation import generation
 from laconic.evaluate.seq2seq import generate
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load, predict
+from laconic.model.predictions import ModelRunError
 from laconic.model.prunable_group import inners_of
-from laconic.model.running import ModelRunError
 from laconic.model.tokens import check_targets
 from laconic.runtime.compiled import Compiled
 from tests import vision

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
 from laconic.errors import StructureNotice, UserError
 from laconic.model import Group, LanguageModel, Role, check_model, load, skeleton
-from laconic.model.anatomy import entry_of
+from laconic.model.anatomy import find_entry
 from laconic.model.layers import layers_of
 from laconic.store import materialize, save
 from tests.architectures import Architecture, batch_for, compress_everything, outputs
@@ -64,7 +64,7 @@ def see(model: PreTrainedModel) -> LanguageModel:
 @every_unknown
 def test_every_linear_is_found(name: str) -> None:
     model = architecture(name).model()
-    assert entry_of(model.config.model_type) is None
+    assert find_entry(model.config.model_type) is None
     lm = see(model)
     every = lm.sites(("*",))
     linears = [site.name for site in every if not site.is_lookup]

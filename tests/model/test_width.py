@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import ANATOMIES, Group, LanguageModel
-from laconic.model.places import check_inside
-from laconic.model.prunable_group import families_of, inners_of
+from laconic.model.prunable_group import check_inside, families_of, inners_of
 from laconic.model.width import EMPTY, keep_parts
 from tests.architectures import BY_NAME, HEADS, INNER, factors, outputs
 from tests.narrow import EVERY, FIXED_HEADS, ONE_OF_EACH, counts, narrowed, zeroed

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Constant, Dense, Format, LinearReplacement, LowRank, LowRankReader
 from laconic.model import LanguageModel, Site
-from laconic.model.resize import resized
+from laconic.model.width import resized
 
 Matrix = Float[Tensor, "d d"] | None
 """T in float64; None for the identity."""

@@ -27,7 +27,7 @@ from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
 from laconic.model.depth import check_rescalable
-from laconic.model.describable import Describable
+from laconic.model.depth_config import Describable
 from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of
 
 Number = Annotated[int, Field(ge=0)]

@@ -9,7 +9,7 @@ from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.profile import USUAL
 from laconic.compress.width.importance import Removal
 from laconic.model.prunable_group import Family
-from laconic.model.roles import Group
+from laconic.model.site import Group
 
 Currency = Literal["bytes", "macs"]
 

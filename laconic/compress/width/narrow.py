@@ -35,8 +35,7 @@ from laconic.compress.width.problems import on_a_walk, problems_of
 from laconic.compress.width.writing import take_out
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
-from laconic.model.places import check_inside
-from laconic.model.prunable_group import Family, families_of, inners_of
+from laconic.model.prunable_group import Family, check_inside, families_of, inners_of
 from laconic.model.width import declare, keep_parts
 from laconic.progress import silent
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from laconic.calibrate.batching import tokenizer_of
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Task
-from laconic.model.running import running
+from laconic.model.predictions import running
 from laconic.progress import Track
 
 # The decorator that registers it loses its type.

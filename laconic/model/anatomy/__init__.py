@@ -25,9 +25,30 @@ ANATOMIES: tuple[Anatomy, ...] = (
 )
 
 
-def entry_of(model_type: str) -> Anatomy | None:
-    """The entry of a transformers `model_type`; None where there is none."""
-    return next((anatomy for anatomy in ANATOMIES if model_type in anatomy.model_types), None)
+def entries() -> tuple[Anatomy, ...]:
+    """Every architecture that laconic knows; all lookups go through this function.
+
+    Example:
+        >>> [entry.model_types for entry in entries() if entry.global_attention]
+        [('longformer',), ('led',)]
+    """
+    return ANATOMIES
+
+
+def find_entry(model_type: str) -> Anatomy | None:
+    """Find the entry of an architecture.
+
+    Args:
+        model_type: the name of the architecture, as `model_type` in config.json.
+
+    Returns:
+        The entry; None where there is none.
+
+    Example:
+        >>> find_entry("roberta") is BERT, find_entry("unknown")
+        (True, None)
+    """
+    return next((anatomy for anatomy in entries() if model_type in anatomy.model_types), None)
 
 
 __all__ = [
@@ -41,5 +62,6 @@ __all__ = [
     "Plain",
     "Stack",
     "Table",
-    "entry_of",
+    "entries",
+    "find_entry",
 ]

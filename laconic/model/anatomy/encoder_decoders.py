@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from laconic.model.anatomy.parts import Anatomy, Attention, BiasTable, Depth, FeedForward, Heads, Stack, Table
-from laconic.model.roles import Reads
+from laconic.model.site import Reads
 
 _TABLES = (
     Table("shared", called=False),

@@ -8,7 +8,7 @@ measured of that input is measured once.
 from dataclasses import dataclass
 from typing import Literal
 
-from laconic.model.roles import Group, Reads
+from laconic.model.site import Group, Reads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,8 @@ from laconic.errors import UserError
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of, declared_with
 from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint
 from laconic.model.checkpoints.configuration import CONFIG
-from laconic.model.checkpoints.disguised import is_archive, is_pointer
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
-from laconic.model.checkpoints.place import Place, located
+from laconic.model.checkpoints.place import Place, is_archive, is_pointer, located
 from laconic.model.checkpoints.sentences import Declared, declared
 from laconic.model.checkpoints.stored import Stored
 

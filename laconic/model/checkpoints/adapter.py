@@ -18,14 +18,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint
+from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, need, read_tokenizer
+from laconic.model.checkpoints.fit import outline_of
 from laconic.model.checkpoints.merging import merge, untie_adapted
-from laconic.model.checkpoints.needs import need
-from laconic.model.checkpoints.outline import outline_of
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.sentences import Declared
-from laconic.model.checkpoints.tokenizer import check_tokenizer, read_tokenizer
-from laconic.model.checkpoints.weights import check_pickle, check_safe, shapes_in
+from laconic.model.checkpoints.weights import check_file, read_headers
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import classes_of, text_encoder_name
 from laconic.paths import expanded
@@ -121,13 +119,14 @@ class Adapter(Checkpoint):
         found = next((file for name in FILES if (file := self.place.file(name)) is not None), None)
         if found is None:
             raise UserError(f"The adapter '{self.source}' has no {' or '.join(FILES)}; use a complete one.")
-        (check_safe if found.suffix == ".safetensors" else check_pickle)(found, self.source)
+        check_file(found, found.suffix == ".safetensors", self.source)
         return found
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the tensors in its file, by their names in the model where they are the model's."""
-        return {name.removeprefix(PREFIX): shape for name, shape in shapes_in(self._file).items()}
+        headers = read_headers(self._file, self._file.suffix == ".safetensors")
+        return {name.removeprefix(PREFIX): header.shape for name, header in headers.items()}
 
     def _put_beside(self, model: PreTrainedModel) -> Any:
         """`model` with the adapter beside its matrices, as peft runs it; every tensor of the adapter has its place."""

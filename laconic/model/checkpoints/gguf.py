@@ -17,11 +17,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint
-from laconic.model.checkpoints.gguf_metadata import FACTORS, check_said, scale_positions
-from laconic.model.checkpoints.gguf_tensors import check_count, check_tensors
-from laconic.model.checkpoints.needs import need
-from laconic.model.checkpoints.outline import outline_of
+from laconic.model.checkpoints.checkpoint import Checkpoint, need
+from laconic.model.checkpoints.fit import outline_of
+from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_said, check_tensors, scale_positions
 from laconic.model.checkpoints.report import check_report
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, classes_of

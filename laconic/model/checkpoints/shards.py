@@ -1,4 +1,7 @@
-"""Weights in several files, and the list of them: model.safetensors.index.json, or pytorch_model.bin.index.json."""
+"""Weights in several files: the index that names them, model.safetensors.index.json or pytorch_model.bin.index.json.
+
+`weight_map` of the index maps the name of each tensor to its file.
+"""
 
 import json
 from collections import Counter
@@ -10,45 +13,36 @@ from laconic.model.checkpoints.place import Place, read_object
 
 
 class MissingWeightsError(UserError):
-    """Weights, or some shards of them, are missing."""
+    """Weight files, or some shards of them, are missing."""
 
 
-def shards_of(place: Place, listing: Path) -> tuple[Path, ...]:
-    """The files that the list at `listing` names, fetched where they have to be.
+def find_shards(place: Place, listing: Path) -> tuple[Path, ...]:
+    """Find the shards that an index names, and download them where needed.
+
+    Args:
+        place: the model's folder or repository.
+        listing: the index file in it.
+
+    Returns:
+        The files, sorted by name.
 
     Raises:
-        MissingWeightsError: one is missing.
-        UserError: it is no list of files, or names two for one tensor.
+        MissingWeightsError: a shard is missing.
+        UserError: the index is invalid, or names a tensor twice.
     """
     what = f"The file '{listing.name}' of the model '{place.source}'"
-    said = read_object(listing, what)
-    names = said.get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise must_be(f"{what}: weight_map", "an object that maps tensors to files", names)
-    if not isinstance(said.get("metadata"), dict):
-        raise must_be(f"{what}: metadata", "an object", said.get("metadata"))
-    if (name := _named_twice(listing)) is not None:
+    index = read_object(listing, what)
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise must_be(f"{what}: weight_map", "an object that maps tensors to files", files)
+    if not isinstance(index.get("metadata"), dict):
+        raise must_be(f"{what}: metadata", "an object", index.get("metadata"))
+    if (name := _duplicate_key(listing)) is not None:
         raise UserError(f"{what} names {shown(name)} twice; use the list that was saved with the weights.")
-    return tuple(_shard(place, listing.name, name) for name in sorted(set(names.values())))
+    return tuple(_find_shard(place, listing.name, name) for name in sorted(set(files.values())))
 
 
-def check_apart(shapes: Mapping[Path, Iterable[str]], source: str) -> None:
-    """Raise UserError where two files hold a tensor of one name: which of them is meant, nothing says.
-
-    shapes: the names of the tensors in each file.
-    """
-    places: dict[str, Path] = {}
-    for file, names in shapes.items():
-        for name in names:
-            if name in places:
-                raise UserError(
-                    f"The weights of '{source}' hold '{name}' twice, in '{places[name].name}' and in '{file.name}'; "
-                    "use files that were saved together."
-                )
-            places[name] = file
-
-
-def _shard(place: Place, listing: str, name: str) -> Path:
+def _find_shard(place: Place, listing: str, name: str) -> Path:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise must_be(f"A file that '{listing}' of the model '{place.source}' names", "one in the same folder", name)
     try:
@@ -64,13 +58,31 @@ def _shard(place: Place, listing: str, name: str) -> Path:
     return found
 
 
-def _named_twice(listing: Path) -> str | None:
-    """A name that some object in the file has twice: of two values a reader takes the last, and says nothing."""
+def _duplicate_key(listing: Path) -> str | None:
+    """A key that some object in the JSON file has twice; json.loads would silently keep the last value."""
     twice: list[str] = []
 
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+    def collect(items: list[tuple[str, object]]) -> dict[str, object]:
         twice.extend(name for name, times in Counter(name for name, _ in items).items() if times > 1)
         return dict(items)
 
-    json.loads(listing.read_text(encoding="utf-8"), object_pairs_hook=pairs)
+    json.loads(listing.read_text(encoding="utf-8"), object_pairs_hook=collect)
     return twice[0] if twice else None
+
+
+def check_unique(names: Mapping[Path, Iterable[str]], source: str) -> None:
+    """Raise UserError where two files hold a tensor of the same name.
+
+    Args:
+        names: the names of the tensors in each file.
+        source: the model, as errors name it.
+    """
+    files: dict[str, Path] = {}
+    for file, tensors in names.items():
+        for name in tensors:
+            if name in files:
+                raise UserError(
+                    f"The weights of '{source}' hold '{name}' twice, in '{files[name].name}' and in '{file.name}'; "
+                    "use files that were saved together."
+                )
+            files[name] = file

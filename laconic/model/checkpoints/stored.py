@@ -12,14 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
-from laconic.model.checkpoints.checkpoint import Checkpoint
+from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from laconic.model.checkpoints.code import notice_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.fit import check_fit
 from laconic.model.checkpoints.place import Place
 from laconic.model.checkpoints.quantized import check_codes, check_quantized, load_dequantized
 from laconic.model.checkpoints.report import check_report
-from laconic.model.checkpoints.tokenizer import check_tokenizer
 from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import auto_class_for, text_encoder_name

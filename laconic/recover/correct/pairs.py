@@ -15,7 +15,7 @@ from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
 from laconic.model.anatomy import Stack
 from laconic.model.layers import layers_of
-from laconic.model.places import has
+from laconic.model.prunable_group import has
 from laconic.model.site import Place
 
 

@@ -12,7 +12,7 @@ import transformers as hf
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model import Task, check_model, load, skeleton
-from laconic.model.checkpoints.gguf_metadata import llama3_factors
+from laconic.model.checkpoints.gguf_checks import llama3_factors
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.absent import without

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import check_model
-from laconic.model.checkpoints.values import check_values
+from laconic.model.checkpoints.configuration import check_values
 from laconic.runtime.files import NAMES
 from tests.architectures import BY_NAME
 

@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model import check_model, load
-from laconic.model.checkpoints.quantized.float8 import FLOAT8, scaled
-from laconic.model.checkpoints.quantized.mxfp4 import VALUES, decoded
-from laconic.model.checkpoints.quantized.reader import StoredTensors, UnreadableError
+from laconic.model.checkpoints.quantized.readers import FLOAT8, VALUES, StoredTensors, UnreadableError, decoded, scaled
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.codes import awq_codes, gptq_codes, matrices, save_with_codes
 from tests.model.checkpoints.reading import has, read

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from laconic.cli.main import status
 from laconic.model.checkpoints.quantized.libraries import COMPRESSED
-from laconic.model.checkpoints.quantized.reader import UnreadableError
+from laconic.model.checkpoints.quantized.readers import UnreadableError
 from tests.architectures import BY_NAME
 from tests.model.checkpoints.absent import without
 from tests.model.checkpoints.codes import matrices, save_with_codes

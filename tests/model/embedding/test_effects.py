@@ -15,7 +15,7 @@ from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.evaluate.fidelity import neighbour_agreement
 from laconic.evaluate.score_cache import fingerprint
 from laconic.model import LanguageModel, Task, divergence, load, predict, skeleton
-from laconic.model.embedding.modules import POOLING_MASK
+from laconic.model.embedding_modules import POOLING_MASK
 from laconic.recover import Student
 from laconic.report.anatomy import inspect
 from laconic.store import file_bytes, save

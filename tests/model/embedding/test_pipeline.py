@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.model.embedding.modules import MODES, Dense, LayerNorm, Normalize, Pooling, Stage
-from laconic.model.embedding.pipeline import MEAN, Files, Pipeline, Settings
+from laconic.model.embedding import MEAN, Files, Pipeline, Settings
+from laconic.model.embedding_modules import MODES, Dense, LayerNorm, Normalize, Pooling, Stage
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 STATES, MASK = torch.tensor(REFERENCE["states"]), torch.tensor(REFERENCE["mask"])

@@ -7,26 +7,20 @@ model runs are left as they are.
 
 import warnings
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.fit import check_shapes
-from laconic.model.checkpoints.needs import need
-from laconic.model.checkpoints.outline import outline_of
-from laconic.model.checkpoints.quantized.float8 import FLOAT8
-from laconic.model.checkpoints.quantized.integers import AWQ, GPTQ
+from laconic.model.checkpoints.checkpoint import need
+from laconic.model.checkpoints.fit import check_shapes, outline_of
 from laconic.model.checkpoints.quantized.libraries import BITS_AND_BYTES, COMPRESSED, TORCHAO
-from laconic.model.checkpoints.quantized.mxfp4 import MXFP4
-from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
+from laconic.model.checkpoints.quantized.readers import AWQ, FLOAT8, GPTQ, MXFP4, Reader, StoredTensors, UnreadableError
 from laconic.model.checkpoints.report import check_report
-from laconic.model.checkpoints.weights import Weights, read_pickle
+from laconic.model.checkpoints.weights import Weights, read_tensors
 from laconic.model.stock import MODEL_ERRORS
 
 READERS: Mapping[str, Reader] = {
@@ -79,7 +73,7 @@ def check_codes(
     """
     try:
         with torch.device("meta"):
-            held = StoredTensors(weights.headers(), weights.metadata())
+            held = StoredTensors(weights.empty_tensors(), weights.metadata())
             numbers = READERS[str(method_of(said))].dequantize(held, said)
     except UnreadableError as error:
         raise _unreadable(source, method_of(said), error) from error
@@ -140,20 +134,8 @@ def load_dequantized(
 
 
 def _read_tensors(weights: Weights) -> StoredTensors:
-    tensors: dict[str, Tensor] = {}
-    for file in weights.files:
-        if weights.are_safe:
-            with safe_open(file, framework="pt") as held:
-                tensors |= {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
-        else:
-            tensors |= _pickled(file)
+    tensors = {name: tensor for file in weights.files for name, tensor in read_tensors(file, weights.are_safe).items()}
     return StoredTensors(tensors, weights.metadata())
-
-
-def _pickled(file: Path) -> dict[str, Tensor]:
-    held = read_pickle(file)
-    assert isinstance(held, dict)
-    return held
 
 
 def _as_in(outline: PreTrainedModel, numbers: dict[str, Tensor], held: StoredTensors) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import shown
-from laconic.model.checkpoints.quantized.reader import Reader, StoredTensors, UnreadableError
+from laconic.model.checkpoints.quantized.readers import Reader, StoredTensors, UnreadableError
 
 STATE = ".quant_state.bitsandbytes__"
 _INT8 = ("SCB", "weight_format")

@@ -10,15 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from laconic.errors import UserError
-from laconic.model.embedding.modules import (
-    ATTENTION_MASK,
-    POOLING_MASK,
-    SENTENCE,
-    TOKENS,
-    Normalize,
-    Pooling,
-    Stage,
-)
+from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE, TOKENS, Normalize, Pooling, Stage
 
 WIDTHS = ("embedding_dimension", "word_embedding_dimension")
 """What the width of a token is called in the configuration of a Pooling module, now and before."""

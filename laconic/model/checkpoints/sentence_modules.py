@@ -1,27 +1,21 @@
-"""From the configuration of a module of sentence-transformers to a stage, and its tensors."""
+"""From the configuration of a module of sentence-transformers to a stage, and its tensors.
+
+`modules.json`: which modules of sentence-transformers a model is made of, and where each of them lies.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import PureWindowsPath
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from laconic.errors import UserError, reason_of
 from laconic.model.checkpoints.place import Place
-from laconic.model.checkpoints.weights import check_pickle, check_safe, read_pickle
-from laconic.model.embedding.modules import (
-    MODES,
-    SENTENCE,
-    TOKENS,
-    Dense,
-    LayerNorm,
-    Normalize,
-    Pooling,
-    Stage,
-)
-from laconic.model.embedding.pipeline import WIDTHS
+from laconic.model.checkpoints.weights import check_file, read_tensors
+from laconic.model.embedding import WIDTHS
+from laconic.model.embedding_modules import MODES, SENTENCE, TOKENS, Dense, LayerNorm, Normalize, Pooling, Stage
 
 _LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -96,9 +90,8 @@ def _read(place: Place, path: str, where: str) -> Mapping[str, Tensor]:
     for name, is_safe in WEIGHTS:
         if (file := place.file(name)) is not None:
             called = f"{place.source}/{path}"
-            check_safe(file, called) if is_safe else check_pickle(file, called)
-            # What the check has found to be a table of tensors.
-            return load_file(file) if is_safe else cast("Mapping[str, Tensor]", read_pickle(file))
+            check_file(file, is_safe, called)
+            return read_tensors(file, is_safe)
     raise UserError(
         f"The folder {where} has neither {' nor '.join(name for name, _ in WEIGHTS)}; use a whole checkpoint."
     )
@@ -188,3 +181,60 @@ _BUILDERS: dict[str, Callable[[Mapping[str, Any], str], list[Stage]]] = {
 }
 KINDS = tuple(_BUILDERS)
 """Modules of the library that may follow a transformer."""
+
+
+MODULES = "modules.json"
+NAMESPACE = "sentence_transformers"
+TRANSFORMER = "Transformer"
+CROSS_ENCODER = "CrossEncoder"
+TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-classification"}
+"""By class of the library, what its transformer does."""
+
+
+def modules_of(listed: list[Any], model_type: str, source: str) -> list[Module]:
+    """The modules that `listed`, read from modules.json, names: a transformer, then those of KINDS.
+
+    Args:
+        model_type: the class of sentence-transformers that the model is for.
+        source: the model, for sentences.
+
+    Raises:
+        UserError: there are none, or others, or some that need code of their own, or lie outside of the folder.
+    """
+    modules = [_module(entry, source) for entry in listed]
+    if not modules:
+        raise UserError(f"The {MODULES} of '{source}' names no module; use a sound folder.")
+    if model_type not in TASKS:
+        raise UserError(
+            f"The model '{source}' is a {model_type} of sentence-transformers, whose outputs laconic does not compute; "
+            f"take {MODULES} out of its folder to have the transformer in it seen as a plain model."
+        )
+    for number, module in enumerate(modules):
+        known = module.kind == TRANSFORMER if number == 0 else module.kind in KINDS and model_type != CROSS_ENCODER
+        if not known:
+            raise UserError(
+                f"The {MODULES} of '{source}' names '{module.kind}' as module {number} of a {model_type}, which "
+                f"laconic does not compute; it reads a {TRANSFORMER}, and behind that in a SentenceTransformer "
+                f"{', '.join(KINDS)}."
+            )
+    return modules
+
+
+def _module(entry: Any, source: str) -> Module:
+    match entry:
+        case {"type": str(named), "path": str(path)}:
+            pass
+        case _:
+            raise UserError(f"An entry of {MODULES} of '{source}' has no type and path: {entry}; use a sound one.")
+    package, _, _ = named.partition(".")
+    if package != NAMESPACE:
+        raise UserError(
+            f"The model '{source}' needs code of its own: its {MODULES} names '{named}', which is no module of "
+            f"{NAMESPACE}, and laconic never runs code that comes with a model; use one that needs none."
+        )
+    inside = PureWindowsPath(path)
+    if inside.anchor or ".." in inside.parts:
+        raise UserError(
+            f"The {MODULES} of '{source}' names the folder '{path}', which is not in that of the model; correct it."
+        )
+    return Module(named.rpartition(".")[2], path)
