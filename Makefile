@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(READY)
 	$(BIN)/laconic demo -o demo
 
 test: $(READY)
-	$(BIN)/pytest --numprocesses auto --dist worksteal
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m "not slow" --durations=20
+
+# Fresh processes, exports to other runtimes, whole grids and real models.
+test-slow: $(READY)
+	$(BIN)/pytest --numprocesses auto --dist worksteal -m slow --durations=20
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -152,6 +152,7 @@ def test_it_does_not_change_what_it_was_given(method: Method):
 
 @every_method
 @every_case
+@pytest.mark.slow
 def test_its_ladder_offers_the_dense_matrix_and_predicts_its_own_loss(method: Method, case: Case):
     ladder = method.candidates(case.weight, case.known)
     (dense,) = [rung for rung in ladder.rungs if rung.method is None]

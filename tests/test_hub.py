@@ -131,6 +131,7 @@ def test_a_hub_that_answers(at: At, statuses: list[int], reached: bool, monkeypa
     assert reached or (why is not None and "503" in why)
 
 
+@pytest.mark.slow
 def test_the_screen_has_one_sentence(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": closed(), "HF_HOME": str(tmp_path)}
     environment.pop("HF_HUB_OFFLINE")

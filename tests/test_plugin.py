@@ -65,6 +65,7 @@ def test_a_module_that_is_not_there_is_missed_as_ever(module: str) -> None:
         "import laconic.methods",
     ],
 )
+@pytest.mark.slow
 def test_the_order_of_imports_does_not_matter(order: str) -> None:
     code = f"{order}\n{KNOWN}\nprint(a['laconic'].__name__, b['laconic'].__name__)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -45,6 +45,7 @@ def output(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_the_model
+@pytest.mark.slow
 def test_the_demo_compares_four_methods_and_saves_the_best(output: Path) -> None:
     result = json.loads((output / "results.json").read_text())
     assert {path.name for path in output.iterdir()} == {
@@ -94,6 +95,7 @@ def test_an_inspection_that_is_stopped_leaves_nothing(
 
 @needs_the_model
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_a_demo_that_is_stopped_while_it_writes_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "save", _interrupted)
     monkeypatch.setattr(demo, "_candidates", lambda: [Candidate(name="svd", method=Svd())])

@@ -40,6 +40,7 @@ def broken(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compress GOOD --method student:model=MODEL -o OUT",
     ],
 )
+@pytest.mark.slow
 def test_the_sentence_names_the_folder_and_what_to_look_at(
     capsys: Output, broken: Path, tiny_model: Path, texts: Path, tmp_path: Path, line: str
 ) -> None:

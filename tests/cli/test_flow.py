@@ -51,6 +51,7 @@ def gpt2(models: Path, folder: Path) -> Path:
         (gpt2, "builtin:pydoc", "perplexity:builtin:pydoc"),
     ],
 )
+@pytest.mark.slow
 def test_the_whole_flow(
     capsys: Output,
     shared_models: Path,

@@ -54,6 +54,7 @@ def launched(*command: object, cache: Path, count: int = 2) -> list[tuple[int, s
     return [(program.returncode, out, err) for program, (out, err) in zip(programs, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_model_made_by_two_is_that_made_by_one(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     line = f"compress {tiny_model} --method kfac-svd:multiple=1 --keep 0.5 --allocate spectrum --data {texts} --json -o"
     first, second = launched("-m", "laconic", *shlex.split(line), tmp_path / "two", cache=tmp_path / "cache")

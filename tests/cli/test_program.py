@@ -51,6 +51,7 @@ def script(folder: Path) -> Path:
 
 @pytest.mark.parametrize("by", ["module", "script"])
 @pytest.mark.parametrize("seen", ["pydantic", "torch._C", "transformers.utils.generic", "laconic.formats"])
+@pytest.mark.slow
 def test_ctrl_c_during_imports_is_one_line(by: str, seen: str, tmp_path: Path) -> None:
     started = ["-m", "laconic"] if by == "module" else [str(script(tmp_path))]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -74,6 +75,7 @@ def test_ctrl_c_during_imports_is_the_callers_where_laconic_is_a_library() -> No
     assert "KeyboardInterrupt" in ended.stderr and "Interrupted." not in ended.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("the cat is good\n" * 150_000)
@@ -101,6 +103,7 @@ def test_ctrl_c_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
         "study {study} -o {out} --workers 2 --json",
     ],
 )
+@pytest.mark.slow
 def test_what_laconic_saved_is_read_by_a_program_that_has_just_begun(line: str, small: Path, tmp_path: Path) -> None:
     recipe, study = tmp_path / "recipe.yaml", tmp_path / "study.yaml"
     recipe.write_text(f"model: {small}\nsteps:\n- compress: {{method: {{rtn: {{bits: 8}}}}, targets: [attention]}}\n")

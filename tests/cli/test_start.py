@@ -67,6 +67,7 @@ def test_a_mistake_needs_none_of_the_large_libraries(line: str) -> None:
     assert "laconic" in packages and not packages & HEAVY
 
 
+@pytest.mark.slow
 def test_what_is_seen_here_would_be_seen() -> None:
     assert {"torch", "transformers"} <= imported("inspect", "./nowhere")[1]
 

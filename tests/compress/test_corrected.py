@@ -130,6 +130,7 @@ def test_the_command_line_says_so_where_it_fell_back_and_only_there(
         assert ("allocate: spectrum would diverge more than the same size for every matrix" in printed) == falls_back
 
 
+@pytest.mark.slow
 def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
     shared_models: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

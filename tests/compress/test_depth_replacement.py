@@ -135,6 +135,7 @@ def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
         Shorten(blocks=(1,), replace="linear").apply(sparse, data)
 
 
+@pytest.mark.slow
 def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
     """On rows that nothing was fitted on."""
     from laconic.calibrate.corpus import read
@@ -153,6 +154,7 @@ def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
     assert found["linear"] < 0.5 * found["nothing"]
 
 
+@pytest.mark.slow
 def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_data, monkeypatch):
     """The mean that its second block adds is no help to most predictions, though the states come nearer by it."""
     from laconic.calibrate.corpus import read

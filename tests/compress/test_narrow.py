@@ -262,6 +262,7 @@ def test_dead_channels_go_first_and_cost_nothing():
     torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_real_model_keeps_its_predictions(shared_models, shared_data, monkeypatch):
     """Half of heads and channels: obs with its refit loses a fraction of what taylor and magnitude do without."""
     from laconic.calibrate.corpus import read

@@ -27,6 +27,7 @@ def data_for(lm: LanguageModel) -> Calibration:
 
 @every_step
 @pytest.mark.parametrize("name", [*PRE_NORM, "bert-classifier"])
+@pytest.mark.slow
 def test_the_model_computes_what_it_did_and_its_matrices_do_not(name: str, step: SmoothQuant | AwqScale) -> None:
     lm = BY_NAME[name].lm()
     before = outputs(lm.model)

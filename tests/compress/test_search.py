@@ -44,6 +44,7 @@ def search(method: Method, error: float = ERROR, **more: object) -> Compress:
 
 
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "t5-gated"])
+@pytest.mark.slow
 def test_the_error_is_kept_and_more_of_it_makes_smaller_models(name: str) -> None:
     lm = BY_NAME[name].lm()
     data = data_for(lm)
@@ -57,6 +58,7 @@ def test_the_error_is_kept_and_more_of_it_makes_smaller_models(name: str) -> Non
 
 
 @pytest.mark.parametrize("method", [e for e in EXAMPLES if not e.has_size], ids=lambda method: method.name)
+@pytest.mark.slow
 def test_it_works_for_every_method_that_comes_in_sizes(method: Method) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)

@@ -55,6 +55,7 @@ def test_knowledge_and_structure_of_a_small_causal_model(shared_models: Path):
 @pytest.mark.parametrize(
     ("model", "context", "expected"), [("stories260K", 512, 4.870), ("mico-tinyllama-1m", 256, 8.117)]
 )
+@pytest.mark.slow
 def test_perplexity_on_a_hundred_stories(
     shared_data: Path, shared_models: Path, model: str, context: int, expected: float
 ):

@@ -192,6 +192,7 @@ def test_the_oldest_entries_make_room(cache: Path, monkeypatch: pytest.MonkeyPat
     assert len(list(cache.iterdir())) == 1 and not entry.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path: Path, tasks: list[str], cache: Path, capsys: pytest.CaptureFixture[str]):
     save(with_tokenizer("gpt2"), tmp_path / "model")
     # Long enough to be killed in.

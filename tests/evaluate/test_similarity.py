@@ -48,6 +48,7 @@ def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("by", SIMILARITIES)
 @pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.slow
 def test_figures_are_those_of_the_library(parts: str, by: str, tmp_path: Path, glue: None) -> None:
     top = {"similarity_fn_name": by, "prompts": {"query": "so: "}, "default_prompt_name": "query"}
     folder = sentence_folder(tmp_path / "model", PARTS[parts], top=top)

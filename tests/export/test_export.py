@@ -42,6 +42,7 @@ def test_the_folder_has_everything_that_a_server_needs(
 
 
 @pytest.mark.parametrize("maker", [None, int8])
+@pytest.mark.slow
 def test_a_compressed_model_says_what_became_of_its_codes(tmp_path: Path, maker: Any) -> None:
     lm = mixed(with_tokenizer("bert-classifier"), EXACT if maker is None else {"int8": maker})
     outcome = export(lm, ONNX, tmp_path / "out")
@@ -67,6 +68,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+@pytest.mark.slow
 def test_an_export_that_computes_something_else_is_no_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_folder_that_exists_is_left_alone(capsys: Output, tmp_path: Path, tiny
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_task_is_judged_through_what_was_written(
     tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +135,7 @@ def test_a_task_is_judged_through_what_was_written(
     assert not (tmp_path / "worse").exists()
 
 
+@pytest.mark.slow
 def test_the_order_of_labels_is_taken_where_a_task_needs_it(
     capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def exported(lm: LanguageModel, runtime: str, folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+@pytest.mark.slow
 def test_the_library_makes_the_same_vectors(runtime: str, tmp_path: Path) -> None:
     folder = sentence_folder(tmp_path / "model", [pooling("cls", "max"), dense(2 * WIDTH, 8), NORMALIZE])
     made = exported(load(str(folder)), runtime, tmp_path / "out")
@@ -55,6 +56,7 @@ def test_the_library_makes_the_same_vectors(runtime: str, tmp_path: Path) -> Non
         ("bert-base", [pooling("weightedmean"), dense(WIDTH, 8, "torch.nn.modules.activation.GELU")]),
     ],
 )
+@pytest.mark.slow
 def test_every_pooling_of_a_compressed_model(name: str, parts: list[Part], tmp_path: Path) -> None:
     folder = sentence_folder(tmp_path / "model", parts, model=BY_NAME[name].model(), top={"truncate_dim": 7})
     lm = compress_everything(load(str(folder)), rank=8)
@@ -63,6 +65,7 @@ def test_every_pooling_of_a_compressed_model(name: str, parts: list[Part], tmp_p
         torch.testing.assert_close(made, predict(lm, batch_of(lm))[0].values, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_not_pooled_is_an_input(tmp_path: Path) -> None:
     top = {"prompts": {"query": "so: "}, "default_prompt_name": "query"}
     folder = sentence_folder(tmp_path / "model", [pooling("mean", include_prompt=False)], top=top)
@@ -75,6 +78,7 @@ def test_a_prompt_that_is_not_pooled_is_an_input(tmp_path: Path) -> None:
     assert "`pooling_mask` is `attention_mask`, with 0 at the tokens of a prompt." in card
 
 
+@pytest.mark.slow
 def test_other_vectors_are_no_agreement(tmp_path: Path) -> None:
     lm = load(str(sentence_folder(tmp_path / "cls", [pooling("cls"), NORMALIZE])))
     other = load(str(sentence_folder(tmp_path / "mean", [pooling("mean"), NORMALIZE])))

@@ -116,6 +116,7 @@ def test_no_size_and_no_number() -> None:
     ],
     ids=["rtn", "dynamic-int8", "plus", "plus of codes"],
 )
+@pytest.mark.slow
 def test_rungs_of_a_pruned_matrix_are_told_in_what_is_stored(method: Method) -> None:
     pruned = SparseGpt(sparsity=0.9).compress(WIDE.weight, WIDE.known)
     weight = pruned.dense()

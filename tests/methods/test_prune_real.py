@@ -25,6 +25,7 @@ def measured(shared_models: Path, shared_data: Path) -> tuple[LanguageModel, dic
 
 
 @pytest.mark.parametrize("within", ["matrix", "row"])
+@pytest.mark.slow
 def test_sparsegpt_beats_wanda_beats_magnitude_in_every_matrix(
     measured: tuple[LanguageModel, dict[str, LayerStats]], within: Within
 ) -> None:

@@ -25,6 +25,7 @@ def judge(shared_models: Path, shared_data: Path) -> KLMetric:
 
 @pytest.mark.parametrize("group_size", [32, 64, "channel"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.slow
 def test_the_default_is_no_worse_than_the_whole_range(judge: KLMetric, bits: int, group_size: GroupSize) -> None:
     """KL from the dense model."""
     for symmetric in (False, True):

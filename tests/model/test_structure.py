@@ -108,6 +108,7 @@ def test_replaced_saved_and_reloaded(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(materialize(lm.model)), outputs(lm.model), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
     wanted, jobs = {}, []
     for name, auto in (("mpnet", "AutoModelForMaskedLM"), ("mbart", "AutoModelForSeq2SeqLM")):

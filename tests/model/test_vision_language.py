@@ -51,6 +51,7 @@ def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "targets"), [*((name, "all") for name in MODELS), ("llava", "blocks"), ("git", "blocks")]
 )
+@pytest.mark.slow
 def test_the_rest_is_saved_as_it_was(name: str, targets: str, tmp_path: Path) -> None:
     tower = MODELS[name][2]
     lm = seen(name)

@@ -203,6 +203,7 @@ def real(shared_data: Path, shared_models: Path) -> Iterator[Matrices]:
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.slow
 def test_on_real_weights_thirty_iterations_are_enough_and_beat_normalised_em(real: Matrices, part: str):
     W, Phi = real[part]
     few, many = (weighted_low_rank(W, Phi, 96, "nesterov", iterations).losses for iterations in (30, 300))

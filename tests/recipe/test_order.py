@@ -86,6 +86,7 @@ def test_every_step_and_every_form_is_paired() -> None:
 @pytest.mark.filterwarnings("ignore:group_size 16 is more than:laconic.errors.Notice")
 @pytest.mark.parametrize("first", PAIRED)
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.slow
 def test_what_is_told_beforehand_is_what_happens(model: str, first: str, tmp_path: Path) -> None:
     made, empty = after(model, first), BY_NAME[model].lm().weightless()
     if made is None:
@@ -120,6 +121,7 @@ def every_method() -> Iterator[Method]:
         yield method() if method().has_size else method().at(0.5, (32, 32))
 
 
+@pytest.mark.slow
 def test_methods_of_one_form_have_one_verdict() -> None:
     empty = BY_NAME["bert-classifier"].lm().weightless()
     verdicts: dict[tuple[object, ...], bool] = {}
@@ -144,6 +146,7 @@ STRUCTURES: tuple[Step, ...] = (
 
 @pytest.mark.parametrize("step", STRUCTURES, ids=lambda step: getattr(step, "method", step).name)
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.slow
 def test_a_rehearsal_leaves_the_structure_that_the_step_does(architecture: Architecture, step: Step) -> None:
     lm = architecture.lm()
     empty = lm.weightless()

@@ -129,6 +129,7 @@ def shortened(step: Step) -> Step:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_every_shipped_recipe_runs(path: Path, deep_model: Path, tmp_path: Path) -> None:
     """On a tiny model and in a moment, but with the steps as they stand."""
     shipped = read_recipe(path)

@@ -68,6 +68,7 @@ def compressed(lm: LanguageModel, *steps: Step, data: Calibration | None = None)
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.slow
 def test_held_out_rows_never_lose(name: str, family: str) -> None:
     if family.startswith("fewer p") and name == "albert-masked":
         pytest.skip("its blocks lose no parts")
@@ -100,6 +101,7 @@ def test_what_was_not_compressed_stays_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "bart", "llama"])
 @pytest.mark.parametrize("family", ["low rank", "one input factor", "zeros", "codes", "tables", "int8"])
+@pytest.mark.slow
 def test_it_gains_and_reloads(name: str, family: str, tmp_path: Path) -> None:
     """Zeros stay zero, codes the same to the bit, and the model in memory is the one on disk."""
     lm = BY_NAME[name].lm().with_dtype(torch.bfloat16)

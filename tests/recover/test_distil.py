@@ -103,6 +103,7 @@ MATCHES = (
 
 @pytest.mark.parametrize("match", MATCHES, ids=lambda match: f"{match.feature}-{match.how}")
 @pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.slow
 def test_a_narrower_student_comes_near_in_what_is_matched(match: Match, narrow: bool) -> None:
     lm = with_original(lm_of("bert-classifier"))
     config = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2} if narrow else {}

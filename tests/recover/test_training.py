@@ -76,6 +76,7 @@ def _losses(outcome: Outcome) -> list[float]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["bert-classifier", "llama"])
+@pytest.mark.slow
 def test_distilling_brings_every_family_back_and_keeps_masks_and_codes(family: str, name: str, tmp_path: Path) -> None:
     lm = with_original(lm_of(name))
     assert lm.original is not None
@@ -98,6 +99,7 @@ def test_distilling_brings_every_family_back_and_keeps_masks_and_codes(family: s
 @pytest.mark.parametrize(
     "method", [Rtn(bits=3, group_size=8), KMeans(bits=3), Gptq(bits=2, group_size="channel"), Int8()]
 )
+@pytest.mark.slow
 def test_codes_move_straight_through_and_their_grids_stay(method, tmp_path: Path) -> None:
     lm = with_original(lm_of("bert-classifier"))
     assert lm.original is not None
@@ -160,6 +162,7 @@ def test_what_is_frozen_does_not_move() -> None:
 
 
 @pytest.mark.parametrize("method", [Rtn(bits=4), Plus(base=Rtn(bits=3), residual=Svd(rank=2))])
+@pytest.mark.slow
 def test_what_is_looked_up_in_codes_stays_while_others_move_straight_through(method: Method) -> None:
     lm = lm_of("bert-classifier")
     Compress(method=method, targets=("embedding",)).apply(lm, data_for(lm))

@@ -45,6 +45,7 @@ def test_a_notice_is_one_line_in_every_verb(tmp_path: Path, texts: Path, capsys:
 
 @pytest.mark.parametrize("name", ["llama", "bert-masked", "bart", "t5"])
 @pytest.mark.parametrize("method", ["rtn:bits=4,group_size=8", "dynamic-int8"])
+@pytest.mark.slow
 def test_embeddings_of_codes_are_inspected_and_evaluated(
     name: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def _by_token(output: Tensor, batch: Batch) -> bool:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.slow
 def test_every_kind_of_prediction_is_exported(tmp_path: Path, name: str) -> None:
     lm = BY_NAME[name].lm()
     graph = graph_of(lm, ONNX)
@@ -76,6 +77,7 @@ def test_every_kind_of_prediction_is_exported(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+@pytest.mark.slow
 def test_every_format_is_exported(tmp_path: Path, runtime: str) -> None:
     lm = mixed(BY_NAME["bert-classifier"].lm(), EXACT, quantized(8, None))
     signature, ran = exported(lm, runtime, tmp_path)
@@ -84,6 +86,7 @@ def test_every_format_is_exported(tmp_path: Path, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
+@pytest.mark.slow
 def test_int8_is_computed_as_it_is_in_torch(tmp_path: Path, runtime: str) -> None:
     lm = mixed(BY_NAME["llama"].lm(), ROUNDING, int8)
     signature, ran = exported(lm, runtime, tmp_path, hidden=True)
@@ -91,6 +94,7 @@ def test_int8_is_computed_as_it_is_in_torch(tmp_path: Path, runtime: str) -> Non
     assert worst(lm, signature, ran, exact(lm, runtime)) < (0.02 if runtime == ONNX else CLOSE)
 
 
+@pytest.mark.slow
 def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
     sizes = {}
     for name, maker in {"dense": None, "four": quantized(4, 16), "int8": int8}.items():
@@ -112,6 +116,7 @@ def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
     assert b"site-packages" not in written and b".py" not in written
 
 
+@pytest.mark.slow
 def test_weights_stored_in_16_bits_take_16_bits(tmp_path: Path) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     lm.model.half().float()

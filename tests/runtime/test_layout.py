@@ -58,18 +58,21 @@ def check(lm: LanguageModel, folder: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("maker", FORMATS.values(), ids=list(FORMATS))
+@pytest.mark.slow
 def test_every_format(maker: Callable, tmp_path: Path) -> None:
     lm = mixed(BY_NAME["bert-classifier"].lm(), {"one": maker})
     check(lm, tmp_path, len(lm.sites(("blocks",))))
 
 
 @pytest.mark.parametrize("name", ["bert-masked", "gpt2", "llama-tied", "bart", "t5", "albert-masked"])
+@pytest.mark.slow
 def test_every_kind_of_model(name: str, tmp_path: Path) -> None:
     lm = BY_NAME[name].lm()
     check(lm, tmp_path, len(lm.sites(("blocks",))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.slow
 def test_weights_of_16_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     lm = BY_NAME["gpt2"].lm()
     torch.nn.Module.to(lm.model, dtype).float()
@@ -83,6 +86,7 @@ def test_weights_of_16_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.testing.assert_close(found[counted], expected[counted], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_twice_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The blocks of ALBERT share their matrices, and the head of a tied model has those of its embedding.
     for name in ("albert-masked", "llama-tied"):

@@ -24,6 +24,7 @@ for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
 Output = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 def test_a_served_model_is_judged_like_any_other(texts: Path) -> None:
     lm = with_tokenizer("llama")
     task = f"perplexity:{texts}"

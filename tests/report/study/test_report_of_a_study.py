@@ -150,6 +150,7 @@ def test_the_means_of_the_page_are_means_over_the_file(written: Written) -> None
                 assert row[column][1] == f"{fmean(numbers):.4f} ± {stdev(numbers):.4f}"
 
 
+@pytest.mark.slow
 def test_a_page_of_very_much_stays_light_and_says_what_it_leaves_out() -> None:
     records = study(keeps=tuple(at / 100 for at in range(1, 100)))
     for index, record in enumerate(records):
