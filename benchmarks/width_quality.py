@@ -21,7 +21,7 @@ from laconic.calibrate import LayerStats, collect_stats
 from laconic.calibrate.gradient_gates import GateGradients, gate_gradients
 from laconic.compress import Narrow
 from laconic.model import load
-from laconic.model.prunable_group import inners_of
+from laconic.model.prunable_group import prunable_groups
 
 BEGIN = "<!-- made by `python -m benchmarks width_tables` -->"
 CELLS = Cells("width_quality", ("model", "seed", "way", "what", "keep"))
@@ -70,7 +70,7 @@ def measure(name: str, seed: int, ways: Sequence[str]) -> None:
         return
     lm = load(str(models_folder() / name))
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
-    inners = inners_of(lm)
+    inners = prunable_groups(lm)
     known: dict[str, LayerStats] = collect_stats(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
     gates: dict[str, GateGradients] = {}
     if any(WAYS[way].importance in GATED for *_, way, _, _ in missing):

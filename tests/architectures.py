@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, Site
 from laconic.model.anatomy import find_entry
-from laconic.model.predictions import first_token
+from laconic.model.predictions import first_token_mask
 from tests.tiny_models import (
     BART,
     BLOCKS,
@@ -66,7 +66,7 @@ def batch_for(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
     }
     entry = find_entry(model.config.model_type)
     if entry is not None and entry.global_attention:
-        batch["global_attention_mask"] = first_token(batch["input_ids"])
+        batch["global_attention_mask"] = first_token_mask(batch["input_ids"])
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = torch.randint(3, VOCABULARY, (2, 5), generator=generator)
     return batch

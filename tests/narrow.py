@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from laconic.model import Group, LanguageModel
-from laconic.model.prunable_group import families_of, inners_of
-from laconic.model.width import declare, keep_parts
+from laconic.model.prunable_group import couple_groups, prunable_groups
+from laconic.model.width import keep_parts, update_config_widths
 from tests.architectures import ARCHITECTURES, BY_NAME
 
 EVERY = tuple(architecture.name for architecture in ARCHITECTURES)
@@ -28,10 +28,10 @@ Parts = dict[str, list[int]]
 def parts_for(lm: LanguageModel, uniform: bool) -> Parts:
     """By what must lose the same: with `uniform` every other part, else so here and all but the first there."""
     chosen: Parts = {}
-    for number, (first, *_) in enumerate(families_of(inners_of(lm))):
+    for number, (first, *_) in enumerate(couple_groups(prunable_groups(lm))):
         every = list(range(first.count))
         several = number // 2 % 2 and not uniform
-        chosen[first.together] = (every[1:] if first.count > 2 else every) if several else every[::2]
+        chosen[first.coupling] = (every[1:] if first.count > 2 else every) if several else every[::2]
     return chosen
 
 
@@ -39,9 +39,9 @@ def narrowed(name: str, uniform: bool) -> LanguageModel:
     """The tiny model with those parts alone, and a configuration that says so where it can."""
     lm = BY_NAME[name].lm()
     chosen = parts_for(lm, uniform)
-    for inner in inners_of(lm):
-        keep_parts(lm, inner, chosen[inner.together])
-    declare(lm)
+    for inner in prunable_groups(lm):
+        keep_parts(lm, inner, chosen[inner.coupling])
+    update_config_widths(lm)
     return lm
 
 
@@ -50,13 +50,13 @@ def zeroed(name: str, uniform: bool) -> LanguageModel:
     """The whole model with zeros for the others, in the columns of the projections that write."""
     lm = BY_NAME[name].lm()
     chosen = parts_for(lm, uniform)
-    for inner in inners_of(lm):
+    for inner in prunable_groups(lm):
         stays = torch.zeros(inner.count, inner.size)
-        stays[chosen[inner.together]] = 1
+        stays[chosen[inner.coupling]] = 1
         weight = inner.writer.module.get_parameter("weight")
         weight.mul_(stays.flatten() if isinstance(inner.writer.module, nn.Linear) else stays.flatten()[:, None])
     return lm
 
 
 def counts(lm: LanguageModel, group: Group) -> list[int]:
-    return [inner.count for inner in inners_of(lm, (group,))]
+    return [inner.count for inner in prunable_groups(lm, (group,))]

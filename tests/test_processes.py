@@ -17,7 +17,7 @@ from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.methods import Awq, Drone, Gptq, KfacSvd, SparseGpt, Wanda
 from laconic.model import load
-from laconic.model.prunable_group import inners_of
+from laconic.model.prunable_group import prunable_groups
 from laconic.recipe.flow import apply_steps
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -76,7 +76,7 @@ def test_a_batch_draws_the_same_whatever_the_others_are():
 
 def gates_of(labels: str) -> dict[str, tuple[Tensor, Tensor]]:
     lm = BY_NAME["llama"].lm()
-    found = gate_gradients(lm, Calibration(batches_of("llama", 3), labels), inners_of(lm))
+    found = gate_gradients(lm, Calibration(batches_of("llama", 3), labels), prunable_groups(lm))
     return {key: (gates.absolute, gates.squared) for key, gates in found.items()}
 
 

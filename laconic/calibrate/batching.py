@@ -17,7 +17,7 @@ from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.model.stock import text_config
-from laconic.model.tokens import check_known, check_targets, pad_of, vocabulary_of
+from laconic.model.tokens import check_decoder_start, check_token_ids, pad_token_id, vocabulary_size
 
 MASKED_SHARE = 0.15
 IGNORED = -100
@@ -78,7 +78,7 @@ def rows_of(
 def at_once(lm: LanguageModel, wanted: int) -> int:
     """How many rows of `wanted` a batch may have."""
     # A decoder that classifies finds its last token by the pad token; without one that it can read, rows come alone.
-    return 1 if lm.task.is_sequence_classification and pad_of(lm) is None else wanted
+    return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else wanted
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
@@ -90,9 +90,9 @@ def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
 
 def pad_token(lm: LanguageModel) -> int:
     """What padding is filled with; never seen by the model, so any token does where none is declared."""
-    known = vocabulary_of(lm.model)
+    known = vocabulary_size(lm.model)
     own = () if lm.tokenizer is None else (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
-    candidates = (pad_of(lm), *own, 0)
+    candidates = (pad_token_id(lm), *own, 0)
     return next(token for token in candidates if isinstance(token, int) and 0 <= token < known)
 
 
@@ -138,8 +138,8 @@ def _prompted(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
 ) -> Iterator[Row]:
     """Each text of its own, behind the prompt that stands before all of them, if there is one."""
-    prompt = lm.embedding.settings.default_prompt
-    unpooled = 0 if lm.embedding.pools_prompts or not prompt else _prompt_length(tokenizer, prompt, longest)
+    prompt = lm.embedding_pipeline.settings.default_prompt
+    unpooled = 0 if lm.embedding_pipeline.pools_prompts or not prompt else _prompt_length(tokenizer, prompt, longest)
     texts = (text for example in examples for text in (example.text, example.pair) if text is not None)
     for row in _tokenized(lm, tokenizer, [Example(prompt + text) for text in texts], longest):
         if row.input_ids:
@@ -208,12 +208,12 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
         UserError: a token that the model has no embedding for, or a model whose configuration lacks what begins a
             target.
     """
-    check_known(lm, (token for row in rows for token in row.input_ids))
-    check_targets(lm)
+    check_token_ids(lm, (token for row in rows for token in row.input_ids))
+    check_decoder_start(lm)
     labels = [row.labels for row in rows if isinstance(row.labels, list)]
     # What was masked is among the labels alone.
     told = (token for tokens in labels for token in tokens if token != IGNORED)
-    check_known(lm, told, targets=lm.task is Task.SEQ2SEQ)
+    check_token_ids(lm, told, targets=lm.task is Task.SEQ2SEQ)
     batch = {
         "input_ids": _padded([row.input_ids for row in rows], pad_token(lm)),
         "attention_mask": _padded([[1] * len(row.input_ids) for row in rows], 0),

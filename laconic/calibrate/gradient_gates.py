@@ -36,7 +36,7 @@ class GateGradients:
 
 
 def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[PrunableGroup]) -> dict[str, GateGradients]:
-    """Run every batch forward and backward, and return the gradients by `PrunableGroup.together`.
+    """Run every batch forward and backward, and return the gradients by `PrunableGroup.coupling`.
 
     Groups that lose the same parts share one gate.
 
@@ -45,7 +45,7 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
     """
     if not data.batches:
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
-    counts = {inner.together: inner.count for inner in inners}
+    counts = {inner.coupling: inner.count for inner in inners}
     found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
     texts = 0
     with processes.sync_errors(), evaluating(lm), _frozen(lm):
@@ -90,7 +90,7 @@ def _gated(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iter
     """Within the context what each output projection reads is multiplied by the gates of its parts."""
 
     def hook_of(inner: PrunableGroup) -> RemovableHandle:
-        gate = gates[inner.together].repeat_interleave(inner.size, dim=1)
+        gate = gates[inner.coupling].repeat_interleave(inner.size, dim=1)
 
         def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # Some models flatten texts and tokens into one dimension.

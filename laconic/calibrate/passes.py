@@ -14,10 +14,10 @@ from transformers.utils.generic import ModelOutput
 
 from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions
-from laconic.model import Batch, LanguageModel, Task, first_token
-from laconic.model.predictions import named, running
+from laconic.model import Batch, LanguageModel, Task, first_token_mask
+from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import text_config
-from laconic.model.tokens import declared, vocabulary_of
+from laconic.model.tokens import special_token_ids, vocabulary_size
 
 SHORT = 8
 """Tokens of a row that a model is tried on."""
@@ -29,9 +29,9 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
     """`batch` rows of random tokens on the model's device, `length` long or as long as it can read."""
     generator = torch.Generator().manual_seed(seed)
     length = min(length, positions(lm) or length)
-    config, known = lm.model.config, vocabulary_of(lm.model)
-    padding = declared(config, "pad_token_id") or (LENT_PADDING,)
-    ends = declared(config, "eos_token_id")
+    config, known = lm.model.config, vocabulary_size(lm.model)
+    padding = special_token_ids(config, "pad_token_id") or (LENT_PADDING,)
+    ends = special_token_ids(config, "eos_token_id")
     # No model may take a random token for padding or for an end.
     words = [token for token in range(known) if token not in (*padding, *ends)] or list(range(known))
     ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
@@ -40,7 +40,7 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
         ids[:, -1] = ends[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.anatomy.global_attention:
-        inputs["global_attention_mask"] = first_token(ids)
+        inputs["global_attention_mask"] = first_token_mask(ids)
     if lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder):
         inputs["decoder_input_ids"] = ids
     return {name: tensor.to(lm.device) for name, tensor in inputs.items()}
@@ -53,8 +53,8 @@ def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
         UserError: the class of the model cannot run it.
     """
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    with _lent_padding(lm), running(lm, inputs["input_ids"]):
-        return named(lm, lm.model(**inputs, **caching))
+    with _lent_padding(lm), report_run_errors(lm, inputs["input_ids"]):
+        return check_named(lm, lm.model(**inputs, **caching))
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def evaluating(*models: LanguageModel) -> Iterator[None]:
 def _lent_padding(lm: LanguageModel) -> Iterator[None]:
     """A pad token for a classifier without one, which else refuses more than one row; afterwards as it was."""
     config = text_config(lm.model.config)
-    if not lm.task.is_sequence_classification or declared(config, "pad_token_id"):
+    if not lm.task.is_sequence_classification or special_token_ids(config, "pad_token_id"):
         yield
         return
     said = "pad_token_id" in vars(config)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.rows import Rows, rows_of
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
-from laconic.model import Batch, LanguageModel, Reads, Site, Task
+from laconic.model import Batch, InputTokens, LanguageModel, Site, Task
 
 
 class Recorder(ExitStack):
@@ -47,7 +47,7 @@ class Recorder(ExitStack):
         reader = {site.input: site.name for site in reversed(self.sites)}
         for site in self.sites:
             # One table may serve encoder and decoder in turn.
-            modules: dict[nn.Module, dict[Reads, None]] = {}
+            modules: dict[nn.Module, dict[InputTokens, None]] = {}
             for place in site.places:
                 modules.setdefault(place.module, {}).update(dict.fromkeys(place.reads))
             for module, reads in modules.items():
@@ -78,12 +78,12 @@ class Recorder(ExitStack):
             for statistic in statistics:
                 statistic.count += number
 
-    def rows(self, shape: Sequence[int], reads: Reads, tokens_first: bool) -> Rows:
+    def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> Rows:
         """Which rows of an input of `shape`, without its width, are no padding."""
         return rows_of(shape, reads, tokens_first, *self._masks())
 
     def _hook(
-        self, site: Site, module: nn.Module, reads: tuple[Reads, ...], reads_first: bool
+        self, site: Site, module: nn.Module, reads: tuple[InputTokens, ...], reads_first: bool
     ) -> torch.utils.hooks.RemovableHandle:
         """`reads` says whose tokens each call of `module` in one pass has, in turn."""
         gradients = self._gradients[site.name]
@@ -95,7 +95,7 @@ class Recorder(ExitStack):
             shape = args[0].shape if site.is_lookup else args[0].shape[:-1]
             whose = reads[self._calls[module] % len(reads)]
             source, target = self._masks()
-            if site.is_lookup and shape[-1] < (target if whose is Reads.TARGET else source).shape[-1]:
+            if site.is_lookup and shape[-1] < (target if whose is InputTokens.TARGET else source).shape[-1]:
                 # LED looks its own padding up apart.
                 return None
             rows = self.rows(shape, whose, tokens_first)

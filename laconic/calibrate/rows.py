@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.model import Reads
+from laconic.model import InputTokens
 
 Mask = Bool[Tensor, "sequences tokens"]
 
@@ -40,13 +40,13 @@ class Rows:
         return x.reshape(self.counted.shape)
 
 
-def rows_of(shape: Sequence[int], reads: Reads, tokens_first: bool, source: Mask, target: Mask) -> Rows:
+def rows_of(shape: Sequence[int], reads: InputTokens, tokens_first: bool, source: Mask, target: Mask) -> Rows:
     """The rows of an input of `shape`, without its width, in a batch with these masks."""
     leading = (shape[1], shape[0], *shape[2:]) if tokens_first else tuple(shape)
-    if reads is Reads.EITHER:
-        reads = Reads.TARGET if _fits(leading, target) or not _fits(leading, source) else Reads.SOURCE
-    mask = target if reads is Reads.TARGET else source
-    return Rows(_every(leading, mask) if reads is Reads.OWN else _counted(leading, mask), tokens_first)
+    if reads is InputTokens.EITHER:
+        reads = InputTokens.TARGET if _fits(leading, target) or not _fits(leading, source) else InputTokens.SOURCE
+    mask = target if reads is InputTokens.TARGET else source
+    return Rows(_every(leading, mask) if reads is InputTokens.OWN else _counted(leading, mask), tokens_first)
 
 
 def _fits(shape: tuple[int, ...], mask: Mask) -> bool:

@@ -54,7 +54,7 @@ def evaluate(
     from laconic.evaluate import Conditions, check_comparable, check_tasks, made_with
     from laconic.evaluate import evaluate as evaluate_model
     from laconic.evaluate.tasks import rows_of
-    from laconic.model import load, skeleton, with_tokenizers
+    from laconic.model import load, load_empty, with_tokenizers
     from laconic.recipe.labels import check_label_order
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.runtime import check_runtime
@@ -63,7 +63,7 @@ def evaluate(
     under = Conditions(batch=batches, length=lengths, runtime=runtime)
     order = None if label_order is None else split([label_order])
     # Both are looked at before anything of either is read.
-    structure, other = skeleton(model), None if against is None else skeleton(against)
+    structure, other = load_empty(model), None if against is None else load_empty(against)
     structure = with_tokenizers(structure).with_label_order(order)
     check_label_order(structure)
     if other is not None and names:

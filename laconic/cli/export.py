@@ -28,7 +28,7 @@ def export(
     from laconic.evaluate.tasks import rows_of
     from laconic.export import check_target
     from laconic.export import export as export_model
-    from laconic.model import load, skeleton, with_tokenizers
+    from laconic.model import load, load_empty, with_tokenizers
     from laconic.recipe.labels import check_label_order
     from laconic.report.evaluation import remarks_of, tables_of
     from laconic.report.exported import lines_of, table_of
@@ -38,7 +38,7 @@ def export(
     check_output(output, model)
     names = split(tasks or [])
     order = None if label_order is None else split([label_order])
-    structure = with_tokenizers(skeleton(model)).with_label_order(order)
+    structure = with_tokenizers(load_empty(model)).with_label_order(order)
     check_label_order(structure)
     if names:
         tokenizer_of(structure)

@@ -64,7 +64,7 @@ def put_form(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
 
 def _stored(lm: LanguageModel, unit: SolveGroup) -> int:
     """Bytes in a file of what is there now."""
-    return sum(lm.nbytes_of(site) for site in unit.sites)
+    return sum(lm.site_nbytes(site) for site in unit.sites)
 
 
 def _kept(unit: SolveGroup) -> int:

@@ -15,7 +15,7 @@ from laconic.compress.matrices import Keep
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
-from laconic.model.heads import HeadedAttention, HeadMaps, headed_attentions, reshape, zero_padding
+from laconic.model.heads import HeadedAttention, HeadMaps, find_attentions, resize_heads, zero_padding_maps
 from laconic.numerics.bilinear import affine_moment, identity_components
 
 Positive = Annotated[int, Field(ge=1)]
@@ -51,14 +51,14 @@ class ShrinkHeads(Step):
         return True
 
     def check(self, lm: LanguageModel) -> None:
-        for attention in headed_attentions(lm):
+        for attention in find_attentions(lm):
             self._new_size(attention)
 
     def dry_run(self, lm: LanguageModel) -> None:
-        for attention in headed_attentions(lm):
+        for attention in find_attentions(lm):
             size = self._new_size(attention)
             if size < attention.size:
-                reshape(lm, attention, zero_padding(attention, size))
+                resize_heads(lm, attention, zero_padding_maps(attention, size))
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, and map the projections of every attention.
@@ -69,7 +69,7 @@ class ShrinkHeads(Step):
         if data is None:
             raise UserError("The step 'shrink-heads' needs calibration data; name a source of it.")
         self.check(lm)
-        attentions = headed_attentions(lm)
+        attentions = find_attentions(lm)
         before = _nbytes(lm)
         known = collect_stats(
             lm, data, {InputCovariance, Mean}, [site for attention in attentions for site in attention.sites]
@@ -77,7 +77,7 @@ class ShrinkHeads(Step):
         for attention in data.track(attentions, "Shrinking the heads"):
             size = self._new_size(attention)
             if size < attention.size:
-                reshape(lm, attention, best_maps(attention, known, size))
+                resize_heads(lm, attention, best_maps(attention, known, size))
         return Outcome(plan={}, before=before, after=_nbytes(lm))
 
     def _new_size(self, attention: HeadedAttention) -> int:
@@ -119,4 +119,4 @@ def _diagonal_blocks(matrix: torch.Tensor, d: int) -> list[torch.Tensor]:
 
 
 def _nbytes(lm: LanguageModel) -> dict[str, int]:
-    return lm.stored_nbytes([site for attention in headed_attentions(lm) for site in attention.sites])
+    return lm.stored_nbytes([site for attention in find_attentions(lm) for site in attention.sites])

@@ -37,7 +37,7 @@ from laconic.compress.zeros import check_zeros_stay
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
-from laconic.model.targets import no_site
+from laconic.model.targets import excluded_error
 from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
@@ -213,10 +213,10 @@ class Compress(Step):
             return lm.sites(self.targets)
         every = {site.name: site for site in lm.sites(("all",))}
         named = [name for unit in self.plan for name in site_names(unit)]
-        obstacles = lm.obstacles()
+        obstacles = lm.excluded_matrices()
         for name in named:
             if name in obstacles:
-                raise no_site(name, obstacles[name])
+                raise excluded_error(name, obstacles[name])
             if name not in every:
                 near = get_close_matches(name, list(every), n=3, cutoff=0) or list(every)[:3]
                 raise unknown("site of this model", name, near)
@@ -242,7 +242,7 @@ class Compress(Step):
         told |= allocated
         units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
         sites = self.sites(lm)
-        untied, before = lm.untied_by(sites), lm.stored_nbytes(sites)
+        untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         done, after = dict(plan), dict(before)
         # A walk runs the blocks as they are; dropout would blur what it measures.
         with evaluating(lm):

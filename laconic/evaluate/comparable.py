@@ -8,7 +8,7 @@ from laconic.errors import UserError
 from laconic.evaluate.eval_task import a
 from laconic.evaluate.reference import Reference
 from laconic.model import LanguageModel, Task
-from laconic.model.tokens import target_vocabulary_of, vocabulary_of
+from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 
 
 def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
@@ -61,5 +61,5 @@ def _quoted(token: str | None) -> str:
 def _tokens(lm: LanguageModel) -> int | None:
     """How many tokens a prediction tells apart; None where it is of something else."""
     if lm.task is Task.SEQ2SEQ:
-        return target_vocabulary_of(lm.model)
-    return vocabulary_of(lm.model) if lm.task in (Task.CAUSAL, Task.MASKED) else None
+        return target_vocabulary_size(lm.model)
+    return vocabulary_size(lm.model) if lm.task in (Task.CAUSAL, Task.MASKED) else None

@@ -16,7 +16,7 @@ from laconic.calibrate.probe import check_readable
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Table
 from laconic.model import Batch, LanguageModel, Predictions, Task, predict
-from laconic.model.tokens import check_targets, vocabulary_of
+from laconic.model.tokens import check_decoder_start, vocabulary_size
 from laconic.progress import Track
 
 LOGITS = 2**26
@@ -111,7 +111,7 @@ class EvalTask(ABC):
                 f"The task '{self.name}' needs {a(wanted)} model; {called(lm)} is {a(lm.task.value)} model; "
                 f"{_instead(lm.task)}."
             )
-        check_targets(lm)
+        check_decoder_start(lm)
 
 
 def _instead(task: Task) -> str:
@@ -165,7 +165,7 @@ def rows_per_batch(lm: LanguageModel, length: int, wanted: int) -> int:
     """`wanted` rows of `length` tokens, or fewer where every token is predicted and the logits would be too many."""
     if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
         return at_once(lm, wanted)
-    return max(1, min(wanted, LOGITS // (length * vocabulary_of(lm.model))))
+    return max(1, min(wanted, LOGITS // (length * vocabulary_size(lm.model))))
 
 
 def by_length(lm: LanguageModel, rows: Sequence[Row], wanted: int) -> tuple[list[list[int]], list[Batch]]:

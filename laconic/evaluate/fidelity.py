@@ -80,7 +80,7 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
                 embeddings.append(said)
     table = in_order(torch.cat(lines), reference.parts).double().numpy()
     said = torch.cat(embeddings, dim=1) if embeddings else None
-    similarity = original.embedding.settings.similarity
+    similarity = original.embedding_pipeline.settings.similarity
     agreement = _mean(1, table) if said is None else neighbour_agreement(said[0], said[1], similarity)
     kl = interval(lambda rows: _mean(0, rows), table, seed)
     return Fidelity(
@@ -144,7 +144,7 @@ def _agrees(reference: Predictions, other: Predictions) -> Tensor:
 
 
 def _vectors(lm: LanguageModel, original: LanguageModel) -> str:
-    ours, theirs = lm.embedding.describe(), original.embedding.describe()
+    ours, theirs = lm.embedding_pipeline.describe(), original.embedding_pipeline.describe()
     return ours if ours == theirs else f"{ours}; of the original: {theirs}"
 
 

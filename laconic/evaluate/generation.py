@@ -17,8 +17,8 @@ from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.speed import PATIENCE, Quartiles
 from laconic.model import Batch, LanguageModel, Task
-from laconic.model.predictions import named, running
-from laconic.model.tokens import declared, target_vocabulary_of
+from laconic.model.predictions import check_named, report_run_errors
+from laconic.model.tokens import special_token_ids, target_vocabulary_size
 from laconic.progress import Track, silent
 
 NEW = 32
@@ -118,8 +118,8 @@ def _seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
 def _step(lm: LanguageModel, known: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
     """What the model gives for tokens that follow those in `cache`."""
     name = "input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids"
-    with running(lm, token):
-        return named(lm, lm.model(**known, **{name: token}, past_key_values=cache, use_cache=True))
+    with report_run_errors(lm, token):
+        return check_named(lm, lm.model(**known, **{name: token}, past_key_values=cache, use_cache=True))
 
 
 def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -129,10 +129,10 @@ def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]
     if lm.task is Task.CAUSAL:
         return dict(source), ids
     encoder: Any = lm.model.get_encoder()
-    with running(lm, ids):
+    with report_run_errors(lm, ids):
         states = encoder(input_ids=ids, **source)
     # Of a model that does not say how it begins, or says what it does not know, any token takes as long.
-    known = range(target_vocabulary_of(lm.model))
-    start = next((token for token in declared(lm.model.config, "decoder_start_token_id") if token in known), 0)
+    known = range(target_vocabulary_size(lm.model))
+    start = next((token for token in special_token_ids(lm.model.config, "decoder_start_token_id") if token in known), 0)
     first = torch.full_like(ids[:, :1], start)
     return {"encoder_outputs": states, "attention_mask": source["attention_mask"]}, first

@@ -21,7 +21,7 @@ from laconic.evaluate.eval_task import EvalTask, Judged, a, by_length, in_order,
 from laconic.evaluate.intervals import Metric, Share, Table
 from laconic.evaluate.similarity import similarities
 from laconic.model import LanguageModel, Task
-from laconic.model.tokens import check_targets
+from laconic.model.tokens import check_decoder_start
 from laconic.progress import Track
 
 BATCH = 32
@@ -92,7 +92,7 @@ class Glue(EvalTask):
 
     def refuse(self, lm: LanguageModel) -> None:
         if self._compares(lm):
-            check_targets(lm)
+            check_decoder_start(lm)
             return
         super().refuse(lm)
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
@@ -150,8 +150,8 @@ class Glue(EvalTask):
         settings = {
             "context": CONTEXT,
             "tokenizer": tokenizer_name(lm),
-            "similarity": lm.embedding.settings.similarity,
-            "vectors": lm.embedding.describe(),
+            "similarity": lm.embedding_pipeline.settings.similarity,
+            "vectors": lm.embedding_pipeline.describe(),
         }
         return Judged(torch.stack((truth, found), dim=1).numpy(), self.metrics(settings), settings)
 

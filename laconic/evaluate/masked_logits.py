@@ -14,7 +14,7 @@ from laconic.calibrate.batching import IGNORED
 from laconic.calibrate.passes import evaluating
 from laconic.evaluate.eval_task import check_finite, on_cpu, predict_on, to_device
 from laconic.model import Batch, LanguageModel, Predictions, Task
-from laconic.model.predictions import gathered, run
+from laconic.model.predictions import gather_predictions, run_model
 from laconic.progress import Track
 
 
@@ -41,12 +41,12 @@ def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
 
     hook = head.register_forward_pre_hook(narrow)
     try:
-        output = run(lm, batch)
+        output = run_model(lm, batch)
     finally:
         hook.remove()
     if output["logits"].dim() == 3:
         # The model multiplied with the matrix itself.
-        predictions = gathered(lm, output, batch)
+        predictions = gather_predictions(lm, output, batch)
     else:
         predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], lm.task.distribution)
     check_finite(lm, predictions)

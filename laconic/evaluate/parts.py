@@ -16,5 +16,5 @@ def bytes_by_part(lm: LanguageModel) -> dict[str, int]:
     for site in sites:
         if id(site.parameter) not in counted:
             counted.add(id(site.parameter))
-            parts[site.group.value] += lm.nbytes_of(site)
+            parts[site.group.value] += lm.site_nbytes(site)
     return {**parts, OTHER: lm.size()[1] - sum(parts.values())}

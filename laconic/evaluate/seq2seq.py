@@ -12,8 +12,8 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import EvalTask, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
 from laconic.evaluate.intervals import Metric, Share
-from laconic.model import Batch, LanguageModel, Predictions, Task, first_token
-from laconic.model.predictions import running
+from laconic.model import Batch, LanguageModel, Predictions, Task, first_token_mask
+from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
 
 BATCH = 32
@@ -95,11 +95,11 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
     """What the model writes for each row, decoded greedily; at most one token more than the longest target."""
     inputs = to_device({name: batch[name] for name in ("input_ids", "attention_mask")}, lm.device)
     if lm.anatomy.global_attention:
-        inputs["global_attention_mask"] = first_token(inputs["input_ids"])
+        inputs["global_attention_mask"] = first_token_mask(inputs["input_ids"])
     longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
     write: Any = lm.model.generate
     # One token more than the target is enough to tell that a text does not stop where it should.
-    with running(lm, inputs["input_ids"], writes=True):
+    with report_run_errors(lm, inputs["input_ids"], writes=True):
         written = write(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)
     return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
 

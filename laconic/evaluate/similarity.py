@@ -42,7 +42,7 @@ def similarities(
         )
     parts, data = by_length(lm, rows, BATCH)
     vectors = in_order(torch.cat([said.values for _, said in predicted(lm, data, track, what)]), parts).double()
-    return similarity(vectors[::2], vectors[1::2], lm.embedding.settings.similarity)
+    return similarity(vectors[::2], vectors[1::2], lm.embedding_pipeline.settings.similarity)
 
 
 def similarity(one: Float[Tensor, "rows k"], other: Float[Tensor, "rows k"], by: str) -> Float[Tensor, " rows"]:

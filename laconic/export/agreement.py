@@ -11,7 +11,7 @@ from laconic.calibrate.corpus import batches, read
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8
-from laconic.model import Batch, LanguageModel, Task, gathered, run
+from laconic.model import Batch, LanguageModel, Task, gather_predictions, run_model
 from laconic.model.embedding_modules import SENTENCE
 from laconic.progress import Track
 from laconic.runtime.extras import ONNX, OPENVINO
@@ -104,8 +104,8 @@ class _Distance:
 
 def _said(lm: LanguageModel, batch: Batch, signature: Signature) -> dict[str, Tensor]:
     """What the model in torch gives for a batch, by the names of the signature's outputs."""
-    output = run(lm, batch)
-    vectors = {SENTENCE: gathered(lm, output, batch).values} if SENTENCE in signature.outputs else {}
+    output = run_model(lm, batch)
+    vectors = {SENTENCE: gather_predictions(lm, output, batch).values} if SENTENCE in signature.outputs else {}
     return {name: vectors[name] if name in vectors else output[name] for name in signature.outputs}
 
 

@@ -59,8 +59,8 @@ def _lines(lm: LanguageModel, name: str, written: Written) -> Iterator[str]:
         f"{found.error:.1e} of the largest at most."
     )
     if SENTENCE in written.outputs:
-        yield f"{code(SENTENCE)} is the vector of a text: {plain(lm.embedding.describe())}."
-        if (prompts := lm.embedding.describe_prompts()) is not None:
+        yield f"{code(SENTENCE)} is the vector of a text: {plain(lm.embedding_pipeline.describe())}."
+        if (prompts := lm.embedding_pipeline.describe_prompts()) is not None:
             yield f"Prompts: {plain(prompts)}. Put it before the text yourself."
         if POOLING_MASK in written.inputs:
             yield f"{code(POOLING_MASK)} is {code('attention_mask')}, with 0 at the tokens of a prompt."

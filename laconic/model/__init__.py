@@ -2,9 +2,17 @@
 
 from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
-from laconic.model.loading import check_model, load, skeleton, with_tokenizers
-from laconic.model.predictions import Batch, Predictions, divergence, first_token, gathered, predict, run
-from laconic.model.site import Group, Reads, Role, Site
+from laconic.model.loading import check_model, load, load_empty, with_tokenizers
+from laconic.model.predictions import (
+    Batch,
+    Predictions,
+    divergence,
+    first_token_mask,
+    gather_predictions,
+    predict,
+    run_model,
+)
+from laconic.model.site import Group, InputTokens, Role, Site
 from laconic.model.task import Task
 
 __all__ = [
@@ -13,20 +21,20 @@ __all__ = [
     "Anatomy",
     "Batch",
     "Group",
+    "InputTokens",
     "LanguageModel",
     "Predictions",
-    "Reads",
     "Role",
     "Site",
     "Stack",
     "Task",
     "check_model",
     "divergence",
-    "first_token",
-    "gathered",
+    "first_token_mask",
+    "gather_predictions",
     "load",
+    "load_empty",
     "predict",
-    "run",
-    "skeleton",
+    "run_model",
     "with_tokenizers",
 ]

@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.model.anatomy import BiasTable
-from laconic.model.depth_config import COUNTS, PLACES, SCALING, SLIDES, is_quoted, scores_by_place, shorten
-from laconic.model.layers import Layers, check_droppable, configurations, kept_groups
+from laconic.model.depth_config import COUNTS, PLACES, SCALING, SLIDES, is_copied_list, scales_by_index, shorten_config
+from laconic.model.layers import Layers, check_droppable, configs_around, remaining_groups
 from laconic.model.lm import LanguageModel
-from laconic.model.width import resized
+from laconic.model.width import resize_linear
 
 
 def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
@@ -37,18 +37,18 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
     else:
         _drop(lm, layers, holder, kept)
     before = dict(vars(lm.model.config))
-    for config in configurations(lm, layers):
-        shorten(config, layers.depth, len(layers), kept)
+    for config in configs_around(lm, layers):
+        shorten_config(config, layers.depth, len(layers), kept)
     _quote_again(lm, before)
     _tell_windows(lm)
     if layers.depth.own_count is not None:
-        setattr(configurations(lm, layers)[-1], layers.depth.own_count, len(kept))
+        setattr(configs_around(lm, layers)[-1], layers.depth.own_count, len(kept))
 
 
 def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
     """Raise UserError where a block that moves once these are gone must have other scores, and its queries are no plain
     matrix that could make up for it."""
-    if not scores_by_place(lm, layers):
+    if not scales_by_index(lm, layers):
         return
     kept = [index for index in range(len(layers)) if index not in indices]
     for new, old in enumerate(kept):
@@ -60,7 +60,7 @@ def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]
 def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequence[int]) -> None:
     if layers.depth.bias_table is not None:
         _move_table(layers.depth.bias_table, holder[0], holder[kept[0]])
-    if scores_by_place(lm, layers):
+    if scales_by_index(lm, layers):
         for new, old in enumerate(kept):
             _rescale(lm, f"{layers.list}.{old}", old + 1, new + 1)
     for index in reversed(range(len(layers))):
@@ -74,12 +74,12 @@ def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequen
 
 
 def _drop_groups(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, indices: Collection[int]) -> None:
-    groups = kept_groups(layers, indices)
+    groups = remaining_groups(layers, indices)
     assert groups is not None and layers.depth.visited is not None
     for group in reversed(range(len(holder))):
         if group not in groups:
             del holder[group]
-    for config in configurations(lm, layers):
+    for config in configs_around(lm, layers):
         setattr(config, layers.depth.visited, len(groups))
 
 
@@ -101,7 +101,7 @@ def _quote_again(lm: LanguageModel, before: Mapping[str, object]) -> None:
     after = vars(lm.model.config)
     for module in lm.model.modules():
         for name, value in vars(module).items():
-            if is_quoted(name, value, before, after):
+            if is_copied_list(name, value, before, after):
                 setattr(module, name, after[name])
 
 
@@ -132,5 +132,5 @@ def _rescale(lm: LanguageModel, block: str, old: int, new: int) -> None:
     # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
     weight = (fused.weight.T * factor[:, None]).to(lm.dtype).to(fused.weight.dtype)
     bias = (fused.bias * factor).to(lm.dtype).to(fused.bias.dtype)
-    lm.model.set_submodule(f"{block}.attn.c_attn", resized(fused, weight, bias))
+    lm.model.set_submodule(f"{block}.attn.c_attn", resize_linear(fused, weight, bias))
     setattr(attention, SCALING, getattr(attention, SCALING) * old / new)

@@ -25,7 +25,7 @@ from laconic.errors import UserError, reason_of
 from laconic.model.anatomy import Depth
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
-from laconic.model.stock import MODEL_ERRORS, Difference, differences, made_of, modules_of, stock
+from laconic.model.stock import MODEL_ERRORS, Difference, build_empty, build_stock, differences, modules_by_path
 
 Said = Mapping[str, Any]
 Rule = Callable[[Said, int, Sequence[int]], dict[str, Any]]
@@ -46,7 +46,7 @@ _PERIODS = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", 
 """The layers whose number has this remainder by that."""
 
 
-def without_layers(config: PreTrainedConfig, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def per_layer_values(config: PreTrainedConfig, count: int, kept: Sequence[int]) -> dict[str, Any]:
     """What `config` is to say, by name, once of its `count` layers only those of the numbers `kept` are left.
 
     The number of layers itself is not among it. What cannot be said is left as it is.
@@ -153,10 +153,10 @@ SCALING = "scaling"
 """And what an attention multiplies its scores by."""
 
 
-def shorten(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:
+def shorten_config(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:
     """Have `config` describe only the `kept` ones of its `count` layers, as far as it can; changed in place."""
     # Which of two stacks a list is about is known only where an architecture's entry says so.
-    said = {} if config.is_encoder_decoder else without_layers(config, count, kept)
+    said = {} if config.is_encoder_decoder else per_layer_values(config, count, kept)
     for name in depth.lists:
         # Where it is none of the values but made of others, these are what has to change.
         entries = vars(config).get(config.attribute_map.get(name, name))
@@ -168,19 +168,21 @@ def shorten(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[i
         setattr(config, name, value)
 
 
-def scores_by_place(lm: LanguageModel, layers: Layers) -> bool:
+def scales_by_index(lm: LanguageModel, layers: Layers) -> bool:
     """Whether the attention of a block divides its scores by the block's number."""
     return layers.depth.scaled is not None and bool(getattr(lm.model.config, layers.depth.scaled))
 
 
-def is_quoted(attribute: str | None, value: object, before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+def is_copied_list(
+    attribute: str | None, value: object, before: Mapping[str, object], after: Mapping[str, object]
+) -> bool:
     """Whether a module's `attribute` only repeats a list of the configuration, which then changes too."""
     if attribute is None or not isinstance(value, list):
         return False
     return attribute in after and value == before.get(attribute)
 
 
-class Describable:
+class DropChecker:
     """Which blocks of `lm` can go so that a configuration describes the others; what was found is remembered."""
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -209,7 +211,7 @@ class Describable:
         if not kept or len(kept) == len(layers) or layers.shared:
             return None
         if self._whole is None:
-            self._whole = stock(self._lm.model)
+            self._whole = build_stock(self._lm.model)
         if layers.name not in self._kinds:
             self._kinds[layers.name] = _kinds(self._whole, layers)
         key = layers.name, tuple(self._kinds[layers.name][index] for index in kept)
@@ -220,26 +222,28 @@ class Describable:
     def _look(self, whole: PreTrainedModel, layers: Layers, kept: Sequence[int]) -> str | None:
         config = copy.deepcopy(self._lm.model.config)
         try:
-            shorten(config, layers.depth, len(layers), kept)
-            shorter = made_of(type(self._lm.model), config)
+            shorten_config(config, layers.depth, len(layers), kept)
+            shorter = build_empty(type(self._lm.model), config)
         except MODEL_ERRORS as error:
             return reason_of(error)
         here = _in_new_places(whole, layers, kept)
         before, after = vars(self._lm.model.config), vars(config)
         holders = {path for path in here if not path or layers.list.startswith(f"{path}.")}
-        for found in differences(here, modules_of(shorter)):
+        for found in differences(here, modules_by_path(shorter)):
             counts = (found.attribute in COUNTS and found.here == len(layers)) or found.attribute == SLIDES
             counts = counts and found.path in holders
             # What is as wide as there are layers keeps its width (ESM's contacts).
             is_wide = found.is_shape and not found.path.startswith(f"{layers.list}.")
-            is_put_right = found.attribute in PLACES or counts or is_quoted(found.attribute, found.here, before, after)
+            is_put_right = (
+                found.attribute in PLACES or counts or is_copied_list(found.attribute, found.here, before, after)
+            )
             if not (is_put_right or is_wide or self._is_made_up_for(layers, found)):
                 return str(found)
         return None
 
     def _is_made_up_for(self, layers: Layers, found: Difference) -> bool:
         """Whether dropping blocks puts this right: T5's table moves to the first block, GPT-2's queries are scaled."""
-        if found.attribute == SCALING and scores_by_place(self._lm, layers):
+        if found.attribute == SCALING and scales_by_index(self._lm, layers):
             return True
         moved = layers.depth.bias_table
         if moved is None:
@@ -254,7 +258,7 @@ def _in_new_places(whole: PreTrainedModel, layers: Layers, kept: Sequence[int]) 
     gone = {f"{layers.list}.{old}" for old in range(len(layers))} - places.keys()
     levels = layers.list.count(".") + 2
     found: dict[str, nn.Module] = {}
-    for path, module in modules_of(whole).items():
+    for path, module in modules_by_path(whole).items():
         block = ".".join(path.split(".")[:levels])
         if block not in gone:
             found[places.get(block, block) + path[len(block) :]] = module
@@ -266,7 +270,7 @@ def _kinds(whole: PreTrainedModel, layers: Layers) -> list[int]:
     alike: list[Mapping[str, nn.Module]] = []
     numbers = []
     for path in layers.paths:
-        block = modules_of(whole.get_submodule(path))
+        block = modules_by_path(whole.get_submodule(path))
         number = next((at for at, other in enumerate(alike) if _are_alike(differences(block, other))), len(alike))
         if number == len(alike):
             alike.append(block)

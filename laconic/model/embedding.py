@@ -19,7 +19,7 @@ SIMILARITIES = (COSINE, "dot", "euclidean", "manhattan")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TextSettings:
     """What a folder of sentence-transformers says of texts and vectors.
 
     model_type:     the class of the library that reads it.
@@ -55,7 +55,7 @@ class Pipeline(nn.Module):
         files: what the folder has of all that; none where nothing is declared.
     """
 
-    def __init__(self, stages: Sequence[Stage], settings: Settings, files: Files) -> None:
+    def __init__(self, stages: Sequence[Stage], settings: TextSettings, files: Files) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.settings, self.files = settings, files
@@ -78,7 +78,7 @@ class Pipeline(nn.Module):
         return features[SENTENCE]
 
     @property
-    def every(self) -> list[Stage]:
+    def stage_list(self) -> list[Stage]:
         """The stages in order."""
         return [stage for stage in self.stages if isinstance(stage, Stage)]
 
@@ -90,7 +90,7 @@ class Pipeline(nn.Module):
     @property
     def pools_prompts(self) -> bool:
         """Whether the tokens of a prompt count like any other."""
-        return all(stage.include_prompt for stage in self.every if isinstance(stage, Pooling))
+        return all(stage.include_prompt for stage in self.stage_list if isinstance(stage, Pooling))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,7 +100,7 @@ class Pipeline(nn.Module):
 
     def describe(self) -> str:
         """In words, as "cls pooling, unit length"."""
-        words = ", ".join(stage.describe() for stage in self.every)
+        words = ", ".join(stage.describe() for stage in self.stage_list)
         return words if self.is_declared else f"{words} (none is declared: there is no modules.json)"
 
     def describe_prompts(self) -> str | None:
@@ -123,7 +123,7 @@ class Pipeline(nn.Module):
         return json.dumps(dict(self.files.texts), sort_keys=True).encode() + b"".join(numbers)
 
 
-MEAN = Pipeline([Pooling(("mean",)), Normalize()], Settings(), Files())
+MEAN_POOLING = Pipeline([Pooling(("mean",)), Normalize()], TextSettings(), Files())
 """Where no folder declares anything: the mean of the tokens, of length 1."""
 
 
@@ -140,7 +140,7 @@ def check_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Non
             )
 
 
-def for_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Pipeline:
+def adapt_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Pipeline:
     """The pipeline of `whose` model behind one of another configuration: its Pooling modules say what they then read.
 
     Raises:
@@ -155,7 +155,7 @@ def for_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Pipel
             if any(said.get(name, read) != read for name in WIDTHS):
                 said |= {name: read for name in WIDTHS if name in said}
                 texts[path] = json.dumps(said, indent=4)
-    return Pipeline(pipeline.every, pipeline.settings, replace(pipeline.files, texts=texts))
+    return Pipeline(pipeline.stage_list, pipeline.settings, replace(pipeline.files, texts=texts))
 
 
 def _reading(pipeline: Pipeline, config: PreTrainedConfig) -> Iterator[tuple[Stage, int]]:
@@ -166,7 +166,7 @@ def _reading(pipeline: Pipeline, config: PreTrainedConfig) -> Iterator[tuple[Sta
     if width is None:
         return
     now = {TOKENS: width}
-    for stage in pipeline.every:
+    for stage in pipeline.stage_list:
         yield stage, now[stage.reads]
         now[stage.writes] = stage.given(now[stage.reads])
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from laconic.formats import Format
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Attention, Stack
-from laconic.model.site import Group, Linear, Place, Reads, Role, Site, linears_within
-from laconic.model.usage import usage_of
+from laconic.model.site import Group, InputTokens, Linear, Place, Role, Site, find_matrices
+from laconic.model.usage import trace_usage
 
 Blocks = list[tuple[str, nn.Module]]
 Projections = tuple[tuple[Role, str | None], ...]
@@ -22,12 +22,12 @@ class _Reading:
 
     group: Group
     projections: Projections
-    reads: tuple[Reads, ...]
+    reads: tuple[InputTokens, ...]
     tokens_first: bool = False
     same_as: str | None = None
 
 
-def stacks_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stack, Blocks]]:
+def find_stacks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stack, Blocks]]:
     """Each stack that `model` has, with the path and module of each of its blocks, in forward order."""
     for stack in anatomy.stacks:
         blocks = [
@@ -39,18 +39,18 @@ def stacks_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stack,
             yield stack, blocks
 
 
-def sites_of(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
+def find_sites(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
     """Embeddings, then the linears of each block, then those outside the blocks; without those of `obstacles_of`."""
-    obstacles = obstacles_of(model, anatomy)
+    obstacles = find_excluded(model, anatomy)
     for site in _with_obstacles(model, anatomy):
         if not any(_around(name, obstacles) for name in site.names):
             yield site
 
 
-def obstacles_of(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, str]:
+def find_excluded(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, str]:
     """The linears and embeddings that are no sites, by path, each with why: as a clause."""
-    usage = usage_of(model, globally=anatomy.global_attention)
-    paths = () if usage is None else (path for path in usage.every if _submodule(model, path) is not None)
+    usage = trace_usage(model, globally=anatomy.global_attention)
+    paths = () if usage is None else (path for path in usage.matrices if _submodule(model, path) is not None)
     return {path: why for path in paths if usage is not None and (why := usage.obstacle(path)) is not None}
 
 
@@ -63,7 +63,7 @@ def _around(site: str, obstacles: Container[str]) -> bool:
 def _with_obstacles(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
     yield from _embeddings(model, anatomy)
     in_blocks: list[str] = []
-    for stack, blocks in stacks_of(model, anatomy):
+    for stack, blocks in find_stacks(model, anatomy):
         for path, block in blocks:
             in_blocks.append(path)
             yield from _block_sites(stack, path, block)
@@ -78,7 +78,7 @@ def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
         holds = module.holds if isinstance(module, Format) else "weight"
         if first in seen or holds is None:
             continue
-        same = ties.tied_places(model, first, holds)
+        same = ties.tied_modules(model, first, holds)
         seen |= same
         if any(table.called for path, table in tables.items() if path in same):
             places = tuple(
@@ -103,7 +103,7 @@ def _heads(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str]) -> It
     for number, (name, module) in enumerate(found, start=1):
         last = number == len(found) and not blocks_follow
         role = Role.OUTPUT if last else Role.OTHER
-        for path, key, linear in linears_within(module, name, name):
+        for path, key, linear in find_matrices(module, name, name):
             yield Site(group=Group.HEAD, role=role, input=key, block=None, places=(Place(path, linear, reads),))
 
 
@@ -116,7 +116,7 @@ def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Si
             module = _submodule(block, path)
             if module is None:
                 continue
-            for name, input_key, linear in linears_within(module, key, f"{block_path}.{path}"):
+            for name, input_key, linear in find_matrices(module, key, f"{block_path}.{path}"):
                 # What a factor writes for the next one lies as the input does.
                 place = Place(name, linear, reading.reads, reading.tokens_first)
                 yield Site(group=reading.group, role=role, input=input_key, block=block_path, places=(place,))
@@ -140,27 +140,27 @@ def _readings(stack: Stack) -> Iterator[_Reading]:
         yield _Reading(plain.group, ((Role.OTHER, plain.path),), own)
 
 
-def _self_attention(attention: Attention, own: tuple[Reads, ...]) -> Iterator[_Reading]:
+def _self_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_Reading]:
     query, key, value = (Role.QUERY, attention.query), (Role.KEY, attention.key), (Role.VALUE, attention.value)
     everywhere = ((Role.KEY, attention.global_key), (Role.VALUE, attention.global_value))
-    together: tuple[tuple[Projections, tuple[Reads, ...]], ...]
+    together: tuple[tuple[Projections, tuple[InputTokens, ...]], ...]
     if attention.fused is not None:
         together = ((((Role.FUSED, attention.fused),), own),)
     elif attention.shares_positions:
-        together = (((query, key), (*own, Reads.OWN)), ((value,), own))
+        together = (((query, key), (*own, InputTokens.OWN)), ((value,), own))
     else:
         together = (((query, key, value, *everywhere), own),)
     positions = ((Role.KEY, attention.position_key), (Role.QUERY, attention.position_query))
-    apart = ((((Role.QUERY, attention.global_query),), (Reads.OWN,)), (positions, (Reads.OWN,)))
+    apart = ((((Role.QUERY, attention.global_query),), (InputTokens.OWN,)), (positions, (InputTokens.OWN,)))
     for projections, reads in (*together, *apart):
         yield _Reading(Group.ATTENTION, projections, reads, attention.tokens_first)
     yield _Reading(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
 
 
-def _cross_attention(attention: Attention, own: tuple[Reads, ...]) -> Iterator[_Reading]:
+def _cross_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_Reading]:
     memory = ((Role.KEY, attention.key), (Role.VALUE, attention.value))
     yield _Reading(Group.ATTENTION, ((Role.QUERY, attention.query),), own)
-    yield _Reading(Group.ATTENTION, memory, (Reads.SOURCE,))
+    yield _Reading(Group.ATTENTION, memory, (InputTokens.SOURCE,))
     yield _Reading(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
 
 

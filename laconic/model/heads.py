@@ -18,7 +18,7 @@ from laconic.model.anatomy import Anatomy, Attention, Heads, entries
 from laconic.model.lm import LanguageModel
 from laconic.model.prunable_group import PLAIN
 from laconic.model.site import Site
-from laconic.model.width import put
+from laconic.model.width import replace_linear
 
 
 class Reader(NamedTuple):
@@ -72,7 +72,7 @@ class HeadedAttention:
         return [Reader(site, site.weight(), site.bias()) for site in self.inputs]
 
 
-def headed_attentions(lm: LanguageModel) -> list[HeadedAttention]:
+def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
     """Every attention inside the blocks of `lm`, in forward order.
 
     Raises:
@@ -94,7 +94,7 @@ def headed_attentions(lm: LanguageModel) -> list[HeadedAttention]:
 
 
 @torch.no_grad()
-def reshape(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) -> None:
+def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) -> None:
     """Give the heads of `attention` the size that `maps` map to."""
     transforms = (maps.query, maps.key, maps.value)
     weights, biases = [], []
@@ -105,13 +105,13 @@ def reshape(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) -> No
         present = [bias for bias in biases if bias is not None]
         weights, biases = [torch.cat(weights)], [torch.cat(present) if present else None]
     for site, weight, bias in zip(attention.inputs, weights, biases, strict=True):
-        put(lm, site, weight, bias)
+        replace_linear(lm, site, weight, bias)
     output = attention.output
-    put(lm, output, _mapped(maps.output.mT, output.weight().T).T, output.bias())
+    replace_linear(lm, output, _mapped(maps.output.mT, output.weight().T).T, output.bias())
     _resize(lm, attention, maps.query.shape[1])
 
 
-def zero_padding(attention: HeadedAttention, size: int) -> HeadMaps:
+def zero_padding_maps(attention: HeadedAttention, size: int) -> HeadMaps:
     """The maps that leave the function of `attention` as it is, its heads filled up with zeros to `size`."""
     identity = torch.eye(size, attention.size, dtype=torch.float64, device=attention.output.weight().device)
     rows = identity.expand(attention.count, -1, -1)

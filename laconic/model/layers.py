@@ -38,7 +38,7 @@ class Layers:
         return self.depth.visited is not None
 
 
-def layers_of(lm: LanguageModel) -> list[Layers]:
+def find_layers(lm: LanguageModel) -> list[Layers]:
     """Every stack of `lm`, in forward order.
 
     Raises:
@@ -51,9 +51,9 @@ def layers_of(lm: LanguageModel) -> list[Layers]:
     ]
 
 
-def named(lm: LanguageModel, name: str) -> Layers:
+def get_layers(lm: LanguageModel, name: str) -> Layers:
     """The stack of that name."""
-    return next(layers for layers in layers_of(lm) if layers.name == name)
+    return next(layers for layers in find_layers(lm) if layers.name == name)
 
 
 def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Layers:
@@ -65,18 +65,18 @@ def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Lay
     blocks = [f"{place}.{child}" for child, _ in lm.model.get_submodule(place).named_children()]
     if depth.visited is not None:
         count = getattr(config, depth.count)
-        blocks = [blocks[group] for group in visits(count, len(blocks))]
+        blocks = [blocks[group] for group in group_schedule(count, len(blocks))]
     if getattr(config, depth.count, None) != len(blocks):
         raise _unknown(lm)
     return Layers(name=name, stack=stack, depth=depth, list=place, paths=tuple(blocks))
 
 
-def visits(count: int, groups: int) -> list[int]:
+def group_schedule(count: int, groups: int) -> list[int]:
     """The group that each of `count` layers visits, as ALBERT shares them out."""
     return [int(layer / (count / groups)) for layer in range(count)]
 
 
-def configurations(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
+def configs_around(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
     """Those of the model and of its parts that `layers` lie in, outermost first, each once."""
     parts = [
         part.config
@@ -93,11 +93,11 @@ def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int])
             raise UserError(f"There is no block {index} in {_called(layers)}: it has {len(layers)}, numbered from 0.")
     if len(set(indices)) == len(layers):
         raise UserError(f"All {len(layers)} blocks of {_called(layers)} would be dropped; at least one must stay.")
-    if 0 in indices and first_stays(lm, layers):
+    if 0 in indices and needs_first_block(lm, layers):
         raise UserError(
             f"Block 0 of '{lm.model.config.model_type}' must stay: no other can take the first place in its class."
         )
-    if layers.shared and kept_groups(layers, indices) is None:
+    if layers.shared and remaining_groups(layers, indices) is None:
         raise UserError(
             f"The groups of '{lm.model.config.model_type}' are visited in equal shares, so dropping the layers "
             f"{', '.join(map(str, sorted(indices)))} leaves no model of its class; drop whole groups, or the same "
@@ -109,23 +109,23 @@ def can_drop(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> boo
     """Whether `check_droppable` has nothing to say."""
     if not indices:
         return True
-    if len(set(indices)) == len(layers) or (0 in indices and first_stays(lm, layers)):
+    if len(set(indices)) == len(layers) or (0 in indices and needs_first_block(lm, layers)):
         return False
-    return not layers.shared or kept_groups(layers, indices) is not None
+    return not layers.shared or remaining_groups(layers, indices) is not None
 
 
 def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
     """Raise UserError where `dropped` blocks of each stack, by its name, leave a model that cannot generate."""
-    if not keeps_cache(lm, dropped):
+    if not fits_cache(lm, dropped):
         raise UserError(
             f"The decoder of '{lm.model.config.model_type}' would have more blocks than the encoder, and transformers "
             "makes the cache of the one for as many as the other has; drop as many of the decoder."
         )
 
 
-def keeps_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
+def fits_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
     """Whether, without so many blocks of each stack, the cache has room for all of the decoder where it had before."""
-    stacks = {layers.name: layers for layers in layers_of(lm)}
+    stacks = {layers.name: layers for layers in find_layers(lm)}
     pairs = [(layers, stacks[layers.depth.cached_by]) for layers in stacks.values() if layers.depth.cached_by]
     return all(
         len(mine) > len(other) or len(mine) - dropped.get(mine.name, 0) <= len(other) - dropped.get(other.name, 0)
@@ -133,17 +133,17 @@ def keeps_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
     )
 
 
-def first_stays(lm: LanguageModel, layers: Layers) -> bool:
+def needs_first_block(lm: LanguageModel, layers: Layers) -> bool:
     """Whether the first block holds, or stands before, what no other can."""
     path = layers.depth.first_stays
     return path is not None and (not path or _child(lm.model.base_model, path) is not None)
 
 
-def kept_groups(layers: Layers, indices: Collection[int]) -> list[int] | None:
+def remaining_groups(layers: Layers, indices: Collection[int]) -> list[int] | None:
     """The groups that remain where shared layers go, or None where what remains visits them in no equal shares."""
     groups = [int(path.rpartition(".")[2]) for index, path in enumerate(layers.paths) if index not in indices]
     kept = list(dict.fromkeys(groups))
-    return kept if [kept[group] for group in visits(len(groups), len(kept))] == groups else None
+    return kept if [kept[group] for group in group_schedule(len(groups), len(kept))] == groups else None
 
 
 def _child(module: nn.Module, path: str) -> nn.Module | None:
@@ -163,7 +163,7 @@ def _unknown(lm: LanguageModel) -> UserError:
     )
 
 
-def runs_of(indices: Iterable[int]) -> list[range]:
+def consecutive_ranges(indices: Iterable[int]) -> list[range]:
     """`indices` as the longest runs of consecutive numbers, in order."""
     runs: list[range] = []
     for index in sorted(set(indices)):

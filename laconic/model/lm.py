@@ -10,12 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.formats import Coded, Format, Masked
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
-from laconic.model.embedding import MEAN, Pipeline
-from laconic.model.enumeration import Blocks, obstacles_of, sites_of, stacks_of
+from laconic.model.embedding import MEAN_POOLING, Pipeline
+from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks
 from laconic.model.site import Site
-from laconic.model.structure import anatomy_of
-from laconic.model.targets import Coverage, coverage_of, dense_in, matching, names
-from laconic.model.task import Task, task_of
+from laconic.model.structure import find_anatomy
+from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
+from laconic.model.task import Task, infer_task
 
 DEFAULT_TARGETS = ("attention", "ffn")
 
@@ -57,21 +57,21 @@ class LanguageModel:
         Raises:
             UserError: the structure of its architecture is not understood, or its class has no predictions.
         """
-        task = task_of(model)
-        return cls(model, tokenizer, anatomy_of(model), task, model.dtype, model.config.name_or_path or "")
+        task = infer_task(model)
+        return cls(model, tokenizer, find_anatomy(model), task, model.dtype, model.config.name_or_path or "")
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     @property
-    def embedding(self) -> Pipeline:
+    def embedding_pipeline(self) -> Pipeline:
         """From last hidden states to the vector of a text: as is declared, or the mean of its tokens, of length 1."""
-        return MEAN if self.pipeline is None else self.pipeline
+        return MEAN_POOLING if self.pipeline is None else self.pipeline
 
     def stacks(self) -> Iterator[tuple[Stack, Blocks]]:
         """Each stack that this model has, with the path and module of each of its blocks, in forward order."""
-        return stacks_of(self.model, self.anatomy)
+        return find_stacks(self.model, self.anatomy)
 
     def sites(self, targets: Sequence[str] = DEFAULT_TARGETS) -> list[Site]:
         """The sites that any of `targets` names, in forward order.
@@ -84,18 +84,18 @@ class LanguageModel:
             UserError: a target matches nothing; of the usual two only where neither does: a model may have no
                 attention, or no feed-forward but experts.
         """
-        every = list(sites_of(self.model, self.anatomy))
+        every = list(find_sites(self.model, self.anatomy))
         if tuple(targets) == DEFAULT_TARGETS:
-            usual = [target for target in targets if any(names(target, site) for site in every)]
+            usual = [target for target in targets if any(matches(target, site) for site in every)]
             targets = usual or targets
-        obstacles = self.obstacles()
-        dense = sorted(dense_in(self.model, self.anatomy), key=lambda one: -one.count)
-        wanted = {site.name for target in targets for site in matching(every, target, obstacles, dense)}
+        obstacles = self.excluded_matrices()
+        dense = sorted(find_dense_parameters(self.model, self.anatomy), key=lambda one: -one.count)
+        wanted = {site.name for target in targets for site in select_sites(every, target, obstacles, dense)}
         return [site for site in every if site.name in wanted]
 
-    def obstacles(self) -> dict[str, str]:
+    def excluded_matrices(self) -> dict[str, str]:
         """The linears and embeddings that are no sites, by path, each with why, as a clause (`laconic.model.usage`)."""
-        return obstacles_of(self.model, self.anatomy)
+        return find_excluded(self.model, self.anatomy)
 
     def coverage(self, targets: Sequence[str] = DEFAULT_TARGETS) -> Coverage:
         """How much of what `targets` name in the blocks is in sites, and what stays dense.
@@ -103,7 +103,7 @@ class LanguageModel:
         Raises:
             UserError: as `sites`.
         """
-        return coverage_of(self.model, self.anatomy, targets, self.sites(targets))
+        return measure_coverage(self.model, self.anatomy, targets, self.sites(targets))
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""
@@ -114,10 +114,10 @@ class LanguageModel:
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
         format.train(self.model.training).requires_grad_(site.parameter.requires_grad)
-        ties.release(self.model, set(site.names))
+        ties.untie(self.model, set(site.names))
         for name in site.names:
             self.model.set_submodule(name, format)
-        ties.share(self.model, site.names[0], list(site.names[1:]))
+        ties.tie(self.model, site.names[0], list(site.names[1:]))
 
     def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
         """Bytes that the matrix of each site takes in a file now, in the stored dtype.
@@ -129,22 +129,22 @@ class LanguageModel:
         counted: set[int] = set()
         nbytes = {}
         for site in sites:
-            sharing = ties.tied_places(self.model, site.name, site.holds)
+            sharing = ties.tied_modules(self.model, site.name, site.holds)
             free = id(site.parameter) in counted or not sharing <= places
             counted.add(id(site.parameter))
-            nbytes[site.name] = 0 if free else self.nbytes_of(site)
+            nbytes[site.name] = 0 if free else self.site_nbytes(site)
         return nbytes
 
-    def nbytes_of(self, site: Site) -> int:
+    def site_nbytes(self, site: Site) -> int:
         """Bytes that the matrix takes in a file, in the stored dtype, whoever shares it."""
         if not isinstance(site.module, Format):
             return site.parameter.numel() * self.dtype.itemsize
         return site.module.nbytes_in(self.dtype)
 
-    def untied_by(self, sites: Sequence[Site]) -> list[str]:
+    def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:
         """Names of those sites whose matrix is now shared with a module that is not replaced with them."""
         return [
-            site.name for site in sites if not ties.tied_places(self.model, site.name, site.holds) <= set(site.names)
+            site.name for site in sites if not ties.tied_modules(self.model, site.name, site.holds) <= set(site.names)
         ]
 
     def size(self) -> tuple[int, int]:
@@ -161,7 +161,7 @@ class LanguageModel:
         parameters = plain + sum(layer.count for layer in coded) + beside[0]
         return parameters, plain * self.dtype.itemsize + packed + beside[1]
 
-    def twin(self) -> "LanguageModel":
+    def shallow_copy(self) -> "LanguageModel":
         """A model with modules and a configuration of its own, on the same tensors: what is put in place of a module of
         one is not seen by the other."""
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
@@ -171,7 +171,7 @@ class LanguageModel:
         """The same model with tensors of its own."""
         return replace(self, model=copy.deepcopy(self.model))
 
-    def weightless(self) -> "LanguageModel":
+    def to_meta(self) -> "LanguageModel":
         """The same without numbers, on the meta device: modules of its own, to see what they would become."""
         tensors: dict[int, torch.Tensor] = {}
         for tensor in (*self.model.parameters(), *self.model.buffers()):

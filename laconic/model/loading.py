@@ -7,25 +7,25 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import find_entry
-from laconic.model.checkpoints import TARGET_TOKENIZER, Checkpoint, checkpoint_at
-from laconic.model.checkpoints.fit import outline_of
-from laconic.model.checkpoints.place import Place, located
+from laconic.model.checkpoints import TARGET_TOKENIZER, Checkpoint, find_checkpoint
+from laconic.model.checkpoints.fit import build_outline
+from laconic.model.checkpoints.location import Location, find_location
 from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
-from laconic.model.structure import anatomy_of, structure_of
-from laconic.model.task import check_finite, task_of
+from laconic.model.structure import find_anatomy, infer_anatomy
+from laconic.model.task import check_finite, infer_task
 
 __all__ = [
     "TARGET_TOKENIZER",
     "check_model",
-    "configuration",
-    "declared_pipeline",
     "has_weights",
     "load",
-    "place_of",
-    "skeleton",
-    "tokenizers",
+    "load_config",
+    "load_empty",
+    "load_pipeline",
+    "load_tokenizers",
+    "model_location",
     "with_tokenizers",
 ]
 
@@ -37,19 +37,19 @@ def check_model(source: str) -> PreTrainedConfig:
         UserError: nothing there, no configuration, weights that are missing or damaged or need code, an architecture or
             class that is not supported, or a model that another library quantized.
     """
-    return _checked(checkpoint_at(source))
+    return _checked(find_checkpoint(source))
 
 
-def skeleton(source: str) -> LanguageModel:
+def load_empty(source: str) -> LanguageModel:
     """The model at `source` without weights or tokenizer, as its class makes it: what was compressed is not seen.
 
     Raises:
         UserError: as `check_model`.
     """
-    found = checkpoint_at(source)
+    found = find_checkpoint(source)
     config = _checked(found)
     pipeline = None if found.declared is None else found.declared.outline()
-    return replace(LanguageModel.of(outline_of(config, source)), source=source, pipeline=pipeline)
+    return replace(LanguageModel.of(build_outline(config, source)), source=source, pipeline=pipeline)
 
 
 def load(source: str, device: str = "cpu") -> LanguageModel:
@@ -58,7 +58,7 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     Raises:
         UserError: as `check_model`, or the weights are missing, mismatched, NaN or infinite.
     """
-    found = checkpoint_at(source)
+    found = find_checkpoint(source)
     config = _checked(found)
     stored = found.stored_dtype(config)
     model = found.load(config)
@@ -66,31 +66,31 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     torch.nn.Module.to(model.eval(), device)
     tokenizer, target_tokenizer = found.tokenizers()
     pipeline = None if found.declared is None else found.declared.load().to(device)
-    lm = LanguageModel(model, tokenizer, anatomy_of(model), task_of(model), stored, source, target_tokenizer)
+    lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), stored, source, target_tokenizer)
     return replace(lm, pipeline=pipeline)
 
 
-def configuration(source: str) -> PreTrainedConfig:
+def load_config(source: str) -> PreTrainedConfig:
     """The configuration at `source`, of a model whose weights may be missing.
 
     Raises:
         UserError: as `check_model`, weights aside.
     """
-    return _configuration(checkpoint_at(source))
+    return _configuration(find_checkpoint(source))
 
 
-def declared_pipeline(source: str) -> Pipeline | None:
+def load_pipeline(source: str) -> Pipeline | None:
     """What the model at `source` declares of its vectors, with its numbers; None where it declares nothing.
 
     Raises:
         UserError: it cannot be read, or is not computed here.
     """
     # What is declared and cannot be read is a mistake; nothing else is taken for it.
-    found = checkpoint_at(source) if _declares(source) else _origin(source)
+    found = find_checkpoint(source) if _declares(source) else _origin(source)
     return None if found is None or found.declared is None else found.declared.load()
 
 
-def place_of(source: str) -> Place | None:
+def model_location(source: str) -> Location | None:
     """Where the model at `source` lies; None where there is nothing, as of a model that was made in memory."""
     found = _origin(source)
     return None if found is None else found.place
@@ -102,10 +102,10 @@ def has_weights(source: str) -> bool:
     Raises:
         UserError: there is nothing, or something else than a model.
     """
-    return checkpoint_at(source).has_weights
+    return find_checkpoint(source).has_weights
 
 
-def tokenizers(
+def load_tokenizers(
     source: str, own: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
     """The tokenizer of the model at `source`, and the one of its targets where they are in a language of their own.
@@ -125,7 +125,7 @@ def _origin(source: str) -> Checkpoint | None:
     A model that was made in memory may name anything.
     """
     try:
-        return checkpoint_at(source) if source else None
+        return find_checkpoint(source) if source else None
     except UserError:
         return None
 
@@ -133,8 +133,8 @@ def _origin(source: str) -> Checkpoint | None:
 def _declares(source: str) -> bool:
     """Whether sentence-transformers declares anything at `source`, whether it can be read or not."""
     try:
-        place = located(source)
-        return isinstance(place, Place) and place.file(MODULES) is not None
+        place = find_location(source)
+        return isinstance(place, Location) and place.file(MODULES) is not None
     except UserError:
         return False
 
@@ -145,7 +145,7 @@ def with_tokenizers(lm: LanguageModel) -> LanguageModel:
     Raises:
         UserError: as `tokenizers`.
     """
-    own, of_targets = tokenizers(lm.source, lm.tokenizer)
+    own, of_targets = load_tokenizers(lm.source, lm.tokenizer)
     return replace(lm, tokenizer=own, target_tokenizer=lm.target_tokenizer or of_targets)
 
 
@@ -162,7 +162,7 @@ def _configuration(found: Checkpoint) -> PreTrainedConfig:
         one.return_dict = True
     if found.declared is not None:
         check_width(found.declared.outline(), config, found.place.source)
-    outline = outline_of(config, found.place.source)
+    outline = build_outline(config, found.place.source)
     if find_entry(config.model_type) is None:
-        structure_of(outline)
+        infer_anatomy(outline)
     return config

@@ -40,7 +40,7 @@ class ModelRunError(UserError):
 
 
 @contextmanager
-def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool = False) -> Iterator[None]:
+def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool = False) -> Iterator[None]:
     """Within the context `lm` reads the tokens `ids`, and goes on writing if `writes`.
 
     What laconic's own code raises there, as in a format or a hook, stays what it is, and so does a lack of memory.
@@ -73,7 +73,7 @@ def running(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool 
         raise ModelRunError(sentence, reason) from error
 
 
-def named(lm: LanguageModel, output: ModelOutput | tuple[object, ...]) -> ModelOutput:
+def check_named(lm: LanguageModel, output: ModelOutput | tuple[object, ...]) -> ModelOutput:
     """The outputs of a forward pass, with their names.
 
     Raises:
@@ -125,8 +125,8 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
     what is predicted (of zero rows when not asked for by `hidden`). Differentiable when gradients are enabled.
     """
     embedding = lm.task is Task.EMBEDDING
-    output = run(lm, batch, **({} if embedding else {"output_hidden_states": hidden}))
-    predictions = gathered(lm, output, batch)
+    output = run_model(lm, batch, **({} if embedding else {"output_hidden_states": hidden}))
+    predictions = gather_predictions(lm, output, batch)
     if embedding:
         return predictions, predictions.values.detach()
     if not hidden:
@@ -134,7 +134,7 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
     return predictions, _pool(_last_hidden(output), _state_mask(lm, batch)).detach()
 
 
-def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
+def run_model(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
     """What the model gives for a batch; `asked` are more things to return, by transformers' names.
 
     Raises:
@@ -143,23 +143,23 @@ def run(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
     unread = {POOLING_MASK} if lm.task is Task.SEQ2SEQ else {POOLING_MASK, "labels"}
     inputs = {name: tensor for name, tensor in batch.items() if name not in unread}
     if lm.anatomy.global_attention:
-        inputs["global_attention_mask"] = first_token(batch["input_ids"])
+        inputs["global_attention_mask"] = first_token_mask(batch["input_ids"])
     if lm.task is Task.EMBEDDING and lm.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-    with running(lm, batch["input_ids"]):
-        return named(lm, lm.model(**inputs, **asked, **caching))
+    with report_run_errors(lm, batch["input_ids"]):
+        return check_named(lm, lm.model(**inputs, **asked, **caching))
 
 
-def gathered(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:
+def gather_predictions(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:
     """The predictions in `output`, which the model gave for `batch`."""
     if lm.task is Task.EMBEDDING:
-        vectors = lm.embedding(output["last_hidden_state"], batch["attention_mask"], batch.get(POOLING_MASK))
+        vectors = lm.embedding_pipeline(output["last_hidden_state"], batch["attention_mask"], batch.get(POOLING_MASK))
         return Predictions(vectors, _row_numbers(vectors), None, lm.task.distribution)
     return _gather(lm.task, output["logits"], batch)
 
 
-def first_token(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+def first_token_mask(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
     """The `global_attention_mask` that the classifiers among such models are given, and their summarizers advised."""
     mask = torch.zeros_like(input_ids)
     mask[:, 0] = 1

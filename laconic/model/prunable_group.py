@@ -24,20 +24,20 @@ PLAIN = (nn.Linear, Conv1D, Dense)
 """What rows and columns can be taken out of."""
 
 
-def check_inside(lm: LanguageModel, group: Group) -> None:
+def check_prunable(lm: LanguageModel, group: Group) -> None:
     """Raise UserError where some attention (or feed-forward) of `lm` cannot lose parts."""
     model_type, what = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
-    if not all(is_known(stack, group) for stack in lm.anatomy.stacks):
+    if not all(has_known_parts(stack, group) for stack in lm.anatomy.stacks):
         fits = sorted(
             name
             for anatomy in entries()
-            if all(is_known(stack, group) for stack in anatomy.stacks)
+            if all(has_known_parts(stack, group) for stack in anatomy.stacks)
             for name in anatomy.model_types
         )
         raise UserError(f"The {what} of '{model_type}' cannot go one by one; it can be done for {', '.join(fits)}.")
     for stack, blocks in lm.stacks():
         for path, block in blocks:
-            for place in places(stack, block, group):
+            for place in prunable_modules(stack, block, group):
                 _check_place(path, block, place)
 
 
@@ -54,8 +54,8 @@ def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) ->
         children = dict(block.get_submodule(place.heads.module).named_children())
         if mixer := next((name for name in place.heads.mixers if name in children), None):
             raise UserError(f"'{path}.{place.heads.module}.{mixer}' mixes the heads, so none of them can go.")
-    for projection in (*reading(place), place.output):
-        if has(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
+    for projection in (*input_projections(place), place.output):
+        if has_module(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
             raise UserError(
                 f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
             )
@@ -66,21 +66,21 @@ def is_dropped(block: nn.Module, place: Attention | FeedForward) -> bool:
     return isinstance(block.get_submodule(place.output), Constant)
 
 
-def is_known(stack: Stack, group: Group) -> bool:
+def has_known_parts(stack: Stack, group: Group) -> bool:
     """Whether it is known how the attentions (or the feed-forwards) of `stack` are cut into parts."""
     if group is Group.FFN:
         return bool(stack.feed_forward)
     return bool(stack.attentions) and all(attention.heads is not None for attention in stack.attentions)
 
 
-def places(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
+def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
     """Those of one group that `block` has and whose parts are known."""
     if group is Group.FFN:
-        return [part for part in stack.feed_forward if all(has(block, inner) for inner in part.inner)]
+        return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
     return [attention for attention in stack.attentions if attention.heads is not None]
 
 
-def reading(place: Attention | FeedForward) -> list[str]:
+def input_projections(place: Attention | FeedForward) -> list[str]:
     """Paths of the projections that have rows of each part, whether a block has them or not."""
     if isinstance(place, FeedForward):
         return list(place.inner)
@@ -91,7 +91,7 @@ def reading(place: Attention | FeedForward) -> list[str]:
     return [path for path in paths if path is not None]
 
 
-def has(module: nn.Module, path: str) -> bool:
+def has_module(module: nn.Module, path: str) -> bool:
     """Whether there is something at `path` below `module`."""
     try:
         module.get_submodule(path)
@@ -130,7 +130,7 @@ class PrunableGroup:
     config:   the configuration's names for the count, each with what it counts for one part; none where the class
               could not make such a model.
     pinned:   other values of the configuration that must be said with these, as they are.
-    together: the same in all that must lose the same parts.
+    coupling: the same in all that must lose the same parts.
     """
 
     name: str
@@ -143,7 +143,7 @@ class PrunableGroup:
     bias: str | None = None
     config: Mapping[str, int] = field(default_factory=dict)
     pinned: Mapping[str, int] = field(default_factory=dict)
-    together: str
+    coupling: str
 
     @property
     def size(self) -> int:
@@ -160,20 +160,20 @@ class PrunableGroup:
         return sum(rows * columns for rows, columns in (site.shape for site in self.sites)) // self.count
 
 
-Family = tuple[PrunableGroup, ...]
+CoupledGroups = tuple[PrunableGroup, ...]
 """Those that must lose the same parts: mostly one."""
 
 
-def inners_of(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN)) -> list[PrunableGroup]:
+def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN)) -> list[PrunableGroup]:
     """Every attention and feed-forward inside the blocks of `lm` whose parts can go, in forward order."""
     return [inner for inner in _inners(lm) if inner.group in groups]
 
 
-def families_of(inners: Iterable[PrunableGroup]) -> list[Family]:
+def couple_groups(inners: Iterable[PrunableGroup]) -> list[CoupledGroups]:
     """The same, by what must lose the same parts."""
     by_key: dict[str, list[PrunableGroup]] = {}
     for inner in inners:
-        by_key.setdefault(inner.together, []).append(inner)
+        by_key.setdefault(inner.coupling, []).append(inner)
     return [tuple(members) for members in by_key.values()]
 
 
@@ -182,9 +182,9 @@ def _inners(lm: LanguageModel) -> Iterator[PrunableGroup]:
     for number, (stack, blocks) in enumerate(lm.stacks()):
         for path, block in blocks:
             for group in (Group.ATTENTION, Group.FFN):
-                for place in places(stack, block, group):
-                    paths = (*reading(place), place.output)
-                    if not all(f"{path}.{part}" in sites for part in paths if has(block, part)):
+                for place in prunable_modules(stack, block, group):
+                    paths = (*input_projections(place), place.output)
+                    if not all(f"{path}.{part}" in sites for part in paths if has_module(block, part)):
                         continue
                     if isinstance(place, FeedForward):
                         yield _feed_forward(path, block, place, sites)
@@ -213,15 +213,17 @@ def _attention(number: int, path: str, block: nn.Module, place: Attention, sites
         group=Group.ATTENTION,
         count=count,
         readers=tuple(
-            Reader(sites[f"{path}.{part}"], stacked.get(part, 1)) for part in reading(place) if has(block, part)
+            Reader(sites[f"{path}.{part}"], stacked.get(part, 1))
+            for part in input_projections(place)
+            if has_module(block, part)
         ),
         writer=writer,
         counters=tuple(Counter(module, attribute, each) for attribute, each in counters if attribute),
         vectors=tuple(f"{name}.{vector}" for vector in heads.vectors),
-        bias=f"{name}.{heads.bias}" if heads.bias and has(module, heads.bias) else None,
+        bias=f"{name}.{heads.bias}" if heads.bias and has_module(module, heads.bias) else None,
         config={key: each for key, each in declared.items() if key} if heads.config_count else {},
         pinned={heads.config: size} if heads.config_count and heads.config else {},
-        together=name if heads.bias is None else f"{number}.{heads.module}",
+        coupling=name if heads.bias is None else f"{number}.{heads.module}",
     )
 
 
@@ -236,5 +238,5 @@ def _feed_forward(path: str, block: nn.Module, place: FeedForward, sites: dict[s
         writer=writer,
         counters=(Counter(block.get_submodule(holder), attribute, 1),) if attribute else (),
         config={place.config: 1},
-        together=writer.name,
+        coupling=writer.name,
     )

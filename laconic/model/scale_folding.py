@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.formats import Format
 from laconic.model.anatomy import Attention, FeedForward, Stack
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import PLAIN, has
+from laconic.model.prunable_group import PLAIN, has_module
 from laconic.model.site import Site
 
 
@@ -47,7 +47,7 @@ class Absorber:
         return int(self.columns.max()) + 1
 
 
-def absorbers_of(lm: LanguageModel) -> list[Absorber]:
+def find_absorbers(lm: LanguageModel) -> list[Absorber]:
     """Every one of `lm`, in forward order; what was compressed already takes no part."""
     sites = {site.name: site for site in lm.sites(("blocks",)) if _is_plain(lm, site)}
     by_input: dict[str, list[Site]] = {}
@@ -103,11 +103,12 @@ def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequ
         if attention is not None
     ]
     pairs += [
-        (part.inner[0], next((norm for norm in part.norm if has(block, norm)), None)) for part in stack.feed_forward
+        (part.inner[0], next((norm for norm in part.norm if has_module(block, norm)), None))
+        for part in stack.feed_forward
     ]
     for first, norm in pairs:
         several = readers.get(f"{path}.{first}", ())
-        if norm is None or not several or not has(block, norm):
+        if norm is None or not several or not has_module(block, norm):
             continue
         module, width = block.get_submodule(norm), several[0].shape[1]
         weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -143,7 +144,7 @@ def _inner(path: str, block: nn.Module, place: FeedForward, sites: Mapping[str, 
     width = output.shape[1]
     if len(place.inner) == 1 and not place.fused_gate:
         activation = place.activation
-        if activation is None or not has(block, activation) or not _scales(block.get_submodule(activation)):
+        if activation is None or not has_module(block, activation) or not _scales(block.get_submodule(activation)):
             return
     rows = _numbers(inner.shape[0], inner)[-width:]
     yield Absorber(name=inner.name, readers=(output,), columns=_numbers(width, output), rows=rows)

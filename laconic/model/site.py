@@ -43,7 +43,7 @@ class Role(StrEnum):
     OTHER = "other"
 
 
-class Reads(StrEnum):
+class InputTokens(StrEnum):
     """Whose tokens the input rows of a matrix are, which says what of them is padding.
 
     OWN:    none's: relative positions, or the tokens with global attention; every row counts.
@@ -56,7 +56,7 @@ class Reads(StrEnum):
     EITHER = "either"
 
 
-def group_of(path: str) -> Group:
+def guess_group(path: str) -> Group:
     """What a matrix inside a block belongs to, where its path is all that is known."""
     parts = path.lower().split(".")
     return Group.ATTENTION if any("attn" in part or "attention" in part for part in parts) else Group.FFN
@@ -75,7 +75,7 @@ class Place:
 
     name: str
     module: nn.Module
-    reads: tuple[Reads, ...] = (Reads.SOURCE,)
+    reads: tuple[InputTokens, ...] = (InputTokens.SOURCE,)
     tokens_first: bool = False
 
 
@@ -162,7 +162,7 @@ class Site:
         return dict(self.module.named_parameters(recurse=False)).get("bias")
 
 
-def linears_within(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
+def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
     """(path, input key, module) of every matrix that is, or lies in, `module`.
 
     A format of several is entered, so that a later step can compress what an earlier one left; its readers share the
@@ -173,4 +173,4 @@ def linears_within(module: nn.Module, input_key: str, name: str) -> Iterator[tup
     elif isinstance(module, Format):
         for child_name, child in module.named_children():
             path = f"{name}.{child_name}"
-            yield from linears_within(child, input_key if child_name in module.readers else path, path)
+            yield from find_matrices(child, input_key if child_name in module.readers else path, path)

@@ -75,12 +75,12 @@ class Difference(NamedTuple):
         return f"'{self.path}' would be of the class {self.there} in place of {self.here}"
 
 
-def stock(model: PreTrainedModel) -> PreTrainedModel:
+def build_stock(model: PreTrainedModel) -> PreTrainedModel:
     """What the class of `model` makes of its configuration as that is read back from a file, on the meta device."""
-    return made_of(type(model), model.config)
+    return build_empty(type(model), model.config)
 
 
-def made_of(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def build_empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """What the class makes of `config` as it is read back from a file, on the meta device.
 
     Raises:
@@ -97,7 +97,7 @@ def made_of(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrained
         return kind(again)
 
 
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of `model` by its path, one that is in several places at each of them."""
     return dict(model.named_modules(remove_duplicate=False))
 
@@ -120,7 +120,7 @@ def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -
             yield Difference(path, None, None, type(other).__name__)
 
 
-def switch_as(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Give `plain` what a forward pass of `model` has switched for good: BigBird's attention, once a row is short."""
     for path, part in model.named_modules():
         if isinstance(part, (BigBirdModel, BigBirdPegasusModel)):
@@ -179,7 +179,7 @@ def _shown(value: object) -> str:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """transformers shows nothing within; what it showed before it shows again after."""
     shows_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -18,15 +18,15 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
 from laconic.model.anatomy import Anatomy, Depth, Plain, Stack, Table, entries, find_entry
-from laconic.model.site import Reads, group_of
+from laconic.model.site import InputTokens, guess_group
 from laconic.model.stock import text_config
-from laconic.model.usage import Usage, usage_of
+from laconic.model.usage import Usage, trace_usage
 
 Listed = tuple[str, nn.ModuleList]
 """A list of modules, and its path from the whole model."""
 
 
-def anatomy_of(model: PreTrainedModel) -> Anatomy:
+def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """The entry of the architecture of `model`, or what its structure shows; a `StructureNotice` says the latter.
 
     Raises:
@@ -35,7 +35,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     entry = find_entry(model.config.model_type)
     if entry is not None:
         return entry
-    found = structure_of(model)
+    found = infer_anatomy(model)
     linears = " and ".join(f"{len(stack.plain)} linears in each block of {stack.blocks}" for stack in found.stacks)
     warnings.warn(
         f"The architecture '{model.config.model_type}' has no entry in laconic.model.anatomy; found by structure: "
@@ -47,12 +47,12 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
 
 
 def _left(model: PreTrainedModel) -> str:
-    idle, apart = [path for path, _ in idle_stacks(model)], lists_apart(model)
+    idle, apart = [path for path, _ in uncalled_stacks(model)], leftover_lists(model)
     said = f"; the linears in {' and '.join(apart)} are in no block, and the target head names them" if apart else ""
     return said + (f"; {' and '.join(idle)} are not called by text, and stay as they are" if idle else "")
 
 
-def structure_of(model: PreTrainedModel) -> Anatomy:
+def infer_anatomy(model: PreTrainedModel) -> Anatomy:
     """What the modules of `model` show.
 
     Raises:
@@ -74,14 +74,14 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
         for path, blocks in taken:
             is_whole = not any(_lie_beside(path, blocks, *other) for other in taken)
             within = "" if is_whole else path.rpartition(".")[2]
-            plain = tuple(Plain(path=linear, group=group_of(f"{within}.{linear}")) for linear in _linears(blocks))
+            plain = tuple(Plain(path=linear, group=guess_group(f"{within}.{linear}")) for linear in _linears(blocks))
             # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen; nor
             # can one list be shortened without those that hold the rest of its layers.
             depth = Depth() if is_whole and not model.config.is_encoder_decoder else None
             yield Stack(blocks=path, plain=plain, reads=reads, depth=depth)
 
 
-def lists_apart(model: PreTrainedModel) -> list[str]:
+def leftover_lists(model: PreTrainedModel) -> list[str]:
     """Paths of the lists whose linears a run over text calls and that are taken for no blocks."""
     lists = [lists for part, _ in _parts(model) for lists in [_called_lists(model, part)]]
     taken = {path for one in lists for path, _ in _taken(one)}
@@ -108,16 +108,16 @@ def _lie_beside(path: str, blocks: nn.ModuleList, other_path: str, other: nn.Mod
     return beside and len(blocks) == len(other) and not _kinds(blocks) & _kinds(other)
 
 
-def idle_stacks(model: PreTrainedModel) -> list[tuple[str, int]]:
+def uncalled_stacks(model: PreTrainedModel) -> list[tuple[str, int]]:
     """Lists of blocks that no run over text calls, by path, with how many there are: the tower of a vision model."""
-    usage = usage_of(model)
+    usage = trace_usage(model)
     lists = [(path, blocks) for path, blocks in _lists(model) if _linears(blocks)]
     return [] if usage is None else [(path, len(blocks)) for path, blocks in lists if _is_idle(usage, path, blocks)]
 
 
 def _of_text(model: PreTrainedModel, lists: list[Listed]) -> list[Listed]:
     """Those that a run over text calls; where none shows it, those of the part whose configuration is that of text."""
-    usage = usage_of(model)
+    usage = trace_usage(model)
     if usage is not None:
         return [(path, blocks) for path, blocks in lists if not _is_idle(usage, path, blocks)]
     text = type(text_config(model.config))
@@ -138,18 +138,18 @@ def _configuration_of(model: PreTrainedModel, path: str) -> PreTrainedConfig:
 def _is_idle(usage: Usage, path: str, blocks: nn.ModuleList) -> bool:
     """Whether no linear of the list is called, or otherwise computed with."""
     every = (f"{path}.{number}.{linear}" for number in range(len(blocks)) for linear in _linears(blocks))
-    return not any(linear in usage.every - usage.idle for linear in every)
+    return not any(linear in usage.matrices - usage.uncalled for linear in every)
 
 
 def _kinds(blocks: nn.ModuleList) -> set[type[nn.Module]]:
     return {type(block) for block in blocks}
 
 
-def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, Reads]]:
+def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, InputTokens]]:
     """What is looked at apart; nothing of an encoder-decoder whose halves are no models, as FSMT's."""
     if not model.config.is_encoder_decoder:
-        return [(model, Reads.SOURCE)]
-    halves = ((model.get_encoder(), Reads.SOURCE), (model.get_decoder(), Reads.EITHER))
+        return [(model, InputTokens.SOURCE)]
+    halves = ((model.get_encoder(), InputTokens.SOURCE), (model.get_decoder(), InputTokens.EITHER))
     found = [(half, reads) for half, reads in halves if isinstance(half, PreTrainedModel)]
     return found if len(found) == len(halves) else []
 
@@ -194,12 +194,15 @@ def _linears(blocks: nn.ModuleList) -> list[str]:
 
 def _tables(model: PreTrainedModel) -> Iterator[Table]:
     """The word embeddings: those that each part looks its tokens up in, and the one that they are copies of."""
-    called: dict[str, tuple[nn.Module, Reads]] = {}
+    called: dict[str, tuple[nn.Module, InputTokens]] = {}
     for part, reads in _parts(model):
         embedding = _words(part)
         if embedding is not None:
             inside = next(name for name, module in part.named_modules(remove_duplicate=False) if module is embedding)
-            called[_prefix(model, part) + inside] = embedding, Reads.TARGET if reads is Reads.EITHER else reads
+            called[_prefix(model, part) + inside] = (
+                embedding,
+                InputTokens.TARGET if reads is InputTokens.EITHER else reads,
+            )
     whole = _words(model)
     name = None if whole is None else _prefix(model, whole).rstrip(".")
     if name is not None and name not in called and any(_same(whole, module) for module, _ in called.values()):

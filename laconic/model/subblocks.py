@@ -16,7 +16,7 @@ from laconic.formats import Constant, Format
 from laconic.model.anatomy import Stack
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import has, reading
+from laconic.model.prunable_group import has_module, input_projections
 
 ATTENTION, CROSS_ATTENTION, FEED_FORWARD = PARTS = ("attention", "cross-attention", "ffn")
 
@@ -29,14 +29,14 @@ class SubBlock:
     inner:  the projections that read the block, or positions; the first of them reads the stream, or a norm of it.
     output: the projection that writes to the stream.
     norm:   the norm that what it writes passes before, where there is one.
-    gone:   whether it was dropped before.
+    is_dropped:   whether it was dropped before.
     """
 
     part: str
     inner: tuple[str, ...]
     output: str
     norm: str | None
-    gone: bool
+    is_dropped: bool
 
     @property
     def writer(self) -> str:
@@ -44,7 +44,7 @@ class SubBlock:
         return self.norm or self.output
 
 
-def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock]:
+def find_subblocks(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock]:
     """Those of the layer of this number, in forward order.
 
     Raises:
@@ -55,7 +55,7 @@ def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock
         raise UserError(f"The layers of '{model_type}' share their block, so none of them can lose a part of it alone.")
     path = layers.paths[index]
     block = lm.model.get_submodule(path)
-    norms = layers.depth.outer if all(has(block, norm) for norm in layers.depth.outer) else ()
+    norms = layers.depth.outer if all(has_module(block, norm) for norm in layers.depth.outer) else ()
     found = list(_paths(layers.stack, block))
     if not found:
         raise UserError(f"The parts of a block of '{model_type}' are not known; drop whole blocks.")
@@ -65,7 +65,7 @@ def subblocks_of(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock
             inner=tuple(f"{path}.{name}" for name in inner),
             output=f"{path}.{output}",
             norm=f"{path}.{norms[number]}" if norms else None,
-            gone=isinstance(block.get_submodule(output), Constant),
+            is_dropped=isinstance(block.get_submodule(output), Constant),
         )
         for number, (part, inner, output) in enumerate(found)
     ]
@@ -76,8 +76,8 @@ def last_writer(lm: LanguageModel, layers: Layers, index: int) -> str:
 
     Of what was dropped before only a constant is left, which no map makes more of: it counts where nothing else does.
     """
-    parts = subblocks_of(lm, layers, index)
-    return next((part.writer for part in reversed(parts) if not part.gone), parts[-1].writer)
+    parts = find_subblocks(lm, layers, index)
+    return next((part.writer for part in reversed(parts) if not part.is_dropped), parts[-1].writer)
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def drop_subblock(lm: LanguageModel, subblock: SubBlock, bias: Tensor | None) ->
     Raises:
         UserError: it is dropped already.
     """
-    if subblock.gone:
+    if subblock.is_dropped:
         raise UserError(f"The {subblock.part} that '{subblock.output}' belongs to is dropped already.")
     for path in subblock.inner:
         # Between the two of a feed-forward nothing need pass; heads are cut out of what an attention's give.
@@ -125,8 +125,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 def _paths(stack: Stack, block: nn.Module) -> Iterator[tuple[str, list[str], str]]:
     """(part, its inner projections, its output) of each that `block` has."""
     for part, attention in ((ATTENTION, stack.attention), (CROSS_ATTENTION, stack.cross_attention)):
-        if attention is not None and has(block, attention.output):
-            yield part, [path for path in reading(attention) if has(block, path)], attention.output
+        if attention is not None and has_module(block, attention.output):
+            yield part, [path for path in input_projections(attention) if has_module(block, path)], attention.output
     for feed_forward in stack.feed_forward:
-        if all(has(block, path) for path in (*feed_forward.inner, feed_forward.output)):
+        if all(has_module(block, path) for path in (*feed_forward.inner, feed_forward.output)):
             yield FEED_FORWARD, list(feed_forward.inner), feed_forward.output

@@ -24,12 +24,12 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError, unknown
 from laconic.formats import Format
 from laconic.model.anatomy import Anatomy
-from laconic.model.enumeration import sites_of, stacks_of
-from laconic.model.site import Group, Role, Site, group_of
-from laconic.model.usage import usage_of
+from laconic.model.enumeration import find_sites, find_stacks
+from laconic.model.site import Group, Role, Site, guess_group
+from laconic.model.usage import trace_usage
 
 
-class Named(Protocol):
+class Targetable(Protocol):
     """What a target can name: a site, or what is in none (`laconic.model.targets`)."""
 
     @property
@@ -44,23 +44,23 @@ class Named(Protocol):
     def is_lookup(self) -> bool: ...
 
 
-def _reads_attention(site: Named) -> bool:
+def _reads_attention(site: Targetable) -> bool:
     return site.group is Group.ATTENTION and site.role in (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
 
 
-def _feeds_forward(site: Named) -> bool:
+def _feeds_forward(site: Targetable) -> bool:
     return site.group is Group.FFN or (site.group is Group.ATTENTION and site.role is Role.OUTPUT)
 
 
-def _is_not_last(site: Named) -> bool:
+def _is_not_last(site: Targetable) -> bool:
     return not site.is_lookup and not (site.group is Group.HEAD and site.role is Role.OUTPUT)
 
 
-def _of(group: Group) -> Callable[[Named], bool]:
+def _of(group: Group) -> Callable[[Targetable], bool]:
     return lambda site: site.group is group
 
 
-NAMED: dict[str, Callable[[Named], bool]] = {
+TARGETS: dict[str, Callable[[Targetable], bool]] = {
     **{group.value: _of(group) for group in Group},
     "blocks": lambda site: site.block is not None,
     "all": lambda site: True,
@@ -70,20 +70,22 @@ NAMED: dict[str, Callable[[Named], bool]] = {
 }
 
 
-def names(target: str, site: Named) -> bool:
+def matches(target: str, site: Targetable) -> bool:
     """Whether `target` names `site`.
 
     Raises:
         UserError: it is no regular expression after `re:`.
     """
-    if target in NAMED:
-        return NAMED[target](site)
+    if target in TARGETS:
+        return TARGETS[target](site)
     if target.startswith("re:"):
         return _pattern(target).search(site.name) is not None
     return fnmatchcase(site.name, target)
 
 
-def matching(sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Named]) -> list[Site]:
+def select_sites(
+    sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Targetable]
+) -> list[Site]:
     """Those of `sites` that `target` names.
 
     Args:
@@ -95,22 +97,24 @@ def matching(sites: Sequence[Site], target: str, obstacles: Mapping[str, str], d
     Raises:
         UserError: there are none.
     """
-    matched = [site for site in sites if names(target, site)]
+    matched = [site for site in sites if matches(target, site)]
     if not matched:
-        raise _no_match(sites, target, obstacles, [one for one in dense if names(target, one)])
+        raise _no_match(sites, target, obstacles, [one for one in dense if matches(target, one)])
     return matched
 
 
-def no_site(path: str, why: str) -> UserError:
+def excluded_error(path: str, why: str) -> UserError:
     """The matrix at `path` was named, and is no site."""
     return UserError(f"The matrix '{path}' cannot be compressed: {why}; leave it out.")
 
 
-def _no_match(sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Named]) -> UserError:
-    if target not in NAMED and not target.startswith("re:"):
+def _no_match(
+    sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Targetable]
+) -> UserError:
+    if target not in TARGETS and not target.startswith("re:"):
         named = next((path for path in obstacles if fnmatchcase(path, target)), None)
         if named is not None:
-            return no_site(named, obstacles[named])
+            return excluded_error(named, obstacles[named])
     if dense:
         also = f" (and {len(dense) - 1} more)" if len(dense) > 1 else ""
         return UserError(
@@ -118,12 +122,12 @@ def _no_match(sites: Sequence[Site], target: str, obstacles: Mapping[str, str], 
             f"compressed, as experts of which one tensor holds all, '{dense[0].name}'{also}; name other targets, the "
             f"model has sites in {_groups(sites)}."
         )
-    if target in NAMED or target.startswith("re:") or set(target) & set("*?["):
+    if target in TARGETS or target.startswith("re:") or set(target) & set("*?["):
         return UserError(
             f"The target '{target}' matches no site of this model; it has the groups {_groups(sites)}, "
             f"`blocks` for what is in its blocks, and sites that are named like '{sites[0].name}'."
         )
-    return unknown("target", target, [*NAMED, *(site.name for site in sites[-2:])])
+    return unknown("target", target, [*TARGETS, *(site.name for site in sites[-2:])])
 
 
 def _groups(sites: Sequence[Site]) -> str:
@@ -198,37 +202,39 @@ class Coverage:
         return ", ".join(self.kinds[:_MOST_KINDS]) + (f" and {more} more" if more > 0 else "")
 
 
-def dense_in(model: PreTrainedModel, anatomy: Anatomy) -> list[DenseParameter]:
+def find_dense_parameters(model: PreTrainedModel, anatomy: Anatomy) -> list[DenseParameter]:
     """Every parameter of two or more dimensions in the blocks of `model` that is in no site, in forward order.
 
     Embeddings are none: they are looked up in and not multiplied by. Nor are layers that a run over text never calls.
     """
-    usage = usage_of(model, globally=anatomy.global_attention)
-    idle = frozenset[str]() if usage is None else usage.idle
-    covered = idle | {name for site in sites_of(model, anatomy) for name in site.names}
+    usage = trace_usage(model, globally=anatomy.global_attention)
+    idle = frozenset[str]() if usage is None else usage.uncalled
+    covered = idle | {name for site in find_sites(model, anatomy) for name in site.names}
     found: dict[int, DenseParameter] = {}
-    for _, blocks in stacks_of(model, anatomy):
+    for _, blocks in find_stacks(model, anatomy):
         for block, module in blocks:
             for path, part in _wholes(block, module):
                 if not isinstance(part, (Format, nn.Embedding)) and path not in covered:
                     for name, parameter in part.named_parameters(prefix=path, recurse=False):
                         if parameter.dim() > 1 and id(parameter) not in found:
-                            group = group_of(name.removeprefix(block))
+                            group = guess_group(name.removeprefix(block))
                             found[id(parameter)] = DenseParameter(name, group, block, parameter.numel())
     return list(found.values())
 
 
-def coverage_of(model: PreTrainedModel, anatomy: Anatomy, targets: Sequence[str], sites: Sequence[Site]) -> Coverage:
+def measure_coverage(
+    model: PreTrainedModel, anatomy: Anatomy, targets: Sequence[str], sites: Sequence[Site]
+) -> Coverage:
     """How much of what `targets` name in the blocks of `model` is in `sites`, which are all that they name."""
     named = {site.name for site in sites}
     numbers: dict[int, int] = {}
-    for _, blocks in stacks_of(model, anatomy):
+    for _, blocks in find_stacks(model, anatomy):
         for block, module in blocks:
             for path, part in _wholes(block, module):
                 if path in named or any(name.startswith(f"{path}.") for name in named if isinstance(part, Format)):
                     numbers[id(part)] = _numbers(part)
-    every = dense_in(model, anatomy)
-    dense = [one for one in every if any(names(target, one) for target in targets)]
+    every = find_dense_parameters(model, anatomy)
+    dense = [one for one in every if any(matches(target, one) for target in targets)]
     return Coverage(tuple(dense), sum(numbers.values()))
 
 

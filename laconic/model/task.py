@@ -70,16 +70,16 @@ VISION_LANGUAGE = (auto.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_T
 """For models that read images too and write text, as far as they are decoders that read text alone as well."""
 
 
-def task_of(model: PreTrainedModel) -> Task:
+def infer_task(model: PreTrainedModel) -> Task:
     """What `model` predicts.
 
     Raises:
         UserError: it is no model of transformers, or its class is none of those whose predictions laconic understands.
     """
-    pretrained(model)
+    check_pretrained(model)
     config = type(model.config)
-    for task, _, mapping in kinds():
-        if config in mapping and isinstance(model, classes_of(mapping[config])) and _reads_text(mapping, model.config):
+    for task, _, mapping in auto_classes():
+        if config in mapping and isinstance(model, as_classes(mapping[config])) and _reads_text(mapping, model.config):
             return _of_head(model.config) if task is Task.CLASSIFICATION else task
     raise UserError(
         f"The model class {type(model).__name__} is not supported; supported are models for "
@@ -88,7 +88,7 @@ def task_of(model: PreTrainedModel) -> Task:
     )
 
 
-def pretrained(model: object, *, or_named: bool = True) -> PreTrainedModel:
+def check_pretrained(model: object, *, or_named: bool = True) -> PreTrainedModel:
     """`model`, once it is known to be a model of transformers.
 
     or_named: whether its name would have done too.
@@ -127,7 +127,7 @@ def _of_head(config: PreTrainedConfig) -> Task:
     return single if problem is None or PROBLEM_TYPES[problem] is Task.CLASSIFICATION else PROBLEM_TYPES[problem]
 
 
-def auto_class_for(config: object, architectures: Iterable[str]) -> type:
+def find_auto_class(config: object, architectures: Iterable[str]) -> type:
     """The Auto class that loads the first of `architectures`; plain `AutoModel` when none is recorded.
 
     Raises:
@@ -136,10 +136,10 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     names = list(architectures)
     if not names:
         return auto.AutoModel
-    for _, auto_class, mapping in kinds():
+    for _, auto_class, mapping in auto_classes():
         if type(config) not in mapping or not _reads_text(mapping, config):
             continue
-        if names[0] in {c.__name__ for c in classes_of(mapping[type(config)])}:
+        if names[0] in {c.__name__ for c in as_classes(mapping[type(config)])}:
             return auto_class
     known = ((kind, (held,) if isinstance(held, str) else held) for table in NAMES for kind, held in table.items())
     owners = [kind for kind, held in known if names[0] in held]
@@ -156,7 +156,7 @@ def auto_class_for(config: object, architectures: Iterable[str]) -> type:
     )
 
 
-def text_encoder_name(config: PreTrainedConfig, source: str) -> str:
+def text_encoder_class_name(config: PreTrainedConfig, source: str) -> str:
     """The name of the class that sentence-transformers makes vectors by, whatever class the checkpoint was saved from.
 
     Raises:
@@ -169,10 +169,10 @@ def text_encoder_name(config: PreTrainedConfig, source: str) -> str:
             f"The model '{source}' makes vectors by the architecture '{config.model_type}', which has no plain "
             "encoder; use one whose transformer is an encoder or a decoder."
         )
-    return classes_of(mapping[type(config)])[0].__name__
+    return as_classes(mapping[type(config)])[0].__name__
 
 
-def kinds() -> Iterator[tuple[Task, type, Any]]:
+def auto_classes() -> Iterator[tuple[Task, type, Any]]:
     """Each task with an Auto class of its models, and which those are."""
     for task, (auto_class, mapping) in AUTO_CLASSES.items():
         yield task, auto_class, mapping
@@ -187,12 +187,12 @@ def _reads_text(mapping: Any, config: Any) -> bool:
     """
     if mapping is not VISION_LANGUAGE[1]:
         return True
-    asked = signature(classes_of(mapping[type(config)])[0].forward).parameters
+    asked = signature(as_classes(mapping[type(config)])[0].forward).parameters
     needed = {name for name, one in asked.items() if one.default is Parameter.empty and one.kind is not one.VAR_KEYWORD}
     return not config.is_encoder_decoder and "input_ids" in asked and needed <= {"self", "input_ids"}
 
 
-def classes_of(entry: type | tuple[type, ...]) -> tuple[type, ...]:
+def as_classes(entry: type | tuple[type, ...]) -> tuple[type, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 

@@ -8,19 +8,19 @@ they are the one place to change.
 from transformers import PreTrainedModel
 
 
-def tied_names(model: PreTrainedModel, tensor: str) -> set[str]:
+def tied_tensors(model: PreTrainedModel, tensor: str) -> set[str]:
     """Every tensor declared to be the same as `tensor`, itself included."""
     ties = model.all_tied_weights_keys
     source = ties.get(tensor, tensor)
     return {source} | {target for target, its_source in ties.items() if its_source == source}
 
 
-def tied_places(model: PreTrainedModel, place: str, holds: str) -> set[str]:
+def tied_modules(model: PreTrainedModel, place: str, holds: str) -> set[str]:
     """The module at `place` and every other whose parameter of the name `holds` is declared to be the same."""
-    return {name.removesuffix(f".{holds}") for name in tied_names(model, f"{place}.{holds}")}
+    return {name.removesuffix(f".{holds}") for name in tied_tensors(model, f"{place}.{holds}")}
 
 
-def release(model: PreTrainedModel, modules: set[str]) -> None:
+def untie(model: PreTrainedModel, modules: set[str]) -> None:
     """Forget every tie into or out of the tensors of the modules at these paths, and of what lies in them."""
 
     def is_free(prefix: str, tensor: str) -> bool:
@@ -35,7 +35,7 @@ def release(model: PreTrainedModel, modules: set[str]) -> None:
                 setattr(part, declared, kept)
 
 
-def share(model: PreTrainedModel, first: str, others: list[str]) -> None:
+def tie(model: PreTrainedModel, first: str, others: list[str]) -> None:
     """Declare every tensor of the modules at `others` to be that of the module at `first`."""
     tensors = [name for name, _ in model.get_submodule(first).named_parameters()]
     ties = {f"{other}.{tensor}": f"{first}.{tensor}" for other in others for tensor in tensors}

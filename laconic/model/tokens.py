@@ -20,7 +20,7 @@ NEEDED_BY_TARGETS = ("decoder_start_token_id", "pad_token_id")
 """Of a sequence-to-sequence model, with what its targets are shifted."""
 
 
-def declared(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
+def special_token_ids(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
     """The tokens that `name` (`eos_token_id`, …) stands for in a configuration; none where it says none.
 
     >>> from transformers import GPT2Config
@@ -32,29 +32,29 @@ def declared(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
     return tuple(token for token in several if isinstance(token, int))
 
 
-def vocabulary_of(model: PreTrainedModel) -> int:
+def vocabulary_size(model: PreTrainedModel) -> int:
     """How many tokens a model reads: the rows of its word embedding, of the encoder's where there are two."""
     return _rows(model.get_input_embeddings(), model)
 
 
-def target_vocabulary_of(model: PreTrainedModel) -> int:
+def target_vocabulary_size(model: PreTrainedModel) -> int:
     """How many tokens the decoder of an encoder-decoder reads."""
     decoder: Any = model.get_decoder()
     return _rows(decoder.get_input_embeddings(), model)
 
 
-def pad_of(lm: LanguageModel) -> int | None:
+def pad_token_id(lm: LanguageModel) -> int | None:
     """The pad token that the configuration declares; None where it declares none that the model has a row for."""
-    tokens = declared(lm.model.config, "pad_token_id")
-    return tokens[0] if tokens and 0 <= tokens[0] < vocabulary_of(lm.model) else None
+    tokens = special_token_ids(lm.model.config, "pad_token_id")
+    return tokens[0] if tokens and 0 <= tokens[0] < vocabulary_size(lm.model) else None
 
 
-def check_known(lm: LanguageModel, tokens: Iterable[int], targets: bool = False) -> None:
+def check_token_ids(lm: LanguageModel, tokens: Iterable[int], targets: bool = False) -> None:
     """Raise UserError where one of `tokens`, which a tokenizer of `lm` gave, has no row in the word embedding.
 
     targets: they are read by the decoder.
     """
-    known = target_vocabulary_of(lm.model) if targets else vocabulary_of(lm.model)
+    known = target_vocabulary_size(lm.model) if targets else vocabulary_size(lm.model)
     strange = next((token for token in tokens if not 0 <= token < known), None)
     if strange is None:
         return
@@ -66,7 +66,7 @@ def check_known(lm: LanguageModel, tokens: Iterable[int], targets: bool = False)
     )
 
 
-def check_targets(lm: LanguageModel) -> None:
+def check_decoder_start(lm: LanguageModel) -> None:
     """Raise UserError where `lm` writes targets and its configuration does not say how they begin, or begins them with
     a token that the decoder does not know; any other is fine.
 
@@ -80,12 +80,12 @@ def check_targets(lm: LanguageModel) -> None:
     try:
         shifted = shift(labels=torch.zeros(1, 1, dtype=torch.long))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        missing = [name for name in NEEDED_BY_TARGETS if not declared(config, name)] or list(NEEDED_BY_TARGETS)
+        missing = [name for name in NEEDED_BY_TARGETS if not special_token_ids(config, name)] or list(NEEDED_BY_TARGETS)
         raise UserError(
             f"The configuration of '{lm.source}' has no {' and no '.join(missing)}, with which its decoder begins; set "
             "it in config.json, to what the model was trained with."
         ) from error
-    begins, known = int(shifted[0, 0]), target_vocabulary_of(lm.model)
+    begins, known = int(shifted[0, 0]), target_vocabulary_size(lm.model)
     if not 0 <= begins < known:
         raise UserError(
             f"The decoder of '{lm.source}' begins with the token {begins}, as its configuration says, and has "

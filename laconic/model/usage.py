@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.model.stock import MODEL_ERRORS, made_of, quietly
+from laconic.model.stock import MODEL_ERRORS, build_empty, silence_transformers
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 """Whose weights are watched."""
@@ -40,25 +40,25 @@ DRY = {"attention": "eager", "experts": "batched_mm"}
 class Usage:
     """What one forward pass over text did with the linears and embeddings of a model, by their paths.
 
-    every:  all that the class makes.
+    matrices:  all that the class makes.
     called: those that ran, and all embeddings; where numbers chose among equals, such as experts, all of these.
     read:   those whose weight or bias something else than themselves computed with.
     """
 
-    every: frozenset[str]
+    matrices: frozenset[str]
     called: frozenset[str]
     read: frozenset[str]
 
     @property
-    def idle(self) -> frozenset[str]:
+    def uncalled(self) -> frozenset[str]:
         """Those that a run over text computes nothing with."""
-        return self.every - self.called - self.read
+        return self.matrices - self.called - self.read
 
     def obstacle(self, path: str) -> str | None:
         """Why the matrix at `path` is no site, as a clause; None where it may be one."""
         if path in self.read:
             return "another part of the model computes with its numbers itself, so nothing can stand in its place"
-        if path in self.idle:
+        if path in self.uncalled:
             return "no run over text calls it"
         return None
 
@@ -73,7 +73,7 @@ class _Kind:
     config: PreTrainedConfig = field(compare=False)
 
 
-def usage_of(model: PreTrainedModel, *, globally: bool = False) -> Usage | None:
+def trace_usage(model: PreTrainedModel, *, globally: bool = False) -> Usage | None:
     """How the class of `model` uses the matrices that it makes of its configuration.
 
     Args:
@@ -108,14 +108,14 @@ def _seen_by_running(kind: _Kind) -> Usage | None:
 def _on_meta(kind: _Kind) -> PreTrainedModel:
     config = copy.deepcopy(kind.config)
     config._attn_implementation = DRY["attention"]
-    return made_of(kind.model, config)
+    return build_empty(kind.model, config)
 
 
 def _of_zeros(kind: _Kind) -> PreTrainedModel:
     """The model on the CPU, each weight one zero seen as many: numbers to choose by, and next to no memory."""
     empty, zero = _on_meta(kind), torch.zeros(())
     weights = {name: zero.to(tensor.dtype).expand(tensor.shape) for name, tensor in empty.named_parameters()}
-    with quietly():
+    with silence_transformers():
         return kind.model.from_pretrained(None, config=empty.config, state_dict=weights)
 
 

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.formats import Dense
 from laconic.model.anatomy import FeedForward
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import PrunableGroup, inners_of, places
+from laconic.model.prunable_group import PrunableGroup, prunable_groups, prunable_modules
 from laconic.model.site import Group, Linear, Site
 
 EMPTY = -1
@@ -40,7 +40,7 @@ def keep_parts(
     chosen = torch.as_tensor(parts, dtype=torch.long, device=lm.device)
     for site, stacked in inner.readers:
         own = site.bias()
-        put(
+        replace_linear(
             lm,
             site,
             _arranged(site.weight(), stacked, inner.count, chosen),
@@ -67,7 +67,7 @@ def _write(lm: LanguageModel, inner: PrunableGroup, chosen: Tensor, weight: Tens
     if bias is not None and own is None:
         lm.replace(writer, Dense.of(weight.to(lm.dtype)), bias)
     else:
-        put(lm, writer, weight, own if bias is None else bias)
+        replace_linear(lm, writer, weight, own if bias is None else bias)
 
 
 def _arranged(rows: Tensor, stacked: int, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
@@ -88,11 +88,11 @@ def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
     module.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=trains))
 
 
-def declare(lm: LanguageModel) -> None:
+def update_config_widths(lm: LanguageModel) -> None:
     """Say in the configuration how many heads and channels there are, where that is one number in every block and the
     class can make as many: such a model is one of its class again."""
     by_name: dict[str, list[dict[str, int]]] = {}
-    for inner in inners_of(lm):
+    for inner in prunable_groups(lm):
         if inner.config:
             said = {name: each * inner.count for name, each in inner.config.items()}
             by_name.setdefault(next(iter(said)), []).append({**said, **inner.pinned})
@@ -110,7 +110,7 @@ def _counted(lm: LanguageModel) -> Counter[str]:
         for stack, blocks in lm.stacks()
         for _, block in blocks
         for group in (Group.ATTENTION, Group.FFN)
-        for place in places(stack, block, group)
+        for place in prunable_modules(stack, block, group)
     ]
     names = [
         place.config if isinstance(place, FeedForward) else place.heads and place.heads.config_count for place in found
@@ -146,7 +146,7 @@ def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
         return nn.Linear(in_features, out_features, bias=like.bias is not None)
 
 
-def resized(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Linear:
+def resize_linear(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Linear:
     """A linear of the kind of `like` with this matrix and bias, trainable and in training as that is."""
     linear = empty_linear(like, (weight.shape[0], weight.shape[1]))
     own = weight.T if isinstance(linear, Conv1D) else weight
@@ -157,7 +157,7 @@ def resized(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) 
     return linear.train(like.training)
 
 
-def put(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
+def replace_linear(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
     """A linear of the kind of the one at `site`, with this matrix and bias, in its place."""
     old = site.module
     if isinstance(old, Dense):
@@ -167,4 +167,4 @@ def put(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"], bias: Te
     # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
     rounded = [None if tensor is None else tensor.to(lm.dtype).to(old.weight.dtype) for tensor in (weight, bias)]
     assert rounded[0] is not None
-    lm.model.set_submodule(site.name, resized(old, rounded[0], rounded[1]))
+    lm.model.set_submodule(site.name, resize_linear(old, rounded[0], rounded[1]))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.compress import Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
-from laconic.model.task import pretrained
+from laconic.model.task import check_pretrained
 
 BOOLEANS = ("sequential", "anchored", "allow_dense")
 WHOLE = ("samples", "seed", "max_length", "batch_size")
@@ -46,7 +46,7 @@ def model_given(model: object) -> PreTrainedModel | str:
     """
     if isinstance(model, (str, os.PathLike)):
         return os.fsdecode(model)
-    loaded = pretrained(model)
+    loaded = check_pretrained(model)
     empty = next((name for name, part in loaded.named_parameters() if part.is_meta), None)
     if empty is not None:
         raise UserError(

@@ -13,7 +13,7 @@ from laconic.compress import Allocation, Step
 from laconic.errors import UserError
 from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Task, load
-from laconic.model.loading import declared_pipeline, tokenizers
+from laconic.model.loading import load_pipeline, load_tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.arguments import check_kinds, methods_given, model_given, texts_given
 from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep, walk_of
@@ -86,7 +86,7 @@ def compress(
     if texts_or_source is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name their source.")
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
-    empty = skeleton(model) if isinstance(model, str) else LanguageModel.of(model).weightless()
+    empty = skeleton(model) if isinstance(model, str) else LanguageModel.of(model).to_meta()
     empty = empty.with_label_order(label_order)
     check_order(empty, steps, places)
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
@@ -132,13 +132,13 @@ def _with_declared(lm: LanguageModel) -> LanguageModel:
     """With what is declared of its vectors where the model was loaded from, such as in a SentenceTransformer."""
     if lm.task is not Task.EMBEDDING or lm.pipeline is not None or not lm.source:
         return lm
-    pipeline = declared_pipeline(lm.source)
+    pipeline = load_pipeline(lm.source)
     return lm if pipeline is None else replace(lm, pipeline=pipeline.to(lm.device))
 
 
 def _with_tokenizers(lm: LanguageModel) -> LanguageModel:
     """With those that lie where the model was loaded from."""
-    tokenizer, target_tokenizer = tokenizers(lm.source, lm.tokenizer)
+    tokenizer, target_tokenizer = load_tokenizers(lm.source, lm.tokenizer)
     if tokenizer is None:
         where = f"at '{lm.source}', where the model came from" if lm.source else "with a model that was made in memory"
         raise UserError(f"There is no tokenizer {where}; pass tokenizer=.")

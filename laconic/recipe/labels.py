@@ -25,7 +25,7 @@ def check_labels(
         UserError: a label is missing or none of the model's, classes do not match by name, `label_order` is for none of
             the models.
     """
-    models = [here := lm.twin()]
+    models = [here := lm.shallow_copy()]
     for number, (step, place) in enumerate(zip(steps, places, strict=True)):
         here = with_original(here, steps[number:])
         if step.needs_labels:

@@ -22,7 +22,7 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
         UserError: a step cannot be done, or not after an earlier one, which is then named, or leaves a model that no
             configuration describes.
     """
-    here = lm.twin()
+    here = lm.shallow_copy()
     for number, step in enumerate(steps):
         here = with_original(here, steps[number:])
         error = _mistake(step, here)
@@ -39,7 +39,7 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
 
 def with_original(lm: LanguageModel, steps: Sequence[Step]) -> LanguageModel:
     """`lm` as it goes into the first of `steps`: with itself as the original, where that is what they compare with."""
-    return replace(lm, original=lm.twin()) if needs_original(lm, steps) else lm
+    return replace(lm, original=lm.shallow_copy()) if needs_original(lm, steps) else lm
 
 
 def needs_original(lm: LanguageModel, steps: Sequence[Step]) -> bool:
@@ -49,7 +49,7 @@ def needs_original(lm: LanguageModel, steps: Sequence[Step]) -> bool:
 
 def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | None:
     """The last of those `before` that `step` could still have been done in front of; None where it never could."""
-    here, spoiler = lm.twin(), None
+    here, spoiler = lm.shallow_copy(), None
     for number, earlier in enumerate(before):
         if _mistake(step, here) is None:
             spoiler = number

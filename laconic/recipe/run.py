@@ -17,8 +17,8 @@ from laconic.errors import UserError
 from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.evaluate.tasks import rows_of
 from laconic.model import LanguageModel, load, with_tokenizers
-from laconic.model.structure import idle_stacks
-from laconic.model.tokens import check_targets
+from laconic.model.structure import uncalled_stacks
+from laconic.model.tokens import check_decoder_start
 from laconic.processes import from_first, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
@@ -97,7 +97,7 @@ def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "c
         seconds=from_first(seconds),
         changes=changes,
         stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
-        idle=dict(idle_stacks(lm.model)),
+        idle=dict(uncalled_stacks(lm.model)),
         file_bytes=on_rank_zero(file_bytes)(output),
         evaluation=None if recipe.evaluate is None else on_rank_zero(_evaluation)(recipe, output, track, device),
     )
@@ -148,7 +148,7 @@ def check_recipe(
             )
     if recipe.data is not None:
         corpus.check_source(recipe.data, "train")
-        check_targets(model)
+        check_decoder_start(model)
         check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
     check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
     if compared:

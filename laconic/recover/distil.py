@@ -15,7 +15,7 @@ from pydantic import Field
 
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
-from laconic.model import LanguageModel, load, skeleton
+from laconic.model import LanguageModel, load, load_empty
 from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule, moved
 from laconic.recover.layer_matching import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
@@ -83,7 +83,7 @@ class Distil(Training):
 
     def check(self, lm: LanguageModel) -> None:
         super().check(lm)
-        teacher = lm.original if self.teacher is None else skeleton(self.teacher)
+        teacher = lm.original if self.teacher is None else load_empty(self.teacher)
         if self.teacher is not None and teacher is not None and teacher.task is not lm.task:
             raise UserError(
                 f"The teacher '{self.teacher}' does {teacher.task}, and the model {lm.task}; take one that does."

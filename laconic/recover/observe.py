@@ -13,7 +13,7 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from laconic.model import Batch, LanguageModel, Predictions, Stack, Task, gathered, run
+from laconic.model import Batch, LanguageModel, Predictions, Stack, Task, gather_predictions, run_model
 
 
 class Feature(StrEnum):
@@ -47,8 +47,8 @@ def observe(
         if feature in features
     }
     with _listening(lm, Feature.VALUES in features) as heard:
-        output = run(lm, batch, **asked)
-    predictions = gathered(lm, output, batch)
+        output = run_model(lm, batch, **asked)
+    predictions = gather_predictions(lm, output, batch)
     if not features:
         return predictions, ()
     both = lm.model.config.is_encoder_decoder

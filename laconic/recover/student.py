@@ -20,14 +20,14 @@ from laconic.calibrate.passes import check_runs
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, reason_of, shown, unknown
 from laconic.formats import Format
-from laconic.model import LanguageModel, load, skeleton
-from laconic.model.checkpoints.fit import check_depths
-from laconic.model.embedding import Pipeline, for_width
-from laconic.model.layers import layers_of
-from laconic.model.loading import configuration, declared_pipeline, has_weights, tokenizers
+from laconic.model import LanguageModel, load, load_empty
+from laconic.model.checkpoints.fit import check_layer_counts
+from laconic.model.embedding import Pipeline, adapt_width
+from laconic.model.layers import find_layers
+from laconic.model.loading import has_weights, load_config, load_pipeline, load_tokenizers
 from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
-from laconic.model.task import auto_class_for
+from laconic.model.task import find_auto_class
 from laconic.recover.student_init import classifier_of, copy_numbers, place_in, random_model, tell_apart
 
 SINGLE_LABEL = "single_label_classification"
@@ -133,7 +133,7 @@ class Student(Step):
         if self._is_fresh and any(isinstance(module, Format) for module in lm.model.modules()):
             raise UserError("A student with random weights, or with a new head, is a plain model; put it first.")
         if self._is_fresh:
-            self._smaller(lm.weightless())
+            self._smaller(lm.to_meta())
 
     def dry_run(self, lm: LanguageModel) -> LanguageModel | None:
         if self.model is not None:
@@ -183,7 +183,7 @@ class Student(Step):
             config.update(self.config)
         except MODEL_ERRORS as error:
             raise UserError(f"config is none of '{lm.source}': {reason_of(error)}; put that right.") from error
-        check_depths(config, "config.")
+        check_layer_counts(config, "config.")
         if self.classes is not None:
             tell_apart(config, self._names, self.problem_type or self.config.get("problem_type"))
             kind = classifier_of(config)
@@ -203,7 +203,7 @@ class Student(Step):
         assert self.model is not None
         if self._has_weights:
             return self._as_here(replace(load(self.model, str(lm.device)), original=lm.original), lm)
-        own, target = tokenizers(self.model)
+        own, target = load_tokenizers(self.model)
         made = replace(
             LanguageModel.of(self._from_configuration(lm, lm.device), own or lm.tokenizer),
             dtype=lm.dtype,
@@ -222,7 +222,7 @@ class Student(Step):
         other = sharing_order(other, lm)
         if other.pipeline is not None or other.task is not lm.task:
             return other
-        own = declared_pipeline(self.model)
+        own = load_pipeline(self.model)
         pipeline = _inherited(lm, other.model.config) if own is None else own.to(lm.device)
         return replace(other, pipeline=pipeline)
 
@@ -230,7 +230,7 @@ class Student(Step):
         """The other model without weights."""
         assert self.model is not None
         if self._has_weights:
-            found = skeleton(self.model)
+            found = load_empty(self.model)
         else:
             found = LanguageModel.of(self._from_configuration(lm, torch.device("meta")))
         return self._as_here(replace(found, source=self.model, original=lm.original), lm)
@@ -241,14 +241,14 @@ class Student(Step):
 
     def _from_configuration(self, lm: LanguageModel, device: torch.device) -> PreTrainedModel:
         assert self.model is not None
-        config = configuration(self.model)
-        kind = auto_class_for(config, config.architectures or (type(lm.model).__name__,))
+        config = load_config(self.model)
+        kind = find_auto_class(config, config.architectures or (type(lm.model).__name__,))
         return random_model(config, kind, device, self.seed).train(lm.model.training)
 
     def _others(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
         """The blocks that the student does not have."""
         assert self.blocks is not None
-        counts = {layers.name: len(layers) for layers in layers_of(lm)}
+        counts = {layers.name: len(layers) for layers in find_layers(lm)}
         asked = self.blocks if isinstance(self.blocks, dict) else dict.fromkeys(counts, self.blocks)
         for stack, kept in asked.items():
             if stack not in counts:
@@ -263,4 +263,4 @@ class Student(Step):
 
 def _inherited(lm: LanguageModel, config: PreTrainedConfig) -> Pipeline | None:
     """What `lm` declares of its vectors, for a student of this configuration, which declares nothing itself."""
-    return None if lm.pipeline is None else for_width(lm.pipeline, config, lm.source)
+    return None if lm.pipeline is None else adapt_width(lm.pipeline, config, lm.source)

@@ -8,10 +8,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel, Task
-from laconic.model.layers import layers_of
+from laconic.model.layers import find_layers
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import AUTO_CLASSES
-from laconic.model.tokens import declared
+from laconic.model.tokens import special_token_ids
 
 
 def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
@@ -20,8 +20,8 @@ def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = problem_type or ("regression" if len(names) == 1 else None)  # type: ignore[assignment]
-    ends = declared(config, "eos_token_id")
-    if ends and not declared(config, "pad_token_id"):
+    ends = special_token_ids(config, "eos_token_id")
+    if ends and not special_token_ids(config, "pad_token_id"):
         # A decoder finds the last token of a text by the padding behind it.
         config.pad_token_id = ends[0]
 
@@ -66,7 +66,7 @@ def copy_numbers(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
     Raises:
         UserError: there are no such numbers for a block.
     """
-    inside = tuple(f"{layers.list}." for layers in layers_of(target))
+    inside = tuple(f"{layers.list}." for layers in find_layers(target))
     encoder = _prefix(target.model)
     numbers: Mapping[str, torch.Tensor] = source.model.state_dict()
     for name, tensor in target.model.state_dict().items():

@@ -20,7 +20,7 @@ from laconic.compress import Outcome, Step
 from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
-from laconic.model.tokens import pad_of
+from laconic.model.tokens import pad_token_id
 from laconic.processes import count, everywhere, on_rank_zero
 from laconic.recover.checkpoints import finish, finished, logs, put_trained, workshop
 from laconic.recover.distillation_loss import DistillationLoss, Terms
@@ -112,7 +112,7 @@ class Training(Step):
         if self.precision == "fp16" and lm.device.type == "cpu":
             raise must_be(f"{self.name}.precision", "fp32 or bf16 on a CPU", self.precision)
         frozen(lm, self.freeze)
-        if lm.task.is_sequence_classification and pad_of(lm) is None:
+        if lm.task.is_sequence_classification and pad_token_id(lm) is None:
             raise UserError(
                 f"The model '{lm.source}' finds the end of a text by its pad token, and has none, so it takes no "
                 "batches; set pad_token_id in its config.json."

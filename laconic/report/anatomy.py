@@ -8,7 +8,7 @@ from laconic.compress.dense import DENSE, dense_share
 from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site, Task
-from laconic.model.structure import idle_stacks
+from laconic.model.structure import uncalled_stacks
 from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
@@ -120,9 +120,9 @@ def inspect(lm: LanguageModel) -> Inspection:
         task=lm.task.value,
         dtype=str(lm.dtype).removeprefix("torch."),
         stacks=tuple((stack.blocks, len(blocks)) for stack, blocks in lm.stacks()),
-        idle=tuple(idle_stacks(lm.model)),
-        vectors=lm.embedding.describe() if lm.task is Task.EMBEDDING else None,
-        prompts=lm.embedding.describe_prompts(),
+        idle=tuple(uncalled_stacks(lm.model)),
+        vectors=lm.embedding_pipeline.describe() if lm.task is Task.EMBEDDING else None,
+        prompts=lm.embedding_pipeline.describe_prompts(),
         dense=dense_share(lm, ("blocks",)).get(DENSE),
         parts=tuple(part for part in parts if part.sites or part.parameters),
         parameters=parameters,
@@ -134,7 +134,7 @@ def inspect(lm: LanguageModel) -> Inspection:
 def _matrix(site: Site, lm: LanguageModel) -> Matrix:
     held = site.parameter
     sparsity = 1 - int(held.count_nonzero()) / max(held.numel(), 1)
-    group, nbytes = site.group.value, lm.nbytes_of(site)
+    group, nbytes = site.group.value, lm.site_nbytes(site)
     return Matrix(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
 
 

@@ -8,7 +8,7 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel
-from laconic.model.predictions import running
+from laconic.model.predictions import report_run_errors
 
 
 class Compiled:
@@ -20,7 +20,7 @@ class Compiled:
 
     def __call__(self, *inputs: Any, **given: Any) -> Any:
         # Tokens may be given by place.
-        with running(self._lm, inputs[0] if inputs else given["input_ids"]):
+        with report_run_errors(self._lm, inputs[0] if inputs else given["input_ids"]):
             try:
                 return self._forward(*inputs, **given)
             except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:

@@ -35,7 +35,7 @@ class Layers:
 
 def portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[str, Layers]]:
     """A twin of `lm` that can be traced for `runtime`, and what became of its layers of codes."""
-    twin = lm.twin()
+    twin = lm.shallow_copy()
     found: dict[str, Layers] = {}
     for module, places in coded(twin):
         stand_in = _for_runtime(module, runtime)
@@ -50,7 +50,7 @@ def portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[str, 
 
 def exact(lm: LanguageModel, runtime: str) -> LanguageModel:
     """A twin of `lm` that computes in torch what the exported model should, whatever kernels this machine has."""
-    twin = lm.twin()
+    twin = lm.shallow_copy()
     for module, places in coded(twin):
         if isinstance(module, Coded):
             for place in places:

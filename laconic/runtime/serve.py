@@ -110,7 +110,7 @@ def serve(lm: LanguageModel, runtime: str = EAGER, ready: Ready | None = None) -
     check_runtime(runtime, lm.device.type)
     if runtime == EAGER:
         return Service(lm, runtime)
-    twin = lm.twin()
+    twin = lm.shallow_copy()
     if runtime == COMPILE:
         twin.model.forward = Compiled(twin)
         return Service(twin, runtime)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from laconic.calibrate.passes import random_batch
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, Task, first_token
+from laconic.model import Batch, LanguageModel, Task, first_token_mask
 from laconic.model.embedding import Pipeline
 from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE
 
@@ -62,7 +62,7 @@ class Signature:
         inputs.setdefault(POOLING_MASK, inputs[ATTENTION_MASK])
         inputs.setdefault(SEGMENTS, torch.zeros_like(ids))
         if GLOBAL in self.inputs:
-            inputs.setdefault(GLOBAL, first_token(ids))
+            inputs.setdefault(GLOBAL, first_token_mask(ids))
         if TARGETS in self.inputs and TARGETS not in inputs:
             inputs[TARGETS] = _targets(lm, given)
         return {name: inputs[name] for name in self.inputs}

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Dense
-from laconic.model.stock import made_of, stock
+from laconic.model.stock import build_empty, build_stock
 from laconic.model.width import empty_linear
 from laconic.store.structure import formats, outermost
 
@@ -27,12 +27,12 @@ def enable_biases(model: PreTrainedModel, layers: Collection[str]) -> PreTrained
 
     Linears that get one along with them are given zeros. Returns the stock model, without weights.
     """
-    plain = stock(model)
+    plain = build_stock(model)
     missing = {path for path in layers if not _has_bias(plain, path)}
     for switch in _switches(model.config) if missing else ():
         config = copy.deepcopy(model.config)
         _flip(config, switch)
-        other = made_of(type(model), config)
+        other = build_empty(type(model), config)
         gained = _gained(plain, other)
         if gained is not None and gained & missing:
             _flip(model.config, switch)

@@ -9,8 +9,8 @@ from laconic.errors import DISTRIBUTION
 from laconic.formats import Format, LinearReplacement
 from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
-from laconic.model.stock import stock
-from laconic.model.task import Task, auto_class_for, task_of
+from laconic.model.stock import build_stock
+from laconic.model.task import Task, find_auto_class, infer_task
 from laconic.store.shapes import RESIZED, deviations
 
 PIPELINES = {
@@ -43,7 +43,7 @@ def _front_matter(model: PreTrainedModel, source: str, pipeline: Pipeline | None
     yield "---"
     if pipeline is None:
         yield "library_name: transformers"
-        yield f"pipeline_tag: {PIPELINES[task_of(model)]}"
+        yield f"pipeline_tag: {PIPELINES[infer_task(model)]}"
     else:
         yield "library_name: sentence-transformers"
         yield f"pipeline_tag: {PIPELINES_OF_SENTENCES[pipeline.settings.model_type]}"
@@ -62,11 +62,11 @@ def _origin(source: str) -> list[str]:
 
 
 def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Iterator[str]:
-    auto = auto_class_for(model.config, [type(model).__name__]).__name__
+    auto = find_auto_class(model.config, [type(model).__name__]).__name__
     formats = {name: module for name, module in model.named_modules() if isinstance(module, Format)}
     yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
     yield ""
-    plain = stock(model)
+    plain = build_stock(model)
     shapes = deviations(model, plain)
     if formats:
         yield from _compressed(formats)
@@ -76,7 +76,7 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
         size = sum(mapped.nbytes() for mapped in maps)
         yield f"Behind {len(maps)} norms a linear map stands for blocks that were dropped: {size:,} bytes."
         yield ""
-    if pipeline is not None and pipeline.every:
+    if pipeline is not None and pipeline.stage_list:
         yield from _vectors(pipeline)
     yield "```python"
     if formats or shapes:

@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
-from laconic.model.heads import can_shrink, headed_attentions, reshape, zero_padding
-from laconic.model.prunable_group import inners_of
-from laconic.model.task import pretrained
+from laconic.model.heads import can_shrink, find_attentions, resize_heads, zero_padding_maps
+from laconic.model.prunable_group import prunable_groups
+from laconic.model.task import check_pretrained
 from laconic.model.width import EMPTY, empty_linear, keep_parts
 from laconic.store.biases import enable_biases
 from laconic.store.shapes import MAPPED, deviations
@@ -25,7 +25,7 @@ def materialize(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: it is no model of transformers, or has a shape that cannot grow back.
     """
-    dense = copy.deepcopy(pretrained(model, or_named=False))
+    dense = copy.deepcopy(check_pretrained(model, or_named=False))
     densify(dense)
     forget(dense)
     return dense
@@ -69,11 +69,11 @@ def _widen(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     if deviations(model, plain):
         lm, whole = LanguageModel.of(model), LanguageModel.of(plain)
         if can_shrink(lm.anatomy):
-            for attention, full in zip(headed_attentions(lm), headed_attentions(whole), strict=True):
+            for attention, full in zip(find_attentions(lm), find_attentions(whole), strict=True):
                 if attention.size != full.size:
-                    reshape(lm, attention, zero_padding(attention, full.size))
-        full = {inner.name: inner.count for inner in inners_of(whole)}
-        for inner in inners_of(lm):
+                    resize_heads(lm, attention, zero_padding_maps(attention, full.size))
+        full = {inner.name: inner.count for inner in prunable_groups(whole)}
+        for inner in prunable_groups(lm):
             if inner.count < full[inner.name]:
                 keep_parts(lm, inner, [*range(inner.count), *[EMPTY] * (full[inner.name] - inner.count)])
     left = deviations(model, plain)

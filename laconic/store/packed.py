@@ -16,8 +16,8 @@ def unpack(model: PreTrainedModel) -> None:
     for layer, places in _places(model).items():
         layer.unpack()
         # Their tensors have other names now, and what is one tensor is still to be one.
-        ties.release(model, set(places))
-        ties.share(model, places[0], places[1:])
+        ties.untie(model, set(places))
+        ties.tie(model, places[0], places[1:])
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

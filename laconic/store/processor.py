@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from laconic.model import LanguageModel
-from laconic.model.loading import place_of
+from laconic.model.loading import model_location
 
 PROCESSOR = (
     "processor_config.json",
@@ -23,7 +23,7 @@ def save_processor(lm: LanguageModel, folder: Path) -> None:
     Raises:
         UserError: a file is damaged.
     """
-    place = place_of(lm.source) if lm.model.config.sub_configs else None
+    place = model_location(lm.source) if lm.model.config.sub_configs else None
     if place is None:
         return
     for name in PROCESSOR:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError, reason_of, shown
 from laconic.formats import FORMATS, CodedEmbedding, Format
 from laconic.model import ties
-from laconic.model.stock import MODEL_ERRORS, differences, modules_of, stock, switch_as
+from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
 from laconic.store.packed import unpack
 from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, deviations, restore
 
@@ -37,16 +37,16 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """
     kind = type(model).__name__
     try:
-        plain = stock(model)
+        plain = build_stock(model)
     except MODEL_ERRORS as error:
         raise UserError(
             f"The class {kind} makes no model of this one's configuration: {reason_of(error)}; put that right."
         ) from error
-    switch_as(model, plain)
+    copy_attention_type(model, plain)
     structure = {**formats(model), **deviations(model, plain)}
     rebuild(plain, structure)
     unpack(plain)
-    found = next(differences(modules_of(model), modules_of(plain)), None)
+    found = next(differences(modules_by_path(model), modules_by_path(plain)), None)
     if found is not None:
         raise UserError(
             f"The configuration does not describe the model, so it would be loaded as another one: of it the class "
@@ -130,10 +130,10 @@ def _link(model: PreTrainedModel, name: str, source: str) -> None:
 
 def _put(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
     places = [first, *others]
-    ties.release(model, set(places))
+    ties.untie(model, set(places))
     for place in places:
         model.set_submodule(place, format)
-    ties.share(model, first, others)
+    ties.tie(model, first, others)
 
 
 def _shell(name: str, entry: Mapping[str, Any]) -> Format:

@@ -21,7 +21,7 @@ from laconic.calibrate.passes import evaluating, forward, random_batch
 from laconic.errors import UserError, reason_of
 from laconic.model import Batch, LanguageModel
 from laconic.model.predictions import ModelRunError
-from laconic.model.stock import MODEL_ERRORS, differences, modules_of, switch_as
+from laconic.model.stock import MODEL_ERRORS, copy_attention_type, differences, modules_by_path
 
 LENGTH = 8
 """Tokens of the row."""
@@ -47,8 +47,8 @@ def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> No
     with _failing("cannot be loaded from what was written of it", "compress it in another way"):
         theirs = replace(ours, model=_loaded(stored, folder))
     said, read = _both(ours, theirs)
-    switch_as(stored, theirs.model)
-    for difference in differences(modules_of(stored), modules_of(theirs.model)):
+    copy_attention_type(stored, theirs.model)
+    for difference in differences(modules_by_path(stored), modules_by_path(theirs.model)):
         raise _other(str(difference))
     for name in _other_tensors(stored, theirs.model):
         raise _other(f"'{name}' would have other numbers")

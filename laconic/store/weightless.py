@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from laconic.model import LanguageModel
-from laconic.model import skeleton as plain_skeleton
-from laconic.model.structure import anatomy_of
+from laconic.model import load_empty as plain_skeleton
+from laconic.model.structure import find_anatomy
 from laconic.store.packed import unpack
 from laconic.store.quantizer import LaconicConfig
 from laconic.store.structure import rebuild
@@ -22,4 +22,4 @@ def skeleton(source: str) -> LanguageModel:
         return lm
     rebuild(lm.model, LaconicConfig(**spelled).structure)
     unpack(lm.model)
-    return replace(lm, anatomy=anatomy_of(lm.model))
+    return replace(lm, anatomy=find_anatomy(lm.model))

@@ -8,7 +8,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.gradient_gates import gate_gradients
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
-from laconic.model.prunable_group import PrunableGroup, inners_of
+from laconic.model.prunable_group import PrunableGroup, prunable_groups
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches
 
@@ -39,8 +39,8 @@ def losses(lm: LanguageModel, batches: list[Batch]) -> torch.Tensor:
 def turned(lm: LanguageModel, inner: PrunableGroup, part: int, by: float, batches: list[Batch]) -> torch.Tensor:
     """The losses with one part of all that lose the same parts turned up to 1 + by."""
     kept = []
-    for each in inners_of(lm):
-        if each.together == inner.together:
+    for each in prunable_groups(lm):
+        if each.coupling == inner.coupling:
             weight = each.writer.module.get_parameter("weight")
             kept.append((weight, weight.detach().clone()))
             columns = slice(part * each.size, (part + 1) * each.size)
@@ -58,21 +58,21 @@ def test_against_finite_differences(name):
     lm = BY_NAME[name].lm()
     lm.model.double()
     batches = with_labels(lm)
-    inners = inners_of(lm)
+    inners = prunable_groups(lm)
     gates = gate_gradients(lm, Calibration(batches, labels="data"), inners)
-    for inner in {inner.together: inner for inner in (inners[0], inners[1], inners[-1])}.values():
+    for inner in {inner.coupling: inner for inner in (inners[0], inners[1], inners[-1])}.values():
         for part in (0, inner.count - 1):
             up, down = (turned(lm, inner, part, by, batches) for by in (EPSILON, -EPSILON))
             slopes = (up - down) / (2 * EPSILON)
-            assert gates[inner.together].absolute[part].item() == pytest.approx(slopes.abs().mean().item(), rel=1e-2)
-            assert gates[inner.together].squared[part].item() == pytest.approx(slopes.square().mean().item(), rel=1e-2)
+            assert gates[inner.coupling].absolute[part].item() == pytest.approx(slopes.abs().mean().item(), rel=1e-2)
+            assert gates[inner.coupling].squared[part].item() == pytest.approx(slopes.square().mean().item(), rel=1e-2)
 
 
 def test_no_batch_size_enters():
     lm = BY_NAME["bert-classifier"].lm()
     whole = with_labels(lm)
     rows = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for batch in whole for row in (0, 1)]
-    found = [gate_gradients(lm, Calibration(batches, labels="data"), inners_of(lm)) for batches in (whole, rows)]
+    found = [gate_gradients(lm, Calibration(batches, labels="data"), prunable_groups(lm)) for batches in (whole, rows)]
     for key, gates in found[0].items():
         torch.testing.assert_close(gates.absolute, found[1][key].absolute, rtol=1e-4, atol=1e-9)
 
@@ -81,8 +81,8 @@ def test_enumerated_labels_give_the_second_moment_of_the_gates():
     """E over texts and over labels drawn from the model, exactly."""
     lm = BY_NAME["bert-classifier"].lm()
     batches = labelled_batches(lm, 2)
-    inners = inners_of(lm)[:1]
-    found = gate_gradients(lm, Calibration(batches, labels="enumerated"), inners)[inners[0].together].squared
+    inners = prunable_groups(lm)[:1]
+    found = gate_gradients(lm, Calibration(batches, labels="enumerated"), inners)[inners[0].coupling].squared
     expected = torch.zeros_like(found)
     for label in range(3):
         for batch in batches:
@@ -90,7 +90,7 @@ def test_enumerated_labels_give_the_second_moment_of_the_gates():
                 one = {name: tensor[row : row + 1] for name, tensor in batch.items()} | {
                     "labels": torch.tensor([label])
                 }
-                gates = gate_gradients(lm, Calibration([one], labels="data"), inners)[inners[0].together]
+                gates = gate_gradients(lm, Calibration([one], labels="data"), inners)[inners[0].coupling]
                 with torch.no_grad():
                     p = predict(lm, one)[0].values.softmax(-1)[0, label].item()
                 expected += p * gates.squared / 4
@@ -102,7 +102,7 @@ def test_enumerated_labels_give_the_second_moment_of_the_gates():
 def test_no_mean_of_magnitudes_is_above_the_root_of_that_of_squares(name, labels):
     """However many losses a text has: they are drawn four times where it has one prediction."""
     lm = BY_NAME[name].lm()
-    for gates in gate_gradients(lm, Calibration(labelled_batches(lm, 3), labels=labels), inners_of(lm)).values():
+    for gates in gate_gradients(lm, Calibration(labelled_batches(lm, 3), labels=labels), prunable_groups(lm)).values():
         assert (gates.absolute.square() <= gates.squared * (1 + 1e-9)).all()
         assert (gates.absolute.square() >= 0.1 * gates.squared).all()
 
@@ -110,9 +110,9 @@ def test_no_mean_of_magnitudes_is_above_the_root_of_that_of_squares(name, labels
 def test_the_model_is_left_as_it_was():
     lm = BY_NAME["gpt2"].lm()
     lm.model.train()
-    inners_of(lm)[0].writer.module.get_parameter("weight").requires_grad_(False)
+    prunable_groups(lm)[0].writer.module.get_parameter("weight").requires_grad_(False)
     trained = {name for name, part in lm.model.named_parameters() if part.requires_grad}
-    gate_gradients(lm, Calibration(labelled_batches(lm)), inners_of(lm))
+    gate_gradients(lm, Calibration(labelled_batches(lm)), prunable_groups(lm))
     assert {name for name, part in lm.model.named_parameters() if part.requires_grad} == trained
     assert lm.model.training and not any(module._forward_pre_hooks for module in lm.model.modules())
 
@@ -120,7 +120,7 @@ def test_the_model_is_left_as_it_was():
 def test_what_cannot_be_measured_is_one_sentence():
     lm = BY_NAME["gpt2"].lm()
     with pytest.raises(UserError, match="The calibration data is empty"):
-        gate_gradients(lm, Calibration([]), inners_of(lm))
+        gate_gradients(lm, Calibration([]), prunable_groups(lm))
     lm.model.get_parameter("transformer.ln_f.weight").data[0] = torch.nan
     with pytest.raises(UserError, match="predictions are not finite"):
-        gate_gradients(lm, Calibration(labelled_batches(lm)), inners_of(lm))
+        gate_gradients(lm, Calibration(labelled_batches(lm)), prunable_groups(lm))

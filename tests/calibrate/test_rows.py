@@ -5,7 +5,7 @@ import torch
 
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
 from laconic.calibrate.rows import rows_of
-from laconic.model import Reads, predict
+from laconic.model import InputTokens, predict
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches
 
@@ -16,21 +16,21 @@ TARGET = torch.tensor([[1, 1], [1, 0]]).bool()
 @pytest.mark.parametrize(
     ("shape", "reads", "tokens_first", "counted"),
     [
-        ((2, 3), Reads.SOURCE, False, [[1, 1, 1], [1, 0, 0]]),
-        ((2, 2), Reads.TARGET, False, [[1, 1], [1, 0]]),
-        ((6,), Reads.SOURCE, False, [[1, 1, 1], [1, 0, 0]]),  # folded, as OPT does
-        ((2, 4), Reads.SOURCE, False, [[1, 1, 1, 0], [1, 0, 0, 0]]),  # padded to a window
-        ((4, 2), Reads.SOURCE, True, [[1, 1, 1, 0], [1, 0, 0, 0]]),
-        ((2, 3, 2), Reads.SOURCE, False, [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]),  # head by head
-        ((2,), Reads.SOURCE, False, [[1], [1]]),  # pooled
-        ((2, 1), Reads.SOURCE, False, [[1], [1]]),
-        ((1, 6), Reads.OWN, False, [[1, 1, 1, 1, 1, 1]]),  # as many positions as tokens, by chance
-        ((1, 2), Reads.OWN, True, [[1], [1]]),  # a global token in each row
-        ((2, 2), Reads.EITHER, False, [[1, 1], [1, 0]]),
-        ((2, 3), Reads.EITHER, False, [[1, 1, 1], [1, 0, 0]]),
+        ((2, 3), InputTokens.SOURCE, False, [[1, 1, 1], [1, 0, 0]]),
+        ((2, 2), InputTokens.TARGET, False, [[1, 1], [1, 0]]),
+        ((6,), InputTokens.SOURCE, False, [[1, 1, 1], [1, 0, 0]]),  # folded, as OPT does
+        ((2, 4), InputTokens.SOURCE, False, [[1, 1, 1, 0], [1, 0, 0, 0]]),  # padded to a window
+        ((4, 2), InputTokens.SOURCE, True, [[1, 1, 1, 0], [1, 0, 0, 0]]),
+        ((2, 3, 2), InputTokens.SOURCE, False, [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]),  # head by head
+        ((2,), InputTokens.SOURCE, False, [[1], [1]]),  # pooled
+        ((2, 1), InputTokens.SOURCE, False, [[1], [1]]),
+        ((1, 6), InputTokens.OWN, False, [[1, 1, 1, 1, 1, 1]]),  # as many positions as tokens, by chance
+        ((1, 2), InputTokens.OWN, True, [[1], [1]]),  # a global token in each row
+        ((2, 2), InputTokens.EITHER, False, [[1, 1], [1, 0]]),
+        ((2, 3), InputTokens.EITHER, False, [[1, 1, 1], [1, 0, 0]]),
     ],
 )
-def test_rows(shape: tuple[int, ...], reads: Reads, tokens_first: bool, counted: list[list[int]]) -> None:
+def test_rows(shape: tuple[int, ...], reads: InputTokens, tokens_first: bool, counted: list[list[int]]) -> None:
     rows = rows_of(shape, reads, tokens_first, SOURCE, TARGET)
     assert rows.counted.int().tolist() == counted
     x = torch.arange(torch.Size(shape).numel()).reshape(*shape, 1)

@@ -58,7 +58,7 @@ def test_the_demo_compares_four_methods_and_saves_the_best(output: Path) -> None
     html = (output / "report.html").read_text()
     assert all(point["method"] in html for point in points) and "8 paragraphs" in html
     saved = load(str(output / "model"))
-    assert saved.task.value == "embedding" and saved.embedding.describe() == "mean pooling, unit length"
+    assert saved.task.value == "embedding" and saved.embedding_pipeline.describe() == "mean pooling, unit length"
     assert (output / "model" / "1_Pooling" / "config.json").is_file()
     assert file_bytes(output / "model") < 0.9 * result["original"]["file_bytes"]
     assert list(output.parent.iterdir()) == [output]

@@ -12,7 +12,7 @@ import torch
 from laconic.cli.main import status
 from laconic.cli.options import keep_from
 from laconic.errors import DISTRIBUTION
-from laconic.model import skeleton
+from laconic.model import load_empty
 from laconic.recipe.flow import steps_of
 from laconic.recipe.order import check_order
 from laconic.recipe.parameters import KINDS
@@ -45,7 +45,7 @@ def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output
         [method_or_step(given["--method"], "--method")], keep_from(given.get("--keep")), "uniform", ("ffn",)
     )
     assert any(step.needs_data for step in steps) <= ("--data" in given)
-    check_order(skeleton(str(tiny_model)), steps, ["--method"])
+    check_order(load_empty(str(tiny_model)), steps, ["--method"])
 
 
 def test_methods_tells_types_defaults_and_what_each_is_for(capsys: Output) -> None:

@@ -65,7 +65,7 @@ def compared(ground: Ground, step: Compress) -> tuple[dict[str, float], dict[str
     divergences, told = {}, {}
     sizes = set()
     for each in (replace(step, allocate="uniform"), step):
-        small = ground.lm.twin()
+        small = ground.lm.shallow_copy()
         outcome = each.solve(small, ground.known, ground.data)
         divergences[each.allocate], told[each.allocate] = ground.judge(small), dict(outcome.found)
         sizes.add(round(outcome.nbytes / outcome.dense_nbytes, 2))
@@ -105,8 +105,8 @@ class MisledSvd(KfacSvd):
     ],
 )
 def test_where_the_predictions_mislead_it_falls_back_and_says_so(ground: Ground, step: Compress) -> None:
-    outcome = step.solve(ground.lm.twin(), ground.known, ground.data)
-    same = replace(step, allocate="uniform").solve(ground.lm.twin(), ground.known, ground.data)
+    outcome = step.solve(ground.lm.shallow_copy(), ground.known, ground.data)
+    same = replace(step, allocate="uniform").solve(ground.lm.shallow_copy(), ground.known, ground.data)
     told = outcome.found[ALLOCATED]
     assert told["taken"] == "uniform"
     assert told["kl"]["uniform"] < told["kl"][step.allocate]
@@ -140,19 +140,19 @@ def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
     data = Calibration(batches(lm, replace(texts, examples=texts.examples[:64]), max_length=64))
     step = Compress(method=Drone(), keep=0.5, allocate="spectrum")
     known = collect_stats(lm, data, step.needs, lm.sites())
-    corrected = step.solve(lm.twin(), known, data)
+    corrected = step.solve(lm.shallow_copy(), known, data)
     assert corrected.found[ALLOCATED]["taken"] == "spectrum"
-    assert corrected.plan == step.solve(lm.twin(), known, None).plan
+    assert corrected.plan == step.solve(lm.shallow_copy(), known, None).plan
 
 
 def test_nothing_is_measured_where_that_would_not_compare() -> None:
     lm, data = BY_NAME["bert-classifier"].lm(), data_for(BY_NAME["bert-classifier"].lm())
     known = collect_stats(lm, data, KfacSvd().needs, lm.sites())
     by_bytes = Compress(method=KfacSvd(multiple=1), keep=0.5, allocate="spectrum")
-    assert ALLOCATED in by_bytes.solve(lm.twin(), known, data).found
+    assert ALLOCATED in by_bytes.solve(lm.shallow_copy(), known, data).found
     # Without rows there is nothing to measure on; and other costs than bytes are not what `uniform` keeps.
-    assert ALLOCATED not in by_bytes.solve(lm.twin(), known, None).found
-    assert ALLOCATED not in replace(by_bytes, currency="macs").solve(lm.twin(), known, data).found
+    assert ALLOCATED not in by_bytes.solve(lm.shallow_copy(), known, None).found
+    assert ALLOCATED not in replace(by_bytes, currency="macs").solve(lm.shallow_copy(), known, data).found
 
 
 def test_what_is_remembered_gives_the_same_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_what_is_remembered_gives_the_same_plan(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
     lm, data = BY_NAME["bert-classifier"].lm(), data_for(BY_NAME["bert-classifier"].lm())
     step = Compress(method=KfacSvd(multiple=1), keep=0.5, allocate="spectrum")
-    first = step.apply(lm.twin(), data)
+    first = step.apply(lm.shallow_copy(), data)
     assert list(tmp_path.rglob("*.safetensors"))
-    again = step.apply(lm.twin(), data)
+    again = step.apply(lm.shallow_copy(), data)
     assert again.plan == first.plan
     assert again.found == first.found and ALLOCATED in again.found
 

@@ -52,7 +52,7 @@ def test_experts_are_counted_and_refused(name: str, targets: tuple[str, ...]) ->
         with pytest.raises(UserError, match=sentence):
             step.check(lm)
     with pytest.raises(UserError, match=f"^the step: {share} of the parameters"):
-        check_order(lm.weightless(), [Compress(method=Rtn(bits=4), targets=targets)], ["the step"])
+        check_order(lm.to_meta(), [Compress(method=Rtn(bits=4), targets=targets)], ["the step"])
 
 
 @every_mixture
@@ -108,7 +108,7 @@ def test_a_second_step_counts_as_the_first_did() -> None:
     share = lm.coverage(("blocks",)).share
     assert 0.05 < share < 0.1
     steps = [Compress(method=Svd(), keep=0.2, targets=("blocks",)), Compress(method=Rtn(bits=4), targets=("blocks",))]
-    check_order(lm.weightless(), steps, ["first", "second"])
+    check_order(lm.to_meta(), steps, ["first", "second"])
     told: list[Outcome] = [step.apply(lm, None) for step in steps]
     assert [outcome.found["dense"]["share"] for outcome in told] == [round(share, 4)] * 2
     assert told[0].found["dense"]["names"] == ["mixer.A_log", "mixer.conv1d.weight", "mixer.dt_proj.weight"]

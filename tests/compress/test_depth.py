@@ -95,7 +95,7 @@ def test_padding_changes_nothing() -> None:
     wider = [{name: nn.functional.pad(tensor, (0, 3)) for name, tensor in batch.items()} for batch in batches]
     found = []
     for data in (Calibration(batches), Calibration(wider)):
-        small = lm.twin()
+        small = lm.shallow_copy()
         Shorten(drop=1, replace="linear").apply(small, data)
         found.append(outputs(small.model))
     assert torch.allclose(*found, atol=1e-4)

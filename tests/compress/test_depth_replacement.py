@@ -15,7 +15,7 @@ from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse
 from laconic.methods import Svd
 from laconic.model import load
-from laconic.model.layers import layers_of
+from laconic.model.layers import find_layers
 from tests.architectures import BY_NAME, outputs
 from tests.compress.test_depth import NAMES, data_for, kl
 from tests.model.test_depth import deep
@@ -26,8 +26,8 @@ def test_a_bias_is_the_exact_mean(name: str) -> None:
     """The mean hidden state behind the run is that of the original, over the tokens that count."""
     lm = BY_NAME[name].lm()
     data = data_for(lm)
-    small = lm.twin()
-    layers = layers_of(lm)[-1]
+    small = lm.shallow_copy()
+    layers = find_layers(lm)[-1]
     fits = fits_for(lm, data, "bias")
     take_out(small, [Cut(layers.name, 1)], fits, lm)
     means = []
@@ -46,9 +46,9 @@ def test_a_map_helps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a norm, in a matrix with a bias and in one without."""
     lm = deep(name, monkeypatch)
     data = data_for(lm, 8)
-    twins = {replace: lm.twin() for replace in ("nothing", "linear")}
+    twins = {replace: lm.shallow_copy() for replace in ("nothing", "linear")}
     for replace, twin in twins.items():
-        blocks = (1,) if len(layers_of(lm)) == 1 else {"decoder": (1,)}
+        blocks = (1,) if len(find_layers(lm)) == 1 else {"decoder": (1,)}
         Shorten(blocks=blocks, replace=replace).apply(twin, data)
     assert kl(twins["linear"], lm, data) < kl(twins["nothing"], lm, data)
 
@@ -61,7 +61,7 @@ def test_a_map_sits_where_something_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     before = lm.model.get_submodule("transformer.h.0.attn.c_proj").get_parameter("weight").clone()
     found = {}
     for replace in ("bias", "linear"):
-        small = lm.twin()
+        small = lm.shallow_copy()
         Shorten(blocks=(1,), replace=replace).apply(small, data)
         found[replace] = kl(small, lm, data)
     mapped = small.model.get_submodule("transformer.h.0.attn.c_proj").get_parameter("weight")
@@ -75,16 +75,16 @@ def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, mon
     lm = deep(name, monkeypatch)
     data = data_for(lm, 8)
     halves = [replaced(data, batches=data.batches[::2]), replaced(data, batches=data.batches[1::2])]
-    for block in range(len(layers_of(lm)[0])):
+    for block in range(len(find_layers(lm)[0])):
         cuts, sums = [Cut("blocks", block)], dict.fromkeys((replace, "nothing"), 0.0)
         if name == "gpt2" and not block:
             continue
         for fitted_on, judges in (halves, halves[::-1]):
             for kind in sums:
-                small = lm.twin()
+                small = lm.shallow_copy()
                 take_out(small, cuts, fits_for(lm, fitted_on, kind), lm)
                 sums[kind] += sum(KLMetric(lm, judges.batches).each(small).totals.tolist())
-        small = lm.twin()
+        small = lm.shallow_copy()
         found = Shorten(blocks=(block,), replace=replace).apply(small, data).found
         predictions = sum(KLMetric(lm, data.batches).each(small).counts.tolist())
         assert {kind: found[f"kl_{kind}"] for kind in sums} == pytest.approx(
@@ -92,7 +92,7 @@ def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, mon
         )
         if found["kept"] != "nothing":
             assert found[f"kl_{replace}"] < found["kl_nothing"]
-        expected = lm.twin()
+        expected = lm.shallow_copy()
         take_out(expected, cuts, fits_for(lm, data, found["kept"]), lm)
         assert torch.equal(outputs(small.model), outputs(expected.model))
 
@@ -111,26 +111,26 @@ def test_one_batch_is_taken_apart_by_its_rows(monkeypatch: pytest.MonkeyPatch) -
     batches = data_for(lm, 8).batches
     one = Calibration([{name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}])
     for select in ("taylor", "dp"):
-        found = Shorten(drop=1, select=select, replace="linear").apply(lm.twin(), one).found
+        found = Shorten(drop=1, select=select, replace="linear").apply(lm.shallow_copy(), one).found
         assert found["kept"] in ("linear", "nothing") and found["kl_linear"] != found["kl_nothing"]
 
 
 def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the factor that writes, which keeps its size; what is sparse says so."""
     lm = deep("gpt2", monkeypatch)
-    sparse = lm.twin()
+    sparse = lm.shallow_copy()
     Compress(method=Svd(rank=12)).apply(lm, None)
     data = data_for(lm)
-    original = lm.twin()
+    original = lm.shallow_copy()
     outcome = Shorten(blocks=(1,), replace="linear").apply(lm, data)
     assert isinstance(lm.model.get_submodule("transformer.h.0.mlp.c_proj"), LowRank)
-    nothing = original.twin()
+    nothing = original.shallow_copy()
     Shorten(blocks=(1,)).apply(nothing, data)
     assert kl(lm, original, data) < kl(nothing, original, data)
     assert outcome.nbytes * 4 == outcome.dense_nbytes * 3
     site = next(site for site in sparse.sites() if site.name == "transformer.h.0.mlp.c_proj")
     sparse.replace(site, Sparse.of(site.weight() * (site.weight() > 0), site.weight() > 0))
-    Shorten(blocks=(1,), replace="bias").apply(sparse.twin(), data)
+    Shorten(blocks=(1,), replace="bias").apply(sparse.shallow_copy(), data)
     with pytest.raises(UserError, match=r"'transformer.h.0.mlp.c_proj' is stored as 'sparse', which takes no map in"):
         Shorten(blocks=(1,), replace="linear").apply(sparse, data)
 
@@ -148,7 +148,7 @@ def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
     judges = Sampling(samples=64, seed=1).of(lm, read("glue/sst2", "dev"), silent)
     found = {}
     for replace in ("nothing", "linear"):
-        small = lm.twin()
+        small = lm.shallow_copy()
         Shorten(blocks=(4,), replace=replace).apply(small, calibration)
         found[replace] = kl(small, lm, judges)
     assert found["linear"] < 0.5 * found["nothing"]
@@ -167,7 +167,7 @@ def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_da
     first, last = (replaced(corpus, examples=corpus.examples[part]) for part in (slice(500), slice(-40, None)))
     calibration = Sampling(samples=32).of(lm, first, silent)
     judge = KLMetric(lm, Sampling(samples=40).of(lm, last, silent).batches)
-    fitted, kept, nothing = lm.twin(), lm.twin(), lm.twin()
+    fitted, kept, nothing = lm.shallow_copy(), lm.shallow_copy(), lm.shallow_copy()
     take_out(fitted, [Cut("blocks", 1)], fits_for(lm, calibration, "bias"), lm)
     assert Shorten(blocks=(1,), replace="bias").apply(kept, calibration).found["kept"] == "nothing"
     Shorten(blocks=(1,)).apply(nothing, calibration)

@@ -17,7 +17,7 @@ from laconic.compress.depth.surgery import take_out
 from laconic.compress.depth.trial import Side, Trial
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import LanguageModel, Predictions, predict
-from laconic.model.layers import layers_of, runs_of
+from laconic.model.layers import consecutive_ranges, find_layers
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.compress.test_depth import NAMES, data_for, kl
@@ -26,7 +26,7 @@ from tests.model.test_depth import deep
 
 def hidden_states(lm: LanguageModel, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Before each block and behind the last, as transformers gives them, tokens that count only."""
-    paths = layers_of(lm)[0].paths
+    paths = find_layers(lm)[0].paths
     with ActivationCapture(lm.model, paths) as tap, torch.no_grad():
         predict(lm, batch)
     states = [*(tap.inputs[path][0] for path in paths), tap.outputs[paths[-1]][0]]
@@ -57,9 +57,9 @@ def test_influence_and_angles_are_their_equations(name: str, monkeypatch: pytest
     expected = angles / (texts if name == "llama" else tokens)
     assert torch.allclose(torch.tensor([turned[cut] for cut in row[:3]]), expected, atol=1e-5)
     assert len(turned) == 3
-    chosen = Shorten(drop=2, select="angular").apply(lm.twin(), data).dropped["blocks"]
+    chosen = Shorten(drop=2, select="angular").apply(lm.shallow_copy(), data).dropped["blocks"]
     assert chosen == (int(expected.argmin()), int(expected.argmin()) + 1)
-    least = Shorten(drop=2, select="influence").apply(lm.twin(), data).dropped["blocks"]
+    least = Shorten(drop=2, select="influence").apply(lm.shallow_copy(), data).dropped["blocks"]
     assert set(least) == set(by_hand.argsort()[:2].tolist())
 
 
@@ -122,12 +122,14 @@ def test_greedy_and_runs_find_the_best_block(replace: str, monkeypatch: pytest.M
     found: dict[int, float] = {}
     for block in range(4):
         for fitted_on, judges in (halves, halves[::-1]):
-            small = lm.twin()
+            small = lm.shallow_copy()
             Shorten(blocks=(block,), replace=replace).apply(small, fitted_on)
             found[block] = found.get(block, 0) + kl(small, lm, judges)
     best = min(found, key=lambda block: found[block])
     for select in ("greedy", "dp"):
-        assert Shorten(drop=1, select=select, replace=replace).apply(lm.twin(), data).dropped == {"blocks": (best,)}
+        assert Shorten(drop=1, select=select, replace=replace).apply(lm.shallow_copy(), data).dropped == {
+            "blocks": (best,)
+        }
 
 
 def test_runs_are_the_best_of_the_best_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,28 +139,28 @@ def test_runs_are_the_best_of_the_best_sums(monkeypatch: pytest.MonkeyPatch) -> 
     judge = KLMetric(lm, data.batches)
 
     def cost(blocks: tuple[int, ...]) -> float:
-        small = lm.twin()
+        small = lm.shallow_copy()
         take_out(small, [Cut("blocks", block) for block in blocks], None, lm)
         return judge(small)
 
     best = {}
     for subset in combinations(range(4), 2):
-        runs = runs_of(subset)
+        runs = consecutive_ranges(subset)
         total = sum(cost(tuple(run)) for run in runs)
         best[len(runs)] = min(best.get(len(runs), (total, subset)), (total, subset))
     expected = min((subset for _, subset in best.values()), key=cost)
-    assert Shorten(drop=2, select="dp").apply(lm.twin(), data).dropped == {"blocks": expected}
+    assert Shorten(drop=2, select="dp").apply(lm.shallow_copy(), data).dropped == {"blocks": expected}
 
 
 def made_up(lm: LanguageModel, divergences: dict[tuple[int, ...], float]) -> tuple[Trial, list[tuple[int, ...]]]:
     """A trial that finds these, by the blocks that are gone, and a list of what it was asked for."""
-    (layers,) = layers_of(lm)
+    (layers,) = find_layers(lm)
     numbers = {id(next(lm.model.get_submodule(path).parameters())): n for n, path in enumerate(layers.paths)}
     asked: list[tuple[int, ...]] = []
 
     class MadeUp(KLMetric):
         def each(self, changed: LanguageModel) -> Divergences:
-            (left,) = layers_of(changed)
+            (left,) = find_layers(changed)
             stay = {numbers[id(next(changed.model.get_submodule(path).parameters()))] for path in left.paths}
             asked.append(tuple(sorted(set(numbers.values()) - stay)))
             return Divergences(torch.tensor([divergences[asked[-1]]]), torch.ones(1))

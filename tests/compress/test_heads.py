@@ -10,7 +10,7 @@ from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.methods import Svd
 from laconic.model import ANATOMIES, LanguageModel, divergence, load, predict
-from laconic.model.heads import HeadedAttention, HeadMaps, can_shrink, headed_attentions, reshape
+from laconic.model.heads import HeadedAttention, HeadMaps, can_shrink, find_attentions, resize_heads
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED, RIGID, SIZE
@@ -30,7 +30,7 @@ def test_every_architecture_with_heads_is_tested():
 def scores_of(lm: LanguageModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """q^T k of every head of every attention, all queries of the batch with all its keys, (heads, queries, keys)."""
     seen: dict[str, torch.Tensor] = {}
-    attentions = headed_attentions(lm)
+    attentions = find_attentions(lm)
 
     def hook(name: str):
         return lambda _, args, output: seen.__setitem__(name, output.detach().double().flatten(0, -2))
@@ -61,7 +61,7 @@ def test_scores_are_the_best_that_the_size_allows(name, tokens):
     if lm.model.config.is_encoder_decoder:
         batch["labels"] = torch.randint(3, 50, (1, 12), generator=generator)
     before = scores_of(lm, batch)
-    first = headed_attentions(lm)[0].name
+    first = find_attentions(lm)[0].name
     ShrinkHeads(size=SIZE).apply(lm, Calibration([batch]))
     # What the first attention reads is not changed by any other.
     after = scores_of(lm, batch)[first]
@@ -83,16 +83,14 @@ def test_keeping_everything_changes_nothing(name):
 def test_shapes_shrink_and_the_scale_stays(name):
     lm = BY_NAME[name].lm()
     numbers = sum(part.numel() for part in lm.model.parameters())
-    scales = [vars(attention.module).get("scaling") for attention in headed_attentions(lm)]
-    whole = {attention.name: attention.size for attention in headed_attentions(lm)}
-    biases = sum(
-        reader.bias.numel() for a in headed_attentions(lm) for reader in a.readers() if reader.bias is not None
-    )
+    scales = [vars(attention.module).get("scaling") for attention in find_attentions(lm)]
+    whole = {attention.name: attention.size for attention in find_attentions(lm)}
+    biases = sum(reader.bias.numel() for a in find_attentions(lm) for reader in a.readers() if reader.bias is not None)
     outcome = ShrinkHeads(keep=0.5, multiple=1).apply(lm, data_for(lm))
     assert 2 * outcome.nbytes == outcome.dense_nbytes
     now = sum(part.numel() for part in lm.model.parameters())
     assert 4 * (numbers - now - biases // 2) == outcome.dense_nbytes - outcome.nbytes
-    attentions = headed_attentions(lm)
+    attentions = find_attentions(lm)
     assert all(2 * attention.size == whole[attention.name] for attention in attentions)
     assert [vars(attention.module).get("scaling") for attention in attentions] == scales
     assert outputs(lm.model).isfinite().all()
@@ -155,7 +153,7 @@ def test_what_has_shrunk_can_be_compressed(name):
 def test_sizes_are_rounded_down(keep, multiple, size):
     lm = BY_NAME["bert-base"].lm()
     ShrinkHeads(keep=keep, multiple=multiple).apply(lm, data_for(lm, 1))
-    assert {attention.size for attention in headed_attentions(lm)} == {size}
+    assert {attention.size for attention in find_attentions(lm)} == {size}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +178,7 @@ def test_missing_data_is_one_sentence():
 def test_half_precision_is_rounded_as_it_is_stored():
     lm = BY_NAME["bert-classifier"].lm().with_dtype(torch.float16)
     ShrinkHeads(size=SIZE).apply(lm, data_for(lm))
-    weight = headed_attentions(lm)[0].inputs[0].weight()
+    weight = find_attentions(lm)[0].inputs[0].weight()
     assert weight.dtype == torch.float32 and torch.equal(weight.half().float(), weight)
 
 
@@ -211,8 +209,8 @@ def test_a_real_model_hardly_notices(shared_models, shared_data, monkeypatch):
         dense = [predict(ours, batch)[0] for batch in judges]
         ShrinkHeads(size=24).apply(ours, calibration)
         generator = torch.Generator().manual_seed(0)
-        for attention in headed_attentions(random):
-            reshape(random, attention, drop_at_random(attention, 24, generator))
+        for attention in find_attentions(random):
+            resize_heads(random, attention, drop_at_random(attention, 24, generator))
 
         def kl(lm: LanguageModel) -> float:
             now = [predict(lm, batch)[0] for batch in judges]

@@ -8,7 +8,7 @@ from laconic.compress import Narrow
 from laconic.compress.width.counts import price_in
 from laconic.compress.width.importance import fluctuations
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
-from laconic.model.prunable_group import PrunableGroup, families_of, inners_of
+from laconic.model.prunable_group import PrunableGroup, couple_groups, prunable_groups
 from laconic.numerics.structured import DAMPING
 from tests.architectures import BY_NAME, HEADS, INNER, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -88,10 +88,10 @@ def test_bytes_of_both_together_are_near_what_is_asked_for(keep):
 @pytest.mark.parametrize("name", ["bert-classifier", "llama", "t5"])
 def test_global_ranking_keeps_the_fraction_and_no_layer_loses_all(name, importance):
     lm = BY_NAME[name].lm()
-    heads = sum(family[0].count for family in families_of(inners_of(lm, (Group.ATTENTION,))))
+    heads = sum(family[0].count for family in couple_groups(prunable_groups(lm, (Group.ATTENTION,))))
     channels = len(counts(lm, Group.FFN)) * INNER
     Narrow(heads=0.5, channels=0.25, importance=importance, ranking="global").apply(lm, data_for(lm))
-    left = [family[0].count for family in families_of(inners_of(lm, (Group.ATTENTION,)))]
+    left = [family[0].count for family in couple_groups(prunable_groups(lm, (Group.ATTENTION,)))]
     assert sum(left) == heads // 2 and min(left) >= 1
     assert sum(counts(lm, Group.FFN)) == channels // 4 and min(counts(lm, Group.FFN)) >= 8
 
@@ -105,7 +105,7 @@ def test_one_head_stays_whatever_is_asked():
 
 def test_global_ranking_takes_from_the_layer_that_gives_least():
     lm = BY_NAME["bert-classifier"].lm()
-    first, second = inners_of(lm, (Group.FFN,))
+    first, second = prunable_groups(lm, (Group.FFN,))
     with torch.no_grad():
         second.writer.module.get_parameter("weight").mul_(1e-3)
     Narrow(channels=0.5, importance="obs", ranking="global").apply(lm, data_for(lm))
@@ -119,11 +119,11 @@ def test_global_ranking_takes_from_the_layer_that_gives_least():
 def test_keep_weighs_heads_against_channels(name, importance, currency):
     lm = BY_NAME[name].lm()
     price = price_in(currency)
-    families = families_of(inners_of(lm))
+    families = couple_groups(prunable_groups(lm))
     dense = sum(price(family) * family[0].count for family in families)
-    prices = {family[0].together: price(family) for family in families}
+    prices = {family[0].coupling: price(family) for family in families}
     outcome = Narrow(keep=0.6, currency=currency, importance=importance).apply(lm, data_for(lm))
-    spent = sum(prices[family[0].together] * family[0].count for family in families_of(inners_of(lm)))
+    spent = sum(prices[family[0].coupling] * family[0].count for family in couple_groups(prunable_groups(lm)))
     # One more chunk of the dearest kind would be too much.
     assert 0.6 * dense - 8 * max(prices.values()) < spent <= 0.6 * dense
     if currency == "bytes":
@@ -133,7 +133,7 @@ def test_keep_weighs_heads_against_channels(name, importance, currency):
 def test_fluctuations_compare_parts_by_their_standard_score():
     """FLAP's threshold: what a part saves decides how many go, and not which."""
     lm = BY_NAME["bert-classifier"].lm()
-    families = families_of(inners_of(lm))
+    families = couple_groups(prunable_groups(lm))
     data = data_for(lm)
     known = collect_stats(lm, data, {InputCovariance, Mean}, [inner.writer for (inner,) in families])
     scores = []
@@ -148,7 +148,7 @@ def test_fluctuations_compare_parts_by_their_standard_score():
         if excess > 0 and left[name] > 1:
             left[name], excess = left[name] - 1, excess - price
     Narrow(keep=0.7, importance="variance", multiple=1).apply(lm, data)
-    assert {inner.name: inner.count for inner in inners_of(lm)} == left
+    assert {inner.name: inner.count for inner in prunable_groups(lm)} == left
     assert min(left.values()) > 1
 
 
@@ -156,14 +156,14 @@ def test_fluctuations_compare_parts_by_their_standard_score():
 def test_the_output_projection_is_refitted_by_least_squares(refit):
     """Against lstsq on the rows themselves; without the refit the columns are those of the original."""
     lm = BY_NAME["bert-base"].lm()
-    inner = inners_of(lm, (Group.FFN,))[0]
+    inner = prunable_groups(lm, (Group.FFN,))[0]
     W, b = inner.writer.weight().double(), inner.writer.bias().detach().double()
     data = data_for(lm, 30)
     rows = inputs_of(lm, inner.writer, data)
     known = collect_stats(lm, data, {InputCovariance, Mean}, [inner.writer])[inner.writer.name]
     torch.testing.assert_close(known[Mean].vector, rows.mean(0), rtol=1e-5, atol=1e-6)
     Narrow(channels=0.5, refit=refit, importance="obs").apply(lm, data)
-    now = inners_of(lm, (Group.FFN,))[0].writer
+    now = prunable_groups(lm, (Group.FFN,))[0].writer
     parts = kept_of(lm, inner)
     if not refit:
         assert torch.equal(now.weight().double(), W[:, parts]) and torch.equal(now.bias().double(), b)
@@ -192,7 +192,7 @@ def inputs_of(lm: LanguageModel, site: Site, data: Calibration) -> torch.Tensor:
 
 def kept_of(lm: LanguageModel, before: PrunableGroup) -> torch.Tensor:
     """The channels that stayed: their rows of the reading projection are as they were."""
-    (now,) = (inner for inner in inners_of(lm) if inner.name == before.name)
+    (now,) = (inner for inner in prunable_groups(lm) if inner.name == before.name)
     rows, old = now.readers[0].site.weight(), before.readers[0].site.weight()
     return torch.tensor([(old == row).all(1).nonzero().item() for row in rows])
 
@@ -200,7 +200,7 @@ def kept_of(lm: LanguageModel, before: PrunableGroup) -> torch.Tensor:
 def test_fluctuations_by_hand():
     """FLAP: ‖W_:j‖² Var(x_j), the least go, and the bias makes up for their means; nothing else changes."""
     lm = BY_NAME["bert-base"].lm()
-    inner = inners_of(lm, (Group.FFN,))[0]
+    inner = prunable_groups(lm, (Group.FFN,))[0]
     W, b = inner.writer.weight().double(), inner.writer.bias().detach().double()
     data = data_for(lm, 8)
     rows = inputs_of(lm, inner.writer, data)
@@ -209,21 +209,21 @@ def test_fluctuations_by_hand():
     kept = kept_of(lm, inner)
     assert set(kept.tolist()) == set(score.topk(24).indices.tolist())
     gone = [channel for channel in range(INNER) if channel not in kept]
-    now = inners_of(lm, (Group.FFN,))[0].writer
+    now = prunable_groups(lm, (Group.FFN,))[0].writer
     assert torch.equal(now.weight().double(), W[:, kept])
     torch.testing.assert_close(now.bias().double(), b + W[:, gone] @ rows.mean(0)[gone], rtol=1e-5, atol=1e-5)
 
 
 def test_magnitude_by_hand():
     lm = BY_NAME["bert-base"].lm()
-    inner = inners_of(lm, (Group.ATTENTION,))[0]
+    inner = prunable_groups(lm, (Group.ATTENTION,))[0]
     norms = torch.zeros(HEADS)
     for site, _ in inner.readers:
         norms += site.weight().square().reshape(HEADS, -1).sum(1)
     norms += inner.writer.weight().T.square().reshape(HEADS, -1).sum(1)
     rows = inner.readers[0].site.weight().reshape(HEADS, -1)
     Narrow(heads=0.25, importance="magnitude", refit=False).apply(lm, None)
-    left = inners_of(lm, (Group.ATTENTION,))[0].readers[0].site.weight()
+    left = prunable_groups(lm, (Group.ATTENTION,))[0].readers[0].site.weight()
     assert torch.equal(left.flatten(), rows[norms.argmax()])
 
 
@@ -251,7 +251,7 @@ def test_walks_take_out_as_many(name, anchored):
 
 def test_dead_channels_go_first_and_cost_nothing():
     lm = BY_NAME["opt"].lm()
-    inners = inners_of(lm, (Group.FFN,))
+    inners = prunable_groups(lm, (Group.FFN,))
     for inner in inners:
         bias = inner.readers[0].site.module.get_parameter("bias")
         with torch.no_grad():

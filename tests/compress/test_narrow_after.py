@@ -9,8 +9,8 @@ from laconic.compress import Compress, Narrow, Shorten
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import Group, LanguageModel
-from laconic.model.prunable_group import inners_of
-from laconic.model.width import declare, keep_parts
+from laconic.model.prunable_group import prunable_groups
+from laconic.model.width import keep_parts, update_config_widths
 from laconic.store import materialize, save
 from tests.architectures import BY_NAME, HEADS, INNER, outputs
 from tests.compress.test_narrow import data_for
@@ -51,9 +51,9 @@ def test_a_dropped_attention_that_shares_its_position_bias_keeps_the_heads() -> 
 def test_a_number_is_not_said_for_blocks_that_have_another(tmp_path: Path) -> None:
     """Of two feed-forwards one is stored as factors, as wide as ever: the other alone is not what the class makes."""
     lm = BY_NAME["llama"].lm()
-    first = inners_of(lm, (Group.FFN,))[0]
+    first = prunable_groups(lm, (Group.FFN,))[0]
     keep_parts(lm, first, range(INNER // 2))
-    declare(lm)
+    update_config_widths(lm)
     Compress(method=Svd(rank=4), targets=("*.1.mlp.*",)).apply(lm, None)
     Narrow(heads=0.5).apply(lm, data_for(lm))
     assert lm.model.config.intermediate_size == INNER

@@ -7,7 +7,7 @@ from laconic.compress import Compress, Narrow, Shorten
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel
-from laconic.model.prunable_group import inners_of
+from laconic.model.prunable_group import prunable_groups
 from tests.architectures import BY_NAME
 from tests.compress.test_narrow import IMPORTANCES, data_for
 
@@ -73,6 +73,6 @@ def test_where_there_is_one_of_everything_is_one_sentence():
 def test_weights_that_are_not_finite_are_one_sentence(importance):
     lm = BY_NAME["gpt2"].lm()
     data = data_for(lm, 1)
-    inners_of(lm)[0].writer.module.get_parameter("weight").data[0, 0] = torch.nan
+    prunable_groups(lm)[0].writer.module.get_parameter("weight").data[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"finite"):
         Narrow(heads=0.5, importance=importance, refit=False).apply(lm, data)

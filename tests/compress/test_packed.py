@@ -52,7 +52,7 @@ def test_a_pruned_matrix_stays_where_codes_are_no_smaller() -> None:
     # A scale for each two weights takes more than the few numbers that are left.
     outcome = Compress(method=Rtn(bits=8, group_size=2)).apply(lm, data)
     assert not any(outcome.plan.values()) and lm.stored_nbytes(lm.sites()) == before
-    structure = BY_NAME["bert-classifier"].lm().weightless()
+    structure = BY_NAME["bert-classifier"].lm().to_meta()
     for step in (Compress(method=Wanda(sparsity=0.9)), Compress(method=Rtn(bits=8, group_size=2))):
         structure = step.dry_run(structure) or structure
     assert all(isinstance(site.module, Sparse) for site in structure.sites())

@@ -9,7 +9,7 @@ from laconic.errors import UserError
 from laconic.formats import Quantized
 from laconic.methods import Rtn
 from laconic.model import LanguageModel
-from laconic.model.scale_folding import absorbers_of
+from laconic.model.scale_folding import find_absorbers
 from laconic.numerics.scaling import powers_of
 from laconic.recipe.parse import method_or_step
 from tests.architectures import BY_NAME, outputs
@@ -35,7 +35,7 @@ def test_the_model_computes_what_it_did_and_its_matrices_do_not(name: str, step:
     outcome = step.apply(lm, data_for(lm))
     torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
     assert outcome.after == outcome.before
-    assert set(outcome.before) == {site.name for a in absorbers_of(lm) for site in a.readers}
+    assert set(outcome.before) == {site.name for a in find_absorbers(lm) for site in a.readers}
     changed = {site.name for site in lm.sites(("blocks",)) if not torch.allclose(site.weight(), weights[site.name])}
     assert changed & set(outcome.before)
 
@@ -43,28 +43,28 @@ def test_the_model_computes_what_it_did_and_its_matrices_do_not(name: str, step:
 def test_smoothquant_is_equation_4() -> None:
     """s_j = max |x_j|^α / max |w_j|^{1−α} over q, k and v, which read one input."""
     lm = BY_NAME["llama"].lm()
-    data, (first, *_) = data_for(lm), absorbers_of(lm)
+    data, (first, *_) = data_for(lm), find_absorbers(lm)
     x = collect_stats(lm, data, {AbsMax}, list(first.readers))[first.readers[0].name][AbsMax].vector
     w = torch.cat([site.weight() for site in first.readers]).abs().amax(0)
     before = [site.weight().clone() for site in first.readers]
     SmoothQuant(alpha=0.7).apply(lm, data)
     s = (x**0.7 / w**0.3).float()
-    for site, weight in zip(absorbers_of(lm)[0].readers, before, strict=True):
+    for site, weight in zip(find_absorbers(lm)[0].readers, before, strict=True):
         expected = weight * s
         # The rows of the values are divided for the sake of the output projection.
         if not site.name.endswith("v_proj"):
             torch.testing.assert_close(site.weight(), expected, rtol=1e-4, atol=1e-6)
-    after = collect_stats(lm, data, {AbsMax}, [absorbers_of(lm)[0].readers[0]])
+    after = collect_stats(lm, data, {AbsMax}, [find_absorbers(lm)[0].readers[0]])
     torch.testing.assert_close(next(iter(after.values()))[AbsMax].vector, x / s, rtol=1e-4, atol=1e-6)
 
 
 def test_awq_takes_one_power_of_the_activity_for_all_readers() -> None:
     lm = BY_NAME["llama"].lm()
-    data, (first, *_) = data_for(lm), absorbers_of(lm)
+    data, (first, *_) = data_for(lm), find_absorbers(lm)
     x = collect_stats(lm, data, {AbsMean}, list(first.readers))[first.readers[0].name][AbsMean].vector
     before = first.readers[0].weight().clone()
     AwqScale(bits=3, group_size=8).apply(lm, data)
-    ratio = (absorbers_of(lm)[0].readers[0].weight() / before).median(0).values
+    ratio = (find_absorbers(lm)[0].readers[0].weight() / before).median(0).values
     assert any(torch.allclose(ratio, powers_of(x, i / 20), rtol=1e-3) for i in range(20))
 
 
@@ -80,7 +80,7 @@ def test_scaled_then_rounded_nothing_is_added() -> None:
 
 def test_an_input_that_was_never_active_keeps_its_scale() -> None:
     lm = BY_NAME["llama"].lm()
-    (first, *_) = absorbers_of(lm)
+    (first, *_) = find_absorbers(lm)
     with torch.no_grad():
         lm.model.get_submodule(first.name).get_parameter("weight")[3] = 0
     before = first.readers[0].weight()[:, 3].clone()

@@ -13,7 +13,7 @@ from laconic.evaluate import evaluate
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.similarity import similarity
 from laconic.evaluate.tasks import check_tasks
-from laconic.model import load, skeleton
+from laconic.model import load, load_empty
 from laconic.model.embedding import SIMILARITIES
 from laconic.progress import silent
 from laconic.store import save
@@ -122,7 +122,7 @@ def test_rows_that_cannot_be_compared_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_which_tasks_judge_vectors_is_known_before_weights_are_loaded(tmp_path: Path, glue: None) -> None:
-    outline = skeleton(str(sentence_folder(tmp_path / "model", PARTS["cls"])))
+    outline = load_empty(str(sentence_folder(tmp_path / "model", PARTS["cls"])))
     check_tasks(["glue/stsb"], outline, compared=False)
     with pytest.raises(UserError, match=r"'glue/mrpc' needs a classification or regression model; .* is an embedding"):
         Glue(glue_task("mrpc")).refuse(outline)

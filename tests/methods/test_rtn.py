@@ -40,6 +40,6 @@ def test_the_default_is_no_worse_than_the_whole_range(judge: KLMetric, bits: int
 
 
 def divergence(judge: KLMetric, method: Rtn) -> float:
-    small = judge.original.twin()
+    small = judge.original.shallow_copy()
     Compress(method=method).apply(small, None)
     return judge(small)

@@ -14,7 +14,7 @@ from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
-from laconic.model.layers import Layers, layers_of, runs_of, visits
+from laconic.model.layers import Layers, consecutive_ranges, find_layers, group_schedule
 from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, batch_for, outputs
 from tests.tiny_models import RELATIVE
 
@@ -74,21 +74,21 @@ CASES = [pytest.param(a.name, id=a.name) for a in ARCHITECTURES]
 def test_dropping_is_skipping(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first, one in the middle, two apart and the last, of each stack."""
     lm = deep(name, monkeypatch)
-    for layers in layers_of(lm):
+    for layers in find_layers(lm):
         count = len(layers)
         for indices in ({0}, {count // 2}, {0, 2}, {count - 1}):
             if name == "modernbert-masked" and 0 in indices:
                 continue
             if name == "albert-groups" and indices not in ({0, 2}, {count - 1}):
                 continue
-            small = lm.twin()
-            drop_blocks(small, next(one for one in layers_of(small) if one.name == layers.name), indices)
+            small = lm.shallow_copy()
+            drop_blocks(small, next(one for one in find_layers(small) if one.name == layers.name), indices)
             assert torch.allclose(outputs(small.model), skipping(lm, layers, indices), atol=1e-5), (
                 indices,
                 layers.name,
             )
-            assert len(next(one for one in layers_of(small) if one.name == layers.name)) == count - len(indices)
-        assert len(layers_of(lm)[0]) == len(layers_of(deep(name, monkeypatch))[0]), "the twin has its own modules"
+            assert len(next(one for one in find_layers(small) if one.name == layers.name)) == count - len(indices)
+        assert len(find_layers(lm)[0]) == len(find_layers(deep(name, monkeypatch))[0]), "the twin has its own modules"
 
 
 GENERATE = [
@@ -102,7 +102,7 @@ GENERATE = [
 def test_generation_with_a_cache_is_that_without(name: str, indices: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     lm = deep(name, monkeypatch)
     # Of an encoder-decoder both stacks, of different depth afterwards.
-    for layers in layers_of(lm):
+    for layers in find_layers(lm):
         drop_blocks(lm, layers, indices if layers.name != "encoder" else {2})
     model = lm.model
     assert isinstance(model, PreTrainedModel)
@@ -117,7 +117,7 @@ def test_t5_keeps_its_table() -> None:
     tables = [
         stack.block[0].layer[0].SelfAttention.relative_attention_bias for stack in (lm.model.encoder, lm.model.decoder)
     ]
-    for layers in layers_of(lm):
+    for layers in find_layers(lm):
         drop_blocks(lm, layers, {0})
     for stack, table in zip((lm.model.encoder, lm.model.decoder), tables, strict=True):
         attention = stack.block[0].layer[0].SelfAttention
@@ -130,10 +130,10 @@ def test_scales_by_place_move_into_the_queries() -> None:
     torch.manual_seed(0)
     config = hf.GPT2Config(**{**GPT2, "n_layer": 3}, **SMALL, scale_attn_by_inverse_layer_idx=True)
     lm = LanguageModel.of(hf.GPT2LMHeadModel(config).eval())
-    (layers,) = layers_of(lm)
+    (layers,) = find_layers(lm)
     expected = skipping(lm, layers, {0})
-    small = lm.twin()
-    drop_blocks(small, layers_of(small)[0], {0})
+    small = lm.shallow_copy()
+    drop_blocks(small, find_layers(small)[0], {0})
     assert torch.allclose(outputs(small.model), expected, atol=1e-6)
     again = type(small.model)(small.model.config).eval()
     again.load_state_dict(small.model.state_dict())
@@ -157,7 +157,7 @@ def test_what_cannot_go_is_one_sentence(name: str, indices: set[int], sentence: 
     lm = BY_NAME[name].lm()
     before = outputs(lm.model)
     with pytest.raises(UserError, match=sentence):
-        drop_blocks(lm, layers_of(lm)[0], indices)
+        drop_blocks(lm, find_layers(lm)[0], indices)
     assert torch.equal(outputs(lm.model), before)
 
 
@@ -165,9 +165,9 @@ def test_a_block_that_a_convolution_follows_must_stay() -> None:
     model = hf.DebertaV2ForMaskedLM(hf.DebertaV2Config(**RELATIVE, position_buckets=4, conv_kernel_size=3)).eval()
     lm = LanguageModel.of(model)
     with pytest.raises(UserError, match=r"^Block 0 of 'deberta-v2' must stay"):
-        drop_blocks(lm, layers_of(lm)[0], {0})
-    expected = skipping(lm, layers_of(lm)[0], {1})
-    drop_blocks(lm, layers_of(lm)[0], {1})
+        drop_blocks(lm, find_layers(lm)[0], {0})
+    expected = skipping(lm, find_layers(lm)[0], {1})
+    drop_blocks(lm, find_layers(lm)[0], {1})
     assert torch.allclose(outputs(model), expected, atol=1e-6)
 
 
@@ -177,12 +177,12 @@ def test_an_architecture_found_by_structure_can_be_shortened() -> None:
     model = hf.MPNetModel(config).eval()
     with pytest.warns(match="has no entry"):
         lm = LanguageModel.of(model)
-    expected = skipping(lm, layers_of(lm)[0], {1})
-    drop_blocks(lm, layers_of(lm)[0], {1})
+    expected = skipping(lm, find_layers(lm)[0], {1})
+    drop_blocks(lm, find_layers(lm)[0], {1})
     assert torch.allclose(model(**batch_for(model))[0], expected, atol=1e-6)
     assert model.config.num_hidden_layers == 2
 
 
 def test_numbers_as_runs() -> None:
-    assert runs_of([5, 1, 2, 7]) == [range(1, 3), range(5, 6), range(7, 8)]
-    assert visits(5, 2) == [0, 0, 0, 1, 1]
+    assert consecutive_ranges([5, 1, 2, 7]) == [range(1, 3), range(5, 6), range(7, 8)]
+    assert group_schedule(5, 2) == [0, 0, 0, 1, 1]

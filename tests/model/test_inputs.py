@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laconic.model import LanguageModel, Reads, Site
+from laconic.model import InputTokens, LanguageModel, Site
 from tests.architectures import ARCHITECTURES, BLOCKS, Architecture, batch_for
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
@@ -51,7 +51,7 @@ def test_sites_of_one_input_read_the_same_tensors(architecture: Architecture) ->
 @every_architecture
 def test_rows_are_those_of_the_tokens_that_a_site_says_it_reads(architecture: Architecture) -> None:
     lm = architecture.lm()
-    lengths = {Reads.SOURCE: 7, Reads.TARGET: 5 if lm.model.config.is_encoder_decoder else 7}
+    lengths = {InputTokens.SOURCE: 7, InputTokens.TARGET: 5 if lm.model.config.is_encoder_decoder else 7}
     sites = lm.sites(("blocks",))
     seen = inputs_of(lm, sites)
     for site in sites:
@@ -61,7 +61,7 @@ def test_rows_are_those_of_the_tokens_that_a_site_says_it_reads(architecture: Ar
         assert len(calls) == len(place.reads) or unusual, site.name
         for x, reads in zip(calls, cycle(place.reads), strict=False):
             rows = (x.transpose(0, 1) if place.tokens_first else x).shape[:-1]
-            if reads is Reads.OWN:
+            if reads is InputTokens.OWN:
                 assert rows in ((1, 8), (1, 14), (2, 1)), site.name
                 continue
             padded = 8 if lm.anatomy.global_attention and rows != (2, lengths[reads]) else lengths[reads]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from laconic.errors import UserError, reason_of
 from laconic.model import Task, check_model, load
-from laconic.model.loading import tokenizers
+from laconic.model.loading import load_tokenizers
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.tokens import letters
@@ -71,13 +71,13 @@ def test_what_a_forward_pass_gives_beside_is_not_the_configuration_s_to_say(
 
 
 def test_tokenizers_are_those_in_the_folder_and_never_made_up(folder: Path) -> None:
-    assert tokenizers(str(folder)) == tokenizers("") == (None, None)
+    assert load_tokenizers(str(folder)) == load_tokenizers("") == (None, None)
     letters("start").save_pretrained(folder)
     letters("none").save_pretrained(folder / "target_tokenizer")
-    own, target = tokenizers(str(folder))
+    own, target = load_tokenizers(str(folder))
     assert own is not None and target is not None
     assert own("a")["input_ids"] == [0, *target("a")["input_ids"]]
-    assert tokenizers(str(folder), target)[0] is target
+    assert load_tokenizers(str(folder), target)[0] is target
 
 
 def test_home_is_understood(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

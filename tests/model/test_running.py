@@ -17,8 +17,8 @@ from laconic.evaluate.seq2seq import generate
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load, predict
 from laconic.model.predictions import ModelRunError
-from laconic.model.prunable_group import inners_of
-from laconic.model.tokens import check_targets
+from laconic.model.prunable_group import prunable_groups
+from laconic.model.tokens import check_decoder_start
 from laconic.runtime.compiled import Compiled
 from tests import vision
 from tests.architectures import BY_NAME
@@ -175,10 +175,10 @@ def test_what_is_no_mistake_of_the_model_stays_what_it_is(error: BaseException) 
 @pytest.mark.parametrize("model", ["t5", "bart"])
 def test_a_decoder_that_begins_with_what_it_does_not_know_is_told(model: str) -> None:
     lm = BY_NAME[model].lm()
-    check_targets(lm)
+    check_decoder_start(lm)
     lm.model.config.decoder_start_token_id = 99
     with pytest.raises(UserError, match=r"begins with the token 99, .* for 50 tokens, 0 to 49; set decoder_"):
-        check_targets(lm)
+        check_decoder_start(lm)
     # How long it takes to write does not hang on the token.
     assert generation(lm, 1, 4, new=2) is not None
 
@@ -186,4 +186,4 @@ def test_a_decoder_that_begins_with_what_it_does_not_know_is_told(model: str) ->
 def test_heads_that_share_no_whole_number_of_keys_are_told_before_any_goes() -> None:
     lm = LanguageModel.of(llama(3))
     with pytest.raises(UserError, match=r"The 4 heads of '.*self_attn' cannot share 3 heads of keys evenly"):
-        inners_of(lm)
+        prunable_groups(lm)

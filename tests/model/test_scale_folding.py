@@ -5,7 +5,7 @@ import torch
 
 from laconic.formats import Format
 from laconic.model import LanguageModel
-from laconic.model.scale_folding import Absorber, absorbers_of, fold_scales
+from laconic.model.scale_folding import Absorber, find_absorbers, fold_scales
 from tests.architectures import ARCHITECTURES, BY_NAME, Architecture, factors, outputs
 
 FREE = {
@@ -42,7 +42,7 @@ def some_scales(absorber: Absorber) -> torch.Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_the_model_computes_what_it_did(architecture: Architecture) -> None:
     lm = shaken(architecture)
-    before, absorbers = outputs(lm.model), absorbers_of(lm)
+    before, absorbers = outputs(lm.model), find_absorbers(lm)
     assert bool(absorbers) == (architecture.name not in NONE)
     for absorber in absorbers:
         weights = [site.weight().clone() for site in absorber.readers]
@@ -55,7 +55,7 @@ def test_the_model_computes_what_it_did(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("name", FREE)
 def test_as_many_matrices_as_can_be_are_scaled(name: str) -> None:
-    absorbers = absorbers_of(BY_NAME[name].lm())
+    absorbers = find_absorbers(BY_NAME[name].lm())
     assert sum(len(absorber.readers) for absorber in absorbers) == FREE[name]
     assert len({site.name for absorber in absorbers for site in absorber.readers}) == FREE[name]
 
@@ -63,12 +63,12 @@ def test_as_many_matrices_as_can_be_are_scaled(name: str) -> None:
 def test_norms_that_come_after_the_sublayers_take_up_nothing() -> None:
     for name in ("bert-base", "opt-norm-after"):
         lm = BY_NAME[name].lm()
-        assert not any(absorber.rows is None for absorber in absorbers_of(lm))
+        assert not any(absorber.rows is None for absorber in find_absorbers(lm))
 
 
 def test_heads_that_share_their_values_share_their_scales() -> None:
     lm = BY_NAME["llama"].lm()
-    (absorber,) = [absorber for absorber in absorbers_of(lm) if absorber.name.endswith("layers.0.self_attn.v_proj")]
+    (absorber,) = [absorber for absorber in find_absorbers(lm) if absorber.name.endswith("layers.0.self_attn.v_proj")]
     assert absorber.count == 16
     assert absorber.columns.tolist() == [*range(8), *range(8), *range(8, 16), *range(8, 16)]
 
@@ -77,10 +77,10 @@ def test_what_is_compressed_already_is_left_as_it_is() -> None:
     lm = BY_NAME["llama"].lm()
     for site in lm.sites(("*layers.0.self_attn.k_proj", "*layers.0.mlp.up_proj")):
         lm.replace(site, factors(site, rank=4))
-    names = {site.name for absorber in absorbers_of(lm) for site in absorber.readers if ".0." in site.name}
+    names = {site.name for absorber in find_absorbers(lm) for site in absorber.readers if ".0." in site.name}
     assert names == {"model.layers.0.self_attn.o_proj"}
     before = outputs(lm.model)
-    for absorber in absorbers_of(lm):
+    for absorber in find_absorbers(lm):
         fold_scales(lm, absorber, some_scales(absorber))
     torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
     assert any(isinstance(module, Format) for module in lm.model.modules())
@@ -88,7 +88,7 @@ def test_what_is_compressed_already_is_left_as_it_is() -> None:
 
 def test_what_is_put_in_is_as_it_will_be_stored_and_trains_as_before() -> None:
     lm = BY_NAME["llama"].lm().with_dtype(torch.float16)
-    (first, *_) = absorbers_of(lm)
+    (first, *_) = find_absorbers(lm)
     lm.model.get_submodule(first.name).requires_grad_(False)
     fold_scales(lm, first, some_scales(first))
     norm = lm.model.get_submodule(first.name).get_parameter("weight")
@@ -99,9 +99,9 @@ def test_what_is_put_in_is_as_it_will_be_stored_and_trains_as_before() -> None:
 
 def test_a_twin_keeps_what_it_had() -> None:
     lm = BY_NAME["gpt2"].lm()
-    twin, before = lm.twin(), outputs(lm.model)
+    twin, before = lm.shallow_copy(), outputs(lm.model)
     kept = {name: tensor.clone() for name, tensor in twin.model.state_dict().items()}
-    for absorber in absorbers_of(lm):
+    for absorber in find_absorbers(lm):
         fold_scales(lm, absorber, some_scales(absorber))
     assert all(torch.equal(tensor, kept[name]) for name, tensor in twin.model.state_dict().items())
     assert torch.equal(outputs(twin.model), before)

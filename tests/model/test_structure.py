@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
 from laconic.errors import StructureNotice, UserError
-from laconic.model import Group, LanguageModel, Role, check_model, load, skeleton
+from laconic.model import Group, LanguageModel, Role, check_model, load, load_empty
 from laconic.model.anatomy import find_entry
-from laconic.model.layers import layers_of
+from laconic.model.layers import find_layers
 from laconic.store import materialize, save
 from tests.architectures import Architecture, batch_for, compress_everything, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -128,7 +128,7 @@ def test_looked_up_without_weights(tmp_path: Path) -> None:
     spoil(tmp_path)
     check_model(str(tmp_path))
     with pytest.warns(StructureNotice, match=r"'mpnet'.*: 6 linears in each block of mpnet\.encoder\.layer,"):
-        empty = skeleton(str(tmp_path))
+        empty = load_empty(str(tmp_path))
     assert [site.name for site in empty.sites(("*",))] == [site.name for site in see(model).sites(("*",))]
 
 
@@ -148,7 +148,7 @@ def test_lists_that_share_the_layers_are_compressed_together(targets: tuple[str,
 def test_lists_that_share_the_layers_cannot_be_shortened_one_by_one() -> None:
     lm = see(architecture("xlm").model())
     with pytest.raises(UserError, match="The blocks of 'xlm' cannot be dropped: where its configuration says how many"):
-        layers_of(lm)
+        find_layers(lm)
 
 
 def test_a_list_of_another_length_is_said_to_be_in_no_block() -> None:

@@ -75,12 +75,12 @@ def test_a_replaced_head_leaves_the_embedding(name: str) -> None:
     embedding, head = TIED[name]
     table = lm.model.get_parameter(f"{embedding}.weight").clone()
     site = lm.sites((head,))[0]
-    assert lm.untied_by([site]) == [head]
+    assert lm.sites_to_untie([site]) == [head]
     lm.replace(site, factors(site, rank=4))
     assert torch.equal(lm.model.get_parameter(f"{embedding}.weight"), table)
     assert isinstance(lm.model.get_submodule(head), LowRank)
     assert not any(head in key for key in lm.model.all_tied_weights_keys)
-    assert lm.untied_by(lm.sites(("embedding",))) == []
+    assert lm.sites_to_untie(lm.sites(("embedding",))) == []
     # Tying again, as transformers does after resizing and such, must not bring the old head back.
     after = outputs(lm.model)
     lm.model.tie_weights()
@@ -93,7 +93,7 @@ def test_a_replaced_embedding_leaves_the_head(name: str) -> None:
     embedding, head = TIED[name]
     weight = lm.model.get_parameter(f"{head}.weight").clone()
     site = lm.sites(("embedding",))[0]
-    assert lm.untied_by([site]) == [embedding]
+    assert lm.sites_to_untie([site]) == [embedding]
     lm.replace(site, factors(site, rank=4))
     assert torch.equal(lm.model.get_parameter(f"{head}.weight"), weight)
     assert isinstance(lm.model.get_submodule(embedding), LowRankEmbedding)
@@ -115,7 +115,7 @@ def test_aliases_of_an_embedding_become_one_format(name: str) -> None:
 
 def test_a_blocks_matrices_are_tied_to_nothing() -> None:
     lm = BY_NAME["gpt2"].lm()
-    assert lm.untied_by(lm.sites(("blocks",))) == []
+    assert lm.sites_to_untie(lm.sites(("blocks",))) == []
 
 
 def test_masked_head_keeps_its_bias_apart() -> None:

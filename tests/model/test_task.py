@@ -10,7 +10,7 @@ import laconic
 from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import Task
-from laconic.model.task import task_of
+from laconic.model.task import infer_task
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN
 from tests.architectures import BY_NAME
 from tests.model.embedding.sentence_transformers_reference import installed_package
@@ -48,10 +48,10 @@ def test_an_unknown_problem_type_and_a_head_without_outputs_are_named() -> None:
     model = classifier(2).model
     model.config.problem_type = "multilabel"
     with pytest.raises(UserError, match=r"one of single_label_classification, .* or left out; got 'multilabel'"):
-        task_of(model)
+        infer_task(model)
     model.config.problem_type, model.config.id2label = None, {}
     with pytest.raises(UserError, match=r"has no output: num_labels in its config\.json is 0"):
-        task_of(model)
+        infer_task(model)
 
 
 @pytest.mark.parametrize("given", [nn.Linear(2, 2), None])

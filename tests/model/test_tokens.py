@@ -14,8 +14,14 @@ from laconic.errors import UserError
 from laconic.evaluate import evaluate
 from laconic.formats import Quantized
 from laconic.methods import Rtn
-from laconic.model import LanguageModel, Task, load, predict, skeleton
-from laconic.model.tokens import check_targets, declared, pad_of, target_vocabulary_of, vocabulary_of
+from laconic.model import LanguageModel, Task, load, load_empty, predict
+from laconic.model.tokens import (
+    check_decoder_start,
+    pad_token_id,
+    special_token_ids,
+    target_vocabulary_size,
+    vocabulary_size,
+)
 from tests.architectures import BY_NAME, VOCABULARY
 from tests.odd import ABSENT, saved
 from tests.tiny_models import GPT2, MARIAN, SMALL
@@ -36,7 +42,7 @@ def test_a_pad_that_was_added_without_a_row_is_never_read(tmp_path: Path) -> Non
     tokenizer = crowded()
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     lm = load(str(saved(tmp_path / "m", "llama", tokenizer, {"pad_token_id": None})))
-    assert lm.tokenizer is not None and lm.tokenizer.pad_token_id == VOCABULARY == vocabulary_of(lm.model)
+    assert lm.tokenizer is not None and lm.tokenizer.pad_token_id == VOCABULARY == vocabulary_size(lm.model)
     (batch,) = batches(lm, TEXTS)
     assert int(batch["input_ids"].max()) < VOCABULARY
     # Padding of any token changes nothing of what is predicted.
@@ -62,7 +68,7 @@ def test_a_token_of_a_text_without_a_row_is_one_sentence(tmp_path: Path, name: s
 def test_targets_are_checked_against_the_rows_of_the_decoder(tmp_path: Path) -> None:
     small = {**MARIAN, "decoder_vocab_size": 20, "share_encoder_decoder_embeddings": False, "decoder_start_token_id": 1}
     lm = load(str(saved(tmp_path / "m", hf.MarianMTModel(hf.MarianConfig(**small)))))
-    assert (vocabulary_of(lm.model), target_vocabulary_of(lm.model)) == (VOCABULARY, 20)
+    assert (vocabulary_size(lm.model), target_vocabulary_size(lm.model)) == (VOCABULARY, 20)
     with pytest.raises(UserError, match="embeddings for 20 tokens, 0 to 19"):
         batches(lm, Corpus("memory", "dev", (Example("a cat", target="z"),)))
     assert batches(lm, Corpus("memory", "dev", (Example("z", target="a"),)))
@@ -72,7 +78,7 @@ def test_targets_are_checked_against_the_rows_of_the_decoder(tmp_path: Path) -> 
 def test_a_classifier_whose_pad_has_no_row_reads_one_row_at_a_time(tmp_path: Path, pad: object) -> None:
     model = hf.GPT2ForSequenceClassification(hf.GPT2Config(**GPT2, **SMALL, num_labels=3))
     lm = load(str(saved(tmp_path / "m", model, config={"pad_token_id": pad})))
-    assert pad_of(lm) is None and at_once(lm, 16) == 1
+    assert pad_token_id(lm) is None and at_once(lm, 16) == 1
     assert len(batches(lm, TEXTS)) == 2
     before = vars(lm.model.config).get("pad_token_id")
     forward(lm, random_batch(lm, 3, 5))
@@ -81,9 +87,9 @@ def test_a_classifier_whose_pad_has_no_row_reads_one_row_at_a_time(tmp_path: Pat
 
 def test_what_a_configuration_declares() -> None:
     for said, found in ((None, ()), (7, (7,)), ([7, 9], (7, 9)), ([], ())):
-        assert declared(hf.GPT2Config(eos_token_id=said), "eos_token_id") == found
-    assert declared(hf.CodeGenConfig(), "pad_token_id") == ()
-    assert declared(hf.T5Config(), "bos_token_id") == ()
+        assert special_token_ids(hf.GPT2Config(eos_token_id=said), "eos_token_id") == found
+    assert special_token_ids(hf.CodeGenConfig(), "pad_token_id") == ()
+    assert special_token_ids(hf.T5Config(), "bos_token_id") == ()
 
 
 @pytest.mark.parametrize("ends", [None, [2, 3], [2, 900]])
@@ -118,7 +124,7 @@ def test_targets_that_cannot_begin_are_told_before_weights_are_read(
     folder = str(saved(tmp_path / "m", name, config=changes))
     said = rf"^The configuration of '{folder}' has no {missing}, with which its decoder begins"
     with pytest.raises(UserError, match=said):
-        check_targets(skeleton(folder))
+        check_decoder_start(load_empty(folder))
     lm = load(folder)
     with pytest.raises(UserError, match=said):
         batches(lm, TEXTS)
@@ -130,7 +136,7 @@ def test_targets_that_cannot_begin_are_told_before_weights_are_read(
 def test_a_pad_token_that_makes_no_model(tmp_path: Path) -> None:
     folder = str(saved(tmp_path / "m", "llama", config={"pad_token_id": VOCABULARY}))
     with pytest.raises(UserError, match=r"describes no model .*: pad_token_id is 50, and vocab_size 50 ends before"):
-        skeleton(folder)
+        load_empty(folder)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_a_pad_token_that_makes_no_model(tmp_path: Path) -> None:
 def test_a_configuration_that_makes_no_model(tmp_path: Path, name: str, changes: dict[str, object], said: str) -> None:
     folder = str(saved(tmp_path / "m", name, config=changes))
     with pytest.raises(UserError) as caught:
-        skeleton(folder)
+        load_empty(folder)
     assert f"config.json of '{folder}'" in str(caught.value) and said in str(caught.value)
 
 
@@ -181,9 +187,9 @@ def test_an_embedding_of_codes_has_the_same_vocabulary_and_its_bytes(name: str) 
     assert isinstance(coded, Quantized)
     lm.replace(site, coded)
     (site,) = lm.sites(("embedding",))
-    assert vocabulary_of(lm.model) == VOCABULARY
-    assert lm.nbytes_of(site) == coded.nbytes() > 0
-    assert lm.with_dtype(torch.float16).nbytes_of(site) == coded.nbytes()
+    assert vocabulary_size(lm.model) == VOCABULARY
+    assert lm.site_nbytes(site) == coded.nbytes() > 0
+    assert lm.with_dtype(torch.float16).site_nbytes(site) == coded.nbytes()
     if lm.task is not Task.SEQ2SEQ:
         forward(lm, random_batch(lm, 2, 5))
 

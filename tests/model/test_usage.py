@@ -14,7 +14,7 @@ from laconic.compress import Compress
 from laconic.errors import UserError
 from laconic.methods import Rtn, Svd
 from laconic.model import LanguageModel, load
-from laconic.model.usage import usage_of
+from laconic.model.usage import trace_usage
 from laconic.store import save
 from tests.architectures import BART, BY_NAME, SMALL, VOCABULARY, WIDTH, Architecture, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -123,11 +123,11 @@ def test_one_that_a_plan_names_is_refused_with_why() -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_known_architectures_are_run_and_lose_no_site(name: str) -> None:
     lm = BY_NAME[name].lm()
-    usage = usage_of(lm.model, globally=lm.anatomy.global_attention)
-    assert usage is not None and usage.every
+    usage = trace_usage(lm.model, globally=lm.anatomy.global_attention)
+    assert usage is not None and usage.matrices
     # DeBERTa's table of relative positions is no linear, and no word embedding.
-    assert {path.rpartition(".")[2] for path in lm.obstacles()} <= {"rel_embeddings"}
-    assert not usage.every - usage.called
+    assert {path.rpartition(".")[2] for path in lm.excluded_matrices()} <= {"rel_embeddings"}
+    assert not usage.matrices - usage.called
 
 
 def test_shared_layers_are_called_many_times_and_are_sites() -> None:
@@ -142,8 +142,8 @@ def test_a_class_that_cannot_be_run_without_weights_has_sites_as_its_modules_say
         **SMALL,
     )  # fmt: skip
     model = hf.XmodForMaskedLM(config)
-    assert usage_of(model) is None
-    assert not LanguageModel.of(model).obstacles()
+    assert trace_usage(model) is None
+    assert not LanguageModel.of(model).excluded_matrices()
 
 
 def test_experts_that_zeros_did_not_choose_are_called() -> None:
@@ -151,11 +151,11 @@ def test_experts_that_zeros_did_not_choose_are_called() -> None:
         vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4, num_experts=4,
         num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
     )  # fmt: skip
-    usage = usage_of(hf.SwitchTransformersForConditionalGeneration(config))
-    experts = set() if usage is None else {path for path in usage.every if "experts." in path}
+    usage = trace_usage(hf.SwitchTransformersForConditionalGeneration(config))
+    experts = set() if usage is None else {path for path in usage.matrices if "experts." in path}
     assert usage is not None and len(experts) == 2 * 2 * 4 * 2 // 2 and experts <= usage.called
 
 
 def test_the_same_class_and_configuration_are_run_once() -> None:
     one, other = BY_NAME["gpt2"].model(0), BY_NAME["gpt2"].model(1)
-    assert usage_of(one) is usage_of(other)
+    assert trace_usage(one) is trace_usage(other)

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from laconic.compress import Compress, Shorten
 from laconic.errors import StructureNotice, UserError
 from laconic.methods import Magnitude, Svd
-from laconic.model import LanguageModel, Task, check_model, load, skeleton
-from laconic.model.structure import idle_stacks, structure_of
-from laconic.model.usage import usage_of
+from laconic.model import LanguageModel, Task, check_model, load, load_empty
+from laconic.model.structure import infer_anatomy, uncalled_stacks
+from laconic.model.usage import trace_usage
 from laconic.report.anatomy import inspect
 from laconic.store import save
 from tests.architectures import SMALL, VOCABULARY, WIDTH, Architecture, outputs
@@ -41,7 +41,7 @@ def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
     assert all(site.name.startswith(f"{text}.") for site in lm.sites(("blocks",)))
     outside = {site.name for site in lm.sites(("all",)) if site.block is None}
     assert len(outside) in (1, 2), "the word embedding, and the head where it is not tied"
-    assert tower in dict(idle_stacks(lm.model))
+    assert tower in dict(uncalled_stacks(lm.model))
     found = inspect(lm).to_json()
     assert [stack["blocks"] for stack in found["stacks"]] == [len(blocks)]
     assert {"path": tower, "blocks": BLOCKS} in found["idle"]
@@ -73,7 +73,7 @@ def test_it_is_looked_at_without_weights(tmp_path: Path) -> None:
     seen("llava").model.save_pretrained(tmp_path)
     spoil(tmp_path)
     check_model(str(tmp_path))
-    assert {site.name for site in skeleton(str(tmp_path)).sites(("all",))} == {
+    assert {site.name for site in load_empty(str(tmp_path)).sites(("all",))} == {
         site.name for site in seen("llava").sites(("all",))
     }
 
@@ -110,8 +110,8 @@ def test_where_no_run_shows_it_the_configuration_of_text_does() -> None:
         whole = MODELS[name][0]()
         unable: type[PreTrainedModel] = type("Unable", (type(whole),), {"forward": _unable})
         model = unable(whole.config)
-        assert usage_of(model) is None
-        assert [stack.blocks for stack in structure_of(model).stacks] == [MODELS[name][1]]
+        assert trace_usage(model) is None
+        assert [stack.blocks for stack in infer_anatomy(model).stacks] == [MODELS[name][1]]
 
 
 @quiet
@@ -133,7 +133,7 @@ def test_a_tower_of_images_in_a_model_whose_configuration_is_that_of_text() -> N
         cross_layer_interval=1,
         vision_config={**vision, "patch_size": 14},
     )
-    assert [stack.blocks for stack in structure_of(hf.IdeficsModel(config)).stacks] == [
+    assert [stack.blocks for stack in infer_anatomy(hf.IdeficsModel(config)).stacks] == [
         "layers",
         "gated_cross_attn_layers",
     ]

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import ANATOMIES, Group, LanguageModel
-from laconic.model.prunable_group import check_inside, families_of, inners_of
+from laconic.model.prunable_group import check_prunable, couple_groups, prunable_groups
 from laconic.model.width import EMPTY, keep_parts
 from tests.architectures import BY_NAME, HEADS, INNER, factors, outputs
 from tests.narrow import EVERY, FIXED_HEADS, ONE_OF_EACH, counts, narrowed, zeroed
@@ -35,7 +35,7 @@ def test_what_is_left_is_the_whole_with_the_rest_zeroed(name, uniform):
     saved = sum(part.numel() for part in whole.model.parameters()) - sum(p.numel() for p in lm.model.parameters())
     assert saved >= sum(
         inner.parameters * (inner.count - left.count)
-        for inner, left in zip(inners_of(whole), inners_of(lm), strict=True)
+        for inner, left in zip(prunable_groups(whole), prunable_groups(lm), strict=True)
     )
 
 
@@ -78,7 +78,7 @@ def test_implementations_of_attention_agree(name):
 def test_parts_of_zeros_change_nothing(name):
     lm = BY_NAME[name].lm()
     before = outputs(lm.model)
-    for inner in inners_of(lm):
+    for inner in prunable_groups(lm):
         keep_parts(lm, inner, [*range(inner.count), EMPTY, EMPTY])
     torch.testing.assert_close(outputs(lm.model), before, rtol=1e-5, atol=2e-6)
 
@@ -87,34 +87,34 @@ def test_parts_of_zeros_change_nothing(name):
 def test_the_order_of_the_parts_changes_nothing(name):
     lm = BY_NAME[name].lm()
     before = outputs(lm.model)
-    for inner in inners_of(lm):
+    for inner in prunable_groups(lm):
         keep_parts(lm, inner, list(reversed(range(inner.count))))
     torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
 
 
 def test_attentions_that_share_a_position_bias_are_one_family():
     lm = BY_NAME["t5"].lm()
-    sizes = [len(family) for family in families_of(inners_of(lm, (Group.ATTENTION,)))]
+    sizes = [len(family) for family in couple_groups(prunable_groups(lm, (Group.ATTENTION,)))]
     assert sizes == [2, 2, 2]
-    assert all(len(family) == 1 for family in families_of(inners_of(BY_NAME["bart"].lm())))
+    assert all(len(family) == 1 for family in couple_groups(prunable_groups(BY_NAME["bart"].lm())))
 
 
 def test_it_trains_as_before():
     lm = BY_NAME["gpt2"].lm()
-    inner = inners_of(lm)[0]
+    inner = prunable_groups(lm)[0]
     frozen = inner.writer.module.get_parameter("weight")
     frozen.requires_grad_(False)
     keep_parts(lm, inner, [0])
-    site = inners_of(lm)[0].writer
+    site = prunable_groups(lm)[0].writer
     assert not site.module.get_parameter("weight").requires_grad
-    assert inners_of(lm)[0].readers[0].site.module.get_parameter("weight").requires_grad
+    assert prunable_groups(lm)[0].readers[0].site.module.get_parameter("weight").requires_grad
 
 
 def test_half_precision_is_rounded_as_it_is_stored():
     lm = BY_NAME["bert-classifier"].lm().with_dtype(torch.float16)
-    inner = inners_of(lm)[0]
+    inner = prunable_groups(lm)[0]
     keep_parts(lm, inner, [1, 2], weight=torch.full((32, 16), 1 / 3), bias=torch.full((32,), 1 / 3))
-    site = inners_of(lm)[0].writer
+    site = prunable_groups(lm)[0].writer
     assert site.weight().dtype == torch.float32 and torch.equal(site.weight().half().float(), site.weight())
     assert (site.bias() == torch.tensor(1 / 3).half().float()).all()
 
@@ -128,13 +128,13 @@ def test_half_precision_is_rounded_as_it_is_stored():
 )
 def test_heads_that_cannot_go_are_one_sentence(name, group, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_inside(BY_NAME[name].lm(), group)
+        check_prunable(BY_NAME[name].lm(), group)
 
 
 def test_heads_that_are_mixed_stay():
     mixed = hf.DebertaForMaskedLM(hf.DebertaConfig(**RELATIVE, talking_head=True))
     with pytest.raises(UserError, match=r"^'deberta.encoder.layer.0.attention.self.head_logits_proj' mixes the heads"):
-        check_inside(LanguageModel.of(mixed), Group.ATTENTION)
+        check_prunable(LanguageModel.of(mixed), Group.ATTENTION)
 
 
 def test_what_is_compressed_narrows_no_more():
@@ -142,7 +142,7 @@ def test_what_is_compressed_narrows_no_more():
     (site,) = lm.sites(("*.1.intermediate.dense",))
     lm.replace(site, factors(site, 4))
     assert isinstance(lm.model.get_submodule(site.name), LowRank)
-    check_inside(lm, Group.ATTENTION)
+    check_prunable(lm, Group.ATTENTION)
     with pytest.raises(UserError, match=rf"^The layer '{site.name}' is compressed already; heads and channels must go"):
-        check_inside(lm, Group.FFN)
+        check_prunable(lm, Group.FFN)
     assert counts(lm, Group.FFN) == [INNER]

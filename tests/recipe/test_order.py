@@ -88,7 +88,7 @@ def test_every_step_and_every_form_is_paired() -> None:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.slow
 def test_what_is_told_beforehand_is_what_happens(model: str, first: str, tmp_path: Path) -> None:
-    made, empty = after(model, first), BY_NAME[model].lm().weightless()
+    made, empty = after(model, first), BY_NAME[model].lm().to_meta()
     if made is None:
         assert refused(empty, [PAIRED[first]])
         return
@@ -123,10 +123,10 @@ def every_method() -> Iterator[Method]:
 
 @pytest.mark.slow
 def test_methods_of_one_form_have_one_verdict() -> None:
-    empty = BY_NAME["bert-classifier"].lm().weightless()
+    empty = BY_NAME["bert-classifier"].lm().to_meta()
     verdicts: dict[tuple[object, ...], bool] = {}
     for first in every_method():
-        here = empty.twin()
+        here = empty.shallow_copy()
         Compress(method=first).dry_run(here)
         for second in every_method():
             forms = [(method.empty_format((32, 32)).kind, method.keeps_support) for method in (first, second)]
@@ -149,7 +149,7 @@ STRUCTURES: tuple[Step, ...] = (
 @pytest.mark.slow
 def test_a_rehearsal_leaves_the_structure_that_the_step_does(architecture: Architecture, step: Step) -> None:
     lm = architecture.lm()
-    empty = lm.weightless()
+    empty = lm.to_meta()
     said = refused(empty, [step])
     if said is not None:
         with pytest.raises(UserError):
@@ -167,7 +167,7 @@ def test_a_rehearsal_leaves_the_structure_that_the_step_does(architecture: Archi
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "t5"])
 def test_so_do_those_that_measure(name: str, step: Step) -> None:
     lm = BY_NAME[name].lm()
-    empty = lm.weightless()
+    empty = lm.to_meta()
     step.dry_run(empty)
     step.apply(lm, data_for(lm))
     assert describe(empty.model) == describe(lm.model)
@@ -246,16 +246,16 @@ def test_a_block_that_must_be_scaled_anew_goes_first() -> None:
     lm = LanguageModel.of(GPT2LMHeadModel(GPT2Config(**GPT2, **SMALL, scale_attn_by_inverse_layer_idx=True)).eval())
     coded = Compress(method=Rtn(bits=4))
     for step in (Shorten(blocks=(0,)), Shorten(drop=1), Shorten(drop=1, select="first")):
-        said = refused(lm.weightless(), [coded, step])
+        said = refused(lm.to_meta(), [coded, step])
         assert said is not None and "must be dropped before that" in said
-    assert refused(lm.weightless(), [coded, Shorten(blocks=(1,))]) is None
+    assert refused(lm.to_meta(), [coded, Shorten(blocks=(1,))]) is None
 
 
 def test_heads_shrink_where_narrowing_gave_a_bias() -> None:
     lm = BY_NAME["t5"].lm()
     data = data_for(lm)
     steps = [Narrow(heads=0.5, add_bias=True), ShrinkHeads(keep=0.5, multiple=1)]
-    assert refused(lm.weightless(), steps) is None
+    assert refused(lm.to_meta(), steps) is None
     for step in steps:
         step.apply(lm, data)
     assert torch.isfinite(outputs(lm.model)).all()

@@ -108,5 +108,5 @@ def test_what_the_data_or_the_names_do_not_allow_is_found_before_the_first_step(
     monkeypatch.setattr(Compress, "apply", lambda self, lm, data: pytest.fail("work was done"))
     data = replace(data_for(lm), batches=data_for(lm).batches[:1])
     with pytest.raises(UserError, match=sentence):
-        check_order(lm.weightless(), [first, step], ["first", "second"])
+        check_order(lm.to_meta(), [first, step], ["first", "second"])
         apply_steps(lm, [first, step], data)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, run
+from laconic.model import Batch, LanguageModel, run_model
 from laconic.runtime import ONNX, OPENVINO
 from laconic.runtime.files import weights_bytes, write
 from laconic.runtime.graph import graph_of
@@ -52,7 +52,7 @@ def worst(lm: LanguageModel, signature: Signature, ran: Program, reference: Lang
         batch = batch_of(lm, rows, length)
         found = ran(signature.feeds(lm, batch))
         hidden = {"output_hidden_states": True} if len(signature.outputs) > 1 else {}
-        output = run(reference, batch, **hidden)
+        output = run_model(reference, batch, **hidden)
         for name in signature.outputs:
             ours = output[name] if name in output else output["hidden_states"][-1]
             counted = batch["attention_mask"].bool() if _by_token(ours, batch) else ...

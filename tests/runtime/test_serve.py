@@ -11,7 +11,7 @@ from laconic.calibrate.passes import random_batch
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.evaluate import Conditions, evaluate
-from laconic.model import LanguageModel, predict, run
+from laconic.model import LanguageModel, predict, run_model
 from laconic.runtime import COMPILE, EAGER, ONNX, OPENVINO, serve
 from laconic.runtime.signature import Signature
 from laconic.store import save
@@ -66,7 +66,7 @@ def test_the_decoder_of_a_model_without_a_head_reads_the_text_where_nothing_is_s
     del batch["decoder_input_ids"]
     feeds = Signature.of(lm).feeds(lm, batch)
     assert torch.equal(feeds["decoder_input_ids"], batch["input_ids"])
-    assert torch.equal(lm.model(**feeds)[0], run(lm, batch)[0])
+    assert torch.equal(lm.model(**feeds)[0], run_model(lm, batch)[0])
 
 
 def test_what_an_exported_model_cannot_do_is_refused() -> None:

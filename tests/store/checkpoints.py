@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from laconic.evaluate.cost import stored_bytes
 from laconic.formats import Format
 from laconic.model import LanguageModel
-from laconic.model.task import auto_class_for
+from laconic.model.task import find_auto_class
 from laconic.store import file_bytes, save
 from tests.architectures import ARCHITECTURES, BY_NAME, alike, batch_for, compress_everything, factors, outputs
 
@@ -70,7 +70,7 @@ def saved_as(lm: LanguageModel, parent: Path, key: str) -> Checkpoint:
     folder = parent / key.replace("/", "-")
     save(lm, folder)
     save_file(batch_for(lm.model), f"{folder}.batch")
-    auto = auto_class_for(lm.model.config, [type(lm.model).__name__]).__name__
+    auto = find_auto_class(lm.model.config, [type(lm.model).__name__]).__name__
     return Checkpoint(key, folder, auto, lm)
 
 

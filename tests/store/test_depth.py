@@ -15,8 +15,8 @@ from laconic.evaluate import evaluate
 from laconic.formats import LinearReplacement
 from laconic.methods import Svd
 from laconic.model import LanguageModel
-from laconic.model.layers import layers_of
-from laconic.model.task import auto_class_for
+from laconic.model.layers import find_layers
+from laconic.model.task import find_auto_class
 from laconic.store import file_bytes, materialize, save
 from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, alike, batch_for, outputs
@@ -45,20 +45,20 @@ SWITCHED = (("llama", "bias"), ("llama", "linear"))
 def stand_for(lm: LanguageModel, blocks: dict[str, tuple[int | str, ...]], replace: Replacement) -> None:
     """Drop `blocks`, with that in their place whether it helps or not."""
     data = Calibration(labelled_batches(lm, 6))
-    original = lm.twin()
+    original = lm.shallow_copy()
     take_out(lm, named_cuts(lm, blocks), fits_for(original, data, replace), original)
 
 
 def checkpoint(lm: LanguageModel, folder: Path, key: str) -> Checkpoint:
     save(lm, folder)
     save_file(batch_for(lm.model), f"{folder}.batch")
-    return Checkpoint(key, folder, auto_class_for(lm.model.config, [type(lm.model).__name__]).__name__, lm)
+    return Checkpoint(key, folder, find_auto_class(lm.model.config, [type(lm.model).__name__]).__name__, lm)
 
 
 def blocks_to_drop(name: str, lm: LanguageModel) -> dict[str, tuple[int, ...]]:
     """The first block of each stack, where it can go."""
     index = {**dict.fromkeys(KEEP_FIRST, 1), **dict.fromkeys(GROUPED, 3)}.get(name, 0)
-    return {layers.name: (index,) for layers in layers_of(lm)}
+    return {layers.name: (index,) for layers in find_layers(lm)}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def special(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     for name, arguments in NOT_STOCK.items():
         lm = BY_NAME[name].lm()
         words = ("1.attention", "0.ffn") if "parts" in arguments else (1,)
-        stacks = [layers.name for layers in layers_of(lm)]
+        stacks = [layers.name for layers in find_layers(lm)]
         replace = arguments.get("replace", "nothing")
         stand_for(lm, dict.fromkeys(stacks, words), replace)
         found.append(checkpoint(lm, folder / name, name))
@@ -128,7 +128,7 @@ def test_before_and_after_other_steps(name: str, first: str, tmp_path: Path) -> 
     """The saved structure names the layers as they are numbered then."""
     lm = BY_NAME[name].lm()
     data = Calibration(labelled_batches(lm, 4))
-    steps = [Compress(method=Svd(rank=6)), Shorten(blocks={layers.name: (0,) for layers in layers_of(lm)})]
+    steps = [Compress(method=Svd(rank=6)), Shorten(blocks={layers.name: (0,) for layers in find_layers(lm)})]
     for step in steps if first == "compress" else reversed(steps):
         step.apply(lm, data)
     structure = describe(lm.model)
@@ -136,7 +136,7 @@ def test_before_and_after_other_steps(name: str, first: str, tmp_path: Path) -> 
     save(lm, tmp_path / "out")
     again = type(lm.model).from_pretrained(tmp_path / "out")
     assert alike(outputs(again), outputs(lm.model))
-    assert len(layers_of(LanguageModel.of(again))[0]) == 1
+    assert len(find_layers(LanguageModel.of(again))[0]) == 1
 
 
 def test_the_way_back(special: list[Checkpoint]) -> None:

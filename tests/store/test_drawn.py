@@ -18,7 +18,7 @@ from laconic.compress import Compress, Narrow, Shorten, ShrinkHeads, Step
 from laconic.errors import StructureNotice, UserError
 from laconic.methods import Int8, Magnitude, Rtn, Svd
 from laconic.model import LanguageModel, load
-from laconic.model.layers import layers_of
+from laconic.model.layers import find_layers
 from laconic.store import save
 from tests.architectures import ARCHITECTURES, Architecture, batch_for
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -29,7 +29,7 @@ MATRICES = (Svd(rank=4), Rtn(bits=4), Magnitude(sparsity=0.5), Int8())
 
 def shorten(lm: LanguageModel, random: Random) -> Step:
     """Some blocks of each stack, at least one of one."""
-    numbers = {layers.name: range(len(layers)) for layers in layers_of(lm)}
+    numbers = {layers.name: range(len(layers)) for layers in find_layers(lm)}
     blocks: dict[str, tuple[int | str, ...]] = {
         name: tuple(random.sample(row, random.randint(0, len(row) - 1))) for name, row in numbers.items()
     }

@@ -14,8 +14,8 @@ from laconic.compress import Compress, Narrow, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel, load
-from laconic.model.prunable_group import inners_of
-from laconic.model.task import auto_class_for
+from laconic.model.prunable_group import prunable_groups
+from laconic.model.task import find_auto_class
 from laconic.store import file_bytes, materialize, save
 from laconic.store.structure import describe
 from tests.architectures import BY_NAME, batch_for, outputs
@@ -94,7 +94,7 @@ def test_a_number_that_the_class_refuses_is_not_said() -> None:
     lm.config.num_key_value_heads = 4
     whole = LanguageModel.of(type(lm)(lm.config).eval())
     Narrow(heads=0.75, importance="magnitude", refit=False).apply(whole, None)
-    assert {inner.count for inner in inners_of(whole)} == {3, 48}
+    assert {inner.count for inner in prunable_groups(whole)} == {3, 48}
     assert whole.model.config.num_attention_heads == 4 and describe(whole.model)
 
 
@@ -198,7 +198,7 @@ def test_real_models_come_back_in_a_fresh_process(shared_models: Path, tmp_path:
             folder = tmp_path / f"{name}-{how}"
             save(lm, folder)
             save_file(batch_for(lm.model), f"{folder}.batch")
-            auto = auto_class_for(lm.model.config, [type(lm.model).__name__]).__name__
+            auto = find_auto_class(lm.model.config, [type(lm.model).__name__]).__name__
             found.append(Checkpoint(f"{name}/{how}", folder, auto, lm))
     computed, complaints = in_fresh_process([job(each, dtype="float32") for each in found], tmp_path, laconic=True)
     assert not complaints

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError
 from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
-from laconic.model.layers import layers_of
+from laconic.model.layers import find_layers
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.tiny_models import HEADS, SMALL, VOCABULARY, WIDTH
@@ -72,7 +72,7 @@ def test_what_is_left_of_layers_of_several_kinds_is_loaded_as_it_is(
     name: str, dropped: tuple[int, ...], tmp_path: Path
 ) -> None:
     lm = build(name)
-    (layers,) = layers_of(lm)
+    (layers,) = find_layers(lm)
     drop_blocks(lm, layers, dropped)
     save(lm, tmp_path / "out")
     loaded = type(lm.model).from_pretrained(tmp_path / "out")

@@ -65,7 +65,7 @@ def halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
 
 def carried_out_on_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
     """Compress a copy of the model by `plan`; tensors that do not change are shared with the original."""
-    copy, losses = job.lm.twin(), {}
+    copy, losses = job.lm.shallow_copy(), {}
     with evaluating(copy):
         for unit in job.track(units_of(plan, job.families), "Trying a plan"):
             method, problem = plan[unit.name], job.problems[unit.name]
@@ -122,7 +122,7 @@ def divergences(job: Job, tried: Tried, rows: Sequence[Batch]) -> Divergences:
 
 def _restored(original: LanguageModel, changed: LanguageModel, units: Sequence[SolveGroup]) -> LanguageModel:
     """A copy of `changed` in which `units` have their original matrices."""
-    copy = changed.twin()
+    copy = changed.shallow_copy()
     for name in (name for unit in units for site in unit.sites for name in site.names):
         copy.model.set_submodule(name, original.model.get_submodule(name))
     return copy

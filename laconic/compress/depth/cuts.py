@@ -6,8 +6,8 @@ from typing import Literal
 
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.model.layers import Layers, layers_of, named
-from laconic.model.subblocks import PARTS, SubBlock, subblocks_of
+from laconic.model.layers import Layers, find_layers, get_layers
+from laconic.model.subblocks import PARTS, SubBlock, find_subblocks
 
 Parts = Literal["blocks", "sublayers"]
 
@@ -32,7 +32,7 @@ def every_cut(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
     Raises:
         UserError: sub-blocks are asked for where none goes alone, or blocks where it is not known how they are counted.
     """
-    return {layers.name: _cuts(lm, layers, parts) for layers in layers_of(lm)}
+    return {layers.name: _cuts(lm, layers, parts) for layers in find_layers(lm)}
 
 
 def _cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
@@ -42,8 +42,8 @@ def _cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
     return [
         Cut(layers.name, number, part.part)
         for number in numbers
-        for part in subblocks_of(lm, layers, number)
-        if not part.gone
+        for part in find_subblocks(lm, layers, number)
+        if not part.is_dropped
     ]
 
 
@@ -54,7 +54,7 @@ def named_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> 
         UserError: there is no such block, or a block has no such part or has it no more, or one is named with a part
             of itself.
     """
-    stacks = {layers.name: layers for layers in layers_of(lm)}
+    stacks = {layers.name: layers for layers in find_layers(lm)}
     cuts = {_named(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
     whole = {(cut.stack, cut.layer) for cut in cuts if cut.part is None}
     for cut in cuts:
@@ -73,17 +73,17 @@ def _named(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
         )
     if not part:
         return Cut(layers.name, int(number))
-    known = {subblock.part: subblock for subblock in subblocks_of(lm, layers, int(number))}
+    known = {subblock.part: subblock for subblock in find_subblocks(lm, layers, int(number))}
     if part not in known:
         raise UserError(f"There is no part '{part}' in block {number}: known are {', '.join(known)}.")
-    if known[part].gone:
+    if known[part].is_dropped:
         raise UserError(f"The {part} of block {number} is dropped already; leave out '{word}'.")
     return Cut(layers.name, int(number), part)
 
 
 def subblock_at(lm: LanguageModel, layers: Layers, cut: Cut) -> SubBlock:
     """The sub-block that `cut` names."""
-    return next(part for part in subblocks_of(lm, layers, cut.layer) if part.part == cut.part)
+    return next(part for part in find_subblocks(lm, layers, cut.layer) if part.part == cut.part)
 
 
 def whole_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
@@ -102,13 +102,13 @@ def spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
 def paths_of(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
     """Of the modules that `cuts` free of their matrices."""
     paths: list[str] = []
-    for layers in layers_of(lm):
+    for layers in find_layers(lm):
         blocks = whole_blocks(cuts, layers.name)
         kept = {path for number, path in enumerate(layers.paths) if number not in blocks}
         paths += [path for path in layers.paths if path not in kept]
     for cut in cuts:
         if cut.part is not None:
-            part = subblock_at(lm, named(lm, cut.stack), cut)
+            part = subblock_at(lm, get_layers(lm, cut.stack), cut)
             paths += [*part.inner, part.output]
     return paths
 

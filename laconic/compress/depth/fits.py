@@ -14,8 +14,8 @@ from laconic.compress.depth.cuts import Cut, every_cut, subblock_at
 from laconic.compress.depth.fitting import Map, Original, Seat, fitted, no_seat, seat_before
 from laconic.compress.depth.stream import rows_in
 from laconic.model import LanguageModel, predict
-from laconic.model.layers import Layers, layers_of
-from laconic.model.layers import named as stack_named
+from laconic.model.layers import Layers, find_layers
+from laconic.model.layers import get_layers as stack_named
 
 KEPT_NUMBERS = 2**26
 """Numbers in maps that are kept up to this many (512 MiB), and fitted again beyond."""
@@ -79,7 +79,7 @@ def added_by(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[
     writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
     sums: dict[Cut, Tensor] = {}
     counts = dict.fromkeys(cuts, 0)
-    stacks = {layers.name: layers for layers in layers_of(lm)}
+    stacks = {layers.name: layers for layers in find_layers(lm)}
     for on_cpu in data.batches:
         batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
         blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}

@@ -24,7 +24,7 @@ from laconic.compress.depth.stream import rows_in, same
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.layers import Layers
-from laconic.model.subblocks import last_writer, subblocks_of
+from laconic.model.subblocks import find_subblocks, last_writer
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat
     block = layers.paths[index]
     if layers.stack.plain:
         return None
-    parts = subblocks_of(lm, layers, index)
+    parts = find_subblocks(lm, layers, index)
     closing = [f"{block}.{layers.depth.closing}"] if layers.depth.closing is not None else []
     with ActivationCapture(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as tap:
         predict(lm, batch)

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Constant, Dense, Format, LinearReplacement, LowRank, LowRankReader
 from laconic.model import LanguageModel, Site
-from laconic.model.width import resized
+from laconic.model.width import resize_linear
 
 Matrix = Float[Tensor, "d d"] | None
 """T in float64; None for the identity."""
@@ -63,7 +63,7 @@ def _into_linear(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> None:
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     W = weight if T is None else _rounded(lm, T @ weight.double(), weight)
     if old is not None:
-        lm.model.set_submodule(path, resized(module, W, _rounded(lm, bias, weight)))
+        lm.model.set_submodule(path, resize_linear(module, W, _rounded(lm, bias, weight)))
     else:
         lm.replace(_site(lm, path), Dense.of(W), _rounded(lm, bias, weight))
 
@@ -94,7 +94,7 @@ def _into_factor(lm: LanguageModel, path: str, module: Format, T: Float[Tensor, 
         return
     assert isinstance(factor, nn.Linear)
     W = _rounded(lm, T @ factor.weight.double(), factor.weight)
-    lm.model.set_submodule(name, resized(factor, W, factor.bias))
+    lm.model.set_submodule(name, resize_linear(factor, W, factor.bias))
 
 
 def _site(lm: LanguageModel, path: str) -> Site:

@@ -21,7 +21,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.scores import scores
 from laconic.compress.depth.cuts import Cut, subblock_at
 from laconic.model import LanguageModel, predict
-from laconic.model.layers import layers_of
+from laconic.model.layers import find_layers
 
 Gates = Float[Tensor, "cuts rows"]
 
@@ -53,7 +53,7 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
 @contextmanager
 def gated(lm: LanguageModel, cuts: Sequence[Cut], gates: Gates) -> Iterator[None]:
     """Within the context, what each of `cuts` adds in a row is multiplied by its gate of that row."""
-    stacks = {layers.name: layers for layers in layers_of(lm)}
+    stacks = {layers.name: layers for layers in find_layers(lm)}
     # A shared block is called for one layer after the other.
     calls: dict[str, dict[int, Tensor]] = {}
     with ExitStack() as hooks:

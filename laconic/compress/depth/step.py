@@ -27,8 +27,8 @@ from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
 from laconic.model.depth import check_rescalable
-from laconic.model.depth_config import Describable
-from laconic.model.layers import can_drop, check_depths, check_droppable, keeps_cache, layers_of
+from laconic.model.depth_config import DropChecker
+from laconic.model.layers import can_drop, check_depths, check_droppable, find_layers, fits_cache
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[int | str, ...]
@@ -88,14 +88,14 @@ class Shorten(Step):
             self._check_numbers(lm)
         cuts = self._known(lm)
         if cuts is not None:
-            describable = Describable(lm)
-            for layers in layers_of(lm):
+            describable = DropChecker(lm)
+            for layers in find_layers(lm):
                 check_droppable(lm, layers, whole_blocks(cuts, layers.name))
                 check_rescalable(lm, layers, whole_blocks(cuts, layers.name))
                 describable.check(layers, whole_blocks(cuts, layers.name))
-            check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in layers_of(lm)})
+            check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in find_layers(lm)})
         elif self._drops and self.parts == "blocks":
-            for layers in layers_of(lm):
+            for layers in find_layers(lm):
                 # Any may go, and then those behind it move.
                 check_rescalable(lm, layers, (0,))
         if self.replace == "linear" and self._drops:
@@ -114,7 +114,7 @@ class Shorten(Step):
 
     def dry_run(self, lm: LanguageModel) -> None:
         cuts = self._known(lm)
-        take_out(lm, self._last(lm) if cuts is None else cuts, None, lm.twin())
+        take_out(lm, self._last(lm) if cuts is None else cuts, None, lm.shallow_copy())
 
     def _last(self, lm: LanguageModel) -> list[Cut]:
         """As many as data would choose, as far back as they can go."""
@@ -142,7 +142,7 @@ class Shorten(Step):
         sites = lm.sites(("blocks",))
         before = lm.stored_nbytes(sites)
         with evaluating(lm):
-            original = lm.twin()
+            original = lm.shallow_copy()
             trial = self._trial(original, data)
             cuts = self._known(lm)
             if cuts is None:
@@ -186,14 +186,14 @@ class Shorten(Step):
         return Selection(select=self.select, contiguous=self.contiguous)
 
     def _limits(self, lm: LanguageModel, data: Calibration | None) -> Limits:
-        stacks = {layers.name: layers for layers in layers_of(lm)}
+        stacks = {layers.name: layers for layers in find_layers(lm)}
         # Only what something can stand for.
         keeps_first = {
             name
             for name, layers in stacks.items()
             if self.replace != "nothing" and data is not None and seat_before(lm, layers, 0, data.batches[0]) is None
         }
-        describable = Describable(lm)
+        describable = DropChecker(lm)
 
         def alone(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
@@ -206,7 +206,7 @@ class Shorten(Step):
 
         def together(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
-            return alone(cuts) and keeps_cache(lm, {name: len(whole_blocks(cuts, name)) for name in stacks})
+            return alone(cuts) and fits_cache(lm, {name: len(whole_blocks(cuts, name)) for name in stacks})
 
         return Limits(alone, together)
 
@@ -217,7 +217,7 @@ class Shorten(Step):
                 return None
             cuts, limits = every_cut(lm, self.parts), self._limits(lm, None)
             return self._selection.choose(lm, None, cuts, self._quotas(lm), limits)
-        names = [layers.name for layers in layers_of(lm)]
+        names = [layers.name for layers in find_layers(lm)]
         if not isinstance(self.blocks, dict):
             if len(names) > 1:
                 raise UserError(f"blocks must say of which stack they are: {{{names[0]}: [...], {names[1]}: [...]}}.")
@@ -226,7 +226,7 @@ class Shorten(Step):
         return named_cuts(lm, self.blocks)
 
     def _quotas(self, lm: LanguageModel) -> dict[tuple[str, ...], int]:
-        names = [layers.name for layers in layers_of(lm)]
+        names = [layers.name for layers in find_layers(lm)]
         if not isinstance(self.drop, dict):
             return {tuple(names): self.drop or 0}
         _check_names(self.drop, names)

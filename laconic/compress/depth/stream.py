@@ -22,8 +22,8 @@ from laconic.calibrate.rows import Rows, rows_of
 from laconic.compress.depth.cuts import Cut
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task, predict
-from laconic.model.layers import Layers, layers_of
-from laconic.model.subblocks import SubBlock, subblocks_of
+from laconic.model.layers import Layers, find_layers
+from laconic.model.subblocks import SubBlock, find_subblocks
 
 Points = list[Float[Tensor, "sequences tokens d"]]
 """The hidden states before each cut of a stack in turn, and behind the last."""
@@ -60,9 +60,9 @@ def streams(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict
     """The hidden states of each stack in one run, and which of their rows are no padding."""
     batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
     # Of a model whose blocks are not known nothing is cut.
-    stacks = [layers for layers in layers_of(lm) if layers.name in cuts] if cuts else []
+    stacks = [layers for layers in find_layers(lm) if layers.name in cuts] if cuts else []
     parts = {
-        layers.name: [subblocks_of(lm, layers, number) for number in range(len(layers))]
+        layers.name: [find_subblocks(lm, layers, number) for number in range(len(layers))]
         for layers in stacks
         if any(cut.part is not None for cut in cuts[layers.name])
     }
@@ -99,7 +99,7 @@ def _points(tap: ActivationCapture, layers: Layers, parts: Sequence[Sequence[Sub
 def _within(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
     """Before each sub-block of a block, but for those that are gone."""
     points = _between(tap, entered, left, parts)
-    return [point for point, part in zip(points, parts, strict=True) if not part.gone]
+    return [point for point, part in zip(points, parts, strict=True) if not part.is_dropped]
 
 
 def _between(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:

@@ -10,8 +10,8 @@ from laconic.compress.depth.fitting import no_seat, seat_before
 from laconic.compress.depth.folding import check_takes, fold
 from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
-from laconic.model.layers import Layers, layers_of, runs_of
-from laconic.model.layers import named as stack_named
+from laconic.model.layers import Layers, consecutive_ranges, find_layers
+from laconic.model.layers import get_layers as stack_named
 from laconic.model.subblocks import drop_subblock, last_writer
 
 Replacement = Literal["nothing", "bias", "linear"]
@@ -24,8 +24,8 @@ def fits_for(lm: LanguageModel, data: Calibration | None, replace: Replacement, 
 
 def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
     """Raise UserError where nothing can stand for some run of `cuts`."""
-    for layers in layers_of(lm):
-        for run in runs_of(whole_blocks(cuts, layers.name)):
+    for layers in find_layers(lm):
+        for run in consecutive_ranges(whole_blocks(cuts, layers.name)):
             if seat_before(lm, layers, run.start, data.batches[0]) is None:
                 raise no_seat(lm, run.start)
 
@@ -33,11 +33,11 @@ def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> No
 def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
     """Raise UserError where a linear map for some run of `cuts` does not fit into what writes to the stream before it;
     None for any blocks. What follows a norm of the whole stream always fits."""
-    for layers in layers_of(lm):
+    for layers in find_layers(lm):
         if layers.shared or layers.stack.plain:
             continue
         every = range(len(layers))
-        starts = every if cuts is None else [run.start for run in runs_of(whole_blocks(cuts, layers.name))]
+        starts = every if cuts is None else [run.start for run in consecutive_ranges(whole_blocks(cuts, layers.name))]
         for start in starts:
             if start and not _ends_in_norm(lm, layers, start - 1):
                 check_takes(lm, last_writer(lm, layers, start - 1))
@@ -61,7 +61,7 @@ def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original
     """
     parts = [cut for cut in cuts if cut.part is not None]
     means = fits.means(parts) if fits is not None else {}
-    before = layers_of(original)
+    before = find_layers(original)
     for cut in parts:
         drop_subblock(lm, subblock_at(lm, stack_named(lm, cut.stack), cut), means.get(cut))
     for layers in before:
@@ -71,7 +71,7 @@ def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original
     whole = not parts
     for layers in before if fits is not None else ():
         gone = 0
-        for run in runs_of(whole_blocks(cuts, layers.name)):
+        for run in consecutive_ranges(whole_blocks(cuts, layers.name)):
             assert fits is not None
             if whole:
                 seat, (T, b) = fits.of(layers, run)

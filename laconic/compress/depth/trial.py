@@ -91,7 +91,7 @@ class Trial:
             for kind in sorted(kinds):
                 parts: list[Divergences] = []
                 for side in self.sides:
-                    twin = self.lm.twin()
+                    twin = self.lm.shallow_copy()
                     take_out(twin, cuts, None if kind == "nothing" else side.fits, self.lm)
                     parts.append(side.judge.each(twin))
                 divergences[kind] = reduce(add, parts)

@@ -15,7 +15,7 @@ from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.model.scale_folding import Absorber, absorbers_of, fold_scales
+from laconic.model.scale_folding import Absorber, find_absorbers, fold_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Rescale(Step):
         return True
 
     def check(self, lm: LanguageModel) -> None:
-        if not absorbers_of(lm):
+        if not find_absorbers(lm):
             raise UserError(
                 f"The step '{self.name}' finds nothing in this '{lm.model.config.model_type}' that can take up "
                 "scales: no norm, value projection or gate feeds dense projections alone; put the step before those "
@@ -55,7 +55,7 @@ class Rescale(Step):
         if data is None:
             raise UserError(f"The step '{self.name}' needs calibration data; name a source of it.")
         self.check(lm)
-        absorbers = absorbers_of(lm)
+        absorbers = find_absorbers(lm)
         sites = [site for absorber in absorbers for site in absorber.readers]
         nbytes = lm.stored_nbytes(sites)
         # Scales change the inputs of their own readers alone, so that one measurement serves all.

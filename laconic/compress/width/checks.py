@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from laconic.compress.width.counts import Price, chunk_of
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
-from laconic.model.prunable_group import Family, PrunableGroup
+from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 
 
-def check_several(lm: LanguageModel, families: Sequence[Family]) -> None:
+def check_several(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
     """Raise UserError where each of `families` has but one part, which stays."""
     if not any(family[0].count > 1 for family in families):
         raise UserError(
@@ -17,7 +17,7 @@ def check_several(lm: LanguageModel, families: Sequence[Family]) -> None:
         )
 
 
-def check_enough(families: Sequence[Family], keep: float, price: Price, multiple: int) -> None:
+def check_enough(families: Sequence[CoupledGroups], keep: float, price: Price, multiple: int) -> None:
     """Raise UserError where what must stay in every layer costs more than `keep` of the whole."""
     whole = sum(price(family) * family[0].count for family in families)
     least = sum(price(family) * chunk_of(family, multiple) for family in families) / whole
@@ -25,7 +25,7 @@ def check_enough(families: Sequence[Family], keep: float, price: Price, multiple
         raise must_be("keep", f"at least {least:.4f}, which the fewest heads and channels that must stay are", keep)
 
 
-def check_apart(lm: LanguageModel, families: Sequence[Family]) -> None:
+def check_apart(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
     """Raise UserError where several attentions must lose the same heads."""
     if any(len(family) > 1 for family in families):
         raise UserError(

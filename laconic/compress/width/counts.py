@@ -8,19 +8,19 @@ from typing import Literal
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.profile import USUAL
 from laconic.compress.width.importance import Removal
-from laconic.model.prunable_group import Family
+from laconic.model.prunable_group import CoupledGroups
 from laconic.model.site import Group
 
 Currency = Literal["bytes", "macs"]
 
-Price = Callable[[Family], int]
+Price = Callable[[CoupledGroups], int]
 """Of one part of a family."""
 
 
 def price_in(currency: Currency) -> Price:
     """Numbers stored; or multiply-accumulates for a token in a row of the usual length, those of its scores too."""
 
-    def price(family: Family) -> int:
+    def price(family: CoupledGroups) -> int:
         stored = sum(inner.parameters for inner in family)
         if currency == "bytes" or family[0].group is Group.FFN:
             return stored
@@ -29,12 +29,12 @@ def price_in(currency: Currency) -> Price:
     return price
 
 
-def chunk_of(family: Family, multiple: int) -> int:
+def chunk_of(family: CoupledGroups, multiple: int) -> int:
     """Parts that go at once, so that what stays is a multiple: of channels, where there are enough of them."""
     return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
 
 
-def fraction_of(family: Family, keep: float, multiple: int) -> int:
+def fraction_of(family: CoupledGroups, keep: float, multiple: int) -> int:
     """How many parts `keep` leaves: of heads the nearest number, of channels the next lower multiple; at least one.
 
     Where that multiple is over 1 % less than `keep` of the channels, halves of it are tried, down to single ones.
@@ -50,13 +50,15 @@ def fraction_of(family: Family, keep: float, multiple: int) -> int:
     return max(1, wanted // chunk * chunk)
 
 
-def as_many_everywhere(families: Sequence[Family], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
+def as_many_everywhere(
+    families: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int
+) -> dict[str, int]:
     """The same fraction of every family of a group stays; by what loses the same parts."""
-    return {family[0].together: fraction_of(family, keeps[family[0].group], multiple) for family in families}
+    return {family[0].coupling: fraction_of(family, keeps[family[0].group], multiple) for family in families}
 
 
 def where_worth_most(
-    several: Sequence[tuple[Family, Removal]], keeps: Mapping[Group, float], price: Price, multiple: int
+    several: Sequence[tuple[CoupledGroups, Removal]], keeps: Mapping[Group, float], price: Price, multiple: int
 ) -> dict[str, int]:
     """That fraction of all parts of a group stays, where it is worth most; by what loses the same parts."""
     counts: dict[str, int] = {}
@@ -81,7 +83,9 @@ class _Chunk:
         return self.saves // self.parts
 
 
-def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Price, multiple: int) -> dict[str, int]:
+def shared_out(
+    several: Sequence[tuple[CoupledGroups, Removal]], keep: float, price: Price, multiple: int
+) -> dict[str, int]:
     """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
     what loses the same parts.
 
@@ -93,9 +97,9 @@ def shared_out(several: Sequence[tuple[Family, Removal]], keep: float, price: Pr
     chunks = [
         chunk
         for family, removal in several
-        for chunk in _chunks(family[0].together, removal, price(family), chunk_of(family, multiple))
+        for chunk in _chunks(family[0].coupling, removal, price(family), chunk_of(family, multiple))
     ]
-    counts = {family[0].together: family[0].count for family, _ in several}
+    counts = {family[0].coupling: family[0].count for family, _ in several}
     gone: list[_Chunk] = []
     # Stable, and rates of a family never fall: its own order is kept.
     for chunk in sorted(chunks, key=lambda chunk: chunk.rate):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, Mean, Problem, Statistic
 from laconic.calibrate.gradient_gates import GateGradients
-from laconic.model.prunable_group import Family, PrunableGroup
+from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 from laconic.numerics.psd import shrink
 from laconic.numerics.structured import Elimination, damped, removals
 
@@ -54,7 +54,7 @@ class Removal:
 
 def removal(
     importance: Importance,
-    family: Family,
+    family: CoupledGroups,
     problems: Sequence[Problem],
     gates: Mapping[str, GateGradients],
     least: int = 1,
@@ -78,12 +78,12 @@ def removal(
 
 
 def _scores(
-    importance: Importance, family: Family, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
+    importance: Importance, family: CoupledGroups, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
 ) -> Float[Tensor, " parts"]:
     if importance == "taylor":
-        return gates[family[0].together].absolute
+        return gates[family[0].coupling].absolute
     if importance == "taylor-squared":
-        return gates[family[0].together].squared
+        return gates[family[0].coupling].squared
     if importance == "magnitude":
         return torch.stack([squared_norms(inner) for inner in family]).sum(0)
     pairs = zip(family, problems, strict=True)

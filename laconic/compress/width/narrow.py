@@ -35,8 +35,8 @@ from laconic.compress.width.problems import on_a_walk, problems_of
 from laconic.compress.width.writing import take_out
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
-from laconic.model.prunable_group import Family, check_inside, families_of, inners_of
-from laconic.model.width import declare, keep_parts
+from laconic.model.prunable_group import CoupledGroups, check_prunable, couple_groups, prunable_groups
+from laconic.model.width import keep_parts, update_config_widths
 from laconic.progress import silent
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -130,8 +130,8 @@ class Narrow(Step):
 
     def check(self, lm: LanguageModel) -> None:
         for group in self._groups:
-            check_inside(lm, group)
-        families = families_of(inners_of(lm, self._groups))
+            check_prunable(lm, group)
+        families = couple_groups(prunable_groups(lm, self._groups))
         if self._groups:
             check_several(lm, families)
         if self._groups and self.keep is not None:
@@ -140,14 +140,14 @@ class Narrow(Step):
             check_apart(lm, families)
 
     def dry_run(self, lm: LanguageModel) -> None:
-        families = families_of(inners_of(lm, self._groups))
+        families = couple_groups(prunable_groups(lm, self._groups))
         counts = as_many_everywhere(families, self._keeps, self.multiple)
         for inner in (inner for family in families for inner in family):
-            if (count := counts[inner.together]) < inner.count:
+            if (count := counts[inner.coupling]) < inner.count:
                 moves = self.add_bias and (self.refit or self.importance == "variance")
                 bias = torch.empty(inner.writer.shape[0], device=lm.device) if moves else None
                 keep_parts(lm, inner, range(count), bias=bias)
-        declare(lm)
+        update_config_widths(lm)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, choose, and take out.
@@ -159,7 +159,7 @@ class Narrow(Step):
         if self.needs_data and data is None:
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
         self.check(lm)
-        inners = inners_of(lm, self._groups)
+        inners = prunable_groups(lm, self._groups)
         check_finite(inners)
         known: Mapping[str, LayerStats] = {}
         gates: Mapping[str, GateGradients] = {}
@@ -178,30 +178,30 @@ class Narrow(Step):
         data: Calibration | None = None,
     ) -> Outcome:
         """Choose and take out, on what was measured before (and so can serve several sizes); a walk needs the data."""
-        sites = [site for inner in inners_of(lm) for site in inner.sites]
+        sites = [site for inner in prunable_groups(lm) for site in inner.sites]
         before = lm.stored_nbytes(sites)
-        families = families_of(inners_of(lm, self._groups))
+        families = couple_groups(prunable_groups(lm, self._groups))
         if families:
             # A walk runs the blocks as they are; dropout would blur what it measures.
             with evaluating(lm):
                 counts = self._counts(families, known, gates)
                 for family, problems in self._in_order(lm, families, known, data):
-                    count = counts[family[0].together]
+                    count = counts[family[0].coupling]
                     if count < family[0].count:
                         parts = removal(self.importance, family, problems, gates, count).kept(count)
                         for inner, problem in zip(family, problems, strict=True):
                             take_out(lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance")
-            declare(lm)
+            update_config_widths(lm)
         every = {site.name: site for site in lm.sites(("blocks",))}
         return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
 
     def _in_order(
         self,
         lm: LanguageModel,
-        families: Sequence[Family],
+        families: Sequence[CoupledGroups],
         known: Mapping[str, LayerStats],
         data: Calibration | None,
-    ) -> Iterator[tuple[Family, Sequence[Problem]]]:
+    ) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
         if self._walks and data is not None:
             sites = [inner.writer for (inner,) in families]
             met = sequential_calibrate(
@@ -213,7 +213,7 @@ class Narrow(Step):
         return ((family, problems_of(family, known, self.add_bias)) for family in tracked)
 
     def _counts(
-        self, families: Sequence[Family], known: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
+        self, families: Sequence[CoupledGroups], known: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
     ) -> dict[str, int]:
         """How many parts stay, by what loses the same."""
         if not self._global:

@@ -6,17 +6,17 @@ import torch
 
 from laconic.calibrate import InputCovariance, LayerStats, Mean, Means, Problem
 from laconic.model import Site
-from laconic.model.prunable_group import Family, PrunableGroup
+from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 
 
-def problems_of(family: Family, known: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
+def problems_of(family: CoupledGroups, known: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
     """Of each member of `family`: the whole of its output projection, on what is `known` of its inputs."""
     return [_problem(inner, known.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
 
 
 def on_a_walk(
-    families: Sequence[Family], met: Iterable[list[tuple[Site, Problem]]], anchored: bool, add_bias: bool
-) -> Iterator[tuple[Family, Sequence[Problem]]]:
+    families: Sequence[CoupledGroups], met: Iterable[list[tuple[Site, Problem]]], anchored: bool, add_bias: bool
+) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
     """Each family, which is one attention or feed-forward, with its problem once those before it are narrow."""
     writers = {inner.writer.name: inner for (inner,) in families}
     for step in met:

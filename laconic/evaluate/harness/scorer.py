@@ -12,7 +12,7 @@ from torch import Tensor
 from laconic.calibrate.batching import tokenizer_of
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Task
-from laconic.model.predictions import running
+from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
 
 # The decorator that registers it loses its type.
@@ -62,11 +62,11 @@ class Scorer(HFLM):
         return normal["max_gen_toks"]
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        with running(self._lm, inps):
+        with report_run_errors(self._lm, inps):
             return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(self, context: Tensor, **how: Any) -> Tensor:
-        with running(self._lm, context, writes=True):
+        with report_run_errors(self._lm, context, writes=True):
             return super()._model_generate(context, **how)
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:

@@ -23,7 +23,7 @@ from laconic.evaluate.lama.probe import questions, ranks
 from laconic.evaluate.lama.vocabulary import Place, Vocabulary
 from laconic.evaluate.macro import evenly, shares, weighted
 from laconic.model import LanguageModel, Task
-from laconic.model.tokens import vocabulary_of
+from laconic.model.tokens import vocabulary_size
 from laconic.paths import expanded
 from laconic.progress import Track
 
@@ -198,5 +198,5 @@ def _by_relation(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict[str
 def _size(vocabulary: Vocabulary, lm: LanguageModel) -> int:
     """Words that compete after a space."""
     if vocabulary.candidates is None:
-        return vocabulary_of(lm.model)
+        return vocabulary_size(lm.model)
     return len(vocabulary.candidates[Place.SPACED])

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from laconic.model.anatomy.parts import Anatomy, Attention, BiasTable, Depth, FeedForward, Heads, Stack, Table
-from laconic.model.site import Reads
+from laconic.model.site import InputTokens
 
 _TABLES = (
     Table("shared", called=False),
     Table("encoder.embed_tokens"),
-    Table("decoder.embed_tokens", Reads.TARGET),
+    Table("decoder.embed_tokens", InputTokens.TARGET),
 )
 
 
@@ -54,7 +54,7 @@ T5 = Anatomy(
             attention=_t5_attention("layer.0.SelfAttention"),
             cross_attention=_t5_attention("layer.1.EncDecAttention"),
             feed_forward=_t5_feed_forward("layer.2.DenseReluDense"),
-            reads=Reads.TARGET,
+            reads=InputTokens.TARGET,
             depth=Depth(count="num_decoder_layers", own_count="num_layers", cached_by="encoder", bias_table=_T5_TABLE),
         ),
     ),
@@ -90,7 +90,7 @@ BART = Anatomy(
             attention=_bart_attention("self_attn"),
             cross_attention=_bart_attention("encoder_attn"),
             feed_forward=_bart_feed_forward("decoder_ffn_dim"),
-            reads=Reads.TARGET,
+            reads=InputTokens.TARGET,
             depth=Depth(count="decoder_layers", closing="final_layer_norm", entry="decoder.layernorm_embedding"),
         ),
     ),

@@ -8,7 +8,7 @@ measured of that input is measured once.
 from dataclasses import dataclass
 from typing import Literal
 
-from laconic.model.site import Group, Reads
+from laconic.model.site import Group, InputTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class Stack:
     attention: Attention | None = None
     feed_forward: tuple[FeedForward, ...] = ()
     cross_attention: Attention | None = None
-    reads: Reads = Reads.SOURCE
+    reads: InputTokens = InputTokens.SOURCE
     parallel: bool = False
     before: str | None = None
     plain: tuple[Plain, ...] = ()
@@ -184,7 +184,7 @@ class Table:
     """A word embedding, and whose tokens it looks up; one that is not `called` only lends its matrix to others."""
 
     path: str
-    reads: Reads = Reads.SOURCE
+    reads: InputTokens = InputTokens.SOURCE
     called: bool = True
 
 

@@ -8,21 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from laconic.errors import UserError
-from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, base_of, declared_with
+from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, keep_embedding_config, read_base_name
 from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint
 from laconic.model.checkpoints.configuration import CONFIG
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
-from laconic.model.checkpoints.place import Place, is_archive, is_pointer, located
-from laconic.model.checkpoints.sentences import Declared, declared
+from laconic.model.checkpoints.location import Location, find_location, is_archive, is_lfs_pointer
+from laconic.model.checkpoints.sentences import EmbeddingConfig, read_embedding_config
 from laconic.model.checkpoints.stored import Stored
 
-__all__ = ["TARGET_TOKENIZER", "Checkpoint", "checkpoint_at"]
+__all__ = ["TARGET_TOKENIZER", "Checkpoint", "find_checkpoint"]
 
 EXPORTED = ("model.onnx", "openvino_model.xml")
 """Files of models for other runtimes, as `laconic export` writes them."""
 
 
-def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
+def find_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint that `source` names.
 
     Args:
@@ -32,10 +32,10 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     Raises:
         UserError: there is nothing, or something else than a model.
     """
-    place = located(source, revision)
+    place = find_location(source, revision)
     if isinstance(place, Path):
         return _in_a_file(place, source)
-    found = declared(place)
+    found = read_embedding_config(place)
     place = place if found is None else place.inside(found.subfolder)
     stored = Stored(place=place, declared=found)
     if place.folder is None:
@@ -57,11 +57,11 @@ def checkpoint_at(source: str, revision: str | None = None) -> Checkpoint:
     return stored
 
 
-def _adapter(place: Place, found: Declared | None) -> Checkpoint:
-    name, revision = base_of(place)
-    base_place = located(name, revision)
+def _adapter(place: Location, found: EmbeddingConfig | None) -> Checkpoint:
+    name, revision = read_base_name(place)
+    base_place = find_location(name, revision)
     alone = (
-        isinstance(base_place, Place)
+        isinstance(base_place, Location)
         and base_place.file(CONFIG) is None
         and base_place.file(ADAPTER_CONFIG) is not None
     )
@@ -70,8 +70,8 @@ def _adapter(place: Place, found: Declared | None) -> Checkpoint:
             f"The adapter '{place.source}' names '{name}' as its model, which is an adapter itself; "
             "merge that first, and name the folder under base_model_name_or_path in adapter_config.json."
         )
-    base = checkpoint_at(name, revision)
-    behind = declared_with(place, base.declared if found is None else found)
+    base = find_checkpoint(name, revision)
+    behind = keep_embedding_config(place, base.declared if found is None else found)
     # Which class the model is loaded as, the adapter says.
     return Adapter(place=place, declared=behind, base=replace(base, declared=None))
 
@@ -79,7 +79,7 @@ def _adapter(place: Place, found: Declared | None) -> Checkpoint:
 def _in_a_file(path: Path, source: str) -> Checkpoint:
     try:
         if is_gguf(path):
-            return Gguf(place=Place(source, path.parent), path=path)
+            return Gguf(place=Location(source, path.parent), path=path)
     except OSError as error:
         raise UserError(f"The file '{source}' cannot be read: {error.strerror}; give another.") from error
     raise UserError(_no_model_file(path, source))
@@ -88,7 +88,7 @@ def _in_a_file(path: Path, source: str) -> Checkpoint:
 def _no_model_file(path: Path, source: str) -> str:
     """Why the file at `path` is no model."""
     remedy = "give the folder that it lies in, with its config.json"
-    if is_pointer(path):
+    if is_lfs_pointer(path):
         return f"Git LFS has left a note in the place of '{source}'; fetch the file itself, by `git lfs pull`."
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         return f"'{source}' is a file of weights alone; {remedy}."
@@ -99,7 +99,7 @@ def _no_model_file(path: Path, source: str) -> str:
     return f"'{source}' is a file, and a model is a folder with a config.json or a hub name; {remedy}."
 
 
-def _no_model_folder(place: Place, source: str) -> str:
+def _no_model_folder(place: Location, source: str) -> str:
     """Why the folder at `place`, which has no config.json, is no model."""
     if place.file("model_index.json") is not None:
         return (

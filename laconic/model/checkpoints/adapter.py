@@ -18,14 +18,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, need, read_tokenizer
-from laconic.model.checkpoints.fit import outline_of
-from laconic.model.checkpoints.merging import merge, untie_adapted
-from laconic.model.checkpoints.place import Place
-from laconic.model.checkpoints.sentences import Declared
+from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer, require_package
+from laconic.model.checkpoints.fit import build_outline
+from laconic.model.checkpoints.location import Location
+from laconic.model.checkpoints.merging import merge_adapter, untie_adapted
+from laconic.model.checkpoints.sentences import EmbeddingConfig
 from laconic.model.checkpoints.weights import check_file, read_headers
 from laconic.model.stock import MODEL_ERRORS
-from laconic.model.task import classes_of, text_encoder_name
+from laconic.model.task import as_classes, text_encoder_class_name
 from laconic.paths import expanded
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -56,14 +56,14 @@ class Adapter(Checkpoint):
 
     def config(self) -> PreTrainedConfig:
         config = self._of_base()
-        outline = outline_of(config, self.source)
+        outline = build_outline(config, self.source)
         for name, shape in self._shapes.items():
             if name in _embeddings(outline) and shape[0] != outline.get_parameter(name).shape[0]:
                 config.get_text_config().vocab_size = shape[0]
         return config
 
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
-        need("peft", f"The adapter '{self.source}'", extra="train", least="0.17")
+        require_package("peft", f"The adapter '{self.source}'", extra="train", least="0.17")
         self.base.check(self._of_base(), given=self._shapes.keys())
         check_tokenizer(self.place)
 
@@ -75,7 +75,7 @@ class Adapter(Checkpoint):
         beside = self._put_beside(model)
         try:
             untie_adapted(beside)
-            model = merge(beside, self.source)
+            model = merge_adapter(beside, self.source)
         except UserError:
             raise
         except MODEL_ERRORS as error:
@@ -102,7 +102,7 @@ class Adapter(Checkpoint):
         config = copy.deepcopy(self.base.config())
         _check_kind(said, self.source)
         if self.declared is not None and self.declared.embeds:
-            config.architectures = [text_encoder_name(config, self.source)]
+            config.architectures = [text_encoder_class_name(config, self.source)]
         else:
             config.architectures = [_class_for(said.get("task_type"), config, self.source)]
         if said.get("task_type") == "SEQ_CLS":
@@ -156,7 +156,7 @@ class Adapter(Checkpoint):
         return beside.eval()
 
 
-def base_of(place: Place) -> tuple[str, str | None]:
+def read_base_name(place: Location) -> tuple[str, str | None]:
     """The name of the model that the adapter at `place` is of, and its revision.
 
     A relative path is looked for from here, as peft does, and then from the adapter's folder.
@@ -182,7 +182,7 @@ def base_of(place: Place) -> tuple[str, str | None]:
     return (name if there is None else str(there)), revision or None
 
 
-def declared_with(place: Place, found: Declared | None) -> Declared | None:
+def keep_embedding_config(place: Location, found: EmbeddingConfig | None) -> EmbeddingConfig | None:
     """The sentence-transformers modules of a model that still hold with the adapter at `place`."""
     task = (place.json(ADAPTER_CONFIG) or {}).get("task_type")
     # With a head on it, a model makes no vectors.
@@ -211,13 +211,13 @@ def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
             f"The adapter '{source}' is for the task {task}, which is not supported for the architecture "
             f"'{config.model_type}'; supported are {', '.join(_MAPPINGS)}."
         )
-    able = [kind.__name__ for kind in classes_of(mapping[type(config)])]
+    able = [kind.__name__ for kind in as_classes(mapping[type(config)])]
     return own if own in able else able[0]
 
 
 def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Give `config` as many labels as the head in the adapter's file has rows."""
-    outline = outline_of(config, source)
+    outline = build_outline(config, source)
     for name, parameter in outline.named_parameters():
         if name.startswith(f"{outline.base_model_prefix}.") or name not in shapes or parameter.dim() != 2:
             continue

@@ -27,11 +27,11 @@ from transformers import (
 
 from laconic.errors import UserError, install, must_be, reason_of
 from laconic.model.checkpoints.code import check_tokenizer_code
-from laconic.model.checkpoints.place import Place
-from laconic.model.checkpoints.sentences import Declared
+from laconic.model.checkpoints.location import Location
+from laconic.model.checkpoints.sentences import EmbeddingConfig
 
 
-def need(package: str, what: str, *, extra: str | None = None, least: str | None = None) -> None:
+def require_package(package: str, what: str, *, extra: str | None = None, least: str | None = None) -> None:
     """Raise UserError where `package` is not installed, or older than `least`.
 
     Args:
@@ -56,7 +56,7 @@ FILES = (CONFIG, WHOLE, "vocab.txt", "vocab.json", "spiece.model", "tokenizer.mo
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError)
 
 
-def check_tokenizer(place: Place) -> None:
+def check_tokenizer(place: Location) -> None:
     """Raise UserError where the tokenizer at `place` needs code that comes with it, its files are no JSON, or it says a
     length that is no number."""
     if (raw := place.json(CONFIG)) is not None:
@@ -69,7 +69,7 @@ def check_tokenizer(place: Place) -> None:
         place.json(WHOLE)
 
 
-def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
+def read_tokenizer(place: Location) -> PreTrainedTokenizerBase | None:
     """The tokenizer at `place`; a model may come without, and what needs one says so.
 
     Raises:
@@ -106,7 +106,7 @@ def _has_any(folder: Path, files: set[str]) -> bool:
     return any((folder / file).is_file() for file in files)
 
 
-def lowering(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """`tokenizer`, changed in place so that it lowers what it reads, as sentence-transformers does and saves it.
 
     Raises:
@@ -145,8 +145,8 @@ class Checkpoint(ABC):
     declared: what sentence-transformers declares of it; None where it declares nothing.
     """
 
-    place: Place
-    declared: Declared | None = None
+    place: Location
+    declared: EmbeddingConfig | None = None
 
     @property
     def source(self) -> str:
@@ -200,10 +200,10 @@ class Checkpoint(ABC):
         """
         folder = self.place.folder
         target = None if folder is None else folder / TARGET_TOKENIZER
-        of_targets = None if target is None or not target.is_dir() else read_tokenizer(Place(str(target), target))
+        of_targets = None if target is None or not target.is_dir() else read_tokenizer(Location(str(target), target))
         return self.lowered(read_tokenizer(self.place)) if own is None else own, of_targets
 
     def lowered(self, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
         """The tokenizer, reading everything in lower case where that is declared."""
         lowers = self.declared is not None and self.declared.settings.lower_case
-        return lowering(tokenizer) if lowers and tokenizer is not None else tokenizer
+        return lower_case(tokenizer) if lowers and tokenizer is not None else tokenizer

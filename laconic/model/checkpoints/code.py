@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from laconic.errors import CheckpointNotice, UserError
-from laconic.model.task import classes_of, kinds
+from laconic.model.task import as_classes, auto_classes
 
 AUTO_MAP = "auto_map"
 
@@ -41,16 +41,16 @@ def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
         raise _refused(source, "tokenizer_config.json", named)
 
 
-def forget_code(config: PreTrainedConfig) -> None:
+def remove_auto_map(config: PreTrainedConfig) -> None:
     """Take every mention of code out of `config`, so that what is saved with it refers to none."""
     vars(config).pop(AUTO_MAP, None)
     for name in config.sub_configs:
         inner = getattr(config, name, None)
         if isinstance(inner, PreTrainedConfig):
-            forget_code(inner)
+            remove_auto_map(inner)
 
 
-def notice_code(raw: Mapping[str, Any], source: str) -> None:
+def warn_about_code(raw: Mapping[str, Any], source: str) -> None:
     """Say that code is left alone, where config.json, read as `raw`, names any."""
     if raw.get(AUTO_MAP):
         warnings.warn(
@@ -72,8 +72,8 @@ def _parts(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _own_classes(model_type: str) -> set[str]:
     """The names of transformers' classes of an architecture that laconic can take."""
     config = CONFIG_MAPPING[model_type]
-    mappings = [mapping for _, _, mapping in kinds() if config in mapping]
-    return {kind.__name__ for mapping in mappings for kind in classes_of(mapping[config])}
+    mappings = [mapping for _, _, mapping in auto_classes() if config in mapping]
+    return {kind.__name__ for mapping in mappings for kind in as_classes(mapping[config])}
 
 
 def _refused(source: str, file: str, named: object) -> UserError:

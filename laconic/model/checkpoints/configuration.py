@@ -17,8 +17,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from laconic.errors import UserError, must_be, reason_of, shown
-from laconic.model.checkpoints.code import check_model_code, forget_code
-from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.code import check_model_code, remove_auto_map
+from laconic.model.checkpoints.location import Location
 
 ROPE = ("rope_parameters", "rope_scaling")
 WORDS = ("rope_type", "type")
@@ -91,7 +91,7 @@ COMPUTED_BY = ("eager", "sdpa")
 """The implementations of attention that torch alone can run."""
 
 
-def read_config(place: Place) -> PreTrainedConfig:
+def read_config(place: Location) -> PreTrainedConfig:
     """The configuration of the model at `place`, without mention of code that lies beside it.
 
     Raises:
@@ -122,7 +122,7 @@ def read_config(place: Place) -> PreTrainedConfig:
         raise UserError(
             f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
-    forget_code(config)
+    remove_auto_map(config)
     _forget_outputs(config)
     # One that needs a package, or is fetched from the hub as code, is a matter of speed alone.
     if config._attn_implementation not in COMPUTED_BY:

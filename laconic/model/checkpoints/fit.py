@@ -18,19 +18,19 @@ from laconic.errors import UserError, must_be, reason_of, shown
 from laconic.model.anatomy import find_entry
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import Weights
-from laconic.model.stock import MODEL_ERRORS, quietly, text_config
-from laconic.model.task import auto_class_for
-from laconic.model.tokens import declared
+from laconic.model.stock import MODEL_ERRORS, silence_transformers, text_config
+from laconic.model.task import find_auto_class
+from laconic.model.tokens import special_token_ids
 
 
-def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
+def build_outline(config: PreTrainedConfig, source: str) -> PreTrainedModel:
     """The model that `config` describes, on the meta device.
 
     Raises:
         UserError: its class cannot be built with it, or is not supported.
     """
-    kind: Any = auto_class_for(config, config.architectures or ())
-    check_depths(config, f"In the config.json of '{source}', ")
+    kind: Any = find_auto_class(config, config.architectures or ())
+    check_layer_counts(config, f"In the config.json of '{source}', ")
     try:
         with torch.device("meta"), warnings.catch_warnings():
             # Told below, in a sentence.
@@ -46,7 +46,7 @@ def outline_of(config: PreTrainedConfig, source: str) -> PreTrainedModel:
     return outline
 
 
-def check_depths(config: PreTrainedConfig, where: str) -> None:
+def check_layer_counts(config: PreTrainedConfig, where: str) -> None:
     """A class makes a model without blocks of a number of layers below 1, and says nothing; `where` opens a sentence.
 
     Raises:
@@ -86,7 +86,9 @@ def _unknown_value(config: PreTrainedConfig, error: Exception) -> str:
 def _pad_beyond(config: PreTrainedConfig) -> str:
     """What is wrong with its pad token, if anything is: torch does not say of which number it speaks."""
     known: object = getattr(text_config(config), "vocab_size", None)
-    beyond = [token for token in declared(config, "pad_token_id") if isinstance(known, int) and token >= known >= 0]
+    beyond = [
+        token for token in special_token_ids(config, "pad_token_id") if isinstance(known, int) and token >= known >= 0
+    ]
     return f"pad_token_id is {beyond[0]}, and vocab_size {known} ends before that" if beyond else ""
 
 
@@ -118,9 +120,9 @@ def check_shapes(
 ) -> None:
     """The same of tensors of these names and shapes, of which `whole_numbers` names those that hold such numbers."""
     _check_experts(shapes, source)
-    kind: Any = type(outline_of(config, source))
+    kind: Any = type(build_outline(config, source))
     try:
-        with quietly():
+        with silence_transformers():
             model, report = kind.from_pretrained(
                 None,
                 config=copy.deepcopy(config),

@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint, need
-from laconic.model.checkpoints.fit import outline_of
-from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_said, check_tensors, scale_positions
+from laconic.model.checkpoints.checkpoint import Checkpoint, require_package
+from laconic.model.checkpoints.fit import build_outline
+from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_metadata, check_tensors, set_rope_scaling
 from laconic.model.checkpoints.report import check_report
 from laconic.model.stock import MODEL_ERRORS
-from laconic.model.task import auto_class_for, classes_of
+from laconic.model.task import as_classes, find_auto_class
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -56,14 +56,14 @@ class Gguf(Checkpoint):
         _name_class(config)
         for tensor in self._reader.tensors:
             if tensor.name == FACTORS:
-                scale_positions(config, torch.tensor(tensor.data), self.source)
-        check_said(metadata, [tensor.name for tensor in self._reader.tensors], config, self.source)
+                set_rope_scaling(config, torch.tensor(tensor.data), self.source)
+        check_metadata(metadata, [tensor.name for tensor in self._reader.tensors], config, self.source)
         return config
 
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         # Reading the configuration has looked whether the file ends before its tensors.
         architecture = self._metadata()["general.architecture"]
-        check_tensors(outline_of(config, self.source), architecture, self._shapes, self.source, given)
+        check_tensors(build_outline(config, self.source), architecture, self._shapes, self.source, given)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
         from transformers import GgufConfig  # noqa: PLC0415 (`config` has looked that it is there)
@@ -74,7 +74,7 @@ class Gguf(Checkpoint):
                 CheckpointNotice,
                 stacklevel=2,
             )
-        kind: Any = auto_class_for(config, config.architectures or ())
+        kind: Any = find_auto_class(config, config.architectures or ())
         try:
             model, report = kind.from_pretrained(
                 str(self.path.parent),
@@ -123,9 +123,9 @@ class Gguf(Checkpoint):
 
     def _needs(self) -> None:
         what = f"The GGUF file '{self.source}'"
-        need("transformers", what, least="5.23")
-        need("gguf", what, extra="gguf", least="0.17")
-        need("accelerate", what, extra="gguf", least="1.1")
+        require_package("transformers", what, least="5.23")
+        require_package("gguf", what, extra="gguf", least="0.17")
+        require_package("accelerate", what, extra="gguf", least="1.1")
 
     @cached_property
     def _reader(self) -> Any:
@@ -187,5 +187,5 @@ def _name_class(config: PreTrainedConfig) -> None:
     for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING):
         if type(config) in mapping:
             known: Any = mapping[type(config)]
-            config.architectures = [classes_of(known)[0].__name__]
+            config.architectures = [as_classes(known)[0].__name__]
             return

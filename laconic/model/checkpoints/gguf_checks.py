@@ -47,7 +47,7 @@ def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
     return torch.where(wavelengths < BEFORE / HIGH, torch.ones_like(frequencies), factors)
 
 
-def scale_positions(config: PreTrainedConfig, factors: Tensor, source: str) -> None:
+def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> None:
     """Write into `config` the scaling of which `factors` are those of the frequencies.
 
     Raises:
@@ -71,7 +71,7 @@ def scale_positions(config: PreTrainedConfig, factors: Tensor, source: str) -> N
     }
 
 
-def check_said(metadata: Mapping[str, Any], names: Sequence[str], config: PreTrainedConfig, source: str) -> None:
+def check_metadata(metadata: Mapping[str, Any], names: Sequence[str], config: PreTrainedConfig, source: str) -> None:
     """Raise UserError where the file says of its model what `config` does not; names are those of its tensors."""
     if longer := [name for name in names if name.startswith("rope_factors_")]:
         raise _left_out(source, longer[0], "factors of frequencies for long contexts")

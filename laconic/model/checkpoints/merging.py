@@ -34,7 +34,7 @@ def untie_adapted(beside: Any) -> None:
                 setattr(inner, holds, nn.Parameter(getattr(inner, holds).detach().clone(), requires_grad=False))
 
 
-def merge(beside: Any, source: str) -> PreTrainedModel:
+def merge_adapter(beside: Any, source: str) -> PreTrainedModel:
     """The model with its adapter merged, once it is known to compute the same as `beside`, a PeftModel.
 
     Raises:
@@ -48,7 +48,7 @@ def merge(beside: Any, source: str) -> PreTrainedModel:
     model.requires_grad_(True)
     _tie(model)
     after = _outputs(model)
-    if not alike(before, after):
+    if not are_close(before, after):
         raise UserError(
             f"The adapter '{source}' cannot be merged into its model: merged by peft, it computes something else; "
             "give a model without it."
@@ -56,7 +56,7 @@ def merge(beside: Any, source: str) -> PreTrainedModel:
     return model
 
 
-def alike(before: Tensor, after: Tensor) -> bool:
+def are_close(before: Tensor, after: Tensor) -> bool:
     """Whether two outputs are equal up to `TOLERANCE`, and are finite at the same places."""
     if before.shape != after.shape or not torch.equal(before.isfinite(), after.isfinite()):
         return False
@@ -74,7 +74,7 @@ def _tie(model: PreTrainedModel) -> None:
         if torch.equal(one, other):
             setattr(model.get_submodule(place), holds, other)
         else:
-            ties.release(model, {place})
+            ties.untie(model, {place})
             model.config.tie_word_embeddings = False
 
 

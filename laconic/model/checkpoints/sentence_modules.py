@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import UserError, reason_of
-from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.weights import check_file, read_tensors
 from laconic.model.embedding import WIDTHS
 from laconic.model.embedding_modules import MODES, SENTENCE, TOKENS, Dense, LayerNorm, Normalize, Pooling, Stage
@@ -38,7 +38,7 @@ class Module:
     path: str
 
 
-def built(module: Module, place: Place) -> list[Stage]:
+def build_stages(module: Module, place: Location) -> list[Stage]:
     """The stages that a module of the model at `place` is, on the meta device: one, or none where it does nothing.
 
     Raises:
@@ -60,7 +60,7 @@ def built(module: Module, place: Place) -> list[Stage]:
     return stages
 
 
-def tensors_of(place: Place, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
+def read_module_tensors(place: Location, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
     """The tensors of the module that lies at `place`, as they are stored.
 
     Args:
@@ -86,7 +86,7 @@ def tensors_of(place: Place, wanted: Mapping[str, Tensor], path: str) -> Mapping
     return stored
 
 
-def _read(place: Place, path: str, where: str) -> Mapping[str, Tensor]:
+def _read(place: Location, path: str, where: str) -> Mapping[str, Tensor]:
     for name, is_safe in WEIGHTS:
         if (file := place.file(name)) is not None:
             called = f"{place.source}/{path}"
@@ -191,7 +191,7 @@ TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-
 """By class of the library, what its transformer does."""
 
 
-def modules_of(listed: list[Any], model_type: str, source: str) -> list[Module]:
+def parse_modules(listed: list[Any], model_type: str, source: str) -> list[Module]:
     """The modules that `listed`, read from modules.json, names: a transformer, then those of KINDS.
 
     Args:

@@ -17,17 +17,17 @@ from typing import Any
 from torch import Tensor
 
 from laconic.errors import UserError, must_be
-from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.sentence_modules import (
     CROSS_ENCODER,
     MODULES,
     TASKS,
     Module,
-    built,
-    modules_of,
-    tensors_of,
+    build_stages,
+    parse_modules,
+    read_module_tensors,
 )
-from laconic.model.embedding import COSINE, SIMILARITIES, Files, Pipeline, Settings
+from laconic.model.embedding import COSINE, SIMILARITIES, Files, Pipeline, TextSettings
 from laconic.model.embedding_modules import SENTENCE, TOKENS, Stage, Truncate
 
 NAMES = (
@@ -59,12 +59,12 @@ _HARMLESS = {
 }
 
 
-def settings_in(place: Place) -> tuple[str, Mapping[str, Any]]:
+def read_transformer_settings(place: Location) -> tuple[str, Mapping[str, Any]]:
     """The name of the file in the transformer's folder, and what it says; "" and nothing where there is none."""
     return next(((name, said) for name in NAMES if (said := place.json(name)) is not None), ("", {}))
 
 
-def check_settings(said: Mapping[str, Any], model_type: str, where: str) -> None:
+def check_transformer_settings(said: Mapping[str, Any], model_type: str, where: str) -> None:
     """Raise UserError where something in the file at `where` would change what is computed, and is not applied here."""
     for name in (*_SAID, *_ELSEWHERE):
         _check_object(said.get(name), f"{where}: {name}")
@@ -83,7 +83,7 @@ def _check_object(held: object, where: str) -> None:
         raise must_be(where, "an object", held)
 
 
-def longest(said: Mapping[str, Any]) -> int | None:
+def max_length(said: Mapping[str, Any]) -> int | None:
     """The maximum number of tokens of a text, if the file has it; `check_settings` has checked it."""
     return min((length for length in _lengths(said).values() if length is not None), default=None)
 
@@ -127,7 +127,7 @@ MODULE_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class EmbeddingConfig:
     """What a model's folder declares, read and known to be understood; no tensor is read yet.
 
     place:     the folder, or the repository.
@@ -137,9 +137,9 @@ class Declared:
     truncate:  numbers of a vector that are kept; None for all.
     """
 
-    place: Place
+    place: Location
     subfolder: str
-    settings: Settings
+    settings: TextSettings
     modules: tuple[Module, ...]
     texts: Mapping[str, str] = field(repr=False)
     truncate: int | None = None
@@ -166,20 +166,20 @@ class Declared:
         stages, tensors = self._stages(), {}
         for stage in stages:
             if wanted := stage.state_dict():
-                stored = tensors_of(self.place.inside(stage.path), wanted, stage.path)
+                stored = read_module_tensors(self.place.inside(stage.path), wanted, stage.path)
                 tensors[f"{stage.path}/model.safetensors"] = stored
                 stage.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
         return self._made(stages, tensors)
 
     def _stages(self) -> list[Stage]:
-        return [stage for module in self.modules for stage in built(module, self.place)]
+        return [stage for module in self.modules for stage in build_stages(module, self.place)]
 
     def _made(self, stages: list[Stage], tensors: Mapping[str, Mapping[str, Tensor]]) -> Pipeline:
         cut = [] if self.truncate is None else [Truncate(self.truncate)]
         return Pipeline([*stages, *cut], self.settings, Files(texts=self.texts, tensors=tensors))
 
 
-def declared(place: Place) -> Declared | None:
+def read_embedding_config(place: Location) -> EmbeddingConfig | None:
     """What is declared at `place`; None where it has no modules.json.
 
     Raises:
@@ -193,9 +193,9 @@ def declared(place: Place) -> Declared | None:
         if not isinstance(said.get(name) or "", str):
             raise must_be(f"{name} in {CONFIGURATION} of '{place.source}'", "a text", said[name])
     model_type = said.get("model_type") or "SentenceTransformer"
-    first, *rest = modules_of(listed, model_type, place.source)
-    name, of_transformer = settings_in(place.inside(first.path))
-    check_settings(of_transformer, model_type, f"{name} of '{place.source}'")
+    first, *rest = parse_modules(listed, model_type, place.source)
+    name, of_transformer = read_transformer_settings(place.inside(first.path))
+    check_transformer_settings(of_transformer, model_type, f"{name} of '{place.source}'")
     texts = _texts(place, rest)
     texts[MODULES] = _text(place, MODULES) if not first.path else _at_the_top(listed)
     if name:
@@ -203,7 +203,7 @@ def declared(place: Place) -> Declared | None:
     truncate = said.get("truncate_dim")
     if truncate is not None and not (type(truncate) is int and truncate > 0):
         raise must_be(f"truncate_dim in {CONFIGURATION} of '{place.source}'", "a number of 1 or more", truncate)
-    found = Declared(
+    found = EmbeddingConfig(
         place=place,
         subfolder=first.path,
         settings=_settings(said, of_transformer, model_type, place.source),
@@ -212,17 +212,17 @@ def declared(place: Place) -> Declared | None:
         truncate=truncate,
     )
     if found.embeds:
-        _check_names(found.outline().every, place.source)
+        _check_names(found.outline().stage_list, place.source)
     return found
 
 
-def _texts(place: Place, modules: list[Module]) -> dict[str, str]:
+def _texts(place: Location, modules: list[Module]) -> dict[str, str]:
     """The configurations of the whole and of each module, by path, as far as there are such."""
     paths = [CONFIGURATION, *(f"{module.path}/{MODULE_CONFIG}" for module in modules if module.path)]
     return {path: _text(place, path) for path in paths if place.file(path) is not None}
 
 
-def _text(place: Place, name: str) -> str:
+def _text(place: Location, name: str) -> str:
     file = place.file(name)
     assert file is not None
     return file.read_text(encoding="utf-8")
@@ -250,7 +250,7 @@ def _check_names(stages: list[Stage], source: str) -> None:
         )
 
 
-def _settings(said: Mapping[str, Any], of_transformer: Mapping[str, Any], model_type: str, source: str) -> Settings:
+def _settings(said: Mapping[str, Any], of_transformer: Mapping[str, Any], model_type: str, source: str) -> TextSettings:
     prompts = said.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(prompt or "", str) for prompt in prompts.values()):
         raise must_be(f"prompts in {CONFIGURATION} of '{source}'", "an object of texts by name", prompts)
@@ -271,9 +271,9 @@ def _settings(said: Mapping[str, Any], of_transformer: Mapping[str, Any], model_
         raise must_be(
             f"similarity_fn_name in {CONFIGURATION} of '{source}'", f"one of {', '.join(SIMILARITIES)}", similarity
         )
-    return Settings(
+    return TextSettings(
         model_type=model_type,
-        max_length=longest(of_transformer),
+        max_length=max_length(of_transformer),
         prompts=prompts,
         default_prompt="" if default is None else prompts[default],
         similarity=similarity,

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from laconic.errors import UserError, must_be, shown
-from laconic.model.checkpoints.place import Place, read_object
+from laconic.model.checkpoints.location import Location, read_object
 
 
 class MissingWeightsError(UserError):
     """Weight files, or some shards of them, are missing."""
 
 
-def find_shards(place: Place, listing: Path) -> tuple[Path, ...]:
+def find_shards(place: Location, listing: Path) -> tuple[Path, ...]:
     """Find the shards that an index names, and download them where needed.
 
     Args:
@@ -42,7 +42,7 @@ def find_shards(place: Place, listing: Path) -> tuple[Path, ...]:
     return tuple(_find_shard(place, listing.name, name) for name in sorted(set(files.values())))
 
 
-def _find_shard(place: Place, listing: str, name: str) -> Path:
+def _find_shard(place: Location, listing: str, name: str) -> Path:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise must_be(f"A file that '{listing}' of the model '{place.source}' names", "one in the same folder", name)
     try:

@@ -13,15 +13,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from laconic.errors import CheckpointNotice, UserError, reason_of
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer
-from laconic.model.checkpoints.code import notice_code
+from laconic.model.checkpoints.code import warn_about_code
 from laconic.model.checkpoints.configuration import CONFIG, read_config
 from laconic.model.checkpoints.fit import check_fit
-from laconic.model.checkpoints.place import Place
-from laconic.model.checkpoints.quantized import check_codes, check_quantized, load_dequantized
+from laconic.model.checkpoints.location import Location
+from laconic.model.checkpoints.quantized import check_quantization, check_quantized_tensors, load_dequantized
 from laconic.model.checkpoints.report import check_report
-from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
+from laconic.model.checkpoints.shards import MissingWeightsError
+from laconic.model.checkpoints.weights import check_weights, find_weights
 from laconic.model.stock import MODEL_ERRORS
-from laconic.model.task import auto_class_for, text_encoder_name
+from laconic.model.task import find_auto_class, text_encoder_class_name
 from laconic.plugin import QUANT_METHOD
 
 NOWHERE = "no-adapter-is-meant"
@@ -39,12 +40,12 @@ class Stored(Checkpoint):
     def config(self) -> PreTrainedConfig:
         config = read_config(self.place)
         if self._codes is not None:
-            check_quantized(self._codes, self.source)
+            check_quantization(self._codes, self.source)
             for one in (config, config.get_text_config()):
                 vars(one).pop("quantization_config", None)
         if self.declared is not None and self.declared.embeds:
             # Whatever class it was saved from, vectors are made by the plain encoder.
-            config.architectures = [text_encoder_name(config, self.source)]
+            config.architectures = [text_encoder_class_name(config, self.source)]
         return config
 
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
@@ -53,7 +54,7 @@ class Stored(Checkpoint):
             if self._codes is None:
                 check_fit(weights, config, self.source, given)
             else:
-                check_codes(config, weights, self._codes, self.source, given)
+                check_quantized_tensors(config, weights, self._codes, self.source, given)
         except MissingWeightsError:
             # What the hub is still to be asked for is looked at when it is loaded.
             if self.place.folder is not None or not self.place.fetches:
@@ -64,7 +65,7 @@ class Stored(Checkpoint):
         check_tokenizer(self.place)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
-        notice_code(self.place.json(CONFIG) or {}, self.source)
+        warn_about_code(self.place.json(CONFIG) or {}, self.source)
         if self.place.file(ADAPTER_CONFIG) is not None:
             warnings.warn(
                 f"'{self.source}' holds a model and an adapter for it: the model is read without the adapter. "
@@ -92,7 +93,7 @@ class Stored(Checkpoint):
         return check_weights(self.place, config).dtype()
 
 
-def read_weights(place: Place, config: PreTrainedConfig, given: Collection[str] = (), **how: Any) -> PreTrainedModel:
+def read_weights(place: Location, config: PreTrainedConfig, given: Collection[str] = (), **how: Any) -> PreTrainedModel:
     """The model that `config` describes in float32, with every tensor from the files at `place`, and all of those.
 
     given: names of tensors that come from elsewhere and may be missing.
@@ -102,7 +103,7 @@ def read_weights(place: Place, config: PreTrainedConfig, given: Collection[str] 
         UserError: a file cannot be read, or a tensor is missing, left over or of another shape.
     """
     weights = check_weights(place, config)
-    kind: Any = auto_class_for(config, config.architectures or ())
+    kind: Any = find_auto_class(config, config.architectures or ())
     try:
         # A pooler that is not in the file is drawn, the same at every loading.
         with torch.random.fork_rng(devices=[]):

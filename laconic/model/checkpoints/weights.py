@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from laconic.errors import UserError, reason_of, shown
-from laconic.model.checkpoints.place import Place, is_pointer
+from laconic.model.checkpoints.location import Location, is_lfs_pointer
 from laconic.model.checkpoints.shards import MissingWeightsError, check_unique, find_shards
 from laconic.model.stock import MODEL_ERRORS
 
@@ -108,7 +108,7 @@ class Weights:
         return found
 
 
-def find_weights(place: Place, config: PreTrainedConfig | None = None) -> Weights | None:
+def find_weights(place: Location, config: PreTrainedConfig | None = None) -> Weights | None:
     """Find the weights at `place` and download them where needed.
 
     Safetensors are preferred to pickles, and one file to shards.
@@ -138,7 +138,7 @@ def find_weights(place: Place, config: PreTrainedConfig | None = None) -> Weight
     return None
 
 
-def check_weights(place: Place, config: PreTrainedConfig) -> Weights:
+def check_weights(place: Location, config: PreTrainedConfig) -> Weights:
     """Find the weights at `place` and check that each file is whole and needs no code.
 
     Raises:
@@ -209,7 +209,7 @@ def _unpickle(file: Path, device: str) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", torch.load(file, map_location=device, weights_only=True))
 
 
-def _check_generation_config(place: Place) -> None:
+def _check_generation_config(place: Location) -> None:
     # transformers ignores one that it cannot read, and reports a wrong value as an error of the weights.
     values = place.json(GENERATION_CONFIG)
     try:
@@ -221,7 +221,7 @@ def _check_generation_config(place: Place) -> None:
         ) from error
 
 
-def _explain_no_weights(place: Place, config: PreTrainedConfig) -> str:
+def _explain_no_weights(place: Location, config: PreTrainedConfig) -> str:
     named = getattr(config, "transformers_weights", None)
     if isinstance(named, str):
         return (
@@ -240,7 +240,7 @@ def _explain_no_weights(place: Place, config: PreTrainedConfig) -> str:
 
 
 def _damaged(file: Path, source: str, reason: str) -> UserError:
-    if is_pointer(file):
+    if is_lfs_pointer(file):
         return UserError(
             f"The weights of '{source}' cannot be loaded: Git LFS has left a note in the place of '{file.name}'; fetch "
             "the file itself, by `git lfs pull`."

@@ -14,8 +14,8 @@ from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
 from laconic.model.anatomy import Stack
-from laconic.model.layers import layers_of
-from laconic.model.prunable_group import has
+from laconic.model.layers import find_layers
+from laconic.model.prunable_group import has_module
 from laconic.model.site import Place
 
 
@@ -66,7 +66,7 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
     """
     sites = original.sites(("blocks",))
     # Blocks that several layers share are all there, whichever of these went.
-    names = [None if layers.shared else layers.name for layers in layers_of(original)] if any(lm.dropped) else []
+    names = [None if layers.shared else layers.name for layers in find_layers(original)] if any(lm.dropped) else []
     rows = []
     for index, ((stack, now), (_, were)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
         here, there = [path for path, _ in now], [path for path, _ in were]
@@ -87,8 +87,8 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
                     block=path,
                     there=there[number],
                     spans=behind - number,
-                    parts=tuple(sublayers(stack, path, lambda name: has(lm.model, name))),
-                    origins=tuple(sublayers(stack, there[number], lambda name: has(original.model, name))),
+                    parts=tuple(sublayers(stack, path, lambda name: has_module(lm.model, name))),
+                    origins=tuple(sublayers(stack, there[number], lambda name: has_module(original.model, name))),
                     norm=_closing(lm, stack, path, there[number]),
                 )
             )
@@ -107,7 +107,7 @@ def _left(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
 def _closing(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
     closing = None if stack.depth is None else stack.depth.closing
     path = f"{block}.{closing}"
-    if closing is None or not has(lm.model, path):
+    if closing is None or not has_module(lm.model, path):
         return None
     norm = lm.model.get_submodule(path)
     # Others may have no bias, or add something to their weight.
@@ -127,7 +127,7 @@ def _steps(lm: LanguageModel, original: LanguageModel, sites: Sequence[Site], bl
         there = _whole(original.model, site.name)
         name = now + there.removeprefix(block) if block else there
         seen = any(there in pairs for pairs in by_input.values())
-        if not seen and has(lm.model, name):
+        if not seen and has_module(lm.model, name):
             by_input.setdefault(site.input, {})[there] = Pair(name, there, site.places[0])
     return [list(pairs.values()) for pairs in by_input.values()]
 

@@ -18,7 +18,7 @@ from laconic.calibrate import AbsMax, Calibration, InputStatistic, collect_stats
 from laconic.compress.depth.cuts import every_cut
 from laconic.errors import UserError
 from laconic.model import Group, LanguageModel, Site
-from laconic.model.prunable_group import inners_of
+from laconic.model.prunable_group import prunable_groups
 from laconic.report.inspection.collected import FEWEST, Blocks, Heads, collect
 from laconic.report.inspection.weights import kind_of, layer_labels
 
@@ -101,7 +101,7 @@ def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
     except UserError as error:
         cuts = {}
         missing.append(f"Blocks were not compared: {error}")
-    inners = inners_of(lm, (Group.ATTENTION,))
+    inners = prunable_groups(lm, (Group.ATTENTION,))
     if not inners:
         missing.append("Heads were not compared: it is not known where they are, or their projections are compressed.")
     elif all(inner.count < 2 for inner in inners):

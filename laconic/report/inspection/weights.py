@@ -115,7 +115,7 @@ def _of_site(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Tally:
         kind=kind_of(site),
         layer=None if site.block is None else labels[site.block],
         shape=site.shape,
-        bits=8 * lm.nbytes_of(site) / weight.numel(),
+        bits=8 * lm.site_nbytes(site) / weight.numel(),
         magnitudes=Magnitudes.of(weight),
         spectrum=Spectrum.of(weight),
     )

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.methods import Svd
-from laconic.model import Task, check_model, load, skeleton
-from laconic.model.checkpoints.merging import alike
+from laconic.model import Task, check_model, load, load_empty
+from laconic.model.checkpoints.merging import are_close
 from laconic.recipe import compress
 from laconic.store import save
 from tests.architectures import BY_NAME
@@ -36,10 +36,10 @@ def outputs(model: Any, **more: Tensor) -> Tensor:
 
 def test_outputs_are_compared_where_they_are_numbers_too() -> None:
     before = torch.tensor([[1.0, -2.0, torch.inf]])
-    assert alike(before, before + torch.tensor([[0.0, 1e-4, 0.0]]))
-    assert not alike(before, before + torch.tensor([[0.0, 1e-2, 0.0]]))
-    assert not alike(before, torch.tensor([[torch.nan, -2.0, torch.inf]]))
-    assert not alike(before, before[:, :2])
+    assert are_close(before, before + torch.tensor([[0.0, 1e-4, 0.0]]))
+    assert not are_close(before, before + torch.tensor([[0.0, 1e-2, 0.0]]))
+    assert not are_close(before, torch.tensor([[torch.nan, -2.0, torch.inf]]))
+    assert not are_close(before, before[:, :2])
 
 
 def shaken(model: Any) -> Any:
@@ -103,7 +103,7 @@ def test_every_kind_is_merged_and_saved_as_a_plain_model(tmp_path: Path, kind: s
     wanted = adapted(tmp_path, EVERY[kind](), "qwen2" if tied else "llama")
     lm = load(str(tmp_path / "adapter"))
     assert close(outputs(lm.model), wanted)
-    assert len(skeleton(str(tmp_path / "adapter")).sites()) == len(lm.sites()) == 14
+    assert len(load_empty(str(tmp_path / "adapter")).sites()) == len(lm.sites()) == 14
     save(lm, tmp_path / "saved")
     assert not [file.name for file in (tmp_path / "saved").iterdir() if "adapter" in file.name]
     assert close(outputs(load(str(tmp_path / "saved")).model), wanted)
@@ -156,7 +156,7 @@ def test_tokens_that_were_added(tmp_path: Path, name: str) -> None:
     beside.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     beside.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     lm = load(str(tmp_path / "adapter"))
-    assert lm.model.config.vocab_size == 53 == skeleton(str(tmp_path / "adapter")).model.config.vocab_size
+    assert lm.model.config.vocab_size == 53 == load_empty(str(tmp_path / "adapter")).model.config.vocab_size
     assert close(outputs(lm.model), outputs(beside))
     with torch.no_grad():
         added = torch.tensor([[50, 52]])

@@ -12,7 +12,7 @@ import torch
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model import check_model, load
-from laconic.model.loading import tokenizers
+from laconic.model.loading import load_tokenizers
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 
@@ -89,14 +89,14 @@ def test_where_transformers_has_the_class_it_is_used_and_a_notice_says_so(folder
 @pytest.mark.parametrize("named", [{"AutoTokenizer": [None, "code_of_its_own.Own"]}, ["code_of_its_own.Own", None]])
 def test_a_tokenizer_that_needs_code_is_refused(folder: Path, named: object) -> None:
     change(folder / "tokenizer_config.json", auto_map=named, tokenizer_class="OwnTokenizer")
-    for read in (check_model, load, tokenizers):
+    for read in (check_model, load, load_tokenizers):
         with pytest.raises(UserError, match=r"needs code of its own, which its tokenizer_config\.json names"):
             read(str(folder))
     assert nothing_was_run(folder)
 
 
 def test_a_tokenizer_that_transformers_has(folder: Path, tmp_path: Path) -> None:
-    plain = tokenizers(str(folder))[0]
+    plain = load_tokenizers(str(folder))[0]
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "code_of_its_own.Own"]})
     lm = load(str(folder))
     assert plain is not None and lm.tokenizer is not None

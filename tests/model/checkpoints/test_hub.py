@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from laconic.errors import UserError
 from laconic.model import check_model, load
-from laconic.model.checkpoints.place import Place
+from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.stored import Stored
-from laconic.model.loading import configuration
+from laconic.model.loading import load_config
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.hub import put
 
@@ -80,7 +80,7 @@ def test_shards_of_which_some_are_still_to_be_fetched(cache: Path, tmp_path: Pat
     put(tmp_path / "model", "owner/model", cache)
     shards = sorted(cache.glob("*/snapshots/*/model-*.safetensors"))
     shards[-1].unlink()
-    Stored(place=Place("owner/model")).check(configuration("owner/model"))
+    Stored(place=Location("owner/model")).check(load_config("owner/model"))
     # Here the hub cannot be asked.
     with pytest.raises(UserError, match=f"names the file '{shards[-1].name}', which is not there; fetch the missing"):
         check_model("owner/model")

@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model import check_model, load
-from laconic.model.checkpoints.quantized.readers import FLOAT8, VALUES, StoredTensors, UnreadableError, decoded, scaled
+from laconic.model.checkpoints.quantized.readers import (
+    FLOAT8,
+    VALUES,
+    StoredTensors,
+    UnreadableError,
+    decode_mxfp4,
+    scale_blocks,
+)
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.codes import awq_codes, gptq_codes, matrices, save_with_codes
 from tests.model.checkpoints.reading import has, read
@@ -90,21 +97,21 @@ def test_float8_is_what_transformers_makes_of_it_where_blocks_are_whole(generato
     codes = torch.randn(256, 128, generator=generator).to(torch.float8_e4m3fn)
     scales = torch.rand(2, 1, generator=generator)
     theirs: Any = Fp8Dequantize(None)
-    assert torch.equal(theirs._dequantize_one(codes, scales, torch.float32), scaled(codes, scales, [128, 128]))
+    assert torch.equal(theirs._dequantize_one(codes, scales, torch.float32), scale_blocks(codes, scales, [128, 128]))
 
 
 def test_float8_in_the_blocks_that_are_usual(generator: torch.Generator) -> None:
     codes = torch.randn(256, 128, generator=generator).to(torch.float8_e4m3fn)
     scales = torch.rand(2, 1, generator=generator)
     held = StoredTensors({"m.weight": codes, "m.weight_scale_inv": scales})
-    assert torch.equal(FLOAT8.dequantize(held, {})["m.weight"], scaled(codes, scales, [128, 128]))
+    assert torch.equal(FLOAT8.dequantize(held, {})["m.weight"], scale_blocks(codes, scales, [128, 128]))
 
 
 @pytest.mark.parametrize("scales", [torch.rand(4), torch.rand(4, 1), torch.rand(1, 4)])
 def test_float8_scales_of_rows_or_of_columns(scales: Tensor) -> None:
     """Of a square matrix a vector would fit either way."""
     with pytest.raises(UnreadableError, match="there is no weight_block_size, and scales of the shape"):
-        scaled(torch.ones(4, 4).to(torch.float8_e4m3fn), scales, None)
+        scale_blocks(torch.ones(4, 4).to(torch.float8_e4m3fn), scales, None)
 
 
 def test_mxfp4_is_what_transformers_makes_of_it(generator: torch.Generator) -> None:
@@ -113,8 +120,8 @@ def test_mxfp4_is_what_transformers_makes_of_it(generator: torch.Generator) -> N
     codes = torch.randint(256, (2, 6, 3, 16), generator=generator, dtype=torch.uint8)
     scales = torch.randint(120, 134, (2, 6, 3), generator=generator, dtype=torch.uint8)
     theirs = dequantize_convertops(codes.clone(), scales.clone(), torch.float32)
-    assert torch.equal(theirs, decoded(codes, scales).transpose(-1, -2))
-    assert decoded(codes, scales)[1, 2, 33] == _one(int(codes[1, 2, 1, 0]) >> 4, int(scales[1, 2, 1]))
+    assert torch.equal(theirs, decode_mxfp4(codes, scales).transpose(-1, -2))
+    assert decode_mxfp4(codes, scales)[1, 2, 33] == _one(int(codes[1, 2, 1, 0]) >> 4, int(scales[1, 2, 1]))
 
 
 def _one(code: int, scale: int) -> float:
@@ -139,7 +146,7 @@ def test_gpt_oss(tmp_path: Path, generator: torch.Generator) -> None:
             codes = torch.randint(256, (experts, outer, inner // 32, 16), generator=generator, dtype=torch.uint8)
             scales = torch.randint(120, 126, codes.shape[:3], generator=generator, dtype=torch.uint8)
             tensors |= {f"{name}_blocks": codes, f"{name}_scales": scales}
-            wanted[name] = decoded(codes, scales).transpose(-1, -2)
+            wanted[name] = decode_mxfp4(codes, scales).transpose(-1, -2)
     kept = {name: tensor for name, tensor in model.state_dict().items() if name not in wanted}
     model.save_pretrained(tmp_path)
     save_file = pytest.importorskip("safetensors.torch").save_file

@@ -9,7 +9,7 @@ import pytest
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import load
-from laconic.model.loading import tokenizers
+from laconic.model.loading import load_tokenizers
 from tests.architectures import BY_NAME
 from tests.tokens import letters
 
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_damaged(folder: Path, name: str, content: bytes, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / name).write_bytes(content)
-    for read in (load, tokenizers):
+    for read in (load, load_tokenizers):
         with pytest.raises(UserError, match=sentence):
             read(str(folder))
     assert status(["inspect", str(folder)]) == 2
@@ -76,4 +76,4 @@ def test_a_vocabulary_that_is_missing(folder: Path) -> None:
 def test_one_that_is_given_is_taken_for_a_damaged_one(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     own = letters()
-    assert tokenizers(str(folder), own) == (own, None)
+    assert load_tokenizers(str(folder), own) == (own, None)

@@ -14,12 +14,12 @@ from laconic.evaluate import evaluate, fidelity
 from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.evaluate.fidelity import neighbour_agreement
 from laconic.evaluate.score_cache import fingerprint
-from laconic.model import LanguageModel, Task, divergence, load, predict, skeleton
+from laconic.model import LanguageModel, Task, divergence, load, load_empty, predict
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.recover import Student
 from laconic.report.anatomy import inspect
 from laconic.store import file_bytes, save
-from laconic.store import skeleton as compressed_skeleton
+from laconic.store import load_empty as compressed_skeleton
 from tests.architectures import BY_NAME, WIDTH, compress_everything, outputs
 from tests.model.embedding.sentence_transformers_reference import TEXTS, encoded, predicted
 from tests.sentences import NORMALIZE, dense, pooling, sentence_folder
@@ -115,7 +115,7 @@ def test_a_prompt_stands_before_every_text(tmp_path: Path) -> None:
     assert batch["input_ids"][0, : len(read)].tolist() == read
     # The start token and the prompt.
     assert torch.equal(masked[POOLING_MASK].argmax(1), torch.full((len(TEXTS),), 5))
-    assert pooled.embedding.describe_prompts() == "query, other; 'so: ' stands before every text"
+    assert pooled.embedding_pipeline.describe_prompts() == "query, other; 'so: ' stands before every text"
 
 
 def test_prompts_that_stand_nowhere_are_said(cls: Path) -> None:
@@ -150,8 +150,8 @@ def test_what_is_kept_of_one_pooling_is_not_taken_for_another(cls: Path, tmp_pat
 
 
 def test_a_model_without_weights_declares_the_same(cls: Path) -> None:
-    for outline in (skeleton(str(cls)), compressed_skeleton(str(cls)), load(str(cls)).weightless()):
-        assert outline.embedding.describe() == "cls pooling, dense 32 → 8 Tanh, unit length"
+    for outline in (load_empty(str(cls)), compressed_skeleton(str(cls)), load(str(cls)).to_meta()):
+        assert outline.embedding_pipeline.describe() == "cls pooling, dense 32 → 8 Tanh, unit length"
 
 
 def test_what_lies_beside_is_carried_as_it_was(cls: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def student(lm: LanguageModel, **says: object) -> LanguageModel:
 def test_a_student_makes_the_same_vectors(cls: Path) -> None:
     lm = load(str(cls))
     for says in ({"blocks": (0,)}, {"weights": "random"}):
-        assert student(lm, **says).embedding.describe() == lm.embedding.describe()
+        assert student(lm, **says).embedding_pipeline.describe() == lm.embedding_pipeline.describe()
     assert student(lm, classes=3).pipeline is None
 
 
@@ -192,11 +192,11 @@ def test_another_model_as_a_student_declares_its_own_or_the_same(cls: Path, tmp_
     lm = load(str(cls))
     save(load(str(cls)), tmp_path / "plain")
     (tmp_path / "plain" / "modules.json").unlink()
-    assert student(lm, model=str(tmp_path / "plain")).embedding.describe() == lm.embedding.describe()
+    assert student(lm, model=str(tmp_path / "plain")).embedding_pipeline.describe() == lm.embedding_pipeline.describe()
     own = sentence_folder(tmp_path / "own", [pooling("max")])
-    assert student(lm, model=str(own)).embedding.describe() == "max pooling"
+    assert student(lm, model=str(own)).embedding_pipeline.describe() == "max pooling"
     (own / "model.safetensors").unlink()
-    assert student(lm, model=str(own)).embedding.describe() == "max pooling"
+    assert student(lm, model=str(own)).embedding_pipeline.describe() == "max pooling"
 
 
 def test_a_cross_encoder_is_a_classifier_with_files_beside_it(tmp_path: Path) -> None:

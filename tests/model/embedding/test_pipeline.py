@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.model.embedding import MEAN, Files, Pipeline, Settings
+from laconic.model.embedding import MEAN_POOLING, Files, Pipeline, TextSettings
 from laconic.model.embedding_modules import MODES, Dense, LayerNorm, Normalize, Pooling, Stage
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
@@ -34,13 +34,13 @@ def test_every_reference_is_used() -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_vectors_are_the_library_s(name: str) -> None:
-    pipeline = Pipeline(PIPELINES[name], Settings(), Files())
+    pipeline = Pipeline(PIPELINES[name], TextSettings(), Files())
     torch.testing.assert_close(pipeline(STATES, MASK, POOLED), torch.tensor(REFERENCE["vectors"][name]))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_padding_changes_nothing(name: str) -> None:
-    pipeline = Pipeline(PIPELINES[name], Settings(), Files())
+    pipeline = Pipeline(PIPELINES[name], TextSettings(), Files())
     for row, count in enumerate(MASK.sum(1).tolist()):
         alone = pipeline(STATES[row : row + 1, :count], MASK[row : row + 1, :count], POOLED[row : row + 1, :count])
         torch.testing.assert_close(alone, torch.tensor(REFERENCE["vectors"][name])[row : row + 1])
@@ -48,12 +48,12 @@ def test_padding_changes_nothing(name: str) -> None:
 
 def test_what_is_not_declared_is_a_mean_of_length_1() -> None:
     mean = (STATES * MASK[..., None]).sum(1) / MASK.sum(1, keepdim=True)
-    torch.testing.assert_close(MEAN(STATES, MASK), mean / mean.norm(dim=-1, keepdim=True))
-    assert MEAN.describe() == "mean pooling, unit length (none is declared: there is no modules.json)"
+    torch.testing.assert_close(MEAN_POOLING(STATES, MASK), mean / mean.norm(dim=-1, keepdim=True))
+    assert MEAN_POOLING.describe() == "mean pooling, unit length (none is declared: there is no modules.json)"
 
 
 def test_nothing_of_it_trains() -> None:
-    pipeline = Pipeline([Pooling(("mean",)), Dense((2, 3), nn.Tanh())], Settings(), Files())
+    pipeline = Pipeline([Pooling(("mean",)), Dense((2, 3), nn.Tanh())], TextSettings(), Files())
     assert not pipeline.train().training and not any(one.requires_grad for one in pipeline.parameters())
     states = STATES.clone().requires_grad_()
     pipeline(states, MASK).sum().backward()

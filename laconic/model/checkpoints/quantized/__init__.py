@@ -15,8 +15,8 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.checkpoint import need
-from laconic.model.checkpoints.fit import check_shapes, outline_of
+from laconic.model.checkpoints.checkpoint import require_package
+from laconic.model.checkpoints.fit import build_outline, check_shapes
 from laconic.model.checkpoints.quantized.libraries import BITS_AND_BYTES, COMPRESSED, TORCHAO
 from laconic.model.checkpoints.quantized.readers import AWQ, FLOAT8, GPTQ, MXFP4, Reader, StoredTensors, UnreadableError
 from laconic.model.checkpoints.report import check_report
@@ -35,7 +35,7 @@ READERS: Mapping[str, Reader] = {
 """By what `quant_method` says."""
 
 
-def method_of(said: Mapping[str, Any]) -> str | None:
+def quant_method(said: Mapping[str, Any]) -> str | None:
     """The library that a `quantization_config` names; bitsandbytes did not always do so."""
     method = said.get("quant_method")
     if method is None and (said.get("load_in_4bit") or said.get("load_in_8bit")):
@@ -43,9 +43,9 @@ def method_of(said: Mapping[str, Any]) -> str | None:
     return method
 
 
-def check_quantized(said: Mapping[str, Any], source: str) -> None:
+def check_quantization(said: Mapping[str, Any], source: str) -> None:
     """Raise UserError where a model with this `quantization_config` cannot be read as numbers here."""
-    method = method_of(said)
+    method = quant_method(said)
     reader = READERS.get(str(method))
     if reader is None:
         raise UserError(
@@ -53,14 +53,14 @@ def check_quantized(said: Mapping[str, Any], source: str) -> None:
             f"reads {', '.join(READERS)}); use the model that it was made from."
         )
     if reader.package is not None:
-        need(reader.package, f"The model '{source}' is quantized by '{method}', so it", least=reader.least)
+        require_package(reader.package, f"The model '{source}' is quantized by '{method}', so it", least=reader.least)
     try:
         reader.check(said)
     except UnreadableError as error:
         raise _unreadable(source, method, error) from error
 
 
-def check_codes(
+def check_quantized_tensors(
     config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
 ) -> None:
     """Judge the names, dtypes and shapes of the tensors that hold the codes; no number is read.
@@ -74,18 +74,18 @@ def check_codes(
     try:
         with torch.device("meta"):
             held = StoredTensors(weights.empty_tensors(), weights.metadata())
-            numbers = READERS[str(method_of(said))].dequantize(held, said)
+            numbers = READERS[str(quant_method(said))].dequantize(held, said)
     except UnreadableError as error:
-        raise _unreadable(source, method_of(said), error) from error
+        raise _unreadable(source, quant_method(said), error) from error
     except MODEL_ERRORS:
         # Some libraries need the numbers; `load_dequantized` runs the same code on them and tells the error.
         return
     if len(numbers) == len(held.tensors) and all(one is held.tensors.get(name) for name, one in numbers.items()):
         raise UserError(
-            f"The config.json of '{source}' says that it is quantized by '{method_of(said)}', and its files hold no "
+            f"The config.json of '{source}' says that it is quantized by '{quant_method(said)}', and its files hold no "
             "codes; take the config.json that was saved with the weights."
         )
-    shapes = {name: tuple(one.shape) for name, one in _as_in(outline_of(config, source), numbers, held).items()}
+    shapes = {name: tuple(one.shape) for name, one in _as_in(build_outline(config, source), numbers, held).items()}
     check_shapes(shapes, config, source, given)
 
 
@@ -103,13 +103,13 @@ def load_dequantized(
     Raises:
         UserError: the codes cannot be read, or the tensors do not fit the configuration.
     """
-    method = method_of(said)
+    method = quant_method(said)
     warnings.warn(
         f"The model '{source}' is quantized by '{method}': its codes are turned into numbers, and saved as such.",
         CheckpointNotice,
         stacklevel=2,
     )
-    outline: Any = outline_of(config, source)
+    outline: Any = build_outline(config, source)
     try:
         held = _read_tensors(weights)
         numbers = READERS[str(method)].dequantize(held, said)

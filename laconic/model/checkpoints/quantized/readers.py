@@ -88,11 +88,11 @@ def _float8(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
         if tensor.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2) or scales is None:
             has = "has scales" if scales is not None else f"is without {module}.{SCALE}"
             raise UnreadableError(f"'{name}' is of the type {tensor.dtype} and {has}")
-        found[name] = scaled(tensor, scales, block)
+        found[name] = scale_blocks(tensor, scales, block)
     return found
 
 
-def scaled(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tensor:
+def scale_blocks(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tensor:
     """The numbers of a matrix, or of several of one shape, in float32.
 
     Args:
@@ -133,13 +133,13 @@ def _mxfp4(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
             if scales is None:
                 raise UnreadableError(f"'{name}' is without its scales")
             # The class multiplies from the other side: (experts, in, out).
-            found[stem] = decoded(tensor, scales).transpose(-1, -2).contiguous()
+            found[stem] = decode_mxfp4(tensor, scales).transpose(-1, -2).contiguous()
         elif not name.endswith(_SCALES):
             found[name] = tensor
     return found
 
 
-def decoded(codes: Tensor, scales: Tensor) -> Tensor:
+def decode_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
     """The numbers in float32, of shape (…, 32 · groups), of codes (…, groups, 16) and scales (…, groups), in bytes."""
     values = torch.tensor([*VALUES, *(-value for value in VALUES)])
     pairs = torch.stack([values[(codes & 15).long()], values[(codes >> 4).long()]], -1)
@@ -156,7 +156,7 @@ ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
-def unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
+def unpack_integers(words: Tensor, bits: int, axis: int) -> Tensor:
     """The integers in `words` of int32, the lowest bits first, side by side along `axis` (0 or 1)."""
     shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
     spread = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
@@ -176,8 +176,8 @@ def _gptq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     less = 0 if said.get("checkpoint_format") == "gptq_v2" else 1
     found = _others(held)
     for module, parts in _modules(held):
-        codes, scales = unpacked(parts["qweight"], bits, 0), parts["scales"].float()
-        zeros = (unpacked(parts["qzeros"], bits, 1) + less) & (2**bits - 1)
+        codes, scales = unpack_integers(parts["qweight"], bits, 0), parts["scales"].float()
+        zeros = (unpack_integers(parts["qzeros"], bits, 1) + less) & (2**bits - 1)
         _check_shapes(module, codes, zeros, scales)
         group = _groups_in(parts["g_idx"], module, scales, codes) if "g_idx" in parts else _neighbours(codes, scales)
         found[f"{module}.weight"] = (scales[group] * (codes - zeros[group])).T.contiguous()
@@ -195,7 +195,7 @@ def _check_awq(said: Mapping[str, Any]) -> None:
 def _awq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
     found = _others(held)
     for module, parts in _modules(held):
-        codes, zeros = (_in_order(unpacked(parts[name], 4, 1)) for name in ("qweight", "qzeros"))
+        codes, zeros = (_in_order(unpack_integers(parts[name], 4, 1)) for name in ("qweight", "qzeros"))
         scales = parts["scales"].float()
         _check_shapes(module, codes, zeros, scales)
         group = _neighbours(codes, scales)

@@ -24,7 +24,7 @@ TAR = (b"ustar", 257)
 """Of a tar file, and where they stand."""
 
 
-def is_pointer(path: Path) -> bool:
+def is_lfs_pointer(path: Path) -> bool:
     """Whether the file at `path` is Git LFS's note on where the file itself is."""
     return _begins(path, len(POINTER)) == POINTER
 
@@ -35,7 +35,7 @@ def is_archive(path: Path) -> bool:
     return begins.startswith(ARCHIVES) or begins[TAR[1] :] == TAR[0]
 
 
-def archive_around(path: Path) -> Path | None:
+def enclosing_archive(path: Path) -> Path | None:
     """The archive that `path` leads into, as `model.zip/model` does."""
     return next((parent for parent in path.parents if parent.is_file() and is_archive(parent)), None)
 
@@ -56,7 +56,7 @@ MARKS = ("config.json", "adapter_config.json", "modules.json")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A folder, or a repository of the hub.
 
     source:   as the user gave it; what errors call it.
@@ -100,7 +100,7 @@ class Place:
             ) from error
         return None if found is None else Path(found)
 
-    def inside(self, path: str) -> "Place":
+    def inside(self, path: str) -> "Location":
         """The folder at `path` in it."""
         if not path:
             return self
@@ -108,7 +108,7 @@ class Place:
             return replace(self, folder=self.folder / path)
         return replace(self, subfolder=f"{self.subfolder}/{path}" if self.subfolder else path)
 
-    def on_this_machine(self) -> "Place":
+    def on_this_machine(self) -> "Location":
         """The same, of which nothing is fetched."""
         return replace(self, fetches=False)
 
@@ -130,7 +130,7 @@ class Place:
         return f"The file '{name}' of the model '{self.source}'"
 
 
-def located(source: str, revision: str | None = None) -> Place | Path:
+def find_location(source: str, revision: str | None = None) -> Location | Path:
     """The place that `source` names, a folder or a repository of the hub; or the path of a file that it names.
 
     Raises:
@@ -148,7 +148,7 @@ def located(source: str, revision: str | None = None) -> Place | Path:
         what = f"The model folder {shown(source)}"
         raise UserError(f"{what} cannot be read: {_why(error)}; give another path.") from error
     if is_folder:
-        return Place(source, path)
+        return Location(source, path)
     if is_there and not path.is_file():
         # A pipe would be waited for, and a device may have no end.
         raise UserError(f"{shown(source)} is neither a folder nor a file; give a folder with a config.json.")
@@ -156,7 +156,7 @@ def located(source: str, revision: str | None = None) -> Place | Path:
         return path
     if is_link:
         raise UserError(f"The model folder {shown(source)} is a link that leads nowhere; give the folder itself.")
-    if (archive := archive_around(path)) is not None:
+    if (archive := enclosing_archive(path)) is not None:
         raise UserError(f"'{archive}' is an archive; unpack it, and give the folder with the config.json.")
     if "://" in source:
         raise UserError(f"{shown(source)} is an address of the web; give the model's name on the hub, as 'owner/name'.")
@@ -172,18 +172,18 @@ def located(source: str, revision: str | None = None) -> Place | Path:
     return _on_the_hub(source, revision)
 
 
-def _on_the_hub(name: str, revision: str | None) -> Place:
+def _on_the_hub(name: str, revision: str | None) -> Location:
     """The repository `name`. Where the hub cannot be reached, files are read from its local cache alone."""
     why = out_of_reach(name, revision=revision)
     if why is None:
-        return Place(name, revision=revision)
+        return Location(name, revision=revision)
     if not any(isinstance(try_to_load_from_cache(name, mark, revision=revision), str) for mark in MARKS):
         at = "" if revision is None else f" at the revision '{revision}'"
         raise UserError(
             f"There is no loadable model '{name}'{at}: there is no such folder, the cache of the hub does not have it, "
             f"and the hub cannot be asked ({why}); check the name and the network, or give a folder."
         )
-    return Place(name, revision=revision, fetches=False)
+    return Location(name, revision=revision, fetches=False)
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def _read(path: Path, what: str, kind: type, called: str) -> Any:
-    if is_pointer(path):
+    if is_lfs_pointer(path):
         raise UserError(f"{what} is a note that Git LFS has left; fetch the file itself, by `git lfs pull`.")
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
