@@ -33,8 +33,8 @@ def test_the_linters_before_a_commit_are_those_of_make_lint() -> None:
 def test_what_a_push_runs_is_what_a_developer_runs() -> None:
     jobs = workflow("tests")["jobs"]
     assert [step["run"] for step in jobs["lint"]["steps"] if "run" in step] == ["make lint"]
-    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == ["make test PYTHON=python"]
-    assert {"make lint", "make test"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
+    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == ["make test PYTHON=python", "make test-slow PYTHON=python"]
+    assert {"make lint", "make test", "make test-slow"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
 def test_the_versions_of_python_are_the_same_everywhere() -> None:
