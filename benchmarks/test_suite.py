@@ -1,7 +1,7 @@
 """CPU seconds of `make test` relative to those of all tests.
 
-Both halves of the suite run as the Makefile runs them: the quick tests, then those marked `slow`. CPU seconds are those of
-pytest, its workers and the processes that the tests start. They depend little on what else the machine does.
+Both halves of the suite run as the Makefile runs them: the quick tests, then those marked `slow`. CPU seconds are those
+of pytest, its workers and the processes that the tests start. They depend little on what else the machine does.
 """
 
 import argparse
