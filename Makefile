@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow coverage lint bench clean
 
 demo: $(READY)
 	$(BIN)/laconic demo -o demo
@@ -14,6 +14,10 @@ test: $(READY)
 # Fresh processes, exports to other runtimes, whole grids and real models.
 test-slow: $(READY)
 	$(BIN)/pytest --numprocesses auto --dist worksteal -m slow --durations=20
+
+# All tests, and the lines of each module that none of them runs.
+coverage: $(READY)
+	$(BIN)/pytest --numprocesses auto --dist worksteal --cov=laconic --cov-report=term-missing:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check

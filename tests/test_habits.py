@@ -33,7 +33,9 @@ def test_the_linters_before_a_commit_are_those_of_make_lint() -> None:
 def test_what_a_push_runs_is_what_a_developer_runs() -> None:
     jobs = workflow("tests")["jobs"]
     assert [step["run"] for step in jobs["lint"]["steps"] if "run" in step] == ["make lint"]
-    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == ["make test PYTHON=python", "make test-slow PYTHON=python"]
+    tests = ["make test PYTHON=python", "make test-slow PYTHON=python"]
+    assert [step["run"] for step in jobs["test"]["steps"] if "run" in step] == tests
+    assert [step["run"] for step in jobs["coverage"]["steps"] if "run" in step] == ["make coverage PYTHON=python"]
     assert {"make lint", "make test", "make test-slow"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
