@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow coverage lint bench clean
+.PHONY: demo test test-slow coverage lint docs bench clean
 
 demo: $(READY)
 	$(BIN)/laconic demo -o demo
@@ -25,15 +25,19 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+# The site, into site/. A broken link or anchor, a page in no navigation or a public name without a docstring stops it.
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 # torch goes first and alone, so that a build chosen by hand (CPU, CUDA) is kept by what needs it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,onnx,openvino,test,train]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,docs,onnx,openvino,test,train]'
 	touch $@

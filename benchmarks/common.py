@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def models_folder() -> Path:
-    """The folder of the models that the README's tables were measured on, beside LACONIC_DATA."""
+    """The folder of the models that the tables of docs/ were measured on, beside LACONIC_DATA."""
     return Path(os.environ.get("LACONIC_DATA", "../shared/data")).resolve().parent / "models"
 
 

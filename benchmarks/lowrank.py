@@ -1,4 +1,4 @@
-"""What the README's two tables compare: ten ways of low rank, six sizes, two fine-tuned encoders."""
+"""What the two tables of docs/figures.md compare: ten ways of low rank, six sizes, two fine-tuned encoders."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""The tables and the figure of README.md and docs/lowrank.md, made from benchmarks/results/.
+"""The tables and the figure of docs/figures.md and docs/lowrank.md, made from benchmarks/results/.
 
-README.md carries a summary between two comments; docs/lowrank.md and docs/lowrank-*.png hold everything.
+docs/figures.md carries a summary between two comments; docs/lowrank.md and docs/lowrank-*.png hold everything.
 """
 
 import argparse
@@ -35,13 +35,13 @@ BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the tables into README.md and docs/lowrank.md, and the figures beside the latter."""
+    """Write the tables into docs/figures.md and docs/lowrank.md, and the figures beside the latter."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     quality = CELLS.where(rows=CALIBRATION_ROWS)
     timing = json.loads((RESULTS / "latency.json").read_text())["rows"]
     for name in MODELS:
         plots.save(figure(name, _of(quality, name)), ROOT / f"docs/lowrank-{name}")
-    replace_between(ROOT / "README.md", "\n".join(summary(name, _of(quality, name), timing) for name in MODELS))
+    replace_between(ROOT / "docs/figures.md", "\n".join(summary(name, _of(quality, name), timing) for name in MODELS))
     parts = [everything(name, _of(quality, name), timing) for name in MODELS]
     replace_between(ROOT / "docs/lowrank.md", "\n".join([*parts, more_rows(), predicted_loss()]))
 

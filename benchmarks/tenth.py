@@ -75,7 +75,7 @@ def after(lm: LanguageModel, steps: Sequence[Step], data: Calibration, nbytes: i
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into README.md and docs/recovery.md."""
+    """Write what is measured by now into docs/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     ways = [name for way in WAYS for name in (way, f"{way}{TAUGHT}") if CELLS.where(way=name)]
     if not ways:
@@ -91,5 +91,4 @@ def write_tables(argv: Sequence[str]) -> None:
         accuracy, kl = (spread([cell[what] for cell in here], 4) for what in ("metric", "kl"))
         share = mean_of(here, "bytes") / here[0]["dense_bytes"]
         lines.append(f"| {way} | {share:.1%} | {accuracy} | {kl} | {mean_of(here, 'seconds') / 60:.1f} |")
-    for page in ("README.md", "docs/recovery.md"):
-        replace_between(ROOT / page, "\n".join([*lines, ""]), BEGIN)
+    replace_between(ROOT / "docs/recovery.md", "\n".join([*lines, ""]), BEGIN)

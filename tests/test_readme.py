@@ -1,4 +1,4 @@
-"""Every command and snippet of README.md runs as it stands, with a real model in the place of MODEL."""
+"""Every command and snippet of README.md and of the pages in docs/ runs, with a real model in the place of MODEL."""
 
 import json
 import os
@@ -20,9 +20,11 @@ from tests.sentences import NORMALIZE, Part, sentence_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SAID = README.splitlines()
-"""Run already."""
-PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```sh" in page.read_text()]
+DOCS = ROOT / "docs"
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if re.search(r"^```(sh|python)$", page.read_text(), re.MULTILINE)]
+GUIDES = "".join(page.read_text() for page in (DOCS / "guides").glob("*.md"))
+OWN_TESTS = {"models", "processes"}
+"""Pages whose Python needs a test of its own, below."""
 
 
 def blocks(language: str, text: str = README) -> Iterator[str]:
@@ -82,24 +84,42 @@ def test_every_snippet_runs(model: str) -> None:
     assert type(names["smaller"]) is type(names["plain"]) is type(names["model"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_every_command_of_the_docs_runs(
     page: Path, model: str, embedder: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    commands = [line for block in blocks("sh", page.read_text()) for line in block.splitlines() if line not in SAID]
+    text = page.read_text()
     real = {"BART": "bart-g2p-us", "LLAMA": "mico-tinyllama-1m"}
     models = {
         "MODEL": model,
         "EMBEDDER": embedder,
         **{name: str(shared_models / folder) for name, folder in real.items()},
     }
-    for command in commands:
-        words = shlex.split(re.sub("|".join(models), lambda found: models[found[0]], command))
-        if words[0] == "torchrun":
-            launch(words[1:])
+    python = page.stem not in OWN_TESTS and any(blocks("python", text))
+    skipped = [] if python else [re.sub(r"\bMODEL\b", model, line) for line in run_elsewhere(page)]
+    with_models = re.sub(r"\b(" + "|".join(models) + r")\b", lambda found: models[found[0]], text)
+    for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", with_models, flags=re.MULTILINE | re.DOTALL):
+        if language == "python":
+            if python:
+                exec(compile(block, page.name, "exec"), {})
             continue
-        assert words[0] == "laconic"
-        assert status(shortened(words[1:])) == 0, (command, capfd.readouterr().err)
+        for command in block.splitlines():
+            if command not in skipped:
+                run_command(command, capfd)
+
+
+def run_elsewhere(page: Path) -> list[str]:
+    """The commands that another test runs: those of README.md, and for a page of a method those of the guides."""
+    return (README + GUIDES if page.parent.name == "methods" else README).splitlines()
+
+
+def run_command(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        launch(words[1:])
+        return
+    assert words[0] == "laconic"
+    assert status(shortened(words[1:])) == 0, (command, capfd.readouterr().err)
 
 
 def test_the_snippet_of_embedding_models_runs(embedder: str, model: str) -> None:
