@@ -38,7 +38,7 @@ def missing(root: Path = ROOT) -> list[str]:
     A name is public if a package of `PACKAGES` exports it, and so is each method and property of an exported class
     whose name has no underscore. A method that overrides a documented one of its base needs no docstring of its own.
     """
-    package = griffe.load("laconic", search_paths=[root], allow_inspection=False)
+    package = griffe.load("laconic", search_paths=[root], allow_inspection=False, try_relative_path=False)
     found: set[str] = set()
     for path in PACKAGES:
         name = path.removeprefix("laconic").removeprefix(".")
