@@ -84,6 +84,7 @@ def test_every_snippet_runs(model: str) -> None:
     assert type(names["smaller"]) is type(names["plain"]) is type(names["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_every_command_of_the_docs_runs(
     page: Path, model: str, embedder: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
