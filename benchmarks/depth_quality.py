@@ -19,8 +19,7 @@ from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.search import Limits, by_runs, greedy
-from laconic.compress.depth.select import Selection
+from laconic.compress.depth.selection import Limits, Selection, by_runs, greedy
 from laconic.compress.depth.trial import Trial
 from laconic.model import LanguageModel, load
 

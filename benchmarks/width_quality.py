@@ -18,7 +18,7 @@ from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
 from benchmarks.lowrank_quality import Judge, judged
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import LayerStats, collect_stats
-from laconic.calibrate.gradient_gates import GateGradients, gate_gradients
+from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.compress import Narrow
 from laconic.model import load
 from laconic.model.prunable_group import prunable_groups

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from laconic.calibrate.profile import Workload
+from laconic.calibrate.passes import Workload
 from laconic.compress import Compress, Shorten
 from laconic.errors import UserError
 from laconic.evaluate import Conditions

@@ -2,8 +2,7 @@
 
 from laconic.calibrate.calibration import Calibration, Labels
 from laconic.calibrate.collect_stats import collect_stats
-from laconic.calibrate.layer_stats import LayerStats, merge, stacked
-from laconic.calibrate.problem import Means, Problem, stack
+from laconic.calibrate.layer_stats import LayerStats, Means, Problem, merge, stack, stacked
 from laconic.calibrate.sequential import SequentialConfig, sequential_calibrate
 from laconic.calibrate.statistics import (
     STATISTICS,

@@ -2,6 +2,8 @@
 
 Masked language models get the 15 % masking of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805), always by the mask
 token. Rows keep their order; a row without any token to predict from or to is left out.
+
+Check that a model can read its rows: the first ones are tokenized, and no weights are loaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -233,3 +235,25 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
 def _padded(sequences: Sequence[list[int]], fill: int) -> Tensor:
     width = max(len(sequence) for sequence in sequences)
     return torch.tensor([sequence + [fill] * (width - len(sequence)) for sequence in sequences])
+
+
+PROBED = 64
+"""Number of rows. A wrong tokenizer shows in the first ones; later rows are checked when they are read."""
+
+
+def check_readable(lm: LanguageModel, corpus: Corpus, max_length: int = 128) -> None:
+    """Make batches of the first rows of `corpus`, as for a calibration, and forget them. Labels are not looked at.
+
+    Args:
+        lm: a model with its tokenizers; its weights may be absent.
+        corpus: the rows that it is to read.
+        max_length: tokens of a row at most.
+
+    Raises:
+        UserError: the model has no tokenizer, or one without the mask token that it needs, or one that gives tokens
+            which it has no embeddings for, or its configuration does not say how targets begin.
+    """
+    rows = list(tokenized(lm, corpus.first(PROBED), max_length, seed=0))
+    size = at_once(lm, PROBED)
+    for start in range(0, len(rows), size):
+        collate(lm, rows[start : start + size])

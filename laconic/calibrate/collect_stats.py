@@ -1,17 +1,85 @@
-"""Statistics of every linear layer of a model, collected in one pass over the data, which several processes share."""
+"""Scalars whose gradients have the Fisher information as their second moment.
 
-from collections.abc import Collection, Mapping, Sequence
+Drawing y ~ p(y | z) and differentiating −log p(y | z) gives E[g g^T] = F, the Gauss-Newton Hessian of KL (Martens,
+arXiv 1412.1193). For few values z the expectation is taken exactly: with F(z) = L L^T over the values themselves, the
+scalars are the values along the columns of L (`laconic.numerics.distributions`).
+
+Statistics of every linear layer of a model, collected in one pass over the data, which several processes share.
+
+How the loss of each text would change if a head or a channel were turned down: gradients of gates on what they give.
+
+Every part (`laconic.model.prunable_group`) gets a gate ξ = 1 that multiplies its columns of the input of the output
+projection.
+Head importance is E|∂L/∂ξ| (P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019,
+equation 2), the squared form E(∂L/∂ξ)² that of P. Molchanov et al., "Importance Estimation for Neural Network Pruning"
+(CVPR 2019), equation 8. Both are taken text by text, so that no batch size enters, over the losses of
+`scores`. Where these stand for all labels at once (`enumerated`), the mean of |∂L/∂ξ| over labels is
+not to be had from them, and the mean over their axes has its place: for two classes the root of E(∂L/∂ξ)².
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from laconic.calibrate.calibration import Calibration
+from laconic import processes
+from laconic.calibrate.calibration import Calibration, Labels
 from laconic.calibrate.layer_stats import LayerStats, gather
+from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
-from laconic.calibrate.scores import scores
 from laconic.calibrate.statistics import GradientStatistic, Statistic
-from laconic.errors import UserError
-from laconic.model import LanguageModel, Site, predict
+from laconic.errors import UserError, must_be
+from laconic.model import Batch, LanguageModel, Predictions, Site, predict
+from laconic.model.prunable_group import PrunableGroup
 from laconic.processes import sync_errors
+
+ENUMERATED_UP_TO = 4
+DRAWS = 4
+"""Samples of a row with one prediction; a text of many predictions has one for each of its tokens as it is."""
+
+
+def scores(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
+    """The scalars to differentiate for one batch; their gradients' outer products are to be added up.
+
+    Raises:
+        UserError: a prediction is not finite, the data's own labels are asked for and there are none, or enumeration
+            where it would not be exact.
+    """
+    if not predictions.values.isfinite().all():
+        raise UserError("The model's predictions are not finite; check the model and the data.")
+    # Several predictions of a row share its hidden states: summed over classes their gradients would not be
+    # independent, as drawn labels are, and F would hold their cross terms.
+    alone = len(predictions.rows.unique()) == len(predictions.rows)
+    few = predictions.values.shape[-1] <= ENUMERATED_UP_TO
+    if labels == "enumerated" and not alone:
+        raise must_be("labels", "'sampled' or 'data' for a model with several predictions per row", labels)
+    if labels == "data":
+        yield _of_data(predictions)
+    elif labels == "enumerated" or (labels == "auto" and few and alone):
+        yield from _enumerated(predictions)
+    else:
+        draws = DRAWS if alone else 1
+        yield from (_sampled(predictions, generator) / draws**0.5 for _ in range(draws))
+
+
+def _enumerated(predictions: Predictions) -> Iterator[Tensor]:
+    values = predictions.values
+    yield from ((values * axis).sum() for axis in predictions.distribution.fisher_factor(values))
+
+
+def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:
+    values, distribution = predictions.values, predictions.distribution
+    return distribution.loss(values, distribution.draw(values, generator)).sum()
+
+
+def _of_data(predictions: Predictions) -> Tensor:
+    if predictions.labels is None:
+        raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
+    return predictions.distribution.loss(predictions.values, predictions.labels).sum()
 
 
 def collect_stats(
@@ -62,3 +130,96 @@ def check_finite(known: Mapping[str, LayerStats], needs: Collection[type[Statist
                 raise UserError(
                     f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data."
                 )
+
+
+@dataclass
+class GateGradients:
+    """E|∂L/∂ξ| and E(∂L/∂ξ)² of the gate of each part, over the texts."""
+
+    absolute: Float[Tensor, " parts"]
+    squared: Float[Tensor, " parts"]
+
+
+def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[PrunableGroup]) -> dict[str, GateGradients]:
+    """Run every batch forward and backward, and return the gradients by `PrunableGroup.coupling`.
+
+    Groups that lose the same parts share one gate.
+
+    Raises:
+        UserError: there is no batch, or predictions or gradients are not finite.
+    """
+    if not data.batches:
+        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    counts = {inner.coupling: inner.count for inner in inners}
+    found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
+    texts = 0
+    with processes.sync_errors(), evaluating(lm), _frozen(lm):
+        for batch, generator in data.share("Measuring the gates"):
+            moved = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+            texts += len(moved["input_ids"])
+            every = list(_gradients(lm, moved, inners, counts, data, generator))
+            for gradients in every:
+                for key, gradient in gradients.items():
+                    # The losses are such that their squares add up to one expectation.
+                    found[key].absolute += gradient.abs().sum(0) / len(every) ** 0.5
+                    found[key].squared += gradient.square().sum(0)
+    texts = int(processes.summed(torch.tensor(texts)))
+    for key, gates in found.items():
+        gates.absolute = processes.summed(gates.absolute) / texts
+        gates.squared = processes.summed(gates.squared) / texts
+        if not gates.squared.isfinite().all():
+            raise UserError(f"The gradients of the gates of '{key}' are not finite; check the model and the data.")
+    return found
+
+
+def _gradients(
+    lm: LanguageModel,
+    batch: Batch,
+    inners: Sequence[PrunableGroup],
+    counts: Mapping[str, int],
+    data: Calibration,
+    generator: torch.Generator,
+) -> Iterator[dict[str, Float[Tensor, "texts parts"]]]:
+    """∂L/∂ξ of each text of one batch, for each of its losses in turn."""
+    texts = len(batch["input_ids"])
+    gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
+    with _gated(inners, gates):
+        predictions, _ = predict(lm, batch)
+    for loss in scores(predictions, data.labels, generator):
+        gradients = torch.autograd.grad(loss, list(gates.values()), retain_graph=True)
+        yield {key: gradient.double().cpu() for key, gradient in zip(gates, gradients, strict=True)}
+
+
+@contextmanager
+def _gated(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context what each output projection reads is multiplied by the gates of its parts."""
+
+    def hook_of(inner: PrunableGroup) -> RemovableHandle:
+        gate = gates[inner.coupling].repeat_interleave(inner.size, dim=1)
+
+        def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # Some models flatten texts and tokens into one dimension.
+            lines = args[0].reshape(len(gate), -1, gate.shape[1])
+            return ((lines * gate[:, None].to(lines.dtype)).view_as(args[0]), *args[1:])
+
+        return inner.writer.module.register_forward_pre_hook(multiply)
+
+    handles = [hook_of(inner) for inner in inners]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _frozen(lm: LanguageModel) -> Iterator[None]:
+    """No gradients of weights; afterwards as it was."""
+    trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+    lm.model.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_()

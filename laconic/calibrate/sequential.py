@@ -21,17 +21,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import Anchor
+from laconic.calibrate.activation_capture import ActivationCapture, Until
+from laconic.calibrate.anchor import Anchor, Residual, Sublayer, kind_of, paths_of, stream_before, sublayers
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.collect_stats import check_finite, collect_stats
-from laconic.calibrate.layer_stats import LayerStats
-from laconic.calibrate.problem import Problem
+from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
-from laconic.calibrate.residual import Residual, Sublayer, kind_of, paths_of, stream_before, sublayers
 from laconic.calibrate.statistics import GradientStatistic, InputCovariance, InputStatistic, Statistic
 from laconic.calibrate.stream import Stream
-from laconic.calibrate.until import Until
 from laconic.model import Group, LanguageModel, Site
 
 Step = list[tuple[Site, Problem]]

@@ -1,14 +1,175 @@
-"""A model run over all batches piece by piece: block after block, or as a whole where pieces cannot be told apart."""
+"""What enters a row of blocks: the hidden states of the first of them, and what each is called with beside those.
+
+Only the model itself knows how it calls its blocks, so it is run, up to the last of them, and listened to. The blocks
+stand aside meanwhile, where that changes nothing: masks and positions are the same whatever they give. T5 makes its
+position bias in the first block, so that one runs; where arguments depend on the others too, all do.
+
+A model run over all batches piece by piece: block after block, or as a whole where pieces cannot be told apart.
+"""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
-from laconic.calibrate.entry import Call, blocks_to_run, capture, hidden_of
+from laconic.calibrate.activation_capture import Ended
 from laconic.formats import Coded
 from laconic.model import Batch, LanguageModel, predict
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block for one batch; the hidden states are kept apart because they change."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def heard(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+        """That of a block that was called with these arguments."""
+        hidden = _read(args, kwargs)
+        # A cache would remember the keys of the first run and see every token twice in the second.
+        kept = [None if isinstance(value, Cache) or value is hidden else value for value in (*args, *kwargs.values())]
+        return cls(tuple(kept[: len(args)]), dict(zip(kwargs, kept[len(args) :], strict=True)))
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Any:
+        """What `block` returns for these hidden states."""
+        if "hidden_states" in self.kwargs:
+            return block(*self.args, **{**self.kwargs, "hidden_states": hidden})
+        return block(hidden, *self.args[1:], **self.kwargs)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returned."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def capture(
+    lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch, needed: "Needed"
+) -> tuple[Tensor, list[Call]]:
+    """The hidden states that enter the first of `blocks`, and how each is called."""
+    entering: list[Tensor] = []
+    calls: list[Call] = []
+
+    def on_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering.append(_read(args, kwargs))
+        calls.append(Call.heard(args, kwargs))
+        del entering[1:]
+        if block is blocks[-1]:
+            raise Ended
+
+    with ExitStack() as hooks, torch.no_grad():
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(on_call, with_kwargs=True).remove)
+        hooks.enter_context(_standing_aside(blocks, needed))
+        with suppress(Ended):
+            predict(lm, batch)
+    return entering[0], calls
+
+
+@dataclass(frozen=True)
+class Needed:
+    """How many of the blocks must run, and what one of them returned, which the others return as well."""
+
+    count: int
+    form: Any
+
+
+def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) -> Needed | None:
+    """How many of `blocks`, from the first, must run for each to be called as it really is.
+
+    None where they do not follow each other, once each, and each reads what the one before it returned. One row of
+    `batch` is looked at.
+    """
+    row = {name: tensor[:1] for name, tensor in batch.items()}
+    really = _listened(lm, blocks, row)
+    if really is None:
+        return None
+    calls, outputs = really
+    if len({_form(output) for output in outputs}) == 1:
+        # A block that returns more than hidden states may have made something that the others are called with.
+        for count in (0, 1) if _form(outputs[0]) in (None, 1) else (1,):
+            needed = Needed(count, outputs[0])
+            if count < len(blocks) and _same(capture(lm, blocks, row, needed)[1], calls):
+                return needed
+    return Needed(len(blocks), None)
+
+
+def _listened(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tuple[list[Call], list[Any]] | None:
+    """How each of `blocks` is called in a run of the whole model, and what it returns; None where they are no chain."""
+    order: list[nn.Module] = []
+    calls: list[Call] = []
+    outputs: list[Any] = []
+    follows: list[bool] = []
+
+    def on_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        order.append(block)
+        follows.append(not outputs or torch.equal(_read(args, kwargs), hidden_of(outputs[-1])))
+        calls.append(Call.heard(args, kwargs))
+        outputs.append(output)
+
+    with ExitStack() as hooks, torch.no_grad():
+        for block in set(blocks):
+            hooks.callback(block.register_forward_hook(on_call, with_kwargs=True).remove)
+        predict(lm, row)
+    return (calls, outputs) if order == list(blocks) and all(follows) else None
+
+
+@contextmanager
+def _standing_aside(blocks: Sequence[nn.Module], needed: Needed) -> Iterator[None]:
+    """Within the context those of `blocks` that need not run return what they read."""
+    form = [needed.form]
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        hidden = _read(args, kwargs)
+        return (hidden, *form[0][1:]) if isinstance(form[0], tuple) else hidden
+
+    def on_return(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        form[0] = output
+
+    with ExitStack() as hooks:
+        for block in blocks[: needed.count]:
+            hooks.callback(block.register_forward_hook(on_return).remove)
+        for block in blocks[needed.count :]:
+            # Not by another module: a model may ask its blocks what they are.
+            own = dict(block.__dict__)
+            block.__dict__["forward"] = stand_in
+            hooks.callback(_restore, block, own)
+        yield
+
+
+def _restore(block: nn.Module, own: dict[str, Any]) -> None:
+    del block.__dict__["forward"]
+    if "forward" in own:
+        block.__dict__["forward"] = own["forward"]
+
+
+def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a block."""
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+
+def _form(output: Any) -> int | None:
+    """How many things a block returned, if it did so in a tuple."""
+    return len(output) if isinstance(output, tuple) else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, whatever it is made of; what cannot be looked into is equal to itself only."""
+    match one, other:
+        case Tensor(), Tensor():
+            return one.shape == other.shape and torch.equal(one, other)
+        case (list() | tuple(), list() | tuple()):
+            return len(one) == len(other) and all(map(_same, one, other))
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        case Call(), Call():
+            return _same((one.args, one.kwargs), (other.args, other.kwargs))
+    return one is other or bool(one == other)
 
 
 class Stream:

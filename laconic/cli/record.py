@@ -5,8 +5,7 @@ from typing import Any
 
 from laconic.cli.terminal import show
 from laconic.compress.allocators.corrected import ALLOCATED, UNIFORM
-from laconic.compress.dense import DENSE
-from laconic.compress.reached import REACHED
+from laconic.compress.checks import DENSE, REACHED
 from laconic.recipe import Record
 from laconic.report.evaluation import remarks_of, tables_of
 from laconic.report.points import MEGABYTE

@@ -19,21 +19,24 @@ from laconic.calibrate import (
     Statistic,
     collect_stats,
 )
-from laconic.calibrate.passes import evaluating
-from laconic.calibrate.profile import USUAL, Workload
+from laconic.calibrate.passes import USUAL, Workload, evaluating
 from laconic.compress import solver_cache
 from laconic.compress.allocators import WAYS, Allocation, Allocator, Job, Planned
-from laconic.compress.dense import check_dense, dense_share
-from laconic.compress.execute import finite_weight, put_form, replace_layers
-from laconic.compress.packed import check_not_coded
-from laconic.compress.planning import solved, split_by_group, units_of, warn_of_wide_groups
-from laconic.compress.pricing import every_unit
-from laconic.compress.problems import Problems, on_a_walk, problems_of
-from laconic.compress.reached import shortfall
+from laconic.compress.checks import check_dense, check_not_coded, check_zeros_stay, dense_share, shortfall
 from laconic.compress.size_spec import SizeSpec, check_refresh, check_sequential
-from laconic.compress.solve_groups import SolveGroup, TiedGroup, planned_families, tied_groups
+from laconic.compress.solve_groups import (
+    SolveGroup,
+    TiedGroup,
+    every_unit,
+    planned_families,
+    solved,
+    split_by_group,
+    tied_groups,
+    units_of,
+    warn_of_wide_groups,
+)
+from laconic.compress.solving import Problems, finite_weight, on_a_walk, problems_of, put_form, replace_layers
 from laconic.compress.step import Outcome, Step
-from laconic.compress.zeros import check_zeros_stay
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site

@@ -1,14 +1,33 @@
-"""How `keep` becomes one rung for each unit: counted from shapes, or in time measured on this machine."""
+"""How `keep` becomes one rung for each unit: counted from shapes, or in time measured on this machine.
+
+A budget of time: `keep` of the measured latency of the whole model.
+
+The prices come from the machine's timings of products (`laconic.allocate.gemm_timings`). Which part of a pass the dense
+matrices take comes from the model itself; the rest of the pass is fixed. A table knows nothing of what a model does to
+the caches between two products, so the plan is put in place in a copy and timed beside the original, the prices of all
+that is compressed are scaled by what was off, and the budget is spent again.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from statistics import median
 
-from laconic.allocate import Alternatives, Currency, budget_of, choose
+import torch
+
+from laconic import processes
+from laconic.allocate import Alternatives, Budget, Currency, budget_of, choose
+from laconic.allocate.gemm_timings import Product, ProductTimes, knots, times_on
 from laconic.calibrate import Problem
-from laconic.compress.solve_groups import SolveGroup, TiedGroup
-from laconic.compress.tied import tied
+from laconic.calibrate.passes import Profile, Workload, evaluating, forward, now, profile, random_batch, seconds_of
+from laconic.compress.solve_groups import SolveGroup, TiedGroup, every_unit, tied
+from laconic.compress.solving import finite_weight, replace_layers
+from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates
+from laconic.model import LanguageModel
+from laconic.progress import Track
 
 Ladders = Mapping[str, Candidates]
 """By the name of the unit."""
@@ -66,11 +85,6 @@ def _stored_once(families: Sequence[TiedGroup], ladders: Ladders) -> dict[str, C
     return found
 
 
-def every_unit(families: Sequence[TiedGroup]) -> list[SolveGroup]:
-    """The units of all alternatives."""
-    return [unit for family in families for alternative in family for unit in alternative]
-
-
 def apart(families: Sequence[TiedGroup], ladders: Ladders) -> list[Candidates]:
     """The ladder of every matrix by itself."""
     return [ladders[unit.name] for family in families for unit in family[0]]
@@ -79,3 +93,139 @@ def apart(families: Sequence[TiedGroup], ladders: Ladders) -> list[Candidates]:
 def alternatives(families: Sequence[TiedGroup], ladders: Ladders) -> list[Alternatives]:
     """The ladders of each family, one mapping for each way to divide it."""
     return [[{unit.name: ladders[unit.name] for unit in alternative} for alternative in family] for family in families]
+
+
+TRIALS = 3
+CLOSE_ENOUGH = 0.02
+"""Of `keep`: how far off a plan may be to be spent no further time on."""
+WARM_UP = 2
+ROUNDS = 15
+FEWEST_ROUNDS = 5
+PATIENCE = 40.0
+"""Seconds after which slow models are timed no more, once they have run often enough for a median."""
+
+
+@dataclass(frozen=True)
+class Timed(Pricing):
+    """`keep` is of the time of one forward pass of `lm`."""
+
+    lm: LanguageModel
+    workload: Workload
+    track: Track
+
+    def spend(
+        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+    ) -> dict[str, Candidate]:
+        # Timed while the others wait: no two measure the same, and they would slow each other.
+        return processes.on_rank_zero(self._spend)(families, ladders, problems, keep)
+
+    def _spend(
+        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+    ) -> dict[str, Candidate]:
+        units = every_unit(families)
+        sites = list({site.name: site for unit in units for site in unit.sites}.values())
+        prices = Prices(profile(self.lm, sites, self.workload, self.track), times_on(self.lm.device))
+        tried: list[tuple[float, dict[str, Candidate]]] = []
+        for _ in range(TRIALS):
+            priced = prices.priced(units, ladders)
+            budget = prices.budget(apart(families, priced), keep)
+            try:
+                chosen = choose(alternatives(families, priced), budget)
+            except UserError:
+                # A correction that left nothing affordable came of a disturbed measurement.
+                if not tried:
+                    raise
+                break
+            chosen_units = [unit for unit in units if unit.name in chosen]
+            measured = relative_latency(self.lm, chosen_units, chosen, problems, self)
+            tried.append((abs(measured - keep), chosen))
+            if tried[-1][0] <= CLOSE_ENOUGH * keep:
+                break
+            prices = prices.corrected(list(chosen.values()), budget, measured)
+        return min(tried, key=lambda trial: trial[0])[1]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """profile: which part of a pass the matrices are. scale: what compressed ones take here relative to the table."""
+
+    profile: Profile
+    times: ProductTimes
+    scale: float = 1.0
+
+    def priced(self, units: Sequence[SolveGroup], ladders: Ladders) -> dict[str, Candidates]:
+        """The ladders with the time of every rung; what the table does not have is measured now."""
+        rungs = [(unit, rung) for unit in units for rung in ladders[unit.name].rungs]
+        executed = [(rung, product) for unit, rung in rungs for _, product in self._executed(unit, rung)]
+        dense = [product for rung, product in executed if rung.method is None]
+        self.times.prepare(dense + [knot for rung, product in executed if rung.method for knot in knots(product)])
+        return {
+            unit.name: Candidates(
+                tuple(replace(rung, nanoseconds=self._nanoseconds(unit, rung)) for rung in ladders[unit.name].rungs)
+            )
+            for unit in units
+        }
+
+    def budget(self, priced: Sequence[Candidates], keep: float) -> Budget:
+        """`keep` of the whole pass, in the table's units; `priced` are the ladders of every matrix by itself."""
+        of_matrices = budget_of(priced, keep, "latency")
+        share = sum(use.share for use in self.profile.uses.values())
+        if not share:
+            raise must_be(
+                "targets", "matrices that take time where currency is latency; a look-up takes none", "embedding"
+            )
+        whole = round(of_matrices.dense / share)
+        return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
+
+    def corrected(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
+        """Scaled so that the rungs `chosen` within `budget` take the measured part of the dense pass."""
+        compressed = sum(rung.nanoseconds for rung in chosen if rung.method is not None)
+        left = sum(rung.nanoseconds for rung in chosen if rung.method is None)
+        took = measured * budget.dense - budget.fixed - left
+        # A pass that took less than its fixed part was disturbed, and says nothing.
+        return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
+
+    def _nanoseconds(self, unit: SolveGroup, rung: Candidate) -> int:
+        if rung.method is None:
+            return sum(calls * self.times.exact(product) for calls, product in self._executed(unit, rung))
+        table = sum(calls * self.times.between(product) for calls, product in self._executed(unit, rung))
+        return round(self.scale * table)
+
+    def _executed(self, unit: SolveGroup, rung: Candidate) -> Iterator[tuple[int, Product]]:
+        """The products of one pass, with how often each is made.
+
+        Of a unit of several matrices the common factor is multiplied by once, and each has a last factor of its own.
+        """
+        for rows, calls in Counter(self.profile.uses[unit.sites[0].name].rows).items():
+            for out_features, in_features in rung.products:
+                for part in unit.rows if out_features == sum(unit.rows) else (out_features,):
+                    yield calls, Product(rows, part, in_features)
+
+
+def relative_latency(
+    lm: LanguageModel,
+    units: Sequence[SolveGroup],
+    chosen: Mapping[str, Candidate],
+    problems: Mapping[str, Problem],
+    timed: Timed,
+) -> float:
+    """Time of a copy of `lm` with the `chosen` rungs in place, relative to `lm`: median over passes of both in turn."""
+    small = replace(lm, model=deepcopy(lm.model))
+    for unit in units:
+        method, problem = chosen[unit.name].method, problems[unit.name]
+        if method is not None:
+            whole = method.compress(finite_weight(small, unit, problem), problem.known)
+            replace_layers(small, unit, whole, problem)
+    inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
+    ratios: list[float] = []
+    with evaluating(lm, small), torch.inference_mode():
+        start = now(lm.device)
+        for number in timed.track(range(WARM_UP + ROUNDS), "Timing the plan"):
+            dense, compressed = (
+                seconds_of(lambda model=model: forward(model, inputs), lm.device) for model in (lm, small)
+            )
+            if number >= WARM_UP:
+                ratios.append(compressed / dense)
+            if len(ratios) >= FEWEST_ROUNDS and now(lm.device) - start > PATIENCE:
+                break
+    return median(ratios)

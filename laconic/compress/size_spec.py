@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from laconic.allocate import Currency
 from laconic.calibrate import GradientStatistic, InputStatistic, Statistic
-from laconic.calibrate.profile import USUAL, Workload
+from laconic.calibrate.passes import USUAL, Workload
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 

@@ -3,14 +3,23 @@
 Query, key and value of an attention, key and value alone where the queries have more heads, gate and up projection.
 One input factor for all of them costs r (in + Σ out) numbers in place of r Σ (in + out), so at equal size its rank is
 higher (by half for three square matrices).
+
+Matrices that are one in memory, as a head that is tied to the word embedding: what they take together.
+
+Such a matrix is stored once until one of its places gets another; from then on each place has its own. A budget of
+bytes is therefore of what is stored before: two places of one matrix share its bytes.
+
+Which families share one budget, and which units a plan has a line for.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 from laconic.allocate import Plan, site_names, unit_name
-from laconic.errors import UserError
+from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
+from laconic.methods.quantize.size import Quantizing
 from laconic.model import Site
 
 
@@ -38,6 +47,11 @@ class SolveGroup:
 
 TiedGroup = tuple[tuple[SolveGroup, ...], ...]
 """Ways to divide the same sites into units: each by itself, and all together where that is possible."""
+
+
+def every_unit(families: Sequence[TiedGroup]) -> list[SolveGroup]:
+    """The units of all alternatives."""
+    return [unit for family in families for alternative in family for unit in alternative]
 
 
 def tied_groups(sites: Sequence[Site], share_inputs: bool) -> list[TiedGroup]:
@@ -78,3 +92,78 @@ def _check_together(line: str, sites: Sequence[Site], method: Method | None) -> 
         raise UserError(f"The plan's line '{line}' must name matrices of one shape that read one input; split it.")
     if method is not None and not method.shares_inputs:
         raise UserError(f"The plan's line '{line}' names several matrices, but '{method.name}' makes no input factor.")
+
+
+def tied(families: Sequence[TiedGroup]) -> list[list[TiedGroup]]:
+    """The families by the matrix that they hold, in order; most are alone."""
+    groups: dict[object, list[TiedGroup]] = {}
+    for family in families:
+        sites = [site for unit in family[0] for site in unit.sites]
+        key = id(sites[0].parameter) if len(sites) == 1 else sites[0].name
+        groups.setdefault(key, []).append(family)
+    return list(groups.values())
+
+
+def stored_parts(families: Sequence[TiedGroup]) -> dict[str, float]:
+    """Of units that share their matrix with another of `families`, the part of it that is stored for each."""
+    groups = (group for group in tied(families) if len(group) > 1)
+    return {unit.name: 1 / len(group) for group in groups for family in group for unit in family[0]}
+
+
+def split_by_group(keep: float | Mapping[str, float], of: Sequence[TiedGroup]) -> list[tuple[float, list[TiedGroup]]]:
+    """(keep, the families that share it): one budget over all, or one for each group.
+
+    Raises:
+        UserError: `keep` names a group that is not targeted, or leaves one out.
+    """
+    if not isinstance(keep, Mapping):
+        return [(keep, list(of))]
+    groups = {family[0][0].sites[0].group.value for family in of}
+    for name in keep:
+        if name not in groups:
+            raise unknown("targeted group", name, groups)
+    for name in groups - keep.keys():
+        raise UserError(f"keep must name every targeted group; '{name}' is missing.")
+    return [
+        (fraction, [family for family in of if family[0][0].sites[0].group == name]) for name, fraction in keep.items()
+    ]
+
+
+def units_of(plan: Plan, families: Sequence[TiedGroup]) -> list[SolveGroup]:
+    """The units that `plan` has a line for, in forward order."""
+    return [unit for unit in every_unit(families) if unit.name in plan]
+
+
+def solved(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> Iterator[tuple[SolveGroup, Method]]:
+    """Each unit with what it would be solved by: its line of the `plan`, or the `method` where there is none."""
+    for unit in every_unit(of):
+        chosen = method if plan is None else plan[unit.name]
+        if chosen is not None:
+            yield unit, chosen
+
+
+def warn_of_wide_groups(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
+    """Say so where groups of columns were asked for that are wider than a matrix: each of its rows is one group then.
+
+    The default is left alone: it is what is usual for matrices that are wide enough.
+    """
+    beyond = [
+        (unit, chosen.group_size)
+        for unit, chosen in solved(of, method, plan)
+        if isinstance(chosen, Quantizing) and _is_given(chosen)
+        if isinstance(chosen.group_size, int) and chosen.group_size > unit.shape[1]
+    ]
+    if beyond:
+        unit, columns = beyond[0]
+        others = f" and of {len(beyond) - 1} other matrices" if len(beyond) > 1 else ""
+        warnings.warn(
+            f"group_size {columns} is more than the {unit.shape[1]} columns of '{unit.name}'{others}: "
+            "each row is one group there.",
+            Notice,
+            stacklevel=2,
+        )
+
+
+def _is_given(method: Quantizing) -> bool:
+    (usual,) = [field.default for field in fields(method) if field.name == "group_size"]
+    return method.group_size != usual

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, at_once, collate
+from laconic.calibrate.batching import Row, at_once, check_readable, collate
 from laconic.calibrate.classes import called
 from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.calibrate.passes import evaluating
-from laconic.calibrate.probe import check_readable
 from laconic.errors import UserError
 from laconic.evaluate.intervals import Metric, Table
 from laconic.model import Batch, LanguageModel, Predictions, Task, predict

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from laconic.calibrate.batching import check_readable
 from laconic.calibrate.corpus import Corpus, check_source, read
-from laconic.calibrate.probe import check_readable
 from laconic.calibrate.sources import TASKS, glue_task
 from laconic.errors import UserError, unknown
 from laconic.evaluate.blimp import blimp_task

@@ -7,8 +7,8 @@ from os import PathLike
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from laconic.calibrate.batching import check_readable
 from laconic.calibrate.corpus import Corpus, Example, read
-from laconic.calibrate.probe import check_readable
 from laconic.compress import Allocation, Step
 from laconic.errors import UserError
 from laconic.methods import Method

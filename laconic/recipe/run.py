@@ -9,10 +9,9 @@ from typing import Any
 
 from laconic.allocate import plan_text, spell_plan
 from laconic.calibrate import Calibration, corpus
-from laconic.calibrate.batching import tokenizer_of
+from laconic.calibrate.batching import check_readable, tokenizer_of
 from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
-from laconic.calibrate.probe import check_readable
 from laconic.errors import UserError
 from laconic.evaluate import check_tasks, evaluate, made_with
 from laconic.evaluate.tasks import rows_of

@@ -2,8 +2,7 @@
 
 from laconic.compress import Step
 from laconic.recover.correct import Correct
-from laconic.recover.distil import Distil
-from laconic.recover.finetune import Finetune
+from laconic.recover.distil import Distil, Finetune
 from laconic.recover.layer_matching import Match
 from laconic.recover.student import Student
 

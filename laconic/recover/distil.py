@@ -4,6 +4,8 @@ G. Hinton et al., 2015, arXiv 1503.02531 (predictions at a temperature); X. Jiao
 1909.10351 (hidden states, attention maps, embeddings); W. Wang et al., "MiniLM", NeurIPS 2020, arXiv 2002.10957
 (relations of values); Z. Yang et al., "TextBrewer", ACL 2020, arXiv 2002.12620 (any layer with any, weights that
 change). The formulas are in `laconic.numerics.distillation`.
+
+Trains a compressed model on its own task, whatever it is made of: no teacher, the labels of the data.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
-from laconic.model import LanguageModel, load, load_empty
+from laconic.model import LanguageModel, Task, load, load_empty
 from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule, moved
 from laconic.recover.layer_matching import Match, uniform
 from laconic.recover.observe import Feature, Shown, observe
@@ -152,3 +154,35 @@ class Distil(Training):
             if weight
             for teacher, student in pairs
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Training):
+    """Train the model on its task: classes, scores, masked tokens, next tokens or targets."""
+
+    name = "finetune"
+
+    @property
+    def prepares(self) -> bool:
+        return True
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+    @property
+    def compares_layers(self) -> bool:
+        return False
+
+    def taught_by(self, lm: LanguageModel) -> LanguageModel | None:
+        return None
+
+    def terms(
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+    ) -> Terms:
+        return Terms(task=1.0)
+
+    def check(self, lm: LanguageModel) -> None:
+        super().check(lm)
+        if lm.task is Task.EMBEDDING:
+            raise UserError("A plain encoder has no task to be trained on; use 'distil', which needs no labels.")

@@ -33,7 +33,7 @@ from laconic.recover.checkpoints import (
 )
 from laconic.recover.distillation_loss import DistillationLoss
 from laconic.recover.rows import ByLength, Lines, collated
-from laconic.recover.train_config import Material, TrainConfig
+from laconic.recover.training import Material, TrainConfig
 
 
 def train(

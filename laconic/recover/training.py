@@ -1,4 +1,7 @@
-"""What the steps that train have in common: how long, on which rows, how fast, and what of the model moves."""
+"""How a training goes, and what it goes on.
+
+What the steps that train have in common: how long, on which rows, how fast, and what of the model moves.
+"""
 
 import hashlib
 import math
@@ -8,8 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,16 +22,66 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.labels import labels_of
 from laconic.compress import Outcome, Step
 from laconic.compress.solver_cache import key_of
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError, install, must_be
 from laconic.model import LanguageModel
 from laconic.model.tokens import pad_token_id
 from laconic.processes import count, everywhere, on_rank_zero
 from laconic.recover.checkpoints import finish, finished, logs, put_trained, workshop
 from laconic.recover.distillation_loss import DistillationLoss, Terms
 from laconic.recover.observe import eager
-from laconic.recover.rows import Read, lines_of, split, told_by
-from laconic.recover.train_config import Checkpoint, Decay, Material, Precision, TrainConfig, check_installed
+from laconic.recover.rows import Lines, Read, lines_of, split, told_by
 from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen, trainable
+
+NEEDED = ("accelerate", "tensorboard")
+Precision = Literal["fp32", "bf16", "fp16"]
+Decay = Literal["linear", "cosine", "constant"]
+Checkpoint = Literal["best", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a training goes; the fields are those of the steps that train."""
+
+    epochs: float
+    batch_size: int
+    accumulate: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    decay: Decay
+    precision: Precision
+    evaluations: int
+    patience: int | None
+    checkpoint: Checkpoint
+    seed: int
+
+    def steps(self, rows: int) -> tuple[int, int]:
+        """Updates between two measurements, and in all, which is a multiple of that."""
+        wanted = self.epochs * math.ceil(rows / (self.batch_size * self.accumulate))
+        often = max(1, round(wanted / self.evaluations))
+        return often, often * max(1, round(wanted / often))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The rows to train on, those held out, and who reads them."""
+
+    train: Lines
+    held_out: Lines
+    student: LanguageModel
+    teacher: LanguageModel | None
+
+    def first(self) -> Read:
+        """A row as both read it."""
+        return self.train.batch(range(1), self.student, self.teacher)
+
+
+def check_installed() -> None:
+    """Raise UserError where what training needs beside the core is not installed."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UserError(f"Training needs {' and '.join(missing)}, not installed here: {install('train')}.")
+
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from laconic.compress.dense import DENSE, dense_share
+from laconic.compress.checks import DENSE, dense_share
 from laconic.evaluate.parts import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site, Task

@@ -13,8 +13,7 @@ from laconic.calibrate import (
     sequential_calibrate,
 )
 from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import Anchor, Moments, chosen_ridge, wanted
-from laconic.calibrate.residual import Residual, kind_of, paths_of, sublayers
+from laconic.calibrate.anchor import Anchor, Moments, Residual, chosen_ridge, kind_of, paths_of, sublayers, wanted
 from laconic.calibrate.sequential import SequentialConfig
 from laconic.compress import Compress
 from laconic.methods import Drone, KfacSvd

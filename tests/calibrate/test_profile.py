@@ -5,8 +5,8 @@ from itertools import count
 import pytest
 import torch
 
-from laconic.calibrate import profile as module
-from laconic.calibrate.profile import Workload, profile
+from laconic.calibrate import passes as module
+from laconic.calibrate.passes import Workload, profile
 from tests.architectures import BY_NAME
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate.scores import scores
+from laconic.calibrate.collect_stats import scores
 from laconic.errors import UserError
 from laconic.model import Predictions
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN

@@ -16,8 +16,7 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
-from laconic.calibrate.entry import Needed, blocks_to_run, capture
-from laconic.calibrate.stream import Stream
+from laconic.calibrate.stream import Needed, Stream, blocks_to_run, capture
 from laconic.compress import Compress
 from laconic.formats import Quantized
 from laconic.methods import Gptq, SparseGpt, Wanda

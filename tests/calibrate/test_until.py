@@ -6,8 +6,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration, InputCovariance, collect_stats, sequential_calibrate
-from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.until import Until
+from laconic.calibrate.activation_capture import ActivationCapture, Until
 from laconic.errors import StructureNotice
 from laconic.methods import Wanda
 from laconic.model import LanguageModel

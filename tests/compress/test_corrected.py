@@ -14,8 +14,7 @@ from laconic.calibrate.corpus import batches, read
 from laconic.cli.main import status
 from laconic.cli.record import said_of_allocation
 from laconic.compress import Compress
-from laconic.compress.allocators.corrected import ALLOCATED
-from laconic.compress.allocators.trial import ROWS, halves
+from laconic.compress.allocators.corrected import ALLOCATED, ROWS, halves
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load

@@ -8,8 +8,8 @@ import torch
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.stream import streams
-from laconic.compress.depth.surgery import fits_for, take_out
+from laconic.compress.depth.importance import streams
+from laconic.compress.depth.trial import fits_for, take_out
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse

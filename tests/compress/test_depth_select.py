@@ -10,11 +10,9 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.layer_gates import gated, importances
-from laconic.compress.depth.search import Limits, by_runs
-from laconic.compress.depth.stream import distances, influences, streams
-from laconic.compress.depth.surgery import take_out
-from laconic.compress.depth.trial import Side, Trial
+from laconic.compress.depth.importance import distances, gated, importances, influences, streams
+from laconic.compress.depth.selection import Limits, by_runs
+from laconic.compress.depth.trial import Side, Trial, take_out
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import LanguageModel, Predictions, predict
 from laconic.model.layers import consecutive_ranges, find_layers

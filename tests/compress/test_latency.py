@@ -7,9 +7,9 @@ import pytest
 
 from laconic.allocate.gemm_timings import Product, ProductTimes
 from laconic.calibrate import LayerStats, collect_stats
-from laconic.calibrate.profile import Profile, Use, Workload
-from laconic.compress import Compress, latency
-from laconic.compress.latency import Prices, relative_latency
+from laconic.calibrate.passes import Profile, Use, Workload
+from laconic.compress import Compress, pricing
+from laconic.compress.pricing import Prices, relative_latency
 from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
 from laconic.methods import Candidates, KfacSvd
@@ -122,9 +122,9 @@ def test_the_plan_takes_the_time_that_was_asked_for(
         )
         return (FIXED * whole + sum(parts)) / whole
 
-    monkeypatch.setattr(latency, "profile", lambda *_: profile)
-    monkeypatch.setattr(latency, "times_on", lambda device: times)
-    monkeypatch.setattr(latency, "relative_latency", took)
+    monkeypatch.setattr(pricing, "profile", lambda *_: profile)
+    monkeypatch.setattr(pricing, "times_on", lambda device: times)
+    monkeypatch.setattr(pricing, "relative_latency", took)
     known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
     for keep in keeps:
         small = LanguageModel.of(copy.deepcopy(lm.model))
@@ -156,11 +156,11 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
         # The compressed model comes second.
         return 8.0 if len(seen) % 2 else 2.0
 
-    monkeypatch.setattr(latency, "seconds_of", seconds_of)
-    monkeypatch.setattr(latency, "forward", lambda model, inputs: seen.append(sum(1 for _ in model.model.modules())))
-    timed = latency.Timed(lm, Workload(batch=1, length=4), silent)
+    monkeypatch.setattr(pricing, "seconds_of", seconds_of)
+    monkeypatch.setattr(pricing, "forward", lambda model, inputs: seen.append(sum(1 for _ in model.model.modules())))
+    timed = pricing.Timed(lm, Workload(batch=1, length=4), silent)
     assert relative_latency(lm, units, chosen, problems, timed) == 0.25
-    assert len(seen) == 2 * (latency.WARM_UP + latency.ROUNDS)
+    assert len(seen) == 2 * (pricing.WARM_UP + pricing.ROUNDS)
     assert seen[1] > seen[0] == sum(1 for _ in lm.model.modules())
 
 

@@ -5,8 +5,7 @@ import torch
 
 from laconic.calibrate import Calibration, InputCovariance, Mean, Problem, collect_stats
 from laconic.compress import Narrow
-from laconic.compress.width.counts import price_in
-from laconic.compress.width.importance import fluctuations
+from laconic.compress.width.importance import fluctuations, price_in
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
 from laconic.model.prunable_group import PrunableGroup, couple_groups, prunable_groups
 from laconic.numerics.structured import DAMPING

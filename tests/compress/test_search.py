@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.profile import Profile, Use
+from laconic.calibrate.passes import Profile, Use
 from laconic.compress import Compress, kl_metric
 from laconic.compress.allocators import threshold
-from laconic.compress.search import GRID, allotted
+from laconic.compress.allocators.threshold import GRID, allotted
 from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Method, Svd

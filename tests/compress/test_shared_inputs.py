@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from laconic.allocate import read_plan, site_names, unit_name, write_plan
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats, stack
-from laconic.calibrate.problem import Problem
-from laconic.calibrate.profile import Workload
+from laconic.calibrate.layer_stats import Problem
+from laconic.calibrate.passes import Workload
 from laconic.compress import Compress
 from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError

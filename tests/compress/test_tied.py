@@ -5,8 +5,7 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
-from laconic.compress.solve_groups import tied_groups
-from laconic.compress.tied import stored_parts
+from laconic.compress.solve_groups import stored_parts, tied_groups
 from laconic.methods import METHODS, Gptq, KfacSvd, Magnitude, Method, Svd
 from laconic.model import Group, LanguageModel
 from tests.architectures import BY_NAME, outputs

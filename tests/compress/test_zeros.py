@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration, InputCovariance, SequentialConfig, collect_stats, sequential_calibrate
-from laconic.calibrate.profile import USUAL, profile
+from laconic.calibrate.passes import USUAL, profile
 from laconic.compress import Compress, ShrinkHeads
 from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse, SparseEmbedding

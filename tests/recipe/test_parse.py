@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from laconic.calibrate.profile import Workload
+from laconic.calibrate.passes import Workload
 from laconic.compress import Compress, Shorten, ShrinkHeads
 from laconic.errors import UserError
 from laconic.methods import KfacSvd, Svd

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.held_out import taken_apart
+from laconic.calibrate.calibration import taken_apart
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
@@ -18,8 +18,8 @@ from laconic.model import LanguageModel
 from laconic.recipe.flow import apply_steps
 from laconic.recover import Correct
 from laconic.recover.correct.comparison import unnormed
-from laconic.recover.correct.correction import correct
 from laconic.recover.correct.pairs import rows_of_blocks
+from laconic.recover.correct.step import correct
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches

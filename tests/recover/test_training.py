@@ -15,7 +15,7 @@ from laconic.formats import Coded, LowRank, Masked, Sum
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
 from laconic.recover import Distil, Finetune
-from laconic.recover.train_config import Checkpoint
+from laconic.recover.training import Checkpoint
 from laconic.report.curves import curves
 from laconic.store import save
 from tests.architectures import outputs

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
 from laconic.compress.depth.cuts import named_cuts
-from laconic.compress.depth.surgery import Replacement, fits_for, take_out
+from laconic.compress.depth.trial import Replacement, fits_for, take_out
 from laconic.errors import UserError
 from laconic.evaluate import evaluate
 from laconic.formats import LinearReplacement

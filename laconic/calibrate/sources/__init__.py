@@ -1,15 +1,16 @@
 """Where rows of text come from; `find` decides by the name alone, before anything is read."""
 
 import os
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from laconic.calibrate.examples import Example, Rows
 from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, read_file
 from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, glue_task_of, read_glue_file
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
-from laconic.calibrate.sources.pydoc import pydoc
 from laconic.errors import UserError, unknown
 from laconic.paths import expanded
 
@@ -18,8 +19,44 @@ __all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "file_of", 
 Reader = Callable[[], Rows]
 
 SPLITS = tuple(SPLIT_NAMES)
-BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
 DATA_FOLDER = "LACONIC_DATA"
+
+DEV_EVERY = 5
+MIN_CHARACTERS = 40
+MIN_PROSE = 0.85
+
+_CODE = re.compile(r"::=|>>>|^\s*\*{3,}|={3,}|-{3,}", re.MULTILINE)
+_BULLET = re.compile(r"^(\*|\d+\.)\s+")
+_EMPHASIS = re.compile(r"\*{1,2}([^*\s][^*]*)\*{1,2}")
+
+
+def pydoc(split: str) -> list[Example]:
+    """The paragraphs of one split, each once, in the order of the topics."""
+    held_out = [name for index, name in enumerate(sorted(topics)) if index % DEV_EVERY == 0]
+    dev = _paragraphs(held_out)
+    if split == "dev":
+        return [Example(text) for text in dev]
+    train = _paragraphs([name for name in sorted(topics) if name not in held_out])
+    return [Example(text) for text in train if text not in dev]
+
+
+def _paragraphs(names: list[str]) -> dict[str, None]:
+    """The prose paragraphs of these topics; a dictionary, because it is an ordered set."""
+    blocks = (block for name in names for block in re.split(r"\n\s*\n", topics[name]))
+    return {text: None for block in blocks if not _CODE.search(block) and _is_prose(text := _clean(block))}
+
+
+def _clean(block: str) -> str:
+    """One line without list markers and emphasis."""
+    return _EMPHASIS.sub(r"\1", _BULLET.sub("", " ".join(block.split())))
+
+
+def _is_prose(text: str) -> bool:
+    letters = sum(character.isalpha() or character == " " for character in text)
+    return len(text) >= MIN_CHARACTERS and letters >= MIN_PROSE * len(text)
+
+
+BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
 
 
 def data_folder() -> Path | None:

@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from laconic.compress.allocators.allocator import Allocator, Job, Planned
+from laconic.compress.allocators.allocator import Allocator, Job, Planned, Uniform
 from laconic.compress.allocators.global_threshold import GlobalThreshold
 from laconic.compress.allocators.spectrum import Spectrum
 from laconic.compress.allocators.threshold import Threshold
-from laconic.compress.allocators.uniform import Uniform
 
 Allocation = Literal["uniform", "spectrum", "threshold", "global"]
 

@@ -1,4 +1,7 @@
-"""What every way to share a budget answers: what may be asked of it, what it must measure, and which plan comes out."""
+"""What every way to share a budget answers: what may be asked of it, what it must measure, and which plan comes out.
+
+Every matrix the same: the size that the method says, or the same fraction of its bytes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -6,10 +9,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from laconic.allocate import Plan
+from laconic.allocate import Plan, uniform
 from laconic.calibrate import Calibration, Problem
-from laconic.compress.size_spec import SizeSpec
-from laconic.compress.solve_groups import SolveGroup, TiedGroup
+from laconic.compress.size_spec import SizeSpec, check_size, check_unused
+from laconic.compress.solve_groups import SolveGroup, TiedGroup, split_by_group, stored_parts
+from laconic.errors import must_be
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 
@@ -73,3 +77,30 @@ class Allocator(ABC):
     def runs_the_model(self, asked: SizeSpec) -> bool:
         """True where it needs calibration data even for a method that needs none."""
         return False
+
+
+class Uniform(Allocator):
+    def check(self, asked: SizeSpec) -> None:
+        if asked.currency == "latency" and asked.keep is not None:
+            raise must_be("allocate", "spectrum where currency is latency", "uniform")
+        check_unused(asked)
+        check_size(asked)
+
+    def plan(self, job: Job) -> Planned:
+        return Planned(same_everywhere(job))
+
+    def foreseen(self, job: Job) -> Plan:
+        return same_everywhere(job)
+
+
+def same_everywhere(job: Job) -> Plan:
+    """The method itself for every unit, or set to `keep` of the bytes of each."""
+    method, keep = job.asked.method, job.asked.keep
+    if keep is None:
+        return {unit.name: method for unit in job.units}
+    plan: Plan = {}
+    for fraction, group in split_by_group(keep, job.families):
+        units = [unit for family in group for unit in family[-1]]
+        shapes = {unit.name: unit.shape for unit in units}
+        plan |= uniform(method, shapes, fraction, job.lm.dtype, stored_parts(group))
+    return plan

@@ -21,12 +21,9 @@ from torch import Tensor
 from laconic.allocate import Plan
 from laconic.calibrate import GradCovariance, InputCovariance, Problem
 from laconic.compress.allocators.allocator import Allocator, Job, Planned
-from laconic.compress.allocators.corrected import Factors, corrected
-from laconic.compress.allocators.trial import block_of
-from laconic.compress.planning import split_by_group
+from laconic.compress.allocators.corrected import Factors, block_of, corrected
 from laconic.compress.size_spec import SizeSpec, check_size, check_unused
-from laconic.compress.solve_groups import SolveGroup
-from laconic.compress.tied import stored_parts
+from laconic.compress.solve_groups import SolveGroup, split_by_group, stored_parts
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method

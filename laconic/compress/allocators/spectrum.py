@@ -10,13 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 from laconic.compress.allocators.allocator import Allocator, Job, Planned
-from laconic.compress.allocators.corrected import Factors, corrected
-from laconic.compress.allocators.trial import block_of
-from laconic.compress.latency import Timed
-from laconic.compress.planning import split_by_group
-from laconic.compress.pricing import Counted, Ladders, every_unit
+from laconic.compress.allocators.corrected import Factors, block_of, corrected
+from laconic.compress.pricing import Counted, Ladders, Timed
 from laconic.compress.size_spec import SizeSpec, check_size, check_workload
-from laconic.compress.solve_groups import SolveGroup
+from laconic.compress.solve_groups import SolveGroup, every_unit, split_by_group
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates

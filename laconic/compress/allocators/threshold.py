@@ -1,12 +1,37 @@
-"""Every matrix as small as an error of the whole model allows (`laconic.compress.search`)."""
+"""Every matrix as small as an error of the whole model allows (`laconic.compress.allocators.threshold`).
 
+Sizes found by running the model: every module as small as an error of the whole model allows.
+
+Paper: P. Chen et al., "DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, rank selection: the
+error allowed is divided among the modules in proportion to their measured time, so that slow ones may shrink most;
+in forward order each takes the smallest size of a grid with which the whole model, all before it replaced, stays
+within the parts allotted so far. A module with no such size stays dense, and those after it may use its part.
+
+The paper raises the rank step by step. Here the grid is bisected, which runs the model four times for 15 sizes: a size
+is only taken once it was itself measured to be within the error, so where the error does not fall from size to size a
+module may end larger than it had to be, and never over the error. The error is the KL divergence from the original on
+the calibration rows, of which the paper's increase of the loss is an estimate with labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from math import inf
 
-from laconic.calibrate.profile import profile
+import torch
+from torch import nn
+
+from laconic.allocate import Plan
+from laconic.calibrate import Calibration, Problem
+from laconic.calibrate.passes import Profile, evaluating, profile
 from laconic.compress.allocators.allocator import Allocator, Job, Planned
-from laconic.compress.search import allotted, searched
+from laconic.compress.kl_metric import KLMetric
 from laconic.compress.size_spec import SizeSpec
+from laconic.compress.solve_groups import SolveGroup
+from laconic.compress.solving import finite_weight, replace_layers
 from laconic.errors import UserError, must_be
+from laconic.methods import Method
+from laconic.model import Batch, LanguageModel
 from laconic.processes import on_rank_zero
 
 
@@ -39,3 +64,65 @@ class Threshold(Allocator):
         times = on_rank_zero(profile)(job.lm, sites, job.asked.workload, job.track)
         parts = allotted(job.asked.error, job.units, times)
         return Planned(searched(job.lm, job.asked.method, job.units, job.problems, parts, job.data))
+
+
+GRID = tuple(part / 16 for part in range(1, 16))
+"""The fractions of its bytes that a unit is tried at."""
+
+
+def allotted(error: float, units: Sequence[SolveGroup], profile: Profile) -> dict[str, float]:
+    """The part of `error` that each unit may cause, by its name: in proportion to its time."""
+    times = {unit.name: sum(profile.uses[site.name].share for site in unit.sites) for unit in units}
+    whole = sum(times.values())
+    return {name: error * time / whole if whole else error / len(units) for name, time in times.items()}
+
+
+def searched(
+    lm: LanguageModel,
+    method: Method,
+    units: Sequence[SolveGroup],
+    problems: Mapping[str, Problem],
+    parts: Mapping[str, float],
+    data: Calibration,
+) -> Plan:
+    """The smallest size on the grid for each of `units`, in order, within the sum of their `parts` up to it."""
+    plan: Plan = {}
+    allowed = 0.0
+    with evaluating(lm):
+        trial = _Trial(lm, data.batches)
+        for unit in data.track(units, "Searching the sizes"):
+            allowed += parts[unit.name]
+            plan[unit.name] = trial.shrink(unit, _sizes(method, unit.shape, lm.dtype), problems[unit.name], allowed)
+    return plan
+
+
+def _sizes(method: Method, shape: tuple[int, int], dtype: torch.dtype) -> list[Method]:
+    """What `method` offers on the grid, smallest first, each once."""
+    return list(dict.fromkeys(method.at(keep, shape, dtype) for keep in GRID))
+
+
+class _Trial:
+    """A copy of a model in which layers are replaced, and its error against the original."""
+
+    def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
+        self._trial = replace(lm, model=deepcopy(lm.model))
+        self._judge = KLMetric(lm, batches)
+
+    def shrink(self, unit: SolveGroup, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
+        """Leave `unit` at the smallest of `sizes` with which the error is at most `allowed`; None where it is dense."""
+        chosen, layers = None, self._layers(unit)
+        low, high, weight = 0, len(sizes), finite_weight(self._trial, unit, problem)
+        while low < high:
+            middle = (low + high) // 2
+            whole = sizes[middle].compress(weight, problem.known)
+            smaller = replace_layers(self._trial, unit, whole, problem) is not None
+            if smaller and self._judge(self._trial) <= allowed:
+                chosen, layers, high = sizes[middle], self._layers(unit), middle
+            else:
+                low = middle + 1
+        for name, layer in layers.items():
+            self._trial.model.set_submodule(name, layer)
+        return chosen
+
+    def _layers(self, unit: SolveGroup) -> dict[str, nn.Module]:
+        return {name: self._trial.model.get_submodule(name) for site in unit.sites for name in site.names}

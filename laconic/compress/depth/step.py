@@ -19,10 +19,8 @@ from laconic.compress.depth.cuts import (
     whole_blocks,
 )
 from laconic.compress.depth.fitting import seat_before
-from laconic.compress.depth.search import Limits
-from laconic.compress.depth.select import BY_PLACE, MEASURED, Select, Selection, least, row_of
-from laconic.compress.depth.surgery import Replacement, check_maps, check_seats, fits_for, take_out
-from laconic.compress.depth.trial import Trial
+from laconic.compress.depth.selection import BY_PLACE, MEASURED, Limits, Select, Selection, least, row_of
+from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_seats, fits_for, take_out
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel

@@ -1,4 +1,6 @@
-"""How far a model would be from what it is without some cuts, on calibration rows that nothing was fitted on.
+"""Cuts taken out of a model, with what stands in their place.
+
+How far a model would be from what it is without some cuts, on calibration rows that nothing was fitted on.
 
 Maps that are fitted on some rows do better on these than on others, and two maps do better by more than one: measured
 where they are fitted, many short runs would win against one long one. So where something stands for what is dropped it
@@ -13,15 +15,88 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
+from typing import Literal
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.anchor import FOLDS
-from laconic.calibrate.held_out import count_rows, foldable, taken_apart
-from laconic.compress.depth.cuts import Cut
-from laconic.compress.depth.fits import Fits
-from laconic.compress.depth.surgery import Replacement, fits_for, take_out
+from laconic.calibrate.calibration import count_rows, foldable, taken_apart
+from laconic.compress.depth.cuts import Cut, subblock_at, whole_blocks
+from laconic.compress.depth.fitting import Fits, no_seat, seat_before
+from laconic.compress.depth.folding import check_takes, fold
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import Batch, LanguageModel
+from laconic.model.depth import drop_blocks
+from laconic.model.layers import Layers, consecutive_ranges, find_layers
+from laconic.model.layers import get_layers as stack_named
+from laconic.model.subblocks import drop_subblock, last_writer
+
+Replacement = Literal["nothing", "bias", "linear"]
+
+
+def fits_for(lm: LanguageModel, data: Calibration | None, replace: Replacement, longest: int = 1) -> Fits | None:
+    """Of `lm`, for runs of up to `longest`; None where nothing is to stand for them."""
+    return None if replace == "nothing" or data is None else Fits(lm, data, replace == "linear", longest)
+
+
+def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
+    """Raise UserError where nothing can stand for some run of `cuts`."""
+    for layers in find_layers(lm):
+        for run in consecutive_ranges(whole_blocks(cuts, layers.name)):
+            if seat_before(lm, layers, run.start, data.batches[0]) is None:
+                raise no_seat(lm, run.start)
+
+
+def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
+    """Raise UserError where a linear map for some run of `cuts` does not fit into what writes to the stream before it;
+    None for any blocks. What follows a norm of the whole stream always fits."""
+    for layers in find_layers(lm):
+        if layers.shared or layers.stack.plain:
+            continue
+        every = range(len(layers))
+        starts = every if cuts is None else [run.start for run in consecutive_ranges(whole_blocks(cuts, layers.name))]
+        for start in starts:
+            if start and not _ends_in_norm(lm, layers, start - 1):
+                check_takes(lm, last_writer(lm, layers, start - 1))
+
+
+def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
+    """Whether the stream passes a norm last; as far as the class has a name for that, as it does for the matrices."""
+    block, before = lm.model.get_submodule(layers.paths[index]), layers.stack.before
+    return layers.depth.closing is not None and not (before is not None and getattr(block, before))
+
+
+def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original: LanguageModel) -> dict[str, int]:
+    """Drop `cuts` from `lm`, in place, run by run in forward order; `original` is what it was, and is not changed.
+
+    `fits` says what stands in their place, None for nothing.
+
+    Returns the bytes of matrices that were added, by the path of the module that holds them.
+
+    Raises:
+        UserError: the cuts cannot go, or nothing can take their place.
+    """
+    parts = [cut for cut in cuts if cut.part is not None]
+    means = fits.means(parts) if fits is not None else {}
+    before = find_layers(original)
+    for cut in parts:
+        drop_subblock(lm, subblock_at(lm, stack_named(lm, cut.stack), cut), means.get(cut))
+    for layers in before:
+        drop_blocks(lm, stack_named(lm, layers.name), whole_blocks(cuts, layers.name))
+    added: dict[str, int] = {}
+    # Up to the first run the hidden states are those of the original.
+    whole = not parts
+    for layers in before if fits is not None else ():
+        gone = 0
+        for run in consecutive_ranges(whole_blocks(cuts, layers.name)):
+            assert fits is not None
+            if whole:
+                seat, (T, b) = fits.of(layers, run)
+            else:
+                here = stack_named(lm, layers.name)
+                seat, ((T, b),) = fits.fit(lm, here, run.start - gone, layers.paths[run.stop - 1 : run.stop])
+            added[seat.path] = added.get(seat.path, 0) + fold(lm, seat.path, T, b)
+            gone, whole = gone + len(run), False
+    return added
 
 
 @dataclass(frozen=True)
@@ -91,9 +166,9 @@ class Trial:
             for kind in sorted(kinds):
                 parts: list[Divergences] = []
                 for side in self.sides:
-                    twin = self.lm.shallow_copy()
-                    take_out(twin, cuts, None if kind == "nothing" else side.fits, self.lm)
-                    parts.append(side.judge.each(twin))
+                    shallow_copy = self.lm.shallow_copy()
+                    take_out(shallow_copy, cuts, None if kind == "nothing" else side.fits, self.lm)
+                    parts.append(side.judge.each(shallow_copy))
                 divergences[kind] = reduce(add, parts)
             better = not self.apart or divergences[self.replacement].beats(divergences["nothing"])
             self.measured[key] = Measured(self.replacement if better else "nothing", divergences)

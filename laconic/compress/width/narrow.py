@@ -18,21 +18,30 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
-from laconic.calibrate.gradient_gates import GateGradients, gate_gradients
+from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
-from laconic.compress.width.checks import check_apart, check_enough, check_finite, check_several
-from laconic.compress.width.counts import (
+from laconic.compress.width.importance import (
+    BY_GATES,
+    NEEDS,
     Currency,
+    Importance,
     as_many_everywhere,
     price_in,
+    removal,
     shared_out,
     standardised,
     where_worth_most,
 )
-from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, removal
-from laconic.compress.width.problems import on_a_walk, problems_of
-from laconic.compress.width.writing import take_out
+from laconic.compress.width.take_out import (
+    check_apart,
+    check_enough,
+    check_finite,
+    check_several,
+    on_a_walk,
+    problems_of,
+    take_out,
+)
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
 from laconic.model.prunable_group import CoupledGroups, check_prunable, couple_groups, prunable_groups

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import Anchor
-from laconic.calibrate.residual import Residual, kind_of, paths_of, stream_before
-from laconic.calibrate.rows import Rows, rows_of
+from laconic.calibrate.anchor import Anchor, Residual, kind_of, paths_of, stream_before
+from laconic.calibrate.recorder import Rows, rows_of
 from laconic.calibrate.stream import Stream
 from laconic.model import Batch, LanguageModel, Task
-from laconic.recover.correct.fit import shape_of
-from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks
+from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks, shape_of
 
 KEPT_NUMBERS = 2**26
 """Numbers that pass through a block of the original are kept up to this many (256 MiB), and computed again beyond."""

@@ -7,9 +7,11 @@ in the original, but for the numbers of blocks where some were dropped.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate.residual import Sublayer, sublayers
+from laconic.calibrate.anchor import Sublayer, sublayers
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
@@ -137,3 +139,24 @@ def _whole(model: nn.Module, name: str) -> str:
     parts = name.split(".")
     paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return next((path for path in paths if isinstance(model.get_submodule(path), Format)), name)
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """(out,), or None."""
+    return layer.bias if isinstance(layer, Format) else dict(layer.named_parameters(recurse=False)).get("bias")
+
+
+def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
+    """What the layer multiplies by."""
+    if isinstance(layer, Format):
+        return layer.dense().detach()
+    weight = layer.get_parameter("weight").detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of the matrix of a plain linear or a format, which is not multiplied out for it."""
+    if isinstance(layer, Format):
+        return layer.shape
+    shape = tuple(layer.get_parameter("weight").shape)
+    return (shape[1], shape[0]) if isinstance(layer, Conv1D) else (shape[0], shape[1])

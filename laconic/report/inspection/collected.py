@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.rows import rows_of
+from laconic.calibrate.recorder import rows_of
 from laconic.compress.depth.cuts import Cut
-from laconic.compress.depth.stream import streams
+from laconic.compress.depth.importance import streams
 from laconic.model import Batch, LanguageModel, Site, Task
 from laconic.model.prunable_group import PrunableGroup
 from laconic.numerics.similarity import cka

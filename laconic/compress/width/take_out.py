@@ -1,0 +1,95 @@
+"""What the output projection of each attention and feed-forward is to come near, with fewer columns.
+
+The output projection of an attention or a feed-forward that has lost parts: its columns, refitted, and its bias.
+
+What a model must have so that heads and channels can go: several of them, apart from each other, finite weights.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+from laconic.calibrate import InputCovariance, LayerStats, Mean, Means, Problem
+from laconic.compress.width.importance import Price, chunk_of
+from laconic.errors import UserError, must_be
+from laconic.model import LanguageModel, Site
+from laconic.model.prunable_group import CoupledGroups, PrunableGroup
+from laconic.model.width import keep_parts
+from laconic.numerics.structured import columns_of, damped, refitted
+
+
+def problems_of(family: CoupledGroups, known: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
+    """Of each member of `family`: the whole of its output projection, on what is `known` of its inputs."""
+    return [_problem(inner, known.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
+
+
+def on_a_walk(
+    families: Sequence[CoupledGroups], met: Iterable[list[tuple[Site, Problem]]], anchored: bool, add_bias: bool
+) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
+    """Each family, which is one attention or feed-forward, with its problem once those before it are narrow."""
+    writers = {inner.writer.name: inner for (inner,) in families}
+    for step in met:
+        for site, problem in step:
+            inner = writers[site.name]
+            yield (inner,), (problem if anchored else _problem(inner, problem.known, add_bias),)
+
+
+def _problem(inner: PrunableGroup, known: LayerStats, add_bias: bool) -> Problem:
+    # Where its bias may move, the moment is taken around the mean, and the mean output is to be reached.
+    site = inner.writer
+    weight, bias = site.weight(), site.bias()
+    if not (add_bias or bias is not None) or InputCovariance not in known:
+        return Problem(weight=weight, known=known)
+    gram, mean = known[InputCovariance], known[Mean].vector
+    means = Means(mean, weight.double() @ mean + (0 if bias is None else bias.detach().double()))
+    centred = InputCovariance.of(gram.matrix - torch.outer(mean, mean), gram.count)
+    return Problem(weight=weight, known=known | LayerStats([centred]), means=means)
+
+
+def take_out(
+    lm: LanguageModel, inner: PrunableGroup, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
+) -> None:
+    """Leave `inner` with `parts`; the columns that write make up for the rest by least squares where they `refit`, and
+    their bias does where that, or `centre`, is asked for and it may move."""
+    columns = columns_of(parts, inner.size).to(problem.weight.device)
+    weight = problem.weight[:, columns]
+    if refit:
+        # Rounded as they are stored, so that the bias makes up for that too.
+        weight = refitted(problem.weight, damped(problem.known[InputCovariance].matrix), columns).to(lm.dtype)
+    bias = None
+    if problem.means is not None and (refit or centre):
+        bias = problem.means.y - weight.double() @ problem.means.x[columns]
+    keep_parts(lm, inner, parts, weight, bias)
+
+
+def check_several(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
+    """Raise UserError where each of `families` has but one part, which stays."""
+    if not any(family[0].count > 1 for family in families):
+        raise UserError(
+            f"Nothing of what is to be narrowed in this '{lm.model.config.model_type}' has several parts, and one must "
+            "stay: heads that share their keys are one, and what is dropped has none; leave out the step."
+        )
+
+
+def check_enough(families: Sequence[CoupledGroups], keep: float, price: Price, multiple: int) -> None:
+    """Raise UserError where what must stay in every layer costs more than `keep` of the whole."""
+    whole = sum(price(family) * family[0].count for family in families)
+    least = sum(price(family) * chunk_of(family, multiple) for family in families) / whole
+    if keep < least:
+        raise must_be("keep", f"at least {least:.4f}, which the fewest heads and channels that must stay are", keep)
+
+
+def check_apart(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
+    """Raise UserError where several attentions must lose the same heads."""
+    if any(len(family) > 1 for family in families):
+        raise UserError(
+            f"Attentions of '{lm.model.config.model_type}' share a position bias and so lose the same heads, which no "
+            "walk from block to block can choose; leave out sequential and anchored."
+        )
+
+
+def check_finite(inners: Sequence[PrunableGroup]) -> None:
+    """Raise UserError where a weight is no number."""
+    for site in (site for inner in inners for site in inner.sites):
+        if not site.weight().isfinite().all():
+            raise UserError(f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")
