@@ -56,6 +56,7 @@ def test_it_is_called_otherwise_than_the_other_laconic(wheel: Path) -> None:
     assert wheel.name.startswith(f"{DISTRIBUTION.replace('-', '_')}-{PROJECT['version']}-")
 
 
+@pytest.mark.slow
 def test_the_program_runs_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"

@@ -91,6 +91,7 @@ def special(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return found
 
 
+@pytest.mark.slow
 def test_stock_checkpoints_load_without_laconic(stock: list[Checkpoint], tmp_path: Path) -> None:
     computed, complaints = in_fresh_process([job(one) for one in stock], tmp_path, laconic=False)
     # The positions of Marian are computed, not stored.
@@ -100,6 +101,7 @@ def test_stock_checkpoints_load_without_laconic(stock: list[Checkpoint], tmp_pat
         assert alike(computed[job(one)["key"]], outputs(one.lm.model)), one.key
 
 
+@pytest.mark.slow
 def test_others_load_with_laconic_and_fail_without(special: list[Checkpoint], tmp_path: Path) -> None:
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()

@@ -104,6 +104,7 @@ def saved_or_refused(model: PreTrainedModel, chain: Chain, random: Random, folde
 
 
 @pytest.mark.parametrize("model_type", DRAWN)
+@pytest.mark.slow
 def test_of_layers_of_several_kinds(model_type: str, tmp_path: Path) -> None:
     done = []
     with warnings.catch_warnings():
@@ -118,6 +119,7 @@ def test_of_layers_of_several_kinds(model_type: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.slow
 def test_of_every_known_architecture(architecture: Architecture, tmp_path: Path) -> None:
     random = Random(architecture.name)
     for seed, chain in enumerate(random.sample(BY_ENTRY, 3)):

@@ -16,6 +16,7 @@ def failures(compressed: list[Checkpoint], tmp_path_factory: pytest.TempPathFact
     return in_fresh_process(jobs, tmp_path_factory.mktemp("stock"), laconic=False)[1]
 
 
+@pytest.mark.slow
 def test_stock_transformers_refuses_every_folder(compressed: list[Checkpoint], failures: dict[str, str]) -> None:
     for checkpoint in compressed:
         assert "size" in failures[f"{checkpoint.key}:{checkpoint.auto}:None"], checkpoint.key

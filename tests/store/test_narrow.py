@@ -42,6 +42,7 @@ def is_stock(checkpoint: Checkpoint) -> bool:
     return not describe(checkpoint.lm.model)
 
 
+@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
     jobs = [job(checkpoint) for checkpoint in saved]
     # Without its prefix in the structure, and without its head.
@@ -55,6 +56,7 @@ def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path:
         assert torch.equal(computed[job(checkpoint, "AutoModel")["key"]], hidden(checkpoint.lm.model)), checkpoint.key
 
 
+@pytest.mark.slow
 def test_without_laconic_the_uniform_ones_load_where_their_class_can_hold_them(
     saved: list[Checkpoint], tmp_path: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_what_does_not_fit_is_said(saved: list[Checkpoint], tmp_path: Path, para
 REAL = ("bart-g2p-us", "mico-tinyllama-1m", "stories260K")
 
 
+@pytest.mark.slow
 def test_real_models_come_back_in_a_fresh_process(shared_models: Path, tmp_path: Path) -> None:
     """Cross-attention, groups that share keys, gated channels; as many everywhere, and what is worth most."""
     found = []

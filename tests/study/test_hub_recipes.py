@@ -71,6 +71,7 @@ def test_every_model_that_is_named_has_a_stand_in() -> None:
 @pytest.mark.filterwarnings("ignore:The config.json of .* names no class:laconic.errors.CheckpointNotice")
 @pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("study", CELLS)
+@pytest.mark.slow
 def test_a_study_starts(study: str, hub: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for model in named(study):
         stand_in(model, hub)

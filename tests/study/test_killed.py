@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from laconic.study.executors import Processes
@@ -20,6 +21,7 @@ from laconic.study.worker import Task, Worker
 from tests.study.test_run import cells, done, figures, records
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
     killed: list[int] = []
 
@@ -34,6 +36,7 @@ def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_p
     assert killed and summary.measured == 9 and not summary.failed
 
 
+@pytest.mark.slow
 def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
     key = cells(little_study)[4].key
 
@@ -50,6 +53,7 @@ def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any]
     assert "signal 9 (SIGKILL" in failed["error"]["sentence"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
     killed: list[int] = []
 
@@ -75,6 +79,7 @@ sys.exit(status(["study", sys.argv[1], "-o", sys.argv[2]]))
 """
 
 
+@pytest.mark.slow
 def test_a_runner_that_is_killed_leaves_what_an_unbroken_one_does(little_study: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study, sort_keys=False))
     command = [sys.executable, "-c", RUNNER, str(tmp_path / "study.yaml"), str(tmp_path / "broken")]

@@ -19,6 +19,7 @@ STUDIES = Path(__file__).parents[2] / "laconic" / "recipes" / "studies"
 
 
 @pytest.mark.parametrize("name", ["000-drone-local", "001-ranks-local", "002-l1-local", "003-width-local", "quick"])
+@pytest.mark.slow
 def test_every_cell_of_a_local_study_can_be_done(
     name: str, shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ class Murderous(OverRay):
         ray.kill(actor, no_restart=False)
 
 
+@pytest.mark.slow
 def test_ray_finds_what_this_process_finds_though_a_worker_is_killed(
     little_study: dict[str, Any], tmp_path: Path
 ) -> None:

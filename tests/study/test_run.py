@@ -124,6 +124,7 @@ def test_the_distance_to_the_original_on_other_rows_is_a_task(
             assert near["kl"] > 0 and near["rows"] == 5 and f"fidelity:{near['source']}" == named
 
 
+@pytest.mark.slow
 def test_a_model_is_read_once_for_its_cells_and_makes_room_for_the_next(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_little_is_around_the_cells(little_study: dict[str, Any], tmp_path: Path
     assert summary.seconds < 201 * 0.05, "a twentieth of a second for each would be ten times as much as it takes"
 
 
+@pytest.mark.slow
 def test_two_runners_share_the_cells(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ def test_two_runners_share_the_cells(
     assert all(runner.keys for runner in runners)
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(little_study: dict[str, Any], tmp_path: Path) -> None:
     done(little_study, tmp_path / "one")
     done(little_study, tmp_path / "two", Processes(tmp_path / "two", workers=2))
