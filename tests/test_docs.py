@@ -51,10 +51,10 @@ def test_every_key_of_a_recipe_is_described() -> None:
 
 
 @pytest.mark.parametrize("text", RECIPES)
-def test_every_recipe_and_study_on_a_page_is_one(text: str) -> None:
+def test_every_recipe_and_study_on_a_page_is_one(text: str, tmp_path: Path) -> None:
     spelled = yaml.safe_load(text)
     if "axes" in spelled:
-        study_from(spelled)
+        study_from(spelled, tmp_path)
     elif "steps" in spelled:
         recipe_from({"model": "MODEL", **spelled})
     else:

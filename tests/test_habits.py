@@ -76,5 +76,7 @@ def test_it_is_cited_as_what_it_is() -> None:
 
 def test_the_changes_begin_with_this_version() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    if headings[0] == "Unreleased":
+        headings = headings[1:]
     assert headings[0] == PROJECT["version"]
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", heading) for heading in headings)

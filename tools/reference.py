@@ -50,7 +50,7 @@ def _parameters(command: Any) -> Iterator[str]:
         if one.name == "help":
             continue
         spelled = ", ".join(f"`{option}`" for option in one.opts) if one not in arguments else f"`{one.metavar}`"
-        takes = f" `{_cell(one.metavar)}`" if one not in arguments and one.metavar and not one.is_flag else ""
+        takes = f" {_value(one.metavar)}" if one not in arguments and one.metavar and not one.is_flag else ""
         default = (
             "required"
             if one.required
@@ -105,6 +105,11 @@ def _entry(entry: Entry) -> Iterator[str]:
 
 def _text(help_text: str | None) -> str:
     return " ".join((help_text or "").split())
+
+
+def _value(metavar: str) -> str:
+    """What an option takes. A bar inside of code would end the cell of a table."""
+    return " or ".join(f"`{value}`" for value in metavar.strip("<>").split("|"))
 
 
 def _cell(text: str) -> str:
