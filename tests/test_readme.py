@@ -98,11 +98,12 @@ def test_every_command_of_the_docs_runs(
     }
     python = page.stem not in OWN_TESTS and any(blocks("python", text))
     skipped = [] if python else [re.sub(r"\bMODEL\b", model, line) for line in run_elsewhere(page)]
+    names: dict[str, Any] = {}
     with_models = re.sub(r"\b(" + "|".join(models) + r")\b", lambda found: models[found[0]], text)
     for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", with_models, flags=re.MULTILINE | re.DOTALL):
         if language == "python":
             if python:
-                exec(compile(block, page.name, "exec"), {})
+                exec(compile(block, page.name, "exec"), names)
             continue
         for command in block.splitlines():
             if command not in skipped:

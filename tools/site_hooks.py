@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: docstrings are checked, formulas become MathML, pictures marked `inline` become part of the page."""
+"""Hooks of mkdocs: docstrings are checked, formulas become MathML, drawings become part of the page."""
 
 import logging
 import re
@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[1]
 LOG = logging.getLogger("mkdocs.hooks.laconic")
 INCLUDED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 """Pages whose text is a file at the root of the repository."""
+_CELL = re.compile(
+    r"<td([^>]*)>((?:<strong>)?[-–+]?\d[\d.,e+]*[ ×%]*(?:(?:±|/|–|\[|\(|,) ?[-\d][^<A-Z]*)?(?:</strong>)?)</td>"
+)
+"""A cell that holds figures alone, such as `0.0905 / 0.851`."""
 
 
 def on_config(config: Any) -> Any:
@@ -33,14 +37,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:
-    """Put each `<img class="inline" src="NAME.svg">` itself into the page, so that it follows the page's colours."""
+    """Put each `<img class="inline" src="NAME.svg">` itself into the page, and keep the figures of a cell on one line.
+
+    A drawing in the page follows the colours of the page.
+    """
     folder = Path(config["docs_dir"])
 
     def svg(found: re.Match[str]) -> str:
         name = re.search(r'src="(?:\.\./)*([^"]+\.svg)"', found[0])
         return found[0] if name is None else (folder / name[1]).read_text(encoding="utf-8")
 
-    return re.sub(r'<img[^>]*class="inline"[^>]*>', svg, html)
+    return _CELL.sub(r'<td\1 class="figure">\2</td>', re.sub(r'<img[^>]*class="inline"[^>]*>', svg, html))
 
 
 def mathml(source: str, language: str, css_class: str, options: Any, md: Any, **_: Any) -> str:
