@@ -19,7 +19,7 @@ from benchmarks.quantize_quality import Judge, prepared
 from benchmarks.quantizing import GROUNDS
 from benchmarks.tables import ROOT, replace_between
 from laconic.methods import Rtn
-from laconic.numerics.grid import codes_of, values_of
+from laconic.numerics.grid import dequantize, fit_grid, quantize
 
 CELLS = Cells("clipping", ("model", "bits", "group", "symmetric", "clip", "nudge"))
 BEGIN = "<!-- clipping, made by `python -m benchmarks clipping_tables` -->"
@@ -57,11 +57,11 @@ def measured(judge: Judge, key: Key) -> float:
     small = clone(judge.lm)
     for site in small.sites():
         weight = site.parameter.data
-        grid = method.grid(weight, bits, None)
+        grid = fit_grid(weight, method.grid_spec(bits, weight.shape[1]))
         if nudge:
             share = 1 + NUDGE * (2 * torch.rand(grid.scale.shape, generator=generator) - 1)
             grid = grid._replace(scale=(grid.scale * share).half().float())
-        weight.copy_(values_of(codes_of(weight, grid), grid))
+        weight.copy_(dequantize(quantize(weight, grid), grid))
     return kl(judge.dense, predictions(small, judge.rows))
 
 

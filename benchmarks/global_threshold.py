@@ -1,7 +1,7 @@
 """Memory and time of one magnitude threshold over a billion weights: laconic's, and that of torch's own pruning.
 
 The weights are random, in float32, in the shapes of the blocks of a Llama 3.2 of a billion parameters. Each way prunes
-half of them in a process of its own: laconic finds how many each matrix loses (`laconic.numerics.threshold`) and zeroes
+half of them in a process of its own: laconic finds how many each matrix loses (`laconic.numerics.masks`) and zeroes
 them matrix by matrix, torch runs `prune.global_unstructured` and `prune.remove` as in its tutorial. What is measured is
 the process's largest resident memory above what it had before the weights were made, in units of the weights. A
 process may take as much memory as the machine has to give; one that asks for more ends with what torch says of it.
@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from benchmarks.common import write_json
-from laconic.numerics.masks import keep_in_matrix
-from laconic.numerics.threshold import CHUNK, Field, lost_below
+from laconic.numerics.masks import CHUNK, ScoredMatrix, count_pruned, keep_in_matrix
 
 SHAPES = ((2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192))
 """Query, key, value, output, gate, up and down of one block."""
@@ -88,8 +87,8 @@ def measured(prunes: Callable[[nn.ModuleList, int], None], blocks: int) -> dict:
 def by_laconic(layers: nn.ModuleList, k: int) -> None:
     """Two passes of histograms, then the mask of one matrix after the other."""
     weights = [weights_of(layer) for layer in layers]
-    fields = [Field(lambda W=W: (part.abs() for part in W.flatten().split(CHUNK)), W.numel()) for W in weights]
-    for W, lost in zip(weights, lost_below(fields, k), strict=True):
+    fields = [ScoredMatrix(lambda W=W: (part.abs() for part in W.flatten().split(CHUNK)), W.numel()) for W in weights]
+    for W, lost in zip(weights, count_pruned(fields, k), strict=True):
         W.mul_(keep_in_matrix(W.abs(), lost / W.numel()))
 
 

@@ -31,8 +31,8 @@ from laconic.calibrate.passes import evaluating, random_batch
 from laconic.compress import Compress, SmoothQuant
 from laconic.formats import DynamicInt8
 from laconic.formats.autotune import Choice, machine
-from laconic.formats.int8_kernels import INT8, Matrix
-from laconic.formats.kernels import working
+from laconic.formats.int8 import INT8, Int8Matrix
+from laconic.formats.kernels import working_kernels
 from laconic.methods import Int8
 from laconic.model import Batch, LanguageModel, Predictions, load
 from laconic.numerics.distributions import CATEGORICAL, GAUSSIAN
@@ -125,7 +125,7 @@ def on(kernel: str, small: LanguageModel) -> LanguageModel:
     """`small`, all its layers in int8 being multiplied by with this kernel."""
     for layer in small.model.modules():
         if isinstance(layer, DynamicInt8):
-            layer.choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
+            layer.kernel_choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
     return small
 
 
@@ -141,7 +141,9 @@ def whole_numbers() -> str:
     codes = torch.full((64, 64), 127, dtype=torch.int8)
     x = torch.ones(4, 64)
     x[:, 0] = 0
-    return next(name for name in working(INT8, Matrix(codes, torch.ones(64)), x) if name.startswith("onednn"))
+    return next(
+        name for name in working_kernels(INT8, Int8Matrix(codes, torch.ones(64)), x) if name.startswith("onednn")
+    )
 
 
 def of_torch(lm: LanguageModel) -> dict[str, Model]:

@@ -13,15 +13,15 @@ import torch
 from rich.progress import track
 
 from benchmarks.common import RESULTS
-from laconic.formats.autotune import ROWS, Question, machine, timed
-from laconic.formats.int4_kernels import FewBits
-from laconic.formats.int8_kernels import INT8
+from laconic.formats.autotune import ROWS, ProductShape, machine, time_kernels
+from laconic.formats.int4_kernels import Int4Family
+from laconic.formats.int8 import INT8
 from laconic.formats.kernels import KernelFamily
 
 PATH = RESULTS / "int8_kernels.jsonl"
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 3072), (4096, 4096), (32000, 768))
 """(out, in)."""
-FAMILIES: dict[str, KernelFamily] = {"int8": INT8, "4 bits, groups of 64": FewBits(4, 64, symmetric=False)}
+FAMILIES: dict[str, KernelFamily] = {"int8": INT8, "4 bits, groups of 64": Int4Family(4, 64, symmetric=False)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAME = ("family", "out", "in", "rows", "dtype")
 """With the machine, what makes a question the same question."""
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
         if out * width <= options.most_weights and rows <= FAMILIES[family].most_rows
     ]
     for asked in track([asked for asked in questions if key_of(asked) not in done], "products"):
-        question = Question(asked["rows"], asked["out"], asked["in"], DTYPES[asked["dtype"]])
-        seconds = timed(FAMILIES[asked["family"]], question)
+        question = ProductShape(asked["rows"], asked["out"], asked["in"], DTYPES[asked["dtype"]])
+        seconds = time_kernels(FAMILIES[asked["family"]], question)
         with PATH.open("a") as file:
             file.write(json.dumps({**asked, "seconds": seconds, "machine": here}) + "\n")
 

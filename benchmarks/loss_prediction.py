@@ -15,7 +15,7 @@ from benchmarks.common import calibration, clone, development, kl, models_folder
 from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
 from laconic.methods import Drone
 from laconic.model import load
-from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.moments import quadratic_loss
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     for site in track(lm.sites(), "Replacing one matrix at a time"):
         changed = clone(lm)
         (same,) = changed.sites([site.name])
-        format = Drone().at(0.3, site.shape).compress(site.weight(), known[site.name])
+        format = Drone().with_keep(0.3, site.shape).compress(site.weight(), known[site.name])
         error = site.weight() - format.dense()
         F, C = known[site.name][GradCovariance].matrix, known[site.name][InputCovariance].matrix
         changed.replace(same, format)

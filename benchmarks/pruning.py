@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from laconic.compress import Compress
 from laconic.methods import KfacPrune, Magnitude, SparseGpt, Wanda
-from laconic.methods.prune.scored import Scored
+from laconic.methods.prune.unstructured import UnstructuredPruning
 
 CALIBRATION_ROWS = 256
 SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "0.9")
@@ -22,15 +22,15 @@ class Way:
     def steps(self, size: str) -> list[Compress]:
         """The steps that end at `size`, a sparsity or a pattern; each shot keeps the same fraction of what is left."""
         method = self.step.method
-        assert isinstance(method, Scored)
+        assert isinstance(method, UnstructuredPruning)
         if size in PATTERNS:
-            return [replace(self.step, method=replace(method.unsized(), pattern=size), allocate="uniform")]
+            return [replace(self.step, method=replace(method.without_size(), pattern=size), allocate="uniform")]
         kept = 1 - float(size)
         shots = [1 - kept ** (shot / self.shots) for shot in range(1, self.shots)]
         return [replace(self.step, method=method.with_sparsity(round(s, 4))) for s in (*shots, float(size))]
 
 
-def _globally(method: Scored, shots: int = 1, anchored: bool = False) -> Way:
+def _globally(method: UnstructuredPruning, shots: int = 1, anchored: bool = False) -> Way:
     return Way(Compress(method=method, allocate="global", anchored=anchored), shots)
 
 

@@ -5,12 +5,18 @@ from dataclasses import dataclass, replace
 
 from laconic.compress import Compress
 from laconic.methods import Awq, Gptq, KfacPrune, KfacSvd, KMeans, Plus, Rtn, Yaqa
-from laconic.methods.quantize.size import Quantizing
+from laconic.methods.quantize.base import QuantizationMethod
 
 CALIBRATION_ROWS = 128
 BITS = (8, 4, 3, 2)
 GROUPS = (32, 64, 128, "channel")
-METHODS: dict[str, Quantizing] = {"rtn": Rtn(), "gptq": Gptq(), "yaqa": Yaqa(), "awq": Awq(), "kmeans": KMeans()}
+METHODS: dict[str, QuantizationMethod] = {
+    "rtn": Rtn(),
+    "gptq": Gptq(),
+    "yaqa": Yaqa(),
+    "awq": Awq(),
+    "kmeans": KMeans(),
+}
 """By the name in the tables."""
 
 USUAL = Gptq(group_size=64)

@@ -11,7 +11,7 @@ from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
 from laconic.calibrate.corpus import read
 from laconic.methods import Gptq, Yaqa
 from laconic.model import load
-from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.moments import quadratic_loss
 from laconic.progress import silent
 from laconic.recipe.flow import Sampling
 

@@ -19,7 +19,7 @@ from laconic.calibrate import Fisher, collect_stats
 from laconic.methods.lowrank.fwsvd import fisher_weights
 from laconic.model import load
 from laconic.numerics.lowrank import column_weighted_components, svd_components
-from laconic.numerics.weighted import Solver, weighted_low_rank
+from laconic.numerics.weighted import SolverName, weighted_low_rank
 
 SITES = tuple(
     f"bert.encoder.layer.3.{part}"
@@ -69,7 +69,7 @@ def ways(W: Tensor, Phi: Tensor, rank: int) -> dict[str, tuple[Callable[[], tupl
         A, B = components()
         return A[:, :rank] @ B[:rank], 0
 
-    def iterated(solver: Solver, most: int, precondition: bool = True) -> tuple[Tensor, int]:
+    def iterated(solver: SolverName, most: int, precondition: bool = True) -> tuple[Tensor, int]:
         A, B, losses = weighted_low_rank(W, Phi, rank, solver, most, precondition)
         return A @ B, len(losses) - 1
 
@@ -81,7 +81,7 @@ def ways(W: Tensor, Phi: Tensor, rank: int) -> dict[str, tuple[Callable[[], tupl
     common = {f"plain em @{most}": (lambda most=most: iterated("em", most, False), most) for most in EM_ITERATIONS}
     solvers = {
         f"{solver} @{most}": (lambda solver=solver, most=most: iterated(solver, most), most)
-        for solver in get_args(Solver)
+        for solver in get_args(SolverName)
         for most in ITERATIONS
     }
     return {**closed, **common, **solvers}

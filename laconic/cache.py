@@ -1,9 +1,15 @@
 """Where laconic keeps what is costly to find out again."""
 
+import hashlib
+import json
 import os
 import platform
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from laconic.errors import must_be
 from laconic.paths import expanded
@@ -49,6 +55,44 @@ def short_numbers() -> tuple[str, ...]:
     """Of the instructions that multiply numbers of 8 and 16 bits, those that this processor has; on Linux only."""
     flags = f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split()
     return tuple(name for name in SHORT_NUMBERS if name in flags)
+
+
+def machine_file(kind: str, machine: Mapping[str, Any]) -> Path:
+    """The file of the cache folder for what was measured on one machine; it may not exist yet.
+
+    Args:
+        kind: the beginning of its name.
+        machine: what the measurements depend on, JSON values.
+    """
+    digest = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / f"{kind}-{digest}.json"
+
+
+def read_measurements(file: Path, key: str) -> dict[str, Any]:
+    """The values under `key` in a file that `write_measurements` wrote; none where it cannot be read."""
+    try:
+        return dict(json.loads(file.read_text())[key])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def write_measurements(file: Path, key: str, values: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    """Replace a file of measurements; nothing happens where the folder cannot be written to.
+
+    Args:
+        file: the file.
+        key: the name of the values in it.
+        values: JSON values by name.
+        machine: what they depend on, written beside them.
+    """
+    partial = file.with_suffix(f".{secrets.token_hex(4)}")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(json.dumps({"machine": dict(machine), key: dict(values)}, indent=1) + "\n")
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _cpuinfo(entry: str) -> str:

@@ -15,10 +15,10 @@ class Case:
 
     name: str
     weight: torch.Tensor
-    known: LayerStats
+    stats: LayerStats
 
 
-def known_of(x: torch.Tensor, g: torch.Tensor, sequences: int = 4) -> LayerStats:
+def stats_of(x: torch.Tensor, g: torch.Tensor, sequences: int = 4) -> LayerStats:
     """Every statistic of a layer that saw inputs `x` (tokens, in) and gradients `g` (tokens, out)."""
     shape = (g.shape[1], x.shape[1])
     gram, mean = InputCovariance.empty(shape[1], False, CPU), Mean.empty(shape[1], False, CPU)
@@ -43,7 +43,7 @@ def case(name: str, shape: tuple[int, int], tokens: int = 400, dtype: torch.dtyp
     g = torch.randn(tokens, m, generator=generator) * torch.linspace(2, 0.05, m)
     weight = torch.randn(m, n, generator=generator) / n**0.5
     exact = torch.promote_types(dtype, torch.float32)
-    return Case(name, weight.to(dtype), known_of(x.to(exact), g.to(exact)))
+    return Case(name, weight.to(dtype), stats_of(x.to(exact), g.to(exact)))
 
 
 def _dead() -> Case:
@@ -51,7 +51,7 @@ def _dead() -> Case:
     x, g = torch.randn(200, 40), torch.randn(200, 24)
     x[:, :7] = 0
     g[:, 3:9] = 0
-    return Case(base.name, base.weight, known_of(x, g))
+    return Case(base.name, base.weight, stats_of(x, g))
 
 
 CASES = (
@@ -59,6 +59,6 @@ CASES = (
     case("tall", (40, 24)),
     case("square, singular moment", (32, 32), tokens=12),
     _dead(),
-    Case("nothing seen", torch.randn(24, 40), known_of(torch.zeros(8, 40), torch.zeros(8, 24))),
+    Case("nothing seen", torch.randn(24, 40), stats_of(torch.zeros(8, 40), torch.zeros(8, 24))),
     case("half precision", (24, 40), dtype=torch.float16),
 )

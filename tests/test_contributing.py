@@ -21,19 +21,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.methods.lowrank.truncation import Truncation
+from laconic.methods.lowrank.base import TruncationMethod
 from laconic.numerics.lowrank import Components, svd_components
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowScaled(Truncation):
+class RowScaled(TruncationMethod):
     """Every row counts the same."""
 
     name = "row-scaled"
     paper = "none: an example"
     needs = frozenset()
 
-    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         d = weight.double().norm(dim=1).clamp(min=1e-12)
         A, B = svd_components(weight.double() / d[:, None])
         return Components(A * d[:, None], B)

@@ -7,9 +7,8 @@ from laconic.calibrate import AbsMean, Fisher, GradCovariance, InputCovariance
 from laconic.methods import Asvd, Awq, Drone, Fwsvd, KfacSvd, KMeans, Method, Svd, Wlra
 from laconic.methods.lowrank.asvd import activation_scales
 from laconic.methods.lowrank.fwsvd import fisher_weights
-from laconic.numerics.loss import quadratic_loss
-from laconic.numerics.psd import shrink, square_root
-from tests.matrices import Case, case, known_of
+from laconic.numerics.moments import quadratic_loss, shrink, square_root
+from tests.matrices import Case, case, stats_of
 
 RANK = 7
 SHAPES = [(24, 40), (40, 24), (32, 32)]
@@ -22,7 +21,7 @@ def double(shape: tuple[int, int], tokens: int = 400) -> Case:
 
 
 def approximation(method: Method, matrix: Case) -> torch.Tensor:
-    return method.compress(matrix.weight, matrix.known).dense()
+    return method.compress(matrix.weight, matrix.stats).dense()
 
 
 def best_rank(W: torch.Tensor, rank: int = RANK) -> torch.Tensor:
@@ -33,7 +32,7 @@ def best_rank(W: torch.Tensor, rank: int = RANK) -> torch.Tensor:
 def output_error(matrix: Case, W_hat: torch.Tensor) -> float:
     """‖(W − Ŵ) X‖² / tokens = tr(E C E^T)."""
     return 2 * quadratic_loss(
-        matrix.weight - W_hat, torch.ones(len(matrix.weight)), matrix.known[InputCovariance].matrix
+        matrix.weight - W_hat, torch.ones(len(matrix.weight)), matrix.stats[InputCovariance].matrix
     )
 
 
@@ -47,7 +46,7 @@ def test_svd_is_eckart_and_young(shape):
 def test_fwsvd_is_equation_8(shape):
     """Ŵ = SVD_r(W D) D^{-1} with D = diag(√Σ_i Φ_ij), columns being HF's input features."""
     matrix = double(shape)
-    d = matrix.known[Fisher].matrix.sum(0).sqrt()
+    d = matrix.stats[Fisher].matrix.sum(0).sqrt()
     expected = best_rank(matrix.weight * d) / d
     assert torch.allclose(approximation(Fwsvd(rank=RANK), matrix), expected, atol=1e-8)
 
@@ -57,7 +56,7 @@ def test_fwsvd_is_equation_8(shape):
 def test_asvd_is_the_svd_of_the_scaled_matrix(shape, alpha):
     """Ŵ = SVD_r(W S) S^{-1}, S = diag((mean_t |x_j|)^α)."""
     matrix = double(shape)
-    S = matrix.known[AbsMean].vector ** alpha
+    S = matrix.stats[AbsMean].vector ** alpha
     expected = best_rank(matrix.weight * S) / S
     assert torch.allclose(approximation(Asvd(rank=RANK, alpha=alpha), matrix), expected, atol=1e-8)
 
@@ -67,7 +66,7 @@ def test_asvd_is_the_svd_of_the_scaled_matrix(shape, alpha):
 def test_wlra_is_a_fixed_point_of_srebro_and_jaakkola(shape, solver):
     """X = SVD_r(w∘W + (1 − w)∘X), where Σ Φ (W − X)² has no gradient: (Φ∘E) V = 0 and (Φ∘E)^T U = 0 for X = U S V^T."""
     matrix = double(shape)
-    Phi = matrix.known[Fisher].matrix
+    Phi = matrix.stats[Fisher].matrix
     U, s, Vt = torch.linalg.svd(approximation(Wlra(rank=RANK, solver=solver, iterations=2000), matrix))
     X = (U[:, :RANK] * s[:RANK]) @ Vt[:RANK]
     slope = Phi * (matrix.weight - X)
@@ -82,7 +81,7 @@ def test_wlra_is_a_fixed_point_of_srebro_and_jaakkola(shape, solver):
 def test_drone_is_whitening_by_cholesky(shape):
     """min ‖W X − Ŵ X‖: C = L L^T, Ŵ = SVD_r(W L) L^{-1} (SVD-LLM's form)."""
     matrix = double(shape)
-    L = torch.linalg.cholesky(matrix.known[InputCovariance].matrix)
+    L = torch.linalg.cholesky(matrix.stats[InputCovariance].matrix)
     expected = torch.linalg.solve_triangular(L, best_rank(matrix.weight @ L), upper=False, left=False)
     assert (approximation(Drone(rank=RANK), matrix) - expected).abs().max() < 1e-8
 
@@ -94,7 +93,7 @@ def test_drone_is_the_two_svds_of_theorem_1(shape):
     generator = torch.Generator().manual_seed(5)
     X = torch.randn(n, 300, dtype=torch.float64, generator=generator)
     W = torch.randn(m, n, dtype=torch.float64, generator=generator)
-    matrix = Case("two svds", W, known_of(X.T, torch.randn(300, m, dtype=torch.float64, generator=generator)))
+    matrix = Case("two svds", W, stats_of(X.T, torch.randn(300, m, dtype=torch.float64, generator=generator)))
     U_W, S_W, Vt_W = torch.linalg.svd(W, full_matrices=False)
     U_X, S_X, _ = torch.linalg.svd(X, full_matrices=False)
     Z = (S_W[:, None] * Vt_W) @ (U_X * S_X)
@@ -107,8 +106,8 @@ def test_drone_is_optimal_when_the_moment_is_singular(shape):
     """With fewer tokens than features Cholesky fails; Eckart-Young on W C^{1/2} says what the optimum is."""
     matrix = double(shape, tokens=12)
     with pytest.raises(torch.linalg.LinAlgError):
-        torch.linalg.cholesky(matrix.known[InputCovariance].matrix)
-    squares = torch.linalg.svdvals(matrix.weight @ square_root(matrix.known[InputCovariance].matrix)).square()
+        torch.linalg.cholesky(matrix.stats[InputCovariance].matrix)
+    squares = torch.linalg.svdvals(matrix.weight @ square_root(matrix.stats[InputCovariance].matrix)).square()
     W_hat = approximation(Drone(rank=RANK), matrix)
     assert torch.isfinite(W_hat).all()
     assert output_error(matrix, W_hat) == pytest.approx(squares[RANK:].sum().item(), rel=1e-8)
@@ -118,8 +117,8 @@ def test_drone_is_optimal_when_the_moment_is_singular(shape):
 def test_kfac_svd_is_the_two_sided_whitening(shape):
     """Ŵ = F^{-1/2} SVD_r(F^{1/2} W C^{1/2}) C^{-1/2}, F shrunk by 0.1."""
     matrix = double(shape)
-    P = square_root(shrink(matrix.known[GradCovariance].matrix, 0.1))
-    R = square_root(matrix.known[InputCovariance].matrix)
+    P = square_root(shrink(matrix.stats[GradCovariance].matrix, 0.1))
+    R = square_root(matrix.stats[InputCovariance].matrix)
     expected = torch.linalg.inv(P) @ best_rank(P @ matrix.weight @ R) @ torch.linalg.inv(R)
     assert (approximation(KfacSvd(rank=RANK), matrix) - expected).abs().max() < 1e-8
 
@@ -128,16 +127,16 @@ def claimed_objective(method: Method, matrix: Case, W_hat: torch.Tensor) -> floa
     """What each method says that it minimises."""
     E = matrix.weight - W_hat
     if isinstance(method, Fwsvd):
-        return (E * fisher_weights(matrix.known[Fisher].matrix)).square().sum().item()
+        return (E * fisher_weights(matrix.stats[Fisher].matrix)).square().sum().item()
     if isinstance(method, Wlra):
-        return (matrix.known[Fisher].matrix * E.square()).sum().item()
+        return (matrix.stats[Fisher].matrix * E.square()).sum().item()
     if isinstance(method, Asvd):
-        return (E * activation_scales(matrix.known[AbsMean].vector, method.alpha)).square().sum().item()
+        return (E * activation_scales(matrix.stats[AbsMean].vector, method.alpha)).square().sum().item()
     if isinstance(method, Drone):
         return output_error(matrix, W_hat)
     if isinstance(method, KfacSvd):
-        F = shrink(matrix.known[GradCovariance].matrix, method.shrink)
-        return quadratic_loss(E, F, matrix.known[InputCovariance].matrix)
+        F = shrink(matrix.stats[GradCovariance].matrix, method.shrink)
+        return quadratic_loss(E, F, matrix.stats[InputCovariance].matrix)
     return E.square().sum().item()
 
 
@@ -158,8 +157,8 @@ def test_each_method_beats_plain_svd_on_its_own_objective(method, shape, tokens)
 def test_kmeans_is_equation_4():
     """min Σ_j Φ_ij (w_ij − Q(w_ij))²: every weight has the nearest value, and every value is a weighted mean."""
     matrix = case("values", (24, 40))
-    dense = KMeans(bits=3, weights="fisher", refit=False).compress(matrix.weight, matrix.known).dense()
-    for w, phi, row in zip(matrix.weight, matrix.known[Fisher].matrix, dense, strict=True):
+    dense = KMeans(bits=3, weights="fisher", refit=False).compress(matrix.weight, matrix.stats).dense()
+    for w, phi, row in zip(matrix.weight, matrix.stats[Fisher].matrix, dense, strict=True):
         values = row.unique()
         assert torch.equal(row, values[(w[:, None] - values).abs().argmin(1)])
         for value in values:
@@ -173,11 +172,11 @@ def test_awq_is_equations_4_and_5():
     """Ŵ = Q(W diag s)(diag s)^{-1} with s_j = (mean |x_j|)^a, the a of least loss among twenty."""
     matrix = case("scaled", (24, 40))
     F, C, x = (
-        matrix.known[GradCovariance].matrix,
-        matrix.known[InputCovariance].matrix,
-        matrix.known[AbsMean].vector.float(),
+        matrix.stats[GradCovariance].matrix,
+        matrix.stats[InputCovariance].matrix,
+        matrix.stats[AbsMean].vector.float(),
     )
-    dense = Awq(bits=3, group_size=20, clip=False).compress(matrix.weight, matrix.known).dense()
+    dense = Awq(bits=3, group_size=20, clip=False).compress(matrix.weight, matrix.stats).dense()
     results = []
     for i in range(20):
         s = x ** (i / 20) / (x.max() * x.min()) ** (i / 40)
@@ -194,6 +193,6 @@ def test_awq_is_equations_4_and_5():
 def test_the_quadratic_loss_is_the_kronecker_form():
     """½ vec(E)^T (F ⊗ C) vec(E), row-major vec, by brute force."""
     matrix = double((5, 4), tokens=60)
-    E, F, C = matrix.weight, matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix
+    E, F, C = matrix.weight, matrix.stats[GradCovariance].matrix, matrix.stats[InputCovariance].matrix
     vec = E.reshape(-1)
     assert quadratic_loss(E, F, C) == pytest.approx((0.5 * vec @ torch.kron(F, C) @ vec).item())

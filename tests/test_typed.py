@@ -18,7 +18,7 @@ from laconic.compress import Compress, Shorten
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Gptq, LnStructured, Magnitude, Plus, Rtn, Svd
-from laconic.methods.spelling import spell
+from laconic.methods.notation import to_config
 from laconic.recipe.flow import Sampling
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.schema import Evaluation, Recipe
@@ -191,7 +191,7 @@ def test_a_recipe_names_the_fewest_that_a_list_may_have() -> None:
 def test_what_stands_for_a_value_is_taken_for_it() -> None:
     assert Svd(rank=np.int64(3)) == Svd(rank=8.0 - 5) == Svd(rank=3)  # type: ignore[arg-type]
     # A recipe holds no number of NumPy.
-    assert type(spell(Svd(rank=np.int32(3)))["svd"]["rank"]) is int  # type: ignore[arg-type]
+    assert type(to_config(Svd(rank=np.int32(3)))["svd"]["rank"]) is int  # type: ignore[arg-type]
     assert type(Magnitude(sparsity=np.float32(0.5)).sparsity) is float  # type: ignore[arg-type]
     assert type(Magnitude(sparsity=0).sparsity) is float
     assert Gptq(act_order=np.bool_(False)).act_order is False  # type: ignore[arg-type]

@@ -1,35 +1,41 @@
-"""One budget, many matrices: ladders of options in, a plan out."""
+"""Share one budget among many matrices: candidates of each matrix in, a plan out."""
 
-from laconic.allocate.budget import Budget, Currency, budget_of, check_overhead
-from laconic.allocate.option import Alternatives
 from laconic.allocate.plan import (
     Plan,
-    plan_from,
+    parse_plan,
     plan_text,
+    plan_to_config,
     read_plan,
     site_names,
-    spell_plan,
     unit_name,
     write_plan,
 )
-from laconic.allocate.spectrum import choose, spectrum
-from laconic.allocate.uniform import uniform
+from laconic.allocate.spectrum import (
+    Alternatives,
+    Budget,
+    Currency,
+    allocate_spectrum,
+    budget_for,
+    check_overhead,
+    choose_candidates,
+)
+from laconic.allocate.uniform import allocate_uniform
 
 __all__ = [
     "Alternatives",
     "Budget",
     "Currency",
     "Plan",
-    "budget_of",
+    "allocate_spectrum",
+    "allocate_uniform",
+    "budget_for",
     "check_overhead",
-    "choose",
-    "plan_from",
+    "choose_candidates",
+    "parse_plan",
     "plan_text",
+    "plan_to_config",
     "read_plan",
     "site_names",
-    "spectrum",
-    "spell_plan",
-    "uniform",
     "unit_name",
     "write_plan",
 ]

@@ -1,12 +1,12 @@
-"""Which of a row of items to drop, where dropping neighbours together costs what it costs, and runs apart add up.
+"""Which of a row of items to drop, where the cost of dropping neighbours depends on the whole run.
 
-Let c(i, j) be the cost of dropping the run [i, j) alone, and D(j, k, r) the least of dropping k of the first j items in
-r runs. Then
+Let c(i, j) be the cost of dropping the run [i, j) alone, and D(j, k, r) the least cost of dropping k of the first j
+items in r runs. Then
 
     D(j, k, r) = min( D(j − 1, k, r),  min_i D(i − 1, k − (j − i), r − 1) + c(i, j) ),    D(−1, 0, 0) = D(0, 0, 0) = 0,
 
-where item i − 1 is kept in front of a run, so that no two runs touch: what they cost together is the cost of the one
-run that they make. Exact for any c; N K runs and what up to K items and K runs can be before each take N K³ additions.
+where item i − 1 is kept in front of a run, so that no two runs touch: together they would cost what the joined run
+costs. Exact for any c; it takes N K³ additions for N items of which K are dropped.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,20 @@ Size = tuple[int, int]
 
 
 def contiguous_dp(costs: Mapping[Run, float], length: int, drop: int) -> dict[Size, tuple[float, tuple[Run, ...]]]:
-    """For each number up to `drop` that can be dropped of `length` items, in each number of runs, the least cost and
-    its runs in order.
+    """The least cost of dropping items, and the runs, for each number of items and of runs.
 
-    A run that is not in `costs` cannot be dropped.
+    Args:
+        costs: cost of dropping a run [i, j) alone; runs that are missing cannot be dropped.
+        length: number of items.
+        drop: largest number of items to drop.
+
+    Returns:
+        (cost, runs in order), by (number of dropped items, number of runs).
+
+    Example:
+        >>> costs = {(0, 1): 1.0, (1, 2): 5.0, (2, 3): 2.0, (0, 2): 9.0, (1, 3): 9.0}
+        >>> contiguous_dp(costs, length=3, drop=2)[2, 2]
+        (3.0, ((0, 1), (2, 3)))
     """
     # least[j][k, r]: D(j, k, r) and the runs that it is made of.
     least: list[dict[Size, tuple[float, tuple[Run, ...]]]] = [{(0, 0): (0.0, ())}]

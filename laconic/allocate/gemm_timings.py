@@ -1,17 +1,13 @@
-"""How long a product of a batch of rows with a matrix takes on this machine: a small table, measured once and kept.
+"""The time of matrix products on this machine, measured once and kept in a file.
 
-A time is that of a linear layer with its call, so two thin factors cost two calls. Along the rank the table is coarse
-and read piecewise linearly. Products are timed in turn, round by round, so that a load on the machine hits all alike,
-and relative to a reference product, so that what is measured on another day fits. The time is the lower quartile of the
-rounds: a load only adds to it.
+A time is that of a linear layer with its call, so two thin factors take two calls. Along the rank, times are measured
+at a few sizes and interpolated linearly. Products are timed in turn, round by round, so that a load on the machine
+affects all of them equally, and relative to a reference product, so that times measured on another day fit. The time is
+the lower quartile of the rounds, as a load only adds to it.
 """
 
-import hashlib
-import json
-import secrets
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple
@@ -19,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from laconic.cache import cache_folder, processor
+from laconic.cache import machine_file, processor, read_measurements, write_measurements
 from laconic.calibrate.passes import machine, now, seconds_of
 
 WARM_UP = 2
@@ -46,56 +42,57 @@ Measure = Callable[[Sequence[Product]], list[list[float]]]
 
 
 class ProductTimes:
-    """Nanoseconds by product, kept in `file`. A file that cannot be read is measured anew; one that cannot be written
-    is not kept."""
+    """Nanoseconds by product, kept in a file.
+
+    A file that cannot be read is measured again; one that cannot be written is not kept.
+
+    Args:
+        measure: times several products.
+        file: where the times are kept.
+        machine: what the times depend on, written into the file.
+    """
 
     def __init__(self, measure: Measure, file: Path, machine: Mapping[str, Any]) -> None:
         self._measure = measure
         self._file = file
         self._machine = machine
-        self._known = _read(file)
+        self._times = _read(file)
 
     def prepare(self, products: Iterable[Product]) -> None:
-        """Measure those of `products` that are not in the table, all together."""
-        asked = set(products) - self._known.keys()
+        """Measure the products that are not known yet, all together."""
+        asked = set(products) - self._times.keys()
         if not asked:
             return
         missing = sorted(asked - {REFERENCE})
         reference, *others = [
             _lower_quartile(times) for times in zip(*self._measure([REFERENCE, *missing]), strict=True)
         ]
-        unit = self._known.setdefault(REFERENCE, round(1e9 * reference)) / reference
-        self._known |= {product: max(1, round(unit * time)) for product, time in zip(missing, others, strict=True)}
-        self._keep()
-
-    def _keep(self) -> None:
-        names = {"x".join(map(str, product)): time for product, time in sorted(self._known.items())}
-        partial = self._file.with_suffix(f".{secrets.token_hex(4)}")
-        # A folder that cannot be written to costs the measurement again, and nothing else.
-        with suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_text(json.dumps({"machine": self._machine, "nanoseconds": names}, indent=1) + "\n")
-                partial.replace(self._file)
-            finally:
-                partial.unlink(missing_ok=True)
+        unit = self._times.setdefault(REFERENCE, round(1e9 * reference)) / reference
+        self._times |= {product: max(1, round(unit * time)) for product, time in zip(missing, others, strict=True)}
+        names = {"x".join(map(str, product)): time for product, time in sorted(self._times.items())}
+        write_measurements(self._file, "nanoseconds", names, self._machine)
 
     def exact(self, product: Product) -> int:
         """Nanoseconds of a product that was prepared."""
-        return self._known[product]
+        return self._times[product]
 
     def between(self, product: Product) -> int:
-        """Nanoseconds of a product whose `knots` were prepared, by linear interpolation along the smaller side."""
+        """Nanoseconds of a product whose `knots` were prepared, by linear interpolation along its smaller side."""
         low, high = ends = knots(product)
         if low == high:
-            return self._known[low]
+            return self._times[low]
         (start, stop), here = (min(end[1:]) for end in ends), min(product[1:])
         along = (here - start) / (stop - start)
-        return round((1 - along) * self._known[low] + along * self._known[high])
+        return round((1 - along) * self._times[low] + along * self._times[high])
 
 
 def knots(product: Product) -> tuple[Product, Product]:
-    """The products in the table that `product` lies between; twice itself where it is one of them."""
+    """The two measured products that a product lies between, equal if it is one of them.
+
+    Example:
+        >>> [knot.out_features for knot in knots(Product(rows=1, out_features=10, in_features=64))]
+        [8, 12]
+    """
     side = min(product.out_features, product.in_features)
     at = bisect_left(GRID, side)
     low, high = (GRID[at], GRID[at]) if GRID[at] == side else (GRID[max(at - 1, 0)], GRID[at])
@@ -105,16 +102,16 @@ def knots(product: Product) -> tuple[Product, Product]:
     return ends[0], ends[1]
 
 
-def times_on(device: torch.device) -> ProductTimes:
-    """The table of this machine, with its present number of threads. Models compute in float32."""
+def product_times(device: torch.device) -> ProductTimes:
+    """The times of this machine with its present number of threads, in float32."""
     depends_on = {"processor": processor(), **machine(device), "dtype": "float32"}
-    name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    return ProductTimes(lambda products: timed(products, device), cache_folder() / f"products-{name}.json", depends_on)
+    file = machine_file("products", depends_on)
+    return ProductTimes(lambda products: time_products(products, device), file, depends_on)
 
 
 @torch.inference_mode()
-def timed(products: Sequence[Product], device: torch.device) -> list[list[float]]:
-    """Seconds of each product, one list a round, after rounds to warm up."""
+def time_products(products: Sequence[Product], device: torch.device) -> list[list[float]]:
+    """Seconds of each product, one list for each round, after some rounds to warm up."""
     layers = {product: nn.Linear(product.in_features, product.out_features, device=device) for product in products}
     inputs = {(p.rows, p.in_features): torch.randn(p.rows, p.in_features, device=device) for p in products}
 
@@ -139,7 +136,7 @@ def _lower_quartile(times: Sequence[float]) -> float:
 
 def _read(file: Path) -> dict[Product, int]:
     try:
-        stored = json.loads(file.read_text())["nanoseconds"]
+        stored = read_measurements(file, "nanoseconds")
         return {Product(*map(int, name.split("x"))): int(time) for name, time in stored.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError):
         return {}

@@ -1,12 +1,12 @@
-"""A plan: which method, fully specified, goes to which site; None leaves the site dense.
+"""A plan: the method for each matrix, with its size set; None leaves a matrix as it is.
 
-Written as YAML it can be read, edited and used again:
+As YAML it can be read, edited and used again:
 
     bert.encoder.layer.0.attention.self.query: {kfac-svd: {rank: 64}}
     bert.encoder.layer.0.intermediate.dense: dense
     bert.encoder.layer.1.attention.self.{query,key,value}: {kfac-svd: {rank: 96}}
 
-The last line is of three matrices that share one input factor, solved as one.
+The last line is for three matrices that share one input factor and are solved as one.
 """
 
 import re
@@ -17,8 +17,8 @@ import yaml
 
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
+from laconic.methods.notation import parse_method, to_config
 from laconic.methods.problem import placed
-from laconic.methods.spelling import method_from, spell
 from laconic.yaml_loader import read_yaml
 
 Plan = dict[str, Method | None]
@@ -28,7 +28,12 @@ _SEVERAL = re.compile(r"(.*)\{([^{}]+)\}")
 
 
 def unit_name(sites: Sequence[str]) -> str:
-    """How a plan writes sites that are solved as one: their common path, and the ends in braces."""
+    """The name in a plan of matrices that are solved as one: their common path, and the ends in braces.
+
+    Example:
+        >>> unit_name(["h.0.attn.q", "h.0.attn.k"])
+        'h.0.attn.{q,k}'
+    """
     if len(sites) == 1:
         return sites[0]
     paths = [site.split(".") for site in sites]
@@ -38,40 +43,64 @@ def unit_name(sites: Sequence[str]) -> str:
 
 
 def site_names(unit: str) -> tuple[str, ...]:
-    """The sites of one line of a plan."""
+    """The matrices of one line of a plan.
+
+    Example:
+        >>> site_names("h.0.attn.{q,k}")
+        ('h.0.attn.q', 'h.0.attn.k')
+    """
     several = _SEVERAL.fullmatch(unit)
     return (unit,) if several is None else tuple(several[1] + end.strip() for end in several[2].split(","))
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write `plan` as YAML, one site a line."""
+    """Write a plan as YAML, one line for each matrix."""
     path.write_text(plan_text(plan))
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as YAML that `read_plan` takes."""
-    return yaml.safe_dump(spell_plan(plan), sort_keys=False, default_flow_style=None, width=200)
+    r"""The plan as YAML, as `read_plan` reads it.
+
+    Example:
+        >>> plan_text({"layer.0": None})
+        '{layer.0: dense}\n'
+    """
+    return yaml.safe_dump(plan_to_config(plan), sort_keys=False, default_flow_style=None, width=200)
 
 
-def spell_plan(plan: Plan) -> dict[str, object]:
-    """The plan in the words of a recipe, site by site."""
-    return {name: DENSE if method is None else spell(method) for name, method in plan.items()}
+def plan_to_config(plan: Plan) -> dict[str, object]:
+    """The plan as a mapping of names to recipe mappings.
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> plan_to_config({"layer.0": Svd(rank=2), "layer.1": None})
+        {'layer.0': {'svd': {'rank': 2}}, 'layer.1': 'dense'}
+    """
+    return {name: DENSE if method is None else to_config(method) for name, method in plan.items()}
 
 
 def read_plan(path: Path) -> Plan:
     """The plan in a YAML file.
 
     Raises:
-        UserError: no such file, not YAML, or a line that spells no method; the sentence names the line's site.
+        UserError: there is no such file, it is not YAML, or a line names no method; the sentence names the matrix.
     """
-    return plan_from(read_yaml(path, "plan"), f"The plan '{path}'")
+    return parse_plan(read_yaml(path, "plan"), f"The plan '{path}'")
 
 
-def plan_from(spelled: object, place: str) -> Plan:
-    """The plan that a mapping spells, as read from YAML.
+def parse_plan(spelled: object, place: str) -> Plan:
+    """The plan in a mapping that was read from YAML.
+
+    Args:
+        spelled: names of matrices to methods.
+        place: where the mapping stands, for errors.
 
     Raises:
-        UserError: no mapping of site names to methods; the sentence begins with `place` and names the site.
+        UserError: it is no such mapping; the sentence begins with `place` and names the matrix.
+
+    Example:
+        >>> parse_plan({"layer.0": {"svd": {"rank": 2}}, "layer.1": "dense"}, "plan")
+        {'layer.0': Svd(rank=2, rank_ratio=None, multiple=8), 'layer.1': None}
     """
     if not isinstance(spelled, dict) or not spelled:
         raise must_be(place, "a mapping of site names to methods", spelled)
@@ -80,7 +109,7 @@ def plan_from(spelled: object, place: str) -> Plan:
 
 def _line(line: object, place: str) -> Method:
     try:
-        method = method_from(line, place)
+        method = parse_method(line, place)
     except UserError as error:
         raise placed(error, place) from error
     if not method.has_size:

@@ -1,38 +1,214 @@
-"""Water-filling: one budget over many matrices, spent where it buys the largest fall of the predicted loss.
+"""One budget over many matrices, spent where it lowers the predicted loss most.
 
 min Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B over one option o_ℓ for each matrix, or each group of matrices that may be
-solved as one. On the lower convex hull of the options the steps have falling gain per cost, so taking all steps in
-order of gain per cost is the Lagrangian optimum of the hulls (Shoham & Gersho, "Efficient bit allocation for an
-arbitrary set of quantizers", IEEE TASSP 1988). What the last step leaves over is spent on single options that still
-fit.
+solved as one. On the lower convex hull of the options, the gain per cost falls from step to step, so taking all steps
+in order of gain per cost is the Lagrangian optimum over the hulls (Shoham & Gersho, "Efficient bit allocation for an
+arbitrary set of quantizers", IEEE TASSP 1988). What the last step leaves of the budget is spent on single options that
+still fit. Costs are bytes, parameters, multiply-accumulates or measured time.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
 
-from laconic.allocate.budget import Budget, Currency, budget_of
-from laconic.allocate.option import Alternatives, Option, gain, lower_hull, options
+import torch
+
 from laconic.allocate.plan import Plan
-from laconic.methods import Candidate, Candidates
+from laconic.errors import UserError, must_be
+from laconic.methods import Candidate, Candidates, Method
+
+Currency = Literal["bytes", "parameters", "macs", "latency"]
+
+COST: dict[Currency, Callable[[Candidate], int]] = {
+    "bytes": lambda candidate: candidate.nbytes,
+    "parameters": lambda candidate: candidate.parameters,
+    "macs": lambda candidate: candidate.macs,
+    "latency": lambda candidate: candidate.nanoseconds,
+}
 
 
-def spectrum(ladders: Mapping[str, Candidates], keep: float, currency: Currency = "bytes") -> Plan:
-    """One rung for each ladder, together costing at most `keep` of what the dense matrices cost.
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What may be spent: a fraction of the cost of the dense model.
+
+    Args:
+        keep: the fraction.
+        cost: the cost of a candidate.
+        dense: cost of everything as it was.
+        fixed: the part of `dense` that no choice can save.
+
+    Example:
+        >>> Budget(keep=0.5, cost=COST["bytes"], dense=100, fixed=20).limit
+        30
+    """
+
+    keep: float
+    cost: Callable[[Candidate], int]
+    dense: int
+    fixed: int = 0
+
+    @property
+    def limit(self) -> int:
+        """What may be spent on candidates."""
+        return int(self.keep * self.dense) - self.fixed
+
+    def too_small(self, smallest: int) -> UserError:
+        """The error where the cheapest candidates cost `smallest`, more than the budget."""
+        return too_small(self.keep, (smallest + self.fixed) / max(self.dense, 1))
+
+
+def too_small(keep: float, least: float) -> UserError:
+    """The error where `keep` is asked for and the smallest sizes keep `least`."""
+    # Rounded up, so that what is said can be asked for.
+    return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
+
+
+def budget_for(candidates: Iterable[Candidates], keep: float, currency: Currency) -> Budget:
+    """A fraction of the cost of the dense matrices.
+
+    Args:
+        candidates: the candidates of each matrix.
+        keep: the fraction.
+        currency: what is counted.
+    """
+    cost = COST[currency]
+    return Budget(keep=keep, cost=cost, dense=sum(cost(offered.dense) for offered in candidates))
+
+
+def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: float = 1.0) -> None:
+    """Raise UserError where `keep` leaves no bytes beside the method's overhead, such as the masks of pruned weights.
+
+    Args:
+        method: the method.
+        keep: the fraction of bytes.
+        dtype: dtype of the uncompressed model.
+        stored: the part of a matrix that is stored separately; half for each of two that are tied.
+    """
+    if keep <= (least := method.overhead(dtype) / stored):
+        raise must_be("keep", f"more than {least:g}, which '{method.name}' takes to say where the zeros are", keep)
+
+
+Cost = Callable[[Candidate], int]
+Alternatives = Sequence[Mapping[str, Candidates]]
+"""Ways to present the same matrices: each by itself, or as one. Every mapping covers all of them."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One candidate for each matrix of one alternative.
+
+    Args:
+        cost: their cost.
+        loss: the sum of their predicted losses.
+        chosen: the candidates by name.
+    """
+
+    cost: int
+    loss: float
+    chosen: Mapping[str, Candidate]
+
+
+def combinations(alternatives: Alternatives, cost: Cost) -> list[Combination]:
+    """Every candidate where a matrix is alone; for several matrices the combinations on their common hull.
+
+    Args:
+        alternatives: ways to present the same matrices.
+        cost: the cost of a candidate.
+    """
+    return [option for candidates in alternatives for option in _combinations(candidates, cost)]
+
+
+def lower_hull(offered: Sequence[Combination]) -> list[Combination]:
+    """The combinations on the lower convex hull of loss over cost, cheapest first; the loss falls from one to the next.
+
+    Example:
+        >>> points = [Combination(cost, loss, {}) for cost, loss in ((0, 3.0), (1, 2.9), (2, 1.0), (3, 2.0))]
+        >>> [point.cost for point in lower_hull(points)]
+        [0, 2]
+    """
+    hull: list[Combination] = []
+    for option in sorted(offered, key=lambda option: (option.cost, option.loss)):
+        if hull and option.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and gain(hull[-2], hull[-1]) <= gain(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def gain(lower: Combination, upper: Combination) -> float:
+    """Fall of the loss per unit of cost between two combinations; infinite where it costs nothing."""
+    extra = upper.cost - lower.cost
+    return (lower.loss - upper.loss) / extra if extra > 0 else float("inf")
+
+
+def _combinations(candidates: Mapping[str, Candidates], cost: Cost) -> list[Combination]:
+    single = {
+        name: [Combination(cost(candidate), candidate.loss, {name: candidate}) for candidate in offered.all]
+        for name, offered in candidates.items()
+    }
+    if len(single) == 1:
+        return next(iter(single.values()))
+    hulls = {name: lower_hull(offered) for name, offered in single.items()}
+    combined = [_combine([hull[0] for hull in hulls.values()])]
+    steps = [step for hull in hulls.values() for step in itertools.pairwise(hull)]
+    # The hull of a sum is made of the steps of the single hulls in order of gain; each hull's own fall already.
+    for lower, upper in sorted(steps, key=lambda step: -gain(*step)):
+        here = combined[-1]
+        cost_now, loss_now = here.cost + upper.cost - lower.cost, here.loss + upper.loss - lower.loss
+        combined.append(Combination(cost_now, loss_now, {**here.chosen, **upper.chosen}))
+    return combined
+
+
+def _combine(parts: Sequence[Combination]) -> Combination:
+    candidates = {name: candidate for part in parts for name, candidate in part.chosen.items()}
+    return Combination(sum(part.cost for part in parts), sum(part.loss for part in parts), candidates)
+
+
+def allocate_spectrum(candidates: Mapping[str, Candidates], keep: float, currency: Currency = "bytes") -> Plan:
+    """Choose one candidate for each matrix so that the sum of predicted losses is smallest within a budget.
+
+    Args:
+        candidates: the candidates of each matrix.
+        keep: the fraction of what the dense matrices cost.
+        currency: what is counted.
 
     Raises:
-        UserError: even the cheapest rungs cost more than that.
+        UserError: even the cheapest candidates cost more.
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> def of(loss):
+        ...     sizes = [(Svd(rank=1), 50, loss), (None, 100, 0.0)]
+        ...     return Candidates(tuple(
+        ...         Candidate(method=method, nbytes=size, parameters=size, products=(), loss=loss)
+        ...         for method, size, loss in sizes
+        ...     ))
+        >>> allocate_spectrum({"important": of(1.0), "unimportant": of(0.1)}, keep=0.75)
+        {'important': None, 'unimportant': Svd(rank=1, rank_ratio=None, multiple=8)}
     """
-    chosen = choose([[{name: ladder}] for name, ladder in ladders.items()], budget_of(ladders.values(), keep, currency))
-    return {name: rung.method for name, rung in chosen.items()}
+    chosen = choose_candidates(
+        [[{name: offered}] for name, offered in candidates.items()], budget_for(candidates.values(), keep, currency)
+    )
+    return {name: candidate.method for name, candidate in chosen.items()}
 
 
-def choose(families: Sequence[Alternatives], budget: Budget) -> dict[str, Candidate]:
-    """One alternative for each family, and one rung for each of its ladders, within `budget`.
+def choose_candidates(families: Sequence[Alternatives], budget: Budget) -> dict[str, Candidate]:
+    """Choose one alternative for each family, and one candidate for each of its matrices, within a budget.
+
+    Args:
+        families: for each family, the ways to present its matrices: each alone, or several as one.
+        budget: what may be spent.
+
+    Returns:
+        The candidates by name.
 
     Raises:
-        UserError: even the cheapest rungs cost more.
+        UserError: even the cheapest candidates cost more.
     """
-    offered = [options(alternatives, budget.cost) for alternatives in families]
+    offered = [combinations(alternatives, budget.cost) for alternatives in families]
     hulls = [lower_hull(of_family) for of_family in offered]
     chosen = [hull[0] for hull in hulls]
     smallest = sum(option.cost for option in chosen)
@@ -40,10 +216,10 @@ def choose(families: Sequence[Alternatives], budget: Budget) -> dict[str, Candid
         raise budget.too_small(smallest)
     left = _climb(hulls, chosen, budget.limit - smallest)
     _fill(offered, chosen, left)
-    return {name: rung for option in chosen for name, rung in option.rungs.items()}
+    return {name: candidate for option in chosen for name, candidate in option.chosen.items()}
 
 
-def _climb(hulls: Sequence[list[Option]], chosen: list[Option], left: int) -> int:
+def _climb(hulls: Sequence[list[Combination]], chosen: list[Combination], left: int) -> int:
     steps = [
         (gain(lower, upper), family, index)
         for family, hull in enumerate(hulls)
@@ -62,7 +238,7 @@ def _climb(hulls: Sequence[list[Option]], chosen: list[Option], left: int) -> in
     return left
 
 
-def _fill(offered: Sequence[list[Option]], chosen: list[Option], left: int) -> None:
+def _fill(offered: Sequence[list[Combination]], chosen: list[Combination], left: int) -> None:
     while True:
         better = [
             (gain(chosen[family], option), family, option)

@@ -1,9 +1,9 @@
-"""Every matrix keeps the same fraction of its bytes, as nearly as the sizes on offer allow.
+"""Every matrix keeps the same fraction of its bytes, as nearly as the offered sizes allow.
 
 Sizes come in steps: ranks in multiples of 8, rows, single weights. Each matrix first takes the largest size within its
-own share. Where all of them together are then more than 1 % below theirs, what is left is spent step by step on the
-matrix that is furthest below its share, relative to its size; the first in forward order of such as are equally far.
-None that has its share gets more. Where that leaves more than 1 %, the steps become the smallest that there are.
+own share. If all of them together are then more than 1 % below theirs, the rest is spent step by step on the matrix
+that is furthest below its share relative to its size, the first in forward order among equals. None that has its share
+gets more. If that leaves more than 1 %, the steps become the smallest there are.
 """
 
 import heapq
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import torch
 
-from laconic.allocate.budget import check_overhead, too_small
 from laconic.allocate.plan import Plan
+from laconic.allocate.spectrum import check_overhead, too_small
 from laconic.methods import Method
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -23,23 +23,34 @@ SMALLEST = 1e-9
 """A `keep` that no size is small enough for."""
 
 
-def uniform(
+def allocate_uniform(
     method: Method,
     shapes: Shapes,
     keep: float,
     dtype: torch.dtype = torch.float32,
     stored: Mapping[str, float] | None = None,
 ) -> Plan:
-    """`method` set to `keep` for each shape (out, in); keeping everything leaves the matrices as they are.
+    """Set a method to the same fraction of bytes for each matrix.
 
-    Together they take at most `keep` of their bytes in `dtype`, and at least 99 % of that where the method's sizes lie
-    close enough; bits are few, so a method that rounds gives all matrices of one shape the same.
+    Together the matrices take at most `keep` of their bytes, and at least 99 % of that where the method's sizes lie
+    close enough. Quantization has few sizes, so all matrices of one shape get the same.
 
-    stored: the part of a matrix that is stored for itself, where that is not all of it: half of each of two that are
-            one until they are replaced.
+    Args:
+        method: the method.
+        shapes: (out, in) of each matrix.
+        keep: the fraction; 1 or more leaves the matrices as they are.
+        dtype: dtype of the uncompressed model.
+        stored: the part of a matrix that is stored separately, where that is not all of it; half for each of two that
+            are
+            tied until they are replaced.
 
     Raises:
         UserError: `keep` is no more than the overhead of the method, or than what its smallest sizes take.
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> allocate_uniform(Svd(multiple=1), {"wide": (8, 24), "square": (8, 8)}, keep=0.5)
+        {'wide': Svd(rank=3, rank_ratio=None, multiple=1), 'square': Svd(rank=2, rank_ratio=None, multiple=1)}
     """
     parts = {name: (stored or {}).get(name, 1.0) for name in shapes}
     check_overhead(method, keep, dtype, min(parts.values(), default=1.0))
@@ -60,29 +71,39 @@ ROUNDING = 1e-3
 
 
 class _Filling:
-    """Sizes within one budget; `left` is what is not spent yet, in bytes. shares: the fraction that each may take."""
+    """Sizes within one budget.
+
+    Args:
+        method: the method.
+        shapes: (out, in) of each matrix.
+        shares: the fraction that each may take.
+        dtype: dtype of the uncompressed model.
+    """
 
     def __init__(self, method: Method, shapes: Shapes, shares: Mapping[str, float], dtype: torch.dtype) -> None:
         self._method = method
         self._shapes = shapes
         self._shares = shares
         self._dtype = dtype
-        self._known: dict[tuple[Method, tuple[int, int]], int] = {}
+        self._sizes: dict[tuple[Method, tuple[int, int]], int] = {}
         self._dense = {name: rows * columns * dtype.itemsize for name, (rows, columns) in shapes.items()}
         self.budget = sum(share * self._dense[name] for name, share in shares.items())
-        self.sized = {name: method.at(share, shapes[name], dtype) for name, share in shares.items()}
+        self.sized = {name: method.with_keep(share, shapes[name], dtype) for name, share in shares.items()}
 
     @property
     def left(self) -> float:
         return self.budget - sum(self._nbytes(name) for name in self.sized)
 
     def smallest(self) -> int:
-        """Bytes of the smallest sizes of all."""
-        every = (self._size_of(self._method.at(SMALLEST, shape, self._dtype), shape) for shape in self._shapes.values())
+        """Bytes of the smallest sizes."""
+        every = (
+            self._size_of(self._method.with_keep(SMALLEST, shape, self._dtype), shape)
+            for shape in self._shapes.values()
+        )
         return sum(every)
 
     def keep_to_the_budget(self) -> None:
-        """Where the smallest size of some is more than their share, the others get less."""
+        """Where the smallest sizes of some matrices exceed their shares, reduce the shares of the others."""
         over = -self.left
         others = [name for name in self.sized if self._below(name) >= 0]
         if over <= ROUNDING or not others:
@@ -90,16 +111,16 @@ class _Filling:
         less = over / sum(self._dense[name] for name in others)
         for name in others:
             share = max(self._shares[name] - less, SMALLEST)
-            self.sized[name] = self._method.at(share, self._shapes[name], self._dtype)
+            self.sized[name] = self._method.with_keep(share, self._shapes[name], self._dtype)
 
     def spend(self, *, finest: bool) -> None:
-        """Let those below their share take steps until none fits into what is left."""
+        """Increase sizes below their shares step by step, until no step fits into what is left."""
         waiting = [(-self._below(name), order, name) for order, name in enumerate(self.sized)]
         heapq.heapify(waiting)
         left = self.left
         while waiting:
             above, order, name = heapq.heappop(waiting)
-            larger = self.sized[name].larger(self._shapes[name], finest=finest) if above < 0 else None
+            larger = self.sized[name].next_larger(self._shapes[name], finest=finest) if above < 0 else None
             if larger is None:
                 continue
             extra = self._size_of(larger, self._shapes[name]) - self._nbytes(name)
@@ -109,13 +130,13 @@ class _Filling:
                 heapq.heappush(waiting, (-self._below(name), order, name))
 
     def _below(self, name: str) -> float:
-        """How much of its bytes a matrix is below its share; equal where only rounding tells two apart."""
+        """How much of its bytes a matrix is below its share, rounded so that equal ones compare equal."""
         return round(self._shares[name] - self._nbytes(name) / self._dense[name], 12)
 
     def _nbytes(self, name: str) -> int:
         return self._size_of(self.sized[name], self._shapes[name])
 
     def _size_of(self, method: Method, shape: tuple[int, int]) -> int:
-        if (method, shape) not in self._known:
-            self._known[method, shape] = method.empty_format(shape).to(self._dtype).nbytes()
-        return self._known[method, shape]
+        if (method, shape) not in self._sizes:
+            self._sizes[method, shape] = method.meta_format(shape).to(self._dtype).nbytes()
+        return self._sizes[method, shape]

@@ -30,7 +30,7 @@ from laconic.calibrate.layer_stats import LayerStats, Means, Problem
 from laconic.calibrate.statistics import InputCovariance
 from laconic.errors import UserError
 from laconic.model import Stack
-from laconic.numerics.psd import add_gram, mirrored, root_factor
+from laconic.numerics.moments import add_gram, root_factor, symmetrize
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """λ as multiples of the mean of C's diagonal."""
@@ -106,7 +106,7 @@ def _moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moments:
     count = max(sum(fold.count for fold in folds), 1)
     x = sum((fold.x for fold in folds), torch.zeros_like(folds[0].x)) / count
     y = sum((fold.y[site] for fold in folds), torch.zeros_like(folds[0].y[site])) / count
-    C = mirrored(sum((fold.gram for fold in folds), torch.zeros_like(folds[0].gram))) / count
+    C = symmetrize(sum((fold.gram for fold in folds), torch.zeros_like(folds[0].gram))) / count
     D = sum((fold.products[site] for fold in folds), torch.zeros_like(folds[0].products[site])) / count
     if centred:
         C, D = C - torch.outer(x, x), D - torch.outer(y, x)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from laconic import processes
-from laconic.numerics.psd import InputMoment, OutputMoment, add_gram, mirrored
+from laconic.numerics.moments import InputMoment, OutputMoment, add_gram, symmetrize
 
 Inputs = Float[Tensor, "*rows tokens in"] | Int[Tensor, "*rows tokens"]
 Gradients = Float[Tensor, "*rows tokens out"]
@@ -120,7 +120,7 @@ class InputCovariance(InputStatistic):
 
     @property
     def matrix(self) -> InputMoment:
-        return self._mean() if self.total.ndim == 1 else mirrored(self._mean())
+        return self._mean() if self.total.ndim == 1 else symmetrize(self._mean())
 
 
 class _ColumnStatistic(InputStatistic):
@@ -202,7 +202,7 @@ class GradCovariance(GradientStatistic):
 
     @property
     def matrix(self) -> OutputMoment:
-        return self._mean() if self.total.ndim == 1 else mirrored(self._mean())
+        return self._mean() if self.total.ndim == 1 else symmetrize(self._mean())
 
 
 class Fisher(GradientStatistic):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from laconic.calibrate.activation_capture import Ended
-from laconic.formats import Coded
+from laconic.formats import PackedCodes
 from laconic.model import Batch, LanguageModel, predict
 
 
@@ -220,8 +220,8 @@ class Stream:
         batch; none of them may be replaced meanwhile."""
         with ExitStack() as held:
             for module in self._blocks[self._at].modules():
-                if isinstance(module, Coded):
-                    held.enter_context(module.held())
+                if isinstance(module, PackedCodes):
+                    held.enter_context(module.keep_decoded())
             yield
 
     @torch.no_grad()

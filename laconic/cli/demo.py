@@ -108,7 +108,7 @@ def _save(comparison: "Comparison", best: "Cell", original: Path, folder: Path) 
 
 def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dict[str, Any]) -> "Table":
     """The figure, the numbers and the page; returns the table that it shows."""
-    from laconic.allocate import spell_plan
+    from laconic.allocate import plan_to_config
     from laconic.report import plots
     from laconic.report.html import Page, render
     from laconic.report.points import table_of
@@ -121,7 +121,7 @@ def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dic
     caption = "Each line is a method and each mark a model: lower is closer to the original, further left is smaller."
     plans = {
         f"{cell.point.method}, keep {cell.point.keep:g}": {
-            site: _in_words(what) for site, what in spell_plan(cell.plan).items()
+            site: _in_words(what) for site, what in plan_to_config(cell.plan).items()
         }
         for cell in cells
     }

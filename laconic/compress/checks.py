@@ -16,7 +16,7 @@ from laconic.allocate import Plan
 from laconic.allocate.uniform import CLOSE
 from laconic.compress.solve_groups import TiedGroup, every_unit, solved, split_by_group
 from laconic.errors import UserError
-from laconic.formats import Coded, CodedEmbedding
+from laconic.formats import PackedCodes, PackedEmbedding
 from laconic.methods import Method
 from laconic.model import LanguageModel
 
@@ -70,7 +70,7 @@ def check_not_coded(of: Sequence[TiedGroup]) -> None:
     """
     for unit in every_unit(of):
         for site in unit.sites:
-            if isinstance(site.module, (Coded, CodedEmbedding)):
+            if isinstance(site.module, (PackedCodes, PackedEmbedding)):
                 raise UserError(
                     f"The layer '{site.name}' is quantized already; put this step before the one that quantizes, "
                     f"or choose other targets."

@@ -1,6 +1,6 @@
 """Narrows attention heads: fewer numbers in every query, key and value, and no further product.
 
-DRONE's form for attention; the mathematics is in `laconic.numerics.bilinear`.
+DRONE's form for attention; the mathematics is in `laconic.numerics.lowrank`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
 from laconic.model.heads import HeadedAttention, HeadMaps, find_attentions, resize_heads, zero_padding_maps
-from laconic.numerics.bilinear import affine_moment, identity_components
+from laconic.numerics.lowrank import affine_moment, identity_components
 
 Positive = Annotated[int, Field(ge=1)]
 

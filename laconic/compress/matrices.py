@@ -201,13 +201,13 @@ class Compress(Step):
         problems = problems_of(lm, of, collect_stats(lm, data, self.needs, self.sites(lm)))
         outcome = self._carry_out(lm, of, problems, {}, data)
         known = {unit.name: problems.known[unit.name] for unit in units}
-        solver_cache.keep(key, known, statistics=not all(method.remembers for method in self._methods))
+        solver_cache.keep(key, known, statistics=not all(method.caches_solution for method in self._methods))
         return outcome
 
     def _question(self, units: Sequence[SolveGroup]) -> list[str]:
         """Everything of this step that what is worked out of each unit depends on: all but its size."""
         asked = sorted(kind.__name__ for kind in self.needs)
-        methods = [repr(method.unsized()) for method in self._methods]
+        methods = [repr(method.without_size()) for method in self._methods]
         return [*asked, str(self._predicts), *methods, *(unit.name for unit in units)]
 
     def sites(self, lm: LanguageModel) -> list[Site]:

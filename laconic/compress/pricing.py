@@ -18,8 +18,8 @@ from statistics import median
 import torch
 
 from laconic import processes
-from laconic.allocate import Alternatives, Budget, Currency, budget_of, choose
-from laconic.allocate.gemm_timings import Product, ProductTimes, knots, times_on
+from laconic.allocate import Alternatives, Budget, Currency, budget_for, choose_candidates
+from laconic.allocate.gemm_timings import Product, ProductTimes, knots, product_times
 from laconic.calibrate import Problem
 from laconic.calibrate.passes import Profile, Workload, evaluating, forward, now, profile, random_batch, seconds_of
 from laconic.compress.solve_groups import SolveGroup, TiedGroup, every_unit, tied
@@ -58,12 +58,14 @@ class Counted(Pricing):
         self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
         if self.currency == "macs":
-            return choose(alternatives(families, ladders), budget_of(apart(families, ladders), keep, self.currency))
+            return choose_candidates(
+                alternatives(families, ladders), budget_for(apart(families, ladders), keep, self.currency)
+            )
         # What is stored once counts once, for as long as nothing takes its place.
         groups, once = tied(families), _stored_once(families, ladders)
         offered = [way for group in groups for way in _ways(group, ladders, once)]
         counted = [once.get(unit.name, ladders[unit.name]) for family in families for unit in family[0]]
-        return choose(offered, budget_of(counted, keep, self.currency))
+        return choose_candidates(offered, budget_for(counted, keep, self.currency))
 
 
 def _ways(group: Sequence[TiedGroup], ladders: Ladders, once: Ladders) -> list[Alternatives]:
@@ -124,13 +126,13 @@ class Timed(Pricing):
     ) -> dict[str, Candidate]:
         units = every_unit(families)
         sites = list({site.name: site for unit in units for site in unit.sites}.values())
-        prices = Prices(profile(self.lm, sites, self.workload, self.track), times_on(self.lm.device))
+        prices = Prices(profile(self.lm, sites, self.workload, self.track), product_times(self.lm.device))
         tried: list[tuple[float, dict[str, Candidate]]] = []
         for _ in range(TRIALS):
             priced = prices.priced(units, ladders)
             budget = prices.budget(apart(families, priced), keep)
             try:
-                chosen = choose(alternatives(families, priced), budget)
+                chosen = choose_candidates(alternatives(families, priced), budget)
             except UserError:
                 # A correction that left nothing affordable came of a disturbed measurement.
                 if not tried:
@@ -155,20 +157,27 @@ class Prices:
 
     def priced(self, units: Sequence[SolveGroup], ladders: Ladders) -> dict[str, Candidates]:
         """The ladders with the time of every rung; what the table does not have is measured now."""
-        rungs = [(unit, rung) for unit in units for rung in ladders[unit.name].rungs]
-        executed = [(rung, product) for unit, rung in rungs for _, product in self._executed(unit, rung)]
-        dense = [product for rung, product in executed if rung.method is None]
-        self.times.prepare(dense + [knot for rung, product in executed if rung.method for knot in knots(product)])
+        candidates = [(unit, candidate) for unit in units for candidate in ladders[unit.name].all]
+        executed = [
+            (candidate, product) for unit, candidate in candidates for _, product in self._executed(unit, candidate)
+        ]
+        dense = [product for candidate, product in executed if candidate.method is None]
+        self.times.prepare(
+            dense + [knot for candidate, product in executed if candidate.method for knot in knots(product)]
+        )
         return {
             unit.name: Candidates(
-                tuple(replace(rung, nanoseconds=self._nanoseconds(unit, rung)) for rung in ladders[unit.name].rungs)
+                tuple(
+                    replace(candidate, nanoseconds=self._nanoseconds(unit, candidate))
+                    for candidate in ladders[unit.name].all
+                )
             )
             for unit in units
         }
 
     def budget(self, priced: Sequence[Candidates], keep: float) -> Budget:
         """`keep` of the whole pass, in the table's units; `priced` are the ladders of every matrix by itself."""
-        of_matrices = budget_of(priced, keep, "latency")
+        of_matrices = budget_for(priced, keep, "latency")
         share = sum(use.share for use in self.profile.uses.values())
         if not share:
             raise must_be(
@@ -179,25 +188,25 @@ class Prices:
 
     def corrected(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
         """Scaled so that the rungs `chosen` within `budget` take the measured part of the dense pass."""
-        compressed = sum(rung.nanoseconds for rung in chosen if rung.method is not None)
-        left = sum(rung.nanoseconds for rung in chosen if rung.method is None)
+        compressed = sum(candidate.nanoseconds for candidate in chosen if candidate.method is not None)
+        left = sum(candidate.nanoseconds for candidate in chosen if candidate.method is None)
         took = measured * budget.dense - budget.fixed - left
         # A pass that took less than its fixed part was disturbed, and says nothing.
         return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
 
-    def _nanoseconds(self, unit: SolveGroup, rung: Candidate) -> int:
-        if rung.method is None:
-            return sum(calls * self.times.exact(product) for calls, product in self._executed(unit, rung))
-        table = sum(calls * self.times.between(product) for calls, product in self._executed(unit, rung))
+    def _nanoseconds(self, unit: SolveGroup, candidate: Candidate) -> int:
+        if candidate.method is None:
+            return sum(calls * self.times.exact(product) for calls, product in self._executed(unit, candidate))
+        table = sum(calls * self.times.between(product) for calls, product in self._executed(unit, candidate))
         return round(self.scale * table)
 
-    def _executed(self, unit: SolveGroup, rung: Candidate) -> Iterator[tuple[int, Product]]:
+    def _executed(self, unit: SolveGroup, candidate: Candidate) -> Iterator[tuple[int, Product]]:
         """The products of one pass, with how often each is made.
 
         Of a unit of several matrices the common factor is multiplied by once, and each has a last factor of its own.
         """
         for rows, calls in Counter(self.profile.uses[unit.sites[0].name].rows).items():
-            for out_features, in_features in rung.products:
+            for out_features, in_features in candidate.products:
                 for part in unit.rows if out_features == sum(unit.rows) else (out_features,):
                     yield calls, Product(rows, part, in_features)
 

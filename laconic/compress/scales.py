@@ -41,8 +41,8 @@ from laconic.errors import UserError, must_be
 from laconic.methods import Awq
 from laconic.model import LanguageModel, Site
 from laconic.model.scale_folding import Absorber, find_absorbers, fold_scales
-from laconic.numerics.grid import Spacing
-from laconic.numerics.scaling import Scaled, best_scales
+from laconic.numerics.grid import GridSpec
+from laconic.numerics.scaling import ScaledMatrix, search_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class AwqScale(Rescale):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        return self._method.asks
+        return self._method.required_statistics
 
     @property
     def _method(self) -> Awq:
@@ -159,16 +159,18 @@ class AwqScale(Rescale):
     def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
         columns = absorber.columns
         width = len(columns)
-        spacing = Spacing(self.bits, self._method.group_of(width), self.symmetric)
+        spacing = GridSpec(self.bits, self._method.group_columns(width), self.symmetric)
         activity = known[0][AbsMean].vector
         # Columns that share a scale are as active as they are on average.
         sums = activity.new_zeros(absorber.count).index_add_(0, columns, activity)
         shared = (sums / columns.bincount(minlength=absorber.count))[columns]
         readers = [self._scaled(site, what) for site, what in zip(absorber.readers, known, strict=True)]
-        s = best_scales(readers, shared, spacing, weighted=False)
+        s = search_scales(readers, shared, spacing, weighted=False)
         return s.new_ones(absorber.count).index_copy_(0, columns, s)
 
-    def _scaled(self, site: Site, known: LayerStats) -> Scaled:
+    def _scaled(self, site: Site, known: LayerStats) -> ScaledMatrix:
         weight = site.weight()
         alike = torch.ones(len(weight), device=weight.device)
-        return Scaled(weight, known[GradCovariance].matrix if self.gradients else alike, known[InputCovariance].matrix)
+        return ScaledMatrix(
+            weight, known[GradCovariance].matrix if self.gradients else alike, known[InputCovariance].matrix
+        )

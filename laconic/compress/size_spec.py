@@ -52,7 +52,7 @@ def check_workload(asked: SizeSpec) -> None:
 
 def uses_inputs(methods: Iterable[Method]) -> bool:
     """Whether any of `methods` looks at the inputs of a matrix, which earlier ones may have changed."""
-    return any(issubclass(kind, InputStatistic) for method in methods for kind in method.asks)
+    return any(issubclass(kind, InputStatistic) for method in methods for kind in method.required_statistics)
 
 
 def check_sequential(sequential: bool, anchored: bool, refresh: int | None, methods: Sequence[Method]) -> None:

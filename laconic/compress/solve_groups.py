@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from laconic.allocate import Plan, site_names, unit_name
 from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
-from laconic.methods.quantize.size import Quantizing
+from laconic.methods.quantize.base import QuantizationMethod
 from laconic.model import Site
 
 
@@ -150,7 +150,7 @@ def warn_of_wide_groups(of: Sequence[TiedGroup], method: Method, plan: Plan | No
     beyond = [
         (unit, chosen.group_size)
         for unit, chosen in solved(of, method, plan)
-        if isinstance(chosen, Quantizing) and _is_given(chosen)
+        if isinstance(chosen, QuantizationMethod) and _is_given(chosen)
         if isinstance(chosen.group_size, int) and chosen.group_size > unit.shape[1]
     ]
     if beyond:
@@ -164,6 +164,6 @@ def warn_of_wide_groups(of: Sequence[TiedGroup], method: Method, plan: Plan | No
         )
 
 
-def _is_given(method: Quantizing) -> bool:
+def _is_given(method: QuantizationMethod) -> bool:
     (usual,) = [field.default for field in fields(method) if field.name == "group_size"]
     return method.group_size != usual

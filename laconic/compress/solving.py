@@ -23,7 +23,7 @@ from laconic.calibrate import (
 )
 from laconic.compress.solve_groups import SolveGroup, TiedGroup, every_unit
 from laconic.errors import UserError
-from laconic.formats import Format, LowRank, divided
+from laconic.formats import Format, LowRank, split_rows
 from laconic.methods import Method
 from laconic.model import LanguageModel, Site
 
@@ -149,7 +149,7 @@ def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: 
 def put_form(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
     """As `replace_layers`, where `lm` has no weights: the format as `method` makes it, without numbers."""
     kept, every = _kept(unit), unit.shape[0] * unit.shape[1]
-    whole = method.empty_format(unit.shape, kept if kept < every else None).to(lm.dtype)
+    whole = method.meta_format(unit.shape, kept if kept < every else None).to(lm.dtype)
     left = every if whole.support is None else whole.count
     if whole.nbytes() >= _stored(lm, unit) and left >= kept:
         return
@@ -175,7 +175,7 @@ def _divided(whole: Format, unit: SolveGroup) -> tuple[Format, ...]:
     if len(unit.sites) == 1:
         return (whole,)
     assert isinstance(whole, LowRank), "only methods that make an input factor are given several matrices"
-    return divided(whole, unit.rows)
+    return split_rows(whole, unit.rows)
 
 
 @torch.no_grad()

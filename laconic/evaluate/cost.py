@@ -18,7 +18,7 @@ from laconic.evaluate.macs import macs
 from laconic.evaluate.memory import peak_bytes, weight_bytes
 from laconic.evaluate.parts import bytes_by_part
 from laconic.evaluate.speed import Latency, latency
-from laconic.formats import Coded
+from laconic.formats import PackedCodes
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
 from laconic.runtime import EAGER, Service, serve
@@ -136,9 +136,9 @@ def _kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
     """By the label of its family, each kernel that was called, with the number of its layers."""
     used: dict[str, Counter[str]] = {}
     for layer in lm.model.modules():
-        if isinstance(layer, Coded) and layer.family is not None and layer.kernels:
-            called = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernels.items())
-            used.setdefault(layer.family.label, Counter()).update(called)
+        if isinstance(layer, PackedCodes) and layer.kernel_family is not None and layer.kernel_names:
+            called = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernel_names.items())
+            used.setdefault(layer.kernel_family.label, Counter()).update(called)
     return {label: dict(sorted(counts.items())) for label, counts in used.items()}
 
 

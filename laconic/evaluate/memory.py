@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from laconic.calibrate.passes import evaluating, forward
-from laconic.formats import Coded
+from laconic.formats import PackedCodes
 from laconic.model import Batch, LanguageModel
 
 
 def weight_bytes(lm: LanguageModel) -> int:
     """Bytes of the parameters and buffers as they are in memory, each once, and of what kernels made of them."""
-    kept = sum(layer.kept_nbytes for layer in lm.model.modules() if isinstance(layer, Coded))
+    kept = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, PackedCodes))
     return sum(storage.nbytes() for storage in _storages(lm).values()) + kept
 
 

@@ -2,15 +2,12 @@
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
 from laconic.formats.codebook import Codebook
-from laconic.formats.constant import Constant
-from laconic.formats.dense import Dense
+from laconic.formats.dense import Constant, Dense, LinearReplacement
 from laconic.formats.int8 import DynamicInt8
-from laconic.formats.linear_replacement import LinearReplacement
-from laconic.formats.lowrank import LowRank, LowRankEmbedding
+from laconic.formats.lowrank import LowRank, LowRankEmbedding, LowRankReader, split_rows
 from laconic.formats.masked import Masked
-from laconic.formats.packed import Coded, CodedEmbedding
+from laconic.formats.packed import PackedCodes, PackedEmbedding
 from laconic.formats.quantized import Quantized
-from laconic.formats.shared import LowRankReader, divided
 from laconic.formats.sparse import Sparse, SparseEmbedding
 from laconic.formats.sum import Sum
 
@@ -23,7 +20,7 @@ FORMATS: tuple[type[Format], ...] = (
     Quantized,
     Codebook,
     DynamicInt8,
-    CodedEmbedding,
+    PackedEmbedding,
     Sum,
     Dense,
     Constant,
@@ -32,8 +29,6 @@ FORMATS: tuple[type[Format], ...] = (
 __all__ = [
     "FORMATS",
     "Codebook",
-    "Coded",
-    "CodedEmbedding",
     "Constant",
     "Dense",
     "DynamicInt8",
@@ -43,12 +38,14 @@ __all__ = [
     "LowRankEmbedding",
     "LowRankReader",
     "Masked",
+    "PackedCodes",
+    "PackedEmbedding",
     "Quantized",
     "Sparse",
     "SparseEmbedding",
     "Sum",
     "dense_weight",
-    "divided",
+    "split_rows",
     "weight_macs",
     "weight_nbytes",
 ]

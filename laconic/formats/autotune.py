@@ -1,16 +1,12 @@
-"""Which kernel multiplies by a matrix of codes fastest here: measured once for a shape, and kept in a file.
+"""The fastest kernel for products with a matrix of codes, measured once for each shape and kept in a file.
 
-The file is of one processor, its instructions, the number of threads and the version of torch. Kernels run in turn,
-round by round, so that a load on the machine hits all alike, and for few rows the caches are filled with something else
-before each run, as other layers do in a model. The time of a kernel is the least of its runs.
+The file belongs to one processor, its instructions, the number of threads and the version of torch. Kernels run in
+turn, round by round, so that a load on the machine affects all of them equally. With few rows the caches are
+overwritten before each run, as other layers do in a model. The time of a kernel is its fastest run.
 """
 
-import hashlib
-import json
-import secrets
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -19,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from laconic.cache import cache_folder, processor, short_numbers
-from laconic.formats.kernels import DECODED, DENSE, Dense, Kernel, KernelFamily, working
+from laconic.cache import machine_file, processor, read_measurements, short_numbers, write_measurements
+from laconic.formats.kernels import DECODED, DENSE, DenseKernel, Kernel, KernelFamily, working_kernels
 
 SMALL = 2**16
 """Weights of a matrix below which calls cost more than products."""
@@ -39,14 +35,14 @@ AS_FAST = 1.05
 
 
 class Choice(NamedTuple):
-    """The fastest kernel, by name, and how many times as fast as a dense layer it is."""
+    """The name of the fastest kernel, and how many times faster than a dense layer it is."""
 
     kernel: str
     speedup: float
 
 
-class Question(NamedTuple):
-    """`rows` of inputs times a matrix (out, in)."""
+class ProductShape(NamedTuple):
+    """Sizes of a product: `rows` of inputs times a matrix (out, in)."""
 
     rows: int
     out_features: int
@@ -55,22 +51,33 @@ class Question(NamedTuple):
 
 
 def autotune(family: KernelFamily[Any], rows: int, shape: tuple[int, int], dtype: torch.dtype) -> Choice:
-    """What to multiply `rows` rows of `dtype` by a matrix of `shape` with, on this many threads."""
+    """The fastest kernel for a product on this machine with the present number of threads, measured at the first call.
+
+    Args:
+        family: the kernels for this kind of matrix.
+        rows: rows of the input.
+        shape: (out, in) of the matrix.
+        dtype: dtype of the input.
+    """
     if shape[0] * shape[1] < SMALL:
         return Choice(family.small, 1.0)
     depends_on = machine()
-    name = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    table = _table(cache_folder() / f"kernels-{name}.json")
-    return table.choice(family, Question(measured_rows(rows), *shape, dtype), depends_on)
+    choices = _choices_in(machine_file("kernels", depends_on))
+    return choices.lookup(family, ProductShape(measured_rows(rows), *shape, dtype), depends_on)
 
 
 def measured_rows(rows: int) -> int:
-    """The number that is measured for `rows`."""
+    """The number of rows that is measured in place of `rows`: the next of ROWS, or the last.
+
+    Example:
+        >>> measured_rows(5), measured_rows(5000)
+        (16, 1024)
+    """
     return ROWS[min(bisect_left(ROWS, rows), len(ROWS) - 1)]
 
 
 def machine() -> dict[str, Any]:
-    """What the times of kernels depend on."""
+    """What the times of kernels depend on, beside the kernel."""
     return {
         "processor": processor(),
         "instructions": " ".join((torch.backends.cpu.get_cpu_capability(), *short_numbers())),
@@ -79,41 +86,41 @@ def machine() -> dict[str, Any]:
     }
 
 
-class Table:
-    """Choices by question, kept in `file`; one that cannot be written to costs the measurement in the next process."""
+class KernelChoices:
+    """Choices by product, kept in a file. If it cannot be written, the next process measures again.
+
+    Args:
+        file: where it is; it may not exist yet.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._known: dict[str, Choice] = {}
+        self._choices: dict[str, Choice] = {}
 
-    def choice(self, family: KernelFamily[Any], question: Question, depends_on: Mapping[str, Any]) -> Choice:
-        """The answer, measured now if it has not been before."""
+    def lookup(self, family: KernelFamily[Any], question: ProductShape, depends_on: Mapping[str, Any]) -> Choice:
+        """The choice for a product, measured now if it is not known.
+
+        Args:
+            family: the kernels.
+            question: the product.
+            depends_on: the machine, written into the file.
+        """
         sizes, dtype = "x".join(map(str, question[:3])), str(question.dtype).removeprefix("torch.")
         key = f"{family.name} {sizes} {dtype}"
-        if key not in self._known:
+        if key not in self._choices:
             # Another process may have measured it meanwhile, and one answer serves all.
-            self._known = _read(self._file) | self._known
-        if key not in self._known or self._known[key].kernel not in family.makers:
-            self._known[key] = measured(family, question)
-            self._keep(depends_on)
-        return self._known[key]
-
-    def _keep(self, depends_on: Mapping[str, Any]) -> None:
-        choices = {key: choice._asdict() for key, choice in sorted(self._known.items())}
-        partial = self._file.with_suffix(f".{secrets.token_hex(4)}")
-        with suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_text(json.dumps({"machine": dict(depends_on), "kernels": choices}, indent=1) + "\n")
-                partial.replace(self._file)
-            finally:
-                partial.unlink(missing_ok=True)
+            self._choices = _read(self._file) | self._choices
+        if key not in self._choices or self._choices[key].kernel not in family.makers:
+            self._choices[key] = choose_kernel(family, question)
+            stored = {name: choice._asdict() for name, choice in sorted(self._choices.items())}
+            write_measurements(self._file, "kernels", stored, depends_on)
+        return self._choices[key]
 
 
 @torch.inference_mode()
-def measured(family: KernelFamily[Any], question: Question) -> Choice:
-    """Of the kernels that give the right sums here, the fastest; within 5 %, the one that the family has first."""
-    times = timed(family, question)
+def choose_kernel(family: KernelFamily[Any], question: ProductShape) -> Choice:
+    """The fastest kernel that computes correct sums; of those within 5 % the first of the family."""
+    times = time_kernels(family, question)
     dense = times[DENSE]
     times = {name: seconds for name, seconds in times.items() if name in family.makers}
     least = min(times.values())
@@ -122,22 +129,29 @@ def measured(family: KernelFamily[Any], question: Question) -> Choice:
 
 
 @torch.inference_mode()
-def timed(family: KernelFamily[Any], question: Question) -> dict[str, float]:
-    """The least seconds of every kernel that gives the right sums here, and of a dense layer."""
+def time_kernels(family: KernelFamily[Any], question: ProductShape) -> dict[str, float]:
+    """Seconds of every kernel that computes correct sums, by name, and of a dense layer."""
     generator = torch.Generator().manual_seed(0)
     shape = (question.out_features, question.in_features)
     matrix = family.example(shape, generator)
     x = torch.rand(question.rows, question.in_features, generator=generator).to(question.dtype)
     x[0, 1:] = 1
-    kernels = working(family, matrix, x)
+    kernels = working_kernels(family, matrix, x)
     if DENSE not in kernels:
         # Not to be chosen: what the others are held against.
-        kernels[DENSE] = Dense(family.dense(matrix, question.dtype))
+        kernels[DENSE] = DenseKernel(family.dense(matrix, question.dtype))
     return least_seconds(kernels, x, x.new_zeros(shape[0]), family.makers)
 
 
 def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor, choices: Collection[str]) -> dict[str, float]:
-    """The least time of each in turn; of those that are far slower than another of the `choices`, from a few runs."""
+    """The fastest run of each kernel, in seconds.
+
+    Args:
+        kernels: the kernels by name, run in turn.
+        x: the inputs.
+        bias: the bias.
+        choices: names that can be chosen; a kernel much slower than the fastest of them is dropped after two rounds.
+    """
     crowding = torch.zeros(CACHES // 4 if len(x) <= FEW_ROWS else 0)
     times = dict.fromkeys(kernels, float("inf"))
     start = perf_counter()
@@ -155,13 +169,13 @@ def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor, choice
 
 
 @cache
-def _table(file: Path) -> Table:
-    return Table(file)
+def _choices_in(file: Path) -> KernelChoices:
+    return KernelChoices(file)
 
 
 def _read(file: Path) -> dict[str, Choice]:
     try:
-        stored = json.loads(file.read_text())["kernels"]
+        stored = read_measurements(file, "kernels")
         return {key: Choice(str(entry["kernel"]), float(entry["speedup"])) for key, entry in stored.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError):
         return {}

@@ -1,34 +1,48 @@
-"""What may stand where a linear layer (or a word embedding) stood.
+"""The base class of formats: modules that stand in for a linear layer or a word embedding.
 
-Forward, size, saving and loading belong to formats, so that a new compression method inherits all four. A format
-keeps one zero-length buffer called `weight`, the name of the tensor it replaced: transformers without laconic then
-refuses the checkpoint with a size mismatch instead of filling the layer with random numbers, and code that asks for
-`layer.weight.dtype` still gets its answer.
+A format computes the forward pass, knows its size, and is saved and loaded; a new compression method inherits all of
+that. Every format keeps a zero-length buffer called `weight`, the name of the tensor it replaced. Without laconic,
+transformers then refuses the checkpoint with a size mismatch instead of initialising the layer with random numbers, and
+code that reads `layer.weight.dtype` still works.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from laconic.errors import UserError
 
+F = TypeVar("F", bound="Format")
+
 
 class Format(nn.Module, ABC):
-    """A compressed matrix of shape (out, in) with its bias; subclasses are final and made of plain linears."""
+    """A compressed matrix of shape (out, in) with its bias. Subclasses are final.
+
+    Example:
+        >>> from laconic.formats import LowRank
+        >>> layer = LowRank.of(torch.ones(4, 1), torch.ones(1, 3))
+        >>> layer.shape, layer.nbytes(), layer.macs()
+        ((4, 3), 28, 7)
+        >>> LowRank.empty(**layer.spec()).shape
+        (4, 3)
+    """
 
     kind: ClassVar[str]
-    readers: ClassVar[tuple[str, ...]]
-    """The children that read the layer's own input, whose statistics they therefore share."""
-    holds: ClassVar[str | None] = None
-    """The one parameter that is the whole matrix: a later step takes the layer as it took the one that stood there, and
-    replaces all of it. None where the layer is made of several, which a later step takes one by one."""
-    looks_up: ClassVar[bool] = False
-    """Whether it is a word embedding, called with tokens."""
+    input_modules: ClassVar[tuple[str, ...]]
+    """Names of the child modules that read the layer's input, and so share its statistics."""
+    matrix_parameter: ClassVar[str | None] = None
+    """The parameter that is the whole matrix, which a later step compresses and replaces. None where the layer consists
+    of several matrices, which a later step compresses one by one."""
+    is_embedding: ClassVar[bool] = False
+    """Whether it is a word embedding, which is called with tokens."""
+    out_features: int
+    in_features: int
     padding_idx: int | None = None
-    """The token of a word embedding that has no row of its own."""
+    """The padding token of a word embedding."""
     weight: Tensor
 
     def __init__(self) -> None:
@@ -36,29 +50,29 @@ class Format(nn.Module, ABC):
         self.register_buffer("weight", torch.empty(0))
 
     def requires_grad_(self, requires_grad: bool = True) -> "Format":
-        """As torch's, but for what is whole numbers, which have no gradient."""
+        """As torch's, for floating-point parameters; codes have no gradient."""
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(requires_grad)
         return self
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the matrix that this stands for."""
+        """(out, in) of the matrix."""
+        return self.out_features, self.in_features
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:
-        """The matrix that `forward` multiplies by, in the dtype of the stored tensors."""
+        """The matrix that `forward` multiplies by, in the dtype of the layer."""
 
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes on disk in the present dtype, bias excluded: what saving really writes."""
+        """Bytes on disk in the present dtype, bias excluded: exactly what saving writes."""
 
     def nbytes_in(self, dtype: torch.dtype) -> int:
-        """`nbytes` once it is stored in `dtype`."""
+        """`nbytes` after a cast to `dtype`."""
         with torch.device("meta"):
-            return type(self).shell(**self.spec()).to(dtype).nbytes()
+            return type(self).empty(**self.spec()).to(dtype).nbytes()
 
     @abstractmethod
     def macs(self) -> int:
@@ -67,71 +81,77 @@ class Format(nn.Module, ABC):
     @property
     @abstractmethod
     def bias(self) -> Tensor | None:
-        """(out,), or None."""
+        """The bias (out,), or None."""
 
     @abstractmethod
     def set_bias(self, bias: Tensor | None) -> None:
-        """Take over a copy of the bias (out,) of the layer that this replaces."""
+        """Set the bias (out,) to a copy of `bias`; None removes it."""
 
     @property
     def support(self) -> Bool[Tensor, "out in"] | None:
-        """Where a weight may be other than zero; None where it may be anywhere."""
+        """True where a weight may be nonzero, (out, in); None where nothing was pruned."""
         return None
 
     @property
     def count(self) -> int:
-        """Weights that are stored of a matrix that is held as a whole."""
+        """Weights that are stored, for a format that stores one matrix as a whole."""
         return self.shape[0] * self.shape[1]
 
     @property
     def packed_names(self) -> tuple[str, ...]:
-        """Tensors of a state dict that hold the matrix in fewer bits than it is computed with."""
+        """Names of the tensors in a state dict that store the matrix in fewer bits than it is computed with."""
         return ()
 
     @property
     def source(self) -> "Format | None":
-        """Another format whose tensors this one reads; None where it has all that it needs."""
+        """Another format whose tensors this one reads; None where it has all it needs."""
         return None
 
-    def read_from(self, source: "Format") -> None:
-        """Take `source` for the format whose tensors this one reads.
+    def set_source(self, source: "Format") -> None:
+        """Make this format read the tensors of `source`.
 
         Raises:
-            UserError: this kind reads from no other, or not from one like it.
+            UserError: this kind reads from no other format, or not from this kind.
         """
         raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
-        """Come as near to `target` as what is stored can, at the least tr(E H E^T) with H = `moment`, in place.
+        """Fit the stored numbers to another matrix, in place; zeros, codes and ranks stay.
 
-        Zeros, codes and ranks stay; the numbers beside them move. Where there are none, as by default, nothing does.
+        Args:
+            target: the matrix to come near.
+            moment: H (in, in), positive definite. The error E minimises tr(E H E^T).
         """
 
     def unpack(self) -> None:
-        """Become what computes, once the tensors of a shell have been filled; done already is left as it is.
+        """Turn the tensors of a loaded checkpoint into what `forward` computes with; does nothing the second time.
 
         Raises:
             UserError: the tensors do not fit each other.
         """
 
     @abstractmethod
-    def for_lookup(self, padding_idx: int | None) -> "Format":
-        """The same matrix as a word embedding: (width, vocabulary), read by token instead of multiplied."""
+    def to_embedding(self, padding_idx: int | None) -> "Format":
+        """The same matrix (width, vocabulary) as a word embedding, indexed by token.
+
+        Args:
+            padding_idx: the padding token, whose row gets no gradient; None for none.
+        """
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Arguments of `shell`: JSON values that rebuild this format empty, ready to receive its tensors."""
+        """Arguments of `empty` as JSON values."""
 
     @classmethod
-    @abstractmethod
-    def shell(cls, **spec: Any) -> "Format":
-        """An uninitialised format of this specification."""
+    def empty(cls: type[F], **spec: Any) -> F:
+        """An uninitialised format of this specification, ready to receive its tensors."""
+        return cls(**spec)
 
 
 class EmbeddingFormat(Format):
-    """A format called with tokens. It has no bias, and is as a lookup what it is."""
+    """A format that is called with tokens. It has no bias."""
 
-    looks_up = True
+    is_embedding = True
 
     @property
     def bias(self) -> Tensor | None:
@@ -141,36 +161,36 @@ class EmbeddingFormat(Format):
         if bias is not None:
             raise ValueError("a word embedding has no bias")
 
-    def for_lookup(self, padding_idx: int | None) -> Format:
+    def to_embedding(self, padding_idx: int | None) -> Format:
         return self
 
 
-def own_bias(bias: Tensor | None) -> nn.Parameter | None:
-    """A copy: the bias of a masked-language head is one with another tensor, from which it is to be apart."""
+def copy_bias(bias: Tensor | None) -> nn.Parameter | None:
+    """A copy of the bias as a parameter of its own; that of a masked-language head is tied to another tensor."""
     return None if bias is None else nn.Parameter(bias.detach().clone())
 
 
-def give_bias(module: nn.Module, bias: Tensor | None) -> None:
-    """Make a copy of `bias` that of a plain linear or of a format."""
+def set_bias(module: nn.Module, bias: Tensor | None) -> None:
+    """Set the bias of a plain linear or of a format to a copy of `bias`."""
     if isinstance(module, Format):
         module.set_bias(bias)
     else:
-        module.register_parameter("bias", own_bias(bias))
+        module.register_parameter("bias", copy_bias(bias))
 
 
-def looked_up(module: nn.Module) -> Float[Tensor, "width vocabulary"]:
-    """The matrix of a plain word embedding or of a format of one."""
+def embedding_weight(module: nn.Module) -> Float[Tensor, "width vocabulary"]:
+    """The matrix (width, vocabulary) of a plain word embedding or of a format."""
     return module.dense() if isinstance(module, Format) else module.get_parameter("weight").T
 
 
 def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:
-    """The (out, in) matrix of a plain linear or of a format; what nests inside a format goes through here."""
+    """The matrix (out, in) of a plain linear or of a format."""
     return module.dense() if isinstance(module, Format) else module.get_parameter("weight")
 
 
 @torch.no_grad()
 def refit_weight(module: nn.Module, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
-    """Bring the matrix of a plain linear, which can be any, or of a format to `target`, as `Format.refit` does."""
+    """Fit the matrix of a plain linear, which becomes the target, or of a format, as `Format.refit`."""
     if isinstance(module, Format):
         module.refit(target, moment)
     else:
@@ -178,7 +198,7 @@ def refit_weight(module: nn.Module, target: Float[Tensor, "out in"], moment: Flo
 
 
 def weight_nbytes(module: nn.Module) -> int:
-    """Bytes on disk of a plain linear's or a format's weight, bias excluded."""
+    """Bytes on disk of the weight of a plain linear or of a format, bias excluded."""
     if isinstance(module, Format):
         return module.nbytes()
     weight = module.get_parameter("weight")
@@ -186,7 +206,54 @@ def weight_nbytes(module: nn.Module) -> int:
 
 
 def weight_macs(module: nn.Module) -> int:
-    """Multiply-accumulates of a plain linear or a format for one row of input; looking up an embedding costs none."""
+    """Multiply-accumulates of a plain linear or a format for one row of input; 0 for an embedding."""
     if isinstance(module, Format):
         return module.macs()
     return 0 if isinstance(module, nn.Embedding) else module.get_parameter("weight").numel()
+
+
+def byte_parameter(data: UInt8[Tensor, " bytes"]) -> nn.Parameter:
+    """Bytes as a parameter without gradients, which transformers finds, fills and ties."""
+    return nn.Parameter(data, requires_grad=False)
+
+
+def empty_bytes(count: int) -> nn.Parameter:
+    """An uninitialised parameter of `count` bytes."""
+    return byte_parameter(torch.empty(count, dtype=torch.uint8))
+
+
+class SharedProduct:
+    """f(x) for several layers that are called with one tensor in turn: the first computes it, the last releases it.
+
+    Args:
+        shared_by: how many layers.
+
+    Example:
+        >>> product, x = SharedProduct(shared_by=2), torch.ones(1)
+        >>> product.compute(x, torch.neg) is product.compute(x, torch.neg)
+        True
+    """
+
+    def __init__(self, shared_by: int) -> None:
+        self.shared_by = shared_by
+        # (x, its version and whether gradients were on, f(x), how many layers have yet to ask for it)
+        self._latest: tuple[Tensor, tuple[int, bool], Tensor, int] | None = None
+
+    def __deepcopy__(self, memo: object) -> "SharedProduct":
+        # What is held belongs to one call of one model.
+        return SharedProduct(self.shared_by)
+
+    def compute(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """f(x), computed unless the latest call had this very tensor."""
+        if self.shared_by == 1 or torch.compiler.is_compiling():
+            # A compiler merges equal products by itself.
+            return f(x)
+        held = self._latest
+        # What was changed in place is another input, though it is the same tensor; inference tensors keep no count.
+        state = (0 if x.is_inference() else x._version, torch.is_grad_enabled())
+        if held is not None and held[0] is x and held[1] == state:
+            _, _, z, left = held
+        else:
+            z, left = f(x), self.shared_by
+        self._latest = (x, state, z, left - 1) if left > 1 else None
+        return z

@@ -1,4 +1,4 @@
-"""Ŵ by tables: codes of 2 to 8 bits, each the place of a value in the table of its group of weights."""
+"""Quantization by tables: each code is the index of a value in the table of its group of weights."""
 
 from typing import Any
 
@@ -6,14 +6,29 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
-from laconic.formats.packed import Coded, as_bytes, from_bytes, frozen, stored
-from laconic.numerics.tied import Sharing
+from laconic.formats.base import byte_parameter, empty_bytes
+from laconic.formats.packed import PackedCodes
+from laconic.numerics.packing import as_bytes, from_bytes
+from laconic.numerics.tied import TiedWeights
 
 
-class Codebook(Coded):
-    """w = T[c]. A table has 2^bits values of 16 bits each.
+class Codebook(PackedCodes):
+    """y = Ŵ x + bias with ŵ = table[code].
 
-    group: columns of a row that share a table; None where the whole matrix does.
+    Stored, beside what `PackedCodes` stores: `tables`, 2^bits values of 16 bits for each group of weights.
+
+    Args:
+        shape: (out, in).
+        bits: bits of a code, 2 to 8.
+        group: columns of a row that share a table; None where the whole matrix shares one.
+        kept: number of nonzero weights; None if nothing was pruned.
+        bias: whether there is a bias.
+
+    Example:
+        >>> tables, codes = torch.tensor([[[0.0, 1.0, 5.0, 9.0]]]), torch.tensor([[3, 0], [1, 2]], dtype=torch.uint8)
+        >>> layer = Codebook.of(codes, tables, group=None)
+        >>> layer.dense().tolist(), layer.nbytes()  # a byte of codes, four values of two
+        ([[9.0, 0.0], [1.0, 5.0]], 9)
     """
 
     kind = "codebook"
@@ -24,7 +39,7 @@ class Codebook(Coded):
     ) -> None:
         super().__init__(shape, bits, kept, bias)
         self.group = group
-        self.tables = stored(tables_nbytes(shape, bits, group))
+        self.tables = empty_bytes(tables_nbytes(shape, bits, group))
 
     @classmethod
     def of(
@@ -35,11 +50,15 @@ class Codebook(Coded):
         dtype: torch.dtype = torch.float32,
         mask: Bool[Tensor, "out in"] | None = None,
     ) -> "Codebook":
-        """The format of the codes of a matrix, without a bias.
+        """The format of a matrix of codes, without a bias.
 
-        tables: 2^bits values for each group of each row, or (1, 1, 2^bits) where `group` is None; stored in 16 bits.
-        dtype:  that of `dense()`.
-        mask:   True where a weight is kept; the others are zero whatever their code is.
+        Args:
+            codes: the code of every weight.
+            tables: 2^bits values for each group of each row, or (1, 1, 2^bits) where `group` is None; stored in 16
+                bits.
+            group: columns of a row that share a table; None where the whole matrix shares one.
+            dtype: dtype of `dense()`.
+            mask: True where a weight is kept; the others are zero whatever their code. None keeps all.
         """
         kept = None if mask is None else int(mask.count_nonzero())
         bits = tables.shape[-1].bit_length() - 1
@@ -47,7 +66,7 @@ class Codebook(Coded):
             layer = cls((codes.shape[0], codes.shape[1]), bits, group, kept)
         layer.to_empty(device=codes.device)
         layer.encode(codes, mask)
-        layer.tables = frozen(as_bytes(tables))
+        layer.tables = byte_parameter(as_bytes(tables))
         return layer.to(dtype)
 
     @property
@@ -55,12 +74,12 @@ class Codebook(Coded):
         """Tables of each row."""
         return 1 if self.group is None else -(-self.in_features // self.group)
 
-    def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
+    def decode(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         values = from_bytes(self.tables.detach())
         return values.index_select(0, self._places(codes, columns).view(-1)).view(codes.shape)
 
     def _places(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Tensor:
-        """Of each code's value among those of all tables."""
+        """The index of each code's value among the values of all tables."""
         places = codes.int()
         if self.group is not None:
             which = torch.arange(codes.shape[1], device=codes.device) if columns is None else columns
@@ -69,13 +88,13 @@ class Codebook(Coded):
         return places
 
     @property
-    def numbers(self) -> nn.Parameter:
+    def shared_values(self) -> nn.Parameter:
         return self.tables
 
-    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
-        return Sharing(self._places(codes, None), torch.ones(self.shape, device=codes.device))
+    def tied_weights(self, codes: Integer[Tensor, "out in"]) -> TiedWeights:
+        return TiedWeights(self._places(codes, None), torch.ones(self.shape, device=codes.device))
 
-    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+    def nearest_codes(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
         values = from_bytes(self.tables.detach()).view(-1, self.groups, 2**self.bits)
         best, codes = (
             torch.full_like(weight, torch.inf, dtype=torch.float32),
@@ -91,12 +110,8 @@ class Codebook(Coded):
     def spec(self) -> dict[str, Any]:
         return {**self.coded_spec(), "group": self.group}
 
-    @classmethod
-    def shell(cls, **spec: Any) -> "Codebook":
-        return cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
-
 
 def tables_nbytes(shape: tuple[int, int], bits: int, group: int | None) -> int:
-    """Bytes of the tables of a matrix of `shape`."""
+    """Bytes of the tables of a matrix of `shape` (out, in)."""
     tables = 1 if group is None else shape[0] * -(-shape[1] // group)
     return 2 * tables * 2**bits

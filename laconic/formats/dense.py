@@ -1,4 +1,4 @@
-"""A plain linear, where the class of the model has one that could not hold it: one without a bias."""
+"""Layers that are not compressed themselves but stand where something was: a plain matrix, a constant, a linear map."""
 
 from typing import Any
 
@@ -6,15 +6,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from laconic.formats.base import Format, own_bias, refit_weight
+from laconic.formats.base import Format, copy_bias, refit_weight
 
 
 class Dense(Format):
-    """y = W x + bias. `linear` holds both."""
+    """y = W x + bias, a plain linear, where the model's class has a layer without a bias and one was added.
+
+    Stored: the weight (out, in) and the bias, in the dtype of the model.
+
+    Args:
+        out_features: rows of the matrix.
+        in_features: columns of the matrix.
+        bias: whether there is a bias.
+
+    Example:
+        >>> layer = Dense.of(torch.eye(2))
+        >>> layer.nbytes(), layer(torch.tensor([1.0, 2.0])).tolist()
+        (16, [1.0, 2.0])
+    """
 
     kind = "dense"
-    readers = ("linear",)
-    holds = "linear.weight"
+    input_modules = ("linear",)
+    matrix_parameter = "linear.weight"
 
     def __init__(self, out_features: int, in_features: int, bias: bool) -> None:
         super().__init__()
@@ -23,16 +36,12 @@ class Dense(Format):
 
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"]) -> "Dense":
-        """The format of a matrix as it is, without a bias."""
+        """The format of a matrix (out, in), without a bias."""
         with torch.device("meta"):
             layer = cls(*weight.shape, bias=False)
         layer.to_empty(device=weight.device)
         layer.linear.weight = nn.Parameter(weight.detach().contiguous())
         return layer.to(weight.dtype)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x)
@@ -54,14 +63,133 @@ class Dense(Format):
         return self.linear.bias
 
     def set_bias(self, bias: Tensor | None) -> None:
-        self.linear.register_parameter("bias", own_bias(bias))
+        self.linear.register_parameter("bias", copy_bias(bias))
 
-    def for_lookup(self, padding_idx: int | None) -> Format:
+    def to_embedding(self, padding_idx: int | None) -> Format:
         raise ValueError("a word embedding has no bias, and is a plain one where nothing was compressed")
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "in_features": self.in_features, "bias": self.bias is not None}
 
+
+class Constant(Format):
+    """y = bias, or zeros, for every input: the layer that stays where part of a block was dropped.
+
+    Stored: the bias, if there is one.
+
+    Args:
+        out_features: rows of the matrix, which is zero.
+        in_features: columns of the matrix.
+        bias: whether there is a bias.
+        width: numbers in the output, `out_features` by default; 0 where what reads them is a constant too, so that
+            nothing is computed with zeros.
+
+    Example:
+        >>> Constant(3, 2, bias=False)(torch.ones(1, 2))
+        tensor([[0., 0., 0.]])
+    """
+
+    kind = "constant"
+    input_modules = ()
+
+    def __init__(self, out_features: int, in_features: int, bias: bool, width: int | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.width = out_features if width is None else width
+        self.register_parameter("constant", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self.constant: nn.Parameter | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (*x.shape[:-1], self.width)
+        return x.new_zeros(size) if self.constant is None else self.constant.to(x.dtype).expand(size)
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        like = self.weight if self.constant is None else self.constant
+        return like.new_zeros(self.shape)
+
+    def nbytes(self) -> int:
+        return 0
+
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.constant
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        self.register_parameter("constant", copy_bias(bias))
+
+    def to_embedding(self, padding_idx: int | None) -> Format:
+        raise ValueError("a word embedding is not dropped")
+
+    def spec(self) -> dict[str, Any]:
+        sizes = {"out_features": self.out_features, "in_features": self.in_features}
+        narrower = {} if self.width == self.out_features else {"width": self.width}
+        return {**sizes, "bias": self.constant is not None, **narrower}
+
+
+class LinearReplacement(nn.Module):
+    """y = T norm(x) + b: a norm followed by the linear map that replaces dropped blocks.
+
+    It is no `Format`, as a norm is no matrix, but it keeps a zero-length `weight` too, so that transformers without
+    laconic refuses the checkpoint. Stored: the norm, T (d, d) unless it is the identity, and b (d,).
+
+    Args:
+        norm: the module that was here.
+        features: d.
+        matrix: whether there is a T; otherwise it is the identity.
+
+    Example:
+        >>> layer = LinearReplacement.of(nn.Identity(), 2 * torch.eye(2), torch.ones(2))
+        >>> layer(torch.tensor([1.0, 2.0])).tolist()
+        [3.0, 5.0]
+    """
+
+    weight: Tensor
+
+    def __init__(self, norm: nn.Module, features: int, matrix: bool) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0))
+        self.norm = norm
+        self.features = features
+        self.linear = nn.Linear(features, features) if matrix else None
+        self.register_parameter("shift", None if matrix else nn.Parameter(torch.empty(features)))
+        self.shift: nn.Parameter | None
+
     @classmethod
-    def shell(cls, **spec: Any) -> "Dense":
-        return cls(**spec)
+    def of(cls, norm: nn.Module, matrix: Float[Tensor, "d d"] | None, bias: Float[Tensor, " d"]) -> "LinearReplacement":
+        """`norm` followed by T = `matrix` and b = `bias`; None for the identity."""
+        with torch.device("meta"):
+            layer = cls(norm, len(bias), matrix is not None)
+        layer.weight = torch.empty(0, dtype=bias.dtype, device=bias.device)
+        shift = nn.Parameter(bias.detach().clone())
+        if layer.linear is None or matrix is None:
+            layer.shift = shift
+        else:
+            layer.linear.weight = nn.Parameter(matrix.detach().clone())
+            layer.linear.bias = shift
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.linear is not None:
+            return self.linear(y)
+        assert self.shift is not None
+        return y + self.shift
+
+    @property
+    def matrix(self) -> Float[Tensor, "d d"] | None:
+        """T, or None for the identity."""
+        return None if self.linear is None else self.linear.weight
+
+    @property
+    def bias(self) -> Float[Tensor, " d"]:
+        """b."""
+        bias = self.shift if self.linear is None else self.linear.bias
+        assert bias is not None
+        return bias
+
+    def nbytes(self) -> int:
+        """Bytes of T on disk in the present dtype."""
+        return 0 if self.linear is None else self.linear.weight.nbytes

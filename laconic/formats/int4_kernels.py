@@ -1,9 +1,9 @@
-"""A matrix of codes of up to 4 bits in groups, as it is packed, and the kernel that reads two codes a byte.
+"""Products with codes of up to 4 bits: the layout that torch's int4 kernel reads, and when it can be used.
 
-torch multiplies inputs in bfloat16 by Σ_g (s_g (q − 8) + t_g) where q in [0, 16) and a group is of 32, 64, 128 or 256
-columns. A weight w = s (c − z) is of that form with q = c, t = s (8 − z); where c − z + 8 fits 4 bits, as it does on
-every symmetric grid and on all of 3 bits and fewer, with q = c − z + 8 and t = 0, which is exact. Longer groups,
-that of a whole row or of the whole matrix included, are several of these with one and the same scale.
+torch multiplies inputs in bfloat16 by Σ_g (s_g (q − 8) + t_g) with q in [0, 16) and groups of 32, 64, 128 or 256
+columns. A weight w = s (c − z) has that form with q = c, t = s (8 − z). Where c − z + 8 fits into 4 bits, as it does on
+every symmetric grid and with 3 bits and fewer, q = c − z + 8 and t = 0 are used, which is exact. Longer groups, such as
+a whole row or the whole matrix, become several torch groups with one scale.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.formats.kernels import DECODED, Decoded, Kernel, KernelFamily, aligned
-from laconic.numerics.grid import Grid, values_of
+from laconic.formats.kernels import DECODED, DecodingKernel, Kernel, KernelFamily, align
+from laconic.numerics.grid import Grid, dequantize
 from laconic.numerics.packing import packed_nbytes, unpack
 
 MOST_BITS = 4
@@ -29,8 +29,15 @@ MOST_ROWS = 64
 that its figures are those of the exact matrix, but for layers that see one row of each text, as poolers do."""
 
 
-class Packed(NamedTuple):
-    """Codes without gaps, the grids that they lie on, and numbers that the columns are multiplied by besides."""
+class Int4Matrix(NamedTuple):
+    """Packed codes and what decodes them.
+
+    Args:
+        codes: packed codes, as `laconic.numerics.packing.pack` returns them.
+        grid: scales and zero points.
+        shape: (out, in).
+        column_scales: factor of each column; None for none.
+    """
 
     codes: UInt8[Tensor, " bytes"]
     grid: Grid
@@ -38,29 +45,29 @@ class Packed(NamedTuple):
     column_scales: Float[Tensor, " in"] | None
 
     @property
-    def unpacked(self) -> UInt8[Tensor, "out in"]:
-        """A byte for each code."""
+    def unpacked_codes(self) -> UInt8[Tensor, "out in"]:
+        """One byte for each code."""
         return unpack(self.codes, self.grid.bits, self.shape[0] * self.shape[1]).view(self.shape)
 
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """The matrix multiplied out, in fp32 and then rounded."""
-        values = values_of(self.unpacked, self.grid)
+        """The dense matrix, computed in fp32 and cast to `dtype`."""
+        values = dequantize(self.unpacked_codes, self.grid)
         return (values if self.column_scales is None else values.mul_(self.column_scales)).to(dtype)
 
 
 class WeightOnly4(Kernel):
-    """Inputs in bfloat16, codes in another 4 bits for each weight, packed as torch reads them.
+    """Multiplies inputs in bfloat16 by torch's int4 layout, another 4 bits in memory for each weight.
 
     Raises:
-        RuntimeError: no group that torch takes divides those of the matrix.
+        RuntimeError: no group size of torch divides the groups of the matrix.
     """
 
-    def __init__(self, matrix: Packed) -> None:
+    def __init__(self, matrix: Int4Matrix) -> None:
         out_features, width = matrix.shape
-        self._group = group_of(matrix.grid.group, width)
+        self._group = torch_group_size(matrix.grid.group, width)
         if self._group is None:
             raise RuntimeError(f"{width} columns in groups of {matrix.grid.group} are no multiple of {GROUPS[-1]}")
-        codes, scales = shifted(matrix, self._group)
+        codes, scales = to_torch_layout(matrix, self._group)
         more = -out_features % OUTPUTS
         self._codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(pad(codes, (0, 0, 0, more)), 1)
         self._scales = pad(scales, (0, 0, 0, more)).bfloat16().contiguous()
@@ -73,34 +80,52 @@ class WeightOnly4(Kernel):
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
         scaled = x if self._column_scales is None else x * self._column_scales
-        operands = (aligned(scaled.bfloat16()), self._codes, self._group, self._scales)
+        operands = (align(scaled.bfloat16()), self._codes, self._group, self._scales)
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(*operands)[:, : self._outputs].to(x.dtype)
         return (y if bias is None else y + bias).contiguous()
 
 
-def group_of(group: int | None, width: int) -> int | None:
-    """The most columns that torch takes as a group and that never lie in two groups of the matrix; None: none do."""
+def torch_group_size(group: int | None, width: int) -> int | None:
+    """The largest group size of torch that divides the groups of a matrix.
+
+    Args:
+        group: columns that share a scale; None for the whole matrix.
+        width: columns of the matrix.
+
+    Returns:
+        256, 128, 64 or 32; None where none of them fits.
+
+    Example:
+        >>> torch_group_size(96, 384)
+        32
+    """
     # A shorter group at the end begins where a whole one would.
     common = width if group is None or group >= width else gcd(group, width)
     return next((columns for columns in GROUPS if common % columns == 0), None)
 
 
-def shifted(matrix: Packed, group: int) -> tuple[Integer[Tensor, "out in"], Float[Tensor, "groups out 2"]]:
-    """q, and s with t of every `group` columns."""
+def to_torch_layout(matrix: Int4Matrix, group: int) -> tuple[Integer[Tensor, "out in"], Float[Tensor, "groups out 2"]]:
+    """q (out, in), and s and t (groups, out, 2) of the kernel above, for groups of `group` columns."""
     out_features, width = matrix.shape
-    scale, zero = matrix.grid.columns(torch.arange(0, width, group, device=matrix.codes.device))
+    scale, zero = matrix.grid.scale_and_zero(torch.arange(0, width, group, device=matrix.codes.device))
     scale, zero = scale.expand(out_features, -1), zero.expand(out_features, -1)
     # The scale as it will be multiplied by, so that the code z still stands for zero.
     scale = scale.bfloat16().float()
-    codes = matrix.unpacked.int()
+    codes = matrix.unpacked_codes.int()
     centred = codes.view(out_features, -1, group) + (8 - zero.int())[..., None]
     if centred.min() >= 0 and centred.max() < 2**MOST_BITS:
         return centred.view(out_features, width), torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1)
     return codes, torch.stack((scale, scale * (8 - zero)), -1).transpose(0, 1)
 
 
-class FewBits(KernelFamily[Packed]):
-    """Codes of one number of bits on grids of one kind."""
+class Int4Family(KernelFamily[Int4Matrix]):
+    """Codes of up to 4 bits on grids of one kind.
+
+    Args:
+        bits: bits of a code.
+        group: columns that share a scale; None for the whole matrix.
+        symmetric: whether the zero point is the same everywhere.
+    """
 
     label = "int4"
     # Some tenths of a millisecond are not worth a measurement, nor bfloat16.
@@ -113,10 +138,10 @@ class FewBits(KernelFamily[Packed]):
         self.name = f"{bits} bits, {shared}{', symmetric' if symmetric else ''}"
 
     @property
-    def makers(self) -> Mapping[str, Callable[[Packed, torch.dtype], Kernel]]:
+    def makers(self) -> Mapping[str, Callable[[Int4Matrix, torch.dtype], Kernel]]:
         return KERNELS
 
-    def example(self, shape: tuple[int, int], generator: torch.Generator) -> Packed:
+    def example(self, shape: tuple[int, int], generator: torch.Generator) -> Int4Matrix:
         codes = torch.randint(
             0, 256, (packed_nbytes(shape[0] * shape[1], self.bits),), dtype=torch.uint8, generator=generator
         )
@@ -127,14 +152,14 @@ class FewBits(KernelFamily[Packed]):
         zero = torch.randint(0, 2**self.bits, grids, generator=generator).float()
         if self.symmetric:
             zero.fill_(2 ** (self.bits - 1))
-        return Packed(codes, Grid(scale, zero, self.bits, self.group), shape, None)
+        return Int4Matrix(codes, Grid(scale, zero, self.bits, self.group), shape, None)
 
-    def dense(self, matrix: Packed, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+    def dense(self, matrix: Int4Matrix, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         return matrix.dense(dtype)
 
 
-KERNELS: Mapping[str, Callable[[Packed, torch.dtype], Kernel]] = {
-    DECODED: lambda matrix, dtype: Decoded(lambda: matrix.dense(dtype)),
+KERNELS: Mapping[str, Callable[[Int4Matrix, torch.dtype], Kernel]] = {
+    DECODED: lambda matrix, dtype: DecodingKernel(lambda: matrix.dense(dtype)),
     "weight-only": lambda matrix, _: WeightOnly4(matrix),
 }
 """A kernel that keeps the dense matrix is not among them: these layers are there to save memory."""

@@ -1,8 +1,8 @@
-"""Ways to multiply rows by a matrix of codes on this processor, and which of them give right sums here.
+"""The base classes of kernels, which multiply rows of inputs by a matrix of codes on this processor.
 
-A kernel is made for one matrix, and called with rows of inputs (rows, in) and the bias (out,) or None. None of them is
-chosen for being there: each is tried on sums as large as they come, and then timed (`laconic.formats.autotune`). What
-differs between int8 and codes of a few bits is a `KernelFamily`.
+A kernel is constructed for one matrix and called with inputs (rows, in) and a bias. That a kernel exists does not mean
+that it works: each one is tried on sums as large as they can be, and then timed (`laconic.formats.autotune`). What
+differs between int8 and int4 is in a `KernelFamily`.
 """
 
 from abc import ABC, abstractmethod
@@ -35,20 +35,20 @@ M = TypeVar("M")
 
 
 class Kernel(ABC):
-    """y = W x + bias for one matrix."""
+    """y = x W^T + bias for one matrix."""
 
     @abstractmethod
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        """The products, in the dtype of `x`."""
+        """The products in the dtype of `x`."""
 
     @property
     def nbytes(self) -> int:
-        """What it keeps beside the matrix that it was made of."""
+        """Bytes that it keeps beside the matrix it was constructed from."""
         return 0
 
 
-class Dense(Kernel):
-    """The matrix multiplied out and kept: as fast as the layer that this replaced, and as large in memory."""
+class DenseKernel(Kernel):
+    """Keeps the dense matrix: as fast as the layer that was replaced, and as large in memory."""
 
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         self._weight = weight
@@ -61,8 +61,12 @@ class Dense(Kernel):
         return linear(x, self._weight, bias)
 
 
-class Decoded(Kernel):
-    """The matrix multiplied out for each call and forgotten, which many rows pay for."""
+class DecodingKernel(Kernel):
+    """Decodes the matrix at each call, which pays off with many rows.
+
+    Args:
+        dense: returns the dense matrix.
+    """
 
     def __init__(self, dense: Callable[[], Float[Tensor, "out in"]]) -> None:
         self._dense = dense
@@ -72,13 +76,14 @@ class Decoded(Kernel):
 
 
 class KernelFamily(ABC, Generic[M]):
-    """Matrices that take as long as each other, of the same shape, whatever kernel multiplies by them.
+    """The kernels for one kind of matrix. All matrices of a family and a shape take the same time.
 
-    name:      says all that times depend on besides shape, rows, dtype and machine.
-    label:     how reports call it.
-    small:     the kernel of matrices that are too small to be worth a measurement.
-    most_rows: with more than these, the matrix is decoded unmeasured.
-    stand_ins: kernels that are less exact than another, by what they stand in for where that gives wrong sums.
+    Attributes:
+        name: all that times depend on, besides shape, rows, dtype and machine.
+        label: the name in reports.
+        small: the kernel for matrices that are too small to be worth measuring.
+        most_rows: with more rows than this, the matrix is decoded without a measurement.
+        stand_ins: kernels that are tried only if another one, more exact, gives wrong sums; by the name of the former.
     """
 
     name: str
@@ -90,23 +95,32 @@ class KernelFamily(ABC, Generic[M]):
     @property
     @abstractmethod
     def makers(self) -> Mapping[str, Callable[[M, torch.dtype], Kernel]]:
-        """The kernels that may be chosen; of those as fast as each other the first is."""
+        """Constructors of the kernels by name; of kernels that are equally fast the first is chosen."""
 
     @abstractmethod
     def example(self, shape: tuple[int, int], generator: torch.Generator) -> M:
-        """A matrix to try and time kernels with."""
+        """A random matrix to try and time kernels with."""
 
     @abstractmethod
     def dense(self, matrix: M, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """The matrix multiplied out."""
+        """The dense matrix."""
 
     def expected(self, kernel: Kernel, matrix: M, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
-        """What `kernel` should come to."""
+        """The correct result of `kernel`."""
         return x @ self.dense(matrix, x.dtype).T
 
 
-def working(family: KernelFamily[M], matrix: M, x: Float[Tensor, "rows in"]) -> dict[str, Kernel]:
-    """The kernels that this processor has and that agree with exact sums, the first choice first."""
+def working_kernels(family: KernelFamily[M], matrix: M, x: Float[Tensor, "rows in"]) -> dict[str, Kernel]:
+    """The kernels that this processor has and that compute correct sums.
+
+    Args:
+        family: the kernels.
+        matrix: a matrix to try them with.
+        x: inputs, of which the first 64 rows are used.
+
+    Returns:
+        Kernels by name, in the order of the family.
+    """
     kernels: dict[str, Kernel] = {}
     x = x[:TRIED_ROWS]
     for name, make in family.makers.items():
@@ -121,7 +135,7 @@ def working(family: KernelFamily[M], matrix: M, x: Float[Tensor, "rows in"]) -> 
     return kernels
 
 
-def aligned(tensor: Tensor) -> Tensor:
-    """`tensor`, or a copy where it does not lie as torch would have put it."""
+def align(tensor: Tensor) -> Tensor:
+    """`tensor`, or an aligned copy."""
     in_place = tensor.data_ptr() % ALIGNED == 0
     return tensor.contiguous() if in_place else tensor.clone(memory_format=torch.contiguous_format)

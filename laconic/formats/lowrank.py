@@ -1,4 +1,9 @@
-"""Ŵ = A B with A (out, r) and B (r, in): two thin linears in place of one, or a thin table in place of a wide one."""
+"""Low-rank formats: Ŵ = A B with A (out, r) and B (r, in), two thin linears, or a thin table and a linear.
+
+Query, key and value read the same tensor, as do the gate and the up projection. Their matrices can share one right
+factor: Ŵ_i = A_i B. The first of them is then a `LowRank` that owns B; the others are `LowRankReader`s, which have an A
+of their own and take B x from the first.
+"""
 
 from typing import Any
 
@@ -6,28 +11,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from laconic.errors import UserError
 from laconic.formats.base import (
     EmbeddingFormat,
     Format,
+    SharedProduct,
     dense_weight,
-    give_bias,
-    looked_up,
+    embedding_weight,
     refit_weight,
+    set_bias,
     weight_macs,
     weight_nbytes,
 )
-from laconic.formats.shared_input import SharedInput
-from laconic.numerics.lowrank import output_factor
+from laconic.numerics.lowrank import solve_output_factor
 
 
 class LowRank(Format):
-    """y = A (B x) + bias. `right` holds B, `left` holds A and the bias.
+    """y = A (B x) + bias.
 
-    shared_by counts the layers that multiply by this B; see `laconic.formats.shared`.
+    Stored: `right` is B (r, in), `left` is A (out, r) and the bias; r · (out + in) numbers in the dtype of the model.
+
+    Args:
+        out_features: rows of the matrix.
+        in_features: columns of the matrix.
+        rank: r.
+        bias: whether there is a bias.
+        shared_by: how many layers multiply by this B; see `LowRankReader`.
+
+    Example:
+        >>> layer = LowRank.of(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0, 3.0]]))
+        >>> layer.dense()
+        tensor([[1., 0., 3.],
+                [2., 0., 6.]], grad_fn=<MmBackward0>)
     """
 
     kind = "low-rank"
-    readers = ("right",)
+    input_modules = ("right",)
 
     def __init__(self, out_features: int, in_features: int, rank: int, bias: bool, shared_by: int = 1) -> None:
         super().__init__()
@@ -35,11 +54,11 @@ class LowRank(Format):
         self.left: nn.Linear | Format = nn.Linear(rank, out_features, bias=bias)
         # Kept apart from the factors, which a later step may replace by formats of their own.
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
-        self._latent = SharedInput(shared_by)
+        self._product = SharedProduct(shared_by)
 
     @classmethod
     def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"], shared_by: int = 1) -> "LowRank":
-        """The format of two given factors, without a bias."""
+        """The format of two factors, without a bias."""
         with torch.device("meta"):
             layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False, shared_by=shared_by)
         layer.to_empty(device=A.device)
@@ -47,22 +66,18 @@ class LowRank(Format):
         layer.right.weight = nn.Parameter(B.contiguous())
         return layer.to(A.dtype)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
-
     def forward(self, x: Tensor) -> Tensor:
         return self.left(self.project(x))
 
     def project(self, x: Tensor) -> Tensor:
-        """B x."""
-        return self._latent.of(x, self.right)
+        """B x, computed once for the layers that share B."""
+        return self._product.compute(x, self.right)
 
     def dense(self) -> Float[Tensor, "out in"]:
         return dense_weight(self.left) @ dense_weight(self.right)
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
-        refit_weight(self.left, *output_factor(target, dense_weight(self.right).detach(), moment))
+        refit_weight(self.left, *solve_output_factor(target, dense_weight(self.right).detach(), moment))
 
     def nbytes(self) -> int:
         return weight_nbytes(self.left) + weight_nbytes(self.right)
@@ -75,27 +90,36 @@ class LowRank(Format):
         return self.left.bias
 
     def set_bias(self, bias: Tensor | None) -> None:
-        give_bias(self.left, bias)
+        set_bias(self.left, bias)
 
-    def for_lookup(self, padding_idx: int | None) -> Format:
+    def to_embedding(self, padding_idx: int | None) -> Format:
         return LowRankEmbedding.of(self, padding_idx)
 
     def spec(self) -> dict[str, Any]:
         out_features, in_features = self.shape
         sizes = {"out_features": out_features, "in_features": in_features, "rank": self.rank}
-        shared = {"shared_by": self._latent.shared_by} if self._latent.shared_by > 1 else {}
+        shared = {"shared_by": self._product.shared_by} if self._product.shared_by > 1 else {}
         return {**sizes, "bias": self.bias is not None, **shared}
-
-    @classmethod
-    def shell(cls, **spec: Any) -> "LowRank":
-        return cls(**spec)
 
 
 class LowRankEmbedding(EmbeddingFormat):
-    """y = A B[:, token]: a table of `rank` numbers a token, then one linear. The matrix is (width, vocabulary)."""
+    """y = A B[:, token]: a table of `rank` numbers for each token, then one linear. The matrix is (width, vocabulary).
+
+    Stored: the table (vocabulary, rank) and A (width, rank).
+
+    Args:
+        vocabulary: number of tokens.
+        width: size of an embedding.
+        rank: r.
+        padding_idx: the padding token, whose row gets no gradient.
+
+    Example:
+        >>> LowRankEmbedding(vocabulary=10, width=4, rank=2, padding_idx=None)(torch.tensor([3])).shape
+        torch.Size([1, 4])
+    """
 
     kind = "low-rank-embedding"
-    readers = ("table",)
+    input_modules = ("table",)
 
     def __init__(self, vocabulary: int, width: int, rank: int, padding_idx: int | None) -> None:
         super().__init__()
@@ -105,7 +129,7 @@ class LowRankEmbedding(EmbeddingFormat):
 
     @classmethod
     def of(cls, linear: LowRank, padding_idx: int | None) -> "LowRankEmbedding":
-        """The same factors, looked up by token instead of multiplied by a one-hot row."""
+        """The factors of a `LowRank`, indexed by token instead of multiplied by a one-hot row."""
         width, vocabulary = linear.shape
         with torch.device("meta"):
             layer = cls(vocabulary, width, linear.rank, padding_idx)
@@ -113,7 +137,7 @@ class LowRankEmbedding(EmbeddingFormat):
         layer.left = linear.left
         right = linear.right
         if isinstance(right, Format):
-            layer.table = right.for_lookup(padding_idx)
+            layer.table = right.to_embedding(padding_idx)
         else:
             layer.table.weight = nn.Parameter(right.weight.T.contiguous())
         return layer.to(linear.weight.dtype)
@@ -126,7 +150,7 @@ class LowRankEmbedding(EmbeddingFormat):
         return self.left(self.table(tokens))
 
     def dense(self) -> Float[Tensor, "out in"]:
-        return dense_weight(self.left) @ looked_up(self.table)
+        return dense_weight(self.left) @ embedding_weight(self.table)
 
     def nbytes(self) -> int:
         return weight_nbytes(self.left) + weight_nbytes(self.table)
@@ -138,6 +162,94 @@ class LowRankEmbedding(EmbeddingFormat):
         sizes = {"vocabulary": self.vocabulary, "width": self.width, "rank": self.rank}
         return {**sizes, "padding_idx": self.padding_idx}
 
+
+class LowRankReader(Format):
+    """y = A z + bias, where z = B x is computed by another layer that is called with the same x.
+
+    Stored: A (out, r) and the bias; B is stored with its owner alone.
+
+    Args:
+        out_features: rows of the matrix.
+        in_features: columns of the matrix.
+        rank: r.
+        bias: whether there is a bias.
+
+    Example:
+        >>> owner, reader = split_rows(LowRank.of(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
+        >>> reader.shape, reader(torch.ones(3)).tolist()
+        ((3, 3), [3.0, 3.0, 3.0])
+    """
+
+    kind = "low-rank-reader"
+    input_modules = ()
+
+    def __init__(self, out_features: int, in_features: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        self.left = nn.Linear(rank, out_features, bias=bias)
+        self.out_features, self.in_features, self.rank = out_features, in_features, rank
+        # In a tuple, where torch does not look for parts: B belongs to the source, and is stored there alone.
+        self._source: tuple[LowRank, ...] = ()
+
     @classmethod
-    def shell(cls, **spec: Any) -> "LowRankEmbedding":
-        return cls(**spec)
+    def of(cls, A: Float[Tensor, "out r"], source: LowRank) -> "LowRankReader":
+        """A reader with this A, of the B of `source`, without a bias."""
+        with torch.device("meta"):
+            layer = cls(A.shape[0], source.in_features, A.shape[1], bias=False)
+        layer.to_empty(device=A.device)
+        layer.left.weight = nn.Parameter(A.contiguous())
+        layer.set_source(source)
+        return layer.to(A.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(self._source[0].project(x))
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        return dense_weight(self.left) @ dense_weight(self._source[0].right)
+
+    def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
+        refit_weight(self.left, *solve_output_factor(target, dense_weight(self._source[0].right).detach(), moment))
+
+    def nbytes(self) -> int:
+        return weight_nbytes(self.left)
+
+    def macs(self) -> int:
+        return weight_macs(self.left)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.left.bias
+
+    def set_bias(self, bias: Tensor | None) -> None:
+        set_bias(self.left, bias)
+
+    @property
+    def source(self) -> Format | None:
+        return self._source[0] if self._source else None
+
+    def set_source(self, source: Format) -> None:
+        if not isinstance(source, LowRank):
+            raise UserError(f"A layer of the kind '{self.kind}' reads from a '{LowRank.kind}'; got a '{source.kind}'.")
+        self._source = (source,)
+
+    def to_embedding(self, padding_idx: int | None) -> Format:
+        raise ValueError("a word embedding shares its input with no other matrix")
+
+    def spec(self) -> dict[str, Any]:
+        out_features, in_features = self.shape
+        bias = self.bias is not None
+        return {"out_features": out_features, "in_features": in_features, "rank": self.rank, "bias": bias}
+
+
+def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:
+    """One format for each of several matrices that were solved as one, stacked by rows.
+
+    Args:
+        whole: the format of the stacked matrix.
+        rows: rows of each matrix.
+
+    Returns:
+        A `LowRank` that owns the right factor, and a `LowRankReader` for each of the others.
+    """
+    parts = dense_weight(whole.left).detach().split(rows)
+    owner = LowRank.of(parts[0].clone(), dense_weight(whole.right).detach(), shared_by=len(parts))
+    return owner, *(LowRankReader.of(part.clone(), owner) for part in parts[1:])

@@ -1,8 +1,8 @@
-"""A matrix with zeros: stored as a mask and the values that it keeps, computed with as a plain dense module.
+"""A matrix with zeros: stored as a mask and its nonzero values, computed with as a plain dense module.
 
-In memory there is that module, with the zeros in its weight, and the mask, which holds them while it is trained. A
-state dict has `values` and `bits` in place of the weight, whatever asks for it: saving, Trainer, a hash of the model.
-A shell has those two as parameters, for transformers to fill, and becomes the plain module by `unpack`.
+In memory there is the plain module, with zeros in its weight, and the mask, which keeps them zero in training. A state
+dict always has `values` and `bits` in place of the weight. A format that is about to be loaded has these two as
+parameters, for transformers to fill, and `unpack` turns it into the plain module.
 """
 
 import math
@@ -16,8 +16,17 @@ from torch import Tensor, nn
 
 from laconic.errors import UserError
 from laconic.formats.base import Format
-from laconic.numerics.combinations import follows, index_bits, ranks, unranked
-from laconic.numerics.packing import pack, pack_mask, packed_nbytes, unpack, unpack_mask
+from laconic.numerics.packing import (
+    follows_pattern,
+    index_bits,
+    pack,
+    pack_mask,
+    packed_nbytes,
+    rank_combinations,
+    unpack,
+    unpack_mask,
+    unrank_combinations,
+)
 from laconic.numerics.refit import inverse, refit
 
 VALUES = "values"
@@ -25,13 +34,19 @@ BITS = "bits"
 
 
 class Masked(Format):
-    """Ŵ ∘ M of shape (out, in). `mask` is True where a weight is kept; None as long as the layer is packed.
+    """A pruned matrix Ŵ ∘ M, base class of `Sparse` and `SparseEmbedding`.
 
-    pattern: (N, M) where exactly N of every M consecutive inputs are kept; then the index of each group's combination
-             is stored instead of one bit per weight.
+    Stored: `values`, the kept weights row by row in the dtype of the model; `bits`, one bit for each weight, or ⌈log₂
+    C(M, N)⌉ bits for each group of an N:M pattern. `mask` (out, in) is True where a weight is kept; it is None until
+    `unpack`.
+
+    Args:
+        shape: (out, in).
+        kept: number of kept weights.
+        pattern: (N, M) where exactly N of every M consecutive inputs are kept, else None.
     """
 
-    readers = ()
+    input_modules = ()
     child: ClassVar[str]
     """The plain module, whose weight is not stored as such."""
     mask: Tensor | None
@@ -48,16 +63,12 @@ class Masked(Format):
         self.register_load_state_dict_pre_hook(_accept)
 
     @abstractmethod
-    def hold(self, weight: nn.Parameter) -> None:
-        """Make the plain module, with its weight."""
+    def set_plain_weight(self, weight: nn.Parameter) -> None:
+        """Create the plain module with this weight."""
 
     @abstractmethod
-    def oriented(self, weight: Tensor) -> Tensor:
-        """The weight of the plain module as (out, in), and the other way round."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
+    def orient(self, weight: Tensor) -> Tensor:
+        """The weight of the plain module as (out, in), and back."""
 
     @property
     def count(self) -> int:
@@ -68,8 +79,8 @@ class Masked(Format):
         return VALUES, BITS
 
     @property
-    def packed(self) -> bool:
-        """Whether this is still as a file has it, and cannot be computed with."""
+    def is_packed(self) -> bool:
+        """Whether `unpack` has yet to be called."""
         return self.mask is None
 
     @property
@@ -77,47 +88,55 @@ class Masked(Format):
         return self.mask
 
     def dense(self) -> Float[Tensor, "out in"]:
-        return self.oriented(self.plain_weight)
+        return self.orient(self.plain_weight)
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
         assert self.mask is not None, "what is packed is not computed with"
         H = moment.double()
         values = refit(target, self.mask, H, inverse(H))
         with torch.no_grad():
-            self.plain_weight.copy_(self.oriented(values))
+            self.plain_weight.copy_(self.orient(values))
 
     @property
     def plain_weight(self) -> Tensor:
         """The weight of the plain module."""
         return self.get_submodule(self.child).get_parameter("weight")
 
-    def held_weight(self) -> Tensor | None:
-        """The weight for a product of which gradients are asked: a chosen zero then has a gradient of zero.
+    def masked_weight(self) -> Tensor | None:
+        """The weight times the mask where gradients are needed, so that pruned weights get a gradient of zero and stay
+        zero.
 
-        So no optimizer moves it, whatever comes back. None where the plain module may be called as it is.
+        Returns:
+            None where the plain module can be called as it is.
         """
         weight = self.plain_weight
         if self.mask is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return None
-        return torch.where(self.oriented(self.mask), weight, 0)
+        return torch.where(self.orient(self.mask), weight, 0)
 
     def nbytes(self) -> int:
         stored = self.plain_weight if self.values is None else self.values
         return self.kept * stored.element_size() + self.index_nbytes
 
     def fill(self, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], trainable: bool = True) -> None:
-        """Become the plain module that has `weight` where `mask` is True, and zero elsewhere."""
+        """Become the plain module.
+
+        Args:
+            weight: the matrix; values outside the mask are set to zero.
+            mask: True where a weight is kept.
+            trainable: whether the weight requires gradients.
+        """
         self.values = self.bits = None
         # Without numbers nothing can be counted, and what was said stands.
         self.mask, self.kept = mask, self.kept if mask.is_meta else int(mask.count_nonzero())
-        weight = self.oriented(torch.where(mask, weight, 0)).contiguous()
-        self.hold(nn.Parameter(weight, requires_grad=trainable))
+        weight = self.orient(torch.where(mask, weight, 0)).contiguous()
+        self.set_plain_weight(nn.Parameter(weight, requires_grad=trainable))
 
     def unpack(self) -> None:
-        """Become the plain module, once the tensors of a shell have been filled; done already is left as it is.
+        """Turn `values` and `bits`, once they are loaded, into the plain module; does nothing the second time.
 
         Raises:
-            UserError: there are more or fewer values than the mask keeps.
+            UserError: the mask keeps more or fewer weights than there are values.
         """
         if self.values is None or self.bits is None:
             return
@@ -130,30 +149,30 @@ class Masked(Format):
                 f"A pruned layer of {self.out_features} x {self.in_features} keeps {int(mask.count_nonzero())} weights "
                 f"by its mask, but {len(self.values)} are stored: the file is damaged; save the model again."
             )
-        self.fill(_scattered(self.values.detach(), mask), mask, trainable)
+        self.fill(_scatter(self.values.detach(), mask), mask, trainable)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """As torch's, with the packed tensors in place of the weight."""
+        """As torch's, with `values` and `bits` in place of the weight."""
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         weight = state.pop(f"{prefix}{self.child}.weight", None)
         if weight is not None and self.mask is not None:
-            state[prefix + VALUES] = self.oriented(weight)[self.mask]
+            state[prefix + VALUES] = self.orient(weight)[self.mask]
             state[prefix + BITS] = self._bits_of(self.mask)
         return state
 
-    def accept(self, state_dict: Any, prefix: str, errors: list[str]) -> None:
-        """Unpack what a state dict holds for this layer, so that torch finds a weight there."""
+    def unpack_state_dict(self, state_dict: Any, prefix: str, errors: list[str]) -> None:
+        """Replace `values` and `bits` in a state dict by the weight, so that torch can load it; add to `errors`."""
         values, bits = state_dict.pop(prefix + VALUES, None), state_dict.pop(prefix + BITS, None)
         if values is None or bits is None:
             return
         error = self._take(values, bits)
         if error is None:
-            state_dict[f"{prefix}{self.child}.weight"] = self.oriented(_scattered(values, self.mask))
+            state_dict[f"{prefix}{self.child}.weight"] = self.orient(_scatter(values, self.mask))
         else:
             errors.append(f"{prefix[:-1]}: {error}")
 
     def _take(self, values: Tensor, bits: Tensor) -> str | None:
-        """Get ready for a weight of the `values` that `bits` keeps; what is wrong with them, if anything is."""
+        """Prepare for a weight with these values and mask bits; returns what is wrong with them, or None."""
         if len(bits) != self.index_nbytes:
             return f"a mask of {self.index_nbytes} bytes is wanted, {len(bits)} are there"
         mask = self._mask_of(bits)
@@ -169,7 +188,7 @@ class Masked(Format):
 
     @property
     def index_nbytes(self) -> int:
-        """Bytes on disk of where the kept values are."""
+        """Bytes on disk of the positions of the kept weights."""
         if self.pattern is None:
             return packed_nbytes(self.out_features * self.in_features, 1)
         return packed_nbytes(self.out_features * self.in_features // self.pattern[1], index_bits(self.pattern))
@@ -177,7 +196,7 @@ class Masked(Format):
     def _bits_of(self, mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, " bytes"]:
         if self.pattern is None:
             return pack_mask(mask)
-        return pack(ranks(mask.view(-1, self.pattern[1])), index_bits(self.pattern))
+        return pack(rank_combinations(mask.view(-1, self.pattern[1])), index_bits(self.pattern))
 
     def _mask_of(self, bits: Tensor) -> Bool[Tensor, "out in"]:
         # transformers may have cast it with the weights beside it, to a dtype that holds every byte.
@@ -192,25 +211,25 @@ class Masked(Format):
                 f"A pruned layer of {self.out_features} x {self.in_features} has a group that is no combination of "
                 f"{kept} of {of}: the file is damaged; save the model again."
             )
-        return unranked(numbers, self.pattern).view(self.shape)
+        return unrank_combinations(numbers, self.pattern).view(self.shape)
 
     def masked_spec(self) -> dict[str, Any]:
-        """What every kind says of itself."""
+        """The part of `spec` that all kinds share."""
         pattern = {} if self.pattern is None else {"pattern": list(self.pattern)}
         return {"out_features": self.out_features, "in_features": self.in_features, "kept": self.kept, **pattern}
 
 
 def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None) -> tuple[int, int] | None:
-    """`pattern`, where `mask` follows it exactly, as it does not where a group had zeros before."""
-    return pattern if pattern is not None and follows(mask, pattern) else None
+    """`pattern` if the mask follows it exactly, else None; groups with earlier zeros do not."""
+    return pattern if pattern is not None and follows_pattern(mask, pattern) else None
 
 
 def _accept(layer: Masked, state_dict: Any, prefix: str, *about: Any) -> None:
     # The last of what torch passes on is the list of what it raises in the end.
-    layer.accept(state_dict, prefix, about[-1])
+    layer.unpack_state_dict(state_dict, prefix, about[-1])
 
 
-def _scattered(values: Tensor, mask: Tensor | None) -> Tensor:
+def _scatter(values: Tensor, mask: Tensor | None) -> Tensor:
     assert mask is not None
     weight = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     weight[mask.to(values.device)] = values

@@ -1,15 +1,15 @@
-"""A matrix kept as codes of a few bits each, packed without gaps both on disk and in memory.
+"""A matrix stored as codes of a few bits each, packed without gaps on disk and in memory.
 
-Every tensor is bytes: codes, the scales or values that they stand for, and the mask of what was pruned. So casting the
-model to another dtype leaves them alone, and the file has the size of what is in memory. A product decodes the matrix,
-multiplies and forgets it, one layer at a time being held in full; or a kernel multiplies by the codes, where that was
-measured to be faster on this machine (`laconic.formats.kernel_cache`).
+All tensors are bytes: the codes, the scales or values that they stand for, and the mask of pruned weights. A cast of
+the model to another dtype does not change them, and the file is as large as the layer in memory. A product decodes the
+matrix, multiplies and drops it, so that one layer at a time is dense; or a kernel multiplies with the codes, where that
+was measured to be faster on this machine (`laconic.formats.kernel_cache`).
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
@@ -17,22 +17,40 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from laconic.formats.autotune import Choice, autotune
-from laconic.formats.base import EmbeddingFormat, Format, own_bias
+from laconic.formats.base import EmbeddingFormat, Format, byte_parameter, copy_bias, empty_bytes
 from laconic.formats.kernel_cache import Ready, left_to_kernels
 from laconic.formats.kernels import KernelFamily
 from laconic.numerics.grid import LARGEST_SCALE
-from laconic.numerics.packing import pack, pack_mask, packed_nbytes, take, unpack, unpack_mask
-from laconic.numerics.tied import Sharing, refit_tied
+from laconic.numerics.packing import (
+    as_bytes,
+    from_bytes,
+    pack,
+    pack_mask,
+    packed_nbytes,
+    unpack,
+    unpack_at,
+    unpack_mask,
+)
+from laconic.numerics.tied import TiedWeights, refit_tied
+
+P = TypeVar("P", bound="PackedCodes")
 
 
-class Coded(Format):
-    """y = Ŵ x + bias, Ŵ decoded from `codes`; with a mask only the codes of the weights that are kept are there.
+class PackedCodes(Format):
+    """y = Ŵ x + bias, Ŵ decoded from `codes`; base class of `Quantized`, `Codebook` and `DynamicInt8`.
 
-    A later step is shown the matrix as a whole; no gradient reaches it.
+    Stored: `codes`, ⌈kept · bits / 8⌉ bytes; `kept_bits`, one bit for each weight, only if the matrix was pruned;
+    `shift`, the bias in the dtype of the model. Codes get no gradient.
+
+    Args:
+        shape: (out, in).
+        bits: bits of a code.
+        kept: number of nonzero weights, whose codes alone are stored; None if nothing was pruned.
+        bias: whether there is a bias.
     """
 
-    readers = ()
-    holds = "codes"
+    input_modules = ()
+    matrix_parameter = "codes"
     codes: nn.Parameter
     kept_bits: nn.Parameter | None
     shift: nn.Parameter | None
@@ -42,45 +60,41 @@ class Coded(Format):
         super().__init__()
         self.out_features, self.in_features = shape
         self.bits, self.kept = bits, kept
-        self.codes = stored(packed_nbytes(self.count, bits))
-        self.kept_bits = None if kept is None else stored(packed_nbytes(shape[0] * shape[1], 1))
+        self.codes = empty_bytes(packed_nbytes(self.count, bits))
+        self.kept_bits = None if kept is None else empty_bytes(packed_nbytes(shape[0] * shape[1], 1))
         self.shift = nn.Parameter(torch.empty(shape[0])) if bias else None
         self._ready = Ready()
         self._whole: Tensor | None = None
 
     @abstractmethod
-    def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
-        """What codes stand for, in fp32: of the whole matrix, or of these of its columns."""
+    def decode(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
+        """The values of codes in fp32: of the whole matrix, or of some of its `columns`."""
 
     @abstractmethod
-    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
-        """The codes of the values nearest to `weight`, of those that this layer's codes can stand for."""
+    def nearest_codes(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+        """The code of the value nearest to each weight, among the values that this layer can represent."""
 
     def nearest(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """What `weight` comes to, in fp32; zero where it was pruned."""
-        values, mask = self.decoded(self.codes_for(weight), None), self.support
+        """The values nearest to `weight`, in fp32; zero where weights were pruned."""
+        values, mask = self.decode(self.nearest_codes(weight), None), self.support
         return values if mask is None else torch.where(mask, values, 0)
 
-    def recode(self, weight: Float[Tensor, "out in"]) -> None:
-        """Become the nearest to `weight`; scales or tables, and what was pruned, stay as they are."""
-        self.encode(self.codes_for(weight), self.support)
+    def requantize(self, weight: Float[Tensor, "out in"]) -> None:
+        """Store the codes nearest to `weight`; scales, tables and pruned weights stay as they are."""
+        self.encode(self.nearest_codes(weight), self.support)
 
     @property
     @abstractmethod
-    def numbers(self) -> nn.Parameter:
-        """The scales or the values, of 16 bits, that the codes stand for."""
+    def shared_values(self) -> nn.Parameter:
+        """The 16-bit scales or values that the codes refer to, as bytes."""
 
     @abstractmethod
-    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
-        """Which of the `numbers` the weight of each code has, and how many times."""
+    def tied_weights(self, codes: Integer[Tensor, "out in"]) -> TiedWeights:
+        """Which of the `shared_values` each weight uses, and the factor it is multiplied by."""
 
     @property
     def packed_names(self) -> tuple[str, ...]:
         return tuple(name for name, tensor in self.named_parameters() if not tensor.is_floating_point())
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
 
     @property
     def count(self) -> int:
@@ -91,17 +105,17 @@ class Coded(Format):
         return None if self.kept_bits is None else unpack_mask(self.kept_bits.detach(), self.shape)
 
     def encode(self, codes: Integer[Tensor, "out in"], mask: Bool[Tensor, "out in"] | None) -> None:
-        """Keep these codes; of a matrix with a mask, those where it is True."""
-        self.codes = frozen(pack(codes.reshape(-1) if mask is None else codes[mask], self.bits))
+        """Store codes; with a mask, those of the weights where it is True."""
+        self.codes = byte_parameter(pack(codes.reshape(-1) if mask is None else codes[mask], self.bits))
         if mask is not None:
-            self.kept_bits = frozen(pack_mask(mask))
+            self.kept_bits = byte_parameter(pack_mask(mask))
 
     def dense(self) -> Float[Tensor, "out in"]:
-        codes, mask = self.unpacked(), self.support
-        values = self.decoded(codes, None)
+        codes, mask = self.unpack_codes(), self.support
+        values = self.decode(codes, None)
         return (values if mask is None else torch.where(mask, values, 0)).to(self.weight.dtype)
 
-    def unpacked(self) -> Integer[Tensor, "out in"]:
+    def unpack_codes(self) -> Integer[Tensor, "out in"]:
         """The code of every weight; 0 where it was pruned."""
         mask = self.support
         if mask is None:
@@ -111,52 +125,52 @@ class Coded(Format):
         return codes
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
-        codes, mask = self.unpacked(), self.support
-        places, factors = self.sharing(codes)
-        shared = Sharing(places, factors if mask is None else factors * mask)
+        codes, mask = self.unpack_codes(), self.support
+        places, factors = self.tied_weights(codes)
+        shared = TiedWeights(places, factors if mask is None else factors * mask)
         with torch.no_grad():
-            numbers = refit_tied(target, shared, from_bytes(self.numbers.detach()), moment)
-            self.numbers.copy_(as_bytes(numbers.clamp(-LARGEST_SCALE, LARGEST_SCALE)))
+            numbers = refit_tied(target, shared, from_bytes(self.shared_values.detach()), moment)
+            self.shared_values.copy_(as_bytes(numbers.clamp(-LARGEST_SCALE, LARGEST_SCALE)))
 
-    def columns(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
-        """Some columns of the matrix; where nothing was pruned no other is decoded."""
+    def decode_columns(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
+        """Some columns of the matrix; without a mask no other column is decoded."""
         if self.kept_bits is not None:
             return self.dense()[:, which]
         rows = torch.arange(self.out_features, device=which.device)[:, None]
-        codes = take(self.codes.detach(), self.bits, rows * self.in_features + which)
-        return self.decoded(codes, which).to(self.weight.dtype)
+        codes = unpack_at(self.codes.detach(), self.bits, rows * self.in_features + which)
+        return self.decode(codes, which).to(self.weight.dtype)
 
     @property
-    def family(self) -> KernelFamily[Any] | None:
-        """The kernels that can multiply by it; None where decoding is all there is."""
+    def kernel_family(self) -> KernelFamily[Any] | None:
+        """The kernels that can multiply by the codes; None where the matrix is always decoded."""
         return None
 
     @property
     def matrix(self) -> Any:
-        """What those kernels are made of."""
+        """What those kernels are constructed from."""
         return None
 
-    def choice(self, rows: int, dtype: torch.dtype = torch.float32) -> Choice | None:
-        """The kernel that so many rows are multiplied with on this machine; measured now if it has not been before.
+    def kernel_choice(self, rows: int, dtype: torch.dtype = torch.float32) -> Choice | None:
+        """The fastest kernel for a number of input rows on this machine, measured at the first call.
 
-        None where the matrix is decoded whatever a measurement would say.
+        None where the matrix is always decoded.
         """
-        family = self.family
+        family = self.kernel_family
         return None if family is None or rows > family.most_rows else autotune(family, rows, self.shape, dtype)
 
     @property
-    def kept_nbytes(self) -> int:
-        """Bytes in memory beside its tensors: of the kernels that were called."""
+    def kernel_nbytes(self) -> int:
+        """Bytes in memory that the kernels which were called keep beside the codes."""
         return self._ready.nbytes
 
     @property
-    def kernels(self) -> dict[int, str]:
-        """What was called, by the number of rows that it was measured for."""
+    def kernel_names(self) -> dict[int, str]:
+        """The kernels that were called, by the number of rows that they were measured for."""
         return self._ready.names
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within the context it multiplies by one decoded copy, kept for that long; its codes must stay as they are."""
+    def keep_decoded(self) -> Iterator[None]:
+        """A context in which the layer multiplies by one decoded copy; its codes must not change meanwhile."""
         self._whole = self.dense()
         try:
             yield
@@ -166,14 +180,14 @@ class Coded(Format):
     def forward(self, x: Tensor) -> Tensor:
         if self._whole is not None:
             return linear(x, self._whole, self.bias)
-        family = self.family if left_to_kernels(x, self.weight.dtype, self.shift) else None
+        family = self.kernel_family if left_to_kernels(x, self.weight.dtype, self.shift) else None
         rows = x.shape[:-1].numel()
         if family is not None and rows <= family.most_rows:
             kernel = self._ready.kernel(
-                (self.codes, self.numbers),
+                (self.codes, self.shared_values),
                 rows,
                 x.dtype,
-                lambda: self.choice(rows, x.dtype),
+                lambda: self.kernel_choice(rows, x.dtype),
                 lambda name: family.makers[name](self.matrix, x.dtype),
             )
             if kernel is not None:
@@ -192,24 +206,41 @@ class Coded(Format):
         return self.shift
 
     def set_bias(self, bias: Tensor | None) -> None:
-        self.shift = own_bias(bias)
+        self.shift = copy_bias(bias)
 
-    def for_lookup(self, padding_idx: int | None) -> Format:
-        return CodedEmbedding.of(self, padding_idx)
+    def to_embedding(self, padding_idx: int | None) -> Format:
+        return PackedEmbedding.of(self, padding_idx)
 
     def coded_spec(self) -> dict[str, Any]:
-        """What every kind says of itself."""
+        """The part of `spec` that all kinds share."""
         kept = {} if self.kept is None else {"kept": self.kept}
         sizes = {"out_features": self.out_features, "in_features": self.in_features, "bits": self.bits}
         return {**sizes, **kept, "bias": self.bias is not None}
 
+    @classmethod
+    def empty(cls: type[P], **spec: Any) -> P:
+        return cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
 
-class CodedEmbedding(EmbeddingFormat):
-    """y = Ŵ[:, token], decoded token by token from `matrix`, which is (width, vocabulary)."""
+
+class PackedEmbedding(EmbeddingFormat):
+    """y = Ŵ[:, token], decoded for the tokens of the input alone.
+
+    Stored: `matrix`, a `PackedCodes` of shape (width, vocabulary).
+
+    Args:
+        padding_idx: the padding token; None for none.
+
+    Example:
+        >>> from laconic.calibrate import LayerStats
+        >>> from laconic.methods import Rtn
+        >>> codes = Rtn(bits=8).compress(torch.eye(3), LayerStats())
+        >>> PackedEmbedding.of(codes, padding_idx=None)(torch.tensor([1])).round(decimals=2)
+        tensor([[0., 1., 0.]])
+    """
 
     kind = "coded-embedding"
-    readers = ()
-    holds = "matrix.codes"
+    input_modules = ()
+    matrix_parameter = "matrix.codes"
 
     def __init__(self, padding_idx: int | None) -> None:
         super().__init__()
@@ -222,15 +253,16 @@ class CodedEmbedding(EmbeddingFormat):
         self.matrix = nn.Module()
 
     @classmethod
-    def of(cls, matrix: Coded, padding_idx: int | None) -> "CodedEmbedding":
-        """The embedding that reads from these codes."""
+    def of(cls, matrix: PackedCodes, padding_idx: int | None) -> "PackedEmbedding":
+        """The embedding that reads these codes."""
         layer = cls(padding_idx)
         layer.matrix = matrix
         return layer.to(matrix.weight.dtype)
 
     @property
-    def coded(self) -> Coded:
-        assert isinstance(self.matrix, Coded)
+    def coded(self) -> PackedCodes:
+        """The codes of the matrix."""
+        assert isinstance(self.matrix, PackedCodes)
         return self.matrix
 
     @property
@@ -246,7 +278,7 @@ class CodedEmbedding(EmbeddingFormat):
         return self.coded.support
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.coded.columns(tokens.reshape(-1)).T.reshape(*tokens.shape, self.shape[0])
+        return self.coded.decode_columns(tokens.reshape(-1)).T.reshape(*tokens.shape, self.shape[0])
 
     def dense(self) -> Float[Tensor, "out in"]:
         return self.coded.dense()
@@ -263,27 +295,3 @@ class CodedEmbedding(EmbeddingFormat):
 
     def spec(self) -> dict[str, Any]:
         return {"padding_idx": self.padding_idx}
-
-    @classmethod
-    def shell(cls, **spec: Any) -> "CodedEmbedding":
-        return cls(**spec)
-
-
-def as_bytes(values: Tensor) -> UInt8[Tensor, " bytes"]:
-    """Numbers of 16 bits as two bytes each, which no cast of a model touches."""
-    return values.half().contiguous().view(-1).view(torch.uint8)
-
-
-def from_bytes(stored: UInt8[Tensor, " bytes"]) -> Float[Tensor, " n"]:
-    """The numbers, in fp32."""
-    return stored.view(torch.float16).float()
-
-
-def frozen(data: UInt8[Tensor, " bytes"]) -> nn.Parameter:
-    """Bytes as a parameter, by which transformers finds, fills and ties them."""
-    return nn.Parameter(data, requires_grad=False)
-
-
-def stored(count: int) -> nn.Parameter:
-    """Room for so many bytes."""
-    return frozen(torch.empty(count, dtype=torch.uint8))

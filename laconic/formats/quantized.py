@@ -1,7 +1,7 @@
-"""Ŵ on evenly spaced grids: codes of 2 to 8 bits and, for each group of weights, a scale and a zero point.
+"""Quantization on evenly spaced grids: codes of 2 to 8 bits, and a scale and a zero point for each group of weights.
 
-Codes of up to 4 bits may be multiplied by as they are (`laconic.formats.int4_kernels`), which takes another 4 bits in
-memory for each weight of a layer that was called so. `dense()` is exact all the same.
+Codes of up to 4 bits may be multiplied with as they are (`laconic.formats.int4_kernels`), which takes another 4 bits in
+memory for each weight of a layer that was called in that way. `dense()` is exact all the same.
 """
 
 from typing import Any
@@ -10,19 +10,36 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
-from laconic.formats.int4_kernels import MOST_BITS, FewBits, Packed, group_of
+from laconic.formats.base import byte_parameter, empty_bytes
+from laconic.formats.int4_kernels import MOST_BITS, Int4Family, Int4Matrix, torch_group_size
 from laconic.formats.kernels import KernelFamily
-from laconic.formats.packed import Coded, as_bytes, from_bytes, frozen, stored
-from laconic.numerics.grid import Grid, codes_of, values_of
-from laconic.numerics.packing import pack, packed_nbytes, unpack
-from laconic.numerics.tied import Sharing, grid_places
+from laconic.formats.packed import PackedCodes
+from laconic.numerics.grid import Grid, dequantize, quantize
+from laconic.numerics.packing import as_bytes, from_bytes, pack, packed_nbytes, unpack
+from laconic.numerics.tied import TiedWeights, grid_indices
 
 
-class Quantized(Coded):
-    """w = s (c − z). Scales take 16 bits each, zero points as many as a code, and none on a symmetric grid.
+class Quantized(PackedCodes):
+    """y = Ŵ x + bias with ŵ = scale · (code − zero point).
 
-    group:         columns of a row that share a scale; None where the whole matrix does.
-    column_scales: 16 bits for each column, by which it is multiplied besides; None where there are none.
+    Stored, beside what `PackedCodes` stores: `scales`, 16 bits for each group; `zeros`, as many bits as a code for each
+    group, none on a symmetric grid; `column_scales`, 16 bits for each column, where columns are scaled as well.
+
+    Args:
+        shape: (out, in).
+        bits: bits of a code, 2 to 8.
+        group: columns of a row that share a scale; None where the whole matrix shares one.
+        symmetric: the zero point is 2^(bits − 1) everywhere.
+        kept: number of nonzero weights; None if nothing was pruned.
+        bias: whether there is a bias.
+
+    Example:
+        >>> from laconic.numerics.grid import GridSpec, fit_grid
+        >>> weight = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+        >>> grid = fit_grid(weight, GridSpec(bits=2, group=4, clip=False))
+        >>> layer = Quantized.of(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), grid, symmetric=False)
+        >>> layer.dense().tolist(), layer.nbytes()  # a byte of codes, two of the scale, one of the zero point
+        ([[0.0, 1.0, 2.0, 3.0]], 4)
     """
 
     kind = "quantized"
@@ -42,8 +59,8 @@ class Quantized(Coded):
         super().__init__(shape, bits, kept, bias)
         self.group, self.symmetric = group, symmetric
         grids = self.grid_shape[0] * self.grid_shape[1]
-        self.scales = stored(2 * grids)
-        self.zeros = None if symmetric else stored(packed_nbytes(grids, bits))
+        self.scales = empty_bytes(2 * grids)
+        self.zeros = None if symmetric else empty_bytes(packed_nbytes(grids, bits))
         self.column_scales = None
 
     @classmethod
@@ -55,25 +72,28 @@ class Quantized(Coded):
         dtype: torch.dtype = torch.float32,
         mask: Bool[Tensor, "out in"] | None = None,
     ) -> "Quantized":
-        """The format of the codes of a matrix, without a bias.
+        """The format of a matrix of codes, without a bias.
 
-        symmetric: z is 2^{b−1} everywhere, and so not stored.
-        dtype:     that of `dense()`.
-        mask:      True where a weight is kept; the others are zero whatever their code is.
+        Args:
+            codes: the code of every weight.
+            grid: scales and zero points.
+            symmetric: zero points are 2^(bits − 1) everywhere, and not stored.
+            dtype: dtype of `dense()`.
+            mask: True where a weight is kept; the others are zero whatever their code. None keeps all.
         """
         kept = None if mask is None else int(mask.count_nonzero())
         with torch.device("meta"):
             layer = cls((codes.shape[0], codes.shape[1]), grid.bits, grid.group, symmetric, kept)
         layer.to_empty(device=codes.device)
         layer.encode(codes, mask)
-        layer.scales = frozen(as_bytes(grid.scale))
+        layer.scales = byte_parameter(as_bytes(grid.scale))
         if not symmetric:
-            layer.zeros = frozen(pack(grid.zero.reshape(-1).to(torch.uint8), grid.bits))
+            layer.zeros = byte_parameter(pack(grid.zero.reshape(-1).to(torch.uint8), grid.bits))
         return layer.to(dtype)
 
     def scale_columns(self, scales: Float[Tensor, " in"]) -> None:
-        """Multiply every column by the number of 16 bits that `scales` comes to."""
-        self.column_scales = frozen(as_bytes(scales))
+        """Multiply every column by a number, stored in 16 bits."""
+        self.column_scales = byte_parameter(as_bytes(scales))
 
     @property
     def grid_shape(self) -> tuple[int, int]:
@@ -82,7 +102,7 @@ class Quantized(Coded):
 
     @property
     def grid(self) -> Grid:
-        """The grids, unpacked."""
+        """Scales and zero points, unpacked."""
         scale = from_bytes(self.scales.detach()).view(self.grid_shape)
         if self.zeros is None:
             return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), self.bits, self.group)
@@ -90,48 +110,50 @@ class Quantized(Coded):
         return Grid(scale, zero.float(), self.bits, self.group)
 
     @property
-    def family(self) -> KernelFamily[Any] | None:
+    def kernel_family(self) -> KernelFamily[Any] | None:
         # A weight that was pruned has no code to multiply by.
-        fits = self.kept is None and self.bits <= MOST_BITS and group_of(self.group, self.in_features) is not None
-        return FewBits(self.bits, self.group, self.symmetric) if fits else None
+        fits = (
+            self.kept is None and self.bits <= MOST_BITS and torch_group_size(self.group, self.in_features) is not None
+        )
+        return Int4Family(self.bits, self.group, self.symmetric) if fits else None
 
     @property
-    def matrix(self) -> Packed:
+    def matrix(self) -> Int4Matrix:
         columns = None if self.column_scales is None else from_bytes(self.column_scales.detach())
-        return Packed(self.codes.detach(), self.grid, self.shape, columns)
+        return Int4Matrix(self.codes.detach(), self.grid, self.shape, columns)
 
-    def decoded(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
-        values = values_of(codes, self.grid, columns)
+    def decode(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
+        values = dequantize(codes, self.grid, columns)
         if self.column_scales is None:
             return values
         scales = from_bytes(self.column_scales.detach())
         return values.mul_(scales if columns is None else scales[columns])
 
-    def codes_for(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
+    def nearest_codes(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
         if self.column_scales is None:
-            return codes_of(weight, self.grid)
+            return quantize(weight, self.grid)
         scales = from_bytes(self.column_scales.detach())
-        return codes_of(weight * torch.where(scales == 0, 0, 1 / scales), self.grid)
+        return quantize(weight * torch.where(scales == 0, 0, 1 / scales), self.grid)
 
     @property
-    def numbers(self) -> nn.Parameter:
+    def shared_values(self) -> nn.Parameter:
         return self.scales
 
-    def sharing(self, codes: Integer[Tensor, "out in"]) -> Sharing:
+    def tied_weights(self, codes: Integer[Tensor, "out in"]) -> TiedWeights:
         grid = self.grid
-        factors = values_of(codes, grid._replace(scale=torch.ones_like(grid.scale)))
+        factors = dequantize(codes, grid._replace(scale=torch.ones_like(grid.scale)))
         if self.column_scales is not None:
             factors *= from_bytes(self.column_scales.detach())
-        return Sharing(grid_places(self.shape, self.group, codes.device), factors)
+        return TiedWeights(grid_indices(self.shape, self.group, codes.device), factors)
 
     def spec(self) -> dict[str, Any]:
         scaled = {} if self.column_scales is None else {"scaled": True}
         return {**self.coded_spec(), "group": self.group, "symmetric": self.symmetric, **scaled}
 
     @classmethod
-    def shell(cls, **spec: Any) -> "Quantized":
+    def empty(cls, **spec: Any) -> "Quantized":
         scaled = spec.pop("scaled", False)
-        layer = cls((spec.pop("out_features"), spec.pop("in_features")), **spec)
+        layer = super().empty(**spec)
         if scaled:
-            layer.column_scales = stored(2 * layer.in_features)
+            layer.column_scales = empty_bytes(2 * layer.in_features)
         return layer

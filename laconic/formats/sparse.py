@@ -1,4 +1,4 @@
-"""Ŵ with zeros where a mask is False: a plain linear or embedding, stored as the mask and the values that are kept."""
+"""Pruned linears and word embeddings: dense in memory, a mask and the kept values on disk."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,34 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from laconic.formats.base import EmbeddingFormat, Format, own_bias
+from laconic.formats.base import EmbeddingFormat, Format, copy_bias
 from laconic.formats.masked import Masked, exact_pattern
 
 
 class Sparse(Masked):
-    """y = (Ŵ ∘ M) x + bias. `linear` holds Ŵ with its zeros, and the bias."""
+    """y = (Ŵ ∘ M) x + bias. `linear` is a plain linear whose weight has the zeros.
+
+    Stored: see `Masked`; the bias in the dtype of the model.
+
+    Args:
+        out_features: rows of the matrix.
+        in_features: columns of the matrix.
+        kept: number of kept weights.
+        bias: whether there is a bias.
+        pattern: (N, M) where exactly N of every M consecutive inputs are kept, else None.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        >>> layer = Sparse.of(weight, weight > 2)
+        >>> layer.nbytes()  # two values of 4 bytes and a mask of one
+        9
+        >>> layer(torch.ones(4)).tolist(), list(layer.state_dict())
+        ([7.0], ['weight', 'values', 'bits'])
+    """
 
     kind = "sparse"
     child = "linear"
-    holds = "linear.weight"
+    matrix_parameter = "linear.weight"
 
     def __init__(
         self, out_features: int, in_features: int, kept: int, bias: bool, pattern: Sequence[int] | None = None
@@ -31,9 +49,12 @@ class Sparse(Masked):
     def of(
         cls, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None = None
     ) -> "Sparse":
-        """The format of a matrix with its zeros, without a bias; `mask` is True where a weight is kept.
+        """The format of a matrix, without a bias.
 
-        pattern: (N, M) of a mask that is to keep N of every M consecutive inputs; it is used where that is exact.
+        Args:
+            weight: the matrix.
+            mask: True where a weight is kept.
+            pattern: (N, M) if the mask is meant to keep N of every M inputs; used where it does so exactly.
         """
         mask = mask.to(weight.device)
         with torch.device("meta"):
@@ -43,10 +64,10 @@ class Sparse(Masked):
         return layer.to(weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.held_weight()
+        weight = self.masked_weight()
         return self.linear(x) if weight is None else linear(x, weight, self.bias)
 
-    def hold(self, weight: nn.Parameter) -> None:
+    def set_plain_weight(self, weight: nn.Parameter) -> None:
         bias = self.bias
         with torch.device("meta"):
             plain = nn.Linear(self.in_features, self.out_features, bias=False)
@@ -54,7 +75,7 @@ class Sparse(Masked):
         plain.register_parameter("bias", bias)
         self.linear = plain.train(self.training)
 
-    def oriented(self, weight: Tensor) -> Tensor:
+    def orient(self, weight: Tensor) -> Tensor:
         return weight
 
     def macs(self) -> int:
@@ -66,9 +87,9 @@ class Sparse(Masked):
         return dict(self.linear.named_parameters(recurse=False)).get("bias")
 
     def set_bias(self, bias: Tensor | None) -> None:
-        self.linear.register_parameter("bias", own_bias(bias))
+        self.linear.register_parameter("bias", copy_bias(bias))
 
-    def for_lookup(self, padding_idx: int | None) -> Format:
+    def to_embedding(self, padding_idx: int | None) -> Format:
         assert self.mask is not None, "what is packed is not computed with"
         with torch.device("meta"):
             layer = SparseEmbedding(self.out_features, self.in_features, self.kept, padding_idx, self.pattern)
@@ -79,17 +100,28 @@ class Sparse(Masked):
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "bias": self.bias is not None}
 
-    @classmethod
-    def shell(cls, **spec: Any) -> "Sparse":
-        return cls(**spec)
-
 
 class SparseEmbedding(EmbeddingFormat, Masked):
-    """y = (Ŵ ∘ M)[:, token]. `table` holds Ŵ transposed; the matrix is (width, vocabulary)."""
+    """y = (Ŵ ∘ M)[:, token]. `table` is a plain embedding whose weight (vocabulary, width) has the zeros.
+
+    Stored: see `Masked`. The matrix is (width, vocabulary).
+
+    Args:
+        out_features: width of an embedding.
+        in_features: size of the vocabulary.
+        kept: number of kept weights.
+        padding_idx: the padding token, whose row gets no gradient.
+        pattern: (N, M) where exactly N of every M consecutive inputs are kept, else None.
+
+    Example:
+        >>> table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # (width, vocabulary)
+        >>> SparseEmbedding.of(table, table > 1, padding_idx=None)(torch.tensor([0])).tolist()
+        [[0.0, 3.0]]
+    """
 
     kind = "sparse-embedding"
     child = "table"
-    holds = "table.weight"
+    matrix_parameter = "table.weight"
 
     def __init__(
         self,
@@ -110,7 +142,7 @@ class SparseEmbedding(EmbeddingFormat, Masked):
         padding_idx: int | None,
         pattern: tuple[int, int] | None = None,
     ) -> "SparseEmbedding":
-        """The format of a (width, vocabulary) matrix with its zeros; as `Sparse.of`."""
+        """The format of a matrix (width, vocabulary); arguments as in `Sparse.of`."""
         mask = mask.to(weight.device)
         with torch.device("meta"):
             layer = cls(*weight.shape, kept=0, padding_idx=padding_idx, pattern=exact_pattern(mask, pattern))
@@ -119,16 +151,16 @@ class SparseEmbedding(EmbeddingFormat, Masked):
         return layer.to(weight.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        weight = self.held_weight()
+        weight = self.masked_weight()
         return self.table(tokens) if weight is None else embedding(tokens, weight, self.padding_idx)
 
-    def hold(self, weight: nn.Parameter) -> None:
+    def set_plain_weight(self, weight: nn.Parameter) -> None:
         with torch.device("meta"):
             table = nn.Embedding(self.in_features, self.out_features, self.padding_idx)
         table.weight = weight
         self.table = table.train(self.training)
 
-    def oriented(self, weight: Tensor) -> Tensor:
+    def orient(self, weight: Tensor) -> Tensor:
         return weight.T
 
     def macs(self) -> int:
@@ -136,7 +168,3 @@ class SparseEmbedding(EmbeddingFormat, Masked):
 
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "padding_idx": self.padding_idx}
-
-    @classmethod
-    def shell(cls, **spec: Any) -> "SparseEmbedding":
-        return cls(**spec)

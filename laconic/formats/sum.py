@@ -1,4 +1,4 @@
-"""Ŵ = S + A B: two formats of one matrix side by side, say few bits everywhere and more for what matters most."""
+"""The sum of two formats of one matrix, such as few bits everywhere and a low-rank correction."""
 
 from typing import Any
 
@@ -12,10 +12,24 @@ ROUNDS = 2
 
 
 class Sum(Format):
-    """y = S x + A B x + bias. `first` and `second` are formats of the same shape; the bias is that of `first`."""
+    """y = S x + R x + bias, with `first` = S and `second` = R two formats of the same shape. `first` has the bias.
+
+    Stored: both formats.
+
+    Args:
+        out_features: rows of the matrix.
+        in_features: columns of the matrix.
+
+    Example:
+        >>> import torch
+        >>> from laconic.formats import Dense, LowRank
+        >>> layer = Sum.of(Dense.of(torch.eye(2)), LowRank.of(torch.ones(2, 1), torch.ones(1, 2)))
+        >>> layer.dense().tolist(), layer.nbytes()
+        ([[2.0, 1.0], [1.0, 2.0]], 32)
+    """
 
     kind = "sum"
-    readers = ("first", "second")
+    input_modules = ("first", "second")
 
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
@@ -26,10 +40,10 @@ class Sum(Format):
 
     @classmethod
     def of(cls, first: Format, second: Format) -> "Sum":
-        """The sum of two formats, neither of which has a bias.
+        """The sum of two formats without a bias.
 
         Raises:
-            ValueError: they are of different shapes.
+            ValueError: their shapes differ.
         """
         if first.shape != second.shape:
             raise ValueError(f"formats of {first.shape} and {second.shape} cannot be added")
@@ -39,14 +53,10 @@ class Sum(Format):
 
     @property
     def parts(self) -> tuple[Format, Format]:
-        """Both formats."""
+        """`first` and `second`."""
         assert isinstance(self.first, Format)
         assert isinstance(self.second, Format)
         return self.first, self.second
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.first(x) + self.second(x)
@@ -74,13 +84,9 @@ class Sum(Format):
     def set_bias(self, bias: Tensor | None) -> None:
         self.parts[0].set_bias(bias)
 
-    def for_lookup(self, padding_idx: int | None) -> Format:
+    def to_embedding(self, padding_idx: int | None) -> Format:
         first, second = self.parts
-        return Sum.of(first.for_lookup(padding_idx), second.for_lookup(padding_idx))
+        return Sum.of(first.to_embedding(padding_idx), second.to_embedding(padding_idx))
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "in_features": self.in_features}
-
-    @classmethod
-    def shell(cls, **spec: Any) -> "Sum":
-        return cls(**spec)

@@ -1,6 +1,6 @@
-"""Every method, one file each. The tuple below is the registry: add a method's class here and it exists everywhere."""
+"""All compression methods, one file each. The tuple METHODS is the registry: a class in it exists everywhere."""
 
-from laconic.methods.base import PREDICTS_FROM, Candidate, Candidates, Method, statistics_for
+from laconic.methods.base import LOSS_STATISTICS, Candidate, Candidates, Method, statistics_for
 from laconic.methods.lowrank.asvd import Asvd
 from laconic.methods.lowrank.drone import Drone
 from laconic.methods.lowrank.fwsvd import Fwsvd
@@ -11,9 +11,9 @@ from laconic.methods.plus import Plus
 from laconic.methods.prune.kfac_prune import KfacPrune
 from laconic.methods.prune.magnitude import Magnitude
 from laconic.methods.prune.random import Random
-from laconic.methods.prune.scored import Scored
 from laconic.methods.prune.sparsegpt import SparseGpt
 from laconic.methods.prune.structured import LnStructured, RandomStructured
+from laconic.methods.prune.unstructured import UnstructuredPruning
 from laconic.methods.prune.wanda import Wanda
 from laconic.methods.quantize.awq import Awq
 from laconic.methods.quantize.dynamic_int8 import Int8
@@ -46,8 +46,8 @@ METHODS: tuple[type[Method], ...] = (
 )
 
 __all__ = [
+    "LOSS_STATISTICS",
     "METHODS",
-    "PREDICTS_FROM",
     "Asvd",
     "Awq",
     "Candidate",
@@ -66,9 +66,9 @@ __all__ = [
     "Random",
     "RandomStructured",
     "Rtn",
-    "Scored",
     "SparseGpt",
     "Svd",
+    "UnstructuredPruning",
     "Wanda",
     "Wlra",
     "Yaqa",

@@ -1,155 +1,285 @@
-"""A method solves one matrix: `compress(weight, known) -> Format`. It never sees a module, a model, a device or a file.
+"""The base class of all methods. A method compresses one weight matrix: `compress(weight, stats) -> Format`.
 
-A method is at once the code, the configuration and the line of a recipe: a frozen dataclass of its parameters.
+It never sees a module, a model, a device or a file. A method is a frozen dataclass of its hyper-parameters, so that one
+object is the algorithm, its configuration and a line of a recipe. `candidates` lists the sizes that a method offers for
+a matrix with their predicted losses; `laconic.allocate` chooses among them.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.errors import UserError
-from laconic.formats import Format
+from laconic.formats import Format, Sparse
+from laconic.numerics.moments import quadratic_loss
 from laconic.typed import Typed
 
-PREDICTS_FROM: frozenset[type[Statistic]] = frozenset({InputCovariance, GradCovariance})
-"""What `Method.candidates` needs beside what the method asks for: the two moments of the predicted loss."""
+LOSS_STATISTICS: frozenset[type[Statistic]] = frozenset({InputCovariance, GradCovariance})
+"""The statistics of the predicted loss ½ tr(F E C E^T), which `Method.candidates` reads."""
+
+Products = tuple[tuple[int, int], ...]
+"""Shapes (out, in) of dense matrices that a row of input is multiplied by in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One size that a method offers for one matrix, with its cost and predicted loss.
 
-    method is fully specified, or None for the dense matrix; loss is ½ tr(F E C E^T), nats per prediction.
-    nbytes (on disk) and parameters are those of the matrix, bias excluded; products are the shapes (out, in) of the
-    dense matrices that a row of input is multiplied by in turn. nanoseconds is what these take in one forward pass; 0
-    until it was measured.
+    Args:
+        method: the method with its size set; None for the matrix as it is.
+        nbytes: bytes on disk, bias excluded.
+        parameters: numbers stored, bias excluded.
+        products: shapes (out, in) of the dense matrices that a row of input is multiplied by in turn; empty for a
+            word embedding, whose rows are looked up.
+        loss: predicted increase of the KL divergence, ½ tr(F E C E^T), in nats per prediction.
+        nanoseconds: time of `products` in one forward pass; 0 until it is measured.
+
+    Example:
+        >>> Candidate(method=None, nbytes=24, parameters=6, products=((2, 3),), loss=0.0).macs
+        6
     """
 
     method: "Method | None"
     nbytes: int
     parameters: int
-    products: tuple[tuple[int, int], ...]
+    products: Products
     loss: float
     nanoseconds: int = 0
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for a row of input."""
+        """Multiply-accumulates for one row of input."""
         return sum(out_features * in_features for out_features, in_features in self.products)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Every size offered for one matrix, the dense one included."""
+    """Every size offered for one matrix, the unchanged matrix included.
 
-    rungs: tuple[Candidate, ...]
+    `first | second` are the candidates of two methods together: to allocate over them is to choose the method for each
+    matrix too.
+
+    Args:
+        all: the candidates; exactly one of them has no method.
+    """
+
+    all: tuple[Candidate, ...]
 
     @property
     def dense(self) -> Candidate:
-        """The one that changes nothing."""
-        return next(rung for rung in self.rungs if rung.method is None)
+        """The candidate that leaves the matrix as it is."""
+        return next(candidate for candidate in self.all if candidate.method is None)
 
     def __or__(self, other: "Candidates") -> "Candidates":
-        """The choices of two methods together: allocating over them is the mixed-family search."""
-        return Candidates(self.rungs + other.rungs)
+        return Candidates(self.all + other.all)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC, metaclass=Typed):
-    """One way to compress one matrix. What its fields are given is judged by their annotations (`laconic.typed`)."""
+    """One algorithm that compresses one weight matrix.
+
+    The constructor checks every parameter against its annotation (`laconic.typed`).
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> method = Svd(multiple=1).with_keep(0.5, shape=(8, 8))
+        >>> method
+        Svd(rank=2, rank_ratio=None, multiple=1)
+        >>> method.compress(torch.eye(8), LayerStats()).nbytes()
+        128
+    """
 
     name: ClassVar[str]
+    """What recipes and the command line call it."""
     family: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]]
+    """The statistics that `compress` may read."""
     shares_inputs: ClassVar[bool] = False
-    """True where `compress` gives a `LowRank`, so that matrices of one input can be solved as one and divided."""
+    """True where `compress` returns a `LowRank`, so that matrices with one input can share its right factor."""
 
-    remembers: ClassVar[bool] = False
-    """True where what `LayerStats.once` keeps of one size serves every other, without the statistics."""
+    caches_solution: ClassVar[bool] = False
+    """True where what `LayerStats.once` keeps serves every size, so that the statistics can be dropped."""
 
     example: ClassVar[str] = ""
-    """Parameters of an example, as `--method` takes them; it is given `keep` where that is no size."""
+    """Parameters of the example in the command line's help."""
 
     keeps_support: ClassVar[bool] = False
-    """True where every weight that `LayerStats.support` says is zero stays zero."""
+    """True where weights outside `LayerStats.support` stay zero."""
 
     @property
-    def asks(self) -> frozenset[type[Statistic]]:
-        """The statistics that it asks for as it is set: `needs`, and more where a parameter says so."""
+    def required_statistics(self) -> frozenset[type[Statistic]]:
+        """The statistics that `compress` reads with the parameters as they are set; a subset of `needs` by default."""
         return self.needs
 
     @abstractmethod
-    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Format:
-        """The compressed matrix, in the dtype of `weight`, which is the one it will be stored in.
+    def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Format:
+        """Compress one matrix.
 
-        `known` holds at least what it `asks` for.
+        Args:
+            weight: the matrix.
+            stats: at least the `required_statistics` of the layer.
+
+        Returns:
+            The compressed matrix in the dtype of `weight`, without a bias.
 
         Raises:
-            UserError: the method's own size was not set.
+            UserError: no size is set, or a weight is NaN or infinite.
         """
 
     @abstractmethod
-    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> Format:
-        """What `compress` makes of a matrix of `shape` (out, in), but for its numbers: a format on the meta device.
+    def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> Format:
+        """The format that `compress` would return, on the meta device: its size without its numbers.
 
-        A size that is not set is taken to be a small one. `kept` says how many weights an earlier step left; None where
-        nothing was pruned.
+        Args:
+            shape: (out, in) of the matrix.
+            kept: nonzero weights that an earlier pruning step left; None if nothing was pruned.
+
+        Returns:
+            The format; where no size is set, that of a small one.
         """
 
     def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
-        """What is wrong where the size that was set does not fit `matrix`, of `shape` (out, in)."""
+        """The error if the size that is set does not fit a matrix of `shape` (out, in) called `matrix`, else None."""
         return None
 
     @abstractmethod
-    def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Method":
-        """This method set so that a matrix of `shape` (out, in) keeps at most this fraction of its bytes in `dtype`.
+    def with_keep(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Method":
+        """A copy with the largest size that keeps at most a fraction of a matrix's bytes.
 
-        Where even its smallest size keeps more, that smallest size.
+        Args:
+            keep: the fraction of bytes, above 0.
+            shape: (out, in) of the matrix.
+            dtype: the dtype of the uncompressed matrix.
+
+        Returns:
+            The copy; its smallest size where even that takes more.
         """
 
-    def larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Method | None":
-        """The next size above the one that is set, for a matrix of `shape` (out, in), smaller than the matrix itself.
+    def next_larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Method | None":
+        """A copy with the next larger size.
 
-        finest: by the smallest step there is, where `at` takes larger ones, which run faster.
+        Args:
+            shape: (out, in) of the matrix.
+            finest: take the smallest step, where `with_keep` takes multiples that run faster.
 
-        None where there is none, or where sizes are so few, as bits are, that matrices of one shape have the same.
+        Returns:
+            The copy; None if the matrix itself is no larger, or if the method has few sizes, as bits are.
         """
         return None
 
     def overhead(self, dtype: torch.dtype) -> float:
-        """The fraction of a matrix's bytes in `dtype` that its result takes however few numbers that keeps."""
+        """The least fraction of a matrix's bytes in `dtype` that any size takes, such as the mask of pruned weights."""
         return 0.0
 
     @abstractmethod
-    def unsized(self) -> "Method":
-        """This method without its size: what solutions of all sizes have in common, and what a plan may spell."""
+    def without_size(self) -> "Method":
+        """A copy whose size is not set."""
 
     @property
     @abstractmethod
     def has_size(self) -> bool:
-        """True once the method says itself how small it makes a matrix, so that no `keep` is needed."""
+        """Whether the size is set, so that no `keep` is needed."""
 
     @abstractmethod
-    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
-        """Every size it offers for this matrix, with the predicted loss; `known` also holds PREDICTS_FROM."""
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
+        """Every size offered for one matrix, with the predicted loss.
+
+        Args:
+            weight: the matrix.
+            stats: `required_statistics` and LOSS_STATISTICS of the layer.
+        """
 
 
-def statistics_for(methods: Iterable[Method], predicting: bool) -> frozenset[type[Statistic]]:
-    """Everything that `methods` need, and the two moments of the predicted loss when `predicting`."""
-    needed = frozenset[type[Statistic]]().union(*(method.asks for method in methods))
-    return needed | PREDICTS_FROM if predicting else needed
+def statistics_for(methods: Iterable[Method], predict_loss: bool) -> frozenset[type[Statistic]]:
+    """The statistics that several methods read.
+
+    Args:
+        methods: the methods.
+        predict_loss: add LOSS_STATISTICS, which `Method.candidates` reads.
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> sorted(kind.__name__ for kind in statistics_for([Svd()], predict_loss=True))
+        ['GradCovariance', 'InputCovariance']
+    """
+    needed = frozenset[type[Statistic]]().union(*(method.required_statistics for method in methods))
+    return needed | LOSS_STATISTICS if predict_loss else needed
 
 
-def digest_of(weight: Float[Tensor, "out in"]) -> str:
-    """What tells the content of one matrix from that of any other; for `LayerStats.once` and for seeds."""
+def digest(weight: Float[Tensor, "out in"]) -> str:
+    """A hash of a matrix's content, for keys of `LayerStats.once` and for seeds.
+
+    Example:
+        >>> digest(torch.zeros(1, 1))
+        '11d2df4e979aa105cf552e9544ebd2b5'
+    """
     # Of a matrix of one column, torch calls any stride contiguous.
     numbers = weight.contiguous().view(-1).cpu()
     return hashlib.blake2b(numbers.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+
+
+def dense_candidate(
+    weight: Float[Tensor, "out in"], support: Bool[Tensor, "out in"] | None, products: Products
+) -> Candidate:
+    """The matrix as it is: dense, or sparse where an earlier step pruned it.
+
+    Args:
+        weight: the matrix.
+        support: True where an earlier step kept a weight; None if it was not pruned.
+        products: what a row of input is multiplied by.
+    """
+    if support is None:
+        nbytes, kept = weight.numel() * weight.element_size(), weight.numel()
+    else:
+        sparse = Sparse.of(weight, support)
+        nbytes, kept = sparse.nbytes(), sparse.kept
+    return Candidate(method=None, nbytes=nbytes, parameters=kept, products=products, loss=0.0)
+
+
+def predicted_losses(
+    weight: Float[Tensor, "out in"], stats: LayerStats, results: Iterable[Format]
+) -> Float[Tensor, " k"]:
+    """½ tr(F E C E^T) of each result, E its error, in nats per prediction."""
+    F, C = stats[GradCovariance].matrix, stats[InputCovariance].matrix
+    losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def predict_candidates(
+    weight: Float[Tensor, "out in"],
+    stats: LayerStats,
+    methods: Sequence[Method],
+    compress: Callable[[], Sequence[Format]],
+) -> Candidates:
+    """Candidates whose results are stored and multiplied as one matrix, those that are smaller than the matrix.
+
+    Args:
+        weight: the matrix.
+        stats: what `compress` reads, and LOSS_STATISTICS. The losses are cached there.
+        methods: the methods with their sizes, smallest result first.
+        compress: returns the result of each of the methods.
+    """
+
+    def predict() -> tuple[Tensor, Tensor, Tensor]:
+        results = compress()
+        sizes = torch.tensor([[result.nbytes(), result.count] for result in results]).long().reshape(-1, 2)
+        lookup = torch.tensor(stats[InputCovariance].matrix.ndim == 1)
+        return predicted_losses(weight, stats, results), sizes, lookup
+
+    losses, sizes, lookup = stats.once(f"losses and sizes of {methods} of {digest(weight)}", predict)
+    products = () if lookup else ((weight.shape[0], weight.shape[1]),)
+    dense = dense_candidate(weight, stats.support, products)
+    smaller = [
+        Candidate(method=method, nbytes=nbytes, parameters=count, products=products, loss=loss)
+        for method, (nbytes, count), loss in zip(methods, sizes.tolist(), losses.tolist(), strict=True)
+        if nbytes < dense.nbytes
+    ]
+    return Candidates((*smaller, dense))

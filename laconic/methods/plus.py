@@ -1,15 +1,4 @@
-"""Plus: few bits or few weights everywhere, and a low rank for what that gets wrong.
-
-Papers: C. Zhang et al., "QERA: an Analytical Framework for Quantization Error Reconstruction", ICLR 2025, arXiv
-2410.06040 (the rank-r part in closed form, here with the curvature of the outputs too); R. Saha et al., "Compressing
-Large Language Models using Low Rank and Low Precision Decomposition" (CALDERA), NeurIPS 2024, arXiv 2405.18886
-(alternating, factors in few bits); M. Li et al., "SVDQuant", ICLR 2025, arXiv 2411.05007 (low rank first). With
-ℓ(E) = ½ tr(F E C E^T), block-coordinate descent on
-
-    min ℓ(W − S − A B),    S ← base(W − A B),    A B ← residual(W − S),
-
-where an update is taken only if ℓ falls, so that it converges.
-"""
+"""Plus: few bits or few weights everywhere, and a low-rank matrix for what they get wrong."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -23,15 +12,14 @@ from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.calibrate.statistics import Statistic
 from laconic.errors import UserError, must_be
 from laconic.formats import Format, LowRank, Sum, dense_weight
-from laconic.methods.base import Candidate, Candidates, Method, digest_of
+from laconic.methods.base import Candidate, Candidates, Method, dense_candidate, digest, predicted_losses
+from laconic.methods.lowrank.base import LowRankMethod
 from laconic.methods.lowrank.kfac_svd import KfacSvd
-from laconic.methods.lowrank.size import RankSized
-from laconic.methods.prune.size import Pruning
+from laconic.methods.prune.base import PruningMethod
+from laconic.methods.quantize.base import FEWEST, MOST, QuantizationMethod
 from laconic.methods.quantize.gptq import Gptq
 from laconic.methods.quantize.rtn import Rtn
-from laconic.methods.quantize.size import FEWEST, MOST, Quantizing
-from laconic.methods.unchanged import as_it_is
-from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.moments import check_finite, quadratic_loss
 
 Part = Literal["base", "residual"]
 SHARES = (0.05, 0.1, 0.2)
@@ -45,14 +33,37 @@ BASE, RESIDUAL = Gptq(), KfacSvd()
 
 @dataclass(frozen=True, kw_only=True)
 class Plus(Method):
-    """A quantized or pruned matrix and a low-rank one, added.
+    """The sum of a quantized or pruned matrix and a low-rank one.
 
-    base:        the quantizing or pruning method.
-    residual:    the low-rank method.
-    first:       which of the two is solved first, without the other.
-    rounds:      at most so many times both.
-    factor_bits: bits of the factors, each row with a scale; None leaves them as the model's weights are.
-    share:       the fraction of the bytes for the low rank, where `keep` gives the size of both.
+    Block-coordinate descent on ½ tr(F E C E^T), E = W − S − A B: S ← base(W − A B), then A B ← residual(W − S). An
+    update is taken only if it lowers the loss, so the descent converges. It stops after `rounds`, or when a round
+    lowers the loss by less than 0.1 %.
+
+    Args:
+        base: the quantizing or pruning method for S.
+        residual: the low-rank method for A B.
+        first: which of the two is solved first, for W itself.
+        rounds: at most this many updates of both.
+        factor_bits: bits of A and B, each row with a scale; none keeps them in the dtype of the model.
+        share: fraction of the bytes for A B, where `keep` gives the size of both.
+
+    Raises:
+        UserError: base does not quantize or prune, or residual is not a low-rank method.
+
+    Reference:
+        C. Zhang et al., "QERA: an Analytical Framework for Quantization Error Reconstruction", ICLR 2025, arXiv
+        2410.06040 (A B in closed form, here with the curvature of the outputs too); R. Saha et al., "Compressing Large
+        Language Models using Low Rank and Low Precision Decomposition" (CALDERA), NeurIPS 2024, arXiv 2405.18886
+        (alternating, factors in few bits); M. Li et al., "SVDQuant", ICLR 2025, arXiv 2411.05007 (low rank first).
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> C, F = InputCovariance.of(torch.eye(4), count=1), GradCovariance.restored(torch.eye(4), count=1)
+        >>> stats = LayerStats([C, F])
+        >>> method = Plus(base=Rtn(bits=2), residual=Svd(rank=1), factor_bits=None)
+        >>> layer = method.compress(torch.eye(4), stats)
+        >>> [part.kind for part in layer.parts], layer.nbytes()
+        (['quantized', 'low-rank'], 45)
     """
 
     name = "plus"
@@ -68,100 +79,92 @@ class Plus(Method):
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, (Quantizing, Pruning)):
+        if not isinstance(self.base, (QuantizationMethod, PruningMethod)):
             raise must_be(f"{self.name}.base", "a method that quantizes or prunes", self.base.name)
-        if not isinstance(self.residual, RankSized):
+        if not isinstance(self.residual, LowRankMethod):
             raise must_be(f"{self.name}.residual", "a low-rank method", self.residual.name)
-        if self.rounds < 1:
-            raise must_be(f"{self.name}.rounds", "at least 1", self.rounds)
-        if self.factor_bits is not None and not FEWEST <= self.factor_bits <= MOST:
-            raise must_be(f"{self.name}.factor_bits", f"{FEWEST} to {MOST}", self.factor_bits)
-        if not 0 < self.share < 1:
-            raise must_be(f"{self.name}.share", "in (0, 1)", self.share)
 
     @property
-    def asks(self) -> frozenset[type[Statistic]]:
-        return self.needs | self.base.asks | self.residual.asks
+    def required_statistics(self) -> frozenset[type[Statistic]]:
+        return self.needs | self.base.required_statistics | self.residual.required_statistics
 
     @property
     def has_size(self) -> bool:
         return self.base.has_size and self.residual.has_size
 
     @property
-    def _base(self) -> Quantizing | Pruning:
-        assert isinstance(self.base, (Quantizing, Pruning))
+    def _base(self) -> QuantizationMethod | PruningMethod:
+        assert isinstance(self.base, (QuantizationMethod, PruningMethod))
         return self.base
 
     @property
-    def _residual(self) -> RankSized:
-        assert isinstance(self.residual, RankSized)
+    def _residual(self) -> LowRankMethod:
+        assert isinstance(self.residual, LowRankMethod)
         return self.residual
 
-    def unsized(self) -> "Plus":
-        return replace(self, base=self.base.unsized(), residual=self.residual.unsized())
+    def without_size(self) -> "Plus":
+        return replace(self, base=self.base.without_size(), residual=self.residual.without_size())
 
-    def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Plus":
+    def with_keep(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Plus":
         budget = keep * shape[0] * shape[1] * dtype.itemsize
         sized = self
         for share in (self.share, 2 * self.share, 4 * self.share):
-            base = self._base if self._base.has_size else self._base.at(keep * max(1 - share, 0.0), shape, dtype)
+            base = self._base if self._base.has_size else self._base.with_keep(keep * max(1 - share, 0.0), shape, dtype)
             rank = self._rank_in(budget - base.nbytes_for(shape, dtype), shape, dtype)
             sized = replace(self, base=base, residual=self._residual.with_rank(max(rank, 1)))
             if rank >= 1:
                 break
         return sized
 
-    def larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Plus | None":
-        """One rank more beside the same base."""
+    def next_larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Plus | None":
+        """A copy with one more rank and the same base."""
         rank = self._residual.rank_of(shape) + 1
         return replace(self, residual=self._residual.with_rank(rank)) if rank <= min(shape) else None
 
-    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Sum:
-        """The two formats side by side.
+    def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Sum:
+        """The two formats, side by side.
 
         Raises:
             UserError: a part has no size, or a weight is NaN or infinite.
         """
         if not self.has_size:
             raise UserError(f"{self.name} needs a size: give keep, or a size to both its base and its residual.")
-        if not torch.isfinite(weight).all():
-            raise UserError(f"{self.name} cannot compress weights that are NaN or infinite; check the model.")
+        check_finite(weight, f"{self.name} cannot compress weights that are NaN or infinite; check the model.")
         # Apart from what is remembered of the matrix itself: what is solved here is met once.
-        return self._descent(weight, LayerStats(known, known.support))
+        return self._descent(weight, LayerStats(stats, stats.support))
 
-    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
-        low = self._residual.empty_format(shape)
+    def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
+        low = self._residual.meta_format(shape)
         if self.factor_bits is not None:
-            each = _each_row(self.factor_bits)
-            low.left, low.right = each.empty_format((shape[0], low.rank)), each.empty_format((low.rank, shape[1]))
-        return Sum.of(self._base.empty_format(shape, kept), low)
+            each = _channel_rtn(self.factor_bits)
+            low.left, low.right = each.meta_format((shape[0], low.rank)), each.meta_format((low.rank, shape[1]))
+        return Sum.of(self._base.meta_format(shape, kept), low)
 
-    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         shape = (weight.shape[0], weight.shape[1])
-        offered = self._offered(shape, weight.dtype)
+        offered = self._offered_sizes(shape, weight.dtype)
 
         def predict() -> tuple[Tensor, Tensor, Tensor]:
-            F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
-            results = [method.compress(weight, known) for method in offered]
-            losses = [quadratic_loss(weight.double() - result.dense().double(), F, C) for result in results]
+            results = [method.compress(weight, stats) for method in offered]
             sizes = torch.tensor([[result.nbytes(), result.parts[0].count] for result in results])
-            return torch.tensor(losses).double(), sizes, torch.tensor(C.ndim == 1)
+            lookup = torch.tensor(stats[InputCovariance].matrix.ndim == 1)
+            return predicted_losses(weight, stats, results), sizes, lookup
 
-        losses, sizes, lookup = known.once(f"losses and sizes of {offered} of {digest_of(weight)}", predict)
+        losses, sizes, lookup = stats.once(f"losses and sizes of {offered} of {digest(weight)}", predict)
         whole = () if lookup else (shape,)
-        rungs = [stays := as_it_is(weight, known.support, whole)]
+        candidates = [dense := dense_candidate(weight, stats.support, whole)]
         for method, loss, (nbytes, numbers) in zip(offered, losses.tolist(), sizes.tolist(), strict=True):
             rank = method._residual.rank_of(shape)
             products = (*whole, *(() if lookup else ((rank, shape[1]),)), (shape[0], rank))
             more = rank * sum(shape)
-            if nbytes < stays.nbytes:
-                rungs.append(
+            if nbytes < dense.nbytes:
+                candidates.append(
                     Candidate(method=method, nbytes=nbytes, parameters=numbers + more, products=products, loss=loss)
                 )
-        return Candidates(tuple(sorted(rungs, key=lambda rung: rung.nbytes)))
+        return Candidates(tuple(sorted(candidates, key=lambda candidate: candidate.nbytes)))
 
-    def _offered(self, shape: tuple[int, int], dtype: torch.dtype) -> list["Plus"]:
-        """Each size of the base with some ranks, where the ranks are left open."""
+    def _offered_sizes(self, shape: tuple[int, int], dtype: torch.dtype) -> list["Plus"]:
+        """Each size of the base with a few ranks, where the rank is not set."""
         bases = [self._base] if self._base.has_size else self._base.sizes
         if self._residual.has_size:
             return [replace(self, base=base) for base in bases]
@@ -173,19 +176,19 @@ class Plus(Method):
         return list(pairs.values())
 
     def _rank_in(self, nbytes: float, shape: tuple[int, int], dtype: torch.dtype) -> int:
-        """The largest rank whose factors take so many bytes; 0 where none does."""
+        """The largest rank whose factors fit into `nbytes`; 0 where none does."""
         m, n = shape
         if self.factor_bits is None:
             return min(int(nbytes / ((m + n) * dtype.itemsize)), m, n)
-        each = _each_row(self.factor_bits)
+        each = _channel_rtn(self.factor_bits)
         # A few bytes more than a straight line, as the last code of a factor is filled up.
         rank = min(int((nbytes - 2 * m) / ((m + n) * self.factor_bits / 8 + 2)), m, n)
         while rank > 0 and each.nbytes_for((m, rank), dtype) + each.nbytes_for((rank, n), dtype) > nbytes:
             rank -= 1
         return max(rank, 0)
 
-    def _descent(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Sum:
-        F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
+    def _descent(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Sum:
+        F, C = stats[GradCovariance].matrix, stats[InputCovariance].matrix
         parts: dict[str, Format] = {}
         loss = torch.inf
         order: tuple[Part, ...] = ("base", "residual") if self.first == "base" else ("residual", "base")
@@ -194,7 +197,7 @@ class Plus(Method):
             for part in order:
                 others = [format.dense().float() for name, format in parts.items() if name != part]
                 target = weight.float() - sum(others, torch.zeros_like(weight, dtype=torch.float32))
-                candidate = self._solved(part, target.to(weight.dtype), known)
+                candidate = self._solve_part(part, target.to(weight.dtype), stats)
                 error = quadratic_loss(target.double() - candidate.dense().double(), F, C)
                 if len(parts) < 2 or error < loss:
                     parts[part], loss = candidate, error
@@ -202,21 +205,31 @@ class Plus(Method):
                 break
         return Sum.of(parts["base"], parts["residual"])
 
-    def _solved(self, part: Part, target: Float[Tensor, "out in"], known: LayerStats) -> Format:
+    def _solve_part(self, part: Part, target: Float[Tensor, "out in"], stats: LayerStats) -> Format:
         if part == "base":
-            return self._base.compress(target, known)
-        low = self._residual.compress(target, known)
+            return self._base.compress(target, stats)
+        low = self._residual.compress(target, stats)
         assert isinstance(low, LowRank)
-        return low if self.factor_bits is None else in_few_bits(low, self.factor_bits)
+        return low if self.factor_bits is None else quantize_factors(low, self.factor_bits)
 
 
-def _each_row(bits: int) -> Rtn:
+def _channel_rtn(bits: int) -> Rtn:
     return Rtn(bits=bits, group_size="channel", symmetric=True)
 
 
-def in_few_bits(low: LowRank, bits: int) -> LowRank:
-    """The same product with each row of either factor on a grid of its own."""
-    each = _each_row(bits)
+def quantize_factors(low: LowRank, bits: int) -> LowRank:
+    """Quantize both factors in place, each row on a grid of its own.
+
+    Args:
+        low: a low-rank format whose factors are plain linears.
+        bits: bits of each code, 2 to 8.
+
+    Example:
+        >>> quantize_factors(LowRank.of(torch.eye(2), torch.eye(2)), bits=8).dense().round(decimals=2)
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    each = _channel_rtn(bits)
     low.left = each.compress(dense_weight(low.left).detach(), LayerStats())
     low.right = each.compress(dense_weight(low.right).detach(), LayerStats())
     return low

@@ -75,7 +75,7 @@ def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
     seen: set[str] = set()
     for first in tables:
         module = model.get_submodule(first)
-        holds = module.holds if isinstance(module, Format) else "weight"
+        holds = module.matrix_parameter if isinstance(module, Format) else "weight"
         if first in seen or holds is None:
             continue
         same = ties.tied_modules(model, first, holds)

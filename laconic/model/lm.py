@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.formats import Coded, Format, Masked
+from laconic.formats import Format, Masked, PackedCodes
 from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.embedding import MEAN_POOLING, Pipeline
@@ -108,7 +108,7 @@ class LanguageModel:
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""
         if site.is_lookup:
-            format = format.for_lookup(site.padding_idx)
+            format = format.to_embedding(site.padding_idx)
         else:
             format.set_bias(site.bias() if bias is None else bias)
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
@@ -153,7 +153,7 @@ class LanguageModel:
         A zero that was chosen is no parameter; where the others are takes bytes nevertheless.
         """
         masked = [module for module in self.model.modules() if isinstance(module, Masked)]
-        coded = [module for module in self.model.modules() if isinstance(module, Coded)]
+        coded = [module for module in self.model.modules() if isinstance(module, PackedCodes)]
         plain = sum(parameter.numel() for parameter in self.model.parameters() if parameter.is_floating_point())
         plain -= sum(layer.out_features * layer.in_features - layer.count for layer in masked)
         packed = sum(layer.index_nbytes for layer in masked) + sum(layer.nbytes() for layer in coded)

@@ -112,7 +112,7 @@ class Site:
     def is_lookup(self) -> bool:
         """True for a word embedding, whose input rows are one-hot."""
         module = self.module
-        return module.looks_up if isinstance(module, Format) else isinstance(module, nn.Embedding)
+        return module.is_embedding if isinstance(module, Format) else isinstance(module, nn.Embedding)
 
     @property
     def padding_idx(self) -> int | None:
@@ -125,7 +125,7 @@ class Site:
     @property
     def holds(self) -> str:
         """Name, in the module, of the parameter that is the matrix."""
-        return (self.module.holds if isinstance(self.module, Format) else None) or "weight"
+        return (self.module.matrix_parameter if isinstance(self.module, Format) else None) or "weight"
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -168,9 +168,9 @@ def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tupl
     A format of several is entered, so that a later step can compress what an earlier one left; its readers share the
     input of the layer, the others have an input of their own.
     """
-    if isinstance(module, (nn.Linear, Conv1D)) or (isinstance(module, Format) and module.holds is not None):
+    if isinstance(module, (nn.Linear, Conv1D)) or (isinstance(module, Format) and module.matrix_parameter is not None):
         yield name, input_key, module
     elif isinstance(module, Format):
         for child_name, child in module.named_children():
             path = f"{name}.{child_name}"
-            yield from find_matrices(child, input_key if child_name in module.readers else path, path)
+            yield from find_matrices(child, input_key if child_name in module.input_modules else path, path)

@@ -1,4 +1,4 @@
-"""How far the layers of a student are from those of its teacher: what distillation makes small.
+"""Distances between the layers of a student and its teacher, which distillation minimises.
 
 The divergence of their predictions is in `laconic.numerics.distributions`.
 
@@ -8,8 +8,9 @@ Two of them     mean squared error of G = H₁ H₂ᵀ / d, which needs no proje
 Attention       mean squared error, or cross-entropy, of attention probabilities          (TinyBERT, eq. 7)
 Relations       KL of softmax(V Vᵀ / √d) by head          (Wang et al., MiniLM, NeurIPS 2020, arXiv 2002.10957, eq. 8)
 
-Padding counts nowhere: `mask` is True at real tokens. H and V are (rows, tokens, width); A are probabilities, (rows,
-heads, queries, keys). All results are means, so no weight depends on how long rows are.
+`mask` (rows, tokens) is True at real tokens; padding does not count. H and V are (rows, tokens, width), A are
+probabilities (rows, heads, queries, keys). All results are scalar means, so that no weight depends on the length of
+rows.
 """
 
 import torch
@@ -23,29 +24,50 @@ Mask = Bool[Tensor, "rows tokens"]
 def hidden_mse(
     teacher: Float[Tensor, "rows tokens d"], student: Float[Tensor, "rows tokens d"], mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean of (H_T − H_S)² over real tokens and the width."""
+    """Mean of (H_T − H_S)² over real tokens and the width.
+
+    Example:
+        >>> mask = torch.tensor([[True, False]])
+        >>> hidden_mse(torch.ones(1, 2, 4), torch.zeros(1, 2, 4), mask)
+        tensor(1.)
+    """
     return (teacher - student)[mask].square().mean()
 
 
 def hidden_cosine(
     teacher: Float[Tensor, "rows tokens d"], student: Float[Tensor, "rows tokens d"], mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean of 1 − cos(H_T, H_S) over real tokens."""
+    """Mean of 1 − cos(H_T, H_S) over real tokens.
+
+    Example:
+        >>> hidden_cosine(torch.ones(1, 1, 4), -torch.ones(1, 1, 4), torch.ones(1, 1, dtype=torch.bool))
+        tensor(2.)
+    """
     return 1 - functional.cosine_similarity(teacher[mask], student[mask], dim=-1).mean()
 
 
-def flow(
+def fsp_matrix(
     first: Float[Tensor, "rows tokens d"], second: Float[Tensor, "rows tokens d"]
 ) -> Float[Tensor, "rows tokens tokens"]:
-    """G = H₁ H₂ᵀ / d of each row."""
+    """G = H₁ H₂ᵀ / d of each row: the flow of solution procedure between two layers.
+
+    Example:
+        >>> fsp_matrix(torch.ones(1, 2, 4), torch.ones(1, 2, 4)).shape
+        torch.Size([1, 2, 2])
+    """
     return first @ second.mT / first.shape[-1]
 
 
 def gram_mse(
     teacher: Float[Tensor, "rows tokens tokens"], student: Float[Tensor, "rows tokens tokens"], mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean of (G_T − G_S)² over pairs of real tokens."""
-    return (teacher - student)[pairs(mask)].square().mean()
+    """Mean of (G_T − G_S)² over pairs of real tokens.
+
+    Example:
+        >>> gram_mse(torch.ones(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+        tensor(1.)
+    """
+    return (teacher - student)[pair_mask(mask)].square().mean()
 
 
 def attention_mse(
@@ -53,16 +75,27 @@ def attention_mse(
     student: Float[Tensor, "rows hs tokens tokens"],
     mask: Mask,
 ) -> Float[Tensor, ""]:
-    """Mean of (A_T − A_S)² over pairs of real tokens and heads; of the heads' mean where their numbers differ."""
+    """Mean of (A_T − A_S)² over pairs of real tokens and heads; over the mean of the heads where their numbers differ.
+
+    Example:
+        >>> attention_mse(torch.ones(1, 2, 1, 1), torch.zeros(1, 4, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+        tensor(1.)
+    """
     teacher, student = _headed_alike(teacher, student)
-    seen = pairs(mask)[:, None].expand_as(teacher)
+    seen = pair_mask(mask)[:, None].expand_as(teacher)
     return (teacher - student)[seen].square().mean()
 
 
 def attention_cross_entropy(
     teacher: Float[Tensor, "rows ht tokens tokens"], student: Float[Tensor, "rows hs tokens tokens"], mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean of −Σ A_T log A_S over the heads and queries of real tokens, as above."""
+    """Mean of −Σ A_T log A_S over heads and the queries of real tokens; of the heads' mean where their numbers differ.
+
+    Example:
+        >>> A = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]]])
+        >>> attention_cross_entropy(A, A, torch.ones(1, 2, dtype=torch.bool))
+        tensor(0.6931)
+    """
     teacher, student = _headed_alike(teacher, student)
     entropies = -(teacher * student.clamp(min=torch.finfo(student.dtype).tiny).log()).sum(-1)
     return entropies.mT[mask].mean()
@@ -71,26 +104,38 @@ def attention_cross_entropy(
 def relation_divergence(
     teacher: Float[Tensor, "rows tokens dt"], student: Float[Tensor, "rows tokens ds"], heads: int, mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean KL of each real token's softmax(V Vᵀ / √(d / heads)) over real tokens, teacher from student."""
-    log_p, log_q = (relations(values, heads, mask) for values in (teacher, student))
+    """Mean KL of softmax(V Vᵀ / √(d / heads)) of the teacher from that of the student, over heads and real tokens.
+
+    Args:
+        teacher: values of the teacher.
+        student: values of the student, of any width that `heads` divides.
+        heads: relation heads.
+        mask: True at real tokens.
+
+    Example:
+        >>> V = torch.ones(1, 2, 4)
+        >>> relation_divergence(V, V, heads=2, mask=torch.ones(1, 2, dtype=torch.bool))
+        tensor(0.)
+    """
+    log_p, log_q = (log_relations(values, heads, mask) for values in (teacher, student))
     p = log_p.exp()
     # Where a token is padding both are −∞, whose difference is no number.
     terms = torch.where(p > 0, p * (log_p - log_q), 0)
     return terms.sum(-1).mT[mask].mean()
 
 
-def relations(
+def log_relations(
     values: Float[Tensor, "rows tokens d"], heads: int, mask: Mask
 ) -> Float[Tensor, "rows heads tokens tokens"]:
-    """log softmax(V Vᵀ / √(d / heads)) of each head; −∞ where a token is padding."""
+    """log softmax(V Vᵀ / √(d / heads)) of each head; −∞ at padding."""
     rows, tokens, width = values.shape
     V = values.view(rows, tokens, heads, width // heads).transpose(1, 2)
     scores = V @ V.mT / (width // heads) ** 0.5
     return scores.masked_fill(~mask[:, None, None], -torch.inf).log_softmax(-1)
 
 
-def pairs(mask: Mask) -> Bool[Tensor, "rows tokens tokens"]:
-    """True where both tokens are real."""
+def pair_mask(mask: Mask) -> Bool[Tensor, "rows tokens tokens"]:
+    """True where both tokens of a pair are real, (rows, tokens, tokens)."""
     return mask[:, :, None] & mask[:, None]
 
 

@@ -1,14 +1,13 @@
-"""What numbers that a model predicts mean: a categorical, independent Bernoullis, or a Gaussian of unit variance.
+"""What the outputs of a model mean: logits of a categorical, of independent Bernoullis, or the mean of a Gaussian.
 
-Values z, one line a prediction of k numbers, are parameters of a distribution p(y | z):
+Outputs z, (predictions, k), are parameters of a distribution p(y | z):
 
     Categorical   logits of k classes, one of which is y            p = softmax(z)
-    Bernoulli     logits of k labels, each of which y has or has not, independently     p = sigmoid(z)
+    Bernoulli     logits of k labels, which y has or has not, independently     p = sigmoid(z)
     Gaussian      the mean of k real numbers                        y ~ N(z, I)
 
 Each has a KL divergence in nats, a loss −log p(y | z), and a Fisher information F(z) = E_y[∇ log p ∇ log p^T]:
-diag(p) − p p^T, diag(p (1 − p)) and I (J. Martens, arXiv 1412.1193, section 9). Nothing else in laconic says
-what values mean.
+diag(p) − p p^T, diag(p (1 − p)) and I (J. Martens, arXiv 1412.1193, section 9).
 """
 
 from abc import ABC, abstractmethod
@@ -23,19 +22,34 @@ Values = Float[Tensor, "n k"]
 
 
 class Distribution(ABC):
-    """A family of distributions over what is predicted; `values` are their parameters, (predictions, k)."""
+    """A family of distributions over predictions, whose parameters are the outputs of a model.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+        >>> CATEGORICAL.divergence(logits, torch.zeros(2, 2))
+        tensor([0.0000, 0.3278])
+        >>> CATEGORICAL.loss(logits, torch.tensor([0, 1]))
+        tensor([0.6931, 2.1269])
+    """
 
     @abstractmethod
     def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
-        """τ² KL(reference^τ ‖ other^τ) of each prediction, in nats; logits are divided by the temperature τ first, and
-        the factor keeps the size of the gradient (G. Hinton et al., 2015, arXiv 1503.02531, section 2). The divergence
-        of Gaussians is the same at every temperature."""
+        """τ² KL(reference^τ ‖ other^τ) of each prediction, in nats.
+
+        Args:
+            reference: outputs of the reference model.
+            other: outputs of the other model.
+            temperature: τ, by which logits are divided. The factor τ² keeps the size of the gradient (G. Hinton et al.,
+                2015, arXiv 1503.02531, section 2). For Gaussians it has no effect.
+        """
 
     @abstractmethod
     def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
-        """−log p(labels | values) of each prediction in nats, less what does not depend on the values.
+        """−log p(labels | values) of each prediction in nats, without terms that do not depend on the values.
 
-        labels: (n,) numbers of classes of a categorical; (n, k) of the others, or (n,) where k is 1.
+        Args:
+            values: outputs of the model.
+            labels: (n,) class numbers of a categorical; (n, k) for the others, or (n,) where k is 1.
         """
 
     @abstractmethod
@@ -44,15 +58,15 @@ class Distribution(ABC):
 
     @abstractmethod
     def fisher_factor(self, values: Values) -> Iterator[Values]:
-        """Columns of L with L L^T = F(values), one table of (n, k) for each column: constants, without gradients."""
+        """The columns of L with L L^T = F(values), each as (n, k), without gradients."""
 
     @abstractmethod
     def same_decision(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
-        """Whether both come to the same decision."""
+        """Whether both outputs lead to the same decision, for each prediction."""
 
     @abstractmethod
     def describe(self, size: int) -> str:
-        """What `size` values predict, in a sentence."""
+        """What `size` outputs predict, in a few words."""
 
 
 class Categorical(Distribution):
@@ -85,7 +99,7 @@ class Categorical(Distribution):
 
 
 class Bernoulli(Distribution):
-    """Any of k labels, each for itself."""
+    """k independent labels."""
 
     def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
         a, b = reference / temperature, other / temperature

@@ -1,21 +1,19 @@
-"""Rounding column by column: the error that each leaves is made up for by those that are rounded after it.
+"""Rounding column by column; the columns that are rounded later compensate for each error.
 
-Paper: E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
-Pre-trained Transformers", ICLR 2023, arXiv 2210.17323, equations 2 and 3, algorithm 1. With H^{-1} = U^T U, U upper
-triangular, the column q is rounded to its grid, and (w_q − ŵ_q) / U_qq times the row q of U is taken from the columns
-to the right of it.
+E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", ICLR 2023, arXiv 2210.17323, equations 2 and 3, algorithm 1. With H^{-1} = U^T U, U upper triangular,
+column q is rounded to its grid, and (w_q − ŵ_q) / U_qq times row q of U is subtracted from the columns to the right.
 
-What a row loses is ½ Σ_q ((w_q − ŵ_q) / U_qq)², w_q as the sweep meets it: with what earlier columns left for it, so
-weights spread wider than they were, and ranges that are fitted to the matrix itself cut too much of that off. So the
-grids are fitted anew to what one sweep has met, an error in column q counting 1 / U_qq², and the sweep is done again;
-every row keeps the sweep in which it lost less.
+A row loses ½ Σ_q ((w_q − ŵ_q) / U_qq)², w_q being the weight when the sweep meets it. Compensation has spread the
+weights by then, and ranges that are fitted to the matrix itself clip too much of that. So the grids are fitted again to
+what the first sweep met, an error in column q counting 1 / U_qq², the sweep is repeated, and every row keeps the sweep
+in which it lost less.
 
-A weight that is to be zero has zero as its only value: where it was not zero, or earlier columns left something for it,
-that goes on to those after it. So one sweep prunes and rounds (E. Frantar, D. Alistarh, "SparseGPT", ICML 2023,
-section 3.5).
+A pruned weight has zero as its only value; if it was not zero, or earlier columns compensated into it, that is passed
+on to later columns. So one sweep prunes and rounds (E. Frantar, D. Alistarh, "SparseGPT", ICML 2023, section 3.5).
 
-Notation: W (m, n); H (n, n), positive definite; everything of the sweep transposed, (n, m), so that a column lies in
-one piece of memory, and in the order of the sweep.
+Notation: W (m, n); H (n, n), positive definite. Inside a sweep everything is transposed, (n, m), so that a column is
+contiguous, and in the order of the sweep.
 """
 
 from collections.abc import Callable
@@ -25,18 +23,26 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
-from laconic.numerics.grid import Grid, Spacing, fit_grid
-from laconic.numerics.obs import BLOCK, inverse_factor
+from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid
+from laconic.numerics.obs import BLOCK, inverse_cholesky
 
 SWEEPS = 2
 """Number of sweeps where ranges are searched for; the first uses grids fitted to the original matrix."""
 
 
-class Order(NamedTuple):
-    """In which order the columns are rounded; U is that of H reordered.
+class ColumnOrder(NamedTuple):
+    """The order in which columns are rounded, and the factor of the reordered H^{-1}.
 
-    by_activity: the largest diagonal of H comes first ("act-order"), so that what counts most is rounded while most can
-                 still make up for it; otherwise from left to right.
+    Args:
+        columns: numbers of the columns in this order.
+        U: upper triangular, H^{-1} = U^T U for the reordered H.
+        by_activity: whether the order is that of diag H, largest first ("act-order"), so that what counts most is
+            rounded
+            while most columns can still compensate; otherwise it is from left to right.
+
+    Example:
+        >>> ColumnOrder.of(torch.diag(torch.tensor([1.0, 4.0]))).columns
+        tensor([1, 0])
     """
 
     columns: Integer[Tensor, " in"]
@@ -44,39 +50,36 @@ class Order(NamedTuple):
     by_activity: bool
 
     @classmethod
-    def of(cls, H: Float[Tensor, "in in"], by_activity: bool = True) -> "Order":
-        """The order for H."""
+    def of(cls, H: Float[Tensor, "in in"], by_activity: bool = True) -> "ColumnOrder":
+        """The order for a positive definite H."""
         every = torch.arange(len(H), device=H.device)
         columns = H.diagonal().argsort(descending=True, stable=True) if by_activity else every
-        return cls(columns, inverse_factor(H[columns][:, columns]), by_activity)
+        return cls(columns, inverse_cholesky(H[columns][:, columns]), by_activity)
 
     @property
-    def back(self) -> Integer[Tensor, " in"]:
-        """Where every column of the matrix is in the order."""
+    def inverse(self) -> Integer[Tensor, " in"]:
+        """The position of every column in the order."""
         return self.columns.argsort()
 
     @property
     def importance(self) -> Float[Tensor, " in"]:
-        """1 / [H^{-1}]_jj of every column of the matrix: what its error costs once all others have made up for it."""
-        return (1 / self.U.square().sum(0))[self.back]
+        """1 / [H^{-1}]_jj of every column: the cost of its error once all other columns compensate."""
+        return (1 / self.U.square().sum(0))[self.inverse]
 
     @property
-    def remaining(self) -> Float[Tensor, " in"]:
-        """1 / U_jj² of every column of the matrix: the cost of its error after later columns compensate for it."""
-        return (1 / self.U.diagonal().square())[self.back]
+    def remaining_importance(self) -> Float[Tensor, " in"]:
+        """1 / U_jj² of every column: the cost of its error once later columns compensate."""
+        return (1 / self.U.diagonal().square())[self.inverse]
 
 
-class Rounded(NamedTuple):
-    """The code of every weight, and the grids."""
+class WeightGrids(NamedTuple):
+    """The grid of every single weight. A scale of 0 leaves 0 as the only value of a weight.
 
-    codes: UInt8[Tensor, "out in"]
-    grid: Grid
-
-
-class Values(NamedTuple):
-    """What each weight may become: s (c − z), c below 2^bits. Where s is 0, which is where a weight is to be, 0 alone.
-
-    inverse: 1 / s, or 0.
+    Args:
+        scale: s of each weight.
+        inverse: 1 / s, or 0.
+        zero: z of each weight.
+        bits: bits of a code.
     """
 
     scale: Float[Tensor, "#out #in"]
@@ -85,62 +88,77 @@ class Values(NamedTuple):
     bits: int
 
     @classmethod
-    def of(cls, grid: Grid, columns: Integer[Tensor, " in"], mask: Bool[Tensor, "out in"] | None) -> "Values":
-        """For these columns; 0 where `mask`, in the order of the matrix, is False."""
-        scale, zero = (part.double() for part in grid.columns(columns))
+    def of(cls, grid: Grid, columns: Integer[Tensor, " in"], mask: Bool[Tensor, "out in"] | None) -> "WeightGrids":
+        """The grids of some columns.
+
+        Args:
+            grid: the grids of the matrix.
+            columns: numbers of the columns.
+            mask: False where a weight is to be 0, in the order of the matrix; None where none is.
+        """
+        scale, zero = (part.double() for part in grid.scale_and_zero(columns))
         if mask is not None:
             scale = scale * mask[:, columns]
         return cls(scale, torch.where(scale == 0, 0, 1 / scale), zero, grid.bits)
 
     @property
-    def T(self) -> "Values":
-        """Of the transposed matrix, in one piece of memory by rows."""
+    def T(self) -> "WeightGrids":
+        """The transpose, contiguous."""
         return self._each(lambda part: part.T.contiguous())
 
-    def at(self, rows: Integer[Tensor, " some"] | slice) -> "Values":
-        """Of some rows of the matrix."""
+    def take_rows(self, rows: Integer[Tensor, " some"] | slice) -> "WeightGrids":
+        """Some rows of the matrix."""
         return self._each(lambda part: part[rows] if len(part) > 1 else part)
 
-    def expanded(self, rows: int) -> "Values":
-        """With a row of its own for each row of the matrix, where all rows have the same."""
+    def expanded(self, rows: int) -> "WeightGrids":
+        """With a row of its own for each of `rows` rows, where all have the same."""
         return self._each(lambda part: part.expand(rows, -1))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Values":
-        return Values(change(self.scale), change(self.inverse), change(self.zero), self.bits)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "WeightGrids":
+        return WeightGrids(change(self.scale), change(self.inverse), change(self.zero), self.bits)
 
 
 def gptq(
     W: Float[Tensor, "out in"],
-    order: Order,
-    spacing: Spacing,
+    order: ColumnOrder,
+    spec: GridSpec,
     mask: Bool[Tensor, "out in"] | None = None,
-) -> Rounded:
-    """Every weight rounded.
+) -> QuantizedWeight:
+    """Quantize a matrix with compensation along its rows.
 
-    Ordered by activity, all grids are fitted before a sweep, and where their ranges are searched for, anew to what it
-    met; otherwise that of a group to what its weights are once it is reached.
+    Ordered by activity, all grids are fitted before the sweep and, where ranges are searched for, again after it. From
+    left to right, the grid of a group is fitted when the sweep reaches it.
 
-    mask: False where a weight is to be zero.
+    Args:
+        W: the matrix.
+        order: the order of the columns, with the curvature.
+        spec: bits, group and kind of the grids.
+        mask: False where a weight is to be zero; None where none is.
+
+    Example:
+        >>> order = ColumnOrder.of(torch.eye(4, dtype=torch.float64))
+        >>> gptq(torch.tensor([[0.0, 1.1, 1.9, 3.0]]), order, GridSpec(bits=2, group=4, clip=False)).codes
+        tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
-    if not order.by_activity and spacing.group is not None:
-        return _from_left_to_right(W, order, spacing, mask)
-    grid = fit_grid(W, spacing, order.importance, mask)
+    if not order.by_activity and spec.group is not None:
+        return _from_left_to_right(W, order, spec, mask)
+    grid = fit_grid(W, spec, order.importance, mask)
     best, met = _sweep(W, order, grid, mask)
-    for _ in range(SWEEPS - 1 if spacing.clip else 0):
-        grid = fit_grid(met, spacing, order.remaining, mask)
+    for _ in range(SWEEPS - 1 if spec.clip else 0):
+        grid = fit_grid(met, spec, order.remaining_importance, mask)
         found, met = _sweep(W, order, grid, mask)
         best = best.or_better(found)
-    return Rounded(best.codes.T[:, order.back].contiguous(), best.grid)
+    return QuantizedWeight(best.codes.T[:, order.inverse].contiguous(), best.grid)
 
 
-class _Swept(NamedTuple):
+class _Sweep(NamedTuple):
     """Codes in the order of the sweep, the grids, and what each row lost."""
 
     codes: UInt8[Tensor, "in out"]
     grid: Grid
     losses: Float[Tensor, " out"]
 
-    def or_better(self, other: "_Swept") -> "_Swept":
+    def or_better(self, other: "_Sweep") -> "_Sweep":
         """Take the sweep with the lower loss, for each row, or for the whole matrix where all rows share a grid."""
         if self.grid.group is None:
             return other if other.losses.sum() < self.losses.sum() else self
@@ -148,55 +166,63 @@ class _Swept(NamedTuple):
         scale = torch.where(less[:, None], other.grid.scale, self.grid.scale)
         zero = torch.where(less[:, None], other.grid.zero, self.grid.zero)
         codes = torch.where(less, other.codes, self.codes)
-        return _Swept(codes, self.grid._replace(scale=scale, zero=zero), torch.minimum(self.losses, other.losses))
+        return _Sweep(codes, self.grid._replace(scale=scale, zero=zero), torch.minimum(self.losses, other.losses))
 
 
 def _sweep(
-    W: Float[Tensor, "out in"], order: Order, grid: Grid, mask: Bool[Tensor, "out in"] | None
-) -> tuple[_Swept, Float[Tensor, "out in"]]:
-    """One sweep through the whole matrix. It also returns each weight at the moment it was rounded."""
-    met, values = W.double()[:, order.columns].T.contiguous(), Values.of(grid, order.columns, mask).T
-    codes = swept(met, order.U, values)
+    W: Float[Tensor, "out in"], order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None
+) -> tuple[_Sweep, Float[Tensor, "out in"]]:
+    """One sweep through the whole matrix. Also returns each weight as it was when it was rounded."""
+    met, values = W.double()[:, order.columns].T.contiguous(), WeightGrids.of(grid, order.columns, mask).T
+    codes = sweep_columns(met, order.U, values)
     errors = (met - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
-    return _Swept(codes, grid, errors.square().sum(0)), met.T[:, order.back]
+    return _Sweep(codes, grid, errors.square().sum(0)), met.T[:, order.inverse]
 
 
 def _from_left_to_right(
-    W: Float[Tensor, "out in"], order: Order, spacing: Spacing, mask: Bool[Tensor, "out in"] | None
-) -> Rounded:
+    W: Float[Tensor, "out in"], order: ColumnOrder, spec: GridSpec, mask: Bool[Tensor, "out in"] | None
+) -> QuantizedWeight:
     """Sweep group by group; each grid is fitted to the weights after compensation for earlier groups."""
     importance = order.importance
-    grid = fit_grid(W, spacing, importance, mask)
-    assert spacing.group is not None
+    grid = fit_grid(W, spec, importance, mask)
+    assert spec.group is not None
     Wt = W.double().T.contiguous()
     codes = torch.empty_like(Wt, dtype=torch.uint8)
-    for group, start in enumerate(range(0, len(Wt), spacing.group)):
-        here = slice(start, min(start + spacing.group, len(Wt)))
+    for group, start in enumerate(range(0, len(Wt), spec.group)):
+        here = slice(start, min(start + spec.group, len(Wt)))
         kept = None if mask is None else mask[:, here]
-        part = fit_grid(Wt[here].T, spacing, importance[here], kept)
+        part = fit_grid(Wt[here].T, spec, importance[here], kept)
         grid.scale[:, group], grid.zero[:, group] = part.scale[:, 0], part.zero[:, 0]
-        values = Values.of(part, order.columns[: here.stop - start], kept)
-        codes[here] = swept(Wt[start:], order.U[start:, start:], values.T)
-    return Rounded(codes.T.contiguous(), grid)
+        values = WeightGrids.of(part, order.columns[: here.stop - start], kept)
+        codes[here] = sweep_columns(Wt[start:], order.U[start:, start:], values.T)
+    return QuantizedWeight(codes.T.contiguous(), grid)
 
 
-def swept(Wt: Float[Tensor, "in out"], U: Float[Tensor, "in in"], values: Values) -> UInt8[Tensor, "rounded out"]:
-    """The codes of the first rows of Wt, as many as `values` is for; those after them take their errors, in place.
+def sweep_columns(
+    Wt: Float[Tensor, "in out"], U: Float[Tensor, "in in"], values: WeightGrids
+) -> UInt8[Tensor, "rounded out"]:
+    """Round the first rows of a transposed matrix; those after them compensate, in place.
 
-    What is left in the rounded rows is what they were when they were met.
+    Args:
+        Wt: the transposed matrix, in the order of the sweep. Afterwards its rounded rows are as they were when rounded.
+        U: the factor of H^{-1}.
+        values: the grids of the rows to round.
+
+    Returns:
+        The codes.
     """
     count = len(values.scale)
     codes = torch.empty((count, Wt.shape[1]), dtype=torch.uint8, device=Wt.device)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         here = slice(start, stop)
-        errors = _through(Wt[here], codes[here], U[here, here], values.at(here))
+        errors = _round_block(Wt[here], codes[here], U[here, here], values.take_rows(here))
         Wt[stop:] -= U[here, stop:].T @ errors
     return codes
 
 
-def _through(Wt: Tensor, codes: Tensor, U: Tensor, values: Values) -> Float[Tensor, "columns out"]:
-    """One block, in place; the errors (w − ŵ) / U_qq of each of its columns."""
+def _round_block(Wt: Tensor, codes: Tensor, U: Tensor, values: WeightGrids) -> Float[Tensor, "columns out"]:
+    """One block, in place; returns the errors (w − ŵ) / U_qq of each of its columns."""
     errors = torch.empty_like(Wt)
     for q in range(len(Wt)):
         code = (Wt[q] * values.inverse[q]).add_(values.zero[q]).round_().clamp_(0, 2**values.bits - 1)

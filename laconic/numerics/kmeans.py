@@ -1,12 +1,12 @@
-"""Weighted k-means of numbers: the k values per row that minimise Σ_j h_j (w_j − nearest value)².
+"""Weighted k-means in one dimension: the k values per row that minimise Σ_j h_j (w_j − nearest value)².
 
-What is nearest to one value is a stretch of the sorted row, so that sums over it are differences of running sums, and
-one iteration costs k binary searches a row however long the row is. The best of several starts is improved by S. Lloyd,
-"Least squares quantization in PCM", IEEE Trans. Inf. Theory 28, 1982, and then by moving a value from where it helps
-least to where it helps most, which also gives work to a value that has none.
+The weights nearest to one value are a stretch of the sorted row, so sums over them are differences of running sums, and
+one iteration takes k binary searches per row, however long the row is. The best of several starts is improved by S.
+Lloyd, "Least squares quantization in PCM", IEEE Trans. Inf. Theory 28, 1982, and then by moving a value from where it
+helps least to where it helps most.
 
-Starts have a density ∝ f^p, where f is that of the weighted numbers: p = 1/3 is best for many values (P. Panter,
-W. Dite, Proc. IRE 39, 1951), 0 spaces them evenly, and 2/3 lies where most of the weight does.
+Starts have a density ∝ f^p, f being that of the weighted numbers: p = 1/3 is best for many values (P. Panter, W. Dite,
+Proc. IRE 39, 1951), 0 spaces them evenly, and 2/3 lies where most of the weight is.
 
 Notation: W (rows, n); h ≥ 0, (rows, n); V (rows, k) the values, ascending.
 """
@@ -49,26 +49,44 @@ def kmeans(
     k: int,
     starts: Sequence[Float[Tensor, "rows k"]] = (),
 ) -> Float[Tensor, "rows k"]:
-    """The values of every row, ascending, in fp64; never worse than any of `starts`.
+    """The k values of every row, ascending, in fp64; never worse than any of `starts`.
 
-    Numbers of weight zero have no say. Where a row has fewer than k others, some of its values stand for none.
+    Args:
+        W: rows of numbers.
+        h: weight of each number; numbers of weight zero do not count.
+        k: how many values; a row with fewer different numbers repeats values.
+        starts: values to start from, beside the standard starts.
+
+    Example:
+        >>> W = torch.tensor([[0.0, 1.0, 9.0, 11.0]])
+        >>> kmeans(W, torch.ones_like(W), k=2)
+        tensor([[ 0.5000, 10.0000]], dtype=torch.float64)
     """
     if k >= W.shape[1]:
         # A value for each number.
         return pad(W.double().sort(dim=1).values, (0, k - W.shape[1]), mode="replicate")
     parts = []
     for rows in torch.arange(len(W), device=W.device).split(max(1, BLOCK // W.shape[1])):
-        sorted_rows = _sorted(W[rows], h[rows])
-        first, *others = (_spread(sorted_rows, k, power) for power in POWERS[: None if k <= FEW else 1])
-        best, lowest = _improved(sorted_rows, first)
+        sorted_rows = _sort(W[rows], h[rows])
+        first, *others = (_start_values(sorted_rows, k, power) for power in POWERS[: None if k <= FEW else 1])
+        best, lowest = _improve(sorted_rows, first)
         for start in (*others, *(start[rows].double().sort(dim=1).values for start in starts)):
-            best, lowest = _better(best, lowest, *_improved(sorted_rows, start))
+            best, lowest = _take_better(best, lowest, *_improve(sorted_rows, start))
         parts.append(best)
     return torch.cat(parts)
 
 
-def nearest_of(W: Float[Tensor, "rows n"], V: Float[Tensor, "rows k"]) -> Integer[Tensor, "rows n"]:
-    """The number of the nearest of the ascending values of its row, uint8."""
+def assign_codes(W: Float[Tensor, "rows n"], V: Float[Tensor, "rows k"]) -> Integer[Tensor, "rows n"]:
+    """The index of the nearest value of its row for each number, uint8.
+
+    Args:
+        W: rows of numbers.
+        V: the values of each row, ascending.
+
+    Example:
+        >>> assign_codes(torch.tensor([[0.0, 9.0]]), torch.tensor([[0.5, 10.0]]))
+        tensor([[0, 1]], dtype=torch.uint8)
+    """
     middles = ((V[:, 1:] + V[:, :-1]) / 2).contiguous()
     parts = []
     for rows in torch.arange(len(W), device=W.device).split(max(1, BLOCK // W.shape[1])):
@@ -77,7 +95,7 @@ def nearest_of(W: Float[Tensor, "rows n"], V: Float[Tensor, "rows k"]) -> Intege
     return torch.cat(parts)
 
 
-def _sorted(W: Tensor, h: Tensor) -> _Rows:
+def _sort(W: Tensor, h: Tensor) -> _Rows:
     v, order = W.double().sort(dim=1)
     h = h.double().gather(1, order)
     # Of the order of one, so that nothing of a row with tiny weights is lost.
@@ -86,7 +104,7 @@ def _sorted(W: Tensor, h: Tensor) -> _Rows:
     return _Rows(v.contiguous(), h, (sums[0], sums[1], sums[2]))
 
 
-def _spread(rows: _Rows, k: int, power: float) -> Float[Tensor, "rows k"]:
+def _start_values(rows: _Rows, k: int, power: float) -> Float[Tensor, "rows k"]:
     """Values of density ∝ f^power."""
     v, h = rows.v, rows.h
     gaps = torch.gradient(v, dim=1)[0] if v.shape[1] > 1 else torch.ones_like(v)
@@ -121,20 +139,20 @@ def _error(rows: _Rows, V: Tensor) -> Float[Tensor, " rows"]:
     return (square - 2 * V * moment + V * V * mass).sum(1)
 
 
-def _better(V: Tensor, lowest: Tensor, other: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+def _take_better(V: Tensor, lowest: Tensor, other: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """Row by row the values with the lower error."""
     wins = error < lowest
     return torch.where(wins[:, None], other, V), torch.where(wins, error, lowest)
 
 
-def _improved(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " rows"]]:
-    """By iterations, then by moves as long as one lowers the error of some row; with the error."""
+def _improve(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " rows"]]:
+    """Improve values by Lloyd's iterations, then by moves as long as one lowers an error; with the errors."""
     V = _lloyd(rows, V, ITERATIONS)
     lowest = _error(rows, V)
     active = torch.arange(len(V), device=V.device)
     for _ in range(MOVES if 3 < V.shape[1] <= FEW else 0):
         here = rows.of(active)
-        other = _lloyd(here, _moved(here, V[active]), SETTLING)
+        other = _lloyd(here, _move_value(here, V[active]), SETTLING)
         error = _error(here, other)
         lower = error < lowest[active]
         active = active[lower]
@@ -145,8 +163,8 @@ def _improved(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Te
     return V, _error(rows, V)
 
 
-def _moved(rows: _Rows, V: Tensor) -> Float[Tensor, "rows k"]:
-    """The stretch whose division gains most divided in two, and two neighbours beside it made one."""
+def _move_value(rows: _Rows, V: Tensor) -> Float[Tensor, "rows k"]:
+    """Split the stretch whose division gains most, and join the two neighbouring stretches whose union costs least."""
     n, k = rows.v.shape[1], V.shape[1]
     if n < 2:
         return V
@@ -173,7 +191,7 @@ def _moved(rows: _Rows, V: Tensor) -> Float[Tensor, "rows k"]:
 
 
 def _energy(mass: Tensor, moment: Tensor) -> Tensor:
-    """What a value at the mean takes off Σ h v²."""
+    """The reduction of Σ h v² by a value at the mean."""
     return torch.where(mass > 0, moment.square() / mass, 0)
 
 

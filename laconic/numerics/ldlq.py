@@ -1,42 +1,61 @@
-"""Rounding with feedback along rows and columns alike, for a curvature that couples both.
+"""Rounding with compensation along rows and columns, for a curvature F ⊗ H that couples both.
 
-Paper: A. Tseng, Z. Sun, C. De Sa, "Model-Preserving Adaptive Rounding" (YAQA), ICML 2026, arXiv 2505.22988. With
+A. Tseng, Z. Sun, C. De Sa, "Model-Preserving Adaptive Rounding" (YAQA), ICML 2026, arXiv 2505.22988. With
 F = R_O D_O R_O^T and H = R_I D_I R_I^T, both R upper triangular with ones on the diagonal, and E = W − Ŵ,
 
     ½ tr(F E H E^T) = ½ Σ_ij [D_O]_ii [D_I]_jj Z_ij²,    Z = R_O^T E R_I = E + (terms of E above and to the left),
 
 so every weight is rounded to the value nearest to W plus those terms, from the top left on. With F = I it is GPTQ. The
-paper writes the same from the bottom right on, with lower triangles.
+paper starts at the bottom right, with lower triangles.
 
-Weights on one anti-diagonal do not depend on each other. The matrix is cut into tiles; those on one anti-diagonal of
-tiles go through their own anti-diagonals together, and what tiles leave for each other are matrix products.
+Weights on one anti-diagonal do not depend on each other. The matrix is cut into tiles; the tiles on one anti-diagonal
+go through their own anti-diagonals together, and what tiles pass on to each other are matrix products.
 
-Notation: W (m, n); Y = E R_I. Tiles are kept *askew*, (2t − 1, t, tiles): [s, i] is row i, column s − i. What goes
-down a column is kept by columns, [s, j] being row s − j, column j.
+Notation: W (m, n); Y = E R_I. Tiles are stored *askew*, (2t − 1, t, tiles): [s, i] is row i, column s − i. What is
+passed down a column is stored by columns, [s, j] being row s − j, column j.
 """
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.numerics.gptq import Values
-from laconic.numerics.psd import root_factor
+from laconic.numerics.gptq import ColumnOrder, WeightGrids, gptq, sweep_columns
+from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid, quantize
+from laconic.numerics.moments import InputMoment, OutputMoment, root_factor
 
 TILE = 16
 """Rows and columns of a tile."""
 
 
 def unit_factor(S: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """R, upper triangular with ones on the diagonal: S = R D R^T; a singular S is raised as in `root_factor`."""
+    """R of S = R D R^T, upper triangular with ones on the diagonal. In fp64.
+
+    Args:
+        S: positive definite; a singular S is raised as in `root_factor`.
+
+    Example:
+        >>> unit_factor(torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
+        tensor([[1., 1.],
+                [0., 1.]], dtype=torch.float64)
+    """
     R = root_factor(S.flip(0, 1)).flip(0, 1)
     return R / R.diagonal()
 
 
 def ldlq(
-    W: Float[Tensor, "out in"], values: Values, R_O: Float[Tensor, "out out"], R_I: Float[Tensor, "in in"]
+    W: Float[Tensor, "out in"], values: WeightGrids, R_O: Float[Tensor, "out out"], R_I: Float[Tensor, "in in"]
 ) -> UInt8[Tensor, "out in"]:
-    """The codes of the sweep from the top left to the bottom right."""
+    """The codes of one sweep from the top left to the bottom right.
+
+    Args:
+        W: the matrix.
+        values: the grid of each weight.
+        R_O: unit factor of F.
+        R_I: unit factor of H.
+    """
     m, n = W.shape
     rows, columns = -(-m // TILE), -(-n // TILE)
     low, right = rows * TILE - m, columns * TILE - n
@@ -44,28 +63,38 @@ def ldlq(
     down, along = _reach(R_O), _reach(R_I)
     # What fills up the last tiles has no value but 0, its own, and so leaves nothing for others.
     parts = [part.double().expand(m, n) for part in (W, values.scale, values.inverse, values.zero)]
-    wanted = torch.stack([_tiles(pad(part, (0, right, 0, low))) for part in parts])
+    wanted = torch.stack([_to_tiles(pad(part, (0, right, 0, low))) for part in parts])
     E, Y, codes = (torch.zeros_like(wanted[0]) for _ in range(3))
     for diagonal in range(rows + columns - 1):
         places = [(i, diagonal - i) for i in range(max(0, diagonal - columns + 1), min(diagonal, rows - 1) + 1)]
         at = torch.tensor(places, device=W.device).T
         left = torch.stack([_sum(E[i, :j], R_I[: j * TILE, j * TILE :][:, :TILE]) for i, j in places])
         above = torch.stack([_sum(Y[:i, j].mT, R_O[: i * TILE, i * TILE :][:, :TILE]) for i, j in places])
-        feedback = [_longer(_askew(part)) for part in (left, above)]
-        found = _through(
-            _askew(wanted[:, at[0], at[1]]), feedback, (along[..., at[1]], down[..., at[0]]), 2**values.bits - 1
+        feedback = [_pad_steps(_to_askew(part)) for part in (left, above)]
+        found = _round_tiles(
+            _to_askew(wanted[:, at[0], at[1]]), feedback, (along[..., at[1]], down[..., at[0]]), 2**values.bits - 1
         )
-        codes[*at], E[*at], Y[*at] = _straight(found)
+        codes[*at], E[*at], Y[*at] = _from_askew(found)
     return codes.transpose(1, 2).reshape(rows * TILE, -1)[:m, :n].to(torch.uint8)
 
 
-def _through(
+def _round_tiles(
     wanted: Float[Tensor, "4 steps t tiles"],
     feedback: list[Tensor],
     reach: tuple[Tensor, Tensor],
     most: int,
 ) -> Float[Tensor, "3 steps t tiles"]:
-    """Tiles that do not depend on each other: codes, E and Y. `feedback`, from the left and from above, is added to."""
+    """Round tiles that do not depend on each other, anti-diagonal by anti-diagonal.
+
+    Args:
+        wanted: weights, scales, inverse scales and zero points, askew.
+        feedback: the terms from the left and from above, added to in place.
+        reach: the factors by which an error is passed along the row and down the column.
+        most: the largest code.
+
+    Returns:
+        Codes, E and Y, askew.
+    """
     W, scale, inverse, zero = wanted
     left, above = feedback
     along, down = reach
@@ -84,7 +113,7 @@ def _through(
     return found
 
 
-def _tiles(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows columns t t"]:
+def _to_tiles(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows columns t t"]:
     return X.view(X.shape[0] // TILE, TILE, -1, TILE).transpose(1, 2).contiguous()
 
 
@@ -93,29 +122,107 @@ def _sum(tiles: Float[Tensor, "k t t"], R: Float[Tensor, "height t"]) -> Float[T
     return tiles.transpose(0, 1).reshape(TILE, -1) @ R
 
 
-def _askew(X: Float[Tensor, "*some tiles t t"]) -> Float[Tensor, "*some steps t tiles"]:
+def _to_askew(X: Float[Tensor, "*some tiles t t"]) -> Float[Tensor, "*some steps t tiles"]:
     """[…, s, i, :] = X[…, :, i, s − i], 0 where there is none."""
     # Rows that are one number shorter than they are apart move by one to the right each.
     wide = pad(X, (0, TILE)).flatten(-2)[..., : TILE * (2 * TILE - 1)]
     return wide.unflatten(-1, (TILE, -1)).transpose(-1, -3).contiguous()
 
 
-def _straight(X: Float[Tensor, "some steps t tiles"]) -> Float[Tensor, "some tiles t t"]:
-    """The inverse of `_askew`."""
+def _from_askew(X: Float[Tensor, "some steps t tiles"]) -> Float[Tensor, "some tiles t t"]:
+    """The inverse of `_to_askew`."""
     i = torch.arange(TILE, device=X.device)
     return X[:, i[:, None] + i, i[:, None]].permute(0, 3, 1, 2)
 
 
-def _longer(X: Float[Tensor, "steps t tiles"]) -> Float[Tensor, "longer t tiles"]:
-    """With room for what the last steps would add, which is all 0."""
+def _pad_steps(X: Float[Tensor, "steps t tiles"]) -> Float[Tensor, "longer t tiles"]:
+    """Padded by zeros for what the last steps would add."""
     return pad(X, (0, 0, 0, 0, 0, TILE - 1))
 
 
 def _reach(R: Float[Tensor, "size size"]) -> Float[Tensor, "steps reach t blocks"]:
-    """Of every block T on the diagonal, [s, d − 1, i] = T[j, j + d] for j = s − i: what reaches d places further."""
+    """For every block T on the diagonal, [s, d − 1, i] = T[j, j + d] with j = s − i: the factor at a distance d."""
     blocks = torch.stack([R[k : k + TILE, k : k + TILE] for k in range(0, len(R), TILE)])
     ahead = torch.stack([pad(blocks.diagonal(d, 1, 2), (0, d)) for d in range(1, TILE)])
     s, i = (torch.arange(size, device=R.device) for size in (2 * TILE - 1, TILE))
     j = s[:, None] - i
     reached = ahead[:, :, j.clamp(0, TILE - 1)] * ((j >= 0) & (j < TILE))
     return reached.permute(2, 0, 3, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two moments, S = R D R^T in the order of its diagonal.
+
+    Args:
+        order: the order, with the factor of S^{-1}.
+        R: the unit factor.
+    """
+
+    order: ColumnOrder
+    R: Float[Tensor, "n n"]
+
+    @classmethod
+    def of(cls, S: Float[Tensor, "n n"]) -> "Side":
+        """The factors of a positive definite moment."""
+        order = ColumnOrder.of(S)
+        return cls(order, unit_factor(S[order.columns][:, order.columns]))
+
+
+@dataclass(frozen=True)
+class TwoSidedRounding:
+    """Rounding for ½ tr(F E H E^T), with compensation along every side whose moment is not diagonal.
+
+    Args:
+        rows: the factors of F; None where F is diagonal.
+        columns: the factors of H; None where H is diagonal.
+
+    Example:
+        >>> from laconic.numerics.grid import GridSpec
+        >>> rounding = TwoSidedRounding.of(torch.eye(1).double(), torch.eye(4).double())
+        >>> rounding.round(torch.tensor([[0.0, 1.1, 1.9, 3.0]]), GridSpec(bits=2, group=4, clip=False)).codes
+        tensor([[0, 1, 2, 3]], dtype=torch.uint8)
+    """
+
+    rows: Side | None
+    columns: Side | None
+
+    @classmethod
+    def of(cls, F: OutputMoment, H: InputMoment) -> "TwoSidedRounding":
+        """The rounding for two positive definite moments."""
+        return cls(Side.of(F) if F.ndim == 2 else None, Side.of(H) if H.ndim == 2 else None)
+
+    def round(
+        self, W: Float[Tensor, "out in"], spec: GridSpec, mask: Bool[Tensor, "out in"] | None = None
+    ) -> QuantizedWeight:
+        """Quantize a matrix.
+
+        Args:
+            W: the matrix.
+            spec: bits, group and kind of the grids.
+            mask: False where a weight is to be zero; None where none is.
+        """
+        if self.columns is not None and self.rows is None:
+            return gptq(W, self.columns.order, spec, mask)
+        grid = fit_grid(W, spec, self._importance(W), mask)
+        if self.rows is None:
+            return QuantizedWeight(quantize(W, grid), grid)
+        return QuantizedWeight(self._codes(W, grid, mask, self.rows), grid)
+
+    def _importance(self, W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"] | None:
+        if self.rows is None and self.columns is None:
+            return None
+        rows = W.new_ones(len(W)) if self.rows is None else self.rows.order.importance
+        columns = W.new_ones(W.shape[1]) if self.columns is None else self.columns.order.importance
+        return torch.outer(rows / rows.max(), columns / columns.max()).float()
+
+    def _codes(self, W: Float[Tensor, "out in"], grid: Grid, mask: Bool[Tensor, "out in"] | None, rows: Side) -> Tensor:
+        first = rows.order.columns
+        if self.columns is None:
+            every = torch.arange(W.shape[1], device=W.device)
+            values = WeightGrids.of(grid, every, mask).expanded(len(W)).take_rows(first)
+            return sweep_columns(W.double()[first], rows.order.U, values)[rows.order.inverse]
+        order = self.columns.order
+        values = WeightGrids.of(grid, order.columns, mask).take_rows(first)
+        codes = ldlq(W.double()[first][:, order.columns], values, rows.R, self.columns.R)
+        return codes[rows.order.inverse][:, order.inverse]

@@ -1,7 +1,20 @@
-"""Ordered rank-one expansions W = Σ_i a_i b_i^T whose first r terms are the best rank r under some loss.
+"""Expansions W = Σ_i a_i b_i^T whose first r terms are the best rank r under some loss.
 
-Notation: W (m, n) with m = out, n = in; C (n, n) the moment of the inputs, F (m, m) that of the output gradients;
-A (m, k) and B (k, n) the factors, k = min(m, n) or the numerical rank.
+Also the best few coordinates for a product of two vectors, which makes attention heads narrower (P. Chen et al.,
+"DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, the part on attention). A head of size d
+uses its queries and keys only in q^T k, and its values only in W_O v. With C_q = E[q q^T] and C_k = E[k k^T], over
+queries and keys that are paired at random,
+
+    E (q^T k − q^T M k)² = ‖C_q^{1/2} (I − M) C_k^{1/2}‖_F²,
+
+and M = A B of rank r splits into q' = A^T q and k' = B k of size r. In the same way, over contexts z,
+
+    E ‖W_O z − W_O M z‖² = ‖(W_O^T W_O)^{1/2} (I − M) E[z z^T]^{1/2}‖_F²,
+
+W_O' = W_O A and v' = B v. Both are low-rank approximations of the identity between two moments.
+
+Notation: W (m, n) with m = out, n = in; C (n, n) moment of the inputs, F (m, m) of the output gradients; A (m, k) and
+B (k, n) the factors, k = min(m, n) or the numerical rank.
 """
 
 from typing import NamedTuple
@@ -10,49 +23,89 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.numerics.psd import RELATIVE_FLOOR, InputMoment, OutputMoment, eigh, root_factor, square_root, times
+from laconic.numerics.moments import (
+    RELATIVE_FLOOR,
+    InputMoment,
+    OutputMoment,
+    eigh,
+    multiply,
+    root_factor,
+    shrink,
+    square_root,
+)
 
 
 class Components(NamedTuple):
-    """W ≈ A B, the columns of A and the rows of B in order of importance."""
+    """The factors of W ≈ A B, most important terms first.
+
+    Args:
+        A: columns a_i.
+        B: rows b_i.
+    """
 
     A: Float[Tensor, "out k"]
     B: Float[Tensor, "k in"]
 
 
 def svd_components(W: Float[Tensor, "out in"]) -> Components:
-    """Eckart & Young (1936): the best rank r in the Frobenius norm."""
+    """The singular value decomposition: the best rank r in the Frobenius norm (Eckart & Young, 1936). In fp64.
+
+    Example:
+        >>> A, B = svd_components(torch.diag(torch.tensor([1.0, 4.0])))
+        >>> (A[:, :1] @ B[:1]).round(decimals=4)
+        tensor([[0., 0.],
+                [0., 4.]], dtype=torch.float64)
+    """
     U, s, Vt = torch.linalg.svd(W.double(), full_matrices=False)
-    return balanced(Components(U * s, Vt))
+    return balance(Components(U * s, Vt))
 
 
 def column_weighted_components(W: Float[Tensor, "out in"], d: Float[Tensor, " in"]) -> Components:
-    """The best rank r under Σ_ij d_j² (W − Ŵ)_ij²: SVD(W D) D^{-1}, D = diag(d), d > 0."""
+    """The best rank r under Σ_ij d_j² (W − Ŵ)_ij²: SVD(W D) D^{-1} with D = diag(d). In fp64.
+
+    Args:
+        W: the matrix.
+        d: positive weights of the columns.
+
+    Example:
+        >>> A, B = column_weighted_components(torch.eye(2), torch.tensor([1.0, 3.0]))
+        >>> (A[:, :1] @ B[:1]).diagonal().round(decimals=4)
+        tensor([0., 1.], dtype=torch.float64)
+    """
     U, s, Vt = torch.linalg.svd(W.double() * d, full_matrices=False)
-    return balanced(Components(U * s, Vt / d))
+    return balance(Components(U * s, Vt / d))
 
 
 def two_sided_components(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMoment) -> Components:
-    """The best rank r under ½ tr(F E C E^T), with one root only, on the smaller side of W.
+    """The best rank r under ½ tr(F E C E^T), with one root only, on the smaller side of W. In fp64.
 
     Let P = F^{1/2}, R = C^{1/2} and P W R = Σ σ_i u_i v_i^T. The optimum is Ŵ = P^{-1} U_r U_r^T P W.
-      m ≤ n: U are the eigenvectors of P (W C W^T) P; C is never rooted nor inverted and may be singular. F must be
-             positive definite (shrink it).
-      m > n: V are the eigenvectors of R (W^T F W) R, and U = P W R V Λ^{-1/2} gives
-             A = W R V Λ^{-1/2}, B = Λ^{-1/2} V^T R (W^T F W): F is never rooted, nothing but Λ is inverted, and
-             both moments may be singular.
+
+    - m ≤ n: U are the eigenvectors of P (W C W^T) P. C is neither rooted nor inverted, and may be singular.
+    - m > n: V are the eigenvectors of R (W^T F W) R, and U = P W R V Λ^{-1/2} gives A = W R V Λ^{-1/2} and
+      B = Λ^{-1/2} V^T R (W^T F W). F is not rooted, only Λ is inverted, and both moments may be singular.
+
+    Args:
+        W: the matrix.
+        F: moment of the output gradients; positive definite if m ≤ n (`moments.shrink`).
+        C: moment of the inputs.
+
+    Example:
+        >>> A, B = two_sided_components(torch.eye(2), torch.ones(2), torch.tensor([1.0, 9.0]))
+        >>> (A[:, :1] @ B[:1]).diagonal().round(decimals=4)
+        tensor([0., 1.], dtype=torch.float64)
     """
     W, F, C = W.double(), F.double(), C.double()
     m, n = W.shape
     if m <= n:
         L = root_factor(F)
-        PW = times(L.mT, W) if L.ndim == 2 else times(L, W)
-        _, U = eigh(PW @ times(C, PW.T))
+        PW = multiply(L.mT, W) if L.ndim == 2 else multiply(L, W)
+        _, U = eigh(PW @ multiply(C, PW.T))
         A = torch.linalg.solve_triangular(L.mT, U, upper=True) if L.ndim == 2 else U / L[:, None]
-        return balanced(Components(A, U.T @ PW))
+        return balance(Components(A, U.T @ PW))
     R = square_root(C)
-    WFW = W.T @ times(F, W)
-    values, V = eigh(times(R, times(R, WFW).T))
+    WFW = W.T @ multiply(F, W)
+    values, V = eigh(multiply(R, multiply(R, WFW).T))
     return _from_input_side(W, R, WFW, values, V)
 
 
@@ -64,22 +117,41 @@ def _from_input_side(
     if values[0] <= 0:
         return svd_components(W)
     inverse_root = values[:k].rsqrt()
-    RV = times(R, V[:, :k]) * inverse_root
-    return balanced(Components(W @ RV, RV.T @ WFW))
+    RV = multiply(R, V[:, :k]) * inverse_root
+    return balance(Components(W @ RV, RV.T @ WFW))
 
 
-def output_factor(
+def solve_output_factor(
     W: Float[Tensor, "out in"], B: Float[Tensor, "r in"], H: Float[Tensor, "in in"]
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r r"]]:
-    """The A of least tr((W − A B) H (W − A B)^T) = const + tr((A' − A) B H B^T (A' − A)^T), and B H B^T."""
+    """The left factor A of least tr((W − A B) H (W − A B)^T) for a given right factor B.
+
+    Args:
+        W: the matrix.
+        B: the right factor.
+        H: moment of the inputs.
+
+    Returns:
+        A, and M = B H B^T. The loss of another A' is that of A plus tr((A' − A) M (A' − A)^T).
+
+    Example:
+        >>> A, M = solve_output_factor(torch.tensor([[2.0, 4.0]]), torch.tensor([[1.0, 2.0]]), torch.eye(2))
+        >>> A.tolist(), M.tolist()
+        ([[2.0]], [[5.0]])
+    """
     B, H = B.double(), H.double()
     HB = H @ B.T
     moment = B @ HB
     return torch.cholesky_solve((W.double() @ HB).T, root_factor(moment)).T, moment
 
 
-def balanced(components: Components) -> Components:
-    """Scale each pair so that ‖a_i‖ = ‖b_i‖, which keeps half-precision factors away from their extremes."""
+def balance(components: Components) -> Components:
+    """Scale each pair so that ‖a_i‖ = ‖b_i‖, which keeps factors in half precision away from overflow and underflow.
+
+    Example:
+        >>> balance(Components(torch.tensor([[8.0]]), torch.tensor([[2.0]])))
+        Components(A=tensor([[4.]]), B=tensor([[4.]]))
+    """
     A, B = components
     tiny = torch.finfo(A.dtype).tiny
     ratio = (B.norm(dim=1).clamp(min=tiny) / A.norm(dim=0).clamp(min=tiny)).sqrt()
@@ -87,16 +159,78 @@ def balanced(components: Components) -> Components:
 
 
 def break_even_rank(out_features: int, in_features: int) -> int:
-    """The largest rank whose two factors hold fewer numbers than the matrix: r (m + n) < m n."""
+    """The largest rank whose factors hold fewer numbers than the matrix: r (m + n) < m n.
+
+    Example:
+        >>> break_even_rank(8, 8)
+        3
+    """
     return (out_features * in_features - 1) // (out_features + in_features)
 
 
 def rank_for(keep: float, out_features: int, in_features: int, multiple: int) -> int:
-    """The largest rank whose factors hold at most `keep` of the matrix's numbers, rounded down to `multiple`.
+    """The largest rank whose factors hold at most a fraction of the matrix's numbers.
 
-    Never below 1, though rank 1 of a very thin matrix may be more than `keep`; a rank smaller than `multiple` is not
-    rounded, because rounding would lose the matrix.
+    Args:
+        keep: the fraction.
+        out_features: rows of the matrix.
+        in_features: columns of the matrix.
+        multiple: the rank is rounded down to a multiple of it, unless it is smaller.
+
+    Returns:
+        The rank, at least 1, though rank 1 of a very thin matrix may take more than `keep`.
+
+    Example:
+        >>> rank_for(0.5, 384, 384, multiple=8)
+        96
     """
     # 0.29 · 800 is 231.99… in floating point; no rank is to be lost to that.
     rank = int(keep * out_features * in_features / (out_features + in_features) + 1e-9)
     return max(1, rank - rank % multiple if rank >= multiple else rank)
+
+
+def identity_components(F: Float[Tensor, "d d"], C: Float[Tensor, "d d"]) -> Components:
+    """I ≈ A B, whose first r terms are the best rank r in ‖F^{1/2} (I − A B) C^{1/2}‖_F, for every r at once.
+
+    With P = F^{1/2}, R = C^{1/2} and P R = Σ σ_i u_i v_i^T the optimum is P^{-1} (Σ_{i≤r} σ_i u_i v_i^T) R^{-1}. As
+    P^{-1} U = R V Σ^{-1} and R^{-1} V = P U Σ^{-1}, it is A = R V Σ^{-1/2}, B = Σ^{-1/2} U^T P. No moment is inverted,
+    and both may be singular. Terms beyond the numerical rank of P R are zero.
+
+    Args:
+        F: one moment; all zero counts as the identity.
+        C: the other moment; all zero counts as the identity.
+
+    Example:
+        >>> A, B = identity_components(torch.eye(2), torch.diag(torch.tensor([1.0, 9.0])))
+        >>> (A[:, :1] @ B[:1]).diagonal().round(decimals=4)
+        tensor([0., 1.], dtype=torch.float64)
+    """
+    P, R = square_root(shrink(F, 0.0)), square_root(shrink(C, 0.0))
+    U, s, Vt = torch.linalg.svd(P @ R)
+    # σ is a square root of eigenvalues, so their floor is rooted too.
+    floor = RELATIVE_FLOOR**0.5 * s[0]
+    inverse_root = torch.where(s > floor, s.clamp(min=torch.finfo(s.dtype).tiny).rsqrt(), 0.0)
+    return balance(Components(R @ Vt.T * inverse_root, inverse_root[:, None] * (U.T @ P)))
+
+
+def affine_moment(
+    W: Float[Tensor, "out in"], b: Float[Tensor, " out"] | None, C: Float[Tensor, "in in"], mean: Float[Tensor, " in"]
+) -> Float[Tensor, "out out"]:
+    """E[y y^T] of y = W x + b. In fp64.
+
+    Args:
+        W: the matrix.
+        b: the bias; None for none.
+        C: E[x x^T].
+        mean: E[x].
+
+    Example:
+        >>> affine_moment(torch.eye(1), torch.ones(1), torch.ones(1, 1), mean=torch.zeros(1))
+        tensor([[2.]], dtype=torch.float64)
+    """
+    W, C = W.double(), C.double()
+    moment = W @ C @ W.T
+    if b is None:
+        return moment
+    b, Wm = b.double(), W @ mean.double()
+    return moment + torch.outer(Wm, b) + torch.outer(b, Wm) + torch.outer(b, b)

@@ -1,10 +1,18 @@
-"""Which weights are kept: exact counts whatever the scores, over a whole matrix, in every row, or N of every M.
+"""Masks from scores, with exact counts: over a whole matrix, in every row, N of every M, or over many matrices.
 
-Public code compares scores with a threshold, which takes too many away where scores are equal. Here of equal scores
-the first are kept, so that a mask of k weights has k. A score of −∞ marks a weight that is zero already: it is never
-kept, and counts.
+A threshold on scores removes too many weights where scores are equal. Here, of equal scores the first are kept, so a
+mask of k weights has k. A score of −∞ marks a weight that is zero already: it is never kept, and counts as pruned.
+
+`count_pruned` finds one threshold over many matrices that are never in memory together, by radix selection (D. E.
+Knuth, "The Art of Computer Programming", vol. 3, 5.2.5). A float32 becomes an integer of the same order. One pass
+counts the upper 16 bits, a second one the lower 16 bits of the scores that share the upper half of the threshold. That
+is exact, and takes one chunk of scores and one histogram for each matrix. If n_ℓ(τ) scores of matrix ℓ are at most τ,
+it loses n_ℓ(τ) weights, clipped to [floor, cap]. The sum still rises with τ, and the threshold is the least τ at which
+it reaches k; of the scores equal to τ as many are pruned as are missing.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -12,41 +20,98 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def zeros_for(sparsity: float, size: int) -> int:
-    """round(sparsity · size): how many of `size` weights are zero; torch.nn.utils.prune rounds in the same way."""
+def zero_count(sparsity: float, size: int) -> int:
+    """How many of `size` weights are zero at a sparsity: round(sparsity · size), as in torch.nn.utils.prune.
+
+    Example:
+        >>> zero_count(0.5, 9)
+        4
+    """
     return round(sparsity * size)
 
 
-def marked(scores: Float[Tensor, "out in"], support: Bool[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
-    """The scores with −∞ wherever `support` says that the weight is zero already."""
+def exclude_pruned(scores: Float[Tensor, "out in"], support: Bool[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
+    """The scores, with −∞ where a weight is zero already.
+
+    Args:
+        scores: the score of each weight.
+        support: False where a weight is zero; None where none is.
+    """
     return scores if support is None else scores.masked_fill(~support, -inf)
 
 
 def keep_in_matrix(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tensor, "out in"]:
-    """The mask that leaves round(sparsity · out · in) zeros, or those that are there where these are more."""
-    kept = scores.numel() - zeros_for(sparsity, scores.numel())
-    return largest(scores.reshape(1, -1), torch.tensor([kept], device=scores.device)).view(scores.shape)
+    """The mask of the highest scores that leaves round(sparsity · out · in) zeros, or those that exist if more.
+
+    Args:
+        scores: the score of each weight.
+        sparsity: the fraction of zeros.
+
+    Returns:
+        True where a weight is kept.
+
+    Example:
+        >>> keep_in_matrix(torch.tensor([[1.0, 4.0], [3.0, 2.0]]), 0.5)
+        tensor([[False,  True],
+                [ True, False]])
+    """
+    kept = scores.numel() - zero_count(sparsity, scores.numel())
+    return keep_largest(scores.reshape(1, -1), torch.tensor([kept], device=scores.device)).view(scores.shape)
 
 
 def keep_in_rows(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tensor, "out in"]:
-    """The mask that leaves round(sparsity · in) zeros in every row, or those that are there where these are more."""
+    """The mask of the highest scores of every row that leaves round(sparsity · in) zeros in each.
+
+    Args:
+        scores: the score of each weight.
+        sparsity: the fraction of zeros.
+
+    Returns:
+        True where a weight is kept.
+
+    Example:
+        >>> keep_in_rows(torch.tensor([[1.0, 4.0], [3.0, 2.0]]), 0.5)
+        tensor([[False,  True],
+                [ True, False]])
+    """
     rows, columns = scores.shape
-    kept = columns - zeros_for(sparsity, columns)
-    return largest(scores, torch.full((rows,), kept, device=scores.device))
+    kept = columns - zero_count(sparsity, columns)
+    return keep_largest(scores, torch.full((rows,), kept, device=scores.device))
 
 
 def keep_in_groups(scores: Float[Tensor, "out in"], pattern: tuple[int, int]) -> Bool[Tensor, "out in"]:
-    """The N largest of every M consecutive inputs, for `pattern` (N, M); `in` is a multiple of M.
+    """The mask of the N highest scores of every M consecutive inputs; a group with fewer nonzero weights keeps these.
 
-    A group in which fewer than N are left keeps these.
+    Args:
+        scores: the score of each weight; the number of inputs is a multiple of M.
+        pattern: (N, M).
+
+    Returns:
+        True where a weight is kept.
+
+    Example:
+        >>> keep_in_groups(torch.tensor([[4.0, 3.0, 1.0, 2.0]]), (1, 2))
+        tensor([[ True, False, False,  True]])
     """
     kept, of = pattern
     groups = scores.reshape(-1, of)
-    return largest(groups, torch.full((len(groups),), kept, device=scores.device)).view(scores.shape)
+    return keep_largest(groups, torch.full((len(groups),), kept, device=scores.device)).view(scores.shape)
 
 
-def largest(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> Bool[Tensor, "rows n"]:
-    """In each row the `kept` largest, of equal ones the first; none that is −∞."""
+def keep_largest(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> Bool[Tensor, "rows n"]:
+    """The mask of the highest scores of each row, of equal ones the first, never one of −∞.
+
+    Args:
+        scores: rows of scores.
+        kept: how many to keep in each row.
+
+    Returns:
+        True where a score is kept.
+
+    Example:
+        >>> keep_largest(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([1]))
+        tensor([[ True, False, False]])
+    """
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     last = _last_kept(scores, kept)
     above, equal = scores > last, scores == last
@@ -57,7 +122,7 @@ def largest(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> Bool
 
 
 def _last_kept(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> Float[Tensor, "rows 1"]:
-    """The smallest score that is kept in each row; +∞ where none is."""
+    """The lowest score that is kept in each row; +∞ where none is."""
     n = scores.shape[1]
     if len(scores) == 1:
         # Selecting one of many is ten times faster than sorting all.
@@ -66,3 +131,113 @@ def _last_kept(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> F
     falling = scores.sort(dim=1, descending=True).values
     last = falling.gather(1, (kept - 1).clamp(min=0)[:, None])
     return last.masked_fill((kept == 0)[:, None], inf)
+
+
+CHUNK = 2**18
+"""Scores that are counted at once."""
+DIGIT = 2**16
+
+
+@dataclass(frozen=True)
+class ScoredMatrix:
+    """The scores of one matrix, and how many of its weights may be pruned.
+
+    Args:
+        scores: returns the scores piece by piece, in any shape, the same at every call; NaN counts as the highest.
+        cap: weights that are pruned at most.
+        floor: weights that are pruned whatever their score, even if that is more than the cap.
+    """
+
+    scores: Callable[[], Iterable[Float[Tensor, "..."]]]
+    cap: int
+    floor: int = 0
+
+    def clipped(self, count: int) -> int:
+        """`count`, clipped to [floor, cap]."""
+        return max(min(count, self.cap), self.floor)
+
+
+def count_pruned(fields: Sequence[ScoredMatrix], k: int) -> list[int]:
+    """How many weights each matrix loses if the k lowest scores of all are pruned.
+
+    Args:
+        fields: the matrices; of scores equal to the threshold, those of earlier matrices are pruned first.
+        k: weights to prune in all.
+
+    Raises:
+        ValueError: k is less than the sum of the floors, or more than the caps allow.
+
+    Example:
+        >>> first, second = torch.tensor([1.0, 5.0]), torch.tensor([2.0, 3.0])
+        >>> count_pruned([ScoredMatrix(lambda: [first], cap=2), ScoredMatrix(lambda: [second], cap=2)], k=3)
+        [1, 2]
+    """
+    upper = [_histogram(field, upper_digit) for field in fields]
+    digit = _first_reaching(fields, [0] * len(fields), upper, k)
+    below = [int(counts[:digit].sum()) for counts in upper]
+    inside = [int(counts[digit]) for counts in upper]
+    del upper
+    nothing = torch.zeros(DIGIT, dtype=torch.long)
+    # Where nothing lies in the bucket, or the cap does before it, a second look is not needed.
+    lower = [
+        _histogram(field, lambda ordered_integers: lower_digit(ordered_integers, digit))
+        if more and count < field.cap
+        else nothing
+        for field, count, more in zip(fields, below, inside, strict=True)
+    ]
+    last = _first_reaching(fields, below, lower, k)
+    below = [count + int(counts[:last].sum()) for count, counts in zip(below, lower, strict=True)]
+    return _distribute(fields, below, [int(counts[last]) for counts in lower], k)
+
+
+def ordered_integers(scores: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """int32 numbers in the order of the float32 scores; −0 equals 0, and NaN is the highest.
+
+    Example:
+        >>> bool(ordered_integers(torch.tensor([-1.0, 2.0])).diff() > 0)
+        True
+    """
+    bits = (scores + 0.0).view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return ordered.masked_fill_(scores.isnan(), 0x7FFFFFFF)
+
+
+def upper_digit(ordered_integers: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """The upper 16 bits as numbers from 0."""
+    return (ordered_integers >> 16) + DIGIT // 2
+
+
+def lower_digit(ordered_integers: Int[Tensor, "n"], digit: int) -> Int[Tensor, "m"]:
+    """The lower 16 bits of the keys whose upper bits are `digit`."""
+    return ordered_integers[upper_digit(ordered_integers) == digit] & (DIGIT - 1)
+
+
+def _histogram(field: ScoredMatrix, digit: Callable[[Int[Tensor, "n"]], Int[Tensor, "m"]]) -> Int[Tensor, " digits"]:
+    total = torch.zeros(DIGIT, dtype=torch.long)
+    for piece in field.scores():
+        for chunk in piece.detach().flatten().split(CHUNK):
+            total += torch.bincount(digit(ordered_integers(chunk.float())), minlength=DIGIT).cpu()
+    return total
+
+
+def _first_reaching(
+    fields: Sequence[ScoredMatrix], below: Sequence[int], counts: Sequence[Int[Tensor, " digits"]], k: int
+) -> int:
+    """The first digit at which at least `k` weights are pruned; `below` are counted before digit 0."""
+    together = torch.zeros(DIGIT, dtype=torch.long)
+    for field, start, mine in zip(fields, below, counts, strict=True):
+        together += (start + mine.cumsum(0)).clamp_(max=field.cap).clamp_(min=field.floor)
+    if not sum(field.floor for field in fields) <= k <= together[-1]:
+        raise ValueError(f"{k} is not between the floors and the caps, which allow {int(together[-1])}")
+    return int((together >= k).int().argmax())
+
+
+def _distribute(fields: Sequence[ScoredMatrix], below: Sequence[int], equal: Sequence[int], k: int) -> list[int]:
+    """Weights that each matrix loses: all `below` the threshold, then those `equal` to it until there are k."""
+    lost = [field.clipped(count) for field, count in zip(fields, below, strict=True)]
+    missing = k - sum(lost)
+    for index, field in enumerate(fields):
+        more = min(field.clipped(below[index] + equal[index]) - lost[index], missing)
+        lost[index] += more
+        missing -= more
+    return lost

@@ -1,12 +1,21 @@
-"""The optimal brain surgeon, column by column: each weight that goes is made up for by those to the right of it.
+"""Optimal brain surgeon: pruning column by column with compensation, and how far the remaining weights can compensate.
 
-Paper: E. Frantar, D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023,
-arXiv 2301.00774, algorithm 1; B. Hassibi, D. Stork, "Second order derivatives for network pruning", NeurIPS 1992. With
-the Hessian H of a row, removing w_q costs ½ w_q² / [H^{-1}]_qq and moves the others by
-−(w_q / [H^{-1}]_qq) H^{-1}_{:,q}.
+`prune_columns` is algorithm 1 of E. Frantar, D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned
+in One-Shot", ICML 2023, arXiv 2301.00774. With the Hessian H of a row, removing w_q costs ½ w_q² / [H^{-1}]_qq and
+moves the others by −(w_q / [H^{-1}]_qq) H^{-1}_{:,q} (B. Hassibi, D. Stork, "Second order derivatives for network
+pruning", NeurIPS 1992). U is upper triangular with H^{-1} = U^T U: row q of U is that of the inverse of the Hessian of
+columns q, q + 1, …, divided by its root, all that columns to the right of q need to know.
 
-Notation: U upper triangular with H^{-1} = U^T U. Row q of U is that of the inverse of the Hessian of columns q, q + 1,
-…, divided by its root: all that columns to the right of q need to know.
+`residual_curvature` is for scores of single weights. With the curvature A = F ⊗ H, removing the weight in row i and
+column j costs ½ w² / [A^{-1}]_(ij)(ij) if all others compensate, and ½ w² F_ii H_jj if none does. In between, let each
+of the others be missing with probability s, and count 1 / (1 − s) times if it is not. Their second moment is then A + γ
+diag A in expectation, γ = s / (1 − s), as in dropout (S. Wager, S. Wang, P. Liang, "Dropout Training as Adaptive
+Regularization", NeurIPS 2013), and the least expected cost is ½ w² v_ij with the Schur complement
+
+    v_ij = 1 / [(A + γ diag A)^{-1}]_(ij)(ij) − γ F_ii H_jj.
+
+With the correlations U Λ U^T of F and V M V^T of H that is F_ii H_jj (1 / Σ_ab U_ia² V_jb² / (λ_a μ_b + γ) − γ), two
+matrix products once the eigenvectors are known.
 """
 
 from collections.abc import Callable
@@ -16,24 +25,38 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.psd import InputMoment, root_factor, shrink
+from laconic.numerics.moments import RELATIVE_FLOOR, InputMoment, Moment, eigh, root_factor, shrink
 
 BLOCK = 128
 """Columns after which what is left over is moved to the columns further right, in one matrix product."""
 
-Choice = Callable[[Float[Tensor, "out columns"], int], Bool[Tensor, "out columns"]]
+MaskRule = Callable[[Float[Tensor, "out columns"], int], Bool[Tensor, "out columns"]]
 """Which weights of some columns are kept: of their scores w² / [H^{-1}]_qq and the number of the first column."""
 
 
-class Pruned(NamedTuple):
-    """A matrix with its zeros, and which weights were kept."""
+class PrunedWeight(NamedTuple):
+    """A pruned matrix and its mask.
+
+    Args:
+        W: the matrix with its zeros.
+        mask: True where a weight was kept.
+    """
 
     W: Float[Tensor, "out in"]
     mask: Bool[Tensor, "out in"]
 
 
-def damped(C: InputMoment, damping: float) -> InputMoment:
-    """C + damping · mean(diag C) · I in fp64; the identity where C is all zero."""
+def damp(C: InputMoment, damping: float) -> InputMoment:
+    """C + λ I with λ a fraction of the mean diagonal. In fp64.
+
+    Args:
+        C: a moment; if it is all zero, the result is the identity.
+        damping: λ as a fraction of mean(diag C).
+
+    Example:
+        >>> damp(torch.tensor([1.0, 3.0]), 0.5)
+        tensor([2., 4.], dtype=torch.float64)
+    """
     C = C.double()
     diagonal = C if C.ndim == 1 else C.diagonal()
     level = damping * diagonal.mean()
@@ -42,15 +65,44 @@ def damped(C: InputMoment, damping: float) -> InputMoment:
     return C + level if C.ndim == 1 else C + level * torch.eye(len(C), dtype=C.dtype, device=C.device)
 
 
-def inverse_factor(H: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """U, upper triangular, with H^{-1} = U^T U; a singular H is raised as in `root_factor`."""
+def inverse_cholesky(H: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """U, upper triangular, with H^{-1} = U^T U. In fp64.
+
+    Args:
+        H: positive definite; a singular H is raised as in `root_factor`.
+
+    Example:
+        >>> inverse_cholesky(torch.diag(torch.tensor([4.0, 1.0])))
+        tensor([[0.5000, 0.0000],
+                [0.0000, 1.0000]], dtype=torch.float64)
+    """
     # H = R R^T with R upper triangular, so U = R^{-1}: no inverse is formed on the way.
     R = root_factor(H.flip(0, 1)).flip(0, 1)
     return torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
 
 
-def sweep(W: Float[Tensor, "out in"], U: Float[Tensor, "in in"], keep: Choice, step: int = BLOCK) -> Pruned:
-    """From left to right, `keep` decides on `step` columns at a time, with all errors to their left made up for."""
+def prune_columns(
+    W: Float[Tensor, "out in"], U: Float[Tensor, "in in"], keep: MaskRule, step: int = BLOCK
+) -> PrunedWeight:
+    """Prune from left to right; columns further right compensate for each removed weight.
+
+    Args:
+        W: the matrix.
+        U: the factor of H^{-1}, as `inverse_cholesky` returns it.
+        keep: decides which weights of the next columns are kept, from their scores w² / [H^{-1}]_qq.
+        step: columns that are decided on at a time.
+
+    Returns:
+        The matrix in fp64, and its mask.
+
+    Example:
+        With equal inputs, the second weight takes over the first.
+
+        >>> U = inverse_cholesky(damp(torch.ones(2, 2), 1e-6))
+        >>> keep = lambda scores, start: torch.tensor([[False, True]])
+        >>> prune_columns(torch.tensor([[1.0, 2.0]]), U, keep).W.round(decimals=4)
+        tensor([[0., 3.]], dtype=torch.float64)
+    """
     # Transposed, so that a column lies in one piece of memory.
     Wt = W.double().T.clone(memory_format=torch.contiguous_format)
     mask = torch.ones_like(Wt, dtype=torch.bool)
@@ -58,13 +110,15 @@ def sweep(W: Float[Tensor, "out in"], U: Float[Tensor, "in in"], keep: Choice, s
     block = max(step, BLOCK - BLOCK % step)
     for start in range(0, n, block):
         stop = min(start + block, n)
-        errors = _through(Wt[start:stop], U[start:stop, start:stop], mask[start:stop], keep, (start, step))
+        errors = _prune_block(Wt[start:stop], U[start:stop, start:stop], mask[start:stop], keep, (start, step))
         Wt[stop:] -= U[start:stop, stop:].T @ errors
-    return Pruned((Wt * mask).T.contiguous(), mask.T.contiguous())
+    return PrunedWeight((Wt * mask).T.contiguous(), mask.T.contiguous())
 
 
-def _through(Wt: Tensor, U: Tensor, mask: Tensor, keep: Choice, at: tuple[int, int]) -> Float[Tensor, "columns out"]:
-    """One block, in place; the errors (w − ŵ) / U_qq of each of its columns."""
+def _prune_block(
+    Wt: Tensor, U: Tensor, mask: Tensor, keep: MaskRule, at: tuple[int, int]
+) -> Float[Tensor, "columns out"]:
+    """One block, in place; returns the errors (w − ŵ) / U_qq of each of its columns."""
     start, step = at
     errors = torch.empty_like(Wt)
     for q in range(len(Wt)):
@@ -75,3 +129,58 @@ def _through(Wt: Tensor, U: Tensor, mask: Tensor, keep: Choice, at: tuple[int, i
         errors[q] = Wt[q].masked_fill(mask[q], 0.0) / U[q, q]
         Wt[q:] -= U[q, q:, None] * errors[q]
     return errors
+
+
+class Correlations(NamedTuple):
+    """A moment as its diagonal and the eigendecomposition of its correlations.
+
+    Args:
+        diagonal: diag S.
+        values: eigenvalues of the correlations, descending.
+        squares: squares of the eigenvectors, which are columns.
+    """
+
+    diagonal: Float[Tensor, " n"]
+    values: Float[Tensor, " k"]
+    squares: Float[Tensor, "n k"]
+
+
+def correlations(S: Moment) -> Correlations:
+    """The correlations of a moment. In fp64.
+
+    Args:
+        S: positive definite; a diagonal moment has the single eigenvalue 1.
+
+    Example:
+        >>> correlations(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).values
+        tensor([1.5000, 0.5000], dtype=torch.float64)
+    """
+    S = S.double()
+    if S.ndim == 1:
+        return Correlations(S, torch.ones_like(S[:1]), torch.ones_like(S)[:, None])
+    scale = S.diagonal().rsqrt()
+    values, vectors = eigh(S * scale[:, None] * scale)
+    return Correlations(S.diagonal(), values.clamp(min=RELATIVE_FLOOR * values[0].item()), vectors.square())
+
+
+def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Float[Tensor, "out in"]:
+    """v of the module's docstring: what remains of a weight's curvature when the weights that stay compensate.
+
+    Args:
+        F: correlations of the outputs.
+        H: correlations of the inputs.
+        missing: s, the fraction of other weights that are pruned, in [0, 1).
+
+    Example:
+        Without correlations nothing compensates, and v = F_ii H_jj.
+
+        >>> diagonal = correlations(torch.tensor([2.0, 3.0]))
+        >>> residual_curvature(diagonal, diagonal, missing=0.5).round(decimals=4)
+        tensor([[4., 6.],
+                [6., 9.]], dtype=torch.float64)
+    """
+    gamma = missing / (1 - missing)
+    inverse = F.squares @ (1 / (F.values[:, None] * H.values + gamma)) @ H.squares.T
+    # The difference of two large numbers where almost all are missing.
+    left = (1 / inverse - gamma).clamp(min=RELATIVE_FLOOR)
+    return left * F.diagonal[:, None] * H.diagonal

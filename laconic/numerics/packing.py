@@ -1,30 +1,51 @@
-"""Whole numbers of a few bits each, packed without gaps: code i is the bits i·b … (i+1)·b − 1 of a stream of bytes.
+"""Integers of a few bits each, packed without gaps; masks; and N:M patterns as one number for each group.
 
-The lowest bit comes first, in the codes and in the bytes, and the last byte is filled up with zeros. A mask is a
-stream of codes of one bit. Eight codes of b bits are b bytes, so that they are handled as one word of 64 bits.
+Code i is the bits i·b … (i+1)·b − 1 of a stream of bytes. The lowest bit comes first, in codes and in bytes, and the
+last byte is filled up with zeros. A mask is a stream of codes of one bit. Eight codes of b bits are b bytes, so they
+are handled as one word of 64 bits.
+
+Which N of M weights are kept is stored as the rank of the combination among all C(M, N) (the combinatorial number
+system: Knuth, The Art of Computer Programming 4A, 7.2.1.3, Theorem L): the places c₁ < c₂ < … < c_N have the rank
+Σᵢ C(cᵢ, i), which counts from 0 to C(M, N) − 1 without a gap. A group of 2:4 takes 3 bits, where its mask takes 4.
 """
 
 import math
 
 import torch
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-MOST = 62
+MAX_BITS = 62
 """Bits of the widest codes: what a signed word of 64 bits can hold as a count."""
 
 
 def packed_nbytes(count: int, bits: int) -> int:
-    """Bytes of `count` codes of `bits` each."""
+    """Bytes of `count` codes of `bits` each.
+
+    Example:
+        >>> packed_nbytes(3, bits=3)
+        2
+    """
     return math.ceil(count * bits / 8)
 
 
 def pack(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " bytes"]:
-    """`codes`, each in [0, 2^bits), as ⌈n · bits / 8⌉ bytes; `bits` is 1 to 62.
+    """Pack integers into bytes.
+
+    Args:
+        codes: integers in [0, 2^bits).
+        bits: 1 to 62.
+
+    Returns:
+        ⌈n · bits / 8⌉ bytes.
 
     Raises:
-        ValueError: `bits` is outside of that.
+        ValueError: `bits` is outside 1 to 62.
+
+    Example:
+        >>> pack(torch.tensor([1, 2, 3]), bits=4)
+        tensor([33,  3], dtype=torch.uint8)
     """
     _check(bits)
     if bits > 8:
@@ -40,10 +61,22 @@ def pack(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " bytes"]:
 
 
 def unpack(stream: UInt8[Tensor, " bytes"], bits: int, count: int) -> Integer[Tensor, " n"]:
-    """The first `count` codes of a stream that `pack` made: uint8 up to 8 bits, int64 above.
+    """Read what `pack` wrote.
+
+    Args:
+        stream: the bytes.
+        bits: bits of a code.
+        count: number of codes.
+
+    Returns:
+        The codes, uint8 up to 8 bits, int64 above.
 
     Raises:
-        ValueError: `bits` is outside 1 to 62, or the stream is of another length.
+        ValueError: `bits` is outside 1 to 62, or the stream has another length.
+
+    Example:
+        >>> unpack(torch.tensor([33, 3], dtype=torch.uint8), bits=4, count=3)
+        tensor([1, 2, 3], dtype=torch.uint8)
     """
     _check(bits)
     if len(stream) != packed_nbytes(count, bits):
@@ -70,8 +103,18 @@ def unpack(stream: UInt8[Tensor, " bytes"], bits: int, count: int) -> Integer[Te
     return codes.view(-1)[:count].contiguous()
 
 
-def take(stream: UInt8[Tensor, " bytes"], bits: int, which: Integer[Tensor, "..."]) -> UInt8[Tensor, "..."]:
-    """The codes of some positions of a stream of codes of 1 to 8 bits; the others are not looked at."""
+def unpack_at(stream: UInt8[Tensor, " bytes"], bits: int, which: Integer[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+    """Codes at some positions of a stream; the others are not decoded.
+
+    Args:
+        stream: the bytes.
+        bits: bits of a code, 1 to 8.
+        which: positions, in any shape.
+
+    Example:
+        >>> unpack_at(pack(torch.tensor([1, 2, 3]), 4), bits=4, which=torch.tensor([2]))
+        tensor([3], dtype=torch.uint8)
+    """
     first = which * bits
     place = first // 8
     # A code lies in two bytes at most; the byte after the last one is never part of any.
@@ -80,7 +123,12 @@ def take(stream: UInt8[Tensor, " bytes"], bits: int, which: Integer[Tensor, "...
 
 
 def pack_mask(mask: Bool[Tensor, "..."]) -> UInt8[Tensor, " bytes"]:
-    """⌈numel / 8⌉ bytes, row by row."""
+    """A mask as ⌈numel / 8⌉ bytes, row by row.
+
+    Example:
+        >>> pack_mask(torch.tensor([[True, False], [True, True]]))
+        tensor([13], dtype=torch.uint8)
+    """
     return pack(mask.reshape(-1).view(torch.uint8), 1)
 
 
@@ -88,7 +136,7 @@ def unpack_mask(stream: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool
     """The mask of `shape` that `pack_mask` packed.
 
     Raises:
-        ValueError: the stream is of another length.
+        ValueError: the stream has another length.
     """
     return unpack(stream, 1, math.prod(shape)).view(torch.bool).view(shape)
 
@@ -102,5 +150,116 @@ def _digits(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " digits"]
 
 
 def _check(bits: int) -> None:
-    if not 1 <= bits <= MOST:
-        raise ValueError(f"codes are of 1 to {MOST} bits; got {bits}")
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"codes are of 1 to {MAX_BITS} bits; got {bits}")
+
+
+WIDEST_TABLE = 16
+"""Groups up to this size are looked up in a table of all of them."""
+
+
+def index_bits(pattern: tuple[int, int]) -> int:
+    """Bits of the rank of one group of a pattern (N, M): ⌈log₂ C(M, N)⌉.
+
+    Example:
+        >>> index_bits((2, 4))
+        3
+    """
+    kept, of = pattern
+    return (math.comb(of, kept) - 1).bit_length()
+
+
+def follows_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int]) -> bool:
+    """Whether a mask keeps exactly N of every M consecutive inputs, with ranks that can be packed.
+
+    Args:
+        mask: True where a weight is kept.
+        pattern: (N, M).
+
+    Example:
+        >>> follows_pattern(torch.tensor([[True, False, False, True]]), (1, 2))
+        True
+    """
+    kept, of = pattern
+    if not 0 < kept < of or mask.shape[1] % of or index_bits(pattern) > MAX_BITS:
+        return False
+    return bool((mask.view(-1, of).sum(1) == kept).all())
+
+
+def rank_combinations(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
+    """The rank of each group's combination.
+
+    Args:
+        groups: True where a weight is kept; all groups keep equally many.
+
+    Example:
+        >>> rank_combinations(torch.tensor([[True, True, False], [False, True, True]]))
+        tensor([0, 2])
+    """
+    size = groups.shape[1]
+    if size <= WIDEST_TABLE and len(groups) > 2**size:
+        # Every group there is once, and then looked up.
+        places = torch.arange(size, device=groups.device)
+        every = (torch.arange(2**size, device=groups.device)[:, None] >> places) & 1 == 1
+        codes = torch.zeros(len(groups), dtype=torch.int32, device=groups.device)
+        for place in range(size):
+            codes |= groups[:, place].int() << place
+        return rank_combinations(every)[codes]
+    table = _binomials(size, size, groups.device)
+    result = torch.zeros(len(groups), dtype=torch.int64, device=groups.device)
+    # How many of the places so far are kept, this one included.
+    count = torch.zeros_like(result)
+    for place in range(size):
+        count += groups[:, place]
+        result += torch.where(groups[:, place], table[place, count], 0)
+    return result
+
+
+def unrank_combinations(numbers: Integer[Tensor, " n"], pattern: tuple[int, int]) -> Bool[Tensor, "n M"]:
+    """The groups with these ranks.
+
+    Args:
+        numbers: ranks.
+        pattern: (N, M).
+
+    Returns:
+        True where a weight is kept.
+
+    Example:
+        >>> unrank_combinations(torch.tensor([2]), (2, 3))
+        tensor([[False,  True,  True]])
+    """
+    kept, of = pattern
+    if len(numbers) > math.comb(of, kept):
+        return unrank_combinations(torch.arange(math.comb(of, kept), device=numbers.device), pattern)[numbers.int()]
+    table = _binomials(of, kept, numbers.device)
+    left, count = numbers.long(), torch.full_like(numbers, kept, dtype=torch.int64)
+    groups = torch.zeros(len(numbers), of, dtype=torch.bool, device=numbers.device)
+    for place in reversed(range(of)):
+        worth = table[place, count]
+        groups[:, place] = (left >= worth) & (count > 0)
+        left = torch.where(groups[:, place], left - worth, left)
+        count -= groups[:, place].long()
+    return groups
+
+
+def _binomials(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "rows columns_1"]:
+    """C(row, column), or 2^MAX_BITS where it is larger than any rank that can be packed."""
+    # The middle of a wide row does not fit into a word, and the numbers that do are not made of it.
+    table = [[min(math.comb(row, column), 2**MAX_BITS) for column in range(columns + 1)] for row in range(rows)]
+    return torch.tensor(table, device=device)
+
+
+def as_bytes(values: Tensor) -> UInt8[Tensor, " bytes"]:
+    """Numbers as 16-bit floats, two bytes each, which a cast of the model does not change.
+
+    Example:
+        >>> from_bytes(as_bytes(torch.tensor([0.5, 2.0])))
+        tensor([0.5000, 2.0000])
+    """
+    return values.half().contiguous().view(-1).view(torch.uint8)
+
+
+def from_bytes(empty_bytes: UInt8[Tensor, " bytes"]) -> Float[Tensor, " n"]:
+    """The numbers that `as_bytes` stored, in fp32."""
+    return empty_bytes.view(torch.float16).float()

@@ -1,32 +1,33 @@
-"""Scales of the inputs of a layer before its weights are rounded: W x = (W diag s)(diag s)^{-1} x.
+"""Scales for the input columns of a matrix before it is rounded: W x = (W diag s)(diag s)^{-1} x.
 
-Rounding errs by as much in every column of a group, so a column that is made larger before, and whose inputs are made
-smaller, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978, equations (4) and (5): s_j = (mean |x_j|)^a, the
-one number a found by trying 20 of them in [0, 1).
-
-Notation: E_a the error of rounding W diag s, times (diag s)^{-1}; several matrices may read the same input.
+Rounding errs by as much in every column of a group, so a column that is scaled up before, and whose input is scaled
+down, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978, equations 4 and 5: s_j = (mean |x_j|)^a, with a the
+best of 20 values in [0, 1).
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.grid import Grid, Spacing, codes_of, fit_grid, values_of
-from laconic.numerics.loss import quadratic_loss
-from laconic.numerics.psd import InputMoment, OutputMoment
+from laconic.numerics.grid import GridSpec, QuantizedWeight, dequantize, fit_grid, quantize
+from laconic.numerics.moments import InputMoment, OutputMoment, quadratic_loss
 
 POWERS = tuple(i / 20 for i in range(20))
 FLOOR = 1e-4
 """Of the mean activity: below it an input counts as this active."""
 
 
-class Scaled(NamedTuple):
-    """A matrix whose columns are to be scaled, and by what its error is judged.
+class ScaledMatrix(NamedTuple):
+    """A matrix whose columns are to be scaled, and the curvature that its error is measured by.
 
-    keep: False where a weight is zero by choice.
+    Args:
+        W: the matrix.
+        F: moment of the output gradients.
+        C: moment of the inputs.
+        keep: False where a weight is zero by choice; None where all are kept.
     """
 
     W: Float[Tensor, "out in"]
@@ -35,36 +36,51 @@ class Scaled(NamedTuple):
     keep: Bool[Tensor, "out in"] | None = None
 
 
-class Rounded(NamedTuple):
-    """Codes, and the grids that they are of."""
-
-    codes: Integer[Tensor, "out in"]
-    grid: Grid
-
-
-def best_scales(
-    readers: Sequence[Scaled], activity: Float[Tensor, " in"], spacing: Spacing, weighted: bool
+def search_scales(
+    readers: Sequence[ScaledMatrix], activity: Float[Tensor, " in"], spec: GridSpec, weighted: bool
 ) -> Float[Tensor, " in"]:
-    """The s, in fp32, for which Σ ½ tr(F E C E^T) over all readers of the input is least; 1 / s is a number of 16 bits.
+    """The scales s with the least loss Σ ½ tr(F E C E^T), summed over the matrices that read one input.
 
-    activity: mean |x_j|.
-    weighted: ranges are searched for with each column counting as much as its inputs; otherwise all alike.
+    Args:
+        readers: the matrices.
+        activity: mean |x_j|.
+        spec: bits, group and kind of the grids.
+        weighted: search for ranges with each column counting C_jj / s_j²; otherwise all columns count the same.
+
+    Returns:
+        s in fp32; 1 / s can be stored in 16 bits.
     """
-    tried = [powers_of(activity, power) for power in POWERS]
-    losses = [sum(_loss(reader, s, spacing, weighted) for reader in readers) for s in tried]
+    tried = [activation_powers(activity, power) for power in POWERS]
+    losses = [sum(_loss(reader, s, spec, weighted) for reader in readers) for s in tried]
     return tried[losses.index(min(losses))]
 
 
-def rounded(reader: Scaled, s: Float[Tensor, " in"], spacing: Spacing, weighted: bool) -> Rounded:
-    """W diag s on grids whose ranges suit E C E^T of (diag s)^{-1} times the errors."""
+def quantize_scaled(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> QuantizedWeight:
+    """Quantize W diag s.
+
+    Args:
+        reader: the matrix.
+        s: the scale of each column.
+        spec: bits, group and kind of the grids.
+        weighted: search for ranges with column j counting C_jj / s_j², for the error after (diag s)^{-1}.
+    """
     W = reader.W.float() * s
     C = reader.C if reader.C.ndim == 1 else reader.C.diagonal()
-    grid = fit_grid(W, spacing, C / s.square() if weighted else None, reader.keep)
-    return Rounded(codes_of(W, grid), grid)
+    grid = fit_grid(W, spec, C / s.square() if weighted else None, reader.keep)
+    return QuantizedWeight(quantize(W, grid), grid)
 
 
-def powers_of(activity: Float[Tensor, " in"], power: float) -> Float[Tensor, " in"]:
-    """(mean |x_j|)^power, divided by √(max · min) of them."""
+def activation_powers(activity: Float[Tensor, " in"], power: float) -> Float[Tensor, " in"]:
+    """(mean |x_j|)^power, divided by √(max · min) over j. In fp32.
+
+    Args:
+        activity: mean |x_j|; a ten-thousandth of its mean is the least that counts.
+        power: a.
+
+    Example:
+        >>> activation_powers(torch.tensor([1.0, 4.0]), power=0.5).round(decimals=2)
+        tensor([0.7100, 1.4100])
+    """
     level = activity.double().mean()
     if level <= 0:
         return torch.ones_like(activity, dtype=torch.float32)
@@ -73,6 +89,6 @@ def powers_of(activity: Float[Tensor, " in"], power: float) -> Float[Tensor, " i
     return 1 / inverse.half().float()
 
 
-def _loss(reader: Scaled, s: Float[Tensor, " in"], spacing: Spacing, weighted: bool) -> float:
-    E = reader.W.float() - values_of(*rounded(reader, s, spacing, weighted)) / s
+def _loss(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> float:
+    E = reader.W.float() - dequantize(*quantize_scaled(reader, s, spec, weighted)) / s
     return quadratic_loss(E if reader.keep is None else E * reader.keep, reader.F, reader.C)

@@ -1,12 +1,12 @@
-"""Columns taken out of a matrix in parts (the columns of a head, one channel), and the rest refitted exactly.
+"""Removing groups of columns from a matrix (those of a head, or one channel), and refitting the others exactly.
 
-Optimal brain surgeon for groups, under ½ tr(F E H E^T): taking out the columns S of W costs, once the rest is refitted,
+Optimal brain surgeon for groups under ½ tr(F E H E^T): removing the columns S of W, with the others refitted, costs
 
     ½ tr(F W_S [H^{-1}]_SS^{-1} W_S^T),        W_K ← W H_{:K} H_KK^{-1},
 
 as B. Hassibi, D. G. Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon" (NeurIPS 1992) has it
-for one weight; F drops out of the refit. Parts go one after another, each time the one that costs least then, with
-P = H_KK^{-1} of the columns K that stay kept up to date by Schur complements.
+for one weight; F drops out of the refit. Parts are removed one after another, always the one that costs least then,
+with P = H_KK^{-1} of the remaining columns K kept up to date by Schur complements.
 
 Notation: W (m, n) with m = out, n = in; H (n, n) the second moment of its inputs, F (m, m) that of the gradients at its
 outputs; G with G^T G = W^T F W; d the columns of one part.
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from laconic.numerics.psd import root_factor
+from laconic.numerics.moments import root_factor
 
 DAMPING = 0.2
 """Of the mean diagonal. Calibration texts have a few thousand tokens, a feed-forward about as many channels: with less,
@@ -32,7 +32,19 @@ PENDING = 64
 
 
 class Elimination:
-    """One matrix that loses parts of `size` columns, one by one. Everything in fp64."""
+    """One matrix that loses parts of `size` columns, one by one. In fp64.
+
+    Args:
+        W: the matrix.
+        H: moment of the inputs, positive definite.
+        F: moment of the output gradients.
+        size: d, columns of a part.
+
+    Example:
+        >>> elimination = Elimination(torch.tensor([[1.0, 2.0]]), torch.eye(2), torch.eye(1), size=1)
+        >>> elimination.costs().round(decimals=4)
+        tensor([0.5000, 2.0000], dtype=torch.float64)
+    """
 
     def __init__(
         self, W: Float[Tensor, "out in"], H: Float[Tensor, "in in"], F: Float[Tensor, "out out"], size: int
@@ -50,11 +62,11 @@ class Elimination:
 
     @property
     def count(self) -> int:
-        """Parts, those that are gone included."""
+        """Number of parts, removed ones included."""
         return self._P.shape[0] // self._size
 
     def costs(self) -> Float[Tensor, " parts"]:
-        """½ tr(F W_S P_SS^{-1} W_S^T) for each part S that is there, of W as it is refitted now; ∞ for the others."""
+        """½ tr(F W_S P_SS^{-1} W_S^T) of each part S, with W as it is refitted now; ∞ for removed parts."""
         if self._size == 1:
             costs = 0.5 * (self._products / self._blocks)[:, 0, 0]
         else:
@@ -63,7 +75,7 @@ class Elimination:
         return costs.clamp(min=0).masked_fill(self._gone, torch.inf)
 
     def remove(self, part: int) -> None:
-        """Take out one part and refit the rest."""
+        """Remove one part and refit the others."""
         columns = slice(part * self._size, (part + 1) * self._size)
         L = torch.linalg.cholesky(self._blocks[part])
         U = _over(self._P[:, columns] - self._U @ self._U[columns].T, L)
@@ -79,7 +91,7 @@ class Elimination:
             self._refresh()
 
     def _update_blocks(self, U: Float[Tensor, "in d"], V: Float[Tensor, "k d"]) -> None:
-        """What each part's costs are made of, after P lost U U^T and G lost V U^T."""
+        """Update what the costs are computed from, after P lost U U^T and G lost V U^T."""
         X = self._G.T @ V - self._U @ (self._V.T @ V)
         u, x, v = (matrix.unflatten(0, (-1, self._size)) for matrix in (U, X, U @ (V.T @ V)))
         cross = _times_transposed(x, u)
@@ -94,10 +106,17 @@ class Elimination:
         self._blocks[self._gone] = self._identity
 
 
-def removals(eliminations: Sequence[Elimination], least: int = 1) -> tuple[list[int], list[float]]:
-    """The parts in the order in which they go, until `least` are left, and what each costs then.
+def removal_order(eliminations: Sequence[Elimination], least: int = 1) -> tuple[list[int], list[float]]:
+    """The order in which parts are removed, cheapest first, and what each costs then.
 
-    Several matrices lose the same parts, and their costs add up.
+    Args:
+        eliminations: matrices that lose the same parts; their costs add up.
+        least: how many parts stay.
+
+    Example:
+        >>> elimination = Elimination(torch.tensor([[3.0, 1.0, 2.0]]), torch.eye(3), torch.eye(1), size=1)
+        >>> removal_order([elimination])[0]
+        [1, 2]
     """
     order, costs = [], []
     for _ in range(eliminations[0].count - least):
@@ -110,8 +129,12 @@ def removals(eliminations: Sequence[Elimination], least: int = 1) -> tuple[list[
     return order, costs
 
 
-def damped(H: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
-    """H + λ I, which draws the refit towards W; the identity where nothing was seen."""
+def damp_active(H: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
+    """H + λ I, which draws the refit towards W; λ is smaller for inputs that were hardly ever active. In fp64.
+
+    Args:
+        H: moment of the inputs; if it is all zero, the result is the identity.
+    """
     H = H.double()
     diagonal = H.diagonal()
     level = diagonal.mean()
@@ -120,22 +143,38 @@ def damped(H: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
     return H + torch.where(diagonal > FLOOR * level, DAMPING * level, FLOOR * level).diag()
 
 
-def refitted(
+def refit_columns(
     W: Float[Tensor, "out in"], H: Float[Tensor, "in in"], kept: Int[Tensor, " kept"]
 ) -> Float[Tensor, "out kept"]:
-    """W H_{:K} H_KK^{-1}: the columns K of least ½ tr(F E H E^T), whatever F."""
+    """W H_{:K} H_KK^{-1}: the remaining columns of least ½ tr(F E H E^T), for any F. In fp64.
+
+    Args:
+        W: the matrix.
+        H: moment of the inputs, positive definite.
+        kept: numbers of the remaining columns K.
+
+    Example:
+        >>> H = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        >>> refit_columns(torch.tensor([[1.0, 2.0]]), H, kept=torch.tensor([1]))
+        tensor([[2.5000]], dtype=torch.float64)
+    """
     H = H.double()
     return torch.cholesky_solve((W.double() @ H[:, kept]).T, root_factor(H[kept][:, kept])).T
 
 
-def columns_of(parts: Sequence[int], size: int) -> Int[Tensor, " columns"]:
-    """The columns of `parts` of `size` columns each."""
+def part_columns(parts: Sequence[int], size: int) -> Int[Tensor, " columns"]:
+    """The columns of some parts of `size` columns each.
+
+    Example:
+        >>> part_columns([0, 2], size=2)
+        tensor([0, 1, 4, 5])
+    """
     starts = torch.tensor(list(parts), dtype=torch.long) * size
     return (starts[:, None] + torch.arange(size)).flatten()
 
 
 def _times_transposed(a: Float[Tensor, "parts d d"], b: Float[Tensor, "parts d d"]) -> Float[Tensor, "parts d d"]:
-    """a b^T, part by part; thousands of products of single numbers are slow as products of matrices."""
+    """a b^T, part by part; thousands of products of single numbers are slow as matrix products."""
     return a * b if a.shape[1] == 1 else a @ b.mT
 
 

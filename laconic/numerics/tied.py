@@ -1,10 +1,14 @@
 """The best values of numbers that several weights share: scales of groups, entries of tables.
 
-Each weight is one of the numbers p times a factor of its own, w_ij = f_ij p[k_ij], so that the weights are linear in p,
-W = L p, and the least tr((W* − L p) H (W* − L p)^T) solves L^T (L p H) = L^T (W* H). It is found by conjugate
-gradients from the present p, with the diagonal of L^T (L · H) as their preconditioner: every step lowers the loss.
+Each weight is one of the numbers p times a factor, w_ij = f_ij p[k_ij], so the weights are linear in p, W = L p, and
+the least tr((W* − L p) H (W* − L p)^T) solves L^T (L p H) = L^T (W* H). `refit_tied` finds it by conjugate gradients
+from the present p, preconditioned by the diagonal of L^T (L · H); every step lowers the loss.
 
-Notation: W* (m, n) what is to be come near, H (n, n) positive definite, k (m, n) places in p, f (m, n) factors.
+For tables, where the factors are 1, `refit_codebook` solves the k equations of each row directly: a row of Ŵ is T c, c
+(k, n) telling which of k values each weight has, and ½ (w − T c) C (w − T c)^T is least at T (c C c^T) = w C c^T. C
+couples all weights, which k-means considers one by one. Rows that share a table add up their equations, weighted by F.
+
+Notation: W* (m, n) the target, H (n, n) positive definite, k (m, n) indices into p, f (m, n) factors.
 """
 
 from typing import NamedTuple
@@ -20,28 +24,50 @@ STEPS = 30
 """At most so many. What is left is less than rounding p to 16 bits costs."""
 
 
-class Sharing(NamedTuple):
-    """Which of the numbers each weight has, and what it is multiplied by; the factor 0 makes a weight that stays 0."""
+class TiedWeights(NamedTuple):
+    """Which of the shared numbers each weight is, and the factor it is multiplied by.
 
-    places: Integer[Tensor, "out in"]
+    Args:
+        indices: the index of each weight's number.
+        factors: the factor of each weight; 0 for a weight that is always zero.
+
+    Example:
+        >>> tied = TiedWeights(torch.tensor([[0, 1, 0]]), torch.tensor([[1.0, 1.0, 2.0]]))
+        >>> tied.weights(torch.tensor([3.0, 5.0]))
+        tensor([[3., 5., 6.]])
+    """
+
+    indices: Integer[Tensor, "out in"]
     factors: Float[Tensor, "out in"]
 
     def weights(self, p: Float[Tensor, " k"]) -> Float[Tensor, "out in"]:
-        """L p."""
-        return p[self.places] * self.factors
+        """L p: the weights for the numbers p."""
+        return p[self.indices] * self.factors
 
     def sums(self, X: Float[Tensor, "out in"], count: int) -> Float[Tensor, " k"]:
-        """L^T X."""
-        return X.new_zeros(count).index_add_(0, self.places.view(-1), (X * self.factors).view(-1))
+        """L^T X, the transpose of `weights`; `count` is the length of p."""
+        return X.new_zeros(count).index_add_(0, self.indices.view(-1), (X * self.factors).view(-1))
 
 
 def refit_tied(
-    W: Float[Tensor, "out in"], sharing: Sharing, p: Float[Tensor, " k"], H: Float[Tensor, "in in"]
+    W: Float[Tensor, "out in"], sharing: TiedWeights, p: Float[Tensor, " k"], H: Float[Tensor, "in in"]
 ) -> Float[Tensor, " k"]:
-    """The numbers whose weights come nearest to W, from p on; those that no weight has, or only by 0, stay."""
+    """The shared numbers whose weights come nearest to a matrix. In fp64.
+
+    Args:
+        W: the target.
+        sharing: which weights share which number.
+        p: the present numbers; those that no weight uses do not change.
+        H: moment of the inputs.
+
+    Example:
+        >>> tied = TiedWeights(torch.tensor([[0, 0]]), torch.ones(1, 2))
+        >>> refit_tied(torch.tensor([[1.0, 3.0]]), tied, torch.zeros(1), torch.eye(2))
+        tensor([2.], dtype=torch.float64)
+    """
     H = H.double()
-    p, places, factors = p.double(), sharing.places, sharing.factors.double()
-    sharing = Sharing(places, factors)
+    p, places, factors = p.double(), sharing.indices, sharing.factors.double()
+    sharing = TiedWeights(places, factors)
     diagonal = sharing.sums(factors * H.diagonal(), len(p))
     inverse = torch.where(diagonal > 0, 1 / diagonal.clamp(min=torch.finfo(H.dtype).tiny), 0)
     R = sharing.sums((W.double() - sharing.weights(p)) @ H, len(p))
@@ -60,10 +86,79 @@ def refit_tied(
     return p
 
 
-def grid_places(shape: tuple[int, int], group: int | None, device: torch.device) -> Integer[Tensor, "out in"]:
-    """Of scales (out, groups), row by row, each for `group` columns of a row; one for all weights where it is None."""
+def grid_indices(shape: tuple[int, int], group: int | None, device: torch.device) -> Integer[Tensor, "out in"]:
+    """For each weight, the index of its group's scale in a row-major array of scales (out, groups).
+
+    Args:
+        shape: (out, in).
+        group: columns of a row that share a scale; None where all weights share one.
+        device: where to create the result.
+
+    Example:
+        >>> grid_indices((2, 4), 2, torch.device("cpu"))
+        tensor([[0, 0, 1, 1],
+                [2, 2, 3, 3]])
+    """
     rows, columns = shape
     if group is None:
         return torch.zeros(shape, dtype=torch.int64, device=device)
     groups = torch.arange(columns, device=device) // group
     return torch.arange(rows, device=device)[:, None] * -(-columns // group) + groups
+
+
+RIDGE = 1e-8
+"""Holds a value that stands for no weight, or for inputs that were never active, where it was."""
+
+
+def refit_codebook(
+    W: Float[Tensor, "out in"],
+    places: Integer[Tensor, "out in"],
+    V: Float[Tensor, "tables k"],
+    C: Float[Tensor, "in in"],
+    F: Float[Tensor, " out"],
+) -> Float[Tensor, "tables k"]:
+    """The values of tables that minimise Σ_i F_i e_i C e_i^T for fixed codes, e_i the error of row i. In fp64.
+
+    Args:
+        W: the matrix.
+        places: the index of each weight's value; k for a weight that is zero.
+        V: the present values, of each row or, as one row, of all rows together.
+        C: moment of the inputs.
+        F: weight of each row.
+
+    Example:
+        >>> refit_codebook(torch.tensor([[1.0, 3.0]]), torch.tensor([[0, 0]]), torch.zeros(1, 1), torch.eye(2).double(),
+        ...     torch.ones(1)).round(decimals=4)
+        tensor([[2.]], dtype=torch.float64)
+    """
+    k = V.shape[1]
+    WC = W.double() @ C
+    systems = zip(F.tolist(), places.long(), WC, strict=True)
+    if len(V) == 1:
+        left, right = V.new_zeros(k, k).double(), V.new_zeros(k).double()
+        for weight, here, target in systems:
+            left += weight * _moment(here, C, k)
+            right += weight * _total(here, target, k)
+        return _solve_ridge(left, right, V[0].double())[None]
+    rows = [
+        _solve_ridge(_moment(here, C, k), _total(here, target, k), values)
+        for (_, here, target), values in zip(systems, V.double(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _solve_ridge(left: Tensor, right: Tensor, V: Tensor) -> Float[Tensor, " k"]:
+    level = RIDGE * left.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny / RIDGE)
+    left.diagonal().add_(level)
+    return torch.linalg.solve(left, right + level * V)
+
+
+def _moment(places: Integer[Tensor, " in"], C: Float[Tensor, "in in"], k: int) -> Float[Tensor, "k k"]:
+    """c C c^T."""
+    rows = C.new_zeros(k + 1, len(C)).index_add_(0, places, C)
+    return C.new_zeros(k + 1, k + 1).index_add_(1, places, rows)[:k, :k]
+
+
+def _total(places: Integer[Tensor, " in"], target: Float[Tensor, " in"], k: int) -> Float[Tensor, " k"]:
+    """The sum of the numbers at each index."""
+    return target.new_zeros(k + 1).index_add_(0, places, target)[:k]

@@ -1,9 +1,13 @@
 """The best rank r under element-wise weights: min Σ_ij Φ_ij (W − Ŵ)_ij², which has no closed form.
 
-The problem is scaled by a rank-one bound of the weights (`precondition`), begun at the closed form of the rank-one fit
-of the weights, and solved by one of four iterations, none of which ever raises the error. Without `precondition` it is
-scaled by the largest weight alone and begun at the truncated SVD, as in N. Srebro, T. Jaakkola, "Weighted Low-Rank
-Approximations", ICML 2003; weights that spread over decades then leave most entries nearly unmoved.
+The problem is scaled by a rank-one bound of the weights, started at the closed form of the rank-one fit of the weights,
+and solved by one of four iterations, none of which ever raises the error. Without `precondition` it is scaled by the
+largest weight alone and started at the truncated SVD, as in N. Srebro, T. Jaakkola, "Weighted Low-Rank Approximations",
+ICML 2003; weights that spread over decades then leave most entries nearly unmoved.
+
+Alternating least squares (section 3 there) has X = U V^T and solves for the rows of U and of V in turn, u_i = (V^T
+diag(w_i) V)^{-1} V^T diag(w_i) a_i. Here a ridge on the *change* of u_i keeps every system regular and, since no change
+is always allowed, never raises the error. One sweep takes m n r² operations.
 """
 
 from typing import Literal, NamedTuple
@@ -12,25 +16,104 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.numerics.acceleration import Anderson, Descent, Nesterov, Plain, descend
-from laconic.numerics.alternating import alternate
-from laconic.numerics.lowrank import Components, balanced
-from laconic.numerics.weights import (
+from laconic.numerics.lowrank import Components, balance
+from laconic.numerics.weighted_em import (
+    Anderson,
+    Descent,
+    ExpectationMaximization,
+    Nesterov,
     Problem,
     Scales,
+    descend,
+    has_converged,
+    raise_floor,
     rank_one_bound,
     rank_one_fit,
     rank_one_weighted,
-    scaled,
-    topped_up,
+    scale_problem,
     uniform_bound,
 )
 
-Solver = Literal["em", "nesterov", "anderson", "als"]
+# The ridge, relative to the mean diagonal of each row's normal matrix, and the least diagonal that counts.
+ALS_RIDGE = 1e-6
+LEAST_DIAGONAL = 1e-9
+
+# Numbers held at once for the normal matrices of several rows: 64 MiB.
+AT_ONCE = 2**23
+
+
+def alternating_least_squares(problem: Problem, start: Components, sweeps: int) -> Descent:
+    """Update both factors in turn.
+
+    Args:
+        problem: the matrix and its weights.
+        start: the first factors.
+        sweeps: at most this many updates of both factors; fewer at convergence.
+    """
+    A, w = problem
+    factors = start
+    U, Vt = factors
+    errors = [problem.evaluate(U @ Vt).error]
+    for _ in range(sweeps):
+        # An orthonormal basis on the fixed side makes the ridge mean the same in every sweep.
+        V, U = _orthonormal(Vt.T, U)
+        U, V = _orthonormal(_solve_rows(A, w, U, V), V)
+        Vt = _solve_rows(A.T, w.T, V, U).T
+        error = problem.evaluate(U @ Vt).error
+        if error >= errors[-1]:
+            # No smaller error is left but rounding.
+            break
+        factors = Components(U, Vt)
+        errors.append(error)
+        if has_converged(errors):
+            break
+    return Descent(factors, errors)
+
+
+def _orthonormal(V: Float[Tensor, "n r"], U: Float[Tensor, "m r"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "m r"]]:
+    """Q and U R^T with V = Q R, so that the product U V^T is the same."""
+    Q, R = torch.linalg.qr(V)
+    return Q, U @ R.T
+
+
+def _solve_rows(
+    A: Float[Tensor, "m n"], w: Float[Tensor, "m n"], U: Float[Tensor, "m r"], V: Float[Tensor, "n r"]
+) -> Float[Tensor, "m r"]:
+    """Every row u_i at the minimum of Σ_j w_ij (A_ij − u_i·v_j)² plus the ridge on its change."""
+    r = V.shape[1]
+    gradient = (w * (A - U @ V.T)) @ V
+    moved = torch.empty_like(U)
+    for rows in torch.arange(len(U)).split(max(1, AT_ONCE // r**2)):
+        normal = _normal_matrices(w[rows], V)
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        diagonal += ALS_RIDGE * diagonal.mean(1, keepdim=True).clamp(min=LEAST_DIAGONAL)
+        change = torch.cholesky_solve(gradient[rows, :, None], torch.linalg.cholesky(normal))
+        moved[rows] = U[rows] + change[:, :, 0]
+    return moved
+
+
+def _normal_matrices(w: Float[Tensor, "rows n"], V: Float[Tensor, "n r"]) -> Float[Tensor, "rows r r"]:
+    """V^T diag(w_i) V of every row, one column of all of them at a time: large products and little memory."""
+    r = V.shape[1]
+    normal = w.new_empty(len(w), r, r)
+    for k in range(r):
+        below = w @ (V[:, k:] * V[:, k, None])
+        normal[:, k:, k] = below
+        normal[:, k, k:] = below
+    return normal
+
+
+SolverName = Literal["em", "nesterov", "anderson", "als"]
 
 
 class Solution(NamedTuple):
-    """Ŵ = A B, and Σ Φ (W − Ŵ)² at the start and after every iteration, never rising."""
+    """Ŵ = A B.
+
+    Args:
+        A: the left factor.
+        B: the right factor.
+        losses: Σ Φ (W − Ŵ)² at the start and after every iteration, never rising.
+    """
 
     A: Float[Tensor, "out r"]
     B: Float[Tensor, "r in"]
@@ -41,19 +124,32 @@ def weighted_low_rank(
     W: Float[Tensor, "out in"],
     Phi: Float[Tensor, "out in"],
     rank: int,
-    solver: Solver = "nesterov",
+    solver: SolverName = "nesterov",
     iterations: int = 30,
     precondition: bool = True,
 ) -> Solution:
-    """A local minimum, or what is reached of it in `iterations`, which stop early at convergence.
+    """A local minimum of Σ_ij Φ_ij (W − Ŵ)_ij² over rank r. In fp64.
 
-    Rows and columns of Φ without weight are topped up to a millionth of the mean, in the losses too; all zero means
-    uniform weights.
+    Args:
+        W: the matrix.
+        Phi: weights ≥ 0. Rows and columns are raised to a millionth of the mean, in the losses too; all zero means
+            uniform weights.
+        rank: r.
+        solver: `em`, EM with `nesterov` or `anderson` acceleration, or `als`.
+        iterations: at most this many; fewer at convergence.
+        precondition: scale the weights by a rank-one bound.
+
+    Example:
+        >>> W, Phi = torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([[0.01, 1.0], [1.0, 100.0]])
+        >>> A, B, losses = weighted_low_rank(W, Phi, rank=1)
+        >>> (A @ B).round(decimals=1)
+        tensor([[0., 0.],
+                [0., 1.]], dtype=torch.float64)
     """
     if len(W) > W.shape[1]:
         A, B, losses = weighted_low_rank(W.T, Phi.T, rank, solver, iterations, precondition)
         return Solution(B.T, A.T, losses)
-    Phi = topped_up(Phi)
+    Phi = raise_floor(Phi)
     # The scale of Φ is free; at a mean of 1 no square of it can underflow.
     unit = Phi.mean()
     Phi = Phi / unit
@@ -61,16 +157,16 @@ def weighted_low_rank(
     fit = rank_one_fit(Phi) if precondition else bound
     p, q = bound
     A, B = rank_one_weighted(W, fit, rank)
-    descent = _solve(scaled(W, Phi, bound), Components(p[:, None] * A, B * q), solver, iterations)
+    descent = _solve(scale_problem(W, Phi, bound), Components(p[:, None] * A, B * q), solver, iterations)
     return _solution(descent, bound, unit)
 
 
-def _solve(problem: Problem, start: Components, solver: Solver, iterations: int) -> Descent:
+def _solve(problem: Problem, start: Components, solver: SolverName, iterations: int) -> Descent:
     match solver:
         case "als":
-            return alternate(problem, start, iterations)
+            return alternating_least_squares(problem, start, iterations)
         case "em":
-            return descend(problem, start, Plain(), iterations)
+            return descend(problem, start, ExpectationMaximization(), iterations)
         case "nesterov":
             return descend(problem, start, Nesterov(), iterations)
         case "anderson":
@@ -79,5 +175,5 @@ def _solve(problem: Problem, start: Components, solver: Solver, iterations: int)
 
 def _solution(descent: Descent, bound: Scales, unit: Tensor) -> Solution:
     A, B = descent.factors
-    factors = balanced(Components(A / bound.p[:, None], B / bound.q))
+    factors = balance(Components(A / bound.p[:, None], B / bound.q))
     return Solution(*factors, torch.tensor(descent.errors, dtype=unit.dtype, device=unit.device) * unit)

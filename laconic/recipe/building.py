@@ -6,11 +6,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from laconic.allocate import Plan, plan_from, read_plan
+from laconic.allocate import Plan, parse_plan, read_plan
 from laconic.errors import UserError, must_be, shown, unknown
 from laconic.methods import METHODS, Method
+from laconic.methods.notation import parse_method
 from laconic.methods.problem import placed, validated
-from laconic.methods.spelling import method_from
 from laconic.yaml_loader import parsed
 
 
@@ -61,7 +61,7 @@ def _is_required(field: Field[Any]) -> bool:
 
 def _read(hint: object, value: Any, place: str) -> Any:
     """What YAML spells in a form of its own, by the type that is asked for: methods, plans, mappings of fields."""
-    readers: dict[object, Callable[[Any, str], Any]] = {Method: method_from, Plan: _plan, Plan | None: _plan}
+    readers: dict[object, Callable[[Any, str], Any]] = {Method: parse_method, Plan: _plan, Plan | None: _plan}
     reader = readers.get(hint)
     kind = next((one for one in _alternatives(hint) if isinstance(one, type) and is_dataclass(one)), None)
     if reader is None and kind is not None and isinstance(value, dict):
@@ -81,4 +81,4 @@ def _plan(value: Any, place: str) -> Plan | None:
         return None
     if isinstance(value, str):
         return read_plan(Path(value))
-    return plan_from(value, place)
+    return parse_plan(value, place)

@@ -12,7 +12,7 @@ from laconic.compress import Allocation, Compress, Outcome, Step
 from laconic.compress.size_spec import uses_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
-from laconic.methods.prune.scored import Scored
+from laconic.methods.prune.unstructured import UnstructuredPruning
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track
 from laconic.recipe.order import needs_original
@@ -171,7 +171,7 @@ def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | S
 def serves(allocation: str, line: Method | Step) -> bool:
     """Whether `line` has something that is shared out so; of names that are none, what refuses them says so."""
     if allocation == "global":
-        return isinstance(line, Scored)
+        return isinstance(line, UnstructuredPruning)
     return takes_keep(line) if allocation == "spectrum" else True
 
 

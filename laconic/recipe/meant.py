@@ -10,7 +10,7 @@ from typing import Any
 from laconic.compress import Compress, Step
 from laconic.errors import UserError, shown
 from laconic.methods import METHODS, Method
-from laconic.methods.spelling import named
+from laconic.methods.notation import split_config
 from laconic.recipe.steps import STEPS
 
 NAMING = ("step", "method", "name", "type", "kind")
@@ -48,7 +48,7 @@ class _Parts:
 
     def _add_name(self, spelled: str) -> None:
         try:
-            name, parameters = named(spelled, "")
+            name, parameters = split_config(spelled, "")
         except UserError:
             name, parameters = spelled, {}
         self.names.append(name)

@@ -7,8 +7,8 @@ from typing import Any
 from laconic.compress import Compress, Step
 from laconic.errors import must_be, unknown
 from laconic.methods import METHODS, Method
+from laconic.methods.notation import parse_method, split_config
 from laconic.methods.problem import placed
-from laconic.methods.spelling import method_from, named
 from laconic.named import no_method
 from laconic.recipe.building import build, mapping_of
 from laconic.recipe.meant import suggestion
@@ -60,14 +60,14 @@ def method_or_step(value: object, place: str) -> Method | Step:
     Raises:
         UserError: an unknown name or parameter, or a value out of range; the sentence begins with `place`.
     """
-    name, parameters = named(value, place)
+    name, parameters = split_config(value, place)
     steps = {step.name: step for step in STEPS}
     if name in steps:
         return build(steps[name], parameters, f"{place}.{name}")
     methods = [method.name for method in METHODS]
     if name not in methods:
         raise no_method(name, [*methods, *steps])
-    return method_from(value, place)
+    return parse_method(value, place)
 
 
 def steps_from(spelled: object, place: str) -> tuple[Step, ...]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laconic.allocate import plan_text, spell_plan
+from laconic.allocate import plan_text, plan_to_config
 from laconic.calibrate import Calibration, corpus
 from laconic.calibrate.batching import check_readable, tokenizer_of
 from laconic.calibrate.classes import output_places
@@ -66,7 +66,7 @@ class Record:
             "stacks": dict(self.stacks),
             "idle": dict(self.idle),
             "found": [dict(step) for step in self.changes.found],
-            "sites": spell_plan(self.changes.plan),
+            "sites": plan_to_config(self.changes.plan),
             "evaluation": self.evaluation,
         }
 

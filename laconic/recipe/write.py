@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from laconic.allocate import spell_plan
+from laconic.allocate import plan_to_config
 from laconic.compress import Step
 from laconic.methods import Method
-from laconic.methods.spelling import spell
+from laconic.methods.notation import to_config
 from laconic.recipe.schema import Recipe
 
 
@@ -44,14 +44,14 @@ def _fields(value: Any) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     match value:
         case Method():
-            spelled = spell(value)
+            spelled = to_config(value)
             return spelled if spelled[value.name] else value.name
         case Step():
             return spell_step(value)
         case tuple():
             return [_plain(name, part) for part in value]
         case dict():
-            return spell_plan(value) if name == "plan" else {key: _plain(name, part) for key, part in value.items()}
+            return plan_to_config(value) if name == "plan" else {key: _plain(name, part) for key, part in value.items()}
         case _ if is_dataclass(value):
             return _fields(value)
         case _:

@@ -16,7 +16,7 @@ from laconic.errors import UserError, must_be
 from laconic.numerics.distillation import (
     attention_cross_entropy,
     attention_mse,
-    flow,
+    fsp_matrix,
     gram_mse,
     hidden_cosine,
     hidden_mse,
@@ -84,7 +84,9 @@ class Match(metaclass=Typed):
             UserError: there is no such layer, or the values cannot be cut into so many heads.
         """
         if self.how == "gram":
-            flows = [flow(*(shown.hidden[at] for at in _both(layer))) for shown, layer in self._sides(teacher, student)]
+            flows = [
+                fsp_matrix(*(shown.hidden[at] for at in _both(layer))) for shown, layer in self._sides(teacher, student)
+            ]
             return gram_mse(flows[0], flows[1], student.mask)
         theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
         if project is not None:

@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError, install
-from laconic.formats import Coded, CodedEmbedding, LowRank, Masked, Sum
+from laconic.formats import LowRank, Masked, PackedCodes, PackedEmbedding, Sum
 from laconic.model import LanguageModel, Site
 
 QuantizedTraining = Literal["frozen", "straight-through"]
@@ -43,7 +43,7 @@ class Trainable:
 class StraightThrough(nn.Module):
     """A layer of codes in training: multiplies by the codes nearest to `free`, which has their gradient as its own."""
 
-    def __init__(self, layer: Coded) -> None:
+    def __init__(self, layer: PackedCodes) -> None:
         super().__init__()
         self.layer = layer
         self.free = nn.Parameter(layer.dense().float())
@@ -61,9 +61,9 @@ class StraightThrough(nn.Module):
         free = self.free.detach()
         return linear(x, (self.layer.nearest(free) - free + self.free).to(x.dtype), self.layer.bias)
 
-    def settle(self) -> Coded:
+    def settle(self) -> PackedCodes:
         """The layer, with the codes that `free` has come to."""
-        self.layer.recode(self.free.detach())
+        self.layer.requantize(self.free.detach())
         return self.layer
 
 
@@ -132,10 +132,10 @@ def _thaw(movable: Sequence[nn.Parameter]) -> None:
 
 def _loosen(lm: LanguageModel, still: Set[int]) -> dict[StraightThrough, list[str]]:
     """Put a free copy where every layer of codes is that multiplies; what is looked up in codes stays frozen."""
-    places: dict[Coded, list[str]] = {}
-    embedded = {module.coded for module in lm.model.modules() if isinstance(module, CodedEmbedding)}
+    places: dict[PackedCodes, list[str]] = {}
+    embedded = {module.coded for module in lm.model.modules() if isinstance(module, PackedEmbedding)}
     for name, module in lm.model.named_modules(remove_duplicate=False):
-        if isinstance(module, Coded) and module not in embedded and id(module.codes) not in still:
+        if isinstance(module, PackedCodes) and module not in embedded and id(module.codes) not in still:
             places.setdefault(module, []).append(name)
     layers = {StraightThrough(layer): names for layer, names in places.items()}
     for layer, names in layers.items():
@@ -159,7 +159,7 @@ def _adapt(lm: LanguageModel, rank: int, seed: int, still: Set[int]) -> None:
             continue
         if isinstance(site.module, (nn.Linear, Conv1D)):
             plain += site.names
-        elif isinstance(site.module, (Coded, Masked)):
+        elif isinstance(site.module, (PackedCodes, Masked)):
             _put_beside(lm, site, rank, seed + number)
     if not plain:
         return
@@ -177,7 +177,7 @@ def _put_beside(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     bound = in_features**-0.5
     down = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
-    assert isinstance(site.module, (Coded, Masked))
+    assert isinstance(site.module, (PackedCodes, Masked))
     beside = LowRank.of(torch.zeros(out_features, rank), down).to(site.weight().device)
     lm.replace(site, Sum.of(site.module, beside))
     for part in beside.parameters():

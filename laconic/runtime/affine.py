@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from laconic.formats import Coded, DynamicInt8, Quantized
-from laconic.formats.packed import from_bytes
+from laconic.formats import DynamicInt8, PackedCodes, Quantized
+from laconic.numerics.packing import from_bytes
 
 WIDEST = 256
 NARROWEST = 16
@@ -51,7 +51,7 @@ class Affine(NamedTuple):
         return max(fitting, default=None)
 
 
-def affine_of(layer: Coded) -> Affine | None:
+def affine_of(layer: PackedCodes) -> Affine | None:
     """The codes of `layer`; None where they are not evenly spaced. What was pruned has the code of zero."""
     if isinstance(layer, DynamicInt8):
         codes, scale = layer.matrix
@@ -63,7 +63,7 @@ def affine_of(layer: Coded) -> Affine | None:
     rows, width = layer.shape
     group = width if group is None else min(group, width)
     scale, zero = (numbers.expand(rows, -1).contiguous() for numbers in (scale, zero))
-    codes, mask = layer.unpacked(), layer.support
+    codes, mask = layer.unpack_codes(), layer.support
     if mask is not None:
         codes = torch.where(mask, codes, zero.repeat_interleave(group, dim=1)[:, :width].to(torch.uint8))
     columns = None if layer.column_scales is None else from_bytes(layer.column_scales.detach())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 from torch.onnx.ops import symbolic
 
-from laconic.formats.int8_kernels import FULL, Matrix
+from laconic.formats.int8 import FULL, Int8Matrix
 from laconic.runtime.affine import Affine
 
 NIBBLE = 4
@@ -51,14 +51,14 @@ class Portable(nn.Module):
 
 
 class Integers(Portable):
-    """int8 weights, inputs rounded row by row as `laconic.numerics.int8` has it, and ONNX's MatMulInteger."""
+    """int8 weights, inputs rounded row by row as `laconic.formats.int8` has it, and ONNX's MatMulInteger."""
 
     label = "int8, inputs rounded row by row"
     codes: Tensor
     scale: Tensor
     sums: Tensor
 
-    def __init__(self, matrix: Matrix, bias: Tensor | None) -> None:
+    def __init__(self, matrix: Int8Matrix, bias: Tensor | None) -> None:
         super().__init__(bias)
         self.numbers("codes", matrix.codes.T)
         self.numbers("scale", matrix.scale)
@@ -84,7 +84,7 @@ class Scaled(Portable):
     codes: Tensor
     scale: Tensor
 
-    def __init__(self, matrix: Matrix, bias: Tensor | None) -> None:
+    def __init__(self, matrix: Int8Matrix, bias: Tensor | None) -> None:
         super().__init__(bias)
         self.numbers("codes", matrix.codes)
         self.numbers("scale", matrix.scale)

@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from laconic.formats import Coded, CodedEmbedding, DynamicInt8
-from laconic.formats.int8_kernels import FULL
+from laconic.formats import DynamicInt8, PackedCodes, PackedEmbedding
+from laconic.formats.int8 import FULL, int8_product
 from laconic.model import LanguageModel
-from laconic.numerics.int8 import int8_product
 from laconic.runtime.affine import affine_of
 from laconic.runtime.extras import ONNX
 from laconic.runtime.layers import Blocks, Integers, Portable, Scaled, Table, Unfolded
@@ -52,7 +51,7 @@ def exact(lm: LanguageModel, runtime: str) -> LanguageModel:
     """A twin of `lm` that computes in torch what the exported model should, whatever kernels this machine has."""
     twin = lm.shallow_copy()
     for module, places in coded(twin):
-        if isinstance(module, Coded):
+        if isinstance(module, PackedCodes):
             for place in places:
                 twin.model.set_submodule(place, Exact(module, rounds=runtime == ONNX))
     return twin
@@ -61,7 +60,7 @@ def exact(lm: LanguageModel, runtime: str) -> LanguageModel:
 class Exact(nn.Module):
     """A layer of codes multiplied out for each product; int8 for ONNX by whole numbers, their sums exact."""
 
-    def __init__(self, layer: Coded, rounds: bool) -> None:
+    def __init__(self, layer: PackedCodes, rounds: bool) -> None:
         super().__init__()
         self.register_buffer("weight", torch.empty(0))
         self.layer, self.rounds = layer, rounds
@@ -73,23 +72,23 @@ class Exact(nn.Module):
         return y if self.layer.bias is None else y + self.layer.bias
 
 
-def coded(lm: LanguageModel) -> Iterator[tuple[Coded | CodedEmbedding, list[str]]]:
+def coded(lm: LanguageModel) -> Iterator[tuple[PackedCodes | PackedEmbedding, list[str]]]:
     """Every layer of codes with all its places; the codes inside an embedding are the embedding's."""
     places: dict[nn.Module, list[str]] = {}
     inside: Counter[nn.Module] = Counter()
     for name, module in lm.model.named_modules(remove_duplicate=False):
-        if isinstance(module, CodedEmbedding):
+        if isinstance(module, PackedEmbedding):
             inside[module.coded] += 1
-        if isinstance(module, (Coded, CodedEmbedding)):
+        if isinstance(module, (PackedCodes, PackedEmbedding)):
             places.setdefault(module, []).append(name)
     for module, names in places.items():
-        if isinstance(module, (Coded, CodedEmbedding)) and not inside[module]:
+        if isinstance(module, (PackedCodes, PackedEmbedding)) and not inside[module]:
             yield module, names
 
 
-def _for_runtime(module: Coded | CodedEmbedding, runtime: str) -> nn.Module:
-    lookup = isinstance(module, CodedEmbedding)
-    affine = affine_of(module.coded if isinstance(module, CodedEmbedding) else module)
+def _for_runtime(module: PackedCodes | PackedEmbedding, runtime: str) -> nn.Module:
+    lookup = isinstance(module, PackedEmbedding)
+    affine = affine_of(module.coded if isinstance(module, PackedEmbedding) else module)
     if affine is None:
         return _dense(module)
     if lookup:
@@ -101,11 +100,11 @@ def _for_runtime(module: Coded | CodedEmbedding, runtime: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _dense(module: Coded | CodedEmbedding) -> nn.Module:
+def _dense(module: PackedCodes | PackedEmbedding) -> nn.Module:
     """The plain module that computes the same."""
     out, width = module.shape
     with torch.device("meta"):
-        lookup = isinstance(module, CodedEmbedding)
+        lookup = isinstance(module, PackedEmbedding)
         plain = nn.Embedding(width, out, module.padding_idx) if lookup else nn.Linear(width, out, bias=False)
     plain.weight = nn.Parameter((module.dense().T if lookup else module.dense()).contiguous(), requires_grad=False)
     if module.bias is not None:

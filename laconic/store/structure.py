@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of, shown
-from laconic.formats import FORMATS, CodedEmbedding, Format
+from laconic.formats import FORMATS, Format, PackedEmbedding
 from laconic.model import ties
 from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
 from laconic.store.packed import unpack
@@ -125,7 +125,7 @@ def _link(model: PreTrainedModel, name: str, source: str) -> None:
     if isinstance(reader, Format):
         if not isinstance(owner, Format):
             raise UserError(f"The layer '{name}' reads from '{source}', which is not stored as a factored layer.")
-        reader.read_from(owner)
+        reader.set_source(owner)
 
 
 def _put(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
@@ -151,11 +151,11 @@ def _shell(name: str, entry: Mapping[str, Any]) -> Format:
         with torch.device("meta"), warnings.catch_warnings():
             # Told below, in a sentence.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            made = kinds[kind].shell(**spec)
+            made = kinds[kind].empty(**spec)
     except MODEL_ERRORS as error:
         raise UserError(f"{misfit}: {reason_of(error)}; {remedy}.") from error
     # An embedding of codes has their shape, and they come next.
-    if not isinstance(made, CodedEmbedding) and any(type(side) is not int or side < 1 for side in made.shape):
+    if not isinstance(made, PackedEmbedding) and any(type(side) is not int or side < 1 for side in made.shape):
         raise UserError(f"{misfit}: its shape would be {made.shape}; {remedy}.")
     return made
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from laconic.compress import Allocation
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import METHODS
-from laconic.methods.spelling import named
+from laconic.methods.notation import split_config
 from laconic.paths import expanded
 from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
@@ -101,7 +101,7 @@ def _method(line: object, place: str, folder: Path) -> Value:
 
 
 def _line(line: object, place: str, known: set[str]) -> Line:
-    name, parameters = named(line, place)
+    name, parameters = split_config(line, place)
     if name not in known:
         raise UserError(f"{place}: {unknown('method', name, known)}")
     return Line(name, parameters, place)

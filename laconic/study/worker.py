@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetsError
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from laconic.allocate import plan_text, spell_plan
+from laconic.allocate import plan_text, plan_to_config
 from laconic.cache import cache_folder
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import read
@@ -116,7 +116,7 @@ class Worker:
             "bytes": changes.nbytes,
             "dense_bytes": changes.dense_nbytes,
             "file_bytes": size,
-            "sites": spell_plan(changes.plan),
+            "sites": plan_to_config(changes.plan),
             "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in changes.dropped],
             "predicted_losses": list(changes.predicted_losses),
             "statistics": how,
@@ -187,10 +187,10 @@ class Worker:
 
     def _make_room(self, method: Method, known: Mapping[str, LayerStats]) -> None:
         """What one method has worked out of every matrix serves its other sizes, and no other method."""
-        if self._method != method.unsized():
+        if self._method != method.without_size():
             for what in known.values():
                 what.worked_out.clear()
-        self._method = method.unsized()
+        self._method = method.without_size()
 
     def _judged(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:
         wanted = cell.recipe.evaluate

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from laconic.allocate.gemm_timings import GRID, REFERENCE, Product, ProductTimes, knots, timed, times_on
+from laconic.allocate.gemm_timings import GRID, REFERENCE, Product, ProductTimes, knots, product_times, time_products
 
 
 class Machine:
@@ -83,15 +83,17 @@ def test_a_folder_that_cannot_be_written_to_costs_the_measurement_again_and_noth
 
 def test_the_file_is_of_this_machine_and_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
-    monkeypatch.setattr("laconic.allocate.gemm_timings.timed", lambda products, device: Machine().measure(products))
+    monkeypatch.setattr(
+        "laconic.allocate.gemm_timings.time_products", lambda products, device: Machine().measure(products)
+    )
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        times_on(torch.device("cpu")).prepare([Product(1, 8, 9)])
+        product_times(torch.device("cpu")).prepare([Product(1, 8, 9)])
     assert len(list(tmp_path.glob("products-*.json"))) == 2
 
 
 def test_every_product_is_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laconic.allocate.gemm_timings.PATIENCE", 0.0)
-    rounds = timed([Product(2, 3, 4), Product(5, 4, 3)], torch.device("cpu"))
+    rounds = time_products([Product(2, 3, 4), Product(5, 4, 3)], torch.device("cpu"))
     assert [len(times) for times in rounds] == [2] * 5
     assert all(time > 0 for times in rounds for time in times)

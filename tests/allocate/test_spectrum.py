@@ -5,10 +5,9 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from laconic.allocate import budget_of, spectrum, uniform
-from laconic.allocate import choose as choose_among
-from laconic.allocate.budget import Currency
-from laconic.allocate.option import Option, lower_hull, options
+from laconic.allocate import allocate_spectrum, allocate_uniform, budget_for
+from laconic.allocate import choose_candidates as choose_among
+from laconic.allocate.spectrum import Combination, Currency, combinations, lower_hull
 from laconic.errors import UserError
 from laconic.methods import Candidate, Candidates, Drone, KfacSvd, Svd
 from tests.matrices import case
@@ -24,56 +23,56 @@ def candidates(costs_and_losses: list[tuple[int, float]]) -> Candidates:
     return Candidates((*rungs, Candidate(method=None, nbytes=cost, parameters=cost, products=((1, cost),), loss=loss)))
 
 
-def choose(ladders: dict[str, Candidates], keep: float, currency: Currency = "bytes") -> dict[str, Candidate]:
-    """The rungs chosen where every ladder stands alone."""
+def choose_candidates(offers: dict[str, Candidates], keep: float, currency: Currency = "bytes") -> dict[str, Candidate]:
+    """The rungs chosen where every offer stands alone."""
     return choose_among(
-        [[{name: ladder}] for name, ladder in ladders.items()], budget_of(ladders.values(), keep, currency)
+        [[{name: offer}] for name, offer in offers.items()], budget_for(offers.values(), keep, currency)
     )
 
 
-def hull(ladder: Candidates) -> list[Option]:
-    return lower_hull(options([{"only": ladder}], lambda rung: rung.nbytes))
+def hull(offer: Candidates) -> list[Combination]:
+    return lower_hull(combinations([{"only": offer}], lambda candidate: candidate.nbytes))
 
 
 def random_ladders(seed: int) -> dict[str, Candidates]:
     generator = torch.Generator().manual_seed(seed)
-    ladders = {}
+    offers = {}
     for name in "abcd":
         falls = torch.rand(5, generator=generator).cumsum(0).flip(0).tolist()
-        ladders[name] = candidates([(10 * (i + 1), fall) for i, fall in enumerate(falls)] + [(70, 0.0)])
-    return ladders
+        offers[name] = candidates([(10 * (i + 1), fall) for i, fall in enumerate(falls)] + [(70, 0.0)])
+    return offers
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
 def test_it_is_within_one_step_of_the_exhaustive_optimum(seed, keep):
-    ladders = random_ladders(seed)
+    offers = random_ladders(seed)
     budget = int(keep * 4 * 70)
     best = min(
-        sum(rung.loss for rung in rungs)
-        for rungs in product(*(ladder.rungs for ladder in ladders.values()))
-        if sum(rung.nbytes for rung in rungs) <= budget
+        sum(candidate.loss for candidate in rungs)
+        for rungs in product(*(offer.all for offer in offers.values()))
+        if sum(candidate.nbytes for candidate in rungs) <= budget
     )
-    chosen = choose(ladders, keep)
-    assert sum(rung.nbytes for rung in chosen.values()) <= budget
+    chosen = choose_candidates(offers, keep)
+    assert sum(candidate.nbytes for candidate in chosen.values()) <= budget
     largest_step = max(
-        earlier.loss - later.loss for ladder in ladders.values() for earlier, later in pairwise(hull(ladder))
+        earlier.loss - later.loss for offer in offers.values() for earlier, later in pairwise(hull(offer))
     )
-    assert sum(rung.loss for rung in chosen.values()) <= best + largest_step
+    assert sum(candidate.loss for candidate in chosen.values()) <= best + largest_step
 
 
 def test_keeping_everything_keeps_everything_dense():
-    assert set(spectrum(random_ladders(0), 1.0).values()) == {None}
+    assert set(allocate_spectrum(random_ladders(0), 1.0).values()) == {None}
 
 
 def test_what_the_last_step_leaves_over_is_spent():
-    ladders = {"a": candidates([(10, 5.0), (11, 4.9), (100, 0.0)])}
-    assert choose(ladders, 0.12)["a"].nbytes == 11
+    offers = {"a": candidates([(10, 5.0), (11, 4.9), (100, 0.0)])}
+    assert choose_candidates(offers, 0.12)["a"].nbytes == 11
 
 
 def test_a_budget_below_the_smallest_sizes_is_one_sentence():
     with pytest.raises(UserError, match=r"keep must be at least 0\.1429"):
-        choose(random_ladders(0), 0.05)
+        choose_candidates(random_ladders(0), 0.05)
 
 
 def test_the_hull_is_convex_and_falling():
@@ -90,40 +89,40 @@ def test_of_two_ways_to_present_the_same_matrices_the_better_is_taken(seed, keep
     falls = (2 * torch.rand(6, generator=generator)).cumsum(0).flip(0).tolist()
     joint = candidates([(30 * (i + 1), fall) for i, fall in enumerate(falls)] + [(210, 0.0)])
     families = [[{name: apart[name] for name in "abc"}, {"abc": joint}], [{"d": apart["d"]}]]
-    budget = budget_of(apart.values(), keep, "bytes")
+    budget = budget_for(apart.values(), keep, "bytes")
     chosen = choose_among(families, budget)
     assert set(chosen) in ({"a", "b", "c", "d"}, {"abc", "d"})
-    assert sum(rung.nbytes for rung in chosen.values()) <= budget.limit
-    alone = choose(apart, keep)
-    together = choose({"abc": joint, "d": apart["d"]}, keep)
-    best = min(sum(rung.loss for rung in one.values()) for one in (alone, together))
+    assert sum(candidate.nbytes for candidate in chosen.values()) <= budget.limit
+    alone = choose_candidates(apart, keep)
+    together = choose_candidates({"abc": joint, "d": apart["d"]}, keep)
+    best = min(sum(candidate.loss for candidate in one.values()) for one in (alone, together))
     slack = max(
-        earlier.loss - later.loss for ladder in (*apart.values(), joint) for earlier, later in pairwise(hull(ladder))
+        earlier.loss - later.loss for offer in (*apart.values(), joint) for earlier, later in pairwise(hull(offer))
     )
-    assert sum(rung.loss for rung in chosen.values()) <= best + slack
+    assert sum(candidate.loss for candidate in chosen.values()) <= best + slack
 
 
 @pytest.mark.parametrize("currency", ["bytes", "parameters", "macs"])
 def test_the_sensitive_matrix_gets_more(currency):
     shy, loud = case("shy", (24, 40)), case("loud", (24, 40))
-    ladders = {
-        "shy": KfacSvd(multiple=1).candidates(shy.weight * 0.01, shy.known),
-        "loud": KfacSvd(multiple=1).candidates(loud.weight * 10, loud.known),
+    offers = {
+        "shy": KfacSvd(multiple=1).candidates(shy.weight * 0.01, shy.stats),
+        "loud": KfacSvd(multiple=1).candidates(loud.weight * 10, loud.stats),
     }
-    chosen = choose(ladders, 0.5, currency)
+    chosen = choose_candidates(offers, 0.5, currency)
     assert chosen["loud"].nbytes > chosen["shy"].nbytes
 
 
 def test_ladders_of_two_methods_are_one_search():
     matrix = case("mixed", (24, 40))
-    both = Svd(multiple=1).candidates(matrix.weight, matrix.known) | KfacSvd(multiple=1).candidates(
-        matrix.weight, matrix.known
+    both = Svd(multiple=1).candidates(matrix.weight, matrix.stats) | KfacSvd(multiple=1).candidates(
+        matrix.weight, matrix.stats
     )
-    chosen = choose({"only": both}, 0.5)["only"]
+    chosen = choose_candidates({"only": both}, 0.5)["only"]
     assert isinstance(chosen.method, KfacSvd)
 
 
 def test_uniform_gives_every_matrix_its_own_rank_and_keeps_everything_dense():
     shapes = {"square": (384, 384), "tall": (1536, 384)}
-    assert uniform(Drone(), shapes, 0.5) == {"square": Drone(rank=96), "tall": Drone(rank=152)}
-    assert uniform(Drone(), shapes, 1.0) == {"square": None, "tall": None}
+    assert allocate_uniform(Drone(), shapes, 0.5) == {"square": Drone(rank=96), "tall": Drone(rank=152)}
+    assert allocate_uniform(Drone(), shapes, 1.0) == {"square": None, "tall": None}

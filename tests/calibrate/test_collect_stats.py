@@ -41,7 +41,7 @@ def labelled_batches(lm: LanguageModel, count: int = 2) -> list[Batch]:
     return made
 
 
-def known_of(lm: LanguageModel, kinds=ALL_KINDS, batches=None, labels="sampled"):
+def stats_of(lm: LanguageModel, kinds=ALL_KINDS, batches=None, labels="sampled"):
     sites = lm.sites(EVERYTHING)
     return collect_stats(lm, Calibration(batches or labelled_batches(lm), labels), kinds, sites)
 
@@ -49,7 +49,7 @@ def known_of(lm: LanguageModel, kinds=ALL_KINDS, batches=None, labels="sampled")
 @every_architecture
 def test_every_site_is_measured_and_finite(architecture):
     lm = architecture.lm()
-    known = known_of(lm)
+    known = stats_of(lm)
     for site in lm.sites(EVERYTHING):
         out_features, in_features = site.shape
         assert known[site.name][InputCovariance].matrix.shape[0] == in_features
@@ -62,7 +62,7 @@ def test_every_site_is_measured_and_finite(architecture):
 @every_architecture
 def test_projections_of_one_input_share_its_statistics(architecture):
     lm = architecture.lm()
-    known = known_of(lm, {InputCovariance})
+    known = stats_of(lm, {InputCovariance})
     by_input: dict[str, set[int]] = {}
     for site in lm.sites(EVERYTHING):
         by_input.setdefault(site.input, set()).add(id(known[site.name][InputCovariance]))
@@ -78,7 +78,7 @@ def test_the_model_is_left_as_it_was(architecture):
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
     # Marian's positions are sines, and frozen.
     trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
-    known_of(lm)
+    stats_of(lm)
     assert lm.model.training
     assert [id(p) for p in trained] == [id(parameter) for parameter in lm.model.parameters() if parameter.requires_grad]
     assert all(parameter.grad is None for parameter in lm.model.parameters())
@@ -95,7 +95,7 @@ def test_padding_is_left_out():
     lm = BY_NAME["bert-classifier"].lm()
     (batch,) = labelled_batches(lm, 1)
     site = one_site(lm, "bert.encoder.layer.0.intermediate.dense")
-    gram = known_of(lm, {InputCovariance}, [batch])[site.name][InputCovariance]
+    gram = stats_of(lm, {InputCovariance}, [batch])[site.name][InputCovariance]
     assert gram.count == int(batch["attention_mask"].sum()) == 12
     rows = []
     for row in range(2):
@@ -117,11 +117,11 @@ def test_the_head_of_a_multi_label_model_has_the_fisher_of_its_sigmoids():
     site = one_site(lm, "classifier")
     with torch.no_grad():
         p = predict(lm, batch)[0].values.double().sigmoid()
-    exact = known_of(lm, {GradCovariance}, [batch], "enumerated")[site.name][GradCovariance].matrix
+    exact = stats_of(lm, {GradCovariance}, [batch], "enumerated")[site.name][GradCovariance].matrix
     assert torch.allclose(exact, (p * (1 - p)).mean(0).diag(), atol=1e-6)
     batch["labels"] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     g = p - batch["labels"]
-    empirical = known_of(lm, {GradCovariance}, [batch], "data")[site.name][GradCovariance].matrix
+    empirical = stats_of(lm, {GradCovariance}, [batch], "data")[site.name][GradCovariance].matrix
     assert torch.allclose(empirical, g.T @ g / 2, atol=1e-6)
 
 
@@ -130,11 +130,11 @@ def test_one_table_object_in_several_places_counts_each_call_with_its_own_mask(n
     """Resizing the vocabulary leaves encoder and decoder with one and the same module."""
     lm = BY_NAME[name].lm()
     batches = labelled_batches(lm)
-    apart = known_of(lm, {InputCovariance}, batches)
+    apart = stats_of(lm, {InputCovariance}, batches)
     (site,) = lm.sites(("embedding",))
     for place in site.names[1:]:
         lm.model.set_submodule(place, site.module)
-    together = known_of(lm, {InputCovariance}, batches)
+    together = stats_of(lm, {InputCovariance}, batches)
     assert together[site.name][InputCovariance].count == apart[site.name][InputCovariance].count
     assert torch.equal(together[site.name][InputCovariance].matrix, apart[site.name][InputCovariance].matrix)
 
@@ -142,7 +142,7 @@ def test_one_table_object_in_several_places_counts_each_call_with_its_own_mask(n
 def test_cross_attention_reads_the_sources_tokens():
     lm = BY_NAME["t5"].lm()
     batches = labelled_batches(lm, 1)
-    known = known_of(lm, {InputCovariance}, batches)
+    known = stats_of(lm, {InputCovariance}, batches)
     source, target = int(batches[0]["attention_mask"].sum()), int((batches[0]["labels"] != -100).sum())
     assert known["decoder.block.0.layer.1.EncDecAttention.k"][InputCovariance].count == source
     assert known["decoder.block.0.layer.1.EncDecAttention.q"][InputCovariance].count == target
@@ -157,7 +157,7 @@ def test_the_element_wise_fisher_is_the_squared_gradient_of_the_weight(name):
     if lm.task.value == "classification":
         batch["labels"] = torch.tensor([2, 0])
     site = lm.sites(("ffn",))[1]
-    known = known_of(lm, {Fisher}, [batch], labels="data")[site.name][Fisher]
+    known = stats_of(lm, {Fisher}, [batch], labels="data")[site.name][Fisher]
     expected = torch.zeros(site.shape)
     predictions_seen = 0
     for row in range(2):
@@ -174,9 +174,9 @@ def test_the_element_wise_fisher_is_the_squared_gradient_of_the_weight(name):
 def test_shards_merge_to_the_whole():
     lm = BY_NAME["bert-classifier"].lm()
     batches = labelled_batches(lm, 3)
-    whole = known_of(lm, {InputCovariance, GradCovariance}, batches, "enumerated")
+    whole = stats_of(lm, {InputCovariance, GradCovariance}, batches, "enumerated")
     left, right = (
-        known_of(lm, {InputCovariance, GradCovariance}, part, "enumerated") for part in (batches[:1], batches[1:])
+        stats_of(lm, {InputCovariance, GradCovariance}, part, "enumerated") for part in (batches[:1], batches[1:])
     )
     merge(left, right)
     for name in whole:
@@ -239,7 +239,7 @@ def test_activations_that_are_not_finite_are_one_sentence():
     with torch.no_grad():
         lm.sites()[0].module.bias.fill_(float("inf"))
     with pytest.raises(UserError, match="is not finite"):
-        known_of(lm, {InputCovariance})
+        stats_of(lm, {InputCovariance})
 
 
 def overflowing() -> LanguageModel:
@@ -255,7 +255,7 @@ def test_predictions_that_are_not_finite_are_one_sentence():
     lm = overflowing()
     for labels in ("enumerated", "sampled", "data"):
         with pytest.raises(UserError, match="predictions are not finite"):
-            known_of(lm, {GradCovariance}, labelled_batches(lm, 1), labels)
+            stats_of(lm, {GradCovariance}, labelled_batches(lm, 1), labels)
 
 
 @pytest.mark.parametrize("course", [SequentialConfig(), SequentialConfig(anchored=True)])

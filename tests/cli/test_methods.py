@@ -52,11 +52,11 @@ def test_methods_tells_types_defaults_and_what_each_is_for(capsys: Output) -> No
     parameters = {one["name"]: one for one in said(capsys, "methods", "gptq")["parameters"]}
     assert parameters["bits"] == {
         "name": "bits", "type": "a whole number in [2, 8]", "default": "none",
-        "meaning": "of each code; in place of `keep`.",
+        "meaning": "bits of each code; in place of `keep`.",
     }  # fmt: skip
     assert parameters["group_size"]["type"] == "a whole number in [1, ∞) or channel or tensor"
     assert (parameters["act_order"]["type"], parameters["act_order"]["default"]) == ("true or false", "true")
-    assert said(capsys, "methods", "kmeans")["parameters"][1]["meaning"].startswith("what shares a table")
+    assert said(capsys, "methods", "kmeans")["parameters"][1]["meaning"].startswith("weights that share a table")
     (needed,) = [one for one in said(capsys, "methods", "compress")["parameters"] if one["default"] is None]
     assert needed["name"] == "method"
 

@@ -29,7 +29,7 @@ class Ground(NamedTuple):
 
     lm: LanguageModel
     data: Calibration
-    known: dict[str, LayerStats]
+    stats: dict[str, LayerStats]
     judge: KLMetric
 
 
@@ -39,8 +39,8 @@ def ground(shared_models: Path, shared_data: Path) -> Ground:
     lm = load(str(shared_models / "stories260K"))
     first, last = (stories_of(shared_data, part) for part in (slice(32), slice(-32, None)))
     data = Calibration(batches(lm, first, max_length=96))
-    known = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
-    return Ground(lm, data, known, KLMetric(lm, batches(lm, last, max_length=96)))
+    stats = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
+    return Ground(lm, data, stats, KLMetric(lm, batches(lm, last, max_length=96)))
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
@@ -65,7 +65,7 @@ def compared(ground: Ground, step: Compress) -> tuple[dict[str, float], dict[str
     sizes = set()
     for each in (replace(step, allocate="uniform"), step):
         small = ground.lm.shallow_copy()
-        outcome = each.solve(small, ground.known, ground.data)
+        outcome = each.solve(small, ground.stats, ground.data)
         divergences[each.allocate], told[each.allocate] = ground.judge(small), dict(outcome.found)
         sizes.add(round(outcome.nbytes / outcome.dense_nbytes, 2))
     assert len(sizes) == 1, "as many bytes either way"
@@ -79,8 +79,8 @@ class Misled(KfacPrune):
 
     name = "misled"
 
-    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
-        right = super().scores(weight, known)
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
+        right = super().scores(weight, stats)
         return right / right.mean().square()
 
 
@@ -90,10 +90,10 @@ class MisledSvd(KfacSvd):
 
     name = "misled-svd"
 
-    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
-        right = super().candidates(weight, known)
-        most = max(rung.loss for rung in right.rungs)
-        return Candidates(tuple(replace(rung, loss=rung.loss / most**4) for rung in right.rungs))
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
+        right = super().candidates(weight, stats)
+        most = max(rung.loss for rung in right.all)
+        return Candidates(tuple(replace(rung, loss=rung.loss / most**4) for rung in right.all))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ class MisledSvd(KfacSvd):
     ],
 )
 def test_where_the_predictions_mislead_it_falls_back_and_says_so(ground: Ground, step: Compress) -> None:
-    outcome = step.solve(ground.lm.shallow_copy(), ground.known, ground.data)
-    same = replace(step, allocate="uniform").solve(ground.lm.shallow_copy(), ground.known, ground.data)
+    outcome = step.solve(ground.lm.shallow_copy(), ground.stats, ground.data)
+    same = replace(step, allocate="uniform").solve(ground.lm.shallow_copy(), ground.stats, ground.data)
     told = outcome.found[ALLOCATED]
     assert told["taken"] == "uniform"
     assert told["kl"]["uniform"] < told["kl"][step.allocate]
@@ -138,20 +138,20 @@ def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
     lm, texts = load(str(shared_models / "minilm-sst2")), read("glue/sst2", "train")
     data = Calibration(batches(lm, replace(texts, examples=texts.examples[:64]), max_length=64))
     step = Compress(method=Drone(), keep=0.5, allocate="spectrum")
-    known = collect_stats(lm, data, step.needs, lm.sites())
-    corrected = step.solve(lm.shallow_copy(), known, data)
+    stats = collect_stats(lm, data, step.needs, lm.sites())
+    corrected = step.solve(lm.shallow_copy(), stats, data)
     assert corrected.found[ALLOCATED]["taken"] == "spectrum"
-    assert corrected.plan == step.solve(lm.shallow_copy(), known, None).plan
+    assert corrected.plan == step.solve(lm.shallow_copy(), stats, None).plan
 
 
 def test_nothing_is_measured_where_that_would_not_compare() -> None:
     lm, data = BY_NAME["bert-classifier"].lm(), data_for(BY_NAME["bert-classifier"].lm())
-    known = collect_stats(lm, data, KfacSvd().needs, lm.sites())
+    stats = collect_stats(lm, data, KfacSvd().needs, lm.sites())
     by_bytes = Compress(method=KfacSvd(multiple=1), keep=0.5, allocate="spectrum")
-    assert ALLOCATED in by_bytes.solve(lm.shallow_copy(), known, data).found
+    assert ALLOCATED in by_bytes.solve(lm.shallow_copy(), stats, data).found
     # Without rows there is nothing to measure on; and other costs than bytes are not what `uniform` keeps.
-    assert ALLOCATED not in by_bytes.solve(lm.shallow_copy(), known, None).found
-    assert ALLOCATED not in replace(by_bytes, currency="macs").solve(lm.shallow_copy(), known, data).found
+    assert ALLOCATED not in by_bytes.solve(lm.shallow_copy(), stats, None).found
+    assert ALLOCATED not in replace(by_bytes, currency="macs").solve(lm.shallow_copy(), stats, data).found
 
 
 def test_what_is_remembered_gives_the_same_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

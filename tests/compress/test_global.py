@@ -53,7 +53,7 @@ def test_the_smallest_of_all_scores_go() -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
     method = Wanda(sparsity=0.4, within="matrix")
-    known = collect_stats(lm, data, method.asks, lm.sites())
+    known = collect_stats(lm, data, method.required_statistics, lm.sites())
     scores = torch.cat([method.scores(site.weight(), known[site.name]).flatten() for site in lm.sites()])
     tau = scores.kthvalue(round(0.4 * len(scores))).values
     expected = {site.name: int((method.scores(site.weight(), known[site.name]) <= tau).sum()) for site in lm.sites()}

@@ -60,12 +60,15 @@ def test_a_rung_costs_its_products_and_the_rest_of_the_pass_is_fixed(times: Prod
     prices = Prices(profile_of(lm, calls), times)
     priced = prices.priced(units, ladders)
     for unit in units:
-        for before, rung in zip(ladders[unit.name].rungs, priced[unit.name].rungs, strict=True):
-            expected = sum(nanoseconds(Product(ROWS, *product)) for product in rung.products)
-            assert rung.nanoseconds == pytest.approx(calls * expected, rel=1e-3)
-            assert (rung.method, rung.loss) == (before.method, before.loss)
+        for before, candidate in zip(ladders[unit.name].all, priced[unit.name].all, strict=True):
+            expected = sum(nanoseconds(Product(ROWS, *product)) for product in candidate.products)
+            assert candidate.nanoseconds == pytest.approx(calls * expected, rel=1e-3)
+            assert (candidate.method, candidate.loss) == (before.method, before.loss)
     budget = prices.budget(list(priced.values()), 0.7)
-    dense = sum(budget.cost(next(rung for rung in ladder.rungs if rung.method is None)) for ladder in priced.values())
+    dense = sum(
+        budget.cost(next(candidate for candidate in ladder.all if candidate.method is None))
+        for ladder in priced.values()
+    )
     assert budget.fixed == pytest.approx(FIXED * budget.dense, rel=1e-6)
     assert budget.dense - budget.fixed == dense
     assert budget.limit == pytest.approx(0.7 * budget.dense - budget.fixed, abs=1)
@@ -77,11 +80,11 @@ def test_a_common_input_factor_is_paid_for_once(times: ProductTimes) -> None:
     unit = next(family[1][0] for family in tied_groups(lm.sites(), True) if len(family) > 1)
     priced = Prices(profile_of(lm), times).priced([unit], ladders)[unit.name]
     out, width = unit.rows[0], unit.shape[1]
-    for rung in priced.rungs[:-1]:
-        rank = rung.method.rank
+    for candidate in priced.all[:-1]:
+        rank = candidate.method.rank
         first, last = nanoseconds(Product(ROWS, rank, width)), nanoseconds(Product(ROWS, out, rank))
-        assert rung.nanoseconds == pytest.approx(first + len(unit.sites) * last, rel=1e-3)
-    assert priced.rungs[-1].nanoseconds == len(unit.sites) * nanoseconds(Product(ROWS, out, width))
+        assert candidate.nanoseconds == pytest.approx(first + len(unit.sites) * last, rel=1e-3)
+    assert priced.all[-1].nanoseconds == len(unit.sites) * nanoseconds(Product(ROWS, out, width))
 
 
 def test_prices_are_corrected_by_what_a_plan_took(times: ProductTimes) -> None:
@@ -91,19 +94,19 @@ def test_prices_are_corrected_by_what_a_plan_took(times: ProductTimes) -> None:
     prices = Prices(profile_of(lm), times)
     priced = prices.priced(units, ladders)
     budget = prices.budget(list(priced.values()), 0.7)
-    chosen = [priced[unit.name].rungs[at % 2 - 1] for at, unit in enumerate(units)]
-    compressed = sum(rung.nanoseconds for rung in chosen if rung.method)
-    left = sum(rung.nanoseconds for rung in chosen if not rung.method)
+    chosen = [priced[unit.name].all[at % 2 - 1] for at, unit in enumerate(units)]
+    compressed = sum(candidate.nanoseconds for candidate in chosen if candidate.method)
+    left = sum(candidate.nanoseconds for candidate in chosen if not candidate.method)
     assert compressed and left
     slower = (budget.fixed + left + 1.25 * compressed) / budget.dense
     corrected = prices.corrected(chosen, budget, slower)
     assert corrected.scale == pytest.approx(1.25)
     again = corrected.priced(units, ladders)
     for unit in units:
-        for old, new in zip(priced[unit.name].rungs, again[unit.name].rungs, strict=True):
+        for old, new in zip(priced[unit.name].all, again[unit.name].all, strict=True):
             assert new.nanoseconds == pytest.approx((1.25 if old.method else 1) * old.nanoseconds, abs=1)
     assert prices.corrected(chosen, budget, 0.5 * FIXED) is prices
-    assert prices.corrected([rung for rung in chosen if not rung.method], budget, 1.0) is prices
+    assert prices.corrected([candidate for candidate in chosen if not candidate.method], budget, 1.0) is prices
 
 
 @pytest.mark.parametrize(("slower", "keeps"), [(1.0, (0.9, 0.75)), (1.4, (0.95, 0.88))])
@@ -117,13 +120,14 @@ def test_the_plan_takes_the_time_that_was_asked_for(
 
     def took(lm, units, chosen, problems, timed):
         parts = (
-            (slower if rung.method else 1) * sum(nanoseconds(Product(ROWS, *product)) for product in rung.products)
-            for rung in chosen.values()
+            (slower if candidate.method else 1)
+            * sum(nanoseconds(Product(ROWS, *product)) for product in candidate.products)
+            for candidate in chosen.values()
         )
         return (FIXED * whole + sum(parts)) / whole
 
     monkeypatch.setattr(pricing, "profile", lambda *_: profile)
-    monkeypatch.setattr(pricing, "times_on", lambda device: times)
+    monkeypatch.setattr(pricing, "product_times", lambda device: times)
     monkeypatch.setattr(pricing, "relative_latency", took)
     known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
     for keep in keeps:
@@ -147,7 +151,7 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
     lm = BY_NAME["bert-classifier"].lm()
     known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
     units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
-    chosen = {name: ladder.rungs[0] for name, ladder in ladders_of(lm, known).items()}
+    chosen = {name: ladder.all[0] for name, ladder in ladders_of(lm, known).items()}
     problems = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
     seen: list[int] = []
 

@@ -6,24 +6,24 @@ import torch
 from laconic.calibrate import GradCovariance, InputCovariance
 from laconic.compress import Compress, Narrow, Shorten, ShrinkHeads
 from laconic.errors import UserError
-from laconic.formats import Coded, Sparse
+from laconic.formats import PackedCodes, Sparse
 from laconic.methods import METHODS, Gptq, KfacSvd, Magnitude, Plus, Rtn, SparseGpt, Wanda
-from laconic.methods.quantize.size import Quantizing
+from laconic.methods.quantize.base import QuantizationMethod
 from tests.architectures import BY_NAME, outputs
 from tests.compress.test_zeros import data_for
 from tests.matrices import case
 
-QUANTIZERS = [method for method in METHODS if issubclass(method, Quantizing)]
+QUANTIZERS = [method for method in METHODS if issubclass(method, QuantizationMethod)]
 
 
 @pytest.mark.parametrize("method", QUANTIZERS, ids=lambda method: method.name)
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_no_quantizer_fills_a_zero_that_was_chosen(method: type[Quantizing], bits: int) -> None:
+def test_no_quantizer_fills_a_zero_that_was_chosen(method: type[QuantizationMethod], bits: int) -> None:
     matrix = case("pruned", (24, 40))
     for pruner in (Magnitude(sparsity=0.5), Wanda(pattern="2:4"), SparseGpt(sparsity=0.9)):
-        pruned = pruner.compress(matrix.weight, matrix.known)
-        known = type(matrix.known)(matrix.known, pruned.support)
-        result = method(bits=bits).compress(pruned.dense(), known)
+        pruned = pruner.compress(matrix.weight, matrix.stats)
+        stats = type(matrix.stats)(matrix.stats, pruned.support)
+        result = method(bits=bits).compress(pruned.dense(), stats)
         assert result.support is not None
         assert torch.equal(result.support, pruned.support)
         assert not result.dense()[~result.support].any()
@@ -32,14 +32,14 @@ def test_no_quantizer_fills_a_zero_that_was_chosen(method: type[Quantizing], bit
 
 
 @pytest.mark.parametrize("method", QUANTIZERS, ids=lambda method: method.name)
-def test_nor_in_a_model(method: type[Quantizing]) -> None:
+def test_nor_in_a_model(method: type[QuantizationMethod]) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
     Compress(method=Wanda(sparsity=0.5)).apply(lm, data)
     masks = {site.name: site.support for site in lm.sites(("blocks",))}
     Compress(method=method(bits=4, group_size="channel")).apply(lm, data)
     for site in lm.sites(("blocks",)):
-        assert isinstance(site.module, Coded)
+        assert isinstance(site.module, PackedCodes)
         assert torch.equal(site.support, masks[site.name])
         assert not site.weight()[~masks[site.name]].any()
 
@@ -80,7 +80,7 @@ def test_quantizing_follows_every_family(first, name: str) -> None:
     last = Compress(method=Rtn(bits=8, group_size=16))
     last.check(lm)
     last.apply(lm, data)
-    assert all(isinstance(site.module, Coded) for site in lm.sites(("attention", "ffn")))
+    assert all(isinstance(site.module, PackedCodes) for site in lm.sites(("attention", "ffn")))
     assert (outputs(lm.model) - before).norm() < 0.05 * before.norm()
     assert lm.size()[1] < plain
 
@@ -129,4 +129,4 @@ def test_a_sum_is_put_in_place_and_its_factors_count() -> None:
     outcome = Compress(method=Plus(base=Rtn(bits=3, group_size=16)), keep=0.3).apply(lm, data)
     assert outcome.nbytes <= 0.3 * outcome.dense_nbytes
     assert torch.isfinite(outputs(lm.model)).all()
-    assert {InputCovariance, GradCovariance} <= Plus().asks
+    assert {InputCovariance, GradCovariance} <= Plus().required_statistics

@@ -10,7 +10,7 @@ from laconic.formats import Quantized
 from laconic.methods import Rtn
 from laconic.model import LanguageModel
 from laconic.model.scale_folding import find_absorbers
-from laconic.numerics.scaling import powers_of
+from laconic.numerics.scaling import activation_powers
 from laconic.recipe.parse import method_or_step
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -65,7 +65,7 @@ def test_awq_takes_one_power_of_the_activity_for_all_readers() -> None:
     before = first.readers[0].weight().clone()
     AwqScale(bits=3, group_size=8).apply(lm, data)
     ratio = (find_absorbers(lm)[0].readers[0].weight() / before).median(0).values
-    assert any(torch.allclose(ratio, powers_of(x, i / 20), rtol=1e-3) for i in range(20))
+    assert any(torch.allclose(ratio, activation_powers(x, i / 20), rtol=1e-3) for i in range(20))
 
 
 def test_scaled_then_rounded_nothing_is_added() -> None:
@@ -105,5 +105,5 @@ def test_they_are_lines_of_a_recipe_and_their_mistakes_are_sentences() -> None:
         method_or_step("smoothquant:alpha=2", "method")
     with pytest.raises(UserError, match=r"alpha must be in \[0, 1\]"):
         SmoothQuant(alpha=-1)
-    with pytest.raises(UserError, match=r"^bits must be 2 to 8"):
+    with pytest.raises(UserError, match=r"^bits must be in \[2, 8\]"):
         AwqScale(bits=9)

@@ -79,7 +79,7 @@ def test_the_smallest_size_on_the_grid_that_keeps_the_error_is_found() -> None:
     found = search(Svd(multiple=1), targets=(site.name,)).apply(twin(lm), data).plan[site.name]
     errors = {}
     for keep in GRID:
-        method = Svd(multiple=1).at(keep, site.shape)
+        method = Svd(multiple=1).with_keep(keep, site.shape)
         small = twin(lm)
         Compress(method=Svd(), plan={site.name: method}).apply(small, data)
         errors[method] = kl(lm, small, data)

@@ -26,7 +26,7 @@ from laconic.evaluate.macs import macs
 from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
 from laconic.evaluate.speed import fixed_threads
 from laconic.formats import DynamicInt8
-from laconic.formats.int8_kernels import FULL_ONEDNN, KERNELS, Matrix
+from laconic.formats.int8 import FULL_ONEDNN, KERNELS, Int8Matrix
 from laconic.methods import Int8
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, save
@@ -190,7 +190,7 @@ def test_what_int8_kernels_keep_is_in_memory_and_named():
 
 
 def test_what_onednn_packed_has_no_storage_to_follow():
-    kernel = KERNELS[FULL_ONEDNN](Matrix(torch.ones(32, 16, dtype=torch.int8), torch.ones(32)), torch.float32)
+    kernel = KERNELS[FULL_ONEDNN](Int8Matrix(torch.ones(32, 16, dtype=torch.int8), torch.ones(32)), torch.float32)
     with _Alive() as alive:
         kernel(torch.rand(8, 16), None)
     assert 8 * 32 * 4 <= alive.peak < 8 * 32 * 4 * 4

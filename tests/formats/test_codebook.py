@@ -38,7 +38,7 @@ def test_every_code_is_looked_up_in_the_table_of_its_group(bits: int, group: int
     expected = looked_up(codes, tables, group)
     assert torch.equal(layer.dense(), expected)
     which = torch.tensor([12, 0, 7, 7])
-    assert torch.equal(layer.columns(which), expected[:, which])
+    assert torch.equal(layer.decode_columns(which), expected[:, which])
     x = torch.randn(3, IN)
     torch.testing.assert_close(layer(x), x @ expected.T)
     assert layer.nbytes() == -(-OUT * IN * bits // 8) + 2 * tables.numel()
@@ -65,7 +65,7 @@ def test_it_comes_back_from_its_tensors_and_its_spec(group: int | None) -> None:
         file = io.BytesIO()
         torch.save(layer.state_dict(), file)
         file.seek(0)
-        shell = Codebook.shell(**layer.spec()).half()
+        shell = Codebook.empty(**layer.spec()).half()
         shell.load_state_dict(torch.load(file))
         assert torch.equal(shell.dense(), layer.dense())
         assert shell.bias is not None and layer.bias is not None
@@ -76,4 +76,4 @@ def test_as_an_embedding_it_is_read_token_by_token() -> None:
     codes, tables = parts(4, IN)
     layer = Codebook.of(codes, tables, IN)
     tokens = torch.tensor([[0, 12], [5, 5]])
-    assert torch.equal(layer.for_lookup(None)(tokens), layer.dense().T[tokens])
+    assert torch.equal(layer.to_embedding(None)(tokens), layer.dense().T[tokens])

@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import linear
 
 from laconic.formats import Quantized, autotune, int4_kernels
-from laconic.formats.autotune import Choice, Question
-from laconic.formats.int4_kernels import KERNELS, MOST_ROWS, FewBits, Packed, WeightOnly4, group_of
-from laconic.formats.kernels import DTYPES, Dense, Kernel, working
-from laconic.numerics.grid import Spacing, codes_of, fit_grid
+from laconic.formats.autotune import Choice, ProductShape
+from laconic.formats.int4_kernels import KERNELS, MOST_ROWS, Int4Family, Int4Matrix, WeightOnly4, torch_group_size
+from laconic.formats.kernels import DTYPES, DenseKernel, Kernel, working_kernels
+from laconic.numerics.grid import GridSpec, fit_grid, quantize
 
 NAME = "weight-only"
 
@@ -20,8 +20,8 @@ NAME = "weight-only"
 def quantized(out: int = 48, width: int = 256, bits: int = 4, group: int | None = 64, symmetric: bool = False):
     """Of weights that lie to one side, so that the zero points are far from the middle."""
     W = torch.randn(out, width, generator=torch.Generator().manual_seed(out)) + 0.7
-    grid = fit_grid(W, Spacing(bits, group, symmetric))
-    return Quantized.of(codes_of(W, grid), grid, symmetric)
+    grid = fit_grid(W, GridSpec(bits, group, symmetric))
+    return Quantized.of(quantize(W, grid), grid, symmetric)
 
 
 def inputs(rows: int, width: int = 256) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_products_are_those_of_the_matrix(
             y = layer(x)
         assert y.is_contiguous()
         assert apart(y - torch.arange(float(out)), linear(x, layer.dense())) < 5e-3
-    assert set(layer.kernels.values()) == {NAME}
+    assert set(layer.kernel_names.values()) == {NAME}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -75,7 +75,7 @@ def test_columns_may_have_scales_too_large_for_the_inputs(dtype: torch.dtype, mo
 def test_up_to_three_bits_and_symmetric_only_the_scales_are_rounded():
     for bits, symmetric in ((4, True), (3, False), (2, False)):
         layer = quantized(bits=bits, symmetric=symmetric)
-        codes, scales = int4_kernels.shifted(layer.matrix, 64)
+        codes, scales = int4_kernels.to_torch_layout(layer.matrix, 64)
         assert not scales[..., 1].any()
         assert codes.min() >= 0
         assert codes.max() <= 15
@@ -84,7 +84,9 @@ def test_up_to_three_bits_and_symmetric_only_the_scales_are_rounded():
 
 
 def test_groups_that_no_group_of_torchs_divides_are_decoded():
-    assert [group_of(*asked) for asked in ((64, 256), (48, 96), (256, 1408), (None, 96), (512, 1024), (128, 100))] == [
+    assert [
+        torch_group_size(*asked) for asked in ((64, 256), (48, 96), (256, 1408), (None, 96), (512, 1024), (128, 100))
+    ] == [
         64,
         None,
         128,
@@ -92,18 +94,18 @@ def test_groups_that_no_group_of_torchs_divides_are_decoded():
         256,
         None,
     ]
-    assert quantized(group=8).family is None
-    assert quantized(width=100, group=None).family is None
+    assert quantized(group=8).kernel_family is None
+    assert quantized(width=100, group=None).kernel_family is None
     with pytest.raises(RuntimeError, match="no multiple of 32"):
         WeightOnly4(quantized(group=8).matrix)
 
 
 def test_more_bits_and_pruned_matrices_are_decoded():
-    assert quantized(bits=5).family is None
+    assert quantized(bits=5).kernel_family is None
     W = torch.randn(32, 64)
-    grid = fit_grid(W, Spacing(4, 32))
-    assert Quantized.of(codes_of(W, grid), grid, False, mask=W > 0).family is None
-    assert Quantized.of(codes_of(W, grid), grid, False).family is not None
+    grid = fit_grid(W, GridSpec(4, 32))
+    assert Quantized.of(quantize(W, grid), grid, False, mask=W > 0).kernel_family is None
+    assert Quantized.of(quantize(W, grid), grid, False).kernel_family is not None
 
 
 def test_many_rows_and_gradients_get_the_exact_matrix(monkeypatch: pytest.MonkeyPatch):
@@ -115,7 +117,7 @@ def test_many_rows_and_gradients_get_the_exact_matrix(monkeypatch: pytest.Monkey
     assert torch.equal(layer(few), linear(few, layer.dense()))
     layer(few).sum().backward()
     assert few.grad is not None
-    assert (layer.kernels, layer.kept_nbytes) == ({}, 0)
+    assert (layer.kernel_names, layer.kernel_nbytes) == ({}, 0)
 
 
 def test_a_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch):
@@ -125,7 +127,7 @@ def test_a_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch):
     layer, x = quantized(), inputs(3)
     with torch.no_grad():
         assert torch.equal(layer(x), linear(x, layer.dense()))
-    assert layer.kernels == {}
+    assert layer.kernel_names == {}
 
 
 def test_it_says_what_it_keeps_and_decoding_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -135,7 +137,7 @@ def test_it_says_what_it_keeps_and_decoding_keeps_nothing(monkeypatch: pytest.Mo
         before, nbytes = layer.dense(), layer.nbytes()
         with torch.inference_mode():
             layer(inputs(3))
-        assert (layer.kept_nbytes, layer.kernels) == (kept, {4: name})
+        assert (layer.kernel_nbytes, layer.kernel_names) == (kept, {4: name})
         assert torch.equal(layer.dense(), before)
         assert layer.nbytes() == nbytes
 
@@ -146,7 +148,7 @@ def test_what_was_packed_follows_the_tensors(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         layer(x)
         copied, pickled = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
-        other = Quantized.of(15 - codes_of(layer.dense(), layer.grid), layer.grid, False)
+        other = Quantized.of(15 - quantize(layer.dense(), layer.grid), layer.grid, False)
         layer.load_state_dict(other.state_dict())
         assert apart(layer(x), linear(x, other.dense())) < 5e-3
         assert torch.equal(copied(x), pickled(x))
@@ -155,25 +157,25 @@ def test_what_was_packed_follows_the_tensors(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_let_run_is_right_and_what_is_wrong_is_not(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    family = FewBits(4, 32, False)
+    family = Int4Family(4, 32, False)
     matrix = family.example((40, 96), torch.Generator().manual_seed(0))
     x = inputs(20, 96).to(dtype)
-    assert next(iter(working(family, matrix, x))) == "decoded"
+    assert next(iter(working_kernels(family, matrix, x))) == "decoded"
 
     class Swapped(WeightOnly4):
         """As if torch read the two codes of a byte in the other order."""
 
-        def __init__(self, packed: Packed) -> None:
+        def __init__(self, packed: Int4Matrix) -> None:
             super().__init__(packed)
             self._codes = (self._codes >> 4) | (self._codes << 4)
 
     monkeypatch.setattr(int4_kernels, "KERNELS", {**KERNELS, "swapped": lambda m, _: Swapped(m)})
-    assert "swapped" not in working(family, matrix, x)
+    assert "swapped" not in working_kernels(family, matrix, x)
 
 
 class Slow(Kernel):
     def __init__(self, weight: torch.Tensor) -> None:
-        self._dense = Dense(weight)
+        self._dense = DenseKernel(weight)
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         for _ in range(200):
@@ -184,7 +186,7 @@ class Slow(Kernel):
 def test_never_slower_than_decoding_and_never_dense(monkeypatch: pytest.MonkeyPatch):
     slow = {"decoded": KERNELS["decoded"], NAME: lambda m, dtype: Slow(m.dense(dtype))}
     monkeypatch.setattr(int4_kernels, "KERNELS", slow)
-    choice = autotune.measured(FewBits(4, 64, True), Question(4, 256, 256, torch.float32))
+    choice = autotune.choose_kernel(Int4Family(4, 64, True), ProductShape(4, 256, 256, torch.float32))
     assert choice.kernel == "decoded"
     # The dense layer is timed, and far faster.
     assert choice.speedup < 1
@@ -221,19 +223,19 @@ def test_a_dense_layer_that_cannot_be_chosen_rules_nothing_out():
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_example_is_a_matrix_of_its_family(bits: int):
     for group, symmetric in ((32, False), (None, True), (100, False)):
-        matrix = FewBits(bits, group, symmetric).example((7, 97), torch.Generator().manual_seed(0))
-        assert matrix.unpacked.max() < 2**bits
+        matrix = Int4Family(bits, group, symmetric).example((7, 97), torch.Generator().manual_seed(0))
+        assert matrix.unpacked_codes.max() < 2**bits
         assert matrix.dense(torch.float32).isfinite().all()
 
 
 def test_kinds_of_grids_are_measured_apart():
-    names = {quantized(bits=bits, group=group).family.name for bits in (3, 4) for group in (32, 64, None)}
-    assert len(names | {quantized(symmetric=True).family.name}) == 7
+    names = {quantized(bits=bits, group=group).kernel_family.name for bits in (3, 4) for group in (32, 64, None)}
+    assert len(names | {quantized(symmetric=True).kernel_family.name}) == 7
 
 
 def test_small_matrices_are_decoded_unmeasured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(autotune, "measured")
+    monkeypatch.delattr(autotune, "choose_kernel")
     layer, x = quantized(), inputs(2)
     with torch.no_grad():
         assert torch.equal(layer(x), linear(x, layer.dense()))
-    assert layer.kernels == {4: "decoded"}
+    assert layer.kernel_names == {4: "decoded"}

@@ -13,12 +13,12 @@ from torch.nn.functional import linear
 
 from laconic.calibrate import LayerStats
 from laconic.errors import UserError
-from laconic.formats import CodedEmbedding, DynamicInt8, autotune, int8_kernels
-from laconic.formats.autotune import Choice, Question, Table
-from laconic.formats.int8_kernels import INT8, KERNELS, SAFE, Matrix, WholeNumbers
-from laconic.formats.kernels import DTYPES, Kernel, working
+from laconic.formats import DynamicInt8, PackedEmbedding, autotune
+from laconic.formats import int8 as int8_format
+from laconic.formats.autotune import Choice, KernelChoices, ProductShape
+from laconic.formats.int8 import INT8, KERNELS, SAFE, Int8Matrix, WholeNumbers, int8_product, to_levels
+from laconic.formats.kernels import DTYPES, Kernel, working_kernels
 from laconic.methods import Int8
-from laconic.numerics.int8 import int8_product, on_steps
 
 NOTHING = LayerStats([])
 
@@ -31,10 +31,10 @@ def always(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     monkeypatch.setattr("laconic.formats.packed.autotune", lambda family, rows, shape, dtype: Choice(kernel, 1.0))
 
 
-def matrix(out: int = 48, width: int = 128) -> Matrix:
+def matrix(out: int = 48, width: int = 128) -> Int8Matrix:
     generator = torch.Generator().manual_seed(out)
     codes = torch.randint(-128, 128, (out, width), dtype=torch.int8, generator=generator)
-    return Matrix(codes, torch.randn(out, generator=generator) / 100)
+    return Int8Matrix(codes, torch.randn(out, generator=generator) / 100)
 
 
 def test_weights_are_off_by_about_half_a_step():
@@ -53,7 +53,7 @@ def test_weights_are_off_by_about_half_a_step():
 def test_inputs_are_off_by_half_a_step_of_their_own_row(levels: int, size: float, shift: float):
     x = torch.randn(6, 40, generator=torch.Generator().manual_seed(1)) * size + shift
     x[2], x[3] = 0, shift
-    q, low, step = on_steps(x, levels)
+    q, low, step = to_levels(x, levels)
     assert q.min() >= 0
     assert q.max() <= levels * 1.00001
     assert ((low + step * q.round() - x).abs() <= step * 0.5001 + 1e-6 * x.abs().max()).all()
@@ -64,9 +64,11 @@ def test_inputs_are_off_by_half_a_step_of_their_own_row(levels: int, size: float
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_that_is_let_run_computes_what_it_should(name: str, dtype: torch.dtype):
     m, x = matrix(), torch.randn(7, 128, generator=torch.Generator().manual_seed(2)).to(dtype)
-    extreme = Matrix(torch.where(torch.arange(48)[:, None] % 2 == 0, 127, -128).to(torch.int8).repeat(1, 128), m.scale)
+    extreme = Int8Matrix(
+        torch.where(torch.arange(48)[:, None] % 2 == 0, 127, -128).to(torch.int8).repeat(1, 128), m.scale
+    )
     x[0], x[0, 0] = 1, 0
-    if name not in working(INT8, extreme, x):
+    if name not in working_kernels(INT8, extreme, x):
         pytest.skip(f"'{name}' gives no right sums on this processor, or nothing needs it to")
     kernel = KERNELS[name](m, dtype)
     bias = torch.ones(48, dtype=dtype)
@@ -85,47 +87,47 @@ def test_sums_that_overflow_are_found_out(monkeypatch: pytest.MonkeyPatch):
             pairs = levels.round()[:, None] * matrix_of["it"].codes
             return pairs.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1).sum(2) * matrix_of["it"].scale
 
-    m = Matrix(torch.full((8, 64), 127, dtype=torch.int8), torch.rand(8))
+    m = Int8Matrix(torch.full((8, 64), 127, dtype=torch.int8), torch.rand(8))
     x = torch.ones(2, 64)
     x[:, 0] = 0
     matrix_of = {"it": m}
     kernels = {"all": lambda m, dtype: Saturating(m, dtype, 255), "safe": lambda m, dtype: Saturating(m, dtype, SAFE)}
-    monkeypatch.setattr(int8_kernels, "KERNELS", {**kernels, "dense": KERNELS["dense"]})
-    assert list(working(INT8, m, x)) == ["safe", "dense"]
+    monkeypatch.setattr(int8_format, "KERNELS", {**kernels, "dense": KERNELS["dense"]})
+    assert list(working_kernels(INT8, m, x)) == ["safe", "dense"]
 
 
 def test_fewer_levels_are_for_where_all_of_a_byte_overflow():
     codes = torch.randint(-128, 128, (16, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(5))
-    names = set(working(INT8, Matrix(codes // 2, torch.rand(16)), torch.rand(3, 64)))
+    names = set(working_kernels(INT8, Int8Matrix(codes // 2, torch.rand(16)), torch.rand(3, 64)))
     assert not {"onednn", "onednn, 7-bit inputs"} <= names
 
 
 def test_a_kernel_that_this_processor_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch):
-    def lacking(m: Matrix, dtype: torch.dtype) -> Kernel:
+    def lacking(m: Int8Matrix, dtype: torch.dtype) -> Kernel:
         raise RuntimeError("not built")
 
-    monkeypatch.setattr(int8_kernels, "KERNELS", {"lacking": lacking, "dense": KERNELS["dense"]})
-    assert list(working(INT8, matrix(), torch.randn(2, 128))) == ["dense"]
+    monkeypatch.setattr(int8_format, "KERNELS", {"lacking": lacking, "dense": KERNELS["dense"]})
+    assert list(working_kernels(INT8, matrix(), torch.randn(2, 128))) == ["dense"]
 
 
 @pytest.mark.parametrize("offset", [0, 1, 8, 33])
 @pytest.mark.parametrize("rows", [1, 3, 5, 16])
 def test_what_lies_anywhere_in_memory_is_read_as_well(offset: int, rows: int):
     codes = torch.randint(-128, 128, (31 * 192 + 64,), dtype=torch.int8)[offset : offset + 31 * 192].view(31, 192)
-    m = Matrix(codes, torch.rand(31))
+    m = Int8Matrix(codes, torch.rand(31))
     x = torch.randn(rows * 192 + 64).bfloat16()[offset : offset + rows * 192].view(rows, 192)
-    for name, kernel in working(INT8, m, x).items():
+    for name, kernel in working_kernels(INT8, m, x).items():
         y = kernel(x, None).float()
         expected = linear(x.float(), m.dense(torch.float32))
         assert (y - expected).norm() < 0.05 * expected.norm(), name
 
 
 def test_rows_that_torch_would_read_unaligned_are_left_to_others():
-    assert "weight-only" not in working(INT8, matrix(width=96), torch.randn(2, 96))
+    assert "weight-only" not in working_kernels(INT8, matrix(width=96), torch.randn(2, 96))
 
 
 class Slow(Kernel):
-    def __init__(self, m: Matrix, dtype: torch.dtype) -> None:
+    def __init__(self, m: Int8Matrix, dtype: torch.dtype) -> None:
         self._dense = KERNELS["dense"](m, dtype)
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -135,12 +137,12 @@ class Slow(Kernel):
 
 
 def test_what_is_slower_than_dense_is_not_taken(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(int8_kernels, "KERNELS", {"slow": Slow, "dense": KERNELS["dense"]})
-    assert autotune.measured(INT8, Question(16, 512, 512, torch.float32)) == Choice("dense", 1.0)
+    monkeypatch.setattr(int8_format, "KERNELS", {"slow": Slow, "dense": KERNELS["dense"]})
+    assert autotune.choose_kernel(INT8, ProductShape(16, 512, 512, torch.float32)) == Choice("dense", 1.0)
 
 
 def test_a_small_matrix_is_dense_without_a_measurement(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(autotune, "measured")
+    monkeypatch.delattr(autotune, "choose_kernel")
     assert autotune.autotune(INT8, 4, (64, 64), torch.float32) == Choice("dense", 1.0)
 
 
@@ -151,17 +153,19 @@ def test_between_two_numbers_of_rows_the_larger_stands():
 
 def test_an_answer_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(autotune, "measured", lambda family, question: asked.append(question) or Choice("onednn", 2.0))
-    question = Question(16, 512, 256, torch.float32)
-    first, second = Table(tmp_path / "t.json"), Table(tmp_path / "t.json")
-    assert [table.choice(INT8, question, {"threads": 1}) for table in (first, first, second)] == [
+    monkeypatch.setattr(
+        autotune, "choose_kernel", lambda family, question: asked.append(question) or Choice("onednn", 2.0)
+    )
+    question = ProductShape(16, 512, 256, torch.float32)
+    first, second = KernelChoices(tmp_path / "t.json"), KernelChoices(tmp_path / "t.json")
+    assert [table.lookup(INT8, question, {"threads": 1}) for table in (first, first, second)] == [
         Choice("onednn", 2.0)
     ] * 3
     assert asked == [question]
     stored = json.loads((tmp_path / "t.json").read_text())
     assert stored["kernels"] == {"int8 16x512x256 float32": {"kernel": "onednn", "speedup": 2.0}}
     (tmp_path / "t.json").write_text("{")
-    assert Table(tmp_path / "t.json").choice(INT8, question, {}) == Choice("onednn", 2.0)
+    assert KernelChoices(tmp_path / "t.json").lookup(INT8, question, {}) == Choice("onednn", 2.0)
     assert len(asked) == 2
 
 
@@ -216,7 +220,7 @@ def test_zeros_stay_zero_and_only_the_others_are_stored():
     assert torch.equal(layer.support, support)
     assert layer.nbytes() == int(support.sum()) + 24 * 40 // 8 + 2 * 24
     assert layer.count == int(support.sum())
-    torch.testing.assert_close(layer.columns(torch.tensor([3, 0])), layer.dense()[:, [3, 0]])
+    torch.testing.assert_close(layer.decode_columns(torch.tensor([3, 0])), layer.dense()[:, [3, 0]])
 
 
 def test_what_was_packed_follows_the_tensors(monkeypatch: pytest.MonkeyPatch):
@@ -237,10 +241,10 @@ def test_it_says_what_its_kernels_keep(monkeypatch: pytest.MonkeyPatch):
     for name, kept in sizes.items():
         always(monkeypatch, name)
         layer = int8(torch.randn(32, 128))
-        assert (layer.kept_nbytes, layer.kernels) == (0, {})
+        assert (layer.kernel_nbytes, layer.kernel_names) == (0, {})
         with torch.inference_mode():
             layer(torch.randn(3, 128))
-        assert (layer.kept_nbytes, layer.kernels) == (kept, {4: name})
+        assert (layer.kernel_nbytes, layer.kernel_names) == (kept, {4: name})
 
 
 def test_half_precision_comes_out_as_it_went_in(monkeypatch: pytest.MonkeyPatch):
@@ -257,8 +261,8 @@ def test_half_precision_comes_out_as_it_went_in(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_word_embedding_is_looked_up():
     layer = int8(torch.randn(16, 30))
-    embedding = layer.for_lookup(padding_idx=0)
-    assert isinstance(embedding, CodedEmbedding)
+    embedding = layer.to_embedding(padding_idx=0)
+    assert isinstance(embedding, PackedEmbedding)
     torch.testing.assert_close(embedding(torch.tensor([[3, 7]])), layer.dense().T[torch.tensor([[3, 7]])])
 
 

@@ -15,7 +15,7 @@ from laconic.formats import (
     Sparse,
     Sum,
     dense_weight,
-    divided,
+    split_rows,
     weight_macs,
     weight_nbytes,
 )
@@ -55,12 +55,12 @@ def test_bias_is_a_copy() -> None:
 
 def test_lookup_is_the_transposed_matrix_row_by_row() -> None:
     A, B = factors()
-    table = LowRank.of(A, B).for_lookup(padding_idx=2)
+    table = LowRank.of(A, B).to_embedding(padding_idx=2)
     tokens = torch.tensor([[0, 8], [3, 3]])
     torch.testing.assert_close(table(tokens), (A @ B).T[tokens])
     torch.testing.assert_close(table.dense(), A @ B)
     assert table.shape == (OUT, IN)
-    assert table.for_lookup(None) is table
+    assert table.to_embedding(None) is table
     with pytest.raises(ValueError, match="no bias"):
         table.set_bias(torch.zeros(OUT))
 
@@ -68,7 +68,7 @@ def test_lookup_is_the_transposed_matrix_row_by_row() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nbytes_is_what_is_stored(dtype: torch.dtype) -> None:
     linear = LowRank.of(*factors(dtype))
-    for format in (linear, linear.for_lookup(None)):
+    for format in (linear, linear.to_embedding(None)):
         stored = sum(tensor.nbytes for tensor in format.state_dict().values())
         assert format.nbytes() == stored == (OUT + IN) * RANK * dtype.itemsize
 
@@ -77,7 +77,7 @@ def test_macs() -> None:
     linear = LowRank.of(*factors())
     assert linear.macs() == (OUT + IN) * RANK
     # Looking a row up multiplies nothing.
-    assert linear.for_lookup(None).macs() == OUT * RANK
+    assert linear.to_embedding(None).macs() == OUT * RANK
     assert weight_macs(nn.Linear(IN, OUT)) == weight_nbytes(nn.Linear(IN, OUT)) / 4 == OUT * IN
 
 
@@ -86,8 +86,8 @@ def test_macs() -> None:
 def test_a_shell_of_its_spec_receives_the_tensors(lookup: bool, bias: bool) -> None:
     linear = LowRank.of(*factors())
     linear.set_bias(torch.ones(OUT, dtype=torch.float64) if bias and not lookup else None)
-    format: Format = linear.for_lookup(1) if lookup else linear
-    shell = type(format).shell(**format.spec()).double()
+    format: Format = linear.to_embedding(1) if lookup else linear
+    shell = type(format).empty(**format.spec()).double()
     shell.load_state_dict(format.state_dict())
     assert shell.spec() == format.spec()
     torch.testing.assert_close(shell.dense(), format.dense(), rtol=0, atol=0)
@@ -111,14 +111,14 @@ def test_a_factor_may_be_a_format() -> None:
 
 def examples() -> dict[type[Format], Format]:
     linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
-    sparse, (_, reader) = Sparse.of(weight, weight > 0), divided(linear, (2, OUT - 2))
+    sparse, (_, reader) = Sparse.of(weight, weight > 0), split_rows(linear, (2, OUT - 2))
     constant = Constant(OUT, IN, bias=False).half()
     coded = Rtn(bits=4).compress(weight, LayerStats())
     tables = Codebook.of(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
     eights = Int8().compress(weight, LayerStats())
     single = (linear, reader, sparse, Dense.of(weight), constant, coded, tables, eights)
     some: tuple[Format, ...] = (*single, Sum.of(sparse, linear))
-    looked_up = [format.for_lookup(None) for format in (linear, sparse, coded)]
+    looked_up = [format.to_embedding(None) for format in (linear, sparse, coded)]
     return {type(format): format for format in (*some, *looked_up)}
 
 
@@ -127,7 +127,7 @@ def test_every_format_leaves_a_tombstone(kind: type[Format]) -> None:
     format = examples()[kind]
     assert format.state_dict()["weight"].shape == (0,)
     assert format.weight.dtype == torch.float16
-    assert all(reader in dict(format.named_children()) for reader in kind.readers)
+    assert all(reader in dict(format.named_children()) for reader in kind.input_modules)
 
 
 def test_kinds_are_distinct() -> None:

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from laconic.formats import CodedEmbedding, LowRank, Quantized, Sum
-from laconic.numerics.grid import Spacing, codes_of, fit_grid, values_of
+from laconic.formats import LowRank, PackedEmbedding, Quantized, Sum
+from laconic.numerics.grid import GridSpec, dequantize, fit_grid, quantize
 
-EIGHTS = Spacing(3, 8)
+EIGHTS = GridSpec(3, 8)
 
 
 def quantized(
-    shape: tuple[int, int] = (12, 20), spacing: Spacing = EIGHTS, mask: torch.Tensor | None = None
+    shape: tuple[int, int] = (12, 20), spacing: GridSpec = EIGHTS, mask: torch.Tensor | None = None
 ) -> Quantized:
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     grid = fit_grid(W, spacing, keep=mask)
-    return Quantized.of(codes_of(W, grid), grid, spacing.symmetric, mask=mask)
+    return Quantized.of(quantize(W, grid), grid, spacing.symmetric, mask=mask)
 
 
 def half_of(shape: tuple[int, int] = (12, 20)) -> torch.Tensor:
@@ -27,9 +27,9 @@ def half_of(shape: tuple[int, int] = (12, 20)) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(12, 20), (1, 20), (7, 20)])
 def test_it_is_exactly_what_its_codes_stand_for(bits: int, group: int | None, symmetric: bool, shape) -> None:
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    grid = fit_grid(W, Spacing(bits, group, symmetric))
-    layer = Quantized.of(codes_of(W, grid), grid, symmetric)
-    assert torch.equal(layer.dense(), values_of(codes_of(W, grid), grid))
+    grid = fit_grid(W, GridSpec(bits, group, symmetric))
+    layer = Quantized.of(quantize(W, grid), grid, symmetric)
+    assert torch.equal(layer.dense(), dequantize(quantize(W, grid), grid))
     grids = 1 if group is None else shape[0] * -(-20 // group)
     zeros = 0 if symmetric else -(-grids * bits // 8)
     assert layer.nbytes() == -(-W.numel() * bits // 8) + 2 * grids + zeros
@@ -49,7 +49,7 @@ def test_with_a_mask_the_others_are_zero_and_have_no_codes() -> None:
 def test_no_bit_of_it_is_lost_in_a_state_dict() -> None:
     layer = quantized(mask=half_of())
     layer.set_bias(torch.arange(12.0))
-    again = Quantized.shell(**layer.spec())
+    again = Quantized.empty(**layer.spec())
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again.dense(), layer.dense())
     assert again.bias is not None
@@ -70,8 +70,8 @@ def test_a_gradient_passes_through_it_and_reaches_the_bias_alone() -> None:
 @pytest.mark.parametrize("masked", [True, False])
 def test_looked_up_it_is_the_columns(masked: bool) -> None:
     matrix = quantized(mask=half_of() if masked else None)
-    embedding = matrix.for_lookup(padding_idx=0)
-    assert isinstance(embedding, CodedEmbedding)
+    embedding = matrix.to_embedding(padding_idx=0)
+    assert isinstance(embedding, PackedEmbedding)
     tokens = torch.tensor([[0, 19, 3], [3, 3, 7]])
     assert torch.equal(embedding(tokens), matrix.dense().T[tokens])
     assert embedding.nbytes() == matrix.nbytes()
@@ -95,7 +95,7 @@ def test_a_sum_adds() -> None:
     assert layer.nbytes() == quantized().nbytes() + low.nbytes()
     assert layer.macs() == 12 * 20 + 3 * 32
     tokens = torch.tensor([0, 5, 19])
-    assert torch.allclose(Sum.of(quantized(), low).for_lookup(None)(tokens), layer.dense().T[tokens], atol=1e-5)
+    assert torch.allclose(Sum.of(quantized(), low).to_embedding(None)(tokens), layer.dense().T[tokens], atol=1e-5)
     with pytest.raises(ValueError, match="cannot be added"):
         Sum.of(quantized((12, 24)), low)
 
@@ -103,9 +103,9 @@ def test_a_sum_adds() -> None:
 def test_held_it_computes_the_same_and_keeps_nothing_afterwards() -> None:
     layer, x = quantized(), torch.randn(5, 20)
     before, fresh = layer(x), set(layer.state_dict())
-    with layer.held():
+    with layer.keep_decoded():
         assert torch.equal(layer(x), before)
         assert set(layer.state_dict()) == fresh
     with torch.no_grad():
-        layer.recode(torch.zeros(layer.shape))
+        layer.requantize(torch.zeros(layer.shape))
     assert not torch.equal(layer(x), before)

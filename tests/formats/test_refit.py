@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.formats import Codebook, Constant, Dense, Format, LowRank, LowRankReader, Sparse, Sum, divided
+from laconic.formats import Codebook, Constant, Dense, Format, LowRank, LowRankReader, Sparse, Sum, split_rows
 from laconic.methods import Int8, Rtn
 
 SHAPE = (12, 20)
@@ -95,7 +95,7 @@ def test_values_on_a_mask_are_those_of_least_squares() -> None:
 
 def test_a_reader_moves_its_own_factor_alone() -> None:
     A, B = factors()
-    owner, reader = divided(LowRank.of(A, B), (7, 5))
+    owner, reader = split_rows(LowRank.of(A, B), (7, 5))
     assert isinstance(reader, LowRankReader)
     first = owner.dense().clone()
     reader.refit(matrix(4)[7:], moment())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import UserError
-from laconic.formats import Format, LowRank, LowRankReader, divided
+from laconic.formats import Format, LowRank, LowRankReader, split_rows
 
 ROWS, IN, RANK = (4, 4, 2), 9, 3
 
@@ -16,7 +16,7 @@ def made(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, tuple[Form
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(sum(ROWS), RANK, generator=generator, dtype=dtype)
     B = torch.randn(RANK, IN, generator=generator, dtype=dtype)
-    return A, B, divided(LowRank.of(A, B), ROWS)
+    return A, B, split_rows(LowRank.of(A, B), ROWS)
 
 
 class Counting(nn.Module):
@@ -94,7 +94,7 @@ def test_nothing_is_held_once_every_layer_has_asked() -> None:
         part(x)
     owner = parts[0]
     assert isinstance(owner, LowRank)
-    assert owner._latent._latest is None
+    assert owner._product._latest is None
 
 
 def test_a_copy_of_the_model_reads_from_the_copy() -> None:
@@ -110,6 +110,6 @@ def test_a_copy_of_the_model_reads_from_the_copy() -> None:
 def test_reading_from_what_has_no_factor_to_share_is_one_sentence() -> None:
     _, _, parts = made()
     with pytest.raises(UserError, match="reads from a 'low-rank'; got a 'low-rank-reader'"):
-        LowRankReader(4, IN, RANK, bias=False).read_from(parts[1])
+        LowRankReader(4, IN, RANK, bias=False).set_source(parts[1])
     with pytest.raises(UserError, match="stands alone"):
-        parts[0].read_from(parts[0])
+        parts[0].set_source(parts[0])

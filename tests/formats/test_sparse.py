@@ -59,7 +59,7 @@ def test_forward_is_the_product_with_the_zeros(pattern: tuple[int, int] | None) 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_nbytes_is_what_is_stored(pattern: tuple[int, int] | None, dtype: torch.dtype) -> None:
-    for layer in (sparse(pattern, dtype, bias=False), sparse(pattern, dtype, bias=False).for_lookup(None)):
+    for layer in (sparse(pattern, dtype, bias=False), sparse(pattern, dtype, bias=False).to_embedding(None)):
         stored = layer.state_dict()
         assert set(stored) == {"weight", "values", "bits"}
         assert stored["values"].dim() == 1
@@ -81,9 +81,9 @@ def test_half_zeros_of_float32_are_53_percent_of_the_bytes() -> None:
 def test_a_shell_of_its_spec_receives_the_tensors(
     pattern: tuple[int, int] | None, dtype: torch.dtype, lookup: bool
 ) -> None:
-    layer: Format = sparse(pattern, dtype).for_lookup(1) if lookup else sparse(pattern, dtype)
-    shell = type(layer).shell(**layer.spec()).to(dtype)
-    assert isinstance(shell, Masked) and isinstance(layer, Masked) and shell.packed
+    layer: Format = sparse(pattern, dtype).to_embedding(1) if lookup else sparse(pattern, dtype)
+    shell = type(layer).empty(**layer.spec()).to(dtype)
+    assert isinstance(shell, Masked) and isinstance(layer, Masked) and shell.is_packed
     assert shell.spec() == layer.spec()
     assert shell.nbytes() == layer.nbytes()
     # As transformers does: every tensor is put in its place, then the layer is told.
@@ -96,7 +96,7 @@ def test_a_shell_of_its_spec_receives_the_tensors(
     filled.unpack()
     shell.load_state_dict(layer.state_dict())
     for loaded in (filled, shell):
-        assert not loaded.packed
+        assert not loaded.is_packed
         assert torch.equal(bits_of(loaded.dense()), bits_of(layer.dense()))
         assert torch.equal(loaded.support, layer.support)
         assert loaded.bias is layer.bias or torch.equal(loaded.bias, layer.bias)
@@ -109,7 +109,7 @@ def test_masks_of_any_shape_come_back(rows: int, columns: int, sparsity: float, 
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(rows, columns, generator=generator) >= sparsity
     layer = Sparse.of(torch.where(mask, torch.randn(rows, columns, generator=generator), 0), mask)
-    shell = Sparse.shell(**layer.spec())
+    shell = Sparse.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(shell.dense(), layer.dense())
     assert torch.equal(shell.support, mask)
@@ -121,7 +121,7 @@ def test_nothing_or_everything_may_be_kept(keeps: bool, pattern: tuple[int, int]
     mask = torch.full((OUT, IN), keeps)
     layer = Sparse.of(torch.where(mask, matrix(), 0), mask, pattern)
     assert layer.pattern is None
-    shell = Sparse.shell(**layer.spec())
+    shell = Sparse.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(shell.dense(), torch.where(mask, matrix(), 0))
     x = torch.randn(2, IN)
@@ -138,7 +138,7 @@ def test_what_equality_hides_survives() -> None:
     weight[tuple((~mask).nonzero()[0].tolist())] = -0.0
     weight[tuple((~mask).nonzero()[1].tolist())] = math.nan
     layer = Sparse.of(weight, mask)
-    shell = Sparse.shell(**layer.spec())
+    shell = Sparse.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(bits_of(shell.dense()[mask]), bits_of(weight[mask]))
     assert torch.equal(bits_of(shell.dense()[~mask]), bits_of(torch.zeros(int((~mask).sum()))))
@@ -155,7 +155,7 @@ def test_a_pattern_that_earlier_zeros_break_becomes_a_bitmask() -> None:
 
 @pytest.mark.parametrize("lookup", [False, True])
 def test_zeros_are_held_while_it_is_trained(lookup: bool) -> None:
-    layer = sparse().for_lookup(None) if lookup else sparse()
+    layer = sparse().to_embedding(None) if lookup else sparse()
     assert isinstance(layer, (Sparse, SparseEmbedding))
     before = layer.dense().detach().clone()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
@@ -168,7 +168,7 @@ def test_zeros_are_held_while_it_is_trained(lookup: bool) -> None:
     mask = mask_of(None)
     assert torch.equal(bits_of(layer.dense().detach()[~mask]), bits_of(torch.zeros(int((~mask).sum()))))
     assert (layer.dense() != before)[mask].all()
-    shell = type(layer).shell(**layer.spec())
+    shell = type(layer).empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(shell.dense(), layer.dense())
 
@@ -201,12 +201,12 @@ def test_tensors_that_do_not_fit_are_refused(wrong: str) -> None:
     with pytest.raises(RuntimeError, match="are there"):
         sparse().load_state_dict(state)
     with pytest.raises(RuntimeError, match="are there"):
-        Sparse.shell(**layer.spec()).load_state_dict(state)
+        Sparse.empty(**layer.spec()).load_state_dict(state)
 
 
 def test_a_damaged_file_is_refused() -> None:
     layer = sparse()
-    shell = Sparse.shell(**layer.spec())
+    shell = Sparse.empty(**layer.spec())
     assert shell.bits is not None
     shell.bits.zero_()
     with pytest.raises(UserError, match="keeps 0 weights by its mask"):
@@ -216,7 +216,7 @@ def test_a_damaged_file_is_refused() -> None:
 def test_a_damaged_pattern_is_refused() -> None:
     """Three bits of ones are 7; the combinations of 2:4 have the numbers 0 to 5."""
     layer = sparse((2, 4))
-    shell = Sparse.shell(**layer.spec())
+    shell = Sparse.empty(**layer.spec())
     assert shell.bits is not None
     shell.bits.fill_(255)
     with pytest.raises(UserError, match="a group that is no combination of 2 of 4: the file is damaged"):
@@ -266,13 +266,13 @@ def test_inside_another_model_the_names_are_the_whole_path() -> None:
 
 
 def test_lookup_is_the_transposed_matrix_row_by_row() -> None:
-    table = sparse((2, 4), bias=False).for_lookup(padding_idx=2)
+    table = sparse((2, 4), bias=False).to_embedding(padding_idx=2)
     tokens = torch.tensor([[0, 11], [3, 3]])
     W = torch.where(mask_of((2, 4)), matrix(), 0)
     assert torch.equal(table(tokens), W.T[tokens])
     assert table.shape == (OUT, IN)
     assert table.macs() == 0
-    assert table.for_lookup(None) is table
+    assert table.to_embedding(None) is table
     with pytest.raises(ValueError, match="no bias"):
         table.set_bias(torch.zeros(OUT))
 
@@ -284,8 +284,8 @@ def test_a_plain_matrix_with_a_bias_of_its_own() -> None:
     assert layer.nbytes() == OUT * IN * 4
     assert layer.macs() == OUT * IN
     assert layer.support is None
-    shell = Dense.shell(**layer.spec())
+    shell = Dense.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(shell.dense(), matrix())
     with pytest.raises(ValueError, match="no bias"):
-        layer.for_lookup(None)
+        layer.to_embedding(None)

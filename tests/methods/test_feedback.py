@@ -9,39 +9,41 @@ from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError
 from laconic.formats import Quantized
 from laconic.methods import METHODS, Gptq, Rtn, Yaqa
-from laconic.methods.quantize.feedback import Feedback
-from laconic.methods.quantize.size import Quantizing
-from laconic.numerics.loss import quadratic_loss
+from laconic.methods.quantize.base import QuantizationMethod
+from laconic.methods.quantize.gptq import FeedbackQuantization
 from laconic.numerics.masks import keep_in_matrix
-from tests.matrices import Case, case, known_of
+from laconic.numerics.moments import quadratic_loss
+from tests.matrices import Case, case, stats_of
 
 BOTH = pytest.mark.parametrize("method", [Gptq(bits=3, group_size=16), Yaqa(bits=3, group_size=16)], ids=repr)
-QUANTIZERS = [method for method in METHODS if issubclass(method, Quantizing)]
+QUANTIZERS = [method for method in METHODS if issubclass(method, QuantizationMethod)]
 
 
 def pruned(matrix: Case, sparsity: float = 0.5) -> Case:
     """The same after an earlier step chose zeros."""
     mask = keep_in_matrix(matrix.weight.abs(), sparsity)
-    return Case(matrix.name, matrix.weight * mask, LayerStats(matrix.known, mask))
+    return Case(matrix.name, matrix.weight * mask, LayerStats(matrix.stats, mask))
 
 
-def loss(matrix: Case, method: Quantizing) -> float:
-    error = matrix.weight.double() - method.compress(matrix.weight, matrix.known).dense().double()
-    return quadratic_loss(error, matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix)
+def loss(matrix: Case, method: QuantizationMethod) -> float:
+    error = matrix.weight.double() - method.compress(matrix.weight, matrix.stats).dense().double()
+    return quadratic_loss(error, matrix.stats[GradCovariance].matrix, matrix.stats[InputCovariance].matrix)
 
 
 @pytest.mark.parametrize("kind", QUANTIZERS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("group_size", [16, "channel", "tensor"])
-def test_no_quantizer_fills_a_zero_that_was_chosen(kind: type[Quantizing], bits: int, group_size: int | str) -> None:
+def test_no_quantizer_fills_a_zero_that_was_chosen(
+    kind: type[QuantizationMethod], bits: int, group_size: int | str
+) -> None:
     matrix = pruned(case("zeros", (24, 40)))
     fields = {"bits": bits, "group_size": group_size}
     method = kind(**{name: value for name, value in fields.items() if name in kind.__dataclass_fields__})
     if not method.has_size:
-        method = method.at(1.0, (24, 40))
-    mask = matrix.known.support
+        method = method.with_keep(1.0, (24, 40))
+    mask = matrix.stats.support
     assert mask is not None
-    result = method.compress(matrix.weight, matrix.known)
+    result = method.compress(matrix.weight, matrix.stats)
     assert not result.dense()[~mask].any()
     assert result.support is not None
     assert torch.equal(result.support, mask)
@@ -53,7 +55,7 @@ def correlated() -> Case:
     generator = torch.Generator().manual_seed(3)
     x, g = (torch.randn(400, n, generator=generator) + 2 * torch.randn(400, 1, generator=generator) for n in (64, 48))
     mixing = torch.randn(64, 64, generator=generator) / 8
-    return Case(matrix.name, matrix.weight, known_of(x @ mixing, g))
+    return Case(matrix.name, matrix.weight, stats_of(x @ mixing, g))
 
 
 def test_on_what_was_pruned_feedback_beats_nearest_and_two_sides_beat_one() -> None:
@@ -65,32 +67,32 @@ def test_on_what_was_pruned_feedback_beats_nearest_and_two_sides_beat_one() -> N
 
 @BOTH
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9])
-def test_counts_of_zeros_are_exact_and_so_are_the_bytes(method: Feedback, sparsity: float) -> None:
+def test_counts_of_zeros_are_exact_and_so_are_the_bytes(method: FeedbackQuantization, sparsity: float) -> None:
     matrix = case("counted", (24, 40))
     both = replace(method, sparsity=sparsity)
-    result = both.compress(matrix.weight, matrix.known)
+    result = both.compress(matrix.weight, matrix.stats)
     assert isinstance(result, Quantized)
     assert result.support is not None
     assert int((~result.support).sum()) == round(sparsity * 960)
     assert not result.dense()[~result.support].any()
-    assert result.nbytes() == both.nbytes_at(3, (24, 40))
+    assert result.nbytes() == both.with_bits(3).nbytes_for((24, 40), torch.float32)
 
 
 @BOTH
-def test_patterns_hold_in_every_group(method: Feedback) -> None:
+def test_patterns_hold_in_every_group(method: FeedbackQuantization) -> None:
     matrix = case("pattern", (24, 40))
     both = replace(method, pattern="2:4")
-    result = both.compress(matrix.weight, matrix.known)
+    result = both.compress(matrix.weight, matrix.stats)
     assert result.support is not None
     assert (result.support.view(-1, 4).sum(1) == 2).all()
-    assert result.nbytes() == both.nbytes_at(3, (24, 40))
+    assert result.nbytes() == both.with_bits(3).nbytes_for((24, 40), torch.float32)
 
 
 @BOTH
-def test_zeros_of_an_earlier_step_count(method: Feedback) -> None:
+def test_zeros_of_an_earlier_step_count(method: FeedbackQuantization) -> None:
     matrix = pruned(case("earlier", (24, 40)), 0.3)
-    before = matrix.known.support
-    result = replace(method, sparsity=0.5).compress(matrix.weight, matrix.known)
+    before = matrix.stats.support
+    result = replace(method, sparsity=0.5).compress(matrix.weight, matrix.stats)
     assert before is not None
     assert result.support is not None
     assert int((~result.support).sum()) == 480
@@ -98,73 +100,77 @@ def test_zeros_of_an_earlier_step_count(method: Feedback) -> None:
 
 
 @BOTH
-def test_zeros_and_rounding_are_made_up_for_together(method: Feedback) -> None:
+def test_zeros_and_rounding_are_made_up_for_together(method: FeedbackQuantization) -> None:
     """Less is lost than by the same mask and rounding, with no weight moved for the zeros."""
     matrix = correlated()
     both = replace(method, sparsity=0.5)
-    mask = both.compress(matrix.weight, matrix.known).support
+    mask = both.compress(matrix.weight, matrix.stats).support
     assert mask is not None
-    cut = method.compress(matrix.weight * mask, LayerStats(matrix.known, mask)).dense().double()
-    F, C = matrix.known[GradCovariance].matrix, matrix.known[InputCovariance].matrix
+    cut = method.compress(matrix.weight * mask, LayerStats(matrix.stats, mask)).dense().double()
+    F, C = matrix.stats[GradCovariance].matrix, matrix.stats[InputCovariance].matrix
     assert loss(matrix, both) < 0.8 * quadratic_loss(matrix.weight.double() - cut, F, C)
 
 
 @BOTH
-def test_sparsity_is_no_size(method: Feedback) -> None:
+def test_sparsity_is_no_size(method: FeedbackQuantization) -> None:
     shape, unsized = (24, 40), replace(method, bits=None, sparsity=0.5)
     assert not unsized.has_size
-    sized = unsized.at(0.15, shape)
-    assert isinstance(sized, Feedback)
+    sized = unsized.with_keep(0.15, shape)
+    assert isinstance(sized, FeedbackQuantization)
     assert sized.bits is not None
     assert sized.sparsity == 0.5
-    assert sized.nbytes_at(sized.bits, shape) <= 0.15 * 960 * 4 < sized.nbytes_at(sized.bits + 1, shape)
+    assert (
+        sized.with_bits(sized.bits).nbytes_for(shape, torch.float32)
+        <= 0.15 * 960 * 4
+        < sized.with_bits(sized.bits + 1).nbytes_for(shape, torch.float32)
+    )
     matrix = case("sparse ladder", shape)
-    rungs = unsized.candidates(matrix.weight, matrix.known).rungs
-    assert [rung.parameters for rung in rungs] == [480] * 7 + [960]
-    for rung in rungs[:-1:3]:
-        assert isinstance(rung.method, Feedback)
-        assert rung.loss == pytest.approx(loss(matrix, rung.method), rel=1e-3)
-        assert rung.nbytes == rung.method.compress(matrix.weight, matrix.known).nbytes()
+    candidates = unsized.candidates(matrix.weight, matrix.stats).all
+    assert [candidate.parameters for candidate in candidates] == [480] * 7 + [960]
+    for candidate in candidates[:-1:3]:
+        assert isinstance(candidate.method, FeedbackQuantization)
+        assert candidate.loss == pytest.approx(loss(matrix, candidate.method), rel=1e-3)
+        assert candidate.nbytes == candidate.method.compress(matrix.weight, matrix.stats).nbytes()
 
 
 @pytest.mark.parametrize("kind", [Gptq, Yaqa])
-def test_an_embedding_and_a_wide_head(kind: type[Feedback]) -> None:
+def test_an_embedding_and_a_wide_head(kind: type[FeedbackQuantization]) -> None:
     """The moment of one-hot inputs is diagonal, and so is that of more outputs than fit."""
     matrix = case("full", (24, 40))
-    F, C = matrix.known[GradCovariance], matrix.known[InputCovariance]
+    F, C = matrix.stats[GradCovariance], matrix.stats[InputCovariance]
     thin_F = GradCovariance.restored(F.total.diagonal().clone(), F.count)
     thin_C = InputCovariance.restored(C.total.diagonal().clone(), C.count)
-    for known in (LayerStats([thin_C, F]), LayerStats([C, thin_F]), LayerStats([thin_C, thin_F])):
-        here = Case("thin", matrix.weight, known)
+    for stats in (LayerStats([thin_C, F]), LayerStats([C, thin_F]), LayerStats([thin_C, thin_F])):
+        here = Case("thin", matrix.weight, stats)
         result = loss(here, kind(bits=3, group_size=16))
         nearest = loss(here, Rtn(bits=3, group_size=16))
-        feeds = known[InputCovariance].matrix.ndim == 2 or (kind is Yaqa and known[GradCovariance].matrix.ndim == 2)
+        feeds = stats[InputCovariance].matrix.ndim == 2 or (kind is Yaqa and stats[GradCovariance].matrix.ndim == 2)
         assert result < nearest if feeds else result == nearest
-        assert kind(bits=3, sparsity=0.5).compress(here.weight, known).support is not None
+        assert kind(bits=3, sparsity=0.5).compress(here.weight, stats).support is not None
 
 
 def test_gptq_asks_for_no_gradients_even_where_it_prunes() -> None:
     matrix = case("inputs alone", (24, 40))
-    known = LayerStats([matrix.known[InputCovariance]])
-    assert Gptq(bits=4, sparsity=0.5).compress(matrix.weight, known).support is not None
-    assert Gptq(bits=4, act_order=False).compress(matrix.weight, known).dense().isfinite().all()
+    stats = LayerStats([matrix.stats[InputCovariance]])
+    assert Gptq(bits=4, sparsity=0.5).compress(matrix.weight, stats).support is not None
+    assert Gptq(bits=4, act_order=False).compress(matrix.weight, stats).dense().isfinite().all()
 
 
 @BOTH
-def test_mistakes_are_one_sentence(method: Feedback) -> None:
+def test_mistakes_are_one_sentence(method: FeedbackQuantization) -> None:
     for changed, sentence in (
         ({"sparsity": 1.0}, f"{method.name}.sparsity must be in"),
         ({"pattern": "4:2"}, f"{method.name}.pattern must be N:M"),
         ({"pattern": "2:4", "sparsity": 0.5}, f"{method.name} takes either sparsity or pattern"),
-        ({"damping": 0.0}, f"{method.name}.damping must be above 0"),
+        ({"damping": 0.0}, f"{method.name}.damping must be in"),
     ):
         with pytest.raises(UserError, match=sentence):
             replace(method, **changed)
     matrix = case("odd", (24, 40))
     with pytest.raises(UserError, match=f"{method.name}.pattern must be of a group that divides"):
-        replace(method, pattern="2:7").compress(matrix.weight, matrix.known)
+        replace(method, pattern="2:7").compress(matrix.weight, matrix.stats)
     with pytest.raises(UserError, match=f"{method.name} cannot"):
-        method.compress(torch.full((24, 40), torch.nan), matrix.known)
+        method.compress(torch.full((24, 40), torch.nan), matrix.stats)
 
 
 def test_shrink_is_a_fraction() -> None:

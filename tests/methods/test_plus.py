@@ -8,26 +8,26 @@ import torch
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError
-from laconic.formats import Coded, LowRank, Sum
+from laconic.formats import LowRank, PackedCodes, Sum
 from laconic.methods import Gptq, Int8, KfacSvd, Magnitude, Method, Plus, Rtn, SparseGpt, Svd
-from laconic.methods.spelling import method_from, spell
-from laconic.numerics.loss import quadratic_loss
+from laconic.methods.notation import parse_method, to_config
+from laconic.numerics.moments import quadratic_loss
 from tests.matrices import Case, case
 
 WIDE = case("plus", (48, 64))
 
 
 def loss_of(method: Method, of: Case = WIDE) -> float:
-    error = of.weight.double() - method.compress(of.weight, of.known).dense().double()
-    return quadratic_loss(error, of.known[GradCovariance].matrix, of.known[InputCovariance].matrix)
+    error = of.weight.double() - method.compress(of.weight, of.stats).dense().double()
+    return quadratic_loss(error, of.stats[GradCovariance].matrix, of.stats[InputCovariance].matrix)
 
 
 def test_what_is_left_of_the_base_is_made_up_for_in_closed_form() -> None:
     """One round, base first, factors as they are: S + SVD_r of W − S in the norm of F and C."""
     base, residual = Rtn(bits=3), KfacSvd(rank=4)
-    result = Plus(base=base, residual=residual, rounds=1, factor_bits=None).compress(WIDE.weight, WIDE.known)
-    S = base.compress(WIDE.weight, WIDE.known).dense()
-    expected = S + residual.compress(WIDE.weight - S, WIDE.known).dense()
+    result = Plus(base=base, residual=residual, rounds=1, factor_bits=None).compress(WIDE.weight, WIDE.stats)
+    S = base.compress(WIDE.weight, WIDE.stats).dense()
+    expected = S + residual.compress(WIDE.weight - S, WIDE.stats).dense()
     assert torch.allclose(result.dense(), expected, atol=1e-5)
     singular = Plus(base=base, residual=Svd(rank=4), rounds=1, factor_bits=None)
     assert loss_of(Plus(base=base, residual=residual, rounds=1, factor_bits=None)) < loss_of(singular)
@@ -44,14 +44,14 @@ def test_every_round_lowers_the_loss_or_is_not_taken(base: Method, first) -> Non
 
 
 def test_the_parts_are_what_was_asked_for() -> None:
-    result = Plus(base=SparseGpt(sparsity=0.75), residual=KfacSvd(rank=5)).compress(WIDE.weight, WIDE.known)
+    result = Plus(base=SparseGpt(sparsity=0.75), residual=KfacSvd(rank=5)).compress(WIDE.weight, WIDE.stats)
     assert isinstance(result, Sum)
     sparse, low = result.parts
     assert sparse.support is not None
     assert int(sparse.support.sum()) == 48 * 64 // 4
     assert isinstance(low, LowRank)
     assert low.rank == 5
-    assert isinstance(low.left, Coded)
+    assert isinstance(low.left, PackedCodes)
     assert low.left.bits == 8
     # Codes of a byte, and a scale for each row of either factor.
     assert low.nbytes() == 5 * (48 + 64) + 2 * (48 + 5)
@@ -61,24 +61,24 @@ def test_the_parts_are_what_was_asked_for() -> None:
 @pytest.mark.parametrize("keep", [0.12, 0.2, 0.4])
 def test_at_a_fraction_of_bytes_the_base_leaves_room_for_the_rank(keep: float, factor_bits: int | None) -> None:
     for method in (Plus(factor_bits=factor_bits), Plus(base=Rtn(bits=2), factor_bits=factor_bits)):
-        sized = method.at(keep, (48, 64))
-        result = sized.compress(WIDE.weight, WIDE.known)
+        sized = method.with_keep(keep, (48, 64))
+        result = sized.compress(WIDE.weight, WIDE.stats)
         assert result.nbytes() <= keep * 48 * 64 * 4
         assert isinstance(sized, Plus)
         assert isinstance(sized.residual, KfacSvd)
         rank = sized.residual.rank_of((48, 64))
         larger = replace(sized, residual=KfacSvd(rank=rank + 1))
-        assert rank == 48 or larger.compress(WIDE.weight, WIDE.known).nbytes() > keep * 48 * 64 * 4
+        assert rank == 48 or larger.compress(WIDE.weight, WIDE.stats).nbytes() > keep * 48 * 64 * 4
 
 
 def test_it_is_spelled_with_its_parts() -> None:
     method = Plus(base=SparseGpt(pattern="2:4"), residual=KfacSvd(rank=8), rounds=5)
     line = {"base": {"sparsegpt": {"pattern": "2:4"}}, "residual": {"kfac-svd": {"rank": 8}}, "rounds": 5}
-    assert spell(method) == {"plus": line}
-    assert method_from(spell(method), "method") == method
+    assert to_config(method) == {"plus": line}
+    assert parse_method(to_config(method), "method") == method
     text = "plus:base={sparsegpt: {pattern: '2:4'}},residual={kfac-svd: {rank: 8}},rounds=5"
-    assert method_from(text, "method") == method
-    assert method_from("plus:base=rtn", "method") == Plus(base=Rtn())
+    assert parse_method(text, "method") == method
+    assert parse_method("plus:base=rtn", "method") == Plus(base=Rtn())
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,15 @@ def test_it_is_spelled_with_its_parts() -> None:
 )
 def test_a_mistake_is_one_sentence(line: object, said: str) -> None:
     with pytest.raises(UserError) as error:
-        method_from(line, "compress")
+        parse_method(line, "compress")
     assert said in str(error.value)
 
 
 def test_no_size_and_no_number() -> None:
     with pytest.raises(UserError, match="plus needs a size"):
-        Plus().compress(WIDE.weight, WIDE.known)
+        Plus().compress(WIDE.weight, WIDE.stats)
     with pytest.raises(UserError, match="NaN"):
-        Plus(base=Rtn(bits=2), residual=Svd(rank=1)).compress(WIDE.weight * float("nan"), WIDE.known)
+        Plus(base=Rtn(bits=2), residual=Svd(rank=1)).compress(WIDE.weight * float("nan"), WIDE.stats)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_no_size_and_no_number() -> None:
 )
 @pytest.mark.slow
 def test_rungs_of_a_pruned_matrix_are_told_in_what_is_stored(method: Method) -> None:
-    pruned = SparseGpt(sparsity=0.9).compress(WIDE.weight, WIDE.known)
+    pruned = SparseGpt(sparsity=0.9).compress(WIDE.weight, WIDE.stats)
     weight = pruned.dense()
-    ladder = method.candidates(weight, LayerStats(WIDE.known, pruned.support))
-    *smaller, stays = ladder.rungs
+    offered = method.candidates(weight, LayerStats(WIDE.stats, pruned.support))
+    *smaller, stays = offered.all
     assert (stays.method, stays.nbytes, stays.parameters) == (None, pruned.nbytes(), pruned.count)
-    assert all(rung.nbytes < stays.nbytes for rung in smaller)
-    for rung in Plus(base=SparseGpt(), residual=KfacSvd(rank=2)).candidates(WIDE.weight, WIDE.known).rungs[:3]:
-        assert rung.method is not None
-        sparse, _ = rung.method.compress(WIDE.weight, WIDE.known).parts
-        assert rung.parameters == sparse.count + 2 * (48 + 64) < 48 * 64
+    assert all(candidate.nbytes < stays.nbytes for candidate in smaller)
+    for candidate in Plus(base=SparseGpt(), residual=KfacSvd(rank=2)).candidates(WIDE.weight, WIDE.stats).all[:3]:
+        assert candidate.method is not None
+        sparse, _ = candidate.method.compress(WIDE.weight, WIDE.stats).parts
+        assert candidate.parameters == sparse.count + 2 * (48 + 64) < 48 * 64

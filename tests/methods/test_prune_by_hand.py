@@ -18,50 +18,59 @@ from laconic.methods import (
     SparseGpt,
     Wanda,
 )
-from laconic.numerics.loss import quadratic_loss
 from laconic.numerics.masks import keep_in_matrix, keep_in_rows
-from laconic.numerics.obs import damped
-from laconic.numerics.psd import shrink
+from laconic.numerics.moments import quadratic_loss, shrink
+from laconic.numerics.obs import damp
 from laconic.numerics.refit import inverse, refit
-from tests.matrices import Case, case, known_of
+from tests.matrices import Case, case, stats_of
 from tests.methods.test_prune import mask_of
 
 
 def test_wanda_by_hand() -> None:
     """Inputs of norm 1, 2 and 10: |w| ‖x‖ is (3, 2, 1), (0.5, 6, 10)."""
-    known = known_of(torch.diag(torch.tensor([1.0, 2.0, 10.0])), torch.tensor([[1.0, 0], [0, 10], [0, 0]]))
-    matrix = Case("by hand", torch.tensor([[3.0, -1, 0.1], [-0.5, 3, 1]]), known)
+    stats = stats_of(torch.diag(torch.tensor([1.0, 2.0, 10.0])), torch.tensor([[1.0, 0], [0, 10], [0, 0]]))
+    matrix = Case("by hand", torch.tensor([[3.0, -1, 0.1], [-0.5, 3, 1]]), stats)
     assert torch.allclose(
-        Wanda().scores(matrix.weight, known) * 3**0.5, torch.tensor([[3.0, 2, 1], [0.5, 6, 10]]).double()
+        Wanda().scores(matrix.weight, stats) * 3**0.5, torch.tensor([[3.0, 2, 1], [0.5, 6, 10]]).double()
     )
-    rows = Wanda(sparsity=0.34).compress(matrix.weight, known).dense()
+    rows = Wanda(sparsity=0.34).compress(matrix.weight, stats).dense()
     assert torch.equal(rows, torch.tensor([[3.0, -1, 0], [0, 3, 1]]))
-    matrix_wide = Wanda(sparsity=0.5, within="matrix").compress(matrix.weight, known).dense()
+    matrix_wide = Wanda(sparsity=0.5, within="matrix").compress(matrix.weight, stats).dense()
     assert torch.equal(matrix_wide, torch.tensor([[3.0, 0, 0], [0, 3, 1]]))
     # With the Fisher information the second row counts a hundred times as much: its smallest beats the first's.
-    fisher = Wanda(sparsity=0.5, within="matrix", gradients=True).compress(matrix.weight, known).dense()
+    fisher = Wanda(sparsity=0.5, within="matrix", gradients=True).compress(matrix.weight, stats).dense()
     assert torch.equal(fisher, torch.tensor([[0.0, 0, 0], [-0.5, 3, 1]]))
 
 
 def test_the_statistics_asked_for_follow_the_parameters() -> None:
-    assert Wanda().asks == SparseGpt().asks == KfacPrune(gradients=False).asks == {InputCovariance}
     assert (
-        Wanda(gradients=True).asks
-        == SparseGpt(gradients=True).asks
-        == KfacPrune().asks
+        Wanda().required_statistics
+        == SparseGpt().required_statistics
+        == KfacPrune(gradients=False).required_statistics
+        == {InputCovariance}
+    )
+    assert (
+        Wanda(gradients=True).required_statistics
+        == SparseGpt(gradients=True).required_statistics
+        == KfacPrune().required_statistics
         == {InputCovariance, GradCovariance}
     )
-    assert Magnitude().asks == Random().asks == LnStructured().asks == frozenset()
+    assert (
+        Magnitude().required_statistics
+        == Random().required_statistics
+        == LnStructured().required_statistics
+        == frozenset()
+    )
 
 
 @pytest.mark.parametrize("within", ["matrix", "row"])
 def test_sparsegpt_with_independent_inputs_is_wanda(within: str) -> None:
     """A diagonal C: the scores are w² C_jj, in every block alike, and there is nothing to make up with."""
     generator = torch.Generator().manual_seed(1)
-    known = known_of(torch.eye(300) * torch.rand(300, generator=generator), torch.ones(300, 20))
-    matrix = Case("diagonal", torch.randn(20, 300, generator=generator), known)
-    found = SparseGpt(sparsity=0.6, within=within, damping=0.0).compress(matrix.weight, known).dense()
-    expected = Wanda(sparsity=0.6, within=within).compress(matrix.weight, known).dense()
+    stats = stats_of(torch.eye(300) * torch.rand(300, generator=generator), torch.ones(300, 20))
+    matrix = Case("diagonal", torch.randn(20, 300, generator=generator), stats)
+    found = SparseGpt(sparsity=0.6, within=within, damping=0.0).compress(matrix.weight, stats).dense()
+    expected = Wanda(sparsity=0.6, within=within).compress(matrix.weight, stats).dense()
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.equal(found != 0, expected != 0)
 
@@ -71,9 +80,9 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
     F = torch.ones(30)
     errors = [
         quadratic_loss(
-            matrix.weight - replace(method, sparsity=0.5).compress(matrix.weight, matrix.known).dense(),
+            matrix.weight - replace(method, sparsity=0.5).compress(matrix.weight, matrix.stats).dense(),
             F,
-            matrix.known[InputCovariance].matrix,
+            matrix.stats[InputCovariance].matrix,
         )
         for method in (SparseGpt(), Wanda(within="matrix"), Magnitude())
     ]
@@ -85,9 +94,9 @@ def test_sparsegpt_makes_up_for_what_it_removes() -> None:
 def test_sparsegpt_fits_what_its_sweep_keeps_for_the_whole_row(size: dict[str, float | str]) -> None:
     """The mask is the sweep's, and the loss of every row within a hundredth of its least on that mask."""
     matrix = case("fitted", (30, 300), tokens=900)
-    H = damped(matrix.known[InputCovariance].matrix, 0.01)
+    H = damp(matrix.stats[InputCovariance].matrix, 0.01)
     fitted, swept = (
-        replace(SparseGpt(**size), refit=again).compress(matrix.weight, matrix.known).dense() for again in (True, False)
+        replace(SparseGpt(**size), refit=again).compress(matrix.weight, matrix.stats).dense() for again in (True, False)
     )
     assert torch.equal(fitted != 0, swept != 0)
     least = refit(matrix.weight, fitted != 0, H, inverse(H))
@@ -100,7 +109,7 @@ def test_sparsegpt_fits_what_its_sweep_keeps_for_the_whole_row(size: dict[str, f
 def test_sparsegpt_counts_the_zeros_of_a_block_by_what_its_columns_cost_from_left_to_right(within: str) -> None:
     """What is to the left of a column no longer moves, so [H^{-1}]_jj is that of the columns from j on."""
     matrix = case("counts", (20, 300), tokens=400)
-    C = matrix.known[InputCovariance].matrix.double()
+    C = matrix.stats[InputCovariance].matrix.double()
     H = C + 0.01 * C.diagonal().mean() * torch.eye(300, dtype=torch.float64)
     spread = torch.stack([torch.linalg.inv(H[j:, j:])[0, 0] for j in range(300)])
     scores = matrix.weight.double().square() / spread
@@ -113,12 +122,12 @@ def test_sparsegpt_counts_the_zeros_of_a_block_by_what_its_columns_cost_from_lef
 
 def test_kfac_prune_scores_are_the_two_formulas() -> None:
     matrix = case("scores", (24, 40), dtype=torch.float64)
-    F, C = shrink(matrix.known[GradCovariance].matrix, 0.1), matrix.known[InputCovariance].matrix
-    obd = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
+    F, C = shrink(matrix.stats[GradCovariance].matrix, 0.1), matrix.stats[InputCovariance].matrix
+    obd = KfacPrune(score="obd").scores(matrix.weight, matrix.stats)
     assert torch.allclose(obd, 0.5 * matrix.weight.square() * F.diagonal()[:, None] * C.diagonal())
-    damped = C + 0.02 * C.diagonal().mean() * torch.eye(40)
-    obs = KfacPrune(score="obs", damping=0.02).scores(matrix.weight, matrix.known)
-    inverses = torch.linalg.inv(F).diagonal()[:, None] * torch.linalg.inv(damped).diagonal()
+    damp = C + 0.02 * C.diagonal().mean() * torch.eye(40)
+    obs = KfacPrune(score="obs", damping=0.02).scores(matrix.weight, matrix.stats)
+    inverses = torch.linalg.inv(F).diagonal()[:, None] * torch.linalg.inv(damp).diagonal()
     assert torch.allclose(obs, 0.5 * matrix.weight.square() / inverses)
 
 
@@ -126,7 +135,7 @@ def test_kfac_prune_lies_between_the_two_by_the_sparsity() -> None:
     matrix = case("partial", (24, 40), dtype=torch.float64)
 
     def scores(**parameters: object) -> torch.Tensor:
-        return KfacPrune(**parameters).scores(matrix.weight, matrix.known)
+        return KfacPrune(**parameters).scores(matrix.weight, matrix.stats)
 
     obs, obd = scores(score="obs"), scores(score="obd")
     assert torch.allclose(scores(sparsity=0.0), obs)
@@ -141,8 +150,8 @@ def test_kfac_prune_lies_between_the_two_by_the_sparsity() -> None:
 
 def test_an_obd_score_is_what_the_predicted_loss_rises_by() -> None:
     matrix = case("rise", (6, 8), dtype=torch.float64)
-    F, C = shrink(matrix.known[GradCovariance].matrix, 0.1), matrix.known[InputCovariance].matrix
-    scores = KfacPrune(score="obd").scores(matrix.weight, matrix.known)
+    F, C = shrink(matrix.stats[GradCovariance].matrix, 0.1), matrix.stats[InputCovariance].matrix
+    scores = KfacPrune(score="obd").scores(matrix.weight, matrix.stats)
     for i in range(6):
         for j in range(8):
             E = torch.zeros(6, 8, dtype=torch.float64)
@@ -155,17 +164,17 @@ def test_the_refit_only_changes_values_and_lowers_what_it_says() -> None:
     matrix = case("refit", (24, 40))
     methods = (KfacPrune(), KfacPrune(coupled=False), KfacPrune(refit=False))
     together, apart, untouched = (
-        replace(method, sparsity=0.6).compress(matrix.weight, matrix.known) for method in methods
+        replace(method, sparsity=0.6).compress(matrix.weight, matrix.stats) for method in methods
     )
     assert torch.equal(together.support, untouched.support)
     assert torch.equal(apart.support, untouched.support)
     assert torch.equal(untouched.dense()[untouched.support], matrix.weight[untouched.support])
-    C = matrix.known[InputCovariance].matrix
+    C = matrix.stats[InputCovariance].matrix
 
     def loss(format: Sparse, F: torch.Tensor) -> float:
         return quadratic_loss(matrix.weight - format.dense(), F, C)
 
-    F, identity = shrink(matrix.known[GradCovariance].matrix, 0.1), torch.ones(24)
+    F, identity = shrink(matrix.stats[GradCovariance].matrix, 0.1), torch.ones(24)
     assert loss(together, F) < loss(apart, F) < 0.8 * loss(untouched, F)
     assert loss(apart, identity) < loss(together, identity)
 
@@ -181,7 +190,7 @@ def test_masks_are_those_of_torch(sparsity: float) -> None:
     theirs = torch_mask(prune.L1Unstructured(sparsity), matrix)
     assert torch.equal(mask_of(Magnitude(sparsity=sparsity), matrix), theirs)
     layer = nn.Linear(40, 24)
-    scores = Random().scores(matrix.weight, matrix.known)
+    scores = Random().scores(matrix.weight, matrix.stats)
     prune.l1_unstructured(layer, "weight", sparsity, importance_scores=scores)
     assert torch.equal(mask_of(Random(sparsity=sparsity), matrix), layer.weight_mask.bool())
 
@@ -200,7 +209,7 @@ def test_lines_are_those_of_torch(dim: int, sparsity: float) -> None:
 
 def test_random_zeros_follow_the_seed_and_the_matrix() -> None:
     first, second = case("first", (24, 40)), case("second", (24, 40))
-    second = Case("second", second.weight + 1, second.known)
+    second = Case("second", second.weight + 1, second.stats)
     for method in (Random(sparsity=0.5), RandomStructured(sparsity=0.5)):
         assert torch.equal(mask_of(method, first), mask_of(method, first))
         assert not torch.equal(mask_of(method, first), mask_of(replace(method, seed=1), first))
@@ -211,9 +220,9 @@ def test_lines_that_are_zero_already_go_first() -> None:
     matrix = case("zero rows", (24, 40))
     support = torch.ones(24, 40, dtype=torch.bool)
     support[2::5] = False
-    known = LayerStats(list(matrix.known), support)
+    stats = LayerStats(list(matrix.stats), support)
     for method in (LnStructured(sparsity=0.5), RandomStructured(sparsity=0.5)):
-        mask = mask_of(method, Case("zero rows", matrix.weight * support, known))
+        mask = mask_of(method, Case("zero rows", matrix.weight * support, stats))
         assert mask.any(1).sum() == 12
         assert not mask[2::5].any()
 
@@ -231,41 +240,41 @@ def embedding() -> tuple[torch.Tensor, LayerStats]:
 
 
 def test_one_hot_inputs_lose_weights_and_nothing_else() -> None:
-    weight, known = embedding()
+    weight, stats = embedding()
     uncoupled = (KfacPrune(coupled=False), KfacPrune(gradients=False))
     for method in (Wanda(), SparseGpt(), *uncoupled, KfacPrune(refit=False), LnStructured()):
-        format = method.with_sparsity(0.5).compress(weight, known)
+        format = method.with_sparsity(0.5).compress(weight, stats)
         assert torch.equal(format.dense()[format.mask], weight[format.mask])
-        assert all(rung.products == () for rung in method.candidates(weight, known).rungs)
+        assert all(candidate.products == () for candidate in method.candidates(weight, stats).all)
 
 
 def test_the_outputs_of_one_hot_inputs_make_up_for_each_other_column_by_column() -> None:
     """min (w − z)^T F (w − z) of every column: F_KK z_K = F_K: w, solved one by one."""
-    weight, known = embedding()
+    weight, stats = embedding()
     method = KfacPrune(sparsity=0.5)
-    format = method.compress(weight, known)
-    F = shrink(known[GradCovariance].matrix, method.shrink)
+    format = method.compress(weight, stats)
+    F = shrink(stats[GradCovariance].matrix, method.shrink)
     expected = torch.zeros(8, 50, dtype=torch.float64)
     for column, kept in enumerate(format.mask.T):
         if kept.any():
             expected[kept, column] = torch.linalg.solve(F[kept][:, kept], F[kept] @ weight[:, column].double())
     torch.testing.assert_close(format.dense().double(), expected, rtol=1e-4, atol=1e-5)
-    left, C = weight * format.mask, known[InputCovariance].matrix
+    left, C = weight * format.mask, stats[InputCovariance].matrix
     assert quadratic_loss(weight - format.dense(), F, C) < 0.95 * quadratic_loss(weight - left, F, C)
 
 
 def test_a_weight_of_an_embedding_costs_what_its_score_says() -> None:
     """obs: ½ w² C_jj / [F^{-1}]_ii, which is the loss once the others of its column are at their best."""
-    weight, known = embedding()
+    weight, stats = embedding()
     method = KfacPrune(score="obs", sparsity=1 / weight.numel(), shrink=1e-9, damping=1e-9)
-    scores = method.scores(weight, known)
+    scores = method.scores(weight, stats)
     # Tokens that were never seen cost as good as nothing.
-    seen = scores.masked_fill(known[InputCovariance].matrix == 0, torch.inf)
+    seen = scores.masked_fill(stats[InputCovariance].matrix == 0, torch.inf)
     support = torch.ones_like(weight, dtype=torch.bool)
     i, j = divmod(int(seen.argmin()), weight.shape[1])
     support[i, j] = False
-    result = method.compress(weight, LayerStats(known, support))
+    result = method.compress(weight, LayerStats(stats, support))
     assert torch.equal(result.mask, support)
     error = weight.double() - result.dense().double()
-    loss = quadratic_loss(error, known[GradCovariance].matrix, known[InputCovariance].matrix)
+    loss = quadratic_loss(error, stats[GradCovariance].matrix, stats[InputCovariance].matrix)
     assert loss == pytest.approx(scores[i, j].item(), rel=1e-3)

@@ -9,7 +9,7 @@ from laconic.methods import (
     RandomStructured,
     SparseGpt,
 )
-from laconic.methods.spelling import method_from, spell
+from laconic.methods.notation import parse_method, to_config
 from tests.matrices import case
 
 
@@ -32,7 +32,7 @@ from tests.matrices import case
 )
 def test_mistakes_are_named(spelled: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        method_from(spelled, "method")
+        parse_method(spelled, "method")
 
 
 def test_a_method_is_checked_where_it_is_made_in_python_too() -> None:
@@ -50,20 +50,20 @@ def test_a_method_is_checked_where_it_is_made_in_python_too() -> None:
 
 
 def test_a_pattern_is_text_that_survives_a_recipe() -> None:
-    method = method_from("sparsegpt:pattern=2:4", "method")
+    method = parse_method("sparsegpt:pattern=2:4", "method")
     assert method == SparseGpt(pattern="2:4")
-    assert method_from(spell(method), "method") == method
+    assert parse_method(to_config(method), "method") == method
     assert method.has_size
-    assert not method.unsized().has_size
+    assert not method.without_size().has_size
 
 
 def test_a_pattern_must_divide_the_inputs() -> None:
     matrix = case("odd", (8, 10))
     with pytest.raises(UserError, match="a group that divides the inputs of the matrix, which are 10; got '2:4'"):
-        Magnitude(pattern="2:4").compress(matrix.weight, matrix.known)
+        Magnitude(pattern="2:4").compress(matrix.weight, matrix.stats)
 
 
 def test_without_a_size_it_says_what_is_missing() -> None:
     matrix = case("unsized", (8, 10))
     with pytest.raises(UserError, match="magnitude needs a size: give keep, or magnitude:sparsity=S"):
-        Magnitude().compress(matrix.weight, matrix.known)
+        Magnitude().compress(matrix.weight, matrix.stats)

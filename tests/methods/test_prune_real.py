@@ -7,10 +7,10 @@ import torch
 
 from laconic.calibrate import Calibration, InputCovariance, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
-from laconic.methods import Magnitude, Scored, SparseGpt, Wanda
-from laconic.methods.prune.scored import Within
+from laconic.methods import Magnitude, SparseGpt, UnstructuredPruning, Wanda
+from laconic.methods.prune.unstructured import Within
 from laconic.model import LanguageModel, Site, load
-from laconic.numerics.loss import quadratic_loss
+from laconic.numerics.moments import quadratic_loss
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,12 @@ def measured(shared_models: Path, shared_data: Path) -> tuple[LanguageModel, dic
 def test_sparsegpt_beats_wanda_beats_magnitude_in_every_matrix(
     measured: tuple[LanguageModel, dict[str, LayerStats]], within: Within
 ) -> None:
-    lm, known = measured
+    lm, stats = measured
     sites = lm.sites()
     assert len(sites) == 36
     for site in sites:
         surgeon, wanda, magnitude = (
-            error(site, method, known[site.name])
+            error(site, method, stats[site.name])
             for method in (
                 SparseGpt(sparsity=0.6, within=within),
                 Wanda(sparsity=0.6, within=within),
@@ -44,7 +44,7 @@ def test_sparsegpt_beats_wanda_beats_magnitude_in_every_matrix(
         assert surgeon < wanda < magnitude, site.name
 
 
-def error(site: Site, method: Scored, known: LayerStats) -> float:
+def error(site: Site, method: UnstructuredPruning, stats: LayerStats) -> float:
     """tr(E C E^T)."""
-    E = site.weight() - method.compress(site.weight(), known).dense()
-    return 2 * quadratic_loss(E, torch.ones(len(E)), known[InputCovariance].matrix)
+    E = site.weight() - method.compress(site.weight(), stats).dense()
+    return 2 * quadratic_loss(E, torch.ones(len(E)), stats[InputCovariance].matrix)

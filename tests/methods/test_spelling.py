@@ -4,7 +4,7 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Svd
-from laconic.methods.spelling import method_from, spell
+from laconic.methods.notation import parse_method, to_config
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from laconic.methods.spelling import method_from, spell
     ],
 )
 def test_every_spelling(value, method):
-    assert method_from(value, "method") == method
-    assert method_from(spell(method), "method") == method
+    assert parse_method(value, "method") == method
+    assert parse_method(to_config(method), "method") == method
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_every_spelling(value, method):
 )
 def test_every_mistake_is_one_sentence_with_its_place(value, sentence):
     with pytest.raises(UserError) as caught:
-        method_from(value, "steps[0]")
+        parse_method(value, "steps[0]")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -49,7 +49,7 @@ def test_a_method_without_a_size_says_what_to_give():
 
     matrix = case("no size", (24, 40))
     with pytest.raises(UserError, match="svd needs a size"):
-        Svd().compress(matrix.weight, matrix.known)
+        Svd().compress(matrix.weight, matrix.stats)
 
 
 @pytest.mark.parametrize("bad", [{"rank": 0}, {"rank_ratio": 1.5}, {"multiple": 0}])

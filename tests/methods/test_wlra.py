@@ -7,13 +7,17 @@ from laconic.calibrate import AbsMean, Fisher
 from laconic.errors import UserError
 from laconic.methods import Asvd, Fwsvd, Svd, Wlra
 from laconic.methods.lowrank.asvd import LEAST_ACTIVATION, activation_scales
-from laconic.methods.spelling import method_from
-from tests.matrices import Case, case, known_of
+from laconic.methods.notation import parse_method
+from tests.matrices import Case, case, stats_of
 
 
 def ranks_of(method: Wlra, matrix: Case) -> list[int]:
-    rungs = method.candidates(matrix.weight, matrix.known).rungs
-    return [rung.method.rank for rung in rungs if isinstance(rung.method, Wlra) and rung.method.rank is not None]
+    candidates = method.candidates(matrix.weight, matrix.stats).all
+    return [
+        candidate.method.rank
+        for candidate in candidates
+        if isinstance(candidate.method, Wlra) and candidate.method.rank is not None
+    ]
 
 
 @pytest.mark.parametrize(
@@ -32,22 +36,22 @@ def test_its_ladder_is_coarse_and_reaches_the_break_even(shape, multiple, expect
 def test_its_losses_are_solved_for_once():
     matrix = case("remembered", (24, 40))
     method = Wlra(multiple=1)
-    first = method.candidates(matrix.weight, matrix.known)
-    kept = dict(matrix.known.worked_out)
-    assert method.candidates(matrix.weight, matrix.known) == first
-    assert matrix.known.worked_out == kept
-    Wlra(multiple=1, solver="als").candidates(matrix.weight, matrix.known)
-    method.candidates(2 * matrix.weight, matrix.known)
-    assert len(matrix.known.worked_out) == len(kept) + 2
+    first = method.candidates(matrix.weight, matrix.stats)
+    kept = dict(matrix.stats.worked_out)
+    assert method.candidates(matrix.weight, matrix.stats) == first
+    assert matrix.stats.worked_out == kept
+    Wlra(multiple=1, solver="als").candidates(matrix.weight, matrix.stats)
+    method.candidates(2 * matrix.weight, matrix.stats)
+    assert len(matrix.stats.worked_out) == len(kept) + 2
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 def test_it_beats_the_methods_that_approximate_its_weights(shape):
     matrix = case("element-wise", shape)
-    Phi = matrix.known[Fisher].matrix
+    Phi = matrix.stats[Fisher].matrix
 
     def loss(method: Svd | Fwsvd | Wlra) -> float:
-        E = matrix.weight - method.compress(matrix.weight, matrix.known).dense()
+        E = matrix.weight - method.compress(matrix.weight, matrix.stats).dense()
         return (Phi * E.double().square()).sum().item()
 
     assert loss(Wlra(rank=9)) < loss(Fwsvd(rank=9)) < loss(Svd(rank=9))
@@ -64,16 +68,16 @@ def test_it_beats_the_methods_that_approximate_its_weights(shape):
 )
 def test_a_wrong_parameter_is_one_sentence(spelled, sentence):
     with pytest.raises(UserError, match=f"^{sentence}$"):
-        method_from(spelled, "method")
+        parse_method(spelled, "method")
 
 
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"iterations": 0}, "wlra.iterations must be at least 1; got 0."),
-        ({"rank": 0}, "wlra.rank must be at least 1; got 0."),
+        ({"iterations": 0}, "wlra.iterations must be in [1, ∞); got 0."),
+        ({"rank": 0}, "wlra.rank must be in [1, ∞); got 0."),
         ({"rank_ratio": 1.5}, "wlra.rank_ratio must be in (0, 1]; got 1.5."),
-        ({"multiple": 0}, "wlra.multiple must be at least 1; got 0."),
+        ({"multiple": 0}, "wlra.multiple must be in [1, ∞); got 0."),
         ({"rank": 3, "rank_ratio": 0.5}, "wlra takes either rank or rank_ratio; got both."),
     ],
 )
@@ -87,18 +91,18 @@ def test_without_a_size_it_says_so():
     matrix = case("no size", (24, 40))
     assert not Wlra().has_size
     with pytest.raises(UserError, match="wlra needs a size"):
-        Wlra().compress(matrix.weight, matrix.known)
-    assert Wlra(rank_ratio=0.5).compress(matrix.weight, matrix.known).rank == 12
-    assert Wlra(rank=500).compress(matrix.weight, matrix.known).rank == 24
-    assert Wlra(rank=3).unsized() == Wlra(rank_ratio=0.5).unsized() == Wlra()
+        Wlra().compress(matrix.weight, matrix.stats)
+    assert Wlra(rank_ratio=0.5).compress(matrix.weight, matrix.stats).rank == 12
+    assert Wlra(rank=500).compress(matrix.weight, matrix.stats).rank == 24
+    assert Wlra(rank=3).without_size() == Wlra(rank_ratio=0.5).without_size() == Wlra()
 
 
 def test_an_input_that_was_always_zero_has_a_small_scale_and_not_none():
     x = torch.randn(50, 6).abs() + 0.5
     x[:, 2] = 0
-    known = known_of(x, torch.randn(50, 4))
-    scales = activation_scales(known[AbsMean].vector, 0.5)
+    stats = stats_of(x, torch.randn(50, 4))
+    scales = activation_scales(stats[AbsMean].vector, 0.5)
     assert scales[2].item() == pytest.approx(LEAST_ACTIVATION**0.5)
     assert (scales[[0, 1, 3, 4, 5]] > 0.5).all()
-    assert torch.isfinite(Asvd(rank=2).compress(torch.randn(4, 6), known).dense()).all()
+    assert torch.isfinite(Asvd(rank=2).compress(torch.randn(4, 6), stats).dense()).all()
     assert torch.equal(activation_scales(torch.zeros(6), 0.5), torch.ones(6, dtype=torch.float64))

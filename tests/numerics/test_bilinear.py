@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics.bilinear import affine_moment, identity_components
+from laconic.numerics.lowrank import affine_moment, identity_components
 
 D = 12
 

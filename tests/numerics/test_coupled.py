@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics.coupled import refit_coupled
-from laconic.numerics.refit import inverse, refit
+from laconic.numerics.refit import inverse, refit, refit_coupled
 
 
 def moment(n: int, seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from laconic.numerics.distillation import (
     attention_cross_entropy,
     attention_mse,
-    flow,
+    fsp_matrix,
     gram_mse,
     hidden_cosine,
     hidden_mse,
@@ -37,9 +37,9 @@ def test_hidden_states_leave_padding_out() -> None:
 
 def test_products_of_two_layers_need_no_equal_width() -> None:
     first, second = states(0, 2), states(1, 2)
-    assert flow(first, second)[0, 1, 2].item() == pytest.approx((first[0, 1] @ second[0, 2]).item() / 2, rel=1e-6)
-    student = flow(states(2, 5), states(3, 5))
-    teacher = flow(first, second)
+    assert fsp_matrix(first, second)[0, 1, 2].item() == pytest.approx((first[0, 1] @ second[0, 2]).item() / 2, rel=1e-6)
+    student = fsp_matrix(states(2, 5), states(3, 5))
+    teacher = fsp_matrix(first, second)
     pairs = [(0, i, j) for i in range(3) for j in range(3)] + [(1, i, j) for i in range(2) for j in range(2)]
     expected = sum((teacher[at] - student[at]).item() ** 2 for at in pairs) / len(pairs)
     assert gram_mse(teacher, student, MASK).item() == pytest.approx(expected, rel=1e-5)

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from laconic.numerics.gptq import Order, Values, gptq, swept
-from laconic.numerics.grid import Grid, Spacing, codes_of, fit_grid, values_of
-from laconic.numerics.obs import BLOCK, damped
+from laconic.numerics.gptq import ColumnOrder, WeightGrids, gptq, sweep_columns
+from laconic.numerics.grid import Grid, GridSpec, dequantize, fit_grid, quantize
+from laconic.numerics.obs import BLOCK, damp
 from tests.numerics.test_obs import hessian
 
 WIDE = BLOCK + 12
@@ -23,22 +23,22 @@ def by_hand(W: torch.Tensor, H: torch.Tensor, order: list[int], grid: Grid, mask
     for at, q in enumerate(order):
         left = order[at:]
         inverse = torch.linalg.inv(H[left][:, left])
-        s, z = (part[:, 0].double() for part in grid.columns(torch.tensor([q])))
+        s, z = (part[:, 0].double() for part in grid.scale_and_zero(torch.tensor([q])))
         code = torch.where(s == 0, z, (W[:, q] / s + z).round()).clamp(0, 2**grid.bits - 1)
         result[:, q] = s * (code - z) * mask[:, q]
         W[:, left] -= ((W[:, q] - result[:, q]) / inverse[0, 0])[:, None] * inverse[0]
     return result
 
 
-def values(W: torch.Tensor, H: torch.Tensor, spacing: Spacing, mask: torch.Tensor, by_activity: bool) -> torch.Tensor:
-    rounded = gptq(W, Order.of(H, by_activity), spacing, mask)
-    return values_of(rounded.codes, rounded.grid).double() * mask
+def values(W: torch.Tensor, H: torch.Tensor, spacing: GridSpec, mask: torch.Tensor, by_activity: bool) -> torch.Tensor:
+    rounded = gptq(W, ColumnOrder.of(H, by_activity), spacing, mask)
+    return dequantize(rounded.codes, rounded.grid).double() * mask
 
 
 def setting(kept: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """W, zero where its mask is False, and H."""
     mask = torch.rand(6, WIDE, generator=torch.Generator().manual_seed(1)) < kept
-    return matrix(6, WIDE) * mask, damped(hessian(WIDE, 300), 0.01), mask
+    return matrix(6, WIDE) * mask, damp(hessian(WIDE, 300), 0.01), mask
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -46,14 +46,14 @@ def setting(kept: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("kept", [1.0, 0.5])
 def test_by_activity_it_is_the_formula_on_its_grids(group: int | None, kept: float, clip: bool) -> None:
     W, H, mask = setting(kept)
-    order = Order.of(H)
+    order = ColumnOrder.of(H)
     assert order.columns.tolist() != list(range(WIDE))
-    spacing = Spacing(3, group, clip=clip)
+    spacing = GridSpec(3, group, clip=clip)
     rounded = gptq(W, order, spacing, mask)
     if not clip:
         assert torch.equal(rounded.grid.scale, fit_grid(W, spacing, None, mask).scale)
     expected = by_hand(W, H, order.columns.tolist(), rounded.grid, mask)
-    assert torch.allclose(values_of(rounded.codes, rounded.grid).double() * mask, expected, atol=1e-6)
+    assert torch.allclose(dequantize(rounded.codes, rounded.grid).double() * mask, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("group", [None, 16, WIDE])
@@ -62,7 +62,7 @@ def test_ranges_are_those_of_what_the_sweep_meets_where_a_row_loses_less_by_them
     group: int | None, kept: float
 ) -> None:
     W, H, mask = setting(kept)
-    order, spacing = Order.of(H), Spacing(3, group)
+    order, spacing = ColumnOrder.of(H), GridSpec(3, group)
     columns = order.columns.tolist()
     first = fit_grid(W, spacing, 1 / torch.linalg.inv(H).diagonal(), mask)
     before = by_hand(W, H, columns, first, mask)
@@ -73,7 +73,7 @@ def test_ranges_are_those_of_what_the_sweep_meets_where_a_row_loses_less_by_them
         error = W.double()[:, done] - before[:, done]
         met[:, columns[at]] += (error @ H[done][:, left] @ torch.linalg.inv(H[left][:, left]))[:, 0]
     cost = torch.stack([1 / torch.linalg.inv(H[columns[at:]][:, columns[at:]])[0, 0] for at in range(WIDE)])
-    second = fit_grid(met, spacing, cost[order.back], mask)
+    second = fit_grid(met, spacing, cost[order.inverse], mask)
     after = by_hand(W, H, columns, second, mask)
 
     losses = [(E @ H * E).sum(1) for E in (W - before, W - after)]
@@ -84,9 +84,9 @@ def test_ranges_are_those_of_what_the_sweep_meets_where_a_row_loses_less_by_them
 
 
 def test_ranges_of_what_the_sweep_meets_lose_a_tenth_less_in_few_bits() -> None:
-    W, H = matrix(40, 96), damped(hessian(96, 120), 0.01)
-    spacing, mask = Spacing(2, 96), torch.ones(40, 96, dtype=torch.bool)
-    order = Order.of(H)
+    W, H = matrix(40, 96), damp(hessian(96, 120), 0.01)
+    spacing, mask = GridSpec(2, 96), torch.ones(40, 96, dtype=torch.bool)
+    order = ColumnOrder.of(H)
     first = fit_grid(W, spacing, order.importance)
     E = [W - by_hand(W, H, order.columns.tolist(), first, mask), W - values(W, H, spacing, mask, True)]
     before, now = ((error @ H * error).sum() for error in E)
@@ -97,10 +97,10 @@ def test_ranges_of_what_the_sweep_meets_lose_a_tenth_less_in_few_bits() -> None:
 @pytest.mark.parametrize("kept", [1.0, 0.5])
 def test_from_left_to_right_a_grid_is_fitted_to_the_weights_that_it_meets(group: int, kept: float) -> None:
     W, H, mask = setting(kept)
-    spacing = Spacing(3, group)
-    rounded = gptq(W, Order.of(H, False), spacing, mask)
+    spacing = GridSpec(3, group)
+    rounded = gptq(W, ColumnOrder.of(H, False), spacing, mask)
     expected = by_hand(W, H, list(range(WIDE)), rounded.grid, mask)
-    assert torch.allclose(values_of(rounded.codes, rounded.grid).double() * mask, expected, atol=1e-6)
+    assert torch.allclose(dequantize(rounded.codes, rounded.grid).double() * mask, expected, atol=1e-6)
     importance = 1 / torch.linalg.inv(H).diagonal()
     # Up to each group, errors are moved on as by hand; its grid is the best of the weights as they then are.
     for start in range(0, WIDE, group):
@@ -118,9 +118,9 @@ def test_from_left_to_right_a_grid_is_fitted_to_the_weights_that_it_meets(group:
 def test_with_a_diagonal_moment_it_rounds_to_nearest() -> None:
     W, H = matrix(8, 40), torch.diag(torch.linspace(1, 5, 40)).double()
     for by_activity in (True, False):
-        for spacing in (Spacing(3, 16, clip=False), Spacing(4, None, clip=False), Spacing(2, 40)):
-            rounded = gptq(W, Order.of(H, by_activity), spacing)
-            assert torch.equal(rounded.codes, codes_of(W, rounded.grid))
+        for spacing in (GridSpec(3, 16, clip=False), GridSpec(4, None, clip=False), GridSpec(2, 40)):
+            rounded = gptq(W, ColumnOrder.of(H, by_activity), spacing)
+            assert torch.equal(rounded.codes, quantize(W, rounded.grid))
             assert spacing.clip or torch.equal(rounded.grid.scale, fit_grid(W, spacing).scale)
 
 
@@ -131,8 +131,8 @@ def test_of_every_choice_of_codes_it_is_near_the_best() -> None:
     for seed in range(60):
         W, scales = matrix(1, 4, seed), 0.5 + torch.rand(4, generator=torch.Generator().manual_seed(seed)).double()
         H = (0.8 + 0.2 * torch.eye(4).double()) * torch.outer(scales, scales)
-        rounded = gptq(W, Order.of(H), Spacing(2, 4))
-        tried = torch.cat([rounded.codes, codes_of(W, rounded.grid), choices])
+        rounded = gptq(W, ColumnOrder.of(H), GridSpec(2, 4))
+        tried = torch.cat([rounded.codes, quantize(W, rounded.grid), choices])
         E = (W - rounded.grid.scale * (tried - rounded.grid.zero)).double()
         every = 0.5 * (E @ H * E).sum(1)
         losses[seed] = torch.stack([every[0], every[1], every[2:].min()])
@@ -147,10 +147,10 @@ def test_what_is_to_be_zero_hands_on_what_was_left_for_it() -> None:
     W = torch.tensor([[0.5, 0.0, 2.0]])
     # Whole numbers from 0 to 3: 0.5 is rounded to 0, which adds 0.5 / 3 to each of the others.
     one, mask = torch.ones(1, 3).double(), torch.tensor([[True, False, True]])
-    allowed = Values(one * mask, one * mask, 0 * one, 2)
+    allowed = WeightGrids(one * mask, one * mask, 0 * one, 2)
     Wt = W.double().T.contiguous()
-    order = Order.of(H, False)
-    assert swept(Wt, order.U, allowed.T).T.tolist() == [[0, 0, 2]]
+    order = ColumnOrder.of(H, False)
+    assert sweep_columns(Wt, order.U, allowed.T).T.tolist() == [[0, 0, 2]]
     assert torch.allclose(Wt[1], torch.tensor([0.5 / 3]).double())
     # ½ of what the second had to leave.
     assert torch.allclose(Wt[2], torch.tensor([2 + 0.5 / 3 + 0.5 / 6]).double())

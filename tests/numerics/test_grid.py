@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from laconic.numerics.grid import ALONG, MARGIN, Grid, Spacing, codes_of, fit_grid, nearest, values_of
+from laconic.numerics.grid import ALONG, MARGIN, Grid, GridSpec, dequantize, fit_grid, nearest_codes, quantize
 
 
-def rounded(W: torch.Tensor, spacing: Spacing, **about: torch.Tensor) -> torch.Tensor:
+def rounded(W: torch.Tensor, spacing: GridSpec, **about: torch.Tensor) -> torch.Tensor:
     grid = fit_grid(W, spacing, **about)
-    return values_of(codes_of(W, grid), grid)
+    return dequantize(quantize(W, grid), grid)
 
 
 def random(m: int, n: int) -> torch.Tensor:
@@ -35,17 +35,17 @@ def error(W: torch.Tensor, V: torch.Tensor, h: torch.Tensor | None = None, bits:
 def test_by_hand() -> None:
     """Four values 0, 1, 2, 3 are four codes of two bits, with s = 1 and z = 0; shifted by one, z = 1."""
     W = torch.tensor([[0.0, 1, 2, 3], [-1, 0, 1, 2]])
-    grid = fit_grid(W, Spacing(2, 4))
+    grid = fit_grid(W, GridSpec(2, 4))
     assert grid.scale.flatten().tolist() == [1, 1]
     assert grid.zero.flatten().tolist() == [0, 1]
-    assert codes_of(W, grid).tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
-    assert torch.equal(values_of(codes_of(W, grid), grid), W)
+    assert quantize(W, grid).tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    assert torch.equal(dequantize(quantize(W, grid), grid), W)
 
 
 def test_a_symmetric_grid_has_its_odd_value_on_the_side_that_needs_it() -> None:
     W = torch.tensor([[-2.0, -1, 0, 1], [2, 1, 0, -1]])
-    grid = fit_grid(W, Spacing(2, 4, symmetric=True))
-    assert torch.equal(values_of(codes_of(W, grid), grid), W)
+    grid = fit_grid(W, GridSpec(2, 4, symmetric=True))
+    assert torch.equal(dequantize(quantize(W, grid), grid), W)
     assert grid.scale.flatten().tolist() == [1, -1]
     assert (grid.zero == 2).all()
 
@@ -54,11 +54,11 @@ def test_a_symmetric_grid_has_its_odd_value_on_the_side_that_needs_it() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_no_code_is_nearer_than_the_nearest(bits: int, symmetric: bool) -> None:
     W = random(5, 24)
-    grid = fit_grid(W, Spacing(bits, 8, symmetric))
-    scale, zero = grid.columns(torch.arange(24))
+    grid = fit_grid(W, GridSpec(bits, 8, symmetric))
+    scale, zero = grid.scale_and_zero(torch.arange(24))
     every = torch.arange(2**bits).view(-1, 1, 1)
     errors = (W - scale * (every - zero)).abs()
-    chosen = (W - values_of(codes_of(W, grid), grid)).abs()
+    chosen = (W - dequantize(quantize(W, grid), grid)).abs()
     assert torch.allclose(chosen, errors.amin(0), atol=1e-6)
 
 
@@ -66,14 +66,14 @@ def test_no_code_is_nearer_than_the_nearest(bits: int, symmetric: bool) -> None:
 def test_the_search_comes_near_the_best_of_all_scales(symmetric: bool) -> None:
     """Two bits, a hundred groups; all scales on a fine net, all zero points."""
     W = random(100, 16)
-    found = error(W, rounded(W, Spacing(2, 16, symmetric)), bits=2)
+    found = error(W, rounded(W, GridSpec(2, 16, symmetric)), bits=2)
     best = torch.full_like(found, torch.inf)
     zeros = [2.0] if symmetric else [0.0, 1.0, 2.0, 3.0]
     for share, zero in itertools.product(torch.linspace(0.1, 1.2, 200), zeros):
         for sign in (1, -1) if symmetric else (1,):
             scale = (sign * share * W.abs().amax(1, keepdim=True)).half().float()
             best = torch.minimum(
-                best, error(W, scale * (nearest(W, scale, torch.full_like(scale, zero), 2) - zero), bits=2)
+                best, error(W, scale * (nearest_codes(W, scale, torch.full_like(scale, zero), 2) - zero), bits=2)
             )
     # The net may be a little off where the least errors are exact.
     assert (best <= found * 1.02).all()
@@ -92,7 +92,7 @@ def test_the_search_never_loses_to_the_whole_range(
     W, keep = random(40, 96) ** tails, random(96, 40).T < 1.28
     h = random(96, 1).flatten().exp() if known else None
     about = {"keep": keep} | ({} if h is None else {"importance": h})
-    searched, whole = (rounded(W, Spacing(bits, group, symmetric, clip), **about) for clip in (True, False))
+    searched, whole = (rounded(W, GridSpec(bits, group, symmetric, clip), **about) for clip in (True, False))
     for start in range(0, 96, group):
         here = slice(start, start + group)
         ours, theirs = ((V * keep)[:, here] for V in (searched, whole))
@@ -107,12 +107,12 @@ def test_the_search_never_loses_to_the_whole_range(
 def test_a_range_is_narrowed_only_where_that_saves_much(bits: int, symmetric: bool, group: int) -> None:
     """Every group either has the whole range's grid as it is, or errs by 30 % less than on it."""
     W = torch.cat([random(40, 96), random(41, 96) ** 3])
-    spacing = Spacing(bits, group, symmetric)
+    spacing = GridSpec(bits, group, symmetric)
     grid, whole = (fit_grid(W, spacing._replace(clip=clip)) for clip in (True, False))
     kept = (grid.scale == whole.scale) & (grid.zero == whole.zero)
     mine, theirs = (
         torch.stack([error(*parts) for parts in zip(W.split(group, 1), V.split(group, 1), strict=True)], 1)
-        for V in (values_of(codes_of(W, grid), grid), values_of(codes_of(W, whole), whole))
+        for V in (dequantize(quantize(W, grid), grid), dequantize(quantize(W, whole), whole))
     )
     assert (kept | (mine <= (1 - MARGIN + 1e-4) * theirs)).all()
     assert kept.any()
@@ -124,7 +124,7 @@ def test_the_search_does_not_give_up_the_weights_whose_inputs_are_most_active(sy
     """4 bits; the second moments of inputs, unknown to the search, grow with the weights that read them."""
     W = random(300, 96)
     h = 1 + 4 * W.abs() ** 3
-    searched, whole = (rounded(W, Spacing(4, group, symmetric, clip)) for clip in (True, False))
+    searched, whole = (rounded(W, GridSpec(4, group, symmetric, clip)) for clip in (True, False))
     assert (h * (W - searched).square()).sum() <= 1.03 * (h * (W - whole).square()).sum()
 
 
@@ -132,7 +132,7 @@ def test_the_search_does_not_give_up_the_weights_whose_inputs_are_most_active(sy
 def test_rows_shrink_less_where_nothing_is_known_of_their_inputs(symmetric: bool) -> None:
     """Least squares clip, and so leave ⟨w, ŵ⟩ < ‖w‖²: error along w, which inputs that w was trained on feel most."""
     W = random(200, 64)
-    blind, alike = (rounded(W, Spacing(2, 64, symmetric), **about) for about in ({}, {"importance": torch.ones(64)}))
+    blind, alike = (rounded(W, GridSpec(2, 64, symmetric), **about) for about in ({}, {"importance": torch.ones(64)}))
     shrunk = [1 - float((W * V).sum() / W.square().sum()) for V in (blind, alike)]
     assert 0 <= shrunk[0] < 0.7 * shrunk[1]
 
@@ -141,30 +141,30 @@ def test_what_matters_more_is_nearer() -> None:
     W = random(30, 32)
     h = torch.ones(32)
     h[:4] = 1000
-    weighted, plain = rounded(W, Spacing(2, 32), importance=h), rounded(W, Spacing(2, 32))
+    weighted, plain = rounded(W, GridSpec(2, 32), importance=h), rounded(W, GridSpec(2, 32))
     assert (h * (W - weighted).square()).sum() < 0.6 * (h * (W - plain).square()).sum()
 
 
 def test_what_was_pruned_takes_no_part() -> None:
     W = random(6, 32)
     keep = W.abs() < 1
-    V = rounded(W, Spacing(3, 32), keep=keep)
-    assert torch.equal(V[keep], rounded(W * keep, Spacing(3, 32), keep=keep)[keep])
-    assert (W - V)[keep].square().sum() < (W - rounded(W, Spacing(3, 32)))[keep].square().sum()
+    V = rounded(W, GridSpec(3, 32), keep=keep)
+    assert torch.equal(V[keep], rounded(W * keep, GridSpec(3, 32), keep=keep)[keep])
+    assert (W - V)[keep].square().sum() < (W - rounded(W, GridSpec(3, 32)))[keep].square().sum()
 
 
 @pytest.mark.parametrize("group", [1, 7, 16, 40, None])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_groups_of_every_width(group: int | None, symmetric: bool) -> None:
     W = random(3, 40)
-    grid = fit_grid(W, Spacing(4, group, symmetric))
+    grid = fit_grid(W, GridSpec(4, group, symmetric))
     groups = 1 if group is None else -(-40 // group)
     assert grid.scale.shape == ((1, 1) if group is None else (3, groups))
-    codes = codes_of(W, grid)
-    V = values_of(codes, grid)
+    codes = quantize(W, grid)
+    V = dequantize(codes, grid)
     assert (W - V).abs().max() < 0.5 * W.abs().max()
     some = torch.tensor([39, 0, 17])
-    assert torch.equal(values_of(codes[:, some], grid, some), V[:, some])
+    assert torch.equal(dequantize(codes[:, some], grid, some), V[:, some])
     if group == 1 and symmetric:
         assert torch.allclose(V, W, rtol=1e-3)
 
@@ -172,14 +172,14 @@ def test_groups_of_every_width(group: int | None, symmetric: bool) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_and_specks_and_giants(symmetric: bool) -> None:
     W = torch.tensor([[0.0] * 8, [1e-12] * 8, [6e4] * 8, [1.0, -1, 0, 0, 0, 0, 0, 0]])
-    V = rounded(W, Spacing(4, 8, symmetric))
+    V = rounded(W, GridSpec(4, 8, symmetric))
     assert torch.isfinite(V).all()
     assert not V[0].any()
     assert torch.allclose(V[2:], W[2:], rtol=1e-3, atol=0.08)
 
 
 def test_scales_are_numbers_of_sixteen_bits() -> None:
-    grid = fit_grid(random(9, 50), Spacing(5, 13))
+    grid = fit_grid(random(9, 50), GridSpec(5, 13))
     assert isinstance(grid, Grid)
     assert torch.equal(grid.scale, grid.scale.half().float())
     assert ((grid.zero >= 0) & (grid.zero < 32) & (grid.zero == grid.zero.round())).all()
@@ -188,6 +188,6 @@ def test_scales_are_numbers_of_sixteen_bits() -> None:
 @pytest.mark.parametrize("largest", [1e-2, 4e-5, 4e-6, 4e-7])
 def test_more_bits_are_no_worse_where_scales_are_hardly_numbers_of_sixteen_bits(largest: float) -> None:
     W = largest * random(20, 64) / random(20, 64).abs().max()
-    errors = [float((rounded(W, Spacing(bits, 64)) - W).norm() / W.norm()) for bits in (4, 6, 8)]
+    errors = [float((rounded(W, GridSpec(bits, 64)) - W).norm() / W.norm()) for bits in (4, 6, 8)]
     assert errors[2] <= errors[1] * 1.01 <= errors[0] * 1.03
     assert errors[2] < 0.2 or largest < 1e-6

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from laconic.numerics import kmeans as module
-from laconic.numerics.kmeans import kmeans, nearest_of
+from laconic.numerics.kmeans import assign_codes, kmeans
 
 
 def numbers(rows: int, n: int, power: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def numbers(rows: int, n: int, power: float = 1.0) -> tuple[Tensor, Tensor]:
 
 
 def error(W: Tensor, h: Tensor, V: Tensor) -> Tensor:
-    chosen = V.gather(1, nearest_of(W, V).long())
+    chosen = V.gather(1, assign_codes(W, V).long())
     return (h.double() * (W.double() - chosen).square()).sum(1)
 
 
@@ -75,9 +75,9 @@ def test_what_counts_for_nothing_has_no_say() -> None:
 
 def test_it_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     W, h = numbers(7, 40)
-    whole = kmeans(W, h, 4), nearest_of(W, kmeans(W, h, 4))
+    whole = kmeans(W, h, 4), assign_codes(W, kmeans(W, h, 4))
     monkeypatch.setattr(module, "BLOCK", 80)
-    blocks = kmeans(W, h, 4), nearest_of(W, kmeans(W, h, 4))
+    blocks = kmeans(W, h, 4), assign_codes(W, kmeans(W, h, 4))
     assert all(torch.equal(one, other) for one, other in zip(whole, blocks, strict=True))
 
 
@@ -91,4 +91,4 @@ def test_the_code_is_that_of_the_nearest_value() -> None:
     W, _ = numbers(5, 60)
     V = torch.randn(5, 8).sort(dim=1).values
     expected = (W[..., None] - V[:, None]).abs().argmin(-1)
-    assert torch.equal(nearest_of(W, V).long(), expected)
+    assert torch.equal(assign_codes(W, V).long(), expected)

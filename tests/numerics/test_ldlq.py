@@ -5,13 +5,11 @@ import itertools
 import pytest
 import torch
 
-from laconic.numerics.gptq import Order, Values, gptq
-from laconic.numerics.grid import Spacing, codes_of, fit_grid, values_of
-from laconic.numerics.ldlq import TILE, ldlq, unit_factor
-from laconic.numerics.loss import quadratic_loss
-from laconic.numerics.obs import damped
-from laconic.numerics.psd import shrink
-from laconic.numerics.two_sided import TwoSided
+from laconic.numerics.gptq import ColumnOrder, WeightGrids, gptq
+from laconic.numerics.grid import GridSpec, dequantize, fit_grid, quantize
+from laconic.numerics.ldlq import TILE, TwoSidedRounding, ldlq, unit_factor
+from laconic.numerics.moments import quadratic_loss, shrink
+from laconic.numerics.obs import damp
 from tests.numerics.test_gptq import matrix
 from tests.numerics.test_obs import hessian
 
@@ -19,7 +17,7 @@ SHAPES = [(5, 7), (TILE, TILE), (2 * TILE + 3, TILE - 1), (TILE + 5, 3 * TILE + 
 
 
 def entry_by_entry(
-    W: torch.Tensor, allowed: Values, R_O: torch.Tensor, R_I: torch.Tensor
+    W: torch.Tensor, allowed: WeightGrids, R_O: torch.Tensor, R_I: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and Z = R_O^T E R_I, each weight rounded to the value nearest to it and the terms of E before it."""
     E, codes = torch.zeros_like(W), torch.zeros_like(W)
@@ -44,59 +42,59 @@ def test_the_factor_has_ones_on_its_diagonal() -> None:
 @pytest.mark.parametrize("kept", [1.0, 0.6])
 def test_tiles_change_nothing_of_the_equation(shape: tuple[int, int], kept: float) -> None:
     m, n = shape
-    W, F, H = matrix(m, n).double(), damped(hessian(m, 3 * m), 0.1), damped(hessian(n, 3 * n), 0.01)
+    W, F, H = matrix(m, n).double(), damp(hessian(m, 3 * m), 0.1), damp(hessian(n, 3 * n), 0.01)
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < kept
     W = W * mask
-    allowed = Values.of(fit_grid(W, Spacing(2, 4), keep=mask), torch.arange(n), mask)
+    allowed = WeightGrids.of(fit_grid(W, GridSpec(2, 4), keep=mask), torch.arange(n), mask)
     R_O, R_I = unit_factor(F), unit_factor(H)
     expected, Z = entry_by_entry(W, allowed, R_O, R_I)
     codes = ldlq(W, allowed, R_O, R_I)
     assert torch.equal(codes, expected)
     E = W - allowed.scale * (codes - allowed.zero)
-    D_O, D_I = (1 / Order.of(S, False).U.diagonal().square() for S in (F, H))
+    D_O, D_I = (1 / ColumnOrder.of(S, False).U.diagonal().square() for S in (F, H))
     loss = 0.5 * (torch.outer(D_O, D_I) * Z.square()).sum().item()
     assert quadratic_loss(E, F, H) == pytest.approx(loss)
     assert not (W - E)[~mask].any()
 
 
 def test_without_correlations_between_outputs_it_is_gptq() -> None:
-    W, H = matrix(40, 70), damped(hessian(70, 200), 0.01)
+    W, H = matrix(40, 70), damp(hessian(70, 200), 0.01)
     # A full F goes its own way to the ranges, a diagonal one does not.
     for F, clip in ((torch.eye(40).double(), False), (torch.ones(40).double(), False), (torch.ones(40).double(), True)):
-        spacing = Spacing(3, 32, clip=clip)
-        expected = gptq(W, Order.of(H), spacing)
-        rounded = TwoSided.of(F, H).round(W, spacing)
+        spacing = GridSpec(3, 32, clip=clip)
+        expected = gptq(W, ColumnOrder.of(H), spacing)
+        rounded = TwoSidedRounding.of(F, H).round(W, spacing)
         assert torch.equal(rounded.grid.scale, expected.grid.scale)
         assert torch.equal(rounded.codes, expected.codes)
 
 
 def test_of_one_hot_inputs_only_outputs_make_up_for_each_other() -> None:
-    W, F, spacing = matrix(30, 50), damped(hessian(30, 90), 0.1), Spacing(3, 10)
+    W, F, spacing = matrix(30, 50), damp(hessian(30, 90), 0.1), GridSpec(3, 10)
     counts = torch.linspace(1, 3, 50).double()
-    thin = TwoSided.of(F, counts).round(W, spacing)
-    full = TwoSided.of(F, torch.diag(counts)).round(W, spacing._replace(clip=False))
-    same = TwoSided.of(F, counts).round(W, spacing._replace(clip=False))
+    thin = TwoSidedRounding.of(F, counts).round(W, spacing)
+    full = TwoSidedRounding.of(F, torch.diag(counts)).round(W, spacing._replace(clip=False))
+    same = TwoSidedRounding.of(F, counts).round(W, spacing._replace(clip=False))
     assert torch.equal(same.codes, full.codes)
-    nearest = values_of(codes_of(W, thin.grid), thin.grid)
-    found = quadratic_loss(W - values_of(thin.codes, thin.grid), F, counts)
+    nearest = dequantize(quantize(W, thin.grid), thin.grid)
+    found = quadratic_loss(W - dequantize(thin.codes, thin.grid), F, counts)
     assert found < 0.9 * quadratic_loss(W - nearest, F, counts)
-    alone = TwoSided.of(F, counts).round(W, spacing._replace(group=None))
-    nearest = values_of(codes_of(W, alone.grid), alone.grid)
-    found = quadratic_loss(W - values_of(alone.codes, alone.grid), F, counts)
+    alone = TwoSidedRounding.of(F, counts).round(W, spacing._replace(group=None))
+    nearest = dequantize(quantize(W, alone.grid), alone.grid)
+    found = quadratic_loss(W - dequantize(alone.codes, alone.grid), F, counts)
     assert found < quadratic_loss(W - nearest, F, counts)
-    both = TwoSided.of(torch.ones(30), counts).round(W, spacing)
-    assert torch.equal(both.codes, codes_of(W, fit_grid(W, spacing)))
+    both = TwoSidedRounding.of(torch.ones(30), counts).round(W, spacing)
+    assert torch.equal(both.codes, quantize(W, fit_grid(W, spacing)))
 
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_it_beats_feedback_along_the_rows_alone(bits: int) -> None:
     ratios = []
     for seed in range(8):
-        W, H = matrix(48, 64, seed), damped(hessian(64, 200), 0.01)
-        F, spacing = shrink(hessian(48 + seed, 200)[:48, :48], 0.1), Spacing(bits, 32)
+        W, H = matrix(48, 64, seed), damp(hessian(64, 200), 0.01)
+        F, spacing = shrink(hessian(48 + seed, 200)[:48, :48], 0.1), GridSpec(bits, 32)
         losses = [
-            quadratic_loss(W - values_of(rounded.codes, rounded.grid), F, H)
-            for rounded in (TwoSided.of(F, H).round(W, spacing), gptq(W, Order.of(H), spacing))
+            quadratic_loss(W - dequantize(rounded.codes, rounded.grid), F, H)
+            for rounded in (TwoSidedRounding.of(F, H).round(W, spacing), gptq(W, ColumnOrder.of(H), spacing))
         ]
         ratios.append(losses[0] / losses[1])
     assert max(ratios) < 1
@@ -109,9 +107,9 @@ def test_of_every_choice_of_codes_it_is_near_the_best() -> None:
     found = best = naive = 0.0
     for seed in range(40):
         W = matrix(2, 2, seed)
-        F, H = (damped(hessian(3)[k : k + 2, k : k + 2], 0.01) for k in (0, 1))
-        rounded = TwoSided.of(F, H).round(W, Spacing(2, 2))
-        tried = torch.cat([rounded.codes[None], codes_of(W, rounded.grid)[None], choices])
+        F, H = (damp(hessian(3)[k : k + 2, k : k + 2], 0.01) for k in (0, 1))
+        rounded = TwoSidedRounding.of(F, H).round(W, GridSpec(2, 2))
+        tried = torch.cat([rounded.codes[None], quantize(W, rounded.grid)[None], choices])
         E = (W - rounded.grid.scale * (tried - rounded.grid.zero)).double()
         every = 0.5 * (F @ E @ H * E).sum((1, 2))
         assert every[0] >= every[2:].min() - 1e-12

@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from laconic.numerics.loss import quadratic_loss, truncation_losses
 from laconic.numerics.lowrank import (
-    balanced,
+    balance,
     break_even_rank,
     rank_for,
     svd_components,
     two_sided_components,
 )
-from laconic.numerics.psd import shrink, square_root
+from laconic.numerics.moments import quadratic_loss, shrink, square_root, truncation_losses
 
 
 def problem(m: int, n: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,7 +80,7 @@ def test_diagonal_moments_give_what_their_full_counterparts_give():
 def test_balancing_changes_the_factors_but_not_the_product():
     W, _, _ = problem(8, 12, 30)
     U, s, Vt = torch.linalg.svd(W, full_matrices=False)
-    A, B = balanced(svd_components(W)._replace(A=U * s, B=Vt))
+    A, B = balance(svd_components(W)._replace(A=U * s, B=Vt))
     assert torch.allclose(A.norm(dim=0), B.norm(dim=1))
     assert torch.allclose(A @ B, W)
 

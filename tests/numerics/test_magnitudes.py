@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics.magnitudes import Magnitudes
-from laconic.numerics.similarity import cka
-from laconic.numerics.spectrum import effective_rank, energy_rank, singular_values
+from laconic.numerics.inspection import Magnitudes, cka, effective_rank, energy_rank, singular_values
 
 
 @pytest.fixture

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.numerics.masks import keep_in_groups, keep_in_matrix, keep_in_rows, largest, marked, zeros_for
+from laconic.numerics.masks import (
+    exclude_pruned,
+    keep_in_groups,
+    keep_in_matrix,
+    keep_in_rows,
+    keep_largest,
+    zero_count,
+)
 
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 9))
 sparsities = st.floats(0, 1)
@@ -22,8 +29,8 @@ def tied(draw: st.DrawFn) -> torch.Tensor:
 @given(scores=tied(), sparsity=sparsities)
 def test_counts_are_exact_under_ties(scores: torch.Tensor, sparsity: float) -> None:
     rows, columns = scores.shape
-    assert (~keep_in_matrix(scores, sparsity)).sum() == zeros_for(sparsity, rows * columns)
-    assert ((~keep_in_rows(scores, sparsity)).sum(1) == zeros_for(sparsity, columns)).all()
+    assert (~keep_in_matrix(scores, sparsity)).sum() == zero_count(sparsity, rows * columns)
+    assert ((~keep_in_rows(scores, sparsity)).sum(1) == zero_count(sparsity, columns)).all()
 
 
 @given(scores=tied(), sparsity=sparsities)
@@ -39,13 +46,13 @@ def test_nothing_that_is_kept_scores_less_than_what_goes(scores: torch.Tensor, s
 @given(scores=tied(), sparsity=sparsities, seed=st.integers(0, 99))
 def test_zeros_that_are_there_stay_and_count(scores: torch.Tensor, sparsity: float, seed: int) -> None:
     support = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
-    mask = keep_in_matrix(marked(scores, support), sparsity)
+    mask = keep_in_matrix(exclude_pruned(scores, support), sparsity)
     assert not (mask & ~support).any()
-    assert (~mask).sum() == max(zeros_for(sparsity, mask.numel()), int((~support).sum()))
-    rows = keep_in_rows(marked(scores, support), sparsity)
+    assert (~mask).sum() == max(zero_count(sparsity, mask.numel()), int((~support).sum()))
+    rows = keep_in_rows(exclude_pruned(scores, support), sparsity)
     assert not (rows & ~support).any()
     there = (~support).sum(1)
-    assert torch.equal((~rows).sum(1), there.clamp(min=zeros_for(sparsity, scores.shape[1])))
+    assert torch.equal((~rows).sum(1), there.clamp(min=zero_count(sparsity, scores.shape[1])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -68,7 +75,7 @@ def test_every_group_keeps_its_n_largest(pattern: tuple[int, int]) -> None:
 
 def test_a_group_with_fewer_left_keeps_these() -> None:
     support = torch.tensor([[True, False, False, False, True, True, True, True]])
-    mask = keep_in_groups(marked(torch.rand(1, 8), support), (2, 4))
+    mask = keep_in_groups(exclude_pruned(torch.rand(1, 8), support), (2, 4))
     assert mask[0, 0]
     assert mask.view(2, 4).sum(1).tolist() == [1, 2]
 
@@ -76,4 +83,4 @@ def test_a_group_with_fewer_left_keeps_these() -> None:
 def test_rows_may_keep_different_numbers() -> None:
     scores = torch.rand(5, 6)
     kept = torch.tensor([0, 1, 3, 5, 6])
-    assert torch.equal(largest(scores, kept).sum(1), kept)
+    assert torch.equal(keep_largest(scores, kept).sum(1), kept)

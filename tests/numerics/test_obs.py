@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laconic.numerics.masks import keep_in_groups, keep_in_matrix
-from laconic.numerics.obs import BLOCK, damped, inverse_factor, sweep
+from laconic.numerics.obs import BLOCK, damp, inverse_cholesky, prune_columns
 
 
 def hessian(n: int, tokens: int = 200) -> torch.Tensor:
@@ -24,7 +24,7 @@ def test_three_columns_by_hand() -> None:
     −(1 / (2/3)) (−1/3) = ½.
     """
     H = torch.tensor([[2.0, 1, 0], [1, 2, 0], [0, 0, 1]], dtype=torch.float64)
-    U = inverse_factor(H)
+    U = inverse_cholesky(H)
     assert torch.allclose(U.T @ U, torch.tensor([[2, -1, 0], [-1, 2, 0], [0, 0, 3]], dtype=torch.float64) / 3)
     assert torch.allclose(U.diagonal().square(), torch.tensor([2 / 3, 1 / 2, 1], dtype=torch.float64))
     w = torch.tensor([[1.0, 2, 3]], dtype=torch.float64)
@@ -34,7 +34,7 @@ def test_three_columns_by_hand() -> None:
         seen.append(scores)
         return keep_in_matrix(scores, 1 / 3)
 
-    W, mask = sweep(w, U, keep)
+    W, mask = prune_columns(w, U, keep)
     assert torch.allclose(seen[0], torch.tensor([[1.5, 8, 9]], dtype=torch.float64))
     assert mask.tolist() == [[False, True, True]]
     assert torch.allclose(W, torch.tensor([[0, 2.5, 3]], dtype=torch.float64))
@@ -50,7 +50,7 @@ def test_three_columns_against_every_mask() -> None:
         z = torch.zeros(3, dtype=torch.float64)
         z[K] = torch.linalg.solve(H[K][:, K], H[K] @ w[0])
         costs[kept] = ((w[0] - z) @ H @ (w[0] - z)).item()
-    W, mask = sweep(w, inverse_factor(H), lambda scores, start: keep_in_matrix(scores, 1 / 3))
+    W, mask = prune_columns(w, inverse_cholesky(H), lambda scores, start: keep_in_matrix(scores, 1 / 3))
     error = w[0] - W[0]
     assert tuple(mask[0].nonzero().squeeze(1).tolist()) == min(costs, key=lambda kept: costs[kept])
     assert (error @ H @ error).item() == pytest.approx(min(costs.values()))
@@ -58,7 +58,7 @@ def test_three_columns_against_every_mask() -> None:
 
 def test_the_factor_is_that_of_the_inverse() -> None:
     H = hessian(30)
-    U = inverse_factor(H)
+    U = inverse_cholesky(H)
     assert torch.equal(U, U.triu())
     assert torch.allclose(U.T @ U @ H, torch.eye(30, dtype=torch.float64), atol=1e-8)
 
@@ -66,9 +66,9 @@ def test_the_factor_is_that_of_the_inverse() -> None:
 def test_blocks_change_nothing_of_a_mask_that_is_given() -> None:
     """Errors moved in one product after each block are those moved at once, column by column."""
     n = 2 * BLOCK + 22
-    H, W = damped(hessian(n, 2 * n), 0.01), torch.randn(6, n, dtype=torch.float64)
-    U, mask = inverse_factor(H), torch.rand(6, n) < 0.5
-    found, _ = sweep(W, U, lambda scores, start: mask[:, start : start + scores.shape[1]])
+    H, W = damp(hessian(n, 2 * n), 0.01), torch.randn(6, n, dtype=torch.float64)
+    U, mask = inverse_cholesky(H), torch.rand(6, n) < 0.5
+    found, _ = prune_columns(W, U, lambda scores, start: mask[:, start : start + scores.shape[1]])
     H_inverse, expected = torch.linalg.inv(H), W.clone()
     for q in range(n):
         # [H^{-1}] of the columns from q on, each removal a step of the surgeon.
@@ -87,7 +87,7 @@ def test_a_group_is_chosen_once_all_before_it_is_made_up_for() -> None:
         starts.append(start)
         return keep_in_groups(scores, (2, 4))
 
-    _, mask = sweep(W, inverse_factor(H), keep, step=4)
+    _, mask = prune_columns(W, inverse_cholesky(H), keep, step=4)
     assert starts == [0, 4, 8]
     assert (mask.view(-1, 4).sum(1) == 2).all()
 
@@ -95,18 +95,18 @@ def test_a_group_is_chosen_once_all_before_it_is_made_up_for() -> None:
 @pytest.mark.parametrize("step", [3, 5, 7, 200])
 def test_groups_that_do_not_divide_a_block(step: int) -> None:
     n = 2 * step if step > BLOCK else step * (BLOCK // step + 3)
-    H, W = damped(hessian(n, 2 * n), 0.01), torch.randn(3, n, dtype=torch.float64)
-    found, mask = sweep(W, inverse_factor(H), lambda scores, start: keep_in_groups(scores, (1, step)), step)
+    H, W = damp(hessian(n, 2 * n), 0.01), torch.randn(3, n, dtype=torch.float64)
+    found, mask = prune_columns(W, inverse_cholesky(H), lambda scores, start: keep_in_groups(scores, (1, step)), step)
     assert (mask.view(-1, step).sum(1) == 1).all()
     assert torch.equal(found != 0, mask)
-    again, _ = sweep(W, inverse_factor(H), lambda scores, start: mask[:, start : start + scores.shape[1]])
+    again, _ = prune_columns(W, inverse_cholesky(H), lambda scores, start: mask[:, start : start + scores.shape[1]])
     assert torch.allclose(found, again)
 
 
 def test_damping_of_nothing_seen_is_the_identity() -> None:
-    assert torch.equal(damped(torch.zeros(4, 4), 0.01), torch.eye(4, dtype=torch.float64))
-    assert torch.equal(damped(torch.zeros(4), 0.01), torch.ones(4, dtype=torch.float64))
+    assert torch.equal(damp(torch.zeros(4, 4), 0.01), torch.eye(4, dtype=torch.float64))
+    assert torch.equal(damp(torch.zeros(4), 0.01), torch.ones(4, dtype=torch.float64))
     C = hessian(4)
     level = 0.1 * C.diagonal().mean()
-    assert torch.allclose(damped(C, 0.1), C + level * torch.eye(4, dtype=torch.float64))
-    assert torch.allclose(damped(C.diagonal(), 0.1), C.diagonal() + level)
+    assert torch.allclose(damp(C, 0.1), C + level * torch.eye(4, dtype=torch.float64))
+    assert torch.allclose(damp(C.diagonal(), 0.1), C.diagonal() + level)

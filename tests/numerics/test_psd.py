@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics.psd import roots, shrink, square_root, times
+from laconic.numerics.moments import multiply, shrink, square_root, square_roots
 
 
 def moment(n: int, samples: int) -> torch.Tensor:
@@ -13,19 +13,19 @@ def moment(n: int, samples: int) -> torch.Tensor:
 
 def test_roots_invert_each_other_and_square_to_the_matrix():
     S = moment(12, 40)
-    root, inverse = roots(S)
+    root, inverse = square_roots(S)
     assert torch.allclose(root @ root, S, atol=1e-12)
     assert torch.allclose(root @ inverse, torch.eye(12, dtype=torch.float64), atol=1e-10)
 
 
 def test_roots_of_a_singular_matrix_are_finite():
-    root, inverse = roots(moment(12, 5))
+    root, inverse = square_roots(moment(12, 5))
     assert torch.isfinite(root).all()
     assert torch.isfinite(inverse).all()
 
 
 @pytest.mark.parametrize(
-    "function", [square_root, lambda S: roots(S)[0], lambda S: roots(S)[1], lambda S: shrink(S, 0.3)]
+    "function", [square_root, lambda S: square_roots(S)[0], lambda S: square_roots(S)[1], lambda S: shrink(S, 0.3)]
 )
 def test_a_diagonal_moment_is_its_full_counterpart(function):
     d = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
@@ -35,7 +35,7 @@ def test_a_diagonal_moment_is_its_full_counterpart(function):
 def test_times_agrees_on_both_forms():
     d = torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)
     X = torch.arange(6, dtype=torch.float64).reshape(3, 2)
-    assert torch.equal(times(d, X), times(torch.diag(d), X))
+    assert torch.equal(multiply(d, X), multiply(torch.diag(d), X))
 
 
 def test_shrinking_keeps_the_trace_and_raises_the_smallest_eigenvalue():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.numerics import refit as refitting
-from laconic.numerics.obs import damped
+from laconic.numerics.obs import damp
 from laconic.numerics.refit import inverse, refine, refit
 
 
@@ -39,7 +39,7 @@ def test_it_is_lstsq_of_every_row(shape: tuple[int, int], direct: float, monkeyp
 def test_the_residual_has_no_part_on_the_support() -> None:
     """The normal equations: [(W − Z) H]_K = 0."""
     W, mask, X = problem(30, 60, 0.5)
-    H = damped(X.T @ X / len(X), 0.01)
+    H = damp(X.T @ X / len(X), 0.01)
     slope = (W - refit(W, mask, H, inverse(H))) @ H
     assert slope[mask].abs().max() < 1e-4 * slope.abs().max()
 
@@ -48,7 +48,7 @@ def test_a_singular_moment_is_fitted_with_damping() -> None:
     """With fewer tokens than columns; what is not determined stays near what it was."""
     W, mask, X = problem(12, 40, 0.5)
     C = X[:15].T @ X[:15] / 15
-    H = damped(C, 0.01)
+    H = damp(C, 0.01)
     Z = refit(W, mask, H, inverse(H))
     assert torch.isfinite(Z).all()
     assert ((W - Z) @ C * (W - Z)).sum() < ((W - W * mask) @ C * (W - W * mask)).sum()
@@ -62,7 +62,7 @@ def losses(E: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
 def test_from_a_start_it_ends_near_the_least_of_every_row(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refitting, "NUMBERS", numbers)
     W, mask, X = problem(30, 60, 0.5)
-    H = damped(X.T @ X / len(X), 0.01)
+    H = damp(X.T @ X / len(X), 0.01)
     found = refine(W, mask, H, W * mask)
     least = losses(W - refit(W, mask, H, inverse(H)), H)
     assert not found[~mask].any()
@@ -73,7 +73,7 @@ def test_from_a_start_it_ends_near_the_least_of_every_row(numbers: int, monkeypa
 
 def test_a_start_that_is_the_best_already_is_kept() -> None:
     W, mask, X = problem(30, 60, 0.5)
-    H = damped(X.T @ X / len(X), 0.01)
+    H = damp(X.T @ X / len(X), 0.01)
     best = torch.stack(
         [
             torch.zeros(60, dtype=W.dtype).masked_scatter(kept, torch.linalg.solve(H[kept][:, kept], (H @ w)[kept]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from laconic.numerics.tables import best_values
+from laconic.numerics.tied import refit_codebook
 
 M, N, K = 5, 12, 3
 
@@ -19,7 +19,7 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_each_row_is_a_least_squares_problem_of_its_own() -> None:
     W, places, X = problem()
-    V = best_values(W, places, torch.zeros(M, K), X.T @ X, torch.ones(M).double())
+    V = refit_codebook(W, places, torch.zeros(M, K), X.T @ X, torch.ones(M).double())
     for w, here, values in zip(W, places, V, strict=True):
         sums = torch.stack([X[:, here == value].sum(1) for value in range(K)], 1)
         expected = torch.linalg.lstsq(sums, X @ w).solution
@@ -29,7 +29,7 @@ def test_each_row_is_a_least_squares_problem_of_its_own() -> None:
 def test_rows_that_share_a_table_are_one_problem_by_how_much_each_counts() -> None:
     W, places, X = problem()
     F = torch.tensor([1.0, 4.0, 0.25, 9.0, 1.0]).double()
-    (values,) = best_values(W, places, torch.zeros(1, K), X.T @ X, F)
+    (values,) = refit_codebook(W, places, torch.zeros(1, K), X.T @ X, F)
     sums, targets = [], []
     for weight, w, here in zip(F.sqrt(), W, places, strict=True):
         sums.append(weight * torch.stack([X[:, here == value].sum(1) for value in range(K)], 1))
@@ -43,7 +43,7 @@ def test_what_nothing_depends_on_stays(tables: int) -> None:
     W, places, X = problem()
     V = torch.arange(tables * K).view(tables, K).double()
     unused = places.masked_fill(places == 1, 0)
-    kept = best_values(W, unused, V, X.T @ X, torch.ones(M).double())
+    kept = refit_codebook(W, unused, V, X.T @ X, torch.ones(M).double())
     torch.testing.assert_close(kept[:, 1], V[:, 1])
-    silent = best_values(W, places, V, torch.zeros(N, N).double(), torch.ones(M).double())
+    silent = refit_codebook(W, places, V, torch.zeros(N, N).double(), torch.ones(M).double())
     torch.testing.assert_close(silent, V)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.numerics.tied import Sharing, grid_places, refit_tied
+from laconic.numerics.tied import TiedWeights, grid_indices, refit_tied
 from tests.matrices import case
 
 
@@ -15,10 +15,10 @@ def test_it_solves_the_least_squares_of_all_weights_at_once(group: int | None) -
     X = torch.randn(90, columns, generator=generator).double()
     H = X.T @ X / 90
     W = torch.randn(rows, columns, generator=generator).double()
-    places = grid_places((rows, columns), group, torch.device("cpu"))
+    places = grid_indices((rows, columns), group, torch.device("cpu"))
     factors = torch.randint(-3, 4, (rows, columns), generator=generator).double()
     count = int(places.max()) + 1
-    found = refit_tied(W, Sharing(places, factors), torch.ones(count), H)
+    found = refit_tied(W, TiedWeights(places, factors), torch.ones(count), H)
     L = torch.zeros(rows * columns, count).double()
     L[torch.arange(rows * columns), places.flatten()] = factors.flatten()
     root = torch.kron(torch.eye(rows).double(), torch.linalg.cholesky(H).T.contiguous())
@@ -35,5 +35,5 @@ def test_what_is_best_already_stays() -> None:
     H = torch.eye(12).double()
     places = torch.arange(96).view(8, 12)
     W = matrix.weight.double()
-    found = refit_tied(W, Sharing(places, torch.ones(8, 12)), W.flatten(), H)
+    found = refit_tied(W, TiedWeights(places, torch.ones(8, 12)), W.flatten(), H)
     assert torch.equal(found, W.flatten())

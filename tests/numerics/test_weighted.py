@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from laconic.calibrate import Calibration, Fisher, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.model import load
-from laconic.numerics.weighted import Solver, weighted_low_rank
-from laconic.numerics.weights import LEAST_WEIGHT, rank_one_bound, rank_one_fit, topped_up
+from laconic.numerics.weighted import SolverName, weighted_low_rank
+from laconic.numerics.weighted_em import LEAST_WEIGHT, raise_floor, rank_one_bound, rank_one_fit
 
 Matrices = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 RANK = 5
 PARTS = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
 SHAPES = [(20, 32), (32, 20), (24, 24)]
-every_solver = pytest.mark.parametrize("solver", get_args(Solver))
+every_solver = pytest.mark.parametrize("solver", get_args(SolverName))
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 either_way = pytest.mark.parametrize("precondition", [True, False])
 
@@ -82,7 +82,7 @@ def test_the_loss_never_rises_and_is_that_of_the_factors(solver, precondition, s
     rank=st.integers(1, 12),
     decades=st.floats(0, 14),
     zeros=st.floats(0, 1),
-    solver=st.sampled_from(get_args(Solver)),
+    solver=st.sampled_from(get_args(SolverName)),
     precondition=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
@@ -143,9 +143,9 @@ def test_the_bound_is_above_every_weight_and_met_in_every_row_and_column(shape):
 
 def test_topping_up_leaves_weighted_rows_and_columns_alone():
     _, Phi = problem((20, 32))
-    assert torch.equal(topped_up(Phi), Phi)
+    assert torch.equal(raise_floor(Phi), Phi)
     Phi[4] = 0
-    raised = topped_up(Phi)
+    raised = raise_floor(Phi)
     assert torch.allclose(raised[4].sum(), LEAST_WEIGHT * Phi.sum(1).mean())
     others = [i for i in range(20) if i != 4]
     assert torch.equal(raised[others], Phi[others])
@@ -216,7 +216,7 @@ def test_on_real_weights_thirty_iterations_are_enough_and_beat_normalised_em(rea
 
 
 @every_solver
-def test_on_real_weights_every_solver_descends_below_the_closed_form(real: Matrices, solver: Solver):
+def test_on_real_weights_every_solver_descends_below_the_closed_form(real: Matrices, solver: SolverName):
     W, Phi = real["attention.self.query"]
     losses = weighted_low_rank(W, Phi, 48, solver, 10).losses
     assert all(later <= earlier for earlier, later in itertools.pairwise(losses.tolist()))

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from laconic.allocate import plan_text, spell_plan
+from laconic.allocate import plan_text, plan_to_config
 from laconic.cli.main import status
 from laconic.compress import Compress
 from laconic.methods import Svd
@@ -56,7 +56,7 @@ def main() -> None:
         anew(folder / "models" / case.name, lambda path, case=case: write_model(case, path))
     anew(folder / "recipes", write_recipes)
     anew(folder / "plan.yaml", lambda path: path.write_text(plan_text(PLAN)))
-    anew(folder / "plan.json", lambda path: write_json(path, spell_plan(PLAN)))
+    anew(folder / "plan.json", lambda path: write_json(path, plan_to_config(PLAN)))
     anew(folder / "original", write_original)
     anew(folder / "embedder", write_embedder)
     anew(folder / "study", lambda path: write_study(path, folder / "original"))

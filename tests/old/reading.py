@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import laconic
-from laconic.formats import Coded
+from laconic.formats import PackedCodes
 from laconic.model import LanguageModel
 
 HERE = Path(__file__).parent
@@ -34,8 +34,8 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """What it computes; codes are decoded, since which kernel multiplies by them depends on the machine."""
     with ExitStack() as stack:
         for part in model.modules():
-            if isinstance(part, Coded):
-                stack.enter_context(part.held())
+            if isinstance(part, PackedCodes):
+                stack.enter_context(part.keep_decoded())
         return model(**batch).logits
 
 

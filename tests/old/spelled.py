@@ -10,7 +10,10 @@ from laconic.recover import Correct, Distil, Finetune, Match, Student
 from laconic.recover.observe import Feature
 
 PLAN: Plan = {
-    **{f"blocks.0.{method.name}": method() if method().has_size else method().at(0.5, (64, 64)) for method in METHODS},
+    **{
+        f"blocks.0.{method.name}": method() if method().has_size else method().with_keep(0.5, (64, 64))
+        for method in METHODS
+    },
     "blocks.1.{query,key,value}": KfacSvd(rank=8),
     "blocks.1.dense": None,
 }

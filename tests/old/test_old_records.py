@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from laconic.allocate import read_plan, spell_plan
+from laconic.allocate import plan_to_config, read_plan
 from laconic.cli.main import status
 from laconic.recipe import read_recipe
 from laconic.recipe.write import spell_recipe
@@ -33,7 +33,7 @@ def test_a_recipe_says_what_it_said(path: Path) -> None:
 
 @every_version
 def test_a_plan_says_what_it_said(version: Path) -> None:
-    assert within(read(version / "plan.json"), spell_plan(read_plan(version / "plan.yaml")))
+    assert within(read(version / "plan.json"), plan_to_config(read_plan(version / "plan.yaml")))
 
 
 def test_recipes_and_plans_beside_models_are_read() -> None:

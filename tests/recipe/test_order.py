@@ -77,8 +77,8 @@ def refused(lm: LanguageModel, steps: Sequence[Step]) -> str | None:
 
 def test_every_step_and_every_form_is_paired() -> None:
     assert {type(step) for step in PAIRED.values()} == set(SHRINKING)
-    kinds = {step.method.empty_format((32, 32)).kind for step in PAIRED.values() if isinstance(step, Compress)}
-    others = {method().empty_format((32, 32)).kind for method in METHODS} - kinds
+    kinds = {step.method.meta_format((32, 32)).kind for step in PAIRED.values() if isinstance(step, Compress)}
+    others = {method().meta_format((32, 32)).kind for method in METHODS} - kinds
     assert others == {"codebook"}, "which is codes, as what rtn leaves is"
 
 
@@ -118,7 +118,7 @@ def test_what_is_told_beforehand_is_what_happens(model: str, first: str, tmp_pat
 
 def every_method() -> Iterator[Method]:
     for method in METHODS:
-        yield method() if method().has_size else method().at(0.5, (32, 32))
+        yield method() if method().has_size else method().with_keep(0.5, (32, 32))
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_methods_of_one_form_have_one_verdict() -> None:
         here = empty.shallow_copy()
         Compress(method=first).dry_run(here)
         for second in every_method():
-            forms = [(method.empty_format((32, 32)).kind, method.keeps_support) for method in (first, second)]
+            forms = [(method.meta_format((32, 32)).kind, method.keeps_support) for method in (first, second)]
             verdict = refused(here, [Compress(method=second)]) is None
             assert verdicts.setdefault(tuple(forms), verdict) == verdict, (first.name, second.name)
     # Low rank, pruned, codes and their sums, each after low rank and after pruned; low rank only after low rank.

@@ -12,7 +12,7 @@ from laconic.calibrate.calibration import taken_apart
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
-from laconic.formats import Coded, LowRankReader, Masked
+from laconic.formats import LowRankReader, Masked, PackedCodes
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Rtn, Svd, Wanda
 from laconic.model import LanguageModel
 from laconic.recipe.flow import apply_steps
@@ -228,4 +228,4 @@ def test_in_the_flow_it_sees_what_was_before_the_first_step() -> None:
     assert small.original is None and small.dropped == ()
     found = changes.found[-1]
     assert KLMetric(whole, taken_apart(data.batches, 0.25, 0, "correct")[1])(small) == pytest.approx(found["kl_after"])
-    assert not any(isinstance(module, Coded) for module in small.model.modules())
+    assert not any(isinstance(module, PackedCodes) for module in small.model.modules())

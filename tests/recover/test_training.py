@@ -11,7 +11,7 @@ from torch import Tensor
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Narrow, Outcome, Shorten, Step
 from laconic.compress.kl_metric import KLMetric
-from laconic.formats import Coded, LowRank, Masked, Sum
+from laconic.formats import LowRank, Masked, PackedCodes, Sum
 from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Svd
 from laconic.model import LanguageModel, load
 from laconic.recover import Distil, Finetune
@@ -45,7 +45,7 @@ def bits(lm: LanguageModel) -> dict[str, Tensor]:
     for name, module in lm.model.named_modules():
         if isinstance(module, Masked) and module.mask is not None:
             kept[f"{name}.mask"] = module.mask.clone()
-        if isinstance(module, Coded):
+        if isinstance(module, PackedCodes):
             kept |= {f"{name}.{part}": module.get_parameter(part).clone() for part in module.packed_names}
     return kept
 

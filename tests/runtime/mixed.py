@@ -7,7 +7,7 @@ from torch import Tensor
 
 from laconic.formats import Codebook, DynamicInt8, Format, LowRank, Quantized, Sparse, Sum
 from laconic.model import LanguageModel
-from laconic.numerics.grid import Spacing, codes_of, fit_grid
+from laconic.numerics.grid import GridSpec, fit_grid, quantize
 
 
 def quantized(bits: int, group: int | None, *, symmetric: bool = False, pruned: bool = False) -> Callable:
@@ -15,8 +15,8 @@ def quantized(bits: int, group: int | None, *, symmetric: bool = False, pruned: 
 
     def of(weight: Tensor) -> Format:
         mask = weight.abs() > weight.abs().median() if pruned else None
-        grid = fit_grid(weight, Spacing(bits, group, symmetric), keep=mask)
-        return Quantized.of(codes_of(weight, grid), grid, symmetric, mask=mask)
+        grid = fit_grid(weight, GridSpec(bits, group, symmetric), keep=mask)
+        return Quantized.of(quantize(weight, grid), grid, symmetric, mask=mask)
 
     return of
 

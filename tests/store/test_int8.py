@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from laconic.evaluate.cost import stored_bytes
-from laconic.formats import CodedEmbedding, DynamicInt8
+from laconic.formats import DynamicInt8, PackedEmbedding
 from laconic.methods import Int8
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
@@ -75,7 +75,7 @@ def test_a_weight_is_a_byte_and_an_output_has_two_more(tmp_path: Path) -> None:
 
 def test_a_word_embedding_is_looked_up(saved: list[Checkpoint]) -> None:
     lm = next(checkpoint.lm for checkpoint in saved if checkpoint.key.startswith("gpt2/embedding"))
-    assert any(isinstance(module, CodedEmbedding) for module in lm.model.modules())
+    assert any(isinstance(module, PackedEmbedding) for module in lm.model.modules())
 
 
 def test_made_plain_it_computes_about_the_same(saved: list[Checkpoint]) -> None:

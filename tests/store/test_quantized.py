@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from laconic.calibrate import AbsMean, Fisher, InputCovariance, LayerStats
 from laconic.evaluate.cost import measure_cost
-from laconic.formats import Coded
+from laconic.formats import PackedCodes
 from laconic.methods import Awq, KMeans, Method, Rtn
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
@@ -102,7 +102,7 @@ def test_a_file_has_the_nominal_bits_and_the_scales(
 ) -> None:
     lm = quantized(wide(), ("blocks",), Rtn(bits=bits, group_size=group_size, symmetric=True, clip=False))
     save(lm, tmp_path / "small")
-    layers = [module for module in lm.model.modules() if isinstance(module, Coded)]
+    layers = [module for module in lm.model.modules() if isinstance(module, PackedCodes)]
     state = load_file(tmp_path / "small" / "model.safetensors")
     matrices = sum(tensor.nbytes for name, tensor in state.items() if tensor.dtype == torch.uint8)
     weights = sum(math.prod(layer.shape) for layer in layers)
@@ -122,7 +122,7 @@ def test_the_report_says_what_is_on_disk(tmp_path: Path) -> None:
 
 def test_pruned_and_quantized_is_a_bit_each_and_the_codes_of_what_is_kept(tmp_path: Path) -> None:
     lm = quantized(pruned(wide(), ("blocks",)), ("blocks",), Rtn(bits=4, group_size="channel", symmetric=True))
-    layers = [module for module in lm.model.modules() if isinstance(module, Coded)]
+    layers = [module for module in lm.model.modules() if isinstance(module, PackedCodes)]
     for layer in layers:
         mask = layer.support
         assert mask is not None
@@ -145,7 +145,7 @@ def test_nothing_of_a_cast_reaches_codes_and_scales() -> None:
 def test_made_plain_it_computes_the_same(tmp_path: Path) -> None:
     lm = quantized(BY_NAME["gpt2"].lm(), ("*",), FOUR)
     plain = materialize(lm.model)
-    assert not any(isinstance(module, Coded) for module in plain.modules())
+    assert not any(isinstance(module, PackedCodes) for module in plain.modules())
     torch.testing.assert_close(outputs(plain), outputs(lm.model))
     save(LanguageModel.of(plain), tmp_path / "plain")
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from laconic.allocate import Plan, uniform
+from laconic.allocate import Plan, allocate_uniform
 from laconic.calibrate import Calibration, Problem
 from laconic.compress.size_spec import SizeSpec, check_size, check_unused
 from laconic.compress.solve_groups import SolveGroup, TiedGroup, split_by_group, stored_parts
@@ -102,5 +102,5 @@ def same_everywhere(job: Job) -> Plan:
     for fraction, group in split_by_group(keep, job.families):
         units = [unit for family in group for unit in family[-1]]
         shapes = {unit.name: unit.shape for unit in units}
-        plan |= uniform(method, shapes, fraction, job.lm.dtype, stored_parts(group))
+        plan |= allocate_uniform(method, shapes, fraction, job.lm.dtype, stored_parts(group))
     return plan

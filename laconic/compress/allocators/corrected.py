@@ -29,7 +29,7 @@ from laconic.compress.solving import replace_layers
 from laconic.formats import Format
 from laconic.model import Batch, LanguageModel
 from laconic.model.task import Task
-from laconic.numerics.shrinkage import shrunk
+from laconic.numerics.shrinkage import shrink_estimates
 
 Loss = Callable[[SolveGroup, Format], float]
 """The predicted loss of a unit in a format, in nats."""
@@ -110,7 +110,7 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
     predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64)
     cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64) / predicted
     error = torch.tensor([gain.error for gain in gains], dtype=torch.float64) / predicted
-    usual, drawn = shrunk(cost, error)
+    usual, drawn = shrink_estimates(cost, error)
     if not 0 < usual < inf or not (drawn != usual).any():
         return {}
     return dict(zip(blocks, (drawn / usual).clamp(min=LEAST_FACTOR).tolist(), strict=True))

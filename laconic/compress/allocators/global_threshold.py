@@ -1,6 +1,6 @@
 """One threshold for the scores of all matrices: where weights count least, most of them go.
 
-The matrices are scored one at a time and never held together (`laconic.numerics.threshold`). What comes out is how many
+The matrices are scored one at a time and never held together (`laconic.numerics.masks`). What comes out is how many
 weights each loses, as a sparsity of its own; the method then prunes by that as it does at any other. No matrix loses
 more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
 
@@ -27,11 +27,10 @@ from laconic.compress.solve_groups import SolveGroup, split_by_group, stored_par
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method
-from laconic.methods.prune.scored import Scored
-from laconic.numerics.loss import quadratic_loss
-from laconic.numerics.masks import marked
+from laconic.methods.prune.unstructured import UnstructuredPruning
+from laconic.numerics.masks import ScoredMatrix, count_pruned, exclude_pruned
+from laconic.numerics.moments import check_finite, quadratic_loss
 from laconic.numerics.packing import packed_nbytes
-from laconic.numerics.threshold import Field, lost_below
 
 
 class GlobalThreshold(Allocator):
@@ -41,22 +40,22 @@ class GlobalThreshold(Allocator):
         scored(asked.method)
 
     def looks_at_matrices(self, asked: SizeSpec) -> bool:
-        return bool(asked.method.asks)
+        return bool(asked.method.required_statistics)
 
     def plan(self, job: Job) -> Planned:
-        if GradCovariance not in job.asked.method.asks:
+        if GradCovariance not in job.asked.method.required_statistics:
             # Its scores are no nats, which could be measured.
             return Planned(_by_threshold(job, {}))
         return corrected(job, "global", lambda factors: Planned(_by_threshold(job, factors)), partial(_loss, job))
 
 
-def scored(method: Method) -> Scored:
+def scored(method: Method) -> UnstructuredPruning:
     """`method`, as one with a score for every weight.
 
     Raises:
         UserError: it has none, or chooses within smaller parts than a matrix.
     """
-    if not isinstance(method, Scored):
+    if not isinstance(method, UnstructuredPruning):
         raise UserError(
             f"allocate: global compares weights one by one, and '{method.name}' has no score for each; "
             "use a method like magnitude, wanda or kfac-prune."
@@ -94,7 +93,7 @@ def _by_threshold(job: Job, factors: Factors) -> Plan:
 class _Pool:
     """Matrices that lose weights together, by scores that are multiplied by the factor of their block."""
 
-    method: Scored
+    method: UnstructuredPruning
     units: Sequence[SolveGroup]
     problems: Mapping[str, Problem]
     factors: Factors
@@ -136,7 +135,7 @@ class _Pool:
         return replace(self, method=self.method.with_sparsity(zeros / self.numel))._without(zeros)
 
     @cached_property
-    def _fields(self) -> list[Field]:
+    def _fields(self) -> list[ScoredMatrix]:
         return [self._field(unit) for unit in self.units]
 
     @property
@@ -151,27 +150,27 @@ class _Pool:
         )
 
     def _without(self, zeros: int) -> Plan:
-        lost = lost_below(self._fields, max(zeros, sum(field.floor for field in self._fields)))
+        lost = count_pruned(self._fields, max(zeros, sum(field.floor for field in self._fields)))
         return {unit.name: self._sized(unit, count) for unit, count in zip(self.units, lost, strict=True)}
 
-    def _field(self, unit: SolveGroup) -> Field:
+    def _field(self, unit: SolveGroup) -> ScoredMatrix:
         support = self.problems[unit.name].known.support
         gone = 0 if support is None else int((~support).sum())
         # Rounded up, so that a cap on each matrix allows the same of all; but one weight of each stays.
         cap = min(ceil(self.method.cap * _numel(unit) - 1e-9), _numel(unit) - 1)
-        return Field(lambda: self._scores(unit), cap, gone)
+        return ScoredMatrix(lambda: self._scores(unit), cap, gone)
 
     def _scores(self, unit: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
         problem = self.problems[unit.name]
-        if not torch.isfinite(problem.weight).all():
-            raise UserError(
-                f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
-                "check the model."
-            )
+        check_finite(
+            problem.weight,
+            f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
+            "check the model.",
+        )
         scores = self.method.scores(problem.weight, problem.known)
         if factor := self.factors.get(block_of(unit)):
             scores = scores * factor
-        yield marked(scores, problem.known.support)
+        yield exclude_pruned(scores, problem.known.support)
 
     def _sized(self, unit: SolveGroup, lost: int) -> Method | None:
         # One that an earlier step left nothing of has nothing to lose either.

@@ -61,16 +61,20 @@ def _spent(job: Job, offered: Ladders, factors: Factors) -> Planned:
     chosen: dict[str, Candidate] = {}
     for keep, group in split_by_group(asked.keep, job.families):
         chosen |= pricing.spend(group, weighed, job.problems, keep)
-    predicted = sum(rung.loss / by_unit[name] for name, rung in chosen.items())
-    return Planned({name: rung.method for name, rung in chosen.items()}, predicted)
+    predicted = sum(candidate.loss / by_unit[name] for name, candidate in chosen.items())
+    return Planned({name: candidate.method for name, candidate in chosen.items()}, predicted)
 
 
 def _times(ladder: Candidates, factor: float) -> Candidates:
-    return Candidates(tuple(replace(rung, loss=rung.loss * factor) for rung in ladder.rungs))
+    return Candidates(tuple(replace(candidate, loss=candidate.loss * factor) for candidate in ladder.all))
 
 
 def _loss(offered: Ladders, unit: SolveGroup, whole: Format) -> float:
     """The predicted loss of the largest candidate size that takes no more bytes than `whole`, else of the smallest."""
-    rungs = offered[unit.name].rungs
-    within = [rung for rung in rungs if rung.nbytes <= whole.nbytes()]
-    return min(rung.loss for rung in within) if within else min(rungs, key=lambda rung: rung.nbytes).loss
+    candidates = offered[unit.name].all
+    within = [candidate for candidate in candidates if candidate.nbytes <= whole.nbytes()]
+    return (
+        min(candidate.loss for candidate in within)
+        if within
+        else min(candidates, key=lambda candidate: candidate.nbytes).loss
+    )

@@ -98,7 +98,7 @@ def searched(
 
 def _sizes(method: Method, shape: tuple[int, int], dtype: torch.dtype) -> list[Method]:
     """What `method` offers on the grid, smallest first, each once."""
-    return list(dict.fromkeys(method.at(keep, shape, dtype) for keep in GRID))
+    return list(dict.fromkeys(method.with_keep(keep, shape, dtype) for keep in GRID))
 
 
 class _Trial:

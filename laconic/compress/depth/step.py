@@ -27,6 +27,7 @@ from laconic.model import LanguageModel
 from laconic.model.depth import check_rescalable
 from laconic.model.depth_config import DropChecker
 from laconic.model.layers import can_drop, check_depths, check_droppable, find_layers, fits_cache
+from laconic.numerics.moments import check_finite
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[int | str, ...]
@@ -136,7 +137,7 @@ class Shorten(Step):
             raise UserError("The calibration data is empty; give a source with at least one row of text.")
         self.check(lm)
         if self.needs_data:
-            _check_finite(lm)
+            _check_weights(lm)
         sites = lm.sites(("blocks",))
         before = lm.stored_nbytes(sites)
         with evaluating(lm):
@@ -236,10 +237,9 @@ def _name_parts(blocks: Blocks | dict[str, Blocks] | None) -> bool:
     return any("." in str(word) for row in rows for word in row)
 
 
-def _check_finite(lm: LanguageModel) -> None:
+def _check_weights(lm: LanguageModel) -> None:
     for name, parameter in lm.model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(f"The weights of '{name}' are not finite; take a checkpoint that is whole.")
+        check_finite(parameter, f"The weights of '{name}' are not finite; take a checkpoint that is whole.")
 
 
 def _check_names(asked: Iterable[str], names: list[str]) -> None:

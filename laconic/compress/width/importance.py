@@ -25,8 +25,8 @@ from laconic.calibrate.collect_stats import GateGradients
 from laconic.calibrate.passes import USUAL
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 from laconic.model.site import Group
-from laconic.numerics.psd import shrink
-from laconic.numerics.structured import Elimination, damped, removals
+from laconic.numerics.moments import shrink
+from laconic.numerics.structured import Elimination, damp_active, removal_order
 
 Importance = Literal["magnitude", "taylor", "taylor-squared", "variance", "obs"]
 
@@ -70,13 +70,13 @@ def removal(
         eliminations = [
             Elimination(
                 problem.weight,
-                damped(problem.known[InputCovariance].matrix),
+                damp_active(problem.known[InputCovariance].matrix),
                 shrink(problem.known[GradCovariance].matrix, SHRINK),
                 inner.size,
             )
             for inner, problem in zip(family, problems, strict=True)
         ]
-        parts, costs = removals(eliminations, least)
+        parts, costs = removal_order(eliminations, least)
         return Removal(tuple(parts), tuple(costs), family[0].count)
     scores = _scores(importance, family, problems, gates).cpu()
     order = scores.argsort(stable=True)[: len(scores) - least]

@@ -15,7 +15,7 @@ from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel, Site
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 from laconic.model.width import keep_parts
-from laconic.numerics.structured import columns_of, damped, refitted
+from laconic.numerics.structured import damp_active, part_columns, refit_columns
 
 
 def problems_of(family: CoupledGroups, known: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
@@ -51,11 +51,11 @@ def take_out(
 ) -> None:
     """Leave `inner` with `parts`; the columns that write make up for the rest by least squares where they `refit`, and
     their bias does where that, or `centre`, is asked for and it may move."""
-    columns = columns_of(parts, inner.size).to(problem.weight.device)
+    columns = part_columns(parts, inner.size).to(problem.weight.device)
     weight = problem.weight[:, columns]
     if refit:
         # Rounded as they are stored, so that the bias makes up for that too.
-        weight = refitted(problem.weight, damped(problem.known[InputCovariance].matrix), columns).to(lm.dtype)
+        weight = refit_columns(problem.weight, damp_active(problem.known[InputCovariance].matrix), columns).to(lm.dtype)
     bias = None
     if problem.means is not None and (refit or centre):
         bias = problem.means.y - weight.double() @ problem.means.x[columns]

@@ -1,10 +1,4 @@
-"""KFAC-SVD: the best rank r for the model's predictions, to second order.
-
-Paper: Thoma et al., ICML 2026; the curvature is that of J. Martens, R. Grosse, "Optimizing Neural Networks with
-Kronecker-factored Approximate Curvature", arXiv 1503.05671. With F shrunk towards its mean diagonal,
-Ŵ = F^{-1/2} SVD_r(F^{1/2} W C^{1/2}) C^{-1/2} minimises ½ tr(F E C E^T), the predicted KL divergence; solved in a form
-that takes one root only, on the smaller side of W.
-"""
+"""KFAC-SVD: the low rank that changes the model's predictions least, to second order."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,17 +8,33 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
-from laconic.errors import must_be
-from laconic.methods.lowrank.truncation import Truncation
+from laconic.methods.lowrank.base import TruncationMethod
 from laconic.numerics.lowrank import Components, two_sided_components
-from laconic.numerics.psd import shrink
+from laconic.numerics.moments import shrink
 
 
 @dataclass(frozen=True, kw_only=True)
-class KfacSvd(Truncation):
-    """Two-sided low rank: inputs and output gradients both count.
+class KfacSvd(TruncationMethod):
+    """Low rank by the second-order estimate of the KL divergence to the original.
 
-    shrink: regularises F, by this fraction of its mean diagonal.
+    Minimises ½ tr(F E C E^T), E = W − Ŵ, with C = E[x x^T] of the inputs and F = E[g g^T] of the gradients at the
+    outputs, by Ŵ = F^{-1/2} SVD_r(F^{1/2} W C^{1/2}) C^{-1/2}. Only one root is taken, on the smaller side of W.
+
+    Args:
+        shrink: F is shrunk towards the identity times its mean diagonal by this fraction, as it is estimated from few
+            predictions.
+
+    Reference:
+        Thoma et al., ICML 2026; the curvature is that of J. Martens, R. Grosse, "Optimizing Neural Networks with
+        Kronecker-factored Approximate Curvature", arXiv 1503.05671.
+
+    Example:
+        >>> import torch
+        >>> weight, C = torch.diag(torch.tensor([3.0, 1.0])), torch.eye(2)
+        >>> F = GradCovariance.restored(torch.diag(torch.tensor([1.0, 100.0])), count=1)
+        >>> stats = LayerStats([InputCovariance.of(C, count=1), F])
+        >>> KfacSvd(rank=1, shrink=0.01).compress(weight, stats).dense().detach().diagonal().round(decimals=4)
+        tensor([0., 1.])
     """
 
     name = "kfac-svd"
@@ -33,12 +43,7 @@ class KfacSvd(Truncation):
 
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.shrink <= 1:
-            raise must_be(f"{self.name}.shrink", "in (0, 1]", self.shrink)
-
-    def components(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Components:
+    def components(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         return two_sided_components(
-            weight, shrink(known[GradCovariance].matrix, self.shrink), known[InputCovariance].matrix
+            weight, shrink(stats[GradCovariance].matrix, self.shrink), stats[InputCovariance].matrix
         )

@@ -1,72 +1,72 @@
-"""WLRA: the best rank r when every single weight counts by its Fisher information.
-
-Papers: N. Srebro, T. Jaakkola, "Weighted Low-Rank Approximations", ICML 2003: min Σ_ij Φ_ij (W − Ŵ)_ij² over rank r;
-Φ as in Y.-C. Hsu et al., ICLR 2022, whose FWSVD replaces it by its column sums. There is no closed form and the
-solution of one rank says nothing of the next, so every size is solved for itself.
-"""
+"""WLRA: the low rank in which every single weight counts by its Fisher information."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStats
-from laconic.errors import must_be
+from laconic.calibrate import Fisher, InputCovariance, LayerStats
 from laconic.formats import LowRank
-from laconic.methods.base import Candidates
-from laconic.methods.lowrank.size import RankSized
-from laconic.numerics.loss import quadratic_loss
-from laconic.numerics.weighted import Solver, weighted_low_rank
+from laconic.methods.base import Candidates, predicted_losses
+from laconic.methods.lowrank.base import LowRankMethod
+from laconic.numerics.weighted import SolverName, weighted_low_rank
 
-# Sizes that a ladder offers: each is a problem of its own, so there are few.
-RUNGS = 8
+# Every rank is a problem of its own, so few of them are offered.
+OFFERED_RANKS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wlra(RankSized):
-    """Weighted low-rank approximation.
+class Wlra(LowRankMethod):
+    """Weighted low-rank approximation: each weight counts by its Fisher information.
 
-    solver:       `em`, EM accelerated by `nesterov` or `anderson`, or `als`, which is slower at high rank.
-    iterations:   at most so many; easy matrices need fewer.
-    precondition: divide the weights by a rank-one bound first; without it hundreds of iterations are needed.
+    Minimises Σ_ij Φ_ij (W − Ŵ)_ij² over rank r, which has no closed form. The solution of one rank says nothing about
+    the next, so every rank is solved on its own.
+
+    Args:
+        solver: `em` (expectation-maximization), EM accelerated by `nesterov` or `anderson`, or `als` (alternating
+            least squares), which is slower at high rank.
+        iterations: at most this many; it stops early at convergence.
+        precondition: divide Φ by a rank-one upper bound first; without it hundreds of iterations are needed.
+
+    Reference:
+        N. Srebro, T. Jaakkola, "Weighted Low-Rank Approximations", ICML 2003; acceleration: D. Tuzhilina, T. Hastie,
+        arXiv 2109.11057; Φ as in Y.-C. Hsu et al., ICLR 2022.
+
+    Example:
+        >>> import torch
+        >>> weight, Phi = torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([[0.01, 1.0], [1.0, 100.0]])
+        >>> stats = LayerStats([Fisher.restored(Phi, count=1)])
+        >>> Wlra(rank=1).compress(weight, stats).dense().detach().round(decimals=1)
+        tensor([[0., 0.],
+                [0., 1.]])
     """
 
     name = "wlra"
     paper = "Srebro & Jaakkola, ICML 2003; acceleration: Tuzhilina & Hastie, arXiv 2109.11057"
     needs = frozenset({Fisher})
 
-    solver: Solver = "nesterov"
+    solver: SolverName = "nesterov"
     iterations: Annotated[int, Field(ge=1)] = 30
     precondition: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise must_be(f"{self.name}.iterations", "at least 1", self.iterations)
-
-    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> LowRank:
+    def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> LowRank:
         rank = self.rank_of(weight.shape)
-        Phi = known[Fisher].matrix
+        Phi = stats[Fisher].matrix
         A, B, _ = weighted_low_rank(weight, Phi, rank, self.solver, self.iterations, self.precondition)
         return LowRank.of(A.to(weight.dtype), B.to(weight.dtype))
 
-    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
-        F, C = known[GradCovariance].matrix, known[InputCovariance].matrix
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         m, n = weight.shape
-        ranks = self._coarse_ranks((m, n))
+        offered = self.offered_ranks((m, n))
+        places = [(i + 1) * len(offered) // OFFERED_RANKS for i in range(OFFERED_RANKS)]
+        ranks = [offered[place - 1] for place in places if place]
 
         def predict() -> tuple[Tensor]:
-            solved = (self.with_rank(rank).compress(weight, known).dense().double() for rank in ranks)
-            losses = [quadratic_loss(weight.double() - W_hat, F, C) for W_hat in solved]
-            return (torch.tensor(losses, dtype=torch.float64),)
+            results = (self.with_rank(rank).compress(weight, stats) for rank in ranks)
+            return (predicted_losses(weight, stats, results),)
 
-        (losses,) = known.once(f"losses at {ranks} of {self.name_for(weight)}", predict)
-        return self.ladder_of(dict(zip(ranks, losses.tolist(), strict=True)), weight, lookup=C.ndim == 1)
-
-    def _coarse_ranks(self, shape: tuple[int, int]) -> list[int]:
-        """RUNGS of the ranks on offer, evenly spaced, the highest among them."""
-        every = self.ranks_on_offer(shape)
-        return [every[(i + 1) * len(every) // RUNGS - 1] for i in range(RUNGS) if (i + 1) * len(every) // RUNGS]
+        (losses,) = stats.once(f"losses at {ranks} of {self.cache_key(weight)}", predict)
+        lookup = stats[InputCovariance].matrix.ndim == 1
+        return self.candidates_at(dict(zip(ranks, losses.tolist(), strict=True)), weight, lookup=lookup)

@@ -1,8 +1,4 @@
-"""Magnitude pruning: the smallest weights go, whatever they multiply.
-
-Paper: S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks",
-NeurIPS 2015, arXiv 1506.02626. The score is |w|, which is torch.nn.utils.prune's `l1_unstructured`.
-"""
+"""Magnitude pruning: the smallest weights become zero."""
 
 from dataclasses import dataclass
 
@@ -10,20 +6,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.methods.prune.scored import Scored, masked
-from laconic.methods.prune.size import Solver
+from laconic.methods.prune.base import Solver
+from laconic.methods.prune.unstructured import UnstructuredPruning, solver_by_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Magnitude(Scored):
-    """The smallest weights go (L1)."""
+class Magnitude(UnstructuredPruning):
+    """Prunes the smallest weights; reads no data.
+
+    The score is |w|, as in torch.nn.utils.prune's `l1_unstructured`.
+
+    Reference:
+        S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks",
+        NeurIPS 2015, arXiv 1506.02626.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([[1.0, -4.0], [3.0, 2.0]])
+        >>> Magnitude(sparsity=0.5).compress(weight, LayerStats()).dense().tolist()
+        [[0.0, -4.0], [3.0, 0.0]]
+    """
 
     name = "magnitude"
     paper = "Han et al., NeurIPS 2015"
     needs = frozenset()
 
-    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
         return weight.abs()
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
-        return masked(self, weight, known)
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        return solver_by_scores(self, weight, stats)

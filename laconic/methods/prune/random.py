@@ -1,8 +1,4 @@
-"""Random pruning: what is left of a model whose zeros lie anywhere; the least that any score has to beat.
-
-As torch.nn.utils.prune's `random_unstructured`. The numbers are drawn from the seed and the content of the matrix, so
-that matrices of one shape have their zeros in different places, and the same matrix always in the same.
-"""
+"""Random pruning, the baseline that any score has to beat."""
 
 from dataclasses import dataclass
 
@@ -11,16 +7,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.methods.base import digest_of
-from laconic.methods.prune.scored import Scored, masked
-from laconic.methods.prune.size import Solver
+from laconic.methods.base import digest
+from laconic.methods.prune.base import Solver
+from laconic.methods.prune.unstructured import UnstructuredPruning, solver_by_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Scored):
-    """Weights go at random.
+class Random(UnstructuredPruning):
+    """Prunes random weights; reads no data.
 
-    seed: of what is drawn; matrices of other contents draw other numbers.
+    As torch.nn.utils.prune's `random_unstructured`. The scores are drawn from the seed and the content of the matrix:
+    one matrix always gets the same mask, two matrices of one shape get different ones.
+
+    Args:
+        seed: seed of the random scores.
+
+    Example:
+        >>> Random(sparsity=0.75).compress(torch.ones(4, 4), LayerStats()).dense().sum().item()
+        4.0
     """
 
     name = "random"
@@ -29,13 +33,13 @@ class Random(Scored):
 
     seed: int = 0
 
-    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
         return torch.rand(weight.shape, generator=generator_for(self.seed, weight)).to(weight.device)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
-        return masked(self, weight, known)
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        return solver_by_scores(self, weight, stats)
 
 
 def generator_for(seed: int, weight: Float[Tensor, "out in"]) -> torch.Generator:
-    """Random numbers that are always the same for this seed and this matrix."""
-    return torch.Generator().manual_seed((int(digest_of(weight)[:15], 16) + seed) % 2**63)
+    """A random generator that is seeded by `seed` and the content of the matrix."""
+    return torch.Generator().manual_seed((int(digest(weight)[:15], 16) + seed) % 2**63)

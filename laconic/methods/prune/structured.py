@@ -1,7 +1,6 @@
-"""Whole rows or columns of a matrix set to zero, by their norm or at random; torch.nn.utils.prune's `ln_structured` and
-`random_structured`.
+"""Pruning of whole rows or columns, as torch.nn.utils.prune's `ln_structured` and `random_structured`.
 
-The shape stays: to make a model narrower for real is a step, not a method, because other matrices must follow.
+The shape stays. Making a model narrower is the step `narrow`, because other matrices must follow.
 """
 
 from abc import abstractmethod
@@ -14,59 +13,63 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.errors import must_be
 from laconic.formats import Sparse
+from laconic.methods.prune.base import PruningMethod, Size, Solver
 from laconic.methods.prune.random import generator_for
-from laconic.methods.prune.size import Pruning, Size, Solver
-from laconic.numerics.masks import largest, zeros_for
+from laconic.numerics.masks import keep_largest, zero_count
 
 Norm = Literal[1, 2, "inf"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Structured(Pruning):
-    """Rows or columns go, whole.
+class StructuredPruning(PruningMethod):
+    """Prunes whole rows or columns.
 
-    sparsity: the fraction of them that go; in place of `keep`.
-    dim:      0 for rows (outputs), 1 for columns (inputs).
+    Rows and columns that are zero already count towards the sparsity; single zeros in the others do not.
 
-    Those that an earlier step emptied count; single zeros in the others stay, and do not.
+    Args:
+        sparsity: the fraction of rows or columns that are pruned; in place of `keep`.
+        dim: 0 for rows (outputs), 1 for columns (inputs).
     """
 
     dim: Annotated[int, Field(ge=0, le=1)] = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dim not in (0, 1):
-            raise must_be(f"{self.name}.dim", "0 for rows or 1 for columns", self.dim)
-
     @abstractmethod
     def line_scores(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, " lines"]:
-        """What each row, or column, is worth; the smallest go."""
+        """The importance of each row or column, ≥ 0; the lowest are pruned."""
 
-    def grain(self, shape: tuple[int, int]) -> int:
+    def granularity(self, shape: tuple[int, int]) -> int:
         return shape[1 - self.dim]
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
-        support = torch.ones_like(weight, dtype=torch.bool) if known.support is None else known.support
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        support = torch.ones_like(weight, dtype=torch.bool) if stats.support is None else stats.support
         empty = ~support.any(dim=1 - self.dim)
         # Lines that are zero already go first, and so count.
         scores = self.line_scores(weight * support).double().masked_fill(empty, -torch.inf)
 
         def solve(size: Size) -> Sparse:
             assert not isinstance(size, tuple), "a pattern is within rows"
-            kept = torch.tensor([len(scores) - zeros_for(size, len(scores))], device=scores.device)
-            lines = largest(scores[None], kept).squeeze(0)
+            kept = torch.tensor([len(scores) - zero_count(size, len(scores))], device=scores.device)
+            lines = keep_largest(scores[None], kept).squeeze(0)
             return Sparse.of(weight, support & (lines[:, None] if self.dim == 0 else lines))
 
         return solve
 
 
 @dataclass(frozen=True, kw_only=True)
-class LnStructured(Structured):
-    """The rows or columns of the smallest norm go.
+class LnStructured(StructuredPruning):
+    """Prunes the rows or columns of the smallest norm; reads no data.
 
-    n: of which norm: 1, 2 or `inf`.
+    Args:
+        n: the order of the norm: 1, 2 or `inf`.
+
+    Reference:
+        torch.nn.utils.prune; H. Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.
+
+    Example:
+        >>> weight = torch.tensor([[3.0, 4.0], [1.0, 1.0]])
+        >>> LnStructured(sparsity=0.5).compress(weight, LayerStats()).dense().tolist()
+        [[3.0, 4.0], [0.0, 0.0]]
     """
 
     name = "ln-structured"
@@ -80,10 +83,17 @@ class LnStructured(Structured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomStructured(Structured):
-    """Rows or columns go at random.
+class RandomStructured(StructuredPruning):
+    """Prunes random rows or columns; reads no data.
 
-    seed: of what is drawn; matrices of other contents draw other numbers.
+    Args:
+        seed: seed of the choice. It is drawn from the seed and the content of the matrix, so that two matrices of one
+            shape lose different rows.
+
+    Example:
+        >>> method = RandomStructured(sparsity=0.5, dim=1)
+        >>> method.compress(torch.ones(3, 4), LayerStats()).dense().sum(0).sort().values.tolist()
+        [0.0, 0.0, 3.0, 3.0]
     """
 
     name = "random-structured"

@@ -1,10 +1,4 @@
-"""Wanda: a weight is worth what it adds to the output, its size times that of its input.
-
-Paper: M. Sun, Z. Liu, A. Bair, J. Z. Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR
-2024, arXiv 2306.11695, equation 1: the score is |w_ij| ‖x_j‖, compared within each output row; here ‖x_j‖ is the root
-of C_jj = E[x_j²]. With `gradients` it is ½ w_ij² F_ii C_jj, what removing the weight alone adds to the predicted loss,
-so that rows compare too (Y. LeCun, J. Denker, S. Solla, "Optimal Brain Damage", NeurIPS 1989).
-"""
+"""Wanda: a weight is worth its size times that of its input."""
 
 from dataclasses import dataclass
 
@@ -12,17 +6,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
-from laconic.methods.prune.moments import of_inputs, of_outputs
-from laconic.methods.prune.scored import Scored, Within, masked
-from laconic.methods.prune.size import Solver
+from laconic.methods.prune.base import Solver
+from laconic.methods.prune.unstructured import UnstructuredPruning, Within, solver_by_scores
+from laconic.numerics.moments import floored_diagonal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanda(Scored):
-    """Weights times inputs; what stays is not changed.
+class Wanda(UnstructuredPruning):
+    """Prunes weights by their size times that of their input; the others do not change.
 
-    gradients: weigh outputs by the Fisher information too, which is the same for all weights of a row, and so of use
-               where `within` is matrix.
+    The score is |w_ij| ‖x_j‖, compared within each output row, ‖x_j‖ the root of C_jj = E[x_j²]. With `gradients` it is
+    ½ w_ij² F_ii C_jj, the increase of the predicted loss if that weight alone is removed, so that rows compare too.
+
+    Args:
+        gradients: weight the rows by the Fisher information F_ii of their outputs, as optimal brain damage does. It is
+            the same for all weights of a row, so it matters only where `within` is matrix.
+
+    Reference:
+        M. Sun, Z. Liu, A. Bair, J. Z. Kolter, "A Simple and Effective Pruning Approach for Large Language Models",
+        ICLR 2024, arXiv 2306.11695, equation 1; Y. LeCun, J. Denker, S. Solla, "Optimal Brain Damage", NeurIPS 1989.
+
+    Example:
+        The second input is ten times as large, so its smaller weight is kept.
+
+        >>> import torch
+        >>> stats = LayerStats([InputCovariance.of(torch.diag(torch.tensor([1.0, 100.0])), count=10)])
+        >>> Wanda(sparsity=0.5).compress(torch.tensor([[3.0, 1.0]]), stats).dense().tolist()
+        [[0.0, 1.0]]
     """
 
     name = "wanda"
@@ -33,13 +43,14 @@ class Wanda(Scored):
     gradients: bool = False
 
     @property
-    def asks(self) -> frozenset[type[Statistic]]:
+    def required_statistics(self) -> frozenset[type[Statistic]]:
         return self.needs | {GradCovariance} if self.gradients else self.needs
 
-    def scores(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Float[Tensor, "out in"]:
-        if self.gradients:
-            return 0.5 * weight.double().square() * of_outputs(known) * of_inputs(known)
-        return weight.double().abs() * of_inputs(known).sqrt()
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
+        inputs = floored_diagonal(stats[InputCovariance].matrix)
+        if not self.gradients:
+            return weight.double().abs() * inputs.sqrt()
+        return 0.5 * weight.double().square() * floored_diagonal(stats[GradCovariance].matrix)[:, None] * inputs
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
-        return masked(self, weight, known)
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        return solver_by_scores(self, weight, stats)

@@ -1,13 +1,4 @@
-"""AWQ: columns of active inputs are made larger before they are rounded to nearest, and smaller again afterwards.
-
-Paper: J. Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", MLSys 2024,
-arXiv 2306.00978, equations (4) and (5): Ŵ = Q(W diag s)(diag s)^{-1}, s_j = (mean |x_j|)^a. Of the 20 values of a that
-the paper tries, the one with the least predicted loss ½ tr(F E C E^T) is taken in place of that with the least error of
-a block. For each of them ranges are searched for, as in the paper's section 5.1, each column counting C_jj / s_j².
-
-(diag s)^{-1} is kept with the codes, a number of 16 bits for each column. The step `awq-scale` puts it into the norm or
-the matrix before, where there is one that can take it.
-"""
+"""AWQ: columns with active inputs are scaled up before they are rounded to nearest, and scaled down afterwards."""
 
 from dataclasses import dataclass
 
@@ -17,17 +8,32 @@ from torch import Tensor
 
 from laconic.calibrate import AbsMean, GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.formats import Quantized
-from laconic.methods.quantize.affine import Affine
-from laconic.methods.quantize.size import Solver
-from laconic.numerics.grid import Spacing
-from laconic.numerics.scaling import Scaled, best_scales, rounded
+from laconic.methods.quantize.base import AffineQuantization, Solver
+from laconic.numerics.scaling import ScaledMatrix, quantize_scaled, search_scales
 
 
 @dataclass(frozen=True, kw_only=True)
-class Awq(Affine):
-    """Rounding of scaled columns.
+class Awq(AffineQuantization):
+    """Rounds to nearest after scaling each column by the activity of its input.
 
-    gradients: judge by the Fisher information of the outputs too.
+    Ŵ = Q(W diag s)(diag s)^{-1}, s_j = (mean |x_j|)^a. Of the paper's 20 values of a the one with the least predicted
+    loss ½ tr(F E C E^T) is taken; the paper compares the errors of a block. Ranges are searched for with column j
+    counting C_jj / s_j². (diag s)^{-1} is stored with the codes, 16 bits for each column. The step `awq-scale` folds it
+    into the norm or the matrix before, where one can take it.
+
+    Args:
+        gradients: weight the outputs by their Fisher information F in the predicted loss.
+
+    Reference:
+        J. Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", MLSys 2024,
+        arXiv 2306.00978, equations 4 and 5, section 5.1.
+
+    Example:
+        >>> activations = torch.tensor([1.0, 1.0, 1.0, 1.0])
+        >>> stats = LayerStats([AbsMean.restored(activations, 1), InputCovariance.of(torch.eye(4), count=1)])
+        >>> weight = torch.tensor([[0.0, 1.1, 1.9, 3.0]])
+        >>> Awq(bits=2, clip=False, gradients=False).compress(weight, stats).dense()
+        tensor([[0., 1., 2., 3.]])
     """
 
     name = "awq"
@@ -39,19 +45,20 @@ class Awq(Affine):
     gradients: bool = True
 
     @property
-    def asks(self) -> frozenset[type[Statistic]]:
+    def required_statistics(self) -> frozenset[type[Statistic]]:
         return self.needs if self.gradients else frozenset({AbsMean, InputCovariance})
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
-        support = known.support
-        F = known[GradCovariance].matrix if self.gradients else torch.ones(len(weight), device=weight.device)
-        reader = Scaled(weight if support is None else weight * support, F, known[InputCovariance].matrix, support)
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        support = stats.support
+        F = stats[GradCovariance].matrix if self.gradients else torch.ones(len(weight), device=weight.device)
+        matrix = ScaledMatrix(
+            weight if support is None else weight * support, F, stats[InputCovariance].matrix, support
+        )
 
         def solve(bits: int) -> Quantized:
-            spacing = Spacing(bits, self.group_of(weight.shape[1]), self.symmetric, self.clip)
-            s = best_scales([reader], known[AbsMean].vector, spacing, weighted=True)
-            codes, grid = rounded(reader, s, spacing, weighted=True)
-            layer = self.quantized(codes, grid, weight.dtype, support)
+            spec = self.grid_spec(bits, weight.shape[1])
+            s = search_scales([matrix], stats[AbsMean].vector, spec, weighted=True)
+            layer = self.to_quantized(quantize_scaled(matrix, s, spec, weighted=True), weight.dtype, support)
             layer.scale_columns(1 / s)
             return layer
 

@@ -1,10 +1,4 @@
-"""Int8 that runs: weights in int8 with a scale for each output, inputs rounded to 8 bits as they come.
-
-Of Z. Yao et al., "ZeroQuant", NeurIPS 2022, arXiv 2206.01861: inputs get a range row by row ("token-wise", section
-4.1), for one range of all rows is that of the largest outlier. The arithmetic is in `laconic.numerics.int8`, and which
-kernel does it in `laconic.formats.int8`; the predicted loss is that of the rounded weights alone. A word embedding is
-looked up and not multiplied by, so it is 8 bits on disk and in memory, and nothing else.
-"""
+"""Dynamic int8: weights in int8 with a scale for each output, inputs rounded to 8 bits when they arrive."""
 
 from dataclasses import dataclass
 
@@ -12,18 +6,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
+from laconic.calibrate import LayerStats
 from laconic.formats import DynamicInt8
-from laconic.methods.base import Candidate, Candidates, Method, digest_of
-from laconic.methods.quantize.size import check_range
-from laconic.methods.unchanged import as_it_is
-from laconic.numerics.grid import Spacing, codes_of, fit_grid
-from laconic.numerics.loss import quadratic_loss
+from laconic.methods.base import Candidates, Method, predict_candidates
+from laconic.methods.quantize.base import check_range
+from laconic.numerics.grid import GridSpec, fit_grid, quantize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(Method):
-    """Weights and inputs of 8 bits, never slower than dense; looks at no data."""
+    """Weights and inputs of 8 bits, multiplied as integers where that is faster; reads no data.
+
+    Each row of inputs gets a range of its own ("token-wise"), because one range for all rows is that of the largest
+    outlier. `laconic.formats.int8` has the arithmetic and chooses the fastest kernel, so the layer is never slower than
+    a dense one. The predicted loss is that of the rounded weights alone. A word embedding is looked up, not multiplied:
+    it is only stored in 8 bits.
+
+    Reference:
+        Z. Yao et al., "ZeroQuant", NeurIPS 2022, arXiv 2206.01861, section 4.1.
+
+    Example:
+        >>> layer = Int8().compress(torch.tensor([[0.5, -1.0], [127.0, 3.0]]), LayerStats())
+        >>> layer.nbytes(), layer.dense().round(decimals=2).tolist()
+        (8, [[0.5, -1.0], [127.0, 3.0]])
+    """
 
     name = "dynamic-int8"
     family = "quantization"
@@ -31,43 +37,31 @@ class Int8(Method):
     needs = frozenset()
     keeps_support = True
 
-    def compress(self, weight: Float[Tensor, "out in"], known: LayerStats) -> DynamicInt8:
-        """The matrix in int8, each row on the range that it spans.
+    def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> DynamicInt8:
+        """The matrix in int8, each row scaled to its largest weight.
 
         Raises:
-            UserError: a weight is NaN, infinite or beyond what a scale of 16 bits can hold.
+            UserError: a weight is NaN, infinite or larger than a scale of 16 bits can be.
         """
         check_range(weight, self.name)
-        grid = fit_grid(weight, Spacing(8, weight.shape[1], symmetric=True, clip=False), keep=known.support)
+        grid = fit_grid(weight, GridSpec(8, weight.shape[1], symmetric=True, clip=False), keep=stats.support)
         # Codes of a grid count from its lowest value.
-        codes = (codes_of(weight, grid).short() - 128).to(torch.int8)
-        return DynamicInt8.of(codes, grid.scale[:, 0], weight.dtype, known.support)
+        codes = (quantize(weight, grid).short() - 128).to(torch.int8)
+        return DynamicInt8.of(codes, grid.scale[:, 0], weight.dtype, stats.support)
 
-    def empty_format(self, shape: tuple[int, int], kept: int | None = None) -> DynamicInt8:
+    def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> DynamicInt8:
         with torch.device("meta"):
             return DynamicInt8(shape, kept)
 
-    def at(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Int8":
+    def with_keep(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Int8":
         return self
 
-    def unsized(self) -> "Int8":
+    def without_size(self) -> "Int8":
         return self
 
     @property
     def has_size(self) -> bool:
         return True
 
-    def candidates(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Candidates:
-        def predict() -> tuple[Tensor, Tensor]:
-            result = self.compress(weight, known)
-            error = weight.double() - result.dense().double()
-            loss = quadratic_loss(error, known[GradCovariance].matrix, known[InputCovariance].matrix)
-            return torch.tensor([loss]).double(), torch.tensor([result.nbytes(), result.count])
-
-        losses, sizes = known.once(f"loss of {self} of {digest_of(weight)}", predict)
-        lookup = known[InputCovariance].matrix.ndim == 1
-        products = () if lookup else ((weight.shape[0], weight.shape[1]),)
-        nbytes, count = sizes.tolist()
-        stays = as_it_is(weight, known.support, products)
-        small = Candidate(method=self, nbytes=nbytes, parameters=count, products=products, loss=losses.item())
-        return Candidates((small, stays) if nbytes < stays.nbytes else (stays,))
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
+        return predict_candidates(weight, stats, [self], lambda: [self.compress(weight, stats)])

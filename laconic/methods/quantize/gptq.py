@@ -1,36 +1,115 @@
-"""GPTQ: column by column to the nearest value of the grid, each error made up for by the columns still to come.
+"""GPTQ, and what it shares with YAQA: rounding in which later weights compensate for the errors of earlier ones."""
 
-Paper: E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
-Pre-trained Transformers", ICLR 2023, arXiv 2210.17323, with H = C + λ I. Ranges are searched for, an error of the
-column j counting 1 / [H^{-1}]_jj: what it costs once the others have made up for it. With `act_order`, which the
-paper's code has as an option, all grids are fitted before the sweep and then, which the paper does not do, again to the
-weights as it met them, for what earlier columns leave spreads them wider. Without it, that of a group is fitted when it
-is reached.
-
-Inputs of one-hot rows never occur together, so of an embedding nothing can be made up for, and it is rounded as `rtn`
-does.
-"""
-
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
 from laconic.calibrate import InputCovariance, LayerStats
+from laconic.errors import UserError
 from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
-from laconic.methods.quantize.feedback import Feedback
-from laconic.methods.quantize.size import Solver
-from laconic.numerics.gptq import Order, Rounded, gptq
-from laconic.numerics.grid import codes_of, fit_grid
-from laconic.numerics.obs import damped
+from laconic.methods.prune.unstructured import check_pattern, parse_pattern, pattern_error
+from laconic.methods.quantize.base import AffineQuantization, Solver
+from laconic.numerics.gptq import ColumnOrder, gptq
+from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize
+from laconic.numerics.masks import zero_count
+from laconic.numerics.obs import damp
+
+PrunedStart = tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"] | None]
+"""A matrix to round, and the mask of its kept weights; None where all are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gptq(Feedback):
-    """Rounding with feedback along the rows.
+class FeedbackQuantization(AffineQuantization):
+    """A method that compensates for rounding errors as it rounds, and may prune first.
 
-    act_order: columns whose inputs are largest come first.
+    With `sparsity` or `pattern` the matrix W is pruned by `kfac-prune` on the same statistics before it is rounded. The
+    pruned matrix Z is the best under its mask, so the loss has no slope there: for any Ŵ with the same zeros it is the
+    loss of W − Z plus that of Z − Ŵ. To round Z is therefore to prune and round W together. `sparsity` is not the size
+    of the method, `bits` is.
+
+    Args:
+        sparsity: fraction of zeros in the result, those of an earlier step included.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, in place of a sparsity.
+        damping: added to the diagonal of C, as a fraction of its mean.
+
+    Raises:
+        UserError: both sparsity and pattern are given, or the pattern is not N:M with N < M.
+    """
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    pattern: str | None = None
+    damping: Annotated[float, Field(gt=0)] = 0.01
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None and self.sparsity is not None:
+            raise UserError(f"{self.name} takes either sparsity or pattern; got both.")
+        if self.pattern is not None:
+            parse_pattern(self.name, self.pattern)
+
+    @property
+    @abstractmethod
+    def pruner(self) -> KfacPrune:
+        """The method that prunes the matrix before it is rounded."""
+
+    def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+        if self.pattern is None:
+            return None
+        return pattern_error(self.name, parse_pattern(self.name, self.pattern), shape[1], matrix)
+
+    def prune_first(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> PrunedStart:
+        """The matrix to round, pruned where `sparsity` or `pattern` is set, and its mask.
+
+        Raises:
+            UserError: the pattern does not divide the width.
+        """
+        if self.sparsity is None and self.pattern is None:
+            return weight, stats.support
+        if self.pattern is not None:
+            check_pattern(self.name, parse_pattern(self.name, self.pattern), weight.shape[1])
+        pruned = self.pruner.compress(weight, stats)
+        return pruned.dense(), pruned.support
+
+    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
+        counts = [count for count in (kept, self._kept(shape)) if count is not None]
+        return super().empty_codes(bits, shape, min(counts, default=None))
+
+    def _kept(self, shape: tuple[int, int]) -> int | None:
+        """Weights that its own pruning keeps; None where it does not prune."""
+        count = shape[0] * shape[1]
+        if self.pattern is not None:
+            n, m = parse_pattern(self.name, self.pattern)
+            return count // m * n
+        return None if self.sparsity is None else count - zero_count(self.sparsity, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gptq(FeedbackQuantization):
+    """Rounds column by column; the columns still to come compensate for each error.
+
+    H = C + λ I. Ranges are searched for with an error of column j counting 1 / [H^{-1}]_jj: its cost once the other
+    columns have compensated for it. With `act_order`, an option of the paper's code, all grids are fitted before the
+    sweep and, beyond the paper, once more to the weights as the first sweep met them, which compensation has spread.
+    Without it the grid of a group is fitted when the sweep reaches it. The inputs of a word embedding never occur
+    together, so nothing can compensate, and it is rounded as `rtn` does.
+
+    Args:
+        act_order: round columns in the order of diag C, largest first; otherwise from left to right.
+
+    Reference:
+        E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
+        Pre-trained Transformers", ICLR 2023, arXiv 2210.17323.
+
+    Example:
+        >>> import torch
+        >>> stats = LayerStats([InputCovariance.of(torch.eye(4), count=10)])
+        >>> weight = torch.tensor([[0.0, 1.1, 1.9, 3.0]])
+        >>> Gptq(bits=2, clip=False).compress(weight, stats).dense()
+        tensor([[0., 1., 2., 3.]])
     """
 
     name = "gptq"
@@ -43,18 +122,16 @@ class Gptq(Feedback):
     def pruner(self) -> KfacPrune:
         return KfacPrune(sparsity=self.sparsity, pattern=self.pattern, gradients=False, damping=self.damping)
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
-        W, mask = self.start(weight, known)
-        H = damped(known[InputCovariance].matrix, self.damping)
-        order = Order.of(H, self.act_order) if H.ndim == 2 else None
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        W, mask = self.prune_first(weight, stats)
+        H = damp(stats[InputCovariance].matrix, self.damping)
+        order = ColumnOrder.of(H, self.act_order) if H.ndim == 2 else None
 
         def solve(bits: int) -> Quantized:
-            spacing = self.spacing(bits, W.shape[1])
+            spec = self.grid_spec(bits, W.shape[1])
             if order is None:
-                grid = fit_grid(W, spacing, None, mask)
-                rounded = Rounded(codes_of(W, grid), grid)
-            else:
-                rounded = gptq(W, order, spacing, mask)
-            return self.quantized(rounded.codes, rounded.grid, weight.dtype, mask)
+                grid = fit_grid(W, spec, None, mask)
+                return self.to_quantized(QuantizedWeight(quantize(W, grid), grid), weight.dtype, mask)
+            return self.to_quantized(gptq(W, order, spec, mask), weight.dtype, mask)
 
         return solve

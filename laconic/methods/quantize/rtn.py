@@ -1,11 +1,4 @@
-"""RTN: every weight to the nearest value of the grid of its group.
-
-The baseline of E. Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323. `clip` searches for the range of each group,
-from all of it to a part (J. Lin et al., "AWQ", MLSys 2024, section 5.1); without it the range is all that they span. By
-squared error alone the search clips so much that whole matrices shrink, and the model errs by more than without it; so
-error along the weights counts twice, and from 4 bits on a range is narrowed only where that saves 30 % of the error
-(`laconic.numerics.grid`).
-"""
+"""RTN: every weight is rounded to the nearest value of its group's grid."""
 
 from dataclasses import dataclass
 
@@ -14,22 +7,36 @@ from torch import Tensor
 
 from laconic.calibrate import LayerStats
 from laconic.formats import Quantized
-from laconic.methods.quantize.affine import Affine
-from laconic.methods.quantize.size import Solver
-from laconic.numerics.grid import codes_of
+from laconic.methods.quantize.base import AffineQuantization, Solver
+from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rtn(Affine):
-    """Round to nearest; looks at no data."""
+class Rtn(AffineQuantization):
+    """Round to nearest; reads no data.
+
+    With `clip` the range of each group is the part of its span with the least squared error. That alone would clip so
+    much that whole matrices shrink, so error along the weights counts twice, and from 4 bits on a range is narrowed
+    only where that saves 30 % of the error (`laconic.numerics.grid`).
+
+    Reference:
+        The baseline of E. Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323; clipping: J. Lin et al., "AWQ", MLSys
+        2024, arXiv 2306.00978, section 5.1.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([[0.0, 1.1, 1.9, 3.0]])
+        >>> Rtn(bits=2, clip=False).compress(weight, LayerStats()).dense()
+        tensor([[0., 1., 2., 3.]])
+    """
 
     name = "rtn"
     paper = "the baseline of Frantar et al., ICLR 2023"
     needs = frozenset()
 
-    def solver(self, weight: Float[Tensor, "out in"], known: LayerStats) -> Solver:
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         def solve(bits: int) -> Quantized:
-            grid = self.grid(weight, bits, known.support)
-            return self.quantized(codes_of(weight, grid), grid, weight.dtype, known.support)
+            grid = fit_grid(weight, self.grid_spec(bits, weight.shape[1]), None, stats.support)
+            return self.to_quantized(QuantizedWeight(quantize(weight, grid), grid), weight.dtype, stats.support)
 
         return solve

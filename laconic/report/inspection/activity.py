@@ -3,7 +3,7 @@
 Outliers: the largest |x| of each channel against that of the median channel; what LLM.int8() (T. Dettmers et al.,
 NeurIPS 2022, arXiv 2208.07339) and SmoothQuant (G. Xiao et al., ICML 2023, arXiv 2211.10438, section 3) find to make 8
 bits too few. Blocks: Block Influence, 1 − E[cos(h_l, h_{l+1})] (X. Men et al., ShortGPT, arXiv 2403.03853, eq. 1), and
-the similarity of what they leave (`laconic.numerics.similarity`); heads by that of what each gives to its output
+the similarity of what they leave (`laconic.numerics.inspection`); heads by that of what each gives to its output
 projection. Padding counts nowhere.
 """
 

@@ -15,7 +15,7 @@ from laconic.compress.depth.cuts import Cut
 from laconic.compress.depth.importance import streams
 from laconic.model import Batch, LanguageModel, Site, Task
 from laconic.model.prunable_group import PrunableGroup
-from laconic.numerics.similarity import cka
+from laconic.numerics.inspection import cka
 
 TOKENS = 512
 """How many are compared with each other at most, drawn from all of them."""

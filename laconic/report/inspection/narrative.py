@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import norm, spearmanr
 
-from laconic.numerics.magnitudes import Magnitudes
+from laconic.numerics.inspection import Magnitudes
 from laconic.report.inspection.activity import Activity
 from laconic.report.inspection.collected import Blocks
 from laconic.report.inspection.tally import BIAS, IN_BLOCKS, together

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from laconic.model import Group, Role
-from laconic.numerics.magnitudes import Magnitudes
-from laconic.numerics.spectrum import effective_rank, energy_rank, singular_values
+from laconic.numerics.inspection import Magnitudes, effective_rank, energy_rank, singular_values
 
 KINDS: dict[tuple[Group, Role], str] = {
     (Group.ATTENTION, Role.QUERY): "query",

@@ -13,7 +13,7 @@ from torch import nn
 
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
-from laconic.numerics.magnitudes import Magnitudes
+from laconic.numerics.inspection import Magnitudes
 from laconic.progress import Track, silent
 from laconic.report.inspection.tally import (
     BIAS,

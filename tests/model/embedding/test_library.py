@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import laconic
-from laconic.formats import CodedEmbedding
+from laconic.formats import PackedEmbedding
 from laconic.model import load
 from laconic.store import save
 from tests.architectures import BY_NAME, WIDTH, compress_everything
@@ -137,7 +137,7 @@ def test_word_embeddings_of_codes_are_read_by_the_library(name: str, method: str
         laconic.compress(model.transformers_model, method, targets="all")
         model.save(str(tmp_path / "out"))
     lm = load(str(tmp_path / "out"))
-    assert any(isinstance(module, CodedEmbedding) for module in lm.model.modules())
+    assert any(isinstance(module, PackedEmbedding) for module in lm.model.modules())
     torch.testing.assert_close(encoded(tmp_path / "out"), predicted(lm), rtol=1e-4, atol=2e-6)
 
 

@@ -1,0 +1,153 @@
+"""What pruning methods share: how many weights become zero, and the sizes that they offer.
+
+Sparsity is the fraction of zeros in the whole matrix. Zeros of an earlier step (`LayerStats.support`) stay zero and
+count; if there are more of them than asked for, the matrix is returned unchanged, bit by bit. On disk the result is one
+bit for each weight and the values of the nonzero ones.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from laconic.calibrate import LayerStats
+from laconic.errors import UserError
+from laconic.formats import Sparse
+from laconic.methods.base import Candidates, Method, predict_candidates
+from laconic.numerics.masks import zero_count
+from laconic.numerics.moments import check_finite
+
+SPARSITIES = tuple(part / 20 for part in range(2, 20))
+"""The sparsities that are offered as candidates: 0.1, 0.15, … 0.95."""
+
+Size = float | tuple[int, int]
+"""A sparsity, or a pattern (N, M): N weights kept of every M consecutive inputs."""
+
+Solver = Callable[[Size], Sparse]
+"""Prunes one matrix to any size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningMethod(Method):
+    """A method that sets weights to zero and returns a `Sparse`.
+
+    Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+
+    Example:
+        >>> from laconic.methods import Magnitude
+        >>> Magnitude().with_keep(0.5, shape=(8, 8)).sparsity  # the mask takes a bit for each weight of 32 bits
+        0.53125
+    """
+
+    family: ClassVar[str] = "pruning"
+    keeps_support: ClassVar[bool] = True
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    @abstractmethod
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        """A function that prunes `weight` to any size; the work that all sizes share is done once, here."""
+
+    @abstractmethod
+    def granularity(self, shape: tuple[int, int]) -> int:
+        """How many weights of a matrix of `shape` are pruned together: 1, or a row or column."""
+
+    @property
+    def size(self) -> Size | None:
+        """The size that is set, else None."""
+        return None if self.sparsity is None else float(self.sparsity)
+
+    @property
+    def offered_sparsities(self) -> tuple[float, ...]:
+        """The sparsities of its candidates, ascending."""
+        return SPARSITIES
+
+    @property
+    def has_size(self) -> bool:
+        return self.size is not None
+
+    @property
+    def sizes(self) -> "list[PruningMethod]":
+        """A copy for each of the offered sparsities."""
+        return [self.with_sparsity(sparsity) for sparsity in self.offered_sparsities]
+
+    def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes on disk of an unpruned matrix of `shape` (out, in) in `dtype` after this method, whose size is set."""
+        return self.meta_format(shape).to(dtype).nbytes()
+
+    def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> Sparse:
+        size, (m, n) = 0.5 if self.size is None else self.size, shape
+        if isinstance(size, tuple):
+            count = m * (n // size[1] * size[0] + n % size[1])
+        else:
+            group = self.granularity(shape)
+            count = m * n - zero_count(size, m * n // group) * group
+        # Zeros of an earlier step need not follow the pattern.
+        pattern = size if isinstance(size, tuple) and n % size[1] == 0 and kept is None else None
+        with torch.device("meta"):
+            layer = Sparse(m, n, count if kept is None else min(count, kept), bias=False, pattern=pattern)
+        layer.unpack()
+        return layer
+
+    def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Sparse:
+        """The pruned matrix.
+
+        Raises:
+            UserError: no size is set, the size does not fit the shape, or a weight is NaN or infinite.
+        """
+        if self.size is None:
+            raise UserError(f"{self.name} needs a size: give keep, or {self.name}:sparsity=S with S in [0, 1).")
+        check_finite(weight, f"{self.name} cannot prune weights that are NaN or infinite; check the model.")
+        return self.solver(weight, stats)(self.size)
+
+    def with_keep(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "PruningMethod":
+        count, group = shape[0] * shape[1], self.granularity(shape)
+        values = (keep - self.overhead(dtype)) * count
+        # The mask is rounded up to whole bytes, which may cost one more value; 0.29 · 800 is 231.99….
+        left = values - 1 if count % 8 else values
+        kept = min(max(int(left / group + 1e-9), 1), count // group)
+        return self.with_sparsity(1 - kept / (count // group))
+
+    def next_larger(self, shape: tuple[int, int], *, finest: bool = False) -> "PruningMethod | None":
+        if not isinstance(self.size, float):
+            return None
+        groups = shape[0] * shape[1] // self.granularity(shape)
+        kept = groups - zero_count(self.size, groups) + 1
+        return self.with_sparsity(1 - kept / groups) if kept < groups else None
+
+    def overhead(self, dtype: torch.dtype) -> float:
+        return 1 / (8 * dtype.itemsize)
+
+    def without_size(self) -> "PruningMethod":
+        return replace(self, sparsity=None)
+
+    def with_sparsity(self, sparsity: float) -> "PruningMethod":
+        """A copy with another sparsity."""
+        return replace(self.without_size(), sparsity=sparsity)
+
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
+        sparsities = self._useful_sparsities((weight.shape[0], weight.shape[1]), stats.support)
+
+        def compress() -> list[Sparse]:
+            solve = self.solver(weight, stats)
+            return [solve(sparsity) for sparsity in sparsities]
+
+        return predict_candidates(weight, stats, [self.with_sparsity(sparsity) for sparsity in sparsities], compress)
+
+    def _useful_sparsities(self, shape: tuple[int, int], support: Bool[Tensor, "out in"] | None) -> list[float]:
+        """The offered sparsities, largest first, that leave different counts of zeros, more than there are already."""
+        group = self.granularity(shape)
+        groups = shape[0] * shape[1] // group
+        present = 0 if support is None else int((~support).sum())
+        by_zeros = {zero_count(sparsity, groups): sparsity for sparsity in reversed(self.offered_sparsities)}
+        return [
+            sparsity
+            for zeros, sparsity in sorted(by_zeros.items(), reverse=True)
+            if present < zeros * group and zeros < groups
+        ]

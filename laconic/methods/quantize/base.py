@@ -1,0 +1,156 @@
+"""What quantizing methods share: the number of bits, the groups of weights with a scale of their own, the candidates.
+
+`group_size` columns of a row share a scale; the last group of a row is shorter where the width is no multiple of it.
+Zeros of an earlier step (`LayerStats.support`) stay zero, and only the codes of the other weights are stored.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from laconic.calibrate import LayerStats
+from laconic.errors import UserError
+from laconic.formats import PackedCodes, Quantized
+from laconic.methods.base import Candidates, Method, predict_candidates
+from laconic.numerics.grid import LARGEST_SCALE, GridSpec, QuantizedWeight
+from laconic.numerics.moments import check_finite
+
+FEWEST, MOST = 2, 8
+"""Bits of a code."""
+
+Solver = Callable[[int], PackedCodes]
+"""Quantizes one matrix to any number of bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationMethod(Method):
+    """A method that stores each weight as a code of a few bits.
+
+    Args:
+        bits: bits of each code; in place of `keep`.
+        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
+
+    Example:
+        >>> from laconic.methods import Rtn
+        >>> Rtn().with_keep(0.15, shape=(64, 64)).bits  # and 20 bits for the scale and zero point of 64 weights
+        4
+    """
+
+    family: ClassVar[str] = "quantization"
+    keeps_support: ClassVar[bool] = True
+
+    bits: Annotated[int, Field(ge=FEWEST, le=MOST)] | None = None
+    group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 64
+
+    @abstractmethod
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        """A function that quantizes `weight` to any number of bits; the work that all share is done once, here."""
+
+    @abstractmethod
+    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> PackedCodes:
+        """The format of a matrix of `shape` (out, in), without its codes; `kept` weights are nonzero, None for all."""
+
+    def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> PackedCodes:
+        with torch.device("meta"):
+            return self.empty_codes(FEWEST if self.bits is None else self.bits, shape, kept)
+
+    @property
+    def has_size(self) -> bool:
+        return self.bits is not None
+
+    @property
+    def sizes(self) -> "list[QuantizationMethod]":
+        """A copy for each number of bits."""
+        return [self.with_bits(bits) for bits in range(FEWEST, MOST + 1)]
+
+    def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """Bytes on disk of an unpruned matrix of `shape` (out, in) after this method, whose size is set."""
+        return self.meta_format(shape).nbytes()
+
+    def group_columns(self, width: int) -> int | None:
+        """Columns of a row that share a scale, in a matrix of `width` columns; None where all weights share one."""
+        if isinstance(self.group_size, int):
+            return min(self.group_size, width)
+        return width if self.group_size == "channel" else None
+
+    def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> PackedCodes:
+        """The quantized matrix.
+
+        Raises:
+            UserError: no size is set, or a weight is NaN, infinite or larger than a scale of 16 bits can be.
+        """
+        if self.bits is None:
+            raise UserError(f"{self.name} needs a size: give keep, or {self.name}:bits=B with B from 2 to 8.")
+        check_range(weight, self.name)
+        return self.solver(weight, stats)(self.bits)
+
+    def with_keep(
+        self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+    ) -> "QuantizationMethod":
+        budget = keep * shape[0] * shape[1] * dtype.itemsize
+        fitting = [method for method in self.sizes if method.nbytes_for(shape, dtype) <= budget]
+        return fitting[-1] if fitting else self.with_bits(FEWEST)
+
+    def without_size(self) -> "QuantizationMethod":
+        return self.with_bits(None)
+
+    def with_bits(self, bits: int | None) -> "QuantizationMethod":
+        """A copy with another number of bits; None for no size."""
+        return replace(self, bits=bits)
+
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
+        def compress() -> list[PackedCodes]:
+            solve = self.solver(weight, stats)
+            return [solve(bits) for bits in range(FEWEST, MOST + 1)]
+
+        return predict_candidates(weight, stats, self.sizes, compress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineQuantization(QuantizationMethod):
+    """A method that quantizes to evenly spaced values, scale · (code − zero point), and returns a `Quantized`.
+
+    Args:
+        symmetric: no zero points are stored; the sign of the scale says on which side the extra value lies.
+        clip: search for the range of each group; otherwise it spans all of the group's weights.
+    """
+
+    scales_columns: ClassVar[bool] = False
+    """True where each column has a scale of its own as well."""
+
+    symmetric: bool = False
+    clip: bool = True
+
+    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
+        return Quantized.empty(
+            out_features=shape[0],
+            in_features=shape[1],
+            bits=bits,
+            group=self.group_columns(shape[1]),
+            symmetric=self.symmetric,
+            kept=kept,
+            scaled=self.scales_columns,
+        )
+
+    def grid_spec(self, bits: int, width: int) -> GridSpec:
+        """What the grids of a matrix of `width` columns are to be."""
+        return GridSpec(bits, self.group_columns(width), self.symmetric, self.clip)
+
+    def to_quantized(
+        self, result: QuantizedWeight, dtype: torch.dtype, support: Bool[Tensor, "out in"] | None
+    ) -> Quantized:
+        """The format of codes on their grids; `support` is True where a weight is kept."""
+        return Quantized.of(result.codes, result.grid, self.symmetric, dtype, support)
+
+
+def check_range(weight: Float[Tensor, "out in"], method: str) -> None:
+    """Raise UserError where a weight is NaN, infinite or larger than a scale of 16 bits can be."""
+    check_finite(weight, f"{method} cannot quantize weights that are NaN or infinite; check the model.")
+    if weight.abs().max() > LARGEST_SCALE:
+        raise UserError(f"{method} cannot quantize weights beyond {LARGEST_SCALE:.0f}; check the model.")
