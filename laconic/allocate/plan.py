@@ -22,6 +22,7 @@ from laconic.methods.problem import placed
 from laconic.yaml_loader import read_yaml
 
 Plan = dict[str, Method | None]
+"""A method with its size for each matrix, by the name of its site; None for a matrix that stays dense."""
 
 DENSE = "dense"
 _SEVERAL = re.compile(r"(.*)\{([^{}]+)\}")

@@ -20,6 +20,7 @@ from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates, Method
 
 Currency = Literal["bytes", "parameters", "macs", "latency"]
+"""What a budget counts: bytes in a file, parameters, multiply-accumulates, or measured time."""
 
 COST: dict[Currency, Callable[[Candidate], int]] = {
     "bytes": lambda candidate: candidate.nbytes,

@@ -25,6 +25,7 @@ FORMATS: tuple[type[Format], ...] = (
     Dense,
     Constant,
 )
+"""Every format; a saved folder names one by its class name."""
 
 __all__ = [
     "FORMATS",

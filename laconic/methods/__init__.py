@@ -44,6 +44,7 @@ METHODS: tuple[type[Method], ...] = (
     Int8,
     Plus,
 )
+"""Every method, in the order in which `laconic methods` lists them."""
 
 __all__ = [
     "LOSS_STATISTICS",
