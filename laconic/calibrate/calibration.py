@@ -17,6 +17,7 @@ from laconic.model import Batch
 from laconic.progress import Track, silent
 
 Labels = Literal["auto", "sampled", "enumerated", "data"]
+"""Where the labels of the Fisher information come from: the predictions of the model, or the data."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ class InputStatistic(Statistic, ABC):
         """Nothing seen yet; `lookup` for a word embedding."""
 
     @abstractmethod
-    def update(self, x: Inputs) -> None: ...
+    def update(self, x: Inputs) -> None:
+        """Add the tokens of x, (tokens, in), or token numbers (tokens,) for a word embedding."""
 
 
 class GradientStatistic(Statistic, ABC):
@@ -120,6 +121,7 @@ class InputCovariance(InputStatistic):
 
     @property
     def matrix(self) -> InputMoment:
+        """C, (in, in), or its diagonal (in,)."""
         return self._mean() if self.total.ndim == 1 else symmetrize(self._mean())
 
 
@@ -130,6 +132,7 @@ class _ColumnStatistic(InputStatistic):
 
     @property
     def vector(self) -> Float[Tensor, " in"]:
+        """The statistic of each input, (in,)."""
         return self._mean()
 
 
@@ -202,6 +205,7 @@ class GradCovariance(GradientStatistic):
 
     @property
     def matrix(self) -> OutputMoment:
+        """F, (out, out), or its diagonal (out,)."""
         return self._mean() if self.total.ndim == 1 else symmetrize(self._mean())
 
 
@@ -240,7 +244,9 @@ class Fisher(GradientStatistic):
 
     @property
     def matrix(self) -> Float[Tensor, "out in"]:
+        """Φ, (out, in)."""
         return self._mean()
 
 
 STATISTICS: tuple[type[Statistic], ...] = (InputCovariance, Mean, AbsMean, AbsMax, GradCovariance, Fisher)
+"""Every statistic that a method may need."""

@@ -7,5 +7,6 @@ from laconic.recover.layer_matching import Match
 from laconic.recover.student import Student
 
 RECOVERING: tuple[type[Step], ...] = (Correct, Student, Finetune, Distil)
+"""The steps of this package."""
 
 __all__ = ["RECOVERING", "Correct", "Distil", "Finetune", "Match", "Student"]

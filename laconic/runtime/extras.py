@@ -6,7 +6,14 @@ from typing import Any
 
 from laconic.errors import UserError, install, unknown
 
-EAGER, COMPILE, ONNX, OPENVINO = "eager", "compile", "onnx", "openvino"
+EAGER = "eager"
+"""Plain torch."""
+COMPILE = "compile"
+"""`torch.compile`."""
+ONNX = "onnx"
+"""ONNX Runtime."""
+OPENVINO = "openvino"
+"""OpenVINO."""
 RUNTIMES = (EAGER, COMPILE, ONNX, OPENVINO)
 """By the names that `--runtime` takes."""
 NEEDED: dict[str, tuple[str, ...]] = {

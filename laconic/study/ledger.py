@@ -20,7 +20,10 @@ VERSION = 1
 CELLS, RECORD = "cells", ".json"
 ASIDE = ".damaged"
 """The folder, within that of the records, for what stood in the place of one and was none."""
-DONE, FAILED = "done", "failed"
+DONE = "done"
+"""The state of a cell with a result."""
+FAILED = "failed"
+"""The state of a cell that ended with an error."""
 
 NEEDED = frozenset({"key", "version", "state", "axes"})
 KINDS: Mapping[str, type | UnionType] = {
@@ -32,6 +35,7 @@ KINDS: Mapping[str, type | UnionType] = {
 """Of what a record has; `evaluation` and the like are None or missing where there was nothing to say."""
 
 Record = Mapping[str, Any]
+"""The JSON of one cell."""
 
 
 @dataclass(frozen=True)

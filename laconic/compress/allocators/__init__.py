@@ -8,6 +8,7 @@ from laconic.compress.allocators.spectrum import Spectrum
 from laconic.compress.allocators.threshold import Threshold
 
 Allocation = Literal["uniform", "spectrum", "threshold", "global"]
+"""How the budget is divided among matrices."""
 
 WAYS: dict[Allocation, Allocator] = {
     "uniform": Uniform(),
