@@ -14,7 +14,7 @@ from benchmarks.prune_quality import CELLS
 from benchmarks.pruning import CALIBRATION_ROWS, PATTERNS, SPARSITIES, WAYS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
-from laconic.report.points import Point
+from laconic.report.costs import Point
 
 PAGE = ROOT / "docs/pruning.md"
 BEGIN = "<!-- made by `python -m benchmarks prune_tables` -->"

@@ -11,7 +11,7 @@ from benchmarks.quantize_quality import CELLS
 from benchmarks.quantizing import BITS, COMBINATIONS, GROUNDS, GROUPS, METHODS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
-from laconic.report.points import Point
+from laconic.report.costs import Point
 
 PAGE = ROOT / "docs/quantization.md"
 BEGIN = "<!-- made by `python -m benchmarks quantize_tables` -->"

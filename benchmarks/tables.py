@@ -16,7 +16,7 @@ from benchmarks.common import RESULTS
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, METRICS, MODELS, TIMED, WAYS
 from benchmarks.lowrank_quality import CELLS
 from laconic.report import plots
-from laconic.report.points import Point
+from laconic.report.costs import Point
 
 ROOT = Path(__file__).parents[1]
 MORE_ROWS = 512

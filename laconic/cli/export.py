@@ -25,13 +25,12 @@ def export(
     silence_libraries()
     from laconic.calibrate.batching import tokenizer_of
     from laconic.evaluate import check_tasks
-    from laconic.evaluate.tasks import rows_of
+    from laconic.evaluate.tasks import load_corpus
     from laconic.export import check_target
     from laconic.export import export as export_model
     from laconic.model import load, load_empty, with_tokenizers
     from laconic.recipe.labels import check_label_order
-    from laconic.report.evaluation import remarks_of, tables_of
-    from laconic.report.exported import lines_of, table_of
+    from laconic.report.evaluation import evaluation_remarks, evaluation_tables, export_lines, export_table
     from laconic.store import check_output
 
     check_target(to)
@@ -42,12 +41,12 @@ def export(
     check_label_order(structure)
     if names:
         tokenizer_of(structure)
-    check_tasks(names, structure, compared=True, rows=partial(rows_of, limit=limit))
+    check_tasks(names, structure, compared=True, load=partial(load_corpus, limit=limit))
     with progress() as track:
         lm = load(model).with_label_order(order)
         outcome = export_model(lm, to, output, tasks=names, limit=limit, track=track).to_json()
-    tables = {} if outcome["quality"] is None else tables_of(outcome["quality"])
-    remarks = [] if outcome["quality"] is None else remarks_of(outcome["quality"])
-    layers = [table_of(outcome).to_rich()] if outcome["layers"] else []
+    tables = {} if outcome["quality"] is None else evaluation_tables(outcome["quality"])
+    remarks = [] if outcome["quality"] is None else evaluation_remarks(outcome["quality"])
+    layers = [export_table(outcome).to_rich()] if outcome["layers"] else []
     shown = (table.to_rich(title) for title, table in tables.items())
-    show(outcome, json, *lines_of(outcome), *layers, *shown, *remarks)
+    show(outcome, json, *export_lines(outcome), *layers, *shown, *remarks)

@@ -7,8 +7,8 @@ from laconic.cli.terminal import show
 from laconic.compress.allocators.corrected import ALLOCATED, UNIFORM
 from laconic.compress.checks import DENSE, REACHED
 from laconic.recipe import Record
-from laconic.report.evaluation import remarks_of, tables_of
-from laconic.report.points import MEGABYTE
+from laconic.report.costs import MEGABYTE
+from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 
 
 def show_record(record: Record, as_json: bool, *before: str) -> None:
@@ -33,8 +33,8 @@ def show_record(record: Record, as_json: bool, *before: str) -> None:
     for step in changes.dropped:
         named = "; ".join(f"{stack} {', '.join(map(str, blocks))}" for stack, blocks in step.items())
         lines.append(f"Dropped: {named}")
-    tables = {} if record.evaluation is None else tables_of(record.evaluation)
-    remarks = [] if record.evaluation is None else remarks_of(record.evaluation)
+    tables = {} if record.evaluation is None else evaluation_tables(record.evaluation)
+    remarks = [] if record.evaluation is None else evaluation_remarks(record.evaluation)
     shown = (table.to_rich(title) for title, table in tables.items())
     show(record.to_json(), as_json, *before, *lines, *shown, *remarks)
 

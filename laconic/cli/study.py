@@ -159,14 +159,14 @@ def _told(summary: "Summary", output: str) -> dict[str, Any]:
 
 
 def _sentences(summary: "Summary", page: str) -> list[str]:
-    from laconic.report.study.names import called
+    from laconic.report.study.groups import cell_name
 
     said = [
         f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; there already: {summary.found}. "
         f"Times that statistics were collected: {summary.surveys}."
     ]
     for record in summary.failed:
-        said.append(f"Failed: {called(record['axes'])}: {record['error']['sentence']}")
+        said.append(f"Failed: {cell_name(record['axes'])}: {record['error']['sentence']}")
     if summary.failed:
         said.append("`--retry-failed` does these again.")
     return [*said, f"What came out is in {page}."]

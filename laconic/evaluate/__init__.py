@@ -1,14 +1,11 @@
 """Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory)."""
 
-from laconic.evaluate.comparable import check_comparable
-from laconic.evaluate.conditions import Conditions
-from laconic.evaluate.contamination import made_with
-from laconic.evaluate.cost import Cost, measure_cost
-from laconic.evaluate.fidelity import Fidelity, compared, fidelity
-from laconic.evaluate.reference import Reference, References
+from laconic.evaluate.cost import Conditions, Cost, measure_cost
+from laconic.evaluate.fidelity import Fidelity, compare_to_reference, fidelity
+from laconic.evaluate.reference import Reference, ReferenceCache, check_comparable
 from laconic.evaluate.run import Evaluation, evaluate
-from laconic.evaluate.speed import Latency, latency
-from laconic.evaluate.tasks import check_task, check_tasks
+from laconic.evaluate.tasks import calibration_sources, check_task, check_tasks
+from laconic.evaluate.timing import Latency, latency
 
 __all__ = [
     "Conditions",
@@ -17,14 +14,14 @@ __all__ = [
     "Fidelity",
     "Latency",
     "Reference",
-    "References",
+    "ReferenceCache",
+    "calibration_sources",
     "check_comparable",
     "check_task",
     "check_tasks",
-    "compared",
+    "compare_to_reference",
     "evaluate",
     "fidelity",
     "latency",
-    "made_with",
     "measure_cost",
 ]

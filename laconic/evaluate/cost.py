@@ -5,37 +5,76 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, forward, machine, random_batch
-from laconic.evaluate.conditions import BATCHES, LENGTHS
-from laconic.evaluate.energy import joules_of, meter_of
-from laconic.evaluate.generation import Generation, generation, writes
-from laconic.evaluate.macs import macs
-from laconic.evaluate.memory import peak_bytes, weight_bytes
-from laconic.evaluate.parts import bytes_by_part
-from laconic.evaluate.speed import Latency, latency
+from laconic.errors import must_be
+from laconic.evaluate.footprint import bytes_by_part, count_macs, peak_bytes, weight_bytes
+from laconic.evaluate.generation import Generation, generates_text, measure_generation
+from laconic.evaluate.timing import Latency, find_meter, latency, measure_joules
 from laconic.formats import PackedCodes
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
-from laconic.runtime import EAGER, Service, serve
+from laconic.runtime import EAGER, Service, check_runtime, serve
 from laconic.store import file_bytes
 from laconic.store.folder import in_dtype
 from laconic.store.packed import stored_tensors
 from laconic.store.pipeline import pipeline_bytes
+from laconic.typed import Typed
+
+BATCHES = (1, 8)
+LENGTHS = (128,)
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions(metaclass=Typed):
+    """Under which conditions a model is timed: every batch size with every length.
+
+    Args:
+        batch: rows of a batch.
+        length: tokens of a row; one beyond what the model can read is cut to that.
+        runtime: what runs the model, for its cost and for its quality.
+
+    Raises:
+        UserError: there is no such runtime, or its libraries are missing.
+    """
+
+    name: ClassVar[str] = "conditions"
+
+    batch: tuple[Count, ...] = BATCHES
+    length: tuple[Count, ...] = LENGTHS
+    runtime: str = EAGER
+
+    def __post_init__(self) -> None:
+        for name, counts in {"batch": self.batch, "length": self.length}.items():
+            if not counts:
+                raise must_be(name, "a list of at least one whole number", [])
+        check_runtime(self.runtime)
+
+    @classmethod
+    def of(cls, cost: "bool | Conditions") -> "Conditions":
+        """`cost` itself where it has conditions, else the default ones."""
+        return cls() if isinstance(cost, bool) else cost
+
 
 NO_CACHE = "The speed of writing was not measured: the model keeps no keys and values of the tokens before."
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One batch × length: how long it takes, its multiply-accumulates, and the bytes of tensors alive at its peak.
+    """What a forward pass of one batch size and length costs.
 
-    peak_bytes: of torch alone, None in another runtime, which tells of no tensors.
-    joules:     of one pass; None where the machine does not count them.
+    Args:
+        latency: seconds.
+        macs: multiply-accumulates.
+        peak_bytes: bytes of all tensors alive at the peak; None in another runtime than torch.
+        joules: energy of one pass; None where the machine does not count it.
     """
 
     latency: Latency
@@ -57,15 +96,20 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: a matrix that is shared counts once, a zero that was chosen not at all.
-    bytes:        on disk: of the safetensors files, or what they would be.
-    memory_bytes: of the weights as they are in memory here, which is in `dtype`.
-    parts:        bytes in the stored dtype of word embeddings, attention, feed-forwards, head and everything else.
-    speeds:       by batch × length.
-    generations:  the same of writing, for models that write; in torch as it is alone.
-    missing:      sentences about what could not be measured.
-    runtime:      what ran the model, and the bytes of what was exported for it.
-    machine:      what the timings depend on; `int8` and `int4` count layers by the kernel that ran, for so many rows.
+    """What a model costs.
+
+    Args:
+        parameters: number of parameters; a shared matrix counts once, a pruned weight not at all.
+        bytes: size on disk of the safetensors files, or what it would be.
+        memory_bytes: size of the weights in memory, in `dtype`.
+        dtype: of the weights in memory.
+        parts: bytes in the stored dtype by part: word embeddings, attention, feed-forwards, head, everything else.
+        speeds: forward passes, by batch size and length.
+        generations: speed of generating text, by batch size and length; empty for models that do not generate, and in
+            other runtimes than torch.
+        missing: sentences about what could not be measured.
+        runtime: what ran the model, and the bytes of what was exported for it.
+        machine: what the timings depend on; `int8` and `int4` count layers by the kernel that ran for so many rows.
     """
 
     parameters: int
@@ -104,9 +148,15 @@ def measure_cost(
     service: Service | None = None,
     track: Track = silent,
 ) -> Cost:
-    """Measure `lm`, saved in `folder` or not yet; lengths beyond what it can read are cut to that.
+    """Measure what a model costs.
 
-    `service`: what runs it, torch as it is where that is not said.
+    Args:
+        lm: the model, with weights.
+        folder: where it is saved, whose files count as its bytes; None computes what the files would take.
+        batch_sizes: rows of a batch.
+        lengths: tokens of a row; one beyond what the model can read is cut to that.
+        service: what runs the model; None for torch.
+        track: shows progress.
     """
     service = serve(lm) if service is None else service
     longest = positions(lm)
@@ -114,7 +164,7 @@ def measure_cost(
     lengths = tuple(dict.fromkeys(length if longest is None else min(length, longest) for length in lengths))
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
     measured = [
-        _measured(lm, service, batch, length, track)
+        _measure_speed(lm, service, batch, length, track)
         for batch, length in track(grid, "cost", [float(batch * length) for batch, length in grid])
     ]
     generations = tuple(written for _, written in measured if written is not None)
@@ -126,14 +176,14 @@ def measure_cost(
         parts=bytes_by_part(lm),
         speeds=tuple(speed for speed, _ in measured),
         generations=generations,
-        missing=(NO_CACHE,) if writes(lm) and service.runtime == EAGER and not generations else (),
+        missing=(NO_CACHE,) if generates_text(lm) and service.runtime == EAGER and not generations else (),
         runtime=service.about(),
-        machine={**machine(lm.device), **_kernels(lm)},
+        machine={**machine(lm.device), **_count_kernels(lm)},
     )
 
 
-def _kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
-    """By the label of its family, each kernel that was called, with the number of its layers."""
+def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
+    """The kernels that quantized layers called, by family (`int8`, `int4`), with the number of layers of each."""
     used: dict[str, Counter[str]] = {}
     for layer in lm.model.modules():
         if isinstance(layer, PackedCodes) and layer.kernel_family is not None and layer.kernel_names:
@@ -143,7 +193,11 @@ def _kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
 
 
 def stored_bytes(lm: LanguageModel) -> int:
-    """Bytes of the safetensors files that saving `lm` in its dtype would write: tensors, each once, and their index."""
+    """Bytes of the safetensors files that saving the model in its dtype would write.
+
+    Returns:
+        The bytes of all tensors, shared ones once, and of their index.
+    """
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
     for name, tensor in stored_tensors(in_dtype(lm.model, lm.dtype)).items():
@@ -161,20 +215,20 @@ def stored_bytes(lm: LanguageModel) -> int:
     return sum(sizes.values()) + len(json.dumps(index, separators=(",", ":"))) + beside
 
 
-def _measured(
+def _measure_speed(
     lm: LanguageModel, service: Service, batch: int, length: int, track: Track
 ) -> tuple[Speed, Generation | None]:
-    """`lm` itself says how many operations it has, and what `service` runs how long they take."""
+    """Count the operations of `lm` in torch, and time the model that `service` runs."""
     inputs = random_batch(lm, batch, length)
     timed = latency(service.lm, batch, length, track=track)
     peak = peak_bytes(lm, inputs) if service.runtime == EAGER else None
-    written = generation(lm, batch, length, track=track) if service.runtime == EAGER else None
-    return Speed(timed, macs(lm, inputs), peak, _joules(service.lm, inputs)), written
+    written = measure_generation(lm, batch, length, track=track) if service.runtime == EAGER else None
+    return Speed(timed, count_macs(lm, inputs), peak, _measure_joules(service.lm, inputs)), written
 
 
-def _joules(lm: LanguageModel, inputs: Batch) -> float | None:
-    meter = meter_of(lm.device)
+def _measure_joules(lm: LanguageModel, inputs: Batch) -> float | None:
+    meter = find_meter(lm.device)
     if meter is None:
         return None
     with evaluating(lm), torch.inference_mode():
-        return joules_of(lambda: forward(lm, inputs), lm.device, meter)
+        return measure_joules(lambda: forward(lm, inputs), lm.device, meter)

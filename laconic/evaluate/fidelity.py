@@ -1,4 +1,4 @@
-"""How far a compressed model is from its original, on the same rows: no labels are needed."""
+"""Fidelity: how far a compressed model is from its original on the same rows, without labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,32 +11,40 @@ from torch.nn import functional
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
-from laconic.evaluate.comparable import check_comparable, check_readable
-from laconic.evaluate.eval_task import in_order, predict_on, tokenizer_name
-from laconic.evaluate.intervals import Table, interval
-from laconic.evaluate.reference import Reference
-from laconic.evaluate.similarity import DISTANCES
+from laconic.evaluate.eval_task import tokenizer_name
+from laconic.evaluate.metrics import Scores, interval
+from laconic.evaluate.prediction import predict_batch, restore_order
+from laconic.evaluate.reference import Reference, check_comparable, check_same_tokens
+from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
-from laconic.model.embedding import COSINE
 from laconic.progress import Track, silent
 
 CHUNK = 2**24
-"""How many logits are compared at a time: the comparison is in float64."""
+"""Logits that are compared at a time; the comparison is in float64."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """kl:          KL(original ‖ compressed), mean nats per prediction; kl_low and kl_high its 95 % interval over rows.
-    top1_agreement: share of predictions whose likeliest class or token is the same. Of a multi-label model: of rows
-                    for which every label is on the same side of a probability of one half. Of a regression: whose
-                    scores all round to the same fifth. Of a plain encoder: of rows whose nearest other row is the same,
-                    by the similarity that the original declares.
-    cosine:         of the mean last hidden states, or of the vectors of a plain encoder, averaged over rows; None where
-                    they are of different widths.
-    predictions:    how many there were, of `rows` rows.
+    """Distance of a compressed model from its original, and what the figures depend on.
 
-    The rest is what the figures depend on; `context`: tokens of a row at most, `tokenizer`: that of the original,
-    `vectors`: what a plain encoder makes of its last hidden states, and the original where that is not the same.
+    Args:
+        kl: KL(original ‖ compressed), the mean over predictions, in nats.
+        kl_low: lower bound of its 95 % interval over rows.
+        kl_high: upper bound.
+        top1_agreement: share of predictions whose most likely class or token is the same. Of a multi-label model: share
+            of rows for which every label is on the same side of a probability of ½. Of a regression: share of rows
+            whose scores all round to the same multiple of 0.2. Of an encoder without a head: share of rows whose most
+            similar other row is the same.
+        cosine: cosine similarity of the mean last hidden states, or of the embeddings of an encoder without a head,
+            averaged over rows; None where their widths differ.
+        predictions: number of predictions.
+        rows: number of rows.
+        source: data source of the rows.
+        split: split of the data source.
+        context: tokens of a row at most.
+        tokenizer: class and size of the original's tokenizer, which encoded the rows.
+        seed: of the resampling and of masked positions.
+        vectors: how an encoder without a head pools its last hidden states; None for other models.
     """
 
     kl: float
@@ -57,32 +65,50 @@ class Fidelity:
 def fidelity(
     lm: LanguageModel, original: LanguageModel, corpus: Corpus, *, seed: int = 0, track: Track = silent
 ) -> Fidelity:
-    """Compare `lm` with `original` on `corpus`, read with the original's tokenizer.
+    """Compare a compressed model with its original.
+
+    Args:
+        lm: the compressed model.
+        original: the model that it was made from.
+        corpus: rows of text; the original's tokenizer encodes them.
+        seed: of the bootstrap, and of masked positions.
+        track: shows progress.
 
     Raises:
-        UserError: they predict different things, or one predicts NaN.
+        UserError: the models predict different things, or one predicts NaN.
     """
-    return compared(lm, Reference(original, corpus, seed=seed, limit=0), track)
+    return compare_to_reference(lm, Reference(original, corpus, seed=seed, limit=0), track)
 
 
-def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
-    """The same, where several models are compared with one original on the same rows."""
+def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
+    """`fidelity` for several models that are compared with one original on the same rows.
+
+    Args:
+        lm: the compressed model.
+        reference: the original and the rows; it keeps the original's predictions.
+        track: shows progress.
+
+    Raises:
+        UserError: the models predict different things, or one predicts NaN.
+    """
     original, corpus, seed = reference.original, reference.corpus, reference.seed
     places = check_comparable(lm, original, corpus.classes)
-    check_readable(lm, reference)
+    check_same_tokens(lm, reference)
     lines: list[Tensor] = []
     embeddings: list[Tensor] = []
     with evaluating(lm, original):
         for number, batch in enumerate(track(reference.batches, "fidelity")):
-            line, said = _compared(lm, batch, reference, number, places)
+            line, pair = _compare_batch(lm, batch, reference, number, places)
             lines.append(line)
             if original.task is Task.EMBEDDING:
-                embeddings.append(said)
-    table = in_order(torch.cat(lines), reference.parts).double().numpy()
-    said = torch.cat(embeddings, dim=1) if embeddings else None
+                embeddings.append(pair)
+    table = restore_order(torch.cat(lines), reference.parts).double().numpy()
+    vectors = torch.cat(embeddings, dim=1) if embeddings else None
     similarity = original.embedding_pipeline.settings.similarity
-    agreement = _mean(1, table) if said is None else neighbour_agreement(said[0], said[1], similarity)
-    kl = interval(lambda rows: _mean(0, rows), table, seed)
+    agreement = (
+        _mean_per_prediction(1, table) if vectors is None else neighbour_agreement(vectors[0], vectors[1], similarity)
+    )
+    kl = interval(lambda rows: _mean_per_prediction(0, rows), table, seed)
     return Fidelity(
         kl=kl.value,
         kl_low=kl.low,
@@ -96,17 +122,22 @@ def compared(lm: LanguageModel, reference: Reference, track: Track = silent) -> 
         context=reference.context,
         tokenizer=tokenizer_name(original),
         seed=seed,
-        vectors=None if said is None else _vectors(lm, original),
+        vectors=None if vectors is None else _vectors(lm, original),
     )
 
 
 @torch.inference_mode()
-def _compared(
+def _compare_batch(
     lm: LanguageModel, batch: Batch, reference: Reference, number: int, places: list[int] | None
 ) -> tuple[Tensor, Tensor]:
-    """(rows, 4): summed KL, agreeing predictions, cosine, predictions; and (2, rows, k) what both said."""
-    theirs, their_hidden = reference.says(number)
-    ours, hidden = predict_on(lm, batch, hidden=True)
+    """Compare two models on one batch.
+
+    Returns:
+        (rows, 4): summed KL, number of agreeing predictions, cosine, number of predictions; and (2, rows, width) the
+        embeddings of the original and of `lm`, which are empty for models with a head.
+    """
+    theirs, their_hidden = reference.predict(number)
+    ours, hidden = predict_batch(lm, batch, hidden=True)
     if theirs.values.shape != ours.values.shape:
         shapes = f"{tuple(theirs.values.shape)} and {tuple(ours.values.shape)}"
         raise UserError(f"The models cannot be compared: their predictions have the shapes {shapes}.")
@@ -114,32 +145,32 @@ def _compared(
         # Of each class of the original, whose order counts.
         ours = ours._replace(values=ours.values[:, places])
     step = max(1, CHUNK // theirs.values.shape[1])
-    parts = zip(_chunks(theirs, step), _chunks(ours, step), strict=True)
+    parts = zip(_split(theirs, step), _split(ours, step), strict=True)
     figures = torch.cat(
-        [torch.stack((divergence(p, q), _agrees(p, q), torch.ones(len(p.values)).to(p.values)), 1) for p, q in parts]
+        [torch.stack((divergence(p, q), _agreement(p, q), torch.ones(len(p.values)).to(p.values)), 1) for p, q in parts]
     ).double()
     sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=figures.device)
     sums.index_add_(0, theirs.rows, figures)
     cosine = _cosine(their_hidden.double(), hidden.double())[:, None]
-    said = torch.stack((theirs.values, ours.values)) if lm.task is Task.EMBEDDING else torch.empty(0)
-    return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), said.cpu()
+    embeddings = torch.stack((theirs.values, ours.values)) if lm.task is Task.EMBEDDING else torch.empty(0)
+    return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), embeddings.cpu()
 
 
 def _cosine(theirs: Tensor, ours: Tensor) -> Tensor:
-    """(rows,); NaN where the two are no vectors of one space."""
+    """(rows,); NaN where the widths differ."""
     if theirs.shape != ours.shape:
         return torch.full((len(ours),), torch.nan, dtype=ours.dtype, device=ours.device)
     return functional.cosine_similarity(theirs, ours, dim=-1)
 
 
-def _chunks(predictions: Predictions, step: int) -> list[Predictions]:
+def _split(predictions: Predictions, step: int) -> list[Predictions]:
     values, rows, _, distribution = predictions
     split: Sequence[tuple[Tensor, Tensor]] = list(zip(values.split(step), rows.split(step), strict=True))
     return [Predictions(part, numbers, None, distribution) for part, numbers in split]
 
 
-def _agrees(reference: Predictions, other: Predictions) -> Tensor:
-    """1 where both say the same."""
+def _agreement(reference: Predictions, other: Predictions) -> Tensor:
+    """1 where both predict the same, else 0."""
     return reference.distribution.same_decision(reference.values, other.values).double()
 
 
@@ -148,32 +179,6 @@ def _vectors(lm: LanguageModel, original: LanguageModel) -> str:
     return ours if ours == theirs else f"{ours}; of the original: {theirs}"
 
 
-def neighbour_agreement(reference: Tensor, other: Tensor, by: str = COSINE) -> float:
-    """Share of rows whose most similar other row is the same under both embeddings, (rows, d), by a similarity of
-    `laconic.model.embedding`."""
-    if len(reference) < 2:
-        return 1.0
-    return float((_nearest(reference, by) == _nearest(other, by)).double().mean())
-
-
-def _similar(part: Tensor, every: Tensor, by: str) -> Tensor:
-    if by in DISTANCES:
-        return -torch.cdist(part, every, p=DISTANCES[by])
-    return part @ every.T
-
-
-def _nearest(embeddings: Tensor, by: str) -> Tensor:
-    nearest: list[Tensor] = []
-    if by == COSINE:
-        embeddings = functional.normalize(embeddings, dim=-1)
-    for start in range(0, len(embeddings), 1024):
-        part = embeddings[start : start + 1024]
-        similarity = _similar(part, embeddings, by)
-        similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
-        nearest.append(similarity.argmax(-1))
-    return torch.cat(nearest)
-
-
-def _mean(column: int, table: Table) -> float:
+def _mean_per_prediction(column: int, table: Scores) -> float:
     """Per prediction."""
     return float(table[:, column].sum() / table[:, 3].sum())

@@ -1,4 +1,4 @@
-"""Tokens per second when a model writes: reading the prompt (prefill) and each token after it (decode), with a cache.
+"""Speed of generating text with a key-value cache: reading the prompt (prefill), and each token after it (decode).
 
 Greedy, from a prompt of random tokens without padding; an end token ends nothing, so that every model writes as much.
 An encoder-decoder's prefill is its encoder and the first step of its decoder.
@@ -15,26 +15,31 @@ from transformers.utils.generic import ModelOutput
 
 from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
-from laconic.evaluate.speed import PATIENCE, Quartiles
+from laconic.evaluate.timing import MAX_SECONDS, Quartiles
 from laconic.model import Batch, LanguageModel, Task
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.tokens import special_token_ids, target_vocabulary_size
 from laconic.progress import Track, silent
 
-NEW = 32
+NEW_TOKENS = 32
 """Tokens that are written."""
-FEWEST_TOKENS = 2
+MIN_TOKENS = 2
 """The first of them is that of the prompt, and the others are steps."""
 RUNS = 5
-FEWEST_RUNS = 2
+MIN_RUNS = 2
 
 
 @dataclass(frozen=True)
 class Generation:
-    """`batch` rows of `prompt` tokens and `new` ones after them.
+    """Time of generating text.
 
-    prefill: seconds until the first new token.
-    step:    seconds of each further one, of all rows at once.
+    Args:
+        batch: rows that are generated at once.
+        prompt: tokens of the prompt of each row.
+        new: tokens that are generated after it.
+        prefill: seconds until the first new token.
+        step: seconds of each further token, of all rows at once.
+        runs: how often it was measured.
     """
 
     batch: int
@@ -45,7 +50,7 @@ class Generation:
     runs: int
 
     def to_json(self) -> dict[str, Any]:
-        """Seconds, and tokens a second of the median."""
+        """Seconds, and tokens per second by the median."""
         return {
             "batch": self.batch,
             "prompt": self.prompt,
@@ -58,72 +63,80 @@ class Generation:
         }
 
 
-def generation(
-    lm: LanguageModel, batch: int, length: int, *, new: int = NEW, track: Track = silent
+def measure_generation(
+    lm: LanguageModel, batch: int, length: int, *, new: int = NEW_TOKENS, track: Track = silent
 ) -> Generation | None:
-    """Time `lm` writing `new` tokens after `length` of them, or as many as it has positions for.
+    """Time a model generating text after a prompt of random tokens.
 
-    None for a model that writes nothing, or that keeps no keys and values of what it has read.
+    Args:
+        lm: the model.
+        batch: rows that are generated at once.
+        length: tokens of the prompt; cut to what leaves room for the new tokens.
+        new: tokens to generate; cut to half of what the model has positions for.
+        track: shows progress.
+
+    Returns:
+        None for a model that does not generate, or has no key-value cache.
     """
     longest = positions(lm)
-    if not writes(lm) or (longest is not None and longest < FEWEST_TOKENS):
+    if not generates_text(lm) or (longest is not None and longest < MIN_TOKENS):
         return None
-    new = new if longest is None else min(new, max(FEWEST_TOKENS, longest // 2))
+    new = new if longest is None else min(new, max(MIN_TOKENS, longest // 2))
     prompt = length if longest is None or lm.task is Task.SEQ2SEQ else min(length, max(1, longest - new))
     inputs = random_batch(lm, batch, prompt)
-    if not _keeps_cache(lm, inputs):
+    if not _has_cache(lm, inputs):
         return None
     prefills: list[float] = []
     steps: list[float] = []
     with evaluating(lm), torch.inference_mode():
         tokens = track(range(new), f"Warming up for writing after {batch} × {prompt} tokens")
-        warm = sum(seconds for _, seconds in zip(tokens, _seconds(lm, inputs, new), strict=True))
-        fitting = math.ceil(PATIENCE / max(warm, 1e-9))
-        for _ in track(range(min(RUNS, max(FEWEST_RUNS, fitting))), f"Writing after {batch} × {prompt} tokens"):
-            first, *others = _seconds(lm, inputs, new)
+        warm = sum(seconds for _, seconds in zip(tokens, _token_seconds(lm, inputs, new), strict=True))
+        fitting = math.ceil(MAX_SECONDS / max(warm, 1e-9))
+        for _ in track(range(min(RUNS, max(MIN_RUNS, fitting))), f"Writing after {batch} × {prompt} tokens"):
+            first, *others = _token_seconds(lm, inputs, new)
             prefills.append(first)
             steps.extend(others)
-            if sum(prefills) + sum(steps) >= PATIENCE and len(prefills) >= FEWEST_RUNS:
+            if sum(prefills) + sum(steps) >= MAX_SECONDS and len(prefills) >= MIN_RUNS:
                 break
     read = inputs["input_ids"].shape[1]
     return Generation(batch, read, new, Quartiles.of(prefills), Quartiles.of(steps), len(prefills))
 
 
-def writes(lm: LanguageModel) -> bool:
-    """Whether it is a model that writes, token by token."""
+def generates_text(lm: LanguageModel) -> bool:
+    """Whether the model generates text: a causal model or an encoder-decoder."""
     return lm.task in (Task.CAUSAL, Task.SEQ2SEQ)
 
 
-def _keeps_cache(lm: LanguageModel, inputs: Batch) -> bool:
-    """Whether each step can go on from the keys and values of those before; recurrent models keep something else."""
+def _has_cache(lm: LanguageModel, inputs: Batch) -> bool:
+    """Whether the model returns a key-value cache; recurrent models keep another state."""
     with evaluating(lm), torch.inference_mode():
-        return _step(lm, *_prompted(lm, inputs)).get("past_key_values") is not None
+        return _step(lm, *_prompt_inputs(lm, inputs)).get("past_key_values") is not None
 
 
-def _seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
-    """Of the first token, and of each one after it."""
+def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
+    """Seconds of the first token, and of each one after it."""
     start = now(lm.device)
-    known, token = _prompted(lm, inputs)
+    step_inputs, token = _prompt_inputs(lm, inputs)
     cache = None
     for _ in range(new):
-        output = _step(lm, known, token, cache)
+        output = _step(lm, step_inputs, token, cache)
         cache, token = output["past_key_values"], output["logits"][:, -1:].argmax(-1)
         if lm.task is Task.CAUSAL:
-            known["attention_mask"] = torch.cat((known["attention_mask"], torch.ones_like(token)), dim=1)
+            step_inputs["attention_mask"] = torch.cat((step_inputs["attention_mask"], torch.ones_like(token)), dim=1)
         end = now(lm.device)
         yield end - start
         start = end
 
 
-def _step(lm: LanguageModel, known: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
-    """What the model gives for tokens that follow those in `cache`."""
+def _step(lm: LanguageModel, inputs: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
+    """The output for tokens that follow those in the cache."""
     name = "input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids"
     with report_run_errors(lm, token):
-        return check_named(lm, lm.model(**known, **{name: token}, past_key_values=cache, use_cache=True))
+        return check_named(lm, lm.model(**inputs, **{name: token}, past_key_values=cache, use_cache=True))
 
 
-def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:
-    """What every step is given, and the tokens that the first one reads."""
+def _prompt_inputs(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:
+    """The inputs of every step, and the tokens that the first step reads."""
     source = {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}
     ids = source.pop("input_ids")
     if lm.task is Task.CAUSAL:
@@ -132,7 +145,9 @@ def _prompted(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]
     with report_run_errors(lm, ids):
         states = encoder(input_ids=ids, **source)
     # Of a model that does not say how it begins, or says what it does not know, any token takes as long.
-    known = range(target_vocabulary_size(lm.model))
-    start = next((token for token in special_token_ids(lm.model.config, "decoder_start_token_id") if token in known), 0)
+    vocabulary = range(target_vocabulary_size(lm.model))
+    start = next(
+        (token for token in special_token_ids(lm.model.config, "decoder_start_token_id") if token in vocabulary), 0
+    )
     first = torch.full_like(ids[:, :1], start)
     return {"encoder_outputs": states, "attention_mask": source["attention_mask"]}, first

@@ -1,6 +1,6 @@
 """GLUE: the official metrics of its nine tasks (Wang et al. 2019, table 1, https://arxiv.org/abs/1804.07461).
 
-STS-B judges embedding models too, by how similar the vectors of two texts are (`laconic.evaluate.similarity`).
+STS-B scores embedding models too, by the similarity of the embeddings of two texts (`laconic.evaluate.similarity`).
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,11 @@ from laconic.calibrate.batching import rows_of
 from laconic.calibrate.classes import called, class_names, mismatch, places_of
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.labels import labels_of
-from laconic.calibrate.sources import GlueTask
-from laconic.errors import UserError
-from laconic.evaluate.eval_task import EvalTask, Judged, a, by_length, in_order, predicted, tokenizer_name
-from laconic.evaluate.intervals import Metric, Share, Table
+from laconic.calibrate.sources import TASKS, GlueTask, glue_task
+from laconic.errors import UserError, unknown
+from laconic.evaluate.eval_task import EvalTask, TaskResult, tokenizer_name, with_article
+from laconic.evaluate.metrics import Metric, Scores, Share
+from laconic.evaluate.prediction import batch_by_length, predict_batches, restore_order
 from laconic.evaluate.similarity import similarities
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import check_decoder_start
@@ -30,36 +31,71 @@ CONTEXT = 128
 
 
 accuracy = Share(lambda table: table[:, 0] == table[:, 1])
-"""Share of the lines (truth, prediction) in which both agree."""
+"""Share of the rows (truth, prediction) in which both are equal."""
 
 
-def f1(table: Table) -> float:
-    """F1 of class 1; 0 where it is neither there nor predicted."""
-    true, said = (table[:, :2] == 1).T
+def f1(table: Scores) -> float:
+    """F1 of class 1.
+
+    Args:
+        table: the true class and the predicted class of each row.
+
+    Returns:
+        A number from 0 to 1; 0 where class 1 is neither true nor predicted anywhere.
+
+    Example:
+        >>> f1(np.array([[1, 1], [1, 0], [0, 0], [1, 1]]))
+        0.8
+    """
+    true, predicted = (table[:, :2] == 1).T
     # Of resampled tables there are thousands, for which scikit-learn's functions, which check their inputs, are slow.
-    return float(2 * np.sum(true & said) / max(np.sum(true) + np.sum(said), 1))
+    return float(2 * np.sum(true & predicted) / max(np.sum(true) + np.sum(predicted), 1))
 
 
-def matthews(table: Table) -> float:
-    """Matthews correlation of two classes: Pearson's of the two columns; 0 where either is constant."""
-    truth, said = (table - table.mean(axis=0))[:, :2].T
-    spread = float(np.sqrt(truth @ truth) * np.sqrt(said @ said))
-    return 0.0 if spread == 0 else float(truth @ said) / spread
+def matthews(table: Scores) -> float:
+    """Matthews correlation of two classes: the Pearson correlation of the two columns.
+
+    Args:
+        table: the true class and the predicted class of each row.
+
+    Returns:
+        A number from -1 to 1; 0 where a column is constant.
+
+    Reference:
+        Matthews, Biochimica et Biophysica Acta 405, 1975, pages 442-451.
+
+    Example:
+        >>> round(matthews(np.array([[1, 1], [1, 1], [0, 0], [0, 1]])), 3)
+        0.577
+    """
+    truth, predicted = (table - table.mean(axis=0))[:, :2].T
+    spread = float(np.sqrt(truth @ truth) * np.sqrt(predicted @ predicted))
+    return 0.0 if spread == 0 else float(truth @ predicted) / spread
 
 
-def pearson(table: Table) -> float:
-    """Pearson correlation."""
+def pearson(table: Scores) -> float:
+    """Pearson correlation of the two columns; 0 where one is constant.
+
+    Example:
+        >>> round(pearson(np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])), 6)
+        1.0
+    """
     return _correlation(table, pearsonr)
 
 
-def spearman(table: Table) -> float:
-    """Spearman rank correlation."""
+def spearman(table: Scores) -> float:
+    """Spearman rank correlation of the two columns; 0 where one is constant.
+
+    Example:
+        >>> round(spearman(np.array([[1.0, 2.0], [2.0, 30.0], [3.0, 400.0]])), 6)
+        1.0
+    """
     return _correlation(table, spearmanr)
 
 
-def _correlation(table: Table, coefficient: Callable[..., Any]) -> float:
+def _correlation(table: Scores, coefficient: Callable[..., Any]) -> float:
     truth, prediction = table.T
-    # Undefined for a constant column; a model that always says the same knows nothing.
+    # Undefined for a constant column.
     if len(table) < 2 or np.ptp(truth) == 0 or np.ptp(prediction) <= 1e-12 * np.abs(prediction).max():
         return 0.0
     return float(coefficient(truth, prediction)[0])
@@ -71,16 +107,30 @@ METRICS: dict[str, dict[str, Metric]] = {
     "qqp": {"f1": f1, "accuracy": accuracy},
     "stsb": {"pearson": pearson, "spearman": spearman},
 }
-"""By task; those that are not here are judged by accuracy."""
+"""By task; the metric of all other tasks is accuracy."""
 
 
 @dataclass(frozen=True)
 class Glue(EvalTask):
-    """The dev split of one GLUE task."""
+    """The dev split of one GLUE task.
 
+    Args:
+        task: the task; its classes are matched with those of the model by name.
+    """
+
+    prefix = "glue"
+    spellings = tuple(f"glue/{task.name}" for task in TASKS)
     kinds = (Task.CLASSIFICATION, Task.REGRESSION)
 
     task: GlueTask
+
+    @classmethod
+    def from_name(cls, name: str) -> "Glue":
+        """The task `glue/TASK`, in upper or lower case, with GLUE's hyphens or without."""
+        _, slash, task = name.partition("/")
+        if not slash:
+            raise unknown("task", name, cls.spellings)
+        return cls(glue_task(task.rstrip("/")))
 
     @property
     def name(self) -> str:
@@ -90,11 +140,11 @@ class Glue(EvalTask):
     def source(self) -> str:
         return f"glue/{self.task.name}"
 
-    def refuse(self, lm: LanguageModel) -> None:
-        if self._compares(lm):
+    def check_model(self, lm: LanguageModel) -> None:
+        if self._scores_similarity(lm):
             check_decoder_start(lm)
             return
-        super().refuse(lm)
+        super().check_model(lm)
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
             raise UserError(
@@ -103,48 +153,51 @@ class Glue(EvalTask):
             )
         kind = Task.CLASSIFICATION if self.task.classes else Task.REGRESSION
         if lm.task is not kind:
+            needed, found = with_article(kind.value), with_article(lm.task.value)
             raise UserError(
-                f"The task '{self.source}' needs {a(kind.value)} model; {called(lm)} is {a(lm.task.value)} model, by "
+                f"The task '{self.source}' needs {needed} model; {called(lm)} is {found} model, by "
                 "the problem_type in its config.json."
             )
-        self._classes(lm)
+        self._class_numbers(lm)
 
-    def refuse_rows(self, lm: LanguageModel, corpus: Corpus) -> None:
-        labels_of(lm, self._named(corpus))
-        super().refuse_rows(lm, corpus)
+    def check_corpus(self, lm: LanguageModel, corpus: Corpus) -> None:
+        labels_of(lm, self._with_classes(corpus))
+        super().check_corpus(lm, corpus)
 
-    def _named(self, corpus: Corpus) -> Corpus:
+    def _with_classes(self, corpus: Corpus) -> Corpus:
         return replace(corpus, classes=self.task.classes)
 
-    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has the true label and the predicted class or score of each row, by the numbers of GLUE.
+    def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
+        """Score a model; the table has the true label and the predicted class or score of each row, in GLUE's numbers.
 
-        Of an embedding model the score is the similarity of the vectors of the two texts, by what its folder declares.
+        The score of an embedding model is the similarity of the embeddings of the two texts.
         """
-        self.refuse(lm)
-        if self._compares(lm):
-            return self._compared(lm, corpus, track)
-        classes = torch.tensor(self._classes(lm))
-        rows = rows_of(lm, self._named(corpus), max_length=CONTEXT, labelled=True)
-        parts, data = by_length(lm, rows, BATCH)
+        self.check_model(lm)
+        if self._scores_similarity(lm):
+            return self._evaluate_similarity(lm, corpus, track)
+        classes = torch.tensor(self._class_numbers(lm))
+        rows = rows_of(lm, self._with_classes(corpus), max_length=CONTEXT, labelled=True)
+        parts, data = batch_by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
-        for _, (values, _, labels, _) in predicted(lm, data, track, self.source):
-            assert labels is not None, "they were asked for"
+        for _, (values, _, labels, _) in predict_batches(lm, data, track, self.source):
+            assert labels is not None, "the rows are labelled"
             # Both are the model's numbers; F1 is of GLUE's class 1.
-            true, said = (classes[labels], classes[values.argmax(-1)]) if self.task.classes else (labels, values[:, 0])
-            lines.append(torch.stack((true.double(), said.double()), dim=1))
+            true, predicted = (
+                (classes[labels], classes[values.argmax(-1)]) if self.task.classes else (labels, values[:, 0])
+            )
+            lines.append(torch.stack((true.double(), predicted.double()), dim=1))
         settings: dict[str, Any] = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
         if self.task.classes:
             # What each output was taken for.
             settings["classes"] = [self.task.classes[number] for number in classes]
-        table = in_order(torch.cat(lines), parts).numpy()
-        return Judged(table, self.metrics(settings), settings)
+        table = restore_order(torch.cat(lines), parts).numpy()
+        return TaskResult(table, self.metrics(settings), settings)
 
-    def _compares(self, lm: LanguageModel) -> bool:
-        """Whether a row is judged by the similarity of its two texts."""
+    def _scores_similarity(self, lm: LanguageModel) -> bool:
+        """Whether the score of a row is the similarity of its two texts."""
         return lm.task is Task.EMBEDDING and not self.task.classes
 
-    def _compared(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
+    def _evaluate_similarity(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
         truth = torch.tensor(labels_of(lm, corpus), dtype=torch.float64)
         found = similarities(lm, corpus, track, self.source, max_length=CONTEXT)
         settings = {
@@ -153,9 +206,9 @@ class Glue(EvalTask):
             "similarity": lm.embedding_pipeline.settings.similarity,
             "vectors": lm.embedding_pipeline.describe(),
         }
-        return Judged(torch.stack((truth, found), dim=1).numpy(), self.metrics(settings), settings)
+        return TaskResult(torch.stack((truth, found), dim=1).numpy(), self.metrics(settings), settings)
 
-    def _classes(self, lm: LanguageModel) -> list[int]:
+    def _class_numbers(self, lm: LanguageModel) -> list[int]:
         """The number in GLUE of each of the model's classes.
 
         Raises:

@@ -1,16 +1,17 @@
-"""Two models on the same rows: how much a figure changed, whether that may be chance, and what would have shown.
+"""Paired comparison of two models on the same rows: the change of a metric, its interval, and its p-value.
 
-The interval is the bootstrap's, with both models resampled together, which takes out what makes a row hard for both
-(Efron and Tibshirani 1993, chapter 16). The probability is that of a test. Of rows that are right or wrong it is
-McNemar's (Psychometrika 12, 1947, pages 153-157), in its exact form however many they are: of the rows that only one
-of the models has right, each is as likely to be the one's as the other's. Of any other metric it is that of approximate
-randomization (Noreen 1989, chapter 2; Yeh 2000, https://aclanthology.org/C00-2137): how often a change as large comes
-about when the two models' lines are exchanged row by row at random, or, of few rows, in every way that there is.
-Neither takes chance for a change in more than p of all cases, however few rows there are; bootstrapped probabilities
-do.
+The interval is that of the bootstrap with both models resampled together, which removes what makes a row hard for both
+(Efron and Tibshirani 1993, chapter 16). The p-value is that of a test:
 
-Of n rows neither gives a p below 2 / 2ⁿ, whatever the change (the minimum attainable p of R. Tarone, Biometrics 46,
-1990, pages 515-522). Where that is 0.05 or more the rows cannot tell a change from chance.
+- For rows that are right or wrong, McNemar's test (Psychometrika 12, 1947, pages 153-157) in its exact form:
+  of the rows that only one of the models has right, each is as likely to be the one's as the other's.
+- For any other metric, approximate randomization (Noreen 1989, chapter 2; Yeh 2000, https://aclanthology.org/C00-2137):
+  how often a change at least as large comes about when the two models' lines are exchanged row by row at random, or, of
+  few rows, in every possible way.
+
+Both tests are valid for any number of rows; bootstrapped p-values are not. With n rows neither gives a p below 2 / 2ⁿ,
+whatever the change (the minimum attainable p of Tarone, Biometrics 46, 1990, pages 515-522). Where that is 0.05 or
+more, no change can be significant.
 """
 
 from collections.abc import Iterator
@@ -22,20 +23,20 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binom, norm
 
-from laconic.evaluate.intervals import Metric, Share, Table, counted, resamples, resamples_of
+from laconic.evaluate.metrics import Metric, Scores, Share, n_resamples, resample_rows, rows_counted
 
 SIGNIFICANT = 0.05
 POWER = 0.8
-FEWEST = 6
-"""Rows that must differ for p below 0.05: of five that all speak for one model, p is 2 / 2⁵ = 0.0625."""
+MIN_DISCORDANT = 6
+"""Rows that must differ for p below 0.05: if five differ and all favour one model, p is 2 / 2⁵ = 0.0625."""
 DETECTABLE = float(norm.ppf(1 - SIGNIFICANT / 2) + norm.ppf(POWER))
-"""2.80 standard errors."""
+"""2.80 standard errors: a change that is significant with a probability of `POWER`."""
 ROUNDING = 1e-9
-"""What two sums of the same numbers differ by at most, as a fraction."""
+"""Relative difference up to which two sums of the same numbers count as equal."""
 
 
 class Verdict(StrEnum):
-    """What a change says."""
+    """What a change against the original means."""
 
     CHANGE = "a real change"
     NOISE = "noise"
@@ -43,29 +44,47 @@ class Verdict(StrEnum):
 
 
 def verdict(p: float, least_p: float) -> Verdict:
-    """What a change of this `p` says, on rows that can give `least_p` at the least.
+    """Whether a change is significant.
 
-    Noise is what luck brings about in a case of twenty or more, where the rows could have shown a change.
+    Args:
+        p: p-value of the change.
+        least_p: the smallest p that the rows can give, from `min_attainable_p`.
+
+    Returns:
+        `CANNOT_TELL` where no change on these rows can be significant, else `CHANGE` or `NOISE`.
+
+    Example:
+        >>> verdict(0.01, least_p=1e-9), verdict(0.4, least_p=1e-9), verdict(0.4, least_p=0.0625)
+        (<Verdict.CHANGE: 'a real change'>, <Verdict.NOISE: 'noise'>, <Verdict.CANNOT_TELL: 'cannot tell'>)
     """
     if least_p >= SIGNIFICANT:
         return Verdict.CANNOT_TELL
     return Verdict.CHANGE if p < SIGNIFICANT else Verdict.NOISE
 
 
-def least_p_of(rows: int) -> float:
-    """The smallest two-sided p of a paired test on so many rows: of all 2ⁿ exchanges two are as extreme as can be."""
+def min_attainable_p(rows: int) -> float:
+    """The smallest two-sided p of a paired test: of all 2ⁿ exchanges of n rows two are as extreme as possible.
+
+    Example:
+        >>> min_attainable_p(5), min_attainable_p(6)
+        (0.0625, 0.03125)
+    """
     return min(1.0, 2.0 ** (1 - rows))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a figure changed.
+    """How much a metric changed.
 
-    p:          two-sided probability of a change at least as large when there is none.
-    least_p:    the smallest p that so many rows give; from 0.05 on they cannot tell any change from chance.
-    detectable: the smallest change that these rows show with p < 0.05 in four cases of five (Card et al. 2020,
-                https://aclanthology.org/2020.emnlp-main.745): 2.80 standard errors of the change. None where no
-                change could: there are fewer than six rows, or nothing by which to tell the spread of the change.
+    Args:
+        value: metric of the model minus that of the original.
+        low: lower bound of the 95 % interval of the change.
+        high: upper bound.
+        p: two-sided p-value: the probability of a change at least as large between equal models.
+        least_p: the smallest p that these rows can give; from 0.05 on no change can be significant.
+        detectable: the smallest change that these rows show with p < 0.05 in four cases of five (Card et al. 2020,
+            https://aclanthology.org/2020.emnlp-main.745), 2.80 standard errors of the change; None where there are
+            fewer than six rows, or the change has no spread.
     """
 
     value: float
@@ -76,49 +95,90 @@ class Difference:
     detectable: float | None
 
     def to_json(self) -> dict[str, float]:
-        """The change and its p."""
+        """The change with its interval and its p."""
         return {"value": self.value, "low": self.low, "high": self.high, "p": self.p}
 
 
-def difference(metric: Metric, table: Table, reference: Table, seed: int = 0) -> Difference:
-    """`metric` of `table` minus that of `reference`, whose lines are the same rows judged from another model."""
+def difference(metric: Metric, table: Scores, reference: Scores, seed: int = 0) -> Difference:
+    """How much a metric differs between two models on the same rows, with a paired test.
+
+    Args:
+        metric: of a table of scores; for a `Share` the test is McNemar's, else approximate randomization.
+        table: scores of the model.
+        reference: scores of the original; line i is the same row as line i of `table`.
+        seed: of the resampling and of the random exchanges.
+
+    Raises:
+        ValueError: the tables have different numbers of rows.
+
+    Reference:
+        Efron and Tibshirani 1993, chapter 16; McNemar 1947; Noreen 1989, chapter 2.
+
+    Example:
+        >>> accuracy = Share(lambda scores: scores[:, 0] == 1)
+        >>> original = np.array([[1.0]] * 90 + [[0.0]] * 10)
+        >>> compressed = np.array([[1.0]] * 80 + [[0.0]] * 20)
+        >>> change = difference(accuracy, compressed, original)
+        >>> round(change.value, 2), round(change.p, 4)
+        (-0.1, 0.002)
+    """
     if len(table) != len(reference):
         raise ValueError(f"the tables must have the same rows; got {len(table)} and {len(reference)}")
     value = metric(table) - metric(reference)
-    changes = np.array([metric(table[rows]) - metric(reference[rows]) for rows in resamples(len(table), seed)])
+    changes = np.array([metric(table[rows]) - metric(reference[rows]) for rows in resample_rows(len(table), seed)])
     low, high = (float(bound) for bound in np.quantile(changes, (0.025, 0.975)))
     if isinstance(metric, Share):
-        won, lost = discordant(metric, table, reference)
-        shown = _shown(won + lost, len(table))
-        return Difference(value, low, high, mcnemar(won, lost), least_p_of(len(table)), shown)
-    among = counted(metric, table) | counted(metric, reference)
+        won, lost = count_discordant(metric, table, reference)
+        shown = _detectable_share(won + lost, len(table))
+        return Difference(value, low, high, mcnemar_p(won, lost), min_attainable_p(len(table)), shown)
+    among = rows_counted(metric, table) | rows_counted(metric, reference)
     rows = int(among.sum())
     error = float(np.std(changes))
-    shows = rows >= FEWEST and error > 0
-    p = _randomized(metric, table, reference, among, seed)
-    return Difference(value, low, high, p, least_p_of(rows), DETECTABLE * error if shows else None)
+    shows = rows >= MIN_DISCORDANT and error > 0
+    p = _randomization_p(metric, table, reference, among, seed)
+    return Difference(value, low, high, p, min_attainable_p(rows), DETECTABLE * error if shows else None)
 
 
-def discordant(metric: Share, table: Table, reference: Table) -> tuple[int, int]:
-    """Rows that only `table` has right, and rows that only `reference` has."""
+def count_discordant(metric: Share, table: Scores, reference: Scores) -> tuple[int, int]:
+    """Rows that only one of two models has right.
+
+    Returns:
+        How many rows only `table` has right, and how many only `reference`.
+    """
     ours, theirs = metric.right(table), metric.right(reference)
     return int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
 
 
-def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided p of so many rows won and lost: 2 P[B ≤ min(won, lost)] with B binomial(won + lost, ½)."""
+def mcnemar_p(won: int, lost: int) -> float:
+    """The exact two-sided p of McNemar's test: 2 P[B ≤ min(won, lost)] with B binomial(won + lost, ½), at most 1.
+
+    Args:
+        won: rows that only the one model has right.
+        lost: rows that only the other has right.
+
+    Reference:
+        McNemar, Psychometrika 12, 1947, pages 153-157.
+
+    Example:
+        >>> mcnemar_p(won=0, lost=6)
+        0.03125
+        >>> mcnemar_p(won=5, lost=5)
+        1.0
+    """
     return min(1.0, 2 * float(binom.cdf(min(won, lost), won + lost, 0.5)))
 
 
-def _shown(differ: int, rows: int) -> float | None:
-    """The change of a share of `rows` that is detectable where `differ` rows, of whichever sign, differ."""
-    return None if rows < FEWEST else min(1.0, max(FEWEST, DETECTABLE * differ**0.5) / rows)
+def _detectable_share(differ: int, rows: int) -> float | None:
+    """The detectable change of a share of `rows` rows, of which `differ` differ between the models."""
+    return None if rows < MIN_DISCORDANT else min(1.0, max(MIN_DISCORDANT, DETECTABLE * differ**0.5) / rows)
 
 
-def _randomized(metric: Metric, table: Table, reference: Table, among: Bool[np.ndarray, " rows"], seed: int) -> float:
-    """How often a change as large comes about when lines of the rows `among` are exchanged."""
-    exact = 2 ** int(among.sum()) <= resamples_of(len(table))
-    swaps = _every_swap(among) if exact else _random_swaps(among, seed)
+def _randomization_p(
+    metric: Metric, table: Scores, reference: Scores, among: Bool[np.ndarray, " rows"], seed: int
+) -> float:
+    """How often a change as large comes about when lines of the rows `among` are exchanged (Noreen 1989, chapter 2)."""
+    exact = 2 ** int(among.sum()) <= n_resamples(len(table))
+    swaps = _all_swaps(among) if exact else _random_swaps(among, seed)
     shuffled = np.array(
         [
             metric(np.where(swap, reference, table)) - metric(np.where(swap, table, reference))
@@ -132,7 +192,7 @@ def _randomized(metric: Metric, table: Table, reference: Table, among: Bool[np.n
     return as_large / len(shuffled) if exact else (1 + as_large) / (1 + len(shuffled))
 
 
-def _every_swap(among: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, " rows"]]:
+def _all_swaps(among: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, " rows"]]:
     """Every choice of rows to exchange, none of them first."""
     for chosen in product((False, True), repeat=int(among.sum())):
         swap = np.zeros(len(among), dtype=bool)
@@ -143,5 +203,5 @@ def _every_swap(among: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, "
 def _random_swaps(among: Bool[np.ndarray, " rows"], seed: int) -> Iterator[Bool[np.ndarray, " rows"]]:
     """About half of the rows, drawn anew each time."""
     generator = np.random.default_rng(seed)
-    for _ in range(resamples_of(len(among))):
+    for _ in range(n_resamples(len(among))):
         yield generator.random(len(among)) < 0.5

@@ -18,52 +18,66 @@ from torch.nn import functional
 from laconic.calibrate.batching import IGNORED, Row, collate, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
-from laconic.evaluate.eval_task import EvalTask, Judged, predicted, rows_per_batch, stacked, tokenizer_name
-from laconic.evaluate.intervals import Among, Metric, Table
+from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
+from laconic.evaluate.metrics import Metric, Scores, SubsetMetric
+from laconic.evaluate.prediction import predict_batches, rows_per_batch
 from laconic.model import Batch, LanguageModel, Task
 from laconic.progress import Track
 
 BATCH = 16
-LONGEST = 1024
-"""The context where the model would take more."""
+MAX_CONTEXT = 1024
+"""Tokens of the context at most, for models that can read more."""
 LARGEST_EXPONENT = 700.0
-"""Of the exponential that a float still holds."""
+"""Exponent of the largest exponential that a float can hold."""
 
 TOKENS, WORDS, BYTES = 1, 2, 3
 """Columns of the table; column 0 is the negative log-likelihood in nats."""
 
 
-def _per(column: int) -> Metric:
+def _perplexity_per(column: int) -> Metric:
     """Perplexity per unit of `column`."""
-    return _of_texts(lambda table: float(np.exp(min(_nats(table, column), LARGEST_EXPONENT))))
+    return _over_texts(lambda table: float(np.exp(min(_nats_per(table, column), LARGEST_EXPONENT))))
 
 
-def _of_texts(metric: Metric) -> Metric:
-    """Of a row without a token to predict, as a blank line, no model can say anything."""
-    return Among(metric, lambda table: table[:, TOKENS] > 0)
+def _over_texts(metric: Metric) -> Metric:
+    """The metric over the rows that have tokens to predict; a blank line has none."""
+    return SubsetMetric(metric, lambda table: table[:, TOKENS] > 0)
 
 
-def _nats(table: Table, column: int) -> float:
+def _nats_per(table: Scores, column: int) -> float:
     return float(table[:, 0].sum() / max(table[:, column].sum(), 1))
 
 
 METRICS: dict[str, Metric] = {
-    "perplexity": _per(TOKENS),
-    "word_perplexity": _per(WORDS),
-    "byte_perplexity": _per(BYTES),
-    "bits_per_byte": _of_texts(lambda table: _nats(table, BYTES) / float(np.log(2))),
+    "perplexity": _perplexity_per(TOKENS),
+    "word_perplexity": _perplexity_per(WORDS),
+    "byte_perplexity": _perplexity_per(BYTES),
+    "bits_per_byte": _over_texts(lambda table: _nats_per(table, BYTES) / float(np.log(2))),
 }
 
 
 @dataclass(frozen=True)
 class Perplexity(EvalTask):
-    """Perplexity on the rows of `text`; context: the model's own up to 1024, and stride: half of it, when None."""
+    """Perplexity of a causal language model on texts.
 
+    Args:
+        text: the data source.
+        context: tokens of a window; None for the model's own context, up to 1024.
+        stride: by how many tokens a window advances; None for half of the context.
+    """
+
+    prefix = "perplexity"
+    spellings = ("perplexity:SOURCE",)
     kinds = (Task.CAUSAL,)
 
     text: str
     context: int | None = None
     stride: int | None = None
+
+    @classmethod
+    def from_name(cls, name: str) -> "Perplexity":
+        """The task `perplexity:SOURCE`."""
+        return cls(source_of(name))
 
     @property
     def name(self) -> str:
@@ -73,22 +87,22 @@ class Perplexity(EvalTask):
     def source(self) -> str:
         return self.text
 
-    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has the nats, tokens, words and bytes of each row."""
-        self.refuse(lm)
+    def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
+        """Score a model; the table has the nats, tokens, words and bytes of each row."""
+        self.check_model(lm)
         context, stride = self._window(lm)
         first = start_token(lm)
         data, rows = _windows(lm, corpus, context, stride)
         sums = torch.zeros(len(corpus.examples), 2, dtype=torch.float64)
         seen = 0
-        for batch, (values, lines, tokens, _) in predicted(lm, data, track, self.name):
+        for batch, (values, lines, tokens, _) in predict_batches(lm, data, track, self.name):
             assert tokens is not None, "the next tokens are the labels of a causal model"
             nats = functional.cross_entropy(values.float(), tokens, reduction="none").double()
             documents = torch.tensor(rows[seen : seen + len(batch["input_ids"])])[lines]
             sums.index_add_(0, documents, torch.stack((nats, torch.ones_like(nats)), dim=1))
             seen += len(batch["input_ids"])
         sizes = [(len(text.split()), len(text.encode())) for text in (row.joined for row in corpus.examples)]
-        table = stacked([torch.cat((sums, torch.tensor(sizes).reshape(-1, 2)), dim=1)], self.name, corpus)
+        table = stack_scores([torch.cat((sums, torch.tensor(sizes).reshape(-1, 2)), dim=1)], self.name, corpus)
         if not table[:, TOKENS].any():
             raise UserError(f"The task '{self.name}' has no text to predict in '{corpus.source}'; give longer rows.")
         settings = {
@@ -98,14 +112,14 @@ class Perplexity(EvalTask):
             "tokenizer": tokenizer_name(lm),
             **{name: int(table[:, at].sum()) for name, at in (("tokens", TOKENS), ("words", WORDS), ("bytes", BYTES))},
         }
-        return Judged(table, METRICS, settings)
+        return TaskResult(table, METRICS, settings)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS
 
     def _window(self, lm: LanguageModel) -> tuple[int, int]:
         longest = positions(lm)
-        context = self.context or min(longest or LONGEST, LONGEST)
+        context = self.context or min(longest or MAX_CONTEXT, MAX_CONTEXT)
         if context < 2 or (longest is not None and context > longest):
             raise must_be("The context", f"2 to {longest or 'any number of'} tokens for '{lm.source}'", context)
         stride = self.stride or context // 2
@@ -115,7 +129,11 @@ class Perplexity(EvalTask):
 
 
 def start_token(lm: LanguageModel) -> int | None:
-    """The token before a document, so that its first token is predicted too; the end token where there is no other."""
+    """The token that is put before a document, so that the document's first token is predicted too.
+
+    Returns:
+        The token that begins texts, else the one that ends them, else None.
+    """
     tokenizer = tokenizer_of(lm)
     tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     return next((token for token in tokens if isinstance(token, int)), None)
@@ -139,7 +157,20 @@ def _windows(lm: LanguageModel, corpus: Corpus, context: int, stride: int) -> tu
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:
-    """(where a window starts, the first token that it is the first to hold), over a document of `tokens` tokens."""
+    """The windows through which a document is read.
+
+    Args:
+        tokens: of the document.
+        context: tokens of a window.
+        stride: by how many tokens a window advances.
+
+    Yields:
+        Where a window starts, and the first token that no window before it holds.
+
+    Example:
+        >>> list(windows(10, context=4, stride=2))
+        [(0, 0), (2, 4), (4, 6), (6, 8)]
+    """
     seen = 0
     for start in range(0, max(tokens, 1), stride):
         if tokens > 1:

@@ -1,57 +1,148 @@
-"""What an original says of the rows on which models are compared with it: asked once for all of them."""
+"""The original that compressed models are compared with: its predictions, and checks that the two are comparable."""
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from laconic.calibrate.batching import positions, rows_of
+from laconic.calibrate.classes import called, output_places
 from laconic.calibrate.corpus import Corpus
-from laconic.evaluate.eval_task import by_length, predict_on
-from laconic.model import LanguageModel, Predictions
+from laconic.errors import UserError
+from laconic.evaluate.eval_task import with_article
+from laconic.evaluate.prediction import batch_by_length, predict_batch
+from laconic.model import LanguageModel, Predictions, Task
+from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 
 BATCH = 16
 CONTEXT = 128
-LIMIT = 2**28
-"""Bytes of answers that are kept; others, as those of a large vocabulary on many rows, are asked for each time."""
+CACHE_BYTES = 2**28
+"""Bytes of predictions that are kept in memory; others are computed anew each time."""
 
 
 class Reference:
-    """An original and rows of text, read with its tokenizer.
+    """An original model and rows of text, read with its tokenizer, on which other models are compared with it.
 
-    context: tokens of a row that are read at most.
-    batches: the rows by their length; `parts` are their places, batch by batch.
+    Args:
+        original: the model to compare with.
+        corpus: rows of text.
+        seed: of the masked positions of a masked language model.
+        limit: bytes of predictions that are kept in memory.
+
+    Attributes:
+        context: tokens of a row at most.
+        batches: the rows, sorted by length.
+        parts: the indices of the rows in each batch.
     """
 
-    def __init__(self, original: LanguageModel, corpus: Corpus, *, seed: int = 0, limit: int = LIMIT) -> None:
+    def __init__(self, original: LanguageModel, corpus: Corpus, *, seed: int = 0, limit: int = CACHE_BYTES) -> None:
         self.original, self.corpus, self.seed = original, corpus, seed
         self.context = min(positions(original) or CONTEXT, CONTEXT)
         rows = rows_of(original, corpus, max_length=self.context, seed=seed)
-        self.parts, self.batches = by_length(original, rows, BATCH)
-        self._said: dict[int, tuple[Predictions, Tensor]] = {}
+        self.parts, self.batches = batch_by_length(original, rows, BATCH)
+        self._cache: dict[int, tuple[Predictions, Tensor]] = {}
         self._room = limit
 
-    def says(self, number: int) -> tuple[Predictions, Tensor]:
-        """What the original predicts for a batch, and the mean last hidden state of each row.
+    def predict(self, number: int) -> tuple[Predictions, Tensor]:
+        """The original's predictions for a batch, and the mean last hidden state of each row.
+
+        Args:
+            number: index of the batch.
 
         Raises:
             UserError: it predicts NaN.
         """
-        if number in self._said:
-            return self._said[number]
-        said = predict_on(self.original, self.batches[number], hidden=True)
-        self._room -= said[0].values.nbytes + said[1].nbytes
+        if number in self._cache:
+            return self._cache[number]
+        prediction = predict_batch(self.original, self.batches[number], hidden=True)
+        self._room -= prediction[0].values.nbytes + prediction[1].nbytes
         if self._room >= 0:
-            self._said[number] = said
-        return said
+            self._cache[number] = prediction
+        return prediction
 
 
-class References:
-    """The last reference that was asked for: of evaluations against one original only the first asks it."""
+class ReferenceCache:
+    """Keeps the last `Reference`, so that several evaluations against one original run it once."""
 
     def __init__(self) -> None:
         self._last: Reference | None = None
 
-    def of(self, original: LanguageModel, corpus: Corpus, seed: int = 0) -> Reference:
-        """That of this very original, which nobody may have changed, on these rows."""
+    def get(self, original: LanguageModel, corpus: Corpus, seed: int = 0) -> Reference:
+        """The reference of this original on these rows.
+
+        Args:
+            original: compared by identity; its weights may not have changed since the last call.
+            corpus: rows of text.
+            seed: of masked positions.
+        """
         last = self._last
         if last is None or last.original is not original or (last.corpus, last.seed) != (corpus, seed):
             last = self._last = Reference(original, corpus, seed=seed)
         return last
+
+
+def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
+    """Check that two models predict the same things, so that they can be compared row by row.
+
+    Args:
+        lm: the compressed model; it may lack its weights.
+        original: the model to compare it with; it may lack its weights.
+        classes: names of the classes in the data.
+
+    Returns:
+        For each output of the original the index of the same class among the outputs of `lm`; None where the order is
+        the same.
+
+    Raises:
+        UserError: they predict different kinds of things, or have different vocabularies or classes.
+    """
+    if lm.task is not original.task:
+        ours, theirs = with_article(lm.task.value), with_article(original.task.value)
+        raise UserError(
+            f"The models cannot be compared: one is {ours}, the other {theirs} model; "
+            "name the model that it was made from."
+        )
+    ours, theirs = _vocabulary_size(lm), _vocabulary_size(original)
+    if ours != theirs:
+        raise UserError(
+            f"The models cannot be compared: {called(lm)} tells {ours} tokens apart, and {called(original)} {theirs}; "
+            "name the model that it was made from."
+        )
+    return output_places(original, lm, classes)
+
+
+def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
+    """Check that a model can read rows that the original's tokenizer has encoded.
+
+    Raises:
+        UserError: a token means something else to the tokenizer of `lm`, or the rows are longer than `lm` reads.
+    """
+    original = reference.original
+    longest, length = positions(lm), max(batch["input_ids"].shape[1] for batch in reference.batches)
+    if longest is not None and length > longest:
+        raise UserError(
+            f"The models cannot be compared: {called(lm)} reads {longest} tokens at most, and {called(original)} reads "
+            f"rows of {length}; name the model that it was made from."
+        )
+    if lm.tokenizer is None or original.tokenizer is None:
+        return
+    used = sorted({token for batch in reference.batches for token in batch["input_ids"].unique().tolist()})
+    names = zip(
+        *(tokenizer.convert_ids_to_tokens(used) for tokenizer in (lm.tokenizer, original.tokenizer)), strict=True
+    )
+    for token, (ours, theirs) in zip(used, names, strict=True):
+        if ours != theirs:
+            raise UserError(
+                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {called(lm)} and "
+                f"{_quote(theirs)} to that of {called(original)}; name the model that it was made from."
+            )
+
+
+def _quote(token: str | None) -> str:
+    return "nothing" if token is None else f"'{token}'"
+
+
+def _vocabulary_size(lm: LanguageModel) -> int | None:
+    """Size of the vocabulary that the model predicts; None for a model that predicts no tokens."""
+    if lm.task is Task.SEQ2SEQ:
+        return target_vocabulary_size(lm.model)
+    return vocabulary_size(lm.model) if lm.task in (Task.CAUSAL, Task.MASKED) else None

@@ -1,4 +1,4 @@
-"""The whole evaluation: tasks, cost, and, against the original, what was lost."""
+"""A whole evaluation: scores on tasks, cost, and the difference from an original model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,56 +6,62 @@ from typing import Any
 
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
-from laconic.evaluate.conditions import Conditions
-from laconic.evaluate.contamination import check_apart, made_with, shared_rows
-from laconic.evaluate.cost import Cost, measure_cost
-from laconic.evaluate.eval_task import EvalTask, Judged
-from laconic.evaluate.fidelity import Fidelity, compared
-from laconic.evaluate.intervals import Interval, interval
+from laconic.evaluate.cost import Conditions, Cost, measure_cost
+from laconic.evaluate.eval_task import EvalTask, TaskResult
+from laconic.evaluate.fidelity import Fidelity, compare_to_reference
+from laconic.evaluate.metrics import Interval, interval
 from laconic.evaluate.paired import Difference, difference
-from laconic.evaluate.reference import References
+from laconic.evaluate.reference import ReferenceCache
 from laconic.evaluate.score_cache import keeping, versions
-from laconic.evaluate.tasks import wanted
+from laconic.evaluate.tasks import calibration_sources, check_disjoint, count_shared_rows, select_tasks
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 from laconic.runtime import serve
 
 SEED = 0
-"""Of the resampling and of the masks."""
+"""Of the bootstrap, and of masked positions."""
 
-Figures = dict[str, dict[str, Interval]]
+Intervals = dict[str, dict[str, Interval]]
 Differences = dict[str, dict[str, Difference]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """results:  task → metric → figure; `settings` has what each depends on.
-    original:    the same figures of the model compared with, and its cost.
-    fidelity:    to that model; `difference` is results minus its results, beside what these rows could show of it.
+    """The results of an evaluation.
+
+    Args:
+        results: by task and metric, the figure with its interval.
+        settings: by task, what the figures depend on.
+        cost: None where it was not measured.
+        original: `results` of the original; None without an original.
+        original_cost: `cost` of the original.
+        fidelity: distance from the original.
+        difference: by task and metric, the change against the original.
     """
 
-    results: Figures
+    results: Intervals
     settings: dict[str, dict[str, Any]]
     cost: Cost | None
-    original: Figures | None = None
+    original: Intervals | None = None
     original_cost: Cost | None = None
     fidelity: Fidelity | None = None
     difference: Differences | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What `laconic evaluate --json` prints; sections that were not asked for are left out."""
+        """The JSON that `laconic evaluate --json` prints; sections that were not measured are left out."""
+        changes = self.difference
         sections: dict[str, Any] = {
-            "results": _plain(self.results),
+            "results": _to_json(self.results),
             "settings": self.settings,
             "cost": self.cost and self.cost.to_json(),
-            "fidelity": self.fidelity and {**_said(asdict(self.fidelity)), "versions": versions()},
-            "difference": None if self.difference is None else _plain(self.difference),
-            "least_p": None if self.difference is None else _each(self.difference, lambda change: change.least_p),
-            "detectable": None if self.difference is None else _each(self.difference, lambda change: change.detectable),
+            "fidelity": self.fidelity and {**_without_none(asdict(self.fidelity)), "versions": versions()},
+            "difference": None if changes is None else _to_json(changes),
+            "least_p": None if changes is None else _map_changes(changes, lambda change: change.least_p),
+            "detectable": None if changes is None else _map_changes(changes, lambda change: change.detectable),
             "original": None
             if self.original is None
             else {
-                "results": _plain(self.original),
+                "results": _to_json(self.original),
                 "cost": self.original_cost and self.original_cost.to_json(),
             },
         }
@@ -71,44 +77,48 @@ def evaluate(
     cost: bool | Conditions = True,
     compare_cost: bool = True,
     resume: bool = False,
-    references: References | None = None,
+    references: ReferenceCache | None = None,
     track: Track = silent,
 ) -> Evaluation:
-    """Judge `lm` on the dev split of each task (its first `limit` rows), measure its cost, and compare it.
+    """Evaluate a model on tasks, measure its cost, and compare it with an original.
 
-    `cost` says too under which conditions: both models are judged and timed in the runtime that it names. Without
-    `compare_cost` that of `against` is not measured.
-
-    The rows for fidelity are those of the task `fidelity:SOURCE`, else of the first task (of LAMA and BLiMP up to 1,000
-    sentences); without any task only the cost is measured. Where it is known what the models were made with, the
-    settings of each task say how many of its rows are rows of that too. With `resume`, tasks that an earlier run has
-    finished are not judged again, where model, rows and versions are the same; for models that hold nothing which their
-    configuration and their numbers do not tell. Evaluations that are given the same `references` ask one original once.
+    Args:
+        lm: the model.
+        tasks: names of tasks, like `glue/sst2`. The rows for fidelity are those of `fidelity:SOURCE`, else of the first
+            task (of LAMA and BLiMP up to 1,000 sentences).
+        limit: rows of each task at most; None for all of its dev split.
+        against: the original to compare with; None for no comparison.
+        cost: whether cost is measured, or under which conditions; quality is measured in the same runtime.
+        compare_cost: whether the cost of `against` is measured as well.
+        resume: whether results of finished tasks are read from the cache of an earlier run, where model, rows and
+            versions are the same. For models that are fully described by their configuration and weights.
+        references: shared by evaluations against one original, which is then run once.
+        track: shows progress.
 
     Raises:
-        UserError: an unknown task, no data for it, the very file that a model was calibrated on, a model that is not
-            one for it, NaN predictions, or nothing asked.
+        UserError: a task is unknown, has no data, uses the very file that a model was calibrated on, or is not for this
+            kind of model; a prediction is NaN; or there is nothing to evaluate.
     """
     if not tasks and not cost:
         raise UserError("No task was given; name one, like glue/sst2 or perplexity:builtin:pydoc.")
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
-    asked = wanted(tasks, compared=against is not None)
-    calibration = made_with(*(model.source for model in (lm, against) if model is not None))
-    check_apart(asked.sources, calibration)
-    for judge in asked.judges.values():
-        judge.refuse(lm)
-    corpora = {name: judge.corpus(limit) for name, judge in asked.judges.items()}
-    rows = asked.rows_to_compare(corpora, limit)
+    selected = select_tasks(tasks, compared=against is not None)
+    calibration = calibration_sources(*(model.source for model in (lm, against) if model is not None))
+    check_disjoint(selected.sources, calibration)
+    for task in selected.tasks.values():
+        task.check_model(lm)
+    corpora = {name: task.load_corpus(limit) for name, task in selected.tasks.items()}
+    rows = selected.rows_to_compare(corpora, limit)
     under = Conditions.of(cost)
     service = serve(lm, under.runtime)
     # What is kept was judged in torch.
     resume = resume and service.lm is lm
-    ours = _judged(service.lm, asked.judges, corpora, resume, track)
+    ours = _evaluate_tasks(service.lm, selected.tasks, corpora, resume, track)
     evaluation = {
-        "results": _figures(ours),
+        "results": _intervals(ours),
         "settings": {
-            name: _settings(corpora[name].source, judged) | _seen(corpora[name], calibration)
+            name: _settings(corpora[name].source, judged) | _calibration_rows(corpora[name], calibration)
             for name, judged in ours.items()
         },
         "cost": measure_cost(lm, None, under.batch, under.length, service=service, track=track) if cost else None,
@@ -116,58 +126,58 @@ def evaluate(
     if against is None:
         return Evaluation(**evaluation)
     other = serve(against, under.runtime)
-    theirs = _judged(other.lm, asked.judges, corpora, resume, track)
-    reference = None if rows is None else (references or References()).of(other.lm, rows, SEED)
+    theirs = _evaluate_tasks(other.lm, selected.tasks, corpora, resume, track)
+    reference = None if rows is None else (references or ReferenceCache()).get(other.lm, rows, SEED)
     return Evaluation(
         **evaluation,
-        original=_figures(theirs),
+        original=_intervals(theirs),
         original_cost=measure_cost(against, None, under.batch, under.length, service=other, track=track)
         if cost and compare_cost
         else None,
-        fidelity=None if reference is None else compared(service.lm, reference, track),
+        fidelity=None if reference is None else compare_to_reference(service.lm, reference, track),
         difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
     )
 
 
-def _judged(
-    lm: LanguageModel, judges: Mapping[str, EvalTask], corpora: Mapping[str, Corpus], resume: bool, track: Track
-) -> dict[str, Judged]:
-    if resume and judges:
-        judged = keeping(lm)
-        return {name: judged(judge, corpora[name], track) for name, judge in judges.items()}
-    return {name: judge.judge(lm, corpora[name], track) for name, judge in judges.items()}
+def _evaluate_tasks(
+    lm: LanguageModel, tasks: Mapping[str, EvalTask], corpora: Mapping[str, Corpus], resume: bool, track: Track
+) -> dict[str, TaskResult]:
+    if resume and tasks:
+        evaluate_or_recall = keeping(lm)
+        return {name: evaluate_or_recall(task, corpora[name], track) for name, task in tasks.items()}
+    return {name: task.evaluate(lm, corpora[name], track) for name, task in tasks.items()}
 
 
-def _figures(judged: dict[str, Judged]) -> Figures:
+def _intervals(judged: dict[str, TaskResult]) -> Intervals:
     return {
         name: {metric: interval(of, one.table, SEED) for metric, of in one.metrics.items()}
         for name, one in judged.items()
     }
 
 
-def _differences(name: str, ours: Judged, theirs: Judged) -> dict[str, Difference]:
+def _differences(name: str, ours: TaskResult, theirs: TaskResult) -> dict[str, Difference]:
     if len(ours.table) != len(theirs.table) or ours.rows != theirs.rows:
         raise UserError(f"The models cannot be compared on '{name}': their tokenizers leave out different rows.")
     return {metric: difference(of, ours.table, theirs.table, SEED) for metric, of in ours.metrics.items()}
 
 
-def _settings(source: str, judged: Judged) -> dict[str, Any]:
+def _settings(source: str, judged: TaskResult) -> dict[str, Any]:
     fixed = {"source": source, "split": "dev", "rows": len(judged.table), "seed": SEED}
     return {**fixed, **judged.settings, "versions": versions()}
 
 
-def _seen(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:
-    return {"calibration_rows": shared_rows(corpus, calibration)} if calibration else {}
+def _calibration_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:
+    return {"calibration_rows": count_shared_rows(corpus, calibration)} if calibration else {}
 
 
-def _said(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without what there is not."""
+def _without_none(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures that are not None."""
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _plain(figures: Figures | Differences) -> dict[str, Any]:
+def _to_json(figures: Intervals | Differences) -> dict[str, Any]:
     return {task: {name: figure.to_json() for name, figure in metrics.items()} for task, metrics in figures.items()}
 
 
-def _each(changes: Differences, value: Callable[[Difference], float | None]) -> dict[str, Any]:
+def _map_changes(changes: Differences, value: Callable[[Difference], float | None]) -> dict[str, Any]:
     return {task: {name: value(change) for name, change in metrics.items()} for task, metrics in changes.items()}

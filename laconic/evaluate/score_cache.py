@@ -22,7 +22,7 @@ import transformers
 
 from laconic.cache import cache_folder, cache_limit
 from laconic.calibrate.corpus import Corpus
-from laconic.evaluate.eval_task import EvalTask, Judged
+from laconic.evaluate.eval_task import EvalTask, TaskResult
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.progress import Track
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], Judged]:
+def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult]:
     """Judges `lm` as each judge does, unless the scores of the same model on the same rows are kept; then keeps them.
 
     Raises:
@@ -50,12 +50,12 @@ def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], Judged]:
     limit = cache_limit()
     model = fingerprint(lm)
 
-    def judged(judge: EvalTask, corpus: Corpus, track: Track) -> Judged:
+    def judged(judge: EvalTask, corpus: Corpus, track: Track) -> TaskResult:
         path = cache_folder() / FOLDER / f"{_key(model, judge, corpus)}.json"
         kept = _recall(path, judge)
         if kept is not None:
             return kept
-        found = judge.judge(lm, corpus, track)
+        found = judge.evaluate(lm, corpus, track)
         if limit and judge.metrics(found.settings) is not None:
             _keep(path, found, limit)
         return found
@@ -98,7 +98,7 @@ def _key(model: str, judge: EvalTask, corpus: Corpus) -> str:
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
 
 
-def _recall(path: Path, judge: EvalTask) -> Judged | None:
+def _recall(path: Path, judge: EvalTask) -> TaskResult | None:
     try:
         entry: dict[str, Any] = json.loads(path.read_text())
         table = np.array(entry["table"], dtype=np.float64).reshape(entry["shape"])
@@ -107,10 +107,10 @@ def _recall(path: Path, judge: EvalTask) -> Judged | None:
         os.utime(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return None if metrics is None else Judged(table, metrics, settings, None if rows is None else tuple(rows))
+    return None if metrics is None else TaskResult(table, metrics, settings, None if rows is None else tuple(rows))
 
 
-def _keep(path: Path, judged: Judged, limit: int) -> None:
+def _keep(path: Path, judged: TaskResult, limit: int) -> None:
     entry = {
         "shape": list(judged.table.shape),
         "table": judged.table.ravel().tolist(),

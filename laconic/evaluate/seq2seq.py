@@ -10,8 +10,9 @@ from torch import Tensor
 from laconic.calibrate.batching import Row, collate, positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
-from laconic.evaluate.eval_task import EvalTask, Judged, predicted, rows_per_batch, stacked, to_device, tokenizer_name
-from laconic.evaluate.intervals import Metric, Share
+from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
+from laconic.evaluate.metrics import Metric, Share
+from laconic.evaluate.prediction import predict_batches, rows_per_batch, to_device
 from laconic.model import Batch, LanguageModel, Predictions, Task, first_token_mask
 from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
@@ -27,11 +28,22 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True)
 class Seq2Seq(EvalTask):
-    """Rows with a source and a target; each generated text must equal its target, spaces around it aside."""
+    """Exact match and token accuracy of an encoder-decoder on pairs of a source and a target.
 
+    Args:
+        pairs: the data source. A generated text matches if it equals its target, except for spaces around it.
+    """
+
+    prefix = "seq2seq"
+    spellings = ("seq2seq:SOURCE",)
     kinds = (Task.SEQ2SEQ,)
 
     pairs: str
+
+    @classmethod
+    def from_name(cls, name: str) -> "Seq2Seq":
+        """The task `seq2seq:SOURCE`."""
+        return cls(source_of(name))
 
     @property
     def name(self) -> str:
@@ -45,31 +57,31 @@ class Seq2Seq(EvalTask):
     def generates(self) -> bool:
         return True
 
-    def refuse_rows(self, lm: LanguageModel, corpus: Corpus) -> None:
+    def check_corpus(self, lm: LanguageModel, corpus: Corpus) -> None:
         if any(example.target is None for example in corpus.examples):
             raise UserError(
                 f"The task '{self.name}' needs rows with a source and a target; '{corpus.source}' has others."
             )
-        super().refuse_rows(lm, corpus)
+        super().check_corpus(lm, corpus)
 
-    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has, for each row: exact (0 or 1), target tokens predicted right, target tokens."""
-        self.refuse(lm)
-        self.refuse_rows(lm, corpus)
+    def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
+        """Score a model; the table has the exact match (0 or 1), the target tokens that are right, and all of them."""
+        self.check_model(lm)
+        self.check_corpus(lm, corpus)
         context = min(positions(lm) or CONTEXT, CONTEXT)
         rows = _rows(lm, corpus, context)
         places, size = list(rows), rows_per_batch(lm, context, BATCH)
         parts = [places[at : at + size] for at in range(0, len(places), size)]
         data = [collate(lm, [rows[place] for place in part]) for part in parts]
         lines: list[Tensor] = []
-        for part, (batch, predictions) in zip(parts, predicted(lm, data, track, self.name), strict=True):
+        for part, (batch, predictions) in zip(parts, predict_batches(lm, data, track, self.name), strict=True):
             targets = [(corpus.examples[place].target or "").strip() for place in part]
             exact = [text.strip() == target for text, target in zip(generate(lm, batch), targets, strict=True)]
             lines.append(
-                torch.cat((torch.tensor(exact)[:, None].double(), _right_tokens(predictions, len(exact))), dim=1)
+                torch.cat((torch.tensor(exact)[:, None].double(), _count_right_tokens(predictions, len(exact))), dim=1)
             )
         settings = {"context": context, "decoding": "greedy", "tokenizer": tokenizer_name(lm)}
-        return Judged(stacked(lines, self.name, corpus), METRICS, settings, tuple(places))
+        return TaskResult(stack_scores(lines, self.name, corpus), METRICS, settings, tuple(places))
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS
@@ -92,7 +104,12 @@ def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:
 
 @torch.inference_mode()
 def generate(lm: LanguageModel, batch: Batch) -> list[str]:
-    """What the model writes for each row, decoded greedily; at most one token more than the longest target."""
+    """Texts that the model generates greedily, of at most one token more than the longest target.
+
+    Args:
+        lm: an encoder-decoder with its tokenizer.
+        batch: inputs, and the targets as labels.
+    """
     inputs = to_device({name: batch[name] for name in ("input_ids", "attention_mask")}, lm.device)
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token_mask(inputs["input_ids"])
@@ -104,7 +121,7 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
     return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
 
 
-def _right_tokens(predictions: Predictions, rows: int) -> Tensor:
+def _count_right_tokens(predictions: Predictions, rows: int) -> Tensor:
     """(rows, 2): target tokens that were the likeliest after the true ones before them, and target tokens."""
     assert predictions.labels is not None, "sequence-to-sequence batches carry their targets"
     right = (predictions.values.argmax(-1) == predictions.labels).double()

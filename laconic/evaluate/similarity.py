@@ -1,4 +1,4 @@
-"""How similar an embedding model finds two texts: the similarity of their vectors that its folder declares.
+"""Similarity of texts by an embedding model, with the similarity function that its folder declares.
 
 As sentence-transformers has it (Reimers & Gurevych, EMNLP 2019, https://arxiv.org/abs/1908.10084): the cosine, the dot
 product, or a distance with its sign turned, so that more is nearer.
@@ -12,14 +12,14 @@ from torch.nn import functional
 from laconic.calibrate.batching import rows_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
-from laconic.evaluate.eval_task import by_length, in_order, predicted
+from laconic.evaluate.prediction import batch_by_length, predict_batches, restore_order
 from laconic.model import LanguageModel
 from laconic.model.embedding import COSINE
 from laconic.progress import Track
 
 BATCH = 32
 DISTANCES = {"euclidean": 2.0, "manhattan": 1.0}
-"""Similarities that are a distance, with its norm."""
+"""Similarities that are a negative distance, with the order of its norm."""
 
 
 def similarities(
@@ -28,7 +28,10 @@ def similarities(
     """The similarity of the two texts of each row, in float64.
 
     Args:
-        what: is judged, for progress and sentences.
+        lm: the embedding model.
+        corpus: rows of two texts.
+        track: shows progress.
+        what: the name of the task, for progress and errors.
         max_length: tokens of a text at most.
 
     Raises:
@@ -40,15 +43,69 @@ def similarities(
             f"'{what}' compares two texts a row, and {len(corpus.examples)} rows of '{corpus.source}' have {len(rows)} "
             "texts with tokens; give rows of two texts that are not empty."
         )
-    parts, data = by_length(lm, rows, BATCH)
-    vectors = in_order(torch.cat([said.values for _, said in predicted(lm, data, track, what)]), parts).double()
+    parts, data = batch_by_length(lm, rows, BATCH)
+    vectors = restore_order(
+        torch.cat([predictions.values for _, predictions in predict_batches(lm, data, track, what)]), parts
+    ).double()
     return similarity(vectors[::2], vectors[1::2], lm.embedding_pipeline.settings.similarity)
 
 
 def similarity(one: Float[Tensor, "rows k"], other: Float[Tensor, "rows k"], by: str) -> Float[Tensor, " rows"]:
-    """Of each vector with that of the same row; `by` is one of `laconic.model.embedding.SIMILARITIES`."""
+    """The similarity of each vector with the vector of the same row.
+
+    Args:
+        one: (rows, k) vectors.
+        other: (rows, k) vectors.
+        by: `cosine`, `dot`, `euclidean` or `manhattan`; of a distance the negative.
+
+    Reference:
+        Reimers & Gurevych, EMNLP 2019, https://arxiv.org/abs/1908.10084.
+
+    Example:
+        >>> similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]), "cosine")
+        tensor([0.9600])
+    """
     if by in DISTANCES:
         return -torch.linalg.vector_norm(one - other, ord=DISTANCES[by], dim=-1)
     if by == COSINE:
         one, other = functional.normalize(one, dim=-1), functional.normalize(other, dim=-1)
     return (one * other).sum(-1)
+
+
+def neighbour_agreement(reference: Tensor, other: Tensor, by: str = COSINE) -> float:
+    """The share of rows whose most similar other row is the same under two embeddings.
+
+    Args:
+        reference: (rows, d) embeddings of the original.
+        other: (rows, d) embeddings of the compressed model.
+        by: the similarity, as in `similarity`.
+
+    Returns:
+        A share from 0 to 1; 1 for fewer than two rows.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+        >>> neighbour_agreement(rows, rows)
+        1.0
+    """
+    if len(reference) < 2:
+        return 1.0
+    return float((_nearest_rows(reference, by) == _nearest_rows(other, by)).double().mean())
+
+
+def _similar(part: Tensor, every: Tensor, by: str) -> Tensor:
+    if by in DISTANCES:
+        return -torch.cdist(part, every, p=DISTANCES[by])
+    return part @ every.T
+
+
+def _nearest_rows(embeddings: Tensor, by: str) -> Tensor:
+    nearest: list[Tensor] = []
+    if by == COSINE:
+        embeddings = functional.normalize(embeddings, dim=-1)
+    for start in range(0, len(embeddings), 1024):
+        part = embeddings[start : start + 1024]
+        similarity = _similar(part, embeddings, by)
+        similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
+        nearest.append(similarity.argmax(-1))
+    return torch.cat(nearest)

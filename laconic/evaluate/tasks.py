@@ -1,69 +1,140 @@
-"""Tasks by the names that `--tasks` takes: `glue/TASK`, `lama/CORPUS`, `blimp/PHENOMENON`, `harness/NAME` for those of
-the lm-evaluation-harness, and those of a source: `perplexity:SOURCE`, `seq2seq:SOURCE`, `fidelity:SOURCE`.
-"""
+""""""
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from laconic.calibrate.batching import check_readable
-from laconic.calibrate.corpus import Corpus, check_source, read
-from laconic.calibrate.sources import TASKS, glue_task
+from laconic.calibrate.corpus import Corpus, check_source, file_of, is_builtin, read
 from laconic.errors import UserError, unknown
-from laconic.evaluate.blimp import blimp_task
-from laconic.evaluate.contamination import check_apart
-from laconic.evaluate.eval_task import EvalTask
+from laconic.evaluate.blimp import Blimp
+from laconic.evaluate.eval_task import EvalTask, source_of
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.harness import Harness
-from laconic.evaluate.lama import LAMA_NAMES, lama_task
+from laconic.evaluate.lama import Lama
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.model import LanguageModel
 from laconic.runtime import EAGER, ONNX, OPENVINO
+from laconic.store.folder import RECIPE
+from laconic.yaml_loader import read_yaml
 
-ON_A_SOURCE: dict[str, type[Perplexity] | type[Seq2Seq]] = {"perplexity": Perplexity, "seq2seq": Seq2Seq}
-OF_FILES: dict[str, Callable[[str], EvalTask]] = {"lama": lama_task, "blimp": blimp_task}
-"""Tasks of their own files in LACONIC_DATA, by the first part of their names."""
-FIDELITY = "fidelity"
-"""Judges no model alone: it names the rows on which a model of any kind is compared with its original."""
-KINDS = (*ON_A_SOURCE, FIDELITY)
-HARNESS = "harness/"
 SPLIT = "dev"
-Rows = Callable[[EvalTask], Corpus]
-
-
-def rows_of(judge: EvalTask, limit: int | None = None) -> Corpus:
-    """The rows of a task, or the first `limit` of them."""
-    return judge.corpus(limit)
+"""The split that models are evaluated on."""
+CorpusLoader = Callable[[EvalTask], Corpus]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a list of task names asks for; `fidelity`: the source of the rows that two models are compared on."""
+class FidelityRows:
+    """`fidelity:SOURCE`: the rows on which a model of any kind is compared with its original.
 
-    judges: dict[str, EvalTask]
+    It has no score of its own, so it is no `EvalTask`: `laconic.evaluate.fidelity` does the comparison.
+
+    Args:
+        source: name of the corpus; its dev split is read.
+    """
+
+    prefix: ClassVar[str] = "fidelity"
+    spellings: ClassVar[tuple[str, ...]] = ("fidelity:SOURCE",)
+
+    source: str
+
+    @classmethod
+    def from_name(cls, name: str) -> "FidelityRows":
+        """The rows of `fidelity:SOURCE`.
+
+        Raises:
+            UserError: there is no source in the name.
+        """
+        return cls(source_of(name))
+
+
+TaskKind = type[EvalTask] | type[FidelityRows]
+
+TASK_KINDS: tuple[TaskKind, ...] = (Glue, Lama, Blimp, Harness, Perplexity, Seq2Seq, FidelityRows)
+"""The kinds of tasks that come with laconic."""
+
+
+def task_kinds() -> tuple[TaskKind, ...]:
+    """Every kind of task that there is now, each with a prefix of its own."""
+    return TASK_KINDS
+
+
+def find_task(name: str) -> EvalTask | FidelityRows:
+    """The task of this name.
+
+    Args:
+        name: the prefix of a kind, then `/` or `:` and what the kind makes of the rest, like `glue/sst2`.
+
+    Raises:
+        UserError: no kind has this prefix, or its kind refuses the name.
+
+    Example:
+        >>> find_task("glue/sst2").source
+        'glue/sst2'
+        >>> find_task("fidelity:builtin:pydoc")
+        FidelityRows(source='builtin:pydoc')
+    """
+    prefix = re.split("[/:]", name, maxsplit=1)[0].lower()
+    for kind in task_kinds():
+        if kind.prefix == prefix:
+            return kind.from_name(name)
+    raise unknown("task", name, [spelling for kind in task_kinds() for spelling in kind.spellings])
+
+
+def load_corpus(task: EvalTask, limit: int | None = None) -> Corpus:
+    """The rows of a task, or the first `limit` of them."""
+    return task.load_corpus(limit)
+
+
+@dataclass(frozen=True)
+class TaskSelection:
+    """The tasks that a list of names stands for.
+
+    Args:
+        tasks: those that score a model by itself, by name.
+        fidelity: source of the rows on which two models are compared; None where no name says it.
+    """
+
+    tasks: dict[str, EvalTask]
     fidelity: str | None
 
     @property
     def sources(self) -> list[tuple[str, str]]:
         """The name of each task with the source of its rows."""
-        named = [(name, judge.source) for name, judge in self.judges.items()]
-        return named if self.fidelity is None else [*named, (f"{FIDELITY}:{self.fidelity}", self.fidelity)]
+        pairs = [(name, task.source) for name, task in self.tasks.items()]
+        return pairs if self.fidelity is None else [*pairs, (f"{FidelityRows.prefix}:{self.fidelity}", self.fidelity)]
 
-    def rows_to_compare(self, judged: dict[str, Corpus], limit: int | None) -> Corpus | None:
-        """The rows for fidelity: those named for it, else those of the first task; None where there is no task."""
+    def rows_to_compare(self, corpora: dict[str, Corpus], limit: int | None) -> Corpus | None:
+        """The rows for fidelity: those that were named for it, else those of the first task.
+
+        Args:
+            corpora: the rows of each task, by its name.
+            limit: how many rows of a named source are read at most; None for all.
+
+        Returns:
+            None where there is neither a named source nor a task.
+        """
         if self.fidelity is not None:
             return read(self.fidelity, SPLIT).first(limit)
-        return next((self.judges[name].texts(corpus) for name, corpus in judged.items()), None)
+        return next((self.tasks[name].texts(corpus) for name, corpus in corpora.items()), None)
 
 
-def wanted(names: Sequence[str], compared: bool) -> Wanted:
-    """The tasks of these names, for a model that is `compared` with an original or stands alone.
+def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
+    """The tasks of these names.
+
+    Args:
+        names: as `find_task` takes them.
+        compared: whether the model is compared with an original.
 
     Raises:
-        UserError: there is no such task, it lacks its source, or `fidelity` lacks an original or is named twice.
+        UserError: `find_task` does, or `fidelity` has no original to compare with, or is named twice.
     """
-    sources = {name: _source(name) for name in names if _kind(name) == FIDELITY}
+    found = {name: find_task(name) for name in names}
+    sources = {name: task.source for name, task in found.items() if isinstance(task, FidelityRows)}
     if sources and not compared:
         raise UserError(
             f"The task '{next(iter(sources))}' needs an original to compare with; name it: laconic evaluate MODEL "
@@ -71,17 +142,17 @@ def wanted(names: Sequence[str], compared: bool) -> Wanted:
         )
     if len(sources) > 1:
         raise UserError(f"The models are compared on one source; name one of {', '.join(sources)}.")
-    judges = {name: _judge(name) for name in names if name not in sources}
-    return Wanted(judges, next(iter(sources.values()), None))
+    tasks = {name: task for name, task in found.items() if isinstance(task, EvalTask)}
+    return TaskSelection(tasks, next(iter(sources.values()), None))
 
 
-def without_original(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the tasks that judge a model alone."""
-    return tuple(name for name in names if _kind(name) != FIDELITY)
+def standalone_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the names whose tasks score a model by itself."""
+    return tuple(name for name in names if isinstance(find_task(name), EvalTask))
 
 
 def check_task(name: str, lm: LanguageModel | None = None) -> None:
-    """`check_tasks` of one task of a model that is not compared with another."""
+    """`check_tasks` for one task of a model that is not compared with another."""
     check_tasks([name], lm, compared=False)
 
 
@@ -92,58 +163,121 @@ def check_tasks(
     compared: bool,
     calibration: Sequence[str] = (),
     runtime: str = EAGER,
-    rows: Rows = rows_of,
+    load: CorpusLoader = load_corpus,
 ) -> None:
-    """Raise UserError as `wanted`, and for a source that does not exist; no weights are read.
+    """Check, before any weights are read, that a model can be evaluated on these tasks.
 
-    `lm` is the model without weights, where there is one already: one of the wrong kind is refused too, and so are rows
-    that it cannot be judged on, which `rows` reads. `calibration` names the sources that it
-    was made with: a task that would judge on the same file is refused. A task that lets the model write is refused
-    where `runtime` cannot.
+    Args:
+        names: as `find_task` takes them.
+        lm: the model, which may lack its weights; with None only the tasks and their data are checked.
+        compared: whether the model is compared with an original.
+        calibration: sources that the model was calibrated on.
+        runtime: what will run the model.
+        load: reads the rows of a task.
+
+    Raises:
+        UserError: `select_tasks` does; a source does not exist; a task has its rows in a file that was calibrated on;
+            a task generates text and `runtime` cannot; `lm` is not a model for a task, or cannot read its rows.
     """
-    asked = wanted(names, compared)
-    check_apart(asked.sources, calibration)
-    if asked.fidelity is not None:
-        check_source(asked.fidelity, SPLIT)
-    for judge in asked.judges.values():
-        judge.check()
-        if runtime in (ONNX, OPENVINO) and judge.generates:
+    selection = select_tasks(names, compared)
+    check_disjoint(selection.sources, calibration)
+    if selection.fidelity is not None:
+        check_source(selection.fidelity, SPLIT)
+    for task in selection.tasks.values():
+        task.check_data()
+        if runtime in (ONNX, OPENVINO) and task.generates:
             raise UserError(
-                f"The task '{judge.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
+                f"The task '{task.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
                 "in the runtime eager."
             )
         if lm is not None:
-            judge.refuse(lm)
+            task.check_model(lm)
     if lm is None:
         return
-    for judge in asked.judges.values():
-        judge.check_rows(lm, lambda judge=judge: rows(judge))
-    if asked.fidelity is not None:
-        corpus = read(asked.fidelity, SPLIT)
+    for task in selection.tasks.values():
+        task.check_rows(lm, lambda task=task: load(task))
+    if selection.fidelity is not None:
+        corpus = read(selection.fidelity, SPLIT)
         if lm.tokenizer is not None:
             check_readable(lm, corpus)
 
 
-def _judge(name: str) -> EvalTask:
-    if name.lower().startswith("glue/"):
-        return Glue(glue_task(name[len("glue/") :].rstrip("/")))
-    if name.startswith(HARNESS):
-        return Harness(name.removeprefix(HARNESS))
-    if _kind(name) in ON_A_SOURCE:
-        return ON_A_SOURCE[_kind(name)](_source(name))
-    of_files = re.split("[/:]", name.lower(), maxsplit=1)[0]
-    if of_files in OF_FILES:
-        return OF_FILES[of_files](name)
-    known = [*(f"glue/{task.name}" for task in TASKS), *LAMA_NAMES, "blimp", "blimp/PHENOMENON", f"{HARNESS}NAME"]
-    raise unknown("task", name, [*known, *(f"{kind}:SOURCE" for kind in KINDS)])
+def calibration_sources(*models: str) -> tuple[str, ...]:
+    """The data sources that models were calibrated on, read from the recipes beside them.
+
+    Args:
+        models: folders or hub names.
+
+    Returns:
+        The sources of the models, and of the models that they were made from; none where there is no recipe.
+    """
+    sources: dict[str, None] = {}
+    seen: set[Path] = set()
+    for model in models:
+        ancestor: object = model
+        while isinstance(ancestor, str) and ancestor and (folder := _resolve_path(ancestor)) not in seen:
+            seen.add(folder)
+            recipe = _read_recipe(folder / RECIPE)
+            if isinstance(recipe.get("data"), str):
+                sources[recipe["data"]] = None
+            ancestor = recipe.get("model")
+    return tuple(sources)
 
 
-def _kind(name: str) -> str:
-    return name.partition(":")[0]
+def _resolve_path(path: str) -> Path:
+    """The path without links; unlike `Path.resolve`, a link to itself is no error."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
-def _source(name: str) -> str:
-    kind, _, source = name.partition(":")
-    if not source:
-        raise UserError(f"The task '{kind}' lacks its text; name it as {kind}:SOURCE, like {kind}:builtin:pydoc.")
-    return source
+def _read_recipe(path: Path) -> dict[str, str]:
+    """The fields of a recipe; none where there is no file, or it is not laconic's."""
+    try:
+        recipe = read_yaml(path, "recipe")
+    except UserError:
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def check_disjoint(judged: Iterable[tuple[str, str]], calibration: Sequence[str]) -> None:
+    """Check that no task has its rows in a file that a model was calibrated on.
+
+    Args:
+        judged: the name of each task, and the source of its rows.
+        calibration: sources that the model was calibrated on.
+
+    Raises:
+        UserError: a task does.
+    """
+    files = {file: source for source in calibration if (file := file_of(source, "train")) is not None}
+    for name, source in judged:
+        file = file_of(source, "dev")
+        if file in files:
+            raise UserError(
+                f"The task '{name}' would judge the model on rows that it was calibrated on: '{file}' serves both "
+                "splits; name another file, or a folder with one for each split."
+            )
+
+
+def count_shared_rows(judged: Corpus, calibration: Sequence[str]) -> dict[str, int]:
+    """How many evaluated rows have the same text as a row that was calibrated on.
+
+    Args:
+        judged: the evaluated rows.
+        calibration: sources that the model was calibrated on; those that are not local files are left out.
+
+    Returns:
+        The number of shared rows, by source.
+    """
+    return {
+        source: _count_shared(judged, texts) for source in calibration if (texts := _training_texts(source)) is not None
+    }
+
+
+def _count_shared(judged: Corpus, texts: frozenset[str]) -> int:
+    return sum(example.joined.strip() in texts for example in judged.examples)
+
+
+def _training_texts(source: str) -> frozenset[str] | None:
+    if not is_builtin(source) and file_of(source, "train") is None:
+        return None
+    return frozenset(example.joined.strip() for example in read(source, "train").examples)

@@ -9,11 +9,11 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.calibrate.corpus import Corpus
 from laconic.compress import Allocation, Compress, Outcome
-from laconic.evaluate import Reference, compared, latency
+from laconic.evaluate import Reference, compare_to_reference, latency
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track
-from laconic.report.points import Point
+from laconic.report.costs import Point
 
 TIMED_RUNS = 10
 """Of each model; its latency is their median."""
@@ -52,7 +52,7 @@ class Referee:
 
     def point(self, lm: LanguageModel, name: str, keep: float, sizes: tuple[int, int]) -> Point:
         """Where `lm` is; `sizes` are the bytes of the targeted matrices now and before."""
-        like = compared(lm, self._reference)
+        like = compare_to_reference(lm, self._reference)
         nbytes, dense = sizes
         return Point(
             method=name,

@@ -13,8 +13,8 @@ from laconic.calibrate.batching import check_readable, tokenizer_of
 from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
-from laconic.evaluate import check_tasks, evaluate, made_with
-from laconic.evaluate.tasks import rows_of
+from laconic.evaluate import calibration_sources, check_tasks, evaluate
+from laconic.evaluate.tasks import load_corpus
 from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.model.structure import uncalled_stacks
 from laconic.model.tokens import check_decoder_start
@@ -25,7 +25,7 @@ from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
-from laconic.report.curves import curves, png
+from laconic.report.plots import curves, png
 from laconic.store import Beside, check_output, file_bytes, save, skeleton
 
 
@@ -130,7 +130,7 @@ def check_recipe(
     *,
     compared: bool = False,
     read: Callable[..., Corpus] = corpus.read,
-    rows: Callable[..., Corpus] = rows_of,
+    rows: Callable[..., Corpus] = load_corpus,
 ) -> None:
     """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights.
 
@@ -158,7 +158,11 @@ def check_recipe(
                 "recipe.evaluate names nothing to measure; give it tasks, like [perplexity:builtin:pydoc], or cost: "
                 "true, or leave it out."
             )
-        known = made_with(recipe.model) if recipe.data is None else (recipe.data, *made_with(recipe.model))
+        known = (
+            calibration_sources(recipe.model)
+            if recipe.data is None
+            else (recipe.data, *calibration_sources(recipe.model))
+        )
         if recipe.evaluate.tasks:
             tokenizer_of(made)
         check_tasks(
@@ -166,7 +170,7 @@ def check_recipe(
             made,
             compared=compared,
             calibration=known,
-            rows=partial(rows, limit=recipe.evaluate.limit),
+            load=partial(rows, limit=recipe.evaluate.limit),
         )
 
 

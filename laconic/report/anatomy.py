@@ -1,24 +1,29 @@
-"""What a model consists of: its stacks, the matrices that can be compressed, and the bytes of each part."""
+"""The anatomy of a model: its stacks of blocks, the matrices that can be compressed, and the bytes of each part."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from laconic.compress.checks import DENSE, dense_share
-from laconic.evaluate.parts import ORDER, OTHER
+from laconic.evaluate.footprint import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site, Task
 from laconic.model.structure import uncalled_stacks
-from laconic.report.points import MEGABYTE
+from laconic.report.costs import MEGABYTE
 from laconic.report.tables import Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The matrices of one group; sites and shapes are empty for what is no site.
+    """One part of a model, such as attention or the head.
 
-    parameters: a zero that was chosen is none.
-    sparsity:   fraction of zeros in the matrices; one that is stored like any other number saves no bytes.
+    Args:
+        name: of the part.
+        sites: number of matrices that can be compressed.
+        shapes: their shapes, each once.
+        parameters: number of parameters; pruned weights are not counted.
+        nbytes: bytes in a file.
+        sparsity: fraction of zeros in the matrices, whether or not this saves bytes; None without matrices.
     """
 
     name: str
@@ -31,7 +36,15 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """One site: bytes in a file, and the fraction of zeros."""
+    """One matrix that can be compressed.
+
+    Args:
+        name: of its layer.
+        group: part of the model.
+        shape: (out, in).
+        nbytes: bytes in a file.
+        sparsity: fraction of zeros.
+    """
 
     name: str
     group: str
@@ -42,11 +55,22 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Sizes in the stored dtype; parameters shared by several modules count once.
+    """What a model consists of. Sizes are in the stored dtype; shared parameters count once.
 
-    vectors: what a plain encoder makes of its last hidden states, None elsewhere; prompts: of them, in words.
-    idle:    lists of blocks that no run over text calls, and no step changes: the tower of a vision-language model.
-    dense:   what in the blocks is no matrix that can be compressed, as `dense_share` tells it; None where all are.
+    Args:
+        model: folder or hub name.
+        architecture: model type and class.
+        task: what the model predicts.
+        dtype: of the stored weights.
+        stacks: path and number of blocks of each stack.
+        idle: the same of stacks that no run over text calls, like the vision tower of a vision-language model.
+        vectors: how an encoder without a head pools its last hidden states; None for other models.
+        prompts: texts that such an encoder puts before its inputs.
+        dense: parameters in the blocks that no method can compress, from `dense_share`; None if there are none.
+        parts: by group.
+        parameters: of the whole model.
+        nbytes: bytes of the whole model in a file.
+        sites: every matrix that can be compressed.
     """
 
     model: str
@@ -64,7 +88,7 @@ class Inspection:
     sites: tuple["Matrix", ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as `laconic inspect --json` prints them."""
+        """The JSON that `laconic inspect --json` prints."""
         return {
             **asdict(self),
             "stacks": [{"path": path, "blocks": blocks} for path, blocks in self.stacks],
@@ -72,20 +96,20 @@ class Inspection:
             "sites": [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.sites],
         }
 
-    def said_of_texts(self) -> tuple[tuple[str, str], ...]:
-        """What a plain encoder makes of texts, by what to call it; nothing elsewhere."""
-        said = (("Vectors", self.vectors), ("Prompts", self.prompts))
-        return tuple((name, words) for name, words in said if words)
+    def embedding_notes(self) -> tuple[tuple[str, str], ...]:
+        """How an encoder without a head makes embeddings: pairs of a heading and a text; empty for other models."""
+        notes = (("Vectors", self.vectors), ("Prompts", self.prompts))
+        return tuple((name, words) for name, words in notes if words)
 
-    def said_of_dense(self) -> str:
-        """A line on what in the blocks cannot be compressed; empty where there is nothing."""
+    def dense_note(self) -> str:
+        """A line about parameters in the blocks that no method can compress; empty if there are none."""
         if self.dense is None:
             return ""
         parameters = f"{self.dense['parameters']:,d} of {self.dense['of']:,d} parameters ({self.dense['share']:.1%})"
         return f"Dense in the blocks, whatever the method: {parameters}, {', '.join(self.dense['names'])}"
 
     def table(self) -> Table:
-        """Size by part."""
+        """A table of the size of each part."""
         columns = (
             Column("part"),
             Column("matrices", "{:d}"),
@@ -105,7 +129,11 @@ class Inspection:
 
 
 def inspect(lm: LanguageModel) -> Inspection:
-    """Look at `lm`; nothing is run."""
+    """The anatomy of a model; nothing is run.
+
+    Args:
+        lm: the model, with weights.
+    """
     matrices = [(site, _matrix(site, lm)) for site in lm.sites(("all",))]
     seen: set[int] = set()
     parts = [
@@ -148,12 +176,12 @@ def _part(group: Group, matrices: Sequence[tuple[Site, Matrix]], seen: set[int])
         name=group.value,
         sites=len(matrices),
         shapes=tuple(dict.fromkeys("{} × {}".format(*matrix.shape) for _, matrix in matrices)),
-        parameters=sum(_stored(site) for site, _ in own),
+        parameters=sum(_n_stored(site) for site, _ in own),
         nbytes=sum(matrix.nbytes for _, matrix in own),
         sparsity=zeros / sum(numbers) if numbers else None,
     )
 
 
-def _stored(site: Site) -> int:
-    """Numbers that a file holds of the matrix."""
+def _n_stored(site: Site) -> int:
+    """How many numbers of the matrix a file holds."""
     return site.module.count if isinstance(site.module, Format) else site.parameter.numel()

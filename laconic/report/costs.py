@@ -1,23 +1,101 @@
-"""What models cost as tables: size, bytes by part, speed of reading and of writing, and the kernels that ran."""
+"""What models cost, as tables: size, bytes by part, speed, kernels, and size against quality."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from laconic.report.points import MEGABYTE
 from laconic.report.tables import Column, Table
 
-KERNEL_COLUMNS = (Column("model"), Column("codes"), Column("rows: kernel"), Column("layers"), Column("instructions"))
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One compressed model on the trade-off between size and quality.
+
+    Args:
+        method: its name in tables and figures.
+        keep: fraction of bytes that was requested; 1 for the original.
+        nbytes: bytes of the compressed matrices.
+        dense_nbytes: bytes of these matrices in the original.
+        file_bytes: bytes of all weights.
+        kl: divergence from the original, in nats per prediction, or another distance where 0 is best.
+        agreement: fraction of the predictions that are the same as the original's.
+        latency: seconds for one batch.
+
+    Example:
+        >>> Point(method="svd", keep=0.5, nbytes=49, dense_nbytes=100, file_bytes=80, kl=0.1, agreement=0.9,
+        ...       latency=0.02).kept
+        0.49
+    """
+
+    method: str
+    keep: float
+    nbytes: int
+    dense_nbytes: int
+    file_bytes: int
+    kl: float
+    agreement: float
+    latency: float
+
+    @property
+    def kept(self) -> float:
+        """The fraction of the bytes of the matrices that is left."""
+        return self.nbytes / self.dense_nbytes
+
+
+def trade_off_table(points: Sequence[Point], original: Point, kl: str, agreement: str) -> Table:
+    """A table of compressed models below their original: method, quality and size first, then time.
+
+    Args:
+        points: the compressed models.
+        original: the model that they were made from.
+        kl: heading for `Point.kl`.
+        agreement: heading for `Point.agreement`.
+    """
+    columns = (
+        Column("method"),
+        Column(kl, "{:.4f}"),
+        Column(agreement, "{:.1%}"),
+        Column("model MB", "{:.1f}"),
+        Column("keep", "{:.2f}"),
+        Column("matrices MB", "{:.1f}"),
+        Column("ms per batch", "{:.0f}"),
+        Column("speed-up", "{:.2f}×"),
+    )
+    rows = tuple(
+        (
+            point.method,
+            point.kl,
+            point.agreement,
+            point.file_bytes / MEGABYTE,
+            point.keep,
+            point.nbytes / MEGABYTE,
+            point.latency * 1e3,
+            original.latency / point.latency,
+        )
+        for point in (original, *points)
+    )
+    return Table(columns, rows)
+
+
+KERNEL_COLUMNS = (Column("model"), Column("bits"), Column("rows: kernel"), Column("layers"), Column("instructions"))
 
 
 def cost_tables(costs: dict[str, Any]) -> dict[str, Table]:
-    """By title, in the order to show them; `costs` are the JSON of each model's cost, by what to call the model.
+    """Tables of size, bytes by part, speed of forward passes and of generation, and kernels.
 
-    All were measured in the runtime of the first.
+    Args:
+        costs: `Cost.to_json` of each model, by its name; all measured in the runtime of the first.
+
+    Returns:
+        The tables by title, in the order to show them.
     """
     first = next(iter(costs.values()))
     tables = {
         "Size": _size(costs),
         "Megabytes by part": _parts(costs),
-        f"Speed of one forward pass{_ran_by(first)}": _speed(costs),
+        f"Speed of one forward pass{_runtime_note(first)}": _speed(costs),
     }
     if any("generation" in cost for cost in costs.values()):
         tables["Speed of writing"] = _generation(costs)
@@ -43,15 +121,15 @@ def _size(costs: dict[str, Any]) -> Table:
 
 
 def _parts(costs: dict[str, Any]) -> Table:
-    """Of the weights, in the dtype that they are stored in."""
+    """Megabytes of the weights by part, in the stored dtype."""
     names = list(next(iter(costs.values()))["parts"])
     columns = (Column("model"), *(Column(name, "{:.2f}") for name in names))
     rows = tuple((name, *(cost["parts"][part] / MEGABYTE for part in names)) for name, cost in costs.items())
     return Table(columns, rows)
 
 
-def _ran_by(cost: dict[str, Any]) -> str:
-    """What ran the model, where that is not torch as it is."""
+def _runtime_note(cost: dict[str, Any]) -> str:
+    """The runtime, in parentheses; empty for torch."""
     runtime = cost["runtime"]
     if runtime["name"] == "eager":
         return ""
@@ -60,7 +138,7 @@ def _ran_by(cost: dict[str, Any]) -> str:
 
 
 def _generation(costs: dict[str, Any]) -> Table:
-    """Tokens a second of all rows together, of the medians."""
+    """Speed of generation; tokens per second are of all rows together, by the median."""
     columns = (
         Column("model"),
         Column("batch × prompt + new"),
@@ -116,7 +194,7 @@ def _speed(costs: dict[str, Any]) -> Table:
 
 
 def _kernels(costs: dict[str, Any]) -> list[tuple[str, str, str, int, str]]:
-    """What layers of codes were multiplied with."""
+    """The kernels that quantized layers used, with the number of layers."""
     return [
         (name, label, kernel, layers, cost["machine"]["instructions"])
         for name, cost in costs.items()

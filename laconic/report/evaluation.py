@@ -1,16 +1,23 @@
-"""The JSON of `laconic evaluate` as tables of quality, distance and cost, and what they have to be read with."""
+"""The JSON of `laconic evaluate` and `laconic export` as tables, and remarks on how to read them."""
 
 from typing import Any
 
-from laconic.evaluate.paired import FEWEST, Verdict, verdict
-from laconic.report.costs import cost_tables
+from laconic.evaluate.paired import MIN_DISCORDANT, Verdict, verdict
+from laconic.report.costs import MEGABYTE, cost_tables
 from laconic.report.tables import Column, Table
 
 FIGURE = "{:.4f}"
 
 
-def tables_of(result: dict[str, Any]) -> dict[str, Table]:
-    """By title, in the order to show them; sections that were not measured are left out."""
+def evaluation_tables(result: dict[str, Any]) -> dict[str, Table]:
+    """Tables of quality, change against the original, fidelity and cost.
+
+    Args:
+        result: `Evaluation.to_json`.
+
+    Returns:
+        The tables by title, in the order to show them; what was not measured is left out.
+    """
     tables = {"Quality": _quality(result["results"])} if result["results"] else {}
     if result.get("difference"):
         tables["Change against the original"] = _change(result)
@@ -25,8 +32,12 @@ def tables_of(result: dict[str, Any]) -> dict[str, Table]:
     return tables
 
 
-def remarks_of(result: dict[str, Any]) -> list[str]:
-    """What the figures have to be read with: rows that the model was calibrated on, what is missing, what noise is."""
+def evaluation_remarks(result: dict[str, Any]) -> list[str]:
+    """Sentences that explain the tables: rows that were calibrated on, what is missing, what the verdicts mean.
+
+    Args:
+        result: `Evaluation.to_json`.
+    """
     remarks = [
         f"{rows} of the {settings['rows']} rows of {task} are also rows of {source}, which the model was calibrated on."
         for task, settings in result["settings"].items()
@@ -36,20 +47,20 @@ def remarks_of(result: dict[str, Any]) -> list[str]:
     if vectors := result.get("fidelity", {}).get("vectors"):
         remarks.append(f"Distances are between vectors of texts: {vectors}.")
     remarks += result.get("cost", {}).get("missing", [])
-    said = {
+    verdicts = {
         verdict(change["p"], result["least_p"][task][metric])
         for task, metrics in result.get("difference", {}).items()
         for metric, change in metrics.items()
     }
-    if Verdict.CANNOT_TELL in said:
+    if Verdict.CANNOT_TELL in verdicts:
         remarks.append(
-            f"Cannot tell: on so few rows chance alone brings about any change, however large, in one of twenty "
-            f"comparisons or more; judge on {FEWEST} rows at least, and on hundreds to see small changes."
+            "Cannot tell: on so few rows no change, however large, can be significant (p < 0.05); evaluate on "
+            f"{MIN_DISCORDANT} rows at least, and on hundreds to see small changes."
         )
-    if Verdict.NOISE in said:
+    if Verdict.NOISE in verdicts:
         remarks.append(
-            "Noise: as large a change comes about by chance in more than one of twenty comparisons of equal models. "
-            "What would have shown is the smallest true change that these rows tell from chance in four cases of five."
+            "Noise: the change is not significant (p ≥ 0.05). Detectable is the smallest true change that is "
+            "significant on these rows in four cases of five."
         )
     return remarks
 
@@ -66,15 +77,15 @@ def _quality(results: dict[str, Any]) -> Table:
 
 
 def _change(result: dict[str, Any]) -> Table:
-    """What each metric gained or lost, the chance of as much by luck, and what that says."""
+    """The change of each metric, with its interval, its p, and what that means."""
     columns = (
         Column("task"),
         Column("metric"),
         Column("change", "{:+.4f}"),
         Column("95 % interval"),
         Column("p", "{:.3f}"),
-        Column("which is"),
-        Column("would have shown", "±{:.4f}"),
+        Column("verdict"),
+        Column("detectable", "±{:.4f}"),
     )
     rows = [
         (
@@ -93,10 +104,10 @@ def _change(result: dict[str, Any]) -> Table:
 
 
 def _verdict(change: dict[str, float], least_p: float) -> str:
-    """What the change says, in words."""
-    said = verdict(change["p"], least_p)
+    """The verdict on a change, in words."""
+    found = verdict(change["p"], least_p)
     none = change["value"] == change["low"] == change["high"] == 0
-    return "no change" if none and said is Verdict.NOISE else said.value
+    return "no change" if none and found is Verdict.NOISE else found.value
 
 
 def _fidelity(found: dict[str, Any]) -> Table:
@@ -115,3 +126,30 @@ def _fidelity(found: dict[str, Any]) -> Table:
 
 def _interval(figure: dict[str, float]) -> str:
     return f"{figure['low']:.4f} – {figure['high']:.4f}"
+
+
+def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
+    """Where it is, how large, and how near to the model in torch."""
+    found = outcome["agreement"]
+    return (
+        f"{outcome['output']}/{outcome['file']} for {outcome['library']}: {outcome['bytes'] / MEGABYTE:.2f} MB "
+        f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as laconic stores it), made in {outcome['seconds']:.1f} s",
+        f"Inputs: {', '.join(outcome['inputs'])}; outputs: {', '.join(outcome['outputs'])}; any batch and length",
+        f"Agrees with torch on {found['rows']} rows in {found['batches']} batches: off by {found['error']:.1e} of the "
+        f"largest output at most",
+    )
+
+
+def export_table(outcome: dict[str, Any]) -> Table:
+    """Layers of codes by what they are in the file."""
+    columns = (
+        Column("layers of codes are"),
+        Column("layers", "{:d}"),
+        Column("MB", "{:.2f}"),
+        Column("as stored, MB", "{:.2f}"),
+    )
+    rows = tuple(
+        (kind, layers["count"], layers["bytes"] / MEGABYTE, layers["stored_bytes"] / MEGABYTE)
+        for kind, layers in outcome["layers"].items()
+    )
+    return Table(columns, rows)

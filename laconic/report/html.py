@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: what was done, the table, the picture, the plans."""
+"""Reports as self-contained HTML pages: a summary, figures, a table, and what became of each matrix."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,16 @@ from laconic.report.tables import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """title:   of the page.
-    summary:    paragraphs of plain text: what was done, on what, and what came out.
-    table:      the results, under `heading`; a click on a column's heading sorts by it.
-    pictures:   inline SVG by caption.
-    plans:      site → what it became, by the name of the model.
+    """The content of a report.
+
+    Args:
+        title: heading of the page.
+        summary: paragraphs of plain text: what was done, on which data, and the result.
+        table: the results; a click on the heading of a column sorts by it.
+        heading: title above the table.
+        pictures: inline SVG by caption.
+        narrow_pictures: other versions of some pictures, by the same captions, for screens below 40 rem.
+        plans: by the name of a model, what became of each of its matrices.
     """
 
     title: str
@@ -22,16 +27,17 @@ class Page:
     table: Table
     heading: str = "Every model"
     pictures: Mapping[str, str] = field(default_factory=dict)
+    narrow_pictures: Mapping[str, str] = field(default_factory=dict)
     plans: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def render(page: Page) -> str:
-    """The HTML of `page`; it loads nothing from anywhere."""
-    return template("page.html").render(page=page)
+    """The HTML of a page; it loads nothing from elsewhere."""
+    return load_template("page.html").render(page=page)
 
 
-def template(name: str) -> Template:
-    """A page's template, by its path beside this file; what it is given is escaped."""
+def load_template(name: str) -> Template:
+    """A template by its path beside this file; values that it is given are escaped."""
     environment = Environment(
         loader=PackageLoader("laconic.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -1,49 +1,66 @@
-"""Pictures of a trade-off and of a model's parts; each is a matplotlib `Figure` that no global state knows of."""
+"""Figures of a trade-off, of a model's parts and of a training, as matplotlib `Figure`s without global state."""
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from laconic.report.points import MEGABYTE, Point
+from laconic.report.costs import MEGABYTE, Point
 
 # Okabe & Ito's palette, which people of every colour vision tell apart, without its yellow, too pale for a line.
 COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
 FONT_SIZE = 11
+MIN_TEXT_PIXELS = 11
+"""Least size of text in a page; a picture that would be smaller on a narrow screen scrolls in its box."""
+WIDE, NARROW = 7.2, 4.6
+"""Inches; text of the narrow width can be read on a phone without scrolling."""
 SHORT_AXIS = 1.6
-"""Decades below which powers of ten alone are too few marks."""
+"""Decades; a logarithmic axis of fewer gets marks between the powers of ten."""
 
 
-def trade_off(points: Sequence[Point], quality: str) -> Figure:
-    """KL (log axis, lower is better) against the fraction of bytes really kept: one line a method, named at its end."""
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+def trade_off(points: Sequence[Point], quality: str, width: float = WIDE) -> Figure:
+    """KL on a logarithmic axis against the fraction of bytes kept, one line for each method, named at its left end.
+
+    Args:
+        points: compressed models; those of one method are joined.
+        quality: what `Point.kl` measures, for the title.
+        width: inches.
+    """
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.subplots()
-    lines = {name: sorted((p for p in points if p.method == name), key=lambda p: p.kept) for name in _names(points)}
+    lines = {name: sorted((p for p in points if p.method == name), key=lambda p: p.kept) for name in _methods(points)}
     for index, line in enumerate(lines.values()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.plot([p.kept for p in line], [p.kl for p in line], color=colour, marker=marker, linewidth=2, markersize=6)
     if any(point.kl > 0 for point in points):
         axes.set_yscale("log")
-    _widen(axes, points)
-    _name_lines(axes, lines)
+    _set_limits(axes, points, 0.42 * (WIDE / width) ** 2)
+    _label_lines(axes, lines)
     # Left of nothing there is room for the names alone.
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: "" if share < 0 else f"{share:.0%}"))
     axes.set_xlabel("bytes kept of the compressed matrices", color=INK, fontsize=FONT_SIZE)
     axes.set_title(f"{quality}; lower is better", color=INK, fontsize=FONT_SIZE, loc="left")
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
-def parts(sizes: Mapping[str, int]) -> Figure:
-    """Bytes by part of a model, as bars with their sizes written out."""
-    figure = Figure(figsize=(7.2, 0.6 + 0.45 * len(sizes)), layout="constrained")
+def parts(sizes: Mapping[str, int], width: float = WIDE) -> Figure:
+    """Bytes by part of a model, as bars with their sizes.
+
+    Args:
+        sizes: bytes by the name of the part.
+        width: inches.
+    """
+    figure = Figure(figsize=(width, 0.6 + 0.45 * len(sizes)), layout="constrained")
     axes = figure.subplots()
     names = list(sizes)[::-1]
     values = [sizes[name] / MEGABYTE for name in names]
@@ -51,30 +68,36 @@ def parts(sizes: Mapping[str, int]) -> Figure:
     axes.bar_label(
         bars, [f"{value:,.{1 if value >= 1 else 2}f} MB" for value in values], padding=4, color=INK, fontsize=FONT_SIZE
     )
-    axes.set_xlim(0, 1.18 * max(values))
+    axes.set_xlim(0, (1 + 0.18 * (WIDE / width) ** 2) * max(values))
     axes.set_xticks([])
     axes.set_title("Bytes of each part in a file", color=INK, fontsize=FONT_SIZE, loc="left")
-    plain(axes)
+    style_axes(axes)
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)
     return figure
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png and `stem`.svg."""
+    """Write a figure to `stem`.png and `stem`.svg."""
     figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")
     stem.with_suffix(".svg").write_text(_svg(figure))
 
 
 def standalone_svg(figure: Figure) -> str:
-    """The picture as the content of a file."""
+    """The figure as the content of an SVG file."""
     return _svg(figure)
 
 
 def inline_svg(figure: Figure) -> str:
-    """The picture as an element of an HTML page, its ink in the colour of the page's text."""
+    """The figure as an element of an HTML page, in the colour of the page's text.
+
+    Its `min-width` keeps its smallest text at `MIN_TEXT_PIXELS`, so it needs a box that scrolls.
+    """
     svg = _svg(figure, transparent=True)
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    sizes = map(float, re.findall(r"<text[^>]*?font(?:-size)?: (?:[a-z]+ |\d+ )*([\d.]+)px", svg))
+    width = 72 * figure.get_figwidth() * MIN_TEXT_PIXELS / min(sizes, default=FONT_SIZE)
+    return svg.replace("<svg", f'<svg style="min-width: {math.ceil(width)}px"', 1)
 
 
 def _svg(figure: Figure, transparent: bool = False) -> str:
@@ -85,15 +108,15 @@ def _svg(figure: Figure, transparent: bool = False) -> str:
     return buffer.getvalue()
 
 
-def _names(points: Sequence[Point]) -> list[str]:
+def _methods(points: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(point.method for point in points))
 
 
-def _widen(axes: Axes, points: Sequence[Point]) -> None:
-    """Room for the names on the left, and for a margin in decades above and below."""
+def _set_limits(axes: Axes, points: Sequence[Point], left: float) -> None:
+    """Leave room for names on the left, `left` of the range of the points, and a margin above and below."""
     kept = [point.kept for point in points]
     span = max(max(kept) - min(kept), 0.1)
-    axes.set_xlim(min(kept) - 0.42 * span, max(kept) + 0.06 * span)
+    axes.set_xlim(min(kept) - left * span, max(kept) + 0.06 * span)
     # A perfect model has no place on a log axis, and a picture of nothing else still needs one.
     kls = [point.kl for point in points if point.kl > 0] or [1.0]
     axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
@@ -103,13 +126,13 @@ def _widen(axes: Axes, points: Sequence[Point]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _name_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
-    """Each name left of its line's smallest model, moved apart where two would overlap."""
+def _label_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
+    """Write each method's name left of its smallest model; names that would overlap are moved apart."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
     order = list(lines)
     upwards = sorted(order, key=lambda name: lines[name][0].kl)
-    wanted = [math.log(max(lines[name][0].kl, math.exp(low))) for name in upwards]
-    for name, height in zip(upwards, _apart(wanted, 0.055 * (high - low), high), strict=True):
+    heights = [math.log(max(lines[name][0].kl, math.exp(low))) for name in upwards]
+    for name, height in zip(upwards, _spread_labels(heights, 0.055 * (high - low), high), strict=True):
         axes.annotate(
             name,
             xy=(lines[name][0].kept, math.exp(height)),
@@ -123,8 +146,8 @@ def _name_lines(axes: Axes, lines: Mapping[str, Sequence[Point]]) -> None:
         )
 
 
-def _apart(heights: Sequence[float], least: float, highest: float) -> list[float]:
-    """The rising `heights` moved up to be `least` apart, and down again where they would pass `highest`."""
+def _spread_labels(heights: Sequence[float], least: float, highest: float) -> list[float]:
+    """Rising heights, moved to be at least `least` apart and at most `highest`."""
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + least) if moved else height)
@@ -134,15 +157,66 @@ def _apart(heights: Sequence[float], least: float, highest: float) -> list[float
     return moved
 
 
-def as_written(text: str) -> str:
-    """`text` for a figure, which reads TeX between dollars, and leaves names that begin with a _ out of legends."""
+def escape_mathtext(text: str) -> str:
+    """Text for matplotlib, which reads TeX between dollars and leaves names that begin with a _ out of legends.
+
+    Example:
+        >>> escape_mathtext("$5")
+        '\\\\$5'
+    """
     return ("" if not text.startswith("_") else " ") + text.replace("$", r"\$")
 
 
-def plain(axes: Axes) -> None:
-    """No frame, and lines across as faint as they may be."""
+def style_axes(axes: Axes) -> None:
+    """Remove the frame, and draw faint horizontal grid lines."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(INK)
     axes.tick_params(colors=INK, which="both", length=0, labelsize=FONT_SIZE - 1)
     axes.grid(visible=True, axis="y", which="major", color="#999999", alpha=0.35, linewidth=0.8)
+
+
+def curves(lines: Sequence[Mapping[str, Any]], what: str) -> Figure:
+    """The losses of a training: of each batch, and of held-out rows; a ring marks the lowest of these.
+
+    Args:
+        lines: the history of the training; each has a `step`, and `loss` or `eval_loss`.
+        what: the name of the training, for the title.
+    """
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    batches, held_out = (
+        [(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in ("loss", "eval_loss")
+    )
+    if batches:
+        axes.plot(*zip(*batches, strict=True), color=COLOURS[-1], linewidth=1, alpha=0.8)
+        _label_curve(axes, max(batches, key=lambda point: point[1]), "training batches", COLOURS[-1])
+    # Beyond the numbers there is nothing to draw.
+    held_out = held_out or [(0, float("nan"))]
+    axes.plot(*zip(*held_out, strict=True), color=COLOURS[3], marker="o", linewidth=2, markersize=5)
+    _label_curve(axes, held_out[-1], "held-out rows", COLOURS[3])
+    best = min(held_out, key=lambda point: point[1])
+    axes.plot(*best, marker="o", markersize=11, markerfacecolor="none", markeredgecolor=COLOURS[0], markeredgewidth=2)
+    axes.annotate(
+        f"kept: {best[1]:.3g}", best, (0, -16), textcoords="offset points", ha="center", color=COLOURS[0],
+        fontsize=FONT_SIZE, fontweight="bold",
+    )  # fmt: skip
+    axes.margins(y=0.18)
+    axes.set_xlim(right=1.2 * max(held_out[-1][0], 1))
+    axes.set_xlabel("updates", color=INK, fontsize=FONT_SIZE)
+    axes.set_title(f"{what}: loss", color=INK, fontsize=FONT_SIZE, loc="left")
+    style_axes(axes)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return buffer.getvalue()
+
+
+def _label_curve(axes: Any, at: tuple[float, float], name: str, colour: str) -> None:
+    axes.annotate(
+        name, at, (8, 0), textcoords="offset points", va="center", color=colour, fontsize=FONT_SIZE, fontweight="bold"
+    )

@@ -1,4 +1,4 @@
-"""One table, shown three ways: on the terminal, in Markdown, and (by the template) in HTML."""
+"""A table that can be shown on the terminal, in Markdown, and by a template in HTML."""
 
 from dataclasses import dataclass
 from textwrap import fill
@@ -9,14 +9,23 @@ from rich.table import Table as RichTable
 from laconic.markdown import plain
 
 UNBROKEN = 19
-"""Characters up to which a text stays on one line of the terminal."""
+"""Texts of up to so many characters are not broken on the terminal."""
 
 Value = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and how its values are written; text is left-aligned, numbers right."""
+    """A column of a table.
+
+    Args:
+        heading: shown above the values.
+        form: format string of a value; `{}` makes a column of texts, which are aligned left, others right.
+
+    Example:
+        >>> Column("MB", "{:.1f}").show(41.24)
+        '41.2'
+    """
 
     heading: str
     form: str = "{}"
@@ -26,13 +35,25 @@ class Column:
         return self.form == "{}"
 
     def show(self, value: Value) -> str:
-        """The value as text; a dash for what was not measured."""
+        """The value as text; a dash for None."""
         return "–" if value is None else self.form.format(value)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Values in rows, one for each column."""
+    """A table of values.
+
+    Args:
+        columns: headings and formats.
+        rows: one value for each column; None for what was not measured.
+
+    Example:
+        >>> print(Table((Column("method"), Column("KL", "{:.2f}")), (("svd", 0.128),)).to_markdown())
+        | method | KL |
+        | --- | ---: |
+        | svd | 0.13 |
+        <BLANKLINE>
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Value, ...], ...]
@@ -42,7 +63,11 @@ class Table:
         return [[column.show(value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
 
     def to_rich(self, title: str | None = None) -> RichTable:
-        """For the terminal."""
+        """The table for the terminal.
+
+        Args:
+            title: shown above it.
+        """
         table = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
         shown = self.shown()
         for index, column in enumerate(self.columns):
@@ -61,7 +86,7 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """For a README or a model card; names of models and the like are shown as they are."""
+        """The table in Markdown; characters that mean something in Markdown are escaped."""
         lines = [
             [plain(column.heading) for column in self.columns],
             ["---" if column.is_text else "---:" for column in self.columns],

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from laconic.evaluate.speed import latency
-from laconic.evaluate.tasks import wanted
+from laconic.evaluate.tasks import select_tasks
+from laconic.evaluate.timing import latency
 from laconic.model import load
 from laconic.study.cells import Cell
 from laconic.study.ledger import DONE, Record
@@ -42,11 +42,11 @@ def _from_passes(cell: Cell, passes: dict[str, float]) -> float:
     evaluation = cell.recipe.evaluate
     rows = 0
     if evaluation is not None:
-        asked = wanted(evaluation.tasks, compared=True)
-        corpora = {name: judge.corpus(evaluation.limit) for name, judge in asked.judges.items()}
+        selected = select_tasks(evaluation.tasks, compared=True)
+        corpora = {name: task.load_corpus(evaluation.limit) for name, task in selected.tasks.items()}
         rows = sum(len(corpus.examples) for corpus in corpora.values())
-        if asked.fidelity is not None and not cell.baseline:
-            compared = asked.rows_to_compare(corpora, evaluation.limit)
+        if selected.fidelity is not None and not cell.baseline:
+            compared = selected.rows_to_compare(corpora, evaluation.limit)
             rows += 0 if compared is None else len(compared.examples)
     # With the original beside it, for the distance between the two.
     judged = rows * (1 if cell.baseline else 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
-from laconic.evaluate.tasks import wanted
+from laconic.evaluate.tasks import select_tasks
 from laconic.methods import METHODS, Method
 from laconic.methods.problem import placed, validated
 from laconic.model import DEFAULT_TARGETS
@@ -119,7 +119,7 @@ def _source(task: str | None) -> str | None:
     """Where the rows of a task come from, of which a training split may calibrate."""
     if task is None:
         return None
-    ((_, source),) = wanted((task,), compared=True).sources
+    ((_, source),) = select_tasks((task,), compared=True).sources
     return source
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from laconic.errors import UserError, install, must_be, reason_of
 from laconic.paths import expanded
-from laconic.report.study.names import called
-from laconic.report.study.results_table import results_table
+from laconic.report.study.groups import cell_name
+from laconic.report.study.results import results_table
 from laconic.study.folder import Folder
 from laconic.study.ledger import DONE, Record
 
@@ -105,7 +105,7 @@ class MlflowLogger:
     def _log(self, record: Record) -> None:
         end = int(datetime.fromisoformat(record["finished"]).timestamp() * 1e3)
         start = end - int(1e3 * (record.get("seconds") or {}).get("total", 0))
-        run = self._client.create_run(self._experiment, start, _tags(record), called(record["axes"])).info.run_id
+        run = self._client.create_run(self._experiment, start, _tags(record), cell_name(record["axes"])).info.run_id
         metrics = [self._entities.Metric(name, value, end, 0) for name, value in _metrics(record).items()]
         params = [self._entities.Param(name, value) for name, value in _params(record).items()]
         self._client.log_batch(run, metrics, params)

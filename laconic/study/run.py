@@ -9,7 +9,7 @@ from functools import lru_cache
 from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
 from laconic.errors import Notice, UserError
-from laconic.evaluate.tasks import rows_of
+from laconic.evaluate.tasks import load_corpus
 from laconic.methods.problem import placed
 from laconic.model import LanguageModel, with_tokenizers
 from laconic.progress import Track, silent
@@ -55,7 +55,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
     structures, models = _models_of(cells), dict[str, LanguageModel]()
     # Neighbouring cells have the same data.
     read_once = lru_cache(maxsize=1)(read)
-    rows_once = lru_cache(maxsize=4)(rows_of)
+    rows_once = lru_cache(maxsize=4)(load_corpus)
     for cell in cells:
         source = cell.recipe.model
         try:

@@ -18,8 +18,8 @@ from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import read
 from laconic.compress import Compress, solver_cache
 from laconic.errors import UserError
-from laconic.evaluate import References, evaluate
-from laconic.evaluate.tasks import without_original
+from laconic.evaluate import ReferenceCache, evaluate
+from laconic.evaluate.tasks import standalone_tasks
 from laconic.methods import Method
 from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
@@ -71,7 +71,7 @@ class Worker:
         self._ground: SharedContext | None = None
         self._known: Mapping[str, LayerStats] | None = None
         self._method: Method | None = None
-        self._references = References()
+        self._references = ReferenceCache()
         self._unprepared: dict[str, str] = {}
         if place is not None:
             clear_away(place)
@@ -133,7 +133,7 @@ class Worker:
             # Two models and what is known of both may be more than there is room for.
             self._known = self._ground = None
             if lm is None:
-                self._references = References()
+                self._references = ReferenceCache()
                 lm = load(source, self._device)
             if cell.recipe.label_order is not None or lm.label_order is not None:
                 lm = replace(lm, label_order=None).with_label_order(cell.recipe.label_order)
@@ -196,7 +196,7 @@ class Worker:
         wanted = cell.recipe.evaluate
         if wanted is None:
             return {}
-        tasks = without_original(wanted.tasks) if original is None else wanted.tasks
+        tasks = standalone_tasks(wanted.tasks) if original is None else wanted.tasks
         if not (tasks or wanted.cost):
             return {}
         compared = original if tasks else None

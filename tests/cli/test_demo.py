@@ -32,7 +32,7 @@ def small() -> Iterator[None]:
         patch.setattr(demo, "CALIBRATION_ROWS", 8)
         patch.setattr(demo, "JUDGING_ROWS", 8)
         patch.setattr("laconic.recipe.comparison.TIMED_RUNS", 1)
-        patch.setattr("laconic.evaluate.speed.WARM_UP", 1)
+        patch.setattr("laconic.evaluate.timing.WARM_UP_RUNS", 1)
         yield
 
 

@@ -10,7 +10,7 @@ from rich.progress import Progress, TextColumn
 from laconic.cli.terminal import Bars
 from laconic.evaluate.cost import measure_cost
 from laconic.progress import Item
-from laconic.report.inspection.weights import weigh
+from laconic.report.inspection.weights import weight_statistics
 from tests.architectures import BY_NAME
 
 
@@ -77,7 +77,7 @@ class Noted:
 
 def test_a_word_embedding_is_more_work_than_a_small_matrix() -> None:
     track, lm = Noted(), BY_NAME["llama"].lm()
-    weigh(lm, track)
+    weight_statistics(lm, track)
     work = track.works["Looking at the weights"]
     assert work is not None and len(work) == len({id(site.parameter) for site in lm.sites(("all",))})
     assert max(work) > min(work) > 0

@@ -126,7 +126,7 @@ def test_known_architectures_leave_nothing(name: str) -> None:
     lm = BY_NAME[name].lm()
     for targets in (DEFAULT_TARGETS, ("blocks",), ("all",)):
         assert not lm.coverage(targets).dense
-    assert inspect(lm).dense is None and inspect(lm).said_of_dense() == ""
+    assert inspect(lm).dense is None and inspect(lm).dense_note() == ""
 
 
 def test_numbers_of_all_sites_in_the_blocks() -> None:
@@ -139,6 +139,6 @@ def test_numbers_of_all_sites_in_the_blocks() -> None:
 def test_inspect_tells() -> None:
     found = inspect(seen("mixtral"))
     assert found.to_json()["dense"]["parameters"] == MIXTURES["mixtral"][1]
-    assert found.said_of_dense().startswith(
+    assert found.dense_note().startswith(
         "Dense in the blocks, whatever the method: 37,120 of 43,264 parameters (85.8%), "
     )

@@ -12,9 +12,9 @@ import torch
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.evaluate import check_task, evaluate
-from laconic.evaluate.blimp import Blimp, blimp_task
-from laconic.evaluate.blimp.phenomena import PHENOMENA, PHENOMENON, paradigms
-from laconic.evaluate.blimp.scores import log_probabilities
+from laconic.evaluate.blimp import Blimp
+from laconic.evaluate.blimp.pairs import PHENOMENA, PHENOMENON_OF, match_paradigms
+from laconic.evaluate.blimp.task import log_probabilities
 from laconic.model import LanguageModel
 from laconic.progress import silent
 from tests.architectures import BY_NAME, compress_everything
@@ -64,12 +64,12 @@ def reference(lm: LanguageModel, sentence: str) -> float:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert-masked", "roberta-masked"])
 def test_the_table_equals_a_reference(name: str, blimp: Path):
     lm, task = reader(name), Blimp()
-    corpus = task.corpus(None)
+    corpus = task.load_corpus(None)
     scores = [(reference(lm, row.text), reference(lm, row.pair or "")) for row in corpus.examples]
     sentences = [sentence for row in corpus.examples for sentence in (row.text, row.pair or "")]
     found = log_probabilities(lm, sentences, silent, "x").reshape(-1, 2)
     assert found.numpy() == pytest.approx(np.array(scores), rel=1e-4)
-    judged = task.judge(lm, corpus, silent)
+    judged = task.evaluate(lm, corpus, silent)
     right = [float(good > bad) for good, bad in scores]
     assert judged.table[:, 0].tolist() == right
     assert judged.metrics["accuracy"](judged.table) == pytest.approx(np.mean(right))
@@ -92,14 +92,14 @@ def test_it_is_compared_with_an_original(blimp: Path):
 
 def test_two_models_are_compared_on_a_thousand_sentences():
     names = ("wh_island", *["passive_2"] * 1500)
-    rows = tuple(Example(f"{at}", pair="", group=f"{PHENOMENON[name]}/{name}") for at, name in enumerate(names))
+    rows = tuple(Example(f"{at}", pair="", group=f"{PHENOMENON_OF[name]}/{name}") for at, name in enumerate(names))
     texts = Blimp().texts(Corpus("blimp", "test", rows)).examples
     assert [row.text for row in texts] == [str(at) for at in range(1000)] and texts[0].pair is None
 
 
 def test_a_kept_table_has_the_same_figures(blimp: Path):
     task = Blimp()
-    judged = task.judge(reader("gpt2"), task.corpus(None), silent)
+    judged = task.evaluate(reader("gpt2"), task.load_corpus(None), silent)
     kept = task.metrics(json.loads(json.dumps(dict(judged.settings))))
     assert [(name, of(judged.table)) for name, of in kept.items()] == [
         (name, of(judged.table)) for name, of in judged.metrics.items()
@@ -108,15 +108,18 @@ def test_a_kept_table_has_the_same_figures(blimp: Path):
 
 def test_equally_probable_is_not_right():
     corpus = Corpus("blimp", "test", (Example("Paris is", pair="Paris is", group="binding/principle_A_case_1"),))
-    assert Blimp().judge(reader("gpt2"), corpus, silent).table[:, 0].tolist() == [0]
+    assert Blimp().evaluate(reader("gpt2"), corpus, silent).table[:, 0].tolist() == [0]
 
 
 def test_pairs_that_are_too_long_are_left_out(blimp: Path):
-    rows = (Example("Paris is", pair="is " * 50, group="binding/principle_A_case_1"), *Blimp().corpus(None).examples)
-    judged = Blimp().judge(reader("gpt2"), Corpus("blimp", "test", rows), silent)
+    rows = (
+        Example("Paris is", pair="is " * 50, group="binding/principle_A_case_1"),
+        *Blimp().load_corpus(None).examples,
+    )
+    judged = Blimp().evaluate(reader("gpt2"), Corpus("blimp", "test", rows), silent)
     assert judged.rows == tuple(range(1, 41)) and judged.settings["left_out"] == 1
     with pytest.raises(UserError, match="can read no pair of 'blimp'"):
-        Blimp().judge(reader("gpt2"), Corpus("blimp", "test", rows[:1]), silent)
+        Blimp().evaluate(reader("gpt2"), Corpus("blimp", "test", rows[:1]), silent)
 
 
 def test_the_release_is_read_too(blimp: Path):
@@ -124,18 +127,18 @@ def test_the_release_is_read_too(blimp: Path):
     (blimp / "data").mkdir()
     row = {"sentence_good": "Who is it?", "sentence_bad": "Who it is?", "UID": "wh_island", "field": "syntax"}
     (blimp / "data" / "wh_island.jsonl").write_text(json.dumps(row))
-    (example,) = Blimp("island_effects").corpus(None).examples
+    (example,) = Blimp("island_effects").load_corpus(None).examples
     assert (example.text, example.pair, example.group) == ("Who is it?", "Who it is?", "island_effects/wh_island")
     with pytest.raises(UserError, match=r"has no pair of passive_1, passive_2; put the release's data there"):
-        Blimp("passive*").corpus(None)
+        Blimp("passive*").load_corpus(None)
 
 
 def test_names_and_globs():
-    assert len(PHENOMENA) == 12 and len(PHENOMENON) == 67
-    assert paradigms("NPI_licensing") == PHENOMENA["npi_licensing"]
-    assert paradigms("principle_a_case_*") == ("principle_A_case_1", "principle_A_case_2")
-    assert blimp_task("blimp/island_effects").name == "blimp/island_effects"
-    assert blimp_task("blimp").name == blimp_task("blimp/").name == "blimp"
+    assert len(PHENOMENA) == 12 and len(PHENOMENON_OF) == 67
+    assert match_paradigms("NPI_licensing") == PHENOMENA["npi_licensing"]
+    assert match_paradigms("principle_a_case_*") == ("principle_A_case_1", "principle_A_case_2")
+    assert Blimp.from_name("blimp/island_effects").name == "blimp/island_effects"
+    assert Blimp.from_name("blimp").name == Blimp.from_name("blimp/").name == "blimp"
     with pytest.raises(UserError, match=r"no BLiMP phenomenon 'iland_effects': did you mean 'island_effects'\? known"):
         check_task("blimp/iland_effects")
 
@@ -144,19 +147,19 @@ def test_what_is_missing_or_malformed_is_named(blimp: Path, monkeypatch: pytest.
     check_task("blimp")
     (blimp / "other.jsonl").write_text('{"phenomenon": "wh_iland", "good": "a", "bad": "b"}')
     with pytest.raises(UserError, match=r"other\.jsonl:1 is of no BLiMP paradigm 'wh_iland': did you mean 'wh_island'"):
-        Blimp().corpus(None)
+        Blimp().load_corpus(None)
     (blimp / "other.jsonl").write_text('{"phenomenon": "wh_island", "good": "a"}')
     with pytest.raises(UserError, match=r"other\.jsonl:1 has no field 'sentence_bad' or 'bad'"):
-        Blimp().corpus(None)
+        Blimp().load_corpus(None)
     monkeypatch.setenv("LACONIC_DATA", str(blimp))
     with pytest.raises(UserError, match=r"there is no \.jsonl file in '.*blimp/blimp'; name by LACONIC_DATA"):
         check_task("blimp")
 
 
 def test_other_models_are_refused(blimp: Path):
-    corpus = Blimp().corpus(None)
+    corpus = Blimp().load_corpus(None)
     for name, kind in (("bart", "a seq2seq"), ("bert-classifier", "a classification"), ("bert-base", "an embedding")):
         with pytest.raises(UserError, match=f"'blimp' needs a causal or masked model; .* is {kind} model"):
-            Blimp().judge(with_tokenizer(name), corpus, silent)
+            Blimp().evaluate(with_tokenizer(name), corpus, silent)
     with pytest.raises(UserError, match="has no mask token"):
-        Blimp().judge(replace(BY_NAME["bert-masked"].lm(), tokenizer=words(mask_token=None)), corpus, silent)
+        Blimp().evaluate(replace(BY_NAME["bert-masked"].lm(), tokenizer=words(mask_token=None)), corpus, silent)

@@ -7,10 +7,10 @@ import pytest
 
 from laconic.calibrate.corpus import read
 from laconic.errors import UserError
-from laconic.evaluate import check_tasks, evaluate, made_with
-from laconic.evaluate.contamination import check_apart, shared_rows
+from laconic.evaluate import calibration_sources, check_tasks, evaluate
+from laconic.evaluate.tasks import check_disjoint, count_shared_rows
 from laconic.model import LanguageModel
-from laconic.report.evaluation import remarks_of
+from laconic.report.evaluation import evaluation_remarks
 from tests.evaluate.models import with_tokenizer
 
 
@@ -35,15 +35,15 @@ def test_the_sources_of_a_model_are_those_of_its_recipe_and_of_the_model_before(
                               ("three", tmp_path / "two", "data: builtin:pydoc\n")):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.yaml").write_text(f"model: {model}\n{data}")
-    assert made_with(str(tmp_path / "three")) == ("builtin:pydoc", "glue/sst2")
+    assert calibration_sources(str(tmp_path / "three")) == ("builtin:pydoc", "glue/sst2")
     (tmp_path / "one" / "recipe.yaml").write_text("model: [")
-    assert made_with(str(tmp_path / "three")) == ("builtin:pydoc",)
+    assert calibration_sources(str(tmp_path / "three")) == ("builtin:pydoc",)
     (tmp_path / "one" / "recipe.yaml").write_text(f"model: {tmp_path / 'three'}")
-    assert made_with(str(tmp_path / "three")) == ("builtin:pydoc",)
+    assert calibration_sources(str(tmp_path / "three")) == ("builtin:pydoc",)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "one" / "recipe.yaml").write_text(f"model: {tmp_path / 'loop'}")
-    assert made_with(str(tmp_path / "three")) == ("builtin:pydoc",)
-    assert made_with("nowhere/at-all") == ()
+    assert calibration_sources(str(tmp_path / "three")) == ("builtin:pydoc",)
+    assert calibration_sources("nowhere/at-all") == ()
 
 
 def test_one_file_does_not_serve_both(folder: Path) -> None:
@@ -61,14 +61,14 @@ def test_one_file_does_not_serve_both(folder: Path) -> None:
 def test_splits_of_one_source_are_apart(folder: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     for source in (str(folder / "both"), "builtin:pydoc", "glue/sst2", "nowhere.txt", "hub/name", "glue/mnli"):
-        check_apart([("task", source)], (source,))
+        check_disjoint([("task", source)], (source,))
 
 
 def test_rows_that_a_task_shares_with_the_calibration_are_counted_and_said(folder: Path) -> None:
     task, sources = f"perplexity:{folder / 'other.txt'}", (str(folder / "both"), "gone.txt", "builtin:pydoc")
-    assert shared_rows(read(str(folder / "other.txt"), "dev"), sources) == {sources[0]: 2, "builtin:pydoc": 0}
+    assert count_shared_rows(read(str(folder / "other.txt"), "dev"), sources) == {sources[0]: 2, "builtin:pydoc": 0}
     found = evaluate(made_of(folder, sources[0]), [task], cost=False).to_json()
     assert found["settings"][task]["calibration_rows"] == {sources[0]: 2}
-    assert remarks_of(found) == [
+    assert evaluation_remarks(found) == [
         f"2 of the 3 rows of {task} are also rows of {sources[0]}, which the model was calibrated on."
     ]

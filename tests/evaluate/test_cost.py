@@ -22,9 +22,8 @@ from laconic.calibrate.passes import random_batch
 from laconic.compress import Compress
 from laconic.evaluate import latency, measure_cost
 from laconic.evaluate.cost import stored_bytes
-from laconic.evaluate.macs import macs
-from laconic.evaluate.memory import _Alive, peak_bytes, weight_bytes
-from laconic.evaluate.speed import fixed_threads
+from laconic.evaluate.footprint import _LiveBytes, count_macs, peak_bytes, weight_bytes
+from laconic.evaluate.timing import fixed_threads
 from laconic.formats import DynamicInt8
 from laconic.formats.int8 import FULL_ONEDNN, KERNELS, Int8Matrix
 from laconic.methods import Int8
@@ -74,34 +73,34 @@ def test_operations_of_known_models():
     lm = BY_NAME["gpt2"].lm()
     block = 4 * WIDTH**2 + 2 * WIDTH * INNER
     expected = tokens * (BLOCKS * block + WIDTH * VOCABULARY) + BLOCKS * attention
-    assert macs(lm, random_batch(lm, BATCH, LENGTH)) == expected
+    assert count_macs(lm, random_batch(lm, BATCH, LENGTH)) == expected
     lm = BY_NAME["bert-classifier"].lm()
     # The pooler and the classifier read one token of each row.
     expected = BLOCKS * (tokens * block + attention) + BATCH * (WIDTH**2 + 3 * WIDTH)
-    assert macs(lm, random_batch(lm, BATCH, LENGTH)) == expected
+    assert count_macs(lm, random_batch(lm, BATCH, LENGTH)) == expected
 
 
 def test_a_low_rank_layer_saves_the_operations_that_it_should():
     lm = BY_NAME["bert-classifier"].lm()
     inputs = random_batch(lm, BATCH, LENGTH)
-    before = macs(lm, inputs)
+    before = count_macs(lm, inputs)
     sites = lm.sites(("ffn",))
     for site in sites:
         lm.replace(site, factors(site, rank=5))
     saved = len(sites) * (WIDTH * INNER - 5 * (WIDTH + INNER))
-    assert before - macs(lm, inputs) == BATCH * LENGTH * saved
+    assert before - count_macs(lm, inputs) == BATCH * LENGTH * saved
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_an_embedding_that_both_stacks_read_counts_once_a_reading(name: str):
     lm = BY_NAME[name].lm()
     inputs = random_batch(lm, BATCH, LENGTH)
-    before = macs(lm, inputs)
+    before = count_macs(lm, inputs)
     [site] = lm.sites(("embedding",))
     assert len(site.names) > 1
     lm.replace(site, factors(site, rank=5))
     # Once for every token of the source and once for every token of the target.
-    assert macs(lm, inputs) - before == 2 * BATCH * LENGTH * 5 * WIDTH
+    assert count_macs(lm, inputs) - before == 2 * BATCH * LENGTH * 5 * WIDTH
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda one: one.name)
@@ -117,7 +116,7 @@ def test_every_architecture_can_be_measured(architecture):
 
 
 def test_live_tensors_are_counted_until_they_are_freed():
-    with _Alive() as alive:
+    with _LiveBytes() as alive:
         total = torch.zeros(1000)
         for _ in range(50):
             total = total + 1
@@ -191,7 +190,7 @@ def test_what_int8_kernels_keep_is_in_memory_and_named():
 
 def test_what_onednn_packed_has_no_storage_to_follow():
     kernel = KERNELS[FULL_ONEDNN](Int8Matrix(torch.ones(32, 16, dtype=torch.int8), torch.ones(32)), torch.float32)
-    with _Alive() as alive:
+    with _LiveBytes() as alive:
         kernel(torch.rand(8, 16), None)
     assert 8 * 32 * 4 <= alive.peak < 8 * 32 * 4 * 4
 

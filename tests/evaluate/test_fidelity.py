@@ -11,8 +11,8 @@ from torch.nn import functional
 from laconic.calibrate.corpus import Corpus, Example, batches
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
-from laconic.evaluate import Reference, References, compared, fidelity
-from laconic.evaluate.fidelity import neighbour_agreement
+from laconic.evaluate import Reference, ReferenceCache, compare_to_reference, fidelity
+from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import LanguageModel, Task, predict
 from laconic.numerics.distributions import CATEGORICAL
 from tests.architectures import compress_everything
@@ -124,7 +124,7 @@ def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
     # The package has a function of the same name.
     monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "CHUNK", 150)
     assert fidelity(lm, original, CORPUS) == whole
-    monkeypatch.setattr("laconic.evaluate.eval_task.LOGITS", 1)
+    monkeypatch.setattr("laconic.evaluate.prediction.MAX_LOGITS", 1)
     assert fidelity(lm, original, CORPUS).kl == pytest.approx(whole.kl, rel=1e-5)
 
 
@@ -134,17 +134,17 @@ def test_an_original_is_asked_once_where_there_is_room_for_what_it_says(limit: i
     calls: list[int] = []
     original.model.register_forward_hook(lambda *_: calls.append(1))
     reference = Reference(original, CORPUS, limit=limit)
-    first, second = compared(lm, reference), compared(lm, reference)
+    first, second = compare_to_reference(lm, reference), compare_to_reference(lm, reference)
     assert first == second and len(calls) == asked * len(reference.batches)
     assert first == fidelity(lm, with_tokenizer("gpt2"), CORPUS)
 
 
 def test_another_original_or_other_rows_are_another_reference():
-    references, original = References(), with_tokenizer("gpt2")
-    first = references.of(original, CORPUS)
-    assert references.of(original, CORPUS) is first
-    assert references.of(original, CORPUS.first(2)) is not first
-    assert references.of(with_tokenizer("gpt2"), CORPUS).original is not original
+    references, original = ReferenceCache(), with_tokenizer("gpt2")
+    first = references.get(original, CORPUS)
+    assert references.get(original, CORPUS) is first
+    assert references.get(original, CORPUS.first(2)) is not first
+    assert references.get(with_tokenizer("gpt2"), CORPUS).original is not original
 
 
 def test_neighbours_agree_where_the_nearest_other_row_is_the_same():

@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 from laconic.calibrate.passes import random_batch
 from laconic.evaluate import evaluate, measure_cost
-from laconic.evaluate.energy import joules_of, meter_of
-from laconic.evaluate.generation import _seconds, generation
-from laconic.evaluate.parts import bytes_by_part
+from laconic.evaluate.footprint import bytes_by_part
+from laconic.evaluate.generation import _token_seconds, measure_generation
+from laconic.evaluate.timing import find_meter, measure_joules
 from laconic.model import LanguageModel
 from laconic.report.anatomy import inspect
-from laconic.report.evaluation import remarks_of, tables_of
+from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from tests.architectures import ARCHITECTURES, BY_NAME, DECODER, SMALL, VOCABULARY, WIDTH
 from tests.tokens import letters
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "opt", "t5", "bart", "marian", "led"])
 def test_prompts_and_new_tokens_are_timed_apart(name: str) -> None:
     lm = BY_NAME[name].lm()
-    found = generation(lm, 2, 12, new=4)
+    found = measure_generation(lm, 2, 12, new=4)
     assert found is not None and (found.batch, found.prompt, found.new) == (2, 12, 4)
     told = found.to_json()
     assert told["prefill_tokens_per_second"] == pytest.approx(24 / found.prefill.median)
@@ -48,7 +48,7 @@ def test_what_is_written_is_what_generate_writes(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(lm.model, "forward", spying)
     with torch.inference_mode():
-        assert len(list(_seconds(lm, dict(inputs), 5))) == 5
+        assert len(list(_token_seconds(lm, dict(inputs), 5))) == 5
     found = torch.stack(written, dim=1)
     monkeypatch.setattr(lm.model, "forward", forward)
     inputs.pop("decoder_input_ids", None)
@@ -59,19 +59,19 @@ def test_what_is_written_is_what_generate_writes(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_prompt_leaves_room_for_what_is_written() -> None:
-    found = generation(BY_NAME["gpt2"].lm(), 1, 500)
+    found = measure_generation(BY_NAME["gpt2"].lm(), 1, 500)
     assert found is not None and found.prompt + found.new <= 40
 
 
 def test_an_encoder_writes_nothing() -> None:
-    assert generation(BY_NAME["bert-masked"].lm(), 1, 8) is None
+    assert measure_generation(BY_NAME["bert-masked"].lm(), 1, 8) is None
     cost = measure_cost(BY_NAME["bert-masked"].lm(), None, (1,), (4,))
     assert cost.generations == () and "generation" not in cost.to_json()
 
 
 def test_a_writer_has_a_table_of_its_own() -> None:
     cost = measure_cost(BY_NAME["llama"].lm(), None, (1, 2), (4,)).to_json()
-    tables = tables_of({"results": {}, "cost": cost})
+    tables = evaluation_tables({"results": {}, "cost": cost})
     assert [row[1] for row in tables["Speed of writing"].rows] == ["1 × 4 + 20", "2 × 4 + 20"]
     assert len(tables["Megabytes by part"].rows[0]) == 6
 
@@ -100,19 +100,19 @@ def fake_package(folder: Path, number: int, microjoules: int) -> Path:
 def test_energy_is_the_sum_of_the_packages_and_counters_begin_anew(tmp_path: Path) -> None:
     first, second = fake_package(tmp_path, 0, 900_000), fake_package(tmp_path, 1, 5)
     (tmp_path / "intel-rapl:0:0").mkdir()
-    meter = meter_of(CPU, tmp_path)
+    meter = find_meter(CPU, tmp_path)
     assert meter is not None
     second.write_text("300005")
     first.write_text("100000")
     assert meter.joules() == pytest.approx(0.2 + 0.3)
-    assert joules_of(lambda: first.write_text("400000"), CPU, meter) > 0
+    assert measure_joules(lambda: first.write_text("400000"), CPU, meter) > 0
 
 
 def test_without_a_counter_there_is_no_figure(tmp_path: Path) -> None:
-    assert meter_of(CPU, tmp_path) is None
+    assert find_meter(CPU, tmp_path) is None
     unreadable = fake_package(tmp_path, 0, 1)
     unreadable.unlink()
-    assert meter_of(CPU, tmp_path) is None
+    assert find_meter(CPU, tmp_path) is None
 
 
 class FakeNvml(ModuleType):
@@ -144,7 +144,7 @@ def test_a_gpu_that_counts_nothing_gives_no_figure(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(millijoules))
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(uuid="1a"))
-    meter = meter_of(torch.device("cuda"))
+    meter = find_meter(torch.device("cuda"))
     assert (meter and meter.joules()) == joules
 
 
@@ -157,7 +157,7 @@ def recurrent() -> LanguageModel:
 @pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
 def test_a_model_without_a_key_value_cache_is_not_timed_writing(tmp_path: Path) -> None:
     lm = replace(recurrent(), tokenizer=letters("start"))
-    assert generation(lm, 2, 8) is None
+    assert measure_generation(lm, 2, 8) is None
     texts = tmp_path / "texts.txt"
     texts.write_text("the cat is good\na dog\n")
     found = evaluate(lm, [f"perplexity:{texts}"]).to_json()
@@ -165,12 +165,14 @@ def test_a_model_without_a_key_value_cache_is_not_timed_writing(tmp_path: Path) 
     assert found["cost"]["missing"] == [
         "The speed of writing was not measured: the model keeps no keys and values of the tokens before."
     ]
-    assert found["cost"]["missing"][0] in remarks_of(found) and "Speed of writing" not in tables_of(found)
+    assert found["cost"]["missing"][0] in evaluation_remarks(found) and "Speed of writing" not in evaluation_tables(
+        found
+    )
 
 
 @pytest.mark.parametrize("positions", [1, 2, 3])
 def test_a_model_of_next_to_no_positions_is_timed_on_what_it_has(positions: int) -> None:
     config = LlamaConfig(**{**DECODER, **SMALL, "max_position_embeddings": positions})
-    found = generation(LanguageModel.of(LlamaForCausalLM(config).eval()), 2, 8)
+    found = measure_generation(LanguageModel.of(LlamaForCausalLM(config).eval()), 2, 8)
     assert (found is None) is (positions == 1)
     assert found is None or (found.prompt, found.new) == (1, 2)

@@ -92,7 +92,7 @@ def test_the_table_is_what_the_model_says_in_order():
     lm = classifier(2)
     words = ["good", "bad film", "dull, dull", "fine"] * 10
     corpus = Corpus("glue/sst2", "dev", tuple(Example(text, label=float(at % 2)) for at, text in enumerate(words)))
-    table = Glue(glue_task("sst2")).judge(lm, corpus, silent).table
+    table = Glue(glue_task("sst2")).evaluate(lm, corpus, silent).table
     tokenizer = lm.tokenizer
     assert tokenizer is not None
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_classes_in_another_order_are_matched_by_name_in_every_task(task: str, n
         plain.model.get_parameter("classifier.bias").sub_(predict(plain, batch)[0].values.median(0).values)
         for name in ("classifier.weight", "classifier.bias"):
             swapped.model.get_parameter(name).copy_(plain.model.get_parameter(name).flip(0))
-    judged = [Glue(glue_task(task)).judge(lm, corpus, silent) for lm in (plain, swapped)]
+    judged = [Glue(glue_task(task)).evaluate(lm, corpus, silent) for lm in (plain, swapped)]
     assert (judged[0].table == judged[1].table).all() and len(set(judged[0].table[:, 1])) == 2
     assert judged[1].settings["classes"] == judged[0].settings["classes"][::-1]
 
@@ -133,53 +133,53 @@ def test_names_that_do_not_match_are_one_sentence_and_an_order_helps():
     lm = problem_classifier(2, ("good", "bad"))
     sentence = r"The model 'tiny' has the classes good, bad, and 'glue/sst2' has negative, positive, .* label_order"
     with pytest.raises(UserError, match=sentence):
-        task.refuse(lm)
+        task.check_model(lm)
     with pytest.raises(UserError, match="label_order has the classes bad, good, and 'glue/sst2' has"):
-        task.refuse(lm.with_label_order(("bad", "good")))
+        task.check_model(lm.with_label_order(("bad", "good")))
     corpus = Corpus("glue/sst2", "dev", (Example("a", label=1.0),))
-    assert task.judge(lm.with_label_order((1, 0)), corpus, silent).settings["classes"] == ["positive", "negative"]
-    assert task.judge(lm.with_label_order(("pos", "neg")), corpus, silent).table[0, 0] == 1
+    assert task.evaluate(lm.with_label_order((1, 0)), corpus, silent).settings["classes"] == ["positive", "negative"]
+    assert task.evaluate(lm.with_label_order(("pos", "neg")), corpus, silent).table[0, 0] == 1
 
 
 def test_classes_in_another_order_are_matched_by_name():
     task = Glue(glue_task("mnli"))
     corpus = Corpus("glue/mnli", "dev", tuple(Example("a" * at, "b", label=0.0) for at in range(1, 30)))
-    plain = task.judge(classifier(3), corpus, silent).table[:, 1]
+    plain = task.evaluate(classifier(3), corpus, silent).table[:, 1]
     reversed_names = ["CONTRADICTION", "neutral", "entailment"]
-    turned = task.judge(classifier(3, reversed_names), corpus, silent).table[:, 1]
+    turned = task.evaluate(classifier(3, reversed_names), corpus, silent).table[:, 1]
     assert turned.tolist() == (2 - plain).tolist()
 
 
 def test_a_model_of_another_kind_is_refused():
     corpus = Corpus("glue/sst2", "dev", (Example("a", label=0.0),))
     with pytest.raises(UserError, match=r"'glue/sst2' needs a model with num_labels 2; .* has 3"):
-        Glue(glue_task("sst2")).judge(classifier(3), corpus, silent)
+        Glue(glue_task("sst2")).evaluate(classifier(3), corpus, silent)
     with pytest.raises(UserError, match="'glue/stsb' needs a model with num_labels 1"):
-        Glue(glue_task("stsb")).judge(classifier(3), corpus, silent)
+        Glue(glue_task("stsb")).evaluate(classifier(3), corpus, silent)
     with pytest.raises(UserError, match=r"needs a classification or regression model; .* is a causal model"):
-        Glue(glue_task("sst2")).judge(with_tokenizer("llama"), corpus, silent)
+        Glue(glue_task("sst2")).evaluate(with_tokenizer("llama"), corpus, silent)
     with pytest.raises(UserError, match=r"needs a classification or regression model; 'tiny' is a multi-label model"):
-        Glue(glue_task("sst2")).judge(problem_classifier(2, problem_type=MULTI_LABEL), corpus, silent)
+        Glue(glue_task("sst2")).evaluate(problem_classifier(2, problem_type=MULTI_LABEL), corpus, silent)
     with pytest.raises(UserError, match=r"'glue/sst2' needs a classification model; 'tiny' is a regression model, by"):
-        Glue(glue_task("sst2")).judge(problem_classifier(2, problem_type="regression"), corpus, silent)
+        Glue(glue_task("sst2")).evaluate(problem_classifier(2, problem_type="regression"), corpus, silent)
     with pytest.raises(UserError, match="is an embedding model"):
-        Glue(glue_task("sst2")).judge(with_tokenizer("bert-base"), corpus, silent)
+        Glue(glue_task("sst2")).evaluate(with_tokenizer("bert-base"), corpus, silent)
     with pytest.raises(UserError, match="The dev split of 'x' has no labels"):
-        Glue(glue_task("sst2")).judge(classifier(2), Corpus("x", "dev", (Example("a"),)), silent)
+        Glue(glue_task("sst2")).evaluate(classifier(2), Corpus("x", "dev", (Example("a"),)), silent)
 
 
 def test_a_model_that_predicts_nan_is_refused():
     lm = classifier(2)
     lm.model.get_parameter("classifier.bias").data[0] = torch.nan
     with pytest.raises(UserError, match="predicts NaN or infinite values"):
-        Glue(glue_task("sst2")).judge(lm, Corpus("x", "dev", (Example("a", label=0.0),)), silent)
+        Glue(glue_task("sst2")).evaluate(lm, Corpus("x", "dev", (Example("a", label=0.0),)), silent)
 
 
 def test_dropout_is_off_and_the_model_left_as_it_was():
     lm = classifier(2)
     lm.model.train()
     corpus = Corpus("x", "dev", tuple(Example("abc" * at, label=0.0) for at in range(1, 9)))
-    judged = Glue(glue_task("sst2")).judge
+    judged = Glue(glue_task("sst2")).evaluate
     assert (judged(lm, corpus, silent).table == judged(lm, corpus, silent).table).all()
     assert lm.model.training
     assert BY_NAME["bert-classifier"].lm().task is lm.task

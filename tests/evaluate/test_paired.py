@@ -5,19 +5,18 @@ import pytest
 from scipy.stats import binomtest, chi2, norm
 
 from laconic.evaluate.glue import f1
-from laconic.evaluate.intervals import Metric, Share, Table
-from laconic.evaluate.macro import weighted
-from laconic.evaluate.paired import DETECTABLE, Difference, Verdict, difference, discordant, mcnemar, verdict
+from laconic.evaluate.metrics import Metric, Scores, Share, weighted_mean
+from laconic.evaluate.paired import DETECTABLE, Difference, Verdict, count_discordant, difference, mcnemar_p, verdict
 from laconic.evaluate.perplexity import METRICS as PERPLEXITY
 
 RIGHT = Share(lambda table: table[:, 0] == table[:, 1])
 
 
-def mean(table: Table) -> float:
+def mean(table: Scores) -> float:
     return float(table[:, 0].mean())
 
 
-def judged(*right: int) -> Table:
+def judged(*right: int) -> Scores:
     """A table of these rows right (1) and wrong (0)."""
     return np.array([[1.0, float(one)] for one in right])
 
@@ -43,16 +42,16 @@ def test_a_doubtful_difference_has_the_p_of_its_standard_error():
 
 def test_mcnemar_is_the_exact_binomial_and_near_its_chi_squared():
     for won, lost in ((0, 5), (0, 6), (3, 11), (12, 12), (40, 70), (900, 1000)):
-        assert mcnemar(won, lost) == pytest.approx(binomtest(won, won + lost).pvalue) == mcnemar(lost, won)
-    assert mcnemar(0, 6) == pytest.approx(2 / 2**6) and mcnemar(0, 5) > 0.05
+        assert mcnemar_p(won, lost) == pytest.approx(binomtest(won, won + lost).pvalue) == mcnemar_p(lost, won)
+    assert mcnemar_p(0, 6) == pytest.approx(2 / 2**6) and mcnemar_p(0, 5) > 0.05
     # McNemar 1947 with Edwards' correction for continuity.
     statistic = (abs(40 - 70) - 1) ** 2 / (40 + 70)
-    assert mcnemar(40, 70) == pytest.approx(chi2.sf(statistic, df=1), rel=0.05)
+    assert mcnemar_p(40, 70) == pytest.approx(chi2.sf(statistic, df=1), rel=0.05)
 
 
 def test_a_share_has_the_p_of_its_discordant_rows():
     table, reference = judged(1, 1, 1, 0, 0, 1, 1, 1, 1), judged(1, 0, 0, 1, 0, 0, 0, 0, 1)
-    assert discordant(RIGHT, table, reference) == (5, 1)
+    assert count_discordant(RIGHT, table, reference) == (5, 1)
     found = difference(RIGHT, table, reference)
     assert found.value == pytest.approx(4 / 9) and found.p == pytest.approx(binomtest(1, 6).pvalue)
 
@@ -98,9 +97,9 @@ def test_rows_without_a_part_in_a_figure_do_not_count():
     # Right or wrong, weight, group: three rows of group 1 among fifty.
     table = np.array([[1.0, 1.0, 0.0]] * 47 + [[1.0, 1.0, 1.0]] * 3)
     wrong = table * [0.0, 1.0, 1.0]
-    figure = weighted(lambda table: table[:, 0], 1, (2, 1))
+    figure = weighted_mean(lambda table: table[:, 0], 1, (2, 1))
     assert difference(figure, table, wrong).least_p == 2 / 2**3
-    assert difference(weighted(lambda table: table[:, 0], 1), table, wrong).least_p == 2 / 2**50
+    assert difference(weighted_mean(lambda table: table[:, 0], 1), table, wrong).least_p == 2 / 2**50
 
 
 def test_all_right_against_all_wrong_is_as_sure_as_its_rows_allow():
@@ -111,7 +110,7 @@ def test_all_right_against_all_wrong_is_as_sure_as_its_rows_allow():
     assert (both.p, both.detectable) == (1.0, 6 / 8)
 
 
-def models(generator: np.random.Generator, rows: int, gap: float = 0.0) -> tuple[Table, Table]:
+def models(generator: np.random.Generator, rows: int, gap: float = 0.0) -> tuple[Scores, Scores]:
     """Two models of one accuracy (or `gap` apart) that mostly err on the same rows."""
     truth = generator.integers(2, size=rows)
     hard = generator.random(rows)
@@ -122,8 +121,8 @@ def models(generator: np.random.Generator, rows: int, gap: float = 0.0) -> tuple
 
 @pytest.mark.parametrize(("metric", "rows"), [(RIGHT, 25), (RIGHT, 300), (f1, 25), (f1, 60), (mean, 12)])
 def test_chance_alone_is_rarely_taken_for_a_change(metric: Metric, rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("laconic.evaluate.intervals.RESAMPLES", 99)
-    monkeypatch.setattr("laconic.evaluate.intervals.FEWEST_RESAMPLES", 99)
+    monkeypatch.setattr("laconic.evaluate.metrics.RESAMPLES", 99)
+    monkeypatch.setattr("laconic.evaluate.metrics.MIN_RESAMPLES", 99)
     generator = np.random.default_rng(0)
     trials = 200
     pairs = [models(generator, rows) for _ in range(trials)]
@@ -135,8 +134,8 @@ def test_chance_alone_is_rarely_taken_for_a_change(metric: Metric, rows: int, mo
 
 
 def test_a_detectable_change_is_detected_in_four_cases_of_five(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("laconic.evaluate.intervals.RESAMPLES", 9)
-    monkeypatch.setattr("laconic.evaluate.intervals.FEWEST_RESAMPLES", 9)
+    monkeypatch.setattr("laconic.evaluate.metrics.RESAMPLES", 9)
+    monkeypatch.setattr("laconic.evaluate.metrics.MIN_RESAMPLES", 9)
     generator = np.random.default_rng(0)
     found = [difference(RIGHT, *models(generator, 400, gap=0.1)) for _ in range(200)]
     gap, shown = (np.mean([one.value for one in found]), np.mean([one.detectable for one in found]))

@@ -41,7 +41,7 @@ def reference(lm: LanguageModel, text: str, context: int, stride: int) -> tuple[
 @pytest.mark.parametrize(("context", "stride"), [(40, 20), (16, 15), (9, 1), (2, 1)])
 def test_perplexity_equals_the_plain_loop(name: str, context: int, stride: int):
     lm = with_tokenizer(name)
-    judged = Perplexity("dickens", context, stride).judge(lm, CORPUS, silent)
+    judged = Perplexity("dickens", context, stride).evaluate(lm, CORPUS, silent)
     rows = [reference(lm, text, context, stride) for text in TEXTS]
     assert judged.table[:, 1].tolist() == [count for _, count in rows] == [len(text) for text in TEXTS]
     assert judged.table[:, 0].tolist() == pytest.approx([total for total, _ in rows], rel=1e-5, abs=1e-6)
@@ -74,7 +74,7 @@ def test_windows_score_every_token_once_with_context_before_it(tokens: int, cont
 
 
 def test_the_window_is_the_model_s_own_unless_said():
-    settings = Perplexity("dickens").judge(with_tokenizer("gpt2"), CORPUS, silent).settings
+    settings = Perplexity("dickens").evaluate(with_tokenizer("gpt2"), CORPUS, silent).settings
     assert (settings["context"], settings["stride"], settings["starts_with"]) == (40, 20, "<s>")
 
 
@@ -89,11 +89,11 @@ def test_the_window_is_the_model_s_own_unless_said():
 )
 def test_windows_that_cannot_be(context: int, stride: int | None, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        Perplexity("dickens", context, stride).judge(with_tokenizer("gpt2"), CORPUS, silent)
+        Perplexity("dickens", context, stride).evaluate(with_tokenizer("gpt2"), CORPUS, silent)
 
 
 def test_other_models_and_empty_texts_are_refused():
     with pytest.raises(UserError, match=r"'perplexity:dickens' needs a causal model; .* is a masked model"):
-        Perplexity("dickens").judge(with_tokenizer("bert-masked"), CORPUS, silent)
+        Perplexity("dickens").evaluate(with_tokenizer("bert-masked"), CORPUS, silent)
     with pytest.raises(UserError, match="has no text to predict"):
-        Perplexity("x").judge(with_tokenizer("gpt2"), Corpus("x", "dev", (Example(""),)), silent)
+        Perplexity("x").evaluate(with_tokenizer("gpt2"), Corpus("x", "dev", (Example(""),)), silent)

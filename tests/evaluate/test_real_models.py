@@ -67,5 +67,5 @@ def test_perplexity_on_a_hundred_stories(
         # The published figure cuts every story at the context, the start token included.
         ends = lm.tokenizer(story, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         examples.append(Example(story[: ends[: context - 1][-1][1]]))
-    table = Perplexity("stories").judge(lm, Corpus("stories", "dev", tuple(examples)), silent).table
+    table = Perplexity("stories").evaluate(lm, Corpus("stories", "dev", tuple(examples)), silent).table
     assert METRICS["perplexity"](table) == pytest.approx(expected, abs=0.005)

@@ -9,7 +9,7 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.evaluate import check_task, check_tasks, evaluate
-from laconic.evaluate.eval_task import Judged
+from laconic.evaluate.eval_task import TaskResult
 from laconic.evaluate.run import _differences
 from tests.architectures import BY_NAME, compress_everything
 from tests.evaluate.models import with_tokenizer
@@ -154,7 +154,7 @@ def test_without_a_task_the_cost_alone_is_measured():
 
 def test_tables_of_other_rows_are_not_compared():
     table = np.zeros((2, 1))
-    ours, theirs = (Judged(table, {}, {}, rows) for rows in ((0, 1), (1, 2)))
+    ours, theirs = (TaskResult(table, {}, {}, rows) for rows in ((0, 1), (1, 2)))
     with pytest.raises(UserError, match="their tokenizers leave out different rows"):
         _differences("seq2seq:x", ours, theirs)
 

@@ -52,7 +52,7 @@ def test_exact_match_equals_decoding_by_hand(name: str):
         Example(source, target=text if at % 2 == 0 else f"{text}x") for at, (source, text) in enumerate(said.items())
     ]
     examples.append(Example("a", target="z" * LONGEST))
-    table = Seq2Seq("x").judge(lm, Corpus("x", "dev", tuple(examples)), silent).table
+    table = Seq2Seq("x").evaluate(lm, Corpus("x", "dev", tuple(examples)), silent).table
     assert table[:, 0].tolist() == [float(at % 2 == 0) for at in range(len(said))] + [0]
     assert METRICS["exact_match"](table) == -(-len(said) // 2) / len(examples)
 
@@ -64,7 +64,7 @@ def test_token_accuracy_equals_a_row_by_row_reference(name: str):
     tokenizer = lm.tokenizer
     assert tokenizer is not None
     examples = tuple(Example(source, target=source[::-1]) for source in SOURCES)
-    table = Seq2Seq("x").judge(lm, Corpus("x", "dev", examples), silent).table
+    table = Seq2Seq("x").evaluate(lm, Corpus("x", "dev", examples), silent).table
     right, tokens = 0, 0
     for example, line in zip(examples, table.tolist(), strict=True):
         ids, labels = tokenizer(example.text, return_tensors="pt"), tokenizer(example.target, return_tensors="pt")
@@ -86,7 +86,7 @@ def test_a_row_without_tokens_leaves_the_others_with_their_own_targets():
     said = {source: text for source in SOURCES if (text := decoded(lm, source))}
     rows = [Example("a", target="z" * LONGEST), Example("a", target="#"), Example("#", target="a")]
     rows += [Example(source, target=text) for source, text in said.items()]
-    judged = Seq2Seq("x").judge(lm, Corpus("x", "dev", tuple(rows)), silent)
+    judged = Seq2Seq("x").evaluate(lm, Corpus("x", "dev", tuple(rows)), silent)
     assert judged.rows == (0, *range(3, len(rows)))
     assert judged.table[:, 0].tolist() == [0] + [1] * len(said)
 
@@ -94,6 +94,6 @@ def test_a_row_without_tokens_leaves_the_others_with_their_own_targets():
 def test_rows_without_a_target_and_other_models_are_refused():
     corpus = Corpus("x", "dev", (Example("a", target="b"), Example("c")))
     with pytest.raises(UserError, match="'seq2seq:x' needs rows with a source and a target"):
-        Seq2Seq("x").judge(with_tokenizer("bart"), corpus, silent)
+        Seq2Seq("x").evaluate(with_tokenizer("bart"), corpus, silent)
     with pytest.raises(UserError, match=r"needs a seq2seq model; .* is a causal model"):
-        Seq2Seq("x").judge(with_tokenizer("gpt2"), corpus, silent)
+        Seq2Seq("x").evaluate(with_tokenizer("gpt2"), corpus, silent)

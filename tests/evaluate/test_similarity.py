@@ -75,15 +75,15 @@ def test_a_similarity_is_greater_where_texts_are_nearer(by: str, wanted: float) 
 
 def test_the_table_has_the_rows_in_order_and_the_settings_what_it_depends_on(tmp_path: Path) -> None:
     lm = load(str(sentence_folder(tmp_path / "model", PARTS["cls"])))
-    judged = STSB.judge(lm, corpus(), silent)
+    judged = STSB.evaluate(lm, corpus(), silent)
     assert judged.table[:, 0].tolist() == [score / 5 for _, _, score in MORE]
-    alone = [STSB.judge(lm, corpus((pair,)), silent).table[0, 1] for pair in MORE]
+    alone = [STSB.evaluate(lm, corpus((pair,)), silent).table[0, 1] for pair in MORE]
     assert judged.table[:, 1].tolist() == pytest.approx(alone, abs=1e-6)
     assert judged.settings["similarity"] == "cosine" and judged.settings["vectors"] == "cls pooling, unit length"
 
 
 def test_an_encoder_that_declares_nothing_is_judged_by_its_mean() -> None:
-    settings = STSB.judge(with_tokenizer("bert-base"), corpus(), silent).settings
+    settings = STSB.evaluate(with_tokenizer("bert-base"), corpus(), silent).settings
     assert settings["vectors"] == "mean pooling, unit length (none is declared: there is no modules.json)"
 
 
@@ -114,15 +114,15 @@ def test_rows_that_cannot_be_compared_are_one_sentence(tmp_path: Path) -> None:
     lm = load(str(sentence_folder(tmp_path / "model", PARTS["cls"])))
     single = Corpus("glue/stsb", "dev", (Example("it was", label=0.5),))
     with pytest.raises(UserError, match="compares two texts a row, and 1 rows of 'glue/stsb' have 1 texts with tokens"):
-        STSB.judge(lm, single, silent)
+        STSB.evaluate(lm, single, silent)
     with pytest.raises(UserError, match="has no labels"):
-        STSB.judge(lm, Corpus("glue/stsb", "dev", (Example("it was", "it"),)), silent)
+        STSB.evaluate(lm, Corpus("glue/stsb", "dev", (Example("it was", "it"),)), silent)
     with pytest.raises(UserError, match=r"Row 1 of 'glue/stsb' has the label 'near'; .* compares two texts, so"):
-        STSB.judge(lm, Corpus("glue/stsb", "dev", (Example("it was", "it", "near"),)), silent)
+        STSB.evaluate(lm, Corpus("glue/stsb", "dev", (Example("it was", "it", "near"),)), silent)
 
 
 def test_which_tasks_judge_vectors_is_known_before_weights_are_loaded(tmp_path: Path, glue: None) -> None:
     outline = load_empty(str(sentence_folder(tmp_path / "model", PARTS["cls"])))
     check_tasks(["glue/stsb"], outline, compared=False)
     with pytest.raises(UserError, match=r"'glue/mrpc' needs a classification or regression model; .* is an embedding"):
-        Glue(glue_task("mrpc")).refuse(outline)
+        Glue(glue_task("mrpc")).check_model(outline)

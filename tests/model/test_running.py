@@ -12,7 +12,7 @@ import transformers as hf
 
 from laconic.calibrate.passes import check_runs, random_batch
 from laconic.errors import UserError
-from laconic.evaluate.generation import generation
+from laconic.evaluate.generation import measure_generation
 from laconic.evaluate.seq2seq import generate
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load, predict
@@ -112,7 +112,7 @@ def test_writing_says_it_too(tmp_path: Path) -> None:
     lm = edited(of("mistral"), tmp_path, {"sliding_window": 0})
     predict(lm, random_batch(lm, 1, 8))
     with pytest.raises(ModelRunError, match=rf"The model '{tmp_path}' cannot run 1 row of 8 tokens"):
-        generation(lm, 1, 8)
+        measure_generation(lm, 1, 8)
 
 
 @pytest.mark.parametrize("model", ["bert-classifier", "llama"])
@@ -180,7 +180,7 @@ def test_a_decoder_that_begins_with_what_it_does_not_know_is_told(model: str) ->
     with pytest.raises(UserError, match=r"begins with the token 99, .* for 50 tokens, 0 to 49; set decoder_"):
         check_decoder_start(lm)
     # How long it takes to write does not hang on the token.
-    assert generation(lm, 1, 4, new=2) is not None
+    assert measure_generation(lm, 1, 4, new=2) is not None
 
 
 def test_heads_that_share_no_whole_number_of_keys_are_told_before_any_goes() -> None:

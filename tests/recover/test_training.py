@@ -16,7 +16,7 @@ from laconic.methods import Gptq, Int8, KMeans, Magnitude, Method, Plus, Rtn, Sv
 from laconic.model import LanguageModel, load
 from laconic.recover import Distil, Finetune
 from laconic.recover.training import Checkpoint
-from laconic.report.curves import curves
+from laconic.report.plots import curves
 from laconic.store import save
 from tests.architectures import outputs
 from tests.recover.ground import SHORT, data_for, lm_of, with_original

@@ -13,11 +13,11 @@ from laconic.methods import Magnitude, Rtn, Svd
 from laconic.model import LanguageModel
 from laconic.report import plots
 from laconic.report.anatomy import inspect
-from laconic.report.inspection.activity import Powers, activity
-from laconic.report.inspection.figures import heads
+from laconic.report.inspection.activity import Powers, measure_activity
+from laconic.report.inspection.heatmaps import head_heatmap
 from laconic.report.inspection.narrative import paragraphs
-from laconic.report.inspection.page import draw, page, tables_of
-from laconic.report.inspection.weights import Weights, weigh
+from laconic.report.inspection.page import draw_figures, inspection_page, inspection_tables
+from laconic.report.inspection.weights import ModelWeights, weight_statistics
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
 
@@ -32,7 +32,7 @@ def data(lm: LanguageModel, times: int = 4) -> Calibration:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_counted_once(name: str) -> None:
     lm = BY_NAME[name].lm()
-    found = weigh(lm)
+    found = weight_statistics(lm)
     assert sum(tally.magnitudes.number for tally in found.tallies) == lm.model.num_parameters()
     assert all(tally.bits == 32 for tally in found.tallies)
     assert set(found.by_layer) == set(found.layers)
@@ -42,7 +42,7 @@ def test_every_parameter_is_counted_once(name: str) -> None:
 def test_a_compressed_matrix_is_what_is_multiplied_by(method) -> None:
     lm = BY_NAME["llama"].lm()
     Compress(method=method).apply(lm, None)
-    found = [tally for tally in weigh(lm).tallies if tally.kind == "ffn out"]
+    found = [tally for tally in weight_statistics(lm).tallies if tally.kind == "ffn out"]
     if isinstance(method, Svd):
         assert {tally.name.rpartition(".")[2] for tally in found} == {"left", "right"}
         assert all(tally.spectrum is not None and tally.spectrum.full == 4 for tally in found)
@@ -50,7 +50,7 @@ def test_a_compressed_matrix_is_what_is_multiplied_by(method) -> None:
         assert all(tally.magnitudes.zeros == tally.magnitudes.number / 2 and 16 < tally.bits < 18 for tally in found)
     else:
         assert all(4 < tally.bits < 5.5 for tally in found)
-    assert len([tally for tally in weigh(lm).tallies if tally.kind == "norm"]) == 5
+    assert len([tally for tally in weight_statistics(lm).tallies if tally.kind == "norm"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_compressed_matrix_is_what_is_multiplied_by(method) -> None:
 )
 def test_every_attention_has_a_row_of_its_own(name: str, rows: list[str]) -> None:
     lm = with_tokenizer(name)
-    (axes,) = heads(activity(lm, data(lm), "dickens").heads).axes
+    (axes,) = head_heatmap(measure_activity(lm, data(lm), "dickens").heads).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == rows
     assert len(axes.texts) == 4 * len(rows)
 
@@ -73,22 +73,24 @@ def test_every_attention_has_a_row_of_its_own(name: str, rows: list[str]) -> Non
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "bart", "albert-groups"])
 def test_every_model_is_drawn_and_said(name: str) -> None:
     lm = with_tokenizer(name)
-    seen, weights, found = inspect(lm), weigh(lm), activity(lm, data(lm), "dickens")
-    drawn = draw(seen, weights, found)
+    seen, weights, found = inspect(lm), weight_statistics(lm), measure_activity(lm, data(lm), "dickens")
+    drawn = draw_figures(seen, weights, found)
     assert {"magnitudes", "far-from-zero", "top-l1", "effective-rank", "spectra", "outliers"} <= set(drawn)
-    html = page(seen, weights, found, drawn)
-    assert html.count("<svg") == len(drawn) and "far from zero?" in html and "vary by layer?" in html
-    assert tables_of(weights, found).keys() >= {"Weights by part", "Outliers among the inputs"}
+    html = inspection_page(seen, weights, found, drawn)
+    assert html.count("<figure>") == len(drawn) and "far from zero?" in html and "vary by layer?" in html
+    assert inspection_tables(weights, found).keys() >= {"Weights by part", "Outliers among the inputs"}
     told = {"words": paragraphs(weights, found), "weights": weights.to_json(), "activity": found.to_json()}
     assert json.loads(json.dumps(told, allow_nan=False))["activity"]["rows"] == found.rows
 
 
 def test_a_deep_model_is_drawn_too() -> None:
-    found = weigh(BY_NAME["gpt2"].lm())
+    found = weight_statistics(BY_NAME["gpt2"].lm())
     first = [tally for tally in found.tallies if tally.layer == "0"]
     labels = tuple(map(str, range(30)))
-    deep = Weights(tallies=tuple(replace(tally, layer=layer) for tally in first for layer in labels), layers=labels)
-    drawn = draw(inspect(BY_NAME["gpt2"].lm()), deep, None)
+    deep = ModelWeights(
+        tallies=tuple(replace(tally, layer=layer) for tally in first for layer in labels), layers=labels
+    )
+    drawn = draw_figures(inspect(BY_NAME["gpt2"].lm()), deep, None)
     assert ">29<" in plots.inline_svg(drawn["far-from-zero"].figure).replace(" ", "")
 
 
@@ -97,7 +99,7 @@ def test_the_two_questions_are_answered_with_the_numbers() -> None:
     for at, (_, block) in enumerate(next(lm.stacks())[1]):
         for parameter in block.parameters():
             torch.nn.init.constant_(parameter, (0.05, 0.5)[at])
-    overall, variation, *_ = paragraphs(weigh(lm))
+    overall, variation, *_ = paragraphs(weight_statistics(lm))
     numbers = torch.cat([parameter.detach().flatten().abs() for parameter in lm.model.parameters()])
     assert f"Of {len(numbers):,} parameters {(numbers >= 0.1).double().mean():.0%} are 0.1 or more" in overall
     assert "Of the weights of a layer 0% (layer 0) to 100% (layer 1) are 0.1 or more" in variation
@@ -107,17 +109,17 @@ def test_a_model_of_zeros_is_told_without_a_division_by_them() -> None:
     lm = BY_NAME["bert-classifier"].lm()
     for parameter in lm.model.parameters():
         torch.nn.init.zeros_(parameter)
-    weights = weigh(lm)
+    weights = weight_statistics(lm)
     assert "100% are exactly zero" in paragraphs(weights)[0]
     seen = inspect(lm)
-    assert "<svg" in page(seen, weights, None, draw(seen, weights, None))
+    assert "<svg" in inspection_page(seen, weights, None, draw_figures(seen, weights, None))
 
 
 def test_outliers_are_those_that_were_put_there() -> None:
     lm = with_tokenizer("llama")
     with torch.no_grad():
         lm.model.get_parameter("model.layers.1.post_attention_layernorm.weight")[3] *= 100
-    found = {one.name: one for one in activity(lm, data(lm), "dickens").inputs}
+    found = {one.name: one for one in measure_activity(lm, data(lm), "dickens").inputs}
     spoilt, usual = (found[f"model.layers.{layer}.mlp.gate_proj"] for layer in (1, 0))
     assert spoilt.outliers == 1 and (spoilt.ratio or 0) > 20 and (usual.ratio or 9) < 6
     assert (spoilt.kurtosis or 0) > (usual.kurtosis or 0)
@@ -136,7 +138,7 @@ def test_a_block_that_does_nothing_and_a_head_that_is_a_copy_are_seen() -> None:
             for parameter in fused.parameters():
                 start = part * width
                 parameter[..., start + 8 : start + 16] = parameter[..., start : start + 8]
-    found = activity(lm, data(lm), "dickens")
+    found = measure_activity(lm, data(lm), "dickens")
     (stack,) = found.blocks
     assert abs(stack.influence[1]) < 1e-5 and stack.influence[0] > 0.01
     assert stack.similarity is not None and stack.similarity[1][2] == pytest.approx(1)
@@ -148,7 +150,8 @@ def test_too_few_tokens_are_said() -> None:
     lm = with_tokenizer("gpt2")
     short = Calibration(batches(lm, Corpus("x", "train", (Example("a tale"),))))
     assert any(
-        "were not compared on 7 tokens, fewer than 32; " in sentence for sentence in activity(lm, short, "x").missing
+        "were not compared on 7 tokens, fewer than 32; " in sentence
+        for sentence in measure_activity(lm, short, "x").missing
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 from laconic.model import load
 from laconic.report import plots
 from laconic.report.anatomy import inspect
-from laconic.report.evaluation import remarks_of, tables_of
+from laconic.report.costs import Point, trade_off_table
+from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from laconic.report.html import Page, render
-from laconic.report.points import Point, table_of
 from laconic.report.tables import Column, Table
 from tests.architectures import BY_NAME
 
@@ -25,7 +25,7 @@ def point(method: str, keep: float, kl: float) -> Point:
 
 ORIGINAL = point("original", 1.0, 0.0)
 POINTS = [point(name, keep, kl / keep) for name, kl in (("svd", 0.2), ("a<b>", 0.1)) for keep in (0.75, 0.5, 0.25)]
-TABLE = table_of(POINTS, ORIGINAL, "KL", "agreement")
+TABLE = trade_off_table(POINTS, ORIGINAL, "KL", "agreement")
 
 
 def test_markdown_is_aligned_and_complete() -> None:
@@ -105,10 +105,16 @@ def test_an_evaluation_becomes_tables() -> None:
     cost = {"parameters": 10, "bytes": 40, "memory_bytes": 40, "latency": [speed],
             "parts": {"embeddings": 10**6, "attention": 2 * 10**6}, "runtime": {"name": "eager"}}  # fmt: skip
     alone = {"results": {"glue/sst2": {"accuracy": interval}}, "cost": cost}
-    assert list(tables_of(alone)) == ["Quality", "Size", "Megabytes by part", "Speed of one forward pass"]
-    assert list(tables_of({"results": {}, "cost": cost})) == ["Size", "Megabytes by part", "Speed of one forward pass"]
+    assert list(evaluation_tables(alone)) == ["Quality", "Size", "Megabytes by part", "Speed of one forward pass"]
+    assert list(evaluation_tables({"results": {}, "cost": cost})) == [
+        "Size",
+        "Megabytes by part",
+        "Speed of one forward pass",
+    ]
     ran = {"instructions": "AVX512", "int8": {"4 rows: onednn": 6}, "int4": {"4 rows: decoded": 2}}
-    named = tables_of({"results": {}, "cost": {**cost, "machine": ran}})["Kernels that were fastest here"].shown()
+    named = evaluation_tables({"results": {}, "cost": {**cost, "machine": ran}})[
+        "Kernels that were fastest here"
+    ].shown()
     assert [row[1:] for row in named] == [
         ["int8", "4 rows: onednn", "6", "AVX512"],
         ["int4", "4 rows: decoded", "2", "AVX512"],
@@ -121,7 +127,7 @@ def test_an_evaluation_becomes_tables() -> None:
         "detectable": {"glue/sst2": {"accuracy": 0.02}},
         "fidelity": {"kl": 0.1, "kl_low": 0.0, "kl_high": 0.2, "top1_agreement": 0.9, "cosine": 1.0, "predictions": 3},
     }
-    tables = tables_of(compared)
+    tables = evaluation_tables(compared)
     assert tables["Change against the original"].shown()[0][-5:] == [
         "+0.5000", "0.4000 – 0.6000", "0.010", "a real change", "±0.0200",
     ]  # fmt: skip
@@ -143,5 +149,5 @@ def test_a_change_is_said_in_words(p: float, least_p: float, value: float, said:
     change = {"value": value, "low": value, "high": value, "p": p}
     result = {"results": {}, "settings": {}, "difference": {"t": {"m": change}}, "least_p": {"t": {"m": least_p}},
               "detectable": {"t": {"m": None}}}  # fmt: skip
-    assert tables_of(result)["Change against the original"].shown()[0][5] == said
-    assert "".join(remarks_of(result)).startswith(remark) and bool(remarks_of(result)) is bool(remark)
+    assert evaluation_tables(result)["Change against the original"].shown()[0][5] == said
+    assert "".join(evaluation_remarks(result)).startswith(remark) and bool(evaluation_remarks(result)) is bool(remark)

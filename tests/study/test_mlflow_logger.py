@@ -9,7 +9,7 @@ import yaml
 
 from laconic.cli.main import status
 from laconic.errors import UserError
-from laconic.report.study.results_table import results_table
+from laconic.report.study.results import results_table
 from laconic.study import Ledger, MlflowLogger, cells_of, check_logging, run_study, study_from
 from laconic.study.executors import InProcess
 

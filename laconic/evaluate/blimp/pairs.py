@@ -1,21 +1,55 @@
-"""BLiMP's minimal pairs: the acceptable sentence as the text of a row, the other as its pair.
+"""BLiMP's minimal pairs, and the paradigms of its twelve phenomena.
 
-Read from the `.jsonl` files in the folder `blimp` of LACONIC_DATA, or in its folder `data`: the release's, one for each
-paradigm (`sentence_good`, `sentence_bad`, `UID`), or any with the fields `good`, `bad` and `phenomenon`.
+Phenomena are those of Warstadt et al. 2020, https://arxiv.org/abs/1912.00582. Pairs are read from the `.jsonl` files in
+the folder `blimp` of LACONIC_DATA, or in its folder `data`: the release's, one for each paradigm (`sentence_good`,
+`sentence_bad`, `UID`), or any with the fields `good`, `bad` and `phenomenon`.
 """
 
+import json
 from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from laconic.calibrate.corpus import Example
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
-from laconic.evaluate.blimp.phenomena import PHENOMENON
-from laconic.evaluate.objects import field, objects
+from laconic.evaluate.json_lines import read_objects, text_field
+
+PHENOMENA: dict[str, tuple[str, ...]] = {
+    phenomenon: tuple(members)
+    for phenomenon, members in json.loads(Path(__file__).with_name("phenomena.json").read_text()).items()
+}
+"""The paradigms of each phenomenon."""
+PHENOMENON_OF = {paradigm: phenomenon for phenomenon, members in PHENOMENA.items() for paradigm in members}
+"""The phenomenon of each paradigm."""
 
 
-def files() -> list[Path]:
-    """Those with the pairs.
+def match_paradigms(pattern: str) -> tuple[str, ...]:
+    """The paradigms that match a name or a glob; a phenomenon stands for all of its own. Case does not matter.
+
+    Raises:
+        UserError: none matches.
+    """
+    glob = pattern.lower()
+    found = [
+        paradigm
+        for phenomenon, members in PHENOMENA.items()
+        for paradigm in members
+        if fnmatchcase(phenomenon, glob) or fnmatchcase(paradigm.lower(), glob)
+    ]
+    if not found:
+        close = get_close_matches(glob, [*PHENOMENA, *PHENOMENON_OF], n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UserError(
+            f"There is no BLiMP phenomenon '{pattern}': {hint}known are {', '.join(PHENOMENA)}, and the paradigms of "
+            "each."
+        )
+    return tuple(found)
+
+
+def pair_files() -> list[Path]:
+    """The files with the pairs.
 
     Raises:
         UserError: LACONIC_DATA names no folder with BLiMP in it.
@@ -32,21 +66,24 @@ def files() -> list[Path]:
     return sorted(found)
 
 
-def pairs(paradigms: Sequence[str]) -> list[Example]:
+def load_pairs(paradigms: Sequence[str]) -> list[Example]:
     """The pairs of these paradigms; `group` is `phenomenon/paradigm`.
 
     Raises:
         UserError: a malformed row, an unknown paradigm in it, or no pair of any of `paradigms`.
     """
     rows: list[Example] = []
-    for path in files():
-        for place, row in objects(path):
-            paradigm = field(row, ("UID", "phenomenon"), place)
-            if paradigm not in PHENOMENON:
-                raise unknown("BLiMP paradigm", paradigm, PHENOMENON, f"{place} is of")
+    for path in pair_files():
+        for place, row in read_objects(path):
+            paradigm = text_field(row, ("UID", "phenomenon"), place)
+            if paradigm not in PHENOMENON_OF:
+                raise unknown("BLiMP paradigm", paradigm, PHENOMENON_OF, f"{place} is of")
             if paradigm in paradigms:
-                good, bad = field(row, ("sentence_good", "good"), place), field(row, ("sentence_bad", "bad"), place)
-                rows.append(Example(good, pair=bad, group=f"{PHENOMENON[paradigm]}/{paradigm}"))
+                good, bad = (
+                    text_field(row, ("sentence_good", "good"), place),
+                    text_field(row, ("sentence_bad", "bad"), place),
+                )
+                rows.append(Example(good, pair=bad, group=f"{PHENOMENON_OF[paradigm]}/{paradigm}"))
     if not rows:
         raise UserError(f"BLiMP in LACONIC_DATA has no pair of {', '.join(paradigms)}; put the release's data there.")
     return rows

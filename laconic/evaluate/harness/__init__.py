@@ -3,6 +3,6 @@
 The extra `harness` brings it; prompts, answers, scores and their aggregation are its own.
 """
 
-from laconic.evaluate.harness.judge import Harness
+from laconic.evaluate.harness.task import Harness
 
 __all__ = ["Harness"]

@@ -1,23 +1,75 @@
-"""One task of the harness with its rows: from local files where there are any, else from where its YAML says."""
+"""Loads one of the harness's tasks with its rows, from local files or from where its YAML says.
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+`isolate_harness` keeps the harness from printing, and gives it the random seeds that it has by itself.
+"""
+
+import io
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
+from lm_eval.api import task
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from laconic.calibrate.sources.hub import find_hub
 from laconic.errors import UserError, reason_of
-from laconic.evaluate.harness.isolation import SEEDS, isolated
-from laconic.evaluate.harness.local import SPLIT, LocalData, local_data, wanted_files
-from laconic.evaluate.harness.names import find_task
+from laconic.evaluate.harness.local import SPLIT, LocalData, find_local_data, find_task_file, local_files
+
+SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}
+"""The harness's defaults."""
+
+
+@contextmanager
+def isolate_harness() -> Iterator[None]:
+    """Within the block the harness says nothing but by its errors, and random numbers are those of its seeds;
+    afterwards they go on as if nothing had been."""
+    with _silence_harness(), _use_harness_seeds():
+        yield
+
+
+@contextmanager
+def _silence_harness() -> Iterator[None]:
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, task.tqdm
+    logger.setLevel(logging.CRITICAL)
+    # It draws a bar while it writes prompts, and has no switch for it.
+    task.tqdm = _without_bar  # type: ignore[assignment]
+    try:
+        # Its bootstrap prints.
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        task.tqdm = bars
+
+
+@contextmanager
+def _use_harness_seeds() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            random.seed(SEEDS["random"])
+            np.random.seed(SEEDS["numpy"])
+            torch.manual_seed(SEEDS["torch"])
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return items
 
 
 @dataclass(frozen=True)
-class Built:
+class LoadedTask:
     """A task of the harness, and where its rows come from; `split` is the one that it judges on."""
 
     task: Task
@@ -25,63 +77,63 @@ class Built:
     split: str
 
 
-def build(name: str) -> Built:
+def load_task(name: str) -> LoadedTask:
     """The task with its rows and, where its YAML asks for them, its examples drawn with the harness's seed.
 
     Raises:
         UserError: no such task, or its rows or a package of its own cannot be had.
     """
-    manager, config = _defined(name)
-    _refuse(name, config)
-    local = _local(config)
-    with isolated(), _explained(name):
-        wanted = name if local is None else _on_rows(name, config, local)
-        task = manager.load([wanted])["tasks"][name]
+    manager, config = _load_definition(name)
+    _check_supported(name, config)
+    local = _find_local(config)
+    with isolate_harness(), _explain_errors(name):
+        definition = name if local is None else _with_local_rows(name, config, local)
+        task = manager.load([definition])["tasks"][name]
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(SEEDS["few_shot"])
     source = local.source if local else ":".join(filter(None, _dataset(config))) or f"harness/{name}"
-    return Built(task, source, SPLIT if local else _split(config))
+    return LoadedTask(task, source, SPLIT if local else _split(config))
 
 
-def check(name: str) -> None:
-    """Raise UserError where `build` would for a missing task or data set; no row is read."""
-    _, config = _defined(name)
-    _refuse(name, config)
+def check_task(name: str) -> None:
+    """Raise UserError where `load_task` would for a missing task or data set; no row is read."""
+    _, config = _load_definition(name)
+    _check_supported(name, config)
     dataset, configuration = _dataset(config)
     # What is made in code, or of files that the YAML names, shows when it is built.
-    if _local(config) or dataset.count("/") != 1 or {"custom_dataset", "dataset_kwargs", "class"} & config.keys():
+    if _find_local(config) or dataset.count("/") != 1 or {"custom_dataset", "dataset_kwargs", "class"} & config.keys():
         return
     try:
         find_hub(dataset, configuration, (_split(config),))
     except UserError as error:
-        files = wanted_files(dataset, configuration)
+        files = local_files(dataset, configuration)
         raise UserError(f"There is no {files}, and the hub does not help: {error}") if files else error from error
 
 
 def check_rows(name: str) -> None:
     """Raise UserError where a local file that stands in for the task's rows cannot be read, or has none."""
-    _, config = _defined(name)
-    local = _local(config)
+    _, config = _load_definition(name)
+    local = _find_local(config)
     if local is not None:
         local.rows()
 
 
-def writes(name: str) -> bool:
+def generates_text(name: str) -> bool:
     """Whether the model writes its answers, which is what the harness takes a task for that does not say."""
-    _, config = _defined(name)
+    _, config = _load_definition(name)
     return config.get("output_type", "generate_until") == "generate_until"
 
 
-def _defined(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
+def _load_definition(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
     """What loads the task, and its configuration with functions by their names."""
-    file = find_task(name)
-    with isolated(), _explained(name):
+    file = find_task_file(name)
+    with isolate_harness(), _explain_errors(name):
         manager = TaskManager(include_defaults=False, include_path=str(file.parent))
         return manager, manager.task_index[name].cfg or {}
 
 
-def _refuse(name: str, config: Mapping[str, Any]) -> None:
+def _check_supported(name: str, config: Mapping[str, Any]) -> None:
     if config.get("unsafe_code"):
         raise UserError(f"'harness/{name}' runs code that the model writes, which laconic does not; take another task.")
     if config.get("doc_to_image") or config.get("doc_to_audio"):
@@ -90,14 +142,14 @@ def _refuse(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _local(config: Mapping[str, Any]) -> LocalData | None:
+def _find_local(config: Mapping[str, Any]) -> LocalData | None:
     """Local files hold the split that most tasks judge on, and no examples to show before a question."""
     if _split(config) != SPLIT or config.get("num_fewshot") or "class" in config:
         return None
-    return local_data(*_dataset(config))
+    return find_local_data(*_dataset(config))
 
 
-def _on_rows(name: str, config: Mapping[str, Any], local: LocalData) -> dict[str, Any]:
+def _with_local_rows(name: str, config: Mapping[str, Any], local: LocalData) -> dict[str, Any]:
     """The task with nothing changed but its rows; a group of one is how the harness lets a task be changed."""
 
     def rows(**_: Any) -> DatasetDict:
@@ -117,7 +169,7 @@ def _split(config: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explain_errors(name: str) -> Iterator[None]:
     """What goes wrong with the harness's files or with the hub is told in a sentence."""
     try:
         yield

@@ -1,14 +1,66 @@
-"""Data sets of the hub that `LACONIC_DATA` may hold in the layout of their authors, as rows with the hub's columns."""
+"""The harness's tasks as far as they can be found without importing it: YAML files by name, and local data sets.
 
+The harness's own index parses every YAML file, which takes seconds; a name needs one line of each.
+"""
+
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from laconic.calibrate.sources import data_folder
 from laconic.calibrate.sources.records import content
-from laconic.errors import UserError, must_be
-from laconic.evaluate.objects import Object, objects
+from laconic.errors import UserError, install, must_be
+from laconic.evaluate.json_lines import JsonObject, read_objects
+
+REQUIRED_PACKAGES = ("lm_eval", "accelerate")
+"""Packages without which no task is run."""
+GROUP = "group"
+_NAME = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([^\s"'#]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+
+
+def find_task_file(name: str) -> Path:
+    """The YAML file that defines the task `name`.
+
+    Raises:
+        UserError: the harness is not installed, has no such task (the nearest is suggested), or a group of that name.
+    """
+    index = _index_tasks(_tasks_folder())
+    if name not in index:
+        tasks = [task for task, (kind, _) in index.items() if kind != GROUP]
+        close = get_close_matches(name, tasks, n=1)
+        hint = f"did you mean 'harness/{close[0]}'? " if close else ""
+        raise UserError(f"The harness has no task '{name}': {hint}`lm_eval ls subtasks` lists all {len(tasks)}.")
+    kind, file = index[name]
+    if kind == GROUP:
+        raise UserError(f"'harness/{name}' is a group of the harness's tasks; name those of them that are wanted.")
+    return file
+
+
+def _tasks_folder() -> Path:
+    """Where the installed harness keeps its tasks."""
+    specs = {package: find_spec(package) for package in REQUIRED_PACKAGES}
+    missing = [package for package, spec in specs.items() if spec is None]
+    origin = None if missing else specs["lm_eval"] and specs["lm_eval"].origin
+    if origin is None:
+        packages = " and ".join(missing or REQUIRED_PACKAGES)
+        raise UserError(f"The harness's tasks need {packages}, not installed here: {install('harness')}.")
+    return Path(origin).parent / "tasks"
+
+
+@cache
+def _index_tasks(folder: Path) -> dict[str, tuple[str, Path]]:
+    """By its name, each task and group: which of the two it is, and its file. The first file of a name counts."""
+    named: dict[str, tuple[str, Path]] = {}
+    for file in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
+        for kind, name in _NAME.findall(file.read_text(encoding="utf-8")):
+            named.setdefault(name, (kind, file))
+    return named
+
 
 Rows = list[dict[str, Any]]
 SPLIT = "validation"
@@ -42,23 +94,23 @@ class LocalData:
         return rows
 
 
-def local_data(dataset: str, configuration: str | None) -> LocalData | None:
+def find_local_data(dataset: str, configuration: str | None) -> LocalData | None:
     """Where `LACONIC_DATA` has the hub's `dataset`; None where it has not."""
-    folder, known = data_folder(), KNOWN.get((dataset, configuration))
-    if folder is None or known is None:
+    folder, data = data_folder(), LOCAL_DATA.get((dataset, configuration))
+    if folder is None or data is None:
         return None
-    return known if all((folder / known.folder / file).is_file() for file in known.files) else None
+    return data if all((folder / data.folder / file).is_file() for file in data.files) else None
 
 
-def wanted_files(dataset: str, configuration: str | None) -> str:
+def local_files(dataset: str, configuration: str | None) -> str:
     """The files that would stand in for the hub's `dataset`, "" where laconic reads none."""
-    known = KNOWN.get((dataset, configuration))
-    return "" if known is None else " and ".join(f"LACONIC_DATA/{known.folder}/{file}" for file in known.files)
+    data = LOCAL_DATA.get((dataset, configuration))
+    return "" if data is None else " and ".join(f"LACONIC_DATA/{data.folder}/{file}" for file in data.files)
 
 
-def _boolq(folder: Path) -> Rows:
+def _read_boolq(folder: Path) -> Rows:
     rows: Rows = []
-    for at, (place, row) in enumerate(objects(folder / "dev.jsonl")):
+    for at, (place, row) in enumerate(read_objects(folder / "dev.jsonl")):
         passage, question = _text(row, "passage", place), _text(row, "question", place)
         # SuperGLUE, which the harness reads, has put the title before the passage.
         if "label" not in row:
@@ -70,10 +122,10 @@ def _boolq(folder: Path) -> Rows:
     return rows
 
 
-def _piqa(folder: Path) -> Rows:
+def _read_piqa(folder: Path) -> Rows:
     rows: Rows = [
         {name: _text(row, name, place) for name in ("goal", "sol1", "sol2")}
-        for place, row in objects(folder / "dev.jsonl")
+        for place, row in read_objects(folder / "dev.jsonl")
     ]
     labels = content(folder / "dev-labels.lst").split()
     if len(labels) != len(rows):
@@ -85,9 +137,9 @@ def _piqa(folder: Path) -> Rows:
     return rows
 
 
-def _winogrande(folder: Path) -> Rows:
+def _read_winogrande(folder: Path) -> Rows:
     rows: Rows = []
-    for place, row in objects(folder / "dev.jsonl"):
+    for place, row in read_objects(folder / "dev.jsonl"):
         found = {name: _text(row, name, place) for name in ("sentence", "option1", "option2", "answer")}
         if "_" not in found["sentence"]:
             raise must_be(f"The sentence of {place}", "one with a gap _", found["sentence"])
@@ -97,15 +149,15 @@ def _winogrande(folder: Path) -> Rows:
     return rows
 
 
-KNOWN: dict[tuple[str, str | None], LocalData] = {
-    ("aps/super_glue", "boolq"): LocalData("boolq", ("dev.jsonl",), _boolq),
-    ("baber/piqa", None): LocalData("piqa", ("dev.jsonl", "dev-labels.lst"), _piqa),
-    ("allenai/winogrande", "winogrande_xl"): LocalData("winogrande", ("dev.jsonl",), _winogrande),
+LOCAL_DATA: dict[tuple[str, str | None], LocalData] = {
+    ("aps/super_glue", "boolq"): LocalData("boolq", ("dev.jsonl",), _read_boolq),
+    ("baber/piqa", None): LocalData("piqa", ("dev.jsonl", "dev-labels.lst"), _read_piqa),
+    ("allenai/winogrande", "winogrande_xl"): LocalData("winogrande", ("dev.jsonl",), _read_winogrande),
 }
 """By name and configuration on the hub."""
 
 
-def _text(row: Object, field: str, place: str) -> str:
+def _text(row: JsonObject, field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
         raise must_be(f"The field '{field}' of {place}", "text", value)

@@ -1,4 +1,4 @@
-"""The harness's own model class, HFLM, around a model in memory, telling how far it is."""
+"""The harness's model class, HFLM, around a model in memory, with progress and counts of truncated requests."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -18,15 +18,23 @@ from laconic.progress import Track
 # The decorator that registers it loses its type.
 HFLM: Any = huggingface.HFLM
 
-BATCHES = 8
+BATCHES_PER_PART = 8
 """In the part of the requests after which progress is told."""
 
 
-class Scorer(HFLM):
-    """HFLM on `lm`, in float32 as it was loaded.
+class HarnessModel(HFLM):
+    """HFLM around a model in memory.
 
-    asked: how many requests there were; cut: how many of them were longer than the context, and so lost what is to the
-    left of their prompt; answers_cut: in how many even the answer was, of which the harness by itself makes an error.
+    Args:
+        lm: the model.
+        batch_size: requests that are run at once.
+        track: shows progress.
+        what: the name of the task, for progress and errors.
+
+    Attributes:
+        asked: number of requests.
+        cut: requests longer than the context, whose prompts lost their left ends.
+        answers_cut: requests whose answer alone is longer than the context, for which the harness itself fails.
     """
 
     def __init__(self, lm: LanguageModel, batch_size: int, track: Track, what: str) -> None:
@@ -74,7 +82,7 @@ class Scorer(HFLM):
         self.asked += len(requests)
         prompts = [str(request.args[0]) for request in requests]
         order = sorted(range(len(requests)), key=lambda at: (-len(prompts[at]), prompts[at]))
-        size = BATCHES * self.batch_size
+        size = BATCHES_PER_PART * self.batch_size
         answers: dict[int, Any] = {}
         for part in self._track([order[at : at + size] for at in range(0, len(order), size)], self._what):
             answers |= zip(part, ask([requests[at] for at in part], disable_tqdm=True), strict=True)

@@ -1,51 +1,128 @@
-"""A sentence with a gap as the row of a batch whose last prediction is that of the gap.
+"""LAMA's questions: sentences with a gap as rows for a model, and the rank of the true answer among candidates.
 
-Masked models see the mask token in it. Causal ones read what comes before, after the token that starts texts, and are
-asked at the place just before the gap, as in the paper (Petroni et al. 2019). Of the encoder-decoders, those with
-sentinels write the first sentinel and what it stands for (T5, Raffel et al. 2020, section 3.1.4); those with a mask
-token write the sentence itself, of which what comes before the gap is given (BART's infilling, Lewis et al. 2020,
-section 2.2). A sentence with several gaps is scored at the first.
+Masked models read the mask token in the gap. Causal ones read what comes before it, after the token that starts texts,
+and predict the next token, as in the paper (Petroni et al. 2019). Encoder-decoders with sentinels write the first
+sentinel and what it stands for (T5, Raffel et al. 2020, section 3.1.4); those with a mask token write the sentence
+itself, of which what comes before the gap is given (BART's infilling, Lewis et al. 2020, section 2.2). A sentence with
+several gaps is scored at the first.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from laconic.calibrate.batching import IGNORED, Row, tokenizer_of
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from laconic.calibrate.batching import IGNORED, Row, positions, tokenizer_of
+from laconic.calibrate.corpus import Example
 from laconic.errors import UserError
 from laconic.evaluate.lama.facts import MASK
 from laconic.evaluate.perplexity import start_token
+from laconic.evaluate.prediction import batch_by_length, predict_labelled
 from laconic.model import LanguageModel, Task
+from laconic.progress import Track
+
+
+class Boundary(Enum):
+    """What stands before a word: (a text whose tokens do not depend on what follows it, what parts the two)."""
+
+    START = ("", "")
+    SPACED = ("a", " ")
+    JOINED = ("(", "")
+
+    @classmethod
+    def after(cls, text: str) -> "Boundary":
+        """The boundary before a word that follows `text`."""
+        if not text.strip():
+            return cls.START
+        return cls.SPACED if text[-1].isspace() else cls.JOINED
+
+
+def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], place: Boundary) -> dict[str, int]:
+    """The token of each word that is a single token after this boundary; an unknown word has none.
+
+    A byte-pair or sentence-piece tokenizer has other tokens for `Paris` after a space than right after a bracket, and
+    tokens of a word are what the text with it has more than the text before it.
+    """
+    before, gap = place.value
+    found = tokenizer([before, *(before + gap + word for word in words)], add_special_tokens=False, verbose=False)
+    first, *ids = found["input_ids"]
+    return {
+        word: tokens[-1]
+        for word, tokens in zip(words, ids, strict=True)
+        if len(tokens) == len(first) + 1 and tokens[:-1] == first and tokens[-1] != tokenizer.unk_token_id
+    }
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens that may fill a gap, by what stands before it.
+
+    Args:
+        tokens: of each answer that is a single token, this token.
+        candidates: tokens that compete, in rising order; None where all tokens do.
+    """
+
+    tokens: Mapping[Boundary, Mapping[str, int]]
+    candidates: Mapping[Boundary, Int[Tensor, " words"]] | None
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], words: Sequence[str] | None
+    ) -> "Vocabulary":
+        """The vocabulary of a tokenizer.
+
+        Args:
+            tokenizer: of the model.
+            answers: answers.
+            words: candidates; None for all tokens.
+        """
+        tokens = {place: single_tokens(tokenizer, list(dict.fromkeys(answers)), place) for place in Boundary}
+        if words is None:
+            return cls(tokens, None)
+        candidates = {place: sorted(set(single_tokens(tokenizer, words, place).values())) for place in Boundary}
+        return cls(tokens, {place: torch.tensor(numbers, dtype=torch.long) for place, numbers in candidates.items()})
+
+    def competes(self, token: int, place: Boundary) -> bool:
+        """Whether a token is a candidate after this boundary."""
+        return self.candidates is None or bool((self.candidates[place] == token).any())
+
 
 SENTINEL = "<extra_id_{}>"
 
-Writer = Callable[[str, int], Row | None]
-"""(sentence, token of the answer) → row; None where nothing comes before the gap that a model could read."""
+RowBuilder = Callable[[str, int], Row | None]
+"""(sentence, token of the answer) → row; None where the model would have nothing to read before the gap."""
 
 
-def writer(lm: LanguageModel) -> Writer:
-    """How `lm` is asked.
+def row_builder(lm: LanguageModel) -> RowBuilder:
+    """How sentences with a gap become rows for a model.
 
     Raises:
         UserError: it has no tokenizer, or one without a token for a gap.
     """
     if lm.task is Task.CAUSAL:
-        return _causal(lm)
-    if fills_sentinels(lm):
-        return _sentinel(lm)
+        return _causal_rows(lm)
+    if uses_sentinels(lm):
+        return _sentinel_rows(lm)
     mask = tokenizer_of(lm).mask_token_id
     if not isinstance(mask, int) or lm.target_tokenizer is not None:
         raise UserError(
             f"The model '{lm.source}' cannot be asked with gaps: its tokenizer has no token that stands for one; use a "
             "model that was trained to fill them."
         )
-    return _infilling(lm) if lm.task is Task.SEQ2SEQ else _masked(lm, mask)
+    return _infilling_rows(lm) if lm.task is Task.SEQ2SEQ else _masked_rows(lm, mask)
 
 
-def fills_sentinels(lm: LanguageModel) -> bool:
+def uses_sentinels(lm: LanguageModel) -> bool:
     """Whether it is an encoder-decoder whose tokenizer has T5's tokens for gaps."""
     return lm.task is Task.SEQ2SEQ and SENTINEL.format(0) in tokenizer_of(lm).get_vocab()
 
 
-def _masked(lm: LanguageModel, mask: int) -> Writer:
+def _masked_rows(lm: LanguageModel, mask: int) -> RowBuilder:
     tokenizer = tokenizer_of(lm)
 
     def write(sentence: str, answer: int) -> Row:
@@ -57,7 +134,7 @@ def _masked(lm: LanguageModel, mask: int) -> Writer:
     return write
 
 
-def _causal(lm: LanguageModel) -> Writer:
+def _causal_rows(lm: LanguageModel) -> RowBuilder:
     tokenizer, first = tokenizer_of(lm), start_token(lm)
 
     def write(sentence: str, answer: int) -> Row | None:
@@ -70,7 +147,7 @@ def _causal(lm: LanguageModel) -> Writer:
     return write
 
 
-def _sentinel(lm: LanguageModel) -> Writer:
+def _sentinel_rows(lm: LanguageModel) -> RowBuilder:
     tokenizer = tokenizer_of(lm)
     first = tokenizer.get_vocab()[SENTINEL.format(0)]
 
@@ -82,7 +159,7 @@ def _sentinel(lm: LanguageModel) -> Writer:
     return write
 
 
-def _infilling(lm: LanguageModel) -> Writer:
+def _infilling_rows(lm: LanguageModel) -> RowBuilder:
     tokenizer = tokenizer_of(lm)
 
     def write(sentence: str, answer: int) -> Row:
@@ -93,3 +170,99 @@ def _infilling(lm: LanguageModel) -> Writer:
         return Row(list(ids), labels=[*written, answer])
 
     return write
+
+
+BATCH = 32
+MAX_WORDS = 100
+"""Words of a sentence at most, as in the code of the paper."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One fact as a row.
+
+    Args:
+        at: its index in the corpus.
+        row: tokens and labels.
+        place: what stands before the gap.
+        answer: token of the answer.
+        also: tokens of other right answers.
+    """
+
+    at: int
+    row: Row
+    place: Boundary
+    answer: int
+    also: tuple[int, ...]
+
+
+def questions(
+    lm: LanguageModel, facts: Sequence[Example], vocabulary: Vocabulary
+) -> tuple[list[Question], dict[str, int]]:
+    """The questions that a model can be asked, and by reason the number of facts that it cannot be asked about."""
+    write, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), positions(lm)
+    rows: list[Question] = []
+    left_out: Counter[str] = Counter()
+    for at, fact in enumerate(facts):
+        # Behind a sentinel every word is as after a space.
+        before = "a " if behind_sentinel else fact.text.partition(MASK)[0]
+        found = _question(at, fact, Boundary.after(before), vocabulary, write)
+        if isinstance(found, Question) and longest is not None and _n_tokens(found.row) > longest:
+            found = "longer than the model reads"
+        if isinstance(found, Question):
+            rows.append(found)
+        else:
+            left_out[found] += 1
+    return rows, dict(sorted(left_out.items()))
+
+
+def _question(at: int, fact: Example, place: Boundary, vocabulary: Vocabulary, write: RowBuilder) -> Question | str:
+    """The question, or the reason why there is none."""
+    if MASK not in fact.text:
+        return "no sentence with a gap"
+    if len(fact.text.split()) > MAX_WORDS:
+        return f"over {MAX_WORDS} words"
+    tokens = vocabulary.tokens[place]
+    answer = tokens.get(fact.target or "")
+    if answer is None:
+        return "answer not one token"
+    if not vocabulary.competes(answer, place):
+        return "answer not in the vocabulary"
+    row = write(fact.text, answer)
+    if row is None:
+        return "nothing before the gap"
+    return Question(at, row, place, answer, tuple({tokens[other] for other in fact.also if other in tokens} - {answer}))
+
+
+def _n_tokens(row: Row) -> int:
+    """Tokens of the longer of input and output."""
+    return max(len(row.input_ids), len(row.labels) if isinstance(row.labels, list) else 0)
+
+
+def ranks(
+    lm: LanguageModel, rows: Sequence[Question], vocabulary: Vocabulary, track: Track, what: str
+) -> Int[Tensor, " questions"]:
+    """The rank of each answer, from 1; equally likely candidates come before it, other right answers do not count."""
+    parts, data = batch_by_length(lm, [question.row for question in rows], BATCH)
+    answer_ranks = torch.zeros(len(rows), dtype=torch.long)
+    for part, (_, predictions) in zip(parts, predict_labelled(lm, data, track, what), strict=True):
+        last = predictions.rows.bincount(minlength=len(part)).cumsum(0) - 1
+        for at, scores in zip(part, predictions.values[last], strict=True):
+            answer_ranks[at] = rank(scores, rows[at], vocabulary)
+    return answer_ranks
+
+
+def rank(scores: Float[Tensor, " tokens"], question: Question, vocabulary: Vocabulary) -> int:
+    """The filtered rank (Bordes et al. 2013): among the candidates without other right answers.
+
+    Args:
+        scores: of each token, higher is likelier.
+        question: the question.
+        vocabulary: the candidates.
+    """
+    candidates = None if vocabulary.candidates is None else vocabulary.candidates[question.place]
+    rivals = scores if candidates is None else scores[candidates]
+    # The answer is a candidate itself, so that the first of them has rank 1.
+    before = int((rivals >= scores[question.answer]).sum())
+    other_answers = [token for token in question.also if vocabulary.competes(token, question.place)]
+    return before - int((scores[other_answers] >= scores[question.answer]).sum()) if other_answers else before

@@ -15,22 +15,29 @@ from pathlib import Path
 from laconic.calibrate.corpus import Example
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
-from laconic.evaluate.objects import Object, field, objects
+from laconic.evaluate.json_lines import JsonObject, read_objects, text_field
 
 MASK = "[MASK]"
 CORPORA = {"trex": "TREx", "google_re": "Google_RE", "squad": "Squad", "conceptnet": "ConceptNet"}
-"""Folders of the release, by the names that tasks have for them."""
+"""Folders of the release, by the names of the corpora in tasks."""
 TEMPLATES = {
     "place_of_birth": "[X] was born in [Y] .",
     "date_of_birth": "[X] (born [Y]).",
     "place_of_death": "[X] died in [Y] .",
 }
-"""Of Google-RE's relations, as the release's scripts/run_experiments.py has them."""
+"""Templates of Google-RE's relations, from the release's scripts/run_experiments.py."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One triple in words; `relation` and `subject` are empty where the corpus has none."""
+    """One fact.
+
+    Args:
+        sentence: with `[MASK]` in the place of the answer.
+        subject: empty where the corpus has none.
+        relation: empty where the corpus has none.
+        answer: the object of the fact.
+    """
 
     sentence: str
     subject: str
@@ -41,8 +48,8 @@ class Fact:
 Reader = Callable[[], list[Example]]
 
 
-def readers() -> dict[str, Reader]:
-    """The corpora that are there, by task name, each with what reads it; files without a release are read at once.
+def corpus_readers() -> dict[str, Reader]:
+    """The corpora in LACONIC_DATA by name, each with a function that reads it; single `.jsonl` files are read at once.
 
     Raises:
         UserError: LACONIC_DATA names no folder with LAMA in it, or a row is malformed.
@@ -55,7 +62,7 @@ def readers() -> dict[str, Reader]:
             f"LAMA is read from local files, and {where}; name by LACONIC_DATA a folder that holds lama/, with LAMA's "
             "release or a .jsonl of facts in it."
         )
-    found = {**_of_lines(folder), **_of_release(folder / "data"), **_of_release(folder)}
+    found = {**_readers_of_json_lines(folder), **_readers_of_release(folder / "data"), **_readers_of_release(folder)}
     if not found:
         raise UserError(
             f"The folder '{folder}' has neither a corpus of LAMA's release ({', '.join(CORPORA.values())}) nor a "
@@ -64,81 +71,81 @@ def readers() -> dict[str, Reader]:
     return found
 
 
-def _of_lines(folder: Path) -> dict[str, Reader]:
+def _readers_of_json_lines(folder: Path) -> dict[str, Reader]:
     facts: dict[str, list[Fact]] = defaultdict(list)
     names = {folder_name.lower(): name for name, folder_name in CORPORA.items()}
     for path in sorted(path for path in folder.glob("*.jsonl") if path.name != "relations.jsonl"):
-        for place, row in objects(path):
-            source = field(row, ("source",), place)
+        for place, row in read_objects(path):
+            source = text_field(row, ("source",), place)
             if source.lower() not in names:
                 raise unknown("corpus of LAMA", source, CORPORA.values(), f"{place} is of")
             # A few facts of Google-RE have no sentence that could be masked.
-            sentence = field(row, ("masked_sentence",), place) if row.get("masked_sentence") else ""
+            sentence = text_field(row, ("masked_sentence",), place) if row.get("masked_sentence") else ""
             relation = str(row.get("relation") or "").rsplit("/", maxsplit=1)[-1]
-            fact = Fact(sentence, str(row.get("sub") or ""), relation, field(row, ("obj",), place))
+            fact = Fact(sentence, str(row.get("sub") or ""), relation, text_field(row, ("obj",), place))
             facts[names[source.lower()]].append(fact)
-    return {name: _reader(name, rows) for name, rows in facts.items()}
+    return {name: _json_lines_reader(name, rows) for name, rows in facts.items()}
 
 
-def _reader(name: str, facts: Sequence[Fact]) -> Reader:
-    return lambda: _examples(name, facts)
+def _json_lines_reader(name: str, facts: Sequence[Fact]) -> Reader:
+    return lambda: _to_examples(name, facts)
 
 
-def _of_release(folder: Path) -> dict[str, Reader]:
+def _readers_of_release(folder: Path) -> dict[str, Reader]:
     return {name: _release_reader(name, folder) for name in CORPORA if (folder / CORPORA[name]).is_dir()}
 
 
 def _release_reader(name: str, folder: Path) -> Reader:
-    facts = {"trex": _trex, "google_re": _google_re}.get(name, _sentences)
-    return lambda: _examples(name, list(facts(folder / CORPORA[name])))
+    facts = {"trex": _read_trex, "google_re": _read_google_re}.get(name, _read_sentences)
+    return lambda: _to_examples(name, list(facts(folder / CORPORA[name])))
 
 
-def _trex(folder: Path) -> Iterator[Fact]:
-    """The relations of relations.jsonl beside the folder, those that have a file."""
+def _read_trex(folder: Path) -> Iterator[Fact]:
+    """The relations of relations.jsonl beside the folder that have a file."""
     relations = folder.parent / "relations.jsonl"
     if not relations.is_file():
         raise UserError(f"T-REx is asked by the templates of '{relations}', which is missing; put the release's there.")
-    for place, row in objects(relations):
-        path = folder / f"{field(row, ('relation',), place)}.jsonl"
+    for place, row in read_objects(relations):
+        path = folder / f"{text_field(row, ('relation',), place)}.jsonl"
         if path.is_file():
-            yield from _asked(path, path.stem, field(row, ("template",), place), place)
+            yield from _fill_template(path, path.stem, text_field(row, ("template",), place), place)
 
 
-def _google_re(folder: Path) -> Iterator[Fact]:
+def _read_google_re(folder: Path) -> Iterator[Fact]:
     for relation, template in TEMPLATES.items():
         path = folder / f"{relation}_test.jsonl"
         if path.is_file():
-            yield from _asked(path, relation, template, str(path))
+            yield from _fill_template(path, relation, template, str(path))
 
 
-def _asked(path: Path, relation: str, template: str, place: str) -> Iterator[Fact]:
-    """Each pair of a subject and an object once; facts that most of Google-RE's annotators refuted are none."""
+def _fill_template(path: Path, relation: str, template: str, place: str) -> Iterator[Fact]:
+    """Each pair of subject and object once, without facts that most of Google-RE's annotators refuted."""
     if "[X]" not in template or "[Y]" not in template:
         raise UserError(f"{place} has the template '{template}'; it must have [X] and [Y] in it.")
     seen: set[tuple[str, str]] = set()
-    for at, row in objects(path):
-        pair = field(row, ("sub_label",), at), field(row, ("obj_label",), at)
-        if pair not in seen and not _refuted(row):
+    for at, row in read_objects(path):
+        pair = text_field(row, ("sub_label",), at), text_field(row, ("obj_label",), at)
+        if pair not in seen and not _is_refuted(row):
             seen.add(pair)
             # The subject last: a title may have [Y] in it.
             sentence = template.replace("[Y]", MASK, 1).replace("[X]", pair[0])
             yield Fact(sentence, pair[0], relation, pair[1])
 
 
-def _refuted(row: Object) -> bool:
+def _is_refuted(row: JsonObject) -> bool:
     judgments = [judgment.get("judgment") for judgment in row.get("judgments") or ()]
     return 2 * judgments.count("yes") < len(judgments)
 
 
-def _sentences(folder: Path) -> Iterator[Fact]:
+def _read_sentences(folder: Path) -> Iterator[Fact]:
     """SQuAD has no subjects: it writes its own name there. ConceptNet's relation is called `pred`."""
-    for place, row in objects(folder / "test.jsonl"):
+    for place, row in read_objects(folder / "test.jsonl"):
         sentence = " ".join(row.get("masked_sentences") or ())
         subject = "" if folder.name == CORPORA["squad"] else str(row.get("sub_label") or row.get("sub") or "")
-        yield Fact(sentence, subject, str(row.get("pred") or ""), field(row, ("obj_label",), place))
+        yield Fact(sentence, subject, str(row.get("pred") or ""), text_field(row, ("obj_label",), place))
 
 
-def _examples(name: str, facts: Sequence[Fact]) -> list[Example]:
+def _to_examples(name: str, facts: Sequence[Fact]) -> list[Example]:
     """The rows; `also` has the other objects of the same subject and relation.
 
     T-REx and Google-RE are averaged by relation; ConceptNet's relations are one, as in the paper's table 2.

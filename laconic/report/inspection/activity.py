@@ -1,26 +1,154 @@
-"""What a model does with a text: outliers among the inputs of its matrices, and blocks and heads that repeat others.
+"""What a model does with texts: outliers among the inputs of matrices, and how similar blocks and heads are."""
 
-Outliers: the largest |x| of each channel against that of the median channel; what LLM.int8() (T. Dettmers et al.,
-NeurIPS 2022, arXiv 2208.07339) and SmoothQuant (G. Xiao et al., ICML 2023, arXiv 2211.10438, section 3) find to make 8
-bits too few. Blocks: Block Influence, 1 − E[cos(h_l, h_{l+1})] (X. Men et al., ShortGPT, arXiv 2403.03853, eq. 1), and
-the similarity of what they leave (`laconic.numerics.inspection`); heads by that of what each gives to its output
-projection. Padding counts nowhere.
-"""
-
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from laconic.calibrate import AbsMax, Calibration, InputStatistic, collect_stats
-from laconic.compress.depth.cuts import every_cut
+from laconic.calibrate.activation_capture import ActivationCapture
+from laconic.calibrate.recorder import rows_of
+from laconic.compress.depth.cuts import Cut, every_cut
+from laconic.compress.depth.importance import streams
 from laconic.errors import UserError
-from laconic.model import Group, LanguageModel, Site
-from laconic.model.prunable_group import prunable_groups
-from laconic.report.inspection.collected import FEWEST, Blocks, Heads, collect
+from laconic.model import Batch, Group, LanguageModel, Site, Task
+from laconic.model.prunable_group import PrunableGroup, prunable_groups
+from laconic.numerics.inspection import cka
 from laconic.report.inspection.weights import kind_of, layer_labels
+
+MAX_TOKENS = 512
+"""Tokens that are compared with each other at most, drawn at random."""
+MIN_TOKENS = 32
+"""Tokens below which similarities are not computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSimilarity:
+    """How much each block of a stack changes the hidden states.
+
+    Args:
+        stack: name of the stack; `blocks` where there is one.
+        labels: `input`, and the number of each block.
+        influence: of each block, the mean of 1 − cosine between its input and output.
+        similarity: debiased linear CKA between hidden states at each two of the labels; None on too few tokens.
+    """
+
+    stack: str
+    labels: tuple[str, ...]
+    influence: tuple[float, ...]
+    similarity: tuple[tuple[float, ...], ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSimilarity:
+    """How similar the heads of one attention are; heads that share their keys count as one.
+
+    Args:
+        name: of the attention.
+        layer: label of its block.
+        similarity: debiased linear CKA between the outputs of each two heads.
+    """
+
+    name: str
+    layer: str
+    similarity: tuple[tuple[float, ...], ...]
+
+    @property
+    def nearest(self) -> tuple[float, ...]:
+        """For each head, its similarity with the most similar other head."""
+        rows = enumerate(self.similarity)
+        return tuple(max((value for at, value in enumerate(row) if at != head), default=0.0) for head, row in rows)
+
+
+@dataclass
+class CollectedStates:
+    """Hidden states and head outputs of a sample of tokens.
+
+    Args:
+        turned: by stack, the sum of 1 − cosine over tokens for each block.
+        counts: by stack, how many tokens these sums are over.
+        hidden: by stack, sampled hidden states between the blocks, of each batch.
+        outputs: by attention, sampled outputs of its heads, of each batch.
+    """
+
+    turned: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    hidden: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        held = [sum(map(len, points[0])) for points in self.hidden.values()]
+        return min([*held, *(sum(map(len, parts)) for parts in self.outputs.values())], default=0)
+
+    def blocks(self, stack: str) -> BlockSimilarity:
+        points = [torch.cat(parts)[:MAX_TOKENS] for parts in self.hidden[stack]]
+        influence = (self.turned[stack] / max(self.counts[stack], 1)).tolist()
+        similarity = None if len(points[0]) < MIN_TOKENS else _rounded(cka(points))
+        labels = ("input", *(str(number) for number in range(len(influence))))
+        return BlockSimilarity(stack=stack, labels=labels, influence=tuple(influence), similarity=similarity)
+
+    def heads(self, inner: PrunableGroup, labels: Mapping[str, str]) -> HeadSimilarity | None:
+        outputs = torch.cat(self.outputs[inner.writer.name])[:MAX_TOKENS]
+        if len(outputs) < MIN_TOKENS or inner.count < 2:
+            return None
+        similarity = cka(outputs.split(inner.size, dim=1))
+        return HeadSimilarity(name=inner.name, layer=labels[inner.writer.block or ""], similarity=_rounded(similarity))
+
+
+def _rounded(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(value, 4) for value in row) for row in matrix.tolist())
+
+
+@torch.no_grad()
+def collect_states(
+    lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], inners: Sequence[PrunableGroup]
+) -> CollectedStates:
+    """Collect hidden states between blocks and outputs of heads for some tokens of every batch.
+
+    Args:
+        lm: the model.
+        data: batches of texts.
+        cuts: by stack, the places between its blocks.
+        inners: attentions whose heads are compared.
+    """
+    found = CollectedStates()
+    generator = torch.Generator().manual_seed(data.seed)
+    # Half as many again, for batches that have fewer tokens than their share.
+    share = -(-3 * MAX_TOKENS // (2 * len(data.batches)))
+    writers = [inner.writer for inner in inners]
+    for batch in data.track(data.batches, "Comparing blocks and heads"):
+        inputs = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+        with ActivationCapture(lm.model, [site.name for site in writers]) as tap:
+            for stack, (points, rows) in streams(lm, inputs, cuts).items():
+                states = [rows.of(point).float() for point in points]
+                pairs = pairwise(states)
+                turns = torch.stack([(1 - functional.cosine_similarity(a, b, dim=-1)).sum().cpu() for a, b in pairs])
+                found.turned[stack] = found.turned.get(stack, torch.zeros(())) + turns.double()
+                found.counts[stack] = found.counts.get(stack, 0) + len(states[0])
+                chosen = torch.randperm(len(states[0]), generator=generator)[:share]
+                held = found.hidden.setdefault(stack, [[] for _ in states])
+                for parts, state in zip(held, states, strict=True):
+                    parts.append(state[chosen.to(state.device)].cpu())
+        for site in writers:
+            for read in tap.inputs[site.name]:
+                lines = _lines(lm, site, inputs, read)
+                chosen = torch.randperm(len(lines), generator=generator)[:share]
+                found.outputs.setdefault(site.name, []).append(lines[chosen.to(lines.device)].float().cpu())
+    return found
+
+
+def _lines(lm: LanguageModel, site: Site, batch: Batch, read: Tensor) -> Tensor:
+    """The rows of a matrix's input that are not padding."""
+    source = batch["attention_mask"].bool()
+    target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
+    place = site.places[0]
+    rows = rows_of(read.shape[:-1], place.reads[0], place.tokens_first, source, target)
+    return rows.of(rows.lines(read))
 
 
 class Powers(InputStatistic):
@@ -44,11 +172,18 @@ class Powers(InputStatistic):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What one matrix reads.
+class InputStats:
+    """Outliers among the inputs of one matrix.
 
-    largest:  max |x| of the channel where it is greatest; median: of the channel in the middle.
-    outliers: channels whose max |x| is over six times the median's.
+    Args:
+        name: of the matrix.
+        kind: what it is, like `query` or `ffn in`.
+        layer: label of its block; None outside the blocks.
+        largest: max |x| of the largest channel.
+        median: max |x| of the median channel.
+        outliers: channels whose max |x| is over six times the median's.
+        channels: number of channels.
+        kurtosis: of the inputs; None where they are constant.
     """
 
     name: str
@@ -67,14 +202,24 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """source, rows, tokens: what the model was run on. missing: sentences about what could not be looked at."""
+    """What a model does with texts.
+
+    Args:
+        source: data source of the texts.
+        rows: number of texts.
+        tokens: number of tokens.
+        inputs: outliers among the inputs of each matrix.
+        blocks: similarity of hidden states, for each stack.
+        heads: similarity of heads, for each attention.
+        missing: sentences about what could not be measured.
+    """
 
     source: str
     rows: int
     tokens: int
-    inputs: tuple[Inputs, ...]
-    blocks: tuple[Blocks, ...]
-    heads: tuple[Heads, ...]
+    inputs: tuple[InputStats, ...]
+    blocks: tuple[BlockSimilarity, ...]
+    heads: tuple[HeadSimilarity, ...]
     missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -84,16 +229,21 @@ class Activity:
         return {**asdict(self), "inputs": inputs, "heads": heads}
 
 
-def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
-    """Run `lm` over the batches of `data`, drawn from `source`, and look.
+def measure_activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
+    """Run a model over texts, and measure outliers and similarities.
+
+    Args:
+        lm: the model.
+        data: batches of texts.
+        source: name of their data source.
 
     Raises:
         UserError: there is no batch, or activations are not finite.
     """
     sites = [site for site in lm.sites(("all",)) if not site.is_lookup]
-    known = collect_stats(lm, data, {AbsMax, Powers}, sites)
+    stats = collect_stats(lm, data, {AbsMax, Powers}, sites)
     labels = layer_labels(lm)
-    inputs = tuple(_inputs(site, known[site.name][AbsMax].vector, known[site.name][Powers].kurtosis, labels)
+    inputs = tuple(_input_stats(site, stats[site.name][AbsMax].vector, stats[site.name][Powers].kurtosis, labels)
                    for site in sites)  # fmt: skip
     missing: list[str] = []
     try:
@@ -106,10 +256,11 @@ def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
         missing.append("Heads were not compared: it is not known where they are, or their projections are compressed.")
     elif all(inner.count < 2 for inner in inners):
         missing.append("Heads were not compared: each attention has a single one.")
-    collected = collect(lm, data, cuts, inners)
-    if collected.rows < FEWEST and (cuts or inners):
+    collected = collect_states(lm, data, cuts, inners)
+    if collected.rows < MIN_TOKENS and (cuts or inners):
         missing.append(
-            f"Blocks and heads were not compared on {collected.rows} tokens, fewer than {FEWEST}; give longer texts."
+            f"Blocks and heads were not compared on {collected.rows} tokens, fewer than {MIN_TOKENS}; "
+            "give longer texts."
         )
     return Activity(
         source=source,
@@ -122,9 +273,9 @@ def activity(lm: LanguageModel, data: Calibration, source: str) -> Activity:
     )
 
 
-def _inputs(site: Site, largest: Tensor, kurtosis: float | None, labels: Mapping[str, str]) -> Inputs:
+def _input_stats(site: Site, largest: Tensor, kurtosis: float | None, labels: Mapping[str, str]) -> InputStats:
     median = largest.median()
-    return Inputs(
+    return InputStats(
         name=site.name,
         kind=kind_of(site),
         layer=None if site.block is None else labels[site.block],

@@ -1,7 +1,7 @@
-"""The figures in plain words: what fraction of the weights is far from zero, and how that varies by layer.
+"""An inspection in sentences: which fraction of the weights is far from zero, and how that varies by layer.
 
-Those are the two questions; what the spectra and the activity say follows. Every number is computed, and the same
-sentences serve every model.
+Then follow ranks, outliers, and similarities of blocks and heads. The sentences are the same for every model; every
+number in them is computed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,29 +11,32 @@ from typing import Any
 from scipy.stats import norm, spearmanr
 
 from laconic.numerics.inspection import Magnitudes
-from laconic.report.inspection.activity import Activity
-from laconic.report.inspection.collected import Blocks
-from laconic.report.inspection.tally import BIAS, IN_BLOCKS, together
-from laconic.report.inspection.weights import Weights
+from laconic.report.inspection.activity import Activity, BlockSimilarity
+from laconic.report.inspection.weights import BIAS, IN_BLOCKS, ModelWeights, combine
 
 TENTH_OF_A_GAUSSIAN = exp(-(norm.ppf(0.95) ** 2) / 2)
-"""Of E|w| the share that the largest tenth of the weights has."""
+"""Share of E|w| in the largest tenth of Gaussian weights."""
 TREND = 0.7
-"""Rank correlation with depth from which a trend is said."""
+"""Rank correlation with depth from which there is a trend."""
 LONG_ENOUGH = 4
-"""Layers of which a trend can be said."""
+"""Layers below which there is no trend."""
 NAMED = 6
 """Blocks up to which each is named."""
 REDUNDANT = 0.95
-"""Similarity from which two are called nearly the same."""
+"""Similarity from which two things are nearly the same."""
 
 
-def paragraphs(weights: Weights, found: Activity | None = None) -> list[str]:
-    """What a reader is told before the pictures."""
-    told = [_overall(together(weights.tallies)), _variation(weights), _ranks(weights)]
+def paragraphs(weights: ModelWeights, found: Activity | None = None) -> list[str]:
+    """The paragraphs of an inspection.
+
+    Args:
+        weights: statistics of the weights.
+        found: what the model does with texts; None where it was not run.
+    """
+    texts = [_overall(combine(weights.tallies)), _variation(weights), _ranks(weights)]
     if found is not None:
-        told += [_outliers(found), *(_blocks(stack) for stack in found.blocks), *_heads(found), *found.missing]
-    return [paragraph for paragraph in told if paragraph]
+        texts += [_outliers(found), *(_blocks(stack) for stack in found.blocks), *_heads(found), *found.missing]
+    return [paragraph for paragraph in texts if paragraph]
 
 
 def _overall(all_of: Magnitudes) -> str:
@@ -52,29 +55,30 @@ def _overall(all_of: Magnitudes) -> str:
     )
 
 
-def _variation(weights: Weights) -> str:
+def _variation(weights: ModelWeights) -> str:
     far = weights.far
     layers = {_layer(layer): found.at_least(far) for layer, found in weights.by_layer.items()}
     kinds = {kind: weights.by_kind[kind].at_least(far) for kind in IN_BLOCKS if kind in weights.kinds}
     cells = {
-        f"{kind} of {_layer(layer)}": together(tallies).at_least(far)
+        f"{kind} of {_layer(layer)}": combine(tallies).at_least(far)
         for layer in weights.by_layer
         for kind in kinds
         if (tallies := weights.matrices(layer, kind))
     }
     if not cells:
         return ""
-    said = ""
+    of_biases = ""
     if (biases := weights.by_kind.get(BIAS)) is not None:
         half = f"half are below {biases.quantile(0.5):.2g}"
-        said = f" Of the biases {_share(biases.at_least(far))} are {far:g} or more; {half}."
+        of_biases = f" Of the biases {_share(biases.at_least(far))} are {far:g} or more; {half}."
     return (
         f"How does that vary by layer? Of the weights of a layer {_extremes(layers)} are {far:g} or more"
-        f"{_trend(layers)}. By what they do it is {_extremes(kinds)}, and of single ones {_extremes(cells)}.{said}"
+        f"{_trend(layers)}. By type of matrix it is {_extremes(kinds)}, and by single matrix "
+        f"{_extremes(cells)}.{of_biases}"
     )
 
 
-def _ranks(weights: Weights) -> str:
+def _ranks(weights: ModelWeights) -> str:
     found = [(tally, tally.spectrum) for tally in weights.tallies if tally.spectrum and tally.layer is not None]
     if not found:
         return ""
@@ -83,9 +87,9 @@ def _ranks(weights: Weights) -> str:
     energy = sum(one.rank_90 / one.full for _, one in found) / len(found)
     return (
         f"The matrices in the blocks have an effective rank (the exponential of the entropy of their singular values) "
-        f"of {sum(used.values()) / len(used):.0%} of the full one in the mean: from {used[least]:.0%} ({least}) to "
-        f"{used[most]:.0%} ({most}). Nine tenths of their energy, the sum of squares, take {energy:.0%} of the "
-        "singular values."
+        f"of {sum(used.values()) / len(used):.0%} of the full rank on average, from {used[least]:.0%} ({least}) to "
+        f"{used[most]:.0%} ({most}). On average {energy:.0%} of the "
+        "singular values hold nine tenths of the sum of their squares."
     )
 
 
@@ -98,27 +102,29 @@ def _outliers(found: Activity) -> str:
     where = worst.kind if worst.layer is None else f"{worst.kind} of {_layer(worst.layer)}"
     return (
         f"On {found.rows} rows of {found.source} ({found.tokens:,} tokens) the largest input channel of a matrix is "
-        f"typically {typical:.1f} times the median one; at most {ratio:.0f} times, in {where}, where {worst.outliers} "
-        f"of {worst.channels:,} channels are above six times the median."
+        f"typically {typical:.1f} times the median one, and at most {ratio:.0f} times, in {where}, where "
+        f"{worst.outliers} of {worst.channels:,} channels are above six times the median."
     )
 
 
-def _blocks(found: Blocks) -> str:
+def _blocks(found: BlockSimilarity) -> str:
     order = sorted(range(len(found.influence)), key=found.influence.__getitem__)
     whose = "" if found.stack == "blocks" else f" of the {found.stack}"
     if len(order) < 2:
         return ""
-    told = (
-        f"Of the blocks{whose}, {order[0]} turns the hidden states least ({found.influence[order[0]]:.2f}) and "
-        f"{order[-1]} most ({found.influence[order[-1]]:.2f})"
+    extremes = (
+        f"Of the blocks{whose}, block {order[0]} changes the hidden states least (1 − cosine is "
+        f"{found.influence[order[0]]:.2f}) and block {order[-1]} most ({found.influence[order[-1]]:.2f})"
     )
     if found.similarity is None:
-        return f"{told}."
+        return f"{extremes}."
     alike = [at for at in range(len(order)) if found.similarity[at][at + 1] >= REDUNDANT]
     if not alike:
-        return f"{told}; each leaves them less than {REDUNDANT:g} alike (CKA) to what they were."
-    named = ", ".join(map(str, alike)) if len(alike) <= NAMED else f"{len(alike)} of the {len(order)} blocks"
-    return f"{told}; after {named} they are nearly what they were before (CKA of {REDUNDANT:g} or more)."
+        return f"{extremes}; no block leaves them nearly unchanged (CKA of {REDUNDANT:g} or more)."
+    numbers = ", ".join(map(str, alike))
+    named = f"block {numbers}" if len(alike) <= NAMED else f"{len(alike)} of the {len(order)} blocks"
+    verb = "leaves" if len(alike) == 1 else "leave"
+    return f"{extremes}; {named} {verb} them nearly unchanged (CKA of {REDUNDANT:g} or more)."
 
 
 def _heads(found: Activity) -> Iterator[str]:

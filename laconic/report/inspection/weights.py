@@ -1,71 +1,191 @@
-"""The numbers in a model by layer and by what they do: how large, how concentrated, of which rank, in how many bits.
+"""The numbers in a model by layer and by role: how large, how concentrated, of which rank, in how many bits.
 
 Matrices are those that the model multiplies by: decoded, with their zeros, and of a low rank the factors. One is held
-at a time. All that share a layer and a kind (a decoder block has two queries) are counted together.
+in memory at a time. All that share a layer and a role (a decoder block has two queries) are counted together.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from laconic.formats import Format
-from laconic.model import Group, LanguageModel, Site
-from laconic.numerics.inspection import Magnitudes
+from laconic.model import Group, LanguageModel, Role, Site
+from laconic.numerics.inspection import Magnitudes, effective_rank, energy_rank, singular_values
 from laconic.progress import Track, silent
-from laconic.report.inspection.tally import (
-    BIAS,
-    EMBEDDING,
-    HEAD,
-    KINDS,
-    NORM,
-    ORDER,
-    OTHER_MATRIX,
-    THRESHOLDS,
-    Spectrum,
-    Tally,
-    figures,
-    together,
-)
 
-TELLING = 0.02
-"""Fraction of the weights in the blocks that a threshold leaves at least, to tell layers from each other."""
+ROLE_NAMES: dict[tuple[Group, Role], str] = {
+    (Group.ATTENTION, Role.QUERY): "query",
+    (Group.ATTENTION, Role.KEY): "key",
+    (Group.ATTENTION, Role.VALUE): "value",
+    (Group.ATTENTION, Role.FUSED): "query-key-value",
+    (Group.ATTENTION, Role.OUTPUT): "attention out",
+    (Group.FFN, Role.INNER): "ffn in",
+    (Group.FFN, Role.OUTPUT): "ffn out",
+    # Of a model that was found by its structure nothing more is known.
+    (Group.ATTENTION, Role.OTHER): "attention",
+    (Group.FFN, Role.OTHER): "ffn",
+}
+EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm", "bias"
+IN_BLOCKS = tuple(ROLE_NAMES.values())
+ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
+THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
+TOP = (0.01, 0.1, 0.5)
+MAX_SINGULAR_VALUES = 128
+"""Singular values of a matrix that are kept at most, at equal distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Every tally; layers: labels of the blocks in forward order."""
+class Spectrum:
+    """The singular values of a matrix and its ranks.
 
-    tallies: tuple[Tally, ...]
+    Args:
+        values: up to 128 singular values at equal distances, falling.
+        effective: effective rank, exp of the entropy of σ / Σσ (Roy & Vetterli 2007).
+        rank_90: how many singular values hold 90 % of Σσ².
+        rank_99: how many hold 99 %.
+        full: min(out, in).
+    """
+
+    values: tuple[float, ...]
+    effective: float
+    rank_90: int
+    rank_99: int
+    full: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Spectrum":
+        """The spectrum of one matrix.
+
+        Example:
+            >>> from torch import eye
+            >>> spectrum = Spectrum.of(eye(4))
+            >>> round(spectrum.effective, 4), spectrum.rank_90, spectrum.full
+            (4.0, 4, 4)
+        """
+        s = singular_values(weight)
+        step = max(1, -(-len(s) // MAX_SINGULAR_VALUES))
+        return cls(
+            values=tuple(s[::step].tolist()),
+            effective=effective_rank(s),
+            rank_90=energy_rank(s, 0.9),
+            rank_99=energy_rank(s, 0.99),
+            full=len(s),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightStats:
+    """Statistics of one matrix or vector.
+
+    Args:
+        name: of the parameter.
+        kind: what it is, like `query`, `ffn in` or `norm`.
+        layer: label of its block; None outside the blocks.
+        shape: of the tensor.
+        bits: in a file, for each entry, zeros included.
+        magnitudes: distribution of |w|.
+        spectrum: of a matrix; None of a vector.
+    """
+
+    name: str
+    kind: str
+    layer: str | None
+    shape: tuple[int, ...]
+    bits: float
+    magnitudes: Magnitudes
+    spectrum: Spectrum | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        spectrum = self.spectrum
+        ranks = {} if spectrum is None else {
+            "effective_rank": spectrum.effective, "rank_90": spectrum.rank_90, "rank_99": spectrum.rank_99,
+            "full_rank": spectrum.full, "singular_values": list(spectrum.values),
+        }  # fmt: skip
+        place = {"name": self.name, "kind": self.kind, "layer": self.layer, "shape": list(self.shape)}
+        return {**place, "stored_bits": self.bits, **magnitudes_json(self.magnitudes), **ranks}
+
+
+def magnitudes_json(found: Magnitudes) -> dict[str, Any]:
+    """Figures of a distribution of |w| as JSON values.
+
+    Args:
+        found: the distribution.
+
+    Returns:
+        Moments, quantiles, shares above thresholds, shares of the L1 norm, and `histogram`: the fraction of the entries
+        in each bin, by the magnitude at which the bin begins.
+    """
+    begins, heights = found.histogram()
+    return {
+        "number": found.number,
+        "sparsity": found.zeros / max(found.number, 1),
+        "mean": found.mean,
+        "deviation": found.deviation,
+        "kurtosis": found.kurtosis,
+        "largest": found.largest,
+        "median": found.quantile(0.5),
+        "at_least": {f"{threshold:g}": found.at_least(threshold) for threshold in THRESHOLDS},
+        "top_l1": {f"{share:g}": found.top_share(share) for share in TOP},
+        "histogram": {f"{begin:.3g}": height for begin, height in zip(begins, heights, strict=True) if height},
+    }
+
+
+def combine(tallies: Iterable[WeightStats]) -> Magnitudes:
+    """The distribution of |w| over several matrices together."""
+    return reduce(add, (tally.magnitudes for tally in tallies))
+
+
+MIN_SHARE = 0.02
+"""Least fraction of the weights in the blocks that is above a threshold, so that layers can be compared by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeights:
+    """Statistics of all weights of a model.
+
+    Args:
+        tallies: one for each matrix and vector.
+        layers: labels of the blocks in forward order.
+    """
+
+    tallies: tuple[WeightStats, ...]
     layers: tuple[str, ...]
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """Those that there are, in the order to show them."""
+        """The kinds of weights that the model has, in the order to show them."""
         there = {tally.kind for tally in self.tallies}
         return tuple(kind for kind in ORDER if kind in there)
 
     @cached_property
     def by_kind(self) -> Mapping[str, Magnitudes]:
-        return {kind: together(tally for tally in self.tallies if tally.kind == kind) for kind in self.kinds}
+        return {kind: combine(tally for tally in self.tallies if tally.kind == kind) for kind in self.kinds}
 
     @cached_property
     def by_layer(self) -> Mapping[str, Magnitudes]:
-        """The matrices of each block."""
+        """The distribution over the matrices of each block."""
         held = {layer: self.matrices(layer=layer) for layer in self.layers}
-        return {layer: together(tallies) for layer, tallies in held.items() if tallies}
+        return {layer: combine(tallies) for layer, tallies in held.items() if tallies}
 
     @cached_property
     def far(self) -> float:
-        """From which magnitude a weight counts as far from zero: the largest threshold that some weights reach."""
+        """The magnitude from which a weight is far from zero: the largest threshold that enough weights reach."""
         matrices = [tally for tally in self.tallies if tally.spectrum and tally.layer is not None]
-        found = together(matrices or self.tallies)
-        return max((one for one in THRESHOLDS if found.at_least(one) >= TELLING), default=THRESHOLDS[0])
+        found = combine(matrices or self.tallies)
+        return max((one for one in THRESHOLDS if found.at_least(one) >= MIN_SHARE), default=THRESHOLDS[0])
 
-    def matrices(self, layer: str | None = None, kind: str | None = None) -> list[Tally]:
-        """Those with a spectrum, of this layer and kind where one is given."""
+    def matrices(self, layer: str | None = None, kind: str | None = None) -> list[WeightStats]:
+        """The statistics of matrices.
+
+        Args:
+            layer: only of this layer; None for all.
+            kind: only of this kind; None for all.
+        """
         return [
             tally
             for tally in self.tallies
@@ -73,27 +193,32 @@ class Weights:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All figures: of everything, by kind, by layer, by matrix."""
+        """All figures as JSON values: of the whole model, by kind, by layer, by matrix."""
         return {
-            "all": figures(together(self.tallies)),
-            "kinds": {kind: figures(found) for kind, found in self.by_kind.items()},
-            "layers": {layer: figures(found) for layer, found in self.by_layer.items()},
+            "all": magnitudes_json(combine(self.tallies)),
+            "kinds": {kind: magnitudes_json(found) for kind, found in self.by_kind.items()},
+            "layers": {layer: magnitudes_json(found) for layer, found in self.by_layer.items()},
             "matrices": [tally.to_json() for tally in self.tallies],
         }
 
 
-def weigh(lm: LanguageModel, track: Track = silent) -> Weights:
-    """Look at every number of `lm`, one matrix at a time; what is shared counts once."""
+def weight_statistics(lm: LanguageModel, track: Track = silent) -> ModelWeights:
+    """Statistics of all weights of a model, collected one matrix at a time; a shared matrix counts once.
+
+    Args:
+        lm: the model, with weights.
+        track: shows progress.
+    """
     labels = layer_labels(lm)
     sites = list({id(site.parameter): site for site in reversed(lm.sites(("all",)))}.values())[::-1]
     # Singular values take most of the time, and a word embedding more of it than a whole block.
     work = [float(max(site.shape)) * min(site.shape) ** 2 for site in sites]
-    tallies = [_of_site(lm, site, labels) for site in track(sites, "Looking at the weights", work)]
-    return Weights(tallies=(*tallies, *_vectors(lm, labels)), layers=tuple(labels.values()))
+    tallies = [_site_stats(lm, site, labels) for site in track(sites, "Looking at the weights", work)]
+    return ModelWeights(tallies=(*tallies, *_vector_stats(lm, labels)), layers=tuple(labels.values()))
 
 
 def layer_labels(lm: LanguageModel) -> dict[str, str]:
-    """By the path of each block, its number, after `encoder` or `decoder` where there are both."""
+    """Labels of blocks by their path: the number, after `encoder` or `decoder` where the model has both."""
     stacks = list(lm.stacks())
     return {
         path: f"{stack.blocks.partition('.')[0]} {number}" if len(stacks) > 1 else str(number)
@@ -105,12 +230,12 @@ def layer_labels(lm: LanguageModel) -> dict[str, str]:
 def kind_of(site: Site) -> str:
     """What the matrix does, in two words at most."""
     outside = {Group.EMBEDDING: EMBEDDING, Group.HEAD: HEAD}
-    return KINDS.get((site.group, site.role), outside.get(site.group, OTHER_MATRIX))
+    return ROLE_NAMES.get((site.group, site.role), outside.get(site.group, OTHER_MATRIX))
 
 
-def _of_site(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Tally:
+def _site_stats(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> WeightStats:
     weight = site.weight()
-    return Tally(
+    return WeightStats(
         name=site.name,
         kind=kind_of(site),
         layer=None if site.block is None else labels[site.block],
@@ -121,8 +246,8 @@ def _of_site(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Tally:
     )
 
 
-def _vectors(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[Tally]:
-    """Everything that is no site: norms, biases, tables of positions."""
+def _vector_stats(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[WeightStats]:
+    """Statistics of everything that is no compressible matrix: norms, biases, position embeddings."""
     places = [place for site in lm.sites(("all",)) for place in site.places]
     held = {f"{place.name}.{name}" for place in places for name in _matrix_names(place.module)}
     for name, parameter in lm.model.named_parameters():
@@ -130,7 +255,7 @@ def _vectors(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[Tally]:
             continue
         bias = name.rpartition(".")[2] in ("bias", "shift")
         block = next((path for path in labels if name.startswith(f"{path}.")), None)
-        yield Tally(
+        yield WeightStats(
             name=name,
             kind=OTHER_MATRIX if parameter.ndim > 1 else BIAS if bias else NORM,
             layer=None if block is None else labels[block],
@@ -142,7 +267,7 @@ def _vectors(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[Tally]:
 
 
 def _matrix_names(module: nn.Module) -> list[str]:
-    """Parameters of a site's module that are the matrix: of a format all but its bias."""
+    """Names of the parameters of a layer that make up its matrix: all but the bias."""
     if isinstance(module, Format):
         bias = module.bias
         return [name for name, parameter in module.named_parameters() if parameter is not bias]

@@ -1,34 +1,64 @@
-"""Which pictures a study has, and what is in each; `scatter` draws them.
+"""Which figures a study has, and what is in each; `scatter` draws them.
 
-One picture shows one measure of quality of one model against one cost: the size of the file, the time of a forward
+One figure shows one measure of quality of one model against one cost: the size of the file, the time of a forward
 pass, or an axis along which numbers vary. Colours tell families apart, and methods where there is one family; where
-groups of layers were compressed one by one, every picture is there once more with a colour for each group.
+groups of layers were compressed one by one, every figure is there once more with a colour for each group.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from laconic.evaluate.paired import Verdict
-from laconic.report.study.front import front
-from laconic.report.study.groups import Group, grouped
-from laconic.report.study.measures import SIZE, Measure, amounts, qualities, times
-from laconic.report.study.names import Names
-from laconic.report.study.remarks import verdict_of
-from laconic.report.study.results_table import Results
+from laconic.report.study.groups import Group, Names, group_cells, verdict_of
+from laconic.report.study.measures import SIZE, Measure, amount_measures, quality_measures, time_measures
+from laconic.report.study.results import Results
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: bool) -> list[int]:
+    """The Pareto front: points for which no other point is better in one coordinate and not worse in the other.
+
+    Args:
+        points: (cost, quality) of each point; lower cost is better.
+        higher_is_better: whether higher quality is better.
+
+    Returns:
+        Indices of the points on the front, by rising cost; of equal points only the first.
+
+    Example:
+        >>> pareto_front([(1, 0.5), (2, 0.9), (3, 0.8)], higher_is_better=True)
+        [0, 1]
+    """
+    sign = -1 if higher_is_better else 1
+    best = float("inf")
+    found: list[int] = []
+    for index in sorted(range(len(points)), key=lambda at: (points[at][0], sign * points[at][1], at)):
+        if sign * points[index][1] < best:
+            best = sign * points[index][1]
+            found.append(index)
+    return found
+
 
 TARGETS = "targets"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One group in a picture.
+    """One group of cells in a chart.
 
-    at:       its cost and quality, in the units of the picture; means over its cells.
-    low, high: the 95 % interval of its quality over the rows judged, averaged over its cells; None where unknown.
-    cells:    where its cells are, one by one; none where it is one cell.
-    keys:     of its cells.
-    way, amount: what its cells are called, and `title` with their numbers.
-    colour, shape: what those stand for; `line` joins dots that differ in amount alone, which `order` sorts.
+    Args:
+        at: (cost, quality) in the units of the chart, means over its cells.
+        low: lower bound of the 95 % interval of quality over rows, averaged over its cells; None where unknown.
+        high: upper bound.
+        cells: (cost, quality) of each cell; empty for one cell.
+        colour: what its colour stands for.
+        shape: what its marker stands for.
+        line: dots with the same value are joined by a line.
+        order: place on that line.
+        way: how the group was compressed.
+        amount: how much.
+        title: its name with its numbers.
+        keys: of its cells.
+        on_front: whether it is on the Pareto front.
     """
 
     at: tuple[float, float]
@@ -48,10 +78,18 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """stem:  the name of its file.
-    original: quality and cost of the model as it was; each None where it has none.
-    kind:     the section of the report that it belongs to.
-    tells:    whether the rows judged can tell any of the models from the original; else there is no front.
+    """One chart of quality against cost.
+
+    Args:
+        stem: name of its files.
+        kind: section of the report.
+        title: model, and task where there are several.
+        cost: measure on the horizontal axis.
+        quality: measure on the vertical axis.
+        dots: one for each group of cells.
+        original: cost and quality of the original; each may be None.
+        front: (cost, quality) of the points on the Pareto front.
+        tells: whether there are enough rows for any change to be significant; otherwise there is no front.
     """
 
     stem: str
@@ -66,21 +104,25 @@ class Chart:
 
     @property
     def caption(self) -> str:
-        """What the picture shows, in words, with what is on the front."""
+        """What the chart shows, in words, with the models on the Pareto front."""
         better = "higher" if self.quality.higher_is_better else "lower"
-        said = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
+        text = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
         if not self.tells:
-            return f"{said} The rows judged are too few to tell any of these from the original."
+            return f"{text} There are too few rows to tell any of these from the original."
         best: dict[str, list[str]] = {}
         for dot in sorted((dot for dot in self.dots if dot.on_front), key=lambda dot: dot.at[0]):
             best.setdefault(dot.way, []).append(dot.amount)
-        found = [f"{way} ({_together(amounts)})" if any(amounts) else way for way, amounts in best.items()]
-        return f"{said} On the front: {'; '.join(found)}." if found else said
+        found = [f"{way} ({_join_amounts(amounts)})" if any(amounts) else way for way, amounts in best.items()]
+        return f"{text} On the Pareto front: {'; '.join(found)}." if found else text
 
 
 def charts(results: Results) -> list[Chart]:
-    """Every picture of the study, in the order to show them."""
-    names, groups = Names(results), grouped(results)
+    """Every chart of a study, in the order to show them.
+
+    Args:
+        results: the table of the study.
+    """
+    names, groups = Names(results), group_cells(results)
     subjects = list(dict.fromkeys(names.subject(group) for group in groups if not group.baseline))
     targets = results.axes.get(TARGETS)
     colourings: list[tuple[str, str | None]] = [("", None)]
@@ -88,23 +130,23 @@ def charts(results: Results) -> list[Chart]:
         colourings.append((" by group of layers", targets))
     costs = [
         ("size", SIZE),
-        *(("time", time) for time in times(results)),
-        *(("amount", one) for one in amounts(results)),
+        *(("time", time) for time in time_measures(results)),
+        *(("amount", one) for one in amount_measures(results)),
     ]
     found: list[Chart] = []
     for kind, cost in costs:
-        for quality in qualities(results):
+        for quality in quality_measures(results):
             for subject in subjects:
                 here = [group for group in groups if names.subject(group) == subject]
                 for suffix, column in colourings:
-                    drawn = _Drawing(names, cost, quality, kind, column)
+                    drawn = _ChartBuilder(names, cost, quality, kind, column)
                     found += drawn.chart(here, f"{names.title(subject, quality.column)}{suffix}")
     return found
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """How one picture is made of groups."""
+class _ChartBuilder:
+    """Makes one chart of groups of cells."""
 
     names: Names
     cost: Measure
@@ -113,7 +155,7 @@ class _Drawing:
     column: str | None
 
     def chart(self, groups: Sequence[Group], title: str) -> Iterator[Chart]:
-        """The picture, where there is anything in it."""
+        """The chart; nothing if no group has both measures."""
         compressed = [group for group in groups if not group.baseline and self._place(group)]
         if not compressed:
             return
@@ -127,7 +169,7 @@ class _Drawing:
             every = [dot.at for dot in dots]
             if original[0] is not None and original[1] is not None:
                 every.append((original[0], original[1]))
-            best = front(every, higher_is_better=self.quality.higher_is_better)
+            best = pareto_front(every, higher_is_better=self.quality.higher_is_better)
             edge = [every[index] for index in best]
             # Of two that are equal neither beats the other.
             dots = [replace(dot, on_front=dot.at in edge) for dot in dots]
@@ -138,7 +180,7 @@ class _Drawing:
         )  # fmt: skip
 
     def _tells(self, groups: Sequence[Group]) -> bool:
-        """False where every comparison with the original was on too few rows; true too where there was none."""
+        """Whether some comparison with the original had enough rows, or there was none."""
         found = {verdict_of(row, self.quality) for group in groups for row in group.done} - {None}
         return found != {Verdict.CANNOT_TELL}
 
@@ -151,7 +193,7 @@ class _Drawing:
         if base is None:
             return None, None
         cost = None if self.kind == "amount" else base.mean(self.cost.column)
-        # It is at no distance from itself.
+        # The original has no distance from itself.
         quality = 0.0 if self.quality.column == "kl" else base.mean(self.quality.column)
         return (None if cost is None else cost * self.cost.scale), quality
 
@@ -161,7 +203,7 @@ class _Drawing:
             return lambda group: str(group.axes[column] or "all")
         if len({group.family for group in groups}) > 1:
             return lambda group: group.family
-        # The groups of layers of one method are told apart by their marks.
+        # Markers tell the groups of layers of one method apart.
         return lambda group: self.names.way(group, self.names.groups)
 
     def _dot(self, group: Group, colour: Callable[[Group], str]) -> Dot:
@@ -192,8 +234,8 @@ class _Drawing:
         return tuple(places) if len(places) > 1 else ()
 
 
-def _together(amounts: Sequence[str]) -> str:
-    """keep 0.3, 0.5 for keep 0.3, keep 0.5; those of several axes as they are."""
+def _join_amounts(amounts: Sequence[str]) -> str:
+    """`keep 0.3, 0.5` for `keep 0.3` and `keep 0.5`; amounts on several axes are left as they are."""
     axes = {amount.rpartition(" ")[0] for amount in amounts}
     if len(axes) > 1 or "," in amounts[0]:
         return "; ".join(amounts)
@@ -201,6 +243,6 @@ def _together(amounts: Sequence[str]) -> str:
 
 
 def _stem(said: str) -> str:
-    """A file's name: letters, digits and single dashes."""
+    """A name for files: letters, digits and single dashes."""
     kept = "".join(character if character.isalnum() and character.isascii() else "-" for character in said.lower())
     return "-".join(filter(None, kept.split("-")))

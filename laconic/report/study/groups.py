@@ -1,17 +1,29 @@
-"""Cells that differ in their seed alone, as one: means, and how far the seeds are apart."""
+"""Cells that differ in their seed alone, as one group: means over seeds, the group's name, and its change in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
 
-from laconic.report.study.results_table import DONE, SEED, Results, Row
+from laconic.evaluate.paired import Verdict, verdict
+from laconic.report.study.measures import Measure, amount_measures
+from laconic.report.study.results import DONE, MODEL, SEED, Results, Row
 from laconic.report.tables import Value
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean over `count` cells and their sample standard deviation, None of one cell; formats as `mean ± it`."""
+    """Mean and spread over the seeds of a group; formats as `mean ± deviation`.
+
+    Args:
+        mean: over the cells.
+        deviation: sample standard deviation; None for one cell.
+        count: number of cells.
+
+    Example:
+        >>> f"{Spread.of([0.5, 0.7]):.2f}"
+        '0.60 ± 0.14'
+    """
 
     mean: float
     deviation: float | None
@@ -26,13 +38,18 @@ class Spread:
 
     def __format__(self, form: str) -> str:
         mean = format(self.mean, form)
-        # What does not depend on the seed has no spread to speak of.
+        # Without a deviation the value does not depend on the seed.
         return f"{mean} ± {format(self.deviation, form.replace('+', ''))}" if self.deviation else mean
 
 
 @dataclass(frozen=True)
 class Group:
-    """axes: value by column, the seed's left out; `rows` are its cells, failed ones too."""
+    """Cells that differ in their seed alone.
+
+    Args:
+        axes: values by column, without the seed.
+        rows: rows of its cells, failed ones included.
+    """
 
     axes: Mapping[str, Value]
     rows: tuple[Row, ...]
@@ -43,7 +60,7 @@ class Group:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Of its cells."""
+        """The keys of its cells."""
         return frozenset(str(row["key"]) for row in self.rows)
 
     @property
@@ -55,11 +72,11 @@ class Group:
         return bool(self.rows[0]["baseline"])
 
     def numbers(self, column: str) -> list[float]:
-        """What its cells have there; a cell without it adds nothing."""
+        """The numbers of its finished cells in a column."""
         return [float(value) for row in self.done if isinstance(value := row.get(column), (int, float))]
 
     def spread(self, column: str) -> Spread | None:
-        """Mean and deviation over its cells; None where none has it."""
+        """Mean and deviation of a column over its cells; None where no cell has a value."""
         numbers = self.numbers(column)
         return Spread.of(numbers) if numbers else None
 
@@ -68,11 +85,146 @@ class Group:
         return found and found.mean
 
 
-def grouped(results: Results) -> list[Group]:
-    """Originals first, then in the order of the first cell of each."""
+def group_cells(results: Results) -> list[Group]:
+    """The groups of a study: originals first, then in the order of the first cell of each."""
     axes = [column for name, column in results.axes.items() if name != SEED]
     found: dict[tuple[Value, ...], list[Row]] = {}
     for row in results.rows:
         found.setdefault((row["baseline"], *(row[column] for column in axes)), []).append(row)
     groups = [Group(dict(zip(axes, key[1:], strict=True)), tuple(rows)) for key, rows in found.items()]
     return sorted(groups, key=lambda group: not group.baseline)
+
+
+SUBJECT = (MODEL, "task")
+"""Axes that say what was compressed, and not how."""
+NOTHING_MORE = ("then", "nothing")
+HOW = ("method", "recipe")
+
+
+class Names:
+    """Names of the groups of one study, by those axes that have several values.
+
+    Args:
+        results: the table of the study.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self._axis_of = {column: name for name, column in results.axes.items()}
+        self._numbers = [measure.column for measure in amount_measures(results)]
+        columns = list(results.axes.values())
+        self.subjects = [
+            column
+            for column in columns
+            if self._axis_of[column] in SUBJECT and (self._axis_of[column] == MODEL or len(results.values(column)) > 1)
+        ]
+        self.texts = [
+            column
+            for column in columns
+            if self._axis_of[column] not in (*SUBJECT, SEED) and column not in self._numbers
+        ]
+        self.groups = [column for column in columns if self._axis_of[column] == "targets"]
+        self.varying = [column for column in self.texts if self._varies(results, column)]
+
+    def subject(self, group: Group) -> str:
+        """The model, and the task if the study has several."""
+        return ", ".join(str(group.axes[column]) for column in self.subjects if group.axes[column] is not None)
+
+    def title(self, subject: str, quality: str) -> str:
+        """The subject without the task, if the column `quality` names the task already."""
+        return ", ".join(part for part in subject.split(", ") if not quality.startswith(f"{part} "))
+
+    def way(self, group: Group, without: Sequence[str] = ()) -> str:
+        """How the group was compressed, without the amount and without these columns."""
+        parts = [self._said(column, group.axes[column]) for column in self.varying if column not in without]
+        return ", ".join(filter(None, parts)) or group.family
+
+    def amount(self, group: Group, without: str = "") -> str:
+        """How much the group was compressed, by those axes of numbers that vary."""
+        found = [(column, group.axes[column]) for column in self._numbers if column != without]
+        return ", ".join(f"{column} {_short(value)}" for column, value in found if value is not None)
+
+    def first_amount(self, group: Group) -> str:
+        """The first axis of numbers that has a value for the group; empty if there is none."""
+        return next((column for column in self._numbers if group.axes[column] is not None), "")
+
+    def whole(self, group: Group) -> str:
+        """How the group was compressed, and how much."""
+        return ", ".join(filter(None, (self.way(group), self.amount(group))))
+
+    def _varies(self, results: Results, column: str) -> bool:
+        found = {row[column] for row in results.rows if not row["baseline"]}
+        return len(found) > 1 or self._axis_of[column] in HOW
+
+    def _said(self, column: str, value: Value) -> str:
+        if value is None or (self._axis_of[column], value) == NOTHING_MORE:
+            return ""
+        return str(value) if self._axis_of[column] in (*HOW, "targets") else f"{column} {_short(value)}"
+
+
+def cell_name(axes: Mapping[str, Value]) -> str:
+    """The name of a cell: its values on the axes, with the name of the axis where the value alone is unclear.
+
+    Example:
+        >>> cell_name({"model": "minilm", "method": "svd", "keep": 0.5})
+        'minilm, svd, keep 0.5'
+    """
+    return ", ".join(
+        str(value) if name in (*SUBJECT, *HOW) else f"{name} {value}"
+        for name, value in axes.items()
+        if value is not None
+    )
+
+
+def _short(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def describe_change(group: Group, measures: Sequence[Measure]) -> str:
+    """The change of a group against the original in words.
+
+    Args:
+        group: its cells.
+        measures: of quality.
+
+    Returns:
+        The verdict, by measure where they differ; empty if nothing was compared.
+    """
+    if group.baseline:
+        return "the original"
+    found = [(measure, _describe_measure(group.done, measure)) for measure in measures]
+    compared = [(measure, words) for measure, words in found if words]
+    different = {words for _, words in compared}
+    if len(different) == 1:
+        parts = [f"{next(iter(different))} (all {len(compared)} tasks)"] if len(compared) > 1 else list(different)
+    else:
+        parts = [f"{measure.name}: {words}" for measure, words in compared]
+    failed = sum(row["state"] != DONE for row in group.rows)
+    if failed:
+        parts.append("failed" if len(group.rows) == 1 else f"{failed} of {len(group.rows)} cells failed")
+    return ", ".join(parts)
+
+
+def verdict_of(row: Row, measure: Measure) -> Verdict | None:
+    """The verdict on the change of a cell; None where nothing was compared."""
+    p, least = row.get(f"{measure.column} p"), row.get(f"{measure.column} least p")
+    if not isinstance(p, (int, float)):
+        return None
+    return verdict(p, least if isinstance(least, (int, float)) else 0.0)
+
+
+def _describe_measure(rows: Sequence[Row], measure: Measure) -> str:
+    judged = [(row, found) for row in rows if (found := verdict_of(row, measure)) is not None]
+    counts = {one: sum(found is one for _, found in judged) for one in Verdict}
+    directions = {_direction(row, measure) for row, found in judged if found is Verdict.CHANGE}
+    words = {**{one: one.value for one in Verdict}, Verdict.CHANGE: "change"}
+    if len(directions) == 1:
+        words[Verdict.CHANGE] = directions.pop()
+    there = [one for one in Verdict if counts[one]]
+    others = (f"{words[one]} in {counts[one]} of {len(judged)} seeds" for one in there[1:])
+    return "; ".join([words[there[0]], *others]) if there else ""
+
+
+def _direction(row: Row, measure: Measure) -> str:
+    change = row[f"{measure.column} change"]
+    better = isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
+    return "gain" if better else "loss"

@@ -1,29 +1,32 @@
-"""A study said in sentences: what was done, on what, where, and what came out."""
+"""A study in sentences: what was compared, on which data and machines, and the findings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from laconic.evaluate.paired import FEWEST, Verdict
-from laconic.report.study.groups import Group, grouped
-from laconic.report.study.measures import KL, SIZE, Measure, qualities
-from laconic.report.study.names import Names
-from laconic.report.study.remarks import verdict_of
-from laconic.report.study.results_table import DONE, SEED, Record, Results
+from laconic.evaluate.paired import MIN_DISCORDANT, Verdict
+from laconic.report.study.groups import Group, Names, group_cells, verdict_of
+from laconic.report.study.measures import KL, SIZE, Measure, quality_measures
+from laconic.report.study.results import DONE, SEED, Record, Results
 
 MANY = 8
 """Values of an axis from which only some are named."""
 
 
 def paragraphs(records: Sequence[Record], results: Results) -> list[str]:
-    """The paragraphs above everything else."""
+    """The paragraphs at the top of the page: cells, evaluation data, calibration data, machines.
+
+    Args:
+        records: of the study's cells.
+        results: the same as a table.
+    """
     return list(filter(None, (_cells(results), _judged(records), _made(records), _machines(records), _beside(results))))
 
 
 def findings(results: Results) -> list[str]:
-    """Of each model and task the smallest that is no worse than the original as far as the rows can tell."""
-    names, groups = Names(results), grouped(results)
+    """For each model and task, a sentence on the smallest model that is not significantly worse than the original."""
+    names, groups = Names(results), group_cells(results)
     found: list[str] = []
-    for measure in (one for one in qualities(results) if one != KL):
+    for measure in (one for one in quality_measures(results) if one != KL):
         for subject in dict.fromkeys(names.subject(group) for group in groups if not group.baseline):
             here = [group for group in groups if names.subject(group) == subject and not group.baseline]
             compared = [group for group in here if any(verdict_of(row, measure) is not None for row in group.done)]
@@ -34,7 +37,7 @@ def findings(results: Results) -> list[str]:
 
 
 def failures(results: Results) -> dict[str, list[str]]:
-    """By cause, the cells that it befell."""
+    """The failed cells by cause."""
     found: dict[str, list[str]] = {}
     for row in results.rows:
         if row["state"] != DONE:
@@ -46,7 +49,12 @@ def failures(results: Results) -> dict[str, list[str]]:
 
 
 def listed(values: Iterable[object]) -> str:
-    """a, b and c; of many the first ones, and how many more."""
+    """The values as a list in words; of more than eight the first six, and how many more.
+
+    Example:
+        >>> listed(["a", "b", 0.5])
+        'a, b and 0.5'
+    """
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     if len(texts) > MANY:
         return f"{', '.join(texts[: MANY - 2])} and {len(texts) - MANY + 2} more"
@@ -62,11 +70,9 @@ def _cells(results: Results) -> str:
         if values:
             axes.append(f"{name} {listed(_sorted(values))}")
     originals = len(results.rows) - len(compressed)
-    against = (
-        f", and {_count(originals, 'model')} as {'it was' if originals == 1 else 'they were'}" if originals else ""
-    )
+    against = f" and {_count(originals, 'original')}" if originals else ""
     seeds = len(results.values(results.axes[SEED])) if SEED in results.axes else 1
-    repeated = f" What is shown of a cell with several seeds is the mean over {seeds}." if seeds > 1 else ""
+    repeated = f" Figures are means over {seeds} seeds." if seeds > 1 else ""
     ended = f" {_count(failed, 'cell')} of {len(results.rows)} failed; the causes are below." if failed else ""
     return f"{_count(len(compressed), 'compressed model')}{against}: {'; '.join(axes)}.{repeated}{ended}"
 
@@ -76,32 +82,33 @@ def _sorted(values: list[Any]) -> list[Any]:
 
 
 def _judged(records: Sequence[Record]) -> str:
-    said: dict[str, None] = {}
+    tasks: dict[str, None] = {}
     overlaps: dict[str, None] = {}
     for record in records:
         for task, settings in ((record.get("evaluation") or {}).get("settings") or {}).items():
             context = f", {settings['context']} tokens of each at most" if settings.get("context") else ""
-            said[f"{task} ({settings.get('rows', '?')} rows of the {settings.get('split', 'dev')} split{context})"] = (
+            tasks[f"{task} ({settings.get('rows', '?')} rows of the {settings.get('split', 'dev')} split{context})"] = (
                 None
             )
             for source, rows in (settings.get("calibration_rows") or {}).items():
                 if rows:
-                    overlaps[f"{rows} rows of {task} are also in {source}, which was calibrated on"] = None
-    if not said:
+                    overlaps[f"{rows} rows of {task} are also in {source}, the calibration data"] = None
+    if not tasks:
         return ""
-    warning = f" Beware: {'; '.join(overlaps)}." if overlaps else ""
-    return f"Judged on {listed(said)}. Intervals are of 95 %, by resampling those rows.{warning}"
+    warning = f" Note that {'; '.join(overlaps)}." if overlaps else ""
+    intervals = "Intervals are 95 % confidence intervals from a bootstrap over these rows."
+    return f"Evaluated on {listed(tasks)}. {intervals}{warning}"
 
 
 def _made(records: Sequence[Record]) -> str:
     """The calibration, as the recipes have it."""
-    said: dict[str, None] = {}
+    sources: dict[str, None] = {}
     for record in records:
         recipe = record.get("recipe") or {}
         if recipe.get("data") and not record.get("baseline"):
             rows, tokens = recipe.get("samples"), recipe.get("max_length")
-            said[f"{recipe['data']} ({rows} texts of {tokens} tokens at most)"] = None
-    return f"Calibrated on {listed(said)}." if said else ""
+            sources[f"{recipe['data']} ({rows} texts of {tokens} tokens at most)"] = None
+    return f"Calibrated on {listed(sources)}." if sources else ""
 
 
 def _machines(records: Sequence[Record]) -> str:
@@ -109,10 +116,10 @@ def _machines(records: Sequence[Record]) -> str:
     versions = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) for record in records
     )
-    told = "; or ".join(filter(None, versions))
+    versions_text = "; or ".join(filter(None, versions))
     where = f"Measured on {'; and on '.join(machines)}." if machines else ""
-    unlike = " Times of different machines do not compare." if len(machines) > 1 else ""
-    return f"{where}{unlike} {f'Versions: {told}.' if told else ''}".strip()
+    unlike = " Times of different machines cannot be compared." if len(machines) > 1 else ""
+    return f"{where}{unlike} {f'Versions: {versions_text}.' if versions_text else ''}".strip()
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -126,21 +133,21 @@ def _beside(results: Results) -> str:
     if most < 2 or not results.passes:
         return ""
     return (
-        f"Beware of the times: up to {most} cells were worked on at once, so each was measured beside other work. "
-        "They compare within this study at best; run it with one worker for times that hold."
+        f"Times are not exact: up to {most} cells ran at once on the same machine, so compare them within this study "
+        "at most. Run the study with one worker for exact times."
     )
 
 
 def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure: Measure, subject: str) -> str:
-    """One sentence on what can be had for nothing."""
+    """One sentence on the smallest model that is not significantly worse than the original."""
     where = f"{names.title(subject, measure.column)}, {measure.name}"
     if all(verdict_of(row, measure) in (None, Verdict.CANNOT_TELL) for group in groups for row in group.done):
         return (
-            f"{where}: cannot tell whether any compressed model is as good as the original: on so few rows chance "
-            f"alone brings about any change in one of twenty comparisons or more; judge on {FEWEST} rows at least, and "
-            "on hundreds to see small changes."
+            f"{where}: cannot tell whether any compressed model is as good as the original, as no change can be "
+            f"significant on so few rows; evaluate on {MIN_DISCORDANT} rows at least, and on hundreds to see small "
+            "changes."
         )
-    # Of a cell that failed nobody knows.
+    # A failed cell has no result, so its group is left out.
     quiet = [
         group
         for group in groups
@@ -148,29 +155,30 @@ def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure
     ]
     sized = [(size, group) for group in quiet if (size := group.mean(SIZE.column)) is not None]
     if not sized:
-        return f"{where}: of no compressed model is the loss within noise for every seed."
+        return f"{where}: every compressed model is significantly worse than the original for at least one seed."
     size, group = min(sized, key=lambda pair: pair[0])
     whole = base and base.mean(SIZE.column)
     of = f" of {SIZE.written(whole)}" if whole else ""
     figures = [figure for figure in (group.spread(measure.column), base and base.spread(measure.column)) if figure]
     against = " against ".join(measure.form.format(figure * measure.scale) for figure in figures)
     return (
-        f"{where}: the smallest model whose loss is within noise (p ≥ 0.05 for every seed) is {names.whole(group)}: "
+        f"{where}: the smallest model that is not significantly worse than the original (p ≥ 0.05 for every seed) "
+        f"is {names.whole(group)}: "
         f"{SIZE.written(size)}{of}, {against}.{_would_show(group, measure)}"
     )
 
 
 def _would_show(group: Group, measure: Measure) -> str:
-    """How small a loss the rows tell from chance: noise is no proof of equality."""
+    """A sentence on the smallest change that the rows can show: noise is no proof of equality."""
     detectable = group.mean(f"{measure.column} detectable")
     if detectable is None:
         return ""
-    said = f"{100 * detectable:.1f} points" if "%" in measure.form else measure.form.format(detectable)
-    return f" These rows show a change of {said} in four cases of five."
+    change = f"{100 * detectable:.1f} points" if "%" in measure.form else measure.form.format(detectable)
+    return f" A true change of {change} would be significant on these rows in four cases of five."
 
 
 def _is_no_loss(row: Mapping[str, Any], measure: Measure) -> bool:
-    """Whether the change is noise, or a gain; where the rows cannot tell, or nothing was compared, nobody knows."""
+    """Whether the change is noise, or a gain; False where the rows cannot tell, or nothing was compared."""
     found, change = verdict_of(row, measure), row.get(f"{measure.column} change")
     gains = isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
     return found is Verdict.NOISE or (found is Verdict.CHANGE and gains)

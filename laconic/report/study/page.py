@@ -1,21 +1,20 @@
-"""The report of a study as one page that needs nothing beside it, and is no heavier than a page may be."""
+"""The report of a study as one self-contained page of less than 3 MB."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from laconic.report.html import template
+from laconic.report.html import load_template
 from laconic.report.study.charts import Chart
-from laconic.report.study.names import called
+from laconic.report.study.groups import cell_name
 from laconic.report.study.narrative import failures, findings, paragraphs
-from laconic.report.study.plans import Plan, plans
-from laconic.report.study.results_table import DONE, SEED, Record, Results
-from laconic.report.study.tables import Face, Sheet, Shown, every_cell, means
+from laconic.report.study.results import DONE, SEED, Record, Results
+from laconic.report.study.tables import Plan, Sheet, SheetColumn, Shown, cell_table, group_plans, mean_table
 
 T = TypeVar("T")
 
-PICTURES, CELLS, PLANS = 1_200_000, 800_000, 500_000
-"""Bytes of what there may be much of, so that a page stays below 3 MB; the rest is in the files beside it."""
+MAX_PICTURE_BYTES, MAX_CELL_BYTES, MAX_PLAN_BYTES = 1_200_000, 800_000, 500_000
+"""Limits that keep a page below 3 MB; the rest is in the files beside it."""
 SECTIONS = {
     "size": "Quality against size",
     "time": "Quality against time",
@@ -25,7 +24,14 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn chart: `svg` is an element of the page, `caption` what it shows, and `stem` the name of its files."""
+    """A chart as it stands in the page.
+
+    Args:
+        kind: section of the page.
+        svg: element of the page.
+        caption: what the chart shows.
+        stem: name of its files.
+    """
 
     kind: str
     svg: str
@@ -35,7 +41,21 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What the template shows; `left` says of each part how much did not fit, `models` where saved ones lie."""
+    """The content of the page of a study.
+
+    Args:
+        title: heading of the page.
+        summary: paragraphs at its top.
+        findings: sentences.
+        failures: failed cells by cause.
+        sections: charts by heading.
+        means: table of means over seeds.
+        cells: table of all cells.
+        plans: what became of each matrix.
+        saved: whether models were saved.
+        models: what stands before the paths of saved models in links.
+        left: how many pictures, cells and plans did not fit.
+    """
 
     title: str
     summary: Sequence[str]
@@ -49,14 +69,14 @@ class Page:
     models: str
     left: Mapping[str, int]
 
-    def value(self, row: Mapping[str, Shown], face: Face) -> str:
-        """What a cell of a table is sorted by: a number in full, as in results.csv."""
-        value = row.get(face.column)
+    def value(self, row: Mapping[str, Shown], column: SheetColumn) -> str:
+        """The value by which a column is sorted: a number in full, as in results.csv."""
+        value = row.get(column.name)
         found = getattr(value, "mean", value)
         return "" if found is None else str(found)
 
 
-def page(
+def study_page(
     records: Sequence[Record],
     results: Results,
     charts: Sequence[Chart],
@@ -64,13 +84,22 @@ def page(
     title: str,
     models: str = "",
 ) -> str:
-    """The HTML; it loads nothing from anywhere. `models` stands before the path of each saved model in links."""
-    told = plans((_name(record, results), record) for record in records if record["state"] == DONE)
-    shown, left_pictures = _fitting(((one, len(one.svg)) for one in pictures), PICTURES)
-    cells = every_cell(results)
-    rows, left_rows = _fitting(((row, 90 * len(cells.faces)) for row in cells.rows), CELLS)
-    kept, left_plans = _fitting(((plan, plan.weight) for plan in told), PLANS)
-    said = Page(
+    """The HTML of the report; it loads nothing from elsewhere.
+
+    Args:
+        records: of the cells of the study.
+        results: the same as a table.
+        charts: of the study.
+        pictures: the charts as they stand in the page.
+        title: heading of the page.
+        models: stands before the path of each saved model in links.
+    """
+    all_plans = group_plans((_cell_label(record, results), record) for record in records if record["state"] == DONE)
+    fitting, left_pictures = _take_up_to(((one, len(one.svg)) for one in pictures), MAX_PICTURE_BYTES)
+    cells = cell_table(results)
+    rows, left_rows = _take_up_to(((row, 90 * len(cells.columns)) for row in cells.rows), MAX_CELL_BYTES)
+    fitting_plans, left_plans = _take_up_to(((plan, plan.weight) for plan in all_plans), MAX_PLAN_BYTES)
+    content = Page(
         title=title,
         summary=paragraphs(records, results),
         findings=findings(results),
@@ -78,20 +107,20 @@ def page(
         sections={
             heading: found
             for kind, heading in SECTIONS.items()
-            if (found := [picture for picture in shown if picture.kind == kind])
+            if (found := [picture for picture in fitting if picture.kind == kind])
         },
-        means=means(results, charts),
-        cells=Sheet(cells.name, cells.faces, tuple(rows)),
-        plans=kept,
+        means=mean_table(results, charts),
+        cells=Sheet(cells.name, cells.columns, tuple(rows)),
+        plans=fitting_plans,
         models=models,
         saved=any(results.values("output")),
         left={"pictures": left_pictures, "cells": left_rows, "plans": left_plans},
     )
-    return template("study/page.html").render(page=said)
+    return load_template("study/page.html").render(page=content)
 
 
-def _fitting(weighed: Iterable[tuple[T, int]], most: int) -> tuple[list[T], int]:
-    """The first ones that weigh `most` bytes together at most, and how many are left."""
+def _take_up_to(weighed: Iterable[tuple[T, int]], most: int) -> tuple[list[T], int]:
+    """The first items that weigh `most` bytes together at most, and how many are left."""
     kept: list[T] = []
     everything = list(weighed)
     for one, weight in everything:
@@ -102,7 +131,7 @@ def _fitting(weighed: Iterable[tuple[T, int]], most: int) -> tuple[list[T], int]
     return kept, len(everything) - len(kept)
 
 
-def _name(record: Record, results: Results) -> str:
-    """A cell by its axes."""
+def _cell_label(record: Record, results: Results) -> str:
+    """The name of a cell, with its seed where there are several."""
     seeded = SEED in results.axes and len(results.values(results.axes[SEED])) > 1
-    return called({name: value for name, value in record["axes"].items() if name != SEED or seeded})
+    return cell_name({name: value for name, value in record["axes"].items() if name != SEED or seeded})

@@ -1,4 +1,4 @@
-"""A chart drawn: dots with intervals, lines along amounts, the front as a staircase, and the original."""
+"""Draws a chart: dots with intervals, lines along amounts, the Pareto front as a staircase, and the original."""
 
 import math
 import re
@@ -11,42 +11,48 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from laconic.report.plots import COLOURS, FONT_SIZE, INK, MARKERS, as_written, inline_svg, plain
+from laconic.report.plots import COLOURS, FONT_SIZE, INK, MARKERS, NARROW, escape_mathtext, inline_svg, style_axes
 from laconic.report.study.charts import Chart, Dot
 from laconic.report.study.measures import Measure
 
-# Narrow enough that its letters can be read on a phone.
-WIDTH, HEIGHT, LEGEND_LINE = 4.8, 3.5, 0.21
+HEIGHT, LEGEND_LINE = 3.5, 0.21
 SMALL = FONT_SIZE - 0.5
 LONG = 48
-"""Characters of a title from which it takes two lines."""
+"""Characters of a title above which it takes two lines."""
 HALF = 24
-"""Characters of a name of which two fit beside each other."""
+"""Characters of a name in the legend up to which two fit into one line."""
 ASIDE = 0.05
-"""Of the width of a picture, between the first and the last of lines that share their amounts."""
+"""Fraction of the width between the first and the last of lines with the same amounts."""
 LEFT = 0.2
-"""Of the width of a picture: what is nearer to its left end has its name on the right."""
+"""Fraction of the width; a point further left has its name on the right."""
 APART = 0.09
-"""Of the width of a picture, between two marks on its axis."""
+"""Least fraction of the width between two ticks."""
 FEW = 8
-"""Amounts up to which each has a mark on its axis."""
+"""Number of amounts up to which each gets a tick."""
 WIDE_RANGE = 20
-"""Quotient of the largest and the smallest value from which an axis is logarithmic."""
+"""Ratio of the largest and the smallest value above which an axis is logarithmic."""
 PALETTE = (COLOURS[3], COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[1], COLOURS[5], COLOURS[6])
 SERIES = r'<g id="dot-(\d+)">'
 
 
-def draw(chart: Chart) -> Figure:
-    """The picture; every dot is an element of its own, called `dot-` and its place."""
+def draw_chart(chart: Chart) -> Figure:
+    """Draw a chart.
+
+    Args:
+        chart: what to draw.
+
+    Returns:
+        A figure in which every dot is an element with the id `dot-` and its index.
+    """
     colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(_unique(dot.colour for dot in chart.dots))}
     shapes = _shapes(chart.dots)
     legend = sorted({(dot.colour, dot.shape): 0 for dot in chart.dots}, key=lambda pair: list(colours).index(pair[0]))
     labels = [shape if colour in shape else f"{colour}: {shape}" for colour, shape in legend]
     columns = 2 if max(map(len, labels)) <= HALF else 1
     lines = math.ceil(len(labels) / columns)
-    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
+    figure = Figure(figsize=(NARROW, HEIGHT + LEGEND_LINE * lines), layout="constrained")
     axes = figure.subplots()
-    plain(axes)
+    style_axes(axes)
     _scale(axes, chart)
     _original(axes, chart)
     if chart.front:
@@ -59,14 +65,14 @@ def draw(chart: Chart) -> Figure:
         )
     for index, dot in enumerate(dots):
         _dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
-    axes.set_xlabel(as_written(chart.cost.title), color=INK, fontsize=FONT_SIZE)
+    axes.set_xlabel(escape_mathtext(chart.cost.title), color=INK, fontsize=FONT_SIZE)
     between = ":\n" if len(chart.title) + len(chart.quality.title) > LONG else ": "
     axes.set_title(
-        as_written(f"{chart.title}{between}{chart.quality.title}"), color=INK, fontsize=FONT_SIZE, loc="left"
+        escape_mathtext(f"{chart.title}{between}{chart.quality.title}"), color=INK, fontsize=FONT_SIZE, loc="left"
     )
     handles = [
         Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6, label=label)
-        for (colour, shape), label in zip(legend, map(as_written, labels), strict=True)
+        for (colour, shape), label in zip(legend, map(escape_mathtext, labels), strict=True)
     ]  # fmt: skip
     figure.legend(
         handles=handles, loc="outside lower left", frameon=False, fontsize=SMALL, labelcolor=INK, ncols=columns
@@ -74,8 +80,8 @@ def draw(chart: Chart) -> Figure:
     return figure
 
 
-def picture(chart: Chart, figure: Figure) -> str:
-    """The picture in a page: said in words for those who do not see it, and each dot's name where one points at it."""
+def chart_svg(chart: Chart, figure: Figure) -> str:
+    """The chart as an element of a page, with its caption for screen readers and the name of each dot as a tooltip."""
     svg = inline_svg(figure)
     names = [escape(dot.title) for dot in chart.dots]
     svg = re.sub(SERIES, lambda found: f"<g><title>{names[int(found[1])]}</title>", svg)
@@ -98,7 +104,7 @@ def _dot(axes: Axes, dot: Dot, index: int, colour: str, shape: str) -> None:
 
 
 def _aside(dots: Sequence[Dot], axes: Axes) -> list[Dot]:
-    """Lines that share their amounts moved a little apart, so that each interval can be seen."""
+    """Move lines with the same amounts a little apart, so that each interval can be seen."""
     lines = _unique(dot.line for dot in dots)
     low, high = axes.get_xlim()
     log = axes.get_xscale() == "log"
@@ -114,7 +120,7 @@ def _aside(dots: Sequence[Dot], axes: Axes) -> list[Dot]:
 
 
 def _original(axes: Axes, chart: Chart) -> None:
-    """A star where it is; a line where it has only one of the two, or no place on a logarithmic axis."""
+    """Draw the original: a star, or a line where it has only cost or quality, or no place on a logarithmic axis."""
     cost, quality = chart.original
     if quality is not None and quality <= 0 and axes.get_yscale() == "log":
         quality = None
@@ -196,7 +202,7 @@ def _ticks(axes: Axes, which: str, measure: Measure, log: bool) -> None:
 
 
 def _readable(values: Sequence[float], axes: Axes) -> list[float]:
-    """Those of the rising `values` whose marks are so far from the one before that both can be read."""
+    """Those of the rising values whose ticks are far enough from the tick before."""
     along = [_place(axes, value) for value in values]
     kept: list[int] = []
     for index, place in enumerate(along):
@@ -206,7 +212,7 @@ def _readable(values: Sequence[float], axes: Axes) -> list[float]:
 
 
 def _shapes(dots: Sequence[Dot]) -> dict[str, str]:
-    """A marker for each method, no two alike within a colour while there are enough."""
+    """A marker for each method, different within a colour while there are enough markers."""
     shapes: dict[str, str] = {}
     within: dict[str, int] = {}
     for dot in dots:

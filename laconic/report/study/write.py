@@ -1,31 +1,156 @@
-"""The whole report of a study, written to a folder."""
+"""The report of a study on disk: its page, tables and figures, and SQL over its results by DuckDB.
 
+Each file appears whole or not at all. Figures of an earlier report that this one no longer has are removed. Which files
+a report wrote is kept beside them, with a hash of each: a figure that somebody else added or changed stays.
+"""
+
+import csv
+import hashlib
+import io
+import json
 import os
+import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from laconic.errors import UserError
+import pyarrow
+from pyarrow import ArrowException, parquet
+
+from laconic.errors import UserError, install, must_be, reason_of
 from laconic.markdown import plain
 from laconic.paths import expanded
-from laconic.report.curves import png
-from laconic.report.plots import standalone_svg
+from laconic.report.plots import png, standalone_svg
 from laconic.report.study.charts import charts
-from laconic.report.study.figures import put_figures
-from laconic.report.study.files import as_csv, as_parquet, put
-from laconic.report.study.page import Picture, page
-from laconic.report.study.results_table import ordered, results_table
-from laconic.report.study.scatter import draw, picture
-from laconic.report.study.sql import PARQUET
-from laconic.report.study.tables import means
+from laconic.report.study.page import Picture, study_page
+from laconic.report.study.results import Results, results_table, sort_records
+from laconic.report.study.scatter import chart_svg, draw_chart
+from laconic.report.study.tables import mean_table
+from laconic.report.tables import Column, Table, Value
+
+TYPES = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all; it replaces what was there, and its folder is made.
+
+    Args:
+        path: of the file.
+        content: text is written in UTF-8.
+
+    Raises:
+        UserError: the disk is full, or refuses.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"The report's file '{path}' cannot be written: {error.strerror or error}; name a folder that can."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_csv(results: Results) -> str:
+    """The results as CSV: one line for each cell, empty where nothing was measured, numbers in full."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(results.columns)
+    for row in results.rows:
+        writer.writerow(["" if row[name] is None else _to_text(row[name]) for name in results.columns])
+    return text.getvalue()
+
+
+def as_arrow(results: Results) -> pyarrow.Table:
+    """The results as an Arrow table; a column with values of several types is text."""
+    columns = {}
+    for name in results.columns:
+        kind = results.kind(name)
+        values = [_cast(row[name], kind) for row in results.rows]
+        columns[name] = pyarrow.array(values, TYPES[kind])
+    return pyarrow.table(columns)
+
+
+def as_parquet(results: Results) -> bytes:
+    """The results as the content of a Parquet file."""
+    sink = io.BytesIO()
+    parquet.write_table(as_arrow(results), sink)
+    return sink.getvalue()
+
+
+def _cast(value: Value, kind: type) -> Value:
+    if value is None or kind is bool:
+        return value
+    return _to_text(value) if kind is str else kind(value)
+
+
+def _to_text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+WRITTEN = ".written.json"
+
+
+def write_figures(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write figures, and remove those that an earlier call wrote and this one does not.
+
+    Args:
+        folder: of the figures.
+        contents: by the name of the file.
+
+    Raises:
+        UserError: the disk is full, or refuses.
+    """
+    before, now = _read_written(folder), {name: _hash(content) for name, content in contents.items()}
+    # First, so that a report that was killed leaves nothing that no later one knows of.
+    write_file(folder / WRITTEN, json.dumps({**before, **now}, indent=1))
+    for name, content in contents.items():
+        write_file(folder / name, content)
+    for name in before.keys() - now.keys():
+        path = folder / name
+        if path.is_file() and _hash(path.read_bytes()) == before[name]:
+            path.unlink(missing_ok=True)
+    write_file(folder / WRITTEN, json.dumps(now, indent=1))
+
+
+def _read_written(folder: Path) -> dict[str, str]:
+    """Names and hashes of the files that an earlier call wrote; names that lead out of the folder are left out."""
+    try:
+        said = json.loads((folder / WRITTEN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    named = said.items() if isinstance(said, dict) else ()
+    return {name: str(hashed) for name, hashed in named if Path(name).name == name}
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
 
 PAGE, CSV, MARKDOWN, FIGURES = "report.html", "results.csv", "results.md", "figures"
 
 
 @dataclass(frozen=True)
-class Written:
-    """Where the parts of a report are; `figures` are stems, each of a PNG and an SVG."""
+class ReportPaths:
+    """The files of a report.
+
+    Args:
+        page: the HTML page.
+        csv: the results.
+        parquet: the results.
+        markdown: a table of means.
+        figures: paths without their ending; each is a PNG and an SVG file.
+    """
 
     page: Path
     csv: Path
@@ -36,40 +161,102 @@ class Written:
 
 def write_report(
     records: Sequence[Mapping[str, Any]], folder: Path, title: str, *, study: Path | str | None = None
-) -> Written:
+) -> ReportPaths:
     """Write `report.html`, `results.csv`, `.parquet` and `.md`, and `figures/`, each file whole or not at all.
 
-    `records`: one for each cell, as the ledger has them; what an earlier report wrote is written over, and its figures
-    that there are no more are removed. `study`: the folder or URL that saved models are in, where it is another.
+    Args:
+        records: one for each cell, from the ledger.
+        folder: to write to; files of an earlier report are replaced, and its figures removed.
+        title: heading of the page.
+        study: folder or URL of saved models; None for `folder`.
 
     Raises:
         UserError: there are no records, or the folder cannot be written to.
     """
     if not records:
         raise UserError(f"There is nothing to report in '{folder}': no cell of the study is finished; run it first.")
-    records = ordered(records)
+    records = sort_records(records)
     results = results_table(records)
     found = charts(results)
     pictures: list[Picture] = []
     drawn: dict[str, bytes] = {}
     for chart in found:
-        figure = draw(chart)
+        figure = draw_chart(chart)
         drawn |= {f"{chart.stem}.png": png(figure), f"{chart.stem}.svg": standalone_svg(figure).encode()}
-        pictures.append(Picture(chart.kind, picture(chart, figure), chart.caption, chart.stem))
-    put_figures(folder / FIGURES, drawn)
-    put(folder / CSV, as_csv(results))
-    put(folder / PARQUET, as_parquet(results))
-    put(folder / MARKDOWN, f"# {plain(title)}\n\n{means(results, found).plain().to_markdown()}")
-    put(folder / PAGE, page(records, results, found, pictures, title, models=_way(folder, study)))
+        pictures.append(Picture(chart.kind, chart_svg(chart, figure), chart.caption, chart.stem))
+    write_figures(folder / FIGURES, drawn)
+    write_file(folder / CSV, as_csv(results))
+    write_file(folder / PARQUET, as_parquet(results))
+    write_file(folder / MARKDOWN, f"# {plain(title)}\n\n{mean_table(results, found).plain().to_markdown()}")
+    write_file(folder / PAGE, study_page(records, results, found, pictures, title, models=_link_prefix(folder, study)))
     stems = tuple(folder / FIGURES / chart.stem for chart in found)
-    return Written(folder / PAGE, folder / CSV, folder / PARQUET, folder / MARKDOWN, stems)
+    return ReportPaths(folder / PAGE, folder / CSV, folder / PARQUET, folder / MARKDOWN, stems)
 
 
-def _way(folder: Path, study: Path | str | None) -> str:
-    """What stands before the path of a model in a link: the way from the page in `folder` to the study."""
+def _link_prefix(folder: Path, study: Path | str | None) -> str:
+    """What stands before the path of a model in a link: the path from the page to the study."""
     if study is None:
         return ""
     if "://" in str(study):
         return f"{str(study).rstrip('/')}/"
     way = os.path.relpath(expanded(study).absolute(), folder.absolute())
     return "" if way == "." else f"{Path(way).as_posix()}/"
+
+
+PARQUET = "results.parquet"
+TABLE = "results"
+LIBRARY = "duckdb"
+
+
+def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
+    """Query the results of a study by SQL.
+
+    Args:
+        source: records of a study, or the folder of its report.
+        sql: one statement about the table `results`, whose columns are those of results.csv.
+
+    Raises:
+        UserError: DuckDB is not installed, there is no report in the folder, or the SQL is wrong, is not one statement,
+            or gives two columns one name.
+    """
+    if find_spec(LIBRARY) is None:
+        raise UserError(f"Queries of results need duckdb, not installed here: {install('study')}.")
+    duckdb = import_module(LIBRARY)
+    results = _read_results(Path(source)) if isinstance(source, (str, Path)) else as_arrow(results_table(source))
+    # A query reads what is given, and no files or addresses.
+    with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
+        try:
+            connection.register(TABLE, results)
+            # Of several DuckDB answers the last alone, and of none with nothing.
+            if len(connection.extract_statements(sql)) != 1:
+                raise must_be("The query", f"one statement, like SELECT * FROM {TABLE}", sql)
+            found = connection.execute(sql)
+            names = [column[0] for column in found.description or ()]
+            rows = found.fetchall()
+        except duckdb.Error as error:
+            raise UserError(f"The query cannot be answered: {reason_of(error)}.") from error
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"The query gives two columns the name '{twice[0]}'; name one otherwise, by AS.")
+    columns = tuple(_column(name, [row[at] for row in rows]) for at, name in enumerate(names))
+    return Table(columns, tuple(tuple(_plain(value) for value in row) for row in rows))
+
+
+def _read_results(folder: Path) -> Any:
+    path = expanded(folder) / PARQUET
+    try:
+        return parquet.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {PARQUET} in '{folder}'; write the report of the study first.") from error
+    except (OSError, ArrowException) as error:
+        raise UserError(f"The results '{path}' cannot be read: {reason_of(error)}.") from error
+
+
+def _column(name: str, values: Sequence[object]) -> Column:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return Column(name, "{:d}")
+    return Column(name, "{:.6g}" if kinds and kinds <= {int, float} else "{}")
+
+
+def _plain(value: object) -> Value:
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

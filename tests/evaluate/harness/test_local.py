@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from laconic.errors import UserError
-from laconic.evaluate.harness.local import KNOWN, local_data
+from laconic.evaluate.harness.local import LOCAL_DATA, find_local_data
 from tests.evaluate.harness.conftest import hub
 
-BOOLQ, PIQA, WINOGRANDE = KNOWN
+BOOLQ, PIQA, WINOGRANDE = LOCAL_DATA
 
 
 @pytest.mark.usefixtures("data")
-@pytest.mark.parametrize("dataset", KNOWN, ids=str)
+@pytest.mark.parametrize("dataset", LOCAL_DATA, ids=str)
 def test_rows_are_those_of_the_hub(dataset: tuple[str, str | None]):
-    local = local_data(*dataset)
+    local = find_local_data(*dataset)
     assert local is not None and local.rows() == hub(dataset[0])["validation"].to_list()
 
 
@@ -23,14 +23,14 @@ def test_boolq_as_superglue_has_it(data: Path):
     rows = hub("aps/super_glue")["validation"].to_list()
     file = data / "boolq" / "dev.jsonl"
     file.write_text("".join(json.dumps({**row, "label": bool(row["label"])}) + "\n" for row in rows))
-    local = local_data(*BOOLQ)
+    local = find_local_data(*BOOLQ)
     assert local is not None and local.rows() == rows
 
 
 def test_half_a_data_set_is_none(data: Path):
     (data / "piqa" / "dev-labels.lst").unlink()
-    assert local_data(*PIQA) is None
-    assert local_data("aps/super_glue", "copa") is None
+    assert find_local_data(*PIQA) is None
+    assert find_local_data("aps/super_glue", "copa") is None
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_half_a_data_set_is_none(data: Path):
 def test_a_malformed_row_is_named(
     data: Path, dataset: tuple[str, str | None], file: str, text: str, sentence: str
 ) -> None:
-    (data / KNOWN[dataset].folder / file).write_text(text)
-    local = local_data(*dataset)
+    (data / LOCAL_DATA[dataset].folder / file).write_text(text)
+    local = find_local_data(*dataset)
     assert local is not None
     with pytest.raises(UserError, match=sentence):
         local.rows()

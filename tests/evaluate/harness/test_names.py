@@ -7,8 +7,8 @@ import pytest
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.evaluate import check_task
-from laconic.evaluate.harness import names
-from laconic.evaluate.harness.names import find_task
+from laconic.evaluate.harness import local
+from laconic.evaluate.harness.local import find_task_file
 
 pytest.importorskip("lm_eval", reason="the extra 'harness' is not installed")
 
@@ -17,10 +17,10 @@ def test_names_are_those_of_the_harness():
     from lm_eval.tasks import TaskManager
 
     for task in ("boolq", "winogrande", "mmlu_anatomy", "blimp_adjunct_island"):
-        folder = find_task(task).parent
+        folder = find_task_file(task).parent
         index = TaskManager(include_defaults=False, include_path=str(folder)).task_index
         for name in TaskManager(include_defaults=False, include_path=str(folder)).all_subtasks:
-            assert find_task(name) == index[name].yaml_path
+            assert find_task_file(name) == index[name].yaml_path
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_without_local_files_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_without_the_extra_its_name_is_told(monkeypatch: pytest.MonkeyPatch, capsys, tiny_model):
-    monkeypatch.setattr(names, "find_spec", lambda name: None if name == "lm_eval" else find_spec(name))
+    monkeypatch.setattr(local, "find_spec", lambda name: None if name == "lm_eval" else find_spec(name))
     capsys.readouterr()
     assert status(["evaluate", str(tiny_model), "--tasks", "harness/boolq"]) == 2
     said = capsys.readouterr().err

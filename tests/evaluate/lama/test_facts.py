@@ -7,8 +7,8 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.evaluate import check_task
-from laconic.evaluate.lama import Lama, lama_task
-from laconic.evaluate.lama.facts import readers
+from laconic.evaluate.lama import Lama
+from laconic.evaluate.lama.facts import corpus_readers
 
 Row = dict[str, object]
 
@@ -60,7 +60,7 @@ def release(lama: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def rows_of(name: str | None, limit: int | None = None) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    corpus = Lama(name).corpus(limit)
+    corpus = Lama(name).load_corpus(limit)
     return [(row.group, row.text, row.target or "", row.also) for row in corpus.examples]
 
 
@@ -87,10 +87,10 @@ def test_the_release_is_asked_as_in_the_paper(release: Path):
 
 def test_the_words_that_compete_are_those_of_every_corpus(release: Path):
     answers = ("Paris", "Rome", "Latin", "Italian", "Oslo", "1902", "gold", "fly", "sing", "nest")
-    assert Lama("squad").corpus(None).classes == Lama(None).corpus(3).classes == answers
-    assert Lama("squad", "all").corpus(None).classes == ()
+    assert Lama("squad").load_corpus(None).classes == Lama(None).load_corpus(3).classes == answers
+    assert Lama("squad", "all").load_corpus(None).classes == ()
     (release / "words.txt").write_text("gold\n\nsilver\ngold\n")
-    assert Lama("squad", str(release / "words.txt")).corpus(None).classes == ("gold", "silver")
+    assert Lama("squad", str(release / "words.txt")).load_corpus(None).classes == ("gold", "silver")
 
 
 def test_a_limit_is_spread_over_the_relations(release: Path):
@@ -117,8 +117,8 @@ def test_lines_with_sentences_of_their_own(lama: Path):
     ]
     # Without a subject no other answer is known to be right.
     assert [row[3] for row in rows_of("squad")] == [(), ()]
-    assert Lama("trex").texts(Lama("trex").corpus(None)).examples[0].text == "It is Paris."
-    assert len(Lama(None).texts(Lama(None).corpus(None)).examples) == 5
+    assert Lama("trex").texts(Lama("trex").load_corpus(None)).examples[0].text == "It is Paris."
+    assert len(Lama(None).texts(Lama(None).load_corpus(None)).examples) == 5
     with pytest.raises(UserError, match=r"There is no ConceptNet in .* it has lama/trex, lama/google_re, lama/squad"):
         check_task("lama/conceptnet")
 
@@ -157,14 +157,14 @@ def test_what_is_missing_is_named_before_a_model_is_needed(lama: Path, monkeypat
         check_task("lama/trexx:all")
     (lama / "TREx").mkdir()
     with pytest.raises(UserError, match=r"relations\.jsonl', which is missing"):
-        readers()["trex"]()
+        corpus_readers()["trex"]()
     write(lama / "relations.jsonl", {"relation": "P36", "template": "[X] is ."})
     write(lama / "TREx/P36.jsonl", triple("France", "Paris"))
     with pytest.raises(UserError, match=r"relations\.jsonl:1 has the template '\[X\] is \.'; it must have \[X\] and"):
-        readers()["trex"]()
+        corpus_readers()["trex"]()
     (lama / "empty.txt").write_text("\n")
     with pytest.raises(UserError, match="has no words"):
-        lama_task("lama/squad:empty.txt").corpus(None)
+        Lama.from_name("lama/squad:empty.txt").load_corpus(None)
     monkeypatch.delenv("LACONIC_DATA")
     with pytest.raises(UserError, match="LAMA is read from local files, and LACONIC_DATA is not set"):
         check_task("lama/squad")
@@ -172,6 +172,6 @@ def test_what_is_missing_is_named_before_a_model_is_needed(lama: Path, monkeypat
 
 def test_names_of_tasks():
     names = ("lama", "lama/trex", "lama/Google-RE", "lama:all", "lama/squad:words.txt")
-    tasks = [lama_task(name) for name in names]
+    tasks = [Lama.from_name(name) for name in names]
     assert [task.name for task in tasks] == ["lama", "lama/trex", "lama/google_re", "lama:all", "lama/squad:words.txt"]
     assert [task.vocabulary for task in tasks] == ["answers", "answers", "answers", "all", "words.txt"]

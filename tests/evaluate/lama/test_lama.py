@@ -91,7 +91,7 @@ def reference(lm: LanguageModel, corpus: Corpus, every_token: bool) -> dict[int,
 @pytest.mark.parametrize("vocabulary", ["answers", "all"])
 def test_ranks_equal_a_reference_on_two_hundred_facts(name: str, vocabulary: str):
     lm, corpus = reader(name), facts(200)
-    judged = Lama(None, vocabulary).judge(lm, corpus, silent)
+    judged = Lama(None, vocabulary).evaluate(lm, corpus, silent)
     expected = reference(lm, corpus, every_token=vocabulary == "all")
     assert 100 < len(expected) < 200
     assert judged.rows == tuple(expected)
@@ -114,7 +114,7 @@ def test_ranks_equal_a_reference_on_two_hundred_facts(name: str, vocabulary: str
 
 
 def test_a_single_corpus_has_its_four_metrics():
-    judged = Lama("trex").judge(reader("bert-masked"), only("trex/P36"), silent)
+    judged = Lama("trex").evaluate(reader("bert-masked"), only("trex/P36"), silent)
     assert set(judged.metrics) == {"p@1", "p@5", "p@10", "mrr"}
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_asked_is_counted_by_reason():
     )
     corpus = Corpus("lama/trex", "test", rows, ("Rome", "Paris"))
     lm = reader("gpt2")
-    judged = Lama("trex").judge(lm, corpus, silent)
+    judged = Lama("trex").evaluate(lm, corpus, silent)
     assert judged.rows == (0, 6)
     assert judged.settings["left_out"] == {
         "answer not in the vocabulary": 1,
@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_is_counted_by_reason():
         "over 100 words": 1,
     }
     unstarted = replace(lm, tokenizer=words("start", bos_token=None, eos_token=None))
-    judged = Lama("trex").judge(unstarted, corpus, silent)
+    judged = Lama("trex").evaluate(unstarted, corpus, silent)
     assert judged.rows == (0,) and judged.settings["left_out"]["nothing before the gap"] == 1
 
 
@@ -154,7 +154,7 @@ def test_a_model_that_says_the_same_of_every_word_knows_nothing():
     decoder = lm.model.get_output_embeddings()
     torch.nn.init.zeros_(decoder.get_parameter("weight"))
     torch.nn.init.zeros_(decoder.get_parameter("bias"))
-    judged = Lama("trex").judge(lm, only("trex/P36"), silent)
+    judged = Lama("trex").evaluate(lm, only("trex/P36"), silent)
     assert judged.metrics["p@1"](judged.table) == 0
 
 
@@ -162,20 +162,20 @@ def test_models_that_cannot_be_asked_are_refused_in_a_sentence():
     corpus = facts(3)
     for name, kind in (("bert-classifier", "a classification"), ("bert-base", "an embedding")):
         with pytest.raises(UserError, match=f"'lama' needs a masked or causal or seq2seq model; .* is {kind} model"):
-            Lama().judge(replace(BY_NAME[name].lm(), tokenizer=words()), corpus, silent)
+            Lama().evaluate(replace(BY_NAME[name].lm(), tokenizer=words()), corpus, silent)
     with pytest.raises(UserError, match=r"can be asked nothing of 'lama' \(3 rows: answer not one token\)"):
-        Lama().judge(replace(BY_NAME["gpt2"].lm(), tokenizer=letters("start")), corpus, silent)
+        Lama().evaluate(replace(BY_NAME["gpt2"].lm(), tokenizer=letters("start")), corpus, silent)
     for name in ("bert-masked", "bart"):
         with pytest.raises(
             UserError, match="cannot be asked with gaps: its tokenizer has no token that stands for one"
         ):
-            Lama().judge(replace(BY_NAME[name].lm(), tokenizer=words(mask_token=None)), corpus, silent)
+            Lama().evaluate(replace(BY_NAME[name].lm(), tokenizer=words(mask_token=None)), corpus, silent)
     with pytest.raises(UserError, match="has no tokenizer"):
-        Lama().judge(BY_NAME["gpt2"].lm(), corpus, silent)
+        Lama().evaluate(BY_NAME["gpt2"].lm(), corpus, silent)
 
 
 def test_a_kept_table_has_the_same_figures():
-    judged = Lama().judge(reader("gpt2"), facts(40), silent)
+    judged = Lama().evaluate(reader("gpt2"), facts(40), silent)
     kept = Lama().metrics(json.loads(json.dumps(dict(judged.settings))))
     assert [(name, of(judged.table)) for name, of in kept.items()] == [
         (name, of(judged.table)) for name, of in judged.metrics.items()

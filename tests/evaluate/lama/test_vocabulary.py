@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from laconic.evaluate.lama.vocabulary import Place, Vocabulary, single_tokens
+from laconic.evaluate.lama.cloze import Boundary, Vocabulary, single_tokens
 from laconic.model import load
 from tests.words import words
 
@@ -26,27 +26,27 @@ def byte_pairs() -> PreTrainedTokenizerFast:
 
 def test_what_stands_before_a_gap():
     texts = ("", " ", "born in ", "born (", "\t", "it is a/")
-    assert [Place.after(text).name for text in texts] == ["START", "START", "SPACED", "JOINED", "START", "JOINED"]
+    assert [Boundary.after(text).name for text in texts] == ["START", "START", "SPACED", "JOINED", "START", "JOINED"]
 
 
 def test_byte_pairs_have_two_tokens_for_a_word(byte_pairs: PreTrainedTokenizerFast):
-    names = {place: single_tokens(byte_pairs, ["Paris", "Rome", "Lisbon"], place) for place in Place}
+    names = {place: single_tokens(byte_pairs, ["Paris", "Rome", "Lisbon"], place) for place in Boundary}
     shown = {place.name: byte_pairs.convert_ids_to_tokens(list(found.values())) for place, found in names.items()}
     assert shown == {"START": ["Paris", "Rome"], "SPACED": ["ĠParis", "ĠRome"], "JOINED": ["Paris", "Rome"]}
-    for place, text in ((Place.SPACED, "in Paris"), (Place.JOINED, "(Paris"), (Place.START, "Paris")):
+    for place, text in ((Boundary.SPACED, "in Paris"), (Boundary.JOINED, "(Paris"), (Boundary.START, "Paris")):
         assert byte_pairs(text)["input_ids"][-1] == names[place]["Paris"]
 
 
 def test_sentence_pieces_of_a_real_model(shared_models: Path):
     tokenizer = load(str(shared_models / "mico-tinyllama-1m")).tokenizer
     assert tokenizer is not None
-    found = single_tokens(tokenizer, ["school", "Wittgenstein"], Place.SPACED)
+    found = single_tokens(tokenizer, ["school", "Wittgenstein"], Boundary.SPACED)
     assert list(found) == ["school"]
     assert tokenizer("at school", add_special_tokens=False)["input_ids"][-1] == found["school"]
 
 
 def test_an_unknown_word_is_no_token():
-    assert set(single_tokens(words(), ["Paris", "Lisbon", "in Rome"], Place.SPACED)) == {"Paris"}
+    assert set(single_tokens(words(), ["Paris", "Lisbon", "in Rome"], Boundary.SPACED)) == {"Paris"}
 
 
 def test_an_uncased_tokenizer_sees_one_word(shared_models: Path):
@@ -54,5 +54,5 @@ def test_an_uncased_tokenizer_sees_one_word(shared_models: Path):
     assert tokenizer is not None
     vocabulary = Vocabulary.of(tokenizer, ["Paris", "paris"], ["Paris", "paris", "Rome", "antidisestablishment"])
     assert vocabulary.candidates is not None
-    assert len(vocabulary.candidates[Place.SPACED]) == 2
-    assert len(set(vocabulary.tokens[Place.JOINED].values())) == 1
+    assert len(vocabulary.candidates[Boundary.SPACED]) == 2
+    assert len(set(vocabulary.tokens[Boundary.JOINED].values())) == 1

@@ -12,8 +12,8 @@ from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError
 from laconic.evaluate import evaluate, fidelity
 from laconic.evaluate.cost import measure_cost, stored_bytes
-from laconic.evaluate.fidelity import neighbour_agreement
 from laconic.evaluate.score_cache import fingerprint
+from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import LanguageModel, Task, divergence, load, load_empty, predict
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.recover import Student

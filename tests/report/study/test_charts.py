@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import pytest
 
 from laconic.report.study.charts import Chart, charts
-from laconic.report.study.results_table import results_table
-from laconic.report.study.scatter import draw, picture
+from laconic.report.study.results import results_table
+from laconic.report.study.scatter import chart_svg, draw_chart
 from tests.report.study.records import TASK, Record, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
@@ -95,7 +95,7 @@ def odd(changes: dict[str, float]) -> list[Record]:
 )  # fmt: skip
 def test_odd_studies_are_drawn(records: list[Record]) -> None:
     for one in charts(results_table(records)):
-        svg = picture(one, draw(one))
+        svg = chart_svg(one, draw_chart(one))
         ElementTree.fromstring(svg)
         assert 'role="img"' in svg
 
@@ -107,13 +107,13 @@ def test_a_perplexity_that_explodes_is_drawn_on_a_logarithmic_axis() -> None:
         record["evaluation"]["results"] = {"perplexity:text": {"perplexity": figure}}
     (one,) = [one for one in charts(results_table(records)) if one.kind == "size" and one.quality.column != KL]
     assert not one.quality.higher_is_better
-    (axes,) = draw(one).axes
+    (axes,) = draw_chart(one).axes
     assert axes.get_yscale() == "log"
 
 
 def test_a_mark_says_what_it_is_and_pictures_share_no_names() -> None:
     drawn = charts(results_table(study(methods=("svd", "wanda"), keeps=(0.7, 0.3), seeds=(0,))))
-    svgs = [picture(one, draw(one)) for one in drawn[:2]]
+    svgs = [chart_svg(one, draw_chart(one)) for one in drawn[:2]]
     assert svgs[0].count("<title>") == len(drawn[0].dots)
     assert "svd, keep 0.7: " in svgs[0]
     ids = [set(element.get("id", "") for element in ElementTree.fromstring(svg).iter()) - {""} for svg in svgs]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laconic.report.study.front import front
+from laconic.report.study.charts import pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
 
@@ -14,7 +14,7 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]], higher: 
         better = one[1] > other[1] if higher else one[1] < other[1]
         return one[0] <= other[0] and (better or one[1] == other[1]) and one != other
 
-    found = front(points, higher_is_better=higher)
+    found = pareto_front(points, higher_is_better=higher)
     expected = {point for point in points if not any(beats(other, point) for other in points)}
     assert {points[index] for index in found} == expected
     assert len(found) == len(expected), "equal points stand for each other"

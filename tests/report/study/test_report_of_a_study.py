@@ -16,12 +16,11 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.markdown import plain
-from laconic.report.study import Written, write_report
+from laconic.report.study import ReportPaths, write_report
 from laconic.report.study.charts import charts
-from laconic.report.study.figures import put_figures
-from laconic.report.study.files import put
-from laconic.report.study.page import Picture, page
-from laconic.report.study.results_table import results_table
+from laconic.report.study.page import Picture, study_page
+from laconic.report.study.results import results_table
+from laconic.report.study.write import write_figures, write_file
 from tests.report.study.records import failed, study
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -30,7 +29,7 @@ PHONE = 390
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportPaths]:
     records = study(models=("minilm-sst2",), methods=("svd", "kfac-svd", "wanda"), keeps=(0.7, 0.3))
     records.append(
         failed({"model": "minilm-sst2", "method": "drone", "keep": 0.1, "seed": 0}, "No <rank> is left & more.")
@@ -38,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
     yield write_report(records, tmp_path_factory.mktemp("study"), "Low <rank> & pruning")
 
 
-def test_everything_is_written(written: Written) -> None:
+def test_everything_is_written(written: ReportPaths) -> None:
     folder = written.page.parent
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "results.csv", "results.parquet", "results.md", "figures"
@@ -51,10 +50,12 @@ def test_everything_is_written(written: Written) -> None:
         for end in (".png", ".svg")
     )
     markdown = written.markdown.read_text()
-    assert "| model | method | keep |" in markdown and "±" in markdown and "1 of 1" not in markdown
+    assert (
+        "| model | method | glue/sst2 accuracy | file MB |" in markdown and "±" in markdown and "1 of 1" not in markdown
+    )
 
 
-def test_the_page_loads_nothing_and_escapes_what_it_is_told(written: Written) -> None:
+def test_the_page_loads_nothing_and_escapes_what_it_is_told(written: ReportPaths) -> None:
     html = written.page.read_text()
     assert "<rank>" not in html and "Low &lt;rank&gt; &amp; pruning" in html
     loads = re.findall(r'(?:src|xlink:href)="([^"]+)"|<link[^>]*>|@import|url\(([^)]+)\)', html)
@@ -78,7 +79,7 @@ def test_names_are_shown_as_they_are_everywhere(tmp_path: Path) -> None:
         assert name in words, "in the legend"
 
 
-def test_links_lead_to_what_there_is(written: Written) -> None:
+def test_links_lead_to_what_there_is(written: ReportPaths) -> None:
     links = [str(target) for target in re.findall(r'<a href="([^"]+)"', written.page.read_text())]
     folder = written.page.parent
     assert all((folder / link).exists() for link in links if link.startswith("figures/"))
@@ -117,7 +118,7 @@ class _Tables(HTMLParser):
         return [dict(zip(self.columns[name], row, strict=True)) for row in self.rows[name] if row]
 
 
-def test_the_numbers_of_the_page_are_those_of_the_file(written: Written) -> None:
+def test_the_numbers_of_the_page_are_those_of_the_file(written: ReportPaths) -> None:
     parsed = _Tables()
     parsed.feed(written.page.read_text())
     lines = {line["key"]: line for line in csv.DictReader(written.csv.read_text().splitlines())}
@@ -133,7 +134,7 @@ def test_the_numbers_of_the_page_are_those_of_the_file(written: Written) -> None
             assert row["glue/sst2 accuracy"] == ("", "–")
 
 
-def test_the_means_of_the_page_are_means_over_the_file(written: Written) -> None:
+def test_the_means_of_the_page_are_means_over_the_file(written: ReportPaths) -> None:
     parsed = _Tables()
     parsed.feed(written.page.read_text())
     lines = [line for line in csv.DictReader(written.csv.read_text().splitlines()) if line["state"] == "done"]
@@ -158,20 +159,20 @@ def test_a_page_of_very_much_stays_light_and_says_what_it_leaves_out() -> None:
     results = results_table(records)
     drawn = charts(results)
     pictures = [Picture("size", "<svg>" + " " * 40_000 + "</svg>", "A picture.", f"picture-{at}") for at in range(80)]
-    html = page(records, results, drawn, pictures, "Very much")
+    html = study_page(records, results, drawn, pictures, "Very much")
     assert len(html.encode()) < MEGABYTES_OF_A_PAGE * 1e6
-    assert "more pictures are in the folder figures" in html and "more plans are in the records" in html
-    assert re.search(r"so are the \d+ cells for which there is no room here", html)
+    assert "more figures are in the folder figures" in html and "more plans are in the records" in html
+    assert re.search(r"which also have the \d+ cells that are not shown here", html)
 
 
 def test_a_report_is_written_over_and_never_half(
-    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: ReportPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = study(models=("minilm-sst2",), methods=("svd",), keeps=(0.5,), seeds=(0,), timed=False)
     first = write_report(records, tmp_path, "One")
     assert write_report(records, tmp_path, "One") == first
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr("laconic.report.study.files.os.fsync", _full)
+    monkeypatch.setattr("laconic.report.study.write.os.fsync", _full)
     with pytest.raises(UserError, match=r"cannot be written: No space left on device; name a folder that can\.$"):
         write_report(records, tmp_path, "Another")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -196,20 +197,20 @@ def test_figures_of_a_report_that_was_killed_go_too(tmp_path: Path, monkeypatch:
     def killed(path: Path, content: str | bytes) -> None:
         if path.name == "b.png":
             raise KeyboardInterrupt
-        put(path, content)
+        write_file(path, content)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("laconic.report.study.figures.put", killed)
-        put_figures(tmp_path, {"a.png": b"a", "b.png": b"b"})
-    put_figures(tmp_path, {"c.png": b"c"})
+        patch.setattr("laconic.report.study.write.write_file", killed)
+        write_figures(tmp_path, {"a.png": b"a", "b.png": b"b"})
+    write_figures(tmp_path, {"c.png": b"c"})
     assert {path.name for path in tmp_path.glob("[!.]*")} == {"c.png"}
 
 
 def test_links_of_a_report_elsewhere_lead_to_the_study(tmp_path: Path) -> None:
     records = study(models=("minilm-sst2",), methods=("svd",), keeps=(0.5,), seeds=(0,), timed=False)
     for place, way in ((tmp_path / "study", "../study/models/"), ("s3://bucket/study", "s3://bucket/study/models/")):
-        page = write_report(records, tmp_path / "out", "One", study=place).page.read_text()
-        assert f'<a href="{way}' in page
+        study_page = write_report(records, tmp_path / "out", "One", study=place).page.read_text()
+        assert f'<a href="{way}' in study_page
     assert '<a href="models/' in write_report(records, tmp_path / "out", "One", study=tmp_path / "out").page.read_text()
 
 
@@ -256,7 +257,7 @@ frame.srcdoc = document.getElementById("page").textContent;
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
-def test_a_phone_shows_it_whole_and_headings_sort(written: Written, tmp_path: Path) -> None:
+def test_a_phone_shows_it_whole_and_headings_sort(written: ReportPaths, tmp_path: Path) -> None:
     html = escape(written.page.read_text())
     (tmp_path / "phone.html").write_text(
         f'<!doctype html><meta charset="utf-8"><iframe style="width:{PHONE}px;height:800px;border:0"></iframe>'

@@ -8,16 +8,15 @@ import pytest
 
 from laconic.evaluate.fidelity import Fidelity
 from laconic.evaluate.generation import Generation
-from laconic.evaluate.intervals import Interval
+from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
 from laconic.evaluate.run import Evaluation
-from laconic.evaluate.speed import Quartiles
-from laconic.report.study.files import as_arrow, as_csv
-from laconic.report.study.groups import Spread, grouped
-from laconic.report.study.measures import amounts, qualities, quality
-from laconic.report.study.remarks import remark
-from laconic.report.study.results_table import results_table
-from laconic.report.study.tables import every_cell, means
+from laconic.evaluate.timing import Quartiles
+from laconic.report.study.groups import Spread, describe_change, group_cells
+from laconic.report.study.measures import amount_measures, quality_measure, quality_measures
+from laconic.report.study.results import results_table
+from laconic.report.study.tables import cell_table, mean_table
+from laconic.report.study.write import as_arrow, as_csv
 from tests.report.study.records import TASK, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
@@ -52,10 +51,10 @@ def test_writing_and_energy_have_columns_where_they_were_measured() -> None:
     assert row["latency 1x128 joules"] == 1.5 and row["latency 8x128 joules"] is None
     assert other["decode 2x100"] is None
     assert as_arrow(results)["decode 2x100"].to_pylist() == [200.0, None]
-    headings = [face.heading for face in every_cell(results).faces]
+    headings = [column.heading for column in cell_table(results).columns]
     assert "joules for 1 × 128 tokens" in headings and "joules for 8 × 128 tokens" not in headings
     assert {"tokens/s reading 2 × 100", "tokens/s writing after 2 × 100"} <= set(headings)
-    assert {"decode 2x100", "latency 1x128 joules"} <= {face.column for face in means(results).faces}
+    assert {"decode 2x100", "latency 1x128 joules"} <= {column.name for column in mean_table(results).columns}
 
 
 def test_the_made_up_records_are_like_real_ones() -> None:
@@ -77,7 +76,7 @@ def test_recipes_without_an_axis_of_models_have_the_models_of_their_recipes() ->
     for model in ("models/one", "models/two/"):
         record = cell({"model": "minilm-sst2", "method": "svd", "seed": 0})
         records.append({**record, "axes": {"recipe": "original"}, "recipe": {"model": model}, "baseline": True})
-    assert [group.axes["model"] for group in grouped(results_table(records))] == ["one", "two"]
+    assert [group.axes["model"] for group in group_cells(results_table(records))] == ["one", "two"]
 
 
 def test_axes_stand_in_a_fixed_order_and_never_on_a_column_of_another_meaning() -> None:
@@ -113,12 +112,12 @@ def test_numbers_survive_csv_and_columns_keep_their_types() -> None:
 def test_an_axis_of_several_kinds_is_text() -> None:
     results = results_table([cell({**AXES, "rank": rank}) for rank in (8, "full")])
     assert as_arrow(results)["rank"].to_pylist() == ["8", "full"]
-    assert [measure.column for measure in amounts(results)] == []
+    assert [measure.column for measure in amount_measures(results)] == []
 
 
 def test_cells_that_differ_in_the_seed_are_one_group() -> None:
     records = [cell({**AXES, "seed": seed}) for seed in range(3)]
-    original, group = grouped(results_table([*records, baseline("minilm-sst2")]))
+    original, group = group_cells(results_table([*records, baseline("minilm-sst2")]))
     assert original.baseline and len(group.rows) == 3
     values = [record["evaluation"]["fidelity"]["kl"] for record in records]
     assert group.spread("kl") == Spread(fmean(values), stdev(values), 3)
@@ -137,7 +136,7 @@ def test_a_spread_is_written_with_its_mean() -> None:
      ("word_perplexity", False), ("bits_per_byte", False), ("accuracy/agreement", True)],
 )  # fmt: skip
 def test_which_way_is_better(metric: str, higher: bool) -> None:
-    assert quality("task", metric).higher_is_better is higher
+    assert quality_measure("task", metric).higher_is_better is higher
 
 
 def test_the_first_metric_of_a_task_is_its_quality() -> None:
@@ -145,7 +144,11 @@ def test_the_first_metric_of_a_task_is_its_quality() -> None:
     record["evaluation"]["results"]["glue/mrpc"] = {
         name: {"value": 0.8, "low": 0.7, "high": 0.9} for name in ("f1", "accuracy")
     }
-    assert [one.column for one in qualities(results_table([record]))] == ["glue/sst2 accuracy", "glue/mrpc f1", "kl"]
+    assert [one.column for one in quality_measures(results_table([record]))] == [
+        "glue/sst2 accuracy",
+        "glue/mrpc f1",
+        "kl",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,12 +167,12 @@ def test_a_remark_tells_noise_from_change(changes: list[tuple[float, float]], sa
         record = cell({**AXES, "seed": seed})
         record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": value, "p": p}
         records.append(record)
-    (group,) = grouped(results_table(records))
-    assert remark(group, [quality(TASK, "accuracy")]) == said
+    (group,) = group_cells(results_table(records))
+    assert describe_change(group, [quality_measure(TASK, "accuracy")]) == said
 
 
 def test_a_remark_counts_what_failed() -> None:
-    (group,) = grouped(results_table([cell(AXES), failed({**AXES, "seed": 1}, "No.")]))
-    assert remark(group, []) == "1 of 2 cells failed"
-    (group,) = grouped(results_table([failed(AXES, "No.")]))
-    assert remark(group, []) == "failed"
+    (group,) = group_cells(results_table([cell(AXES), failed({**AXES, "seed": 1}, "No.")]))
+    assert describe_change(group, []) == "1 of 2 cells failed"
+    (group,) = group_cells(results_table([failed(AXES, "No.")]))
+    assert describe_change(group, []) == "failed"

@@ -56,6 +56,6 @@ def test_a_folder_without_a_report_is_named(tmp_path: Path) -> None:
 
 
 def test_without_duckdb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laconic.report.study.sql.find_spec", lambda name: None)
+    monkeypatch.setattr("laconic.report.study.write.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'laconic-lm\[study\]'"):
         query(RECORDS, COUNT)

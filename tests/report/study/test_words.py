@@ -2,9 +2,8 @@
 
 from laconic.report.study.charts import charts
 from laconic.report.study.narrative import failures, findings, listed, paragraphs
-from laconic.report.study.plans import plan_of, plans
-from laconic.report.study.results_table import results_table
-from laconic.report.study.tables import means
+from laconic.report.study.results import results_table
+from laconic.report.study.tables import condense_plan, group_plans, mean_table
 from tests.report.study.records import TASK, Record, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
@@ -16,23 +15,23 @@ def said(records: list) -> str:
 
 def test_the_summary_says_what_was_done() -> None:
     text = said(study(methods=("svd", "wanda")))
-    assert "48 compressed models, and 2 models as they were" in text
+    assert "48 compressed models and 2 originals" in text
     assert "method svd and wanda; keep 0.3, 0.5, 0.7 and 0.9; seed 0, 1 and 2" in text
-    assert "Judged on glue/sst2 (872 rows of the dev split" in text
+    assert "Evaluated on glue/sst2 (872 rows of the dev split" in text
     assert "Calibrated on glue/sst2 (256 texts" in text
     assert "AVX512" in text and "2 threads" in text and "torch 2.13.0" in text
-    assert "Beware" not in text and "failed" not in text
+    assert "Note that" not in text and "not exact" not in text and "failed" not in text
 
 
 def test_times_beside_other_work_are_warned_of() -> None:
-    assert "up to 3 cells were worked on at once" in said(study(methods=("svd",), workers=3))
+    assert "up to 3 cells ran at once" in said(study(methods=("svd",), workers=3))
     assert "at once" not in said(study(methods=("svd",), workers=3, timed=False))
 
 
 def test_rows_that_were_calibrated_on_are_warned_of() -> None:
     record = cell(AXES)
     record["evaluation"]["settings"][TASK]["calibration_rows"] = {"glue/sst2": 12}
-    assert "Beware: 12 rows of glue/sst2 are also in glue/sst2" in said([record])
+    assert "Note that 12 rows of glue/sst2 are also in glue/sst2" in said([record])
 
 
 def test_failures_are_counted_by_cause() -> None:
@@ -49,9 +48,9 @@ def test_what_came_out_is_the_smallest_that_is_no_worse() -> None:
         record["evaluation"]["difference"][TASK]["accuracy"] |= {"value": -0.01, "p": p}
         records.append(record)
     (sentence,) = findings(results_table(records))
-    assert "is svd, keep 0.5: 63.63 MB of 90.90 MB" in sentence and "a change of 1.7 points" in sentence
+    assert "is svd, keep 0.5: 63.63 MB of 90.90 MB" in sentence and "true change of 1.7 points" in sentence
     (sentence,) = findings(results_table([records[0], records[-1]]))
-    assert sentence.endswith("of no compressed model is the loss within noise for every seed.")
+    assert sentence.endswith("every compressed model is significantly worse than the original for at least one seed.")
 
 
 def few_rows(record: Record) -> Record:
@@ -70,10 +69,10 @@ def test_nothing_is_recommended_of_rows_that_can_show_nothing() -> None:
     records = [few_rows(baseline("minilm-sst2")), *(few_rows(cell({**AXES, "keep": keep})) for keep in (0.9, 0.1))]
     (sentence,) = findings(results_table(records))
     assert "cannot tell whether any compressed model is as good" in sentence and "keep" not in sentence
-    assert {row["remark"] for row in means(results_table(records)).rows} == {"the original", "cannot tell"}
+    assert {row["remark"] for row in mean_table(results_table(records)).rows} == {"the original", "cannot tell"}
     of_accuracy = [chart for chart in charts(results_table(records)) if chart.quality.column == f"{TASK} accuracy"]
     assert of_accuracy and not any(chart.front or any(dot.on_front for dot in chart.dots) for chart in of_accuracy)
-    assert all("too few to tell" in chart.caption for chart in of_accuracy)
+    assert all("too few rows to tell" in chart.caption for chart in of_accuracy)
     # Records of an earlier version do not say what their rows could have shown.
     for record in records[1:]:
         del record["evaluation"]["least_p"]
@@ -110,7 +109,7 @@ def test_matrices_that_differ_in_their_layer_are_one_line() -> None:
     sites = {f"encoder.layer.{at}.query": {"svd": {"rank": 8 if at != 3 else 4}} for at in range(6)}
     sites |= {"encoder.layer.0.key": {"plus": {"first": {"svd": {"rank": 2}}, "second": {"rtn": {}}}}}
     sites |= {"classifier": "dense"}
-    assert plan_of({"sites": sites}) == {
+    assert condense_plan({"sites": sites}) == {
         "encoder.layer.{0–2, 4–5}.query": "svd: rank 8",
         "encoder.layer.3.query": "svd: rank 4",
         "encoder.layer.0.key": "plus: first svd: rank 2, second rtn",
@@ -120,5 +119,5 @@ def test_matrices_that_differ_in_their_layer_are_one_line() -> None:
 
 def test_equal_plans_are_told_once() -> None:
     same, other = cell(AXES), cell({**AXES, "keep": 0.25})
-    found = plans([("one", same), ("two", same), ("three", other), ("none", {"sites": {}})])
+    found = group_plans([("one", same), ("two", same), ("three", other), ("none", {"sites": {}})])
     assert [plan.names for plan in found] == [("one", "two"), ("three",)]

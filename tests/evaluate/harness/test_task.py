@@ -15,7 +15,7 @@ from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.evaluate import check_task, check_tasks, evaluate
 from laconic.evaluate.harness import Harness
-from laconic.evaluate.harness.names import find_task
+from laconic.evaluate.harness.local import find_task_file
 from laconic.model import LanguageModel, load
 from laconic.progress import silent
 from laconic.store import save
@@ -40,7 +40,7 @@ def alone(lm: LanguageModel, task: str, monkeypatch: pytest.MonkeyPatch, limit: 
     # It would look for drivers, compilers and packages, for seconds.
     monkeypatch.setattr(evaluator, "add_env_info", lambda _: None)
     model = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=2)
-    manager = TaskManager(include_defaults=False, include_path=str(find_task(task).parent))
+    manager = TaskManager(include_defaults=False, include_path=str(find_task_file(task).parent))
     found = evaluator.simple_evaluate(model=model, tasks=[task], task_manager=manager, limit=limit)
     assert found is not None
     return dict(found)
@@ -61,7 +61,7 @@ def test_results_are_those_of_the_harness_by_itself(model: str, task: str, monke
         assert figure["low"] <= figure["value"] <= figure["high"]
     assert settings["harness"]["results"][task] == pytest.approx(own)
     assert settings["harness"]["versions"][task] == expected["versions"][task]
-    judged = Harness(task).judge(lm, Harness(task).corpus(None), silent)
+    judged = Harness(task).evaluate(lm, Harness(task).load_corpus(None), silent)
     samples = expected["samples"][task]
     assert judged.table.tolist() == [[sample[metric] for metric in sample["metrics"]] for sample in samples]
 
@@ -69,12 +69,12 @@ def test_results_are_those_of_the_harness_by_itself(model: str, task: str, monke
 @pytest.mark.usefixtures("data")
 def test_prompts_are_those_of_the_harness_by_itself(monkeypatch: pytest.MonkeyPatch):
     for task in TASKS:
-        corpus = Harness(task).corpus(None)
+        corpus = Harness(task).load_corpus(None)
         arguments = [
             sample["arguments"][0] for sample in alone(with_tokenizer("gpt2"), task, monkeypatch)["samples"][task]
         ]
         assert corpus.examples == tuple(Example(prompt, target=answer.strip()) for prompt, answer in arguments)
-    assert Harness("boolq").corpus(1).examples[0].text.startswith("tale -- it was the best")
+    assert Harness("boolq").load_corpus(1).examples[0].text.startswith("tale -- it was the best")
 
 
 @pytest.mark.usefixtures("data")
@@ -170,7 +170,7 @@ def test_an_encoder_is_refused_before_it_is_loaded(name: str):
     with pytest.raises(UserError, match=rf"'harness/boolq' needs a causal or seq2seq model; .* {lm.task.value} model"):
         check_task("harness/boolq", lm)
     with pytest.raises(UserError, match="is a masked model"):
-        Harness("boolq").judge(with_tokenizer("bert-masked"), Corpus("x", "dev", (Example("a"),)), silent)
+        Harness("boolq").evaluate(with_tokenizer("bert-masked"), Corpus("x", "dev", (Example("a"),)), silent)
 
 
 @pytest.mark.usefixtures("data")
@@ -182,16 +182,16 @@ def test_a_model_of_two_vocabularies_is_refused():
 
 @pytest.mark.usefixtures("data")
 def test_rows_decide_what_a_kept_score_is_of(data: Path):
-    before = Harness("piqa").corpus(None)
-    assert before == Harness("piqa").corpus(None) != Harness("piqa").corpus(2)
+    before = Harness("piqa").load_corpus(None)
+    assert before == Harness("piqa").load_corpus(None) != Harness("piqa").load_corpus(2)
     (data / "piqa" / "dev-labels.lst").write_text("1\n1\n0\n1\n")
-    after = Harness("piqa").corpus(None)
+    after = Harness("piqa").load_corpus(None)
     assert after.examples == before.examples and after.digest != before.digest
 
 
 def test_metrics_of_a_kept_table(data: Path):
     judge, lm = Harness("piqa"), with_tokenizer("gpt2")
-    judged = judge.judge(lm, judge.corpus(None), silent)
+    judged = judge.evaluate(lm, judge.load_corpus(None), silent)
     kept = judge.metrics(json.loads(json.dumps(dict(judged.settings))))
     assert {name: of(judged.table) for name, of in kept.items()} == {
         name: of(judged.table) for name, of in judged.metrics.items()
@@ -208,7 +208,9 @@ def test_real_models_on_real_rows(
     assert found["harness"]["n-samples"][task] == {"original": rows, "effective": 4}
     assert (found["context"], found["special_tokens"]) == (256, ["<s>"])
     # The title that SuperGLUE has put before the first passage.
-    assert task != "boolq" or Harness(task).corpus(1).examples[0].text.startswith("Ethanol fuel -- All biomass goes")
+    assert task != "boolq" or Harness(task).load_corpus(1).examples[0].text.startswith(
+        "Ethanol fuel -- All biomass goes"
+    )
 
 
 def test_a_task_that_lets_the_model_write_needs_torch(data: Path):

@@ -7,10 +7,10 @@ from typing import Any
 from laconic.calibrate.sources.records import as_json, content, json_of
 from laconic.errors import UserError, must_be, shown
 
-Object = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
-def objects(path: Path) -> Iterator[tuple[str, Object]]:
+def read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """Each object with its place, `file:line`; blank lines are passed over.
 
     Raises:
@@ -24,7 +24,7 @@ def objects(path: Path) -> Iterator[tuple[str, Object]]:
             yield f"{path}:{at}", found
 
 
-def field(row: Object, names: tuple[str, ...], place: str) -> str:
+def text_field(row: JsonObject, names: tuple[str, ...], place: str) -> str:
     """The text in the first of the fields `names` that `row` has.
 
     Raises:
@@ -36,5 +36,5 @@ def field(row: Object, names: tuple[str, ...], place: str) -> str:
                 return row[name].strip()
             raise UserError(f"{place} must have text in the field '{name}'; got {shown(as_json(row[name]))}.")
     fields = ", ".join(f"'{name}'" for name in row) or "none"
-    wanted = " or ".join(f"'{name}'" for name in names)
-    raise UserError(f"{place} has no field {wanted} (fields: {fields}); add it.")
+    accepted = " or ".join(f"'{name}'" for name in names)
+    raise UserError(f"{place} has no field {accepted} (fields: {fields}); add it.")

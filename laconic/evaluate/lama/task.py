@@ -1,4 +1,4 @@
-"""LAMA as a task: `lama`, or one of its corpora, over the common vocabulary, a given one, or all tokens."""
+"""LAMA as an evaluation task: facts as sentences with a gap, and the rank of the true answer among candidates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,38 +16,54 @@ from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.sources import data_folder
 from laconic.calibrate.sources.records import content
 from laconic.errors import UserError, unknown
-from laconic.evaluate.eval_task import COMPARED, EvalTask, Judged, tokenizer_name
-from laconic.evaluate.intervals import Metric, Table
-from laconic.evaluate.lama.facts import CORPORA, MASK, readers
-from laconic.evaluate.lama.probe import questions, ranks
-from laconic.evaluate.lama.vocabulary import Place, Vocabulary
-from laconic.evaluate.macro import evenly, shares, weighted
+from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, tokenizer_name
+from laconic.evaluate.lama.cloze import Boundary, Vocabulary, questions, ranks
+from laconic.evaluate.lama.facts import CORPORA, MASK, corpus_readers
+from laconic.evaluate.metrics import Metric, Scores, limit_evenly, macro_weights, weighted_mean
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import vocabulary_size
 from laconic.paths import expanded
 from laconic.progress import Track
 
-LAMA_NAMES = ("lama", *(f"lama/{name}" for name in CORPORA))
 ANSWERS, ALL = "answers", "all"
-"""Vocabularies that need no file."""
+"""Names of vocabularies that need no file."""
 RANK, WEIGHT, CORPUS = 0, 1, 2
-"""Columns of the table."""
+"""Columns of the table of scores."""
 DEPTHS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
 class Lama(EvalTask):
-    """Facts of one corpus, or of every one that is there if None.
+    """Facts of LAMA.
 
-    vocabulary: what competes with an answer: `answers` (of all of LAMA that is there; those that are one token of the
-                model, so that the same words compete whichever corpus is asked), `all` tokens, or a file of a word a
-                line, as the common vocabularies of LAMA's release are.
+    Args:
+        subset: one of its corpora; None for all that are in LACONIC_DATA.
+        vocabulary: the candidates for a gap: `answers` (the answers of all corpora that are one token of the model),
+            `all` tokens, or a file of one word a line, like the common vocabularies of LAMA's release.
+
+    Reference:
+        Petroni et al., EMNLP 2019, https://arxiv.org/abs/1909.01066.
     """
 
+    prefix = "lama"
+    spellings = ("lama", *(f"lama/{name}" for name in CORPORA))
     kinds = (Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
 
     subset: str | None = None
     vocabulary: str = ANSWERS
+
+    @classmethod
+    def from_name(cls, name: str) -> "Lama":
+        """The task `lama[/CORPUS][:VOCABULARY]`.
+
+        Raises:
+            UserError: there is no such corpus.
+        """
+        task, _, vocabulary = name.partition(":")
+        subset = task[len(cls.prefix) :].strip("/").lower().replace("-", "_")
+        if subset and subset not in CORPORA:
+            raise unknown("task", task, cls.spellings)
+        return cls(subset or None, vocabulary or ANSWERS)
 
     @property
     def name(self) -> str:
@@ -57,67 +73,71 @@ class Lama(EvalTask):
     def source(self) -> str:
         return "lama" if self.subset is None else f"lama/{self.subset}"
 
-    def check(self) -> None:
-        """Raise UserError where `corpus` would for what is missing; files of facts are read, the release is not."""
-        self._here(list(readers()))
+    def check_data(self) -> None:
+        """Raise UserError where files are missing; `.jsonl` files of facts are read, LAMA's release is not."""
+        self._available_corpora(list(corpus_readers()))
         if self.vocabulary not in (ANSWERS, ALL):
             _vocabulary_file(self.vocabulary)
 
-    def corpus(self, limit: int | None) -> Corpus:
-        """The facts, in the order of the corpora, relations and files; `limit` of them evenly over the relations.
+    def load_corpus(self, limit: int | None) -> Corpus:
+        """The facts, in the order of the corpora, relations and files.
 
-        `classes` are the words that may fill a gap; empty where any token may.
+        Args:
+            limit: how many, evenly over the relations; None for all.
+
+        Returns:
+            A corpus whose `classes` are the candidates for a gap; empty where any token is one.
         """
-        found = readers()
-        names = self._here(list(found))
+        found = corpus_readers()
+        names = self._available_corpora(list(found))
         everything = {name: read() for name, read in found.items() if name in names or self.vocabulary == ANSWERS}
         rows = tuple(example for name in names for example in everything[name])
-        words = self._words([example for examples in everything.values() for example in examples])
-        return evenly(Corpus(self.source, "test", rows, words), limit)
+        words = self._candidate_words([example for examples in everything.values() for example in examples])
+        return limit_evenly(Corpus(self.source, "test", rows, words), limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
-        """Up to `COMPARED` sentences, evenly over the relations, with their answers in the gaps."""
-        asked = replace(corpus, examples=tuple(row for row in corpus.examples if row.text), classes=())
-        rows = evenly(asked, COMPARED).examples
-        return replace(asked, examples=tuple(Example(row.text.replace(MASK, row.target or "")) for row in rows))
+        """Up to `MAX_COMPARED_ROWS` sentences, evenly over the relations, with their answers in the gaps."""
+        answerable = replace(corpus, examples=tuple(row for row in corpus.examples if row.text), classes=())
+        rows = limit_evenly(answerable, MAX_COMPARED_ROWS).examples
+        return replace(answerable, examples=tuple(Example(row.text.replace(MASK, row.target or "")) for row in rows))
 
-    def judge(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Judged:
-        """The table has the rank of the answer, the weight in the mean of means, and the number of the corpus."""
-        self.refuse(lm)
+    def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
+        """Score a model; the table has the rank of the answer, the row's weight, and the number of the corpus."""
+        self.check_model(lm)
         answers = [answer for row in corpus.examples for answer in (row.target or "", *row.also)]
         words = None if self.vocabulary == ALL else corpus.classes
         vocabulary = Vocabulary.of(tokenizer_of(lm), answers, words)
-        asked, left_out = questions(lm, corpus.examples, vocabulary)
-        if not asked:
+        asked_questions, left_out = questions(lm, corpus.examples, vocabulary)
+        if not asked_questions:
             reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in left_out.items())
             raise UserError(
                 f"The model '{lm.source}' can be asked nothing of '{self.name}' ({reasons}); use one whose tokenizer "
                 "has words for tokens."
             )
-        places = tuple(question.at for question in asked)
+        places = tuple(question.at for question in asked_questions)
         groups = [corpus.examples[at].group for at in places]
         corpus_of = [group.partition("/")[0] for group in groups]
         names = list(dict.fromkeys(corpus_of))
         numbers = [names.index(name) for name in corpus_of]
-        found = ranks(lm, asked, vocabulary, track, self.name)
-        table = torch.stack((found.double(), shares(groups), torch.tensor(numbers)), dim=1).numpy()
+        answer_ranks = ranks(lm, asked_questions, vocabulary, track, self.name)
+        table = torch.stack((answer_ranks.double(), macro_weights(groups), torch.tensor(numbers)), dim=1).numpy()
         settings = {
             "split": corpus.split,
             "vocabulary": self.vocabulary,
-            "candidates": _size(vocabulary, lm),
+            "candidates": _n_candidates(vocabulary, lm),
             "left_out": left_out,
             "other_answers": "no candidates",
             "tokenizer": tokenizer_name(lm),
-            "relations": _by_relation(groups, found),
+            "relations": _relation_scores(groups, answer_ranks),
         }
-        return Judged(table, self.metrics(settings), settings, places)
+        return TaskResult(table, self.metrics(settings), settings, places)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         # Relations are told in the order of the rows, and so are the numbers of the corpora.
         return _metrics(list(dict.fromkeys(relation.partition("/")[0] for relation in settings["relations"])))
 
-    def _here(self, found: Sequence[str]) -> list[str]:
-        """The corpora to ask, of those that were found."""
+    def _available_corpora(self, found: Sequence[str]) -> list[str]:
+        """Those of the corpora found that this task asks."""
         names = [name for name in CORPORA if name in found]
         if self.subset is None:
             return names
@@ -129,7 +149,7 @@ class Lama(EvalTask):
             )
         return [self.subset]
 
-    def _words(self, facts: Sequence[Example]) -> tuple[str, ...]:
+    def _candidate_words(self, facts: Sequence[Example]) -> tuple[str, ...]:
         if self.vocabulary == ALL:
             return ()
         if self.vocabulary == ANSWERS:
@@ -139,19 +159,6 @@ class Lama(EvalTask):
         if not words:
             raise UserError(f"The vocabulary '{path}' has no words; give a file of one word a line.")
         return words
-
-
-def lama_task(name: str) -> Lama:
-    """The task of this name: `lama[/CORPUS][:VOCABULARY]`.
-
-    Raises:
-        UserError: no such corpus.
-    """
-    task, _, vocabulary = name.partition(":")
-    subset = task[len("lama") :].strip("/").lower().replace("-", "_")
-    if subset and subset not in CORPORA:
-        raise unknown("task", task, LAMA_NAMES)
-    return Lama(subset or None, vocabulary or ANSWERS)
 
 
 def _vocabulary_file(name: str) -> Path:
@@ -167,36 +174,36 @@ def _vocabulary_file(name: str) -> Path:
 
 
 def _metrics(corpora: Sequence[str]) -> dict[str, Metric]:
-    """Of all, and of each corpus where there are several."""
-    figures = {f"p@{depth}": partial(_among_first, depth=depth) for depth in DEPTHS} | {"mrr": _reciprocal}
-    overall = {name: weighted(figure, WEIGHT) for name, figure in figures.items()}
+    """Metrics over all facts, and over each corpus where there are several."""
+    figures = {f"p@{depth}": partial(_precision, depth=depth) for depth in DEPTHS} | {"mrr": _reciprocal_rank}
+    overall = {name: weighted_mean(figure, WEIGHT) for name, figure in figures.items()}
     if len(corpora) == 1:
         return overall
     return overall | {
-        f"{name}/{corpus}": weighted(figure, WEIGHT, (CORPUS, number))
+        f"{name}/{corpus}": weighted_mean(figure, WEIGHT, (CORPUS, number))
         for number, corpus in enumerate(corpora)
         for name, figure in figures.items()
     }
 
 
-def _among_first(table: Table, depth: int) -> Float[np.ndarray, " rows"]:
+def _precision(table: Scores, depth: int) -> Float[np.ndarray, " rows"]:
     return (table[:, RANK] <= depth).astype(float)
 
 
-def _reciprocal(table: Table) -> Float[np.ndarray, " rows"]:
+def _reciprocal_rank(table: Scores) -> Float[np.ndarray, " rows"]:
     return 1 / table[:, RANK]
 
 
-def _by_relation(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict[str, dict[str, Any]]:
-    """Rows and P@1 of each."""
+def _relation_scores(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict[str, dict[str, Any]]:
+    """Number of rows and P@1 of each relation."""
     first: dict[str, list[bool]] = {}
     for group, rank in zip(groups, found.tolist(), strict=True):
         first.setdefault(group, []).append(rank == 1)
     return {group: {"rows": len(hits), "p@1": sum(hits) / len(hits)} for group, hits in first.items()}
 
 
-def _size(vocabulary: Vocabulary, lm: LanguageModel) -> int:
-    """Words that compete after a space."""
+def _n_candidates(vocabulary: Vocabulary, lm: LanguageModel) -> int:
+    """How many candidates there are after a space."""
     if vocabulary.candidates is None:
         return vocabulary_size(lm.model)
-    return len(vocabulary.candidates[Place.SPACED])
+    return len(vocabulary.candidates[Boundary.SPACED])

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate.batching import IGNORED, Row, collate
-from laconic.evaluate.eval_task import predicted
-from laconic.evaluate.masked_logits import predicted_where_counted
+from laconic.evaluate.prediction import predict_batches, predict_labelled
 from laconic.model import LanguageModel, Task
 from laconic.progress import silent
 from tests.architectures import ARCHITECTURES, VOCABULARY, Architecture, compress_everything
@@ -29,8 +28,8 @@ def test_predictions_are_those_of_the_whole_pass(architecture: Architecture):
     lm = architecture.lm()
     batch = collate(lm, rows_of(lm))
     for model in (lm, compress_everything(architecture.lm(), rank=6)):
-        ((_, expected),) = predicted(model, [batch], silent, "x")
-        ((_, found),) = predicted_where_counted(model, [batch], silent, "x")
+        ((_, expected),) = predict_batches(model, [batch], silent, "x")
+        ((_, found),) = predict_labelled(model, [batch], silent, "x")
         assert torch.allclose(found.values, expected.values, atol=1e-5)
         assert torch.equal(found.rows, expected.rows)
         assert found.labels is not None and expected.labels is not None
@@ -41,5 +40,5 @@ def test_the_head_sees_few_rows():
     lm = next(model for model in SPEAKING if model.name == "bert-masked").lm()
     seen: list[torch.Size] = []
     lm.model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    list(predicted_where_counted(lm, [collate(lm, rows_of(lm))], silent, "x"))
+    list(predict_labelled(lm, [collate(lm, rows_of(lm))], silent, "x"))
     assert seen == [(6, VOCABULARY)]

@@ -1,4 +1,4 @@
-"""Pictures of how weights are spread: over magnitudes by part, and over singular values by layer."""
+"""Figures of distributions: magnitudes of weights by part, and singular values by layer."""
 
 import math
 from typing import Any
@@ -11,21 +11,20 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from laconic.report.inspection.shading import WIDTH, plain_bar
-from laconic.report.inspection.tally import IN_BLOCKS, Tally
-from laconic.report.inspection.weights import Weights
-from laconic.report.plots import COLOURS, FONT_SIZE, INK, plain
+from laconic.report.inspection.heatmaps import style_colorbar
+from laconic.report.inspection.weights import IN_BLOCKS, ModelWeights, WeightStats
+from laconic.report.plots import COLOURS, FONT_SIZE, INK, WIDE, style_axes
 
 DEPTH = matplotlib.colormaps["viridis"]
 PER_DECADE = 10
 LEAST_ZEROS = 0.005
-"""Fraction of zeros from which they are named."""
+"""Fraction of zeros from which the figure names it."""
 
 
-def sizes(weights: Weights) -> Figure:
-    """One hill for each kind: how its weights are spread over magnitudes, with their median."""
+def magnitude_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
+    """A histogram of |w| for each kind of weights, with the median."""
     kinds = weights.kinds
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.5 * len(kinds)), layout="constrained")
+    figure = Figure(figsize=(width, 1.0 + 0.5 * len(kinds)), layout="constrained")
     axes = figure.subplots()
     low, high = _range(weights)
     for place, kind in enumerate(kinds):
@@ -48,20 +47,20 @@ def sizes(weights: Weights) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_yticks([0.15 - place for place in range(len(kinds))], kinds)
-    axes.set_xlabel("magnitude |w|; the stroke is the median", color=INK, fontsize=FONT_SIZE)
+    axes.set_xlabel("magnitude |w|; the line is the median", color=INK, fontsize=FONT_SIZE)
     axes.set_title("How large the weights of each part are", color=INK, fontsize=FONT_SIZE, loc="left")
-    plain(axes)
+    style_axes(axes)
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color="#999999", alpha=0.35, linewidth=0.8)
     return figure
 
 
-def spectra(weights: Weights) -> Figure:
+def spectrum_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
     """The singular values of every matrix in the blocks, one panel a kind, one line a layer."""
     kinds = [kind for kind in IN_BLOCKS if kind in weights.kinds]
-    columns = min(3, len(kinds))
+    columns = min(3 if width >= WIDE else 2, len(kinds))
     rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.2 * rows), layout="constrained")
+    figure = Figure(figsize=(width, 0.5 + 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     last = max(len(weights.layers) - 1, 1)
     for panel in panels.flat[len(kinds) :]:
@@ -78,19 +77,19 @@ def spectra(weights: Weights) -> Figure:
         panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
-        plain(panel)
+        style_axes(panel)
     scale = ScalarMappable(Normalize(0, last), ListedColormap(DEPTH(np.linspace(0, 0.9, 64))))
     if len(weights.layers) > 1:
         bar = figure.colorbar(scale, ax=panels, aspect=40, shrink=0.6, ticks=[0, last])
-        bar.ax.set_yticklabels([_spelled(weights.layers[0]), _spelled(weights.layers[-1])])
-        plain_bar(bar)
+        bar.ax.set_yticklabels([_layer_name(weights.layers[0]), _layer_name(weights.layers[-1])])
+        style_colorbar(bar)
     figure.suptitle("Singular values of each matrix", color=INK, fontsize=FONT_SIZE, x=0.02, ha="left")
-    figure.supxlabel("singular values so far, of all", color=INK, fontsize=FONT_SIZE)
+    figure.supxlabel("share of the singular values, largest first", color=INK, fontsize=FONT_SIZE)
     figure.supylabel("fraction of the largest", color=INK, fontsize=FONT_SIZE)
     return figure
 
 
-def _spectrum(panel: Axes, tally: Tally, colour: Any) -> None:
+def _spectrum(panel: Axes, tally: WeightStats, colour: Any) -> None:
     assert tally.spectrum is not None
     values = np.array(tally.spectrum.values)
     if values[0] > 0:
@@ -98,8 +97,8 @@ def _spectrum(panel: Axes, tally: Tally, colour: Any) -> None:
         panel.plot(places, np.maximum(values / values[0], 1e-9), color=colour, linewidth=1.4)
 
 
-def _range(weights: Weights) -> tuple[float, float]:
-    """Magnitudes that hold all but the smallest thousandth of what is not zero, in whole powers of ten."""
+def _range(weights: ModelWeights) -> tuple[float, float]:
+    """Powers of ten between which nearly all non-zero magnitudes are."""
     found = [one for one in weights.by_kind.values() if one.largest > 0]
     if not found:
         return 1e-3, 1.0
@@ -108,5 +107,5 @@ def _range(weights: Weights) -> tuple[float, float]:
     return 10 ** math.floor(math.log10(max(low, 1e-9))), 10 ** (math.floor(math.log10(high)) + 1)
 
 
-def _spelled(layer: str) -> str:
+def _layer_name(layer: str) -> str:
     return f"layer {layer}" if layer.isdigit() else layer

@@ -1,0 +1,250 @@
+"""A task of the lm-evaluation-harness as an evaluation task: the harness's score of each row, as a table of scores."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from laconic.calibrate.batching import positions, tokenizer_of
+from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.passes import evaluating
+from laconic.errors import UserError, unknown
+from laconic.evaluate.eval_task import EvalTask, TaskResult, tokenizer_name
+from laconic.evaluate.harness.local import find_task_file
+from laconic.evaluate.metrics import Metric, Scores
+from laconic.evaluate.prediction import rows_per_batch
+from laconic.model import LanguageModel, Task
+from laconic.progress import Track
+
+if TYPE_CHECKING:
+    from laconic.evaluate.harness.build import LoadedTask
+
+BATCH = 16
+CONTEXT = 2048
+"""Context of a model without a limit, as the harness assumes it."""
+RESAMPLES = 1000
+"""Bootstrap resamples for the harness's own standard errors, where they have no formula."""
+
+
+@dataclass(frozen=True)
+class Prompts(Corpus):
+    """The first request of each row of a task.
+
+    Args:
+        digest: hash of all requests and rows with their right answers.
+    """
+
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Harness(EvalTask):
+    """A task of the lm-evaluation-harness, without few-shot examples unless the task itself has them.
+
+    Args:
+        task: its name in the harness.
+
+    Reference:
+        Gao et al., https://doi.org/10.5281/zenodo.5371628.
+    """
+
+    prefix = "harness"
+    spellings = ("harness/NAME",)
+    kinds = (Task.CAUSAL, Task.SEQ2SEQ)
+
+    task: str
+
+    @classmethod
+    def from_name(cls, name: str) -> "Harness":
+        """The task `harness/NAME`; whether the harness has it shows in `check_data`."""
+        _, slash, task = name.partition("/")
+        if not slash:
+            raise unknown("task", name, cls.spellings)
+        return cls(task)
+
+    @property
+    def name(self) -> str:
+        return f"harness/{self.task}"
+
+    @property
+    def source(self) -> str:
+        return self.name
+
+    @property
+    def generates(self) -> bool:
+        from laconic.evaluate.harness.build import generates_text  # noqa: PLC0415 (needs the extra)
+
+        return generates_text(self.task)
+
+    def check_data(self) -> None:
+        find_task_file(self.task)
+        from laconic.evaluate.harness.build import check_task  # noqa: PLC0415 (needs the extra)
+
+        check_task(self.task)
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """Raise UserError unless this kind of model, with this tokenizer, can be scored.
+
+        The harness puts the token that begins (or ends) texts before a prompt, and stops at the one that ends them.
+        """
+        super().check_model(lm)
+        if lm.tokenizer is None or lm.tokenizer.eos_token_id is not None:
+            return
+        if lm.tokenizer.bos_token_id is None or self.generates:
+            raise UserError(
+                f"The tokenizer of '{lm.source}' has no token for the end of a text (eos_token), which '{self.name}' "
+                "needs; use the tokenizer that the model was trained with."
+            )
+
+    def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
+        """Check local files; the harness reads what it fetches itself, when it builds its requests."""
+        from laconic.evaluate.harness.build import check_rows  # noqa: PLC0415 (needs the extra)
+
+        check_rows(self.task)
+
+    def load_corpus(self, limit: int | None) -> Prompts:
+        """The first request of each of the first `limit` rows: a prompt, and an answer that is scored after it."""
+        built = self._load()
+        from laconic.evaluate.harness.build import isolate_harness  # noqa: PLC0415 (needs the extra)
+
+        with isolate_harness():
+            built.task.build_all_requests(limit=limit)
+        rows: dict[int | None, Example] = {}
+        hashed = hashlib.blake2b(version("lm_eval").encode(), digest_size=16)
+        for request in built.task.instances:
+            prompt, *answer = request.args
+            target = answer[0].strip() if answer and isinstance(answer[0], str) else None
+            rows.setdefault(request.doc_id, Example(prompt, target=target))
+            hashed.update(json.dumps([request.args, request.doc], default=str).encode())
+        hashed.update(json.dumps(built.task.dump_config(), default=str).encode())
+        return Prompts(built.source, built.split, tuple(rows.values()), digest=hashed.hexdigest())
+
+    def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
+        """Score a model; the table has the scores that the harness gives to each row."""
+        self.check_model(lm)
+        if lm.target_tokenizer is not None:
+            raise UserError(
+                f"'{self.name}' reads and scores with one tokenizer; '{lm.source}' has another one for its targets."
+            )
+        built = self._load()
+        from lm_eval.evaluator import evaluate  # noqa: PLC0415 (needs the extra)
+
+        from laconic.evaluate.harness.build import SEEDS, isolate_harness  # noqa: PLC0415 (needs the extra)
+        from laconic.evaluate.harness.scorer import HarnessModel  # noqa: PLC0415 (needs the extra)
+
+        rows = len(corpus.examples)
+        with evaluating(lm), isolate_harness():
+            batch = rows_per_batch(lm, positions(lm) or CONTEXT, BATCH)
+            scorer = HarnessModel(lm, batch, track, self.name)
+            results = evaluate(scorer, {"tasks": {self.task: built.task}}, limit=rows, bootstrap_iters=RESAMPLES)
+        assert results is not None, "the harness returns its results to the first process, and here is one"
+        # Its type says of every section that it may be absent.
+        outcome: Mapping[str, Any] = dict(results)
+        table, widths = score_table(outcome["samples"][self.task])
+        settings = {
+            "split": built.split,
+            "few_shot": outcome["n-shot"][self.task],
+            "context": scorer.max_length,
+            "requests": scorer.asked,
+            "cut_on_the_left": scorer.cut,
+            "answers_cut": scorer.answers_cut,
+            "batch": batch,
+            "special_tokens": _special_tokens(lm),
+            "tokenizer": tokenizer_name(lm),
+            "seeds": SEEDS,
+            "columns": widths,
+            "harness": _harness_results(outcome, self.task),
+        }
+        return TaskResult(table, self._metrics(built, widths), settings)
+
+    def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
+        return self._metrics(self._load(), settings["columns"])
+
+    def _metrics(self, built: "LoadedTask", widths: Mapping[str, int]) -> Mapping[str, Metric]:
+        if not widths:
+            raise UserError(f"'{self.name}' scores all rows together, which laconic has no interval for; take another.")
+        # Its abstract method has no type.
+        aggregations: Any = built.task.aggregation()
+        return column_metrics(widths, aggregations)
+
+    def _load(self) -> "LoadedTask":
+        find_task_file(self.task)
+        from laconic.evaluate.harness.build import load_task  # noqa: PLC0415 (needs the extra)
+
+        return load_task(self.task)
+
+
+def _harness_results(found: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The results of `task` as `lm_eval --output_path` writes them, without single rows; plain values only."""
+    sections = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+    own = {section: {task: found[section][task]} for section in sections if task in found.get(section, {})}
+    # Where local files stand in, this is laconic's code.
+    own["configs"] = {task: {name: of for name, of in own["configs"][task].items() if name != "custom_dataset"}}
+    return json.loads(json.dumps({**own, "lm_eval_version": version("lm_eval")}, default=str))
+
+
+def _special_tokens(lm: LanguageModel) -> list[str]:
+    """What the tokenizer puts around a text; the harness leaves that to it."""
+    tokenizer = tokenizer_of(lm)
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])]
+
+
+PLAIN_FILTER = "none"
+"""The name of the filter that leaves answers as they are."""
+
+Aggregation = Callable[[Sequence[Any]], float]
+
+
+def score_table(samples: Sequence[Mapping[str, Any]]) -> tuple[Scores, dict[str, int]]:
+    """The harness's scores as a table, and how many columns each metric has, in their order.
+
+    `samples` are the harness's: one for each row and filter. A metric whose scores are no numbers (texts that are
+    compared all together, as for BLEU) has no columns.
+    """
+    scores: dict[str, list[tuple[float, ...] | None]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            scores.setdefault(metric_name(metric, sample["filter"]), []).append(_to_floats(sample[metric]))
+    rows = len({sample["doc_id"] for sample in samples})
+    columns: list[np.ndarray] = []
+    widths: dict[str, int] = {}
+    for metric, lines in scores.items():
+        sizes = {0 if line is None else len(line) for line in lines}
+        if len(lines) == rows and len(sizes) == 1 and 0 not in sizes:
+            widths[metric] = sizes.pop()
+            columns.append(np.array(lines, dtype=np.float64))
+    return (np.concatenate(columns, axis=1) if columns else np.empty((rows, 0))), widths
+
+
+def column_metrics(widths: Mapping[str, int], aggregations: Mapping[str, Aggregation]) -> dict[str, Metric]:
+    """The metrics of such a table: the harness's aggregation of the columns of each."""
+    metrics: dict[str, Metric] = {}
+    start = 0
+    for name, width in widths.items():
+        metrics[name] = _metric(start, width, aggregations[name.partition(",")[0]])
+        start += width
+    return metrics
+
+
+def metric_name(metric: str, filter: str) -> str:
+    """The name of a metric as the harness spells it in its results, without the filter that does nothing."""
+    return metric if filter == PLAIN_FILTER else f"{metric},{filter}"
+
+
+def _metric(start: int, width: int, aggregation: Aggregation) -> Metric:
+    def metric(table: Scores) -> float:
+        if width == 1:
+            return float(aggregation(table[:, start].tolist()))
+        return float(aggregation([tuple(line) for line in table[:, start : start + width].tolist()]))
+
+    return metric
+
+
+def _to_floats(score: Any) -> tuple[float, ...] | None:
+    parts = score if isinstance(score, (tuple, list)) else (score,)
+    return tuple(float(part) for part in parts) if all(isinstance(part, (Real, np.bool_)) for part in parts) else None

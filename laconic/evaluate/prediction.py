@@ -1,0 +1,161 @@
+"""Predictions of a model, batch by batch: rows sorted by length, run without gradients, checked for NaN.
+
+`predict_labelled` runs the head of a language model at labelled positions only: the head is the largest matrix of a
+small model, and many tasks look at few positions. Encoder-decoders and models whose head is no module of its own are
+run in full.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from laconic.calibrate.batching import IGNORED, Row, at_once, collate
+from laconic.calibrate.passes import evaluating
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, Predictions, Task, predict
+from laconic.model.predictions import gather_predictions, run_model
+from laconic.model.tokens import vocabulary_size
+from laconic.progress import Track
+
+
+def predict_labelled(
+    lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
+) -> Iterator[tuple[Batch, Predictions]]:
+    """Each batch with the predictions at its labelled positions, both on the CPU.
+
+    Args:
+        lm: the model; of a language model `batches` have labels.
+        batches: inputs, and labels that are `IGNORED` at positions of no interest.
+        track: shows progress.
+        what: the name of the work, for progress.
+    """
+    with evaluating(lm):
+        for batch in track(batches, what):
+            yield batch, to_cpu(_predict(lm, batch))
+
+
+@torch.inference_mode()
+def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
+    head = lm.model.get_output_embeddings()
+    if lm.task not in (Task.MASKED, Task.CAUSAL) or not isinstance(head, nn.Module):
+        return predict_batch(lm, batch)[0]
+    batch = to_device(batch, lm.device)
+    true = batch["labels"] if lm.task is Task.MASKED else functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    counted = true != IGNORED
+
+    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][counted], *inputs[1:])
+
+    hook = head.register_forward_pre_hook(narrow)
+    try:
+        output = run_model(lm, batch)
+    finally:
+        hook.remove()
+    if output["logits"].dim() == 3:
+        # The model multiplied with the matrix itself.
+        predictions = gather_predictions(lm, output, batch)
+    else:
+        predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], lm.task.distribution)
+    check_finite(lm, predictions)
+    return predictions
+
+
+MAX_LOGITS = 2**26
+"""Logits of one batch at most: 256 MiB in float32."""
+
+
+def predict_batches(
+    lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
+) -> Iterator[tuple[Batch, Predictions]]:
+    """Each batch with the model's predictions, both on the CPU, one batch at a time.
+
+    Args:
+        lm: the model.
+        batches: its inputs.
+        track: shows progress.
+        what: the name of the work, for progress.
+    """
+    with evaluating(lm):
+        for batch in track(batches, what):
+            yield batch, to_cpu(predict_batch(lm, batch)[0])
+
+
+@torch.inference_mode()
+def predict_batch(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Tensor]:
+    """The predictions for one batch, on the model's device, without gradients.
+
+    Args:
+        lm: the model.
+        batch: its inputs.
+        hidden: whether the mean last hidden states are wanted too.
+
+    Returns:
+        The predictions, and (rows, width) hidden states, which are empty without `hidden`.
+
+    Raises:
+        UserError: a prediction is NaN or infinite.
+    """
+    predictions, pooled = predict(lm, to_device(batch, lm.device), hidden)
+    check_finite(lm, predictions)
+    return predictions, pooled
+
+
+def check_finite(lm: LanguageModel, predictions: Predictions) -> None:
+    """Raise UserError if a prediction is NaN or infinite."""
+    if not torch.isfinite(predictions.values).all():
+        raise UserError(f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def to_cpu(predictions: Predictions) -> Predictions:
+    values, rows, labels, distribution = predictions
+    return Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), distribution)
+
+
+def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:
+    """How many rows fit into a batch.
+
+    Args:
+        lm: a model; one that predicts every token gets fewer rows where its logits would pass `MAX_LOGITS`.
+        length: tokens of a row.
+        most: rows of a batch where nothing limits them.
+    """
+    if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
+        return at_once(lm, most)
+    return max(1, min(most, MAX_LOGITS // (length * vocabulary_size(lm.model))))
+
+
+def batch_by_length(lm: LanguageModel, rows: Sequence[Row], most: int) -> tuple[list[list[int]], list[Batch]]:
+    """Batches of rows sorted by length, which need little padding.
+
+    Args:
+        lm: the model that reads them.
+        rows: tokens and labels.
+        most: rows of a batch where nothing limits them.
+
+    Returns:
+        The indices of the rows in each batch, and the batches.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    size = rows_per_batch(lm, max((len(row.input_ids) for row in rows), default=1), most)
+    parts = [order[index : index + size] for index in range(0, len(order), size)]
+    return parts, [collate(lm, [rows[index] for index in part]) for part in parts]
+
+
+def restore_order(lines: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
+    """Puts the lines of the batches of `batch_by_length` into the order of the rows.
+
+    Args:
+        lines: (rows, ...) of all batches, one after the other.
+        parts: the indices of the rows in each batch.
+
+    Example:
+        >>> restore_order(torch.tensor([30, 10, 20]), [[2, 0], [1]]).tolist()
+        [10, 20, 30]
+    """
+    return lines[torch.tensor([at for part in parts for at in part]).argsort()]

@@ -1,0 +1,218 @@
+"""Seconds and joules of a forward pass: warmed up, repeated, on a fixed number of threads.
+
+Energy is read where the machine counts it: RAPL of the processor on Linux, NVML of an NVIDIA GPU. Both count all that
+the processor or the GPU does meanwhile, so the figures hold on a quiet machine alone. Without a counter, or where only
+an administrator may read it, there is no figure.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laconic.calibrate.passes import evaluating, forward, now, random_batch, seconds_of
+from laconic.model import LanguageModel
+from laconic.progress import Track, silent
+
+WARM_UP_RUNS = 3
+RUNS = 30
+MIN_RUNS = 5
+MAX_SECONDS = 30.0
+"""Seconds after which a slow model is not timed any more, once it has run `MIN_RUNS` times."""
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Median and quartiles of repeated measurements, in seconds.
+
+    Example:
+        >>> Quartiles.of([1.0, 2.0, 3.0])
+        Quartiles(median=2.0, lower_quartile=1.5, upper_quartile=2.5)
+    """
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Quartiles":
+        lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
+        return cls(median, lower, upper)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass.
+
+    Args:
+        batch: rows of the batch.
+        length: tokens of a row.
+        median: seconds.
+        lower_quartile: seconds.
+        upper_quartile: seconds.
+        runs: how many passes were timed.
+    """
+
+    batch: int
+    length: int
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    runs: int
+
+    @property
+    def throughput(self) -> float:
+        """Tokens per second."""
+        return self.batch * self.length / self.median
+
+
+def latency(
+    lm: LanguageModel,
+    batch: int = 8,
+    length: int = 128,
+    *,
+    threads: int | None = None,
+    runs: int = RUNS,
+    track: Track = silent,
+) -> Latency:
+    """Time a forward pass on random tokens, after a warm-up.
+
+    Args:
+        lm: the model.
+        batch: rows of the batch.
+        length: tokens of a row; cut to what the model can read.
+        threads: of torch on the CPU; None leaves them as they are.
+        runs: how many passes are timed at most; a model that takes over 30 seconds together gets fewer, five at least.
+        track: shows progress.
+    """
+    inputs = random_batch(lm, batch, length)
+    seconds: list[float] = []
+    rows = f"{batch} × {length} tokens"
+    with evaluating(lm), fixed_threads(threads), torch.inference_mode():
+        warm_up = track(range(WARM_UP_RUNS), f"Warming up for {rows}")
+        first = [seconds_of(lambda: forward(lm, inputs), lm.device) for _ in warm_up]
+        # So many as there will be time for, so that the bar has an end.
+        fitting = math.ceil(MAX_SECONDS / max(min(first), 1e-9))
+        for _ in track(range(min(runs, max(MIN_RUNS, fitting))), f"Timing {rows}"):
+            seconds.append(seconds_of(lambda: forward(lm, inputs), lm.device))
+            if sum(seconds) >= MAX_SECONDS and len(seconds) >= MIN_RUNS:
+                break
+    found = Quartiles.of(seconds)
+    length = inputs["input_ids"].shape[1]
+    return Latency(batch, length, found.median, found.lower_quartile, found.upper_quartile, len(seconds))
+
+
+@contextmanager
+def fixed_threads(threads: int | None) -> Iterator[None]:
+    """Within the block torch uses this many threads of the CPU; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+POWERCAP = Path("/sys/class/powercap")
+METER_SECONDS, MIN_PASSES = 1.0, 3
+"""For how long, and how often at least, a pass is repeated: counters move about once a millisecond."""
+
+
+class Meter(ABC):
+    """A counter of energy."""
+
+    @abstractmethod
+    def joules(self) -> float:
+        """Joules since some fixed moment in the past."""
+
+
+class Rapl(Meter):
+    """RAPL counters of all packages of the processor; each starts again at 0 after `max_energy_range_uj`."""
+
+    def __init__(self, packages: tuple[Path, ...]) -> None:
+        self._packages = packages
+        self._last = dict.fromkeys(packages, 0)
+        self._microjoules = 0
+        self.joules()
+        self._microjoules = 0
+
+    def joules(self) -> float:
+        for package in self._packages:
+            count = int((package / "energy_uj").read_text())
+            change = count - self._last[package]
+            self._microjoules += change if change >= 0 else change + int((package / "max_energy_range_uj").read_text())
+            self._last[package] = count
+        return self._microjoules / 1e6
+
+
+class Nvml(Meter):
+    """The counter of one NVIDIA GPU."""
+
+    def __init__(self, nvml: Any, device: torch.device) -> None:
+        self._nvml = nvml
+        nvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    def joules(self) -> float:
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
+
+
+def find_meter(device: torch.device, powercap: Path = POWERCAP) -> Meter | None:
+    """The counter of the energy of a device.
+
+    Args:
+        device: a GPU or the CPU.
+        powercap: where Linux has the counters of the processor.
+
+    Returns:
+        None where there is no counter, or only an administrator may read it.
+    """
+    if device.type == "cuda":
+        return _find_nvml(device)
+    packages = tuple(zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1)
+    try:
+        return Rapl(packages) if packages else None
+    except OSError:
+        # Linux lets only an administrator read them since CVE-2020-8694.
+        return None
+
+
+def _find_nvml(device: torch.device) -> Meter | None:
+    if find_spec("pynvml") is None:
+        return None
+    nvml = import_module("pynvml")
+    try:
+        meter = Nvml(nvml, device)
+        meter.joules()
+    except nvml.NVMLError:
+        # GPUs before Volta count nothing, and in a container the library of the driver may be missing.
+        return None
+    return meter
+
+
+def measure_joules(work: Callable[[], object], device: torch.device, meter: Meter) -> float:
+    """Joules of doing some work once: the mean over as many repetitions as a second has, three at least.
+
+    Args:
+        work: what to do; a GPU is waited for.
+        device: where it is done.
+        meter: counter of that device.
+    """
+    start, before, passes = now(device), meter.joules(), 0
+    while passes < MIN_PASSES or now(device) - start < METER_SECONDS:
+        work()
+        passes += 1
+    now(device)
+    return (meter.joules() - before) / passes
