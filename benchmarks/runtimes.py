@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(dense: LanguageModel, service: Service, runs: int) -> dict:
     """KL to the dense model in torch, and the quartiles of the milliseconds of both for each shape."""
     data = development(dense, DATA, DEVELOPMENT_ROWS)
-    cell = {"kl": kl(predictions(dense, data), predictions(service.lm, data)), "about": service.about()}
+    cell = {"kl": kl(predictions(dense, data), predictions(service.lm, data)), "about": service.describe()}
     return cell | timed(dense, lambda inputs: _pass(service.lm, inputs), runs)
 
 

@@ -42,6 +42,10 @@ class LayerStats:
             self.worked_out[name] = compute()
         return self.worked_out[name]
 
+    def forget_results(self) -> None:
+        """Drop the results of `once`; the statistics stay."""
+        self.worked_out.clear()
+
     def __getitem__(self, kind: type[S]) -> S:
         statistic = self._by_type[kind]
         assert isinstance(statistic, kind)

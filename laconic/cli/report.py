@@ -31,13 +31,13 @@ def report(
     silence_libraries()
     from laconic.report.study import query as select
     from laconic.report.study import write_report
-    from laconic.store import check_place
+    from laconic.store import check_output
     from laconic.study import Ledger, title_of
 
     if not Ledger.is_at(folder):
         raise UserError(f"There is no study in '{folder}': it has no folder 'cells'; run `laconic study` first.")
     if target is not None and query is None:
-        check_place(target)
+        check_output(target, exist_ok=True)
     records = own_records(folder)
     if query is not None:
         table = select(records, query)

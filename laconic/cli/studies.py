@@ -26,8 +26,8 @@ def own_records(place: str) -> "list[Record]":
     """The records of the study in `place`; whatever else is among them is told of."""
     from laconic.study import Ledger, of_the_study
 
-    records, strange = Ledger(place).all()
-    for file in strange:
+    records, invalid = Ledger(place).all()
+    for file in invalid:
         remark(f"'{file.name}' in {place} was left alone: {file.reason}.")
     own = of_the_study(place, records)
     if others := len(records) - len(own):

@@ -49,15 +49,15 @@ def study(
     text = text_of(file, "study")
     silence_libraries()
     from laconic.report.study import write_report
-    from laconic.store import check_place
+    from laconic.store import check_output
     from laconic.study import (
         Ledger,
         cells_of,
         check_cells,
         check_logging,
-        keep_study,
         parse_study,
         run_study,
+        save_study,
         title_of,
     )
 
@@ -66,7 +66,7 @@ def study(
     if (what.save or what.prepare) and folder is None:
         raise must_be("--output", "a folder of this machine, because the study keeps models", output)
     if folder is not None and not dry_run:
-        check_place(folder, *{cell.recipe.model for cell in cells})
+        check_output(folder, *{cell.recipe.model for cell in cells}, exist_ok=True)
     check_logging(what.mlflow, output)
     check_cells(cells)
     if dry_run:
@@ -74,13 +74,13 @@ def study(
         show({"cells": listed}, json, _plan(listed).to_rich(), _in_all(listed))
         return
     ledger = Ledger(output)
-    keep_study(output, what.title, text, cells, overrides or ())
+    save_study(output, what.title, text, cells, overrides or ())
     with progress() as track:
         runs = _executor(executor, folder, workers, address, device, track)
-        logbook = _logbook(what, output)
-        summary = run_study(cells, ledger, runs, retry=retry_failed, logbook=logbook, track=track)
-    if logbook is not None and logbook.missed:
-        remark(f"MLflow lacks {logbook.missed} cells, which the next run of the study logs: {logbook.reason}.")
+        logger = _mlflow_logger(what, output)
+        summary = run_study(cells, ledger, runs, retry=retry_failed, logger=logger, track=track)
+    if logger is not None and logger.missed:
+        remark(f"MLflow lacks {logger.missed} cells, which the next run of the study logs: {logger.reason}.")
     records = own_records(output)
     page = None if folder is None else str(write_report(records, folder, title_of(output)).page)
     show({**_told(summary, output), "report": page}, json, *_sentences(summary, page or f"`laconic report {output}`"))
@@ -89,7 +89,7 @@ def study(
         raise typer.Exit(1)
 
 
-def _logbook(what: "Study", output: str) -> "MlflowLogger | None":
+def _mlflow_logger(what: "Study", output: str) -> "MlflowLogger | None":
     from laconic.study import MlflowLogger
 
     uri = what.mlflow if isinstance(what.mlflow, str) else None
@@ -100,22 +100,21 @@ def _executor(kind: str, place: Path | None, workers: int, address: str | None, 
     from laconic.study.executors import InProcess, Processes
 
     if kind == "ray":
-        from laconic.study.executors.over_ray import OverRay, connected
+        from laconic.study.ray_executor import RayExecutor, connect
 
-        connected(address)
+        connect(address)
         # Ray hides the GPUs from workers that have not asked for one.
-        return OverRay(place, workers, address, gpus=float(device.startswith("cuda")), device=device)
+        return RayExecutor(place, workers, address, gpus=float(device.startswith("cuda")), device=device)
     return InProcess(place, device, track) if workers == 1 else Processes(place, workers, device)
 
 
 def _listed(cells: "Sequence[Cell]", output: str, retry: bool) -> list[dict[str, Any]]:
     """Each cell with its state and about how many seconds it takes."""
-    from laconic.study import FAILED, Ledger
-    from laconic.study.estimate import seconds_of
+    from laconic.study import FAILED, Ledger, estimate_seconds
 
     records: list[Record] = Ledger(output).all()[0] if Ledger.is_at(output) else []
     states = {record["key"]: record["state"] for record in records if not (retry and record["state"] == FAILED)}
-    seconds = seconds_of([cell for cell in cells if cell.key not in states], records)
+    seconds = estimate_seconds([cell for cell in cells if cell.key not in states], records)
     return [
         {
             "key": cell.key,
@@ -151,10 +150,10 @@ def _told(summary: "Summary", output: str) -> dict[str, Any]:
         "found": summary.found,
         "failed": [{"key": record["key"], "axes": record["axes"], **record["error"]} for record in summary.failed],
         "surveys": summary.surveys,
-        "aside": [{"file": moved.name, "reason": moved.reason} for moved in summary.aside],
-        "strange": [{"file": strange.name, "reason": strange.reason} for strange in summary.strange],
+        "aside": [{"file": file.name, "reason": file.reason} for file in summary.moved],
+        "strange": [{"file": file.name, "reason": file.reason} for file in summary.invalid],
         "seconds": round(summary.seconds, 3),
-        "seconds_within_cells": round(summary.within, 3),
+        "seconds_within_cells": round(summary.cell_seconds, 3),
     }
 
 

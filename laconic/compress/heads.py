@@ -31,6 +31,7 @@ class ShrinkHeads(Step):
     """
 
     name = "shrink-heads"
+    family = "width"
     example = "keep=0.75"
 
     keep: Keep | None = None

@@ -100,6 +100,7 @@ class SmoothQuant(Rescale):
     """
 
     name = "smoothquant"
+    family = "quantization"
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
 
@@ -136,6 +137,7 @@ class AwqScale(Rescale):
     """
 
     name = "awq-scale"
+    family = "quantization"
 
     bits: Annotated[int, Field(ge=2, le=8)] = 4
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 64

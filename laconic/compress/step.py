@@ -53,6 +53,8 @@ class Step(ABC, metaclass=Typed):
     """One line of a recipe. What its fields are given is judged by their annotations (`laconic.typed`)."""
 
     name: ClassVar[str]
+    family: ClassVar[str] = ""
+    """The kind of compression that reports group models by; empty for a step that only trains."""
     example: ClassVar[str] = ""
     """Parameters of an example, as `--method` takes them."""
     example_needs_data: ClassVar[bool] = True

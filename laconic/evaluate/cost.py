@@ -21,9 +21,8 @@ from laconic.model import Batch, LanguageModel
 from laconic.progress import Track, silent
 from laconic.runtime import EAGER, Service, check_runtime, serve
 from laconic.store import file_bytes
-from laconic.store.folder import in_dtype
-from laconic.store.packed import stored_tensors
-from laconic.store.pipeline import pipeline_bytes
+from laconic.store.folder import pipeline_bytes, to_dtype
+from laconic.store.structure import stored_tensors
 from laconic.typed import Typed
 
 BATCHES = (1, 8)
@@ -177,7 +176,7 @@ def measure_cost(
         speeds=tuple(speed for speed, _ in measured),
         generations=generations,
         missing=(NO_CACHE,) if generates_text(lm) and service.runtime == EAGER and not generations else (),
-        runtime=service.about(),
+        runtime=service.describe(),
         machine={**machine(lm.device), **_count_kernels(lm)},
     )
 
@@ -200,7 +199,7 @@ def stored_bytes(lm: LanguageModel) -> int:
     """
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
-    for name, tensor in stored_tensors(in_dtype(lm.model, lm.dtype)).items():
+    for name, tensor in stored_tensors(to_dtype(lm.model, lm.dtype)).items():
         # Empty tensors have no address to be told apart by, and no bytes.
         key = (tensor.data_ptr(), tensor.numel())
         if tensor.numel() == 0 or key not in sizes:

@@ -1,7 +1,10 @@
-"""Export, whole or not at all: write for the other runtime, load what was written, compare, and only then keep it."""
+"""Export to another runtime: a folder with the model, its tokenizer and a card, written only if its outputs agree.
+
+The model is written for the runtime, loaded again, and compared with the model in torch before the folder appears.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,42 +12,83 @@ from typing import Any
 from laconic.errors import UserError, unknown
 from laconic.evaluate import Evaluation, evaluate
 from laconic.evaluate.paired import SIGNIFICANT
-from laconic.export.agreement import check_agreement
-from laconic.export.card import Written, card
+from laconic.export.agreement import Agreement, check_agreement
+from laconic.markdown import code, plain
 from laconic.model import LanguageModel
+from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
 from laconic.paths import expanded
 from laconic.progress import Track, silent
-from laconic.runtime import Ready, check_runtime, serve
-from laconic.runtime.extras import COMPILE, EAGER, RUNTIMES
-from laconic.runtime.files import weights_bytes, write
-from laconic.runtime.graph import graph_of
-from laconic.runtime.programs import program
+from laconic.runtime import LoadedExport, check_runtime, serve
+from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, load_program
+from laconic.runtime.files import exported_bytes, write_model
+from laconic.runtime.graph import build_graph
+from laconic.runtime.portable import ExportedLayers
+from laconic.runtime.signature import TARGETS
 from laconic.store.atomic import new_folder
 from laconic.store.folder import CARD, save_tokenizers
 
-LOST = 0.01
-"""The change of a metric, as part of it, that is too much where it is no chance."""
+LARGEST_LOSS = 0.01
+"""The largest significant change of a metric that is accepted, relative to the metric."""
+SNIPPETS = {
+    ONNX: ("import onnxruntime", 'model = onnxruntime.InferenceSession("{file}")', "model.run(None, inputs)"),
+    # Without the hint OpenVINO computes in bfloat16 on processors that have it.
+    OPENVINO: (
+        "import openvino",
+        'model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})',
+        "list(model(inputs).values())",
+    ),
+}
+"""By runtime: the import, the line that loads the model, and the call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """An exported model, as its card describes it.
+
+    Args:
+        file: the name of the file that the runtime loads.
+        runtime: `onnx` or `openvino`.
+        library: name and version of the library that it was checked with.
+        inputs: names of its inputs.
+        outputs: names of its outputs.
+        bytes: of graph and weights.
+        layers: how quantized layers were exported, by label.
+        agreement: how close its outputs are to those of the model in torch.
+    """
+
+    file: str
+    runtime: str
+    library: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bytes: int
+    layers: Mapping[str, ExportedLayers]
+    agreement: Agreement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an export made.
+    """The result of an export.
 
-    stored_bytes: of the weights as laconic stores them.
-    quality:      the tasks that were asked for, judged through the runtime and against torch.
+    Args:
+        output: the folder.
+        model: what is in it.
+        stored_bytes: bytes of the weights as laconic stores them.
+        quality: the tasks, evaluated in the runtime and compared with torch; None if there were none.
+        seconds: that the export took.
     """
 
     output: Path
-    written: Written
+    model: ExportedModel
     stored_bytes: int
     quality: Evaluation | None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as `laconic export --json` prints them."""
+        """As `laconic export --json` prints it."""
         return {
             "output": str(self.output),
-            **asdict(self.written),
+            **asdict(self.model),
             "stored_bytes": self.stored_bytes,
             "quality": None if self.quality is None else self.quality.to_json(),
             "seconds": round(self.seconds, 3),
@@ -52,14 +96,27 @@ class Outcome:
 
 
 def check_target(runtime: str, device: str = "cpu") -> None:
-    """Raise UserError unless models can be exported to `runtime` here."""
-    known = [name for name in RUNTIMES if name not in (EAGER, COMPILE)]
+    """Check that models can be exported to a runtime here.
+
+    Args:
+        runtime: the value of `--to`.
+        device: the type of the device that the model is on.
+
+    Raises:
+        UserError: the runtime is unknown or one of torch's, or its libraries are missing.
+
+    Example:
+        >>> check_target("eager")
+        Traceback (most recent call last):
+        laconic.errors.UserError: A model is exported to onnx or openvino; 'eager' is torch's, ...
+    """
+    targets = [name for name in RUNTIMES if name not in (EAGER, COMPILE)]
     if runtime in (EAGER, COMPILE):
         raise UserError(
-            f"A model is exported to {' or '.join(known)}; '{runtime}' is torch's, and runs the model as it is saved."
+            f"A model is exported to {' or '.join(targets)}; '{runtime}' is torch's, and runs the model as it is saved."
         )
-    if runtime not in known:
-        raise unknown("target", runtime, known, "`laconic export` has")
+    if runtime not in targets:
+        raise unknown("target", runtime, targets, "`laconic export` has")
     check_runtime(runtime, device)
 
 
@@ -72,56 +129,109 @@ def export(
     limit: int | None = None,
     track: Track = silent,
 ) -> Outcome:
-    """Write `lm` for `runtime` (`onnx`, `openvino`) to the new folder `output`, with its tokenizer and a card.
+    """Write a model for another runtime, after comparing the two on random tokens and on text.
 
-    What was written is loaded and compared with `lm`: on random tokens, on text, and on the first `limit` rows of each
-    of `tasks`.
+    Args:
+        lm: the model; it is not changed.
+        runtime: `onnx` or `openvino`.
+        output: the new folder.
+        tasks: tasks that it must do as well as in torch.
+        limit: rows of each task at most.
+        track: reports progress.
 
     Raises:
-        UserError: the folder exists, the libraries are missing, the model cannot be exported, or what was exported
-            computes something else or does worse on a task; then there is no folder.
+        UserError: the folder exists, a library is missing, the model cannot be exported, or the exported model has
+            other outputs or does worse on a task. There is no folder then.
     """
     start = time.perf_counter()
     check_target(runtime, lm.device.type)
     with new_folder(output) as partial:
-        graph = graph_of(lm, runtime)
-        file = write(lm, graph, runtime, partial)
-        found = check_agreement(lm, program(runtime, file, exact=True), graph.signature, runtime, track)
-        ready = Ready(program(runtime, file), graph.signature, weights_bytes(partial), graph.layers)
-        quality = _quality(lm, runtime, ready, tasks, limit, track) if tasks else None
-        written = Written(
+        graph = build_graph(lm, runtime)
+        file = write_model(lm, graph, runtime, partial)
+        agreement = check_agreement(lm, load_program(runtime, file, exact=True), graph.signature, runtime, track)
+        program = load_program(runtime, file)
+        loaded = LoadedExport(program, graph.signature, exported_bytes(partial), graph.layers)
+        quality = _evaluate(lm, runtime, loaded, tasks, limit, track) if tasks else None
+        model = ExportedModel(
             file=file.name,
             runtime=runtime,
-            library=ready.program.version,
+            library=program.version,
             inputs=graph.signature.inputs,
             outputs=graph.signature.outputs,
-            bytes=ready.bytes,
-            layers=ready.layers,
-            agreement=found,
+            bytes=loaded.bytes,
+            layers=graph.layers,
+            agreement=agreement,
         )
         save_tokenizers(lm, partial)
-        (partial / CARD).write_text(card(lm, Path(output).name, written), encoding="utf-8")
+        card = "\n".join(_card(lm, Path(output).name, model)) + "\n"
+        (partial / CARD).write_text(card, encoding="utf-8")
     return Outcome(
         output=expanded(output),
-        written=written,
+        model=model,
         stored_bytes=lm.size()[1],
         quality=quality,
         seconds=time.perf_counter() - start,
     )
 
 
-def _quality(
-    lm: LanguageModel, runtime: str, ready: Ready, tasks: Sequence[str], limit: int | None, track: Track
+def _evaluate(
+    lm: LanguageModel, runtime: str, loaded: LoadedExport, tasks: Sequence[str], limit: int | None, track: Track
 ) -> Evaluation:
-    served = serve(lm, runtime, ready).lm
-    judged = evaluate(served, tasks, limit=limit, against=lm, cost=False, track=track)
-    assert judged.original is not None and judged.difference is not None
-    for task, metrics in judged.difference.items():
+    served = serve(lm, runtime, loaded).lm
+    evaluation = evaluate(served, tasks, limit=limit, against=lm, cost=False, track=track)
+    assert evaluation.original is not None and evaluation.difference is not None
+    for task, metrics in evaluation.difference.items():
         for metric, change in metrics.items():
-            before = judged.original[task][metric].value
-            if change.p < SIGNIFICANT and abs(change.value) > LOST * abs(before):
+            original = evaluation.original[task][metric].value
+            if change.p < SIGNIFICANT and abs(change.value) > LARGEST_LOSS * abs(original):
                 raise UserError(
-                    f"The model for {runtime} has a {metric} of {judged.results[task][metric].value:.4f} on '{task}', "
-                    f"where the model in torch has {before:.4f}; nothing was written."
+                    f"The model for {runtime} has a {metric} of {evaluation.results[task][metric].value:.4f} on "
+                    f"'{task}', where the model in torch has {original:.4f}; nothing was written."
                 )
-    return judged
+    return evaluation
+
+
+def _card(lm: LanguageModel, name: str, model: ExportedModel) -> Iterator[str]:
+    """The lines of README.md in the folder `name`."""
+    yield f"# {plain(name)}"
+    yield ""
+    # The path of a local folder is private, its name is not.
+    origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
+    yield f"{origin}{type(lm.model).__name__}, exported by laconic for {model.library}: {model.bytes:,} bytes."
+    yield ""
+    yield (
+        f"Inputs: {', '.join(map(code, model.inputs))}, int64, any batch size and length. "
+        f"Outputs: {', '.join(map(code, model.outputs))}, float32."
+    )
+    agreement = model.agreement
+    yield (
+        f"Compared with the model in torch on {agreement.rows} rows in {agreement.batches} batches: outputs differ by "
+        f"at most {agreement.error:.1e} of the largest output."
+    )
+    if SENTENCE in model.outputs:
+        yield f"{code(SENTENCE)} is the vector of a text: {plain(lm.embedding_pipeline.describe())}."
+        if (prompts := lm.embedding_pipeline.describe_prompts()) is not None:
+            yield f"Prompts: {plain(prompts)}. Put it before the text yourself."
+        if POOLING_MASK in model.inputs:
+            yield f"{code(POOLING_MASK)} is {code('attention_mask')}, with 0 at the tokens of a prompt."
+    yield ""
+    if model.layers:
+        yield "| quantized layers | in the file as | bytes | as laconic stores them |"
+        yield "|---:|---|---:|---:|"
+        for label, layers in model.layers.items():
+            yield f"| {layers.count} | {label} | {layers.bytes:,} | {layers.stored_bytes:,} |"
+        yield ""
+    import_line, load_line, call = SNIPPETS[model.runtime]
+    yield "```python"
+    yield import_line
+    if lm.tokenizer is not None:
+        yield "from transformers import AutoTokenizer"
+    yield ""
+    yield load_line.format(file=model.file)
+    if lm.tokenizer is not None:
+        yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+        yield 'inputs = dict(tokenizer(["A text."], return_tensors="np"))'
+    if TARGETS in model.inputs:
+        yield f'inputs["{TARGETS}"] = …  # the tokens written so far'
+    yield f"outputs = {call}"
+    yield "```"

@@ -58,6 +58,7 @@ class Student(Step):
     """
 
     name = "student"
+    family = "student"
     example = "blocks=[0]"
     example_needs_data = False
 

@@ -1,7 +1,7 @@
-"""Where a model is served: torch as it is or compiled, ONNX Runtime, OpenVINO; export to the latter two."""
+"""Runtimes that run a model: torch, plain or compiled, ONNX Runtime, and OpenVINO; export to the latter two."""
 
-from laconic.runtime.extras import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, check_runtime
-from laconic.runtime.serve import Exported, Ready, Service, serve
+from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, check_runtime
+from laconic.runtime.serve import Exported, LoadedExport, Service, serve
 
 __all__ = [
     "COMPILE",
@@ -10,7 +10,7 @@ __all__ = [
     "OPENVINO",
     "RUNTIMES",
     "Exported",
-    "Ready",
+    "LoadedExport",
     "Service",
     "check_runtime",
     "serve",

@@ -1,7 +1,7 @@
-"""From a model to an ONNX graph: traced by torch.export, with any batch and any length, and as small as it is stored.
+"""A model as an ONNX graph: traced by torch.export for any batch size and length, and as small as laconic stores it.
 
-Attention is exported as products and a softmax (transformers' `eager`), whose patterns runtimes know and fuse; torch's
-fused one would bring every guard against rows without any key.
+Attention is exported as products and a softmax (transformers' `eager` implementation), which runtimes recognise and
+fuse. torch's fused attention would also export its handling of rows without any key.
 """
 
 import logging
@@ -19,52 +19,63 @@ import torch
 from laconic.calibrate.passes import check_runs, evaluating
 from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel
-from laconic.runtime.extras import library
+from laconic.runtime.engines import library
 from laconic.runtime.layers import Portable
-from laconic.runtime.portable import Layers, portable
-from laconic.runtime.signature import TARGETS, Signature, Traced, vectors_of
+from laconic.runtime.portable import ExportedLayers, to_portable
+from laconic.runtime.signature import TARGETS, Signature, Traced, sentence_pipeline
 
 OPSET = 21
-"""The first that has whole numbers of 4 bits."""
+"""The first ONNX opset with integers of 4 bits."""
 AXES = {TARGETS: ("batch", "target_length")}
-"""What the axes of an input are called, where it is not (batch, length)."""
+"""Names of the axes of inputs other than (batch, length)."""
 SMALL = 2**10
-"""Numbers of a tensor that is not worth an operator to be cast by."""
+"""Tensors with fewer elements stay in float32: a cast would cost more than it saves."""
 LARGEST_FILE = 2**30
-"""Bytes of weights from which they get a file of their own; protobuf ends at twice that."""
+"""Larger weights, in bytes, get a file of their own; a protobuf file can have twice as many."""
 HALVES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX program of `onnx_ir`, what it takes and gives, and what became of layers of codes."""
+    """An exported graph.
+
+    Args:
+        program: torch's ONNX program, which holds an `onnx_ir` model.
+        signature: its inputs and outputs.
+        layers: how quantized layers were exported, by label.
+    """
 
     program: Any
     signature: Signature
-    layers: dict[str, Layers]
+    layers: dict[str, ExportedLayers]
 
     def save(self, file: Path) -> None:
-        """Write it; weights of gigabytes go to a file of their own beside it."""
+        """Write it as an ONNX file; weights above `LARGEST_FILE` go to a second file beside it."""
         weights = sum(value.const_value.nbytes for value in self.program.model.graph.initializers.values())
         with _quiet():
             self.program.save(file, external_data=weights > LARGEST_FILE)
 
 
-def graph_of(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
-    """`lm` as a graph that `runtime` reads; with its last hidden states as an output if `hidden`.
+def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
+    """Export a model as an ONNX graph.
+
+    Args:
+        lm: the model; it is not changed.
+        runtime: `ONNX` or `OPENVINO`, which have different operators for quantized layers.
+        hidden: whether the last hidden states are an output, too.
 
     Raises:
-        UserError: torch cannot trace this architecture, or the model does not run at all.
+        UserError: torch cannot trace this architecture, or the model does not run.
     """
     signature = Signature.of(lm, hidden)
-    twin, layers = portable(lm, runtime)
+    twin, layers = to_portable(lm, runtime)
     twin.model.set_attn_implementation("eager")
     inputs = signature.example(lm)
     dynamic = torch.export.Dim.DYNAMIC
     with evaluating(twin), torch.inference_mode(False), torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
-                Traced(twin.model, signature, lm.task, vectors_of(lm)),
+                Traced(twin.model, signature, lm.task, sentence_pipeline(lm)),
                 tuple(inputs.values()),
                 input_names=signature.inputs,
                 output_names=signature.outputs,
@@ -74,24 +85,20 @@ def graph_of(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            # What cannot run at all is no fault of the exporter's.
+            # A model that cannot run has its own error.
             check_runs(lm)
-            raise _untraceable(lm, error) from error
+            raise _trace_error(lm, error) from error
     assert program is not None
-    _forget_origin(program.model)
+    _remove_metadata(program.model)
     _name_axes(program.model.graph, signature)
-    names = {f"model.{name}" for name, module in twin.model.named_modules() if isinstance(module, Portable)}
-    nibbles = {
-        f"{name}.{tensor}"
-        for name in names
-        for tensor in twin.model.get_submodule(name.removeprefix("model.")).nibbles  # type: ignore[union-attr]
-    }
-    _shrink(program.model.graph, nibbles, str(lm.dtype).removeprefix("torch."))
+    portable = ((name, module) for name, module in twin.model.named_modules() if isinstance(module, Portable))
+    four_bit = {f"model.{name}.{tensor}" for name, module in portable for tensor in module.four_bit_names}
+    _shrink(program.model.graph, four_bit, str(lm.dtype).removeprefix("torch."))
     return Graph(program, signature, layers)
 
 
-def _untraceable(lm: LanguageModel, error: Exception) -> UserError:
-    # The exporter wraps what went wrong in advice on how to change the model's code.
+def _trace_error(lm: LanguageModel, error: Exception) -> UserError:
+    # The exporter's own message is advice on how to change the model's code.
     cause = error.__cause__ or error
     return UserError(
         f"The architecture '{lm.model.config.model_type}' cannot be exported: torch cannot trace "
@@ -100,8 +107,8 @@ def _untraceable(lm: LanguageModel, error: Exception) -> UserError:
     )
 
 
-def _forget_origin(model: Any) -> None:
-    """Nothing of the code that each operator was traced from: it has the paths of this machine, and many bytes."""
+def _remove_metadata(model: Any) -> None:
+    """Remove the code that each operator was traced from: it has paths of this machine, and takes many bytes."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -114,26 +121,29 @@ def _forget_origin(model: Any) -> None:
 
 
 def _name_axes(graph: Any, signature: Signature) -> None:
-    """Say "batch" and "length" where the tracer numbered its unknowns."""
+    """Name the dynamic axes "batch" and "length"; the tracer numbers them."""
     ir = library("onnx_ir")
     for value in graph.inputs:
         value.shape = ir.Shape(AXES.get(value.name, ("batch", "length")))
-    read = TARGETS if TARGETS in signature.inputs else "input_ids"
+    source = TARGETS if TARGETS in signature.inputs else "input_ids"
     for value in graph.outputs:
         if value.shape is not None and len(value.shape) == 3:
-            value.shape = ir.Shape([*AXES.get(read, ("batch", "length")), value.shape[2]])
+            value.shape = ir.Shape([*AXES.get(source, ("batch", "length")), value.shape[2]])
         elif value.shape is not None and len(value.shape) == 2:
             value.shape = ir.Shape(["batch", value.shape[1]])
 
 
-def _shrink(graph: Any, nibbles: set[str], dtype: str) -> None:
-    """Write two whole numbers below 16 a byte, and weights in the 16 bits that they are stored in, where that is exact.
+def _shrink(graph: Any, four_bit: set[str], dtype: str) -> None:
+    """Store 4-bit integers two a byte, and weights in the 16-bit dtype of the model where that is exact.
 
-    Every weight that is cast back is multiplied by as before: runtimes cast when they load.
+    Args:
+        graph: the graph, changed in place.
+        four_bit: names of tensors of 4-bit integers.
+        dtype: the dtype that laconic stores the model in. Weights are cast back to float32 when a runtime loads them.
     """
     ir, ml_dtypes = library("onnx_ir"), library("ml_dtypes")
     for name, value in list(graph.initializers.items()):
-        if name in nibbles:
+        if name in four_bit:
             value.const_value = ir.tensor(value.const_value.numpy().astype(ml_dtypes.uint4), name=name)
             value.dtype = ir.DataType.UINT4
         elif dtype in HALVES and value.dtype is ir.DataType.FLOAT and value.const_value.size >= SMALL:
@@ -141,11 +151,11 @@ def _shrink(graph: Any, nibbles: set[str], dtype: str) -> None:
             with np.errstate(over="ignore"):
                 half = weight.astype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
             if np.array_equal(half.astype(np.float32), weight):
-                _store_as(graph, value, ir.tensor(half, name=f"{name}.{dtype}"))
+                _store_half(graph, value, ir.tensor(half, name=f"{name}.{dtype}"))
 
 
-def _store_as(graph: Any, value: Any, half: Any) -> None:
-    """Let every reader of an initializer read `half`, cast back to float32, in its place."""
+def _store_half(graph: Any, value: Any, half: Any) -> None:
+    """Replace an initializer by `half` and a cast to float32."""
     ir = library("onnx_ir")
     stored = ir.Value(name=half.name, shape=ir.Shape(half.shape), type=ir.TensorType(half.dtype), const_value=half)
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
@@ -159,7 +169,7 @@ def _store_as(graph: Any, value: Any, half: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter prints, logs and warns of; what it raises says the same."""
+    """Silence what the exporter prints, logs and warns of; its errors say the same."""
     loggers = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export")}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL)

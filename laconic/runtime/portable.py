@@ -1,7 +1,7 @@
-"""A model made ready to be exported: every layer of codes as a module that the other runtime has operators for.
+"""A model prepared for export: every quantized layer becomes a module that the other runtime has operators for.
 
-Low ranks are two products, sums two formats, zeros zeros, and narrowed layers smaller ones: these are traced as they
-are. A codebook is no evenly spaced grid, and is written out dense.
+Low-rank layers are two products, sums two formats, pruned weights zeros, and narrowed layers smaller ones: these are
+traced as they are. Codes that are not evenly spaced (a codebook) are exported as a dense matrix.
 """
 
 from collections import Counter
@@ -13,100 +13,147 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from laconic.formats import DynamicInt8, PackedCodes, PackedEmbedding
+from laconic.formats import DynamicInt8, PackedCodes, PackedEmbedding, Quantized
 from laconic.formats.int8 import FULL, int8_product
 from laconic.model import LanguageModel
-from laconic.runtime.affine import affine_of
-from laconic.runtime.extras import ONNX
-from laconic.runtime.layers import Blocks, Integers, Portable, Scaled, Table, Unfolded
+from laconic.numerics.packing import from_bytes
+from laconic.runtime.engines import ONNX
+from laconic.runtime.layers import (
+    AffineCodes,
+    CodedLookup,
+    Dequantized,
+    DequantizeLinear,
+    MatMulInteger,
+    MatMulNBits,
+    Portable,
+)
 
 DENSE = "codes, written out dense"
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Layers of codes of one kind: how many, their bytes as laconic stores them, and in the exported file."""
+class ExportedLayers:
+    """Quantized layers that were exported in one way.
+
+    Args:
+        count: how many.
+        stored_bytes: their bytes as laconic stores them.
+        bytes: their bytes in the exported file.
+    """
 
     count: int
     stored_bytes: int
     bytes: int
 
 
-def portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[str, Layers]]:
-    """A twin of `lm` that can be traced for `runtime`, and what became of its layers of codes."""
+def to_portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[str, ExportedLayers]]:
+    """A twin of a model that can be traced.
+
+    Args:
+        lm: the model; the twin shares its tensors.
+        runtime: `ONNX` or `OPENVINO`.
+
+    Returns:
+        The twin, and its quantized layers by the label of their module.
+    """
     twin = lm.shallow_copy()
-    found: dict[str, Layers] = {}
-    for module, places in coded(twin):
-        stand_in = _for_runtime(module, runtime)
-        label = stand_in.label if isinstance(stand_in, Portable) else DENSE
-        nbytes = stand_in.nbytes if isinstance(stand_in, Portable) else stand_in.get_parameter("weight").nbytes
-        before = found.get(label, Layers(0, 0, 0))
-        found[label] = Layers(before.count + 1, before.stored_bytes + module.nbytes(), before.bytes + nbytes)
-        for place in places:
-            twin.model.set_submodule(place, stand_in.eval())
-    return twin, found
+    layers: dict[str, ExportedLayers] = {}
+    for module, paths in coded_layers(twin):
+        replacement = _replacement(module, runtime)
+        if isinstance(replacement, Portable):
+            label, nbytes = replacement.label, replacement.nbytes
+        else:
+            label, nbytes = DENSE, replacement.get_parameter("weight").nbytes
+        total = layers.get(label, ExportedLayers(0, 0, 0))
+        layers[label] = ExportedLayers(total.count + 1, total.stored_bytes + module.nbytes(), total.bytes + nbytes)
+        for path in paths:
+            twin.model.set_submodule(path, replacement.eval())
+    return twin, layers
 
 
-def exact(lm: LanguageModel, runtime: str) -> LanguageModel:
-    """A twin of `lm` that computes in torch what the exported model should, whatever kernels this machine has."""
+def to_exact(lm: LanguageModel, runtime: str) -> LanguageModel:
+    """A twin of a model that computes in torch what its exported model should, without kernels of this machine."""
     twin = lm.shallow_copy()
-    for module, places in coded(twin):
+    for module, paths in coded_layers(twin):
         if isinstance(module, PackedCodes):
-            for place in places:
-                twin.model.set_submodule(place, Exact(module, rounds=runtime == ONNX))
+            for path in paths:
+                twin.model.set_submodule(path, ExactLayer(module, round_inputs=runtime == ONNX))
     return twin
 
 
-class Exact(nn.Module):
-    """A layer of codes multiplied out for each product; int8 for ONNX by whole numbers, their sums exact."""
+class ExactLayer(nn.Module):
+    """A quantized layer that multiplies its codes out for each product, or computes int8 with exact integer sums.
 
-    def __init__(self, layer: PackedCodes, rounds: bool) -> None:
+    Args:
+        layer: the quantized layer.
+        round_inputs: whether dynamic int8 rounds its inputs, as the ONNX model does.
+    """
+
+    def __init__(self, layer: PackedCodes, round_inputs: bool) -> None:
         super().__init__()
         self.register_buffer("weight", torch.empty(0))
-        self.layer, self.rounds = layer, rounds
+        self.layer, self.round_inputs = layer, round_inputs
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        if not (self.rounds and isinstance(self.layer, DynamicInt8)):
+        if not (self.round_inputs and isinstance(self.layer, DynamicInt8)):
             return linear(x, self.layer.dense(), self.layer.bias)
         y = int8_product(x.reshape(-1, x.shape[-1]), *self.layer.matrix, FULL).view(*x.shape[:-1], -1)
         return y if self.layer.bias is None else y + self.layer.bias
 
 
-def coded(lm: LanguageModel) -> Iterator[tuple[PackedCodes | PackedEmbedding, list[str]]]:
-    """Every layer of codes with all its places; the codes inside an embedding are the embedding's."""
-    places: dict[nn.Module, list[str]] = {}
+def coded_layers(lm: LanguageModel) -> Iterator[tuple[PackedCodes | PackedEmbedding, list[str]]]:
+    """Every quantized layer with all its paths; codes inside an embedding belong to the embedding."""
+    paths: dict[PackedCodes | PackedEmbedding, list[str]] = {}
     inside: Counter[nn.Module] = Counter()
     for name, module in lm.model.named_modules(remove_duplicate=False):
         if isinstance(module, PackedEmbedding):
             inside[module.coded] += 1
         if isinstance(module, (PackedCodes, PackedEmbedding)):
-            places.setdefault(module, []).append(name)
-    for module, names in places.items():
-        if isinstance(module, (PackedCodes, PackedEmbedding)) and not inside[module]:
-            yield module, names
+            paths.setdefault(module, []).append(name)
+    yield from ((module, names) for module, names in paths.items() if not inside[module])
 
 
-def _for_runtime(module: PackedCodes | PackedEmbedding, runtime: str) -> nn.Module:
-    lookup = isinstance(module, PackedEmbedding)
-    affine = affine_of(module.coded if isinstance(module, PackedEmbedding) else module)
-    if affine is None:
+def affine_codes(layer: PackedCodes) -> AffineCodes | None:
+    """The unpacked codes of a layer; pruned weights have the code of zero. None where they are not evenly spaced."""
+    if isinstance(layer, DynamicInt8):
+        codes, scale = layer.matrix
+        unsigned = (codes.to(torch.int16) + 128).to(torch.uint8)
+        return AffineCodes(unsigned, scale[:, None], torch.full_like(scale[:, None], 128), 8, layer.in_features, None)
+    if not isinstance(layer, Quantized):
+        return None
+    scale, zero, bits, group = layer.grid
+    rows, width = layer.shape
+    group = width if group is None else min(group, width)
+    scale, zero = (numbers.expand(rows, -1).contiguous() for numbers in (scale, zero))
+    codes, mask = layer.unpack_codes(), layer.support
+    if mask is not None:
+        codes = torch.where(mask, codes, zero.repeat_interleave(group, dim=1)[:, :width].to(torch.uint8))
+    columns = None if layer.column_scales is None else from_bytes(layer.column_scales.detach())
+    return AffineCodes(codes, scale, zero, bits, group, columns)
+
+
+def _replacement(module: PackedCodes | PackedEmbedding, runtime: str) -> nn.Module:
+    is_embedding = isinstance(module, PackedEmbedding)
+    codes = affine_codes(module.coded if isinstance(module, PackedEmbedding) else module)
+    if codes is None:
         return _dense(module)
-    if lookup:
-        return Table(affine)
+    if is_embedding:
+        return CodedLookup(codes)
     if isinstance(module, DynamicInt8):
-        return (Integers if runtime == ONNX else Scaled)(module.matrix, module.bias)
-    block = affine.block if runtime == ONNX else None
-    return Unfolded(affine, module.bias) if block is None else Blocks(affine, block, module.bias)
+        return (MatMulInteger if runtime == ONNX else DequantizeLinear)(module.matrix, module.bias)
+    block = codes.block if runtime == ONNX else None
+    return Dequantized(codes, module.bias) if block is None else MatMulNBits(codes, block, module.bias)
 
 
 @torch.no_grad()
 def _dense(module: PackedCodes | PackedEmbedding) -> nn.Module:
-    """The plain module that computes the same."""
+    """The plain module with the same matrix."""
     out, width = module.shape
+    is_embedding = isinstance(module, PackedEmbedding)
     with torch.device("meta"):
-        lookup = isinstance(module, PackedEmbedding)
-        plain = nn.Embedding(width, out, module.padding_idx) if lookup else nn.Linear(width, out, bias=False)
-    plain.weight = nn.Parameter((module.dense().T if lookup else module.dense()).contiguous(), requires_grad=False)
+        plain = nn.Embedding(width, out, module.padding_idx) if is_embedding else nn.Linear(width, out, bias=False)
+    dense = module.dense().T if is_embedding else module.dense()
+    plain.weight = nn.Parameter(dense.contiguous(), requires_grad=False)
     if module.bias is not None:
         plain.register_parameter("bias", nn.Parameter(module.bias.detach(), requires_grad=False))
     return plain

@@ -1,4 +1,4 @@
-"""What goes into an exported model and what comes out: tensors by name, as a server will give and read them."""
+"""The inputs and outputs of an exported model: tensors by name, as a server passes and reads them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,29 @@ from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTEN
 LOGITS, STATES = "logits", "last_hidden_state"
 SEGMENTS, GLOBAL, TARGETS = "token_type_ids", "global_attention_mask", "decoder_input_ids"
 TRACED = (2, 8)
-"""Batch × length of the example that is traced: neither may be 1, which would be taken for a constant."""
+"""Batch × length of the example that is traced; neither may be 1, which the tracer takes for a constant."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """inputs: whole numbers (batch, length), in order; that of `decoder_input_ids` is (batch, target length).
+    """Names of inputs and outputs, in order.
 
-    `pooling_mask` is among them where the folder declares that a prompt is not pooled; it is 1 at what is.
-    outputs: `logits` of a model with a head, and `last_hidden_state` of a plain encoder, or where it is asked for.
-    `sentence_embedding` (batch, width) where the folder declares how the vector of a text is made.
+    Args:
+        inputs: int64 tensors (batch, length); `decoder_input_ids` is (batch, target length). `pooling_mask`, 1 at
+            tokens that are pooled, is one of them where a sentence encoder does not pool its prompt.
+        outputs: `logits` of a model with a head, `last_hidden_state` of a plain encoder or on request, and
+            `sentence_embedding` (batch, width) of a sentence encoder.
+
+    Example:
+        >>> ids = torch.ones(1, 3, dtype=torch.long)
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
+        >>> lm = LanguageModel.of(BertModel(config))
+        >>> signature = Signature.of(lm)
+        >>> signature.inputs, signature.outputs[0]
+        (('input_ids', 'attention_mask', 'token_type_ids'), 'last_hidden_state')
+        >>> signature.feeds(lm, {"input_ids": ids})["attention_mask"].tolist()
+        [[1, 1, 1]]
     """
 
     inputs: tuple[str, ...]
@@ -34,25 +47,30 @@ class Signature:
 
     @classmethod
     def of(cls, lm: LanguageModel, hidden: bool = False) -> "Signature":
-        """That of `lm`; with its last hidden states too, of the decoder where there are two stacks, if `hidden`."""
+        """The signature of `lm`, with its last hidden states (those of its decoder, if it has one) if `hidden`."""
         config = lm.model.config
-        takes = {
+        optional = {
             SEGMENTS: getattr(config, "type_vocab_size", 0) > 1,
             GLOBAL: lm.anatomy.global_attention,
-            TARGETS: _reads_targets(lm),
-            POOLING_MASK: (vectors := vectors_of(lm)) is not None and not vectors.pools_prompts,
+            TARGETS: lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder),
+            POOLING_MASK: (pipeline := sentence_pipeline(lm)) is not None and not pipeline.pools_prompts,
         }
-        states = (STATES,) if vectors is None else (STATES, SENTENCE)
+        states = (STATES,) if pipeline is None else (STATES, SENTENCE)
         outputs = states if lm.task is Task.EMBEDDING else (LOGITS, STATES) if hidden else (LOGITS,)
-        return cls(("input_ids", "attention_mask", *(name for name, taken in takes.items() if taken)), outputs)
+        return cls(("input_ids", "attention_mask", *(name for name, used in optional.items() if used)), outputs)
 
-    def feeds(self, lm: LanguageModel, given: Mapping[str, Tensor]) -> Batch:
-        """The inputs, those that `given` lacks as the model itself would have them.
+    def feeds(self, lm: LanguageModel, batch: Mapping[str, Tensor]) -> Batch:
+        """All inputs of the exported model, in order.
+
+        Args:
+            lm: the model in torch.
+            batch: inputs of the model; those that are missing get the values that the model uses without them.
+                `labels` are only used to make the inputs of a decoder.
 
         Raises:
-            UserError: something is given that the exported model does not take.
+            UserError: `batch` has an input that the exported model does not take.
         """
-        inputs = {name: tensor for name, tensor in given.items() if name != "labels"}
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         if unexpected := sorted(inputs.keys() - {*self.inputs, SEGMENTS}):
             raise UserError(
                 f"An exported model reads {', '.join(self.inputs)}; got '{unexpected[0]}', which it does not take."
@@ -64,58 +82,60 @@ class Signature:
         if GLOBAL in self.inputs:
             inputs.setdefault(GLOBAL, first_token_mask(ids))
         if TARGETS in self.inputs and TARGETS not in inputs:
-            inputs[TARGETS] = _targets(lm, given)
+            inputs[TARGETS] = _decoder_inputs(lm, batch)
         return {name: inputs[name] for name in self.inputs}
 
     def example(self, lm: LanguageModel) -> Batch:
-        """Inputs to trace the model with."""
+        """Random inputs to trace the model with."""
         inputs = self.feeds(lm, random_batch(lm, *TRACED))
-        # Lengths that differ and tensors that share no memory, or they would be taken for one and the same.
+        # The tracer takes equal lengths for one axis, and tensors that share memory for one input.
         return {name: (tensor[:, :-2] if name == TARGETS else tensor).clone() for name, tensor in inputs.items()}
 
 
 class Traced(nn.Module):
-    """Tensors in, tensors out: the model as its signature says, and what is declared behind it."""
+    """A model as a function of tensors alone, as it is traced.
 
-    def __init__(self, model: nn.Module, signature: Signature, task: Task, vectors: Pipeline | None = None) -> None:
+    Args:
+        model: the transformer.
+        signature: the order of its inputs and outputs.
+        task: its task, which decides how hidden states are requested.
+        pipeline: the modules of sentence-transformers behind it, if any.
+    """
+
+    def __init__(self, model: nn.Module, signature: Signature, task: Task, pipeline: Pipeline | None = None) -> None:
         super().__init__()
-        self.model, self.signature, self.vectors = model, signature, vectors
-        self.asked: dict[str, bool] = {"use_cache": False} if task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
+        self.model, self.signature, self.pipeline = model, signature, pipeline
+        self.options: dict[str, bool] = {"use_cache": False} if task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
         self.states = STATES if task is Task.EMBEDDING else None
         if STATES in signature.outputs and self.states is None:
-            self.asked["output_hidden_states"] = True
+            self.options["output_hidden_states"] = True
             self.states = "decoder_hidden_states" if task is Task.SEQ2SEQ else "hidden_states"
 
     def forward(self, *inputs: Tensor) -> tuple[Float[Tensor, "..."], ...]:
-        given = dict(zip(self.signature.inputs, inputs, strict=True))
-        output = self.model(**{name: one for name, one in given.items() if name != POOLING_MASK}, **self.asked)
-        return tuple(self._read(output, name, given) for name in self.signature.outputs)
+        batch = dict(zip(self.signature.inputs, inputs, strict=True))
+        output = self.model(**{name: ids for name, ids in batch.items() if name != POOLING_MASK}, **self.options)
+        return tuple(self._read(output, name, batch) for name in self.signature.outputs)
 
-    def _read(self, output: Mapping[str, Any], name: str, given: Batch) -> Tensor:
+    def _read(self, output: Mapping[str, Any], name: str, batch: Batch) -> Tensor:
         if name == LOGITS:
             return output[LOGITS]
         if name == SENTENCE:
-            assert self.vectors is not None, "the signature has it only where they are declared"
-            return self.vectors(output[STATES], given[ATTENTION_MASK], given.get(POOLING_MASK))
+            assert self.pipeline is not None, "only its signature has this output"
+            return self.pipeline(output[STATES], batch[ATTENTION_MASK], batch.get(POOLING_MASK))
         assert self.states is not None
         states: Tensor | Sequence[Tensor] = output[self.states]
         return states if isinstance(states, Tensor) else states[-1]
 
 
-def vectors_of(lm: LanguageModel) -> Pipeline | None:
-    """What is declared to make a vector of each text; None where there is no such declaration."""
+def sentence_pipeline(lm: LanguageModel) -> Pipeline | None:
+    """The modules of sentence-transformers behind an encoder; None for any other model."""
     return lm.pipeline if lm.task is Task.EMBEDDING else None
 
 
-def _targets(lm: LanguageModel, given: Mapping[str, Tensor]) -> Tensor:
-    """What the decoder reads, of `given` that does not say so: the labels, shifted; of a model without a head, which
-    has none, the text itself."""
+def _decoder_inputs(lm: LanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """The shifted labels; the text itself for a model without a head, which has no labels."""
     if lm.task is Task.EMBEDDING:
-        return given["input_ids"]
-    # Every encoder-decoder of transformers shifts its labels so.
-    shifted: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
-    return shifted(labels=given["labels"])
-
-
-def _reads_targets(lm: LanguageModel) -> bool:
-    return lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and lm.model.config.is_encoder_decoder)
+        return batch["input_ids"]
+    # All encoder-decoders of transformers have this method.
+    shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
+    return shift(labels=batch["labels"])

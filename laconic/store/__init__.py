@@ -1,6 +1,6 @@
-"""Save and load: the transformers plug-in, folders written whole or not at all, and the way back to a plain model.
+"""Saving and loading: the transformers plug-in, folders written whole or not at all, and dense copies of models.
 
-Each part is imported when it is asked for: transformers imports the plug-in while it is being imported itself.
+Names are imported when they are used, because transformers imports the plug-in while it is being imported itself.
 """
 
 from typing import TYPE_CHECKING
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from laconic.lazily import lazy
 
 if TYPE_CHECKING:
-    from laconic.store.atomic import check_output, check_place
-    from laconic.store.attached import attach
-    from laconic.store.densify import materialize
+    from laconic.store.atomic import check_output
+    from laconic.store.dense import materialize
     from laconic.store.folder import Beside, file_bytes, save
+    from laconic.store.pretrained import attach, skeleton
     from laconic.store.quantizer import LaconicConfig, LaconicQuantizer
-    from laconic.store.weightless import skeleton
 
 __all__ = [
     "Beside",
@@ -21,7 +20,6 @@ __all__ = [
     "LaconicQuantizer",
     "attach",
     "check_output",
-    "check_place",
     "file_bytes",
     "materialize",
     "save",
@@ -34,13 +32,12 @@ __getattr__ = lazy(
         "Beside": "laconic.store.folder",
         "LaconicConfig": "laconic.store.quantizer",
         "LaconicQuantizer": "laconic.store.quantizer",
-        "attach": "laconic.store.attached",
+        "attach": "laconic.store.pretrained",
         "check_output": "laconic.store.atomic",
-        "check_place": "laconic.store.atomic",
         "file_bytes": "laconic.store.folder",
-        "materialize": "laconic.store.densify",
+        "materialize": "laconic.store.dense",
         "save": "laconic.store.folder",
-        "skeleton": "laconic.store.weightless",
+        "skeleton": "laconic.store.pretrained",
     },
 )
 

@@ -1,6 +1,6 @@
-"""The model card that lies beside a saved model, written from what the model is."""
+"""The model card of a saved model, README.md: where it comes from, what is compressed, and how to load it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -11,9 +11,9 @@ from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
 from laconic.model.stock import build_stock
 from laconic.model.task import Task, find_auto_class, infer_task
-from laconic.store.shapes import RESIZED, deviations
+from laconic.store.shapes import RESIZED, changed_shapes
 
-PIPELINES = {
+HUB_TASKS = {
     Task.CLASSIFICATION: "text-classification",
     Task.MULTI_LABEL: "text-classification",
     Task.REGRESSION: "text-classification",
@@ -22,89 +22,100 @@ PIPELINES = {
     Task.SEQ2SEQ: "text2text-generation",
     Task.EMBEDDING: "feature-extraction",
 }
+SENTENCE_TASKS = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
+"""By the class of sentence-transformers that reads the folder."""
 
 
-PIPELINES_OF_SENTENCES = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
+def model_card(model: PreTrainedModel, name: str, source: str, nbytes: int, pipeline: Pipeline | None = None) -> str:
+    """The text of README.md, with the front matter that the hub reads.
 
+    Args:
+        model: the model as it was saved.
+        name: the name of its folder, which is the title.
+        source: the folder or hub name that it was made from, or "". A hub name becomes `base_model`; of a folder only
+            the last part is shown, as its path is private.
+        nbytes: bytes of the weights in the folder.
+        pipeline: the modules of sentence-transformers behind it; None for a plain transformer.
 
-def default_card(model: PreTrainedModel, name: str, source: str, nbytes: int, pipeline: Pipeline | None = None) -> str:
-    """README.md of `model`, saved as `name` from `source` in files of `nbytes`, with the `pipeline` behind it."""
-    lines = [
-        *_front_matter(model, source, pipeline),
-        f"# {plain(name)}",
-        "",
-        *_origin(source),
-        *_body(model, nbytes, pipeline),
-    ]
-    return "\n".join(lines) + "\n"
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9))
+        >>> print(model_card(model, "small", "org/bert", 1234).partition("---\\n# ")[2])
+        small
+        <BLANKLINE>
+        Compressed from `org/bert` with laconic.
+        <BLANKLINE>
+        Weights: 1,234 bytes in float32.
+        <BLANKLINE>
+        ```python
+        from transformers import AutoModel
+        <BLANKLINE>
+        model = AutoModel.from_pretrained("path/to/this/folder")
+        ```
+        <BLANKLINE>
+    """
+    lines = [*_front_matter(model, source, pipeline), f"# {plain(name)}", ""]
+    shown = source if _is_hub_name(source) else Path(source).name
+    if shown:
+        lines += [f"Compressed from {code(shown)} with laconic.", ""]
+    return "\n".join([*lines, *_body(model, nbytes, pipeline)]) + "\n"
 
 
 def _front_matter(model: PreTrainedModel, source: str, pipeline: Pipeline | None) -> Iterator[str]:
     yield "---"
-    if pipeline is None:
-        yield "library_name: transformers"
-        yield f"pipeline_tag: {PIPELINES[infer_task(model)]}"
-    else:
-        yield "library_name: sentence-transformers"
-        yield f"pipeline_tag: {PIPELINES_OF_SENTENCES[pipeline.settings.model_type]}"
+    task = HUB_TASKS[infer_task(model)] if pipeline is None else SENTENCE_TASKS[pipeline.settings.model_type]
+    yield f"library_name: {'transformers' if pipeline is None else 'sentence-transformers'}"
+    yield f"pipeline_tag: {task}"
     if _is_hub_name(source):
         yield f"base_model: {source}"
-    yield "tags:"
-    yield "- laconic"
-    yield "- compressed"
-    yield "---"
-
-
-def _origin(source: str) -> list[str]:
-    # Of a folder only the name: where it lay is nobody's business.
-    shown = source if _is_hub_name(source) else Path(source).name
-    return [f"Compressed from {code(shown)} by laconic.", ""] if shown else []
+    yield from ("tags:", "- laconic", "- compressed", "---")
 
 
 def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Iterator[str]:
-    auto = find_auto_class(model.config, [type(model).__name__]).__name__
     formats = {name: module for name, module in model.named_modules() if isinstance(module, Format)}
+    stock_model = build_stock(model)
+    shapes = changed_shapes(model, stock_model)
     yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
     yield ""
-    plain = build_stock(model)
-    shapes = deviations(model, plain)
     if formats:
-        yield from _compressed(formats)
-    if narrow := [name for name, entry in shapes.items() if entry["kind"] == RESIZED]:
-        yield from _narrowed(model, plain, narrow)
+        yield from _format_lines(formats)
+    if names := [name for name, entry in shapes.items() if entry["kind"] == RESIZED]:
+        yield from _resized_lines(model, stock_model, names)
     if maps := [module for module in model.modules() if isinstance(module, LinearReplacement)]:
-        size = sum(mapped.nbytes() for mapped in maps)
-        yield f"Behind {len(maps)} norms a linear map stands for blocks that were dropped: {size:,} bytes."
+        yield (
+            f"Dropped blocks are replaced by a linear map behind {len(maps)} of the norms: "
+            f"{sum(linear_map.nbytes() for linear_map in maps):,} bytes."
+        )
         yield ""
-    if pipeline is not None and pipeline.stage_list:
-        yield from _vectors(pipeline)
+    if pipeline is not None and pipeline.every:
+        prompts = pipeline.describe_prompts()
+        yield f"The vector of a text: {plain(pipeline.describe())}." + (
+            "" if prompts is None else f" Prompts: {plain(prompts)}."
+        )
+        yield ""
     yield "```python"
     if formats or shapes:
         yield f"import laconic  # pip install {DISTRIBUTION}; transformers needs it to read the compressed layers"
     if pipeline is None:
-        yield f"from transformers import {auto}"
-        yield ""
-        yield f'model = {auto}.from_pretrained("path/to/this/folder")'
+        library, loader = "transformers", find_auto_class(model.config, [type(model).__name__]).__name__
+        call = f"{loader}.from_pretrained"
     else:
-        yield f"from sentence_transformers import {pipeline.settings.model_type}"
-        yield ""
-        yield f'model = {pipeline.settings.model_type}("path/to/this/folder")'
+        library, loader = "sentence_transformers", pipeline.settings.model_type
+        call = loader
+    yield f"from {library} import {loader}"
+    yield ""
+    yield f'model = {call}("path/to/this/folder")'
     yield "```"
 
 
-def _vectors(pipeline: Pipeline) -> Iterator[str]:
-    prompts = pipeline.describe_prompts()
-    yield f"The vector of a text: {plain(pipeline.describe())}." + (
-        "" if prompts is None else f" Prompts: {plain(prompts)}."
+def _format_lines(formats: Mapping[str, Format]) -> Iterator[str]:
+    """A sentence about all compressed matrices, and a table with each of them."""
+    outer = [format for name, format in formats.items() if not any(name.startswith(f"{other}.") for other in formats)]
+    nbytes, dense_nbytes = sum(format.nbytes() for format in outer), sum(map(_dense_nbytes, outer))
+    yield (
+        f"{len(outer)} matrices are compressed, from {dense_nbytes:,} to {nbytes:,} bytes "
+        f"({nbytes / dense_nbytes:.1%} of their dense size)."
     )
-    yield ""
-
-
-def _compressed(formats: dict[str, Format]) -> Iterator[str]:
-    outer = [format for name, format in formats.items() if not _lies_inside(name, formats)]
-    now = sum(format.nbytes() for format in outer)
-    before = sum(format.shape[0] * format.shape[1] * format.weight.element_size() for format in outer)
-    yield f"{len(outer)} matrices are compressed: {now:,} bytes of {before:,} ({now / before:.1%})."
     yield ""
     yield "<details><summary>Every compressed matrix</summary>"
     yield ""
@@ -112,24 +123,23 @@ def _compressed(formats: dict[str, Format]) -> Iterator[str]:
     yield "|---|---|---|---:|---:|"
     for name, format in formats.items():
         rows, columns = format.shape
-        share = format.nbytes() / (rows * columns * format.weight.element_size())
-        size = f"{format.kind} | {rows} × {columns} | {format.nbytes():,} | {share:.1%}"
-        yield f"| {code(name, in_table=True)} | {size} |"
+        size = f"{rows} × {columns} | {format.nbytes():,} | {format.nbytes() / _dense_nbytes(format):.1%}"
+        yield f"| {code(name, in_table=True)} | {format.kind} | {size} |"
     yield ""
     yield "</details>"
     yield ""
 
 
-def _narrowed(model: PreTrainedModel, plain: PreTrainedModel, names: list[str]) -> Iterator[str]:
+def _dense_nbytes(format: Format) -> int:
+    return format.shape[0] * format.shape[1] * format.weight.element_size()
+
+
+def _resized_lines(model: PreTrainedModel, stock_model: PreTrainedModel, names: list[str]) -> Iterator[str]:
     weights = [f"{name}.weight" for name in names]
-    now = sum(model.get_parameter(name).nbytes for name in weights)
-    before = sum(plain.get_parameter(name).numel() * model.get_parameter(name).element_size() for name in weights)
-    yield f"{len(names)} matrices are smaller than in the class: {now:,} bytes of {before:,} ({now / before:.1%})."
+    nbytes = sum(model.get_parameter(name).nbytes for name in weights)
+    before = sum(stock_model.get_parameter(name).numel() * model.get_parameter(name).element_size() for name in weights)
+    yield f"{len(names)} matrices were made smaller, from {before:,} to {nbytes:,} bytes ({nbytes / before:.1%})."
     yield ""
-
-
-def _lies_inside(name: str, formats: dict[str, Format]) -> bool:
-    return any(name.startswith(f"{other}.") for other in formats)
 
 
 def _is_hub_name(source: str) -> bool:

@@ -1,4 +1,8 @@
-"""A model's folder: safetensors, configuration, tokenizers, recipe and card, written whole or not at all."""
+"""The folder of a saved model: weights, configuration, tokenizers, recipe and model card, written whole or not at all.
+
+What the original folder has beside its model is carried over: the processor of a vision-language model, and the
+modules of sentence-transformers behind the transformer, which lies at the top of the folder as that library saves it.
+"""
 
 import copy
 import json
@@ -9,34 +13,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.model import LanguageModel
 from laconic.model.checkpoints.sentence_modules import MODULES
-from laconic.model.loading import TARGET_TOKENIZER
+from laconic.model.embedding import Pipeline
+from laconic.model.loading import TARGET_TOKENIZER, model_location
 from laconic.store.atomic import new_folder
-from laconic.store.attached import attach
-from laconic.store.biases import dense_as_linears
-from laconic.store.card import default_card
-from laconic.store.pipeline import save_pipeline
-from laconic.store.processor import save_processor
+from laconic.store.card import model_card
+from laconic.store.dense import dense_to_linears
+from laconic.store.pretrained import attach
 from laconic.store.verify import verify_saved
 
 RECIPE = "recipe.yaml"
 PLAN = "plan"
 TOKENIZER_FILE = "tokenizer.json"
 CARD = "README.md"
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
+"""Of transformers' processors and image processors; their tokenizer is saved as that of any model."""
+REMOTE_CODE = "auto_map"
+"""The key that names code beside a model. laconic uses transformers' own classes, and saves no code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """What lies beside a model in its folder.
+    """Files beside a model in its folder.
 
-    recipe: the YAML that made it.
-    plan:   the YAML of what each site became; of several steps in order: plan-1.yaml, plan-2.yaml, ….
-    card:   the text of README.md in place of the default one.
-    files:  by path in it, what else lies there.
+    Args:
+        recipe: the YAML of the recipe that made the model, for recipe.yaml.
+        plan: the YAML of its plan, for plan.yaml. Plans of several steps, in order, become plan-1.yaml, plan-2.yaml, …:
+            the layers of each step are those that the step before it left.
+        card: the text of README.md; without it a model card is written from the model.
+        files: the content of further files, by their path in the folder.
     """
 
     recipe: str | None = None
@@ -44,112 +59,107 @@ class Beside:
     card: str | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
+    def contents(self) -> dict[str, bytes]:
+        """Every file but the card, by its path in the folder.
+
+        Example:
+            >>> sorted(Beside(recipe="model: m", plan=("a", "b")).contents())
+            ['plan-1.yaml', 'plan-2.yaml', 'recipe.yaml']
+        """
+        plans = (self.plan,) if isinstance(self.plan, str) else self.plan
+        numbers = [""] if len(plans) == 1 else [f"-{number}" for number in range(1, len(plans) + 1)]
+        texts = {f"{PLAN}{number}.yaml": text for number, text in zip(numbers, plans, strict=True)}
+        if self.recipe is not None:
+            texts[RECIPE] = self.recipe
+        return {**{name: text.encode() for name, text in texts.items()}, **self.files}
+
 
 def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_shard_size: int | str = "5GB") -> None:
-    """Write `lm` to the new `folder` in its stored dtype; the model in memory stays as it is.
+    """Write `lm` to a new folder that `from_pretrained` reads.
 
-    A compressed model reloads exactly after `import laconic`; one that its class can hold, whatever its configuration
-    must say for that, is a plain stock checkpoint.
-    What sentence-transformers declares beside it lies beside it again, so that `SentenceTransformer` reads the folder.
-    Before the folder appears, what was written is loaded and compared with `lm` (`laconic.store.verify`).
+    Weights are written in the dtype of `lm`; the model in memory is not changed. A compressed model reloads exactly
+    after `import laconic`. A model that its class can hold becomes a plain checkpoint that needs no laconic. A sentence
+    encoder can be read by `SentenceTransformer` again. Before the folder appears, it is loaded and compared with `lm`
+    (`laconic.store.verify`).
+
+    Args:
+        lm: the model with its tokenizers.
+        folder: where to write; nothing may be there.
+        beside: further files; only a model card without it.
+        max_shard_size: the largest safetensors file, in bytes or as text like "5GB".
 
     Raises:
-        UserError: `folder` exists, the disk is full or refuses, the model is quantized by another library, does not run
-            or is one that no configuration of its class describes; then there is no folder.
+        UserError: `folder` exists, the disk is full or cannot be written to, another library quantized the model, or
+            it does not run, or no configuration of its class describes it. There is no folder then.
     """
     beside = beside or Beside()
     with new_folder(folder) as partial:
-        stored = in_dtype(lm.model, lm.dtype)
-        dense_as_linears(stored)
+        stored = to_dtype(lm.model, lm.dtype)
+        dense_to_linears(stored)
         attach(stored)
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
         verify_saved(lm, stored, partial)
         for weights in partial.glob("*.safetensors"):
-            # safetensors lets only the owner read what it writes; the rest of the folder has the user's own mode.
+            # safetensors lets only the owner read its files; the rest of the folder has the user's own mode.
             shutil.copymode(partial / "config.json", weights)
         save_tokenizers(lm, partial)
-        save_processor(lm, partial)
+        _save_processor(lm, partial)
         if lm.pipeline is not None:
-            save_pipeline(lm.pipeline, partial)
-        plans = (beside.plan,) if isinstance(beside.plan, str) else beside.plan
-        notes = _plans(plans) | ({} if beside.recipe is None else {RECIPE: beside.recipe})
-        for name, words in notes.items():
-            (partial / name).write_text(words, encoding="utf-8")
-        for path, content in beside.files.items():
-            (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            (partial / path).write_bytes(content)
-        text = beside.card
-        if text is None:
-            text = default_card(stored, Path(folder).name, lm.source, file_bytes(partial), lm.pipeline)
-        (partial / CARD).write_text(text, encoding="utf-8")
+            _save_pipeline(lm.pipeline, partial)
+        for path, content in beside.contents().items():
+            _write(partial / path, content)
+        card = beside.card
+        if card is None:
+            card = model_card(stored, Path(folder).name, lm.source, file_bytes(partial), lm.pipeline)
+        (partial / CARD).write_text(card, encoding="utf-8")
 
 
 def save_tokenizers(lm: LanguageModel, folder: Path) -> None:
-    """Write the tokenizers that `lm` has to `folder`."""
+    """Write the tokenizers of `lm` to `folder`: none, one, or one each for source and target texts."""
     if lm.tokenizer is not None:
         _save_tokenizer(lm.tokenizer, folder)
     if lm.target_tokenizer is not None:
         _save_tokenizer(lm.target_tokenizer, folder / TARGET_TOKENIZER)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
-        _forget_last_call(tokenizer)
-        # Its own writer tells of a full disk by a bare Exception; Python, writing as many bytes before, by an OSError.
-        folder.mkdir(exist_ok=True)
-        (folder / TOKENIZER_FILE).write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
-    tokenizer.save_pretrained(folder)
-
-
-def _forget_last_call(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Cut texts where the tokenizer came to cut them, or nowhere.
-
-    A call that cuts them leaves its length in the tokenizer, whose file would tell other programs to cut there too.
-    """
-    asked, backend = tokenizer.init_kwargs, tokenizer.backend_tokenizer
-    if asked.get("max_length") is None:
-        backend.no_truncation()
-    else:
-        backend.enable_truncation(
-            asked["max_length"],
-            stride=asked.get("stride", 0),
-            strategy=asked.get("truncation_strategy", "longest_first"),
-            direction=asked.get("truncation_side", "right"),
-        )
-
-
-def _plans(plans: tuple[str, ...]) -> dict[str, str]:
-    """File names and texts; a plan is of one step, as the sites of the next are what the one before left."""
-    if len(plans) == 1:
-        return {f"{PLAN}.yaml": plans[0]}
-    return {f"{PLAN}-{number}.yaml": text for number, text in enumerate(plans, start=1)}
-
-
 def file_bytes(folder: Path) -> int:
-    """Bytes of the weights in `folder`: of its safetensors files, and of those of modules behind its transformer."""
+    """Bytes of all safetensors files of a model in `folder`, with those of sentence-transformers' modules behind it."""
     folder = Path(folder)
     modules = folder / MODULES
-    behind = [entry["path"] for entry in json.loads(modules.read_text(encoding="utf-8"))] if modules.is_file() else []
-    folders = dict.fromkeys((folder, *(folder / path for path in behind)))
+    entries = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    folders = dict.fromkeys((folder, *(folder / entry["path"] for entry in entries)))
     return sum(file.stat().st_size for place in folders for file in place.glob("*.safetensors"))
 
 
-def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy of `model` with its weights in `dtype`; what is in `dtype` already is shared with `model`, not copied.
+def pipeline_bytes(pipeline: Pipeline) -> int:
+    """Bytes of the safetensors files that saving `pipeline` writes."""
+    return sum(map(len, _pipeline_tensors(pipeline).values()))
 
-    Tensors that transformers keeps in float32 for this class stay there where `dtype` would round them, and so do those
-    that no file holds.
+
+def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of `model` with its floating-point weights in `dtype`.
+
+    Args:
+        model: the model to copy; tensors that have `dtype` already are shared with the copy.
+        dtype: the dtype to store. Tensors that transformers keeps in float32 for this class keep it where `dtype` would
+            round them, and so do buffers that no file holds.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9))
+        >>> to_dtype(model, torch.bfloat16).pooler.dense.weight.dtype
+        torch.bfloat16
     """
-    kept = re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
-    # Given to deepcopy as what it has copied already, each tensor is cast once, and ties stay ties.
-    cast: dict[int, object] = {}
+    exact = re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
+    # deepcopy takes these for copies that it has made: each tensor is cast once, and ties stay ties.
+    copies: dict[int, object] = {}
     for name, parameter in model.named_parameters():
-        rounded = _cast(parameter.detach(), dtype, exactly=kept.search(name) is not None)
-        cast[id(parameter)] = nn.Parameter(rounded, requires_grad=False)
+        rounded = _cast(parameter.detach(), dtype, exactly=exact.search(name) is not None)
+        copies[id(parameter)] = nn.Parameter(rounded, requires_grad=False)
     stored = model.state_dict().keys()
     for name, buffer in model.named_buffers():
-        cast[id(buffer)] = _cast(buffer, dtype, exactly=kept.search(name) is not None) if name in stored else buffer
-    return copy.deepcopy(model, cast)
+        copies[id(buffer)] = _cast(buffer, dtype, exact.search(name) is not None) if name in stored else buffer
+    return copy.deepcopy(model, copies)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, exactly: bool) -> Tensor:
@@ -157,3 +167,61 @@ def _cast(tensor: Tensor, dtype: torch.dtype, exactly: bool) -> Tensor:
         return tensor
     rounded = tensor.to(dtype)
     return tensor if exactly and not torch.equal(rounded.to(tensor.dtype), tensor) else rounded
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        _reset_truncation(tokenizer)
+        # On a full disk tokenizers raises a bare Exception. Writing the same bytes here first raises an OSError.
+        _write(folder / TOKENIZER_FILE, tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+    tokenizer.save_pretrained(folder)
+
+
+def _reset_truncation(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Set the truncation that the tokenizer was loaded with.
+
+    A call that truncates leaves its length in the tokenizer, and tokenizer.json would pass it on to other programs.
+    """
+    loaded, backend = tokenizer.init_kwargs, tokenizer.backend_tokenizer
+    if loaded.get("max_length") is None:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(
+            loaded["max_length"],
+            stride=loaded.get("stride", 0),
+            strategy=loaded.get("truncation_strategy", "longest_first"),
+            direction=loaded.get("truncation_side", "right"),
+        )
+
+
+def _save_processor(lm: LanguageModel, folder: Path) -> None:
+    """Copy the processor's files from where `lm` came from; a model of text alone has none."""
+    origin = model_location(lm.source) if lm.model.config.sub_configs else None
+    if origin is None:
+        return
+    for name in PROCESSOR_FILES:
+        settings = origin.json(name)
+        if settings is not None:
+            settings = {key: value for key, value in settings.items() if key != REMOTE_CODE}
+            _write(folder / name, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _save_pipeline(pipeline: Pipeline, folder: Path) -> None:
+    """Write the configurations of sentence-transformers' modules as they were read, and their tensors as stored."""
+    for path, text in pipeline.files.texts.items():
+        _write(folder / path, text.encode())
+    for path, content in _pipeline_tensors(pipeline).items():
+        _write(folder / path, content)
+
+
+def _pipeline_tensors(pipeline: Pipeline) -> dict[str, bytes]:
+    """The safetensors files of `pipeline`, by path."""
+    return {
+        path: safetensors_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+        for path, tensors in pipeline.files.tensors.items()
+    }
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)

@@ -1,8 +1,8 @@
-"""Where a model has other shapes than its class makes of the configuration, as entries of a structure.
+"""Shapes that differ from what a class builds from its configuration, as entries of a structure.
 
-Three kinds: `resized` is a plain linear of another shape, or T5's table of position biases; `attributes` are numbers of
-a module that holds linears, such as the size of its heads, with the shapes of its own parameters; `mapped` is a norm
-followed by what stands for dropped blocks.
+There are three kinds. `resized` is a plain linear or an embedding table (T5's position biases) of another shape.
+`attributes` are integers of a module that holds linears, such as the size of its heads, with the shapes of its own
+parameters. `mapped` is a norm that is followed by the linear map or the bias that replaces dropped blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,39 +22,61 @@ ATTRIBUTES = "attributes"
 MAPPED = "mapped"
 
 
-def deviations(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """Path → entry of every module of `model` that has another shape than in `plain`, its stock model."""
-    there = dict(plain.named_modules())
+def changed_shapes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """The entries of all modules of `model` that have another shape than in its stock model.
+
+    Args:
+        model: the model as it is now.
+        plain: its stock model, as `laconic.model.stock.stock` builds it; its weights may be absent.
+
+    Returns:
+        Path → entry; modules that only one of the two has are left out.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from laconic.model.stock import build_stock
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9))
+        >>> model.pooler.dense = nn.Linear(8, 5)
+        >>> changed_shapes(model, build_stock(model))
+        {'pooler.dense': {'kind': 'resized', 'shape': [5, 8]}}
+    """
+    stock_modules = dict(plain.named_modules())
     return {
         name: entry
         for name, module in model.named_modules()
-        if name in there
-        for entry in _entries(module, there[name])
+        if name in stock_modules
+        for entry in _entries(module, stock_modules[name])
     }
 
 
-def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, Any]) -> None:
-    """Give the module at `path` of `model` what the `entry` of that `name` says; new tensors are on the meta device.
+def apply_shape(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, Any]) -> None:
+    """Give the module at `path` the shape that `entry` describes; new tensors are on the meta device.
+
+    Args:
+        model: the model to change in place.
+        path: the path of the module in `model`.
+        name: its path in the structure, for errors; a sibling class may call it something else.
+        entry: as `changed_shapes` returns it.
 
     Raises:
-        UserError: it cannot have that.
+        UserError: the entry does not fit the module.
     """
     module = model.get_submodule(path)
     match dict(entry):
-        case {"kind": "resized", "shape": [int(rows), int(columns)], **none} if not none and rows > 0 < columns:
+        case {"kind": "resized", "shape": [int(rows), int(columns)], **rest} if not rest and rows > 0 < columns:
             if isinstance(module, (nn.Linear, Conv1D)):
                 model.set_submodule(path, empty_linear(module, (rows, columns)))
                 return
             if isinstance(module, nn.Embedding):
                 model.set_submodule(path, nn.Embedding(rows, columns, device="meta"))
                 return
-        case {"kind": "attributes", "values": dict(values), **more} if more.keys() <= {"parameters"}:
-            shapes = more.get("parameters", {})
-            if isinstance(shapes, dict) and _set(module, values, shapes):
+        case {"kind": "attributes", "values": dict(values), **rest} if rest.keys() <= {"parameters"}:
+            shapes = rest.get("parameters", {})
+            if isinstance(shapes, dict) and _set_attributes(module, values, shapes):
                 return
-        case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **none} if not none:
-            # In the place of a norm, which holds vectors of this size and nothing else.
-            if {tuple(part.shape) for part in module.parameters()} == {(features,)}:
+        case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **rest} if not rest:
+            # A norm has vectors of this size and no other parameters.
+            if {tuple(parameter.shape) for parameter in module.parameters()} == {(features,)}:
                 with torch.device("meta"):
                     model.set_submodule(path, LinearReplacement(module, features, matrix))
                 return
@@ -64,10 +86,10 @@ def restore(model: PreTrainedModel, path: str, name: str, entry: Mapping[str, An
     )
 
 
-def _set(module: nn.Module, values: Mapping[str, Any], shapes: Mapping[str, Any]) -> bool:
-    """Give `module` these numbers and parameters of these shapes; False where it has none of the name."""
-    known = values.keys() <= _numbers(module).keys() and shapes.keys() <= _own_shapes(module).keys()
-    if not known or not all(isinstance(shape, list) for shape in shapes.values()):
+def _set_attributes(module: nn.Module, values: Mapping[str, Any], shapes: Mapping[str, Any]) -> bool:
+    """Set integers and parameters of `module`; False where it has none of that name, or a value is not positive."""
+    exist = values.keys() <= _integers(module).keys() and shapes.keys() <= _parameter_shapes(module).keys()
+    if not exist or not all(isinstance(shape, list) for shape in shapes.values()):
         return False
     sizes = [size for shape in shapes.values() for size in shape]
     if not all(type(number) is int and number > 0 for number in (*values.values(), *sizes)):
@@ -84,28 +106,29 @@ def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
         yield {"kind": MAPPED, "features": module.features, "matrix": module.matrix is not None}
         return
     if isinstance(module, Format):
-        # What stands in the place of a linear says its own shape.
+        # The entry of a format has its shape.
         return
     if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)) and isinstance(plain, (nn.Linear, Conv1D, nn.Embedding)):
         if module.weight.shape != plain.weight.shape:
             shape = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
             yield {"kind": RESIZED, "shape": list(shape)}
-    # Only where linears are: other modules count things at run time.
+    # Modules without linears may have integers that count something at run time.
     elif any(isinstance(child, (nn.Linear, Conv1D, Format)) for child in module.children()):
-        changed, reshaped = _differing(_numbers, module, plain), _differing(_own_shapes, module, plain)
-        if changed or reshaped:
-            yield {"kind": ATTRIBUTES, "values": changed, **({"parameters": reshaped} if reshaped else {})}
+        values = _differences(_integers, module, plain)
+        shapes = _differences(_parameter_shapes, module, plain)
+        if values or shapes:
+            yield {"kind": ATTRIBUTES, "values": values, **({"parameters": shapes} if shapes else {})}
 
 
-def _differing(look: Callable[[nn.Module], dict[str, Any]], module: nn.Module, plain: nn.Module) -> dict[str, Any]:
-    """What `look` finds in both, where it is not the same."""
-    here, there = look(module), look(plain)
-    return {key: here[key] for key in sorted(here.keys() & there.keys()) if here[key] != there[key]}
+def _differences(read: Callable[[nn.Module], dict[str, Any]], module: nn.Module, plain: nn.Module) -> dict[str, Any]:
+    """What `read` returns for `module`, of the keys that both modules have with different values."""
+    values, stock_values = read(module), read(plain)
+    return {key: values[key] for key in sorted(values.keys() & stock_values.keys()) if values[key] != stock_values[key]}
 
 
-def _numbers(module: nn.Module) -> dict[str, int]:
+def _integers(module: nn.Module) -> dict[str, int]:
     return {key: value for key, value in vars(module).items() if type(value) is int}
 
 
-def _own_shapes(module: nn.Module) -> dict[str, list[int]]:
+def _parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
     return {name: list(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}

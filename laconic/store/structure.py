@@ -1,10 +1,11 @@
-"""What in a model is not as its class makes it, as JSON, and the same model rebuilt from that.
+"""The structure of a compressed model: its difference from the stock model, as JSON, and the model rebuilt from it.
 
-A structure maps a module's dotted path to `{"kind": ..., **spec}`, with `"aliases"` where one format stands in several
-places (tied word embeddings) and `"source"` where it reads from another one (shared input factors); besides formats
-there are the kinds of `laconic.store.shapes`. It says what the model is, not how it came to be, and leaves
-transformers' `per_layer_config` alone: that key holds configuration attributes that differ by layer, and none of these
-changes any.
+A structure maps the dotted path of a module to `{"kind": ..., **spec}`. `"aliases"` lists the other paths of a format
+that stands in several places (tied word embeddings), and `"source"` names the format that shares its input factor.
+Formats are one kind of entry; the others are those of `laconic.store.shapes`.
+
+transformers' `per_layer_config` is not used: it holds configuration attributes that differ by layer, and formats are
+no attributes of the configuration.
 """
 
 import warnings
@@ -12,80 +13,96 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of, shown
 from laconic.formats import FORMATS, Format, PackedEmbedding
 from laconic.model import ties
 from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
-from laconic.store.packed import unpack
-from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, deviations, restore
+from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, apply_shape, changed_shapes
 
 Structure = Mapping[str, Mapping[str, Any]]
+REMEDY = "take the config.json that was saved with the weights"
 
 
 def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The structure of `model`: its modules that the class does not build from the configuration alone.
+    """The structure of `model`: every module that its class does not build from the configuration alone.
 
-    The model is built from both without weights, as `from_pretrained` will, and compared with the one in memory: the
-    classes of modules, the tensors and shapes in each, and every flag and number, many of which depend on a layer's
-    place.
+    The model is built again without weights from configuration and structure, as `from_pretrained` will, and compared
+    with the one in memory: classes of modules, names and shapes of tensors, flags and numbers.
+
+    Args:
+        model: a model with formats, changed shapes, both or neither.
+
+    Returns:
+        Path → entry, in the order of `named_modules`; empty for a stock model.
 
     Raises:
-        UserError: there is something that configuration and structure cannot say; then no folder can hold the model.
+        UserError: configuration and structure do not describe the model, so no folder can hold it.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from laconic.formats import LowRank
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9))
+        >>> describe(model)
+        {}
+        >>> model.pooler.dense = LowRank(8, 8, rank=2, bias=True)
+        >>> describe(model)["pooler.dense"]["kind"]
+        'low-rank'
     """
-    kind = type(model).__name__
+    class_name = type(model).__name__
     try:
         plain = build_stock(model)
     except MODEL_ERRORS as error:
         raise UserError(
-            f"The class {kind} makes no model of this one's configuration: {reason_of(error)}; put that right."
+            f"The class {class_name} cannot be built from the configuration of this model: {reason_of(error)}; "
+            "correct the configuration."
         ) from error
     copy_attention_type(model, plain)
-    structure = {**formats(model), **deviations(model, plain)}
+    structure = {**format_entries(model), **changed_shapes(model, plain)}
     rebuild(plain, structure)
     unpack(plain)
-    found = next(differences(modules_by_path(model), modules_by_path(plain)), None)
-    if found is not None:
+    difference = next(differences(modules_by_path(model), modules_by_path(plain)), None)
+    if difference is not None:
         raise UserError(
-            f"The configuration does not describe the model, so it would be loaded as another one: of it the class "
-            f"{kind} makes one in which {found}; put the configuration right, or start from the model as it was."
+            f"The configuration does not describe the model, so it would be loaded as another one: the class "
+            f"{class_name} would build one in which {difference}; correct the configuration, or start from the "
+            "original model."
         )
     return structure
 
 
-def formats(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The part of the structure that is formats."""
-    places: dict[Format, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Format):
-            places.setdefault(module, []).append(name)
-    return {names[0]: _entry(format, names[1:], places) for format, names in places.items()}
+def format_entries(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """The entries of the formats in `model`, by their first path."""
+    paths = _format_paths(model)
+    return {names[0]: _entry(format, names[1:], paths) for format, names in paths.items()}
 
 
-def outermost(structure: Structure) -> dict[str, tuple[str, ...]]:
-    """Path → all the places of every format that does not lie inside another; `structure` is of formats alone."""
-    every = {name for name, entry in structure.items() for name in (name, *entry.get("aliases", ()))}
+def outermost_formats(model: PreTrainedModel) -> dict[Format, list[str]]:
+    """All paths of every format of `model` that does not lie inside another format."""
+    paths = _format_paths(model)
+    every = {path for names in paths.values() for path in names}
     return {
-        name: (name, *entry.get("aliases", ()))
-        for name, entry in structure.items()
-        if not any(name.startswith(f"{other}.") for other in every)
+        format: names for format, names in paths.items() if not any(names[0].startswith(f"{other}.") for other in every)
     }
 
 
 def rebuild(model: PreTrainedModel, structure: Structure) -> None:
-    """Put an empty format (on the meta device) wherever `structure` says, tied as it says, and shapes likewise.
+    """Put empty formats on the meta device into `model` and change its shapes, as `structure` says; tie what it ties.
 
-    `structure` may come from a sibling class: a head may be here and not there, with the base model's prefix.
+    Args:
+        model: a model that its class built from the configuration; it is changed in place.
+        structure: as `describe` returns it. It may come from a sibling class: paths are tried with and without the
+            prefix of the base model, and entries of modules that this class lacks (a head) are skipped.
 
     Raises:
-        UserError: a kind that this version lacks, or arguments that do not fit it.
+        UserError: this version has no such kind, or an entry does not fit its kind or its module.
     """
     # By depth, so that a format is there before the formats inside it.
     for name in sorted(structure, key=lambda path: path.count(".")):
         entry = structure[name]
-        aliases = _places_in(name, entry)
+        aliases = _aliases(name, entry)
         first = _resolve(model, name)
         others = [path for alias in aliases if (path := _resolve(model, alias)) is not None]
         if first is None and others:
@@ -94,33 +111,71 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
                 f"load the checkpoint with the class it was saved from."
             )
         if first is not None and entry.get("kind") in (RESIZED, ATTRIBUTES, MAPPED):
-            restore(model, first, name, entry)
+            apply_shape(model, first, name, entry)
         elif first is not None:
-            _put(model, _shell(name, entry), first, others)
+            _place(model, _empty_format(name, entry), first, others)
     for name, entry in structure.items():
         if "source" in entry:
-            _link(model, name, entry["source"])
+            _connect(model, name, entry["source"])
 
 
-def _places_in(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
-    """The aliases of the format at `name`: other module paths that share it."""
+def unpack(model: PreTrainedModel) -> None:
+    """Turn every layer that is packed on disk into one that computes, one layer at a time.
+
+    Args:
+        model: a model whose weights were just loaded; it is changed in place.
+
+    Raises:
+        UserError: the tensors of a layer do not fit each other.
+    """
+    for layer, paths in _packed_layers(model).items():
+        layer.unpack()
+        # Unpacking renames the tensors, and those of one layer stay shared between its places.
+        ties.untie(model, set(paths))
+        ties.tie(model, paths[0], paths[1:])
+
+
+def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors in the files of `model`, by name; those of a packed layer in several places are listed once."""
+    ignored = model._keys_to_ignore_on_save or ()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
+    for layer, paths in _packed_layers(model).items():
+        for alias in paths[1:]:
+            for tensor in layer.packed_names:
+                del state[f"{alias}.{tensor}"]
+    return state
+
+
+def _format_paths(model: PreTrainedModel) -> dict[Format, list[str]]:
+    paths: dict[Format, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Format):
+            paths.setdefault(module, []).append(name)
+    return paths
+
+
+def _packed_layers(model: PreTrainedModel) -> dict[Format, list[str]]:
+    return {format: paths for format, paths in _format_paths(model).items() if format.packed_names}
+
+
+def _aliases(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
+    """The other paths of the format at `name`, checked to be text, as is its source."""
     aliases, source = entry.get("aliases", ()), entry.get("source", "")
     if not isinstance(aliases, Sequence) or not all(isinstance(path, str) for path in (*aliases, source)):
         raise UserError(
             f"quantization_config.structure['{name}'] in config.json must have paths as aliases and source; got "
-            f"{shown({key: entry[key] for key in ('aliases', 'source') if key in entry})}: take the config.json that "
-            "was saved with the weights."
+            f"{shown({key: entry[key] for key in ('aliases', 'source') if key in entry})}: {REMEDY}."
         )
     return aliases
 
 
-def _entry(format: Format, aliases: list[str], places: Mapping[Format, list[str]]) -> dict[str, Any]:
-    source = {} if format.source is None else {"source": places[format.source][0]}
+def _entry(format: Format, aliases: list[str], paths: Mapping[Format, list[str]]) -> dict[str, Any]:
+    source = {} if format.source is None else {"source": paths[format.source][0]}
     return {"kind": format.kind, **format.spec(), **({"aliases": aliases} if aliases else {}), **source}
 
 
-def _link(model: PreTrainedModel, name: str, source: str) -> None:
-    """Make the format at `name` read from the one at `source`, where this class has them."""
+def _connect(model: PreTrainedModel, name: str, source: str) -> None:
+    """Make the format at `name` use the input factor of the one at `source`, where this class has both."""
     reader, owner = (path and model.get_submodule(path) for path in (_resolve(model, name), _resolve(model, source)))
     if isinstance(reader, Format):
         if not isinstance(owner, Format):
@@ -128,15 +183,15 @@ def _link(model: PreTrainedModel, name: str, source: str) -> None:
         reader.set_source(owner)
 
 
-def _put(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
-    places = [first, *others]
-    ties.untie(model, set(places))
-    for place in places:
-        model.set_submodule(place, format)
+def _place(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
+    paths = [first, *others]
+    ties.untie(model, set(paths))
+    for path in paths:
+        model.set_submodule(path, format)
     ties.tie(model, first, others)
 
 
-def _shell(name: str, entry: Mapping[str, Any]) -> Format:
+def _empty_format(name: str, entry: Mapping[str, Any]) -> Format:
     kinds = {format.kind: format for format in FORMATS}
     kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
@@ -146,30 +201,27 @@ def _shell(name: str, entry: Mapping[str, Any]) -> Format:
         )
     spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}
     misfit = f"quantization_config.structure['{name}'] in config.json does not fit the kind '{kind}'"
-    remedy = "take the config.json that was saved with the weights"
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            # Told below, in a sentence.
+            # An empty shape is an error below.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            made = kinds[kind].empty(**spec)
+            format = kinds[kind].empty(**spec)
     except MODEL_ERRORS as error:
-        raise UserError(f"{misfit}: {reason_of(error)}; {remedy}.") from error
-    # An embedding of codes has their shape, and they come next.
-    if not isinstance(made, PackedEmbedding) and any(type(side) is not int or side < 1 for side in made.shape):
-        raise UserError(f"{misfit}: its shape would be {made.shape}; {remedy}.")
-    return made
+        raise UserError(f"{misfit}: {reason_of(error)}; {REMEDY}.") from error
+    # The shape of a coded embedding is that of its codes, which are set later.
+    if not isinstance(format, PackedEmbedding) and any(type(side) is not int or side < 1 for side in format.shape):
+        raise UserError(f"{misfit}: its shape would be {format.shape}; {REMEDY}.")
+    return format
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str | None:
     """`name` as this class calls it: as it is, or without or with the prefix of the base model; None if absent."""
     prefix = f"{model.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if _has(model, candidate):
-            return candidate
-    return None
+    candidates = (name, name.removeprefix(prefix), prefix + name)
+    return next((path for path in candidates if _has_module(model, path)), None)
 
 
-def _has(model: nn.Module, path: str) -> bool:
+def _has_module(model: nn.Module, path: str) -> bool:
     try:
         model.get_submodule(path)
     except AttributeError:

@@ -1,14 +1,12 @@
-"""A grid of recipes over models, tasks and seeds: run, resumed, spread over workers, and gathered in a ledger."""
+"""Studies: a grid of recipes over models, tasks and seeds, which can be resumed, run by many workers, and reported."""
 
-from laconic.study.about import keep_study, of_the_study, title_of
-from laconic.study.cells import Cell
+from laconic.study.cells import FAILED, Cell
 from laconic.study.executors import Executor
 from laconic.study.grid import cells_of
-from laconic.study.ledger import FAILED, Ledger, Record
+from laconic.study.ledger import Ledger, Record, of_the_study, save_study, title_of
 from laconic.study.mlflow_logger import MlflowLogger, check_logging
-from laconic.study.parse import parse_study, read_study, study_from
-from laconic.study.run import Summary, check_cells, run_study
-from laconic.study.schema import Study
+from laconic.study.run import Summary, check_cells, estimate_seconds, run_study
+from laconic.study.schema import Study, parse_study, read_study, study_from
 
 __all__ = [
     "FAILED",
@@ -22,11 +20,12 @@ __all__ = [
     "cells_of",
     "check_cells",
     "check_logging",
-    "keep_study",
+    "estimate_seconds",
     "of_the_study",
     "parse_study",
     "read_study",
     "run_study",
+    "save_study",
     "study_from",
     "title_of",
 ]

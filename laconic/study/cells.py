@@ -1,23 +1,32 @@
-"""The cells of a study: each is a recipe, with what it is called on every axis."""
+"""A cell of a study, which is a recipe with a label on every axis; and the parts of its record that need no run."""
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
+from math import isfinite
+from typing import Any
 
-from laconic.compress import AwqScale, Compress, Narrow, Shorten, ShrinkHeads, SmoothQuant, Step
+import torch
+
+from laconic.calibrate.passes import machine as describe_device
+from laconic.compress import Compress, Step
+from laconic.errors import LONGEST_SENTENCE, shortened
+from laconic.evaluate.score_cache import versions
+from laconic.formats.autotune import machine
 from laconic.recipe.schema import Recipe
 from laconic.recipe.write import key_of, spell_recipe, spell_step
-from laconic.recover import Student
-from laconic.study.schema import Label
+from laconic.study.axes import Label
 
-KINDS: tuple[tuple[tuple[type[Step], ...], str], ...] = (
-    ((Narrow, ShrinkHeads), "width"),
-    ((Shorten,), "depth"),
-    ((AwqScale, SmoothQuant), "quantization"),
-    ((Student,), "student"),
-)
+VERSION = 1
+"""Of the layout of records."""
+DONE = "done"
+"""The state of a cell with a result."""
+FAILED = "failed"
+"""The state of a cell that ended with an error."""
 ORIGINAL, TRAINING, COMBINATION = "original", "training", "combination"
 
 
@@ -25,11 +34,19 @@ ORIGINAL, TRAINING, COMBINATION = "original", "training", "combination"
 class Cell:
     """One point of the grid.
 
-    axes:     its label on every axis; None on one that means nothing for it.
-    recipe:   what makes its model, of the model before it was prepared, and what that is judged on.
-    prepare:  steps that come first, and that other cells share.
-    baseline: the prepared model itself, which the others are compared with.
-    save:     whether the model is kept.
+    Args:
+        axes: its label on every axis; None on an axis that does not apply to it.
+        recipe: its model before preparation, its steps and its evaluation.
+        prepare: steps that make the model which the recipe compresses, such as fine-tuning; other cells share the
+            result.
+        baseline: whether it evaluates the prepared model itself, without compressing it; other cells are compared with
+            that.
+        save: whether the compressed model is kept.
+
+    Example:
+        >>> cell = Cell(axes={"model": "m", "method": "svd"}, recipe=Recipe(model="m", steps=()))
+        >>> dict(cell.original.axes), len(cell.key)
+        ({'model': 'm', 'method': 'original'}, 16)
     """
 
     axes: Mapping[str, Label]
@@ -40,23 +57,23 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Sixteen hexadecimal digits that name the record: a hash of everything that decides the result."""
-        said = [spell_recipe(self.recipe), [spell_step(step) for step in self.prepare]]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        """The name of its record: a hash of everything that decides the result, in 16 hexadecimal digits."""
+        spelled = [spell_recipe(self.recipe), [spell_step(step) for step in self.prepare]]
+        return hashlib.sha256(json.dumps(spelled, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def preparation(self) -> Recipe | None:
-        """What makes the model that the cell begins with; None where it begins with the model as it is."""
+        """The recipe of the prepared model; None where the cell starts with the model as it is."""
         return replace(self.recipe, steps=self.prepare, evaluate=None) if self.prepare else None
 
     @property
-    def ground(self) -> str:
-        """Names what cells share that compress one model on the same data: they measure it once."""
+    def context_key(self) -> str:
+        """The same for all cells that start with one model and the same data: they share its statistics."""
         return key_of(replace(self.recipe, steps=self.prepare, evaluate=None))
 
     @property
     def original(self) -> "Cell":
-        """The baseline that it is compared with; data and seed count only where a preparation reads them."""
+        """The baseline that it is compared with; data and seed matter to it only where a preparation uses them."""
         axes = {name: None for name in self.axes} | {name: self.axes.get(name) for name in ("model", "task")}
         axes["method" if "method" in axes else "recipe"] = ORIGINAL
         recipe = replace(self.recipe, steps=())
@@ -65,19 +82,76 @@ class Cell:
         else:
             fresh = Recipe(model=recipe.model, steps=(), label_order=recipe.label_order)
             recipe = replace(fresh, evaluate=recipe.evaluate)
-        kept = {name: label for name, label in axes.items() if name in self.axes}
-        return Cell(axes=kept, recipe=recipe, prepare=self.prepare, baseline=True)
+        labels = {name: label for name, label in axes.items() if name in self.axes}
+        return Cell(axes=labels, recipe=recipe, prepare=self.prepare, baseline=True)
 
     @property
     def family(self) -> str:
-        """What kind of change it makes: that of its only kind of compression, or `combination`."""
+        """The kind of compression that reports group it by: that of its steps, or `combination` of several kinds."""
         if self.baseline:
             return ORIGINAL
-        kinds = {kind for step in self.recipe.steps if (kind := _kind(step))}
-        return COMBINATION if len(kinds) > 1 else next(iter(kinds), TRAINING)
+        families = {step.method.family if isinstance(step, Compress) else step.family for step in self.recipe.steps}
+        families.discard("")
+        return COMBINATION if len(families) > 1 else next(iter(families), TRAINING)
+
+    def describe(self) -> str:
+        """As errors name it: "study at model m, method svd"."""
+        return "study at " + ", ".join(f"{name} {label}" for name, label in self.axes.items() if label is not None)
 
 
-def _kind(step: Step) -> str | None:
-    if isinstance(step, Compress):
-        return step.method.family
-    return next((kind for types, kind in KINDS if isinstance(step, types)), None)
+def record_header(cell: Cell, workers: int, device: str = "cpu") -> dict[str, Any]:
+    """The part of a cell's record that does not depend on its result.
+
+    Args:
+        cell: the cell.
+        workers: how many cells were measured at the same time.
+        device: where each of them was measured.
+    """
+    # On the CPU the processor is part of `machine`.
+    accelerator = {} if device == "cpu" else {"device": describe_device(torch.device(device))["device"]}
+    return {
+        "version": VERSION,
+        "key": cell.key,
+        "baseline": cell.baseline,
+        "axes": dict(cell.axes),
+        "family": cell.family,
+        "recipe": spell_recipe(cell.recipe),
+        "machine": {**machine(), **accelerator, "system": platform.system()},
+        "versions": versions(),
+        "workers": workers,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def failure(kind: str, message: str) -> dict[str, Any]:
+    """The part of a failed cell's record that names the error: its class and its message on one line.
+
+    Example:
+        >>> failure("MemoryError", "")
+        {'state': 'failed', 'error': {'kind': 'MemoryError', 'sentence': 'MemoryError'}}
+    """
+    sentence = " ".join(shortened(message, LONGEST_SENTENCE).split())
+    return {"state": FAILED, "error": {"kind": kind, "sentence": sentence or kind}}
+
+
+def replace_non_finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with None for every number that JSON cannot hold; `not_finite` lists these by their path.
+
+    Example:
+        >>> replace_non_finite({"loss": {"kl": [1.0, float("nan")]}})
+        {'loss': {'kl': [1.0, None]}, 'not_finite': {'loss.kl.1': 'nan'}}
+    """
+    replaced: dict[str, str] = {}
+
+    def copy(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return {name: copy(part, f"{path}.{name}" if path else str(name)) for name, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copy(part, f"{path}.{index}") for index, part in enumerate(value)]
+        if isinstance(value, float) and not isfinite(value):
+            replaced[path] = str(value)
+            return None
+        return value
+
+    finite = copy(record, "")
+    return {**finite, "not_finite": replaced} if replaced else dict(record)

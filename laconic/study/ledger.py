@@ -1,129 +1,131 @@
-"""The ledger: a folder with one JSON file for each finished cell, which appears whole once the cell is done.
+"""The ledger of a study: a folder with one JSON file for each finished cell, and the study itself beside it.
 
-A record counts under its own name alone. What is in the place of one and is none (half a file, one of another version)
-is put aside when its cell is to be measured; other files that are no records are told of, and left as they are.
+A record appears whole once its cell is finished, and counts only under the name of its cell. A file of that name that
+is no valid record (half a file, one of another version) is moved aside when the cell is measured again. Other invalid
+files are reported and left alone.
 """
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any
 
 from laconic.errors import UserError
 from laconic.paths import expanded
-from laconic.study.folder import Folder
-from laconic.study.leases import SUFFIX, Leases
+from laconic.study.cells import DONE, FAILED, VERSION, Cell
+from laconic.study.shared_folder import LEASE, Folder, Leases
 
-VERSION = 1
 CELLS, RECORD = "cells", ".json"
-ASIDE = ".damaged"
-"""The folder, within that of the records, for what stood in the place of one and was none."""
-DONE = "done"
-"""The state of a cell with a result."""
-FAILED = "failed"
-"""The state of a cell that ended with an error."""
+DAMAGED = ".damaged"
+"""The folder, within that of the records, for invalid files."""
+STUDY, ABOUT, TITLE = "study.yaml", "about.json", "A study"
 
-NEEDED = frozenset({"key", "version", "state", "axes"})
-KINDS: Mapping[str, type | UnionType] = {
+REQUIRED = frozenset({"key", "version", "state", "axes"})
+TYPES: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("axes", "seconds", "recipe", "machine", "versions", "evaluation", "sites", "error"), dict),
     **dict.fromkeys(("dropped", "predicted_losses"), list),
     **dict.fromkeys(("key", "family", "finished"), str),
     **dict.fromkeys(("bytes", "dense_bytes", "file_bytes"), int | float),
 }
-"""Of what a record has; `evaluation` and the like are None or missing where there was nothing to say."""
+"""Types of the fields of a record; those that are not required may be None or missing."""
 
 Record = Mapping[str, Any]
 """The JSON of one cell."""
 
 
 @dataclass(frozen=True)
-class Strange:
-    """A file among the records that is none, and why."""
+class InvalidFile:
+    """A file in the folder of records that is no valid record, and the reason."""
 
     name: str
     reason: str
 
 
 class Ledger:
-    """The records of the study in `place`, a folder or URL, and the leases of this runner.
+    """The records of a study, and the leases that this runner holds.
+
+    Args:
+        location: the folder or URL of the study; records are in its folder `cells`, which is made where it is missing.
 
     Raises:
-        UserError: the place cannot be used.
+        UserError: the location cannot be used.
+
+    Example:
+        >>> ledger = Ledger("memory://study")
+        >>> ledger.claim("cell")
+        True
+        >>> ledger.write({"version": 1, "key": "cell", "state": "done", "axes": {}, "seconds": {"total": 2.5}})
+        >>> ledger.read("cell")["state"], ledger.claim("cell")
+        ('done', False)
     """
 
-    def __init__(self, place: str) -> None:
-        self._folder = Folder(f"{place.rstrip('/')}/{CELLS}")
+    def __init__(self, location: str) -> None:
+        self._folder = Folder(f"{location.rstrip('/')}/{CELLS}")
         self.leases = Leases(self._folder)
 
     @staticmethod
-    def is_at(place: str) -> bool:
-        """Whether there is one; of a URL nobody knows before it is read."""
-        return "://" in place or (expanded(place) / CELLS).is_dir()
+    def is_at(location: str) -> bool:
+        """Whether there is a ledger; always True for a URL, which is not read."""
+        return "://" in location or (expanded(location) / CELLS).is_dir()
 
-    def find(self, key: str) -> Record | Strange | None:
-        """The record of a cell, or what is there in its place; None where there is nothing."""
+    def read(self, key: str) -> Record | InvalidFile | None:
+        """The record of a cell, or the invalid file that has its name; None where there is no file."""
         return self._read(f"{key}{RECORD}")
 
     def keys(self) -> set[str]:
-        """Of the cells in whose place there is something."""
+        """The keys of all cells that have a file, valid or not."""
         return {name.removesuffix(RECORD) for name in self._folder.names() if name.endswith(RECORD)}
 
-    def all(self) -> tuple[list[Record], list[Strange]]:
-        """Every record, in the order of their names; and what else is there."""
-        records: list[Record] = []
-        strange: list[Strange] = []
-        for name in self._folder.names():
-            found = None if name.endswith(SUFFIX) else self._read(name)
-            if isinstance(found, Strange):
-                strange.append(found)
-            elif found is not None:
-                records.append(found)
-        return records, strange
+    def all(self) -> tuple[list[Record], list[InvalidFile]]:
+        """All valid records, in the order of their names, and all other files but leases."""
+        files = [self._read(name) for name in self._folder.names() if not name.endswith(LEASE)]
+        invalid = [file for file in files if isinstance(file, InvalidFile)]
+        return [file for file in files if file is not None and not isinstance(file, InvalidFile)], invalid
 
     def claim(self, key: str) -> bool:
-        """Take the lease of a cell; False where another runner has it, or has finished the cell in the meantime."""
+        """Take the lease of a cell; False where another runner holds it, or finished the cell in the meantime."""
         if not self.leases.claim(key):
             return False
-        if self.find(key) is None:
+        if self.read(key) is None:
             return True
         self.leases.release(key)
         return False
 
-    def put_aside(self, key: str) -> Strange | None:
-        """What is in the place of a cell's record and is none, once it is moved away; None where no such thing is.
+    def move_invalid(self, key: str) -> InvalidFile | None:
+        """Move the file of a cell's record aside if it is invalid, and return it; None where it is valid or missing.
 
         Raises:
             UserError: it cannot be moved.
         """
-        # Another runner may have moved it in the meantime, and put a record there.
-        with self._folder.alone():
-            found = self.find(key)
-            if not isinstance(found, Strange):
+        # Another runner may have moved it and written a record since.
+        with self._folder.lock():
+            file = self.read(key)
+            if not isinstance(file, InvalidFile):
                 return None
-            to = f"{ASIDE}/{key}.{secrets.token_hex(4)}{RECORD}"
+            to = f"{DAMAGED}/{key}.{secrets.token_hex(4)}{RECORD}"
             try:
-                self._folder.move(found.name, to)
+                self._folder.move(file.name, to)
             except OSError as error:
                 raise UserError(
-                    f"'{found.name}' in '{self._folder.place}' is no record ({found.reason}) and cannot be put aside: "
-                    f"{error.strerror or error}. Remove it, and the cell is measured."
+                    f"'{file.name}' in '{self._folder.location}' is no valid record ({file.reason}) and cannot be "
+                    f"moved: {error.strerror or error}. Remove it, and the cell is measured again."
                 ) from error
-        return Strange(f"{CELLS}/{to}", found.reason)
+        return InvalidFile(f"{CELLS}/{to}", file.reason)
 
-    def tidy(self) -> None:
-        """Remove leases of cells that are finished: a runner left them that was killed right after its record."""
-        done = self.keys()
+    def remove_stale_leases(self) -> None:
+        """Remove leases of finished cells, which a runner leaves that is killed right after it wrote a record."""
+        finished = self.keys()
         for name in self._folder.names():
-            if name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in done:
+            if name.endswith(LEASE) and name.removesuffix(LEASE) in finished:
                 self._folder.remove(name)
 
     def write(self, record: Record) -> None:
-        """Add a record; the lease of its cell ends.
+        """Add a record, and release the lease of its cell.
 
         Raises:
-            UserError: the disk is full, or refuses.
+            UserError: the disk is full or cannot be written to.
         """
         key = str(record["key"])
         try:
@@ -131,43 +133,80 @@ class Ledger:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(
-                f"The record of cell {key} cannot be written to '{self._folder.place}': {reason}. "
-                "Free some space or name another folder; what is finished stays."
+                f"The record of cell {key} cannot be written to '{self._folder.location}': {reason}. "
+                "Free some space or name another folder; finished cells are kept."
             ) from error
         self.leases.release(key)
 
-    def forget(self, key: str) -> None:
-        """Remove the record of a cell, which is then measured again."""
+    def remove(self, key: str) -> None:
+        """Remove the record of a cell, so that it is measured again."""
         self._folder.remove(f"{key}{RECORD}")
 
-    def _read(self, name: str) -> Record | Strange | None:
+    def _read(self, name: str) -> Record | InvalidFile | None:
         try:
             text = self._folder.read(name)
         except (IsADirectoryError, PermissionError) as error:
-            return Strange(name, f"it cannot be read: {error.strerror or error}")
+            return InvalidFile(name, f"it cannot be read: {error.strerror or error}")
         if text is None:
             return None
         try:
             record = json.loads(text)
         except ValueError:
-            return Strange(name, "it cannot be read as JSON")
+            return InvalidFile(name, "it cannot be read as JSON")
         if not _is_record(record):
-            return Strange(name, "it is no record of a study")
+            return InvalidFile(name, "it is no record of a study")
         if record["version"] != VERSION:
-            return Strange(name, f"it is of version {record['version']}, and this is version {VERSION}")
-        return record if name == f"{record['key']}{RECORD}" else Strange(name, f"it holds the cell {record['key']}")
+            return InvalidFile(name, f"it is of version {record['version']}, and this is version {VERSION}")
+        return record if name == f"{record['key']}{RECORD}" else InvalidFile(name, f"it holds the cell {record['key']}")
 
 
-def _is_record(found: object) -> bool:
-    """Whether it has what every reader of records counts on, of the kinds that these have."""
-    if not isinstance(found, dict) or not found.keys() >= NEEDED:
+def _is_record(value: object) -> bool:
+    """Whether `value` has all fields that readers of records rely on, with their types."""
+    if not isinstance(value, dict) or not value.keys() >= REQUIRED or value["axes"] is None:
         return False
-    if found["state"] == FAILED and not (
-        isinstance(found.get("error"), dict) and {"kind", "sentence"} <= found["error"].keys()
-    ):
+    if not all(isinstance(value[name], type_) for name, type_ in TYPES.items() if value.get(name) is not None):
         return False
-    if not all(isinstance(found[name], kind) for name, kind in KINDS.items() if found.get(name) is not None):
-        return False
-    # A cell whose worker was lost has no seconds.
-    timed = found["state"] == FAILED or isinstance((found.get("seconds") or {}).get("total"), (int, float))
-    return found["axes"] is not None and found["state"] in (DONE, FAILED) and timed
+    if value["state"] == FAILED:
+        # A cell whose worker was lost has no seconds.
+        return {"kind", "sentence"} <= (value.get("error") or {}).keys()
+    return value["state"] == DONE and isinstance((value.get("seconds") or {}).get("total"), (int, float))
+
+
+def save_study(
+    location: str, title: str | None, text: str, cells: Iterable[Cell], overrides: Sequence[str] = ()
+) -> None:
+    """Write the study beside its records, for those who read them.
+
+    Args:
+        location: the folder or URL of the study.
+        title: what reports call it; `TITLE` where it is None.
+        text: its YAML as it was read.
+        cells: its cells. Records of other cells may be in the same folder, from an earlier form of the study.
+        overrides: the `key=value` arguments that changed the YAML.
+    """
+    folder = Folder(location)
+    folder.write(STUDY, text)
+    about = {"title": title or TITLE, "overrides": list(overrides), "cells": [cell.key for cell in cells]}
+    folder.write(ABOUT, json.dumps(about))
+
+
+def title_of(location: str) -> str:
+    """The title of the study at a folder or URL."""
+    return str(_about(location).get("title", TITLE))
+
+
+def of_the_study(location: str, records: Sequence[Record]) -> list[Record]:
+    """Those of `records` that belong to the study as it was last run at `location`; all of them if that is not known.
+
+    A study that was first tried on fewer rows leaves records there that cannot be compared with the later ones.
+    """
+    keys = _about(location).get("cells")
+    return [record for record in records if record["key"] in keys] if isinstance(keys, list) else list(records)
+
+
+def _about(location: str) -> Mapping[str, Any]:
+    try:
+        about = json.loads(Folder(location).read(ABOUT) or b"{}")
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}

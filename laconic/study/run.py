@@ -1,92 +1,107 @@
-"""A study from its cells to its ledger: what is missing is claimed, measured and written, until nothing is missing."""
+"""A run of a study: cells are checked, and each one without a record is claimed, measured and written."""
 
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median
 
 from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
 from laconic.errors import Notice, UserError
-from laconic.evaluate.tasks import load_corpus
+from laconic.evaluate.tasks import load_corpus, select_tasks
+from laconic.evaluate.timing import latency
 from laconic.methods.problem import placed
-from laconic.model import LanguageModel, with_tokenizers
+from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.run import check_recipe
 from laconic.store import skeleton
-from laconic.study.cells import Cell
+from laconic.study.cells import DONE, FAILED, Cell
 from laconic.study.executors import Executor
-from laconic.study.ledger import DONE, FAILED, Ledger, Record, Strange
+from laconic.study.ledger import InvalidFile, Ledger, Record
 from laconic.study.mlflow_logger import MlflowLogger
-from laconic.study.worker import COLLECTED, Task
+from laconic.study.worker import COLLECTED, Job
 
-PATIENCE = 2.0
-"""Seconds between two looks at cells that another runner has."""
+POLL_SECONDS = 2.0
+"""Seconds between two looks for records of cells that another runner measures."""
+BATCH, LENGTH, RUNS = 8, 64, 2
+"""Conditions of the forward pass that an estimate is based on."""
+OVERHEAD_SECONDS = 2.0
+"""To save a model, load it and read the rows."""
+STATS_PASSES = 4.0
+"""Forward passes that a calibration row costs: forward, backward, and the sums."""
+COMPARED_PASSES = 3
+"""Forward passes that a row of a task costs where the model is compared with the original."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """What a run of a study did.
 
-    measured:  cells that this run finished, failed ones among them.
-    found:     cells that were finished before, or by another runner meanwhile.
-    failed:    records of all cells that failed, whenever that was.
-    surveys:   how many times this run collected statistics.
-    aside:     files that were in the place of records and were none; their cells were measured again.
-    strange:   other files in the ledger that are no records.
-    seconds:   of this run; `within` its cells, summed over them.
+    Args:
+        measured: cells that this run finished, with failed ones.
+        found: cells that were finished before, or by another runner meanwhile.
+        failed: the records of all failed cells, of this run and of earlier ones.
+        surveys: how many times this run collected statistics.
+        moved: invalid files that had the names of records; their cells were measured again.
+        invalid: other files in the ledger that are no valid records.
+        seconds: of this run.
+        cell_seconds: of its cells, added up.
     """
 
     measured: int
     found: int
     failed: tuple[Record, ...]
     surveys: int
-    aside: tuple[Strange, ...]
-    strange: tuple[Strange, ...]
+    moved: tuple[InvalidFile, ...]
+    invalid: tuple[InvalidFile, ...]
     seconds: float
-    within: float
+    cell_seconds: float
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Raise UserError where a cell cannot be done; no weights are read, each model's structure is looked at once."""
-    structures, models = _models_of(cells), dict[str, LanguageModel]()
+    """Check that every cell can be measured, without reading weights.
+
+    Args:
+        cells: as `cells_of` returns them. The structure of all models is read before the data of the first one.
+
+    Raises:
+        UserError: a cell cannot be measured; the sentence begins with its labels.
+    """
+    structures, models = _skeletons(cells), dict[str, LanguageModel]()
     # Neighbouring cells have the same data.
-    read_once = lru_cache(maxsize=1)(read)
-    rows_once = lru_cache(maxsize=4)(load_corpus)
+    read_cached = lru_cache(maxsize=1)(read)
+    rows_cached = lru_cache(maxsize=4)(load_corpus)
     for cell in cells:
         source = cell.recipe.model
         try:
             model = models[source] = models.get(source) or with_tokenizers(structures[source])
             if cell.prepare:
-                places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
-                model = _prepared(cell, model.with_label_order(cell.recipe.label_order), places, read_once)
-            check_recipe(cell.recipe, model, compared=True, read=read_once, rows=rows_once)
+                model = _dry_run(cell, model.with_label_order(cell.recipe.label_order), read_cached)
+            check_recipe(cell.recipe, model, compared=True, read=read_cached, rows=rows_cached)
         except UserError as error:
-            raise placed(error, _where(cell)) from error
+            raise placed(error, cell.describe()) from error
 
 
-def _models_of(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
-    """The structure of every model by its name; the last is looked at before the data of the first is read."""
+def _skeletons(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
+    """Every model by its name, without weights."""
     models: dict[str, LanguageModel] = {}
     for cell in cells:
         if cell.recipe.model not in models:
             try:
                 models[cell.recipe.model] = skeleton(cell.recipe.model)
             except UserError as error:
-                raise placed(error, _where(cell)) from error
+                raise placed(error, cell.describe()) from error
     return models
 
 
-def _where(cell: Cell) -> str:
-    return "study at " + ", ".join(f"{name} {label}" for name, label in cell.axes.items() if label is not None)
-
-
-def _prepared(cell: Cell, lm: LanguageModel, places: Sequence[str], read: Callable[..., Corpus]) -> LanguageModel:
-    source = cell.recipe.data
-    check_labels(lm, cell.prepare, places, cell.recipe.sampling, lambda: read(source, "train"))
+def _dry_run(cell: Cell, lm: LanguageModel, read: Callable[..., Corpus]) -> LanguageModel:
+    """The structure of the prepared model, after checking the steps that prepare it."""
+    places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
+    check_labels(lm, cell.prepare, places, cell.recipe.sampling, lambda: read(cell.recipe.data, "train"))
     return check_order(lm, cell.prepare, places)
 
 
@@ -96,78 +111,84 @@ def run_study(
     executor: Executor,
     *,
     retry: bool = False,
-    logbook: MlflowLogger | None = None,
+    logger: MlflowLogger | None = None,
     track: Track = silent,
 ) -> Summary:
-    """Measure every cell that has no record yet, and with `retry` those that failed.
+    """Measure every cell that has no record yet; return when all cells are finished.
 
-    Another runner may be at the same ledger: no cell is measured twice, and this returns when all are finished. Every
-    record that is there or is made goes into the `logbook`.
+    Other runners may work on the same ledger at the same time; no cell is measured twice.
+
+    Args:
+        cells: as `cells_of` returns them, checked by `check_cells`.
+        ledger: where records are written.
+        executor: what measures the cells.
+        retry: also measure cells that failed.
+        logger: where every record is logged, earlier ones too.
+        track: reports progress.
 
     Raises:
-        UserError: a record cannot be written, or what is in its place cannot be put aside. What is finished stays.
+        UserError: a record cannot be written, or an invalid file cannot be moved aside. Finished cells are kept.
     """
     start = time.perf_counter()
     for cell in cells if retry else ():
-        found = ledger.find(cell.key)
-        if isinstance(found, dict) and found["state"] == FAILED:
-            ledger.forget(cell.key)
-    aside = _put_aside(cells, ledger)
-    if logbook is not None:
+        record = ledger.read(cell.key)
+        if isinstance(record, dict) and record["state"] == FAILED:
+            ledger.remove(cell.key)
+    moved = _move_invalid_files(cells, ledger)
+    if logger is not None:
         for cell in cells:
-            if isinstance(found := ledger.find(cell.key), dict):
-                logbook.add(found)
-    there = ledger.keys()
-    missing = [cell for cell in cells if cell.key not in there]
-    measured, surveys, within = 0, 0, 0.0
+            if isinstance(record := ledger.read(cell.key), dict):
+                logger.add(record)
+    finished = ledger.keys()
+    missing = [cell for cell in cells if cell.key not in finished]
+    measured, surveys, cell_seconds = 0, 0, 0.0
     bar = iter(track(missing, "Cells"))
-    with ledger.leases.kept():
-        for record in _finished(missing, cells, ledger, executor):
+    with ledger.leases.renewing():
+        for record in _measure(missing, cells, ledger, executor):
             next(bar, None)
             if record is not None:
                 measured += 1
-                if logbook is not None:
-                    logbook.add(record)
+                if logger is not None:
+                    logger.add(record)
                 surveys += record.get("statistics") == COLLECTED
-                within += record["seconds"]["total"] if record["state"] == DONE else 0.0
+                cell_seconds += record["seconds"]["total"] if record["state"] == DONE else 0.0
     next(bar, None)
-    ledger.tidy()
-    own = {cell.key for cell in cells}
-    records, strange = ledger.all()
+    ledger.remove_stale_leases()
+    keys = {cell.key for cell in cells}
+    records, invalid = ledger.all()
     return Summary(
         measured=measured,
         found=len(cells) - measured,
-        failed=tuple(record for record in records if record["key"] in own and record["state"] == FAILED),
+        failed=tuple(record for record in records if record["key"] in keys and record["state"] == FAILED),
         surveys=surveys,
-        aside=aside,
-        strange=tuple(strange),
+        moved=moved,
+        invalid=tuple(invalid),
         seconds=time.perf_counter() - start,
-        within=within,
+        cell_seconds=cell_seconds,
     )
 
 
-def _put_aside(cells: Iterable[Cell], ledger: Ledger) -> tuple[Strange, ...]:
-    """What stands in the place of a record and is none: a machine that went down, or a disk, has left half of it."""
-    moved = tuple(filter(None, (ledger.put_aside(cell.key) for cell in cells)))
+def _move_invalid_files(cells: Iterable[Cell], ledger: Ledger) -> tuple[InvalidFile, ...]:
+    """Move invalid files that have the names of records aside, with a warning for each."""
+    moved = tuple(filter(None, (ledger.move_invalid(cell.key) for cell in cells)))
     for file in moved:
         warnings.warn(
-            f"A cell is measured again: what was in the place of its record is none ({file.reason}), "
-            f"and is now '{file.name}'.",
+            f"A cell is measured again: the file of its record was invalid ({file.reason}), and is now '{file.name}'.",
             Notice,
             stacklevel=3,
         )
     return moved
 
 
-def _finished(
-    missing: Sequence[Cell], every: Sequence[Cell], ledger: Ledger, executor: Executor
+def _measure(
+    missing: Sequence[Cell], cells: Sequence[Cell], ledger: Ledger, executor: Executor
 ) -> Iterator[Record | None]:
-    """Each record of `missing` once it is there; None where another runner has written it."""
+    """The records of all `missing` cells as they are finished; None for one that another runner has written."""
     left = {cell.key: cell for cell in missing}
-    shared = _shared(every)
+    first_steps = _first_steps(cells)
     originals = {cell.key: cell.original.key for cell in missing}
     while left:
-        for record in executor.run(_claimed(left, originals, shared, ledger)):
+        for record in executor.run(_claim_jobs(left, originals, first_steps, ledger)):
             ledger.write(record)
             del left[str(record["key"])]
             yield record
@@ -175,34 +196,82 @@ def _finished(
             del left[key]
             yield None
         if left:
-            time.sleep(PATIENCE)
+            time.sleep(POLL_SECONDS)
 
 
-def _shared(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
-    """By their ground, the first steps of all cells there: their statistics are collected together."""
-    found: dict[str, tuple[Compress, ...]] = {}
+def _first_steps(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
+    """By context, the first steps of all its cells, whose statistics are collected together."""
+    steps: dict[str, tuple[Compress, ...]] = {}
     for cell in cells:
         first = cell.recipe.steps[0] if cell.recipe.steps else None
-        here = found.get(cell.ground, ())
-        if isinstance(first, Compress) and first.surveys and first not in here:
-            found[cell.ground] = (*here, first)
-    return found
+        known = steps.get(cell.context_key, ())
+        if isinstance(first, Compress) and first.surveys and first not in known:
+            steps[cell.context_key] = (*known, first)
+    return steps
 
 
-def _claimed(
-    left: Mapping[str, Cell], originals: Mapping[str, str], shared: Mapping[str, tuple[Compress, ...]], ledger: Ledger
-) -> Iterator[Task | None]:
-    """A task for each cell of which the lease can be had at the moment when a worker is free for it.
+def _claim_jobs(
+    left: Mapping[str, Cell],
+    originals: Mapping[str, str],
+    first_steps: Mapping[str, tuple[Compress, ...]],
+    ledger: Ledger,
+) -> Iterator[Job | None]:
+    """Jobs for cells that can be claimed at the moment when a worker is free.
 
-    None where all that are left wait for their originals: what these scored is read, and not measured again.
+    None while all cells that are left wait for their baselines, whose scores are reused.
     """
     waiting = dict(left)
     while waiting:
-        unknown = {key for key in set(originals.values()) & left.keys() if ledger.find(key) is None}
-        cell = next((cell for cell in waiting.values() if cell.baseline or originals[cell.key] not in unknown), None)
+        unfinished = {key for key in set(originals.values()) & left.keys() if ledger.read(key) is None}
+        cell = next((cell for cell in waiting.values() if cell.baseline or originals[cell.key] not in unfinished), None)
         if cell is None:
             yield None
             continue
         del waiting[cell.key]
         if ledger.claim(cell.key):
-            yield Task(cell, shared.get(cell.ground, ()))
+            yield Job(cell, first_steps.get(cell.context_key, ()))
+
+
+def estimate_seconds(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, float]:
+    """About how many seconds each cell takes.
+
+    Args:
+        cells: the cells to estimate.
+        records: finished cells. The median over records of the same model, task and method is used; where there is
+            none, the time of one forward pass of the model, which is loaded for that.
+
+    Returns:
+        Seconds by the key of the cell.
+    """
+    done = [record for record in records if record["state"] == DONE]
+    passes: dict[str, float] = {}
+    return {cell.key: _from_records(cell, done) or _from_passes(cell, passes) for cell in cells}
+
+
+def _from_records(cell: Cell, done: Sequence[Record]) -> float | None:
+    def agrees(record: Record, *names: str) -> bool:
+        return all(record["axes"].get(name) == cell.axes.get(name) for name in names)
+
+    of_model = [record for record in done if agrees(record, "model", "task")]
+    of_method = [record for record in of_model if agrees(record, "method", "recipe", "then")]
+    similar = [record for record in of_method or of_model if record.get("baseline") is cell.baseline]
+    return median(record["seconds"]["total"] for record in similar) if similar else None
+
+
+def _from_passes(cell: Cell, passes: dict[str, float]) -> float:
+    """From the seconds of a row in one forward pass, kept in `passes` by model; training steps are not counted."""
+    model = cell.recipe.model
+    if model not in passes:
+        passes[model] = latency(load(model), BATCH, LENGTH, runs=RUNS).median / BATCH
+    evaluation = cell.recipe.evaluate
+    rows = 0
+    if evaluation is not None:
+        tasks = select_tasks(evaluation.tasks, compared=True)
+        corpora = {name: task.load_corpus(evaluation.limit) for name, task in tasks.tasks.items()}
+        rows = sum(len(corpus.examples) for corpus in corpora.values())
+        if tasks.fidelity is not None and not cell.baseline:
+            compared = tasks.rows_to_compare(corpora, evaluation.limit)
+            rows += 0 if compared is None else len(compared.examples)
+    evaluated = rows * (1 if cell.baseline else COMPARED_PASSES)
+    calibrated = 0 if cell.baseline or cell.recipe.data is None else cell.recipe.samples * STATS_PASSES
+    return OVERHEAD_SECONDS + passes[model] * (evaluated + calibrated)

@@ -1,69 +1,62 @@
-"""What a study says: the axes of its grid, and what every cell shares."""
+"""A study: the axes of its grid and what all cells share. It is read from YAML; errors begin with their place."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from laconic.calibrate import Labels
 from laconic.compress import Step
+from laconic.errors import UserError, must_be, unknown
 from laconic.evaluate import Conditions
+from laconic.recipe.building import build, mapping_of
+from laconic.recipe.overrides import put_all
+from laconic.recipe.parse import steps_from
 from laconic.recipe.schema import Count, Name
+from laconic.study.axes import AxisValue, Label, axis_values, to_list
+from laconic.yaml_loader import text_of
 
-Label = str | int | float | None
+ROOT = "study"
 OTHERS = "others"
-
-
-@dataclass(frozen=True)
-class Value:
-    """One place on an axis: what tables call it, and what it stands for."""
-
-    label: Label
-    means: Any
-
-
-@dataclass(frozen=True)
-class Line:
-    """A method or step that has yet to get its parameters from other axes; `place` is where it stands in the study."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    place: str
-
-
-Point = Mapping[str, Value]
-"""A value on every axis."""
+"""The key of `prepare` for all tasks that it does not name."""
+Axes = Mapping[str, tuple[AxisValue, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A grid of recipes, and what all of them share.
 
-    axes:       the values of each axis, by name; the cells are their product.
-    include:    further points, by their values on some of the axes; every model, task, method and seed is taken where
-                none is named, and any other axis is left out.
-    exclude:    points that are left out: all those that agree with one of these.
-    data:       source of the calibration texts; that of the task where a study has the axis `task`.
-    samples, max_length, batch_size, labels: as in a recipe; where not given, those of a cell's own recipe, or the
-                usual ones.
-    label_order: the classes of the models in the order of their outputs, as in a recipe; or a mapping, by what tables
-                call the model.
-    targets:    what is compressed, where that is no axis.
-    allocate:   how a budget is shared out, where that is no axis; `global` is for methods that score every weight,
-                `spectrum` for those that `keep` sizes, and uniform for the others.
-    allow_dense: as in `compress`: also models of which more than a tenth of the blocks can only stay dense.
-    tasks:      what every model is judged on, where that is neither an axis nor said by a cell's own recipe.
-    limit:      rows of each task at most.
-    cost:       also size, latency and memory; or under which conditions.
-    prepare:    by task, steps that make of each model the one that is compressed, such as fine-tuning it; done once.
-    save:       keep every compressed model in the study's folder.
-    mlflow:     log every cell in MLflow, in the study's folder or at a tracking URI.
+    Args:
+        title: the heading of its report.
+        axes: the values of each axis, by name; the cells are their product.
+        include: further cells, by their values on some axes. On the axes model, task, data, recipe, method and seed
+            every value is taken where none is named; all other axes that are not named do not apply to them.
+        exclude: cells to leave out: all that have one of these values on each axis that is named.
+        data: the source of the calibration texts; without it the task's, in a study with the axis `task`.
+        samples: as in a recipe, like `max_length`, `batch_size` and `labels`; None for the value of a cell's own
+            recipe, or the usual one.
+        max_length: tokens of a calibration text at most.
+        batch_size: calibration texts in a batch.
+        labels: where labels for gradients come from.
+        label_order: the classes of the models in the order of their outputs, as in a recipe; or a mapping from the
+            label of a model to them.
+        targets: which matrices are compressed, in a study without that axis.
+        allocate: how a budget is shared out, in a study without that axis; `global` applies to methods that score
+            every weight, `spectrum` to those that `keep` sizes, and all others use `uniform`.
+        allow_dense: as in `compress`: also accept models of which more than a tenth of the blocks can only stay dense.
+        tasks: the tasks of every evaluation, where neither an axis nor a cell's own recipe names one.
+        limit: rows of each task at most.
+        cost: also measure size, latency and memory; or the conditions to measure them under.
+        prepare: by task, steps such as fine-tuning that make the model which is compressed; they run once.
+        save: keep every compressed model in the study's folder.
+        mlflow: log every cell in MLflow, in the study's folder or at a tracking URI.
     """
 
     title: str | None = None
-    axes: Mapping[str, tuple[Value, ...]]
-    include: tuple[Mapping[str, tuple[Value, ...]], ...] = ()
+    axes: Axes
+    include: tuple[Axes, ...] = ()
     exclude: tuple[Mapping[str, tuple[Label, ...]], ...] = ()
     data: str | None = None
     samples: Count | None = None
@@ -82,9 +75,150 @@ class Study:
     mlflow: bool | str = False
 
     def order_of(self, model: Label) -> tuple[Name, ...] | None:
-        """The `label_order` of the model that tables call so."""
+        """The `label_order` of the model with this label."""
         return self.label_order.get(str(model)) if isinstance(self.label_order, Mapping) else self.label_order
 
-    def prepares(self, task: Label) -> tuple[Step, ...]:
-        """The steps that make the model of a task, and of one that is not named those of `OTHERS`."""
+    def preparation_of(self, task: Label) -> tuple[Step, ...]:
+        """The `prepare` steps of the task with this label."""
         return self.prepare.get(str(task), self.prepare.get(OTHERS, ()))
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """The study in a YAML file.
+
+    Args:
+        path: the file. Models and recipes that it names are looked up in its folder first.
+        overrides: `key=value` arguments that replace values of the file.
+
+    Raises:
+        UserError: the file cannot be read, or is no study.
+
+    Example:
+        >>> _ = Path("study.yaml").write_text("axes: {model: [m], method: [svd], keep: [0.5, 0.25]}")
+        >>> [value.means for value in read_study(Path("study.yaml"), ["axes.keep=[0.75]"]).axes["keep"]]
+        [0.75]
+    """
+    return parse_study(text_of(path, "study"), path, overrides)
+
+
+def parse_study(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
+    """The study in `text`, which was read from `path`; otherwise as `read_study`."""
+    spelled = mapping_of(text, f"The study '{path}'", "axes")
+    put_all(spelled, overrides, ROOT)
+    return study_from(spelled, path.parent)
+
+
+def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
+    """The study in a mapping, as YAML is read.
+
+    Args:
+        spelled: its keys and values.
+        folder: where paths in it are looked up first.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value is wrong; the sentence begins with its place.
+
+    Example:
+        >>> study_from({"axes": {"model": ["m"], "method": ["svd"]}}, Path()).axes["model"]
+        (AxisValue(label='m', means='m'),)
+    """
+    known = [field.name for field in fields(Study)]
+    for key in spelled:
+        if key not in known:
+            raise UserError(f"{ROOT}.{key}: {unknown('key', str(key), known)}")
+    values = dict(spelled)
+    axes = _mapping(values.get("axes"), f"{ROOT}.axes", "axes, each with a list of values")
+    axes = {name: axis_values(name, line, f"{ROOT}.axes.{name}", folder) for name, line in axes.items()}
+    if "model" not in axes and "recipe" not in axes:
+        raise UserError(f"{ROOT}.axes.model is missing; name at least one model.")
+    if ("method" in axes) == ("recipe" in axes):
+        raise UserError(f"{ROOT}.axes must have either the axis method or the axis recipe; got {', '.join(axes)}.")
+    values["axes"] = axes
+    values["include"] = tuple(
+        _include(line, f"{ROOT}.include[{index}]", axes, folder)
+        for index, line in enumerate(_list(values.get("include"), f"{ROOT}.include"))
+    )
+    grids = (axes, *values["include"])
+    values["exclude"] = tuple(
+        _exclude(line, f"{ROOT}.exclude[{index}]", grids)
+        for index, line in enumerate(_list(values.get("exclude"), f"{ROOT}.exclude"))
+    )
+    if values.get("prepare") is not None:
+        values["prepare"] = _prepare(values["prepare"], grids)
+    if isinstance(values.get("targets"), str):
+        values["targets"] = [values["targets"]]
+    if values.get("targets") == []:
+        raise must_be(f"{ROOT}.targets", "at least one group or glob", [])
+    if isinstance(values.get("label_order"), Mapping):
+        models = _labels("model", grids)
+        for model in values["label_order"]:
+            if str(model) not in models:
+                raise UserError(f"{ROOT}.label_order: {unknown('model', str(model), models, 'This study has')}")
+    return build(Study, {name: value for name, value in values.items() if value is not None}, ROOT)
+
+
+def _labels(axis: str, grids: Sequence[Axes]) -> list[str]:
+    """The labels on one axis in all grids, as text."""
+    return list(dict.fromkeys(str(value.label) for grid in grids for value in grid.get(axis, ())))
+
+
+def _prepare(spelled: object, grids: Sequence[Axes]) -> dict[str, tuple[Step, ...]]:
+    """The steps for each task by its label. A list is for all tasks; an empty one leaves the model as it is."""
+    place = f"{ROOT}.prepare"
+    if not isinstance(spelled, Mapping):
+        return {OTHERS: steps_from(spelled, place)} if spelled != [] else {}
+    tasks = _labels("task", grids)
+    if not tasks:
+        raise must_be(place, "a list of steps, where the study has no axis task", dict(spelled))
+    for task in spelled:
+        if task not in (*tasks, OTHERS):
+            raise UserError(f"{place}: {unknown('task', str(task), (*tasks, OTHERS), 'This study has')}")
+    return {task: steps_from(steps, f"{place}.{task}") if steps else () for task, steps in spelled.items()}
+
+
+def _mapping(spelled: object, place: str, content: str) -> Mapping[str, Any]:
+    if spelled is None:
+        raise UserError(f"{place} is missing; give it a value.")
+    if not isinstance(spelled, Mapping) or not spelled:
+        raise must_be(place, f"a mapping of {content}", spelled)
+    return spelled
+
+
+def _list(spelled: object, place: str) -> list[Any]:
+    if spelled is not None and not isinstance(spelled, (list, tuple)):
+        raise must_be(place, "a list of mappings from axes to values", spelled)
+    return list(spelled or ())
+
+
+def _include(line: object, place: str, axes: Axes, folder: Path) -> dict[str, tuple[AxisValue, ...]]:
+    """The values on each axis that is named; a label of the axis stands for its value there."""
+    values = {}
+    for name, spelled in _named_axes(line, place, axes).items():
+        by_label = {value.label: value for value in axes[name]}
+        values[name] = tuple(
+            by_label[item]
+            if isinstance(item, (str, int, float)) and item in by_label
+            else axis_values(name, [item], f"{place}.{name}", folder)[0]
+            for item in to_list(spelled)
+        )
+    return values
+
+
+def _exclude(line: object, place: str, grids: Sequence[Axes]) -> dict[str, tuple[Label, ...]]:
+    """The labels on each axis that is named."""
+    excluded: dict[str, tuple[Label, ...]] = {}
+    for name, spelled in _named_axes(line, place, grids[0]).items():
+        labels = list(dict.fromkeys(value.label for grid in grids for value in grid.get(name, ())))
+        excluded[name] = tuple(to_list(spelled))
+        for label in excluded[name]:
+            if label not in labels:
+                raise UserError(f"{place}.{name}: {unknown('value', str(label), map(str, labels))}")
+    return excluded
+
+
+def _named_axes(line: object, place: str, axes: Axes) -> Mapping[str, Any]:
+    named = _mapping(line, place, "axes and values")
+    for name in named:
+        if name not in axes:
+            raise UserError(f"{place}: {unknown('axis', str(name), axes, owner='This study has')}")
+    return named

@@ -1,4 +1,4 @@
-"""A worker's bench: the model that it is on, its data and statistics, and cell after cell measured there."""
+"""A worker of a study: it measures one cell after another, and keeps the model and statistics that they share."""
 
 import shutil
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets.exceptions import DatasetsError
 from filelock import FileLock
 from safetensors import SafetensorError
@@ -28,31 +29,35 @@ from laconic.recipe.run import pictures_of, run
 from laconic.recipe.schema import Recipe
 from laconic.recipe.write import key_of, write_recipe
 from laconic.store import Beside, file_bytes, save
-from laconic.study.cells import Cell
-from laconic.study.ledger import DONE
-from laconic.study.records import blank, failed, finite
-from laconic.study.scratch import clear_away, scratch
+from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_finite
+from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
 
-COLLECTED, KEPT = "collected", "kept"
+COLLECTED, REUSED = "collected", "kept"
+"""Whether a record's statistics were collected for it or before."""
 MODELS, PREPARED = "models", "prepared"
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RuntimeError, TypeError, ValueError, DatasetsError, SafetensorError,
 )  # fmt: skip
-"""What a cell may end with and the others go on; the last ones are kin of none of those before."""
+"""Errors that end a cell and not the study. The last two derive from none of the others."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """A cell to measure; `shared` are the first steps of all cells on its ground, which are surveyed together."""
+class Job:
+    """A cell to measure.
+
+    Args:
+        cell: the cell.
+        first_steps: the first steps of all cells in its context, whose statistics are collected together.
+    """
 
     cell: Cell
-    shared: tuple[Compress, ...] = ()
+    first_steps: tuple[Compress, ...] = ()
 
 
 @dataclass(frozen=True)
-class SharedContext:
-    """What neighbouring cells share: the model that they compress, and the data."""
+class Context:
+    """What cells of one `context_key` share: the model that they compress, where it was loaded from, and the data."""
 
     lm: LanguageModel
     data: Calibration | None
@@ -60,174 +65,185 @@ class SharedContext:
 
 
 class Worker:
-    """Measures cells of the study in `place`, a folder of this machine or None; one `of_workers` that do."""
+    """Measures cells of a study, one at a time.
 
-    def __init__(self, place: Path | None, device: str = "cpu", of_workers: int = 1, track: Track = silent) -> None:
-        self._place = place
-        self._device = device
-        self._workers = of_workers
-        self._track = track
-        self._name: str | None = None
-        self._ground: SharedContext | None = None
-        self._known: Mapping[str, LayerStats] | None = None
+    Args:
+        folder: the study's folder on this machine, for models that are kept or prepared; None where the study is at a
+            URL and keeps none.
+        device: where models run.
+        workers: how many workers measure cells at the same time, which records state.
+        threads: threads of torch from now on; None to leave them.
+        track: reports progress.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        device: str = "cpu",
+        workers: int = 1,
+        threads: int | None = None,
+        track: Track = silent,
+    ) -> None:
+        self._folder, self._device, self._workers, self._track = folder, device, workers, track
+        self._context_key: str | None = None
+        self._context: Context | None = None
+        self._stats: Mapping[str, LayerStats] | None = None
         self._method: Method | None = None
         self._references = ReferenceCache()
-        self._unprepared: dict[str, str] = {}
-        if place is not None:
-            clear_away(place)
+        self._failed_preparations: dict[str, str] = {}
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if folder is not None:
+            remove_stale_scratch(folder)
 
-    def measure(self, task: Task) -> dict[str, Any]:
-        """The record of a cell; where it fails, the cause is in it."""
+    def measure(self, job: Job) -> dict[str, Any]:
+        """The record of a cell; that of a failed cell has the error."""
         start = time.perf_counter()
         try:
-            found = {"state": DONE, **self._measured(task)}
+            result = {"state": DONE, **self._measure(job)}
         except FAILURES as error:
-            found = failed(type(error).__name__, str(error))
+            result = failure(type(error).__name__, str(error))
             if not isinstance(error, UserError):
-                found["error"]["traceback"] = traceback.format_exc()
-        seconds = {"total": round(time.perf_counter() - start, 3), **found.get("seconds", {})}
-        return blank(task.cell, self._workers, self._device) | finite(found) | {"seconds": seconds}
+                result["error"]["traceback"] = traceback.format_exc()
+        seconds = {"total": round(time.perf_counter() - start, 3), **result.get("seconds", {})}
+        header = record_header(job.cell, self._workers, self._device)
+        return header | replace_non_finite(result) | {"seconds": seconds}
 
-    def _measured(self, task: Task) -> dict[str, Any]:
-        cell = task.cell
-        ground = self._stand_on(cell)
+    def _measure(self, job: Job) -> dict[str, Any]:
+        cell = job.cell
+        context = self._load_context(cell)
         if cell.baseline:
-            return self._judged(cell, ground.lm, None) | _sizes_of(ground.lm)
+            return self._evaluate(cell, context.lm, None) | _dense_sizes(context.lm)
         start = time.perf_counter()
         first = cell.recipe.steps[0]
-        known, how = (None, None)
-        if isinstance(first, Compress) and first.surveys and ground.data is not None:
-            known, how = self._surveyed(ground, task.shared)
-            self._make_room(first.method, known)
-        lm, changes = apply_steps(ground.lm.copy(), cell.recipe.steps, ground.data, known)
+        stats, origin = None, None
+        if isinstance(first, Compress) and first.surveys and context.data is not None:
+            stats, origin = self._collect_stats(context.lm, context.data, job.first_steps)
+            self._forget_other_methods(first.method, stats)
+        lm, changes = apply_steps(context.lm.copy(), cell.recipe.steps, context.data, stats)
         seconds = time.perf_counter() - start
-        with scratch(self._place) as empty:
-            folder = self._folder(cell, empty)
-            # Of the model that was prepared the recipe begins where that did.
-            whole = replace(cell.recipe, steps=(*cell.prepare, *cell.recipe.steps))
-            save(lm, folder, _beside(whole, changes))
+        with scratch_folder(self._folder) as scratch:
+            folder = self._model_folder(cell, scratch)
+            whole_recipe = replace(cell.recipe, steps=(*cell.prepare, *cell.recipe.steps))
+            save(lm, folder, _beside(whole_recipe, changes))
             start = time.perf_counter()
-            # What was saved is judged, not what is in memory.
+            # The saved model is evaluated, not the one in memory.
             saved = load(str(folder), self._device).with_label_order(cell.recipe.label_order)
-            judged = self._judged(cell, saved, ground.lm)
+            evaluation = self._evaluate(cell, saved, context.lm)
             size = file_bytes(folder)
         return {
-            **judged,
+            **evaluation,
             "bytes": changes.nbytes,
             "dense_bytes": changes.dense_nbytes,
             "file_bytes": size,
             "sites": plan_to_config(changes.plan),
             "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in changes.dropped],
             "predicted_losses": list(changes.predicted_losses),
-            "statistics": how,
+            "statistics": origin,
             "output": f"{MODELS}/{cell.key}" if cell.save else None,
             "seconds": {"compress": round(seconds, 3), "evaluate": round(time.perf_counter() - start, 3)},
         }
 
-    def _stand_on(self, cell: Cell) -> SharedContext:
-        name = cell.ground
-        if self._ground is None or self._name != name:
-            source = self._source(cell)
-            # A baseline reads no data, and what follows it most often begins with the same model.
-            lm = self._ground.lm if self._ground is not None and self._ground.source == source else None
-            # Two models and what is known of both may be more than there is room for.
-            self._known = self._ground = None
+    def _load_context(self, cell: Cell) -> Context:
+        if self._context is None or self._context_key != cell.context_key:
+            source = self._model_source(cell)
+            # A baseline reads no data, and the cells after it usually start with the same model.
+            lm = self._context.lm if self._context is not None and self._context.source == source else None
+            # Two models with their statistics may not fit into memory.
+            self._stats = self._context = None
             if lm is None:
                 self._references = ReferenceCache()
                 lm = load(source, self._device)
-            if cell.recipe.label_order is not None or lm.label_order is not None:
-                lm = replace(lm, label_order=None).with_label_order(cell.recipe.label_order)
-            self._name, self._ground = name, SharedContext(lm, self._data(cell.recipe, lm), source)
-        return self._ground
+            recipe = cell.recipe
+            if recipe.label_order is not None or lm.label_order is not None:
+                lm = replace(lm, label_order=None).with_label_order(recipe.label_order)
+            data = None if recipe.data is None else recipe.sampling.of(lm, read(recipe.data, "train"), self._track)
+            self._context_key, self._context = cell.context_key, Context(lm, data, source)
+        return self._context
 
-    def _data(self, recipe: Recipe, lm: LanguageModel) -> Calibration | None:
-        if recipe.data is None:
-            return None
-        return recipe.sampling.of(lm, read(recipe.data, "train"), self._track)
-
-    def _source(self, cell: Cell) -> str:
-        """Where the model that the cell begins with is; where it has to be prepared, the first that comes does it."""
+    def _model_source(self, cell: Cell) -> str:
+        """Where the model of the cell is; the first worker that needs a prepared model makes it."""
         preparation = cell.preparation
         if preparation is None:
             return cell.recipe.model
-        assert self._place is not None, "a study that prepares models has a folder on this machine"
+        assert self._folder is not None, "a study that prepares models has a folder on this machine"
         key = key_of(preparation)
-        if key in self._unprepared:
-            raise UserError(f"Its model could not be prepared: {self._unprepared[key]}")
-        folder = self._place / PREPARED / key
+        if key in self._failed_preparations:
+            raise UserError(f"Its model could not be prepared: {self._failed_preparations[key]}")
+        folder = self._folder / PREPARED / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{folder.name}.preparing"):
             if not folder.exists():
                 try:
                     run(preparation, folder, track=self._track, device=self._device)
                 except FAILURES as error:
-                    # Each of its cells would try again, for minutes.
-                    self._unprepared[key] = str(error)
+                    # Otherwise each of its cells would try again, for minutes.
+                    self._failed_preparations[key] = str(error)
                     raise
         return str(folder)
 
-    def _surveyed(self, ground: SharedContext, steps: Sequence[Compress]) -> tuple[Mapping[str, LayerStats], str]:
-        """What all `steps` need to know of the matrices that any of them aims at, and whether it was measured now."""
-        if self._known is not None:
-            return self._known, KEPT
-        assert ground.data is not None
+    def _collect_stats(
+        self, lm: LanguageModel, data: Calibration, steps: Sequence[Compress]
+    ) -> tuple[Mapping[str, LayerStats], str]:
+        """The statistics that all `steps` need, by layer; and whether they were collected now or before."""
+        if self._stats is not None:
+            return self._stats, REUSED
         kinds = frozenset().union(*(step.needs for step in steps))
-        sites = {site.name: site for step in steps for site in step.sites(ground.lm)}
+        sites = {site.name: site for step in steps for site in step.sites(lm)}
         question = ["survey", *sorted(kind.__name__ for kind in kinds), *sorted(sites)]
-        key = solver_cache.key_of(ground.lm, ground.data, question)
+        key = solver_cache.key_of(lm, data, question)
         locks = cache_folder() / "surveys"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f".{key}.lock"):
-            self._known = solver_cache.recall(key, ground.lm.device)
-            if self._known is not None:
-                return self._known, KEPT
-            self._known = collect_stats(ground.lm, ground.data, kinds, list(sites.values()))
-            solver_cache.keep(key, self._known, statistics=True)
-        return self._known, COLLECTED
+            self._stats = solver_cache.recall(key, lm.device)
+            if self._stats is not None:
+                return self._stats, REUSED
+            self._stats = collect_stats(lm, data, kinds, list(sites.values()))
+            solver_cache.keep(key, self._stats, statistics=True)
+        return self._stats, COLLECTED
 
-    def _make_room(self, method: Method, known: Mapping[str, LayerStats]) -> None:
-        """What one method has worked out of every matrix serves its other sizes, and no other method."""
+    def _forget_other_methods(self, method: Method, stats: Mapping[str, LayerStats]) -> None:
+        """Free what an earlier method computed from the statistics; the sizes of one method share it."""
         if self._method != method.without_size():
-            for what in known.values():
-                what.worked_out.clear()
+            for layer in stats.values():
+                layer.forget_results()
         self._method = method.without_size()
 
-    def _judged(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:
-        wanted = cell.recipe.evaluate
-        if wanted is None:
+    def _evaluate(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:
+        evaluation = cell.recipe.evaluate
+        if evaluation is None:
             return {}
-        tasks = standalone_tasks(wanted.tasks) if original is None else wanted.tasks
-        if not (tasks or wanted.cost):
+        tasks = standalone_tasks(evaluation.tasks) if original is None else evaluation.tasks
+        if not (tasks or evaluation.cost):
             return {}
-        compared = original if tasks else None
-        found = evaluate(
+        results = evaluate(
             lm,
             tasks,
-            limit=wanted.limit,
-            against=compared,
-            cost=wanted.cost,
+            limit=evaluation.limit,
+            against=original if tasks else None,
+            cost=evaluation.cost,
             compare_cost=False,
             resume=True,
             references=self._references,
             track=self._track,
         ).to_json()
-        # The original's figures are its own record's.
-        found.pop("original", None)
-        return {"evaluation": found}
+        # The original has its own record.
+        results.pop("original", None)
+        return {"evaluation": results}
 
-    def _folder(self, cell: Cell, empty: Path) -> Path:
-        """Where the model is saved; one that a killed run has saved before its record was written makes room."""
+    def _model_folder(self, cell: Cell, scratch: Path) -> Path:
+        """Where the model is saved, emptied: a killed runner may have saved it before it wrote the record."""
         if not cell.save:
-            return empty / "model"
-        assert self._place is not None, "a study that saves models has a folder on this machine"
-        folder = self._place / MODELS / cell.key
+            return scratch / "model"
+        assert self._folder is not None, "a study that saves models has a folder on this machine"
+        folder = self._folder / MODELS / cell.key
         if folder.exists():
             shutil.rmtree(folder)
         return folder
 
 
-def _sizes_of(lm: LanguageModel) -> dict[str, Any]:
-    """Of a model as it is: its matrices, and its file."""
+def _dense_sizes(lm: LanguageModel) -> dict[str, Any]:
+    """Bytes of the matrices and of the file of an original model."""
     dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
     return {"bytes": dense, "dense_bytes": dense, "file_bytes": lm.size()[1]}
 

@@ -9,7 +9,7 @@ from laconic.export.agreement import check_agreement
 from laconic.model import Batch, LanguageModel
 from laconic.progress import silent
 from laconic.runtime import ONNX
-from laconic.runtime.programs import Program
+from laconic.runtime.engines import Program
 from laconic.runtime.signature import Signature
 from tests.architectures import BY_NAME
 from tests.words import words

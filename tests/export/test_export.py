@@ -46,7 +46,7 @@ def test_the_folder_has_everything_that_a_server_needs(
 def test_a_compressed_model_says_what_became_of_its_codes(tmp_path: Path, maker: Any) -> None:
     lm = mixed(with_tokenizer("bert-classifier"), EXACT if maker is None else {"int8": maker})
     outcome = export(lm, ONNX, tmp_path / "out")
-    found = outcome.written
+    found = outcome.model
     assert found.agreement.error <= found.agreement.tolerance
     assert sum(layers.count for layers in found.layers.values()) >= 8
     assert all(kind in (tmp_path / "out" / "README.md").read_text() for kind in found.layers)
@@ -129,7 +129,7 @@ def test_a_task_is_judged_through_what_was_written(
     exported, before = (found[task]["perplexity"].value for found in both)
     assert exported == pytest.approx(before, rel=1e-4)
     monkeypatch.setattr("laconic.export.folder.SIGNIFICANT", 2.0)
-    monkeypatch.setattr("laconic.export.folder.LOST", -1.0)
+    monkeypatch.setattr("laconic.export.folder.LARGEST_LOSS", -1.0)
     with pytest.raises(UserError, match=r"has a perplexity of .* nothing was written"):
         export(lm, ONNX, tmp_path / "worse", tasks=(task,), limit=5)
     assert not (tmp_path / "worse").exists()

@@ -13,8 +13,8 @@ from laconic.export.agreement import check_agreement
 from laconic.model import LanguageModel, load, predict
 from laconic.progress import silent
 from laconic.runtime import ONNX, OPENVINO
-from laconic.runtime.graph import graph_of
-from laconic.runtime.programs import program
+from laconic.runtime.engines import load_program
+from laconic.runtime.graph import build_graph
 from laconic.runtime.signature import Signature
 from tests.architectures import BY_NAME, WIDTH, compress_everything
 from tests.model.embedding.sentence_transformers_reference import TEXTS, encoded
@@ -33,11 +33,11 @@ def batch_of(lm: LanguageModel) -> dict[str, torch.Tensor]:
 
 def exported(lm: LanguageModel, runtime: str, folder: Path) -> torch.Tensor:
     """The vectors of TEXTS by what is written to `folder`."""
-    written = export(lm, runtime, folder).written
+    written = export(lm, runtime, folder).model
     assert written.outputs == ("last_hidden_state", "sentence_embedding")
     signature = Signature.of(lm)
     assert written.inputs == signature.inputs
-    return program(runtime, folder / FILES[runtime])(signature.feeds(lm, batch_of(lm)))["sentence_embedding"]
+    return load_program(runtime, folder / FILES[runtime])(signature.feeds(lm, batch_of(lm)))["sentence_embedding"]
 
 
 @pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
@@ -82,8 +82,8 @@ def test_a_prompt_that_is_not_pooled_is_an_input(tmp_path: Path) -> None:
 def test_other_vectors_are_no_agreement(tmp_path: Path) -> None:
     lm = load(str(sentence_folder(tmp_path / "cls", [pooling("cls"), NORMALIZE])))
     other = load(str(sentence_folder(tmp_path / "mean", [pooling("mean"), NORMALIZE])))
-    graph = graph_of(other, ONNX)
+    graph = build_graph(other, ONNX)
     graph.save(tmp_path / "model.onnx")
-    wrong: Any = program(ONNX, tmp_path / "model.onnx")
+    wrong: Any = load_program(ONNX, tmp_path / "model.onnx")
     with pytest.raises(UserError, match="its sentence_embedding is off by up to"):
         check_agreement(lm, wrong, graph.signature, ONNX, silent)

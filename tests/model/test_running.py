@@ -19,7 +19,7 @@ from laconic.model import LanguageModel, load, predict
 from laconic.model.predictions import ModelRunError
 from laconic.model.prunable_group import prunable_groups
 from laconic.model.tokens import check_decoder_start
-from laconic.runtime.compiled import Compiled
+from laconic.runtime.serve import Compiled
 from tests import vision
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer

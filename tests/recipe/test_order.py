@@ -21,7 +21,7 @@ from laconic.model import LanguageModel
 from laconic.recipe import recipe_from, run
 from laconic.recipe.order import check_order
 from laconic.store import save, skeleton
-from laconic.store.biases import dense_as_linears
+from laconic.store.dense import dense_to_linears
 from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, Architecture, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -111,7 +111,7 @@ def test_what_is_told_beforehand_is_what_happens(model: str, first: str, tmp_pat
         again = type(lm.model).from_pretrained(tmp_path / name.replace(":", "-"))
         torch.testing.assert_close(outputs(again), outputs(lm.model), rtol=0, atol=2e-6)
         # A bias that a switch of the class gives a place to lies in a plain linear.
-        dense_as_linears(lm.model)
+        dense_to_linears(lm.model)
         state = again.state_dict()
         assert all(torch.equal(state[key], tensor) for key, tensor in lm.model.state_dict().items())
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, run_model
 from laconic.runtime import ONNX, OPENVINO
-from laconic.runtime.files import weights_bytes, write
-from laconic.runtime.graph import graph_of
-from laconic.runtime.portable import exact
-from laconic.runtime.programs import Program, program
+from laconic.runtime.engines import Program, load_program
+from laconic.runtime.files import exported_bytes, write_model
+from laconic.runtime.graph import build_graph
+from laconic.runtime.portable import to_exact
 from laconic.runtime.signature import Signature
 from tests.architectures import BY_NAME, batch_for
 from tests.runtime.mixed import EXACT, ROUNDING, int8, mixed, quantized
@@ -26,9 +26,9 @@ ONE_OF_EACH = ("bert-classifier", "bert-base", "bert-masked", "llama", "bart")
 
 
 def exported(lm: LanguageModel, runtime: str, folder: Path, hidden: bool = False) -> tuple[Signature, Program]:
-    graph = graph_of(lm, runtime, hidden)
-    file = write(lm, graph, runtime, folder)
-    return graph.signature, program(runtime, file, exact=True)
+    graph = build_graph(lm, runtime, hidden)
+    file = write_model(lm, graph, runtime, folder)
+    return graph.signature, load_program(runtime, file, exact=True)
 
 
 def batch_of(lm: LanguageModel, rows: int, length: int) -> Batch:
@@ -69,10 +69,10 @@ def _by_token(output: Tensor, batch: Batch) -> bool:
 @pytest.mark.slow
 def test_every_kind_of_prediction_is_exported(tmp_path: Path, name: str) -> None:
     lm = BY_NAME[name].lm()
-    graph = graph_of(lm, ONNX)
+    graph = build_graph(lm, ONNX)
     # Without codes it is the same graph for both.
     for runtime in (ONNX, OPENVINO):
-        ran = program(runtime, write(lm, graph, runtime, tmp_path))
+        ran = load_program(runtime, write_model(lm, graph, runtime, tmp_path))
         assert worst(lm, graph.signature, ran, lm) < CLOSE
 
 
@@ -81,7 +81,7 @@ def test_every_kind_of_prediction_is_exported(tmp_path: Path, name: str) -> None
 def test_every_format_is_exported(tmp_path: Path, runtime: str) -> None:
     lm = mixed(BY_NAME["bert-classifier"].lm(), EXACT, quantized(8, None))
     signature, ran = exported(lm, runtime, tmp_path)
-    assert worst(lm, signature, ran, exact(lm, runtime)) < CLOSE
+    assert worst(lm, signature, ran, to_exact(lm, runtime)) < CLOSE
     assert worst(lm, signature, ran, lm) < 0.02
 
 
@@ -91,7 +91,7 @@ def test_int8_is_computed_as_it_is_in_torch(tmp_path: Path, runtime: str) -> Non
     lm = mixed(BY_NAME["llama"].lm(), ROUNDING, int8)
     signature, ran = exported(lm, runtime, tmp_path, hidden=True)
     # Rounding goes another way here and there, but not on most numbers.
-    assert worst(lm, signature, ran, exact(lm, runtime)) < (0.02 if runtime == ONNX else CLOSE)
+    assert worst(lm, signature, ran, to_exact(lm, runtime)) < (0.02 if runtime == ONNX else CLOSE)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
         lm = BY_NAME["bert-classifier"].lm()
         lm = lm if maker is None else mixed(lm, {name: maker})
         exported(lm, ONNX, folder)
-        sizes[name] = weights_bytes(folder)
+        sizes[name] = exported_bytes(folder)
     matrices = sum(site.shape[0] * site.shape[1] for site in BY_NAME["bert-classifier"].lm().sites(("blocks",)))
     assert sizes["dense"] - sizes["int8"] > matrices
     assert sizes["dense"] - sizes["four"] > 2 * matrices
@@ -111,7 +111,7 @@ def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
 
 def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
     lm = BY_NAME["bert-classifier"].lm()
-    write(lm, graph_of(lm, ONNX), ONNX, tmp_path)
+    write_model(lm, build_graph(lm, ONNX), ONNX, tmp_path)
     written = (tmp_path / "model.onnx").read_bytes()
     assert b"site-packages" not in written and b".py" not in written
 
@@ -126,20 +126,20 @@ def test_weights_stored_in_16_bits_take_16_bits(tmp_path: Path) -> None:
         folder.mkdir()
         signature, ran = exported(lm.with_dtype(dtype), ONNX, folder)
         assert worst(lm, signature, ran, lm) < CLOSE
-        sizes.append(weights_bytes(folder))
+        sizes.append(exported_bytes(folder))
     # What bfloat16 cannot hold exactly stays as it is.
     assert sizes[1] < 0.75 * sizes[0] and sizes[2] == pytest.approx(sizes[0], rel=0.05)
 
 
 def test_what_torch_cannot_trace_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"architecture 'longformer' cannot be exported: .*use it in torch"):
-        graph_of(BY_NAME["longformer-classifier"].lm(), ONNX)
+        build_graph(BY_NAME["longformer-classifier"].lm(), ONNX)
 
 
 @pytest.mark.parametrize("maker", [*EXACT.values(), *ROUNDING.values()])
 def test_no_tensor_is_shared_with_the_model(maker: Callable) -> None:
     lm = mixed(BY_NAME["bert-classifier"].lm(), {"one": maker})
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    twin = exact(lm, ONNX)
+    twin = to_exact(lm, ONNX)
     assert twin.model is not lm.model
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())

@@ -11,9 +11,9 @@ import torch
 from laconic.model import LanguageModel
 from laconic.runtime import OPENVINO
 from laconic.runtime import files as written_files
-from laconic.runtime.files import weights_bytes, write
-from laconic.runtime.graph import graph_of
-from laconic.runtime.programs import program
+from laconic.runtime.engines import load_program
+from laconic.runtime.files import exported_bytes, write_model
+from laconic.runtime.graph import build_graph
 from tests.architectures import BY_NAME
 from tests.runtime.mixed import EXACT, ROUNDING, mixed
 from tests.runtime.test_graph import batch_of
@@ -51,7 +51,7 @@ def products(folder: Path) -> list[Product]:
 
 
 def check(lm: LanguageModel, folder: Path, count: int) -> None:
-    write(lm, graph_of(lm, OPENVINO), OPENVINO, folder)
+    write_model(lm, build_graph(lm, OPENVINO), OPENVINO, folder)
     found = products(folder)
     assert len(found) >= count
     assert not [product for product in found if not product.transposed or product.source == "Transpose"]
@@ -77,9 +77,10 @@ def test_weights_of_16_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     lm = BY_NAME["gpt2"].lm()
     torch.nn.Module.to(lm.model, dtype).float()
     check(lm.with_dtype(dtype), tmp_path, 8)
-    graph = graph_of(lm, OPENVINO)
+    graph = build_graph(lm, OPENVINO)
     batch = batch_of(lm, 3, 7)
-    [found] = program(OPENVINO, tmp_path / "openvino_model.xml", exact=True)(graph.signature.feeds(lm, batch)).values()
+    ran = load_program(OPENVINO, tmp_path / "openvino_model.xml", exact=True)
+    [found] = ran(graph.signature.feeds(lm, batch)).values()
     with torch.no_grad():
         expected = lm.model(**batch).logits
     counted = batch["attention_mask"].bool()
@@ -91,13 +92,13 @@ def test_nothing_is_written_twice_for_it(tmp_path: Path, monkeypatch: pytest.Mon
     # The blocks of ALBERT share their matrices, and the head of a tied model has those of its embedding.
     for name in ("albert-masked", "llama-tied"):
         lm = BY_NAME[name].lm()
-        graph = graph_of(lm, OPENVINO)
+        graph = build_graph(lm, OPENVINO)
         sizes = []
-        for turn in (written_files.lay_out, lambda model: None):
+        for turn in (written_files.transpose_weights, lambda model: None):
             folder = tmp_path / f"{name}-{len(sizes)}"
             folder.mkdir()
-            monkeypatch.setattr(written_files, "lay_out", turn)
-            write(lm, graph, OPENVINO, folder)
-            sizes.append(weights_bytes(folder))
+            monkeypatch.setattr(written_files, "transpose_weights", turn)
+            write_model(lm, graph, OPENVINO, folder)
+            sizes.append(exported_bytes(folder))
             monkeypatch.undo()
         assert sizes[0] <= sizes[1]

@@ -85,7 +85,7 @@ def test_a_compiled_model_computes_the_same() -> None:
         ids, mask = random_batch(lm, 2, 5).values()
         expected, found = (one.model(ids, attention_mask=mask)["logits"] for one in (lm, service.lm))
     assert torch.allclose(expected, found, atol=1e-5)
-    assert service.about()["name"] == COMPILE
+    assert service.describe()["name"] == COMPILE
 
 
 def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,4 +133,4 @@ def test_a_task_that_lets_the_model_write_needs_torch(capsys: Output, tmp_path: 
 
 def test_eager_is_the_model_itself() -> None:
     lm = BY_NAME["bert-base"].lm()
-    assert serve(lm, EAGER).lm is lm and "bytes" not in serve(lm).about()
+    assert serve(lm, EAGER).lm is lm and "bytes" not in serve(lm).describe()

@@ -3,15 +3,16 @@
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from laconic.errors import UserError
-from laconic.store.atomic import check_output, check_place
+from laconic.store.atomic import check_output
 
 Check = Callable[..., Path]
-BOTH = pytest.mark.parametrize("check", [check_output, check_place])
+BOTH = pytest.mark.parametrize("check", [check_output, partial(check_output, exist_ok=True)])
 
 
 @pytest.fixture
@@ -93,10 +94,10 @@ def test_beside_a_model_there_is_room(here: Path, check: Check) -> None:
 
 def test_what_is_there_is_added_to_where_that_is_asked(here: Path) -> None:
     os.mkdir("there")
-    assert check_place(Path("there"), "model") == Path("there")
+    assert check_output(Path("there"), "model", exist_ok=True) == Path("there")
     for place in ("there", "file", "loop"):
         with pytest.raises(UserError, match=f"^The output '{place}' exists already"):
             check_output(Path(place))
     for place in ("file", "loop"):
         with pytest.raises(UserError, match=f"^The output '{place}' is no folder"):
-            check_place(Path(place))
+            check_output(Path(place), exist_ok=True)

@@ -150,13 +150,13 @@ def test_the_way_back(special: list[Checkpoint]) -> None:
             torch.testing.assert_close(outputs(dense), outputs(one.lm.model), rtol=1e-4, atol=1e-5)
         if any(isinstance(module, LinearReplacement) for module in one.lm.model.modules()):
             what = NOT_STOCK[one.key]["replace"].replace("linear", "linear map")
-            with pytest.raises(UserError, match=f"has a {what} behind it that stands for dropped blocks, so no stock"):
+            with pytest.raises(UserError, match=f"is followed by a {what} in place of dropped blocks, which no stock"):
                 materialize(one.lm.model)
 
 
 def test_the_card_says_what_stands_there(special: list[Checkpoint], stock: list[Checkpoint]) -> None:
     cards = {one.key: (one.folder / "README.md").read_text() for one in (*stock, *special)}
-    assert "Behind 1 norms a linear map stands for blocks that were dropped: 4,096 bytes." in cards["bert-classifier"]
+    assert "Dropped blocks are replaced by a linear map behind 1 of the norms: 4,096 bytes." in cards["bert-classifier"]
     assert "| constant |" in cards["gpt2"] and "import laconic" in cards["gpt2"]
     assert "import laconic" not in cards["gpt2/linear"]
 

@@ -92,8 +92,11 @@ def low_rank(**changed: object) -> dict[str, object]:
     [
         ({"version": 7, "later": {}}, "quantization_config.version must be 1"),
         ({"structure": None}, "quantization_config.structure in config.json must map layers"),
-        ({"structure": {"a": {"kind": "sparse"}, "b": [1]}}, r"what they are stored as; got \{'b': \[1\]\}: take"),
-        ({"structure": {"encoder.layer.0.output.dense": "low-rank"}}, "must map layers to what they are stored as"),
+        (
+            {"structure": {"a": {"kind": "sparse"}, "b": [1]}},
+            r"to their formats; got \{'b': \[1\]\}: take",
+        ),
+        ({"structure": {"encoder.layer.0.output.dense": "low-rank"}}, "must map layers to their formats"),
         ({"structure": {"encoder.layer.0.output.dense": {"kind": "tensor-train"}}}, "upgrade laconic"),
         ({"structure": {"encoder.layer.0.output.dense": {"kind": "low-rank", "rnk": 3}}}, "does not fit the kind"),
         (low_rank(out_features=-1), r"does not fit the kind 'low-rank': Trying to create tensor with negative"),

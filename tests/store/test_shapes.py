@@ -120,7 +120,7 @@ def test_reloaded_models_shrink_and_save_again(saved: list[Checkpoint], tmp_path
 def test_the_card_says_what_is_smaller(saved: list[Checkpoint]) -> None:
     folders = {checkpoint.key: checkpoint.folder for checkpoint in saved}
     card = (folders["bert-base/narrow"] / "README.md").read_text()
-    assert "8 matrices are smaller than in the class: 20,480 bytes of 32,768 (62.5%)." in card
+    assert "8 matrices were made smaller, from 32,768 to 20,480 bytes (62.5%)." in card
     assert "import laconic" in card
     assert "import laconic" not in (folders["t5/narrow"] / "README.md").read_text()
 

@@ -40,14 +40,14 @@ def test_a_failure_is_recorded_and_done_again_on_request(
 def test_a_figure_that_json_has_no_number_for_is_told_of_and_the_others_stand(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = Worker._judged
+    judge = Worker._evaluate
 
     def undefined(self: Worker, *given: Any) -> dict[str, Any]:
         found = judge(self, *given)
         found["evaluation"]["results"]["glue/sst2"]["accuracy"]["value"] = float("nan")
         return found | {"predicted_losses": [float("inf")]}
 
-    monkeypatch.setattr(Worker, "_judged", undefined)
+    monkeypatch.setattr(Worker, "_evaluate", undefined)
     little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
     assert not done(little_study, tmp_path).failed
     for record in records(tmp_path).values():
@@ -65,17 +65,17 @@ def test_a_damaged_record_is_put_aside_and_its_cell_measured(little_study: dict[
     half = first.read_bytes()[:100]
     first.write_bytes(half)
     second.write_text(json.dumps({**json.loads(second.read_text()), "version": 0}))
-    with pytest.warns(Notice, match="A cell is measured again: what was in the place of its record is none") as told:
+    with pytest.warns(Notice, match="A cell is measured again: the file of its record was invalid") as told:
         summary = done(little_study, tmp_path)
-    assert len(told) == 2 and summary.measured == 2 and not summary.strange
-    assert {moved.reason for moved in summary.aside} == {
+    assert len(told) == 2 and summary.measured == 2 and not summary.invalid
+    assert {moved.reason for moved in summary.moved} == {
         "it cannot be read as JSON", "it is of version 0, and this is version 1",
     }  # fmt: skip
-    assert (tmp_path / summary.aside[0].name).read_bytes() == half
+    assert (tmp_path / summary.moved[0].name).read_bytes() == half
     again = records(tmp_path)
     assert again.keys() == whole.keys()
     assert all(again[key]["evaluation"]["results"] == record["evaluation"]["results"] for key, record in whole.items())
-    assert not done(little_study, tmp_path).aside
+    assert not done(little_study, tmp_path).moved
 
 
 def test_what_cannot_be_is_found_before_anything_runs(little_study: dict[str, Any], tmp_path: Path) -> None:

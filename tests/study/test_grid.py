@@ -101,8 +101,8 @@ def test_neighbours_share_what_is_costly_to_find_out() -> None:
     assert [cell.baseline for cell in found] == ([True] + [False] * 8) * 2
     for place in (
         [cell.recipe.model for cell in found],
-        [cell.ground for cell in found if not cell.baseline],
-        [(cell.ground, cell.axes["method"]) for cell in found if not cell.baseline],
+        [cell.context_key for cell in found if not cell.baseline],
+        [(cell.context_key, cell.axes["method"]) for cell in found if not cell.baseline],
     ):
         assert len(list(groupby(place))) == len(set(place)), "each in one run"
 

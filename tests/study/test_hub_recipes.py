@@ -79,8 +79,8 @@ def test_a_study_starts(study: str, hub: Path, tmp_path: Path, capfd: pytest.Cap
     few = ["axes.seed=[0]", "samples=4", "limit=6", "cost={batch: [1], length: [8]}"]
     code = status(["study", str(STUDIES / f"{study}.yaml"), "-o", str(tmp_path / "out"), *CELLS[study], *few])
     assert code in (0, 1), capfd.readouterr().err
-    records, strange = Ledger(str(tmp_path / "out")).all()
+    records, invalid = Ledger(str(tmp_path / "out")).all()
     failed = [record["error"]["sentence"] for record in records if record["state"] != "done"]
-    assert (code, failed, strange) == (0, [], [])
+    assert (code, failed, invalid) == (0, [], [])
     done = {record["axes"]["model"] for record in records}
     assert done == {Path(model).name for model in named(study)}

@@ -16,8 +16,8 @@ import yaml
 
 from laconic.study.executors import Processes
 from laconic.study.ledger import CELLS
-from laconic.study.scratch import scratch
-from laconic.study.worker import Task, Worker
+from laconic.study.shared_folder import scratch_folder
+from laconic.study.worker import Job, Worker
 from tests.study.test_run import cells, done, figures, records
 
 
@@ -26,9 +26,9 @@ def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_p
     killed: list[int] = []
 
     class Murderous(Processes):
-        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
-            super()._give(worker, task, attempt)
-            if not killed and not task.cell.baseline:
+        def _assign(self, worker: Any, job: Job, attempt: int = 1) -> None:
+            super()._assign(worker, job, attempt)
+            if not killed and not job.cell.baseline:
                 os.kill(worker.process.pid, signal.SIGKILL)
                 killed.append(worker.process.pid)
 
@@ -41,9 +41,9 @@ def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any]
     key = cells(little_study)[4].key
 
     class Murderous(Processes):
-        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
-            super()._give(worker, task, attempt)
-            if task.cell.key == key:
+        def _assign(self, worker: Any, job: Job, attempt: int = 1) -> None:
+            super()._assign(worker, job, attempt)
+            if job.cell.key == key:
                 os.kill(worker.process.pid, signal.SIGKILL)
 
     summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
@@ -58,12 +58,12 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[st
     killed: list[int] = []
 
     class Murderous(Processes):
-        def _give(self, worker: Any, task: Task, attempt: int = 1) -> None:
+        def _assign(self, worker: Any, job: Job, attempt: int = 1) -> None:
             if not killed:
                 worker.process.kill()
                 worker.process.join()
                 killed.append(worker.process.pid)
-            super()._give(worker, task, attempt)
+            super()._assign(worker, job, attempt)
 
     little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
     summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
@@ -118,13 +118,13 @@ def test_models_of_a_worker_that_was_killed_are_cleared_away(tmp_path: Path) -> 
     leave = f"""
 import os
 from pathlib import Path
-from laconic.study.scratch import scratch
-with scratch(Path({str(tmp_path)!r})) as folder:
+from laconic.study.shared_folder import scratch_folder
+with scratch_folder(Path({str(tmp_path)!r})) as folder:
     (folder / "model.safetensors").write_bytes(bytes(9))
     os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", leave], check=False).returncode == -signal.SIGKILL
-    with scratch(tmp_path) as own:
+    with scratch_folder(tmp_path) as own:
         assert len(list(tmp_path.glob(".scratch*/model.safetensors"))) == 1
         Worker(tmp_path)
         assert list(tmp_path.glob(".scratch*")) == [own]

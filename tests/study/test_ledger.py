@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from laconic.errors import UserError
-from laconic.study.folder import Folder
-from laconic.study.leases import STALE
-from laconic.study.ledger import CELLS, Ledger, Strange
+from laconic.study.ledger import CELLS, InvalidFile, Ledger
+from laconic.study.shared_folder import STALE_SECONDS, Folder
 
 RECORD = {"version": 1, "key": "a" * 16, "state": "done", "axes": {}, "seconds": {"total": 1.0}}
 
@@ -26,11 +25,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_what_is_written_is_found(place: str) -> None:
     ledger = Ledger(place)
-    assert ledger.find(RECORD["key"]) is None
+    assert ledger.read(RECORD["key"]) is None
     ledger.write(RECORD)
-    assert ledger.find(RECORD["key"]) == RECORD == Ledger(place).find(RECORD["key"])
+    assert ledger.read(RECORD["key"]) == RECORD == Ledger(place).read(RECORD["key"])
     assert ledger.all() == ([RECORD], [])
-    ledger.forget(RECORD["key"])
+    ledger.remove(RECORD["key"])
     assert Ledger(place).all() == ([], [])
 
 
@@ -54,23 +53,23 @@ def test_a_lease_that_is_not_renewed_can_be_taken_over_whatever_its_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("laconic.study.leases.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("laconic.study.shared_folder.time.monotonic", lambda: now[0])
     ledger = Ledger(str(tmp_path))
     lease(tmp_path, "elsewhere 1 x", time.time() + ahead)
     assert not ledger.claim("x")
-    now[0] += STALE - 1
+    now[0] += STALE_SECONDS - 1
     assert not ledger.claim("x")
     lease(tmp_path, "elsewhere 1 x", time.time() + ahead + 10)
     now[0] += 2
     assert not ledger.claim("x"), "it was renewed"
-    now[0] += STALE + 1
+    now[0] += STALE_SECONDS + 1
     assert ledger.claim("x")
 
 
 def test_a_runner_that_slept_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laconic.study.leases.RENEWED", 0.01)
+    monkeypatch.setattr("laconic.study.shared_folder.RENEW_SECONDS", 0.01)
     one = Ledger(str(tmp_path))
-    with one.leases.kept():
+    with one.leases.renewing():
         assert one.claim("x")
         lease(tmp_path, "elsewhere 1 x", time.time())
         taken = (tmp_path / CELLS / "x.lease").read_text()
@@ -93,13 +92,13 @@ def test_a_lease_of_a_finished_cell_is_removed_and_no_other(tmp_path: Path) -> N
     for name in ("x", "a" * 16):
         (tmp_path / CELLS / f"{name}.lease").write_text(json.dumps({"owner": "elsewhere 1 x", "renewed": time.time()}))
     ledger.write(RECORD)
-    ledger.tidy()
+    ledger.remove_stale_leases()
     assert {file.name for file in (tmp_path / CELLS).glob("*.lease")} == {"x.lease"}
 
 
 def test_leases_end_with_the_block(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    with pytest.raises(KeyboardInterrupt), ledger.leases.kept():
+    with pytest.raises(KeyboardInterrupt), ledger.leases.renewing():
         assert ledger.claim("x")
         raise KeyboardInterrupt
     assert Ledger(str(tmp_path)).claim("x")
@@ -138,20 +137,20 @@ def test_what_is_no_record_is_told_of_and_left_alone(tmp_path: Path, name: str, 
     file = tmp_path / CELLS / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     before = file.read_bytes()
-    assert ledger.all() == ([], [Strange(name, reason)])
+    assert ledger.all() == ([], [InvalidFile(name, reason)])
     if name == "b.json":
         assert not ledger.claim("b"), "its place is taken"
     assert file.read_bytes() == before
-    moved = ledger.put_aside("b")
+    moved = ledger.move_invalid("b")
     if name != "b.json":
         assert moved is None and file.read_bytes() == before
         return
     assert moved is not None and moved.reason == reason
     assert (tmp_path / moved.name).read_bytes() == before and not file.exists()
-    assert ledger.put_aside("b") is None and ledger.all() == ([], [])
+    assert ledger.move_invalid("b") is None and ledger.all() == ([], [])
     assert ledger.claim("b"), "its place is free"
     ledger.write({**RECORD, "key": "b"})
-    assert ledger.put_aside("b") is None and ledger.find("b") == {**RECORD, "key": "b"}
+    assert ledger.move_invalid("b") is None and ledger.read("b") == {**RECORD, "key": "b"}
 
 
 def test_what_is_damaged_again_hides_nothing(place: str) -> None:
@@ -159,7 +158,7 @@ def test_what_is_damaged_again_hides_nothing(place: str) -> None:
     moved = set()
     for text in ("{", "{{"):
         folder.write("b.json", text)
-        found = ledger.put_aside("b")
+        found = ledger.move_invalid("b")
         assert found is not None
         moved.add(folder.read(found.name.removeprefix(f"{CELLS}/")))
     assert moved == {b"{", b"{{"}
@@ -168,9 +167,9 @@ def test_what_is_damaged_again_hides_nothing(place: str) -> None:
 def test_a_folder_among_the_records_is_told_of(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
     (tmp_path / CELLS / "b.json").mkdir()
-    assert ledger.all() == ([], [Strange("b.json", "it cannot be read: Is a directory")])
+    assert ledger.all() == ([], [InvalidFile("b.json", "it cannot be read: Is a directory")])
     assert not ledger.claim("b")
-    assert ledger.put_aside("b") is not None and ledger.claim("b")
+    assert ledger.move_invalid("b") is not None and ledger.claim("b")
 
 
 def test_a_place_without_folders_is_empty_before_its_first_file(place: str) -> None:
@@ -203,7 +202,7 @@ def test_names_are_those_of_files_that_are_not_hidden(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write("b", "1")
     folder.write("a", "2")
-    with folder.alone():
+    with folder.lock():
         assert folder.names() == ["a", "b"]
     assert folder.read("a") == b"2" and folder.read("c") is None
     folder.remove("a")

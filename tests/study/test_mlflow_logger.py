@@ -15,7 +15,7 @@ from laconic.study.executors import InProcess
 
 
 def run(study: dict[str, Any], place: Path, logbook: MlflowLogger | None) -> Any:
-    return run_study(cells_of(study_from(study, Path())), Ledger(str(place)), InProcess(place), logbook=logbook)
+    return run_study(cells_of(study_from(study, Path())), Ledger(str(place)), InProcess(place), logger=logbook)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_failure_is_a_failed_run_and_its_repetition_another(
     failed = [one for one in runs(mlflow, place) if one.info.status == "FAILED"]
     assert [one.data.tags["laconic.error"] for one in failed] == ["no such luck"] * 2
     every = cells_of(study_from(little, Path()))
-    run_study(every, Ledger(str(place)), InProcess(place), retry=True, logbook=MlflowLogger(str(place), None, None))
+    run_study(every, Ledger(str(place)), InProcess(place), retry=True, logger=MlflowLogger(str(place), None, None))
     states = [one.info.status for one in runs(mlflow, place)]
     assert states.count("FAILED") == 2 and states.count("FINISHED") == 3
 

@@ -12,8 +12,8 @@ from laconic.cli.main import status
 from laconic.cli.study import _executor
 from laconic.progress import silent
 from laconic.study import Ledger, cells_of, check_cells, read_study, study_from
-from laconic.study.executors.over_ray import OverRay
-from laconic.study.records import blank, failed
+from laconic.study.cells import failure, record_header
+from laconic.study.ray_executor import RayExecutor
 
 STUDIES = Path(__file__).parents[2] / "laconic" / "recipes" / "studies"
 
@@ -66,7 +66,7 @@ def test_what_failed_is_to_do_where_it_is_to_be_done_again(
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study, sort_keys=False))
     ledger, cells = Ledger(str(tmp_path / "study")), cells_of(study_from(little_study, tmp_path))
     for cell in cells[:2]:
-        ledger.write({**blank(cell, 1), **failed("RuntimeError", "No."), "seconds": {"total": 1.0}})
+        ledger.write({**record_header(cell, 1), **failure("RuntimeError", "No."), "seconds": {"total": 1.0}})
     command = ["study", str(tmp_path / "study.yaml"), "-o", str(tmp_path / "study"), "--dry-run", "--json"]
     for more, number in (([], len(cells) - 2), (["--retry-failed"], len(cells))):
         assert status([*command, *more]) == 0
@@ -81,7 +81,7 @@ def test_a_study_with_failed_cells_is_reported_and_exits_with_one(
     little_study["axes"] |= {"method": ["svd"], "keep": [0.5], "seed": [0]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study, sort_keys=False))
     ledger, cells = Ledger(str(tmp_path / "study")), cells_of(study_from(little_study, tmp_path))
-    ledger.write({**blank(cells[-1], 1), **failed("RuntimeError", "No."), "seconds": {"total": 1.0}})
+    ledger.write({**record_header(cells[-1], 1), **failure("RuntimeError", "No."), "seconds": {"total": 1.0}})
     command = ["study", str(tmp_path / "study.yaml"), "-o", str(tmp_path / "study"), "--json"]
     assert status(command) == 1
     told = json.loads(capfd.readouterr().out)
@@ -105,9 +105,9 @@ def test_the_home_folder_is_one_place_and_no_folder_is_none(
 
 
 def test_workers_on_ray_ask_for_the_gpu_that_they_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laconic.study.executors.over_ray.connected", lambda address: None)
+    monkeypatch.setattr("laconic.study.ray_executor.connect", lambda address: None)
     executors = [_executor("ray", None, 1, None, device, silent) for device in ("cuda", "cpu")]
-    assert [one.gpus for one in executors if isinstance(one, OverRay)] == [1.0, 0.0]
+    assert [one.gpus for one in executors if isinstance(one, RayExecutor)] == [1.0, 0.0]
 
 
 def test_a_report_of_no_study_makes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

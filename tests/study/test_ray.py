@@ -10,7 +10,7 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.study import Ledger, cells_of, run_study, study_from
-from laconic.study.executors.over_ray import LOCAL, OverRay, connected
+from laconic.study.ray_executor import LOCAL, RayExecutor, connect
 from tests.study.test_run import done, figures
 
 ray = pytest.importorskip("ray")
@@ -33,13 +33,13 @@ def little_study(little_study: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Murderous(OverRay):
+class Murderous(RayExecutor):
     """Kills its first worker while that is at its second cell."""
 
     killed: list[Any] = field(default_factory=list)
 
-    def _actor(self, ray: Any) -> Any:
-        actor = super()._actor(ray)
+    def _start_actor(self, ray: Any) -> Any:
+        actor = super()._start_actor(ray)
         if not self.killed:
             self.killed.append(actor)
             Thread(target=self._kill, args=(ray, actor), daemon=True).start()
@@ -70,4 +70,4 @@ def test_no_cluster_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match="There is no Ray cluster at 'far:1': could not connect"):
-        connected("far:1")
+        connect("far:1")

@@ -15,10 +15,10 @@ import pytest
 from laconic.model import load
 from laconic.recipe import read_recipe, run
 from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells, run_study, study_from
+from laconic.study.cells import record_header
 from laconic.study.executors import InProcess, Processes
 from laconic.study.ledger import CELLS
-from laconic.study.records import blank
-from laconic.study.worker import Task, Worker
+from laconic.study.worker import Job, Worker
 
 
 def cells(study: dict[str, Any]) -> list[Cell]:
@@ -155,15 +155,15 @@ class Slow:
     """An executor that counts what it is given, and takes its time."""
 
     def __init__(self, place: Path, turn: threading.Lock) -> None:
-        self.bench, self.turn, self.keys = Worker(place), turn, list[str]()
+        self.worker, self.turn, self.keys = Worker(place), turn, list[str]()
 
-    def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
-        for task in tasks:
-            if task is None:
+    def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
+        for job in jobs:
+            if job is None:
                 return
             # Transformers exchanges a method of all models while it loads one, which two threads leave exchanged.
             with self.turn:
-                record = self.bench.measure(task)
+                record = self.worker.measure(job)
             self.keys.append(record["key"])
             time.sleep(0.05)
             yield record
@@ -178,15 +178,15 @@ def test_no_cell_begins_before_its_original_is_judged(little_study: dict[str, An
     begun: list[str] = []
 
     class Looking:
-        def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
-            queue, bench = iter(tasks), Worker(tmp_path / "study")
+        def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
+            queue, worker = iter(jobs), Worker(tmp_path / "study")
             while (first := next(queue, None)) is not None:
                 second = next(queue, None)
-                for task in (first, *([] if second is None else [second])):
-                    original = task.cell.original.key
-                    assert task.cell.baseline or ledger.find(original) is not None
-                    begun.append(task.cell.key)
-                    yield bench.measure(task)
+                for job in (first, *([] if second is None else [second])):
+                    original = job.cell.original.key
+                    assert job.cell.baseline or ledger.read(original) is not None
+                    begun.append(job.cell.key)
+                    yield worker.measure(job)
 
     assert run_study(every, ledger, Looking()).measured == len(every) == 6
     assert sorted(begun) == sorted(cell.key for cell in every)
@@ -198,10 +198,10 @@ def test_little_is_around_the_cells(little_study: dict[str, Any], tmp_path: Path
     little_study["axes"] |= {"keep": [at / 100 for at in range(1, 101)], "method": ["svd"]}
 
     class Idle:
-        def run(self, tasks: Iterable[Task | None]) -> Iterator[dict[str, Any]]:
-            for task in tasks:
-                assert task is not None
-                yield {**blank(task.cell, 1), "state": "done", "seconds": {"total": 0.0}}
+        def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
+            for job in jobs:
+                assert job is not None
+                yield {**record_header(job.cell, 1), "state": "done", "seconds": {"total": 0.0}}
 
     summary = run_study(cells(little_study), Ledger(str(tmp_path / "study")), Idle())
     assert summary.measured == 201
@@ -212,7 +212,7 @@ def test_little_is_around_the_cells(little_study: dict[str, Any], tmp_path: Path
 def test_two_runners_share_the_cells(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laconic.study.run.PATIENCE", 0.1)
+    monkeypatch.setattr("laconic.study.run.POLL_SECONDS", 0.1)
     place = tmp_path / "study"
     turn = threading.Lock()
     runners = [Slow(place, turn), Slow(place, turn)]

@@ -51,6 +51,7 @@ class Shorten(Step):
     """
 
     name = "shorten"
+    family = "depth"
     example = "drop=1"
 
     drop: Number | dict[str, Number] | None = None

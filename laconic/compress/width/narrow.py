@@ -71,6 +71,7 @@ class Narrow(Step):
     """
 
     name = "narrow"
+    family = "width"
     example = "heads=0.5"
 
     heads: Fraction | None = None

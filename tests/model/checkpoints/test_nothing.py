@@ -12,7 +12,7 @@ from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import check_model
 from laconic.model.checkpoints.configuration import check_values
-from laconic.runtime.files import NAMES
+from laconic.runtime.files import FILE_NAMES
 from tests.architectures import BY_NAME
 
 
@@ -84,7 +84,7 @@ def test_files(tmp_path: Path, name: str, sentence: str, capsys: pytest.CaptureF
     refused(tmp_path / name, sentence, capsys)
 
 
-@pytest.mark.parametrize("name", NAMES.values())
+@pytest.mark.parametrize("name", FILE_NAMES.values())
 def test_a_folder_for_another_runtime(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"graph")
     refused(tmp_path, rf"holds an exported model \({name}\) for another runtime.*; give the folder that it was", capsys)

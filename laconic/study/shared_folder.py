@@ -1,0 +1,262 @@
+"""A folder that several runners of a study share: its files, leases of cells in it, and scratch folders.
+
+Whoever holds the lease of a cell measures it, and renews the lease every few seconds. A lease may be taken over when it
+did not change while another runner watched it for a minute, or when its process is gone from this machine: its runner
+was killed. The minute is measured by the clock of the one who watches, as clocks of other machines may be wrong. In a
+local folder two runners never hold the same lease. At a URL no file can be created by one process alone, and the last
+one to write a lease holds it.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from laconic.errors import UserError
+
+RENEW_SECONDS, STALE_SECONDS = 10.0, 60.0
+"""Seconds between two renewals of a lease, and after which one that was watched and not renewed is stale."""
+LEASE = ".lease"
+SCRATCH = f".scratch-{socket.gethostname()}-"
+
+
+class Folder:
+    """A folder of small files, local or at any URL that fsspec reads; each file appears whole or not at all.
+
+    Args:
+        location: a path or a URL; the folder is made where there is none.
+
+    Raises:
+        UserError: the location cannot be used.
+
+    Example:
+        >>> folder = Folder("memory://shared")
+        >>> folder.write("a", "text")
+        >>> folder.names(), folder.read("a"), folder.read("b")
+        (['a'], b'text', None)
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        try:
+            self._files, self._root = url_to_fs(location)
+            self._files.makedirs(self._root, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"The folder '{location}' cannot be used: {error}.") from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, where one process alone can create a file."""
+        return isinstance(self._files, LocalFileSystem)
+
+    def names(self) -> list[str]:
+        """Names of its files and folders, sorted, without hidden ones."""
+        try:
+            paths = self._files.ls(self._root, detail=False, refresh=True)
+        except FileNotFoundError:
+            # Object stores have no empty folders.
+            return []
+        return sorted(name for path in paths if not (name := path.rsplit("/", 1)[-1]).startswith("."))
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        try:
+            return self._files.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file, or replace it at once by a new one."""
+        if not self.is_local:
+            # Object stores show a file when it is whole.
+            self._files.pipe_file(self._path(name), text.encode())
+            return
+        partial = self._path(f".{name}.{secrets.token_hex(4)}")
+        try:
+            with open(partial, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self._path(name))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+
+    def move(self, name: str, to: str) -> None:
+        """Rename a file or a folder to the new path `to` below this folder.
+
+        Raises:
+            OSError: there is no such file, or it cannot be moved.
+        """
+        self._files.makedirs(self._path(to).rpartition("/")[0], exist_ok=True)
+        self._files.mv(self._path(name), self._path(to), recursive=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path(name))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold a lock that one process of this machine can have; at a URL there is none."""
+        with FileLock(self._path(".lock")) if self.is_local else contextlib.nullcontext():
+            yield
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+class Leases:
+    """The leases that one runner holds in `folder`.
+
+    Example:
+        >>> folder = Folder("memory://leases")
+        >>> first, second = Leases(folder), Leases(folder)
+        >>> first.claim("cell"), second.claim("cell")
+        (True, False)
+        >>> first.release("cell")
+        >>> second.claim("cell")
+        True
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._held: set[str] = set()
+        self._owner = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
+        self._guard = threading.Lock()
+        self._watched: dict[str, tuple[bytes, float]] = {}
+
+    def claim(self, key: str) -> bool:
+        """Take the lease of a cell; False where another runner holds it."""
+        with self._folder.lock():
+            lease = self._read(key)
+            if lease is not None and not self._is_stale(key, lease):
+                return False
+            self._write(key)
+            # Of two runners that write to a URL at the same time, the later one holds the lease.
+            claimed = self._folder.is_local or self._is_own(self._read(key))
+        if claimed:
+            with self._guard:
+                self._held.add(key)
+                self._watched.pop(key, None)
+        return claimed
+
+    def release(self, key: str) -> None:
+        """Give up the lease of a cell, if it is held."""
+        with self._guard:
+            if key in self._held:
+                self._held.discard(key)
+                with self._folder.lock():
+                    # A machine that was suspended may have lost it to another runner.
+                    if self._is_own(self._read(key)):
+                        self._folder.remove(f"{key}{LEASE}")
+
+    @contextlib.contextmanager
+    def renewing(self) -> Iterator[None]:
+        """Within the block a thread renews all leases that are held; they are released when it ends."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._renew_until, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            for key in tuple(self._held):
+                self.release(key)
+
+    def _renew_until(self, done: threading.Event) -> None:
+        while not done.wait(RENEW_SECONDS):
+            with self._guard:
+                for key in tuple(self._held):
+                    # A full disk or a lost network connection must not end the study.
+                    with contextlib.suppress(OSError):
+                        self._renew(key)
+
+    def _renew(self, key: str) -> None:
+        """Write the lease again, unless another runner took it over."""
+        with self._folder.lock():
+            lease = self._read(key)
+            if lease is None or self._is_own(lease):
+                self._write(key)
+            else:
+                self._held.discard(key)
+
+    def _read(self, key: str) -> bytes | None:
+        return self._folder.read(f"{key}{LEASE}")
+
+    def _write(self, key: str) -> None:
+        self._folder.write(f"{key}{LEASE}", json.dumps({"owner": self._owner, "renewed": time.time()}))
+
+    def _is_own(self, lease: bytes | None) -> bool:
+        return lease is not None and _owner(lease) == self._owner
+
+    def _is_stale(self, key: str, lease: bytes) -> bool:
+        """Whether its runner is gone; for one on another machine that is known only after watching it for a while."""
+        host, _, rest = _owner(lease).partition(" ")
+        pid = rest.partition(" ")[0]
+        if host == socket.gethostname() and pid.isdecimal() and not is_running(int(pid)):
+            return True
+        content, since = self._watched.get(key, (b"", 0.0))
+        if content != lease:
+            self._watched[key] = lease, time.monotonic()
+            return False
+        return time.monotonic() - since > STALE_SECONDS
+
+
+def _owner(lease: bytes) -> str:
+    """Host, process and name of the runner; "" where the file is no lease."""
+    try:
+        content = json.loads(lease)
+    except ValueError:
+        return ""
+    return str(content.get("owner", "")) if isinstance(content, dict) else ""
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It belongs to another user.
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """Yield an empty folder in `parent`, or in the system's temporary folder; it is removed after the block."""
+    if parent is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    folder = parent / f"{SCRATCH}{os.getpid()}"
+    # A killed process may have had the same number.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def remove_stale_scratch(parent: Path) -> None:
+    """Remove the scratch folders that killed processes of this machine left in `parent`."""
+    for folder in parent.glob(f"{SCRATCH}*"):
+        pid = folder.name.removeprefix(SCRATCH)
+        if pid.isdecimal() and not is_running(int(pid)):
+            # Another process may be removing it, too.
+            shutil.rmtree(folder, ignore_errors=True)
