@@ -1,10 +1,10 @@
 """Budgets shared out by predicted losses, alone and corrected by measuring, beside the same size for every matrix.
 
 `kfac-prune` with one threshold for all (`allocate: global`), in one shot and in several, and `kfac-svd` with ranks
-shared out (`allocate: spectrum`), on small models. 64 training rows calibrate, and 64 others judge: KL divergence from
-the dense model, nats per prediction; seconds are without the first statistics, which all ways share. Each finished cell
-is one line of benchmarks/results/allocation.jsonl, so a run that was stopped goes on where it was; delete the file to
-begin anew.
+shared out (`allocate: spectrum`), on small models. 64 training rows calibrate, and 64 others evaluate: KL divergence
+from the dense model, nats per prediction; seconds are without the first statistics, which all variants share. Each
+finished cell is one line of benchmarks/results/allocation.jsonl, so a run that was stopped goes on where it was; delete
+the file to begin anew.
 """
 
 import argparse
@@ -16,8 +16,7 @@ import torch
 from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.cells import Cells, in_bold, mean_of
-from benchmarks.common import models_folder
+from benchmarks.common import Cells, in_bold, mean_of, models_folder
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
@@ -43,7 +42,7 @@ CELLS = Cells("allocation", ("model", "seed", "size", "way"))
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """A step without a size; `shots` prune on statistics that are collected anew.
 
     measured: with the calibration rows, on which predictions are corrected; without, they are taken as they are.
@@ -54,19 +53,19 @@ class Way:
     shots: int = 1
 
 
-ZEROS: dict[str, Way] = {
-    "uniform": Way("uniform"),
-    "by predictions": Way("global", measured=False),
-    "global": Way("global"),
-    "uniform, two shots": Way("uniform", shots=2),
-    "global, two shots": Way("global", shots=2),
-    "uniform, three shots": Way("uniform", shots=3),
-    "global, three shots": Way("global", shots=3),
+ZEROS: dict[str, Variant] = {
+    "uniform": Variant("uniform"),
+    "by predictions": Variant("global", measured=False),
+    "global": Variant("global"),
+    "uniform, two shots": Variant("uniform", shots=2),
+    "global, two shots": Variant("global", shots=2),
+    "uniform, three shots": Variant("uniform", shots=3),
+    "global, three shots": Variant("global", shots=3),
 }
-RANKS: dict[str, Way] = {
-    "uniform": Way("uniform"),
-    "by predictions": Way("spectrum", measured=False),
-    "spectrum": Way("spectrum"),
+RANKS: dict[str, Variant] = {
+    "uniform": Variant("uniform"),
+    "by predictions": Variant("spectrum", measured=False),
+    "spectrum": Variant("spectrum"),
 }
 SPARSITIES = ("50 % zeros", "70 % zeros")
 KEEPS = ("keep 0.8", "keep 0.5", "keep 0.35")
@@ -82,41 +81,44 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     for name in options.only:
         for seed in options.seeds:
-            missing = CELLS.missing((name, seed, size, way) for size, way in wanted(name))
+            missing = CELLS.missing((name, seed, size, variant) for size, variant in wanted(name))
             if missing:
-                ground = prepared(name, seed)
+                setup = load_setup(name, seed)
                 for key in track(missing, f"{name}, seed {seed}"):
-                    CELLS.add(key, solved(ground, *key[2:]))
+                    CELLS.add(key, measure_cell(setup, *key[2:]))
     print(f"{CELLS}; `python -m benchmarks allocation_tables` makes the tables")
 
 
 def wanted(name: str) -> list[tuple[str, str]]:
-    """The sizes and ways that a model is measured at; shots where much goes."""
+    """The sizes and variants that a model is measured at; shots where much goes."""
     pruned = [
-        (size, way) for size in SPARSITIES for way in ZEROS if ZEROS[way].shots == 1 or size == SPARSITIES[-1]
-    ]  # fmt: skip
-    return [*(pruned if name in PRUNED else ()), *((size, way) for size in KEEPS for way in RANKS)]
+        (size, variant)
+        for size in SPARSITIES
+        for variant in ZEROS
+        if ZEROS[variant].shots == 1 or size == SPARSITIES[-1]
+    ]
+    return [*(pruned if name in PRUNED else ()), *((size, variant) for size in KEEPS for variant in RANKS)]
 
 
 @dataclass(frozen=True)
-class Ground:
-    """A model, what was measured of its matrices on which rows, and what judges."""
+class Setup:
+    """A model, its calibration data and statistics, and the KL divergence on other rows."""
 
     lm: LanguageModel
     data: Calibration
-    known: dict[str, LayerStats]
-    judge: KLMetric
+    stats: dict[str, LayerStats]
+    metric: KLMetric
 
 
-def prepared(name: str, seed: int) -> Ground:
-    """One model, measured once."""
+def load_setup(name: str, seed: int) -> Setup:
+    """Load a model and collect its statistics."""
     lm = random_llama(seed) if name == "a random Llama" else load(str(models_folder() / name))
     corpus = sample(read(MODELS[name], "train"), 2 * ROWS, seed)
     parts = [replace(corpus, examples=corpus.examples[part]) for part in (slice(ROWS), slice(ROWS, None))]
     first, last = (batches(lm, part, batch_size=16, max_length=MAX_LENGTH) for part in parts)
     data = Calibration(first, seed=seed)
-    known = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
-    return Ground(lm, data, known, KLMetric(lm, last))
+    stats = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
+    return Setup(lm, data, stats, KLMetric(lm, last))
 
 
 def random_llama(seed: int) -> LanguageModel:
@@ -133,22 +135,22 @@ def random_llama(seed: int) -> LanguageModel:
     return replace(load(str(models_folder() / "stories260K")), model=LlamaForCausalLM(config).eval())
 
 
-def solved(ground: Ground, size: str, way: str) -> dict:
-    """One cell, measured."""
-    small = ground.lm.shallow_copy()
+def measure_cell(setup: Setup, size: str, variant: str) -> dict:
+    """Measure one cell."""
+    small = setup.lm.shallow_copy()
     start = time.perf_counter()
-    known, taken = ground.known, ""
-    for step in steps_of(size, way):
-        known = known or collect_stats(small, ground.data, step.needs, small.sites())
-        outcome = step.solve(small, known, ground.data if _way(size, way).measured else None)
+    stats, taken = setup.stats, ""
+    for step in steps_of(size, variant):
+        stats = stats or collect_stats(small, setup.data, step.needs, small.sites())
+        outcome = step.solve(small, stats, setup.data if _way(size, variant).measured else None)
         taken += outcome.found[ALLOCATED]["taken"] + " " if ALLOCATED in outcome.found else ""
-        known = {}
-    return {"seconds": time.perf_counter() - start, "taken": taken.strip(), "kl": ground.judge(small)}
+        stats = {}
+    return {"seconds": time.perf_counter() - start, "taken": taken.strip(), "kl": setup.metric(small)}
 
 
-def steps_of(size: str, way: str) -> list[Compress]:
+def steps_of(size: str, variant: str) -> list[Compress]:
     """The steps that end at `size`; each shot keeps the same fraction of what is left."""
-    asked = _way(size, way)
+    asked = _way(size, variant)
     if size in KEEPS:
         return [Compress(method=KfacSvd(), keep=float(size.split()[1]), allocate=asked.allocate)]
     kept = 1 - float(size.split(maxsplit=1)[0]) / 100
@@ -156,8 +158,8 @@ def steps_of(size: str, way: str) -> list[Compress]:
     return [Compress(method=KfacPrune(sparsity=sparsity), allocate=asked.allocate) for sparsity in sparsities]
 
 
-def _way(size: str, way: str) -> Way:
-    return (RANKS if size in KEEPS else ZEROS)[way]
+def _way(size: str, variant: str) -> Variant:
+    return (RANKS if size in KEEPS else ZEROS)[variant]
 
 
 def write_tables(argv: Sequence[str]) -> None:
@@ -167,20 +169,21 @@ def write_tables(argv: Sequence[str]) -> None:
     replace_between(ROOT / "docs/lowrank.md", table(KEEPS, list(RANKS)), BEGIN)
 
 
-def table(sizes: Sequence[str], ways: Sequence[str]) -> str:
-    """One row a model and size, one column a way: KL and seconds, means over the seeds; the least KL is bold."""
-    lines = [f"| model | | {' | '.join(ways)} |", "|---|---|" + "---:|" * len(ways)]
+def table(sizes: Sequence[str], variants: Sequence[str]) -> str:
+    """One row a model and size, one column a variant: KL and seconds, means over the seeds; the least KL is bold."""
+    lines = [f"| model | | {' | '.join(variants)} |", "|---|---|" + "---:|" * len(variants)]
     for name in MODELS:
         for size in sizes:
-            here = {way: CELLS.where(model=name, size=size, way=way) for way in ways}
-            kls = {way: mean_of(cells, "kl") for way, cells in here.items()}
+            here = {variant: CELLS.where(model=name, size=size, way=variant) for variant in variants}
+            kls = {variant: mean_of(cells, "kl") for variant, cells in here.items()}
+            least = min(kls.values())
             if not any(here.values()):
                 continue
             entries = [
-                f"{in_bold(f'{kls[way]:.3g}', kls[way] == min(kls.values()))} ({mean_of(cells, 'seconds'):.0f} s)"
+                f"{in_bold(f'{kls[variant]:.3g}', kls[variant] == least)} ({mean_of(cells, 'seconds'):.0f} s)"
                 if cells
                 else ""
-                for way, cells in here.items()
+                for variant, cells in here.items()
             ]
             lines.append(f"| {name} | {size} | {' | '.join(entries)} |")
     return "\n".join([*lines, ""])

@@ -13,10 +13,8 @@ from statistics import geometric_mean
 import torch
 from rich.progress import track
 
-from benchmarks.cells import Cells
-from benchmarks.common import clone, kl, predictions
-from benchmarks.quantize_quality import Judge, prepared
-from benchmarks.quantizing import GROUNDS
+from benchmarks.common import Cells, clone, kl, predictions
+from benchmarks.quantizing import TEST_SETS
 from benchmarks.tables import ROOT, replace_between
 from laconic.methods import Rtn
 from laconic.numerics.grid import dequantize, fit_grid, quantize
@@ -34,27 +32,29 @@ Key = tuple[str, int, int | str, bool, bool, int]
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(GROUNDS), nargs="+", default=list(GROUNDS), help="some of the models")
+    parser.add_argument(
+        "--only", choices=list(TEST_SETS), nargs="+", default=list(TEST_SETS), help="some of the models"
+    )
     parser.add_argument("--nudges", type=int, default=0, help="measure every cell so many times more")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     for model in options.only:
         missing = CELLS.missing(_keys(model, options.nudges))
         if missing:
-            judge = prepared(model, 0)
-            rows = judge.rows[:: -(-len(judge.rows) // BATCHES)]
-            judge = Judge(judge.lm, rows, predictions(judge.lm, rows), judge.calibration)
+            reference = load_setup(model, 0)
+            rows = reference.rows[:: -(-len(reference.rows) // BATCHES)]
+            reference = Reference(reference.lm, rows, predictions(reference.lm, rows), reference.calibration)
             for key in track(missing, model):
-                CELLS.add(key, {"kl": measured(judge, key)})
+                CELLS.add(key, {"kl": measured(reference, key)})
     print(f"{CELLS}; `python -m benchmarks clipping_tables` makes the table")
 
 
-def measured(judge: Judge, key: Key) -> float:
+def measured(reference: Reference, key: Key) -> float:
     """KL of one cell."""
     _, bits, group, symmetric, clip, nudge = key
     method = Rtn(bits=bits, group_size=group, symmetric=symmetric, clip=clip)
     generator = torch.Generator().manual_seed(nudge)
-    small = clone(judge.lm)
+    small = clone(reference.lm)
     for site in small.sites():
         weight = site.parameter.data
         grid = fit_grid(weight, method.grid_spec(bits, weight.shape[1]))
@@ -62,14 +62,14 @@ def measured(judge: Judge, key: Key) -> float:
             share = 1 + NUDGE * (2 * torch.rand(grid.scale.shape, generator=generator) - 1)
             grid = grid._replace(scale=(grid.scale * share).half().float())
         weight.copy_(dequantize(quantize(weight, grid), grid))
-    return kl(judge.dense, predictions(small, judge.rows))
+    return kl(reference.dense, predictions(small, reference.rows))
 
 
 def write_tables(argv: Sequence[str]) -> None:
     """Write what is measured by now into docs/quantization.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     lines = ["| model | grid | group | 4 bits | 3 bits | 2 bits |", "|---|---|---|---:|---:|---:|"]
-    for model in GROUNDS:
+    for model in TEST_SETS:
         for symmetric in (False, True):
             for group in GROUPS:
                 entries = [_entry(model, bits, group, symmetric) for bits in BITS]

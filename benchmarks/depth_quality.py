@@ -11,10 +11,8 @@ from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.cells import Cells, mean_of, quality
-from benchmarks.common import calibration, clone, development, models_folder, predictions
-from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
-from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.common import Cells, calibration, clone, development, mean_of, models_folder, predictions, quality
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten
@@ -57,7 +55,7 @@ def measure(name: str, seed: int, drops: Sequence[int]) -> None:
     lm = load(str(models_folder() / name))
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     data = development(lm, MODELS[name])
-    judge = Judge(lm, data, predictions(lm, data))
+    reference = Reference(lm, data, predictions(lm, data))
     chooser = Chooser(lm, rows)
     found: dict[tuple, dict] = {}
     for key in track(missing, f"{name}, seed {seed}"):
@@ -67,7 +65,7 @@ def measure(name: str, seed: int, drops: Sequence[int]) -> None:
             small = clone(lm)
             outcome = Shorten(blocks=blocks, replace=replace).apply(small, rows)
             found[blocks, replace] = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes,
-                                      "blocks": blocks, **judged(judge, small)}  # fmt: skip
+                                      "blocks": blocks, **evaluate(reference, small)}  # fmt: skip
         CELLS.add(key, found[blocks, replace])
 
 
@@ -112,13 +110,15 @@ def table(name: str) -> str:
         f"| select | replace | {' | '.join(f'−{drop}' for drop in DROPS)} |",
         "|---|---|" + "---|" * len(DROPS),
     ]
-    ways = [(select, replace) for select in SELECTS for replace in REPLACEMENTS]
-    kls = {(*way, drop): round(mean_of(_at(mine, *way, drop), "kl"), 4) for way in ways for drop in DROPS}
-    least = {drop: min(kls[*way, drop] for way in ways) for drop in DROPS}
-    for way in ways:
+    variants = [(select, replace) for select in SELECTS for replace in REPLACEMENTS]
+    kls = {
+        (*variant, drop): round(mean_of(_at(mine, *variant, drop), "kl"), 4) for variant in variants for drop in DROPS
+    }
+    least = {drop: min(kls[*variant, drop] for variant in variants) for drop in DROPS}
+    for variant in variants:
         # Several drop the same blocks.
-        entries = [quality(_at(mine, *way, drop), kls[*way, drop] == least[drop], digits=3) for drop in DROPS]
-        lines.append(f"| {' | '.join(way)} | {' | '.join(entries)} |")
+        entries = [quality(_at(mine, *variant, drop), kls[*variant, drop] == least[drop], digits=3) for drop in DROPS]
+        lines.append(f"| {' | '.join(variant)} | {' | '.join(entries)} |")
     for replace in ("nothing", "linear"):
         sizes = [_megabytes(_at(mine, "dp", replace, drop)) for drop in DROPS]
         lines.append(f"| *MB in the blocks* | *dp, {replace}* | {' | '.join(sizes)} |")

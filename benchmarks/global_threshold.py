@@ -1,10 +1,11 @@
 """Memory and time of one magnitude threshold over a billion weights: laconic's, and that of torch's own pruning.
 
-The weights are random, in float32, in the shapes of the blocks of a Llama 3.2 of a billion parameters. Each way prunes
-half of them in a process of its own: laconic finds how many each matrix loses (`laconic.numerics.masks`) and zeroes
-them matrix by matrix, torch runs `prune.global_unstructured` and `prune.remove` as in its tutorial. What is measured is
-the process's largest resident memory above what it had before the weights were made, in units of the weights. A
-process may take as much memory as the machine has to give; one that asks for more ends with what torch says of it.
+The weights are random, in float32, in the shapes of the blocks of a Llama 3.2 of a billion parameters. Each variant
+prunes half of them in a process of its own: laconic finds how many each matrix loses (`laconic.numerics.masks`) and
+zeroes them matrix by matrix, torch runs `prune.global_unstructured` and `prune.remove` as in its tutorial. What is
+measured is the process's largest resident memory above what it had before the weights were made, in units of the
+weights. A process may take as much memory as the machine has to give; one that asks for more ends with what torch says
+of it.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from laconic.numerics.masks import CHUNK, ScoredMatrix, count_pruned, keep_in_ma
 SHAPES = ((2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192))
 """Query, key, value, output, gate, up and down of one block."""
 BLOCKS = (2, 17)
-"""So that both ways finish; and a billion weights."""
+"""So that both variants finish; and a billion weights."""
 SPARSITY = 0.5
 LEFT_TO_THE_MACHINE = 4 * 2**30
 """Bytes of its free memory that no process here may take."""
@@ -38,10 +39,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--here", nargs=2, metavar=("WAY", "BLOCKS"), help="measure in this process, print JSON")
     options = parser.parse_args(argv)
     if options.here:
-        way, blocks = options.here
-        print(json.dumps(measured(WAYS[way], int(blocks))))
+        variant, blocks = options.here
+        print(json.dumps(measured(VARIANTS[variant], int(blocks))))
         return
-    rows = [{"way": way, "blocks": blocks, **apart(way, blocks)} for blocks in BLOCKS for way in WAYS]
+    rows = [{"way": variant, "blocks": blocks, **apart(variant, blocks)} for blocks in BLOCKS for variant in VARIANTS]
     for row in rows:
         said = row.get("failed") or (
             f"peak {row['peak_bytes'] / 2**30:.2f} GiB, {row['ratio']:.2f} × the weights, {row['seconds']:.0f} s"
@@ -52,13 +53,13 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def apart(way: str, blocks: int) -> dict:
-    """One way in a process of its own."""
+def apart(variant: str, blocks: int) -> dict:
+    """One variant in a process of its own."""
     limit = available() - LEFT_TO_THE_MACHINE
     weights = blocks * sum(rows * columns for rows, columns in SHAPES)
     size = {"weights": weights, "weight_bytes": 4 * weights, "limit_bytes": limit}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "global_threshold", "--here", way, str(blocks)],
+        [sys.executable, "-m", "benchmarks", "global_threshold", "--here", variant, str(blocks)],
         capture_output=True,
         text=True,
         check=False,
@@ -100,7 +101,7 @@ def by_torch(layers: nn.ModuleList, k: int) -> None:
         prune.remove(layer, name)
 
 
-WAYS: dict[str, Callable[[nn.ModuleList, int], None]] = {"laconic": by_laconic, "torch": by_torch}
+VARIANTS: dict[str, Callable[[nn.ModuleList, int], None]] = {"laconic": by_laconic, "torch": by_torch}
 
 
 def weights_of(layer: nn.Module) -> torch.Tensor:

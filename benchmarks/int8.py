@@ -5,8 +5,8 @@ at 8 × 128 and 1 × 16 tokens on a CPU, dense and int8 in turn. `ours` are as t
 that is fastest; `always int8` are the same layers made to run on whole numbers, which is what others do, and
 `smoothquant` moves what is hard to round from inputs to weights before, calibrated on 128 training rows.
 
-Each finished way is one line of benchmarks/results/int8.jsonl, with the machine, so that a run that was stopped goes on
-where it was, and another machine begins anew. `python -m benchmarks int8_tables` writes the tables.
+Each finished variant is one line of benchmarks/results/int8.jsonl, with the machine, so that a run that was stopped
+goes on where it was, and another machine begins anew. `python -m benchmarks int8_tables` writes the tables.
 
 ONNX Runtime takes part where `onnxruntime`, `onnx` and `onnxscript` are installed, and torch's `quantize_dynamic` as
 long as there is one.
@@ -48,18 +48,18 @@ PATH = RESULTS / "int8.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line for each way that was not measured on this machine yet, and keep it."""
+    """Print a line for each variant that was not measured on this machine yet, and keep it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
-    parser.add_argument("--like", default="", help="only ways with this in their name")
+    parser.add_argument("--like", default="", help="only variants with this in their name")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     RESULTS.mkdir(exist_ok=True)
     for name in [options.only] if options.only else MODELS:
         for row in measure(name, options.runs, options.like):
-            print(told(row), flush=True)
+            print(describe(row), flush=True)
             with PATH.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -70,32 +70,32 @@ def rows_of_all() -> list[dict]:
 
 
 def done(name: str) -> set[str]:
-    """The ways of one model that were measured on this machine."""
+    """The variants of one model that were measured on this machine."""
     return {row["way"] for row in rows_of_all() if row["model"] == name and row["machine"] == machine()}
 
 
 @torch.inference_mode()
 def measure(name: str, runs: int, like: str) -> Iterator[dict]:
-    """One row for each way of one model that is missing, of those with `like` in their name."""
+    """One row for each variant of one model that is missing, of those with `like` in their name."""
     lm = load(str(models_folder() / name))
     data = development(lm, MODELS[name])
     some = development(lm, MODELS[name], COMPARED_ROWS)
     dense = plain(lm.model)
     reference, hidden = predicted(lm, dense, data), states(dense, some)
     with evaluating(lm):
-        for way, small in ways(lm, MODELS[name]).items():
-            if way in done(name) or like not in way:
+        for variant, small in variants(lm, MODELS[name]).items():
+            if variant in done(name) or like not in variant:
                 continue
             said = predicted(lm, small, data)
             error = (states(small, some) - hidden).norm() / hidden.norm()
-            row = {"model": name, "way": way, "metric": METRICS[name], "value": metric(said), "error": error.item()}
+            row = {"model": name, "way": variant, "metric": METRICS[name], "value": metric(said), "error": error.item()}
             row |= {"kl": kl(reference, said)}
             for batch, length in SHAPES:
                 row[f"{batch}x{length}"] = alternating(dense, small, random_batch(lm, batch, length), runs)
             yield row | {"runs": runs, "machine": machine()}
 
 
-def told(row: dict) -> str:
+def describe(row: dict) -> str:
     """One line of the table; a speed is that of the medians."""
     times = "".join(
         f"  {shape} {row[shape]['ms'][1]:6.1f} ms ({row[shape]['dense_ms'][1] / row[shape]['ms'][1]:.2f}×)"
@@ -107,7 +107,7 @@ def told(row: dict) -> str:
     )
 
 
-def ways(lm: LanguageModel, source: str) -> dict[str, Model]:
+def variants(lm: LanguageModel, source: str) -> dict[str, Model]:
     """By name, what is compared."""
     kernel = whole_numbers()
     smooth = clone(lm)

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 from rich.progress import track
 
+from benchmarks import int8
 from benchmarks.common import RESULTS
+from benchmarks.lowrank import METRICS, MODELS
+from benchmarks.tables import ROOT, replace_between
 from laconic.formats.autotune import ROWS, ProductShape, machine, time_kernels
 from laconic.formats.int4_kernels import Int4Family
 from laconic.formats.int8 import INT8
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     for asked in track([asked for asked in questions if key_of(asked) not in done], "products"):
         question = ProductShape(asked["rows"], asked["out"], asked["in"], DTYPES[asked["dtype"]])
         seconds = time_kernels(FAMILIES[asked["family"]], question)
-        with PATH.open("a") as file:
+        with KERNELS_PATH.open("a") as file:
             file.write(json.dumps({**asked, "seconds": seconds, "machine": here}) + "\n")
 
 
@@ -61,8 +64,67 @@ def measured_rows_of(here: dict) -> list[dict]:
 
 def measured() -> list[dict]:
     """All that was measured, in that order."""
-    return [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
+    return [json.loads(line) for line in KERNELS_PATH.read_text().splitlines()] if KERNELS_PATH.exists() else []
 
 
 def key_of(row: dict) -> tuple:
     return tuple(row[name] for name in SAME)
+
+
+KERNELS = "<!-- kernels, made by `python -m benchmarks int8_tables` -->"
+SHOWN = (1, 16, 256)
+"""Numbers of rows that are shown of those that were measured."""
+ENCODERS = "<!-- encoders, made by `python -m benchmarks int8_tables` -->"
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/int8.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    page = ROOT / "docs/int8.md"
+    if rows := measured():
+        replace_between(page, "\n".join(kernels(_of_last(rows))), KERNELS)
+    if rows := int8.rows_of_all():
+        replace_between(page, "\n".join(encoders(_of_last(rows))), ENCODERS)
+
+
+def kernels(rows: list[dict]) -> list[str]:
+    """A table for each family and dtype: a dense product, and how many times as fast each kernel is."""
+    lines = [f"{_spoken(rows[0]['machine'])}.", ""]
+    for family, dtype in dict.fromkeys((row["family"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["family"], row["dtype"]) == (family, dtype) and row["rows"] in SHOWN]
+        names = list(dict.fromkeys(name for row in mine for name in row["seconds"] if name != "dense"))
+        titles = " | ".join(f"`{name}`" for name in names)
+        lines += [f"**{family}, inputs in {dtype}**", ""]
+        lines += [f"| (out, in) | rows | dense | {titles} |", "|---|---:|---:|" + "---:|" * len(names)]
+        for row in sorted(mine, key=lambda row: (row["out"] * row["in"], row["out"], row["rows"])):
+            dense, seconds = row["seconds"]["dense"], row["seconds"]
+            entries = [f"{dense / seconds[name]:.2f}×" if name in seconds else "wrong here" for name in names]
+            shape = f"({row['out']}, {row['in']})"
+            lines.append(f"| {shape} | {row['rows']} | {1e3 * dense:.2f} ms | {' | '.join(entries)} |")
+        lines.append("")
+    return lines
+
+
+def encoders(rows: list[dict]) -> list[str]:
+    """A table for each model: quality, and how many times as fast as dense torch."""
+    runs = sorted({row["runs"] for row in rows})
+    lines = [f"{_spoken(rows[0]['machine'])}; {', '.join(map(str, runs))} timed runs of each.", ""]
+    shapes = [f"{batch}x{length}" for batch, length in int8.SHAPES]
+    for name in MODELS:
+        titles = " | ".join(shape.replace("x", " × ") for shape in shapes)
+        lines += [f"| {name}, {METRICS[name]} | value | KL | error | {titles} |", "|---|" + "---:|" * (3 + len(shapes))]
+        for row in (row for row in rows if row["model"] == name):
+            times = " | ".join(f"{row[shape]['dense_ms'][1] / row[shape]['ms'][1]:.2f}×" for shape in shapes)
+            quality = f"{row['value']:.2f} | {row['kl']:.5f} | {row['error']:.1%}"
+            lines.append(f"| {row['way']} | {quality} | {times} |")
+        lines.append("")
+    return lines
+
+
+def _of_last(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["machine"] == rows[-1]["machine"]]
+
+
+def _spoken(machine: dict) -> str:
+    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return f"{machine['processor']}, {machine['instructions']}, {threads}, torch {machine['torch']}"

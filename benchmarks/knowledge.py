@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from rich.progress import track
 
-from benchmarks.cells import Cells
-from benchmarks.common import clone
+from benchmarks.common import Cells, clone
 from benchmarks.masked_lm import masked_lm, passages
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
@@ -28,7 +27,7 @@ SEED = 0
 LIMITS = {"lama": 2000, "blimp": 335}
 """Facts and pairs."""
 DENSE = "dense"
-WAYS: dict[str, Compress | None] = {
+VARIANTS: dict[str, Compress | None] = {
     DENSE: None,
     "svd, half of the bytes": Compress(method=Svd(), keep=0.5),
     "kfac-svd, half of the bytes": Compress(method=KfacSvd(), keep=0.5),
@@ -43,14 +42,14 @@ SHOWN = (("lama", "p@1/trex"), ("lama", "p@10/trex"), ("lama", "mrr/trex"), ("la
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    missing = CELLS.missing((way,) for way in WAYS)
+    missing = CELLS.missing((variant,) for variant in VARIANTS)
     if not missing:
         return
     lm = load(str(masked_lm()))
     rows = sample(passages(), CALIBRATION_ROWS, SEED)
     data = Calibration(batches(lm, rows, batch_size=16, max_length=128), seed=SEED)
-    for (way,) in track(missing, "knowledge"):
-        CELLS.add((way,), cell(lm, WAYS[way], data))
+    for (variant,) in track(missing, "knowledge"):
+        CELLS.add((variant,), cell(lm, VARIANTS[variant], data))
 
 
 def cell(lm: LanguageModel, step: Compress | None, data: Calibration) -> dict:
@@ -72,10 +71,10 @@ def write_tables(argv: Sequence[str]) -> None:
         f"| | of the bytes | {' | '.join(f'{task} {metric}' for task, metric in SHOWN)} |",
         "|---|---:|" + "---|" * len(SHOWN),
     ]
-    for way in WAYS:
-        for here in CELLS.where(way=way):
+    for variant in VARIANTS:
+        for here in CELLS.where(way=variant):
             figures = " | ".join(_figure(here["results"][task][metric]) for task, metric in SHOWN)
-            lines.append(f"| {way} | {here['kept']:.0%} | {figures} |")
+            lines.append(f"| {variant} | {here['kept']:.0%} | {figures} |")
     replace_between(ROOT / "docs/knowledge.md", "\n".join([*lines, ""]), BEGIN)
 
 

@@ -1,8 +1,8 @@
 """Milliseconds of a forward pass (batch 8 × 128 tokens, float32, CPU) and bytes on disk: dense against low rank.
 
 Dense and compressed run alternately, so that a drift of the machine's speed hits both; the median of 30 runs of each
-after 5 to warm up. Bytes are those of the safetensors files that saving writes. One way stands for all that share out
-the budget as it does, because time depends on the ranks alone.
+after 5 to warm up. Bytes are those of the safetensors files that saving writes. One variant stands for all that share
+out the budget as it does, because time depends on the ranks alone.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.common import calibration, clone, models_folder, write_json
-from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, TIMED, every_need, step_of
+from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, TIMED, all_needs, step_of
 from laconic.calibrate import collect_stats
 from laconic.model import LanguageModel, load
 from laconic.store import file_bytes, save
@@ -49,21 +49,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str) -> list[dict]:
-    """One row for each way and size."""
+    """One row for each variant and size."""
     lm = load(str(models_folder() / name))
-    known = collect_stats(lm, calibration(lm, MODELS[name], CALIBRATION_ROWS, seed=0), every_need(TIMED), lm.sites())
+    stats = collect_stats(lm, calibration(lm, MODELS[name], CALIBRATION_ROWS, seed=0), all_needs(TIMED), lm.sites())
     dense_file = saved_bytes(lm)
     rows = []
     for keep in track(KEEPS, name):
-        for way in TIMED:
+        for variant in TIMED:
             small = clone(lm)
-            outcome = step_of(way, keep).solve(small, known)
+            outcome = step_of(variant, keep).solve(small, stats)
             dense_ms, small_ms = alternate(lm, small)
             file = saved_bytes(small)
             rows.append(
                 {
                     "model": name,
-                    "way": way,
+                    "way": variant,
                     "keep": keep,
                     "dense_ms": dense_ms,
                     "ms": small_ms,

@@ -49,13 +49,13 @@ def measure() -> list[dict]:
     """One row for each size, with inputs shared and not."""
     lm = load(str(models_folder() / MODEL))
     asked = [(keep, share) for share in (False, True) for keep in KEEPS]
-    known = collect_stats(lm, calibration(lm, SOURCE, 128, seed=0), step_of(0.5, False).needs, lm.sites())
+    stats = collect_stats(lm, calibration(lm, SOURCE, 128, seed=0), step_of(0.5, False).needs, lm.sites())
     data = development(lm, SOURCE)
     dense = predictions(lm, data)
     models, rows = [lm], []
     for keep, share in track(asked, "Compressing"):
         small, start = clone(lm), time.perf_counter()
-        outcome = step_of(keep, share).solve(small, known)
+        outcome = step_of(keep, share).solve(small, stats)
         models.append(small)
         rows.append(
             {

@@ -13,9 +13,12 @@ from scipy.stats import spearmanr
 
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
 from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
-from laconic.methods import Drone
+from laconic.calibrate.corpus import read
+from laconic.methods import Drone, Gptq, Yaqa
 from laconic.model import load
 from laconic.numerics.moments import quadratic_loss
+from laconic.progress import silent
+from laconic.recipe.flow import Sampling
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,16 +27,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rows", type=int, default=None, help="development rows (default: all 872)")
     options = parser.parse_args(argv)
     lm = load(str(models_folder() / "minilm-sst2"))
-    known = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {InputCovariance, GradCovariance}, lm.sites())
+    stats = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {InputCovariance, GradCovariance}, lm.sites())
     data = development(lm, "glue/sst2", options.rows)
     dense = predictions(lm, data)
     rows = []
     for site in track(lm.sites(), "Replacing one matrix at a time"):
         changed = clone(lm)
         (same,) = changed.sites([site.name])
-        format = Drone().with_keep(0.3, site.shape).compress(site.weight(), known[site.name])
+        format = Drone().with_keep(0.3, site.shape).compress(site.weight(), stats[site.name])
         error = site.weight() - format.dense()
-        F, C = known[site.name][GradCovariance].matrix, known[site.name][InputCovariance].matrix
+        F, C = stats[site.name][GradCovariance].matrix, stats[site.name][InputCovariance].matrix
         changed.replace(same, format)
         rows.append(
             {
@@ -54,3 +57,30 @@ def main(argv: Sequence[str]) -> None:
     print(f"  ½ tr(F E C Eᵀ)  {result['spearman_predicted']:.3f}")
     print(f"  ½ tr(E C Eᵀ)    {result['spearman_output_error']:.3f}")
     print(f"written to {path}")
+
+
+MODEL, SOURCE, ROWS = "bart-g2p-us", "g2p", 128
+BITS = (4, 3, 2)
+
+
+def two_sided(argv: Sequence[str]) -> None:
+    """Print the losses that `gptq` and `yaqa` predict of themselves on bart-g2p-us, one line for each number of bits.
+
+    ½ tr(F E C E^T), summed over the matrices, in nats; groups of 64, 128 training rows, one seed. `quantize_quality`
+    measures the KL divergence that they lead to.
+    """
+    argparse.ArgumentParser(description=two_sided.__doc__).parse_args(argv)
+    lm = load(str(models_folder() / MODEL))
+    data = Sampling(samples=ROWS).of(lm, read(SOURCE, "train"), silent)
+    sites = lm.sites()
+    stats = collect_stats(lm, data, frozenset({InputCovariance, GradCovariance}), sites)
+    for bits in BITS:
+        predicted = {}
+        for method in (Gptq(bits=bits), Yaqa(bits=bits)):
+            losses = []
+            for site in sites:
+                of, weight = stats[site.name], site.weight().detach().float()
+                error = weight.double() - method.compress(weight, of).dense().double()
+                losses.append(quadratic_loss(error, of[GradCovariance].matrix, of[InputCovariance].matrix))
+            predicted[method.name] = sum(losses)
+        print(f"{bits} bits: " + ", ".join(f"{name} {loss:.5f}" for name, loss in predicted.items()))

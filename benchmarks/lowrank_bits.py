@@ -1,7 +1,7 @@
 """Low rank whose factors are stored in few bits: higher ranks in the same bytes, on two fine-tuned encoders.
 
-The best way of `lowrank_quality` with its ranks raised by what six-bit factors save, then the factors rounded by GPTQ
-on the same 128 calibration rows. Judged on the whole development set. Each finished cell is one line of
+The best variant of `lowrank_quality` with its ranks raised by what six-bit factors save, then the factors rounded by
+GPTQ on the same 128 calibration rows. Judged on the whole development set. Each finished cell is one line of
 benchmarks/results/lowrank_bits.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
 """
 
@@ -12,11 +12,9 @@ from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.cells import Cells, spread
-from benchmarks.common import calibration, clone, development, models_folder, predictions
-from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, WAYS
-from benchmarks.lowrank_quality import CELLS as WHOLE
-from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.common import Cells, calibration, clone, development, models_folder, predictions, spread
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, VARIANTS, Reference, evaluate
+from benchmarks.lowrank import CELLS as WHOLE
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import collect_stats
 from laconic.compress import Compress
@@ -50,16 +48,16 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
         return
     lm = load(str(models_folder() / name))
     data = development(lm, MODELS[name])
-    judge = Judge(lm, data, predictions(lm, data))
+    reference = Reference(lm, data, predictions(lm, data))
     calibrating = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
-    known = collect_stats(lm, calibrating, WAYS[BEST].needs, lm.sites())
+    stats = collect_stats(lm, calibrating, VARIANTS[BEST].needs, lm.sites())
     for key in track(missing, f"{name}, seed {seed}"):
         *_, keep = key
         small = clone(lm)
-        first = replace(WAYS[BEST], keep=keep * 16 / BITS).solve(small, known, calibrating)
+        first = replace(VARIANTS[BEST], keep=keep * 16 / BITS).solve(small, stats, calibrating)
         outcome = Compress(method=ROUNDED).apply(small, calibrating)
         sizes = {"bytes": outcome.nbytes, "dense_bytes": first.dense_nbytes}
-        CELLS.add(key, {**sizes, **judged(judge, small)})
+        CELLS.add(key, {**sizes, **evaluate(reference, small)})
 
 
 def write_tables(argv: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def measure() -> list[dict]:
     data = calibration(lm, MODELS[MODEL], ROWS, seed=0)
     dense_file = saved_bytes(lm)
     rows = []
-    for way, step in track(list(STEPS.items()), MODEL):
+    for variant, step in track(list(STEPS.items()), MODEL):
         small = clone(lm)
         outcome = step.apply(small, data)
         dense_ms, small_ms = alternate(lm, small)
@@ -66,5 +66,5 @@ def measure() -> list[dict]:
         sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes}
         # What is on disk of the targeted matrices, with the biases and norms of what was dropped.
         on_disk = {"file_bytes": file, "dense_file_bytes": dense_file}
-        rows.append({"way": way, "dense_ms": dense_ms, "ms": small_ms, **sizes, **on_disk})
+        rows.append({"way": variant, "dense_ms": dense_ms, "ms": small_ms, **sizes, **on_disk})
     return rows

@@ -7,11 +7,9 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import places_of, short_quality, spread
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, places_of, short_quality, spread
 from benchmarks.lowrank import METRICS, MODELS
-from benchmarks.prune_quality import CELLS
-from benchmarks.pruning import CALIBRATION_ROWS, PATTERNS, SPARSITIES, WAYS
+from benchmarks.pruning import CALIBRATION_ROWS, CELLS, PATTERNS, SPARSITIES, VARIANTS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
 from laconic.report.costs import Point
@@ -56,27 +54,27 @@ def everything(name: str, mine: list[dict]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for size in (*SPARSITIES, *PATTERNS):
-        for way in WAYS:
-            here = _at(mine, way, size)
+        for variant in VARIANTS:
+            here = _at(mine, variant, size)
             if here:
-                lines.append(_row(size, way, here))
+                lines.append(_row(size, variant, here))
     return "\n".join([*lines, ""])
 
 
 def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -> list[str]:
-    """One row a way, one column a size; the least KL of each size is bold."""
+    """One row a variant, one column a size; the least KL of each size is bold."""
     lines = [f"| | {' | '.join(map(head, sizes))} |", "|---|" + "---|" * len(sizes)]
-    measured = {(way, size): _at(mine, way, size) for way in WAYS for size in sizes}
+    measured = {(variant, size): _at(mine, variant, size) for variant in VARIANTS for size in sizes}
     means = {key: mean(cell["kl"] for cell in here) for key, here in measured.items() if here}
     least = {size: min((kl for (_, other), kl in means.items() if other == size), default=None) for size in sizes}
-    for way in WAYS:
-        if not any(measured[way, size] for size in sizes):
+    for variant in VARIANTS:
+        if not any(measured[variant, size] for size in sizes):
             continue
         entries = []
         for size in sizes:
-            here = measured[way, size]
-            entries.append(short_quality(here, means[way, size] == least[size]) if here else "not run")
-        lines.append(f"| {way} | {' | '.join(entries)} |")
+            here = measured[variant, size]
+            entries.append(short_quality(here, means[variant, size] == least[size]) if here else "not run")
+        lines.append(f"| {variant} | {' | '.join(entries)} |")
     return lines
 
 
@@ -118,10 +116,10 @@ def memory() -> str:
 
 
 def figure(name: str, mine: list[dict]) -> Figure:
-    """KL against the bytes really kept, one line a way; each mark is the mean over the seeds."""
+    """KL against the bytes really kept, one line a variant; each mark is the mean over the seeds."""
     points = [
         Point(
-            method=way,
+            method=variant,
             keep=1 - float(size),
             nbytes=round(mean(cell["bytes"] for cell in here)),
             dense_nbytes=here[0]["dense_bytes"],
@@ -130,24 +128,24 @@ def figure(name: str, mine: list[dict]) -> Figure:
             agreement=float("nan"),
             latency=float("nan"),
         )
-        for way in WAYS
+        for variant in VARIANTS
         for size in SPARSITIES
-        if (here := _at(mine, way, size))
+        if (here := _at(mine, variant, size))
     ]
     return plots.trade_off(points, f"KL to the dense {name}, nats")
 
 
-def _at(mine: list[dict], way: str, size: str) -> list[dict]:
-    return [cell for cell in mine if cell["way"] == way and cell["size"] == size]
+def _at(mine: list[dict], variant: str, size: str) -> list[dict]:
+    return [cell for cell in mine if cell["way"] == variant and cell["size"] == size]
 
 
-def _row(size: str, way: str, here: list[dict]) -> str:
+def _row(size: str, variant: str, here: list[dict]) -> str:
     kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
     shown = size if size in PATTERNS else f"{float(size):.0%}"
     most = max(cell["largest_sparsity"] for cell in here)
     megabytes = [mean(cell[what] for cell in here) / 1e6 for what in ("bytes", "file_bytes")]
     seconds = mean(cell["seconds"] for cell in here)
     return (
-        f"| {shown} | {way} | {spread(kls, places_of(mean(kls)))} | {spread(metrics, 3)} | {most:.1%} "
+        f"| {shown} | {variant} | {spread(kls, places_of(mean(kls)))} | {spread(metrics, 3)} | {most:.1%} "
         f"| {megabytes[0]:.2f} | {megabytes[1]:.1f} | {seconds:.0f} |"
     )

@@ -6,9 +6,8 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import mean_of, places_of, short_quality, spread
-from benchmarks.quantize_quality import CELLS
-from benchmarks.quantizing import BITS, COMBINATIONS, GROUNDS, GROUPS, METHODS
+from benchmarks.common import mean_of, places_of, short_quality, spread
+from benchmarks.quantizing import BITS, CELLS, COMBINATIONS, GROUPS, METHODS, TEST_SETS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
 from laconic.report.costs import Point
@@ -26,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Write what is measured by now into docs/quantization.md, and the figures beside it."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
-    for name in GROUNDS:
+    for name in TEST_SETS:
         mine = CELLS.where(model=name)
         if mine:
             plots.save(figure(name, mine), ROOT / f"docs/quantization-{name}")
@@ -38,23 +37,23 @@ def everything(name: str, mine: list[dict]) -> str:
     """KL and metric of every method alone, then of combinations by their bytes."""
     dense, seeds = mine[0]["dense_metric"], len({cell["seed"] for cell in mine})
     lines = [
-        f"### {name} ({GROUNDS[name].metric} {dense:.3f} dense)",
+        f"### {name} ({TEST_SETS[name].metric} {dense:.3f} dense)",
         "",
         f"![KL against bytes kept](quantization-{name}.png)",
         "",
-        f"KL to the dense model / {GROUNDS[name].metric}; calibration seeds: {seeds}",
+        f"KL to the dense model / {TEST_SETS[name].metric}; calibration seeds: {seeds}",
         "",
         f"| group | method | {' | '.join(f'{bits} bits' for bits in BITS)} |",
         "|---|---|" + "---|" * len(BITS),
     ]
     for group in GROUPS:
         lines += _of_group(mine, group)
-    done = [(way, here) for way in COMBINATIONS if (here := _of(mine, way))]
+    done = [(variant, here) for variant in COMBINATIONS if (here := _of(mine, variant))]
     if done:
-        lines += ["", f"| combination | % of bytes | file, MB | KL, nats | {GROUNDS[name].metric} |"]
+        lines += ["", f"| combination | % of bytes | file, MB | KL, nats | {TEST_SETS[name].metric} |"]
         lines.append("|---|---:|---:|---:|---:|")
         done.sort(key=lambda pair: mean(cell["bytes"] for cell in pair[1]))
-        lines += [_combined(way, here) for way, here in done]
+        lines += [_combined(variant, here) for variant, here in done]
     return "\n".join([*lines, ""])
 
 
@@ -63,7 +62,7 @@ def figure(name: str, mine: list[dict]) -> Figure:
     drawn = [bits for bits in BITS if bits <= DRAWN_BITS]
     groups = {method: "channel" if method == "kmeans" else DRAWN_GROUP for method in METHODS}
     lines = {method: [f"{method}, {bits} bits, {group}" for bits in drawn] for method, group in groups.items()}
-    lines |= {"mixed": [way for way in COMBINATIONS if way.startswith("mixed")]}
+    lines |= {"mixed": [variant for variant in COMBINATIONS if variant.startswith("mixed")]}
     points = [
         Point(
             method=line,
@@ -75,9 +74,9 @@ def figure(name: str, mine: list[dict]) -> Figure:
             agreement=float("nan"),
             latency=float("nan"),
         )
-        for line, ways in lines.items()
-        for way in ways
-        if (here := _of(mine, way))
+        for line, variants in lines.items()
+        for variant in variants
+        if (here := _of(mine, variant))
     ]
     return plots.trade_off(points, f"KL to the dense {name}, nats")
 
@@ -116,12 +115,12 @@ def _alike(share: float, usual: float) -> bool:
     return abs(share - usual) <= AS_MANY * usual
 
 
-def _combined(way: str, here: list[dict]) -> str:
+def _combined(variant: str, here: list[dict]) -> str:
     share = mean_of(here, "bytes") / here[0]["dense_bytes"]
     kls = [cell["kl"] for cell in here]
     size, kl = mean_of(here, "file_bytes") / 1e6, spread(kls, places_of(mean(kls)))
-    return f"| {way} | {share:.1%} | {size:.2f} | {kl} | {mean_of(here, 'metric'):.3f} |"
+    return f"| {variant} | {share:.1%} | {size:.2f} | {kl} | {mean_of(here, 'metric'):.3f} |"
 
 
-def _of(mine: list[dict], way: str) -> list[dict]:
-    return [cell for cell in mine if cell["way"] == way]
+def _of(mine: list[dict], variant: str) -> list[dict]:
+    return [cell for cell in mine if cell["way"] == variant]

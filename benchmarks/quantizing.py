@@ -1,11 +1,30 @@
-"""What the tables of docs/quantization.md compare: methods, bits and groups; then combinations in as many bytes."""
+"""Quality of quantizing five models, and of combinations with pruning and low rank, without any training.
 
-from collections.abc import Callable
+Calibration: 128 training rows. Judged on held-out rows: KL divergence from the dense model (nats per prediction), the
+task's metric or perplexity, the bytes of the targeted matrices and of the saved file. Each finished cell is one line
+of benchmarks/results/quantize_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from rich.progress import track
+from torch.nn.functional import cross_entropy
+
+from benchmarks.common import Cells, clone, development, kl, models_folder, predictions
+from benchmarks.latency import saved_bytes
+from benchmarks.lowrank import SEEDS, metric
+from laconic.calibrate import Calibration, LayerStats, collect_stats
+from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Compress
 from laconic.methods import Awq, Gptq, KfacPrune, KfacSvd, KMeans, Plus, Rtn, Yaqa
 from laconic.methods.quantize.base import QuantizationMethod
+from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.numerics.distributions import CATEGORICAL
+from laconic.store import materialize
 
 CALIBRATION_ROWS = 128
 BITS = (8, 4, 3, 2)
@@ -27,7 +46,7 @@ Steps = Callable[[int], list[Compress]]
 
 
 @dataclass(frozen=True)
-class Ground:
+class TestSet:
     """A model, where its rows come from, and how many of them it is judged on; None for the whole development split.
 
     halves: the source has no split of its own: calibrated on rows of its first half, judged on the last ones.
@@ -39,12 +58,12 @@ class Ground:
     halves: bool = False
 
 
-GROUNDS = {
-    "minilm-sst2": Ground("glue/sst2", "accuracy"),
-    "minilm-stsb": Ground("glue/stsb", "Pearson"),
-    "bart-g2p-us": Ground("g2p", "perplexity", rows=500),
-    "mico-tinyllama-1m": Ground("tinystories", "perplexity", rows=100, halves=True),
-    "stories260K": Ground("tinystories", "perplexity", rows=100, halves=True),
+TEST_SETS = {
+    "minilm-sst2": TestSet("glue/sst2", "accuracy"),
+    "minilm-stsb": TestSet("glue/stsb", "Pearson"),
+    "bart-g2p-us": TestSet("g2p", "perplexity", rows=500),
+    "mico-tinyllama-1m": TestSet("tinystories", "perplexity", rows=100, halves=True),
+    "stories260K": TestSet("tinystories", "perplexity", rows=100, halves=True),
 }
 
 
@@ -100,3 +119,97 @@ COMBINATIONS: dict[str, Steps] = {
     "mixed, 4 bits": mixed(4),
 }
 """What takes about as many bytes stands side by side: half sparse with 4 bits is 3 bits a weight, with its mask."""
+
+
+CELLS = Cells("quantize_quality", ("model", "seed", "way"))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A dense model, rows that nothing was fitted on, and what it says about them."""
+
+    lm: LanguageModel
+    rows: list[Batch]
+    dense: Predictions
+    calibration: Calibration
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(TEST_SETS), nargs="+", help="some of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "combinations"], help="some of the methods")
+    parser.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS), help="some of the bits")
+    options = parser.parse_args(argv)
+    chosen = options.methods or [*METHODS, "combinations"]
+    wanted = {
+        f"{name}, {bits} bits, {group}": alone(name, bits, group)
+        for name in METHODS
+        if name in chosen
+        for bits in options.bits
+        for group in GROUPS
+    }
+    if "combinations" in chosen:
+        wanted |= COMBINATIONS
+    for model in options.only or TEST_SETS:
+        for seed in options.seeds:
+            measure(model, seed, wanted)
+    print(f"{CELLS}; `python -m benchmarks quantize_tables` makes the tables")
+
+
+def measure(model: str, seed: int, wanted: dict[str, Steps]) -> None:
+    """Every cell of one model and one calibration seed that has no line yet."""
+    missing = CELLS.missing((model, seed, variant) for variant in wanted)
+    if not missing:
+        return
+    setup = load_setup(model, seed)
+    steps = {variant: wanted[variant](8 * setup.lm.dtype.itemsize) for *_, variant in missing}
+    needs = frozenset().union(*(first.needs for first, *_ in steps.values()))
+    stats = collect_stats(setup.lm, setup.calibration, needs, setup.lm.sites())
+    for key in track(missing, f"{model}, seed {seed}"):
+        *_, variant = key
+        CELLS.add(key, copy_other_seed(model, variant, steps[variant]) or measure_cell(setup, stats, steps[variant]))
+
+
+def load_setup(model: str, seed: int) -> Setup:
+    """One model with what it is calibrated and judged on."""
+    test_set, lm = TEST_SETS[model], load(str(models_folder() / model))
+    corpus = read(test_set.source, "train")
+    rows = development(lm, test_set.source, test_set.rows)
+    if test_set.halves:
+        held_out = replace(corpus, examples=corpus.examples[-(test_set.rows or 0) :])
+        rows = batches(lm, held_out, batch_size=16, max_length=128)
+        corpus = replace(corpus, examples=corpus.examples[: len(corpus.examples) // 2])
+    drawn = batches(lm, sample(corpus, CALIBRATION_ROWS, seed), batch_size=16, max_length=128)
+    return Setup(lm, rows, predictions(lm, rows), Calibration(drawn, seed=seed))
+
+
+def measure_cell(setup: Setup, stats: dict[str, LayerStats], steps: Sequence[Compress]) -> dict:
+    """Measure one cell."""
+    small = clone(setup.lm)
+    start = time.perf_counter()
+    outcome = steps[0].solve(small, stats, setup.calibration)
+    dense = outcome.dense_nbytes
+    for step in steps[1:]:
+        outcome = step.apply(small, setup.calibration)
+    seconds = time.perf_counter() - start
+    sizes = {"bytes": outcome.nbytes, "dense_bytes": dense, "file_bytes": saved_bytes(small), "seconds": seconds}
+    # Made plain it computes the same, and decodes no matrix at every batch.
+    now = predictions(replace(small, model=materialize(small.model)), setup.rows)
+    return {**sizes, "kl": kl(setup.dense, now), "metric": quality(now), "dense_metric": quality(setup.dense)}
+
+
+def quality(predicted: Predictions) -> float:
+    """Accuracy, correlation, or perplexity of what is said token by token."""
+    if predicted.distribution is CATEGORICAL and predicted.values.shape[-1] > 2:
+        assert predicted.labels is not None
+        return math.exp(cross_entropy(predicted.values.float(), predicted.labels).item())
+    return metric(predicted)
+
+
+def copy_other_seed(model: str, variant: str, steps: Sequence[Compress]) -> dict | None:
+    """The cell of another seed, where the variant uses no data, so that all seeds agree."""
+    if any(step.needs_data for step in steps):
+        return None
+    return next(iter(CELLS.where(model=model, way=variant)), None)

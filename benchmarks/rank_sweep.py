@@ -7,16 +7,16 @@ begin anew.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import track
 
-from benchmarks.cells import Cells
-from benchmarks.common import calibration, clone, development, models_folder, predictions
-from benchmarks.lowrank import CALIBRATION_ROWS, MODELS
-from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.common import RESULTS, Cells, calibration, clone, development, models_folder, predictions
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, Reference, evaluate
+from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.compress import Compress
 from laconic.model import load
@@ -51,28 +51,32 @@ def measure(name: str) -> None:
     lm = load(str(models_folder() / name))
     known_from = calibration(lm, MODELS[name], CALIBRATION_ROWS, SEED)
     data = development(lm, MODELS[name])
-    judge = Judge(lm, data, predictions(lm, data))
+    reference = Reference(lm, data, predictions(lm, data))
     sweep = [step_of(recipe, RANKS[0]) for _, recipe, rank in missing if rank is not None]
     needs = frozenset().union(*(step.needs for step in sweep))
-    known = collect_stats(lm, known_from, needs, lm.sites(sweep[0].targets)) if sweep else {}
+    stats = collect_stats(lm, known_from, needs, lm.sites(sweep[0].targets)) if sweep else {}
     for key in track(missing, name):
         _, recipe, rank = key
-        cell = ruled(judge, recipe, known_from) if rank is None else swept(judge, recipe, rank, known)
+        cell = (
+            measure_rule(reference, recipe, known_from)
+            if rank is None
+            else measure_rank(reference, recipe, rank, stats)
+        )
         CELLS.add(key, cell)
 
 
-def ruled(judge: Judge, recipe: str, data: Calibration) -> dict:
+def measure_rule(reference: Reference, recipe: str, data: Calibration) -> dict:
     """One cell of a rule that says the rank of every matrix."""
-    small = clone(judge.lm)
+    small = clone(reference.lm)
     _, changes = apply_steps(small, read_recipe(RECIPES / f"{recipe}.yaml").steps, data)
-    return {"bytes": changes.nbytes, "dense_bytes": changes.dense_nbytes, **judged(judge, small)}
+    return {"bytes": changes.nbytes, "dense_bytes": changes.dense_nbytes, **evaluate(reference, small)}
 
 
-def swept(judge: Judge, recipe: str, rank: int, known: dict[str, LayerStats]) -> dict:
+def measure_rank(reference: Reference, recipe: str, rank: int, stats: dict[str, LayerStats]) -> dict:
     """One cell of the sweep."""
-    small = clone(judge.lm)
-    outcome = step_of(recipe, rank).solve(small, known)
-    return {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, **judged(judge, small)}
+    small = clone(reference.lm)
+    outcome = step_of(recipe, rank).solve(small, stats)
+    return {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, **evaluate(reference, small)}
 
 
 def step_of(recipe: str, rank: int) -> Compress:
@@ -80,3 +84,89 @@ def step_of(recipe: str, rank: int) -> Compress:
     (step,) = read_recipe(RECIPES / f"{recipe}.yaml").steps
     assert isinstance(step, Compress)
     return replace(step, method=replace(step.method, rank=rank))
+
+
+BEGIN = "<!-- made by `python -m benchmarks rank_tables` -->"
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write the tables into docs/ranks.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    parts = [*(rules(name) + sweep(name) for name in MODELS), searched(), budgets()]
+    replace_between(ROOT / "docs/ranks.md", "\n".join(parts), BEGIN)
+
+
+def rules(name: str) -> str:
+    """The three rank rules."""
+    mine = {cell["recipe"]: cell for cell in CELLS.where(model=name)}
+    dense = next(iter(mine.values()))["dense_metric"]
+    lines = [
+        f"## {name} ({METRICS[name]} {dense:.3f} dense)",
+        "",
+        f"| rule | bytes kept | KL, nats | {METRICS[name]} |",
+        "|---|---:|---:|---:|",
+        *(f"| {rule} | {_kept(mine[rule])} | {mine[rule]['kl']:.4f} | {_metric(mine[rule])} |" for rule in RULES),
+    ]
+    return "\n".join([*lines, "", ""])
+
+
+def sweep(name: str) -> str:
+    """Metric and KL by rank, a column for each variant."""
+    mine = {(cell["recipe"], cell["rank"]): cell for cell in CELLS.where(model=name)}
+    lines = [
+        f"| rank (of 384) | bytes kept | {' | '.join(recipe.removeprefix('rank-') for recipe in SWEEP)} |",
+        "|---|---:|" + "---:|" * len(SWEEP),
+    ]
+    for rank in RANKS:
+        here = [mine.get((recipe, rank)) for recipe in SWEEP]
+        entries = " | ".join(f"{_metric(cell)} / {cell['kl']:.4f}" if cell else "not run" for cell in here)
+        kept = next((_kept(cell) for cell in here if cell), "")
+        lines.append(f"| {rank} | {kept} | {entries} |")
+    return "\n".join([*lines, ""])
+
+
+def searched() -> str:
+    """The search by an error, beside the other variants at as many bytes."""
+    rows = json.loads((RESULTS / "threshold.json").read_text())["rows"]
+    lines = [
+        "## Ranks searched by an error",
+        "",
+        "`python -m benchmarks threshold`: minilm-sst2, drone, attention and feed-forward matrices.",
+        "",
+        "| KL allowed | on calibration | held out | accuracy | bytes kept | uniform there | spectrum there |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['error']} | {row['kl_on_calibration']:.4f} | {row['kl']:.4f} | {row['metric']:.3f} "
+            f"| {row['bytes']:.3f} | {row['kl_uniform']:.4f} | {row['kl_spectrum']:.4f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def budgets() -> str:
+    """What a budget of time came to."""
+    measured = json.loads((RESULTS / "latency_budget.json").read_text())
+    lines = [
+        "## Budgets of time",
+        "",
+        f"`python -m benchmarks latency_budget`: minilm-sst2, kfac-svd, {measured['batch']} × {measured['length']} "
+        f"tokens, float32, eager, {measured['threads']} thread.",
+        "",
+        "| keep of the latency | inputs shared | measured | off by | bytes kept | KL, nats |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in measured["rows"]:
+        lines.append(
+            f"| {row['keep']} | {'yes' if row['share_inputs'] else 'no'} | {row['measured']:.3f} "
+            f"| {row['measured'] / row['keep'] - 1:+.1%} | {_kept(row)} | {row['kl']:.4f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _kept(cell: dict) -> str:
+    return f"{cell['bytes'] / cell['dense_bytes']:.3f}"
+
+
+def _metric(cell: dict) -> str:
+    return f"{cell['metric']:.3f}"

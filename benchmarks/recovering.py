@@ -1,12 +1,30 @@
-"""What the tables of docs/recovery.md compare: compressed models, and ways to win their quality back."""
+"""Quality won back by `correct`, `finetune` and `distil` on two compressed encoders.
 
+Calibration: 128 training rows; trained on 4,000, once, 200 others held out; judged on the whole development set: KL
+divergence from the dense model (nats), the task's metric, seconds. Each finished cell is one line of
+benchmarks/results/recover_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from statistics import mean
+
+from benchmarks.common import Cells, clone, development, mean_of, models_folder, predictions, quality
+from benchmarks.lowrank import METRICS, MODELS, SEEDS, Reference, evaluate
+from benchmarks.tables import ROOT, replace_between
+from laconic.calibrate import Calibration
+from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.methods import Drone, Fwsvd, KfacSvd, Magnitude, Svd
+from laconic.model import LanguageModel, load
 from laconic.recover import Correct, Distil, Finetune
 
 CALIBRATION_ROWS = 128
 FROZEN = ("*embeddings*",)
-PACE = {"rows": 4000, "epochs": 1.0, "held_out": 200, "evaluations": 4, "freeze": FROZEN}
+TRAINING = {"rows": 4000, "epochs": 1.0, "held_out": 200, "evaluations": 4, "freeze": FROZEN}
 
 STARTS: dict[str, Step] = {
     **{
@@ -23,16 +41,97 @@ STARTS: dict[str, Step] = {
 NEAR = ("drone, 0.5", "kfac-svd, 0.5", "kfac-svd, 0.35", "heads, 50 %")
 """Rows so close to the dense model that 1e-4 would lead away from it."""
 
-WAYS = ("as it is", "correct", "finetune", "distil")
+VARIANTS = ("as it is", "correct", "finetune", "distil")
 """The columns of the table."""
 
 
-def way(name: str, start: str) -> Step | None:
+def variant(name: str, start: str) -> Step | None:
     """One column's step, from the compressed model itself."""
     learning_rate = 3e-5 if start in NEAR else 1e-4
     steps = {
         "correct": Correct(),
-        "finetune": Finetune(**PACE, learning_rate=learning_rate),
-        "distil": Distil(**PACE, learning_rate=learning_rate, hidden=0.1),
+        "finetune": Finetune(**TRAINING, learning_rate=learning_rate),
+        "distil": Distil(**TRAINING, learning_rate=learning_rate, hidden=0.1),
     }
     return steps.get(name)
+
+
+BEGIN = "<!-- made by `python -m benchmarks recover_tables` -->"
+CELLS = Cells("recover_quality", ("model", "seed", "start", "way"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(MODELS), help="one of the models")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="some of the rows")
+    parser.add_argument("--ways", nargs="+", choices=VARIANTS, default=VARIANTS, help="some of the columns")
+    options = parser.parse_args(argv)
+    for seed in options.seeds:
+        for name in [options.only] if options.only else MODELS:
+            measure(name, seed, list(product(options.starts, options.ways)))
+    print(f"{CELLS}; `python -m benchmarks recover_tables` makes the tables")
+
+
+def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
+    """Every cell of one model and one seed that has no line yet."""
+    missing = CELLS.missing((name, seed, start, variant) for start, variant in wanted)
+    if not missing:
+        return
+    lm = load(str(models_folder() / name))
+    data = drawn(lm, MODELS[name], seed)
+    rows = development(lm, MODELS[name])
+    reference = Reference(lm, rows, predictions(lm, rows))
+    for start in dict.fromkeys(start for *_, start, _ in missing):
+        compressed = replace(clone(lm), original=lm)
+        outcome = STARTS[start].apply(compressed, data)
+        compressed = replace(compressed, dropped=(outcome.dropped,))
+        for column in [column for *_, other, column in missing if other == start]:
+            small, step, begun = clone(compressed), variant(column, start), time.perf_counter()
+            if step is not None:
+                step.apply(small, data)
+            seconds = time.perf_counter() - begun
+            sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "seconds": seconds}
+            CELLS.add((name, seed, start, column), {**sizes, **evaluate(reference, small)})
+            print(f"{name}, seed {seed}: {start}, {column}: {seconds:.0f} s", flush=True)
+
+
+def drawn(lm: LanguageModel, source: str, seed: int) -> Calibration:
+    """The training split, and some rows of it for calibration."""
+    corpus = read(source, "train")
+    some = batches(lm, sample(corpus, CALIBRATION_ROWS, seed), batch_size=16, max_length=128)
+    return Calibration(some, seed=seed, corpus=corpus)
+
+
+def write_tables(argv: Sequence[str]) -> None:
+    """Write what is measured by now into docs/recovery.md."""
+    argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
+    replace_between(ROOT / "docs/recovery.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
+
+
+def table(name: str) -> str:
+    """KL / metric of each start and each variant, means over the seeds."""
+    mine = CELLS.where(model=name)
+    if not mine:
+        return ""
+    seeds = len({cell["seed"] for cell in mine})
+    lines = [
+        f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense; seeds: {seeds}): KL to the dense model / "
+        f"{METRICS[name]}",
+        "",
+        f"| | bytes | {' | '.join(VARIANTS)} | seconds |",
+        "|---|---|" + "---|" * (len(VARIANTS) + 1),
+    ]
+    for start in STARTS:
+        rows = {name: [c for c in mine if (c["start"], c["way"]) == (start, name)] for name in VARIANTS}
+        present = [name for name in VARIANTS if rows[name]]
+        if present:
+            best = min(present, key=lambda name: mean_of(rows[name], "kl"))
+            entries = [quality(rows[name], name == best) for name in VARIANTS]
+            kept = mean(cell["bytes"] / cell["dense_bytes"] for cell in rows[present[0]])
+            seconds = " / ".join(
+                f"{mean(c['seconds'] for c in rows[name]):.0f}" for name in present if name != VARIANTS[0]
+            )
+            lines.append(f"| {start} | {kept:.0%} | {' | '.join(entries)} | {seconds} |")
+    return "\n".join([*lines, ""])

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.cells import Cells
-from benchmarks.common import calibration, clone, development, kl, models_folder, predictions
+from benchmarks.common import Cells, calibration, clone, development, kl, models_folder, predictions
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate.passes import forward, random_batch
 from laconic.compress import Compress, Narrow
@@ -34,7 +33,7 @@ TURN, PAUSE = 5, 0.3
 PRODUCTS = "dense: matrix products alone"
 CELLS = Cells("runtimes", ("processor", "threads", "way", "runtime"))
 PLACE = "<!-- runtimes, made by `python -m benchmarks runtimes_tables` -->"
-WAYS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
+VARIANTS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
     "dense": lambda lm: lm,
     "low rank, keep 0.35": lambda lm: _compressed(lm, Compress(method=KfacSvd(), keep=0.35)),
     "half the heads and channels": lambda lm: _compressed(lm, Narrow(heads=0.5, channels=0.5)),
@@ -47,21 +46,25 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
-    parser.add_argument("--like", default="", help="only ways with this in their name")
+    parser.add_argument("--like", default="", help="only variants with this in their name")
     options = parser.parse_args(argv)
     here = machine()["processor"]
-    kinds = [(PRODUCTS, "eager"), *((way, runtime) for way in WAYS for runtime in RUNTIMES)]
+    kinds = [(PRODUCTS, "eager"), *((variant, runtime) for variant in VARIANTS for runtime in RUNTIMES)]
     wanted = [(here, threads, *kind) for threads in options.threads for kind in kinds]
     missing = [key for key in CELLS.missing(wanted) if options.like in key[2]]
     dense = load(str(models_folder() / MODEL))
-    small = {way: WAYS[way](dense) for way in dict.fromkeys(key[2] for key in missing) if way != PRODUCTS}
+    small = {
+        variant: VARIANTS[variant](dense) for variant in dict.fromkeys(key[2] for key in missing) if variant != PRODUCTS
+    }
     for key in missing:
-        _, threads, way, runtime = key
+        _, threads, variant, runtime = key
         torch.set_num_threads(threads)
-        alone = way == PRODUCTS
-        cell = multiplied(dense, options.runs) if alone else measure(dense, serve(small[way], runtime), options.runs)
+        alone = variant == PRODUCTS
+        cell = (
+            multiplied(dense, options.runs) if alone else measure(dense, serve(small[variant], runtime), options.runs)
+        )
         CELLS.add(key, {**cell, "runs": options.runs, "machine": machine()})
-        print(f"{way:28} {runtime:9} {threads} threads  {told(cell)}", flush=True)
+        print(f"{variant:28} {runtime:9} {threads} threads  {describe(cell)}", flush=True)
     print(CELLS)
 
 
@@ -113,7 +116,7 @@ def alternating(passes: dict[str, Callable[[], object]], runs: int) -> dict[str,
     return {name: quantiles(values, n=4, method="inclusive") for name, values in times.items()}
 
 
-def told(cell: dict) -> str:
+def describe(cell: dict) -> str:
     """One line; a speed is that of the medians."""
     shapes = (f"{batch}x{length}" for batch, length in SHAPES)
     return "  ".join(f"{shape} {cell[shape]['ms'][1]:6.1f} ms ({speedup(cell[shape]):.2f}×)" for shape in shapes)

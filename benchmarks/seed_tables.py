@@ -10,8 +10,7 @@ import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.cells import places_of
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, places_of
 from benchmarks.tables import ROOT, replace_between
 
 Row = dict[str, str]
@@ -168,11 +167,11 @@ def knowledge(rows: Sequence[Row]) -> list[str]:
 
 
 def _together(rows: Sequence[Row]) -> list[Row]:
-    """One row for all tasks of a way, with the divergence on each."""
-    ways: dict[tuple[str, ...], list[Row]] = {}
+    """One row for all tasks of a variant, with the divergence on each."""
+    variants: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        ways.setdefault((row["method"], row["targets"], row["sparsity"]), []).append(row)
-    return [{**here[0], "kl": " / ".join(f"{float(row['kl']):.2g}" for row in here)} for here in ways.values()]
+        variants.setdefault((row["method"], row["targets"], row["sparsity"]), []).append(row)
+    return [{**here[0], "kl": " / ".join(f"{float(row['kl']):.2g}" for row in here)} for here in variants.values()]
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = dict(

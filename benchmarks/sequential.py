@@ -2,10 +2,10 @@
 
 Calibration: 128 rows; of the models that llm-compressor is measured on, those of them that fill the length. Judged on
 held-out rows: KL divergence from the dense model, nats per prediction. Seconds are those that one thread computes for,
-from batches and a dense model in memory to a compressed one; they tell how ways compare on one machine. Each finished
-cell is one line of benchmarks/results/sequential.jsonl, so a run that was stopped goes on where it was; delete it to
-begin anew. `--peer` is the Python of an environment that `benchmarks/peers/llm_compressor.sh` made; without it,
-laconic's ways alone are measured.
+from batches and a dense model in memory to a compressed one; they tell how variants compare on one machine. Each
+finished cell is one line of benchmarks/results/sequential.jsonl, so a run that was stopped goes on where it was; delete
+it to begin anew. `--peer` is the Python of an environment that `benchmarks/peers/llm_compressor.sh` made; without it,
+laconic's variants alone are measured.
 """
 
 import argparse
@@ -25,11 +25,9 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.cells import Cells, mean_of, places_of
-from benchmarks.common import clone, kl, models_folder, predictions
+from benchmarks.common import Cells, clone, kl, mean_of, models_folder, places_of, predictions
 from benchmarks.lowrank import SEEDS
-from benchmarks.quantize_quality import Judge, prepared
-from benchmarks.quantizing import GROUNDS
+from benchmarks.quantizing import TEST_SETS
 from benchmarks.tables import ROOT, replace_between
 from laconic.compress import Compress
 from laconic.methods import Gptq, Method, SparseGpt, Wanda
@@ -43,7 +41,7 @@ SIZES: dict[str, tuple[float, ...]] = {"sparsegpt": (0.5, 0.6, 0.7), "wanda": (0
 number, as laconic does, is the same in the rows of every model here."""
 OURS: dict[str, dict[str, bool]] = {"one pass": {}, "sequential": {"sequential": True}, "anchored": {"anchored": True}}
 PEERS = {"llm-compressor, one-shot": "basic", "llm-compressor, sequential": "sequential"}
-"""Its ways, by the name of its pipeline."""
+"""Its variants, by the name of its pipeline."""
 PEER_SCRIPT = Path(__file__).parent / "peers/llm_compressor.py"
 PEER_MODELS = ("stories260K", "mico-tinyllama-1m")
 """Causal models, which its pipelines are for."""
@@ -55,14 +53,16 @@ LEAST_SAID = 5e-4
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(GROUNDS), nargs="+", default=list(GROUNDS), help="some of the models")
+    parser.add_argument(
+        "--only", choices=list(TEST_SETS), nargs="+", default=list(TEST_SETS), help="some of the models"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--methods", nargs="+", choices=list(SIZES), default=list(SIZES), help="some of the methods")
     parser.add_argument("--ways", nargs="+", choices=list(OURS), default=list(OURS), help="some of laconic's ways")
     parser.add_argument("--peer", help="the Python of llm-compressor's environment")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    # What one way has worked out must not serve the next.
+    # Results of one variant must not be reused by the next.
     os.environ["LACONIC_CACHE_GB"] = "0"
     for model in options.only:
         for seed in options.seeds:
@@ -70,24 +70,31 @@ def main(argv: Sequence[str]) -> None:
     print(f"{CELLS}; `python -m benchmarks sequential_tables` makes the tables")
 
 
-def measure(model: str, seed: int, methods: Sequence[str], ways: Sequence[str], peer: str | None) -> None:
+def measure(model: str, seed: int, methods: Sequence[str], variants: Sequence[str], peer: str | None) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
     theirs = list(PEERS) if peer is not None and model in PEER_MODELS else []
-    keys = [(model, seed, name, size, way) for name in methods for size in SIZES[name] for way in (*ways, *theirs)]
+    keys = [
+        (model, seed, name, size, variant)
+        for name in methods
+        for size in SIZES[name]
+        for variant in (*variants, *theirs)
+    ]
     missing = CELLS.missing(keys)
     if not missing:
         return
-    judge = prepared(model, seed)
+    reference = load_setup(model, seed)
     if model in PEER_MODELS:
-        judge = replace(judge, calibration=replace(judge.calibration, batches=whole_rows(judge.calibration.batches)))
+        reference = replace(
+            reference, calibration=replace(reference.calibration, batches=whole_rows(reference.calibration.batches))
+        )
     ours = [key for key in missing if key[-1] in OURS]
     if ours:
-        solved(judge, *ours[0][2:])
+        measure_cell(reference, *ours[0][2:])
     for key in track(ours, f"{model}, seed {seed}"):
-        CELLS.add(key, solved(judge, *key[2:]))
+        CELLS.add(key, measure_cell(reference, *key[2:]))
     theirs = [key for key in missing if key[-1] in PEERS]
     if theirs and peer is not None:
-        by_peer(judge, theirs, peer)
+        by_peer(reference, theirs, peer)
 
 
 def whole_rows(batches: Sequence[Batch]) -> list[Batch]:
@@ -108,24 +115,24 @@ def method_of(name: str, size: float) -> Method:
     return {"sparsegpt": SparseGpt, "wanda": Wanda}[name](sparsity=size)
 
 
-def solved(judge: Judge, name: str, size: float, way: str) -> dict:
+def measure_cell(reference: Reference, name: str, size: float, variant: str) -> dict:
     """One cell of laconic's."""
-    small = clone(judge.lm)
-    step = Compress(method=method_of(name, size), **OURS[way])
+    small = clone(reference.lm)
+    step = Compress(method=method_of(name, size), **OURS[variant])
     start = time.process_time()
-    step.apply(small, judge.calibration)
+    step.apply(small, reference.calibration)
     seconds = time.process_time() - start
     plain = replace(small, model=materialize(small.model))
-    return {**judged(judge, plain), "seconds": seconds, "versions": {"torch": version("torch")}}
+    return {**evaluate(reference, plain), "seconds": seconds, "versions": {"torch": version("torch")}}
 
 
-def by_peer(judge: Judge, keys: Sequence[tuple], python: str) -> None:
+def by_peer(reference: Reference, keys: Sequence[tuple], python: str) -> None:
     """The cells that llm-compressor makes, in a process of its own."""
-    batches = judge.calibration.batches
+    batches = reference.calibration.batches
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
-            {"method": name, "size": size, "pipeline": PEERS[way], "output": f"{folder}/{number}.safetensors"}
-            for number, (_, _, name, size, way) in enumerate(keys)
+            {"method": name, "size": size, "pipeline": PEERS[variant], "output": f"{folder}/{number}.safetensors"}
+            for number, (_, _, name, size, variant) in enumerate(keys)
         ]
         rows = [batch["input_ids"].tolist() for batch in batches]
         asked = Path(folder, "jobs.json")
@@ -136,9 +143,9 @@ def by_peer(judge: Judge, keys: Sequence[tuple], python: str) -> None:
         ).stdout
         lines = [json.loads(line.removeprefix("MADE ")) for line in said.splitlines() if line.startswith("MADE ")]
         for key, line in zip(keys, lines, strict=True):
-            small = with_weights(judge.lm, load_file(line["output"]))
+            small = with_weights(reference.lm, load_file(line["output"]))
             cell = {"seconds": line["seconds"], "versions": line["versions"]}
-            CELLS.add(key, {**judged(judge, small), **cell})
+            CELLS.add(key, {**evaluate(reference, small), **cell})
 
 
 @torch.no_grad()
@@ -150,42 +157,42 @@ def with_weights(lm: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageMo
     return small
 
 
-def judged(judge: Judge, small: LanguageModel) -> dict:
+def evaluate(reference: Reference, small: LanguageModel) -> dict:
     """KL on the held-out rows, and the fraction of zeros that a method of so much sparsity really left."""
     sites = [site.weight() for site in small.sites()]
     zeros = sum(int((weight == 0).sum()) for weight in sites) / sum(weight.numel() for weight in sites)
-    return {"kl": kl(judge.dense, predictions(small, judge.rows)), "zeros": zeros}
+    return {"kl": kl(reference.dense, predictions(small, reference.rows)), "zeros": zeros}
 
 
 def write_tables(argv: Sequence[str]) -> None:
     """Write what is measured by now into docs/pruning.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, GROUNDS))), BEGIN)
+    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, TEST_SETS))), BEGIN)
 
 
 def table(model: str) -> str:
-    """KL of each way at each size, means over the seeds, and the seconds as a multiple of one pass."""
+    """KL of each variant at each size, means over the seeds, and the seconds as a multiple of one pass."""
     mine = CELLS.where(model=model)
     if not mine:
         return ""
-    ways = [way for way in (*OURS, *PEERS) if any(cell["way"] == way for cell in mine)]
+    variants = [variant for variant in (*OURS, *PEERS) if any(cell["way"] == variant for cell in mine)]
     counts = {len({cell["seed"] for cell in CELLS.where(model=model, method=name)}) for name in SIZES} - {0}
     seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     lines = [
         f"**{model}**; calibration seeds: {seeds}",
         "",
-        f"| | {' | '.join(ways)} |",
-        "|---|" + "---:|" * len(ways),
+        f"| | {' | '.join(variants)} |",
+        "|---|" + "---:|" * len(variants),
     ]
     for name, sizes in SIZES.items():
         measured = [size for size in sizes if CELLS.where(model=model, method=name, size=size)]
         for size in measured:
-            here = {way: CELLS.where(model=model, method=name, size=size, way=way) for way in ways}
-            entries = [entry(here[way], here) + other_zeros(here[way], name, size) for way in ways]
+            here = {variant: CELLS.where(model=model, method=name, size=size, way=variant) for variant in variants}
+            entries = [entry(here[variant], here) + other_zeros(here[variant], name, size) for variant in variants]
             lines.append(f"| {called(name, size)} | {' | '.join(entries)} |")
         if not measured:
             continue
-        slower = [slowdown(model, name, way, measured) for way in ways]
+        slower = [slowdown(model, name, variant, measured) for variant in variants]
         lines.append(f"| *seconds, {name}* | {' | '.join(slower)} |")
     return "\n".join([*lines, ""])
 
@@ -216,13 +223,13 @@ def other_zeros(here: Sequence[dict], name: str, size: float) -> str:
     return f" ({100 * mean_of(here, 'zeros'):.1f}% zeros)"
 
 
-def slowdown(model: str, name: str, way: str, sizes: Sequence[float]) -> str:
-    """The seconds of `way` beside those of one pass of the same tool: the mean over sizes of the quickest seeds."""
-    first = next(iter(PEERS)) if way in PEERS else next(iter(OURS))
+def slowdown(model: str, name: str, variant: str, sizes: Sequence[float]) -> str:
+    """The seconds of `variant` beside those of one pass of the same tool: the mean over sizes of the quickest seeds."""
+    first = next(iter(PEERS)) if variant in PEERS else next(iter(OURS))
 
     def least(of: str) -> float:
         cells = [CELLS.where(model=model, method=name, size=size, way=of) for size in sizes]
         return sum(min((cell["seconds"] for cell in here), default=float("nan")) for here in cells)
 
-    seconds, beside = least(way), least(first)
+    seconds, beside = least(variant), least(first)
     return "" if isnan(seconds) or isnan(beside) else f"{seconds:.1f} ({seconds / beside:.2f}×)"

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(argv)
     result = {"rounds": options.rounds, "seconds": measured(options.rounds), "machine": machine()}
-    print(told(result["seconds"]))
+    print(describe(result["seconds"]))
     print(f"written to {write_json(NAME, result)}")
     write_tables([])
 
@@ -72,7 +72,7 @@ def timed(command: Sequence[str], status: int) -> float:
     return taken
 
 
-def told(seconds: dict[str, float]) -> str:
+def describe(seconds: dict[str, float]) -> str:
     """A table: each command beside what it is measured by."""
     lines = [
         f"| command | seconds | of `{TORCH}` ({seconds[TORCH]:.2f} s) |",
@@ -106,4 +106,4 @@ def write_tables(argv: Sequence[str]) -> None:
     if path.exists():
         result = json.loads(path.read_text())
         where = f"Medians of {result['rounds']} rounds, {result['machine']['processor']}."
-        replace_between(ROOT / "docs/start.md", f"{told(result['seconds'])} {where}\n", BEGIN)
+        replace_between(ROOT / "docs/start.md", f"{describe(result['seconds'])} {where}\n", BEGIN)

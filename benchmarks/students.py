@@ -1,8 +1,8 @@
 """Study 003's student of three random blocks: taught by minilm-sst2, beside the same student trained on the task alone.
 
 Recipes of laconic/recipes/seeds/, on 10,000 rows of SST-2, three times over, 500 others held out; judged on the whole
-development set. A third way begins with blocks and embeddings of the teacher, and is taught as the first is. Times are
-of a batch of 32 × 32 tokens, teacher and student in turn. Each finished cell is one line of
+development set. A third variant begins with blocks and embeddings of the teacher, and is taught as the first is. Times
+are of a batch of 32 × 32 tokens, teacher and student in turn. Each finished cell is one line of
 benchmarks/results/students.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
 """
 
@@ -13,12 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.cells import Cells, spread
-from benchmarks.common import development, models_folder, predictions
+from benchmarks.common import Cells, development, models_folder, predictions, spread
 from benchmarks.latency import alternate, saved_bytes
-from benchmarks.lowrank import SEEDS
-from benchmarks.lowrank_quality import Judge, judged
-from benchmarks.recover_quality import drawn
+from benchmarks.lowrank import SEEDS, Reference, evaluate
+from benchmarks.recovering import drawn
 from benchmarks.tables import ROOT, replace_between
 from laconic.compress import Step
 from laconic.model import LanguageModel, load
@@ -34,19 +32,19 @@ RECIPES = Path(__file__).parents[1] / "laconic" / "recipes" / "seeds"
 ROWS, EPOCHS = 10_000, 3.0
 SHAPE = (32, 32)
 
-WAYS = ("task alone", "taught", "taught, from the teacher's blocks")
+VARIANTS = ("task alone", "taught", "taught, from the teacher's blocks")
 
 
-def steps_of(way: str, seed: int) -> list[Step]:
+def steps_of(variant: str, seed: int) -> list[Step]:
     """The steps of a shipped recipe, on fewer rows."""
-    recipe = read_recipe(RECIPES / ("kd-task-alone.yaml" if way == "task alone" else "kd-student.yaml"))
-    return [_here(step, way, seed) for step in recipe.steps]
+    recipe = read_recipe(RECIPES / ("kd-task-alone.yaml" if variant == "task alone" else "kd-student.yaml"))
+    return [_here(step, variant, seed) for step in recipe.steps]
 
 
-def _here(step: Step, way: str, seed: int) -> Step:
+def _here(step: Step, variant: str, seed: int) -> Step:
     if isinstance(step, Training):
         return replace(step, rows=ROWS, epochs=EPOCHS)
-    if isinstance(step, Student) and way == "taught, from the teacher's blocks":
+    if isinstance(step, Student) and variant == "taught, from the teacher's blocks":
         return Student(blocks=(1, 3, 5))
     return replace(step, seed=seed) if isinstance(step, Student) else step
 
@@ -55,18 +53,18 @@ def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="some of the ways")
+    parser.add_argument("--ways", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of the ways")
     options = parser.parse_args(argv)
-    missing = CELLS.missing((way, seed) for seed in options.seeds for way in options.ways)
+    missing = CELLS.missing((variant, seed) for seed in options.seeds for variant in options.ways)
     teacher = load(str(models_folder() / MODEL))
     rows = development(teacher, SOURCE)
-    judge = Judge(teacher, rows, predictions(teacher, rows))
-    for way, seed in missing:
+    reference = Reference(teacher, rows, predictions(teacher, rows))
+    for variant, seed in missing:
         begun = time.perf_counter()
-        student, _ = apply_steps(teacher.copy(), steps_of(way, seed), drawn(teacher, SOURCE, seed))
+        student, _ = apply_steps(teacher.copy(), steps_of(variant, seed), drawn(teacher, SOURCE, seed))
         seconds = time.perf_counter() - begun
-        CELLS.add((way, seed), {**judged(judge, student), **costs(teacher, student), "seconds": seconds})
-        print(f"{way}, seed {seed}: {seconds:.0f} s", flush=True)
+        CELLS.add((variant, seed), {**evaluate(reference, student), **costs(teacher, student), "seconds": seconds})
+        print(f"{variant}, seed {seed}: {seconds:.0f} s", flush=True)
     print(f"{CELLS}; `python -m benchmarks students_tables` makes the table")
 
 
@@ -96,14 +94,14 @@ def write_tables(argv: Sequence[str]) -> None:
         "|---|---:|---:|---:|---:|---:|",
         f"| teacher | {one['dense_metric']:.3f} | | {one['dense_parameters'] / 1e6:.1f} "
         f"| {one['dense_file_bytes'] / 1e6:.1f} | {1e3 * SHAPE[0] / dense:.0f} |",
-        *(row(way, CELLS.where(way=way)) for way in WAYS if CELLS.where(way=way)),
+        *(row(variant, CELLS.where(way=variant)) for variant in VARIANTS if CELLS.where(way=variant)),
     ]
     replace_between(ROOT / "docs/recovery.md", "\n".join([*lines, ""]), BEGIN)
 
 
-def row(way: str, here: list[dict]) -> str:
+def row(variant: str, here: list[dict]) -> str:
     """One line of the table."""
     accuracy, kl = (spread([cell[what] for cell in here], 3) for what in ("metric", "kl"))
     size = f"{here[0]['parameters'] / 1e6:.1f} | {here[0]['file_bytes'] / 1e6:.1f}"
     speed = 1e3 * SHAPE[0] / mean(cell["ms"][1] for cell in here)
-    return f"| {way} | {accuracy} | {kl} | {size} | {speed:.0f} |"
+    return f"| {variant} | {accuracy} | {kl} | {size} | {speed:.0f} |"

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     with TemporaryDirectory() as folder:
         result = measured(Path(folder))
-    print(told(result))
+    print(describe(result))
     print(f"written to {write_json(NAME, {**result, 'machine': machine()})}")
     write_tables([])
 
@@ -82,7 +82,7 @@ def run(folder: Path) -> tuple[float, dict]:
     return time.perf_counter() - start, json.loads(done.stdout)
 
 
-def told(result: dict) -> str:
+def describe(result: dict) -> str:
     """A table, and what it means for studies whose cells are larger."""
     cells, outside = int(result["cells"]), result["outside"]
     beside = result["within"] - result["own"]
@@ -113,4 +113,4 @@ def write_tables(argv: Sequence[str]) -> None:
     if path.exists():
         result = json.loads(path.read_text())
         where = f"{result['machine']['processor']}, torch's threads: {result['machine']['threads']}."
-        replace_between(ROOT / "docs/studies.md", f"{told(result)} {where}\n", BEGIN)
+        replace_between(ROOT / "docs/studies.md", f"{describe(result)} {where}\n", BEGIN)

@@ -11,10 +11,8 @@ from statistics import mean, median
 
 from matplotlib.figure import Figure
 
-from benchmarks.cells import short_quality, spread
-from benchmarks.common import RESULTS
-from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, METRICS, MODELS, TIMED, WAYS
-from benchmarks.lowrank_quality import CELLS
+from benchmarks.common import RESULTS, short_quality, spread
+from benchmarks.lowrank import CALIBRATION_ROWS, CELLS, KEEPS, METRICS, MODELS, TIMED, VARIANTS
 from laconic.report import plots
 from laconic.report.costs import Point
 
@@ -47,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def summary(name: str, mine: list[dict], timing: list[dict]) -> str:
-    """KL / metric of every way at every size, and what the last way costs."""
+    """KL / metric of every variant at every size, and what the last variant costs."""
     lines = [
         f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense, "
         f"{timing[0]['dense_file_bytes'] / 1e6:.1f} MB): KL to the dense model / {METRICS[name]}, by bytes kept",
@@ -55,10 +53,10 @@ def summary(name: str, mine: list[dict], timing: list[dict]) -> str:
         f"| | {' | '.join(str(keep) for keep in KEEPS)} |",
         "|---|" + "---|" * len(KEEPS),
     ]
-    least = {keep: min(WAYS, key=lambda way, keep=keep: _mean_kl(mine, way, keep)) for keep in KEEPS}
-    for way in WAYS:
-        entries = [short_quality(_at(mine, way, keep), bold=way == least[keep]) for keep in KEEPS]
-        lines.append(f"| {way} | {' | '.join(entries)} |")
+    least = {keep: min(VARIANTS, key=lambda variant, keep=keep: _mean_kl(mine, variant, keep)) for keep in KEEPS}
+    for variant in VARIANTS:
+        entries = [short_quality(_at(mine, variant, keep), bold=variant == least[keep]) for keep in KEEPS]
+        lines.append(f"| {variant} | {' | '.join(entries)} |")
     costs = [_timed(timing, name, TIMED[-1], keep) for keep in KEEPS]
     megabytes = [f"{cost['file_bytes'] / 1e6:.1f}" for cost in costs]
     times = [f"{_milliseconds(cost)} ({_speed_up(cost)})" for cost in costs]
@@ -77,12 +75,12 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for keep in KEEPS:
-        for way in WAYS:
-            here = _at(mine, way, keep)
-            lines.append(
-                f"| {keep} | {way} | {spread([c['kl'] for c in here], 5)} | {spread([c['metric'] for c in here], 3)} "
-                f"| {mean(c['bytes'] for c in here) / 1e6:.2f} |"
+        for variant in VARIANTS:
+            here = _at(mine, variant, keep)
+            kls, metrics = (
+                spread([cell[name] for cell in here], digits) for name, digits in (("kl", 5), ("metric", 3))
             )
+            lines.append(f"| {keep} | {variant} | {kls} | {metrics} | {mean(c['bytes'] for c in here) / 1e6:.2f} |")
     lines += [
         "",
         f"Bytes and time depend on the ranks alone: *uniform* stands for `{TIMED[0]}` and every other way without "
@@ -92,8 +90,8 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for keep in KEEPS:
-        for way, ranks in zip(TIMED, ("uniform", "spectrum"), strict=True):
-            cost = _timed(timing, name, way, keep)
+        for variant, ranks in zip(TIMED, ("uniform", "spectrum"), strict=True):
+            cost = _timed(timing, name, variant, keep)
             lines.append(
                 f"| {keep} | {ranks} | {cost['file_bytes'] / 1e6:.1f} | {_milliseconds(cost)} "
                 f"| {cost['dense_ms'][1]:.0f} | {_speed_up(cost)} |"
@@ -108,8 +106,8 @@ def more_rows() -> str:
         return ""
     name = mine[0]["model"]
     keeps = sorted({cell["keep"] for cell in mine}, reverse=True)
-    ways = [way for way in WAYS if any(cell["way"] == way for cell in mine)]
-    asked = " ".join(f'"{way}"' for way in ways)
+    variants = [variant for variant in VARIANTS if any(cell["way"] == variant for cell in mine)]
+    asked = " ".join(f'"{variant}"' for variant in variants)
     lines = [
         f"## {name}, calibrated on {MORE_ROWS} rows",
         "",
@@ -120,10 +118,10 @@ def more_rows() -> str:
         "|---|---|---:|---:|",
     ]
     for keep in keeps:
-        for way in ways:
-            here = _at(mine, way, keep)
+        for variant in variants:
+            here = _at(mine, variant, keep)
             kls, metrics = [cell["kl"] for cell in here], [cell["metric"] for cell in here]
-            lines.append(f"| {keep} | {way} | {spread(kls, 4)} | {spread(metrics, 4)} |")
+            lines.append(f"| {keep} | {variant} | {spread(kls, 4)} | {spread(metrics, 4)} |")
     return "\n".join([*lines, ""])
 
 
@@ -140,19 +138,19 @@ def predicted_loss() -> str:
 
 
 def figure(name: str, mine: list[dict]) -> Figure:
-    """KL against the bytes really kept, one line a way; each mark is the mean over the seeds."""
+    """KL against the bytes really kept, one line a variant; each mark is the mean over the seeds."""
     points = [
         Point(
-            method=way,
+            method=variant,
             keep=keep,
-            nbytes=round(mean(cell["bytes"] for cell in _at(mine, way, keep))),
+            nbytes=round(mean(cell["bytes"] for cell in _at(mine, variant, keep))),
             dense_nbytes=mine[0]["dense_bytes"],
             file_bytes=0,
-            kl=_mean_kl(mine, way, keep),
+            kl=_mean_kl(mine, variant, keep),
             agreement=float("nan"),
             latency=float("nan"),
         )
-        for way in DRAWN
+        for variant in DRAWN
         for keep in KEEPS
     ]
     return plots.trade_off(points, f"KL to the dense {name}, nats")
@@ -171,16 +169,16 @@ def _of(quality: list[dict], name: str) -> list[dict]:
     return [cell for cell in quality if cell["model"] == name]
 
 
-def _at(mine: list[dict], way: str, keep: float) -> list[dict]:
-    return [cell for cell in mine if cell["way"] == way and cell["keep"] == keep]
+def _at(mine: list[dict], variant: str, keep: float) -> list[dict]:
+    return [cell for cell in mine if cell["way"] == variant and cell["keep"] == keep]
 
 
-def _mean_kl(mine: list[dict], way: str, keep: float) -> float:
-    return mean(cell["kl"] for cell in _at(mine, way, keep))
+def _mean_kl(mine: list[dict], variant: str, keep: float) -> float:
+    return mean(cell["kl"] for cell in _at(mine, variant, keep))
 
 
-def _timed(timing: list[dict], name: str, way: str, keep: float) -> dict:
-    (row,) = [row for row in timing if (row["model"], row["way"], row["keep"]) == (name, way, keep)]
+def _timed(timing: list[dict], name: str, variant: str, keep: float) -> dict:
+    (row,) = [row for row in timing if (row["model"], row["way"], row["keep"]) == (name, variant, keep)]
     return row
 
 

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.cells import Cells, mean_of, spread
-from benchmarks.common import clone, development, models_folder, predictions
-from benchmarks.lowrank import SEEDS
-from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.common import Cells, clone, development, mean_of, models_folder, predictions, spread
+from benchmarks.lowrank import SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import read
@@ -29,7 +27,7 @@ CELLS = Cells("tenth", ("way", "seed"))
 BEGIN = "<!-- made by `python -m benchmarks tenth_tables` -->"
 MODEL, SOURCE = "minilm-sst2", "glue/sst2"
 RECIPES = Path(__file__).parents[1] / "laconic" / "recipes"
-WAYS = {"factors of 16 bits": "sst2-distil.yaml", "factors of 6 bits": "sst2-tenth.yaml"}
+VARIANTS = {"factors of 16 bits": "sst2-distil.yaml", "factors of 6 bits": "sst2-tenth.yaml"}
 TAUGHT = ", taught"
 
 
@@ -37,33 +35,35 @@ def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
+    parser.add_argument("--ways", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="some of the ways")
     options = parser.parse_args(argv)
     lm = load(str(models_folder() / MODEL))
     rows = development(lm, SOURCE)
-    judge = Judge(lm, rows, predictions(lm, rows))
-    for way, seed in CELLS.missing((f"{way}{TAUGHT}", seed) for seed in options.seeds for way in options.ways):
-        measure(judge, way.removesuffix(TAUGHT), seed)
+    reference = Reference(lm, rows, predictions(lm, rows))
+    for variant, seed in CELLS.missing(
+        (f"{variant}{TAUGHT}", seed) for seed in options.seeds for variant in options.ways
+    ):
+        measure(reference, variant.removesuffix(TAUGHT), seed)
     print(f"{CELLS}; `python -m benchmarks tenth_tables` makes the tables")
 
 
-def measure(judge: Judge, way: str, seed: int) -> None:
+def measure(reference: Reference, variant: str, seed: int) -> None:
     """Both cells of one recipe and one seed."""
-    recipe = read_recipe(RECIPES / WAYS[way])
-    data = Sampling(samples=recipe.samples, seed=seed).of(judge.lm, read(SOURCE, "train"), silent)
+    recipe = read_recipe(RECIPES / VARIANTS[variant])
+    data = Sampling(samples=recipe.samples, seed=seed).of(reference.lm, read(SOURCE, "train"), silent)
     first, *later = recipe.steps
     begun = time.perf_counter()
-    small = replace(clone(judge.lm), original=judge.lm)
+    small = replace(clone(reference.lm), original=reference.lm)
     outcome = first.apply(small, data)
     seconds = time.perf_counter() - begun
     untaught = [step for step in later if not isinstance(step, Training)]
-    for name, steps in ((way, untaught), (f"{way}{TAUGHT}", later)):
+    for name, steps in ((variant, untaught), (f"{variant}{TAUGHT}", later)):
         here = clone(small)
         begun = time.perf_counter()
         nbytes = after(here, steps, data, outcome.nbytes)
         sizes = {"bytes": nbytes, "dense_bytes": outcome.dense_nbytes}
         took = seconds + time.perf_counter() - begun
-        CELLS.add((name, seed), {**sizes, "seconds": took, **judged(judge, here)})
+        CELLS.add((name, seed), {**sizes, "seconds": took, **evaluate(reference, here)})
 
 
 def after(lm: LanguageModel, steps: Sequence[Step], data: Calibration, nbytes: int) -> int:
@@ -77,18 +77,18 @@ def after(lm: LanguageModel, steps: Sequence[Step], data: Calibration, nbytes: i
 def write_tables(argv: Sequence[str]) -> None:
     """Write what is measured by now into docs/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    ways = [name for way in WAYS for name in (way, f"{way}{TAUGHT}") if CELLS.where(way=name)]
-    if not ways:
+    variants = [name for variant in VARIANTS for name in (variant, f"{variant}{TAUGHT}") if CELLS.where(way=name)]
+    if not variants:
         return
-    dense = CELLS.where(way=ways[0])[0]
+    dense = CELLS.where(way=variants[0])[0]
     lines = [
         "| | of the bytes | accuracy | KL, nats | minutes |",
         "|---|---:|---:|---:|---:|",
         f"| dense | 100 % | {dense['dense_metric']:.4f} | | |",
     ]
-    for way in ways:
-        here = CELLS.where(way=way)
+    for variant in variants:
+        here = CELLS.where(way=variant)
         accuracy, kl = (spread([cell[what] for cell in here], 4) for what in ("metric", "kl"))
         share = mean_of(here, "bytes") / here[0]["dense_bytes"]
-        lines.append(f"| {way} | {share:.1%} | {accuracy} | {kl} | {mean_of(here, 'seconds') / 60:.1f} |")
+        lines.append(f"| {variant} | {share:.1%} | {accuracy} | {kl} | {mean_of(here, 'seconds') / 60:.1f} |")
     replace_between(ROOT / "docs/recovery.md", "\n".join([*lines, ""]), BEGIN)

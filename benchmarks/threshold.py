@@ -1,4 +1,4 @@
-"""DRONE's search by an error of the whole model, against the other ways to share a budget at as many bytes.
+"""DRONE's search by an error of the whole model, against the other variants to share a budget at as many bytes.
 
 minilm-sst2, method drone, calibrated on 128 training rows; the KL divergence on them is what is allowed, that on the
 development set is what it came to.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.progress import track
 
 from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
-from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.lowrank import Reference, evaluate
 from laconic.calibrate import collect_stats
 from laconic.compress import Allocation, Compress
 from laconic.methods import Drone
@@ -27,21 +27,21 @@ def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     lm = load(str(models_folder() / MODEL))
     calibrated_on = calibration(lm, SOURCE, 128, seed=0)
-    known = collect_stats(lm, calibrated_on, Compress(method=Drone(), keep=0.5, allocate="spectrum").needs, lm.sites())
+    stats = collect_stats(lm, calibrated_on, Compress(method=Drone(), keep=0.5, allocate="spectrum").needs, lm.sites())
     data = development(lm, SOURCE)
-    judge = Judge(lm, data, predictions(lm, data))
+    reference = Reference(lm, data, predictions(lm, data))
     here = predictions(lm, calibrated_on.batches)
     rows = []
     for error in track(ERRORS, MODEL):
         small, start = clone(lm), time.perf_counter()
-        found = Compress(method=Drone(), allocate="threshold", error=error).solve(small, known, calibrated_on)
+        found = Compress(method=Drone(), allocate="threshold", error=error).solve(small, stats, calibrated_on)
         row = {"error": error, "seconds": time.perf_counter() - start, "bytes": found.nbytes / found.dense_nbytes}
-        row |= {"kl_on_calibration": kl(here, predictions(small, calibrated_on.batches)), **judged(judge, small)}
+        row |= {"kl_on_calibration": kl(here, predictions(small, calibrated_on.batches)), **evaluate(reference, small)}
         for allocate in OTHERS:
             other = clone(lm)
             step = Compress(method=Drone(), keep=row["bytes"], allocate=allocate)
-            row[f"bytes_{allocate}"] = step.solve(other, known).nbytes / found.dense_nbytes
-            row[f"kl_{allocate}"] = judged(judge, other)["kl"]
+            row[f"bytes_{allocate}"] = step.solve(other, stats).nbytes / found.dense_nbytes
+            row[f"kl_{allocate}"] = evaluate(reference, other)["kl"]
         rows.append(row)
     for row in rows:
         print(

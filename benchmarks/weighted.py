@@ -1,4 +1,4 @@
-"""How far each way to weight element by element gets: Σ Φ (W − Ŵ)² relative to Σ Φ W² on four matrices of minilm-sst2.
+"""Low rank with a weight for each element: Σ Φ (W − Ŵ)² relative to Σ Φ W² on four matrices of minilm-sst2.
 
 Φ is the Fisher information on 128 training rows. Three closed forms, the EM iteration as it is commonly tried (weights
 divided by their maximum, from the plain SVD), and the four solvers of `wlra`, each at 30 iterations and at 300, which
@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     lm = load(str(models_folder() / "minilm-sst2"))
     sites = lm.sites(SITES)
-    known = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {Fisher}, sites)
-    problems = {site.name: (site.weight().detach().double(), known[site.name][Fisher].matrix) for site in sites}
+    stats = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {Fisher}, sites)
+    problems = {site.name: (site.weight().detach().double(), stats[site.name][Fisher].matrix) for site in sites}
     cells = [
         {"site": name, **cell}
         for name, (W, Phi) in track(problems.items(), "Solving four matrices")
@@ -46,24 +46,24 @@ def main(argv: Sequence[str]) -> None:
     ]
     path = write_json("weighted", {"rank": options.rank, "rows": 128, "threads": 1, "cells": cells})
     print(f"{'way':<16}" + "".join(f"{name.removeprefix('bert.encoder.layer.3.'):>28}" for name in problems))
-    for way in dict.fromkeys(cell["way"] for cell in cells):
-        print(f"{way:<16}" + "".join(f"{shown(cell):>28}" for cell in cells if cell["way"] == way))
+    for variant in dict.fromkeys(cell["way"] for cell in cells):
+        print(f"{variant:<16}" + "".join(f"{shown(cell):>28}" for cell in cells if cell["way"] == variant))
     print(f"written to {path}")
 
 
 def measured(W: Tensor, Phi: Tensor, rank: int) -> Iterator[dict]:
-    """One cell for each way: the relative loss of what it gives, seconds, and iterations where it iterates."""
+    """One cell for each variant: the relative loss of what it gives, seconds, and iterations where it iterates."""
     whole = (Phi * W.square()).sum().item()
-    for way, (solve, most) in ways(W, Phi, rank).items():
+    for variant, (solve, most) in variants(W, Phi, rank).items():
         start = time.process_time()
         W_hat, iterations = solve()
         seconds = time.process_time() - start
         loss = (Phi * (W - W_hat).square()).sum().item() / whole
-        yield {"way": way, "loss": loss, "seconds": seconds, "iterations": iterations, "at_most": most}
+        yield {"way": variant, "loss": loss, "seconds": seconds, "iterations": iterations, "at_most": most}
 
 
-def ways(W: Tensor, Phi: Tensor, rank: int) -> dict[str, tuple[Callable[[], tuple[Tensor, int]], int]]:
-    """What each way computes, (Ŵ, iterations made), and how many iterations it may make."""
+def variants(W: Tensor, Phi: Tensor, rank: int) -> dict[str, tuple[Callable[[], tuple[Tensor, int]], int]]:
+    """What each variant computes, (Ŵ, iterations made), and how many iterations it may make."""
 
     def expanded(components: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
         A, B = components()

@@ -12,10 +12,8 @@ from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.cells import Cells, mean_of, quality
-from benchmarks.common import calibration, clone, development, models_folder, predictions
-from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS
-from benchmarks.lowrank_quality import Judge, judged
+from benchmarks.common import Cells, calibration, clone, development, mean_of, models_folder, predictions, quality
+from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import LayerStats, collect_stats
 from laconic.calibrate.collect_stats import GateGradients, gate_gradients
@@ -28,7 +26,7 @@ CELLS = Cells("width_quality", ("model", "seed", "way", "what", "keep"))
 WHATS = ("heads", "channels")
 KEEPS = (0.75, 0.5, 0.25)
 
-WAYS: dict[str, Narrow] = {
+VARIANTS: dict[str, Narrow] = {
     "magnitude": Narrow(keep=1, importance="magnitude", refit=False),
     "magnitude + refit": Narrow(keep=1, importance="magnitude"),
     "taylor": Narrow(keep=1, importance="taylor", refit=False),
@@ -45,9 +43,9 @@ WAYS: dict[str, Narrow] = {
 GATED = ("taylor", "taylor-squared")
 
 
-def step_of(way: str, what: str, keep: float) -> Narrow:
-    """The step that `way` stands for, at one size."""
-    return replace(WAYS[way], keep=None, **{what: keep})
+def step_of(variant: str, what: str, keep: float) -> Narrow:
+    """The step that `variant` stands for, at one size."""
+    return replace(VARIANTS[variant], keep=None, **{what: keep})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="some of the ways")
+    parser.add_argument("--ways", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="some of the ways")
     options = parser.parse_args(argv)
     for name in [options.only] if options.only else MODELS:
         for seed in options.seeds:
@@ -63,26 +61,28 @@ def main(argv: Sequence[str]) -> None:
     print(f"{CELLS}; `python -m benchmarks width_tables` makes the tables")
 
 
-def measure(name: str, seed: int, ways: Sequence[str]) -> None:
+def measure(name: str, seed: int, variants: Sequence[str]) -> None:
     """Every cell of one model and one calibration seed that has no line yet."""
-    missing = CELLS.missing((name, seed, way, what, keep) for what in WHATS for keep in KEEPS for way in ways)
+    missing = CELLS.missing(
+        (name, seed, variant, what, keep) for what in WHATS for keep in KEEPS for variant in variants
+    )
     if not missing:
         return
     lm = load(str(models_folder() / name))
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     inners = prunable_groups(lm)
-    known: dict[str, LayerStats] = collect_stats(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
+    stats: dict[str, LayerStats] = collect_stats(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
     gates: dict[str, GateGradients] = {}
-    if any(WAYS[way].importance in GATED for *_, way, _, _ in missing):
+    if any(VARIANTS[variant].importance in GATED for *_, variant, _, _ in missing):
         gates = gate_gradients(lm, rows, inners)
     data = development(lm, MODELS[name])
-    judge = Judge(lm, data, predictions(lm, data))
+    reference = Reference(lm, data, predictions(lm, data))
     for key in track(missing, f"{name}, seed {seed}"):
-        *_, way, what, keep = key
+        *_, variant, what, keep = key
         small = clone(lm)
-        outcome = step_of(way, what, keep).solve(small, known, gates, rows)
+        outcome = step_of(variant, what, keep).solve(small, stats, gates, rows)
         sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes}
-        CELLS.add(key, {**sizes, **judged(judge, small)})
+        CELLS.add(key, {**sizes, **evaluate(reference, small)})
 
 
 def write_tables(argv: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def write_tables(argv: Sequence[str]) -> None:
 
 
 def table(name: str) -> str:
-    """KL / metric of each way at each size, means over the seeds."""
+    """KL / metric of each variant at each size, means over the seeds."""
     mine = CELLS.where(model=name)
     if not mine:
         return ""
@@ -105,18 +105,22 @@ def table(name: str) -> str:
         f"| | {' | '.join(f'{what} {keep:.0%}' for what, keep in sizes)} |",
         "|---|" + "---|" * len(sizes),
     ]
-    ways = [way for way in WAYS if all(_at(mine, way, *size) for size in sizes)]
-    least = {size: min(ways, key=lambda way, size=size: mean_of(_at(mine, way, *size), "kl")) for size in sizes if ways}
-    for way in ways:
-        entries = [quality(_at(mine, way, *size), bold=least[size] == way) for size in sizes]
-        lines.append(f"| {way} | {' | '.join(entries)} |")
-    # Every way that keeps as many in every layer keeps as many bytes.
-    local = [way for way in ways if WAYS[way].ranking != "global"]
+    variants = [variant for variant in VARIANTS if all(_at(mine, variant, *size) for size in sizes)]
+    least = {
+        size: min(variants, key=lambda variant, size=size: mean_of(_at(mine, variant, *size), "kl"))
+        for size in sizes
+        if variants
+    }
+    for variant in variants:
+        entries = [quality(_at(mine, variant, *size), bold=least[size] == variant) for size in sizes]
+        lines.append(f"| {variant} | {' | '.join(entries)} |")
+    # Every variant that keeps as many in every layer keeps as many bytes.
+    local = [variant for variant in variants if VARIANTS[variant].ranking != "global"]
     megabytes = [
         f"{mean(cell['bytes'] for cell in _at(mine, local[0], *size)) / 1e6:.1f}" if local else "" for size in sizes
     ]
     return "\n".join([*lines, f"| *MB in the blocks* | {' | '.join(megabytes)} |", ""])
 
 
-def _at(mine: list[dict], way: str, what: str, keep: float) -> list[dict]:
-    return [cell for cell in mine if (cell["way"], cell["what"], cell["keep"]) == (way, what, keep)]
+def _at(mine: list[dict], variant: str, what: str, keep: float) -> list[dict]:
+    return [cell for cell in mine if (cell["way"], cell["what"], cell["keep"]) == (variant, what, keep)]
