@@ -35,9 +35,9 @@ def compress(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="attention|ffn|head|embedding|blocks|all|coc:…|GLOB",
+            metavar="attention|ffn|head|embedding|blocks|all|cost-of-compression:…|GLOB",
             help="What to compress [attention,ffn]; blocks is all inside them, all the embedding and the head "
-            "too; coc:attention, coc:ffn, coc:all as in The Cost of Compression.",
+            "too; cost-of-compression:attention, :ffn and :all are the sets of The Cost of Compression.",
         ),
     ] = None,
     data: Annotated[

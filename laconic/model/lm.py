@@ -77,8 +77,8 @@ class LanguageModel:
         """The sites that any of `targets` names, in forward order.
 
         A target is a group (`attention`, `ffn`, `head`, `embedding`), `blocks` (every linear inside the blocks), `all`
-        (every site), one of the sets of The Cost of Compression (`coc:attention`, `coc:ffn`, `coc:all`), a glob over
-        site names, or a regular expression after `re:`.
+        (every site), one of the sets of The Cost of Compression (`cost-of-compression:attention`, `:ffn`, `:all`), a
+        glob over site names, or a regular expression after `re:`.
 
         Raises:
             UserError: a target matches nothing; of the usual two only where neither does: a model may have no

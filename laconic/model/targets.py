@@ -1,9 +1,10 @@
 """Which sites a word of the command line means: a group, `blocks`, `all`, a set of a paper, a glob, or `re:` and an
 expression.
 
-The sets `coc:…` are those that Namburi et al., "The Cost of Compression: Investigating the Impact of Compression on
-Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `coc:attention` is queries, keys
-and values alone, `coc:ffn` takes the output of the attention too, and `coc:all` is every linear but the last.
+The sets `cost-of-compression:…` are those that Namburi et al., "The Cost of Compression: Investigating the Impact of
+Compression on Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `attention` is
+queries, keys and values alone, `ffn` takes the output of the attention too, and `all` is every linear but the last.
+Recipes of version 0.1.0 call them `coc:…`, which is still read.
 
 What of the blocks no step can compress: matrices that are no linear layer, and so stay dense whatever is asked for.
 
@@ -64,6 +65,9 @@ TARGETS: dict[str, Callable[[Targetable], bool]] = {
     **{group.value: _of(group) for group in Group},
     "blocks": lambda site: site.block is not None,
     "all": lambda site: True,
+    "cost-of-compression:attention": _reads_attention,
+    "cost-of-compression:ffn": _feeds_forward,
+    "cost-of-compression:all": _is_not_last,
     "coc:attention": _reads_attention,
     "coc:ffn": _feeds_forward,
     "coc:all": _is_not_last,

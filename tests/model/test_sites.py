@@ -187,6 +187,8 @@ def test_the_cost_of_compressions_groups() -> None:
     head = {"cls.predictions.transform.dense", "cls.predictions.decoder"}
     assert set(names(lm, "coc:ffn")) == linears - attention - head
     assert set(names(lm, "coc:all")) == linears - {"cls.predictions.decoder"}
+    for group in ("attention", "ffn", "all"):
+        assert names(lm, f"cost-of-compression:{group}") == names(lm, f"coc:{group}")
     assert names(BY_NAME["gpt2"].lm(), "coc:attention") == [f"transformer.h.{i}.attn.c_attn" for i in range(BLOCKS)]
     assert "lm_head" not in names(BY_NAME["opt"].lm(), "coc:all")
     with pytest.raises(UserError, match="did you mean 'coc:attention'"):
