@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.common import Cells, clone, kl, predictions
-from benchmarks.quantizing import TEST_SETS
+from benchmarks.quantizing import TEST_SETS, Setup, load_setup
 from benchmarks.tables import ROOT, replace_between
 from laconic.methods import Rtn
 from laconic.numerics.grid import dequantize, fit_grid, quantize
@@ -41,20 +41,20 @@ def main(argv: Sequence[str]) -> None:
     for model in options.only:
         missing = CELLS.missing(_keys(model, options.nudges))
         if missing:
-            reference = load_setup(model, 0)
-            rows = reference.rows[:: -(-len(reference.rows) // BATCHES)]
-            reference = Reference(reference.lm, rows, predictions(reference.lm, rows), reference.calibration)
+            setup = load_setup(model, 0)
+            rows = setup.rows[:: -(-len(setup.rows) // BATCHES)]
+            setup = Setup(setup.lm, rows, predictions(setup.lm, rows), setup.calibration)
             for key in track(missing, model):
-                CELLS.add(key, {"kl": measured(reference, key)})
+                CELLS.add(key, {"kl": measured(setup, key)})
     print(f"{CELLS}; `python -m benchmarks clipping_tables` makes the table")
 
 
-def measured(reference: Reference, key: Key) -> float:
+def measured(setup: Setup, key: Key) -> float:
     """KL of one cell."""
     _, bits, group, symmetric, clip, nudge = key
     method = Rtn(bits=bits, group_size=group, symmetric=symmetric, clip=clip)
     generator = torch.Generator().manual_seed(nudge)
-    small = clone(reference.lm)
+    small = clone(setup.lm)
     for site in small.sites():
         weight = site.parameter.data
         grid = fit_grid(weight, method.grid_spec(bits, weight.shape[1]))
@@ -62,7 +62,7 @@ def measured(reference: Reference, key: Key) -> float:
             share = 1 + NUDGE * (2 * torch.rand(grid.scale.shape, generator=generator) - 1)
             grid = grid._replace(scale=(grid.scale * share).half().float())
         weight.copy_(dequantize(quantize(weight, grid), grid))
-    return kl(reference.dense, predictions(small, reference.rows))
+    return kl(setup.dense, predictions(small, setup.rows))
 
 
 def write_tables(argv: Sequence[str]) -> None:

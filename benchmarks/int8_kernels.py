@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     for asked in track([asked for asked in questions if key_of(asked) not in done], "products"):
         question = ProductShape(asked["rows"], asked["out"], asked["in"], DTYPES[asked["dtype"]])
         seconds = time_kernels(FAMILIES[asked["family"]], question)
-        with KERNELS_PATH.open("a") as file:
+        with PATH.open("a") as file:
             file.write(json.dumps({**asked, "seconds": seconds, "machine": here}) + "\n")
 
 
@@ -64,7 +64,7 @@ def measured_rows_of(here: dict) -> list[dict]:
 
 def measured() -> list[dict]:
     """All that was measured, in that order."""
-    return [json.loads(line) for line in KERNELS_PATH.read_text().splitlines()] if KERNELS_PATH.exists() else []
+    return [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
 
 
 def key_of(row: dict) -> tuple:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.common import Cells, clone, kl, mean_of, models_folder, places_of, predictions
 from benchmarks.lowrank import SEEDS
-from benchmarks.quantizing import TEST_SETS
+from benchmarks.quantizing import TEST_SETS, Setup, load_setup
 from benchmarks.tables import ROOT, replace_between
 from laconic.compress import Compress
 from laconic.methods import Gptq, Method, SparseGpt, Wanda
@@ -82,19 +82,17 @@ def measure(model: str, seed: int, methods: Sequence[str], variants: Sequence[st
     missing = CELLS.missing(keys)
     if not missing:
         return
-    reference = load_setup(model, seed)
+    setup = load_setup(model, seed)
     if model in PEER_MODELS:
-        reference = replace(
-            reference, calibration=replace(reference.calibration, batches=whole_rows(reference.calibration.batches))
-        )
+        setup = replace(setup, calibration=replace(setup.calibration, batches=whole_rows(setup.calibration.batches)))
     ours = [key for key in missing if key[-1] in OURS]
     if ours:
-        measure_cell(reference, *ours[0][2:])
+        measure_cell(setup, *ours[0][2:])
     for key in track(ours, f"{model}, seed {seed}"):
-        CELLS.add(key, measure_cell(reference, *key[2:]))
+        CELLS.add(key, measure_cell(setup, *key[2:]))
     theirs = [key for key in missing if key[-1] in PEERS]
     if theirs and peer is not None:
-        by_peer(reference, theirs, peer)
+        by_peer(setup, theirs, peer)
 
 
 def whole_rows(batches: Sequence[Batch]) -> list[Batch]:
@@ -115,20 +113,20 @@ def method_of(name: str, size: float) -> Method:
     return {"sparsegpt": SparseGpt, "wanda": Wanda}[name](sparsity=size)
 
 
-def measure_cell(reference: Reference, name: str, size: float, variant: str) -> dict:
+def measure_cell(setup: Setup, name: str, size: float, variant: str) -> dict:
     """One cell of laconic's."""
-    small = clone(reference.lm)
+    small = clone(setup.lm)
     step = Compress(method=method_of(name, size), **OURS[variant])
     start = time.process_time()
-    step.apply(small, reference.calibration)
+    step.apply(small, setup.calibration)
     seconds = time.process_time() - start
     plain = replace(small, model=materialize(small.model))
-    return {**evaluate(reference, plain), "seconds": seconds, "versions": {"torch": version("torch")}}
+    return {**evaluate(setup, plain), "seconds": seconds, "versions": {"torch": version("torch")}}
 
 
-def by_peer(reference: Reference, keys: Sequence[tuple], python: str) -> None:
+def by_peer(setup: Setup, keys: Sequence[tuple], python: str) -> None:
     """The cells that llm-compressor makes, in a process of its own."""
-    batches = reference.calibration.batches
+    batches = setup.calibration.batches
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
             {"method": name, "size": size, "pipeline": PEERS[variant], "output": f"{folder}/{number}.safetensors"}
@@ -143,9 +141,9 @@ def by_peer(reference: Reference, keys: Sequence[tuple], python: str) -> None:
         ).stdout
         lines = [json.loads(line.removeprefix("MADE ")) for line in said.splitlines() if line.startswith("MADE ")]
         for key, line in zip(keys, lines, strict=True):
-            small = with_weights(reference.lm, load_file(line["output"]))
+            small = with_weights(setup.lm, load_file(line["output"]))
             cell = {"seconds": line["seconds"], "versions": line["versions"]}
-            CELLS.add(key, {**evaluate(reference, small), **cell})
+            CELLS.add(key, {**evaluate(setup, small), **cell})
 
 
 @torch.no_grad()
@@ -157,11 +155,11 @@ def with_weights(lm: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageMo
     return small
 
 
-def evaluate(reference: Reference, small: LanguageModel) -> dict:
+def evaluate(setup: Setup, small: LanguageModel) -> dict:
     """KL on the held-out rows, and the fraction of zeros that a method of so much sparsity really left."""
     sites = [site.weight() for site in small.sites()]
     zeros = sum(int((weight == 0).sum()) for weight in sites) / sum(weight.numel() for weight in sites)
-    return {"kl": kl(reference.dense, predictions(small, reference.rows)), "zeros": zeros}
+    return {"kl": kl(setup.dense, predictions(small, setup.rows)), "zeros": zeros}
 
 
 def write_tables(argv: Sequence[str]) -> None:
