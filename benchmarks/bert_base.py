@@ -17,7 +17,7 @@ from os import environ
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from benchmarks.common import write_json
 from laconic.calibrate import Calibration, collect_stats
@@ -66,7 +66,13 @@ def main(argv: Sequence[str]) -> None:
 def bert() -> LanguageModel:
     """A classifier of BERT-base's shape."""
     torch.manual_seed(0)
-    return LanguageModel.of(BertForSequenceClassification(BertConfig(num_labels=2)).eval())
+    return LanguageModel.of(BertForSequenceClassification(BertConfig()).eval())
+
+
+def encoder_of(lm: LanguageModel) -> BertModel:
+    """The encoder below its head."""
+    assert isinstance(lm.model, BertForSequenceClassification)
+    return lm.model.bert
 
 
 def batches() -> list[dict[str, Tensor]]:
@@ -113,7 +119,7 @@ def straightforward() -> float:
     Of the first of the equal blocks, times their number: all of them would take a good part of an hour.
     """
     lm = bert()
-    blocks = lm.model.bert.encoder.layer
+    blocks = encoder_of(lm).encoder.layer
     linears = [module for module in blocks[0].modules() if isinstance(module, nn.Linear)]
     return len(blocks) * timed(lambda: [_drone(lm, linear) for linear in linears])
 
@@ -122,10 +128,11 @@ def straightforward() -> float:
 def _drone(lm: LanguageModel, linear: nn.Linear) -> None:
     """Theorem 1 of the paper as it stands: W = U_W S_W V_W^T, X = U_X S_X V_X^T, and the rank r of what is between."""
     seen: list[Tensor] = []
+    encoder = encoder_of(lm)
     hook = linear.register_forward_hook(lambda _, args, __: seen.append(args[0].reshape(-1, linear.in_features)))
     for batch in batches():
         # Only as far as the block goes, so that what is counted is the method and not the passes.
-        lm.model.bert.encoder.layer[0](lm.model.bert.embeddings(batch["input_ids"]))
+        encoder.encoder.layer[0](encoder.embeddings(batch["input_ids"]))
     hook.remove()
     X, W = torch.cat(seen).T, linear.weight
     U_W, S_W, Vt_W = torch.linalg.svd(W, full_matrices=False)

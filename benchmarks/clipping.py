@@ -9,6 +9,7 @@ benchmarks/results/clipping.jsonl, so a run that was stopped goes on where it wa
 import argparse
 from collections.abc import Iterator, Sequence
 from statistics import geometric_mean
+from typing import Literal
 
 import torch
 from rich.progress import track
@@ -21,12 +22,14 @@ from laconic.numerics.grid import dequantize, fit_grid, quantize
 
 CELLS = Cells("clipping", ("model", "bits", "group", "symmetric", "clip", "nudge"))
 BEGIN = "<!-- clipping, made by `python -m benchmarks clipping_tables` -->"
-BITS, GROUPS = (4, 3, 2), (32, 64, "channel")
+Group = int | Literal["channel"]
+BITS = (4, 3, 2)
+GROUPS: tuple[Group, ...] = (32, 64, "channel")
 BATCHES = 7
 """At most so many are judged on."""
 NUDGE = 0.02
 
-Key = tuple[str, int, int | str, bool, bool, int]
+Key = tuple[str, int, Group, bool, bool, int]
 
 
 def main(argv: Sequence[str]) -> None:

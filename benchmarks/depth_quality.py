@@ -17,15 +17,15 @@ from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.selection import Limits, Selection, by_runs, greedy
-from laconic.compress.depth.trial import Trial
+from laconic.compress.depth.selection import Limits, Select, Selection, by_runs, greedy
+from laconic.compress.depth.trial import Replacement, Trial
 from laconic.model import LanguageModel, load
 
 BEGIN = "<!-- made by `python -m benchmarks depth_tables` -->"
 CELLS = Cells("depth_quality", ("model", "seed", "select", "replace", "drop"))
 DROPS = (1, 2, 3, 4)
-SELECTS = ("influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate")
-REPLACEMENTS = ("nothing", "bias", "linear")
+SELECTS: tuple[Select, ...] = ("influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate")
+REPLACEMENTS: tuple[Replacement, ...] = ("nothing", "bias", "linear")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class Chooser:
         (self.row,) = self.cuts.values()
         self.trials = {replace: Trial.of(lm, data, replace, max(DROPS)) for replace in REPLACEMENTS}
 
-    def blocks(self, select: str, replace: str, drop: int) -> tuple[int, ...]:
+    def blocks(self, select: Select, replace: Replacement, drop: int) -> tuple[int, ...]:
         """The numbers of the blocks that go."""
         limits = Limits(lambda _: True, lambda _: True)
         chosen: list[Cut]

@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
         )
     true = [row["kl"] for row in rows]
     result = {
-        "spearman_predicted": spearmanr([row["predicted"] for row in rows], true).statistic,
-        "spearman_output_error": spearmanr([row["output_error"] for row in rows], true).statistic,
+        "spearman_predicted": spearmanr([row["predicted"] for row in rows], true)[0],
+        "spearman_output_error": spearmanr([row["output_error"] for row in rows], true)[0],
         "matrices": rows,
     }
     path = write_json("loss_prediction", result)

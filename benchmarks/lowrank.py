@@ -128,4 +128,4 @@ def metric(predicted: Predictions) -> float:
     assert predicted.labels is not None
     if predicted.distribution is CATEGORICAL:
         return (predicted.values.argmax(-1) == predicted.labels).float().mean().item()
-    return float(pearsonr(predicted.values.squeeze(-1), predicted.labels).statistic)
+    return float(pearsonr(predicted.values.squeeze(-1), predicted.labels)[0])

@@ -39,7 +39,7 @@ BEGIN = "<!-- sequential, made by `python -m benchmarks sequential_tables` -->"
 SIZES: dict[str, tuple[float, ...]] = {"sparsegpt": (0.5, 0.6, 0.7), "wanda": (0.5, 0.595, 0.70625), "gptq": (4, 3, 2)}
 """By method. For `wanda`, sizes at which rounding the zeros of a row down, as llm-compressor does, and to the nearest
 number, as laconic does, is the same in the rows of every model here."""
-OURS: dict[str, dict[str, bool]] = {"one pass": {}, "sequential": {"sequential": True}, "anchored": {"anchored": True}}
+OURS = ("one pass", "sequential", "anchored")
 PEERS = {"llm-compressor, one-shot": "basic", "llm-compressor, sequential": "sequential"}
 """Its variants, by the name of its pipeline."""
 PEER_SCRIPT = Path(__file__).parent / "peers/llm_compressor.py"
@@ -116,7 +116,8 @@ def method_of(name: str, size: float) -> Method:
 def measure_cell(setup: Setup, name: str, size: float, variant: str) -> dict:
     """One cell of laconic's."""
     small = clone(setup.lm)
-    step = Compress(method=method_of(name, size), **OURS[variant])
+    method = method_of(name, size)
+    step = Compress(method=method, sequential=variant == "sequential", anchored=variant == "anchored")
     start = time.process_time()
     step.apply(small, setup.calibration)
     seconds = time.process_time() - start
