@@ -101,7 +101,7 @@ def plain() -> float:
 
 
 def statistics() -> float:
-    """What kfac-svd with spectrum needs."""
+    """Collect the statistics that kfac-svd with spectrum needs."""
     lm = bert()
     needs = Compress(keep=0.5, **SPECTRUM).needs
     return timed(lambda: collect_stats(lm, Calibration(batches()), needs, lm.sites()))

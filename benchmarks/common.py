@@ -29,7 +29,7 @@ def models_folder() -> Path:
 
 
 def calibration(lm: LanguageModel, source: str, rows: int, seed: int) -> Calibration:
-    """`rows` training rows of `source`, drawn with `seed`."""
+    """`rows` training rows of `source`, sampled with `seed`."""
     drawn = sample(read(source, "train"), rows, seed)
     return Calibration(batches(lm, drawn, batch_size=16, max_length=128), seed=seed)
 
@@ -43,7 +43,7 @@ def development(lm: LanguageModel, source: str, rows: int | None = None) -> list
 
 @torch.inference_mode()
 def predictions(lm: LanguageModel, data: list[Batch]) -> Predictions:
-    """What `lm` says about every row of `data`."""
+    """The predictions of `lm` on every row of `data`."""
     parts = [predict(lm, batch)[0] for batch in data]
     labels = [part.labels for part in parts if part.labels is not None]
     values = torch.cat([part.values for part in parts])
@@ -62,7 +62,7 @@ def clone(lm: LanguageModel) -> LanguageModel:
 
 
 def write_json(name: str, result: object) -> Path:
-    """Keep `result` under benchmarks/results/."""
+    """Write `result` to benchmarks/results/."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -76,16 +76,17 @@ Key = TypeVar("Key", bound=tuple)
 class Cells:
     """The cells of one benchmark.
 
-    name: of its file under benchmarks/results/.
-    same: what makes a cell the same cell.
+    Args:
+        name: the name of its file under benchmarks/results/, without its ending.
+        key_names: fields that identify a cell.
     """
 
     name: str
-    same: tuple[str, ...]
+    key_names: tuple[str, ...]
 
     @property
     def path(self) -> Path:
-        """Where the cells are."""
+        """The file of the cells."""
         return RESULTS / f"{self.name}.jsonl"
 
     def __iter__(self) -> Iterator[dict]:
@@ -96,20 +97,20 @@ class Cells:
     def __str__(self) -> str:
         return f"{sum(1 for _ in self)} cells in {self.path}"
 
-    def missing(self, wanted: Iterable[Key]) -> list[Key]:
-        """Those that have no line yet, in order."""
-        done = {tuple(cell[key] for key in self.same) for cell in self}
-        return [key for key in wanted if key not in done]
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """The keys that have no line yet, in order."""
+        done = {tuple(cell[name] for name in self.key_names) for cell in self}
+        return [key for key in keys if key not in done]
 
     def where(self, **named: Any) -> list[dict]:
-        """Those that have these values."""
+        """The cells that have these values."""
         return [cell for cell in self if all(cell[name] == value for name, value in named.items())]
 
     def add(self, key: tuple, cell: dict) -> None:
-        """Keep a finished cell."""
+        """Write a finished cell."""
         RESULTS.mkdir(exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps({**cell, **dict(zip(self.same, key, strict=True))}) + "\n")
+            file.write(json.dumps({**cell, **dict(zip(self.key_names, key, strict=True))}) + "\n")
 
 
 def quality(here: Sequence[dict], bold: bool = False, digits: int = 4) -> str:

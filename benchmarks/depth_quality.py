@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str, seed: int, drops: Sequence[int]) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     missing = CELLS.missing(
         (name, seed, select, replace, drop)
         for drop in drops
@@ -70,7 +70,7 @@ def measure(name: str, seed: int, drops: Sequence[int]) -> None:
 
 
 class Chooser:
-    """What each selector drops; divergences that were measured for one number serve the next."""
+    """The blocks that each selector drops; divergences measured for one number of blocks are reused for the next."""
 
     def __init__(self, lm: LanguageModel, data: Calibration) -> None:
         self.lm, self.data = lm, data

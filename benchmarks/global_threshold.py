@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def apart(variant: str, blocks: int) -> dict:
-    """One variant in a process of its own."""
+    """Run one variant in its own process."""
     limit = available() - LEFT_TO_THE_MACHINE
     weights = blocks * sum(rows * columns for rows, columns in SHAPES)
     size = {"weights": weights, "weight_bytes": 4 * weights, "limit_bytes": limit}
@@ -94,7 +94,7 @@ def by_laconic(layers: nn.ModuleList, k: int) -> None:
 
 
 def by_torch(layers: nn.ModuleList, k: int) -> None:
-    """As the tutorial has it."""
+    """Prune as torch's tutorial does."""
     parameters = [(layer, "weight") for layer in layers]
     prune.global_unstructured(parameters, pruning_method=prune.L1Unstructured, amount=k)
     for layer, name in parameters:

@@ -108,7 +108,7 @@ def describe(row: dict) -> str:
 
 
 def variants(lm: LanguageModel, source: str) -> dict[str, Model]:
-    """By name, what is compared."""
+    """The models to compare, by name."""
     kernel = whole_numbers()
     smooth = clone(lm)
     SmoothQuant().apply(smooth, calibration(lm, source, CALIBRATION_ROWS, seed=0))
@@ -170,7 +170,7 @@ def of_onnx_runtime(lm: LanguageModel) -> dict[str, Model]:
 
 
 class Answers(nn.Module):
-    """What is exported: tensors in, tensors out."""
+    """The module that is exported: tensors in, tensors out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ def without_shapes(file: Path) -> object:
 
 
 def session(file: Path) -> Model:
-    """What ONNX Runtime computes, on as many threads as torch has."""
+    """A model run by ONNX Runtime on as many threads as torch has."""
     onnxruntime = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -218,7 +218,7 @@ def session(file: Path) -> Model:
 
 
 def plain(model: nn.Module) -> Model:
-    """What a torch model computes."""
+    """A model run by torch."""
 
     def answers(batch: Batch) -> tuple[Tensor, Tensor]:
         output = model(**batch, output_hidden_states=True)
@@ -232,7 +232,7 @@ def without_labels(batch: Mapping[str, Tensor]) -> Batch:
 
 
 def predicted(lm: LanguageModel, model: Model, data: list[Batch]) -> Predictions:
-    """What `model` says of every row."""
+    """The predictions of `model` on every row."""
     values = torch.cat([model(without_labels(batch))[0] for batch in data])
     labels = torch.cat([batch["labels"] for batch in data])
     return Predictions(values, torch.arange(len(values)), labels, CATEGORICAL if values.shape[1] > 1 else GAUSSIAN)

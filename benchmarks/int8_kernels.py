@@ -27,7 +27,7 @@ SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 3072), (4096, 4096), (3200
 FAMILIES: dict[str, KernelFamily] = {"int8": INT8, "4 bits, groups of 64": Int4Family(4, 64, symmetric=False)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAME = ("family", "out", "in", "rows", "dtype")
-"""With the machine, what makes a question the same question."""
+"""Fields that identify a measurement, together with the machine."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured_rows_of(here: dict) -> list[dict]:
-    """What was measured on one machine."""
+    """The measurements of one machine."""
     return [row for row in measured() if row["machine"] == here]
 
 

@@ -1,4 +1,4 @@
-"""What compressing takes of knowledge and structure: LAMA and BLiMP of a small masked language model.
+"""How much knowledge and grammar compression costs: LAMA and BLiMP of a small masked language model.
 
 The model is that of `masked_lm`; calibrated on 128 of its training rows, judged on the first facts of each relation of
 LAMA and the first pairs of each paradigm of BLiMP. Each finished cell is one line of

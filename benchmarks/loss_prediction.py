@@ -1,4 +1,4 @@
-"""How well ½ tr(F E C E^T) predicts the true KL of replacing one matrix, over all matrices of minilm-sst2.
+"""½ tr(F E C E^T) as a prediction of the true KL of replacing one matrix, over all matrices of minilm-sst2.
 
 Each matrix alone is truncated by `drone` at 30 % of its bytes; the KL divergence on the development set is compared
 with the prediction from 128 training rows, and with the layer's output error tr(E C E^T), which knows no gradients.

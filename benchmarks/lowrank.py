@@ -47,12 +47,12 @@ TIMED = ("kfac-svd", "kfac-svd + spectrum")
 
 
 def step_of(variant: str, keep: float) -> Compress:
-    """The step that `variant` stands for, at one size."""
+    """The step of `variant` at one size."""
     return replace(VARIANTS[variant], keep=keep)
 
 
 def all_needs(variants: Iterable[str] = tuple(VARIANTS)) -> frozenset:
-    """The statistics that any of `variants` asks for, so that one survey serves all."""
+    """The statistics that any of `variants` needs, so that they are collected once."""
     return frozenset().union(*(step_of(variant, 0.5).needs for variant in variants))
 
 
@@ -61,7 +61,7 @@ CELLS = Cells("lowrank_quality", ("model", "rows", "seed", "way", "keep"))
 
 @dataclass(frozen=True)
 class Reference:
-    """A dense model, its development set, and what it says about it."""
+    """A dense model, its development set, and its predictions on it."""
 
     lm: LanguageModel
     data: list[Batch]
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, float]]) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     missing = CELLS.missing((name, rows, seed, variant, keep) for variant, keep in wanted)
     if not missing:
         return

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     missing = CELLS.missing((name, seed, keep) for keep in keeps)
     if not missing:
         return

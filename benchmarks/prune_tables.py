@@ -79,7 +79,7 @@ def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -
 
 
 def time() -> str:
-    """What is faster, and what only smaller."""
+    """Time and bytes of pruned models: some are faster, others only smaller."""
     result = json.loads((RESULTS / "prune_latency.json").read_text())
     dense = result["rows"][0]
     lines = [

@@ -30,7 +30,7 @@ SIZES = (*SPARSITIES, *PATTERNS)
 
 @dataclass(frozen=True)
 class Variant:
-    """How a model gets its zeros. `shots` prune it little by little, on statistics that are collected anew."""
+    """A way to prune a model, in several `shots` with statistics collected again before each."""
 
     step: Compress
     shots: int = 1
@@ -68,7 +68,7 @@ IN_PATTERNS = ("magnitude", "wanda", "sparsegpt", "kfac-prune", "kfac-prune, OBD
 
 
 def sizes_of(variant: str) -> tuple[str, ...]:
-    """What `variant` is measured at."""
+    """The sizes that `variant` is measured at."""
     return SIZES if variant in IN_PATTERNS else SPARSITIES
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, str]]) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     missing = CELLS.missing((name, rows, seed, variant, size) for variant, size in wanted)
     if not missing:
         return
@@ -116,7 +116,7 @@ def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, str]]) 
 
 
 def load_setup(name: str, seed: int, rows: int, needs: frozenset[type[Statistic]]) -> Setup:
-    """One model, measured once."""
+    """Load a model and collect its statistics."""
     lm = load(str(models_folder() / name))
     data = development(lm, MODELS[name])
     calibrating = calibration(lm, MODELS[name], rows, seed)

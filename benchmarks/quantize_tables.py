@@ -18,7 +18,7 @@ DRAWN_GROUP, DRAWN_BITS = 64, 4
 """Of the pictures, but for `kmeans`, whose tables are worth their bytes for whole rows alone; at 8 bits all look alike.
 """
 AS_MANY = 0.02
-"""What two numbers of bytes may differ by and count as the same."""
+"""Two numbers of bytes that differ by less than this share count as equal."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -36,10 +36,10 @@ METHODS: dict[str, QuantizationMethod] = {
     "awq": Awq(),
     "kmeans": KMeans(),
 }
-"""By the name in the tables."""
+"""Methods by their name in the tables."""
 
 USUAL = Gptq(group_size=64)
-"""What combinations are quantized by."""
+"""The method that quantizes in combinations."""
 
 Steps = Callable[[int], list[Compress]]
 """The steps of a model whose weights are stored in so many bits."""
@@ -47,9 +47,9 @@ Steps = Callable[[int], list[Compress]]
 
 @dataclass(frozen=True)
 class TestSet:
-    """A model, where its rows come from, and how many of them it is judged on; None for the whole development split.
+    """The source of a model's rows, its metric, and how many test rows are used; None for the whole development split.
 
-    halves: the source has no split of its own: calibrated on rows of its first half, judged on the last ones.
+    halves: the source has no splits: rows of its first half calibrate, and the last rows test.
     """
 
     source: str
@@ -68,13 +68,13 @@ TEST_SETS = {
 
 
 def alone(name: str, bits: int, group: int | str) -> Steps:
-    """One method by itself."""
+    """The steps of one method alone."""
     method = replace(METHODS[name], bits=bits, group_size=group)
     return lambda whole: [Compress(method=method)]
 
 
 def mixed(bits: float) -> Steps:
-    """As many bytes as `bits` on average and the scales, spent by the predicted loss."""
+    """Mixed bits, chosen by the predicted loss, that take as many bytes as `bits` bits with their scales."""
     return lambda whole: [Compress(method=USUAL, keep=_with_grids(bits) / whole, allocate="spectrum")]
 
 
@@ -118,7 +118,7 @@ COMBINATIONS: dict[str, Steps] = {
     "4 bits": _bits(4),
     "mixed, 4 bits": mixed(4),
 }
-"""What takes about as many bytes stands side by side: half sparse with 4 bits is 3 bits a weight, with its mask."""
+"""In order of their bytes: half sparse with 4 bits takes 3 bits a weight, with its mask."""
 
 
 CELLS = Cells("quantize_quality", ("model", "seed", "way"))
@@ -126,7 +126,7 @@ CELLS = Cells("quantize_quality", ("model", "seed", "way"))
 
 @dataclass(frozen=True)
 class Setup:
-    """A dense model, rows that nothing was fitted on, and what it says about them."""
+    """A dense model, test rows, its predictions on them, and calibration data."""
 
     lm: LanguageModel
     rows: list[Batch]
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(model: str, seed: int, wanted: dict[str, Steps]) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     missing = CELLS.missing((model, seed, variant) for variant in wanted)
     if not missing:
         return
@@ -173,7 +173,7 @@ def measure(model: str, seed: int, wanted: dict[str, Steps]) -> None:
 
 
 def load_setup(model: str, seed: int) -> Setup:
-    """One model with what it is calibrated and judged on."""
+    """Load a model with its calibration data and test rows."""
     test_set, lm = TEST_SETS[model], load(str(models_folder() / model))
     corpus = read(test_set.source, "train")
     rows = development(lm, test_set.source, test_set.rows)
@@ -201,7 +201,7 @@ def measure_cell(setup: Setup, stats: dict[str, LayerStats], steps: Sequence[Com
 
 
 def quality(predicted: Predictions) -> float:
-    """Accuracy, correlation, or perplexity of what is said token by token."""
+    """Accuracy, correlation, or perplexity of predictions token by token."""
     if predicted.distribution is CATEGORICAL and predicted.values.shape[-1] > 2:
         assert predicted.labels is not None
         return math.exp(cross_entropy(predicted.values.float(), predicted.labels).item())

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str) -> None:
-    """Every cell of one model that has no line yet."""
+    """Measure every cell of one model that has no line yet."""
     wanted = [*((recipe, None) for recipe in RULES), *((recipe, rank) for rank in RANKS for recipe in SWEEP)]
     missing = CELLS.missing((name, recipe, rank) for recipe, rank in wanted)
     if not missing:
@@ -66,14 +66,14 @@ def measure(name: str) -> None:
 
 
 def measure_rule(reference: Reference, recipe: str, data: Calibration) -> dict:
-    """One cell of a rule that says the rank of every matrix."""
+    """Measure one cell of a rule that sets the rank of every matrix."""
     small = clone(reference.lm)
     _, changes = apply_steps(small, read_recipe(RECIPES / f"{recipe}.yaml").steps, data)
     return {"bytes": changes.nbytes, "dense_bytes": changes.dense_nbytes, **evaluate(reference, small)}
 
 
 def measure_rank(reference: Reference, recipe: str, rank: int, stats: dict[str, LayerStats]) -> dict:
-    """One cell of the sweep."""
+    """Measure one cell of the sweep."""
     small = clone(reference.lm)
     outcome = step_of(recipe, rank).solve(small, stats)
     return {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, **evaluate(reference, small)}
@@ -145,7 +145,7 @@ def searched() -> str:
 
 
 def budgets() -> str:
-    """What a budget of time came to."""
+    """The table of latency budgets."""
     measured = json.loads((RESULTS / "latency_budget.json").read_text())
     lines = [
         "## Budgets of time",

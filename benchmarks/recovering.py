@@ -46,7 +46,7 @@ VARIANTS = ("as it is", "correct", "finetune", "distil")
 
 
 def variant(name: str, start: str) -> Step | None:
-    """One column's step, from the compressed model itself."""
+    """The step of one column; None for the compressed model as it is."""
     learning_rate = 3e-5 if start in NEAR else 1e-4
     steps = {
         "correct": Correct(),
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
-    """Every cell of one model and one seed that has no line yet."""
+    """Measure every cell of one model and one seed that has no line yet."""
     missing = CELLS.missing((name, seed, start, variant) for start, variant in wanted)
     if not missing:
         return

@@ -123,7 +123,7 @@ def describe(cell: dict) -> str:
 
 
 def speedup(times: dict) -> float:
-    """How many times as fast as the dense model in eager torch."""
+    """The speed relative to the dense model in eager torch."""
     return times["dense_ms"][1] / times["ms"][1]
 
 

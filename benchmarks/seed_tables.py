@@ -19,7 +19,7 @@ STUDIES = ("000-drone", "001-ranks", "002-l1", "003-width", "004-knowledge")
 KEPT = RESULTS / "studies"
 PAGE = ROOT / "docs/seeds.md"
 MEASURES = ("accuracy", "matthews", "pearson", "f1", "perplexity", "token_accuracy", "p@10/trex", "p@10", "acc")
-"""What a table shows of a task, the first of these that it has."""
+"""The metric that tables show of a task: the first of these that it has."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,12 +37,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def begin_of(name: str) -> str:
-    """What stands before the tables of a study."""
+    """The comment before the tables of a study."""
     return f"<!-- made by `python -m benchmarks seed_tables`: {name} -->"
 
 
 def rows_of(name: str) -> list[Row]:
-    """Of a study, its cells that are done."""
+    """The finished cells of a study."""
     with (KEPT / f"{name}.csv").open() as file:
         return [row for row in csv.DictReader(file) if row["state"] == "done"]
 
@@ -79,7 +79,7 @@ def grid(rows: Sequence[Row], down: Sequence[str], across: str, entry: Callable[
 
 
 def original(rows: Sequence[Row]) -> str:
-    """What the models as they were have."""
+    """The results of the original models."""
     said = [f"{row['model']} {row.get('task', '')} {figure(row)}" for row in rows if row["baseline"] == "true"]
     return "Original: " + "; ".join(" ".join(text.split()) for text in said) + "."
 

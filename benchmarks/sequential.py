@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(model: str, seed: int, methods: Sequence[str], variants: Sequence[str], peer: str | None) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     theirs = list(PEERS) if peer is not None and model in PEER_MODELS else []
     keys = [
         (model, seed, name, size, variant)
@@ -114,7 +114,7 @@ def method_of(name: str, size: float) -> Method:
 
 
 def measure_cell(setup: Setup, name: str, size: float, variant: str) -> dict:
-    """One cell of laconic's."""
+    """Measure one cell with laconic."""
     small = clone(setup.lm)
     method = method_of(name, size)
     step = Compress(method=method, sequential=variant == "sequential", anchored=variant == "anchored")

@@ -54,7 +54,7 @@ def measured(rounds: int) -> dict[str, float]:
 
 
 def commands() -> dict[str, tuple[list[str], int]]:
-    """By name, what is run and the exit status that it has."""
+    """The commands to run by name, each with its expected exit status."""
     python = {name: ([sys.executable, "-c", name], 0) for name in (TORCH, BOTH, LIBRARY)}
     program = [sys.executable, "-m", "laconic"]
     answers = {f"laconic {line}": ([*program, *line.split()], 0) for line in ANSWERS}

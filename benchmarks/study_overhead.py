@@ -1,4 +1,4 @@
-"""What a study of 200 cells costs beside its cells: starting, checking, leasing, writing records, and the report.
+"""Overhead of a study of 200 cells: starting, checking, leasing, writing records, and the report.
 
 The cells are as small as can be, on a model of 260 thousand numbers, so that what is around them is seen; each says in
 its record how long it took, and how long of that it compressed and judged. The program runs in a process of its own, in
@@ -73,7 +73,7 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def run(folder: Path) -> tuple[float, dict]:
-    """How long the program took, and what it said."""
+    """Run the program; its seconds and its JSON."""
     command = [sys.executable, "-m", "laconic", "study", "study.yaml", "-o", "study", "--json"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "LACONIC_CACHE": str(folder / "cache"), "PYTHONPATH": path}

@@ -100,7 +100,7 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
 
 
 def more_rows() -> str:
-    """What calibrating on more rows gives, where that was measured."""
+    """The table of calibration on more rows, where that was measured."""
     mine = CELLS.where(rows=MORE_ROWS)
     if not mine:
         return ""

@@ -63,7 +63,7 @@ def measured(W: Tensor, Phi: Tensor, rank: int) -> Iterator[dict]:
 
 
 def variants(W: Tensor, Phi: Tensor, rank: int) -> dict[str, tuple[Callable[[], tuple[Tensor, int]], int]]:
-    """What each variant computes, (Ŵ, iterations made), and how many iterations it may make."""
+    """By variant: a function that returns (Ŵ, iterations), and the largest number of iterations."""
 
     def expanded(components: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, int]:
         A, B = components()

@@ -44,7 +44,7 @@ GATED = ("taylor", "taylor-squared")
 
 
 def step_of(variant: str, what: str, keep: float) -> Narrow:
-    """The step that `variant` stands for, at one size."""
+    """The step of `variant` at one size."""
     return replace(VARIANTS[variant], keep=None, **{what: keep})
 
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(name: str, seed: int, variants: Sequence[str]) -> None:
-    """Every cell of one model and one calibration seed that has no line yet."""
+    """Measure every cell of one model and one calibration seed that has no line yet."""
     missing = CELLS.missing(
         (name, seed, variant, what, keep) for what in WHATS for keep in KEEPS for variant in variants
     )
