@@ -16,8 +16,8 @@ from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Referen
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten
-from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.selection import Limits, Select, Selection, by_runs, greedy
+from laconic.compress.depth.cuts import Cut, all_cuts
+from laconic.compress.depth.selection import Limits, Select, Selection, choose_runs, greedy
 from laconic.compress.depth.trial import Replacement, Trial
 from laconic.model import LanguageModel, load
 
@@ -74,7 +74,7 @@ class Chooser:
 
     def __init__(self, lm: LanguageModel, data: Calibration) -> None:
         self.lm, self.data = lm, data
-        self.cuts = every_cut(lm, "blocks")
+        self.cuts = all_cuts(lm, "blocks")
         (self.row,) = self.cuts.values()
         self.trials = {replace: Trial.of(lm, data, replace, max(DROPS)) for replace in REPLACEMENTS}
 
@@ -83,7 +83,7 @@ class Chooser:
         limits = Limits(lambda _: True, lambda _: True)
         chosen: list[Cut]
         if select in ("greedy", "dp"):
-            search = greedy if select == "greedy" else by_runs
+            search = greedy if select == "greedy" else choose_runs
             chosen = search(self.trials[replace], self.row, drop, limits, False)
         else:
             selection = Selection(select=select, contiguous=False)

@@ -34,8 +34,8 @@ def path_from_verb() -> list[str]:
     [
         ("drone:rank=2", "laconic.methods.lowrank.drone.two_sided_components"),
         ("gptq:bits=4", "laconic.methods.quantize.gptq.gptq"),
-        ("narrow:heads=0.5", "laconic.compress.width.importance.removals"),
-        ("narrow:heads=0.5", "laconic.compress.width.take_out.refitted"),
+        ("narrow:heads=0.5", "laconic.compress.width.importance.removal_order"),
+        ("narrow:heads=0.5", "laconic.compress.width.removal.refit_columns"),
         ("shorten:drop=1", "laconic.compress.kl_metric.divergence"),
     ],
 )

@@ -44,11 +44,11 @@ class ActivationCapture(ExitStack):
         yield module.register_forward_hook(on_return)
 
 
-class Ended(Exception):  # noqa: N818 - it ends a run, and is no error
+class RunEnded(Exception):  # noqa: N818 - it ends a run, and is no error
     """Raised within a run of a model by whoever has heard enough."""
 
 
-class Until(ExitStack):
+class RunUntil(ExitStack):
     """Within the context each `run` ends once all of `modules` were called, or with `returned` once all of them have
     returned; as often as in the first run, which goes to its end.
 
@@ -73,7 +73,7 @@ class Until(ExitStack):
     def run(self) -> Iterator[None]:
         """One run, which may end here."""
         self._calls = Counter()
-        with suppress(Ended):
+        with suppress(RunEnded):
             yield
         if self._usual is None and self._calls.keys() == set(self._modules):
             self._usual = self._calls
@@ -81,4 +81,4 @@ class Until(ExitStack):
     def _count(self, module: nn.Module, *_: Any) -> None:
         self._calls[module] += 1
         if self._usual is not None and self._calls >= self._usual:
-            raise Ended
+            raise RunEnded

@@ -82,27 +82,27 @@ class Anchor:
         Raises:
             UserError: its inputs, or the outputs wanted of it, are not finite.
         """
-        whole = _moments(self._folds, site, centred)
+        whole = _compute_moments(self._folds, site, centred)
         if not torch.isfinite(whole.C.sum() + whole.D.sum()):
             raise UserError(f"The inputs or outputs of '{site}' are not finite; check the model and the data.")
-        return whole, [_moments([fold], site, centred) for fold in self._folds if fold.count]
+        return whole, [_compute_moments([fold], site, centred) for fold in self._folds if fold.count]
 
-    def problem(self, site: str, W: Float[Tensor, "out in"], known: LayerStats, centred: bool) -> Problem:
+    def problem(self, site: str, W: Float[Tensor, "out in"], stats: LayerStats, centred: bool) -> Problem:
         """What a method is to solve for `site`, whose matrix is W.
 
         Raises:
             UserError: its inputs, or the outputs wanted of it, are not finite.
         """
         whole, folds = self.moments(site, centred)
-        ridge = chosen_ridge(W.double(), folds)
+        ridge = choose_ridge(W.double(), folds)
         target = W if ridge is None else wanted(W.double(), whole, ridge).to(W.dtype)
         gram = InputCovariance.of(whole.C, whole.count)
         return Problem(
-            weight=target, known=known | LayerStats([gram]), means=Means(whole.x, whole.y) if centred else None
+            weight=target, stats=stats | LayerStats([gram]), means=Means(whole.x, whole.y) if centred else None
         )
 
 
-def _moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moments:
+def _compute_moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moments:
     count = max(sum(fold.count for fold in folds), 1)
     x = sum((fold.x for fold in folds), torch.zeros_like(folds[0].x)) / count
     y = sum((fold.y[site] for fold in folds), torch.zeros_like(folds[0].y[site])) / count
@@ -122,20 +122,22 @@ def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[
     return torch.cholesky_solve((moments.D + level * W).T, root_factor(regular)).T
 
 
-def chosen_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float | None:
+def choose_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float | None:
     """The ridge whose W*, made from one fold, errs least on the other; None where W itself errs least."""
     if len(folds) < FOLDS:
         return None
-    best, least = None, sum(error_of(W, fold) for fold in folds)
+    best, least = None, sum(squared_error(W, fold) for fold in folds)
     for ridge in RIDGES:
-        error = sum(error_of(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True))
+        error = sum(
+            squared_error(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True)
+        )
         if not error < least:
             break
         best, least = ridge, error
     return best
 
 
-def error_of(W: Float[Tensor, "out in"], moments: Moments) -> float:
+def squared_error(W: Float[Tensor, "out in"], moments: Moments) -> float:
     """E‖y* − W x̃‖² less a constant: tr(W C W^T) − 2 tr(W D^T)."""
     return (W * (W @ moments.C - 2 * moments.D)).sum().item()
 
@@ -159,7 +161,7 @@ class Sublayer:
     writer: str
 
 
-def sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[Sublayer]:
+def find_sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[Sublayer]:
     """Those of one block that `exists`, in forward order."""
     ends = [(attention.query or attention.fused, attention.output) for attention in stack.attentions]
     ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
@@ -167,12 +169,12 @@ def sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[S
     return [Sublayer(*pair) for pair in paths if all(exists(path) for path in pair)]
 
 
-def paths_of(block: str, parts: Sequence[Sublayer]) -> list[str]:
+def captured_paths(block: str, parts: Sequence[Sublayer]) -> list[str]:
     """What must be listened to."""
     return [block, *(path for part in parts for path in (part.reader, part.writer))]
 
 
-def kind_of(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Residual:
+def find_residual(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Residual:
     """What the stream is in the block that `tap` has listened to."""
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
@@ -181,7 +183,7 @@ def kind_of(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Re
     return Residual.READ if parts and _same(tap.inputs[parts[0].reader][0], entered) else Residual.UNKNOWN
 
 
-def stream_before(
+def residual_before(
     tap: ActivationCapture, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int
 ) -> Tensor:
     """The residual stream that the output of `writer` was added to, in its call number `call`, and of its shape."""

@@ -71,7 +71,7 @@ def rows_of(
     Raises:
         UserError: as `batches`.
     """
-    rows = list(tokenized(lm, corpus, max_length, seed, labelled))
+    rows = list(tokenize_rows(lm, corpus, max_length, seed, labelled))
     if not rows:
         raise UserError(f"No row of the {corpus.split} split of '{corpus.source}' has tokens; give longer texts.")
     return rows
@@ -111,22 +111,24 @@ def positions(lm: LanguageModel) -> int | None:
     return most if isinstance(most, int) and most > 0 else None
 
 
-def tokenized(lm: LanguageModel, corpus: Corpus, max_length: int, seed: int, labelled: bool = False) -> Iterator[Row]:
+def tokenize_rows(
+    lm: LanguageModel, corpus: Corpus, max_length: int, seed: int, labelled: bool = False
+) -> Iterator[Row]:
     """The rows of the corpus that have tokens, with the labels of the model's task; as `batches`, in its order."""
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length, _declared_length(lm, tokenizer) or max_length)
     if lm.task.is_sequence_classification:
         labels = labels_of(lm, corpus) if labelled else [None] * len(corpus.examples)
-        return _labelled(_tokenized(lm, tokenizer, corpus.examples, longest), labels)
+        return _with_labels(_encode(lm, tokenizer, corpus.examples, longest), labels)
     if lm.task is Task.CAUSAL:
         # One token alone predicts nothing.
-        rows = _tokenized(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
+        rows = _encode(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
         return (row for row in rows if len(row.input_ids) > 1)
     if lm.task is Task.SEQ2SEQ:
         return _with_targets(lm, tokenizer, corpus.examples, longest)
     if lm.task is Task.MASKED:
-        return _masked(tokenizer, _tokenized(lm, tokenizer, corpus.examples, longest), seed)
-    return _prompted(lm, tokenizer, corpus.examples, longest)
+        return _mask_tokens(tokenizer, _encode(lm, tokenizer, corpus.examples, longest), seed)
+    return _encode_prompted(lm, tokenizer, corpus.examples, longest)
 
 
 def _declared_length(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -136,14 +138,14 @@ def _declared_length(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> i
     return lm.pipeline.settings.max_length or tokenizer.model_max_length
 
 
-def _prompted(
+def _encode_prompted(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
 ) -> Iterator[Row]:
     """Each text of its own, behind the prompt that stands before all of them, if there is one."""
     prompt = lm.embedding_pipeline.settings.default_prompt
     unpooled = 0 if lm.embedding_pipeline.pools_prompts or not prompt else _prompt_length(tokenizer, prompt, longest)
     texts = (text for example in examples for text in (example.text, example.pair) if text is not None)
-    for row in _tokenized(lm, tokenizer, [Example(prompt + text) for text in texts], longest):
+    for row in _encode(lm, tokenizer, [Example(prompt + text) for text in texts], longest):
         if row.input_ids:
             row.unpooled = unpooled
             yield row
@@ -155,7 +157,7 @@ def _prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int
     return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
-def _tokenized(
+def _encode(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
 ) -> Iterator[Row]:
     has_segments = getattr(lm.model.config, "type_vocab_size", 0) > 1
@@ -166,7 +168,7 @@ def _tokenized(
         yield Row(list(encoded["input_ids"]), None if segments is None else list(segments))
 
 
-def _labelled(rows: Iterator[Row], labels: Sequence[Target | None]) -> Iterator[Row]:
+def _with_labels(rows: Iterator[Row], labels: Sequence[Target | None]) -> Iterator[Row]:
     for row, label in zip(rows, labels, strict=True):
         row.labels = label
         if row.input_ids:
@@ -178,14 +180,14 @@ def _with_targets(
 ) -> Iterator[Row]:
     target_tokenizer = lm.target_tokenizer or tokenizer
     sources = [Example(example.text, example.pair) for example in examples]
-    for example, row in zip(examples, _tokenized(lm, tokenizer, sources, longest), strict=True):
+    for example, row in zip(examples, _encode(lm, tokenizer, sources, longest), strict=True):
         target = example.text if example.target is None else example.target
         row.labels = list(target_tokenizer(text_target=target, truncation=True, max_length=longest)["input_ids"])
         if row.input_ids and row.labels:
             yield row
 
 
-def _masked(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: int) -> Iterator[Row]:
+def _mask_tokens(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: int) -> Iterator[Row]:
     mask = tokenizer.mask_token_id
     if not isinstance(mask, int):
         raise UserError(
@@ -217,22 +219,22 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
     told = (token for tokens in labels for token in tokens if token != IGNORED)
     check_token_ids(lm, told, targets=lm.task is Task.SEQ2SEQ)
     batch = {
-        "input_ids": _padded([row.input_ids for row in rows], pad_token(lm)),
-        "attention_mask": _padded([[1] * len(row.input_ids) for row in rows], 0),
+        "input_ids": _pad([row.input_ids for row in rows], pad_token(lm)),
+        "attention_mask": _pad([[1] * len(row.input_ids) for row in rows], 0),
     }
     if rows[0].token_type_ids is not None:
-        batch["token_type_ids"] = _padded([row.token_type_ids or [] for row in rows], 0)
+        batch["token_type_ids"] = _pad([row.token_type_ids or [] for row in rows], 0)
     if any(row.unpooled for row in rows):
         pooled = [[int(at >= row.unpooled) for at in range(len(row.input_ids))] for row in rows]
-        batch[POOLING_MASK] = _padded(pooled, 0)
+        batch[POOLING_MASK] = _pad(pooled, 0)
     if isinstance(rows[0].labels, list):
-        batch["labels"] = _padded(labels, IGNORED)
+        batch["labels"] = _pad(labels, IGNORED)
     elif rows[0].labels is not None:
         batch["labels"] = torch.tensor([row.labels for row in rows])
     return batch
 
 
-def _padded(sequences: Sequence[list[int]], fill: int) -> Tensor:
+def _pad(sequences: Sequence[list[int]], fill: int) -> Tensor:
     width = max(len(sequence) for sequence in sequences)
     return torch.tensor([sequence + [fill] * (width - len(sequence)) for sequence in sequences])
 
@@ -253,7 +255,7 @@ def check_readable(lm: LanguageModel, corpus: Corpus, max_length: int = 128) -> 
         UserError: the model has no tokenizer, or one without the mask token that it needs, or one that gives tokens
             which it has no embeddings for, or its configuration does not say how targets begin.
     """
-    rows = list(tokenized(lm, corpus.first(PROBED), max_length, seed=0))
+    rows = list(tokenize_rows(lm, corpus.first(PROBED), max_length, seed=0))
     size = at_once(lm, PROBED)
     for start in range(0, len(rows), size):
         collate(lm, rows[start : start + size])

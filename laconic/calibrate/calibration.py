@@ -53,7 +53,7 @@ class Calibration:
             yield batch, torch.Generator().manual_seed(seed)
 
 
-def taken_apart(batches: Sequence[Batch], held_out: float, seed: int, step: str) -> tuple[list[Batch], list[Batch]]:
+def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: str) -> tuple[list[Batch], list[Batch]]:
     """The rows to fit on, in at least as many batches as cross-validation has folds, and those held out.
 
     held_out: the fraction of the rows.
@@ -62,17 +62,17 @@ def taken_apart(batches: Sequence[Batch], held_out: float, seed: int, step: str)
     Raises:
         UserError: there are too few rows.
     """
-    judging = rows_held_out(batches, held_out, step)
+    judging = held_out_count(batches, held_out, step)
     sizes = [len(batch["input_ids"]) for batch in batches]
     count = sum(sizes)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(count, dtype=torch.bool)
     held[order[:judging]] = True
     masks = held.split(sizes)
-    return foldable(list(_rows(batches, [~mask for mask in masks]))), list(_rows(batches, masks))
+    return split_for_folds(list(_rows(batches, [~mask for mask in masks]))), list(_rows(batches, masks))
 
 
-def foldable(batches: list[Batch]) -> list[Batch]:
+def split_for_folds(batches: list[Batch]) -> list[Batch]:
     """The same rows in at least as many batches as cross-validation has folds, where there are as many rows."""
     if len(batches) >= FOLDS:
         return batches
@@ -82,7 +82,7 @@ def foldable(batches: list[Batch]) -> list[Batch]:
     return [{name: tensor[mask] for name, tensor in batch.items()} for mask in folds if mask.any()]
 
 
-def rows_held_out(batches: Sequence[Batch], held_out: float, step: str) -> int:
+def held_out_count(batches: Sequence[Batch], held_out: float, step: str) -> int:
     """How many.
 
     Raises:

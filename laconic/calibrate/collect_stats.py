@@ -58,25 +58,25 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
     if labels == "enumerated" and not alone:
         raise must_be("labels", "'sampled' or 'data' for a model with several predictions per row", labels)
     if labels == "data":
-        yield _of_data(predictions)
+        yield _data_loss(predictions)
     elif labels == "enumerated" or (labels == "auto" and few and alone):
-        yield from _enumerated(predictions)
+        yield from _enumerated_losses(predictions)
     else:
         draws = DRAWS if alone else 1
-        yield from (_sampled(predictions, generator) / draws**0.5 for _ in range(draws))
+        yield from (_sampled_loss(predictions, generator) / draws**0.5 for _ in range(draws))
 
 
-def _enumerated(predictions: Predictions) -> Iterator[Tensor]:
+def _enumerated_losses(predictions: Predictions) -> Iterator[Tensor]:
     values = predictions.values
     yield from ((values * axis).sum() for axis in predictions.distribution.fisher_factor(values))
 
 
-def _sampled(predictions: Predictions, generator: torch.Generator) -> Tensor:
+def _sampled_loss(predictions: Predictions, generator: torch.Generator) -> Tensor:
     values, distribution = predictions.values, predictions.distribution
     return distribution.loss(values, distribution.draw(values, generator)).sum()
 
 
-def _of_data(predictions: Predictions) -> Tensor:
+def _data_loss(predictions: Predictions) -> Tensor:
     if predictions.labels is None:
         raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
     return predictions.distribution.loss(predictions.values, predictions.labels).sum()
@@ -104,26 +104,26 @@ def collect_stats(
                 recorder.batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
                 predictions, _ = predict(lm, recorder.batch)
                 if with_gradients:
-                    _differentiate(list(scores(predictions, data.labels, generator)))
+                    _backpropagate(list(scores(predictions, data.labels, generator)))
                     recorder.count_predictions(len(predictions.values))
     finally:
         for parameter in trainable:
             parameter.requires_grad_()
         lm.model.train(was_training)
-    known = recorder.known()
-    gather(known)
-    check_finite(known, needs)
-    return known
+    stats = recorder.stats()
+    gather(stats)
+    check_finite(stats, needs)
+    return stats
 
 
-def _differentiate(losses: list[torch.Tensor]) -> None:
+def _backpropagate(losses: list[torch.Tensor]) -> None:
     for i, loss in enumerate(losses):
         loss.backward(retain_graph=i + 1 < len(losses))
 
 
-def check_finite(known: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
+def check_finite(stats: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
     """Raise UserError where what was measured of a site is not finite."""
-    for name, statistics in known.items():
+    for name, statistics in stats.items():
         for kind in needs:
             # One pass: a sum is finite only where every term is.
             if not torch.isfinite(statistics[kind].total.sum()):
@@ -183,7 +183,7 @@ def _gradients(
     """∂L/∂ξ of each text of one batch, for each of its losses in turn."""
     texts = len(batch["input_ids"])
     gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
-    with _gated(inners, gates):
+    with _apply_gates(inners, gates):
         predictions, _ = predict(lm, batch)
     for loss in scores(predictions, data.labels, generator):
         gradients = torch.autograd.grad(loss, list(gates.values()), retain_graph=True)
@@ -191,7 +191,7 @@ def _gradients(
 
 
 @contextmanager
-def _gated(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+def _apply_gates(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context what each output projection reads is multiplied by the gates of its parts."""
 
     def hook_of(inner: PrunableGroup) -> RemovableHandle:

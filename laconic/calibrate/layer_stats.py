@@ -31,16 +31,16 @@ class LayerStats:
     def __init__(self, statistics: Iterable[Statistic] = (), support: Bool[Tensor, "out in"] | None = None) -> None:
         self._by_type = {type(statistic): statistic for statistic in statistics}
         self.support = support
-        self.worked_out: dict[str, tuple[Tensor, ...]] = {}
+        self.solutions: dict[str, tuple[Tensor, ...]] = {}
 
     def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What `compute` gives, computed at the first call of this name only.
 
         The name must tell everything that the result depends on beside these statistics.
         """
-        if name not in self.worked_out:
-            self.worked_out[name] = compute()
-        return self.worked_out[name]
+        if name not in self.solutions:
+            self.solutions[name] = compute()
+        return self.solutions[name]
 
     def forget_results(self) -> None:
         """Drop the results of `once`; the statistics stay."""
@@ -75,9 +75,9 @@ def stacked(parts: Sequence[LayerStats]) -> LayerStats:
     return LayerStats(statistics, support)
 
 
-def _support(known: LayerStats) -> Bool[Tensor, "out in"]:
-    assert known.support is not None, "all parts were pruned, or none"
-    return known.support
+def _support(stats: LayerStats) -> Bool[Tensor, "out in"]:
+    assert stats.support is not None, "all parts were pruned, or none"
+    return stats.support
 
 
 def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> None:
@@ -86,21 +86,21 @@ def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> No
         statistic.merge(other[name][type(statistic)])
 
 
-def gather(known: Mapping[str, LayerStats]) -> None:
+def gather(stats: Mapping[str, LayerStats]) -> None:
     """Add what the other processes collected of the same sites."""
     if processes.count() == 1:
         return
-    statistics = [statistic for _, statistic in _each_once(known)]
+    statistics = [statistic for _, statistic in _each_once(stats)]
     counts = processes.summed(torch.tensor([statistic.count for statistic in statistics]))
     for statistic, count in zip(statistics, counts.tolist(), strict=True):
         statistic.gather()
         statistic.count = count
 
 
-def _each_once(known: Mapping[str, LayerStats]) -> Iterator[tuple[str, Statistic]]:
+def _each_once(stats: Mapping[str, LayerStats]) -> Iterator[tuple[str, Statistic]]:
     """Every statistic, in an order that is the same in all processes, with the first site that it is of."""
     done: set[int] = set()
-    for name, of_site in known.items():
+    for name, of_site in stats.items():
         # Asked for as a set, whose order is another in every process.
         for statistic in sorted(of_site, key=lambda statistic: type(statistic).__name__):
             if id(statistic) not in done:
@@ -120,7 +120,7 @@ class Problem:
     """weight (out, in) is to be approximated; `means` are given where the bias may move to absorb the mean error."""
 
     weight: Float[Tensor, "out in"]
-    known: LayerStats
+    stats: LayerStats
     means: Means | None = None
 
     def bias(self, approximation: Float[Tensor, "out in"]) -> Float[Tensor, " out"] | None:
@@ -135,6 +135,6 @@ def stack(problems: Sequence[Problem]) -> Problem:
     means = [problem.means for problem in problems if problem.means is not None]
     return Problem(
         weight=torch.cat([problem.weight for problem in problems]),
-        known=stacked([problem.known for problem in problems]),
+        stats=stacked([problem.stats for problem in problems]),
         means=Means(means[0].x, torch.cat([mean.y for mean in means])) if len(means) == len(problems) else None,
     )

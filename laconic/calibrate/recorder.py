@@ -129,7 +129,7 @@ class Recorder(ExitStack):
         self._batch = batch
         self._calls = Counter()
 
-    def known(self) -> dict[str, LayerStats]:
+    def stats(self) -> dict[str, LayerStats]:
         """What was collected, by site name."""
         return {
             site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)

@@ -21,8 +21,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.activation_capture import ActivationCapture, Until
-from laconic.calibrate.anchor import Anchor, Residual, Sublayer, kind_of, paths_of, stream_before, sublayers
+from laconic.calibrate.activation_capture import ActivationCapture, RunUntil
+from laconic.calibrate.anchor import (
+    Anchor,
+    Residual,
+    Sublayer,
+    captured_paths,
+    find_residual,
+    find_sublayers,
+    residual_before,
+)
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.collect_stats import check_finite, collect_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
@@ -70,8 +78,8 @@ def sequential_calibrate(
     data: Calibration,
     needs: Collection[type[Statistic]],
     sites: Sequence[Site],
-    course: SequentialConfig | None = None,
-    surveyed: Mapping[str, LayerStats] | None = None,
+    config: SequentialConfig | None = None,
+    gradient_stats: Mapping[str, LayerStats] | None = None,
 ) -> Iterator[Step]:
     """Yield the sites of each block with their problems, in forward order; embeddings first, heads last.
 
@@ -84,35 +92,35 @@ def sequential_calibrate(
     Raises:
         UserError: there is no batch, or activations, predictions or gradients are not finite.
     """
-    yield from _Walk(lm, data, needs, sites, course or SequentialConfig()).steps(surveyed)
+    yield from _SequentialPass(lm, data, needs, sites, config or SequentialConfig()).steps(gradient_stats)
 
 
-class _Walk:
+class _SequentialPass:
     def __init__(
         self,
         lm: LanguageModel,
         data: Calibration,
         needs: Collection[type[Statistic]],
         sites: Sequence[Site],
-        course: SequentialConfig,
+        config: SequentialConfig,
     ) -> None:
-        self.lm, self.data, self.sites, self.refresh = lm, data, sites, course.refresh
+        self.lm, self.data, self.sites, self.refresh = lm, data, sites, config.refresh
         self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
         self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)}
         batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
         self.now = Stream(lm, batches)
-        self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if course.anchored else None
+        self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if config.anchored else None
         self.gradients: dict[str, LayerStats] = {}
         self.done: set[str] = set()
 
-    def steps(self, surveyed: Mapping[str, LayerStats] | None) -> Iterator[Step]:
-        self.gradients = dict(surveyed) if surveyed is not None else self._survey(self.sites)
+    def steps(self, gradient_stats: Mapping[str, LayerStats] | None) -> Iterator[Step]:
+        self.gradients = dict(gradient_stats) if gradient_stats is not None else self._collect_gradients(self.sites)
         for piece in self._pieces():
             for sites in piece.steps(by_input=self.dense is not None):
                 yield self._measure(piece, sites)
                 self.done |= {site.name for site in sites}
 
-    def _survey(self, sites: Sequence[Site]) -> dict[str, LayerStats]:
+    def _collect_gradients(self, sites: Sequence[Site]) -> dict[str, LayerStats]:
         return collect_stats(self.lm, self.data, self.gradient_kinds, sites)
 
     def _pieces(self) -> Iterator[_Piece]:
@@ -133,9 +141,11 @@ class _Walk:
                 if number:
                     self._advance()
                 if self.refresh is not None and walked and walked % self.refresh == 0:
-                    self.gradients |= self._survey([site for site in self.sites if site.name not in self.done])
+                    self.gradients |= self._collect_gradients(
+                        [site for site in self.sites if site.name not in self.done]
+                    )
                 yield self._block(
-                    path, [site for site in here if site.block == path], sublayers(stack, path, self._has)
+                    path, [site for site in here if site.block == path], find_sublayers(stack, path, self._has)
                 )
                 walked += 1
         yield _Piece([site for site in self.sites if site.group is Group.HEAD])
@@ -160,9 +170,9 @@ class _Walk:
     def _block(self, path: str, sites: list[Site], parts: list[Sublayer]) -> _Piece:
         residual = Residual.UNKNOWN
         if self.dense is not None and sites:
-            with ActivationCapture(self.dense.lm.model, paths_of(path, parts)) as tap:
+            with ActivationCapture(self.dense.lm.model, captured_paths(path, parts)) as tap:
                 self.dense.run(0)
-            residual = kind_of(tap, path, parts)
+            residual = find_residual(tap, path, parts)
         return _Piece(sites, path, tuple(parts), residual)
 
     def _measure(self, piece: _Piece, sites: list[Site]) -> Step:
@@ -176,19 +186,19 @@ class _Walk:
             if anchor is not None and self.dense is not None:
                 self._compare(piece, sites, anchor, recorder)
             elif kinds:
-                self._listen(piece, sites, recorder)
-        measured = recorder.known()
+                self._run_batches(piece, sites, recorder)
+        measured = recorder.stats()
         check_finite(measured, kinds)
-        known = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
+        stats = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
         if anchor is None:
-            return [(site, Problem(weight=site.weight(), known=known[site.name])) for site in sites]
+            return [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in sites]
         # Sites of one input may be solved as one, so they are centred together or not at all.
         centred = all(site.bias() is not None for site in sites)
-        return [(site, anchor.problem(site.name, site.weight(), known[site.name], centred)) for site in sites]
+        return [(site, anchor.problem(site.name, site.weight(), stats[site.name], centred)) for site in sites]
 
-    def _listen(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
+    def _run_batches(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
         """Every batch up to the last of the inputs."""
-        with Until(_modules(sites)) as until:
+        with RunUntil(_modules(sites)) as until:
             for number, batch in enumerate(self.now.batches):
                 recorder.batch = batch
                 with until.run():
@@ -200,12 +210,12 @@ class _Walk:
         assert self.dense is not None
         follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
         names = [site.name for site in sites]
-        paths = [*(paths_of(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
+        paths = [*(captured_paths(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
         place = sites[0].places[0]
         with ExitStack() as listening:
             if piece.block is not None:
-                listening.enter_context(self.now.decoded())
-            heard = [listening.enter_context(_Heard(stream, piece, paths, names)) for stream in self._streams()]
+                listening.enter_context(self.now.decode_codes())
+            heard = [listening.enter_context(_PieceCapture(stream, piece, paths, names)) for stream in self._streams()]
             now, dense = (one.tap for one in heard)
             for number, batch in enumerate(self.now.batches):
                 recorder.batch = batch
@@ -219,14 +229,14 @@ class _Walk:
                     anchor.update(number, rows.lines(x)[counted], {name: y[counted] for name, y in outputs.items()})
 
 
-class _Heard(ExitStack):
+class _PieceCapture(ExitStack):
     """What passes through modules of a stream at `paths` in one run of a piece, up to the last output of `names`."""
 
     def __init__(self, stream: Stream, piece: _Piece, paths: list[str], names: list[str]) -> None:
         super().__init__()
         self._stream, self._piece = stream, piece
         self.tap = self.enter_context(ActivationCapture(stream.lm.model, paths))
-        self._until = self.enter_context(Until([_module(stream, name) for name in names], returned=True))
+        self._until = self.enter_context(RunUntil([_module(stream, name) for name in names], returned=True))
 
     def run(self, number: int) -> None:
         self.tap.clear()
@@ -241,7 +251,7 @@ def _drift(piece: _Piece, now: ActivationCapture, dense: ActivationCapture, site
     writer = next((part.writer for part in piece.sublayers if site in (part.writer, f"{part.writer}.left")), None)
     if writer is None:
         return 0.0
-    before = (stream_before(tap, piece.block, piece.sublayers, writer, piece.residual, call) for tap in (dense, now))
+    before = (residual_before(tap, piece.block, piece.sublayers, writer, piece.residual, call) for tap in (dense, now))
     return next(before) - next(before)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from laconic.calibrate.activation_capture import Ended
+from laconic.calibrate.activation_capture import RunEnded
 from laconic.formats import PackedCodes
 from laconic.model import Batch, LanguageModel, predict
 
@@ -29,7 +29,7 @@ class Call:
     kwargs: dict[str, Any]
 
     @classmethod
-    def heard(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+    def from_arguments(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
         """That of a block that was called with these arguments."""
         hidden = _read(args, kwargs)
         # A cache would remember the keys of the first run and see every token twice in the second.
@@ -43,13 +43,13 @@ class Call:
         return block(hidden, *self.args[1:], **self.kwargs)
 
 
-def hidden_of(output: Any) -> Tensor:
+def hidden_states_of(output: Any) -> Tensor:
     """The hidden states in what a block returned."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def capture(
-    lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch, needed: "Needed"
+def capture_inputs(
+    lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch, needed: "BlocksToRun"
 ) -> tuple[Tensor, list[Call]]:
     """The hidden states that enter the first of `blocks`, and how each is called."""
     entering: list[Tensor] = []
@@ -57,49 +57,49 @@ def capture(
 
     def on_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering.append(_read(args, kwargs))
-        calls.append(Call.heard(args, kwargs))
+        calls.append(Call.from_arguments(args, kwargs))
         del entering[1:]
         if block is blocks[-1]:
-            raise Ended
+            raise RunEnded
 
     with ExitStack() as hooks, torch.no_grad():
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(on_call, with_kwargs=True).remove)
-        hooks.enter_context(_standing_aside(blocks, needed))
-        with suppress(Ended):
+        hooks.enter_context(_skip_blocks(blocks, needed))
+        with suppress(RunEnded):
             predict(lm, batch)
     return entering[0], calls
 
 
 @dataclass(frozen=True)
-class Needed:
+class BlocksToRun:
     """How many of the blocks must run, and what one of them returned, which the others return as well."""
 
     count: int
     form: Any
 
 
-def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) -> Needed | None:
+def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) -> BlocksToRun | None:
     """How many of `blocks`, from the first, must run for each to be called as it really is.
 
     None where they do not follow each other, once each, and each reads what the one before it returned. One row of
     `batch` is looked at.
     """
     row = {name: tensor[:1] for name, tensor in batch.items()}
-    really = _listened(lm, blocks, row)
+    really = _record_calls(lm, blocks, row)
     if really is None:
         return None
     calls, outputs = really
-    if len({_form(output) for output in outputs}) == 1:
+    if len({_tuple_length(output) for output in outputs}) == 1:
         # A block that returns more than hidden states may have made something that the others are called with.
-        for count in (0, 1) if _form(outputs[0]) in (None, 1) else (1,):
-            needed = Needed(count, outputs[0])
-            if count < len(blocks) and _same(capture(lm, blocks, row, needed)[1], calls):
+        for count in (0, 1) if _tuple_length(outputs[0]) in (None, 1) else (1,):
+            needed = BlocksToRun(count, outputs[0])
+            if count < len(blocks) and _equal(capture_inputs(lm, blocks, row, needed)[1], calls):
                 return needed
-    return Needed(len(blocks), None)
+    return BlocksToRun(len(blocks), None)
 
 
-def _listened(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tuple[list[Call], list[Any]] | None:
+def _record_calls(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tuple[list[Call], list[Any]] | None:
     """How each of `blocks` is called in a run of the whole model, and what it returns; None where they are no chain."""
     order: list[nn.Module] = []
     calls: list[Call] = []
@@ -108,8 +108,8 @@ def _listened(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tup
 
     def on_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         order.append(block)
-        follows.append(not outputs or torch.equal(_read(args, kwargs), hidden_of(outputs[-1])))
-        calls.append(Call.heard(args, kwargs))
+        follows.append(not outputs or torch.equal(_read(args, kwargs), hidden_states_of(outputs[-1])))
+        calls.append(Call.from_arguments(args, kwargs))
         outputs.append(output)
 
     with ExitStack() as hooks, torch.no_grad():
@@ -120,7 +120,7 @@ def _listened(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tup
 
 
 @contextmanager
-def _standing_aside(blocks: Sequence[nn.Module], needed: Needed) -> Iterator[None]:
+def _skip_blocks(blocks: Sequence[nn.Module], needed: BlocksToRun) -> Iterator[None]:
     """Within the context those of `blocks` that need not run return what they read."""
     form = [needed.form]
 
@@ -153,22 +153,22 @@ def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
 
-def _form(output: Any) -> int | None:
+def _tuple_length(output: Any) -> int | None:
     """How many things a block returned, if it did so in a tuple."""
     return len(output) if isinstance(output, tuple) else None
 
 
-def _same(one: Any, other: Any) -> bool:
+def _equal(one: Any, other: Any) -> bool:
     """Equal, whatever it is made of; what cannot be looked into is equal to itself only."""
     match one, other:
         case Tensor(), Tensor():
             return one.shape == other.shape and torch.equal(one, other)
         case (list() | tuple(), list() | tuple()):
-            return len(one) == len(other) and all(map(_same, one, other))
+            return len(one) == len(other) and all(map(_equal, one, other))
         case dict(), dict():
-            return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+            return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
         case Call(), Call():
-            return _same((one.args, one.kwargs), (other.args, other.kwargs))
+            return _equal((one.args, one.kwargs), (other.args, other.kwargs))
     return one is other or bool(one == other)
 
 
@@ -194,7 +194,7 @@ class Stream:
         if needed is None:
             return False
         for batch in self.batches:
-            hidden, calls = capture(self.lm, blocks, batch, needed)
+            hidden, calls = capture_inputs(self.lm, blocks, batch, needed)
             self._hidden.append(hidden)
             self._calls.append(calls)
         return True
@@ -204,24 +204,24 @@ class Stream:
         """The block where the stream stands, and those behind it up to so many, on batch `number`: the last output."""
         hidden = self._hidden[number]
         for at in range(self._at, self._at + blocks):
-            hidden = hidden_of(self._calls[number][at].run(self._blocks[at], hidden))
+            hidden = hidden_states_of(self._calls[number][at].run(self._blocks[at], hidden))
         return hidden
 
     def advance(self) -> None:
         """Go on to the next block, with the outputs of this one as it is now."""
-        with self.decoded():
+        with self.decode_codes():
             for number in range(len(self.batches)):
                 self._hidden[number] = self.run(number)
         self._at += 1
 
     @contextmanager
-    def decoded(self) -> Iterator[None]:
+    def decode_codes(self) -> Iterator[None]:
         """Within the context the matrices of codes in the block where the stream stands are decoded once, not for every
         batch; none of them may be replaced meanwhile."""
-        with ExitStack() as held:
+        with ExitStack() as decoders:
             for module in self._blocks[self._at].modules():
                 if isinstance(module, PackedCodes):
-                    held.enter_context(module.keep_decoded())
+                    decoders.enter_context(module.keep_decoded())
             yield
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 
 from laconic.allocate import Plan
 from laconic.allocate.uniform import CLOSE
-from laconic.compress.solve_groups import TiedGroup, every_unit, solved, split_by_group
+from laconic.compress.solve_groups import TiedGroup, all_units, methods_by_unit, split_by_group
 from laconic.errors import UserError
 from laconic.formats import PackedCodes, PackedEmbedding
 from laconic.methods import Method
@@ -62,13 +62,13 @@ def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def check_not_coded(of: Sequence[TiedGroup]) -> None:
+def check_not_coded(groups: Sequence[TiedGroup]) -> None:
     """Look at every matrix that is targeted.
 
     Raises:
         UserError: one of them is quantized.
     """
-    for unit in every_unit(of):
+    for unit in all_units(groups):
         for site in unit.sites:
             if isinstance(site.module, (PackedCodes, PackedEmbedding)):
                 raise UserError(
@@ -77,13 +77,13 @@ def check_not_coded(of: Sequence[TiedGroup]) -> None:
                 )
 
 
-def check_zeros_stay(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
+def check_zeros_stay(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
     """Look at what each unit would be solved by.
 
     Raises:
         UserError: a layer is pruned, and its method does not keep the zeros.
     """
-    for unit, chosen in solved(of, method, plan):
+    for unit, chosen in methods_by_unit(groups, method, plan):
         for site in unit.sites:
             if not chosen.keeps_support and site.support is not None:
                 raise UserError(
@@ -96,7 +96,7 @@ REACHED = "reached"
 
 
 def shortfall(
-    keep: float | Mapping[str, float], of: Sequence[TiedGroup], after: Mapping[str, int], dtype: torch.dtype
+    keep: float | Mapping[str, float], groups: Sequence[TiedGroup], after: Mapping[str, int], dtype: torch.dtype
 ) -> dict[str, Any]:
     """What to tell of a step that was to keep `keep` of the bytes in `dtype`, of which `after` are left by site.
 
@@ -104,10 +104,10 @@ def shortfall(
     budget that is not.
     """
     lines = []
-    for asked, families in split_by_group(keep, of):
-        sites = [site for family in families for unit in family[0] for site in unit.sites]
+    for budget, members in split_by_group(keep, groups):
+        sites = [site for group in members for unit in group[0] for site in unit.sites]
         dense = sum(site.shape[0] * site.shape[1] for site in sites) * dtype.itemsize
         reached = sum(after[site.name] for site in sites) / dense
-        if reached < (1 - CLOSE) * asked:
-            lines.append({"keep": asked, "kept": round(reached, 4)})
+        if reached < (1 - CLOSE) * budget:
+            lines.append({"keep": budget, "kept": round(reached, 4)})
     return {REACHED: lines} if lines else {}

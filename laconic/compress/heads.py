@@ -72,13 +72,13 @@ class ShrinkHeads(Step):
         self.check(lm)
         attentions = find_attentions(lm)
         before = _nbytes(lm)
-        known = collect_stats(
+        stats = collect_stats(
             lm, data, {InputCovariance, Mean}, [site for attention in attentions for site in attention.sites]
         )
         for attention in data.track(attentions, "Shrinking the heads"):
             size = self._new_size(attention)
             if size < attention.size:
-                resize_heads(lm, attention, best_maps(attention, known, size))
+                resize_heads(lm, attention, fit_head_maps(attention, stats, size))
         return Outcome(plan={}, before=before, after=_nbytes(lm))
 
     def _new_size(self, attention: HeadedAttention) -> int:
@@ -92,12 +92,12 @@ class ShrinkHeads(Step):
 
 
 @torch.no_grad()
-def best_maps(attention: HeadedAttention, known: Mapping[str, LayerStats], size: int) -> HeadMaps:
+def fit_head_maps(attention: HeadedAttention, stats: Mapping[str, LayerStats], size: int) -> HeadMaps:
     """The maps to heads of `size` that change scores and outputs least on what was measured."""
     d = attention.size
     moments = []
     for reader in attention.readers()[:2]:
-        what = known[reader.site.name]
+        what = stats[reader.site.name]
         moments.append(
             _diagonal_blocks(
                 affine_moment(reader.weight, reader.bias, what[InputCovariance].matrix, what[Mean].vector), d
@@ -105,7 +105,7 @@ def best_maps(attention: HeadedAttention, known: Mapping[str, LayerStats], size:
         )
     scores = [identity_components(C_q, C_k) for C_q, C_k in zip(*moments, strict=True)]
     columns = attention.output.weight().double().split(d, dim=1)
-    contexts = _diagonal_blocks(known[attention.output.name][InputCovariance].matrix, d)
+    contexts = _diagonal_blocks(stats[attention.output.name][InputCovariance].matrix, d)
     outputs = [identity_components(W_h.T @ W_h, C_z) for W_h, C_z in zip(columns, contexts, strict=True)]
     return HeadMaps(
         query=torch.stack([A[:, :size].T for A, _ in scores]),

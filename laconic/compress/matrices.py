@@ -21,21 +21,28 @@ from laconic.calibrate import (
 )
 from laconic.calibrate.passes import USUAL, Workload, evaluating
 from laconic.compress import solver_cache
-from laconic.compress.allocators import WAYS, Allocation, Allocator, Job, Planned
+from laconic.compress.allocators import ALLOCATORS, Allocated, Allocation, Allocator, Job
 from laconic.compress.checks import check_dense, check_not_coded, check_zeros_stay, dense_share, shortfall
 from laconic.compress.size_spec import SizeSpec, check_refresh, check_sequential
 from laconic.compress.solve_groups import (
     SolveGroup,
     TiedGroup,
-    every_unit,
-    planned_families,
-    solved,
+    all_units,
+    groups_in_plan,
+    methods_by_unit,
+    planned_units,
     split_by_group,
     tied_groups,
-    units_of,
     warn_of_wide_groups,
 )
-from laconic.compress.solving import Problems, finite_weight, on_a_walk, problems_of, put_form, replace_layers
+from laconic.compress.solving import (
+    Problems,
+    find_problems,
+    finite_weight,
+    put_empty_format,
+    replace_layers,
+    sequential_problems,
+)
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.methods import Method, statistics_for
@@ -95,61 +102,61 @@ class Compress(Step):
         if not self.targets:
             raise must_be("targets", "a list of at least one group or glob", [])
         if self.plan is None:
-            self._way.check(self._asked)
+            self._allocator.check(self._size_spec)
         for keep in self.keep.values() if isinstance(self.keep, dict) else (self.keep,):
             if keep is not None and not 0 < keep <= 1:
                 raise must_be("keep", "in (0, 1]", keep)
         if self.share_inputs and not self.method.shares_inputs:
             raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
-        check_refresh(self.refresh, self._walks, self.needs)
+        check_refresh(self.refresh, self._is_sequential, self.needs)
         check_sequential(self.sequential, self.anchored, self.refresh, self._methods)
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The statistics that planning and solving ask for."""
-        return statistics_for(self._methods, self._predicts) | (
+        return statistics_for(self._methods, self._needs_losses) | (
             frozenset({InputCovariance}) if self.anchored else frozenset()
         )
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.needs) or (self.plan is None and self._way.runs_the_model(self._asked))
+        return bool(self.needs) or (self.plan is None and self._allocator.needs_data(self._size_spec))
 
     @property
-    def surveys(self) -> bool:
+    def collects_stats(self) -> bool:
         """True where it needs one pass of `collect_stats` over the model as it is, whose result may be cached."""
-        return bool(self.needs) and not self._walks
+        return bool(self.needs) and not self._is_sequential
 
     @property
     def _methods(self) -> tuple[Method, ...]:
         return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
 
     @property
-    def _way(self) -> Allocator:
-        return WAYS[self.allocate]
+    def _allocator(self) -> Allocator:
+        return ALLOCATORS[self.allocate]
 
     @property
-    def _asked(self) -> SizeSpec:
+    def _size_spec(self) -> SizeSpec:
         return SizeSpec(
             method=self.method,
             keep=self.keep,
             currency=self.currency,
             error=self.error,
             workload=self.workload,
-            walks=self._walks,
+            sequential=self._is_sequential,
         )
 
     @property
-    def _predicts(self) -> bool:
-        return self.plan is None and self._way.predicts(self._asked)
+    def _needs_losses(self) -> bool:
+        return self.plan is None and self._allocator.needs_losses(self._size_spec)
 
     @property
-    def _surveys(self) -> bool:
+    def _needs_stats_first(self) -> bool:
         """True where the plan rests on statistics, which a walk would measure too late."""
-        return self.plan is None and self._way.looks_at_matrices(self._asked)
+        return self.plan is None and self._allocator.needs_statistics(self._size_spec)
 
     @property
-    def _walks(self) -> bool:
+    def _is_sequential(self) -> bool:
         return self.sequential or self.anchored
 
     def check(self, lm: LanguageModel) -> None:
@@ -157,26 +164,26 @@ class Compress(Step):
         cache_limit()
         if self.plan is None:
             check_dense(lm, self.targets, self.allow_dense)
-        of = self._families(lm)
+        groups = self._groups(lm)
         if self.keep is not None and self.plan is None:
-            for keep, _ in split_by_group(self.keep, of):
+            for keep, _ in split_by_group(self.keep, groups):
                 check_overhead(self.method, keep, lm.dtype)
             # A budget that the shapes alone cannot meet is found here.
-            self._way.foreseen(self._job(lm, of, {}, None))
-        check_not_coded(of)
-        check_zeros_stay(of, self.method, self.plan)
-        for unit, method in solved(of, self.method, self.plan):
+            self._allocator.plan_from_shapes(self._job(lm, groups, {}, None))
+        check_not_coded(groups)
+        check_zeros_stay(groups, self.method, self.plan)
+        for unit, method in methods_by_unit(groups, self.method, self.plan):
             if mistake := method.shape_error(unit.shape, f"'{unit.name}'"):
                 raise mistake
-        warn_of_wide_groups(of, self.method, self.plan)
+        warn_of_wide_groups(groups, self.method, self.plan)
 
     def dry_run(self, lm: LanguageModel) -> None:
-        of = self._families(lm)
-        plan = self._way.foreseen(self._job(lm, of, {}, None)) if self.plan is None else self.plan
-        for unit in units_of(plan, of):
+        groups = self._groups(lm)
+        plan = self._allocator.plan_from_shapes(self._job(lm, groups, {}, None)) if self.plan is None else self.plan
+        for unit in planned_units(plan, groups):
             method = plan[unit.name]
             if method is not None:
-                put_form(lm, unit, method)
+                put_empty_format(lm, unit, method)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Measure, plan and solve; what was worked out of the same matrices before is not worked out again.
@@ -189,26 +196,28 @@ class Compress(Step):
         self.check(lm)
         if data is None or not self.needs:
             return self.solve(lm, {}, data)
-        if self._walks:
+        if self._is_sequential:
             # A walk measures for itself; only what the plan rests on must come before it.
-            return self.solve(lm, collect_stats(lm, data, self.needs, self.sites(lm)) if self._surveys else {}, data)
-        of = self._families(lm)
-        units = every_unit(of) if self._predicts else [unit for family in of for unit in family[-1]]
-        key = solver_cache.key_of(lm, data, self._question(units))
+            return self.solve(
+                lm, collect_stats(lm, data, self.needs, self.sites(lm)) if self._needs_stats_first else {}, data
+            )
+        groups = self._groups(lm)
+        units = all_units(groups) if self._needs_losses else [unit for family in groups for unit in family[-1]]
+        key = solver_cache.key_of(lm, data, self._cache_key_parts(units))
         kept = solver_cache.recall(key, lm.device)
         if kept is not None:
-            return self._carry_out(lm, of, problems_of(lm, of, {}).with_known(kept), {}, data)
-        problems = problems_of(lm, of, collect_stats(lm, data, self.needs, self.sites(lm)))
-        outcome = self._carry_out(lm, of, problems, {}, data)
-        known = {unit.name: problems.known[unit.name] for unit in units}
-        solver_cache.keep(key, known, statistics=not all(method.caches_solution for method in self._methods))
+            return self._plan_and_replace(lm, groups, find_problems(lm, groups, {}).with_stats(kept), {}, data)
+        problems = find_problems(lm, groups, collect_stats(lm, data, self.needs, self.sites(lm)))
+        outcome = self._plan_and_replace(lm, groups, problems, {}, data)
+        stats = {unit.name: problems.stats[unit.name] for unit in units}
+        solver_cache.keep(key, stats, statistics=not all(method.caches_solution for method in self._methods))
         return outcome
 
-    def _question(self, units: Sequence[SolveGroup]) -> list[str]:
+    def _cache_key_parts(self, units: Sequence[SolveGroup]) -> list[str]:
         """Everything of this step that what is worked out of each unit depends on: all but its size."""
-        asked = sorted(kind.__name__ for kind in self.needs)
+        size_spec = sorted(kind.__name__ for kind in self.needs)
         methods = [repr(method.without_size()) for method in self._methods]
-        return [*asked, str(self._predicts), *methods, *(unit.name for unit in units)]
+        return [*size_spec, str(self._needs_losses), *methods, *(unit.name for unit in units)]
 
     def sites(self, lm: LanguageModel) -> list[Site]:
         """The targeted sites of `lm`."""
@@ -225,41 +234,45 @@ class Compress(Step):
                 raise unknown("site of this model", name, near)
         return [every[name] for name in named]
 
-    def solve(self, lm: LanguageModel, known: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
+    def solve(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
         """Plan and replace, on statistics that were collected before (and so can serve several sizes)."""
-        of = self._families(lm)
-        return self._carry_out(lm, of, problems_of(lm, of, known), known, data)
+        groups = self._groups(lm)
+        return self._plan_and_replace(lm, groups, find_problems(lm, groups, stats), stats, data)
 
-    def _carry_out(
+    def _plan_and_replace(
         self,
         lm: LanguageModel,
-        of: Sequence[TiedGroup],
+        groups: Sequence[TiedGroup],
         problems: Problems,
-        known: Mapping[str, LayerStats],
+        stats: Mapping[str, LayerStats],
         data: Calibration | None,
     ) -> Outcome:
-        told = dense_share(lm, self.targets if self.plan is None else ("blocks",))
-        planned = self._way.plan(self._job(lm, of, problems, data)) if self.plan is None else Planned(dict(self.plan))
+        record = dense_share(lm, self.targets if self.plan is None else ("blocks",))
+        planned = (
+            self._allocator.plan(self._job(lm, groups, problems, data))
+            if self.plan is None
+            else Allocated(dict(self.plan))
+        )
         # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
-        plan, predicted, allocated = processes.from_first(planned._replace(told=dict(planned.told)))
-        told |= allocated
-        units = [unit for unit in units_of(plan, of) if plan[unit.name] is not None]
+        plan, predicted, allocated = processes.from_first(planned._replace(record=dict(planned.record)))
+        record |= allocated
+        units = [unit for unit in planned_units(plan, groups) if plan[unit.name] is not None]
         sites = self.sites(lm)
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         done, after = dict(plan), dict(before)
         # A walk runs the blocks as they are; dropout would blur what it measures.
         with evaluating(lm):
-            for unit, problem in self._in_order(lm, units, problems, known, data):
+            for unit, problem in self._problems_in_order(lm, units, problems, stats, data):
                 method = plan[unit.name]
                 assert method is not None
-                whole = method.compress(finite_weight(lm, unit, problem), problem.known)
+                whole = method.compress(finite_weight(lm, unit, problem), problem.stats)
                 sizes = replace_layers(lm, unit, whole, problem)
                 if sizes is None:
                     done[unit.name] = None
                 else:
                     after |= sizes
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
-            told |= shortfall(self.keep, of, after, lm.dtype)
+            record |= shortfall(self.keep, groups, after, lm.dtype)
         compressed = {name for unit, method in done.items() if method for name in site_names(unit)}
         return Outcome(
             plan=done,
@@ -267,30 +280,30 @@ class Compress(Step):
             after=after,
             untied=tuple(name for name in untied if name in compressed),
             predicted_loss=predicted,
-            found=told,
+            found=record,
         )
 
     def _job(
-        self, lm: LanguageModel, of: Sequence[TiedGroup], problems: Mapping[str, Problem], data: Calibration | None
+        self, lm: LanguageModel, groups: Sequence[TiedGroup], problems: Mapping[str, Problem], data: Calibration | None
     ) -> Job:
-        return Job(asked=self._asked, lm=lm, families=of, problems=problems, data=data)
+        return Job(size_spec=self._size_spec, lm=lm, groups=groups, problems=problems, data=data)
 
-    def _families(self, lm: LanguageModel) -> list[TiedGroup]:
+    def _groups(self, lm: LanguageModel) -> list[TiedGroup]:
         sites = self.sites(lm)
         if self.plan is None:
             return tied_groups(sites, self.share_inputs)
-        return planned_families(self.plan, sites)
+        return groups_in_plan(self.plan, sites)
 
-    def _in_order(
+    def _problems_in_order(
         self,
         lm: LanguageModel,
         units: Sequence[SolveGroup],
         problems: Problems,
-        known: Mapping[str, LayerStats],
+        stats: Mapping[str, LayerStats],
         data: Calibration | None,
     ) -> Iterable[tuple[SolveGroup, Problem]]:
-        if self._walks and data is not None:
-            course = SequentialConfig(anchored=self.anchored, refresh=self.refresh)
-            return on_a_walk(lm, data, units, self.needs, course, known if self._surveys else None)
+        if self._is_sequential and data is not None:
+            config = SequentialConfig(anchored=self.anchored, refresh=self.refresh)
+            return sequential_problems(lm, data, units, self.needs, config, stats if self._needs_stats_first else None)
         track = data.track if data is not None else silent
         return ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))

@@ -22,14 +22,14 @@ from laconic.allocate import Alternatives, Budget, Currency, budget_for, choose_
 from laconic.allocate.gemm_timings import Product, ProductTimes, knots, product_times
 from laconic.calibrate import Problem
 from laconic.calibrate.passes import Profile, Workload, evaluating, forward, now, profile, random_batch, seconds_of
-from laconic.compress.solve_groups import SolveGroup, TiedGroup, every_unit, tied
+from laconic.compress.solve_groups import SolveGroup, TiedGroup, all_units, group_by_matrix
 from laconic.compress.solving import finite_weight, replace_layers
 from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates
 from laconic.model import LanguageModel
 from laconic.progress import Track
 
-Ladders = Mapping[str, Candidates]
+CandidatesByUnit = Mapping[str, Candidates]
 """By the name of the unit."""
 
 
@@ -38,7 +38,7 @@ class Pricing(ABC):
 
     @abstractmethod
     def spend(
-        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
         """One rung for each unit of one alternative of each family, by the unit's name, within `keep`, or, where
         that is measured, as near to it as was found.
@@ -49,52 +49,55 @@ class Pricing(ABC):
 
 
 @dataclass(frozen=True)
-class Counted(Pricing):
+class CountedPricing(Pricing):
     """`keep` is of what the matrices themselves cost."""
 
     currency: Currency
 
     def spend(
-        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
         if self.currency == "macs":
             return choose_candidates(
-                alternatives(families, ladders), budget_for(apart(families, ladders), keep, self.currency)
+                alternatives(groups, candidates),
+                budget_for(separate_candidates(groups, candidates), keep, self.currency),
             )
         # What is stored once counts once, for as long as nothing takes its place.
-        groups, once = tied(families), _stored_once(families, ladders)
-        offered = [way for group in groups for way in _ways(group, ladders, once)]
-        counted = [once.get(unit.name, ladders[unit.name]) for family in families for unit in family[0]]
+        once = _count_once(groups, candidates)
+        offered = [way for tied in group_by_matrix(groups) for way in _group_alternatives(tied, candidates, once)]
+        counted = [once.get(unit.name, candidates[unit.name]) for group in groups for unit in group[0]]
         return choose_candidates(offered, budget_for(counted, keep, self.currency))
 
 
-def _ways(group: Sequence[TiedGroup], ladders: Ladders, once: Ladders) -> list[Alternatives]:
+def _group_alternatives(
+    group: Sequence[TiedGroup], candidates: CandidatesByUnit, once: CandidatesByUnit
+) -> list[Alternatives]:
     """The alternatives of families that are one matrix in memory: each with a size of its own, or all as they are."""
     if len(group) == 1:
-        return alternatives(group, ladders)
+        return alternatives(group, candidates)
     names = [unit.name for family in group for unit in family[0]]
-    return [[{name: ladders[name] for name in names}, {name: Candidates((once[name].dense,)) for name in names}]]
+    return [[{name: candidates[name] for name in names}, {name: Candidates((once[name].dense,)) for name in names}]]
 
 
-def _stored_once(families: Sequence[TiedGroup], ladders: Ladders) -> dict[str, Candidates]:
+def _count_once(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
     """The ladders of matrices that are one in memory; all but the first take nothing as they are."""
     found: dict[str, Candidates] = {}
-    for first, *others in (group for group in tied(families) if len(group) > 1):
-        found |= {unit.name: ladders[unit.name] for unit in first[0]}
+    for first, *others in (group for group in group_by_matrix(groups) if len(group) > 1):
+        found |= {unit.name: candidates[unit.name] for unit in first[0]}
         for unit in (unit for family in others for unit in family[0]):
-            free = replace(ladders[unit.name].dense, nbytes=0, parameters=0)
+            free = replace(candidates[unit.name].dense, nbytes=0, parameters=0)
             found[unit.name] = Candidates((free,))
     return found
 
 
-def apart(families: Sequence[TiedGroup], ladders: Ladders) -> list[Candidates]:
+def separate_candidates(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> list[Candidates]:
     """The ladder of every matrix by itself."""
-    return [ladders[unit.name] for family in families for unit in family[0]]
+    return [candidates[unit.name] for family in groups for unit in family[0]]
 
 
-def alternatives(families: Sequence[TiedGroup], ladders: Ladders) -> list[Alternatives]:
+def alternatives(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> list[Alternatives]:
     """The ladders of each family, one mapping for each way to divide it."""
-    return [[{unit.name: ladders[unit.name] for unit in alternative} for alternative in family] for family in families]
+    return [[{unit.name: candidates[unit.name] for unit in alternative} for alternative in family] for family in groups]
 
 
 TRIALS = 3
@@ -108,7 +111,7 @@ PATIENCE = 40.0
 
 
 @dataclass(frozen=True)
-class Timed(Pricing):
+class LatencyPricing(Pricing):
     """`keep` is of the time of one forward pass of `lm`."""
 
     lm: LanguageModel
@@ -116,23 +119,23 @@ class Timed(Pricing):
     track: Track
 
     def spend(
-        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
         # Timed while the others wait: no two measure the same, and they would slow each other.
-        return processes.on_rank_zero(self._spend)(families, ladders, problems, keep)
+        return processes.on_rank_zero(self._spend)(groups, candidates, problems, keep)
 
     def _spend(
-        self, families: Sequence[TiedGroup], ladders: Ladders, problems: Mapping[str, Problem], keep: float
+        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
-        units = every_unit(families)
+        units = all_units(groups)
         sites = list({site.name: site for unit in units for site in unit.sites}.values())
         prices = Prices(profile(self.lm, sites, self.workload, self.track), product_times(self.lm.device))
         tried: list[tuple[float, dict[str, Candidate]]] = []
         for _ in range(TRIALS):
-            priced = prices.priced(units, ladders)
-            budget = prices.budget(apart(families, priced), keep)
+            priced = prices.priced(units, candidates)
+            budget = prices.budget(separate_candidates(groups, priced), keep)
             try:
-                chosen = choose_candidates(alternatives(families, priced), budget)
+                chosen = choose_candidates(alternatives(groups, priced), budget)
             except UserError:
                 # A correction that left nothing affordable came of a disturbed measurement.
                 if not tried:
@@ -143,7 +146,7 @@ class Timed(Pricing):
             tried.append((abs(measured - keep), chosen))
             if tried[-1][0] <= CLOSE_ENOUGH * keep:
                 break
-            prices = prices.corrected(list(chosen.values()), budget, measured)
+            prices = prices.rescale(list(chosen.values()), budget, measured)
         return min(tried, key=lambda trial: trial[0])[1]
 
 
@@ -155,12 +158,10 @@ class Prices:
     times: ProductTimes
     scale: float = 1.0
 
-    def priced(self, units: Sequence[SolveGroup], ladders: Ladders) -> dict[str, Candidates]:
+    def priced(self, units: Sequence[SolveGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
         """The ladders with the time of every rung; what the table does not have is measured now."""
-        candidates = [(unit, candidate) for unit in units for candidate in ladders[unit.name].all]
-        executed = [
-            (candidate, product) for unit, candidate in candidates for _, product in self._executed(unit, candidate)
-        ]
+        rungs = [(unit, candidate) for unit in units for candidate in candidates[unit.name].all]
+        executed = [(candidate, product) for unit, candidate in rungs for _, product in self._executed(unit, candidate)]
         dense = [product for candidate, product in executed if candidate.method is None]
         self.times.prepare(
             dense + [knot for candidate, product in executed if candidate.method for knot in knots(product)]
@@ -169,7 +170,7 @@ class Prices:
             unit.name: Candidates(
                 tuple(
                     replace(candidate, nanoseconds=self._nanoseconds(unit, candidate))
-                    for candidate in ladders[unit.name].all
+                    for candidate in candidates[unit.name].all
                 )
             )
             for unit in units
@@ -186,7 +187,7 @@ class Prices:
         whole = round(of_matrices.dense / share)
         return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
 
-    def corrected(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
+    def rescale(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
         """Scaled so that the rungs `chosen` within `budget` take the measured part of the dense pass."""
         compressed = sum(candidate.nanoseconds for candidate in chosen if candidate.method is not None)
         left = sum(candidate.nanoseconds for candidate in chosen if candidate.method is None)
@@ -216,14 +217,14 @@ def relative_latency(
     units: Sequence[SolveGroup],
     chosen: Mapping[str, Candidate],
     problems: Mapping[str, Problem],
-    timed: Timed,
+    timed: LatencyPricing,
 ) -> float:
     """Time of a copy of `lm` with the `chosen` rungs in place, relative to `lm`: median over passes of both in turn."""
     small = replace(lm, model=deepcopy(lm.model))
     for unit in units:
         method, problem = chosen[unit.name].method, problems[unit.name]
         if method is not None:
-            whole = method.compress(finite_weight(small, unit, problem), problem.known)
+            whole = method.compress(finite_weight(small, unit, problem), problem.stats)
             replace_layers(small, unit, whole, problem)
     inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
     ratios: list[float] = []

@@ -55,8 +55,8 @@ class Rescale(Step):
         """The statistics that choosing asks for."""
 
     @abstractmethod
-    def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
-        """The scales, all above zero; `known` is of each of its readers."""
+    def scales(self, absorber: Absorber, stats: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
+        """The scales, all above zero; `stats` is of each of its readers."""
 
     @property
     def needs_data(self) -> bool:
@@ -86,9 +86,9 @@ class Rescale(Step):
         sites = [site for absorber in absorbers for site in absorber.readers]
         nbytes = lm.stored_nbytes(sites)
         # Scales change the inputs of their own readers alone, so that one measurement serves all.
-        known = collect_stats(lm, data, self.needs, sites)
+        stats = collect_stats(lm, data, self.needs, sites)
         for absorber in data.track(absorbers, "Scaling the inputs"):
-            fold_scales(lm, absorber, self.scales(absorber, [known[site.name] for site in absorber.readers]))
+            fold_scales(lm, absorber, self.scales(absorber, [stats[site.name] for site in absorber.readers]))
         return Outcome(plan={}, before=nbytes, after=dict(nbytes))
 
 
@@ -112,8 +112,8 @@ class SmoothQuant(Rescale):
     def needs(self) -> frozenset[type[Statistic]]:
         return frozenset({AbsMax})
 
-    def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
-        inputs = _largest(known[0][AbsMax].vector, absorber)
+    def scales(self, absorber: Absorber, stats: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
+        inputs = _largest(stats[0][AbsMax].vector, absorber)
         columns = torch.stack([site.weight().double().abs().amax(0) for site in absorber.readers]).amax(0)
         weights = _largest(columns, absorber)
         s = inputs.pow(self.alpha) / weights.pow(1 - self.alpha)
@@ -158,21 +158,21 @@ class AwqScale(Rescale):
     def _method(self) -> Awq:
         return Awq(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric, gradients=self.gradients)
 
-    def scales(self, absorber: Absorber, known: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
+    def scales(self, absorber: Absorber, stats: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
         columns = absorber.columns
         width = len(columns)
         spacing = GridSpec(self.bits, self._method.group_columns(width), self.symmetric)
-        activity = known[0][AbsMean].vector
+        activity = stats[0][AbsMean].vector
         # Columns that share a scale are as active as they are on average.
         sums = activity.new_zeros(absorber.count).index_add_(0, columns, activity)
         shared = (sums / columns.bincount(minlength=absorber.count))[columns]
-        readers = [self._scaled(site, what) for site, what in zip(absorber.readers, known, strict=True)]
+        readers = [self._scaled(site, what) for site, what in zip(absorber.readers, stats, strict=True)]
         s = search_scales(readers, shared, spacing, weighted=False)
         return s.new_ones(absorber.count).index_copy_(0, columns, s)
 
-    def _scaled(self, site: Site, known: LayerStats) -> ScaledMatrix:
+    def _scaled(self, site: Site, stats: LayerStats) -> ScaledMatrix:
         weight = site.weight()
         alike = torch.ones(len(weight), device=weight.device)
         return ScaledMatrix(
-            weight, known[GradCovariance].matrix if self.gradients else alike, known[InputCovariance].matrix
+            weight, stats[GradCovariance].matrix if self.gradients else alike, stats[InputCovariance].matrix
         )

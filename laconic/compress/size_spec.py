@@ -19,34 +19,34 @@ class SizeSpec:
     currency: Currency
     error: float | None
     workload: Workload
-    walks: bool
+    sequential: bool
 
 
-def check_size(asked: SizeSpec) -> None:
+def check_size(size_spec: SizeSpec) -> None:
     """Raise UserError unless the size is given once: by `keep`, or by the method."""
-    name = asked.method.name
-    if asked.keep is None and not asked.method.has_size:
+    name = size_spec.method.name
+    if size_spec.keep is None and not size_spec.method.has_size:
         raise UserError(
             f"The method '{name}' needs a size: give keep, or a size of its own like rank, sparsity or bits."
         )
-    if asked.keep is not None and asked.method.has_size:
-        raise UserError(f"The method '{name}' says its own size, so keep must be left out; got {asked.keep}.")
+    if size_spec.keep is not None and size_spec.method.has_size:
+        raise UserError(f"The method '{name}' says its own size, so keep must be left out; got {size_spec.keep}.")
 
 
-def check_unused(asked: SizeSpec) -> None:
+def check_unused(size_spec: SizeSpec) -> None:
     """Raise UserError where an error, a currency or a workload is given that would change nothing."""
-    if asked.error is not None:
-        raise must_be("error", "left out unless allocate is threshold", asked.error)
-    if asked.currency != "bytes":
-        raise must_be("currency", "left out unless allocate is spectrum", asked.currency)
-    check_workload(asked)
+    if size_spec.error is not None:
+        raise must_be("error", "left out unless allocate is threshold", size_spec.error)
+    if size_spec.currency != "bytes":
+        raise must_be("currency", "left out unless allocate is spectrum", size_spec.currency)
+    check_workload(size_spec)
 
 
-def check_workload(asked: SizeSpec) -> None:
+def check_workload(size_spec: SizeSpec) -> None:
     """Raise UserError where a workload is given though no time counts."""
-    if asked.workload != USUAL:
+    if size_spec.workload != USUAL:
         raise must_be(
-            "workload", "left out unless time counts: currency latency, or allocate threshold", asked.workload
+            "workload", "left out unless time counts: currency latency, or allocate threshold", size_spec.workload
         )
 
 
@@ -62,13 +62,13 @@ def check_sequential(sequential: bool, anchored: bool, refresh: int | None, meth
         raise UserError(f"sequential must be left out, because {named} looks at no inputs; anchored has a use for it.")
 
 
-def check_refresh(refresh: int | None, walks: bool, needs: frozenset[type[Statistic]]) -> None:
+def check_refresh(refresh: int | None, sequential: bool, needs: frozenset[type[Statistic]]) -> None:
     """Raise UserError where gradients cannot be collected anew as asked."""
     if refresh is None:
         return
     if refresh < 1:
         raise must_be("refresh", "at least 1", refresh)
-    if not walks:
+    if not sequential:
         raise UserError("refresh must be left out, or come with sequential or anchored, which have stages.")
     if not any(issubclass(kind, GradientStatistic) for kind in needs):
         raise must_be("refresh", "left out where no gradients are asked for", refresh)

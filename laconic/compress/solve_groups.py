@@ -49,9 +49,9 @@ TiedGroup = tuple[tuple[SolveGroup, ...], ...]
 """Ways to divide the same sites into units: each by itself, and all together where that is possible."""
 
 
-def every_unit(families: Sequence[TiedGroup]) -> list[SolveGroup]:
+def all_units(groups: Sequence[TiedGroup]) -> list[SolveGroup]:
     """The units of all alternatives."""
-    return [unit for family in families for alternative in family for unit in alternative]
+    return [unit for group in groups for alternative in group for unit in alternative]
 
 
 def tied_groups(sites: Sequence[Site], share_inputs: bool) -> list[TiedGroup]:
@@ -61,15 +61,15 @@ def tied_groups(sites: Sequence[Site], share_inputs: bool) -> list[TiedGroup]:
         alone = not share_inputs or site.is_lookup or site.block is None
         key = (site.name,) if alone else (site.block, site.input, site.shape)
         groups.setdefault(key, []).append(site)
-    return [_family(tuple(group)) for group in groups.values()]
+    return [_tie(tuple(group)) for group in groups.values()]
 
 
-def _family(sites: tuple[Site, ...]) -> TiedGroup:
+def _tie(sites: tuple[Site, ...]) -> TiedGroup:
     apart = tuple(SolveGroup((site,)) for site in sites)
     return (apart,) if len(sites) == 1 else (apart, (SolveGroup(sites),))
 
 
-def planned_families(plan: Plan, sites: Sequence[Site]) -> list[TiedGroup]:
+def groups_in_plan(plan: Plan, sites: Sequence[Site]) -> list[TiedGroup]:
     """The units that the lines of `plan` name, each with no alternative.
 
     Raises:
@@ -94,63 +94,75 @@ def _check_together(line: str, sites: Sequence[Site], method: Method | None) -> 
         raise UserError(f"The plan's line '{line}' names several matrices, but '{method.name}' makes no input factor.")
 
 
-def tied(families: Sequence[TiedGroup]) -> list[list[TiedGroup]]:
-    """The families by the matrix that they hold, in order; most are alone."""
-    groups: dict[object, list[TiedGroup]] = {}
-    for family in families:
-        sites = [site for unit in family[0] for site in unit.sites]
+def group_by_matrix(groups: Sequence[TiedGroup]) -> list[list[TiedGroup]]:
+    """Collect the groups that are one matrix in memory, such as a head that is tied to the embedding.
+
+    Such a matrix is stored once until one of its places gets another matrix. A budget of bytes counts what is stored
+    before, so the places of one matrix share its bytes.
+    """
+    by_matrix: dict[object, list[TiedGroup]] = {}
+    for group in groups:
+        sites = [site for unit in group[0] for site in unit.sites]
         key = id(sites[0].parameter) if len(sites) == 1 else sites[0].name
-        groups.setdefault(key, []).append(family)
-    return list(groups.values())
+        by_matrix.setdefault(key, []).append(group)
+    return list(by_matrix.values())
 
 
-def stored_parts(families: Sequence[TiedGroup]) -> dict[str, float]:
-    """Of units that share their matrix with another of `families`, the part of it that is stored for each."""
-    groups = (group for group in tied(families) if len(group) > 1)
-    return {unit.name: 1 / len(group) for group in groups for family in group for unit in family[0]}
+def stored_fractions(groups: Sequence[TiedGroup]) -> dict[str, float]:
+    """The fraction of its matrix that is stored for each unit that shares the matrix with other units, by name."""
+    shared = (tied for tied in group_by_matrix(groups) if len(tied) > 1)
+    return {unit.name: 1 / len(tied) for tied in shared for group in tied for unit in group[0]}
 
 
-def split_by_group(keep: float | Mapping[str, float], of: Sequence[TiedGroup]) -> list[tuple[float, list[TiedGroup]]]:
-    """(keep, the families that share it): one budget over all, or one for each group.
+def split_by_group(
+    keep: float | Mapping[str, float], groups: Sequence[TiedGroup]
+) -> list[tuple[float, list[TiedGroup]]]:
+    """Pairs of a budget and the groups that share it: one budget for all, or one for each of attention, ffn, ….
+
+    Args:
+        keep: the fraction of bytes kept, or one fraction for each targeted part of the model, by name.
+        groups: every targeted matrix.
 
     Raises:
         UserError: `keep` names a group that is not targeted, or leaves one out.
     """
     if not isinstance(keep, Mapping):
-        return [(keep, list(of))]
-    groups = {family[0][0].sites[0].group.value for family in of}
+        return [(keep, list(groups))]
+    names = {group[0][0].sites[0].group.value for group in groups}
     for name in keep:
-        if name not in groups:
-            raise unknown("targeted group", name, groups)
-    for name in groups - keep.keys():
+        if name not in names:
+            raise unknown("targeted group", name, names)
+    for name in names - keep.keys():
         raise UserError(f"keep must name every targeted group; '{name}' is missing.")
     return [
-        (fraction, [family for family in of if family[0][0].sites[0].group == name]) for name, fraction in keep.items()
+        (fraction, [group for group in groups if group[0][0].sites[0].group == name]) for name, fraction in keep.items()
     ]
 
 
-def units_of(plan: Plan, families: Sequence[TiedGroup]) -> list[SolveGroup]:
+def planned_units(plan: Plan, groups: Sequence[TiedGroup]) -> list[SolveGroup]:
     """The units that `plan` has a line for, in forward order."""
-    return [unit for unit in every_unit(families) if unit.name in plan]
+    return [unit for unit in all_units(groups) if unit.name in plan]
 
 
-def solved(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> Iterator[tuple[SolveGroup, Method]]:
+def methods_by_unit(
+    groups: Sequence[TiedGroup], method: Method, plan: Plan | None
+) -> Iterator[tuple[SolveGroup, Method]]:
     """Each unit with what it would be solved by: its line of the `plan`, or the `method` where there is none."""
-    for unit in every_unit(of):
+    for unit in all_units(groups):
         chosen = method if plan is None else plan[unit.name]
         if chosen is not None:
             yield unit, chosen
 
 
-def warn_of_wide_groups(of: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
+def warn_of_wide_groups(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
     """Say so where groups of columns were asked for that are wider than a matrix: each of its rows is one group then.
 
     The default is left alone: it is what is usual for matrices that are wide enough.
     """
     beyond = [
         (unit, chosen.group_size)
-        for unit, chosen in solved(of, method, plan)
-        if isinstance(chosen, QuantizationMethod) and _is_given(chosen)
+        for unit, chosen in methods_by_unit(groups, method, plan)
+        if isinstance(chosen, QuantizationMethod) and _is_set(chosen)
         if isinstance(chosen.group_size, int) and chosen.group_size > unit.shape[1]
     ]
     if beyond:
@@ -164,6 +176,6 @@ def warn_of_wide_groups(of: Sequence[TiedGroup], method: Method, plan: Plan | No
         )
 
 
-def _is_given(method: QuantizationMethod) -> bool:
+def _is_set(method: QuantizationMethod) -> bool:
     (usual,) = [field.default for field in fields(method) if field.name == "group_size"]
     return method.group_size != usual

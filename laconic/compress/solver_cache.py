@@ -68,7 +68,7 @@ def keep(key: str, known: Mapping[str, LayerStats], statistics: bool) -> None:
 
     With the `statistics`, where sizes still to come need them.
     """
-    if not processes.is_first() or (not statistics and not all(what.worked_out for what in known.values())):
+    if not processes.is_first() or (not statistics and not all(what.solutions for what in known.values())):
         return
     tensors: dict[str, Tensor] = {}
     contents = {unit: _listed(what, statistics, tensors) for unit, what in known.items()}
@@ -98,9 +98,9 @@ def _listed(known: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> 
         tensors[number] = tensor
         return number
 
-    worked_out = [[name, [add(part) for part in parts]] for name, parts in known.worked_out.items()]
+    solutions = [[name, [add(part) for part in parts]] for name, parts in known.solutions.items()]
     collected = [[type(one).__name__, add(one.total), one.count] for one in known] if statistics else []
-    return {"worked_out": worked_out, "statistics": collected}
+    return {"worked_out": solutions, "statistics": collected}
 
 
 def _known(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LayerStats:
@@ -109,7 +109,7 @@ def _known(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LayerSt
         kinds[str(name)].restored(tensor(str(at)), int(str(count))) for name, at, count in lists["statistics"]
     )
     for name, parts in lists["worked_out"]:
-        known.worked_out[str(name)] = tuple(tensor(str(at)) for at in list(parts))
+        known.solutions[str(name)] = tuple(tensor(str(at)) for at in list(parts))
     return known
 
 

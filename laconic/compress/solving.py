@@ -21,7 +21,7 @@ from laconic.calibrate import (
     stack,
     stacked,
 )
-from laconic.compress.solve_groups import SolveGroup, TiedGroup, every_unit
+from laconic.compress.solve_groups import SolveGroup, TiedGroup, all_units
 from laconic.errors import UserError
 from laconic.formats import Format, LowRank, split_rows
 from laconic.methods import Method
@@ -35,13 +35,13 @@ class Problems(Mapping[str, Problem]):
     in, or several matrices are one, it is a copy, and those of a whole model would be a second model.
     """
 
-    def __init__(self, dtype: torch.dtype, units: Mapping[str, SolveGroup], known: Mapping[str, LayerStats]) -> None:
+    def __init__(self, dtype: torch.dtype, units: Mapping[str, SolveGroup], stats: Mapping[str, LayerStats]) -> None:
         self._dtype = dtype
         self._units = units
-        self.known = known
+        self.stats = stats
 
     def __getitem__(self, name: str) -> Problem:
-        return Problem(weight=self._weight(self._units[name]), known=self.known[name])
+        return Problem(weight=self._weight(self._units[name]), stats=self.stats[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._units)
@@ -49,12 +49,12 @@ class Problems(Mapping[str, Problem]):
     def __len__(self) -> int:
         return len(self._units)
 
-    def with_known(self, known: Mapping[str, LayerStats]) -> "Problems":
-        """The same matrices with what is `known` by unit; which zeros they have is known already."""
-        here = {name: known.get(name, LayerStats()) for name in self._units}
+    def with_stats(self, stats: Mapping[str, LayerStats]) -> "Problems":
+        """The same matrices with what is `stats` by unit; which zeros they have is known already."""
+        here = {name: stats.get(name, LayerStats()) for name in self._units}
         for name, what in here.items():
             # The same object: what it has worked out was under these very zeros.
-            what.support = self.known[name].support
+            what.support = self.stats[name].support
         return Problems(self._dtype, self._units, here)
 
     def _weight(self, unit: SolveGroup) -> Float[Tensor, "out in"]:
@@ -62,52 +62,52 @@ class Problems(Mapping[str, Problem]):
         return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
-def problems_of(lm: LanguageModel, families: Sequence[TiedGroup], known: Mapping[str, LayerStats]) -> Problems:
-    """Of every unit, from what is `known` by site."""
-    units = {unit.name: unit for unit in every_unit(families)}
+def find_problems(lm: LanguageModel, groups: Sequence[TiedGroup], stats: Mapping[str, LayerStats]) -> Problems:
+    """Of every unit, from what is `stats` by site."""
+    units = {unit.name: unit for unit in all_units(groups)}
     by_unit = {
-        name: stacked(_with_supports(unit.sites, [known.get(site.name, LayerStats()) for site in unit.sites]))
+        name: stacked(_add_supports(unit.sites, [stats.get(site.name, LayerStats()) for site in unit.sites]))
         for name, unit in units.items()
     }
     return Problems(lm.dtype, units, by_unit)
 
 
-def on_a_walk(
+def sequential_problems(
     lm: LanguageModel,
     data: Calibration,
     units: Sequence[SolveGroup],
     needs: frozenset[type[Statistic]],
-    course: SequentialConfig,
-    surveyed: Mapping[str, LayerStats] | None,
+    config: SequentialConfig,
+    gradient_stats: Mapping[str, LayerStats] | None,
 ) -> Iterator[tuple[SolveGroup, Problem]]:
     """Each unit with its problem once all before it are replaced."""
     sites = [site for unit in units for site in unit.sites]
-    for step in sequential_calibrate(lm, data, needs, sites, course, surveyed):
+    for step in sequential_calibrate(lm, data, needs, sites, config, gradient_stats):
         problems = {site.name: problem for site, problem in step}
         for unit in units:
             if unit.sites[0].name in problems:
                 parts = [problems[site.name] for site in unit.sites]
-                known = _with_supports(unit.sites, [part.known for part in parts])
-                yield unit, stack([replace(part, known=here) for part, here in zip(parts, known, strict=True)])
+                stats = _add_supports(unit.sites, [part.stats for part in parts])
+                yield unit, stack([replace(part, stats=here) for part, here in zip(parts, stats, strict=True)])
 
 
-def _with_supports(sites: Sequence[Site], known: Sequence[LayerStats]) -> list[LayerStats]:
+def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[LayerStats]:
     """With the zeros that the model has now, whatever it had when it was measured.
 
     Of several matrices that are one, all are given a mask where one has it.
     """
     if all(site.support is None for site in sites):
-        return [_supported(what, None) for what in known]
+        return [_add_support(what, None) for what in stats]
     masks = [
         torch.ones(site.shape, dtype=torch.bool, device=site.weight().device) if site.support is None else site.support
         for site in sites
     ]
-    return [_supported(what, mask) for what, mask in zip(known, masks, strict=True)]
+    return [_add_support(what, mask) for what, mask in zip(stats, masks, strict=True)]
 
 
-def _supported(known: LayerStats, support: Bool[Tensor, "out in"] | None) -> LayerStats:
+def _add_support(stats: LayerStats, support: Bool[Tensor, "out in"] | None) -> LayerStats:
     # The same object where nothing is new, for what it has worked out serves later sizes too.
-    return known if support is known.support else LayerStats(known, support)
+    return stats if support is stats.support else LayerStats(stats, support)
 
 
 def finite_weight(lm: LanguageModel, unit: SolveGroup, problem: Problem) -> Float[Tensor, "out in"]:
@@ -136,9 +136,9 @@ def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: 
         present one. A format with more zeros is put in place even where its mask is larger than what it saves.
     """
     kept = unit.shape[0] * unit.shape[1] if whole.support is None else int(whole.support.count_nonzero())
-    if whole.nbytes() >= _stored(lm, unit) and kept >= _kept(unit):
+    if whole.nbytes() >= _stored_nbytes(lm, unit) and kept >= _nonzero_count(unit):
         return None
-    formats = _divided(whole, unit)
+    formats = _split_format(whole, unit)
     biases = _biases(problem, whole, unit)
     sizes = {site.name: format.nbytes() for site, format in zip(unit.sites, formats, strict=True)}
     for site, format, bias in zip(unit.sites, formats, biases, strict=True):
@@ -146,23 +146,23 @@ def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: 
     return sizes
 
 
-def put_form(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
+def put_empty_format(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
     """As `replace_layers`, where `lm` has no weights: the format as `method` makes it, without numbers."""
-    kept, every = _kept(unit), unit.shape[0] * unit.shape[1]
+    kept, every = _nonzero_count(unit), unit.shape[0] * unit.shape[1]
     whole = method.meta_format(unit.shape, kept if kept < every else None).to(lm.dtype)
     left = every if whole.support is None else whole.count
-    if whole.nbytes() >= _stored(lm, unit) and left >= kept:
+    if whole.nbytes() >= _stored_nbytes(lm, unit) and left >= kept:
         return
-    for site, format in zip(unit.sites, _divided(whole, unit), strict=True):
+    for site, format in zip(unit.sites, _split_format(whole, unit), strict=True):
         lm.replace(site, format)
 
 
-def _stored(lm: LanguageModel, unit: SolveGroup) -> int:
+def _stored_nbytes(lm: LanguageModel, unit: SolveGroup) -> int:
     """Bytes in a file of what is there now."""
     return sum(lm.site_nbytes(site) for site in unit.sites)
 
 
-def _kept(unit: SolveGroup) -> int:
+def _nonzero_count(unit: SolveGroup) -> int:
     """Weights that no step has made zero yet."""
     modules = [(site.module, site.shape) for site in unit.sites]
     return sum(
@@ -171,7 +171,7 @@ def _kept(unit: SolveGroup) -> int:
     )
 
 
-def _divided(whole: Format, unit: SolveGroup) -> tuple[Format, ...]:
+def _split_format(whole: Format, unit: SolveGroup) -> tuple[Format, ...]:
     if len(unit.sites) == 1:
         return (whole,)
     assert isinstance(whole, LowRank), "only methods that make an input factor are given several matrices"

@@ -189,7 +189,7 @@ def apply_steps(
     """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done.
 
     `known` is what was measured of `lm` before, by site, all that the first step would measure: that must be one that
-    `surveys`.
+    `collects_stats`.
 
     Of several processes all do the same, and go on from each step with the weights of the first.
     """

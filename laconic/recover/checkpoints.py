@@ -40,7 +40,7 @@ RUNNING = 2 * 3600.0
 
 
 @contextmanager
-def workshop(key: str) -> Iterator[Path]:
+def training_folder(key: str) -> Iterator[Path]:
     """The folder of the training called `key`; one that is removed afterwards where nothing is to be kept.
 
     Of several runs that want the same training one does it, and the others wait for its result.
@@ -56,46 +56,46 @@ def workshop(key: str) -> Iterator[Path]:
         return
     folder = cache_folder() / FOLDER / key
     lock = FileLock(folder / LOCK)
-    on_rank_zero(_opened)(folder, lock)
+    on_rank_zero(_open)(folder, lock)
     try:
         yield folder
     finally:
         lock.release()
 
 
-def _opened(folder: Path, lock: FileLock) -> None:
+def _open(folder: Path, lock: FileLock) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lock.acquire()
     os.utime(folder)
     _make_room(folder)
 
 
-def logs(folder: Path) -> dict[str, bytes]:
+def read_logs(folder: Path) -> dict[str, bytes]:
     """What TensorBoard reads, by file name."""
     return {file.name: file.read_bytes() for file in sorted((folder / LOGS).glob("events.*"))}
 
 
-def unfinished(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """The checkpoint to go on from; what a killed run left half written is removed."""
     checkpoints = folder / CHECKPOINTS
     for checkpoint in checkpoints.glob("checkpoint-*"):
-        if not _whole(checkpoint):
+        if not _is_complete(checkpoint):
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
-def finished(folder: Path, lesson: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The history of a training that is done, and what it made of what moves in `lesson`; None for one that is not."""
+def load_finished(folder: Path, loss_module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The history and the trained tensors of a training that has ended; None for one that has not."""
     try:
         history, tensors = json.loads((folder / HISTORY).read_text()), load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError):
         return None
-    return (history, tensors) if tensors.keys() == trained(lesson).keys() else None
+    return (history, tensors) if tensors.keys() == trainable_parameters(loss_module).keys() else None
 
 
-def finish(folder: Path, lesson: nn.Module, history: Mapping[str, Any]) -> None:
+def save_finished(folder: Path, loss_module: nn.Module, history: Mapping[str, Any]) -> None:
     """Keep the result in place of the checkpoints."""
-    save_trained(lesson, folder / WEIGHTS)
+    save_trained(loss_module, folder / WEIGHTS)
     write_json(folder / HISTORY, history)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     (folder / BEFORE).unlink(missing_ok=True)
@@ -108,35 +108,37 @@ def write_json(path: Path, values: object) -> None:
     partial.replace(path)
 
 
-def trained(lesson: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(loss_module: nn.Module) -> dict[str, nn.Parameter]:
     """What training moves, by name; a parameter in several places once."""
-    return {name: parameter for name, parameter in lesson.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in loss_module.named_parameters() if parameter.requires_grad}
 
 
-def save_trained(lesson: nn.Module, path: Path) -> None:
+def save_trained(loss_module: nn.Module, path: Path) -> None:
     """Write what training moves, whole or not at all."""
     partial = path.with_suffix(f".{secrets.token_hex(4)}")
     try:
-        save_file({name: one.detach().cpu().contiguous() for name, one in trained(lesson).items()}, partial)
+        save_file(
+            {name: one.detach().cpu().contiguous() for name, one in trainable_parameters(loss_module).items()}, partial
+        )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def put_trained(lesson: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put what `save_trained` wrote back in its places.
 
     Raises:
         KeyError: another set of tensors.
     """
-    mine = trained(lesson)
+    mine = trainable_parameters(loss_module)
     if mine.keys() != tensors.keys():
         raise KeyError(", ".join(sorted(mine.keys() ^ tensors.keys())))
     for name, parameter in mine.items():
         parameter.data.copy_(tensors[name])
 
 
-def _whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     # Trainer writes its state last.
     try:
         TrainerState.load_from_json(str(checkpoint / STATE))

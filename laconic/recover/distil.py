@@ -19,8 +19,8 @@ from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, Task, load, load_empty
 from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule, moved
-from laconic.recover.layer_matching import Match, uniform
-from laconic.recover.observe import Feature, Shown, observe
+from laconic.recover.layer_matching import Match, uniform_layers
+from laconic.recover.observe import Feature, LayerOutputs, observe
 from laconic.recover.rows import Read
 from laconic.recover.training import Training
 
@@ -93,7 +93,7 @@ class Distil(Training):
         if teacher is not None:
             self._places(lm, teacher)
 
-    def taught_by(self, lm: LanguageModel) -> LanguageModel:
+    def load_teacher(self, lm: LanguageModel) -> LanguageModel:
         teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
         if teacher is None:
             raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
@@ -101,7 +101,7 @@ class Distil(Training):
         teacher.model.eval()
         return teacher
 
-    def terms(
+    def loss_terms(
         self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
     ) -> Terms:
         assert teacher is not None
@@ -137,8 +137,8 @@ class Distil(Training):
             for match in self._of_stack(their, our, None if len(ours) == 1 else ("encoder", "decoder")[number])
         ]
 
-    def _of_stack(self, theirs: Shown, ours: Shown, stack: str | None) -> list[Match]:
-        layers = uniform(len(theirs.hidden) - 1, len(ours.hidden) - 1)
+    def _of_stack(self, theirs: LayerOutputs, ours: LayerOutputs, stack: str | None) -> list[Match]:
+        layers = uniform_layers(len(theirs.hidden) - 1, len(ours.hidden) - 1)
         each = [(Feature.HIDDEN, self.hidden, [(0, 0), *layers]), (Feature.ATTENTION, self.attention, layers),
                 (Feature.VALUES, self.values, layers[-1:])]  # fmt: skip
         return [
@@ -174,10 +174,10 @@ class Finetune(Training):
     def compares_layers(self) -> bool:
         return False
 
-    def taught_by(self, lm: LanguageModel) -> LanguageModel | None:
+    def load_teacher(self, lm: LanguageModel) -> LanguageModel | None:
         return None
 
-    def terms(
+    def loss_terms(
         self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
     ) -> Terms:
         return Terms(task=1.0)

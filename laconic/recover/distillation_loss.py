@@ -14,7 +14,7 @@ from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Predictions
 from laconic.numerics.distributions import Gaussian
 from laconic.recover.layer_matching import Match, check_same_tokens
-from laconic.recover.observe import Feature, Shown, observe
+from laconic.recover.observe import Feature, LayerOutputs, observe
 
 WeightSchedule = Literal["constant", "fade", "grow"]
 """How a weight goes while training does: as it is, down to zero, or up from it."""
@@ -24,11 +24,11 @@ TERMS = ("task", "logits", "matches")
 """What weights of a loss are named by."""
 
 
-class Seen(NamedTuple):
+class Observed(NamedTuple):
     """A model's predictions on a batch, and what it shows of its stacks."""
 
     predictions: Predictions
-    stacks: tuple[Shown, ...]
+    stacks: tuple[LayerOutputs, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Terms:
         return frozenset(Feature(match.feature) for match in self.matches)
 
     @property
-    def taught(self) -> bool:
+    def has_teacher(self) -> bool:
         """Whether there is a teacher."""
         return self.logits > 0 or bool(self.matches)
 
@@ -106,17 +106,17 @@ class DistillationLoss(nn.Module):
         device = self._models[0].device
         student, teacher = (moved(batch.get(whose), device) for whose in ("student", "teacher"))
         with torch.no_grad():
-            ours = self._seen(student)
+            ours = self._observe_student(student)
             if self.terms.task:
                 task_loss(ours.predictions)
-            if not self.terms.taught:
+            if not self.terms.has_teacher:
                 return
-            theirs = self._taught(teacher, None)
+            theirs = self._observe_teacher(teacher, None)
         check_comparable(ours.predictions, theirs.predictions)
         generator = torch.Generator().manual_seed(seed)
         for number, match in enumerate(self.terms.matches):
             for stack, (their, our) in enumerate(zip(theirs.stacks, ours.stacks, strict=True)):
-                if match.here(stack, len(ours.stacks)):
+                if match.applies_to(stack, len(ours.stacks)):
                     check_same_tokens(their, our)
                     match.check(their, our)
                     if (widths := match.widths(their, our)) is not None:
@@ -124,27 +124,27 @@ class DistillationLoss(nn.Module):
 
     def forward(self, student: Batch, teacher: Batch | None = None, told: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and each of its terms."""
-        ours = self._seen(student)
+        ours = self._observe_student(student)
         losses: dict[str, Tensor] = {}
         if self.terms.task:
             losses["task"] = task_loss(ours.predictions)
-        if self.terms.taught:
+        if self.terms.has_teacher:
             assert teacher is not None
             with torch.no_grad():
-                theirs = self._taught(teacher, told)
+                theirs = self._observe_teacher(teacher, told)
             if self.terms.logits:
                 losses["logits"] = _divergence(theirs.predictions, ours.predictions, self.terms.temperature)
             if self.terms.matches:
-                losses["matches"] = self._alike(theirs.stacks, ours.stacks)
+                losses["matches"] = self._match_loss(theirs.stacks, ours.stacks)
         # Held-out losses are to be compared over time, so there no weight changes.
         weights = {term: self.terms.weight(term, self.done if self.training else None) for term in losses}
         total = sum((weights[term] * loss for term, loss in losses.items()), ours.predictions.values.new_zeros(()))
         return {"loss": total, **{term: loss.detach() for term, loss in losses.items()}}
 
-    def _seen(self, batch: Batch) -> Seen:
-        return Seen(*observe(self._models[0], batch, self.terms.features))
+    def _observe_student(self, batch: Batch) -> Observed:
+        return Observed(*observe(self._models[0], batch, self.terms.features))
 
-    def _taught(self, batch: Batch, told: Tensor | None) -> Seen:
+    def _observe_teacher(self, batch: Batch, told: Tensor | None) -> Observed:
         teacher = self._models[1]
         assert teacher is not None
         if told is not None:
@@ -153,15 +153,15 @@ class DistillationLoss(nn.Module):
             predictions, stacks = observe(teacher, batch, self.terms.features)
         if self.terms.places is not None:
             predictions = predictions._replace(values=predictions.values[:, self.terms.places])
-        return Seen(predictions, stacks)
+        return Observed(predictions, stacks)
 
-    def _alike(self, theirs: Sequence[Shown], ours: Sequence[Shown]) -> Tensor:
+    def _match_loss(self, theirs: Sequence[LayerOutputs], ours: Sequence[LayerOutputs]) -> Tensor:
         total, projections = torch.zeros((), device=ours[0].mask.device), dict(self.projections.items())
         for number, match in enumerate(self.terms.matches):
             for stack, (their, our) in enumerate(zip(theirs, ours, strict=True)):
-                if match.here(stack, len(ours)):
+                if match.applies_to(stack, len(ours)):
                     project = projections.get(f"{number}-{stack}")
-                    total = total + match.weight * match.loss_of(their, our, project)
+                    total = total + match.weight * match.compute_loss(their, our, project)
         return total
 
 
@@ -192,8 +192,8 @@ def check_comparable(ours: Predictions, theirs: Predictions) -> None:
     """Raise UserError where student and teacher do not predict the same things."""
     if type(ours.distribution) is not type(theirs.distribution) or ours.values.shape[-1] != theirs.values.shape[-1]:
         raise UserError(
-            f"The teacher predicts {_what(theirs)}, and the student {_what(ours)}; take a teacher of the same task "
-            "with the same labels or vocabulary."
+            f"The teacher predicts {_describe(theirs)}, and the student {_describe(ours)}; take a teacher of the same "
+            "task with the same labels or vocabulary."
         )
     if len(ours.values) != len(theirs.values):
         raise UserError(
@@ -202,7 +202,7 @@ def check_comparable(ours: Predictions, theirs: Predictions) -> None:
         )
 
 
-def _what(predictions: Predictions) -> str:
+def _describe(predictions: Predictions) -> str:
     return predictions.distribution.describe(predictions.values.shape[-1])
 
 

@@ -22,7 +22,7 @@ from laconic.numerics.distillation import (
     hidden_mse,
     relation_divergence,
 )
-from laconic.recover.observe import Feature, Shown
+from laconic.recover.observe import Feature, LayerOutputs
 from laconic.typed import Typed
 
 Number = Annotated[int, Field(ge=0)]
@@ -61,60 +61,63 @@ class Match(metaclass=Typed):
     heads: Annotated[int, Field(ge=1)] = 12
 
     def __post_init__(self) -> None:
-        if self.how not in LOSSES[Feature(self.feature)]:
+        if self.loss_name not in LOSSES[Feature(self.feature)]:
             fits = ", ".join(LOSSES[Feature(self.feature)])
-            raise must_be("loss", f"one of {fits} for the feature '{self.feature}'", self.how)
+            raise must_be("loss", f"one of {fits} for the feature '{self.feature}'", self.loss_name)
         for name, layer in {"teacher": self.teacher, "student": self.student}.items():
-            if isinstance(layer, tuple) != (self.how == "gram"):
+            if isinstance(layer, tuple) != (self.loss_name == "gram"):
                 raise must_be(name, "two layers for the loss gram, and one for any other", layer)
 
     @property
-    def how(self) -> Loss:
+    def loss_name(self) -> Loss:
         """The loss, said or not."""
         return self.loss or LOSSES[Feature(self.feature)][0]
 
-    def here(self, stack: int, stacks: int) -> bool:
+    def applies_to(self, stack: int, stacks: int) -> bool:
         """Whether it is meant for this stack of so many."""
         return self.stack is None or stacks == 1 or self.stack == ("encoder", "decoder")[stack]
 
-    def loss_of(self, teacher: Shown, student: Shown, project: nn.Module | None) -> Float[Tensor, ""]:
+    def compute_loss(
+        self, teacher: LayerOutputs, student: LayerOutputs, project: nn.Module | None
+    ) -> Float[Tensor, ""]:
         """How far the two are apart; `project` maps the student's width to the teacher's.
 
         Raises:
             UserError: there is no such layer, or the values cannot be cut into so many heads.
         """
-        if self.how == "gram":
+        if self.loss_name == "gram":
             flows = [
-                fsp_matrix(*(shown.hidden[at] for at in _both(layer))) for shown, layer in self._sides(teacher, student)
+                fsp_matrix(*(shown.hidden[at] for at in _as_tuple(layer)))
+                for shown, layer in self._sides(teacher, student)
             ]
             return gram_mse(flows[0], flows[1], student.mask)
         theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
         if project is not None:
             ours = project(ours)
-        if self.how == "relation":
+        if self.loss_name == "relation":
             return relation_divergence(theirs, ours, self.heads, student.mask)
         losses: dict[Loss, Callable[..., Tensor]] = {"mse": hidden_mse, "cosine": hidden_cosine}
         if self.feature == Feature.ATTENTION:
             losses = {"mse": attention_mse, "cross-entropy": attention_cross_entropy}
-        return losses[self.how](theirs, ours, student.mask)
+        return losses[self.loss_name](theirs, ours, student.mask)
 
-    def check(self, teacher: Shown, student: Shown) -> None:
+    def check(self, teacher: LayerOutputs, student: LayerOutputs) -> None:
         """Raise UserError where a layer is not there, or values cannot be cut as asked."""
         for whose, shown, layer in zip(("teacher", "student"), (teacher, student), self._layers, strict=True):
             parts, first = self._parts(shown)
-            for at in _both(layer):
+            for at in _as_tuple(layer):
                 if not first <= at < first + len(parts):
                     raise must_be(
                         f"The layer of the {whose} in a match of '{self.feature}'",
                         f"in [{first}, {first + len(parts) - 1}]" if parts else "left out: this model shows none",
                         at,
                     )
-            if self.how == "relation" and parts[0].shape[-1] % self.heads:
+            if self.loss_name == "relation" and parts[0].shape[-1] % self.heads:
                 raise must_be("heads", f"a divisor of the {whose}'s {parts[0].shape[-1]} values", self.heads)
 
-    def widths(self, teacher: Shown, student: Shown) -> tuple[int, int] | None:
+    def widths(self, teacher: LayerOutputs, student: LayerOutputs) -> tuple[int, int] | None:
         """(student's, teacher's) where hidden states of different widths are compared number by number."""
-        if self.feature != Feature.HIDDEN or self.how == "gram":
+        if self.feature != Feature.HIDDEN or self.loss_name == "gram":
             return None
         theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
         return None if theirs.shape[-1] == ours.shape[-1] else (ours.shape[-1], theirs.shape[-1])
@@ -123,31 +126,33 @@ class Match(metaclass=Typed):
     def _layers(self) -> tuple[Layer, Layer]:
         return self.teacher, self.student
 
-    def _sides(self, teacher: Shown, student: Shown) -> tuple[tuple[Shown, Layer], tuple[Shown, Layer]]:
+    def _sides(
+        self, teacher: LayerOutputs, student: LayerOutputs
+    ) -> tuple[tuple[LayerOutputs, Layer], tuple[LayerOutputs, Layer]]:
         return (teacher, self.teacher), (student, self.student)
 
-    def _layer(self, shown: Shown, layer: Layer) -> Tensor:
+    def _layer(self, shown: LayerOutputs, layer: Layer) -> Tensor:
         parts, first = self._parts(shown)
-        (at,) = _both(layer)
+        (at,) = _as_tuple(layer)
         return parts[at - first]
 
-    def _parts(self, shown: Shown) -> tuple[Sequence[Tensor], int]:
+    def _parts(self, shown: LayerOutputs) -> tuple[Sequence[Tensor], int]:
         """What is compared, and the number of its first layer."""
         if self.feature == Feature.HIDDEN:
             return shown.hidden, 0
         return (shown.attention if self.feature == Feature.ATTENTION else shown.values), 1
 
 
-def uniform(teacher: int, student: int) -> list[tuple[int, int]]:
+def uniform_layers(teacher: int, student: int) -> list[tuple[int, int]]:
     """(teacher, student) layers for `student` blocks spread evenly over `teacher` ones: the last is with the last."""
     return [(round(layer * teacher / student), layer) for layer in range(1, student + 1)]
 
 
-def _both(layer: Layer) -> tuple[int, ...]:
+def _as_tuple(layer: Layer) -> tuple[int, ...]:
     return layer if isinstance(layer, tuple) else (layer,)
 
 
-def check_same_tokens(teacher: Shown, student: Shown) -> None:
+def check_same_tokens(teacher: LayerOutputs, student: LayerOutputs) -> None:
     """Raise UserError where the two read rows as different tokens, which no layer by layer comparison survives."""
     if teacher.mask.shape != student.mask.shape or not bool((teacher.mask == student.mask).all()):
         raise UserError(

@@ -27,52 +27,52 @@ from laconic.recover.checkpoints import (
     CHECKPOINTS,
     LOGS,
     WEIGHTS,
-    put_trained,
+    last_checkpoint,
+    load_trained,
     save_trained,
-    unfinished,
 )
 from laconic.recover.distillation_loss import DistillationLoss
-from laconic.recover.rows import ByLength, Lines, collated
-from laconic.recover.training import Material, TrainConfig
+from laconic.recover.rows import LengthGroupedSampler, RowDataset, collate_rows
+from laconic.recover.training import TrainConfig, TrainingData
 
 
 def train(
-    lesson: DistillationLoss, material: Material, pace: TrainConfig, folder: Path, track: Track
+    loss_module: DistillationLoss, training_data: TrainingData, config: TrainConfig, folder: Path, track: Track
 ) -> list[dict[str, float]]:
     """Train what of `lesson` moves, in `folder`; the history, one line each time that something was measured.
 
     Afterwards the lesson has the numbers of least held-out loss, those from before the training among them; or, where
     the pace says so, the last ones, unless they are no numbers any more.
     """
-    going_on = on_rank_zero(unfinished)(folder)
+    going_on = on_rank_zero(last_checkpoint)(folder)
     if going_on is None:
-        on_rank_zero(save_trained)(lesson, folder / BEFORE)
-    trainer = _trainer(lesson, material, pace, folder, anew=going_on is None)
+        on_rank_zero(save_trained)(loss_module, folder / BEFORE)
+    trainer = _trainer(loss_module, training_data, config, folder, anew=going_on is None)
     total = trainer.args.max_steps
-    trainer.add_callback(_Course(lesson, iter(track(range(total), "Training")), total))
+    trainer.add_callback(_ProgressCallback(loss_module, iter(track(range(total), "Training")), total))
     trainer.train(resume_from_checkpoint=going_on)
     history = [{name: _finite(value) for name, value in line.items()} for line in trainer.state.log_history]
     before, *_, last = (line["eval_loss"] for line in history if "eval_loss" in line)
-    best = trainer.state.best_metric if pace.checkpoint == "best" else last
-    no_gain = pace.checkpoint == "best" and before is not None and best is not None and best >= before
+    best = trainer.state.best_metric if config.checkpoint == "best" else last
+    no_gain = config.checkpoint == "best" and before is not None and best is not None and best >= before
     if best is None or not math.isfinite(best) or no_gain:
-        put_trained(lesson, load_file(folder / BEFORE))
+        load_trained(loss_module, load_file(folder / BEFORE))
     # The first process clears away next what the others have just read.
     barrier()
     return history
 
 
 def _trainer(
-    lesson: DistillationLoss, material: Material, pace: TrainConfig, folder: Path, anew: bool
-) -> "LessonTrainer":
-    if pace.batch_size % count():
-        raise must_be("batch_size", f"a multiple of {count()}, the number of processes", pace.batch_size)
-    trainer = LessonTrainer(
-        lesson,
-        _arguments(material, pace, folder, anew),
-        data_collator=partial(collated, student=material.student, teacher=material.teacher),
-        train_dataset=material.train,
-        eval_dataset=material.held_out,
+    loss_module: DistillationLoss, training_data: TrainingData, config: TrainConfig, folder: Path, anew: bool
+) -> "DistillationTrainer":
+    if config.batch_size % count():
+        raise must_be("batch_size", f"a multiple of {count()}, the number of processes", config.batch_size)
+    trainer = DistillationTrainer(
+        loss_module,
+        _arguments(training_data, config, folder, anew),
+        data_collator=partial(collate_rows, student=training_data.student, teacher=training_data.teacher),
+        train_dataset=training_data.train,
+        eval_dataset=training_data.held_out,
         callbacks=[TensorBoardCallback(_writer(folder))] if is_first() else [],
     )
     if trainer.args.world_size != count():
@@ -80,27 +80,27 @@ def _trainer(
             f"{count()} processes work together, and accelerate knows of {trainer.args.world_size}; "
             "start them by torchrun or accelerate launch to train on all of them."
         )
-    if pace.patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(pace.patience))
+    if config.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.patience))
     # What it prints would be taken for results.
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(material: Material, pace: TrainConfig, folder: Path, anew: bool) -> TrainingArguments:
-    often, steps = pace.steps(len(material.train))
+def _arguments(training_data: TrainingData, config: TrainConfig, folder: Path, anew: bool) -> TrainingArguments:
+    often, steps = config.steps(len(training_data.train))
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=steps,
-        per_device_train_batch_size=pace.batch_size // count(),
-        per_device_eval_batch_size=max(1, 2 * pace.batch_size // count()),
-        gradient_accumulation_steps=pace.accumulate,
-        learning_rate=pace.learning_rate,
-        lr_scheduler_type=pace.decay if pace.decay != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(pace.warmup * steps),
-        weight_decay=pace.weight_decay,
-        bf16=pace.precision == "bf16",
-        fp16=pace.precision == "fp16",
+        per_device_train_batch_size=config.batch_size // count(),
+        per_device_eval_batch_size=max(1, 2 * config.batch_size // count()),
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.decay if config.decay != "constant" else "constant_with_warmup",
+        warmup_steps=math.ceil(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
         eval_strategy="steps",
         eval_steps=often,
         # An evaluation before `train` would have accelerate take the model for one that needs no gradients shared.
@@ -108,17 +108,17 @@ def _arguments(material: Material, pace: TrainConfig, folder: Path, anew: bool) 
         save_strategy="steps",
         save_steps=often,
         save_total_limit=2,
-        load_best_model_at_end=pace.checkpoint == "best",
+        load_best_model_at_end=config.checkpoint == "best",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=max(1, often // 5),
-        seed=pace.seed,
-        data_seed=pace.seed,
-        use_cpu=material.student.device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=training_data.student.device.type == "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
-        dataloader_pin_memory=material.student.device.type != "cpu",
+        dataloader_pin_memory=training_data.student.device.type != "cpu",
         # A pooler that nothing reads, or the blocks behind the last one that is matched, have no gradients.
         ddp_find_unused_parameters=True,
         # Masks do not change.
@@ -126,8 +126,8 @@ def _arguments(material: Material, pace: TrainConfig, folder: Path, anew: bool) 
         restore_callback_states_from_checkpoint=True,
     )
     # A launcher's configuration and a second GPU say nothing of this training.
-    arguments.mixed_precision = {"fp32": "no"}.get(pace.precision, pace.precision)
-    _on_one_device(arguments, material.student.device)
+    arguments.mixed_precision = {"fp32": "no"}.get(config.precision, config.precision)
+    _on_one_device(arguments, training_data.student.device)
     return arguments
 
 
@@ -150,40 +150,40 @@ def _writer(folder: Path) -> Any:
     return SummaryWriter(str(folder / LOGS))
 
 
-class LessonTrainer(Trainer):
+class DistillationTrainer(Trainer):
     """Trainer, whose checkpoints hold what moves, and whose batches are of rows of about the same length."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         lines, size = self.train_dataset, self.args.per_device_train_batch_size * self.args.world_size
-        assert isinstance(lines, Lines)
-        return ByLength(lines.lengths, size, self.args.seed)
+        assert isinstance(lines, RowDataset)
+        return LengthGroupedSampler(lines.lengths, size, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir or ".")
             folder.mkdir(parents=True, exist_ok=True)
-            save_trained(self._lesson, folder / WEIGHTS)
+            save_trained(self._loss_module, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        put_trained(self._lesson, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+        load_trained(self._loss_module, load_file(Path(resume_from_checkpoint) / WEIGHTS))
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
         assert best is not None
-        put_trained(self._lesson, load_file(Path(best) / WEIGHTS))
+        load_trained(self._loss_module, load_file(Path(best) / WEIGHTS))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss of the held-out rows, whose batches are the same however many processes share them."""
         lines, size = self.eval_dataset, self.args.eval_batch_size * self.args.world_size
-        assert isinstance(lines, Lines)
+        assert isinstance(lines, RowDataset)
         starts = share(range(0, len(lines), size))
         rows = [range(start, min(start + size, len(lines))) for start in starts]
         total = torch.zeros(2, dtype=torch.float64)
-        self._lesson.eval()
+        self._loss_module.eval()
         for numbers in rows:
-            inputs = self._prepare_inputs(lines.batch(numbers, *self._lesson.readers))
+            inputs = self._prepare_inputs(lines.batch(numbers, *self._loss_module.readers))
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = self._lesson(**inputs)["loss"].item()
+                loss = self._loss_module(**inputs)["loss"].item()
             total += torch.tensor((loss * len(numbers), len(numbers)), dtype=torch.float64)
         summed_loss, count_of_rows = summed(total).tolist()
         metrics = {"eval_loss": summed_loss / count_of_rows}
@@ -192,19 +192,19 @@ class LessonTrainer(Trainer):
         return metrics
 
     @property
-    def _lesson(self) -> DistillationLoss:
+    def _loss_module(self) -> DistillationLoss:
         assert isinstance(self.model, DistillationLoss)
         return self.model
 
 
-class _Course(TrainerCallback):
+class _ProgressCallback(TrainerCallback):
     """Tells the lesson how far it has got, and the bar."""
 
-    def __init__(self, lesson: DistillationLoss, bar: Iterator[int], total: int) -> None:
-        self._lesson, self._bar, self._total, self._shown = lesson, bar, total, 0
+    def __init__(self, loss_module: DistillationLoss, bar: Iterator[int], total: int) -> None:
+        self._loss_module, self._bar, self._total, self._shown = loss_module, bar, total, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._lesson.done = state.global_step / self._total
+        self._loss_module.done = state.global_step / self._total
         while self._shown <= state.global_step:
             next(self._bar, None)
             self._shown += 1

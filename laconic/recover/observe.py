@@ -25,7 +25,7 @@ class Feature(StrEnum):
 
 
 @dataclass(frozen=True)
-class Shown:
+class LayerOutputs:
     """Of one stack: what enters the first block and what each block gives, the maps and the values of each block.
 
     Empty where it was not asked for. mask is True at real tokens.
@@ -39,14 +39,14 @@ class Shown:
 
 def observe(
     lm: LanguageModel, batch: Batch, features: frozenset[Feature] = frozenset()
-) -> tuple[Predictions, tuple[Shown, ...]]:
+) -> tuple[Predictions, tuple[LayerOutputs, ...]]:
     """Run the model; differentiable where gradients are enabled. Attention maps need `eager` around it."""
     asked = {
         name: True
         for name, feature in (("output_hidden_states", Feature.HIDDEN), ("output_attentions", Feature.ATTENTION))
         if feature in features
     }
-    with _listening(lm, Feature.VALUES in features) as heard:
+    with _capture_values(lm, Feature.VALUES in features) as captured:
         output = run_model(lm, batch, **asked)
     predictions = gather_predictions(lm, output, batch)
     if not features:
@@ -54,13 +54,13 @@ def observe(
     both = lm.model.config.is_encoder_decoder
     prefixes, masks = (("encoder_", "decoder_"), _masks(lm, batch)) if both else (("",), _masks(lm, batch)[:1])
     shown = tuple(
-        Shown(
+        LayerOutputs(
             mask=mask,
             hidden=tuple(output.get(f"{prefix}hidden_states") or ()),
             attention=tuple(output.get(f"{prefix}attentions") or ()),
             values=tuple(values),
         )
-        for prefix, mask, values in zip(prefixes, masks, _by_stack(lm, heard, len(masks)), strict=True)
+        for prefix, mask, values in zip(prefixes, masks, _values_by_stack(lm, captured, len(masks)), strict=True)
     )
     return predictions, shown
 
@@ -85,21 +85,23 @@ def _masks(lm: LanguageModel, batch: Batch) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _listening(lm: LanguageModel, wanted: bool) -> Iterator[dict[str, list[Tensor]]]:
+def _capture_values(lm: LanguageModel, wanted: bool) -> Iterator[dict[str, list[Tensor]]]:
     """What the value projections give while it lasts, by path of the block, call after call."""
-    heard: dict[str, list[Tensor]] = {}
+    captured: dict[str, list[Tensor]] = {}
     with ExitStack() as hooks:
         for stack, blocks in lm.stacks() if wanted else ():
             for path, block in blocks:
                 if (found := _projection(stack, block)) is not None:
                     module, values_in = found
-                    hooks.callback(module.register_forward_hook(_keeper(heard.setdefault(path, []), values_in)).remove)
-        yield heard
+                    hooks.callback(
+                        module.register_forward_hook(_make_hook(captured.setdefault(path, []), values_in)).remove
+                    )
+        yield captured
 
 
-def _keeper(heard: list[Tensor], values_in: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+def _make_hook(captured: list[Tensor], values_in: Callable[[Tensor], Tensor]) -> Callable[..., None]:
     def on_forward(_: nn.Module, __: object, output: Tensor) -> None:
-        heard.append(values_in(output))
+        captured.append(values_in(output))
 
     return on_forward
 
@@ -110,7 +112,7 @@ def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Te
     path = None if attention is None else attention.value or attention.fused
     if attention is None or path is None:
         return None
-    cut = _whole if attention.value is not None else _last_third
+    cut = _identity if attention.value is not None else _last_third
     if attention.value is None and attention.fused_layout == "by-head":
         assert attention.heads is not None
         holder = block.get_submodule(attention.heads.module)
@@ -119,7 +121,7 @@ def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Te
     return block.get_submodule(path), (lambda output: cut(output.transpose(0, 1))) if turned else cut
 
 
-def _whole(output: Tensor) -> Tensor:
+def _identity(output: Tensor) -> Tensor:
     return output
 
 
@@ -131,8 +133,8 @@ def _third_of_each_head(output: Tensor, size: int) -> Tensor:
     return output.unflatten(-1, (-1, 3, size))[..., 2, :].flatten(-2)
 
 
-def _by_stack(lm: LanguageModel, heard: Mapping[str, list[Tensor]], count: int) -> list[list[Tensor]]:
+def _values_by_stack(lm: LanguageModel, captured: Mapping[str, list[Tensor]], count: int) -> list[list[Tensor]]:
     """The values of each stack, in the order of its blocks; a shared block has as many as it was called."""
-    if not heard:
+    if not captured:
         return [[] for _ in range(count)]
-    return [[v for path, _ in blocks for v in heard.get(path, ())] for _, blocks in list(lm.stacks())[:count]]
+    return [[v for path, _ in blocks for v in captured.get(path, ())] for _, blocks in list(lm.stacks())[:count]]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.batching import Row, collate, tokenized
+from laconic.calibrate.batching import Row, collate, tokenize_rows
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import UserError, must_be
 from laconic.model import Batch, LanguageModel, predict
@@ -28,7 +28,7 @@ TOGETHER = 16
 
 
 @dataclass(frozen=True)
-class Lines(Dataset):
+class RowDataset(Dataset):
     """Rows as the student reads them, as its teacher reads them, and what it says of them where that is kept."""
 
     student: Sequence[Row]
@@ -44,7 +44,7 @@ class Lines(Dataset):
 
     def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> Read:
         """Some of them, padded."""
-        return collated([self[number] for number in numbers], student, teacher)
+        return collate_rows([self[number] for number in numbers], student, teacher)
 
     @property
     def lengths(self) -> list[int]:
@@ -52,7 +52,7 @@ class Lines(Dataset):
         return [len(row.input_ids) + (len(row.labels) if isinstance(row.labels, list) else 0) for row in self.student]
 
 
-class ByLength(Sampler):
+class LengthGroupedSampler(Sampler):
     """Row numbers in random order, batches of rows of about the same length: little padding, and no order of lengths.
 
     The order depends on the seed and the epoch alone, so a training that goes on sees what it would have seen. What the
@@ -85,7 +85,7 @@ class ByLength(Sampler):
         return islice(cycle(ordered), len(self))
 
 
-def collated(
+def collate_rows(
     lines: Sequence[tuple[Row, Row | None, Tensor | None]], student: LanguageModel, teacher: LanguageModel | None
 ) -> Read:
     """Padded; the teacher's part, and what it says, where there are such."""
@@ -121,30 +121,30 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
     return replace(drawn, examples=drawn.examples[spared:]), replace(drawn, examples=drawn.examples[:spared])
 
 
-def lines_of(
+def tokenize_corpus(
     corpus: Corpus, data: Calibration, student: LanguageModel, teacher: LanguageModel | None, labelled: bool
-) -> Lines:
+) -> RowDataset:
     """Read by both; the labels of the data by the student, where it is `labelled`.
 
     Raises:
         UserError: no row has tokens, or the two leave out different rows; a label is missing or none of the student's.
     """
-    ours = list(tokenized(student, corpus, data.max_length, data.seed, labelled))
+    ours = list(tokenize_rows(student, corpus, data.max_length, data.seed, labelled))
     if not ours:
         raise UserError(f"No row of '{corpus.source}' has tokens; give longer texts.")
     if teacher is None:
-        return Lines(ours)
-    theirs = list(tokenized(teacher, corpus, data.max_length, data.seed))
+        return RowDataset(ours)
+    theirs = list(tokenize_rows(teacher, corpus, data.max_length, data.seed))
     if len(theirs) != len(ours):
         raise UserError(
             f"Of the rows of '{corpus.source}' the student reads {len(ours)} and the teacher {len(theirs)}; "
             "leave out rows that are empty to one of them."
         )
-    return Lines(ours, theirs)
+    return RowDataset(ours, theirs)
 
 
 @torch.inference_mode()
-def told_by(teacher: LanguageModel, lines: Lines, batch_size: int, track: Track) -> Lines:
+def precompute_predictions(teacher: LanguageModel, lines: RowDataset, batch_size: int, track: Track) -> RowDataset:
     """With the teacher's predictions of every row, where they are not too many to keep."""
     assert lines.teacher is not None
     rows = lines.teacher

@@ -28,7 +28,7 @@ from laconic.model.loading import has_weights, load_config, load_pipeline, load_
 from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import find_auto_class
-from laconic.recover.student_init import classifier_of, copy_numbers, place_in, random_model, tell_apart
+from laconic.recover.student_init import classifier_class, copy_weights, corresponding_name, random_model, set_classes
 
 SINGLE_LABEL = "single_label_classification"
 IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
@@ -101,22 +101,22 @@ class Student(Step):
         return tuple(f"LABEL_{number}" for number in range(self.classes or 0))
 
     @property
-    def _is_random(self) -> bool:
+    def _has_random_blocks(self) -> bool:
         """Whether the blocks have random weights."""
         return self.weights == "random" or bool(self.config)
 
     @property
-    def _is_fresh(self) -> bool:
+    def _has_random_weights(self) -> bool:
         """Whether anything has."""
-        return self._is_random or self.classes is not None
+        return self._has_random_blocks or self.classes is not None
 
     @property
     def prepares(self) -> bool:
-        return self.classes is not None and self.blocks is None and not self._is_random
+        return self.classes is not None and self.blocks is None and not self._has_random_blocks
 
     def check(self, lm: LanguageModel) -> None:
         if self.model is not None:
-            found = self._outline(lm)
+            found = self._load_empty_student(lm)
             if found.task is not lm.task:
                 raise UserError(
                     f"The student '{self.model}' does {found.task}, and the model {lm.task}; take one that does."
@@ -130,19 +130,19 @@ class Student(Step):
                     "config", f"without {name}, which is the model's; name another model as model", self.config
                 )
         if self.blocks is not None:
-            Shorten(blocks=self._others(lm)).check(lm)
-        if self._is_fresh and any(isinstance(module, Format) for module in lm.model.modules()):
+            Shorten(blocks=self._dropped_blocks(lm)).check(lm)
+        if self._has_random_weights and any(isinstance(module, Format) for module in lm.model.modules()):
             raise UserError("A student with random weights, or with a new head, is a plain model; put it first.")
-        if self._is_fresh:
-            self._smaller(lm.to_meta())
+        if self._has_random_weights:
+            self._make_student(lm.to_meta())
 
     def dry_run(self, lm: LanguageModel) -> LanguageModel | None:
         if self.model is not None:
-            return self._outline(lm)
-        if self._is_fresh:
-            return self._smaller(lm)[0]
+            return self._load_empty_student(lm)
+        if self._has_random_weights:
+            return self._make_student(lm)[0]
         if self.blocks is not None:
-            Shorten(blocks=self._others(lm)).dry_run(lm)
+            Shorten(blocks=self._dropped_blocks(lm)).dry_run(lm)
         return None
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -152,16 +152,16 @@ class Student(Step):
             UserError: there are no such blocks, or no such model, or it does another task, or does not run.
         """
         self.check(lm)
-        now, dropped = (self._another(lm), {}) if self.model is not None else self._smaller(lm)
-        if self._is_fresh or self.model is not None:
-            self._run(now)
+        now, dropped = (self._load_student(lm), {}) if self.model is not None else self._make_student(lm)
+        if self._has_random_weights or self.model is not None:
+            self._check_runs(now)
         before, after = (model.stored_nbytes(model.sites(("blocks",))) for model in (lm, now))
         if self.classes is not None:
-            before = {place_in(now.model, name, lm.model): size for name, size in before.items()}
+            before = {corresponding_name(now.model, name, lm.model): size for name, size in before.items()}
         names = dict.fromkeys((*before, *after), 0)
         return Outcome(plan={}, before=names | before, after=names | after, dropped=dropped, now=now)
 
-    def _run(self, lm: LanguageModel) -> None:
+    def _check_runs(self, lm: LanguageModel) -> None:
         """Run the student once: a class may build what it cannot run, and training would find out."""
         try:
             check_runs(lm)
@@ -173,11 +173,11 @@ class Student(Step):
                 f"The student does not run{where}: {error.reason}; give values that go together."
             ) from error
 
-    def _smaller(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
+    def _make_student(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
         """The student, and which blocks of the model it has not."""
         small = lm.copy()
-        dropped = {} if self.blocks is None else Shorten(blocks=self._others(lm)).apply(small, None).dropped
-        if not self._is_fresh:
+        dropped = {} if self.blocks is None else Shorten(blocks=self._dropped_blocks(lm)).apply(small, None).dropped
+        if not self._has_random_weights:
             return small, dropped
         config, kind = copy.deepcopy(small.model.config), type(small.model)
         try:
@@ -186,24 +186,24 @@ class Student(Step):
             raise UserError(f"config is none of '{lm.source}': {reason_of(error)}; put that right.") from error
         check_layer_counts(config, "config.")
         if self.classes is not None:
-            tell_apart(config, self._names, self.problem_type or self.config.get("problem_type"))
-            kind = classifier_of(config)
+            set_classes(config, self._names, self.problem_type or self.config.get("problem_type"))
+            kind = classifier_class(config)
         fresh = random_model(config, kind, lm.device, self.seed).train(lm.model.training)
         now = LanguageModel.of(fresh, lm.tokenizer)
-        copy_numbers(small, now, blocks=not self._is_random, outside=self.outside, head=self.classes is None)
+        copy_weights(small, now, blocks=not self._has_random_blocks, outside=self.outside, head=self.classes is None)
         kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
         # What the outputs of the old head are called may be meant for those of the new.
         stays = self.classes is None or self.classes == len(lm.label_order or ())
         now = now.with_label_order(lm.label_order if stays else None)
         # A model of another task is nothing to be compared with, and makes no vectors.
         if self.classes is None:
-            kept |= {"original": lm.original, "pipeline": _inherited(lm, config)}
+            kept |= {"original": lm.original, "pipeline": _inherit_pipeline(lm, config)}
         return replace(now, **kept), dropped
 
-    def _another(self, lm: LanguageModel) -> LanguageModel:
+    def _load_student(self, lm: LanguageModel) -> LanguageModel:
         assert self.model is not None
         if self._has_weights:
-            return self._as_here(replace(load(self.model, str(lm.device)), original=lm.original), lm)
+            return self._inherit_declarations(replace(load(self.model, str(lm.device)), original=lm.original), lm)
         own, target = load_tokenizers(self.model)
         made = replace(
             LanguageModel.of(self._from_configuration(lm, lm.device), own or lm.tokenizer),
@@ -212,9 +212,9 @@ class Student(Step):
             original=lm.original,
             target_tokenizer=target or lm.target_tokenizer,
         )
-        return self._as_here(made, lm)
+        return self._inherit_declarations(made, lm)
 
-    def _as_here(self, other: LanguageModel, lm: LanguageModel) -> LanguageModel:
+    def _inherit_declarations(self, other: LanguageModel, lm: LanguageModel) -> LanguageModel:
         """`other` with what its folder declares of its vectors; with what `lm` does where that declares nothing.
 
         An order of classes that the user has given goes on where they are called the same.
@@ -224,17 +224,17 @@ class Student(Step):
         if other.pipeline is not None or other.task is not lm.task:
             return other
         own = load_pipeline(self.model)
-        pipeline = _inherited(lm, other.model.config) if own is None else own.to(lm.device)
+        pipeline = _inherit_pipeline(lm, other.model.config) if own is None else own.to(lm.device)
         return replace(other, pipeline=pipeline)
 
-    def _outline(self, lm: LanguageModel) -> LanguageModel:
+    def _load_empty_student(self, lm: LanguageModel) -> LanguageModel:
         """The other model without weights."""
         assert self.model is not None
         if self._has_weights:
             found = load_empty(self.model)
         else:
             found = LanguageModel.of(self._from_configuration(lm, torch.device("meta")))
-        return self._as_here(replace(found, source=self.model, original=lm.original), lm)
+        return self._inherit_declarations(replace(found, source=self.model, original=lm.original), lm)
 
     @property
     def _has_weights(self) -> bool:
@@ -246,7 +246,7 @@ class Student(Step):
         kind = find_auto_class(config, config.architectures or (type(lm.model).__name__,))
         return random_model(config, kind, device, self.seed).train(lm.model.training)
 
-    def _others(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
+    def _dropped_blocks(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
         """The blocks that the student does not have."""
         assert self.blocks is not None
         counts = {layers.name: len(layers) for layers in find_layers(lm)}
@@ -262,6 +262,6 @@ class Student(Step):
         return others if len(counts) > 1 else next(iter(others.values()))
 
 
-def _inherited(lm: LanguageModel, config: PreTrainedConfig) -> Pipeline | None:
+def _inherit_pipeline(lm: LanguageModel, config: PreTrainedConfig) -> Pipeline | None:
     """What `lm` declares of its vectors, for a student of this configuration, which declares nothing itself."""
     return None if lm.pipeline is None else adapt_width(lm.pipeline, config, lm.source)

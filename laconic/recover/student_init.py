@@ -14,7 +14,7 @@ from laconic.model.task import AUTO_CLASSES
 from laconic.model.tokens import special_token_ids
 
 
-def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
+def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
     """Have a head of `config` tell apart classes of these names, or give a score where there is one and nothing else is
     said; changed in place."""
     config.id2label = dict(enumerate(names))
@@ -26,7 +26,7 @@ def tell_apart(config: PreTrainedConfig, names: Sequence[str], problem_type: str
         config.pad_token_id = ends[0]
 
 
-def classifier_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that classifies texts by the architecture of `config`.
 
     Raises:
@@ -58,7 +58,7 @@ def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed
 
 
 @torch.no_grad()
-def copy_numbers(source: LanguageModel, target: LanguageModel, *, blocks: bool, outside: bool, head: bool) -> None:
+def copy_weights(source: LanguageModel, target: LanguageModel, *, blocks: bool, outside: bool, head: bool) -> None:
     """Give `target` the numbers of `source` within the blocks, and outside of them with the head or without.
 
     Outside, those of `target` stay where shapes differ, and where one has what the other has not.
@@ -73,7 +73,7 @@ def copy_numbers(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
         is_inside = name.startswith(inside)
         if not (blocks if is_inside else outside and (head or name.startswith(encoder))):
             continue
-        theirs = numbers.get(place_in(source.model, name, target.model))
+        theirs = numbers.get(corresponding_name(source.model, name, target.model))
         if theirs is not None and theirs.shape == tensor.shape:
             tensor.copy_(theirs)
         elif is_inside:
@@ -84,7 +84,7 @@ def copy_numbers(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
             )
 
 
-def place_in(model: PreTrainedModel, name: str, other: PreTrainedModel) -> str:
+def corresponding_name(model: PreTrainedModel, name: str, other: PreTrainedModel) -> str:
     """The name in `model` of what is `name` in `other`: the same encoder is at another place under another head."""
     prefix = _prefix(other)
     return _prefix(model) + name.removeprefix(prefix) if name.startswith(prefix) else name

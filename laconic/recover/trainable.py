@@ -68,7 +68,7 @@ class StraightThrough(nn.Module):
 
 
 @contextmanager
-def trainable(lm: LanguageModel, what: Trainable) -> Iterator[None]:
+def trainable(lm: LanguageModel, config: Trainable) -> Iterator[None]:
     """Within it `lm` is as it trains; afterwards as it is stored, rounded to its dtype.
 
     Raises:
@@ -76,16 +76,16 @@ def trainable(lm: LanguageModel, what: Trainable) -> Iterator[None]:
     """
     movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     with ExitStack() as undo:
-        undo.callback(_thaw, movable)
-        still = {id(parameter) for parameter in frozen(lm, what.freeze)}
-        _freeze(lm, what.freeze)
-        if what.lora is not None:
+        undo.callback(_unfreeze, movable)
+        frozen_ids = {id(parameter) for parameter in frozen_parameters(lm, config.freeze)}
+        _freeze(lm, config.freeze)
+        if config.lora is not None:
             _freeze(lm, ("*",))
-            undo.callback(_merge, lm)
-            _adapt(lm, what.lora, what.seed, still)
-        elif what.quantized == "straight-through":
-            layers = _loosen(lm, still)
-            undo.callback(_settle, lm, layers)
+            undo.callback(_merge_adapters, lm)
+            _add_adapters(lm, config.lora, config.seed, frozen_ids)
+        elif config.quantized == "straight-through":
+            layers = _insert_straight_through(lm, frozen_ids)
+            undo.callback(_remove_straight_through, lm, layers)
         if not any(parameter.requires_grad for parameter in lm.model.parameters()):
             raise UserError(
                 f"Nothing of '{lm.source}' is left to train; freeze less of it, let its codes move by "
@@ -103,7 +103,7 @@ def check_lora(rank: int | None) -> None:
         _peft("peft")
 
 
-def frozen(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
+def frozen_parameters(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
     """The parameters that the globs name.
 
     Raises:
@@ -121,21 +121,21 @@ def frozen(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
 
 
 def _freeze(lm: LanguageModel, globs: Sequence[str]) -> None:
-    for parameter in frozen(lm, globs):
+    for parameter in frozen_parameters(lm, globs):
         parameter.requires_grad_(False)
 
 
-def _thaw(movable: Sequence[nn.Parameter]) -> None:
+def _unfreeze(movable: Sequence[nn.Parameter]) -> None:
     for parameter in movable:
         parameter.requires_grad_(True)
 
 
-def _loosen(lm: LanguageModel, still: Set[int]) -> dict[StraightThrough, list[str]]:
+def _insert_straight_through(lm: LanguageModel, frozen_ids: Set[int]) -> dict[StraightThrough, list[str]]:
     """Put a free copy where every layer of codes is that multiplies; what is looked up in codes stays frozen."""
     places: dict[PackedCodes, list[str]] = {}
     embedded = {module.coded for module in lm.model.modules() if isinstance(module, PackedEmbedding)}
     for name, module in lm.model.named_modules(remove_duplicate=False):
-        if isinstance(module, PackedCodes) and module not in embedded and id(module.codes) not in still:
+        if isinstance(module, PackedCodes) and module not in embedded and id(module.codes) not in frozen_ids:
             places.setdefault(module, []).append(name)
     layers = {StraightThrough(layer): names for layer, names in places.items()}
     for layer, names in layers.items():
@@ -144,23 +144,23 @@ def _loosen(lm: LanguageModel, still: Set[int]) -> dict[StraightThrough, list[st
     return layers
 
 
-def _settle(lm: LanguageModel, layers: dict[StraightThrough, list[str]]) -> None:
+def _remove_straight_through(lm: LanguageModel, layers: dict[StraightThrough, list[str]]) -> None:
     for layer, names in layers.items():
         settled = layer.settle()
         for name in names:
             lm.model.set_submodule(name, settled)
 
 
-def _adapt(lm: LanguageModel, rank: int, seed: int, still: Set[int]) -> None:
-    """Adapters of this rank beside every matrix of attention and feed-forward that is not to stay `still`."""
+def _add_adapters(lm: LanguageModel, rank: int, seed: int, frozen_ids: Set[int]) -> None:
+    """Adapters of this rank beside every matrix of attention and feed-forward that is not to stay `frozen_ids`."""
     plain: list[str] = []
     for number, site in enumerate(lm.sites()):
-        if any(id(parameter) in still for name, parameter in site.module.named_parameters() if "bias" not in name):
+        if any(id(parameter) in frozen_ids for name, parameter in site.module.named_parameters() if "bias" not in name):
             continue
         if isinstance(site.module, (nn.Linear, Conv1D)):
             plain += site.names
         elif isinstance(site.module, (PackedCodes, Masked)):
-            _put_beside(lm, site, rank, seed + number)
+            _add_low_rank(lm, site, rank, seed + number)
     if not plain:
         return
     conv = any(isinstance(lm.model.get_submodule(name), Conv1D) for name in plain)
@@ -172,7 +172,7 @@ def _adapt(lm: LanguageModel, rank: int, seed: int, still: Set[int]) -> None:
         _peft("peft").inject_adapter_in_model(config, lm.model)
 
 
-def _put_beside(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
+def _add_low_rank(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
     out_features, in_features = site.shape
     generator = torch.Generator().manual_seed(seed)
     bound = in_features**-0.5
@@ -184,7 +184,7 @@ def _put_beside(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
         part.requires_grad_(True)
 
 
-def _merge(lm: LanguageModel) -> None:
+def _merge_adapters(lm: LanguageModel) -> None:
     """Add what peft's adapters have learned to the matrices that they are beside."""
     tuner = _peft("peft.tuners.tuners_utils").BaseTunerLayer
     adapted: list[tuple[str, Any]] = [pair for pair in lm.model.named_modules() if isinstance(pair[1], tuner)]

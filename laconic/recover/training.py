@@ -26,11 +26,11 @@ from laconic.errors import UserError, install, must_be
 from laconic.model import LanguageModel
 from laconic.model.tokens import pad_token_id
 from laconic.processes import count, everywhere, on_rank_zero
-from laconic.recover.checkpoints import finish, finished, logs, put_trained, workshop
+from laconic.recover.checkpoints import load_finished, load_trained, read_logs, save_finished, training_folder
 from laconic.recover.distillation_loss import DistillationLoss, Terms
 from laconic.recover.observe import eager
-from laconic.recover.rows import Lines, Read, lines_of, split, told_by
-from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen, trainable
+from laconic.recover.rows import Read, RowDataset, precompute_predictions, split, tokenize_corpus
+from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen_parameters, trainable
 
 NEEDED = ("accelerate", "tensorboard")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -63,11 +63,11 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class TrainingData:
     """The rows to train on, those held out, and who reads them."""
 
-    train: Lines
-    held_out: Lines
+    train: RowDataset
+    held_out: RowDataset
     student: LanguageModel
     teacher: LanguageModel | None
 
@@ -146,11 +146,11 @@ class Training(Step):
         return True
 
     @abstractmethod
-    def taught_by(self, lm: LanguageModel) -> LanguageModel | None:
+    def load_teacher(self, lm: LanguageModel) -> LanguageModel | None:
         """The teacher, on the device of `lm`; None where there is none."""
 
     @abstractmethod
-    def terms(
+    def loss_terms(
         self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
     ) -> Terms:
         """The loss; `batch` is a row as both read it, and `classes` what the data calls its classes."""
@@ -165,7 +165,7 @@ class Training(Step):
         check_lora(self.lora)
         if self.precision == "fp16" and lm.device.type == "cpu":
             raise must_be(f"{self.name}.precision", "fp32 or bf16 on a CPU", self.precision)
-        frozen(lm, self.freeze)
+        frozen_parameters(lm, self.freeze)
         if lm.task.is_sequence_classification and pad_token_id(lm) is None:
             raise UserError(
                 f"The model '{lm.source}' finds the end of a text by its pad token, and has none, so it takes no "
@@ -173,14 +173,14 @@ class Training(Step):
             )
 
     def check_data(self, data: Calibration | None) -> None:
-        split(self._known(data), self.rows, self.held_out)
+        split(self._require_data(data), self.rows, self.held_out)
 
     def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:
         if lm.task.is_sequence_classification:
             for part in split(Calibration([], seed=seed, corpus=corpus), self.rows, self.held_out):
                 labels_of(lm, part)
 
-    def _known(self, data: Calibration | None) -> Calibration:
+    def _require_data(self, data: Calibration | None) -> Calibration:
         if data is None:
             raise UserError(f"The step '{self.name}' needs training texts; name a source of them as data.")
         return data
@@ -194,60 +194,68 @@ class Training(Step):
         Raises:
             UserError: there are too few rows, or without labels that the loss needs, or a library is missing.
         """
-        data = self._known(data)
+        data = self._require_data(data)
         self.check(lm)
-        before, teacher = _nbytes(lm), self.taught_by(lm)
+        before, teacher = _nbytes(lm), self.load_teacher(lm)
         key = self._key(lm, data, teacher)
-        with workshop(key) as folder, trainable(lm, self._moves(data.seed)), self._looking(lm, teacher):
-            material = self._material(lm, teacher, data)
-            first = material.first()
+        with (
+            training_folder(key) as folder,
+            trainable(lm, self._trainable_config(data.seed)),
+            self._attention_mode(lm, teacher),
+        ):
+            training_data = self._training_data(lm, teacher, data)
+            first = training_data.first()
             classes = () if data.corpus is None else data.corpus.classes
-            lesson = DistillationLoss(lm, teacher, self.terms(lm, teacher, first, classes), self.dropout)
-            lesson.prepare(first, data.seed)
-            done = finished(folder, lesson)
+            loss_module = DistillationLoss(lm, teacher, self.loss_terms(lm, teacher, first, classes), self.dropout)
+            loss_module.prepare(first, data.seed)
+            done = load_finished(folder, loss_module)
             if everywhere(done is not None) and done is not None:
                 history, tensors = done
-                put_trained(lesson, tensors)
+                load_trained(loss_module, tensors)
             else:
-                history = self._trained(lesson, self._told(material, data), data, folder)
-            files = {f"{self.name}/{name}": content for name, content in logs(folder).items()}
+                history = self._train(loss_module, self._with_predictions(training_data, data), data, folder)
+            files = {f"{self.name}/{name}": content for name, content in read_logs(folder).items()}
         before, after = _changed(before, _nbytes(lm))
         return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)
 
-    def _trained(self, lesson: DistillationLoss, material: Material, data: Calibration, folder: Path) -> dict[str, Any]:
+    def _train(
+        self, loss_module: DistillationLoss, training_data: TrainingData, data: Calibration, folder: Path
+    ) -> dict[str, Any]:
         """The history of the training, which is done and kept in `folder`."""
         from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
 
-        lines = train(lesson, material, self._pace(data.seed), folder, data.track)
-        history = {"rows": len(material.train), "held_out": len(material.held_out), "lines": lines}
-        on_rank_zero(finish)(folder, lesson, history)
+        lines = train(loss_module, training_data, self._train_config(data.seed), folder, data.track)
+        history = {"rows": len(training_data.train), "held_out": len(training_data.held_out), "lines": lines}
+        on_rank_zero(save_finished)(folder, loss_module, history)
         return history
 
-    def _moves(self, seed: int) -> Trainable:
+    def _trainable_config(self, seed: int) -> Trainable:
         return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze, seed=seed)
 
-    def _pace(self, seed: int) -> TrainConfig:
+    def _train_config(self, seed: int) -> TrainConfig:
         named = {field.name: getattr(self, field.name) for field in fields(TrainConfig) if field.name != "seed"}
         return TrainConfig(**named, seed=seed)
 
-    def _looking(self, lm: LanguageModel, teacher: LanguageModel | None) -> AbstractContextManager[None]:
+    def _attention_mode(self, lm: LanguageModel, teacher: LanguageModel | None) -> AbstractContextManager[None]:
         return eager(lm, teacher) if self.compares_layers and teacher is not None else nullcontext()
 
-    def _material(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> Material:
+    def _training_data(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> TrainingData:
         train_rows, held_out = (
-            lines_of(corpus, data, lm, teacher, self.needs_labels) for corpus in split(data, self.rows, self.held_out)
+            tokenize_corpus(corpus, data, lm, teacher, self.needs_labels)
+            for corpus in split(data, self.rows, self.held_out)
         )
-        return Material(train=train_rows, held_out=held_out, student=lm, teacher=teacher)
+        return TrainingData(train=train_rows, held_out=held_out, student=lm, teacher=teacher)
 
-    def _told(self, material: Material, data: Calibration) -> Material:
+    def _with_predictions(self, training_data: TrainingData, data: Calibration) -> TrainingData:
         """With what the teacher says of every row, where it would be asked more than once."""
-        teacher = material.teacher
+        teacher = training_data.teacher
         if teacher is None or self.compares_layers or self.epochs <= 1:
-            return material
+            return training_data
         train_rows, held_out = (
-            told_by(teacher, lines, self.batch_size, data.track) for lines in (material.train, material.held_out)
+            precompute_predictions(teacher, lines, self.batch_size, data.track)
+            for lines in (training_data.train, training_data.held_out)
         )
-        return replace(material, train=train_rows, held_out=held_out)
+        return replace(training_data, train=train_rows, held_out=held_out)
 
     def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str:
         """Names everything that decides the result."""

@@ -117,7 +117,7 @@ class Worker:
         start = time.perf_counter()
         first = cell.recipe.steps[0]
         stats, origin = None, None
-        if isinstance(first, Compress) and first.surveys and context.data is not None:
+        if isinstance(first, Compress) and first.collects_stats and context.data is not None:
             stats, origin = self._collect_stats(context.lm, context.data, job.first_steps)
             self._forget_other_methods(first.method, stats)
         lm, changes = apply_steps(context.lm.copy(), cell.recipe.steps, context.data, stats)

@@ -13,7 +13,16 @@ from laconic.calibrate import (
     sequential_calibrate,
 )
 from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import Anchor, Moments, Residual, chosen_ridge, kind_of, paths_of, sublayers, wanted
+from laconic.calibrate.anchor import (
+    Anchor,
+    Moments,
+    Residual,
+    captured_paths,
+    choose_ridge,
+    find_residual,
+    find_sublayers,
+    wanted,
+)
 from laconic.calibrate.sequential import SequentialConfig
 from laconic.compress import Compress
 from laconic.methods import Drone, KfacSvd
@@ -64,11 +73,11 @@ def test_the_ridge_is_small_where_there_are_tokens_and_large_where_there_are_non
     noisy = y + 3 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
     plenty = [moments(drifted[:300], y[:300]), moments(drifted[300:], y[300:])]
     few = [moments(drifted[:12], noisy[:12]), moments(drifted[12:24], noisy[12:24])]
-    ample, scarce = chosen_ridge(W, plenty), chosen_ridge(W, few)
+    ample, scarce = choose_ridge(W, plenty), choose_ridge(W, few)
     assert ample is not None
     assert ample <= 0.03
     assert scarce is None or scarce > ample
-    assert chosen_ridge(W, plenty[:1]) is None
+    assert choose_ridge(W, plenty[:1]) is None
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -79,7 +88,7 @@ def test_an_anchor_gives_the_problem_around_the_wanted_matrix(centred):
         anchor.update(number, x_part, {"site": y_part})
     problem = anchor.problem("site", W, LayerStats(), centred)
     x = drifted - drifted.mean(0) if centred else drifted
-    assert torch.allclose(problem.known[InputCovariance].matrix, x.T @ x / TOKENS, atol=1e-9)
+    assert torch.allclose(problem.stats[InputCovariance].matrix, x.T @ x / TOKENS, atol=1e-9)
     wanted_y = y - y.mean(0) if centred else y
     error, before = ((wanted_y - x @ matrix.T).square().mean() for matrix in (problem.weight, W))
     # Without a bias that may move, the offset of the outputs stays.
@@ -111,10 +120,10 @@ def test_what_the_residual_stream_is_shows_in_the_numbers(name, kind):
     modules = dict(lm.model.named_modules())
     for stack, blocks in lm.stacks():
         path = blocks[0][0]
-        parts = sublayers(stack, path, modules.__contains__)
-        with ActivationCapture(lm.model, paths_of(path, parts)) as tap, torch.no_grad():
+        parts = find_sublayers(stack, path, modules.__contains__)
+        with ActivationCapture(lm.model, captured_paths(path, parts)) as tap, torch.no_grad():
             predict(lm, labelled_batches(lm, 1)[0])
-        assert kind_of(tap, path, parts) is kind
+        assert find_residual(tap, path, parts) is kind
 
 
 @pytest.mark.parametrize(
@@ -178,7 +187,7 @@ def test_gradients_are_collected_anew_when_asked(monkeypatch):
     seen = {}
     for step in sequential_calibrate(lm, data, {InputCovariance, GradCovariance}, sites, SequentialConfig(refresh=1)):
         for site, problem in step:
-            seen[site.name] = problem.known[GradCovariance].matrix
+            seen[site.name] = problem.stats[GradCovariance].matrix
             lm.replace(site, factors(site, rank=3))
     first, last = sites[0].name, sites[-1].name
     assert torch.allclose(seen[first], dense[first][GradCovariance].matrix)

@@ -191,7 +191,7 @@ def test_a_walk_that_replaces_nothing_sees_what_a_survey_sees(architecture):
     sites = lm.sites(EVERYTHING)
     surveyed = collect_stats(lm, data, ALL_KINDS, sites)
     walked = {
-        site.name: problem.known for step in sequential_calibrate(lm, data, ALL_KINDS, sites) for site, problem in step
+        site.name: problem.stats for step in sequential_calibrate(lm, data, ALL_KINDS, sites) for site, problem in step
     }
     assert walked.keys() == surveyed.keys()
     for name in walked:
@@ -210,7 +210,7 @@ def test_a_walk_sees_the_errors_of_the_blocks_it_replaced(architecture):
     dense = collect_stats(lm, data, {InputCovariance}, sites)
     met: list[str | None] = []
     for step in sequential_calibrate(lm, data, {InputCovariance}, sites):
-        walked = {site.name: problem.known for site, problem in step}
+        walked = {site.name: problem.stats for site, problem in step}
         now = collect_stats(lm, data, {InputCovariance}, [site for site, _ in step])
         for name, known in walked.items():
             assert torch.allclose(

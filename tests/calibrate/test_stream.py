@@ -16,7 +16,7 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
-from laconic.calibrate.stream import Needed, Stream, blocks_to_run, capture
+from laconic.calibrate.stream import BlocksToRun, Stream, blocks_to_run, capture_inputs
 from laconic.compress import Compress
 from laconic.formats import Quantized
 from laconic.methods import Gptq, SparseGpt, Wanda
@@ -44,8 +44,8 @@ def test_blocks_that_stand_aside_are_called_as_they_really_are(architecture) -> 
             continue
         # Position biases and embeddings that the first block makes, in T5 and DeBERTa; GPT-Neo returns two things.
         assert (needed.count == 1) == (lm.model.config.model_type in ("t5", "deberta", "deberta-v2", "gpt_neo"))
-        hidden, calls = capture(lm, modules, batch, needed)
-        entered, really = capture(lm, modules, batch, Needed(len(modules), None))
+        hidden, calls = capture_inputs(lm, modules, batch, needed)
+        entered, really = capture_inputs(lm, modules, batch, BlocksToRun(len(modules), None))
         assert torch.equal(hidden, entered)
         for call, other in zip(calls, really, strict=True):
             assert call.kwargs.keys() == other.kwargs.keys()
@@ -70,7 +70,7 @@ def test_arguments_that_come_of_every_block_make_all_of_them_run() -> None:
         block.register_forward_pre_hook(tell, with_kwargs=True)
     needed = blocks_to_run(lm, list(blocks), batch)
     assert needed is not None and needed.count == len(blocks)
-    _, calls = capture(lm, list(blocks), batch, needed)
+    _, calls = capture_inputs(lm, list(blocks), batch, needed)
     assert len({call.kwargs["seen"].item() for call in calls}) == len(blocks)
 
 
@@ -211,6 +211,6 @@ def test_gradients_are_those_of_the_dense_model_or_of_the_model_as_it_has_become
         here = [site for site, _ in step]
         expected = dense if refresh is None else collect_stats(lm, data, {GradCovariance}, here)
         for site, problem in step:
-            mine, other = problem.known[GradCovariance].matrix, expected[site.name][GradCovariance].matrix
+            mine, other = problem.stats[GradCovariance].matrix, expected[site.name][GradCovariance].matrix
             assert torch.allclose(mine, other, rtol=1e-4, atol=1e-4 * other.abs().max().item()), site.name
             lm.replace(site, factors(site, rank=3))

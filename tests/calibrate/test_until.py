@@ -6,7 +6,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration, InputCovariance, collect_stats, sequential_calibrate
-from laconic.calibrate.activation_capture import ActivationCapture, Until
+from laconic.calibrate.activation_capture import ActivationCapture, RunUntil
 from laconic.errors import StructureNotice
 from laconic.methods import Wanda
 from laconic.model import LanguageModel
@@ -34,7 +34,7 @@ def runs(chosen: list[list[int]], *, returned: bool = False) -> list[list[int]]:
     model, heard = Routed(), []
     with (
         ActivationCapture(model, ["experts.0", "experts.1", "last"]) as tap,
-        Until(model.experts, returned=returned) as until,
+        RunUntil(model.experts, returned=returned) as until,
     ):
         for tokens in chosen:
             tap.clear()
@@ -59,7 +59,7 @@ def test_an_expert_without_tokens_is_waited_for() -> None:
 def test_a_layer_that_is_called_twice_is_heard_twice() -> None:
     layer, calls = nn.Linear(3, 3), []
     layer.register_forward_hook(lambda *_: calls.append(1))
-    with Until([layer], returned=True) as until:
+    with RunUntil([layer], returned=True) as until:
         for _ in range(2):
             with until.run():
                 layer(layer(torch.ones(1, 3)))
@@ -80,6 +80,6 @@ def test_a_mixture_of_experts_is_walked_as_any_other() -> None:
     for step in sequential_calibrate(lm, data, {InputCovariance}, sites):
         now = collect_stats(lm, data, {InputCovariance}, [site for site, _ in step])
         for site, problem in step:
-            mine, other = problem.known[InputCovariance].matrix, now[site.name][InputCovariance].matrix
+            mine, other = problem.stats[InputCovariance].matrix, now[site.name][InputCovariance].matrix
             assert torch.allclose(mine, other, rtol=1e-4, atol=1e-5 * other.abs().max().item()), site.name
-            lm.replace(site, Wanda(sparsity=0.5).compress(problem.weight, problem.known))
+            lm.replace(site, Wanda(sparsity=0.5).compress(problem.weight, problem.stats))

@@ -14,7 +14,7 @@ from laconic.calibrate.corpus import batches, read
 from laconic.cli.main import status
 from laconic.cli.record import said_of_allocation
 from laconic.compress import Compress
-from laconic.compress.allocators.corrected import ALLOCATED, ROWS, halves
+from laconic.compress.allocators.corrected import ALLOCATED, ROWS, split_halves
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load
@@ -168,9 +168,9 @@ def test_what_is_remembered_gives_the_same_plan(monkeypatch: pytest.MonkeyPatch,
 
 def test_rows_that_measure_do_not_judge() -> None:
     rows = [{"input_ids": torch.arange(start, start + 25)[:, None]} for start in (0, 25, 50)]
-    found = halves(rows)
+    found = split_halves(rows)
     assert found is not None
     ids = [{int(row) for batch in half for row in batch["input_ids"]} for half in found]
     assert [len(part) for part in ids] == [ROWS, ROWS]
     assert not ids[0] & ids[1]
-    assert halves([{"input_ids": torch.zeros(3, 1)}]) is None
+    assert split_halves([{"input_ids": torch.zeros(3, 1)}]) is None

@@ -7,9 +7,9 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
-from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.importance import streams
-from laconic.compress.depth.trial import fits_for, take_out
+from laconic.compress.depth.cuts import Cut, all_cuts
+from laconic.compress.depth.importance import stack_hidden_states
+from laconic.compress.depth.trial import drop_cuts, make_fitter
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse
@@ -28,13 +28,13 @@ def test_a_bias_is_the_exact_mean(name: str) -> None:
     data = data_for(lm)
     small = lm.shallow_copy()
     layers = find_layers(lm)[-1]
-    fits = fits_for(lm, data, "bias")
-    take_out(small, [Cut(layers.name, 1)], fits, lm)
+    fits = make_fitter(lm, data, "bias")
+    drop_cuts(small, [Cut(layers.name, 1)], fits, lm)
     means = []
     for model in (lm, small):
         total, count = 0, 0
         for batch in data.batches:
-            found = streams(model, batch, every_cut(model, "blocks"))
+            found = stack_hidden_states(model, batch, all_cuts(model, "blocks"))
             points, rows = found[layers.name]
             total, count = total + rows.of(points[-1]).double().sum(0), count + int(rows.counted.sum())
         means.append(total / count)
@@ -82,7 +82,7 @@ def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, mon
         for fitted_on, judges in (halves, halves[::-1]):
             for kind in sums:
                 small = lm.shallow_copy()
-                take_out(small, cuts, fits_for(lm, fitted_on, kind), lm)
+                drop_cuts(small, cuts, make_fitter(lm, fitted_on, kind), lm)
                 sums[kind] += sum(KLMetric(lm, judges.batches).each(small).totals.tolist())
         small = lm.shallow_copy()
         found = Shorten(blocks=(block,), replace=replace).apply(small, data).found
@@ -93,7 +93,7 @@ def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, mon
         if found["kept"] != "nothing":
             assert found[f"kl_{replace}"] < found["kl_nothing"]
         expected = lm.shallow_copy()
-        take_out(expected, cuts, fits_for(lm, data, found["kept"]), lm)
+        drop_cuts(expected, cuts, make_fitter(lm, data, found["kept"]), lm)
         assert torch.equal(outputs(small.model), outputs(expected.model))
 
 
@@ -168,7 +168,7 @@ def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_da
     calibration = Sampling(samples=32).of(lm, first, silent)
     judge = KLMetric(lm, Sampling(samples=40).of(lm, last, silent).batches)
     fitted, kept, nothing = lm.shallow_copy(), lm.shallow_copy(), lm.shallow_copy()
-    take_out(fitted, [Cut("blocks", 1)], fits_for(lm, calibration, "bias"), lm)
+    drop_cuts(fitted, [Cut("blocks", 1)], make_fitter(lm, calibration, "bias"), lm)
     assert Shorten(blocks=(1,), replace="bias").apply(kept, calibration).found["kept"] == "nothing"
     Shorten(blocks=(1,)).apply(nothing, calibration)
     assert judge(kept) == judge(nothing) < judge(fitted)

@@ -9,10 +9,10 @@ from torch import nn
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.compress import Shorten
-from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.importance import distances, gated, importances, influences, streams
-from laconic.compress.depth.selection import Limits, by_runs
-from laconic.compress.depth.trial import Side, Trial, take_out
+from laconic.compress.depth.cuts import Cut, all_cuts
+from laconic.compress.depth.importance import apply_gates, distances, importances, influences, stack_hidden_states
+from laconic.compress.depth.selection import Limits, choose_runs
+from laconic.compress.depth.trial import Side, Trial, drop_cuts
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import LanguageModel, Predictions, predict
 from laconic.model.layers import consecutive_ranges, find_layers
@@ -35,7 +35,7 @@ def hidden_states(lm: LanguageModel, batch: dict[str, torch.Tensor]) -> list[tor
 def test_influence_and_angles_are_their_equations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = deep(name, monkeypatch)
     data = data_for(lm, 3)
-    cuts = every_cut(lm, "blocks")
+    cuts = all_cuts(lm, "blocks")
     by_hand, angles, lengths = torch.zeros(4), torch.zeros(3), []
     for batch in data.batches:
         states = hidden_states(lm, batch)
@@ -66,7 +66,7 @@ def test_sublayers_lie_between_points_of_the_stream(name: str) -> None:
     """The points before the sub-blocks of blocks are those before the blocks, and others between."""
     lm = BY_NAME[name].lm()
     batch = data_for(lm, 1).batches[0]
-    blocks, parts = (streams(lm, batch, every_cut(lm, what)) for what in ("blocks", "sublayers"))
+    blocks, parts = (stack_hidden_states(lm, batch, all_cuts(lm, what)) for what in ("blocks", "sublayers"))
     for stack, (points, _) in blocks.items():
         within, _ = parts[stack]
         each = (len(within) - 1) // (len(points) - 1)
@@ -84,11 +84,11 @@ def test_taylor_is_the_finite_difference(name: str, parts: str) -> None:
     lm.model.double()
     enumerated = name == "bert-classifier"
     data = Calibration(labelled_batches(lm, 2), labels="enumerated" if enumerated else "data")
-    cuts = [cut for row in every_cut(lm, parts).values() for cut in row]
+    cuts = [cut for row in all_cuts(lm, parts).values() for cut in row]
     found = importances(lm, data, cuts)
 
     def values(gates: torch.Tensor, batch: dict[str, torch.Tensor]) -> Predictions:
-        with gated(lm, cuts, gates), torch.no_grad():
+        with apply_gates(lm, cuts, gates), torch.no_grad():
             return predict(lm, batch)[0]
 
     step = 1e-5
@@ -138,7 +138,7 @@ def test_runs_are_the_best_of_the_best_sums(monkeypatch: pytest.MonkeyPatch) -> 
 
     def cost(blocks: tuple[int, ...]) -> float:
         small = lm.shallow_copy()
-        take_out(small, [Cut("blocks", block) for block in blocks], None, lm)
+        drop_cuts(small, [Cut("blocks", block) for block in blocks], None, lm)
         return judge(small)
 
     best = {}
@@ -174,14 +174,14 @@ def test_runs_that_add_up_wrongly_are_measured_as_a_whole(monkeypatch: pytest.Mo
     lm = deep("gpt2", monkeypatch)
     alone = {(0,): 0.1, (1,): 0.5, (2,): 0.1, (3,): 0.5, (0, 1): 0.9, (1, 2): 0.8, (2, 3): 0.4}
     trial, asked = made_up(lm, {**alone, (0, 2): 3.0})
-    row = every_cut(lm, "blocks")["blocks"]
-    assert by_runs(trial, row, 2, EVERYTHING, False) == [row[2], row[3]]
+    row = all_cuts(lm, "blocks")["blocks"]
+    assert choose_runs(trial, row, 2, EVERYTHING, False) == [row[2], row[3]]
     assert len(asked) == len(alone) + 1, "the one run was measured before"
     trial, _ = made_up(lm, {**alone, (0, 2): 0.3})
-    assert by_runs(trial, row, 2, EVERYTHING, False) == [row[0], row[2]]
+    assert choose_runs(trial, row, 2, EVERYTHING, False) == [row[0], row[2]]
     never = Limits(lambda _: True, lambda cuts: row[0] not in cuts)
     trial, _ = made_up(lm, {**alone, (1, 3): 0.2})
-    assert by_runs(trial, row, 2, never, False) == [row[2], row[3]], "what cannot go together is no plan"
+    assert choose_runs(trial, row, 2, never, False) == [row[2], row[3]], "what cannot go together is no plan"
 
 
 @pytest.mark.parametrize(("select", "dropped"), [("first", (0, 1)), ("last", (2, 3)), ("alternate", (0, 2))])

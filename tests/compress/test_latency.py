@@ -42,10 +42,10 @@ def profile_of(lm: LanguageModel, calls: int = 1) -> Profile:
 def ladders_of(lm: LanguageModel, known: dict[str, LayerStats], share: bool = False) -> dict[str, Candidates]:
     from laconic.calibrate import Problem, stack
 
-    single = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
+    single = {site.name: Problem(weight=site.weight(), stats=known[site.name]) for site in lm.sites()}
     units = [unit for family in tied_groups(lm.sites(), share) for alternative in family for unit in alternative]
     problems = {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
-    return {name: KfacSvd(multiple=1).candidates(problem.weight, problem.known) for name, problem in problems.items()}
+    return {name: KfacSvd(multiple=1).candidates(problem.weight, problem.stats) for name, problem in problems.items()}
 
 
 def step(keep: float, **more: object) -> Compress:
@@ -99,14 +99,14 @@ def test_prices_are_corrected_by_what_a_plan_took(times: ProductTimes) -> None:
     left = sum(candidate.nanoseconds for candidate in chosen if not candidate.method)
     assert compressed and left
     slower = (budget.fixed + left + 1.25 * compressed) / budget.dense
-    corrected = prices.corrected(chosen, budget, slower)
-    assert corrected.scale == pytest.approx(1.25)
-    again = corrected.priced(units, ladders)
+    rescale = prices.rescale(chosen, budget, slower)
+    assert rescale.scale == pytest.approx(1.25)
+    again = rescale.priced(units, ladders)
     for unit in units:
         for old, new in zip(priced[unit.name].all, again[unit.name].all, strict=True):
             assert new.nanoseconds == pytest.approx((1.25 if old.method else 1) * old.nanoseconds, abs=1)
-    assert prices.corrected(chosen, budget, 0.5 * FIXED) is prices
-    assert prices.corrected([candidate for candidate in chosen if not candidate.method], budget, 1.0) is prices
+    assert prices.rescale(chosen, budget, 0.5 * FIXED) is prices
+    assert prices.rescale([candidate for candidate in chosen if not candidate.method], budget, 1.0) is prices
 
 
 @pytest.mark.parametrize(("slower", "keeps"), [(1.0, (0.9, 0.75)), (1.4, (0.95, 0.88))])
@@ -152,7 +152,7 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
     known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
     units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
     chosen = {name: ladder.all[0] for name, ladder in ladders_of(lm, known).items()}
-    problems = {site.name: Problem(weight=site.weight(), known=known[site.name]) for site in lm.sites()}
+    problems = {site.name: Problem(weight=site.weight(), stats=known[site.name]) for site in lm.sites()}
     seen: list[int] = []
 
     def seconds_of(work, device):
@@ -162,7 +162,7 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
 
     monkeypatch.setattr(pricing, "seconds_of", seconds_of)
     monkeypatch.setattr(pricing, "forward", lambda model, inputs: seen.append(sum(1 for _ in model.model.modules())))
-    timed = pricing.Timed(lm, Workload(batch=1, length=4), silent)
+    timed = pricing.LatencyPricing(lm, Workload(batch=1, length=4), silent)
     assert relative_latency(lm, units, chosen, problems, timed) == 0.25
     assert len(seen) == 2 * (pricing.WARM_UP + pricing.ROUNDS)
     assert seen[1] > seen[0] == sum(1 for _ in lm.model.modules())

@@ -5,7 +5,7 @@ import torch
 
 from laconic.calibrate import Calibration, InputCovariance, Mean, Problem, collect_stats
 from laconic.compress import Narrow
-from laconic.compress.width.importance import fluctuations, price_in
+from laconic.compress.width.importance import fluctuations, price_function
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
 from laconic.model.prunable_group import PrunableGroup, couple_groups, prunable_groups
 from laconic.numerics.structured import DAMPING
@@ -117,7 +117,7 @@ def test_global_ranking_takes_from_the_layer_that_gives_least():
 @pytest.mark.parametrize("name", ["bert-classifier", "llama", "bart"])
 def test_keep_weighs_heads_against_channels(name, importance, currency):
     lm = BY_NAME[name].lm()
-    price = price_in(currency)
+    price = price_function(currency)
     families = couple_groups(prunable_groups(lm))
     dense = sum(price(family) * family[0].count for family in families)
     prices = {family[0].coupling: price(family) for family in families}
@@ -137,7 +137,7 @@ def test_fluctuations_compare_parts_by_their_standard_score():
     known = collect_stats(lm, data, {InputCovariance, Mean}, [inner.writer for (inner,) in families])
     scores = []
     for (inner,) in families:
-        problem = Problem(weight=inner.writer.weight(), known=known[inner.writer.name])
+        problem = Problem(weight=inner.writer.weight(), stats=known[inner.writer.name])
         each = fluctuations(problem, inner.count)
         standard = (each - each.mean()) / each.std(unbiased=False)
         scores += [(score, inner.name, inner.parameters) for score in standard.tolist()]

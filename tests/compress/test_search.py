@@ -9,7 +9,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.passes import Profile, Use
 from laconic.compress import Compress, kl_metric
 from laconic.compress.allocators import threshold
-from laconic.compress.allocators.threshold import GRID, allotted
+from laconic.compress.allocators.threshold import GRID, allot_error
 from laconic.compress.solve_groups import tied_groups
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Method, Svd
@@ -92,13 +92,13 @@ def test_slow_modules_may_err_more(monkeypatch: pytest.MonkeyPatch) -> None:
     units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
     slow = units[1].name
     uses = {unit.name: Use((1,), 0.5 if unit.name == slow else 0.001) for unit in units}
-    parts = allotted(ERROR, units, Profile(1.0, uses))
+    parts = allot_error(ERROR, units, Profile(1.0, uses))
     assert sum(parts.values()) == pytest.approx(ERROR)
     assert parts[slow] == pytest.approx(500 * parts[units[0].name])
     even = search(Svd(multiple=1)).apply(twin(lm), data).after[slow]
     monkeypatch.setattr(threshold, "profile", lambda *_: Profile(1.0, uses))
     assert search(Svd(multiple=1)).apply(twin(lm), data).after[slow] < even
-    nothing = allotted(ERROR, units, Profile(1.0, dict.fromkeys(uses, Use((), 0.0))))
+    nothing = allot_error(ERROR, units, Profile(1.0, dict.fromkeys(uses, Use((), 0.0))))
     assert set(nothing.values()) == {ERROR / len(units)}
 
 

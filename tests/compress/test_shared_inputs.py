@@ -64,16 +64,16 @@ def test_stacked_knowledge_is_that_of_the_stacked_matrix():
     lm = BY_NAME["bert-classifier"].lm()
     sites = lm.sites()[:3]
     known = collect_stats(lm, data_for(lm), {InputCovariance, GradCovariance, Fisher}, sites)
-    whole = stack([Problem(weight=site.weight(), known=known[site.name]) for site in sites])
+    whole = stack([Problem(weight=site.weight(), stats=known[site.name]) for site in sites])
     rows = sites[0].shape[0]
     assert whole.weight.shape == (3 * rows, sites[0].shape[1])
-    assert whole.known[InputCovariance] is known[sites[0].name][InputCovariance]
-    F = whole.known[GradCovariance].matrix
+    assert whole.stats[InputCovariance] is known[sites[0].name][InputCovariance]
+    F = whole.stats[GradCovariance].matrix
     for index, site in enumerate(sites):
         here = slice(index * rows, (index + 1) * rows)
         assert torch.allclose(F[here, here], known[site.name][GradCovariance].matrix)
         assert not F[here, : index * rows].any()
-        assert torch.allclose(whole.known[Fisher].matrix[here], known[site.name][Fisher].matrix)
+        assert torch.allclose(whole.stats[Fisher].matrix[here], known[site.name][Fisher].matrix)
 
 
 @pytest.mark.parametrize("method", [Svd(multiple=1), Fwsvd(multiple=1), Drone(multiple=1), KfacSvd(multiple=1)])

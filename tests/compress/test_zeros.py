@@ -72,7 +72,7 @@ def test_everything_that_measures_knows_the_zeros() -> None:
     for course in (SequentialConfig(), SequentialConfig(anchored=True)):
         walked = [pair for step in sequential_calibrate(lm, data, {InputCovariance}, sites, course) for pair in step]
         assert len(walked) == len(sites)
-        assert all(problem.known.support is supports[site.name] for site, problem in walked)
+        assert all(problem.stats.support is supports[site.name] for site, problem in walked)
     assert all(0 < use.share < 1 for use in profile(lm, sites, USUAL).uses.values())
 
 

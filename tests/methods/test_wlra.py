@@ -37,12 +37,12 @@ def test_its_losses_are_solved_for_once():
     matrix = case("remembered", (24, 40))
     method = Wlra(multiple=1)
     first = method.candidates(matrix.weight, matrix.stats)
-    kept = dict(matrix.stats.worked_out)
+    kept = dict(matrix.stats.solutions)
     assert method.candidates(matrix.weight, matrix.stats) == first
-    assert matrix.stats.worked_out == kept
+    assert matrix.stats.solutions == kept
     Wlra(multiple=1, solver="als").candidates(matrix.weight, matrix.stats)
     method.candidates(2 * matrix.weight, matrix.stats)
-    assert len(matrix.stats.worked_out) == len(kept) + 2
+    assert len(matrix.stats.solutions) == len(kept) + 2
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])

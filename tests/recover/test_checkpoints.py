@@ -10,7 +10,7 @@ from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.methods import Int8, KMeans, Magnitude, Plus, Rtn, Svd
 from laconic.model import LanguageModel
 from laconic.recover import Distil, Finetune, loop
-from laconic.recover.checkpoints import workshop
+from laconic.recover.checkpoints import training_folder
 from tests.architectures import outputs
 from tests.recover.ground import SHORT, data_for, lm_of, with_original
 
@@ -46,7 +46,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
         return lm
 
     unbroken = trained("whole")
-    seen, on_save = [], loop.LessonTrainer._save
+    seen, on_save = [], loop.DistillationTrainer._save
 
     def kill(trainer, *args, **kwargs) -> None:
         on_save(trainer, *args, **kwargs)
@@ -55,7 +55,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
             # In the midst of a checkpoint, which must not be gone on from.
             raise KilledError
 
-    monkeypatch.setattr(loop.LessonTrainer, "_save", kill)
+    monkeypatch.setattr(loop.DistillationTrainer, "_save", kill)
     with pytest.raises(KilledError):
         trained("killed")
     assert list((tmp_path / "killed").rglob("checkpoint-*"))
@@ -72,11 +72,11 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
 def test_trainings_that_may_run_are_not_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
     monkeypatch.setattr("laconic.recover.checkpoints.cache_limit", lambda: 10)
-    with workshop("done") as done, workshop("running") as running:
+    with training_folder("done") as done, training_folder("running") as running:
         (done / "history.json").write_text("{}")
         for folder in (done, running):
             (folder / "large").write_bytes(bytes(100))
-        with workshop("next"):
+        with training_folder("next"):
             assert running.is_dir() and not done.is_dir()
 
 
@@ -87,11 +87,11 @@ def test_of_two_runs_of_one_training_the_second_waits_for_what_the_first_makes(
     entered: list[str] = []
 
     def second() -> None:
-        with workshop("key") as folder:
+        with training_folder("key") as folder:
             entered.append((folder / "history.json").read_text())
 
     waiting = threading.Thread(target=second)
-    with workshop("key") as folder:
+    with training_folder("key") as folder:
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive() and not entered
@@ -108,5 +108,5 @@ def test_a_training_that_is_done_asks_its_teacher_nothing(tmp_path: Path, monkey
         Compress(method=Magnitude(sparsity=0.5)).apply(lm, None)
         Distil(**SHORT).apply(lm, data_for(lm))
         found.append(outputs(lm.model.eval()))
-        monkeypatch.setattr("laconic.recover.training.told_by", None)
+        monkeypatch.setattr("laconic.recover.training.precompute_predictions", None)
     assert torch.equal(*found)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.calibration import taken_apart
+from laconic.calibrate.calibration import split_held_out
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
@@ -17,8 +17,8 @@ from laconic.methods import Gptq, Int8, KMeans, Magnitude, Rtn, Svd, Wanda
 from laconic.model import LanguageModel
 from laconic.recipe.flow import apply_steps
 from laconic.recover import Correct
-from laconic.recover.correct.comparison import unnormed
-from laconic.recover.correct.pairs import rows_of_blocks
+from laconic.recover.correct.comparison import invert_norm
+from laconic.recover.correct.pairs import pair_stacks
 from laconic.recover.correct.step import correct
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
@@ -81,7 +81,7 @@ def test_held_out_rows_never_lose(name: str, family: str) -> None:
     assert lm.original is not None
     before, kinds = state(lm), [type(module) for module in lm.model.modules()]
     found = Correct().apply(lm, data).found
-    judge = KLMetric(lm.original, taken_apart(data.batches, 0.25, data.seed, "correct")[1])
+    judge = KLMetric(lm.original, split_held_out(data.batches, 0.25, data.seed, "correct")[1])
     assert judge(lm) == pytest.approx(found["kl_after"], rel=1e-6, abs=1e-12)
     assert [type(module) for module in lm.model.modules()] == kinds
     if found["kept"] == "nothing":
@@ -174,7 +174,7 @@ def test_blocks_are_matched_by_what_was_dropped(name: str, monkeypatch: pytest.M
     """Two steps that drop: the second numbers what the first left. With norms after the sum and before."""
     lm = compressed(deep(name, monkeypatch), Shorten(blocks=(0,)), Shorten(blocks=(1,)))
     assert lm.original is not None
-    (row,) = rows_of_blocks(lm, lm.original)
+    (row,) = pair_stacks(lm, lm.original)
     assert (row.numbers, [piece.spans for piece in row.pieces]) == ([1, 3], [2, 1])
     found = Correct().apply(lm, data_for(lm, 60)).found
     assert found["kl_after"] < found["kl_before"]
@@ -192,21 +192,21 @@ def test_a_norm_is_undone() -> None:
     norm, x = nn.LayerNorm(8), torch.randn(5, 8)
     nn.init.normal_(norm.weight, 1, 0.1)
     nn.init.normal_(norm.bias)
-    assert torch.allclose(unnormed(norm, norm(x), x), x, atol=1e-4)
+    assert torch.allclose(invert_norm(norm, norm(x), x), x, atol=1e-4)
 
 
 def test_rows_are_taken_apart_once() -> None:
     lm = BY_NAME["t5"].lm()
     whole = labelled_batches(lm, 5)
-    fitting, judging = taken_apart(whole, 0.3, 0, "correct")
+    fitting, judging = split_held_out(whole, 0.3, 0, "correct")
     rows = [row.tolist() for part in (fitting, judging) for batch in part for row in batch["input_ids"]]
     assert sorted(rows) == sorted(row.tolist() for batch in whole for row in batch["input_ids"])
     assert sum(len(batch["labels"]) for batch in judging) == 3
     one = {name: torch.cat([batch[name] for batch in whole]) for name in whole[0]}
-    fitting, judging = taken_apart([one], 0.3, 0, "correct")
+    fitting, judging = split_held_out([one], 0.3, 0, "correct")
     assert (len(fitting), len(judging)) == (2, 1)
     with pytest.raises(UserError, match="needs at least 3 rows of data, some held out; got 2"):
-        taken_apart(whole[:1], 0.3, 0, "correct")
+        split_held_out(whole[:1], 0.3, 0, "correct")
 
 
 def test_mistakes() -> None:
@@ -227,5 +227,7 @@ def test_in_the_flow_it_sees_what_was_before_the_first_step() -> None:
     small, changes = apply_steps(lm, steps, data)
     assert small.original is None and small.dropped == ()
     found = changes.found[-1]
-    assert KLMetric(whole, taken_apart(data.batches, 0.25, 0, "correct")[1])(small) == pytest.approx(found["kl_after"])
+    assert KLMetric(whole, split_held_out(data.batches, 0.25, 0, "correct")[1])(small) == pytest.approx(
+        found["kl_after"]
+    )
     assert not any(isinstance(module, PackedCodes) for module in small.model.modules())

@@ -16,9 +16,9 @@ from laconic.numerics.distributions import BERNOULLI, GAUSSIAN
 from laconic.recipe import recipe_from, run
 from laconic.recover import Distil, Finetune, Match, Student
 from laconic.recover.distillation_loss import DistillationLoss, Terms, task_loss
-from laconic.recover.layer_matching import uniform
+from laconic.recover.layer_matching import uniform_layers
 from laconic.recover.observe import Feature, eager, observe
-from laconic.recover.rows import ByLength
+from laconic.recover.rows import LengthGroupedSampler
 from tests.architectures import BY_NAME
 from tests.problems import MULTI_LABEL, classifier, moved
 from tests.recover.ground import data_for, lm_of, with_original
@@ -70,8 +70,8 @@ def test_values_of_fused_projections_are_the_values() -> None:
 
 
 def test_layers_are_spread_evenly() -> None:
-    assert uniform(6, 3) == [(2, 1), (4, 2), (6, 3)]
-    assert uniform(12, 5) == [(2, 1), (5, 2), (7, 3), (10, 4), (12, 5)]
+    assert uniform_layers(6, 3) == [(2, 1), (4, 2), (6, 3)]
+    assert uniform_layers(12, 5) == [(2, 1), (5, 2), (7, 3), (10, 4), (12, 5)]
 
 
 @pytest.mark.parametrize("name", OPEN)
@@ -184,7 +184,7 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
     Shorten(drop=1, select="last").apply(lm, None) if name != "bart" else None
     several = Distil(**{**SHORT, "epochs": 2.0})
     data = data_for(lm)
-    material = several._told(several._material(lm, several.taught_by(lm), data), data)
+    material = several._told(several._material(lm, several.load_teacher(lm), data), data)
     assert material.train.told is not None
     fresh = replace(material.train, told=None)
     for numbers in (range(4), range(4, 7)):
@@ -208,7 +208,7 @@ def test_without_dropout_a_student_is_trained_as_it_is_used() -> None:
 
 def test_batches_are_of_one_length_and_every_row_comes_once() -> None:
     lengths = [at * 7 % 50 for at in range(203)]
-    order = ByLength(lengths, 8, seed=0)
+    order = LengthGroupedSampler(lengths, 8, seed=0)
     first = list(order)
     assert sorted(first[:203]) == list(range(203))
     assert len(first) == len(order) == 208 and first[203:] == first[:5], "no batch is short"

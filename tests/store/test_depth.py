@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
-from laconic.compress.depth.cuts import named_cuts
-from laconic.compress.depth.trial import Replacement, fits_for, take_out
+from laconic.compress.depth.cuts import parse_cuts
+from laconic.compress.depth.trial import Replacement, drop_cuts, make_fitter
 from laconic.errors import UserError
 from laconic.evaluate import evaluate
 from laconic.formats import LinearReplacement
@@ -46,7 +46,7 @@ def stand_for(lm: LanguageModel, blocks: dict[str, tuple[int | str, ...]], repla
     """Drop `blocks`, with that in their place whether it helps or not."""
     data = Calibration(labelled_batches(lm, 6))
     original = lm.shallow_copy()
-    take_out(lm, named_cuts(lm, blocks), fits_for(original, data, replace), original)
+    drop_cuts(lm, parse_cuts(lm, blocks), make_fitter(original, data, replace), original)
 
 
 def checkpoint(lm: LanguageModel, folder: Path, key: str) -> Checkpoint:

@@ -80,10 +80,10 @@ def find(source: str, split: str) -> Reader:
     path = _local(source)
     if path is not None:
         file = find_file(path, split)
-        return lambda: Rows(read_file(file), _classes_at(path))
+        return lambda: Rows(read_file(file), _folder_classes(path))
     if source.count("/") == 1 and not _is_path(source):
         return hub_examples(source, split)
-    raise _nowhere(source)
+    raise _not_found(source)
 
 
 def file_of(source: str, split: str) -> Path | None:
@@ -100,7 +100,7 @@ def file_of(source: str, split: str) -> Path | None:
     return None if file is None else file.resolve()
 
 
-def _classes_at(path: Path) -> tuple[str, ...]:
+def _folder_classes(path: Path) -> tuple[str, ...]:
     """Those of the GLUE task whose name the folder has; a file alone does not say what its classes are called."""
     task = glue_task_of((path if path.is_dir() else path.parent).name)
     return () if task is None else task.classes
@@ -125,15 +125,15 @@ def _is_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
 
 
-def _nowhere(source: str) -> UserError:
+def _not_found(source: str) -> UserError:
     folder = data_folder()
     known = [*BUILTINS, *(f"glue/{task.name}" for task in TASKS)]
     if folder and folder.is_dir():
         known += sorted(entry.name for entry in folder.iterdir())
-    searched = f"the working folder and {folder} ({DATA_FOLDER})" if folder else "the working folder"
+    search_sizes = f"the working folder and {folder} ({DATA_FOLDER})" if folder else "the working folder"
     close = get_close_matches(source.lower(), known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return UserError(
-        f"There is no data '{source}' in {searched}: {hint}"
+        f"There is no data '{source}' in {search_sizes}: {hint}"
         "give a file, a folder, builtin:pydoc, glue/TASK or a hub data set owner/name."
     )

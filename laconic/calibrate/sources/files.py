@@ -51,21 +51,21 @@ def read_tsv(path: Path) -> list[Example]:
     if task is not None:
         return read_glue_file(path, task)
     lines = enumerate(content(path).split("\n"), start=1)
-    return _of_table(path, ((at, line.split("\t")) for at, line in lines if line.strip()))
+    return _table_examples(path, ((at, line.split("\t")) for at, line in lines if line.strip()))
 
 
 def read_csv(path: Path) -> list[Example]:
     """A header with field names, and rows of cells between commas; quoted cells may hold commas and line ends."""
     reader = csv.reader(StringIO(content(path), newline=""), strict=True)
     try:
-        return _of_table(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))
+        return _table_examples(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))
     except csv.Error as error:
         raise UserError(
             f"{path}:{reader.line_num} is not CSV: {error}; mend the row, or write the data as .jsonl."
         ) from error
 
 
-def _of_table(path: Path, rows: Iterator[tuple[int, Sequence[str]]]) -> list[Example]:
+def _table_examples(path: Path, rows: Iterator[tuple[int, Sequence[str]]]) -> list[Example]:
     """Examples from a table whose first row is the header; `rows` are pairs of line number and cells."""
     names: Sequence[str] = next(rows, (0, ()))[1]
     if len(set(names)) < len(names):
@@ -95,7 +95,7 @@ def find_file(path: Path, split: str) -> Path:
         UserError: a format that laconic does not read, or a folder without the split.
     """
     if path.is_dir():
-        return _in_folder(path, split)
+        return _find_in_folder(path, split)
     if path.suffix.lower() not in READERS:
         raise UserError(f"The file '{path}' has no known format; its name must end in {', '.join(READERS)}.")
     return path
@@ -110,7 +110,7 @@ def read_file(path: Path) -> list[Example]:
     return READERS[path.suffix.lower()](path)
 
 
-def _in_folder(folder: Path, split: str) -> Path:
+def _find_in_folder(folder: Path, split: str) -> Path:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
     named = [name for names in SPLIT_NAMES.values() for name in names]
     for wanted in SPLIT_NAMES[split]:

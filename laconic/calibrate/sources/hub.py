@@ -33,12 +33,12 @@ class HubSplit:
         """Its rows, and the names of its classes where its features have them."""
         data = self.data()
         examples = [example(row, f"{self.name}[{at}]") for at, row in enumerate(data)]
-        return Rows(examples, _declared(data.features))
+        return Rows(examples, _class_names(data.features))
 
     def data(self) -> "Dataset":
         from datasets import load_dataset  # noqa: PLC0415 (slow to import)
 
-        return _asked(self.name, lambda: load_dataset(self.name, self.config, split=self.split))
+        return _ask_hub(self.name, lambda: load_dataset(self.name, self.config, split=self.split))
 
 
 def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit:
@@ -49,7 +49,7 @@ def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit
     """
     from datasets import get_dataset_split_names  # noqa: PLC0415 (slow to import)
 
-    splits = _asked(name, lambda: get_dataset_split_names(name, config))
+    splits = _ask_hub(name, lambda: get_dataset_split_names(name, config))
     for split in wanted:
         if split in splits:
             return HubSplit(name, config, split)
@@ -86,7 +86,7 @@ def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
     return read
 
 
-def _declared(features: Mapping[str, Any]) -> tuple[str, ...]:
+def _class_names(features: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that the label is a number of."""
     from datasets import ClassLabel, LargeList, Sequence  # noqa: PLC0415 (slow to import)
 
@@ -96,9 +96,9 @@ def _declared(features: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(feature.names or ()) if isinstance(feature, ClassLabel) else ()
 
 
-def _asked(name: str, question: Callable[[], Any]) -> Any:
+def _ask_hub(name: str, question: Callable[[], Any]) -> Any:
     why = out_of_reach(name, "dataset")
-    if why is not None and not _is_here(name):
+    if why is not None and not _is_cached(name):
         raise UserError(
             f"The data '{name}' is no local file and cannot be had from the hub: its cache does not have it, and "
             f"the hub cannot be asked ({why}); check the name and the network, or give a local file."
@@ -112,7 +112,7 @@ def _asked(name: str, question: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _is_here(name: str) -> bool:
+def _is_cached(name: str) -> bool:
     """Whether the dataset is in a local cache, as files of the hub or as tables that `datasets` made."""
     from datasets.load import CachedDatasetModuleFactory  # noqa: PLC0415 (slow to import)
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from laconic.compress.allocators.allocator import Allocator, Job, Planned, Uniform
+from laconic.compress.allocators.allocator import Allocated, Allocator, Job, Uniform
 from laconic.compress.allocators.global_threshold import GlobalThreshold
 from laconic.compress.allocators.spectrum import Spectrum
 from laconic.compress.allocators.threshold import Threshold
@@ -10,11 +10,11 @@ from laconic.compress.allocators.threshold import Threshold
 Allocation = Literal["uniform", "spectrum", "threshold", "global"]
 """How the budget is divided among matrices."""
 
-WAYS: dict[Allocation, Allocator] = {
+ALLOCATORS: dict[Allocation, Allocator] = {
     "uniform": Uniform(),
     "spectrum": Spectrum(),
     "threshold": Threshold(),
     "global": GlobalThreshold(),
 }
 
-__all__ = ["WAYS", "Allocation", "Allocator", "Job", "Planned"]
+__all__ = ["ALLOCATORS", "Allocated", "Allocation", "Allocator", "Job"]

@@ -22,9 +22,9 @@ import torch
 
 from laconic.allocate import Plan
 from laconic.calibrate.passes import evaluating
-from laconic.compress.allocators.allocator import Job, Planned, same_everywhere
+from laconic.compress.allocators.allocator import Allocated, Job, same_everywhere
 from laconic.compress.kl_metric import Divergences, KLMetric
-from laconic.compress.solve_groups import SolveGroup, units_of
+from laconic.compress.solve_groups import SolveGroup, planned_units
 from laconic.compress.solving import replace_layers
 from laconic.formats import Format
 from laconic.model import Batch, LanguageModel
@@ -39,7 +39,7 @@ ROWS = 32
 ROWS_OF_ONE = 256
 """The same for tasks with one prediction a row, which need more rows for as many predictions."""
 LEAST_FACTOR = 1 / 4
-"""Of the mean: a block whose place in the whole cannot be told from noise is not free."""
+"""Of the mean: a block whose place in the whole cannot be record from noise is not free."""
 
 
 class Rows(NamedTuple):
@@ -56,7 +56,7 @@ class Tried(NamedTuple):
     losses: dict[str, float]
 
 
-def halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
+def split_halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
     """Split the rows into two disjoint halves of at most `most` rows; None where there are fewer than four."""
     found: tuple[list[Batch], list[Batch]] = ([], [])
     for part, half in enumerate(found):
@@ -70,15 +70,15 @@ def halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
     return Rows(*found) if min(counts) >= 2 else None
 
 
-def carried_out_on_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
+def compress_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
     """Compress a copy of the model by `plan`; tensors that do not change are shared with the original."""
     copy, losses = job.lm.shallow_copy(), {}
     with evaluating(copy):
-        for unit in job.track(units_of(plan, job.families), "Trying a plan"):
+        for unit in job.track(planned_units(plan, job.groups), "Trying a plan"):
             method, problem = plan[unit.name], job.problems[unit.name]
             losses[unit.name] = 0.0
             if method is not None:
-                whole = method.compress(problem.weight, problem.known)
+                whole = method.compress(problem.weight, problem.stats)
                 replace_layers(copy, unit, whole, problem)
                 losses[unit.name] = loss(unit, whole)
     return Tried(copy, losses)
@@ -98,15 +98,15 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
     Returns:
         The factor of each block, at least `LEAST_FACTOR`; empty where the differences may be due to chance.
     """
-    judge = KLMetric(job.lm, rows)
+    metric = KLMetric(job.lm, rows)
     blocks: dict[str, list[SolveGroup]] = defaultdict(list)
     for unit in job.units:
-        blocks[block_of(unit)].append(unit)
+        blocks[block_name(unit)].append(unit)
     losses = {block: sum(tried.losses[unit.name] for unit in units) for block, units in blocks.items()}
     blocks = {block: units for block, units in blocks.items() if losses[block] > 0}
     with evaluating(job.lm), evaluating(tried.lm):
-        whole = judge.each(tried.lm)
-        gains = [judge.each(_restored(job.lm, tried.lm, units)).gain(whole) for units in blocks.values()]
+        whole = metric.each(tried.lm)
+        gains = [metric.each(_restore_blocks(job.lm, tried.lm, units)).gain(whole) for units in blocks.values()]
     predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64)
     cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64) / predicted
     error = torch.tensor([gain.error for gain in gains], dtype=torch.float64) / predicted
@@ -116,18 +116,18 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
     return dict(zip(blocks, (drawn / usual).clamp(min=LEAST_FACTOR).tolist(), strict=True))
 
 
-def block_of(unit: SolveGroup) -> str:
+def block_name(unit: SolveGroup) -> str:
     """The name of the block that a unit is in; of a unit outside all blocks, its own name."""
     return unit.sites[0].block or unit.name
 
 
-def divergences(job: Job, tried: Tried, rows: Sequence[Batch]) -> Divergences:
+def measure_divergences(job: Job, tried: Tried, rows: Sequence[Batch]) -> Divergences:
     """KL(original ‖ changed) of each text in `rows`."""
     with evaluating(job.lm), evaluating(tried.lm):
         return KLMetric(job.lm, rows).each(tried.lm)
 
 
-def _restored(original: LanguageModel, changed: LanguageModel, units: Sequence[SolveGroup]) -> LanguageModel:
+def _restore_blocks(original: LanguageModel, changed: LanguageModel, units: Sequence[SolveGroup]) -> LanguageModel:
     """A copy of `changed` in which `units` have their original matrices."""
     copy = changed.shallow_copy()
     for name in (name for unit in units for site in unit.sites for name in site.names):
@@ -144,7 +144,7 @@ Factors = Mapping[str, float]
 """Ratio of measured to predicted loss of each block, relative to the mean over blocks; 1 for a block without one."""
 
 
-def corrected(job: Job, asked: str, planned: Callable[[Factors], Planned], loss: Loss) -> Planned:
+def allocate_corrected(job: Job, asked: str, planned: Callable[[Factors], Allocated], loss: Loss) -> Allocated:
     """The allocation plan by corrected losses, or the uniform plan where its held-out KL is clearly lower.
 
     One half of the calibration rows measures the factors, and the other half compares the two plans. Nothing is
@@ -160,23 +160,23 @@ def corrected(job: Job, asked: str, planned: Callable[[Factors], Planned], loss:
     Returns:
         The plan, and under `ALLOCATED` which of the two it is.
     """
-    rows = None if job.data is None or _pruned(job) else halves(job.data.batches, _rows_of(job.lm.task))
+    rows = None if job.data is None or _has_zeros(job) else split_halves(job.data.batches, _rows_needed(job.lm.task))
     if rows is None:
         return planned({})
     same = same_everywhere(job)
-    uniform = carried_out_on_copy(job, same, loss)
+    uniform = compress_copy(job, same, loss)
     found = planned(factors(job, uniform, rows.measured))
-    ours = divergences(job, carried_out_on_copy(job, found.plan, loss), rows.judging)
-    theirs = divergences(job, uniform, rows.judging)
+    ours = measure_divergences(job, compress_copy(job, found.plan, loss), rows.judging)
+    theirs = measure_divergences(job, uniform, rows.judging)
     measured = {UNIFORM: theirs.mean, asked: ours.mean}
     taken = UNIFORM if theirs.beats(ours) else asked
-    told = {ALLOCATED: {"taken": taken, "kl": measured}}
-    return found._replace(told=told) if taken == asked else Planned(same, None, told)
+    record = {ALLOCATED: {"taken": taken, "kl": measured}}
+    return found._replace(record=record) if taken == asked else Allocated(same, None, record)
 
 
-def _rows_of(task: Task) -> int:
+def _rows_needed(task: Task) -> int:
     return ROWS_OF_ONE if task.is_sequence_classification or task is Task.EMBEDDING else ROWS
 
 
-def _pruned(job: Job) -> bool:
-    return any(job.problems[unit.name].known.support is not None for unit in job.units)
+def _has_zeros(job: Job) -> bool:
+    return any(job.problems[unit.name].stats.support is not None for unit in job.units)

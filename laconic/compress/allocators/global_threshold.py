@@ -1,6 +1,6 @@
 """One threshold for the scores of all matrices: where weights count least, most of them go.
 
-The matrices are scored one at a time and never held together (`laconic.numerics.masks`). What comes out is how many
+The matrices are scored one at a time and never held together (`laconic.numerics.threshold`). What comes out is how many
 weights each loses, as a sparsity of its own; the method then prunes by that as it does at any other. No matrix loses
 more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
 
@@ -20,36 +20,38 @@ from torch import Tensor
 
 from laconic.allocate import Plan
 from laconic.calibrate import GradCovariance, InputCovariance, Problem
-from laconic.compress.allocators.allocator import Allocator, Job, Planned
-from laconic.compress.allocators.corrected import Factors, block_of, corrected
+from laconic.compress.allocators.allocator import Allocated, Allocator, Job
+from laconic.compress.allocators.corrected import Factors, allocate_corrected, block_name
 from laconic.compress.size_spec import SizeSpec, check_size, check_unused
-from laconic.compress.solve_groups import SolveGroup, split_by_group, stored_parts
+from laconic.compress.solve_groups import SolveGroup, split_by_group, stored_fractions
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method
 from laconic.methods.prune.unstructured import UnstructuredPruning
 from laconic.numerics.masks import ScoredMatrix, count_pruned, exclude_pruned
-from laconic.numerics.moments import check_finite, quadratic_loss
+from laconic.numerics.moments import quadratic_loss
 from laconic.numerics.packing import packed_nbytes
 
 
 class GlobalThreshold(Allocator):
-    def check(self, asked: SizeSpec) -> None:
-        check_unused(asked)
-        check_size(asked)
-        scored(asked.method)
+    def check(self, size_spec: SizeSpec) -> None:
+        check_unused(size_spec)
+        check_size(size_spec)
+        require_scores(size_spec.method)
 
-    def looks_at_matrices(self, asked: SizeSpec) -> bool:
-        return bool(asked.method.required_statistics)
+    def needs_statistics(self, size_spec: SizeSpec) -> bool:
+        return bool(size_spec.method.required_statistics)
 
-    def plan(self, job: Job) -> Planned:
-        if GradCovariance not in job.asked.method.required_statistics:
+    def plan(self, job: Job) -> Allocated:
+        if GradCovariance not in job.size_spec.method.required_statistics:
             # Its scores are no nats, which could be measured.
-            return Planned(_by_threshold(job, {}))
-        return corrected(job, "global", lambda factors: Planned(_by_threshold(job, factors)), partial(_loss, job))
+            return Allocated(_plan_by_threshold(job, {}))
+        return allocate_corrected(
+            job, "global", lambda factors: Allocated(_plan_by_threshold(job, factors)), partial(_loss, job)
+        )
 
 
-def scored(method: Method) -> UnstructuredPruning:
+def require_scores(method: Method) -> UnstructuredPruning:
     """`method`, as one with a score for every weight.
 
     Raises:
@@ -73,19 +75,19 @@ def scored(method: Method) -> UnstructuredPruning:
 def _loss(job: Job, unit: SolveGroup, whole: Format) -> float:
     problem = job.problems[unit.name]
     error = problem.weight.double() - whole.dense().double()
-    return quadratic_loss(error, problem.known[GradCovariance].matrix, problem.known[InputCovariance].matrix)
+    return quadratic_loss(error, problem.stats[GradCovariance].matrix, problem.stats[InputCovariance].matrix)
 
 
-def _by_threshold(job: Job, factors: Factors) -> Plan:
+def _plan_by_threshold(job: Job, factors: Factors) -> Plan:
     """The plan of one threshold for all scores times the factor of their block."""
-    method = scored(job.asked.method)
-    if job.asked.keep is None:
+    method = require_scores(job.size_spec.method)
+    if job.size_spec.keep is None:
         assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
         return _Pool(method, job.units, job.problems, factors).of(method.sparsity)
     plan: Plan = {}
-    for keep, group in split_by_group(job.asked.keep, job.families):
+    for keep, group in split_by_group(job.size_spec.keep, job.groups):
         pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems, factors)
-        plan |= pool.keeping(keep, job.lm.dtype, stored_parts(group))
+        plan |= pool.plan_for_keep(keep, job.lm.dtype, stored_fractions(group))
     return plan
 
 
@@ -109,12 +111,12 @@ class _Pool:
             UserError: the caps do not allow it.
         """
         zeros = round(sparsity * self.numel)
-        if zeros > self._most:
-            largest = floor(1e4 * self._most / self.numel) / 1e4
-            raise must_be(f"{self.method.name}.sparsity", f"at most {largest:.4f}, {self._why}", sparsity)
-        return self._without(zeros)
+        if zeros > self._most_zeros:
+            largest = floor(1e4 * self._most_zeros / self.numel) / 1e4
+            raise must_be(f"{self.method.name}.sparsity", f"at most {largest:.4f}, {self._limit_reason}", sparsity)
+        return self._plan_for_zeros(zeros)
 
-    def keeping(self, keep: float, dtype: torch.dtype, stored: Mapping[str, float]) -> Plan:
+    def plan_for_keep(self, keep: float, dtype: torch.dtype, stored: Mapping[str, float]) -> Plan:
         """The plan that keeps this fraction of the bytes in `dtype`; of all of them, it leaves everything as it is.
 
         stored: the part of a matrix that is stored for itself, where that is not all of it.
@@ -127,34 +129,34 @@ class _Pool:
         masks = sum(packed_nbytes(_numel(unit), 1) for unit in self.units)
         dense = sum(_numel(unit) * stored.get(unit.name, 1) for unit in self.units) * dtype.itemsize
         kept = floor((keep * dense - masks) / dtype.itemsize)
-        if kept < self.numel - self._most:
-            least = ceil(1e4 * ((self.numel - self._most) * dtype.itemsize + masks) / dense) / 1e4
-            raise must_be("keep", f"at least {least:.4f}, {self._why}", keep)
+        if kept < self.numel - self._most_zeros:
+            least = ceil(1e4 * ((self.numel - self._most_zeros) * dtype.itemsize + masks) / dense) / 1e4
+            raise must_be("keep", f"at least {least:.4f}, {self._limit_reason}", keep)
         zeros = self.numel - min(kept, self.numel)
         # Scores may depend on how many of the others go.
-        return replace(self, method=self.method.with_sparsity(zeros / self.numel))._without(zeros)
+        return replace(self, method=self.method.with_sparsity(zeros / self.numel))._plan_for_zeros(zeros)
 
     @cached_property
     def _fields(self) -> list[ScoredMatrix]:
         return [self._field(unit) for unit in self.units]
 
     @property
-    def _most(self) -> int:
+    def _most_zeros(self) -> int:
         return sum(max(field.cap, field.floor) for field in self._fields)
 
     @property
-    def _why(self) -> str:
+    def _limit_reason(self) -> str:
         cap = self.method.cap
         return (
             f"as no matrix may lose more than its cap of {cap:g}" if cap < 1 else "as no matrix may lose every weight"
         )
 
-    def _without(self, zeros: int) -> Plan:
+    def _plan_for_zeros(self, zeros: int) -> Plan:
         lost = count_pruned(self._fields, max(zeros, sum(field.floor for field in self._fields)))
-        return {unit.name: self._sized(unit, count) for unit, count in zip(self.units, lost, strict=True)}
+        return {unit.name: self._sized_method(unit, count) for unit, count in zip(self.units, lost, strict=True)}
 
     def _field(self, unit: SolveGroup) -> ScoredMatrix:
-        support = self.problems[unit.name].known.support
+        support = self.problems[unit.name].stats.support
         gone = 0 if support is None else int((~support).sum())
         # Rounded up, so that a cap on each matrix allows the same of all; but one weight of each stays.
         cap = min(ceil(self.method.cap * _numel(unit) - 1e-9), _numel(unit) - 1)
@@ -162,17 +164,17 @@ class _Pool:
 
     def _scores(self, unit: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
         problem = self.problems[unit.name]
-        check_finite(
-            problem.weight,
-            f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
-            "check the model.",
-        )
-        scores = self.method.scores(problem.weight, problem.known)
-        if factor := self.factors.get(block_of(unit)):
+        if not torch.isfinite(problem.weight).all():
+            raise UserError(
+                f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
+                "check the model."
+            )
+        scores = self.method.scores(problem.weight, problem.stats)
+        if factor := self.factors.get(block_name(unit)):
             scores = scores * factor
-        yield exclude_pruned(scores, problem.known.support)
+        yield exclude_pruned(scores, problem.stats.support)
 
-    def _sized(self, unit: SolveGroup, lost: int) -> Method | None:
+    def _sized_method(self, unit: SolveGroup, lost: int) -> Method | None:
         # One that an earlier step left nothing of has nothing to lose either.
         return self.method.with_sparsity(sparsity_of(lost, _numel(unit))) if 0 < lost < _numel(unit) else None
 

@@ -24,7 +24,7 @@ from torch import nn
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Problem
 from laconic.calibrate.passes import Profile, evaluating, profile
-from laconic.compress.allocators.allocator import Allocator, Job, Planned
+from laconic.compress.allocators.allocator import Allocated, Allocator, Job
 from laconic.compress.kl_metric import KLMetric
 from laconic.compress.size_spec import SizeSpec
 from laconic.compress.solve_groups import SolveGroup
@@ -36,48 +36,50 @@ from laconic.processes import on_rank_zero
 
 
 class Threshold(Allocator):
-    def check(self, asked: SizeSpec) -> None:
-        if asked.error is None:
+    def check(self, size_spec: SizeSpec) -> None:
+        if size_spec.error is None:
             raise UserError("allocate: threshold needs error in a recipe's step: the nats that it allows, like 0.01.")
-        if not 0 < asked.error < inf:
-            raise must_be("error", "in (0, ∞)", asked.error)
-        if asked.keep is not None:
-            raise must_be("keep", "left out where allocate is threshold, which takes error", asked.keep)
-        if asked.method.has_size:
-            raise UserError(f"allocate: threshold finds the sizes, so '{asked.method.name}' must be given without one.")
-        if asked.walks:
+        if not 0 < size_spec.error < inf:
+            raise must_be("error", "in (0, ∞)", size_spec.error)
+        if size_spec.keep is not None:
+            raise must_be("keep", "left out where allocate is threshold, which takes error", size_spec.keep)
+        if size_spec.method.has_size:
+            raise UserError(
+                f"allocate: threshold finds the sizes, so '{size_spec.method.name}' must be given without one."
+            )
+        if size_spec.sequential:
             raise UserError(
                 "sequential and anchored must be left out where allocate is threshold, which measures what it puts in "
                 "place; the plan that it finds can be used with them."
             )
-        if asked.currency != "bytes":
-            raise must_be("currency", "left out unless allocate is spectrum", asked.currency)
+        if size_spec.currency != "bytes":
+            raise must_be("currency", "left out unless allocate is spectrum", size_spec.currency)
 
-    def runs_the_model(self, asked: SizeSpec) -> bool:
+    def needs_data(self, size_spec: SizeSpec) -> bool:
         return True
 
-    def plan(self, job: Job) -> Planned:
+    def plan(self, job: Job) -> Allocated:
         if job.data is None:
             raise UserError("allocate: threshold needs calibration data, on which the error is measured.")
-        assert job.asked.error is not None
+        assert job.size_spec.error is not None
         sites = [site for unit in job.units for site in unit.sites]
-        times = on_rank_zero(profile)(job.lm, sites, job.asked.workload, job.track)
-        parts = allotted(job.asked.error, job.units, times)
-        return Planned(searched(job.lm, job.asked.method, job.units, job.problems, parts, job.data))
+        times = on_rank_zero(profile)(job.lm, sites, job.size_spec.workload, job.track)
+        parts = allot_error(job.size_spec.error, job.units, times)
+        return Allocated(search_sizes(job.lm, job.size_spec.method, job.units, job.problems, parts, job.data))
 
 
 GRID = tuple(part / 16 for part in range(1, 16))
 """The fractions of its bytes that a unit is tried at."""
 
 
-def allotted(error: float, units: Sequence[SolveGroup], profile: Profile) -> dict[str, float]:
+def allot_error(error: float, units: Sequence[SolveGroup], profile: Profile) -> dict[str, float]:
     """The part of `error` that each unit may cause, by its name: in proportion to its time."""
     times = {unit.name: sum(profile.uses[site.name].share for site in unit.sites) for unit in units}
     whole = sum(times.values())
     return {name: error * time / whole if whole else error / len(units) for name, time in times.items()}
 
 
-def searched(
+def search_sizes(
     lm: LanguageModel,
     method: Method,
     units: Sequence[SolveGroup],
@@ -106,7 +108,7 @@ class _Trial:
 
     def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
         self._trial = replace(lm, model=deepcopy(lm.model))
-        self._judge = KLMetric(lm, batches)
+        self._metric = KLMetric(lm, batches)
 
     def shrink(self, unit: SolveGroup, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
         """Leave `unit` at the smallest of `sizes` with which the error is at most `allowed`; None where it is dense."""
@@ -114,9 +116,9 @@ class _Trial:
         low, high, weight = 0, len(sizes), finite_weight(self._trial, unit, problem)
         while low < high:
             middle = (low + high) // 2
-            whole = sizes[middle].compress(weight, problem.known)
+            whole = sizes[middle].compress(weight, problem.stats)
             smaller = replace_layers(self._trial, unit, whole, problem) is not None
-            if smaller and self._judge(self._trial) <= allowed:
+            if smaller and self._metric(self._trial) <= allowed:
                 chosen, layers, high = sizes[middle], self._layers(unit), middle
             else:
                 low = middle + 1

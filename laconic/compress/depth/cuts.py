@@ -26,16 +26,16 @@ class Cut:
         return self.layer if self.part is None else f"{self.layer}.{self.part}"
 
 
-def every_cut(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
+def all_cuts(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
     """All blocks, or all sub-blocks that are still there, of each stack in forward order.
 
     Raises:
         UserError: sub-blocks are asked for where none goes alone, or blocks where it is not known how they are counted.
     """
-    return {layers.name: _cuts(lm, layers, parts) for layers in find_layers(lm)}
+    return {layers.name: _layer_cuts(lm, layers, parts) for layers in find_layers(lm)}
 
 
-def _cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
+def _layer_cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
     numbers = range(len(layers))
     if parts == "blocks":
         return [Cut(layers.name, number) for number in numbers]
@@ -47,7 +47,7 @@ def _cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
     ]
 
 
-def named_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> list[Cut]:
+def parse_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> list[Cut]:
     """The cuts that `blocks` spells, by stack, in forward order.
 
     Raises:
@@ -55,7 +55,7 @@ def named_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> 
             of itself.
     """
     stacks = {layers.name: layers for layers in find_layers(lm)}
-    cuts = {_named(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
+    cuts = {_parse_cut(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
     whole = {(cut.stack, cut.layer) for cut in cuts if cut.part is None}
     for cut in cuts:
         if cut.part is not None and (cut.stack, cut.layer) in whole:
@@ -64,7 +64,7 @@ def named_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> 
     return sorted(cuts, key=lambda cut: (order.index(cut.stack), cut.layer, PARTS.index(cut.part) if cut.part else -1))
 
 
-def _named(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
+def _parse_cut(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
     number, _, part = str(word).partition(".")
     if not number.isdecimal() or not int(number) < len(layers):
         raise UserError(
@@ -86,7 +86,7 @@ def subblock_at(lm: LanguageModel, layers: Layers, cut: Cut) -> SubBlock:
     return next(part for part in find_subblocks(lm, layers, cut.layer) if part.part == cut.part)
 
 
-def whole_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
+def dropped_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
     """The numbers of the layers of `stack` that go whole."""
     return [cut.layer for cut in cuts if cut.stack == stack and cut.part is None]
 
@@ -99,11 +99,11 @@ def spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
     return words
 
 
-def paths_of(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
+def dropped_paths(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
     """Of the modules that `cuts` free of their matrices."""
     paths: list[str] = []
     for layers in find_layers(lm):
-        blocks = whole_blocks(cuts, layers.name)
+        blocks = dropped_blocks(cuts, layers.name)
         kept = {path for number, path in enumerate(layers.paths) if number not in blocks}
         paths += [path for path in layers.paths if path not in kept]
     for cut in cuts:
@@ -113,6 +113,6 @@ def paths_of(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
     return paths
 
 
-def lies_in(name: str, paths: Iterable[str]) -> bool:
+def is_inside(name: str, paths: Iterable[str]) -> bool:
     """Whether the module of that name is, or is inside of, one of those at `paths`."""
     return any(name == path or name.startswith(f"{path}.") for path in paths)

@@ -25,8 +25,8 @@ from torch import Tensor
 from laconic.calibrate import Calibration, LayerStats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor
-from laconic.compress.depth.cuts import Cut, every_cut, subblock_at
-from laconic.compress.depth.importance import rows_in, same
+from laconic.compress.depth.cuts import Cut, all_cuts, subblock_at
+from laconic.compress.depth.importance import is_close, stack_rows
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.layers import Layers, find_layers
@@ -35,7 +35,7 @@ from laconic.model.subblocks import find_subblocks, last_writer
 
 
 @dataclass(frozen=True)
-class Seat:
+class MapPlace:
     """Where a map of the stream may sit.
 
     path:   the module whose output M is mapped.
@@ -65,7 +65,7 @@ Map = tuple[Float[Tensor, "d d"] | None, Float[Tensor, " d"]]
 
 
 @torch.no_grad()
-def seat_before(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat | None:
+def find_map_place(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
     """The seat of a map in front of the layer of this number, or behind the last; None where there is none.
 
     `batch` shows where norms are: the same module paths mean different things in models of one family.
@@ -76,7 +76,7 @@ def seat_before(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> 
     return _entry(lm, layers, batch) if index == 0 else _behind(lm, layers, index - 1, batch)
 
 
-def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> Seat | None:
+def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> MapPlace | None:
     prefix = next(f"{name}." if name else "" for name, part in lm.model.named_modules() if part is lm.model.base_model)
     path, first = f"{prefix}{layers.depth.entry}", layers.paths[0]
     if layers.depth.entry is None or path not in dict(lm.model.named_modules()):
@@ -86,11 +86,11 @@ def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> Seat | None:
     hidden, entered = tap.outputs[path][0], tap.inputs[first][0]
     if hidden.shape != entered.shape:
         return None
-    counted = rows_in(lm, batch, layers, entered).counted
-    return Seat(path, True, first, True, entered.shape[-1]) if same(hidden[counted], entered[counted]) else None
+    counted = stack_rows(lm, batch, layers, entered).counted
+    return MapPlace(path, True, first, True, entered.shape[-1]) if is_close(hidden[counted], entered[counted]) else None
 
 
-def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat | None:
+def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
     block = layers.paths[index]
     if layers.stack.plain:
         return None
@@ -100,17 +100,17 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> Seat
         predict(lm, batch)
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
     for path in closing:
-        if same(tap.outputs[path][0].reshape(left.shape), left):
-            return Seat(path, True, block, False, left.shape[-1])
+        if is_close(tap.outputs[path][0].reshape(left.shape), left):
+            return MapPlace(path, True, block, False, left.shape[-1])
     written = sum((tap.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
-    if not same(entered + written, left):
+    if not is_close(entered + written, left):
         return None
-    return Seat(last_writer(lm, layers, index), False, block, False, left.shape[-1])
+    return MapPlace(last_writer(lm, layers, index), False, block, False, left.shape[-1])
 
 
 @torch.no_grad()
-def fitted(
-    lm: LanguageModel, seat: Seat, layers: Layers, original: Original, data: Calibration, linear: bool
+def fit_maps(
+    lm: LanguageModel, seat: MapPlace, layers: Layers, original: Original, data: Calibration, linear: bool
 ) -> list[Map]:
     """T and b for `seat` of `lm`, aimed at what each of the blocks of the `original` leaves.
 
@@ -119,18 +119,18 @@ def fitted(
     anchor = Anchor(seat.width, dict.fromkeys(original.blocks, seat.width), lm.device)
     for number, on_cpu in enumerate(data.batches):
         batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
-        now, there = _tapped(lm, seat, original, batch)
+        now, there = _capture_both(lm, seat, original, batch)
         stream = (now.inputs if seat.enters else now.outputs)[seat.stream][0]
         M = now.outputs[seat.path][0].reshape(stream.shape)
         Y = 0 if seat.whole else stream - M
-        rows = rows_in(lm, batch, layers, stream)
+        rows = stack_rows(lm, batch, layers, stream)
         wanted = {path: rows.of(rows.lines(there.outputs[path][0] - Y)) for path in original.blocks}
         anchor.update(number, rows.of(rows.lines(M)), wanted)
-    return [_solved(lm, anchor, seat, path, linear) for path in original.blocks]
+    return [_solve_map(lm, anchor, seat, path, linear) for path in original.blocks]
 
 
-def _tapped(
-    lm: LanguageModel, seat: Seat, original: Original, batch: Batch
+def _capture_both(
+    lm: LanguageModel, seat: MapPlace, original: Original, batch: Batch
 ) -> tuple[ActivationCapture, ActivationCapture]:
     """What passes through `lm` at the seat, and through the original at the blocks; one run where they are the same."""
     one = lm is original.lm
@@ -144,7 +144,7 @@ def _tapped(
     return now, there
 
 
-def _solved(lm: LanguageModel, anchor: Anchor, seat: Seat, block: str, linear: bool) -> Map:
+def _solve_map(lm: LanguageModel, anchor: Anchor, seat: MapPlace, block: str, linear: bool) -> Map:
     identity = torch.eye(seat.width, dtype=torch.float64, device=lm.device)
     problem = anchor.problem(block, identity, LayerStats(), centred=True)
     # Rounded as it will be stored, so that the bias makes up for the rounding too.
@@ -155,7 +155,7 @@ def _solved(lm: LanguageModel, anchor: Anchor, seat: Seat, block: str, linear: b
     return chosen, bias
 
 
-def no_seat(lm: LanguageModel, index: int) -> UserError:
+def no_place_error(lm: LanguageModel, index: int) -> UserError:
     """Said where nothing can stand for the blocks from that number on."""
     model_type = lm.model.config.model_type
     if index:
@@ -173,15 +173,15 @@ KEPT_NUMBERS = 2**26
 """Numbers in maps that are kept up to this many (512 MiB), and fitted again beyond."""
 
 
-class Fits:
+class MapFitter:
     """Maps for runs of up to `longest` blocks of `lm`."""
 
     def __init__(self, lm: LanguageModel, data: Calibration, linear: bool, longest: int = 1) -> None:
         self.lm, self.data, self.linear, self.longest = lm, data, linear, longest
-        self._kept: dict[tuple[str, int], tuple[Seat, list[Map]]] = {}
+        self._kept: dict[tuple[str, int], tuple[MapPlace, list[Map]]] = {}
         self._means: dict[Cut, Tensor] = {}
 
-    def of(self, layers: Layers, run: range) -> tuple[Seat, Map]:
+    def of(self, layers: Layers, run: range) -> tuple[MapPlace, Map]:
         """For the `run` of the model's own `layers`, with nothing dropped before it.
 
         Raises:
@@ -195,25 +195,25 @@ class Fits:
         seat, maps = self._kept[key]
         return seat, maps[len(run) - 1]
 
-    def fit(self, lm: LanguageModel, layers: Layers, place: int, blocks: Sequence[str]) -> tuple[Seat, list[Map]]:
+    def fit(self, lm: LanguageModel, layers: Layers, place: int, blocks: Sequence[str]) -> tuple[MapPlace, list[Map]]:
         """For blocks gone in front of the layer `place` of `lm`, up to each of `blocks` of the whole model.
 
         Raises:
             UserError: nothing can stand there.
         """
-        seat = seat_before(lm, layers, place, self.data.batches[0])
+        seat = find_map_place(lm, layers, place, self.data.batches[0])
         if seat is None:
-            raise no_seat(lm, place)
-        return seat, fitted(lm, seat, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
+            raise no_place_error(lm, place)
+        return seat, fit_maps(lm, seat, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
 
     def means(self, cuts: Sequence[Cut]) -> dict[Cut, Tensor]:
         """What each of these sub-blocks adds to the stream; one pass over the data is for all of the model."""
         if not all(cut in self._means for cut in cuts):
-            every = [cut for row in every_cut(self.lm, "sublayers").values() for cut in row]
-            self._means = added_by(self.lm, every, self.data)
+            every = [cut for row in all_cuts(self.lm, "sublayers").values() for cut in row]
+            self._means = mean_outputs(self.lm, every, self.data)
         return {cut: self._means[cut] for cut in cuts}
 
-    def _keep(self, key: tuple[str, int], found: tuple[Seat, list[Map]]) -> None:
+    def _keep(self, key: tuple[str, int], found: tuple[MapPlace, list[Map]]) -> None:
         # Last, as the first are forgotten.
         self._kept.pop(key, None)
         self._kept[key] = found
@@ -226,7 +226,7 @@ def _numbers(maps: Sequence[Map]) -> int:
 
 
 @torch.no_grad()
-def added_by(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
+def mean_outputs(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
     """What each sub-block adds to the stream, averaged over the tokens that count."""
     writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
     sums: dict[Cut, Tensor] = {}
@@ -239,7 +239,7 @@ def added_by(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[
             predict(lm, batch)
         for cut, writer in writers.items():
             hidden = tap.outputs[blocks[cut]][0]
-            rows = rows_in(lm, batch, stacks[cut.stack], hidden)
+            rows = stack_rows(lm, batch, stacks[cut.stack], hidden)
             written = rows.of(rows.lines(tap.outputs[writer][0].reshape(hidden.shape)))
             sums[cut] = sums.get(cut, 0) + written.sum(0, dtype=torch.float64)
             counts[cut] += len(written)

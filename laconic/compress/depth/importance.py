@@ -46,7 +46,7 @@ def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]])
     turned = {cut: 0.0 for row in cuts.values() for cut in row}
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
-        for stack, (points, rows) in streams(lm, batch, cuts).items():
+        for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
             counts[stack] += int(rows.counted.sum())
             for cut, before, after in zip(cuts[stack], points[:-1], points[1:], strict=True):
                 turned[cut] += (1 - _cosines(rows.of(before), rows.of(after))).sum().item()
@@ -58,7 +58,7 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
     turned = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
-        for stack, (points, rows) in streams(lm, batch, cuts).items():
+        for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
             chosen = _last(rows.counted) if lm.task is Task.CAUSAL else rows.counted
             counts[stack] += int(chosen.sum())
             for cut, before, after in zip(cuts[stack], points, points[length:], strict=False):
@@ -68,7 +68,7 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
 
 
 @torch.no_grad()
-def streams(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
+def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
     """The hidden states of each stack in one run, and which of their rows are no padding."""
     batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
     # Of a model whose blocks are not known nothing is cut.
@@ -85,12 +85,12 @@ def streams(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict
     found = {}
     for layers in stacks:
         points = _points(tap, layers, parts.get(layers.name))
-        rows = rows_in(lm, batch, layers, points[0])
+        rows = stack_rows(lm, batch, layers, points[0])
         found[layers.name] = ([rows.lines(point) for point in points], rows)
     return found
 
 
-def rows_in(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> Rows:
+def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> Rows:
     """Which rows of the hidden states of a stack are no padding."""
     source = batch["attention_mask"].bool()
     target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
@@ -120,16 +120,16 @@ def _between(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Seque
     sums = [entered]
     for output in written:
         sums.append(sums[-1] + output)
-    if same(sums[-1], left):
+    if is_close(sums[-1], left):
         return sums[:-1]
     read = [tap.inputs[part.inner[0]][0] for part in parts]
     # A projection may be called with its tokens first (Longformer's), and is then the first of the block.
-    if same(read[0], entered) or same(read[0].transpose(0, 1), entered):
+    if is_close(read[0], entered) or is_close(read[0].transpose(0, 1), entered):
         return [entered, *(point.reshape(entered.shape) for point in read[1:])]
     raise UserError("The hidden states between the parts of a block are not told apart here; measure whole blocks.")
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are one but for rounding."""
     return a.shape == b.shape and bool((a - b).norm() <= TOLERANCE * b.norm())
 
@@ -159,7 +159,7 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
             for on_cpu, generator in data.share("Differentiating by gates"):
                 batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
                 gates = torch.ones(len(cuts), len(batch["input_ids"]), device=lm.device, requires_grad=True)
-                with gated(lm, cuts, gates), torch.enable_grad():
+                with apply_gates(lm, cuts, gates), torch.enable_grad():
                     predictions, _ = predict(lm, batch)
                     for score in scores(predictions, data.labels, generator):
                         (slopes,) = torch.autograd.grad(score, gates, retain_graph=True)
@@ -173,7 +173,7 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
 
 
 @contextmanager
-def gated(lm: LanguageModel, cuts: Sequence[Cut], gates: Gates) -> Iterator[None]:
+def apply_gates(lm: LanguageModel, cuts: Sequence[Cut], gates: Gates) -> Iterator[None]:
     """Within the context, what each of `cuts` adds in a row is multiplied by its gate of that row."""
     stacks = {layers.name: layers for layers in find_layers(lm)}
     # A shared block is called for one layer after the other.

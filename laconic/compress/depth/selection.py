@@ -51,14 +51,14 @@ def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) 
         places = [at for at, cut in enumerate(row) if cut is not None and _is_open(row, at, chosen, contiguous)]
         candidates = [cut for at in places if (cut := row[at]) is not None and limits.together([*chosen, cut])]
         if not candidates:
-            raise too_many(drop, number)
+            raise too_many_error(drop, number)
         tried = trial.data.track(candidates, f"Dropping number {number + 1} of {drop}")
-        divergences = {cut: trial.measure(in_order(row, [*chosen, cut])).mean for cut in tried}
+        divergences = {cut: trial.measure(sort_cuts(row, [*chosen, cut])).mean for cut in tried}
         chosen.append(min(divergences, key=lambda cut: divergences[cut]))
-    return in_order(row, chosen)
+    return sort_cuts(row, chosen)
 
 
-def by_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
+def choose_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
     """Of the plans of `drop` cuts whose runs have the least sum of divergences, one for each number of runs, the one
     that diverges least; one run of them, where `contiguous`.
 
@@ -67,9 +67,9 @@ def by_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool)
     """
     lengths = [drop] if contiguous else range(1, drop + 1)
     # By their beginnings, as what stands for them is fitted for those that begin alike.
-    runs = sorted(run for run in every_run(row, lengths) if limits.alone(within(row, run)))
+    runs = sorted(run for run in all_runs(row, lengths) if limits.alone(cuts_in(row, run)))
     tried = trial.data.track(runs, "Measuring the runs")
-    costs = {run: trial.measure(within(row, run)).mean for run in tried}
+    costs = {run: trial.measure(cuts_in(row, run)).mean for run in tried}
     plans = _plans(row, costs, drop, limits.together)
     return min(trial.data.track(plans, "Measuring the plans"), key=lambda cuts: trial.measure(cuts).mean)
 
@@ -84,18 +84,18 @@ class _Plan(NamedTuple):
 
 def _plans(row: Row, costs: Mapping[Run, float], drop: int, allowed: Allowed) -> list[list[Cut]]:
     """The `drop` cuts of least cost in each number of runs: the cheapest few of them, cheapest first."""
-    shares = [_shares(row, costs, stack, drop) for stack in _stacks(row)]
-    whole = sorted(map(_together, product(*shares)), key=lambda plan: plan.cost)
+    shares = [_stack_plans(row, costs, stack, drop) for stack in _stacks(row)]
+    whole = sorted(map(_merge_plans, product(*shares)), key=lambda plan: plan.cost)
     found: dict[int, list[Cut]] = {}
     for plan in whole:
         if len(plan.cuts) == drop and plan.runs not in found and allowed(plan.cuts):
             found[plan.runs] = plan.cuts
     if not found:
-        raise too_many(drop, max((len(plan.cuts) for plan in whole if allowed(plan.cuts)), default=0))
+        raise too_many_error(drop, max((len(plan.cuts) for plan in whole if allowed(plan.cuts)), default=0))
     return list(found.values())[:MEASURED_PLANS]
 
 
-def _together(share: Sequence[_Plan]) -> _Plan:
+def _merge_plans(share: Sequence[_Plan]) -> _Plan:
     """The plans of several stacks as one."""
     cuts = [cut for plan in share for cut in plan.cuts]
     return _Plan(sum(plan.cost for plan in share), sum(plan.runs for plan in share), cuts)
@@ -107,7 +107,7 @@ def _stacks(row: Row) -> list[range]:
     return [range(start, stop) for start, stop in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
 
-def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> list[_Plan]:
+def _stack_plans(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> list[_Plan]:
     """The cheapest plan of one stack for each number of cuts and of runs."""
     inside = {
         (start - stack.start, stop - stack.start): cost
@@ -116,10 +116,10 @@ def _shares(row: Row, costs: Mapping[Run, float], stack: range, drop: int) -> li
     }
     best = contiguous_dp(inside, len(stack), drop).values()
     cuts = row[stack.start : stack.stop]
-    return [_Plan(cost, len(runs), [cut for run in runs for cut in within(cuts, run)]) for cost, runs in best]
+    return [_Plan(cost, len(runs), [cut for run in runs for cut in cuts_in(cuts, run)]) for cost, runs in best]
 
 
-def every_run(row: Row, lengths: Iterable[int]) -> list[Run]:
+def all_runs(row: Row, lengths: Iterable[int]) -> list[Run]:
     """The runs of those lengths that lie in one stack."""
     return [
         (start, start + length)
@@ -129,18 +129,18 @@ def every_run(row: Row, lengths: Iterable[int]) -> list[Run]:
     ]
 
 
-def within(row: Row, run: Run) -> list[Cut]:
+def cuts_in(row: Row, run: Run) -> list[Cut]:
     """The cuts of one run."""
     return [cut for cut in row[slice(*run)] if cut is not None]
 
 
-def in_order(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
+def sort_cuts(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
     """`cuts` as they come in `row`."""
     wanted = set(cuts)
     return [cut for cut in row if cut in wanted and cut is not None]
 
 
-def too_many(drop: int, most: int) -> UserError:
+def too_many_error(drop: int, most: int) -> UserError:
     """Said where no such number of cuts can be made."""
     return UserError(f"drop must be at most {most} for what can be dropped here; got {drop}.")
 
@@ -184,37 +184,37 @@ class Selection:
         """
         chosen: list[Cut] = []
         for stacks, drop in quotas.items():
-            row = row_of(cuts, stacks)
+            row = join_stacks(cuts, stacks)
             # A number for each stack is given by the user, and was looked at before.
             together = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
             if not drop:
                 continue
             if self.select in BY_PLACE:
-                chosen += by_place(self.select, row, drop)
+                chosen += choose_by_place(self.select, row, drop)
             elif trial is not None and self.select in MEASURED:
-                search = greedy if self.select == "greedy" else by_runs
+                search = greedy if self.select == "greedy" else choose_runs
                 chosen += search(trial, row, drop, together, self.contiguous)
             else:
                 assert data is not None
-                chosen += self._lowest(lm, data, row, drop, together)
-        return in_order(row_of(cuts, tuple(cuts)), chosen)
+                chosen += self._choose_by_score(lm, data, row, drop, together)
+        return sort_cuts(join_stacks(cuts, tuple(cuts)), chosen)
 
-    def _lowest(self, lm: LanguageModel, data: Calibration, row: Row, drop: int, limits: Limits) -> list[Cut]:
+    def _choose_by_score(self, lm: LanguageModel, data: Calibration, row: Row, drop: int, limits: Limits) -> list[Cut]:
         """The `drop` cuts of one row, or the run of that length, with the lowest scores."""
         every = _by_stack(row)
         if self.select == "angular":
             starts = distances(lm, data, every, drop)
-            runs = {run: starts[within(row, run)[0]] for run in every_run(row, [drop])}
-            return least_run(row, runs, limits.together)
+            runs = {run: starts[cuts_in(row, run)[0]] for run in all_runs(row, [drop])}
+            return choose_lowest_run(row, runs, limits.together)
         of_row = [cut for cut in row if cut is not None]
         scores = importances(lm, data, of_row) if self.select == "taylor" else influences(lm, data, every)
         if self.contiguous:
-            sums = {run: sum(scores[cut] for cut in within(row, run)) for run in every_run(row, [drop])}
-            return least_run(row, sums, limits.together)
-        return least(row, scores, drop, limits.together)
+            sums = {run: sum(scores[cut] for cut in cuts_in(row, run)) for run in all_runs(row, [drop])}
+            return choose_lowest_run(row, sums, limits.together)
+        return choose_lowest(row, scores, drop, limits.together)
 
 
-def row_of(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
+def join_stacks(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
     """The cuts of several stacks as one row, apart from each other."""
     row: list[Cut | None] = []
     for stack in stacks:
@@ -222,7 +222,7 @@ def row_of(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | N
     return row
 
 
-def by_place(select: Select, row: Row, drop: int) -> list[Cut]:
+def choose_by_place(select: Select, row: Row, drop: int) -> list[Cut]:
     """The first or the last of the row, or every second one, beginning with the one before the last.
 
     Raises:
@@ -232,29 +232,29 @@ def by_place(select: Select, row: Row, drop: int) -> list[Cut]:
         raise UserError(f"select: {select} drops from one stack; give drop for each, as {{encoder: 1, decoder: 1}}.")
     places = {"first": range(len(row)), "last": range(len(row))[::-1], "alternate": range(len(row) - 1)[::-2]}[select]
     if drop > len(places):
-        raise too_many(drop, len(places))
-    return in_order(row, [cut for place in places[:drop] if (cut := row[place]) is not None])
+        raise too_many_error(drop, len(places))
+    return sort_cuts(row, [cut for place in places[:drop] if (cut := row[place]) is not None])
 
 
-def least(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
+def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
     """The cuts of the lowest scores that can go together."""
     chosen: list[Cut] = []
     while len(chosen) < drop:
         # One that could not go yet may be able to after another.
-        left = [cut for cut in in_order(row, scores) if cut not in chosen and allowed([*chosen, cut])]
+        left = [cut for cut in sort_cuts(row, scores) if cut not in chosen and allowed([*chosen, cut])]
         if not left:
-            raise too_many(drop, len(chosen))
+            raise too_many_error(drop, len(chosen))
         chosen.append(min(left, key=lambda cut: scores[cut]))
-    return in_order(row, chosen)
+    return sort_cuts(row, chosen)
 
 
-def least_run(row: Row, scores: Mapping[tuple[int, int], float], allowed: Allowed) -> list[Cut]:
+def choose_lowest_run(row: Row, scores: Mapping[tuple[int, int], float], allowed: Allowed) -> list[Cut]:
     """The cuts of the run of the lowest score that can go."""
-    runs = [run for run in scores if allowed(within(row, run))]
+    runs = [run for run in scores if allowed(cuts_in(row, run))]
     if not runs:
         length = next((stop - start for start, stop in scores), 0)
         raise UserError(f"No run of {length or 'that many'} neighbours can be dropped here; give a smaller drop.")
-    return within(row, min(runs, key=lambda run: scores[run]))
+    return cuts_in(row, min(runs, key=lambda run: scores[run]))
 
 
 def _by_stack(row: Row) -> dict[str, list[Cut]]:

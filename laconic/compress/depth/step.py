@@ -11,16 +11,16 @@ from laconic.calibrate.passes import evaluating
 from laconic.compress.depth.cuts import (
     Cut,
     Parts,
-    every_cut,
-    lies_in,
-    named_cuts,
-    paths_of,
+    all_cuts,
+    dropped_blocks,
+    dropped_paths,
+    is_inside,
+    parse_cuts,
     spelled,
-    whole_blocks,
 )
-from laconic.compress.depth.fitting import seat_before
-from laconic.compress.depth.selection import BY_PLACE, MEASURED, Limits, Select, Selection, least, row_of
-from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_seats, fits_for, take_out
+from laconic.compress.depth.fitting import find_map_place
+from laconic.compress.depth.selection import BY_PLACE, MEASURED, Limits, Select, Selection, choose_lowest, join_stacks
+from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_seats, drop_cuts, make_fitter
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel
@@ -86,14 +86,14 @@ class Shorten(Step):
     def check(self, lm: LanguageModel) -> None:
         if self.blocks is None:
             self._check_numbers(lm)
-        cuts = self._known(lm)
+        cuts = self._fixed_cuts(lm)
         if cuts is not None:
             describable = DropChecker(lm)
             for layers in find_layers(lm):
-                check_droppable(lm, layers, whole_blocks(cuts, layers.name))
-                check_rescalable(lm, layers, whole_blocks(cuts, layers.name))
-                describable.check(layers, whole_blocks(cuts, layers.name))
-            check_depths(lm, {layers.name: len(whole_blocks(cuts, layers.name)) for layers in find_layers(lm)})
+                check_droppable(lm, layers, dropped_blocks(cuts, layers.name))
+                check_rescalable(lm, layers, dropped_blocks(cuts, layers.name))
+                describable.check(layers, dropped_blocks(cuts, layers.name))
+            check_depths(lm, {layers.name: len(dropped_blocks(cuts, layers.name)) for layers in find_layers(lm)})
         elif self._drops and self.parts == "blocks":
             for layers in find_layers(lm):
                 # Any may go, and then those behind it move.
@@ -102,7 +102,7 @@ class Shorten(Step):
             check_maps(lm, cuts)
 
     def _check_numbers(self, lm: LanguageModel) -> None:
-        every = every_cut(lm, self.parts)
+        every = all_cuts(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
             # One of each stack stays.
             most = sum(max(len(every[stack]) - 1, 0) for stack in stacks)
@@ -113,17 +113,17 @@ class Shorten(Step):
             check_depths(lm, self.drop)
 
     def dry_run(self, lm: LanguageModel) -> None:
-        cuts = self._known(lm)
-        take_out(lm, self._last(lm) if cuts is None else cuts, None, lm.shallow_copy())
+        cuts = self._fixed_cuts(lm)
+        drop_cuts(lm, self._last_cuts(lm) if cuts is None else cuts, None, lm.shallow_copy())
 
-    def _last(self, lm: LanguageModel) -> list[Cut]:
+    def _last_cuts(self, lm: LanguageModel) -> list[Cut]:
         """As many as data would choose, as far back as they can go."""
-        every = every_cut(lm, self.parts)
+        every = all_cuts(lm, self.parts)
         limits, chosen = self._limits(lm, None), []
         for stacks, drop in self._quotas(lm).items():
-            row = row_of(every, stacks)
+            row = join_stacks(every, stacks)
             scores = {cut: -float(place) for place, cut in enumerate(row) if cut is not None}
-            chosen += least(row, scores, drop, limits.alone)
+            chosen += choose_lowest(row, scores, drop, limits.alone)
         return chosen
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -144,16 +144,16 @@ class Shorten(Step):
         with evaluating(lm):
             original = lm.shallow_copy()
             trial = self._trial(original, data)
-            cuts = self._known(lm)
+            cuts = self._fixed_cuts(lm)
             if cuts is None:
                 limits = self._limits(original, data)
                 cuts = self._selection.choose(
-                    original, data, every_cut(original, self.parts), self._quotas(original), limits, trial
+                    original, data, all_cuts(original, self.parts), self._quotas(original), limits, trial
                 )
-            kept, found = self._kept(trial, cuts)
-            gone = paths_of(lm, cuts)
-            added = take_out(lm, cuts, fits_for(original, data, kept), original)
-        after = {name: 0 if lies_in(name, gone) else size for name, size in before.items()}
+            kept, found = self._choose_replacement(trial, cuts)
+            gone = dropped_paths(lm, cuts)
+            added = drop_cuts(lm, cuts, make_fitter(original, data, kept), original)
+        after = {name: 0 if is_inside(name, gone) else size for name, size in before.items()}
         # What was added bears the name that its place has now, which may have been that of what is gone.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
         return Outcome(plan={}, before=before, after=after, dropped=spelled(cuts), found=found)
@@ -166,7 +166,7 @@ class Shorten(Step):
         longest = max(self._quotas(original).values()) if self.blocks is None else 1
         return Trial.of(original, data, self.replace, longest)
 
-    def _kept(self, trial: Trial | None, cuts: list[Cut]) -> tuple[Replacement, dict[str, str | float]]:
+    def _choose_replacement(self, trial: Trial | None, cuts: list[Cut]) -> tuple[Replacement, dict[str, str | float]]:
         """What stands in the place of `cuts`, and the divergences that decided it.
 
         Raises:
@@ -191,39 +191,39 @@ class Shorten(Step):
         keeps_first = {
             name
             for name, layers in stacks.items()
-            if self.replace != "nothing" and data is not None and seat_before(lm, layers, 0, data.batches[0]) is None
+            if self.replace != "nothing" and data is not None and find_map_place(lm, layers, 0, data.batches[0]) is None
         }
         describable = DropChecker(lm)
 
         def alone(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
             return all(
-                can_drop(lm, layers, whole_blocks(cuts, name))
-                and not (name in keeps_first and 0 in whole_blocks(cuts, name))
-                and describable.without(layers, whole_blocks(cuts, name))
+                can_drop(lm, layers, dropped_blocks(cuts, name))
+                and not (name in keeps_first and 0 in dropped_blocks(cuts, name))
+                and describable.without(layers, dropped_blocks(cuts, name))
                 for name, layers in stacks.items()
             )
 
         def together(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
-            return alone(cuts) and fits_cache(lm, {name: len(whole_blocks(cuts, name)) for name in stacks})
+            return alone(cuts) and fits_cache(lm, {name: len(dropped_blocks(cuts, name)) for name in stacks})
 
         return Limits(alone, together)
 
-    def _known(self, lm: LanguageModel) -> list[Cut] | None:
+    def _fixed_cuts(self, lm: LanguageModel) -> list[Cut] | None:
         """What goes, where no data is asked for that."""
         if self.blocks is None:
             if self.select not in BY_PLACE:
                 return None
-            cuts, limits = every_cut(lm, self.parts), self._limits(lm, None)
+            cuts, limits = all_cuts(lm, self.parts), self._limits(lm, None)
             return self._selection.choose(lm, None, cuts, self._quotas(lm), limits)
         names = [layers.name for layers in find_layers(lm)]
         if not isinstance(self.blocks, dict):
             if len(names) > 1:
                 raise UserError(f"blocks must say of which stack they are: {{{names[0]}: [...], {names[1]}: [...]}}.")
-            return named_cuts(lm, {names[0]: self.blocks})
+            return parse_cuts(lm, {names[0]: self.blocks})
         _check_names(self.blocks, names)
-        return named_cuts(lm, self.blocks)
+        return parse_cuts(lm, self.blocks)
 
     def _quotas(self, lm: LanguageModel) -> dict[tuple[str, ...], int]:
         names = [layers.name for layers in find_layers(lm)]

@@ -19,9 +19,9 @@ from typing import Literal
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.anchor import FOLDS
-from laconic.calibrate.calibration import count_rows, foldable, taken_apart
-from laconic.compress.depth.cuts import Cut, subblock_at, whole_blocks
-from laconic.compress.depth.fitting import Fits, no_seat, seat_before
+from laconic.calibrate.calibration import count_rows, split_for_folds, split_held_out
+from laconic.compress.depth.cuts import Cut, dropped_blocks, subblock_at
+from laconic.compress.depth.fitting import MapFitter, find_map_place, no_place_error
 from laconic.compress.depth.folding import check_takes, fold
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import Batch, LanguageModel
@@ -33,17 +33,19 @@ from laconic.model.subblocks import drop_subblock, last_writer
 Replacement = Literal["nothing", "bias", "linear"]
 
 
-def fits_for(lm: LanguageModel, data: Calibration | None, replace: Replacement, longest: int = 1) -> Fits | None:
+def make_fitter(
+    lm: LanguageModel, data: Calibration | None, replace: Replacement, longest: int = 1
+) -> MapFitter | None:
     """Of `lm`, for runs of up to `longest`; None where nothing is to stand for them."""
-    return None if replace == "nothing" or data is None else Fits(lm, data, replace == "linear", longest)
+    return None if replace == "nothing" or data is None else MapFitter(lm, data, replace == "linear", longest)
 
 
 def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
     """Raise UserError where nothing can stand for some run of `cuts`."""
     for layers in find_layers(lm):
-        for run in consecutive_ranges(whole_blocks(cuts, layers.name)):
-            if seat_before(lm, layers, run.start, data.batches[0]) is None:
-                raise no_seat(lm, run.start)
+        for run in consecutive_ranges(dropped_blocks(cuts, layers.name)):
+            if find_map_place(lm, layers, run.start, data.batches[0]) is None:
+                raise no_place_error(lm, run.start)
 
 
 def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
@@ -53,7 +55,7 @@ def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
         if layers.shared or layers.stack.plain:
             continue
         every = range(len(layers))
-        starts = every if cuts is None else [run.start for run in consecutive_ranges(whole_blocks(cuts, layers.name))]
+        starts = every if cuts is None else [run.start for run in consecutive_ranges(dropped_blocks(cuts, layers.name))]
         for start in starts:
             if start and not _ends_in_norm(lm, layers, start - 1):
                 check_takes(lm, last_writer(lm, layers, start - 1))
@@ -65,7 +67,9 @@ def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
     return layers.depth.closing is not None and not (before is not None and getattr(block, before))
 
 
-def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original: LanguageModel) -> dict[str, int]:
+def drop_cuts(
+    lm: LanguageModel, cuts: Sequence[Cut], fits: MapFitter | None, original: LanguageModel
+) -> dict[str, int]:
     """Drop `cuts` from `lm`, in place, run by run in forward order; `original` is what it was, and is not changed.
 
     `fits` says what stands in their place, None for nothing.
@@ -81,13 +85,13 @@ def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original
     for cut in parts:
         drop_subblock(lm, subblock_at(lm, stack_named(lm, cut.stack), cut), means.get(cut))
     for layers in before:
-        drop_blocks(lm, stack_named(lm, layers.name), whole_blocks(cuts, layers.name))
+        drop_blocks(lm, stack_named(lm, layers.name), dropped_blocks(cuts, layers.name))
     added: dict[str, int] = {}
     # Up to the first run the hidden states are those of the original.
     whole = not parts
     for layers in before if fits is not None else ():
         gone = 0
-        for run in consecutive_ranges(whole_blocks(cuts, layers.name)):
+        for run in consecutive_ranges(dropped_blocks(cuts, layers.name)):
             assert fits is not None
             if whole:
                 seat, (T, b) = fits.of(layers, run)
@@ -103,8 +107,8 @@ def take_out(lm: LanguageModel, cuts: Sequence[Cut], fits: Fits | None, original
 class Side:
     """What stands in the place of cuts, as fitted on some rows, and how far a changed model is on others."""
 
-    fits: Fits | None
-    judge: KLMetric
+    fits: MapFitter | None
+    metric: KLMetric
 
 
 @dataclass(frozen=True)
@@ -146,12 +150,12 @@ class Trial:
         """Of runs of up to `longest`, with that `replacement`."""
 
         def side(here: Sequence[Batch], there: Sequence[Batch]) -> Side:
-            return Side(fits_for(lm, replace(data, batches=list(here)), replacement, longest), KLMetric(lm, there))
+            return Side(make_fitter(lm, replace(data, batches=list(here)), replacement, longest), KLMetric(lm, there))
 
         every = data.batches
         if replacement == "nothing" or count_rows(every) < 2 * FOLDS:
             return cls(lm, data, replacement, [side(every, every)], apart=False)
-        here, there = _halves(data)
+        here, there = _split_batches(data)
         return cls(lm, data, replacement, [side(here, there), side(there, here)], apart=True)
 
     def measure(self, cuts: Sequence[Cut]) -> Measured:
@@ -167,18 +171,18 @@ class Trial:
                 parts: list[Divergences] = []
                 for side in self.sides:
                     shallow_copy = self.lm.shallow_copy()
-                    take_out(shallow_copy, cuts, None if kind == "nothing" else side.fits, self.lm)
-                    parts.append(side.judge.each(shallow_copy))
+                    drop_cuts(shallow_copy, cuts, None if kind == "nothing" else side.fits, self.lm)
+                    parts.append(side.metric.each(shallow_copy))
                 divergences[kind] = reduce(add, parts)
             better = not self.apart or divergences[self.replacement].beats(divergences["nothing"])
             self.measured[key] = Measured(self.replacement if better else "nothing", divergences)
         return self.measured[key]
 
 
-def _halves(data: Calibration) -> tuple[list[Batch], list[Batch]]:
+def _split_batches(data: Calibration) -> tuple[list[Batch], list[Batch]]:
     """The batches in two halves, or where these are too few for cross-validation the rows."""
     every = data.batches
     if len(every) >= 2 * FOLDS:
         return every[::2], every[1::2]
-    here, there = taken_apart(every, 0.5, data.seed, "shorten")
-    return here, foldable(there)
+    here, there = split_held_out(every, 0.5, data.seed, "shorten")
+    return here, split_for_folds(there)

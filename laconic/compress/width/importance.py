@@ -46,44 +46,44 @@ SHRINK = 0.1
 
 
 @dataclass(frozen=True)
-class Removal:
+class RemovalOrder:
     """The first of the `count` parts of a family to go, in order, and what each costs then."""
 
     order: tuple[int, ...]
     costs: tuple[float, ...]
     count: int
 
-    def kept(self, count: int) -> list[int]:
+    def parts_left(self, count: int) -> list[int]:
         """The numbers of the parts that are left when `count` are, in ascending order."""
         return sorted(set(range(self.count)) - set(self.order[: self.count - count]))
 
 
-def removal(
+def order_removals(
     importance: Importance,
     family: CoupledGroups,
     problems: Sequence[Problem],
     gates: Mapping[str, GateGradients],
     least: int = 1,
-) -> Removal:
+) -> RemovalOrder:
     """What `importance` says of `family`, until `least` parts are left, with the problem of each output projection."""
     if importance == "obs":
         eliminations = [
             Elimination(
                 problem.weight,
-                damp_active(problem.known[InputCovariance].matrix),
-                shrink(problem.known[GradCovariance].matrix, SHRINK),
+                damp_active(problem.stats[InputCovariance].matrix),
+                shrink(problem.stats[GradCovariance].matrix, SHRINK),
                 inner.size,
             )
             for inner, problem in zip(family, problems, strict=True)
         ]
         parts, costs = removal_order(eliminations, least)
-        return Removal(tuple(parts), tuple(costs), family[0].count)
-    scores = _scores(importance, family, problems, gates).cpu()
+        return RemovalOrder(tuple(parts), tuple(costs), family[0].count)
+    scores = _compute_scores(importance, family, problems, gates).cpu()
     order = scores.argsort(stable=True)[: len(scores) - least]
-    return Removal(tuple(order.tolist()), tuple(scores[order].tolist()), len(scores))
+    return RemovalOrder(tuple(order.tolist()), tuple(scores[order].tolist()), len(scores))
 
 
-def _scores(
+def _compute_scores(
     importance: Importance, family: CoupledGroups, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
 ) -> Float[Tensor, " parts"]:
     if importance == "taylor":
@@ -106,9 +106,9 @@ def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
 
 def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
     """Σ_j ‖W_:j‖² Var(x_j) over the columns j of each part."""
-    variance = problem.known[InputCovariance].matrix.diagonal()
+    variance = problem.stats[InputCovariance].matrix.diagonal()
     if problem.means is None:
-        variance = variance - problem.known[Mean].vector.square()
+        variance = variance - problem.stats[Mean].vector.square()
     each = problem.weight.double().square().sum(0) * variance.clamp(min=0)
     return each.reshape(count, -1).sum(1)
 
@@ -119,7 +119,7 @@ Price = Callable[[CoupledGroups], int]
 """Of one part of a family."""
 
 
-def price_in(currency: Currency) -> Price:
+def price_function(currency: Currency) -> Price:
     """Numbers stored; or multiply-accumulates for a token in a row of the usual length, those of its scores too."""
 
     def price(family: CoupledGroups) -> int:
@@ -131,17 +131,17 @@ def price_in(currency: Currency) -> Price:
     return price
 
 
-def chunk_of(family: CoupledGroups, multiple: int) -> int:
+def chunk_size(family: CoupledGroups, multiple: int) -> int:
     """Parts that go at once, so that what stays is a multiple: of channels, where there are enough of them."""
     return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
 
 
-def fraction_of(family: CoupledGroups, keep: float, multiple: int) -> int:
+def parts_kept(family: CoupledGroups, keep: float, multiple: int) -> int:
     """How many parts `keep` leaves: of heads the nearest number, of channels the next lower multiple; at least one.
 
     Where that multiple is over 1 % less than `keep` of the channels, halves of it are tried, down to single ones.
     """
-    count, chunk = family[0].count, chunk_of(family, multiple)
+    count, chunk = family[0].count, chunk_size(family, multiple)
     if keep == 1:
         return count
     if family[0].group is Group.ATTENTION:
@@ -152,21 +152,19 @@ def fraction_of(family: CoupledGroups, keep: float, multiple: int) -> int:
     return max(1, wanted // chunk * chunk)
 
 
-def as_many_everywhere(
-    families: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int
-) -> dict[str, int]:
+def uniform_counts(families: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
     """The same fraction of every family of a group stays; by what loses the same parts."""
-    return {family[0].coupling: fraction_of(family, keeps[family[0].group], multiple) for family in families}
+    return {family[0].coupling: parts_kept(family, keeps[family[0].group], multiple) for family in families}
 
 
-def where_worth_most(
-    several: Sequence[tuple[CoupledGroups, Removal]], keeps: Mapping[Group, float], price: Price, multiple: int
+def global_counts(
+    several: Sequence[tuple[CoupledGroups, RemovalOrder]], keeps: Mapping[Group, float], price: Price, multiple: int
 ) -> dict[str, int]:
     """That fraction of all parts of a group stays, where it is worth most; by what loses the same parts."""
     counts: dict[str, int] = {}
     for group, keep in keeps.items():
         mine = [(family, of) for family, of in several if family[0].group is group]
-        counts |= shared_out(mine, keep, price, multiple)
+        counts |= share_budget(mine, keep, price, multiple)
     return counts
 
 
@@ -185,8 +183,8 @@ class _Chunk:
         return self.saves // self.parts
 
 
-def shared_out(
-    several: Sequence[tuple[CoupledGroups, Removal]], keep: float, price: Price, multiple: int
+def share_budget(
+    several: Sequence[tuple[CoupledGroups, RemovalOrder]], keep: float, price: Price, multiple: int
 ) -> dict[str, int]:
     """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
     what loses the same parts.
@@ -199,7 +197,7 @@ def shared_out(
     chunks = [
         chunk
         for family, removal in several
-        for chunk in _chunks(family[0].coupling, removal, price(family), chunk_of(family, multiple))
+        for chunk in _make_chunks(family[0].coupling, removal, price(family), chunk_size(family, multiple))
     ]
     counts = {family[0].coupling: family[0].count for family, _ in several}
     gone: list[_Chunk] = []
@@ -218,7 +216,7 @@ def shared_out(
     return counts
 
 
-def _chunks(family: str, removal: Removal, price: int, size: int) -> list[_Chunk]:
+def _make_chunks(family: str, removal: RemovalOrder, price: int, size: int) -> list[_Chunk]:
     """Every part that may go, in order; the first chunk is the remainder that leaves a multiple."""
     count = removal.count
     ends = range(count % size or size, count - size + 1, size)
@@ -230,10 +228,10 @@ def _chunks(family: str, removal: Removal, price: int, size: int) -> list[_Chunk
     return chunks
 
 
-def standardised(removals: Sequence[Removal], prices: Sequence[int]) -> list[Removal]:
+def standardise_costs(removals: Sequence[RemovalOrder], prices: Sequence[int]) -> list[RemovalOrder]:
     """Costs as multiples of the spread of their family around its mean, from zero up, as FLAP compares layers; each
     times the price of its part, as FLAP does not ask what that saves."""
-    found = [_standard(removal.costs) for removal in removals]
+    found = [_standardise(removal.costs) for removal in removals]
     least = min((cost for costs in found for cost in costs), default=0.0)
     return [
         replace(removal, costs=tuple(price * (cost - least) for cost in costs))
@@ -241,7 +239,7 @@ def standardised(removals: Sequence[Removal], prices: Sequence[int]) -> list[Rem
     ]
 
 
-def _standard(costs: Sequence[float]) -> tuple[float, ...]:
+def _standardise(costs: Sequence[float]) -> tuple[float, ...]:
     mean = fmean(costs) if costs else 0.0
     spread = pstdev(costs) if costs else 0.0
     return tuple((cost - mean) / spread if spread > 0 else 0.0 for cost in costs)

@@ -26,21 +26,21 @@ from laconic.compress.width.importance import (
     NEEDS,
     Currency,
     Importance,
-    as_many_everywhere,
-    price_in,
-    removal,
-    shared_out,
-    standardised,
-    where_worth_most,
+    global_counts,
+    order_removals,
+    price_function,
+    share_budget,
+    standardise_costs,
+    uniform_counts,
 )
-from laconic.compress.width.take_out import (
+from laconic.compress.width.removal import (
     check_apart,
     check_enough,
     check_finite,
     check_several,
-    on_a_walk,
-    problems_of,
-    take_out,
+    output_problems,
+    remove_parts,
+    sequential_problems,
 )
 from laconic.errors import UserError, must_be
 from laconic.model import Group, LanguageModel
@@ -117,10 +117,10 @@ class Narrow(Step):
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.needs) or self.importance in BY_GATES or self._walks
+        return bool(self.needs) or self.importance in BY_GATES or self._is_sequential
 
     @property
-    def _walks(self) -> bool:
+    def _is_sequential(self) -> bool:
         return self.sequential or self.anchored
 
     @property
@@ -145,13 +145,13 @@ class Narrow(Step):
         if self._groups:
             check_several(lm, families)
         if self._groups and self.keep is not None:
-            check_enough(families, self.keep, price_in(self.currency), self.multiple)
-        if self._walks:
+            check_enough(families, self.keep, price_function(self.currency), self.multiple)
+        if self._is_sequential:
             check_apart(lm, families)
 
     def dry_run(self, lm: LanguageModel) -> None:
         families = couple_groups(prunable_groups(lm, self._groups))
-        counts = as_many_everywhere(families, self._keeps, self.multiple)
+        counts = uniform_counts(families, self._keeps, self.multiple)
         for inner in (inner for family in families for inner in family):
             if (count := counts[inner.coupling]) < inner.count:
                 moves = self.add_bias and (self.refit or self.importance == "variance")
@@ -171,19 +171,19 @@ class Narrow(Step):
         self.check(lm)
         inners = prunable_groups(lm, self._groups)
         check_finite(inners)
-        known: Mapping[str, LayerStats] = {}
+        stats: Mapping[str, LayerStats] = {}
         gates: Mapping[str, GateGradients] = {}
         if data is not None and inners and self.importance in BY_GATES:
             gates = gate_gradients(lm, data, inners)
         # A walk measures for itself; only a comparison of layers must come before it.
-        if data is not None and inners and self.needs and (self._global or not self._walks):
-            known = collect_stats(lm, data, self.needs, [inner.writer for inner in inners])
-        return self.solve(lm, known, gates, data)
+        if data is not None and inners and self.needs and (self._global or not self._is_sequential):
+            stats = collect_stats(lm, data, self.needs, [inner.writer for inner in inners])
+        return self.solve(lm, stats, gates, data)
 
     def solve(
         self,
         lm: LanguageModel,
-        known: Mapping[str, LayerStats],
+        stats: Mapping[str, LayerStats],
         gates: Mapping[str, GateGradients],
         data: Calibration | None = None,
     ) -> Outcome:
@@ -194,50 +194,52 @@ class Narrow(Step):
         if families:
             # A walk runs the blocks as they are; dropout would blur what it measures.
             with evaluating(lm):
-                counts = self._counts(families, known, gates)
-                for family, problems in self._in_order(lm, families, known, data):
+                counts = self._count_parts(families, stats, gates)
+                for family, problems in self._problems_in_order(lm, families, stats, data):
                     count = counts[family[0].coupling]
                     if count < family[0].count:
-                        parts = removal(self.importance, family, problems, gates, count).kept(count)
+                        parts = order_removals(self.importance, family, problems, gates, count).parts_left(count)
                         for inner, problem in zip(family, problems, strict=True):
-                            take_out(lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance")
+                            remove_parts(
+                                lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance"
+                            )
             update_config_widths(lm)
         every = {site.name: site for site in lm.sites(("blocks",))}
         return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
 
-    def _in_order(
+    def _problems_in_order(
         self,
         lm: LanguageModel,
         families: Sequence[CoupledGroups],
-        known: Mapping[str, LayerStats],
+        stats: Mapping[str, LayerStats],
         data: Calibration | None,
     ) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
-        if self._walks and data is not None:
+        if self._is_sequential and data is not None:
             sites = [inner.writer for (inner,) in families]
             met = sequential_calibrate(
-                lm, data, self.needs | {InputCovariance}, sites, SequentialConfig(anchored=self.anchored), known or None
+                lm, data, self.needs | {InputCovariance}, sites, SequentialConfig(anchored=self.anchored), stats or None
             )
-            return on_a_walk(families, met, self.anchored, self.add_bias)
+            return sequential_problems(families, met, self.anchored, self.add_bias)
         track = silent if data is None else data.track
         tracked = track(families, "Narrowing the layers")
-        return ((family, problems_of(family, known, self.add_bias)) for family in tracked)
+        return ((family, output_problems(family, stats, self.add_bias)) for family in tracked)
 
-    def _counts(
-        self, families: Sequence[CoupledGroups], known: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
+    def _count_parts(
+        self, families: Sequence[CoupledGroups], stats: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
     ) -> dict[str, int]:
         """How many parts stay, by what loses the same."""
         if not self._global:
-            return as_many_everywhere(families, self._keeps, self.multiple)
+            return uniform_counts(families, self._keeps, self.multiple)
         # A standard score is one among all parts, those that stay in any case too.
         least = 0 if self.importance == "variance" else 1
         every = [
-            removal(self.importance, family, problems_of(family, known, self.add_bias), gates, least)
+            order_removals(self.importance, family, output_problems(family, stats, self.add_bias), gates, least)
             for family in families
         ]
-        price = len if self.keep is None else price_in(self.currency)
+        price = len if self.keep is None else price_function(self.currency)
         if self.importance == "variance":
-            every = standardised(every, [price(family) for family in families])
+            every = standardise_costs(every, [price(family) for family in families])
         pairs = list(zip(families, every, strict=True))
         if self.keep is not None:
-            return shared_out(pairs, self.keep, price, self.multiple)
-        return where_worth_most(pairs, self._keeps, price, self.multiple)
+            return share_budget(pairs, self.keep, price, self.multiple)
+        return global_counts(pairs, self._keeps, price, self.multiple)

@@ -167,7 +167,7 @@ class TruncationMethod(LowRankMethod):
     def expansion(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         """The `components` in the dtype of `weight`, computed at the first call for these statistics only."""
         name = f"expansion of {self.cache_key(weight)}"
-        if name not in stats.worked_out:
+        if name not in stats.solutions:
             A, B = self.components(weight, stats)
-            stats.worked_out[name] = A.to(weight.dtype), B.to(weight.dtype)
-        return Components(*stats.worked_out[name])
+            stats.solutions[name] = A.to(weight.dtype), B.to(weight.dtype)
+        return Components(*stats.solutions[name])

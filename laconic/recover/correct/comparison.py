@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import Anchor, Residual, kind_of, paths_of, stream_before
+from laconic.calibrate.anchor import Anchor, Residual, captured_paths, find_residual, residual_before
 from laconic.calibrate.recorder import Rows, rows_of
 from laconic.calibrate.stream import Stream
 from laconic.model import Batch, LanguageModel, Task
-from laconic.recover.correct.pairs import Pair, Piece, outside, rows_of_blocks, shape_of
+from laconic.recover.correct.pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
 KEPT_NUMBERS = 2**26
 """Numbers that pass through a block of the original are kept up to this many (256 MiB), and computed again beyond."""
@@ -41,61 +41,63 @@ class Comparison:
 
         They may be changed before the next ones are asked for.
         """
-        for row in rows_of_blocks(self.lm, self.original):
+        for row in pair_stacks(self.lm, self.original):
             entered = [self.now.enter(self._modules(self.lm, row.here))]
             entered.append(self.then.enter(self._modules(self.original, row.there)))
             if not all(entered):
                 # Blocks that are called in another order: only whole runs can be compared, call by call.
                 if len(row.here) == len(row.there):
                     for piece in row.pieces:
-                        yield from self._compared(Piece(piece.steps))
+                        yield from self._compare(Piece(piece.steps))
                 continue
             at = 0
             for piece, number in self.track(list(zip(row.pieces, row.numbers, strict=True)), "Correcting the blocks"):
                 for _ in range(number - at):
                     self.then.advance()
                 at = number
-                yield from self._compared(piece)
+                yield from self._compare(piece)
                 self.now.advance()
-        yield from self._compared(outside(self.lm, self.original))
+        yield from self._compare(head_piece(self.lm, self.original))
 
     def _modules(self, lm: LanguageModel, paths: list[str]) -> list[nn.Module]:
         return [lm.model.get_submodule(path) for path in paths]
 
-    def _compared(self, piece: Piece) -> Iterator[Step]:
+    def _compare(self, piece: Piece) -> Iterator[Step]:
         residual = Residual.UNKNOWN
         if piece.there is not None:
-            with ActivationCapture(self.original.model, paths_of(piece.there, piece.origins)) as tap:
+            with ActivationCapture(self.original.model, captured_paths(piece.there, piece.origins)) as tap:
                 self.then.run(0)
-            residual = kind_of(tap, piece.there, piece.origins)
+            residual = find_residual(tap, piece.there, piece.origins)
         self._kept.clear()
         for pairs in piece.steps:
-            fitting = [pair for pair in pairs if self._fits(pair)]
+            fitting = [pair for pair in pairs if self._has_same_outputs(pair)]
             if fitting:
-                yield fitting, self._measured(piece, residual, fitting)
+                yield fitting, self._measure(piece, residual, fitting)
         if piece.norm is not None and residual is Residual.READ:
-            yield [piece.norm], self._closed(piece, piece.norm)
+            yield [piece.norm], self._measure_norm(piece, piece.norm)
 
-    def _fits(self, pair: Pair) -> bool:
+    def _has_same_outputs(self, pair: Pair) -> bool:
         """Whether the layer gives as many numbers as that of the original: one that lost heads or channels does not."""
-        return width(self.lm.model.get_submodule(pair.name)) == width(self.original.model.get_submodule(pair.there))
+        return out_features(self.lm.model.get_submodule(pair.name)) == out_features(
+            self.original.model.get_submodule(pair.there)
+        )
 
     @torch.no_grad()
-    def _measured(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
+    def _measure(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
         follows = piece.block is not None and piece.there is not None and residual is not Residual.UNKNOWN
-        here = [pair.name for pair in pairs] + (paths_of(str(piece.block), piece.parts) if follows else [])
+        here = [pair.name for pair in pairs] + (captured_paths(str(piece.block), piece.parts) if follows else [])
         anchor: Anchor | None = None
         for number, batch in enumerate(self.batches):
             with ActivationCapture(self.lm.model, here) as now:
                 _run(self.now, piece, number)
-            then = self._there(piece, number)
+            then = self._run_original(piece, number)
             after = self.then.run(number, piece.spans) if piece.spans > 1 else None
             for call, x in enumerate(now.inputs[pairs[0].name]):
                 rows = self._rows(batch, pairs[0], call, x)
-                heard = _Heard(now, then, call, after)
+                outputs = _Outputs(now, then, call, after)
                 wanted = {pair.name: then.outputs[pair.there][call] for pair in pairs}
                 if follows:
-                    wanted = {name: _made_up(piece, residual, heard, name, y) for name, y in wanted.items()}
+                    wanted = {name: _target_output(piece, residual, outputs, name, y) for name, y in wanted.items()}
                 if anchor is None:
                     sizes = {name: y.shape[-1] for name, y in wanted.items()}
                     anchor = Anchor(x.shape[-1], sizes, self.lm.device)
@@ -105,7 +107,7 @@ class Comparison:
         return anchor
 
     @torch.no_grad()
-    def _closed(self, piece: Piece, norm: Pair) -> Anchor:
+    def _measure_norm(self, piece: Piece, norm: Pair) -> Anchor:
         """The norm that closes `piece` gives the stream itself: what it gives now, and what it should."""
         features = self.lm.model.get_submodule(norm.name).get_parameter("weight").numel()
         anchor = Anchor(features, {norm.name: features}, self.lm.device)
@@ -115,13 +117,13 @@ class Comparison:
             anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(wanted))})
         return anchor
 
-    def _there(self, piece: Piece, number: int) -> ActivationCapture:
+    def _run_original(self, piece: Piece, number: int) -> ActivationCapture:
         """What passes through the original, which is the same for every step of `piece`."""
         if number in self._kept:
             return self._kept[number]
         paths = [pair.there for step in piece.steps for pair in step]
         if piece.there is not None:
-            paths += paths_of(piece.there, piece.origins)
+            paths += captured_paths(piece.there, piece.origins)
         with ActivationCapture(self.original.model, dict.fromkeys(paths)) as tap:
             _run(self.then, piece, number)
         if sum(map(_numbers, self._kept.values())) + _numbers(tap) <= KEPT_NUMBERS:
@@ -149,7 +151,7 @@ def _numbers(tap: ActivationCapture) -> int:
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Outputs:
     """One call: what passed through the model and through the original, and what leaves dropped blocks behind."""
 
     now: ActivationCapture
@@ -158,23 +160,25 @@ class _Heard:
     after: Tensor | None
 
 
-def _made_up(piece: Piece, residual: Residual, heard: _Heard, name: str, y: Tensor) -> Tensor:
+def _target_output(piece: Piece, residual: Residual, outputs: _Outputs, name: str, y: Tensor) -> Tensor:
     """What the layer `name` should give so that the residual stream is that of the original; y where it writes none."""
     index = next((index for index, part in enumerate(piece.parts) if part.writer == name), None)
     if index is None:
         return y
-    before = stream_before(heard.now, str(piece.block), piece.parts, name, residual, heard.call)
-    if heard.after is not None and index == len(piece.parts) - 1:
-        stream = heard.after.reshape(before.shape)
+    before = residual_before(outputs.now, str(piece.block), piece.parts, name, residual, outputs.call)
+    if outputs.after is not None and index == len(piece.parts) - 1:
+        stream = outputs.after.reshape(before.shape)
         if residual is Residual.SUM:
             return stream - before
         if piece.norm is not None:
-            return unnormed(piece.norm.place.module, stream, before + heard.now.outputs[name][heard.call]) - before
+            return (
+                invert_norm(piece.norm.place.module, stream, before + outputs.now.outputs[name][outputs.call]) - before
+            )
     origin = piece.origins[index].writer
-    return y + stream_before(heard.then, str(piece.there), piece.origins, origin, residual, heard.call) - before
+    return y + residual_before(outputs.then, str(piece.there), piece.origins, origin, residual, outputs.call) - before
 
 
-def unnormed(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+def invert_norm(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
     """What `norm`, with the mean and the variance that x has, makes y of."""
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     # A channel that is nearly shut says next to nothing of what came in.
@@ -183,6 +187,6 @@ def unnormed(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
     return x.std(-1, correction=0, keepdim=True) * (y - bias) / gain + x.mean(-1, keepdim=True)
 
 
-def width(module: nn.Module) -> int:
+def out_features(module: nn.Module) -> int:
     """Outputs of a plain linear or a format."""
     return shape_of(module)[0]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate.anchor import Sublayer, sublayers
+from laconic.calibrate.anchor import Sublayer, find_sublayers
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
@@ -51,7 +51,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Row:
+class StackPair:
     """The blocks of one stack: paths in the model, paths in the original, and the numbers of the former among these."""
 
     here: list[str]
@@ -60,7 +60,7 @@ class Row:
     pieces: list[Piece]
 
 
-def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
+def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
     """The blocks of each stack, in forward order.
 
     Raises:
@@ -74,7 +74,7 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
         here, there = [path for path, _ in now], [path for path, _ in were]
         name = names[index] if names else None
         gone = [] if name is None else [dropped.get(name, ()) for dropped in lm.dropped]
-        numbers = _left(len(there), gone)
+        numbers = _remaining_blocks(len(there), gone)
         if len(numbers) != len(here):
             raise UserError(
                 f"It is not known which blocks of the original the {len(here)} in '{stack.blocks}' are; put 'correct' "
@@ -85,20 +85,20 @@ def rows_of_blocks(lm: LanguageModel, original: LanguageModel) -> list[Row]:
             inside = [site for site in sites if site.block == there[number]]
             pieces.append(
                 Piece(
-                    steps=_steps(lm, original, inside, there[number], path),
+                    steps=_pair_layers(lm, original, inside, there[number], path),
                     block=path,
                     there=there[number],
                     spans=behind - number,
-                    parts=tuple(sublayers(stack, path, lambda name: has_module(lm.model, name))),
-                    origins=tuple(sublayers(stack, there[number], lambda name: has_module(original.model, name))),
-                    norm=_closing(lm, stack, path, there[number]),
+                    parts=tuple(find_sublayers(stack, path, lambda name: has_module(lm.model, name))),
+                    origins=tuple(find_sublayers(stack, there[number], lambda name: has_module(original.model, name))),
+                    norm=_closing_norm(lm, stack, path, there[number]),
                 )
             )
-        rows.append(Row(here, there, numbers, pieces))
+        rows.append(StackPair(here, there, numbers, pieces))
     return rows
 
 
-def _left(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
+def _remaining_blocks(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
     """The numbers of those of `count` blocks that are left after each of `gone` in turn; a part of a block is none."""
     numbers = list(range(count))
     for here in gone:
@@ -106,7 +106,7 @@ def _left(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
     return numbers
 
 
-def _closing(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
+def _closing_norm(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
     closing = None if stack.depth is None else stack.depth.closing
     path = f"{block}.{closing}"
     if closing is None or not has_module(lm.model, path):
@@ -117,16 +117,18 @@ def _closing(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | 
     return Pair(path, f"{there}.{closing}", Place(path, norm, (stack.reads,))) if plain else None
 
 
-def outside(lm: LanguageModel, original: LanguageModel) -> Piece:
+def head_piece(lm: LanguageModel, original: LanguageModel) -> Piece:
     """The layers behind the blocks."""
     heads = [site for site in original.sites(("*",)) if site.group is Group.HEAD]
-    return Piece(_steps(lm, original, heads, "", ""))
+    return Piece(_pair_layers(lm, original, heads, "", ""))
 
 
-def _steps(lm: LanguageModel, original: LanguageModel, sites: Sequence[Site], block: str, now: str) -> list[list[Pair]]:
+def _pair_layers(
+    lm: LanguageModel, original: LanguageModel, sites: Sequence[Site], block: str, now: str
+) -> list[list[Pair]]:
     by_input: dict[str, dict[str, Pair]] = {}
     for site in sites:
-        there = _whole(original.model, site.name)
+        there = _outer_format(original.model, site.name)
         name = now + there.removeprefix(block) if block else there
         seen = any(there in pairs for pairs in by_input.values())
         if not seen and has_module(lm.model, name):
@@ -134,7 +136,7 @@ def _steps(lm: LanguageModel, original: LanguageModel, sites: Sequence[Site], bl
     return [list(pairs.values()) for pairs in by_input.values()]
 
 
-def _whole(model: nn.Module, name: str) -> str:
+def _outer_format(model: nn.Module, name: str) -> str:
     """The outermost format that the module of that name lies in, or itself."""
     parts = name.split(".")
     paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]

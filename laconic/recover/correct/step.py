@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.anchor import FOLDS, Moments, chosen_ridge, error_of, wanted
-from laconic.calibrate.calibration import rows_held_out, taken_apart
+from laconic.calibrate.anchor import FOLDS, Moments, choose_ridge, squared_error, wanted
+from laconic.calibrate.calibration import held_out_count, split_held_out
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
 from laconic.compress.kl_metric import Divergences, KLMetric
@@ -35,7 +35,7 @@ from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.recover.correct.comparison import Comparison
-from laconic.recover.correct.pairs import bias_of, matrix_of, rows_of_blocks, shape_of
+from laconic.recover.correct.pairs import bias_of, matrix_of, pair_stacks, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class Correct(Step):
         """What it cannot correct it leaves as it is."""
 
     def check_data(self, data: Calibration | None) -> None:
-        rows_held_out(self._known(data).batches, self.held_out, self.name)
+        held_out_count(self._require_data(data).batches, self.held_out, self.name)
 
-    def _known(self, data: Calibration | None) -> Calibration:
+    def _require_data(self, data: Calibration | None) -> Calibration:
         if data is None:
             raise UserError("The step 'correct' needs calibration data; name a source of it.")
         return data
@@ -85,40 +85,42 @@ class Correct(Step):
             UserError: data or the original is missing, there are too few rows, or the blocks are not those of the
                 original.
         """
-        data = self._known(data)
+        data = self._require_data(data)
         original = lm.original
         if original is None:
             raise UserError(
                 "The step 'correct' needs the original to compare with; run it in one recipe with the steps before it."
             )
-        rows_of_blocks(lm, original)
-        fitting, judging = taken_apart(data.batches, self.held_out, data.seed, self.name)
+        pair_stacks(lm, original)
+        fitting, judging = split_held_out(data.batches, self.held_out, data.seed, self.name)
         data = replace(data, batches=fitting)
         with evaluating(lm, original):
-            judge = KLMetric(original, judging)
-            before = judge.each(lm)
-            kept, after = self._improved(lm, original, data, judge, before) if before.mean else ("nothing", before)
+            metric = KLMetric(original, judging)
+            before = metric.each(lm)
+            kept, after = (
+                self._correct_if_better(lm, original, data, metric, before) if before.mean else ("nothing", before)
+            )
         found = {"kl_before": before.mean, "kl_after": after.mean, "kept": kept}
         return Outcome(plan={}, before={}, after={}, found=found)
 
-    def _improved(
-        self, lm: LanguageModel, original: LanguageModel, data: Calibration, judge: KLMetric, before: Divergences
+    def _correct_if_better(
+        self, lm: LanguageModel, original: LanguageModel, data: Calibration, metric: KLMetric, before: Divergences
     ) -> tuple[str, Divergences]:
         """What was kept of the ways to correct, the one that moves most first, and the divergence then."""
-        for way, refits in (("refit", True), ("biases", False)):
+        for candidate_name, refits in (("refit", True), ("biases", False)):
             if refits and not self.refit:
                 continue
             candidate = lm.copy()
             correct(candidate, original, data, refits)
-            after = judge.each(candidate)
+            after = metric.each(candidate)
             if after.beats(before):
-                _take_over(lm, candidate)
-                return way, after
+                _copy_parameters(lm, candidate)
+                return candidate_name, after
         return "nothing", before
 
 
 @torch.no_grad()
-def _take_over(lm: LanguageModel, other: LanguageModel) -> None:
+def _copy_parameters(lm: LanguageModel, other: LanguageModel) -> None:
     """The numbers of `other`, a copy of `lm`, in place."""
     for mine, theirs in zip(lm.model.parameters(), other.model.parameters(), strict=True):
         mine.copy_(theirs)
@@ -136,12 +138,12 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
             centred = bias_of(layer) is not None
             whole, folds = anchor.moments(pair.name, centred)
             if isinstance(layer, nn.LayerNorm):
-                adjust(lm, layer, whole, folds if refits else [])
+                correct_norm(lm, layer, whole, folds if refits else [])
                 continue
-            if refits and reads(layer, whole) and not _is_shared(lm, layer):
+            if refits and reads_inputs(layer, whole) and not _is_shared(lm, layer):
                 refit(lm, layer, whole, folds)
             if centred:
-                centre(lm, layer, whole)
+                correct_bias(lm, layer, whole)
 
 
 def _is_shared(lm: LanguageModel, layer: nn.Module) -> bool:
@@ -153,11 +155,11 @@ def _is_shared(lm: LanguageModel, layer: nn.Module) -> bool:
     return any(id(tensor) in own for module in others for tensor in module.parameters(recurse=False))
 
 
-HELD = 1 / 3
+FORMAT_RIDGE = 1 / 3
 """The part of λ that is taken for a format."""
 
 
-def reads(layer: nn.Module, moments: Moments) -> bool:
+def reads_inputs(layer: nn.Module, moments: Moments) -> bool:
     """Whether its matrix multiplies what was measured: a part that was dropped may be given nothing at all."""
     return shape_of(layer)[1] == len(moments.x)
 
@@ -166,11 +168,11 @@ def reads(layer: nn.Module, moments: Moments) -> bool:
 def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
     """Change what `layer` stores of its matrix, where what one half of the batches asks for helps the other."""
     present = matrix_of(layer).double()
-    ridge = chosen_ridge(present, folds)
+    ridge = choose_ridge(present, folds)
     if ridge is None:
         return
     if isinstance(layer, Format):
-        ridge *= HELD
+        ridge *= FORMAT_RIDGE
     target, level = wanted(present, whole, ridge), ridge * whole.C.diagonal().mean()
     if isinstance(layer, Format):
         layer.refit(target, whole.C + level * torch.eye(len(whole.C), dtype=target.dtype, device=target.device))
@@ -183,24 +185,24 @@ def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[M
 
 
 @torch.no_grad()
-def centre(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
+def correct_bias(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
     """Give `layer`, which has a bias, the one that leaves no mean error."""
     bias = bias_of(layer)
     assert bias is not None
-    through = matrix_of(layer).double() @ moments.x if reads(layer, moments) else 0
+    through = matrix_of(layer).double() @ moments.x if reads_inputs(layer, moments) else 0
     bias.copy_((moments.y - through).to(lm.dtype))
 
 
 @torch.no_grad()
-def adjust(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
+def correct_norm(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
     """Give a norm with the outputs x̃ the bias, and the gain of each channel, that bring them nearest to y*.
 
     Gains stay where those of one of the `folds` err more on the other than none, or where there are too few.
     """
     gain, one = _gain(whole), torch.ones_like(whole.x)
     pairs = list(zip(folds, reversed(folds), strict=True)) if len(folds) == FOLDS else []
-    tried = sum(error_of(_gain(fold).diag(), other) for fold, other in pairs)
-    if not tried < sum(error_of(one.diag(), fold) for fold, _ in pairs):
+    tried = sum(squared_error(_gain(fold).diag(), other) for fold, other in pairs)
+    if not tried < sum(squared_error(one.diag(), fold) for fold, _ in pairs):
         gain = one
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     bias.copy_((gain * bias.double() + whole.y - gain * whole.x).to(lm.dtype))

@@ -12,8 +12,8 @@ from torch.nn import functional
 from laconic.calibrate import AbsMax, Calibration, InputStatistic, collect_stats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.recorder import rows_of
-from laconic.compress.depth.cuts import Cut, every_cut
-from laconic.compress.depth.importance import streams
+from laconic.compress.depth.cuts import Cut, all_cuts
+from laconic.compress.depth.importance import stack_hidden_states
 from laconic.errors import UserError
 from laconic.model import Batch, Group, LanguageModel, Site, Task
 from laconic.model.prunable_group import PrunableGroup, prunable_groups
@@ -124,7 +124,7 @@ def collect_states(
     for batch in data.track(data.batches, "Comparing blocks and heads"):
         inputs = {name: tensor.to(lm.device) for name, tensor in batch.items()}
         with ActivationCapture(lm.model, [site.name for site in writers]) as tap:
-            for stack, (points, rows) in streams(lm, inputs, cuts).items():
+            for stack, (points, rows) in stack_hidden_states(lm, inputs, cuts).items():
                 states = [rows.of(point).float() for point in points]
                 pairs = pairwise(states)
                 turns = torch.stack([(1 - functional.cosine_similarity(a, b, dim=-1)).sum().cpu() for a, b in pairs])
@@ -247,7 +247,7 @@ def measure_activity(lm: LanguageModel, data: Calibration, source: str) -> Activ
                    for site in sites)  # fmt: skip
     missing: list[str] = []
     try:
-        cuts = every_cut(lm, "blocks")
+        cuts = all_cuts(lm, "blocks")
     except UserError as error:
         cuts = {}
         missing.append(f"Blocks were not compared: {error}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from laconic.calibrate import InputCovariance, LayerStats, Mean, Means, Problem
-from laconic.compress.width.importance import Price, chunk_of
+from laconic.compress.width.importance import Price, chunk_size
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel, Site
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup
@@ -18,12 +18,12 @@ from laconic.model.width import keep_parts
 from laconic.numerics.structured import damp_active, part_columns, refit_columns
 
 
-def problems_of(family: CoupledGroups, known: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
-    """Of each member of `family`: the whole of its output projection, on what is `known` of its inputs."""
-    return [_problem(inner, known.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
+def output_problems(family: CoupledGroups, stats: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
+    """Of each member of `family`: the whole of its output projection, on what is `stats` of its inputs."""
+    return [_output_problem(inner, stats.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
 
 
-def on_a_walk(
+def sequential_problems(
     families: Sequence[CoupledGroups], met: Iterable[list[tuple[Site, Problem]]], anchored: bool, add_bias: bool
 ) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
     """Each family, which is one attention or feed-forward, with its problem once those before it are narrow."""
@@ -31,22 +31,22 @@ def on_a_walk(
     for step in met:
         for site, problem in step:
             inner = writers[site.name]
-            yield (inner,), (problem if anchored else _problem(inner, problem.known, add_bias),)
+            yield (inner,), (problem if anchored else _output_problem(inner, problem.stats, add_bias),)
 
 
-def _problem(inner: PrunableGroup, known: LayerStats, add_bias: bool) -> Problem:
+def _output_problem(inner: PrunableGroup, stats: LayerStats, add_bias: bool) -> Problem:
     # Where its bias may move, the moment is taken around the mean, and the mean output is to be reached.
     site = inner.writer
     weight, bias = site.weight(), site.bias()
-    if not (add_bias or bias is not None) or InputCovariance not in known:
-        return Problem(weight=weight, known=known)
-    gram, mean = known[InputCovariance], known[Mean].vector
+    if not (add_bias or bias is not None) or InputCovariance not in stats:
+        return Problem(weight=weight, stats=stats)
+    gram, mean = stats[InputCovariance], stats[Mean].vector
     means = Means(mean, weight.double() @ mean + (0 if bias is None else bias.detach().double()))
     centred = InputCovariance.of(gram.matrix - torch.outer(mean, mean), gram.count)
-    return Problem(weight=weight, known=known | LayerStats([centred]), means=means)
+    return Problem(weight=weight, stats=stats | LayerStats([centred]), means=means)
 
 
-def take_out(
+def remove_parts(
     lm: LanguageModel, inner: PrunableGroup, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
 ) -> None:
     """Leave `inner` with `parts`; the columns that write make up for the rest by least squares where they `refit`, and
@@ -55,7 +55,7 @@ def take_out(
     weight = problem.weight[:, columns]
     if refit:
         # Rounded as they are stored, so that the bias makes up for that too.
-        weight = refit_columns(problem.weight, damp_active(problem.known[InputCovariance].matrix), columns).to(lm.dtype)
+        weight = refit_columns(problem.weight, damp_active(problem.stats[InputCovariance].matrix), columns).to(lm.dtype)
     bias = None
     if problem.means is not None and (refit or centre):
         bias = problem.means.y - weight.double() @ problem.means.x[columns]
@@ -74,7 +74,7 @@ def check_several(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
 def check_enough(families: Sequence[CoupledGroups], keep: float, price: Price, multiple: int) -> None:
     """Raise UserError where what must stay in every layer costs more than `keep` of the whole."""
     whole = sum(price(family) * family[0].count for family in families)
-    least = sum(price(family) * chunk_of(family, multiple) for family in families) / whole
+    least = sum(price(family) * chunk_size(family, multiple) for family in families) / whole
     if keep < least:
         raise must_be("keep", f"at least {least:.4f}, which the fewest heads and channels that must stay are", keep)
 
