@@ -122,9 +122,9 @@ def test_numbers_and_names_meet_by_what_the_data_calls_its_classes() -> None:
     assert output_places(numbered, swapped, ("negative", "positive")) == [1, 0]
     assert output_places(swapped, numbered, ("negative", "positive")) == [1, 0]
     step = Distil(teacher="swapped")
-    assert step.terms(numbered, swapped, {}, ("negative", "positive")).places == (1, 0)
+    assert step.loss_terms(numbered, swapped, {}, ("negative", "positive")).places == (1, 0)
     # Of data that does not say, numbers are those of the outputs.
-    assert step.terms(numbered, swapped, {}).places is None
+    assert step.loss_terms(numbered, swapped, {}).places is None
 
 
 def test_an_order_that_another_model_does_not_know_is_not_guessed_by_number() -> None:

@@ -82,7 +82,7 @@ def test_every_term_is_nothing_for_the_teacher_itself(name: str) -> None:
     step = Distil(hidden=1.0, attention=1.0, values=1.0, heads=4)
     batch = {"student": data.batches[0], "teacher": data.batches[0]}
     with eager(lm, lm.original):
-        terms = step.terms(lm, lm.original, batch)
+        terms = step.loss_terms(lm, lm.original, batch)
         lesson = DistillationLoss(lm, lm.original, terms).eval()
         lesson.prepare(batch, 0)
         losses = lesson(**batch)
@@ -101,7 +101,7 @@ MATCHES = (
 )
 
 
-@pytest.mark.parametrize("match", MATCHES, ids=lambda match: f"{match.feature}-{match.how}")
+@pytest.mark.parametrize("match", MATCHES, ids=lambda match: f"{match.feature}-{match.loss_name}")
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.slow
 def test_a_narrower_student_comes_near_in_what_is_matched(match: Match, narrow: bool) -> None:
@@ -184,7 +184,7 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
     Shorten(drop=1, select="last").apply(lm, None) if name != "bart" else None
     several = Distil(**{**SHORT, "epochs": 2.0})
     data = data_for(lm)
-    material = several._told(several._material(lm, several.load_teacher(lm), data), data)
+    material = several._with_predictions(several._training_data(lm, several.load_teacher(lm), data), data)
     assert material.train.told is not None
     fresh = replace(material.train, told=None)
     for numbers in (range(4), range(4, 7)):
@@ -196,7 +196,7 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
 
 def test_without_dropout_a_student_is_trained_as_it_is_used() -> None:
     lm = with_original(lm_of("bert-classifier"))
-    material = Distil(**SHORT)._material(lm, lm.original, data_for(lm))
+    material = Distil(**SHORT)._training_data(lm, lm.original, data_for(lm))
     batch = material.train.batch(range(4), lm, lm.original)
     losses = {
         dropout: DistillationLoss(lm, lm.original, Terms(logits=1.0), dropout).train()(**batch)["loss"].item()
