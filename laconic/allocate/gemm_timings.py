@@ -50,6 +50,15 @@ class ProductTimes:
         measure: times several products.
         file: where the times are kept.
         machine: what the times depend on, written into the file.
+
+    Example:
+        >>> import tempfile
+        >>> def measure(products):
+        ...     return [[1e-3] * len(products)] * 5
+        >>> times = ProductTimes(measure, Path(tempfile.mkdtemp()) / "times.json", {})
+        >>> times.prepare([Product(1, 8, 8)])
+        >>> times.exact(Product(1, 8, 8))
+        1000000
     """
 
     def __init__(self, measure: Measure, file: Path, machine: Mapping[str, Any]) -> None:

@@ -55,7 +55,15 @@ def site_names(unit: str) -> tuple[str, ...]:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan as YAML, one line for each matrix."""
+    """Write a plan as YAML, one line for each matrix.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "plan.yaml"
+        >>> write_plan({"layer.0": None}, file)
+        >>> read_plan(file)
+        {'layer.0': None}
+    """
     path.write_text(plan_text(plan))
 
 

@@ -73,6 +73,11 @@ def budget_for(candidates: Iterable[Candidates], keep: float, currency: Currency
         candidates: the candidates of each matrix.
         keep: the fraction.
         currency: what is counted.
+
+    Example:
+        >>> dense = Candidate(method=None, nbytes=24, parameters=6, products=((2, 3),), loss=0.0)
+        >>> budget_for([Candidates((dense,))], keep=0.5, currency="bytes").limit
+        12
     """
     cost = COST[currency]
     return Budget(keep=keep, cost=cost, dense=sum(cost(offered.dense) for offered in candidates))
@@ -86,6 +91,13 @@ def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: floa
         keep: the fraction of bytes.
         dtype: dtype of the uncompressed model.
         stored: the part of a matrix that is stored separately; half for each of two that are tied.
+
+    Example:
+        >>> from laconic.methods import Magnitude
+        >>> check_overhead(Magnitude(), keep=0.01, dtype=torch.float32)
+        Traceback (most recent call last):
+        laconic.errors.UserError: keep must be more than 0.03125, which 'magnitude' takes to say where the zeros are;
+        got 0.01.
     """
     if keep <= (least := method.overhead(dtype) / stored):
         raise must_be("keep", f"more than {least:g}, which '{method.name}' takes to say where the zeros are", keep)
@@ -140,7 +152,12 @@ def lower_hull(offered: Sequence[Combination]) -> list[Combination]:
 
 
 def gain(lower: Combination, upper: Combination) -> float:
-    """Fall of the loss per unit of cost between two combinations; infinite where it costs nothing."""
+    """Fall of the loss per unit of cost between two combinations; infinite where it costs nothing.
+
+    Example:
+        >>> gain(Combination(0, 3.0, {}), Combination(2, 1.0, {}))
+        1.0
+    """
     extra = upper.cost - lower.cost
     return (lower.loss - upper.loss) / extra if extra > 0 else float("inf")
 

@@ -58,6 +58,13 @@ def autotune(family: KernelFamily[Any], rows: int, shape: tuple[int, int], dtype
         rows: rows of the input.
         shape: (out, in) of the matrix.
         dtype: dtype of the input.
+
+    Example:
+        Small matrices are not measured.
+
+        >>> from laconic.formats.int8 import INT8
+        >>> autotune(INT8, rows=1, shape=(8, 8), dtype=torch.float32)
+        Choice(kernel='dense', speedup=1.0)
     """
     if shape[0] * shape[1] < SMALL:
         return Choice(family.small, 1.0)

@@ -171,7 +171,14 @@ def copy_bias(bias: Tensor | None) -> nn.Parameter | None:
 
 
 def set_bias(module: nn.Module, bias: Tensor | None) -> None:
-    """Set the bias of a plain linear or of a format to a copy of `bias`."""
+    """Set the bias of a plain linear or of a format to a copy of `bias`.
+
+    Example:
+        >>> layer = nn.Linear(2, 3, bias=False)
+        >>> set_bias(layer, torch.zeros(3))
+        >>> layer.bias.shape
+        torch.Size([3])
+    """
     if isinstance(module, Format):
         module.set_bias(bias)
     else:
@@ -184,7 +191,12 @@ def embedding_weight(module: nn.Module) -> Float[Tensor, "width vocabulary"]:
 
 
 def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:
-    """The matrix (out, in) of a plain linear or of a format."""
+    """The matrix (out, in) of a plain linear or of a format.
+
+    Example:
+        >>> dense_weight(nn.Linear(2, 3)).shape
+        torch.Size([3, 2])
+    """
     return module.dense() if isinstance(module, Format) else module.get_parameter("weight")
 
 
@@ -198,7 +210,12 @@ def refit_weight(module: nn.Module, target: Float[Tensor, "out in"], moment: Flo
 
 
 def weight_nbytes(module: nn.Module) -> int:
-    """Bytes on disk of the weight of a plain linear or of a format, bias excluded."""
+    """Bytes on disk of the weight of a plain linear or of a format, bias excluded.
+
+    Example:
+        >>> weight_nbytes(nn.Linear(2, 3))
+        24
+    """
     if isinstance(module, Format):
         return module.nbytes()
     weight = module.get_parameter("weight")
@@ -206,7 +223,12 @@ def weight_nbytes(module: nn.Module) -> int:
 
 
 def weight_macs(module: nn.Module) -> int:
-    """Multiply-accumulates of a plain linear or a format for one row of input; 0 for an embedding."""
+    """Multiply-accumulates of a plain linear or a format for one row of input; 0 for an embedding.
+
+    Example:
+        >>> weight_macs(nn.Linear(2, 3)), weight_macs(nn.Embedding(2, 3))
+        (6, 0)
+    """
     if isinstance(module, Format):
         return module.macs()
     return 0 if isinstance(module, nn.Embedding) else module.get_parameter("weight").numel()

@@ -112,6 +112,11 @@ class Codebook(PackedCodes):
 
 
 def tables_nbytes(shape: tuple[int, int], bits: int, group: int | None) -> int:
-    """Bytes of the tables of a matrix of `shape` (out, in)."""
+    """Bytes of the tables of a matrix of `shape` (out, in).
+
+    Example:
+        >>> tables_nbytes((4, 8), bits=3, group=8)
+        64
+    """
     tables = 1 if group is None else shape[0] * -(-shape[1] // group)
     return 2 * tables * 2**bits

@@ -64,16 +64,13 @@ def to_levels(x: Float[Tensor, "rows in"], levels: int) -> LevelledInputs:
 def int8_product(
     x: Float[Tensor, "rows in"], codes: Int8[Tensor, "out in"], scale: Float[Tensor, " out"], levels: int
 ) -> Float[Tensor, "rows out"]:
-    """x Ŵ^T with inputs rounded to levels and exact sums, the reference for every kernel.
+    """x Ŵ^T in the dtype of x, with inputs rounded to levels and exact sums: the reference for every kernel.
 
     Args:
         x: the inputs.
         codes: weights as int8.
         scale: scale of each output.
         levels: number of input levels.
-
-    Returns:
-        The products in the dtype of x.
 
     Example:
         >>> codes = torch.tensor([[1, 2]], dtype=torch.int8)
@@ -96,6 +93,10 @@ class Int8Matrix(NamedTuple):
     Args:
         codes: int8 codes.
         scale: scale of each output, in fp32.
+
+    Example:
+        >>> Int8Matrix(torch.tensor([[1, -2]], dtype=torch.int8), torch.tensor([0.5])).dense(torch.float32)
+        tensor([[ 0.5000, -1.0000]])
     """
 
     codes: Int8[Tensor, "out in"]
@@ -131,13 +132,7 @@ class WeightOnly(Kernel):
 
 
 class WholeNumbers(Kernel):
-    """Multiplies inputs on `levels` steps as integers, in some library.
-
-    Args:
-        matrix: the codes.
-        dtype: dtype of the inputs.
-        levels: number of input levels.
-    """
+    """Multiplies inputs on `levels` steps as integers, in some library."""
 
     def __init__(self, matrix: Int8Matrix, dtype: torch.dtype, levels: int) -> None:
         self.levels = levels

@@ -48,7 +48,12 @@ class Kernel(ABC):
 
 
 class DenseKernel(Kernel):
-    """Keeps the dense matrix: as fast as the layer that was replaced, and as large in memory."""
+    """Keeps the dense matrix: as fast as the layer that was replaced, and as large in memory.
+
+    Example:
+        >>> DenseKernel(torch.eye(2))(torch.ones(1, 2), None)
+        tensor([[1., 1.]])
+    """
 
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         self._weight = weight
@@ -66,6 +71,10 @@ class DecodingKernel(Kernel):
 
     Args:
         dense: returns the dense matrix.
+
+    Example:
+        >>> DecodingKernel(lambda: torch.eye(2))(torch.ones(1, 2), torch.ones(2))
+        tensor([[2., 2.]])
     """
 
     def __init__(self, dense: Callable[[], Float[Tensor, "out in"]]) -> None:

@@ -249,6 +249,11 @@ def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:
 
     Returns:
         A `LowRank` that owns the right factor, and a `LowRankReader` for each of the others.
+
+    Example:
+        >>> first, second = split_rows(LowRank.of(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
+        >>> first.nbytes(), second.nbytes()
+        (20, 12)
     """
     parts = dense_weight(whole.left).detach().split(rows)
     owner = LowRank.of(parts[0].clone(), dense_weight(whole.right).detach(), shared_by=len(parts))

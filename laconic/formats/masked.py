@@ -220,7 +220,12 @@ class Masked(Format):
 
 
 def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None) -> tuple[int, int] | None:
-    """`pattern` if the mask follows it exactly, else None; groups with earlier zeros do not."""
+    """`pattern` if the mask follows it exactly, else None; groups with earlier zeros do not.
+
+    Example:
+        >>> exact_pattern(torch.tensor([[True, False, True, True]]), (1, 2)) is None
+        True
+    """
     return pattern if pattern is not None and follows_pattern(mask, pattern) else None
 
 

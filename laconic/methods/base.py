@@ -68,6 +68,11 @@ class Candidates:
 
     Args:
         all: the candidates; exactly one of them has no method.
+
+    Example:
+        >>> dense = Candidate(method=None, nbytes=24, parameters=6, products=((2, 3),), loss=0.0)
+        >>> Candidates((dense,)).dense is dense
+        True
     """
 
     all: tuple[Candidate, ...]
@@ -235,6 +240,10 @@ def dense_candidate(
         weight: the matrix.
         support: True where an earlier step kept a weight; None if it was not pruned.
         products: what a row of input is multiplied by.
+
+    Example:
+        >>> dense_candidate(torch.ones(2, 3), support=None, products=((2, 3),)).nbytes
+        24
     """
     if support is None:
         nbytes, kept = weight.numel() * weight.element_size(), weight.numel()

@@ -127,7 +127,12 @@ def relation_divergence(
 def log_relations(
     values: Float[Tensor, "rows tokens d"], heads: int, mask: Mask
 ) -> Float[Tensor, "rows heads tokens tokens"]:
-    """log softmax(V Vᵀ / √(d / heads)) of each head; −∞ at padding."""
+    """log softmax(V Vᵀ / √(d / heads)) of each head; −∞ at padding.
+
+    Example:
+        >>> log_relations(torch.zeros(1, 2, 4), heads=2, mask=torch.ones(1, 2, dtype=torch.bool)).exp().shape
+        torch.Size([1, 2, 2, 2])
+    """
     rows, tokens, width = values.shape
     V = values.view(rows, tokens, heads, width // heads).transpose(1, 2)
     scores = V @ V.mT / (width // heads) ** 0.5
@@ -135,7 +140,12 @@ def log_relations(
 
 
 def pair_mask(mask: Mask) -> Bool[Tensor, "rows tokens tokens"]:
-    """True where both tokens of a pair are real, (rows, tokens, tokens)."""
+    """True where both tokens of a pair are real, (rows, tokens, tokens).
+
+    Example:
+        >>> pair_mask(torch.tensor([[True, False]])).tolist()
+        [[[True, False], [False, False]]]
+    """
     return mask[:, :, None] & mask[:, None]
 
 

@@ -70,7 +70,12 @@ class Distribution(ABC):
 
 
 class Categorical(Distribution):
-    """One of k classes or tokens."""
+    """One of k classes or tokens.
+
+    Example:
+        >>> CATEGORICAL.same_decision(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 9.0]])).tolist()
+        [True]
+    """
 
     def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
         log_p, log_q = ((values / temperature).log_softmax(-1) for values in (reference, other))
@@ -99,7 +104,12 @@ class Categorical(Distribution):
 
 
 class Bernoulli(Distribution):
-    """k independent labels."""
+    """k independent labels.
+
+    Example:
+        >>> BERNOULLI.loss(torch.zeros(1, 2), torch.tensor([[0, 1]]))
+        tensor([1.3863])
+    """
 
     def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
         a, b = reference / temperature, other / temperature
@@ -127,7 +137,12 @@ class Bernoulli(Distribution):
 
 
 class Gaussian(Distribution):
-    """k real numbers."""
+    """k real numbers.
+
+    Example:
+        >>> GAUSSIAN.divergence(torch.zeros(1, 2), torch.ones(1, 2))
+        tensor([1.])
+    """
 
     GRADE = 0.2
     """One grade of STS-B on the scale that its models predict (0 to 1)."""

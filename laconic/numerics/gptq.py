@@ -80,6 +80,11 @@ class WeightGrids(NamedTuple):
         inverse: 1 / s, or 0.
         zero: z of each weight.
         bits: bits of a code.
+
+    Example:
+        >>> grid = Grid(torch.tensor([[2.0]]), torch.tensor([[1.0]]), bits=2, group=2)
+        >>> WeightGrids.of(grid, torch.arange(2), mask=torch.tensor([[True, False]])).scale
+        tensor([[2., 0.]], dtype=torch.float64)
     """
 
     scale: Float[Tensor, "#out #in"]
@@ -210,6 +215,14 @@ def sweep_columns(
 
     Returns:
         The codes.
+
+    Example:
+        With H = I nothing is compensated, and every weight is rounded to the nearest value.
+
+        >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1), bits=2, group=2)
+        >>> values = WeightGrids.of(grid, torch.arange(2), mask=None).T
+        >>> sweep_columns(torch.tensor([[0.9], [2.2]]).double(), torch.eye(2).double(), values).tolist()
+        [[1], [2]]
     """
     count = len(values.scale)
     codes = torch.empty((count, Wt.shape[1]), dtype=torch.uint8, device=Wt.device)

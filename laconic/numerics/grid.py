@@ -60,6 +60,10 @@ class GridSpec(NamedTuple):
         group: columns of a row that share a grid, the last group being shorter where needed; None for one grid in all.
         symmetric: the zero point is 2^{b−1} everywhere.
         clip: search for the range; otherwise it is the whole span of the group.
+
+    Example:
+        >>> GridSpec(bits=4, group=64)
+        GridSpec(bits=4, group=64, symmetric=False, clip=True)
     """
 
     bits: int
@@ -76,6 +80,11 @@ class Grid(NamedTuple):
         zero: z, of the same shape.
         bits: b.
         group: columns of a row that share a grid; None where the whole matrix is one group.
+
+    Example:
+        >>> grid = Grid(torch.tensor([[0.5, 2.0]]), torch.zeros(1, 2), bits=2, group=3)
+        >>> grid.scale_and_zero(torch.tensor([0, 3]))[0]
+        tensor([[0.5000, 2.0000]])
     """
 
     scale: Float[Tensor, "rows groups"]
@@ -163,6 +172,10 @@ def nearest_codes(
         scale: s of each weight.
         zero: z of each weight.
         bits: b.
+
+    Example:
+        >>> nearest_codes(torch.tensor([[0.2, 0.9]]), torch.tensor([[0.5]]), torch.zeros(1, 1), bits=2)
+        tensor([[0., 2.]])
     """
     inverse = torch.where(scale == 0, 0, 1 / scale)
     return (W * inverse + zero).round_().clamp_(0, 2**bits - 1)

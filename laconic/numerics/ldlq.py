@@ -55,6 +55,14 @@ def ldlq(
         values: the grid of each weight.
         R_O: unit factor of F.
         R_I: unit factor of H.
+
+    Example:
+        With F = H = I every weight is rounded to the nearest value.
+
+        >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1), bits=2, group=2)
+        >>> values = WeightGrids.of(grid, torch.arange(2), mask=None)
+        >>> ldlq(torch.tensor([[0.9, 2.2]]).double(), values, torch.eye(1).double(), torch.eye(2).double())
+        tensor([[1, 2]], dtype=torch.uint8)
     """
     m, n = W.shape
     rows, columns = -(-m // TILE), -(-n // TILE)
@@ -157,6 +165,10 @@ class Side:
     Args:
         order: the order, with the factor of S^{-1}.
         R: the unit factor.
+
+    Example:
+        >>> Side.of(torch.diag(torch.tensor([1.0, 4.0])).double()).order.columns
+        tensor([1, 0])
     """
 
     order: ColumnOrder

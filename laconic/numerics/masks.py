@@ -36,6 +36,10 @@ def exclude_pruned(scores: Float[Tensor, "out in"], support: Bool[Tensor, "out i
     Args:
         scores: the score of each weight.
         support: False where a weight is zero; None where none is.
+
+    Example:
+        >>> exclude_pruned(torch.tensor([[1.0, 2.0]]), torch.tensor([[False, True]]))
+        tensor([[-inf, 2.]])
     """
     return scores if support is None else scores.masked_fill(~support, -inf)
 
@@ -146,6 +150,10 @@ class ScoredMatrix:
         scores: returns the scores piece by piece, in any shape, the same at every call; NaN counts as the highest.
         cap: weights that are pruned at most.
         floor: weights that are pruned whatever their score, even if that is more than the cap.
+
+    Example:
+        >>> ScoredMatrix(lambda: [torch.rand(10)], cap=5, floor=1).clipped(8)
+        5
     """
 
     scores: Callable[[], Iterable[Float[Tensor, "..."]]]

@@ -76,7 +76,13 @@ def add_gram(total: Float[Tensor, "n n"], X: Float[Tensor, "rows n"]) -> None:
 
 
 def symmetrize(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """The symmetric matrix whose upper triangle is that of `upper`."""
+    """The symmetric matrix whose upper triangle is that of `upper`.
+
+    Example:
+        >>> symmetrize(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+        tensor([[1., 2.],
+                [2., 3.]])
+    """
     return upper.triu() + upper.triu(1).T
 
 
@@ -252,6 +258,11 @@ def check_finite(values: Tensor, sentence: str) -> None:
 
     Raises:
         UserError: a value is NaN or infinite.
+
+    Example:
+        >>> check_finite(torch.tensor([1.0, float("inf")]), "The weights of 'fc' are not finite.")
+        Traceback (most recent call last):
+        laconic.errors.UserError: The weights of 'fc' are not finite.
     """
     if not torch.isfinite(values).all():
         raise UserError(sentence)

@@ -137,6 +137,11 @@ def unpack_mask(stream: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool
 
     Raises:
         ValueError: the stream has another length.
+
+    Example:
+        >>> unpack_mask(torch.tensor([13], dtype=torch.uint8), (2, 2))
+        tensor([[ True, False],
+                [ True,  True]])
     """
     return unpack(stream, 1, math.prod(shape)).view(torch.bool).view(shape)
 

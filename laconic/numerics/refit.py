@@ -101,6 +101,11 @@ def refine(
 
     Returns:
         The improved Z, in fp64.
+
+    Example:
+        >>> W, M, H = torch.tensor([[1.0, 2.0]]), torch.tensor([[False, True]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+        >>> refine(W, M, H.double(), Z=W * M).round(decimals=3)
+        tensor([[0.0000, 2.5000]], dtype=torch.float64)
     """
     W, Z = W.double(), Z.double()
     system = H.float(), H.diagonal().reciprocal().float()

@@ -49,6 +49,12 @@ def search_scales(
 
     Returns:
         s in fp32; 1 / s can be stored in 16 bits.
+
+    Example:
+        >>> matrix = ScaledMatrix(torch.tensor([[1.0, 0.3]]), F=torch.ones(1), C=torch.tensor([1.0, 100.0]))
+        >>> s = search_scales([matrix], torch.tensor([1.0, 10.0]), GridSpec(bits=2, group=2), weighted=True)
+        >>> s.shape
+        torch.Size([2])
     """
     tried = [activation_powers(activity, power) for power in POWERS]
     losses = [sum(_loss(reader, s, spec, weighted) for reader in readers) for s in tried]
@@ -63,6 +69,12 @@ def quantize_scaled(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpe
         s: the scale of each column.
         spec: bits, group and kind of the grids.
         weighted: search for ranges with column j counting C_jj / s_j², for the error after (diag s)^{-1}.
+
+    Example:
+        >>> matrix = ScaledMatrix(torch.tensor([[0.0, 1.0, 2.0, 1.5]]), F=torch.ones(1), C=torch.ones(4))
+        >>> s = torch.tensor([1.0, 1.0, 1.0, 2.0])
+        >>> quantize_scaled(matrix, s, GridSpec(bits=2, group=4, clip=False), weighted=False).codes.tolist()
+        [[0, 1, 2, 3]]
     """
     W = reader.W.float() * s
     C = reader.C if reader.C.ndim == 1 else reader.C.diagonal()

@@ -134,6 +134,10 @@ def damp_active(H: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
 
     Args:
         H: moment of the inputs; if it is all zero, the result is the identity.
+
+    Example:
+        >>> damp_active(torch.diag(torch.tensor([1.0, 1.0]))).diagonal()
+        tensor([1.2000, 1.2000], dtype=torch.float64)
     """
     H = H.double()
     diagonal = H.diagonal()

@@ -49,6 +49,12 @@ def alternating_least_squares(problem: Problem, start: Components, sweeps: int) 
         problem: the matrix and its weights.
         start: the first factors.
         sweeps: at most this many updates of both factors; fewer at convergence.
+
+    Example:
+        >>> problem = Problem(torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 2))
+        >>> start = Components(torch.ones(2, 1), torch.ones(1, 2))
+        >>> alternating_least_squares(problem, start, sweeps=20).errors[-1] < 1.1
+        True
     """
     A, w = problem
     factors = start

@@ -46,6 +46,11 @@ class Problem(NamedTuple):
     Args:
         A: the matrix.
         w: weights in [0, 1].
+
+    Example:
+        >>> problem = Problem(torch.tensor([[2.0]]), torch.tensor([[0.5]]))
+        >>> problem.evaluate(torch.zeros(1, 1))
+        State(error=2.0, completed=tensor([[1.]]))
     """
 
     A: Float[Tensor, "out in"]
@@ -75,6 +80,10 @@ def raise_floor(Phi: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
     Args:
         Phi: weights; unchanged where all rows and columns weigh that much, all ones if they are all zero.
+
+    Example:
+        >>> raise_floor(torch.tensor([[1.0, 1.0], [1.0, 1.0]])).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
     """
     Phi = Phi.double()
     if not Phi.any():
@@ -85,12 +94,24 @@ def raise_floor(Phi: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
 
 def rank_one_fit(Phi: Float[Tensor, "out in"]) -> Scales:
-    """Φ_ij ≈ (p_i q_j)² from the sums of rows and columns; exact if Φ has rank one."""
+    """Φ_ij ≈ (p_i q_j)² from the sums of rows and columns; exact if Φ has rank one.
+
+    Example:
+        >>> p, q = rank_one_fit(torch.tensor([[1.0, 4.0]]))
+        >>> torch.outer(p, q).square()
+        tensor([[1.0000, 4.0000]])
+    """
     return Scales(Phi.sum(1).sqrt(), (Phi.sum(0) / Phi.sum()).sqrt())
 
 
 def rank_one_bound(Phi: Float[Tensor, "out in"]) -> Scales:
-    """Φ_ij ≤ (p_i q_j)², near the rank-one fit, with equality in every row and every column."""
+    """Φ_ij ≤ (p_i q_j)², near the rank-one fit, with equality in every row and every column.
+
+    Example:
+        >>> p, q = rank_one_bound(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+        >>> bool((torch.outer(p, q).square() >= torch.tensor([[1.0, 2.0], [2.0, 1.0]]) - 1e-6).all())
+        True
+    """
     fit = rank_one_fit(Phi)
     ratio = Phi / torch.outer(fit.p, fit.q).square()
     rows = ratio.amax(1)
@@ -99,7 +120,12 @@ def rank_one_bound(Phi: Float[Tensor, "out in"]) -> Scales:
 
 
 def uniform_bound(Phi: Float[Tensor, "out in"]) -> Scales:
-    """Φ_ij ≤ (p_i q_j)² from the largest weight alone."""
+    """Φ_ij ≤ (p_i q_j)² from the largest weight alone.
+
+    Example:
+        >>> uniform_bound(torch.tensor([[1.0, 4.0]])).p
+        tensor([2.])
+    """
     return Scales(Phi.max().sqrt().expand(Phi.shape[0]), Phi.new_ones(Phi.shape[1]))
 
 
@@ -111,7 +137,13 @@ def scale_problem(W: Float[Tensor, "out in"], Phi: Float[Tensor, "out in"], boun
 
 
 def rank_one_weighted(W: Float[Tensor, "out in"], scales: Scales, rank: int) -> Components:
-    """The best `rank` under Σ_ij (p_i q_j)² (W − Ŵ)_ij²: p^{-1} SVD_r(p W q) q^{-1}; needs m ≤ n. In fp64."""
+    """The best `rank` under Σ_ij (p_i q_j)² (W − Ŵ)_ij²: p^{-1} SVD_r(p W q) q^{-1}; needs m ≤ n. In fp64.
+
+    Example:
+        >>> A, B = rank_one_weighted(torch.eye(2), Scales(torch.ones(2), torch.tensor([1.0, 3.0])), rank=1)
+        >>> (A @ B).diagonal().round(decimals=4)
+        tensor([0., 1.], dtype=torch.float64)
+    """
     A, B = truncate(W.double() * torch.outer(scales.p, scales.q), rank)
     return Components(A / scales.p[:, None], B / scales.q)
 
@@ -233,6 +265,11 @@ def descend(problem: Problem, start: Components, extrapolation: Extrapolation, i
         start: the first factors.
         extrapolation: which matrix to truncate.
         iterations: at most this many; fewer at convergence.
+
+    Example:
+        >>> problem = Problem(torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 2))
+        >>> descend(problem, Components(torch.ones(2, 1), torch.ones(1, 2)), Nesterov(), iterations=5).errors[-1]
+        1.0
     """
     factors, state = start, problem.evaluate(start.A @ start.B)
     errors = [state.error]
@@ -249,7 +286,12 @@ def descend(problem: Problem, start: Components, extrapolation: Extrapolation, i
 
 
 def has_converged(errors: list[float]) -> bool:
-    """Whether the last few iterations together lowered the error by at most the fraction CONVERGED."""
+    """Whether the last few iterations together lowered the error by at most the fraction CONVERGED.
+
+    Example:
+        >>> has_converged([4.0, 1.0, 1.0, 1.0, 1.0])
+        True
+    """
     return len(errors) > PATIENCE and errors[-1 - PATIENCE] - errors[-1] <= CONVERGED * errors[-1 - PATIENCE]
 
 

@@ -41,5 +41,11 @@ class Random(UnstructuredPruning):
 
 
 def generator_for(seed: int, weight: Float[Tensor, "out in"]) -> torch.Generator:
-    """A random generator that is seeded by `seed` and the content of the matrix."""
+    """A random generator that is seeded by `seed` and the content of the matrix.
+
+    Example:
+        >>> weight = torch.ones(2, 2)
+        >>> torch.rand(1, generator=generator_for(0, weight)) == torch.rand(1, generator=generator_for(0, weight))
+        tensor([True])
+    """
     return torch.Generator().manual_seed((int(digest(weight)[:15], 16) + seed) % 2**63)

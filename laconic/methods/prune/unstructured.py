@@ -121,7 +121,12 @@ def check_pattern(method: str, pattern: tuple[int, int], width: int) -> None:
 
 
 def pattern_error(method: str, pattern: tuple[int, int], width: int, matrix: str) -> UserError | None:
-    """The error of `check_pattern` for a matrix that is called `matrix`; None where the pattern fits."""
+    """The error of `check_pattern` for a matrix that is called `matrix`; None where the pattern fits.
+
+    Example:
+        >>> pattern_error("wanda", (2, 4), width=8, matrix="fc") is None
+        True
+    """
     n, m = pattern
     requirement = f"of a group that divides the inputs of {matrix}, which are {width}"
     return must_be(f"{method}.pattern", requirement, f"{n}:{m}") if width % m else None
@@ -143,5 +148,11 @@ def to_sparse(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], siz
 
 
 def removes_nothing(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> bool:
-    """Whether every weight outside the mask is zero already, so that nothing has to be compensated for."""
+    """Whether every weight outside the mask is zero already, so that nothing has to be compensated for.
+
+    Example:
+        >>> import torch
+        >>> removes_nothing(torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))
+        True
+    """
     return not bool(weight.masked_fill(mask, 0).any())

@@ -150,7 +150,13 @@ class AffineQuantization(QuantizationMethod):
 
 
 def check_range(weight: Float[Tensor, "out in"], method: str) -> None:
-    """Raise UserError where a weight is NaN, infinite or larger than a scale of 16 bits can be."""
+    """Raise UserError where a weight is NaN, infinite or larger than a scale of 16 bits can be.
+
+    Example:
+        >>> check_range(torch.tensor([[1e6]]), "rtn")
+        Traceback (most recent call last):
+        laconic.errors.UserError: rtn cannot quantize weights beyond 65504; check the model.
+    """
     check_finite(weight, f"{method} cannot quantize weights that are NaN or infinite; check the model.")
     if weight.abs().max() > LARGEST_SCALE:
         raise UserError(f"{method} cannot quantize weights beyond {LARGEST_SCALE:.0f}; check the model.")
