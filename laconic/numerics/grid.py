@@ -35,13 +35,13 @@ from torch.nn.functional import pad
 
 LARGEST_SCALE = torch.finfo(torch.float16).max
 STEP = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
-"""Between the smallest numbers of 16 bits, which are multiples of it."""
+"""The smallest positive number of 16 bits."""
 FEW_STEPS = 16
 CLIPS = tuple(1 - part / 20 for part in range(15))
 """The parts of a group's range that are tried: all of it down to three tenths."""
 REFINEMENTS = 4
 ALONG = 2.0
-"""a: how much more inputs that are not known are taken to vary along the weights that read them than across."""
+"""a: second moment of unknown inputs along the weights that read them, relative to that across them."""
 MARGIN = 0.3
 """m: the fraction of the full range's error that clipping must save, where inputs are unknown."""
 MARGIN_BITS = 4
@@ -49,7 +49,7 @@ MARGIN_BITS = 4
 WEIGHED_BITS = 2
 """The most bits with which h_j = |w_j| + the root mean square of the group."""
 BLOCK = 2**22
-"""Weights that are worked on at a time, which bounds the memory, but where one grid is for all of a matrix."""
+"""Weights that are processed at a time, which bounds the memory, unless one grid serves the whole matrix."""
 
 
 class GridSpec(NamedTuple):
@@ -93,11 +93,7 @@ class Grid(NamedTuple):
     group: int | None
 
     def scale_and_zero(self, which: Integer[Tensor, " k"]) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "rows k"]]:
-        """s and z of some columns; one row where all rows have the same.
-
-        Args:
-            which: numbers of the columns.
-        """
+        """s and z of some columns; one row where all rows have the same."""
         if self.group is None:
             return self.scale.expand(1, len(which)), self.zero.expand(1, len(which))
         groups = which // self.group
@@ -166,12 +162,6 @@ def nearest_codes(
     bits: int,
 ) -> Float[Tensor, "out columns"]:
     """The codes of the nearest values, as whole numbers in the dtype of W; z where the scale is zero.
-
-    Args:
-        W: the matrix, or some of its columns.
-        scale: s of each weight.
-        zero: z of each weight.
-        bits: b.
 
     Example:
         >>> nearest_codes(torch.tensor([[0.2, 0.9]]), torch.tensor([[0.5]]), torch.zeros(1, 1), bits=2)

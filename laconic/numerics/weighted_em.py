@@ -29,12 +29,7 @@ LEAST_WEIGHT = 1e-6
 
 
 class Scales(NamedTuple):
-    """Positive scales of rows and columns.
-
-    Args:
-        p: scales of the rows.
-        q: scales of the columns.
-    """
+    """Positive scales p of the rows and q of the columns."""
 
     p: Float[Tensor, " out"]
     q: Float[Tensor, " in"]
@@ -64,12 +59,7 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of the iteration at one X.
-
-    Args:
-        error: Σ_ij w_ij (A − X)_ij².
-        completed: w∘A + (1 − w)∘X.
-    """
+    """The error Σ_ij w_ij (A − X)_ij² at one X, and the completed matrix w∘A + (1 − w)∘X."""
 
     error: float
     completed: Float[Tensor, "out in"]
