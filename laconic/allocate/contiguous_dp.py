@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from math import inf
 
 Run = tuple[int, int]
-"""[i, j): from the first item that goes up to the first that stays."""
+"""[i, j): from the first dropped item up to the first kept one."""
 Size = tuple[int, int]
-"""How many items go, and in how many runs."""
+"""How many items are dropped, and in how many runs."""
 
 
 def contiguous_dp(costs: Mapping[Run, float], length: int, drop: int) -> dict[Size, tuple[float, tuple[Run, ...]]]:
@@ -34,7 +34,7 @@ def contiguous_dp(costs: Mapping[Run, float], length: int, drop: int) -> dict[Si
         >>> contiguous_dp(costs, length=3, drop=2)[2, 2]
         (3.0, ((0, 1), (2, 3)))
     """
-    # least[j][k, r]: D(j, k, r) and the runs that it is made of.
+    # least[j][k, r]: D(j, k, r) and its runs.
     least: list[dict[Size, tuple[float, tuple[Run, ...]]]] = [{(0, 0): (0.0, ())}]
     for stop in range(1, length + 1):
         here = dict(least[stop - 1])

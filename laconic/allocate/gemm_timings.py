@@ -22,10 +22,10 @@ WARM_UP = 2
 ROUNDS = 25
 FEWEST_ROUNDS = 5
 PATIENCE = 30.0
-"""Seconds after which a large table is measured no more, once every product has run often enough."""
+"""Seconds after which no further round begins, once there are enough."""
 
 GRID = tuple(sorted({power * part // 4 for power in (2**i for i in range(3, 17)) for part in (4, 6)}))
-"""Where the table is exact along the smaller side of a matrix: 8, 12, 16, 24, 32 and so on; linear in between."""
+"""Sizes of the smaller side that are measured: 8, 12, 16, 24, 32 and so on; times between them are interpolated."""
 
 
 class Product(NamedTuple):
@@ -38,7 +38,7 @@ class Product(NamedTuple):
 
 REFERENCE = Product(1024, 512, 512)
 Measure = Callable[[Sequence[Product]], list[list[float]]]
-"""Seconds of some products in turn, round by round."""
+"""Times several products: seconds of each, one list for each round."""
 
 
 class ProductTimes:
@@ -105,7 +105,7 @@ def knots(product: Product) -> tuple[Product, Product]:
     side = min(product.out_features, product.in_features)
     at = bisect_left(GRID, side)
     low, high = (GRID[at], GRID[at]) if GRID[at] == side else (GRID[max(at - 1, 0)], GRID[at])
-    # The smaller side is the rank where there is one, as ranks that save anything are below both sides of the matrix.
+    # For a factor the smaller side is the rank, which is below both sides of the matrix.
     narrow_out = product.out_features <= product.in_features
     ends = [product._replace(**{"out_features" if narrow_out else "in_features": size}) for size in (low, high)]
     return ends[0], ends[1]

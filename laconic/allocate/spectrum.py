@@ -62,7 +62,7 @@ class Budget:
 
 def too_small(keep: float, least: float) -> UserError:
     """The error where `keep` is asked for and the smallest sizes keep `least`."""
-    # Rounded up, so that what is said can be asked for.
+    # Rounded up, so that the value in the message is accepted.
     return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
 
 
@@ -105,7 +105,7 @@ def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: floa
 
 Cost = Callable[[Candidate], int]
 Alternatives = Sequence[Mapping[str, Candidates]]
-"""Ways to present the same matrices: each by itself, or as one. Every mapping covers all of them."""
+"""Ways to present the same matrices: each alone, or several as one. Every mapping covers all of them."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _combinations(candidates: Mapping[str, Candidates], cost: Cost) -> list[Comb
     hulls = {name: lower_hull(offered) for name, offered in single.items()}
     combined = [_combine([hull[0] for hull in hulls.values()])]
     steps = [step for hull in hulls.values() for step in itertools.pairwise(hull)]
-    # The hull of a sum is made of the steps of the single hulls in order of gain; each hull's own fall already.
+    # The hull of a sum takes the steps of the single hulls in order of gain; within a hull, gains fall already.
     for lower, upper in sorted(steps, key=lambda step: -gain(*step)):
         here = combined[-1]
         cost_now, loss_now = here.cost + upper.cost - lower.cost, here.loss + upper.loss - lower.loss
@@ -247,7 +247,7 @@ def _climb(hulls: Sequence[list[Combination]], chosen: list[Combination], left: 
     for _, family, index in sorted(steps, key=lambda step: (-step[0], step[2])):
         hull = hulls[family]
         extra = hull[index + 1].cost - hull[index].cost
-        # A hull is climbed option by option: once a step does not fit, the ones above it cannot be reached.
+        # A hull is climbed step by step: once a step does not fit, those above it cannot be reached.
         if family in stuck or extra > left:
             stuck.add(family)
             continue

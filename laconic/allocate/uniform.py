@@ -18,9 +18,9 @@ from laconic.methods import Method
 Shapes = Mapping[str, tuple[int, int]]
 
 CLOSE = 0.01
-"""Of `keep`: how far below it the matrices may stay together where finer sizes exist."""
+"""How far the matrices together may stay below `keep`, as a fraction, where finer sizes exist."""
 SMALLEST = 1e-9
-"""A `keep` that no size is small enough for."""
+"""A `keep` below every size."""
 
 
 def allocate_uniform(
@@ -67,7 +67,7 @@ def allocate_uniform(
 
 
 ROUNDING = 1e-3
-"""Bytes: a budget is a product of fractions."""
+"""Tolerance in bytes, as a budget is a product of floating-point fractions."""
 
 
 class _Filling:

@@ -19,19 +19,19 @@ from laconic.cache import machine_file, processor, read_measurements, short_numb
 from laconic.formats.kernels import DECODED, DENSE, DenseKernel, Kernel, KernelFamily, working_kernels
 
 SMALL = 2**16
-"""Weights of a matrix below which calls cost more than products."""
+"""With fewer weights, the call takes longer than the product."""
 ROWS = (1, 4, 16, 64, 256, 1024)
-"""Numbers of rows that are measured; between two of them the larger stands for both, and the last for all above it."""
+"""Numbers of rows that are measured; others use the next larger one, or the last."""
 FEW_ROWS = 64
-"""With no more than these, reading the matrix takes a good part of the time."""
+"""With at most this many rows, reading the matrix takes much of the time."""
 CACHES = 2**26
-"""Bytes that are written to before each run with few rows."""
+"""Bytes that are written before each run with few rows."""
 ROUNDS, FEWEST_ROUNDS, PATIENCE = 15, 3, 1.5
-"""Rounds, and the seconds after which fewer are enough."""
+"""Largest and smallest number of rounds, and the seconds after which no further round begins."""
 HOPELESS = 1.5
-"""Times slower than the fastest, by the second round, is out."""
+"""A kernel this many times slower than the fastest is dropped after two rounds."""
 AS_FAST = 1.05
-"""What the least of several times may be off by."""
+"""Relative uncertainty of the fastest of several times."""
 
 
 class Choice(NamedTuple):
@@ -115,7 +115,7 @@ class KernelChoices:
         sizes, dtype = "x".join(map(str, question[:3])), str(question.dtype).removeprefix("torch.")
         key = f"{family.name} {sizes} {dtype}"
         if key not in self._choices:
-            # Another process may have measured it meanwhile, and one answer serves all.
+            # Another process may have measured it meanwhile.
             self._choices = _read(self._file) | self._choices
         if key not in self._choices or self._choices[key].kernel not in family.makers:
             self._choices[key] = choose_kernel(family, question)
@@ -145,7 +145,7 @@ def time_kernels(family: KernelFamily[Any], question: ProductShape) -> dict[str,
     x[0, 1:] = 1
     kernels = working_kernels(family, matrix, x)
     if DENSE not in kernels:
-        # Not to be chosen: what the others are held against.
+        # The reference for the speedup; it cannot be chosen.
         kernels[DENSE] = DenseKernel(family.dense(matrix, question.dtype))
     return least_seconds(kernels, x, x.new_zeros(shape[0]), family.makers)
 

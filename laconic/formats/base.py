@@ -258,20 +258,20 @@ class SharedProduct:
 
     def __init__(self, shared_by: int) -> None:
         self.shared_by = shared_by
-        # (x, its version and whether gradients were on, f(x), how many layers have yet to ask for it)
+        # (x, its version and whether gradients were enabled, f(x), how many layers have yet to call)
         self._latest: tuple[Tensor, tuple[int, bool], Tensor, int] | None = None
 
     def __deepcopy__(self, memo: object) -> "SharedProduct":
-        # What is held belongs to one call of one model.
+        # The stored product belongs to one call of one model.
         return SharedProduct(self.shared_by)
 
     def compute(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """f(x), computed unless the latest call had this very tensor."""
         if self.shared_by == 1 or torch.compiler.is_compiling():
-            # A compiler merges equal products by itself.
+            # A compiler merges equal products itself.
             return f(x)
         held = self._latest
-        # What was changed in place is another input, though it is the same tensor; inference tensors keep no count.
+        # A tensor that was changed in place is another input; inference tensors have no version counter.
         state = (0 if x.is_inference() else x._version, torch.is_grad_enabled())
         if held is not None and held[0] is x and held[1] == state:
             _, _, z, left = held

@@ -21,9 +21,9 @@ from laconic.numerics.packing import packed_nbytes, unpack
 
 MOST_BITS = 4
 GROUPS = (256, 128, 64, 32)
-"""Columns of one scale that torch takes."""
+"""Group sizes that torch supports."""
 OUTPUTS = 16
-"""Whose multiple torch wants the outputs to be."""
+"""torch needs the number of outputs to be a multiple of it."""
 MOST_ROWS = 64
 """Generating takes as many rows as texts, or beams. What judges a model takes a row a token, many more: it decodes, so
 that its figures are those of the exact matrix, but for layers that see one row of each text, as poolers do."""
@@ -99,7 +99,7 @@ def torch_group_size(group: int | None, width: int) -> int | None:
         >>> torch_group_size(96, 384)
         32
     """
-    # A shorter group at the end begins where a whole one would.
+    # A shorter last group begins at a multiple of the group size.
     common = width if group is None or group >= width else gcd(group, width)
     return next((columns for columns in GROUPS if common % columns == 0), None)
 
@@ -109,7 +109,7 @@ def to_torch_layout(matrix: Int4Matrix, group: int) -> tuple[Integer[Tensor, "ou
     out_features, width = matrix.shape
     scale, zero = matrix.grid.scale_and_zero(torch.arange(0, width, group, device=matrix.codes.device))
     scale, zero = scale.expand(out_features, -1), zero.expand(out_features, -1)
-    # The scale as it will be multiplied by, so that the code z still stands for zero.
+    # The scale as torch will use it, so that the code z still means zero.
     scale = scale.bfloat16().float()
     codes = matrix.unpacked_codes.int()
     centred = codes.view(out_features, -1, group) + (8 - zero.int())[..., None]
@@ -128,7 +128,7 @@ class Int4Family(KernelFamily[Int4Matrix]):
     """
 
     label = "int4"
-    # Some tenths of a millisecond are not worth a measurement, nor bfloat16.
+    # Saving tenths of a millisecond is worth neither a measurement nor bfloat16.
     small = DECODED
     most_rows = MOST_ROWS
 
@@ -162,4 +162,4 @@ KERNELS: Mapping[str, Callable[[Int4Matrix, torch.dtype], Kernel]] = {
     DECODED: lambda matrix, dtype: DecodingKernel(lambda: matrix.dense(dtype)),
     "weight-only": lambda matrix, _: WeightOnly4(matrix),
 }
-"""A kernel that keeps the dense matrix is not among them: these layers are there to save memory."""
+"""None of them keeps the dense matrix, because these layers are used to save memory."""

@@ -83,7 +83,7 @@ def int8_product(
 
 
 FULL, SAFE = 255, 127
-"""Levels of the inputs: all of a byte, and as many as never overflow a sum of two products in 16 bits."""
+"""Levels of the inputs: all of a byte, and the most for which two products never overflow 16 bits."""
 FULL_ONEDNN, SAFE_ONEDNN = "onednn", "onednn, 7-bit inputs"
 
 
@@ -182,7 +182,7 @@ class Int8Family(KernelFamily[Int8Matrix]):
     """Int8 codes with a scale for each output."""
 
     name = label = "int8"
-    # Calls cost more than products, so that nothing is faster.
+    # The call takes longer than the product, so that no kernel is faster.
     small = DENSE
     most_rows = inf
     stand_ins: ClassVar[Mapping[str, str]] = {SAFE_ONEDNN: FULL_ONEDNN}
@@ -193,7 +193,7 @@ class Int8Family(KernelFamily[Int8Matrix]):
 
     def example(self, shape: tuple[int, int], generator: torch.Generator) -> Int8Matrix:
         codes = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
-        # Sums as large as they come.
+        # The largest sums that can occur.
         codes[0], codes[-1] = 127, -128
         return Int8Matrix(codes, torch.rand(shape[0], generator=generator) / 127)
 

@@ -16,20 +16,20 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 ALIGNED = 64
-"""Bytes to whose multiples torch aligns what it allocates; vector instructions ask for 16 to 64."""
+"""torch aligns its allocations to this many bytes; vector instructions need 16 to 64."""
 
 DECODED, DENSE = "decoded", "dense"
-"""The kernels that every family has, though not every one lets `dense` be chosen."""
+"""Kernels of every family; some families never choose `dense`."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Of the inputs."""
+"""Dtypes of the inputs that kernels take."""
 
 UNAVAILABLE = (RuntimeError, AttributeError)
-"""What torch raises where an operator, or the library behind it, is not built for this processor."""
+"""Raised by torch where an operator, or its library, is not built for this processor."""
 
 TRIED_ROWS = 64
 CLOSE = {torch.float32: 1e-2, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-"""The relative error of a kernel that computes what it should: rounding of inputs, and no overflow."""
+"""The largest relative error of a correct kernel, which comes from rounding its inputs."""
 
 M = TypeVar("M")
 

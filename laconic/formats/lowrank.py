@@ -52,7 +52,7 @@ class LowRank(Format):
         super().__init__()
         self.right: nn.Linear | Format = nn.Linear(in_features, rank, bias=False)
         self.left: nn.Linear | Format = nn.Linear(rank, out_features, bias=bias)
-        # Kept apart from the factors, which a later step may replace by formats of their own.
+        # Stored here, because a later step may replace the factors by formats.
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
         self._product = SharedProduct(shared_by)
 
@@ -187,7 +187,7 @@ class LowRankReader(Format):
         super().__init__()
         self.left = nn.Linear(rank, out_features, bias=bias)
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
-        # In a tuple, where torch does not look for parts: B belongs to the source, and is stored there alone.
+        # In a tuple, so that torch does not register it: B is stored with its owner alone.
         self._source: tuple[LowRank, ...] = ()
 
     @classmethod

@@ -127,7 +127,7 @@ class Masked(Format):
             trainable: whether the weight requires gradients.
         """
         self.values = self.bits = None
-        # Without numbers nothing can be counted, and what was said stands.
+        # On the meta device nothing can be counted, so the given count stays.
         self.mask, self.kept = mask, self.kept if mask.is_meta else int(mask.count_nonzero())
         weight = self.orient(torch.where(mask, weight, 0)).contiguous()
         self.set_plain_weight(nn.Parameter(weight, requires_grad=trainable))
@@ -199,13 +199,13 @@ class Masked(Format):
         return pack(rank_combinations(mask.view(-1, self.pattern[1])), index_bits(self.pattern))
 
     def _mask_of(self, bits: Tensor) -> Bool[Tensor, "out in"]:
-        # transformers may have cast it with the weights beside it, to a dtype that holds every byte.
+        # transformers may have cast it with the weights, to a dtype that holds every byte value.
         stream = bits.to(torch.uint8)
         if self.pattern is None:
             return unpack_mask(stream, self.shape)
         kept, of = self.pattern
         numbers = unpack(stream, index_bits(self.pattern), self.out_features * self.in_features // of)
-        # 2:4 has six combinations, and three bits could say eight.
+        # 2:4 has six combinations, and three bits have eight values.
         if len(numbers) and int(numbers.max()) >= math.comb(of, kept):
             raise UserError(
                 f"A pruned layer of {self.out_features} x {self.in_features} has a group that is no combination of "
@@ -230,7 +230,7 @@ def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None)
 
 
 def _accept(layer: Masked, state_dict: Any, prefix: str, *about: Any) -> None:
-    # The last of what torch passes on is the list of what it raises in the end.
+    # The last argument is the list of errors that torch raises at the end.
     layer.unpack_state_dict(state_dict, prefix, about[-1])
 
 

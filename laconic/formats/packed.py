@@ -249,7 +249,7 @@ class PackedEmbedding(EmbeddingFormat):
         # of its first parameter, and there is no dense layer of bytes.
         del self.weight
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-        # What it reads from is put here, as it is inside of every format that nests another.
+        # The codes are set later, as nested formats are when a model is loaded.
         self.matrix = nn.Module()
 
     @classmethod
@@ -287,7 +287,7 @@ class PackedEmbedding(EmbeddingFormat):
         return self.coded.nbytes()
 
     def nbytes_in(self, dtype: torch.dtype) -> int:
-        # A shell of its own has no codes yet.
+        # An empty embedding has no codes yet.
         return self.coded.nbytes_in(dtype)
 
     def macs(self) -> int:

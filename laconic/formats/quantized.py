@@ -111,7 +111,7 @@ class Quantized(PackedCodes):
 
     @property
     def kernel_family(self) -> KernelFamily[Any] | None:
-        # A weight that was pruned has no code to multiply by.
+        # Pruned weights have no codes.
         fits = (
             self.kept is None and self.bits <= MOST_BITS and torch_group_size(self.group, self.in_features) is not None
         )

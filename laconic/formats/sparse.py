@@ -41,7 +41,7 @@ class Sparse(Masked):
         self, out_features: int, in_features: int, kept: int, bias: bool, pattern: Sequence[int] | None = None
     ) -> None:
         super().__init__((out_features, in_features), kept, pattern)
-        # There is a linear once there is a weight; what it will be called, its bias is called already.
+        # The linear is created with its weight; until then this module holds the bias under the same name.
         self.linear: nn.Module = nn.Module()
         self.linear.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
 
@@ -79,7 +79,7 @@ class Sparse(Masked):
         return weight
 
     def macs(self) -> int:
-        # A dense product multiplies by the zeros too.
+        # A dense product includes the zeros.
         return self.out_features * self.in_features
 
     @property

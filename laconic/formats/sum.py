@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from laconic.formats.base import Format, weight_macs, weight_nbytes
 
 ROUNDS = 2
-"""How often each of the two is refitted to what the other leaves."""
+"""How often each of the two is refitted to the residual of the other."""
 
 
 class Sum(Format):
@@ -34,7 +34,7 @@ class Sum(Format):
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
         self.out_features, self.in_features = out_features, in_features
-        # The two are put here, as what lies inside of every format is when it is loaded.
+        # The two formats are set later, as nested formats are when a model is loaded.
         self.first: nn.Module = nn.Module()
         self.second: nn.Module = nn.Module()
 

@@ -226,7 +226,7 @@ def digest(weight: Float[Tensor, "out in"]) -> str:
         >>> digest(torch.zeros(1, 1))
         '11d2df4e979aa105cf552e9544ebd2b5'
     """
-    # Of a matrix of one column, torch calls any stride contiguous.
+    # For a matrix with one column, torch calls any stride contiguous.
     numbers = weight.contiguous().view(-1).cpu()
     return hashlib.blake2b(numbers.view(torch.uint8).numpy().data, digest_size=16).hexdigest()
 

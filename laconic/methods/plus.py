@@ -23,7 +23,7 @@ from laconic.numerics.moments import check_finite, quadratic_loss
 
 Part = Literal["base", "residual"]
 SHARES = (0.05, 0.1, 0.2)
-"""The fractions of the base's bytes that the ladder offers for the low-rank part."""
+"""The fractions of the base's bytes that are offered for the low-rank part."""
 CONVERGED = 1e-3
 """Rounds end once one of them lowers the loss by less than this fraction."""
 
@@ -130,7 +130,7 @@ class Plus(Method):
         if not self.has_size:
             raise UserError(f"{self.name} needs a size: give keep, or a size to both its base and its residual.")
         check_finite(weight, f"{self.name} cannot compress weights that are NaN or infinite; check the model.")
-        # Apart from what is remembered of the matrix itself: what is solved here is met once.
+        # With a cache of its own: the matrices that are solved here do not occur again.
         return self._descent(weight, LayerStats(stats, stats.support))
 
     def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
@@ -181,7 +181,7 @@ class Plus(Method):
         if self.factor_bits is None:
             return min(int(nbytes / ((m + n) * dtype.itemsize)), m, n)
         each = _channel_rtn(self.factor_bits)
-        # A few bytes more than a straight line, as the last code of a factor is filled up.
+        # Slightly more than linear in the rank, as the last byte of a factor is padded.
         rank = min(int((nbytes - 2 * m) / ((m + n) * self.factor_bits / 8 + 2)), m, n)
         while rank > 0 and each.nbytes_for((m, rank), dtype) + each.nbytes_for((rank, n), dtype) > nbytes:
             rank -= 1

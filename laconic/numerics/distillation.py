@@ -119,7 +119,7 @@ def relation_divergence(
     """
     log_p, log_q = (log_relations(values, heads, mask) for values in (teacher, student))
     p = log_p.exp()
-    # Where a token is padding both are −∞, whose difference is no number.
+    # At padding both are −∞, and their difference is NaN.
     terms = torch.where(p > 0, p * (log_p - log_q), 0)
     return terms.sum(-1).mT[mask].mean()
 

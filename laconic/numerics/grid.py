@@ -132,7 +132,7 @@ def fit_grid(
         (1.0, 0.0)
     """
     W = W.float()
-    # Without a search there is no part of the range to choose: what is tried then is the sign alone.
+    # Without a search for the range only the sign of a symmetric scale is chosen.
     along = ALONG if importance is None and spec.clip else 1.0
     h = torch.ones_like(W)
     if importance is not None and importance.max() > 0:
@@ -257,7 +257,7 @@ def _refine_scale(
     weighted = h * steps
     norm, product = (weighted * steps).sum(1), (weighted * W).sum(1)
     if along != 1:
-        # Where the slope of ‖w − s q‖² + (a − 1) (⟨w − s q, w⟩)² / ‖w‖² is 0.
+        # The zero of the derivative of ‖w − s q‖² + (a − 1) (⟨w − s q, w⟩)² / ‖w‖².
         size = (h * W * W).sum(1).clamp(min=1e-30)
         norm, product = norm + (along - 1) * product.square() / size, along * product
     return _round_scale(torch.where(norm > 0, product / norm.clamp(min=1e-30), scale))
@@ -271,7 +271,7 @@ def _candidates(W: Tensor, spec: GridSpec) -> Iterator[tuple[Tensor, Tensor]]:
         largest = W.abs().amax(1)
         zero = torch.full_like(largest, half)
         for clip in clips:
-            # With 2^{b−1} − 1 both ends are within; with 2^{b−1} one of them, and the sign says which.
+            # With 2^{b−1} − 1 steps both ends are in range; with 2^{b−1} only one of them, chosen by the sign.
             for steps in (half - 1, half, -half):
                 yield _round_scale(clip * largest / steps), zero
         return

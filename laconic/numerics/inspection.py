@@ -23,13 +23,13 @@ from laconic.numerics.moments import RELATIVE_FLOOR
 
 PER_DECADE = 100
 SMALLEST, LARGEST = -10, 4
-"""Powers of ten that the classes begin and end with; what is beyond is in the outermost ones."""
+"""Powers of ten where the classes begin and end; the outermost classes are open."""
 CHUNK = 2**22
-"""Entries that are looked at together."""
+"""Entries that are processed at a time."""
 
 
 def _edges(device: torch.device) -> Float[Tensor, " edges"]:
-    # Python's powers of ten are those that its literals are; torch's may be off by the last digit.
+    # Python's powers of ten equal its literals; torch's may differ in the last digit.
     exponents = range(SMALLEST * PER_DECADE, LARGEST * PER_DECADE + 1)
     return torch.tensor([10.0 ** (k / PER_DECADE) for k in exponents], dtype=torch.float64, device=device)
 
@@ -125,7 +125,7 @@ class Magnitudes:
         """The share of Σ|w| that the largest `fraction` of the entries has."""
         wanted = fraction * self.number
         counts, sums = self.counts.flip(0), self.sums.flip(0)
-        # Of the class where the count is reached, as many as are still wanted, each with the mean of the class.
+        # In the class where the count is reached, the remaining entries count the mean of the class.
         taken = (wanted - (counts.cumsum(0) - counts)).clamp(min=0).minimum(counts)
         held = (sums * taken / counts.clamp(min=1)).sum()
         return float(held / self.sums.sum().clamp(min=torch.finfo(torch.float64).tiny))
@@ -193,7 +193,7 @@ def energy_rank(s: Float[Tensor, " k"], energy: float) -> int:
     if not s.any():
         return 0
     held = squares.cumsum(0) / squares.sum()
-    # Rounding must not ask for one more than all.
+    # Rounding must not give a rank above the number of singular values.
     return min(int((held < energy - 1e-12).sum()) + 1, len(s))
 
 
@@ -220,7 +220,7 @@ def cka(representations: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "k 
     totals = sums.sum(1)
     flat = kernels.flatten(1)
     hsic = flat @ flat.T + torch.outer(totals, totals) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums @ sums.T)
-    # The factor 1 / (n (n − 3)) cancels. A representation that does not vary is like nothing.
+    # The factor 1 / (n (n − 3)) cancels. A constant representation has similarity 0 with all others.
     scale = hsic.diagonal().clamp(min=0).sqrt()
     product = torch.outer(scale, scale)
     return torch.where(product > 0, hsic / product.clamp(min=torch.finfo(torch.float64).tiny), 0).clamp(-1, 1)

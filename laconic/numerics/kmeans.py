@@ -22,12 +22,12 @@ from torch.nn.functional import pad
 ITERATIONS = 60
 POWERS = (1 / 3, 0.0, 2 / 3)
 FEW = 32
-"""Up to so many values every start is tried and improved by moves; more of them are close to their best anyway."""
+"""With at most this many values, all starts are tried and improved by moves; more values are near the best anyway."""
 MOVES = 20
 SETTLING = 10
 """Iterations after each move."""
 BLOCK = 2**21
-"""Numbers that are worked on at a time, which bounds the memory, but where one table is for all of a matrix."""
+"""Numbers that are processed at a time, which bounds the memory, unless one table serves the whole matrix."""
 
 
 class _Rows(NamedTuple):
@@ -63,7 +63,7 @@ def kmeans(
         tensor([[ 0.5000, 10.0000]], dtype=torch.float64)
     """
     if k >= W.shape[1]:
-        # A value for each number.
+        # Every number gets a value of its own.
         return pad(W.double().sort(dim=1).values, (0, k - W.shape[1]), mode="replicate")
     parts = []
     for rows in torch.arange(len(W), device=W.device).split(max(1, BLOCK // W.shape[1])):
@@ -98,7 +98,7 @@ def assign_codes(W: Float[Tensor, "rows n"], V: Float[Tensor, "rows k"]) -> Inte
 def _sort(W: Tensor, h: Tensor) -> _Rows:
     v, order = W.double().sort(dim=1)
     h = h.double().gather(1, order)
-    # Of the order of one, so that nothing of a row with tiny weights is lost.
+    # Weights of order 1, so that rows with tiny weights do not underflow.
     h = h / h.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     sums = [pad(term.cumsum(1), (1, 0)) for term in (h, h * v, h * v * v)]
     return _Rows(v.contiguous(), h, (sums[0], sums[1], sums[2]))
@@ -108,7 +108,7 @@ def _start_values(rows: _Rows, k: int, power: float) -> Float[Tensor, "rows k"]:
     """Values of density ∝ f^power."""
     v, h = rows.v, rows.h
     gaps = torch.gradient(v, dim=1)[0] if v.shape[1] > 1 else torch.ones_like(v)
-    # f is the weight of a number by the room that it has.
+    # The density f of a number is its weight over its distance to the neighbours.
     mass = (h.pow(power) * gaps.pow(1 - power)).cumsum(1)
     wanted = (torch.arange(k, dtype=v.dtype, device=v.device) + 0.5) / k
     places = torch.searchsorted(mass, mass[:, -1:] * wanted)
@@ -126,7 +126,7 @@ def _lloyd(rows: _Rows, V: Tensor, iterations: int) -> Float[Tensor, "rows k"]:
     for _ in range(iterations):
         edges = _edges(rows, V)
         mass, moment = (total.gather(1, edges).diff(dim=1) for total in rows.sums[:2])
-        # Means of neighbouring stretches are in order but for rounding, and an empty one stays between them.
+        # The means are ascending except for rounding, and the value of an empty stretch stays between its neighbours.
         new = torch.where(mass > 0, moment / mass, V).sort(dim=1).values
         if torch.equal(new, V):
             break
@@ -171,7 +171,7 @@ def _move_value(rows: _Rows, V: Tensor) -> Float[Tensor, "rows k"]:
     edges = _edges(rows, V)
     mass, moment = (total.gather(1, edges).diff(dim=1) for total in rows.sums[:2])
     value = _energy(mass, moment)
-    # Every place inside of a stretch at which it can be divided.
+    # Every place at which a stretch can be divided.
     places = torch.arange(1, n, device=V.device).expand(len(V), -1).contiguous()
     owner = torch.searchsorted(edges[:, 1:-1].contiguous(), places, right=True)
     left = [total[:, 1:-1] - total.gather(1, edges.gather(1, owner)) for total in rows.sums[:2]]

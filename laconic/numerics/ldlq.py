@@ -69,7 +69,7 @@ def ldlq(
     low, right = rows * TILE - m, columns * TILE - n
     R_O, R_I = pad(R_O, (0, low, 0, low)), pad(R_I, (0, right, 0, right))
     down, along = _reach(R_O), _reach(R_I)
-    # What fills up the last tiles has no value but 0, its own, and so leaves nothing for others.
+    # The padding of the last tiles is zero and has a scale of 0, so it has no error to pass on.
     parts = [part.double().expand(m, n) for part in (W, values.scale, values.inverse, values.zero)]
     wanted = torch.stack([_to_tiles(pad(part, (0, right, 0, low))) for part in parts])
     E, Y, codes = (torch.zeros_like(wanted[0]) for _ in range(3))
@@ -108,7 +108,7 @@ def _round_tiles(
     along, down = reach
     found = torch.zeros_like(wanted[:3])
     for s in range(2 * TILE - 1):
-        # Its rows, and its columns too, though these in reverse order.
+        # The rows of this anti-diagonal; its columns are the same numbers in reverse order.
         here = slice(max(0, s - TILE + 1), min(s, TILE - 1) + 1)
         from_left = left[s, here]
         w = W[s, here] + from_left + above[s, here].flip(0)
@@ -132,7 +132,7 @@ def _sum(tiles: Float[Tensor, "k t t"], R: Float[Tensor, "height t"]) -> Float[T
 
 def _to_askew(X: Float[Tensor, "*some tiles t t"]) -> Float[Tensor, "*some steps t tiles"]:
     """[…, s, i, :] = X[…, :, i, s − i], 0 where there is none."""
-    # Rows that are one number shorter than they are apart move by one to the right each.
+    # With rows one shorter than their stride, each row is shifted right by one more.
     wide = pad(X, (0, TILE)).flatten(-2)[..., : TILE * (2 * TILE - 1)]
     return wide.unflatten(-1, (TILE, -1)).transpose(-1, -3).contiguous()
 

@@ -184,7 +184,7 @@ def rank_for(keep: float, out_features: int, in_features: int, multiple: int) ->
         >>> rank_for(0.5, 384, 384, multiple=8)
         96
     """
-    # 0.29 · 800 is 231.99… in floating point; no rank is to be lost to that.
+    # 0.29 · 800 is 231.99… in floating point, which must not lose a rank.
     rank = int(keep * out_features * in_features / (out_features + in_features) + 1e-9)
     return max(1, rank - rank % multiple if rank >= multiple else rank)
 

@@ -129,7 +129,7 @@ def _last_kept(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> F
     """The lowest score that is kept in each row; +∞ where none is."""
     n = scores.shape[1]
     if len(scores) == 1:
-        # Selecting one of many is ten times faster than sorting all.
+        # Selecting one value is ten times faster than sorting all.
         k = n - int(kept) + 1
         return scores.kthvalue(k, keepdim=True).values if k <= n else scores.new_full((1, 1), inf)
     falling = scores.sort(dim=1, descending=True).values
@@ -186,7 +186,7 @@ def count_pruned(fields: Sequence[ScoredMatrix], k: int) -> list[int]:
     inside = [int(counts[digit]) for counts in upper]
     del upper
     nothing = torch.zeros(DIGIT, dtype=torch.long)
-    # Where nothing lies in the bucket, or the cap does before it, a second look is not needed.
+    # A second pass is not needed where the bucket is empty, or the cap is reached before it.
     lower = [
         _histogram(field, lambda ordered_integers: lower_digit(ordered_integers, digit))
         if more and count < field.cap

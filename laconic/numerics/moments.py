@@ -24,7 +24,7 @@ OutputMoment = Float[Tensor, "out out"] | Float[Tensor, " out"]
 # Eigenvalues below this fraction of the largest are rounding noise of an fp64 `eigh`.
 RELATIVE_FLOOR = 1e-12
 
-# Wide enough for a matrix product to run at full speed, narrow enough to save nearly half of it.
+# Wide enough for products at full speed, narrow enough to save nearly half of the work.
 GRAM_BLOCK = 256
 
 

@@ -28,10 +28,10 @@ from torch import Tensor
 from laconic.numerics.moments import RELATIVE_FLOOR, InputMoment, Moment, eigh, root_factor, shrink
 
 BLOCK = 128
-"""Columns after which what is left over is moved to the columns further right, in one matrix product."""
+"""Columns after which the errors are passed on to all columns further right, in one matrix product."""
 
 MaskRule = Callable[[Float[Tensor, "out columns"], int], Bool[Tensor, "out columns"]]
-"""Which weights of some columns are kept: of their scores w² / [H^{-1}]_qq and the number of the first column."""
+"""A mask of kept weights from the scores w² / [H^{-1}]_qq of some columns, and the number of the first of them."""
 
 
 class PrunedWeight(NamedTuple):
@@ -103,7 +103,7 @@ def prune_columns(
         >>> prune_columns(torch.tensor([[1.0, 2.0]]), U, keep).W.round(decimals=4)
         tensor([[0., 3.]], dtype=torch.float64)
     """
-    # Transposed, so that a column lies in one piece of memory.
+    # Transposed, so that a column is contiguous.
     Wt = W.double().T.clone(memory_format=torch.contiguous_format)
     mask = torch.ones_like(Wt, dtype=torch.bool)
     n = len(Wt)
@@ -181,6 +181,6 @@ def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Floa
     """
     gamma = missing / (1 - missing)
     inverse = F.squares @ (1 / (F.values[:, None] * H.values + gamma)) @ H.squares.T
-    # The difference of two large numbers where almost all are missing.
+    # Where almost all weights are missing, this is the difference of two large numbers.
     left = (1 / inverse - gamma).clamp(min=RELATIVE_FLOOR)
     return left * F.diagonal[:, None] * H.diagonal

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 MAX_BITS = 62
-"""Bits of the widest codes: what a signed word of 64 bits can hold as a count."""
+"""Bits of the widest codes, so that 2^bits fits into a signed word of 64 bits."""
 
 
 def packed_nbytes(count: int, bits: int) -> int:
@@ -88,7 +88,7 @@ def unpack(stream: UInt8[Tensor, " bytes"], bits: int, count: int) -> Integer[Te
             codes |= digits[:, place].long() << place
         return codes
     if 8 % bits == 0:
-        # No code lies in two bytes, and bytes are quicker to shift than words.
+        # No code spans two bytes, and shifting bytes is faster than shifting words.
         codes = torch.empty(len(stream), 8 // bits, dtype=torch.uint8, device=stream.device)
         for place in range(8 // bits):
             codes[:, place] = (stream >> bits * place) & (2**bits - 1)
@@ -117,7 +117,7 @@ def unpack_at(stream: UInt8[Tensor, " bytes"], bits: int, which: Integer[Tensor,
     """
     first = which * bits
     place = first // 8
-    # A code lies in two bytes at most; the byte after the last one is never part of any.
+    # A code spans at most two bytes; the byte after the last one is not part of any code.
     word = stream[place].int() | stream[(place + 1).clamp(max=len(stream) - 1)].int() << 8
     return ((word >> first % 8) & (2**bits - 1)).to(torch.uint8)
 
@@ -160,7 +160,7 @@ def _check(bits: int) -> None:
 
 
 WIDEST_TABLE = 16
-"""Groups up to this size are looked up in a table of all of them."""
+"""Groups of up to this many weights are looked up in a table of all masks."""
 
 
 def index_bits(pattern: tuple[int, int]) -> int:
@@ -203,7 +203,7 @@ def rank_combinations(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
     """
     size = groups.shape[1]
     if size <= WIDEST_TABLE and len(groups) > 2**size:
-        # Every group there is once, and then looked up.
+        # Rank all masks once, then look each group up.
         places = torch.arange(size, device=groups.device)
         every = (torch.arange(2**size, device=groups.device)[:, None] >> places) & 1 == 1
         codes = torch.zeros(len(groups), dtype=torch.int32, device=groups.device)
@@ -212,7 +212,7 @@ def rank_combinations(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
         return rank_combinations(every)[codes]
     table = _binomials(size, size, groups.device)
     result = torch.zeros(len(groups), dtype=torch.int64, device=groups.device)
-    # How many of the places so far are kept, this one included.
+    # Kept places so far, this one included.
     count = torch.zeros_like(result)
     for place in range(size):
         count += groups[:, place]
@@ -250,7 +250,7 @@ def unrank_combinations(numbers: Integer[Tensor, " n"], pattern: tuple[int, int]
 
 def _binomials(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "rows columns_1"]:
     """C(row, column), or 2^MAX_BITS where it is larger than any rank that can be packed."""
-    # The middle of a wide row does not fit into a word, and the numbers that do are not made of it.
+    # The largest binomials of a wide row exceed 64 bits; no rank that can be packed needs them.
     table = [[min(math.comb(row, column), 2**MAX_BITS) for column in range(columns + 1)] for row in range(rows)]
     return torch.tensor(table, device=device)
 

@@ -38,7 +38,7 @@ DIRECT = 0.25
 """Rows that keep at most this fraction of their columns are solved by factoring."""
 
 NUMBERS = 2**23
-"""How many are held of each intermediate result: 64 MB."""
+"""Numbers in each intermediate result: 64 MB."""
 
 
 def inverse(H: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -77,7 +77,7 @@ def refit(
     for rows in (kept > DIRECT * n).nonzero().squeeze(1).split(max(1, NUMBERS // n)):
         Z[rows] = _by_gradients(W[rows], M[rows], (H, H_inverse), W[rows] * M[rows], (TOLERANCE, W.shape[1]))
     few = (kept <= DIRECT * n).nonzero().squeeze(1)
-    # Rows of similar size together, so that little of what is factored is padding.
+    # Rows with similar counts are factored together, so that there is little padding.
     few = few[kept[few].argsort(descending=True)]
     while len(few) and (k := int(kept[few[0]])):
         rows, few = few.tensor_split([max(1, NUMBERS // (k * k))])
@@ -129,7 +129,7 @@ def _by_factoring(
     inside, columns = M.sort(dim=1, descending=True, stable=True)
     inside, columns = inside[:, :k], columns[:, :k]
     systems = H[columns[:, :, None], columns[:, None, :]]
-    # A row of fewer columns is filled up with those of the identity.
+    # A row with fewer columns is padded with those of the identity.
     systems.masked_fill_(~(inside[:, :, None] & inside[:, None, :]), 0.0)
     systems.diagonal(dim1=1, dim2=2).masked_fill_(~inside, 1.0)
     L = torch.linalg.cholesky(systems)

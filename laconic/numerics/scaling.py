@@ -17,7 +17,7 @@ from laconic.numerics.moments import InputMoment, OutputMoment, quadratic_loss
 
 POWERS = tuple(i / 20 for i in range(20))
 FLOOR = 1e-4
-"""Of the mean activity: below it an input counts as this active."""
+"""The least activity of an input, as a fraction of the mean."""
 
 
 class ScaledMatrix(NamedTuple):

@@ -28,7 +28,7 @@ FLOOR = 1e-6
 """The same of a column with less than that: one that was never other than zero costs next to nothing."""
 
 PENDING = 64
-"""Columns that go before P and G are brought up to date, for all of them in one product."""
+"""Removed columns after which P and G are updated, for all of them in one product."""
 
 
 class Elimination:
@@ -54,9 +54,9 @@ class Elimination:
         self._G = root_factor(F).T @ W.double()
         n = W.shape[1]
         self._gone = torch.zeros(n // size, dtype=torch.bool, device=self._P.device)
-        # P − U U^T and G − V U^T are what the last columns that went make of them.
+        # P − U U^T and G − V U^T are the present values, after the latest removals.
         self._U, self._V = self._P.new_zeros(n, 0), self._P.new_zeros(len(self._G), 0)
-        # Nothing is left of P in the parts that are gone; an identity in its place can be factored.
+        # P is zero in removed parts; an identity in its place can be factored.
         self._identity = torch.eye(size, dtype=self._P.dtype, device=self._P.device)
         self._refresh()
 

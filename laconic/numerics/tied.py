@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 """Done once the residual, in the norm of the preconditioner, is below this fraction of what it was at first."""
 
 STEPS = 30
-"""At most so many. What is left is less than rounding p to 16 bits costs."""
+"""At most this many; the remaining error is smaller than that of rounding p to 16 bits."""
 
 
 class TiedWeights(NamedTuple):
@@ -107,7 +107,7 @@ def grid_indices(shape: tuple[int, int], group: int | None, device: torch.device
 
 
 RIDGE = 1e-8
-"""Holds a value that stands for no weight, or for inputs that were never active, where it was."""
+"""Keeps a value where it was if no weight has it, or its inputs were never active."""
 
 
 def refit_codebook(

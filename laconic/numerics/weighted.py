@@ -34,7 +34,7 @@ from laconic.numerics.weighted_em import (
     uniform_bound,
 )
 
-# The ridge, relative to the mean diagonal of each row's normal matrix, and the least diagonal that counts.
+# The ridge, relative to the mean diagonal of each row's normal matrix, and a lower bound of that mean.
 ALS_RIDGE = 1e-6
 LEAST_DIAGONAL = 1e-9
 
@@ -67,7 +67,7 @@ def alternating_least_squares(problem: Problem, start: Components, sweeps: int) 
         Vt = _solve_rows(A.T, w.T, V, U).T
         error = problem.evaluate(U @ Vt).error
         if error >= errors[-1]:
-            # No smaller error is left but rounding.
+            # What remains is rounding error.
             break
         factors = Components(U, Vt)
         errors.append(error)

@@ -24,7 +24,7 @@ from torch import Tensor
 from laconic.numerics.lowrank import Components
 from laconic.numerics.moments import eigh
 
-# A row or column that the loss never depended on counts this fraction of the mean, so that it is fitted at all.
+# A row or column without weight gets this fraction of the mean, so that it is fitted too.
 LEAST_WEIGHT = 1e-6
 
 
@@ -122,7 +122,7 @@ def uniform_bound(Phi: Float[Tensor, "out in"]) -> Scales:
 def scale_problem(W: Float[Tensor, "out in"], Phi: Float[Tensor, "out in"], bound: Scales) -> Problem:
     """The problem with weights divided by `bound`. In fp64."""
     scale = torch.outer(bound.p, bound.q)
-    # Rounding may leave the largest weight a hair above 1, where the iterations no longer must descend.
+    # Rounding may leave the largest weight just above 1, where the iterations may no longer descend.
     return Problem(W.double() * scale, (Phi / scale.square()).clamp(max=1))
 
 
@@ -266,7 +266,7 @@ def descend(problem: Problem, start: Components, extrapolation: Extrapolation, i
     for _ in range(iterations):
         factors_next, state = _step(problem, state, extrapolation, rank=factors.A.shape[1])
         if state.error >= errors[-1]:
-            # No smaller error is left but rounding.
+            # What remains is rounding error.
             break
         factors = factors_next
         errors.append(state.error)

@@ -13,7 +13,7 @@ from laconic.methods.base import Candidates, predicted_losses
 from laconic.methods.lowrank.base import LowRankMethod
 from laconic.numerics.weighted import SolverName, weighted_low_rank
 
-# Every rank is a problem of its own, so few of them are offered.
+# Each rank is solved separately, so few are offered.
 OFFERED_RANKS = 8
 
 

@@ -64,7 +64,7 @@ class SparseGpt(UnstructuredPruning):
 
     def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
         U = self._factor(stats)
-        # Matrices are compared by what each weight costs where all others may move, whatever the order of the columns.
+        # Across matrices, the cost of a weight is that with all others adjusted, whatever the order of the columns.
         return self._scores(weight, stats, U.square() if U.ndim == 1 else U.square().sum(0))
 
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
@@ -74,7 +74,7 @@ class SparseGpt(UnstructuredPruning):
 
         def solve(size: Size) -> Sparse:
             mask = self.mask_for(scores, size)
-            # Inputs of one-hot rows never occur together: there is nothing to the right that could make up for them.
+            # One-hot inputs never occur together, so no column to the right can compensate.
             if U.ndim == 1 or removes_nothing(weight, mask):
                 return to_sparse(weight, mask, size)
             step = size[1] if isinstance(size, tuple) else BLOCK

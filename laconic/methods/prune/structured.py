@@ -44,7 +44,7 @@ class StructuredPruning(PruningMethod):
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         support = torch.ones_like(weight, dtype=torch.bool) if stats.support is None else stats.support
         empty = ~support.any(dim=1 - self.dim)
-        # Lines that are zero already go first, and so count.
+        # Rows or columns that are zero already come first, and so count.
         scores = self.line_scores(weight * support).double().masked_fill(empty, -torch.inf)
 
         def solve(size: Size) -> Sparse:

@@ -45,7 +45,7 @@ class Int8(Method):
         """
         check_range(weight, self.name)
         grid = fit_grid(weight, GridSpec(8, weight.shape[1], symmetric=True, clip=False), keep=stats.support)
-        # Codes of a grid count from its lowest value.
+        # Codes of a grid start at 0.
         codes = (quantize(weight, grid).short() - 128).to(torch.int8)
         return DynamicInt8.of(codes, grid.scale[:, 0], weight.dtype, stats.support)
 

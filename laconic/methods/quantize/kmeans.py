@@ -76,11 +76,11 @@ class KMeans(QuantizationMethod):
         rows_of_tables, weights = (_group_rows(X, group) for X in (W, h))
 
         def solve(bits: int) -> Codebook:
-            # A grid is one way to choose the values: what is found is no worse.
+            # The values of a grid are one of the starts, so the result is no worse.
             grid = fit_grid(W, GridSpec(bits, group), h, support)
             values = kmeans(rows_of_tables, weights, 2**bits, [_grid_values(grid)]).half().float()
             codes = _as_matrix(assign_codes(rows_of_tables.float(), values), weight.shape, group)
-            # A weight with a value to itself has nothing to gain.
+            # A weight that has a value of its own cannot be improved.
             shared = group is None or 2**bits < group
             if self.refit and shared and stats[InputCovariance].matrix.ndim == 2:
                 values = self._refit_values(W, codes, values, stats).view(values.shape)
