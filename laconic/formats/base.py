@@ -130,13 +130,16 @@ class Format(nn.Module, ABC):
             UserError: the tensors do not fit each other.
         """
 
-    @abstractmethod
     def to_embedding(self, padding_idx: int | None) -> "Format":
         """The same matrix (width, vocabulary) as a word embedding, indexed by token.
 
         Args:
             padding_idx: the padding token, whose row gets no gradient; None for none.
+
+        Raises:
+            ValueError: this kind never stands for a word embedding.
         """
+        raise ValueError(f"a layer of the kind '{self.kind}' is no word embedding")
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

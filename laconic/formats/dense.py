@@ -65,9 +65,6 @@ class Dense(Format):
     def set_bias(self, bias: Tensor | None) -> None:
         self.linear.register_parameter("bias", copy_bias(bias))
 
-    def to_embedding(self, padding_idx: int | None) -> Format:
-        raise ValueError("a word embedding has no bias, and is a plain one where nothing was compressed")
-
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "in_features": self.in_features, "bias": self.bias is not None}
 
@@ -119,9 +116,6 @@ class Constant(Format):
 
     def set_bias(self, bias: Tensor | None) -> None:
         self.register_parameter("constant", copy_bias(bias))
-
-    def to_embedding(self, padding_idx: int | None) -> Format:
-        raise ValueError("a word embedding is not dropped")
 
     def spec(self) -> dict[str, Any]:
         sizes = {"out_features": self.out_features, "in_features": self.in_features}

@@ -231,9 +231,6 @@ class LowRankReader(Format):
             raise UserError(f"A layer of the kind '{self.kind}' reads from a '{LowRank.kind}'; got a '{source.kind}'.")
         self._source = (source,)
 
-    def to_embedding(self, padding_idx: int | None) -> Format:
-        raise ValueError("a word embedding shares its input with no other matrix")
-
     def spec(self) -> dict[str, Any]:
         out_features, in_features = self.shape
         bias = self.bias is not None

@@ -126,8 +126,8 @@ class PackedCodes(Format):
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
         codes, mask = self.unpack_codes(), self.support
-        places, factors = self.tied_weights(codes)
-        shared = TiedWeights(places, factors if mask is None else factors * mask)
+        indices, factors = self.tied_weights(codes)
+        shared = TiedWeights(indices, factors if mask is None else factors * mask)
         with torch.no_grad():
             numbers = refit_tied(target, shared, from_bytes(self.shared_values.detach()), moment)
             self.shared_values.copy_(as_bytes(numbers.clamp(-LARGEST_SCALE, LARGEST_SCALE)))

@@ -50,13 +50,13 @@ class TiedWeights(NamedTuple):
 
 
 def refit_tied(
-    W: Float[Tensor, "out in"], sharing: TiedWeights, p: Float[Tensor, " k"], H: Float[Tensor, "in in"]
+    W: Float[Tensor, "out in"], tied: TiedWeights, p: Float[Tensor, " k"], H: Float[Tensor, "in in"]
 ) -> Float[Tensor, " k"]:
     """The shared numbers whose weights come nearest to a matrix. In fp64.
 
     Args:
         W: the target.
-        sharing: which weights share which number.
+        tied: which weights share which number.
         p: the present numbers; those that no weight uses do not change.
         H: moment of the inputs.
 
@@ -66,18 +66,17 @@ def refit_tied(
         tensor([2.], dtype=torch.float64)
     """
     H = H.double()
-    p, places, factors = p.double(), sharing.indices, sharing.factors.double()
-    sharing = TiedWeights(places, factors)
-    diagonal = sharing.sums(factors * H.diagonal(), len(p))
+    p, tied = p.double(), tied._replace(factors=tied.factors.double())
+    diagonal = tied.sums(tied.factors * H.diagonal(), len(p))
     inverse = torch.where(diagonal > 0, 1 / diagonal.clamp(min=torch.finfo(H.dtype).tiny), 0)
-    R = sharing.sums((W.double() - sharing.weights(p)) @ H, len(p))
+    R = tied.sums((W.double() - tied.weights(p)) @ H, len(p))
     D = R * inverse
     energy = R @ D
     goal = TOLERANCE**2 * energy
     for _ in range(STEPS):
         if energy <= goal:
             break
-        LDH = sharing.sums(sharing.weights(D) @ H, len(p))
+        LDH = tied.sums(tied.weights(D) @ H, len(p))
         step = energy / (D @ LDH)
         p = p + step * D
         R = R - step * LDH
@@ -112,7 +111,7 @@ RIDGE = 1e-8
 
 def refit_codebook(
     W: Float[Tensor, "out in"],
-    places: Integer[Tensor, "out in"],
+    indices: Integer[Tensor, "out in"],
     V: Float[Tensor, "tables k"],
     C: Float[Tensor, "in in"],
     F: Float[Tensor, " out"],
@@ -121,7 +120,7 @@ def refit_codebook(
 
     Args:
         W: the matrix.
-        places: the index of each weight's value; k for a weight that is zero.
+        indices: the index of each weight's value; k for a weight that is zero.
         V: the present values, of each row or, as one row, of all rows together.
         C: moment of the inputs.
         F: weight of each row.
@@ -133,7 +132,7 @@ def refit_codebook(
     """
     k = V.shape[1]
     WC = W.double() @ C
-    systems = zip(F.tolist(), places.long(), WC, strict=True)
+    systems = zip(F.tolist(), indices.long(), WC, strict=True)
     if len(V) == 1:
         left, right = V.new_zeros(k, k).double(), V.new_zeros(k).double()
         for weight, here, target in systems:
@@ -153,12 +152,12 @@ def _solve_ridge(left: Tensor, right: Tensor, V: Tensor) -> Float[Tensor, " k"]:
     return torch.linalg.solve(left, right + level * V)
 
 
-def _moment(places: Integer[Tensor, " in"], C: Float[Tensor, "in in"], k: int) -> Float[Tensor, "k k"]:
+def _moment(indices: Integer[Tensor, " in"], C: Float[Tensor, "in in"], k: int) -> Float[Tensor, "k k"]:
     """c C c^T."""
-    rows = C.new_zeros(k + 1, len(C)).index_add_(0, places, C)
-    return C.new_zeros(k + 1, k + 1).index_add_(1, places, rows)[:k, :k]
+    rows = C.new_zeros(k + 1, len(C)).index_add_(0, indices, C)
+    return C.new_zeros(k + 1, k + 1).index_add_(1, indices, rows)[:k, :k]
 
 
-def _total(places: Integer[Tensor, " in"], target: Float[Tensor, " in"], k: int) -> Float[Tensor, " k"]:
+def _total(indices: Integer[Tensor, " in"], target: Float[Tensor, " in"], k: int) -> Float[Tensor, " k"]:
     """The sum of the numbers at each index."""
-    return target.new_zeros(k + 1).index_add_(0, places, target)[:k]
+    return target.new_zeros(k + 1).index_add_(0, indices, target)[:k]
