@@ -20,8 +20,8 @@ from laconic.calibrate.passes import machine, now, seconds_of
 
 WARM_UP = 2
 ROUNDS = 25
-FEWEST_ROUNDS = 5
-PATIENCE = 30.0
+MIN_ROUNDS = 5
+MAX_SECONDS = 30.0
 """Seconds after which no further round begins, once there are enough."""
 
 GRID = tuple(sorted({power * part // 4 for power in (2**i for i in range(3, 17)) for part in (4, 6)}))
@@ -134,7 +134,7 @@ def time_products(products: Sequence[Product], device: torch.device) -> list[lis
         run()
     rounds: list[list[float]] = []
     start = now(device)
-    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < ROUNDS and now(device) - start < PATIENCE):
+    while len(rounds) < MIN_ROUNDS or (len(rounds) < ROUNDS and now(device) - start < MAX_SECONDS):
         rounds.append(run())
     return rounds
 

@@ -26,11 +26,11 @@ FEW_ROWS = 64
 """With at most this many rows, reading the matrix takes much of the time."""
 CACHES = 2**26
 """Bytes that are written before each run with few rows."""
-ROUNDS, FEWEST_ROUNDS, PATIENCE = 15, 3, 1.5
+ROUNDS, MIN_ROUNDS, MAX_SECONDS = 15, 3, 1.5
 """Largest and smallest number of rounds, and the seconds after which no further round begins."""
-HOPELESS = 1.5
+DROP_FACTOR = 1.5
 """A kernel this many times slower than the fastest is dropped after two rounds."""
-AS_FAST = 1.05
+TIME_TOLERANCE = 1.05
 """Relative uncertainty of the fastest of several times."""
 
 
@@ -104,49 +104,49 @@ class KernelChoices:
         self._file = file
         self._choices: dict[str, Choice] = {}
 
-    def lookup(self, family: KernelFamily[Any], question: ProductShape, depends_on: Mapping[str, Any]) -> Choice:
+    def lookup(self, family: KernelFamily[Any], product: ProductShape, depends_on: Mapping[str, Any]) -> Choice:
         """The choice for a product, measured now if it is not known.
 
         Args:
             family: the kernels.
-            question: the product.
+            product: the product.
             depends_on: the machine, written into the file.
         """
-        sizes, dtype = "x".join(map(str, question[:3])), str(question.dtype).removeprefix("torch.")
+        sizes, dtype = "x".join(map(str, product[:3])), str(product.dtype).removeprefix("torch.")
         key = f"{family.name} {sizes} {dtype}"
         if key not in self._choices:
             # Another process may have measured it meanwhile.
             self._choices = _read(self._file) | self._choices
         if key not in self._choices or self._choices[key].kernel not in family.makers:
-            self._choices[key] = choose_kernel(family, question)
+            self._choices[key] = choose_kernel(family, product)
             stored = {name: choice._asdict() for name, choice in sorted(self._choices.items())}
             write_measurements(self._file, "kernels", stored, depends_on)
         return self._choices[key]
 
 
 @torch.inference_mode()
-def choose_kernel(family: KernelFamily[Any], question: ProductShape) -> Choice:
+def choose_kernel(family: KernelFamily[Any], product: ProductShape) -> Choice:
     """The fastest kernel that computes correct sums; of those within 5 % the first of the family."""
-    times = time_kernels(family, question)
+    times = time_kernels(family, product)
     dense = times[DENSE]
     times = {name: seconds for name, seconds in times.items() if name in family.makers}
     least = min(times.values())
-    name = next(name for name in times if times[name] <= AS_FAST * least)
+    name = next(name for name in times if times[name] <= TIME_TOLERANCE * least)
     return Choice(name, round(dense / times[name], 2))
 
 
 @torch.inference_mode()
-def time_kernels(family: KernelFamily[Any], question: ProductShape) -> dict[str, float]:
+def time_kernels(family: KernelFamily[Any], product: ProductShape) -> dict[str, float]:
     """Seconds of every kernel that computes correct sums, by name, and of a dense layer."""
     generator = torch.Generator().manual_seed(0)
-    shape = (question.out_features, question.in_features)
+    shape = (product.out_features, product.in_features)
     matrix = family.example(shape, generator)
-    x = torch.rand(question.rows, question.in_features, generator=generator).to(question.dtype)
+    x = torch.rand(product.rows, product.in_features, generator=generator).to(product.dtype)
     x[0, 1:] = 1
     kernels = working_kernels(family, matrix, x)
     if DENSE not in kernels:
         # The reference for the speedup; it cannot be chosen.
-        kernels[DENSE] = DenseKernel(family.dense(matrix, question.dtype))
+        kernels[DENSE] = DenseKernel(family.dense(matrix, product.dtype))
     return least_seconds(kernels, x, x.new_zeros(shape[0]), family.makers)
 
 
@@ -159,18 +159,18 @@ def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor, choice
         bias: the bias.
         choices: names that can be chosen; a kernel much slower than the fastest of them is dropped after two rounds.
     """
-    crowding = torch.zeros(CACHES // 4 if len(x) <= FEW_ROWS else 0)
+    cache_filler = torch.zeros(CACHES // 4 if len(x) <= FEW_ROWS else 0)
     times = dict.fromkeys(kernels, float("inf"))
     start = perf_counter()
     for number in range(ROUNDS):
         least = min(times[name] for name in choices if name in times)
         for name, kernel in kernels.items():
-            if number < 2 or name in (DECODED, DENSE) or times[name] <= HOPELESS * least:
-                crowding.add_(1)
+            if number < 2 or name in (DECODED, DENSE) or times[name] <= DROP_FACTOR * least:
+                cache_filler.add_(1)
                 began = perf_counter()
                 kernel(x, bias)
                 times[name] = min(times[name], perf_counter() - began)
-        if number >= FEWEST_ROUNDS and perf_counter() - start > PATIENCE:
+        if number >= MIN_ROUNDS and perf_counter() - start > MAX_SECONDS:
             break
     return times
 

@@ -19,12 +19,12 @@ from laconic.formats.kernels import DECODED, DecodingKernel, Kernel, KernelFamil
 from laconic.numerics.grid import Grid, dequantize
 from laconic.numerics.packing import packed_nbytes, unpack
 
-MOST_BITS = 4
+MAX_BITS = 4
 GROUPS = (256, 128, 64, 32)
 """Group sizes that torch supports."""
 OUTPUTS = 16
 """torch needs the number of outputs to be a multiple of it."""
-MOST_ROWS = 64
+MAX_ROWS = 64
 """Generating takes as many rows as texts, or beams. What judges a model takes a row a token, many more: it decodes, so
 that its figures are those of the exact matrix, but for layers that see one row of each text, as poolers do."""
 
@@ -113,7 +113,7 @@ def to_torch_layout(matrix: Int4Matrix, group: int) -> tuple[Integer[Tensor, "ou
     scale = scale.bfloat16().float()
     codes = matrix.unpacked_codes.int()
     centred = codes.view(out_features, -1, group) + (8 - zero.int())[..., None]
-    if centred.min() >= 0 and centred.max() < 2**MOST_BITS:
+    if centred.min() >= 0 and centred.max() < 2**MAX_BITS:
         return centred.view(out_features, width), torch.stack((scale, torch.zeros_like(scale)), -1).transpose(0, 1)
     return codes, torch.stack((scale, scale * (8 - zero)), -1).transpose(0, 1)
 
@@ -130,7 +130,7 @@ class Int4Family(KernelFamily[Int4Matrix]):
     label = "int4"
     # Saving tenths of a millisecond is worth neither a measurement nor bfloat16.
     small = DECODED
-    most_rows = MOST_ROWS
+    max_rows = MAX_ROWS
 
     def __init__(self, bits: int, group: int | None, symmetric: bool) -> None:
         self.bits, self.group, self.symmetric = bits, group, symmetric

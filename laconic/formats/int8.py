@@ -184,7 +184,7 @@ class Int8Family(KernelFamily[Int8Matrix]):
     name = label = "int8"
     # The call takes longer than the product, so that no kernel is faster.
     small = DENSE
-    most_rows = inf
+    max_rows = inf
     stand_ins: ClassVar[Mapping[str, str]] = {SAFE_ONEDNN: FULL_ONEDNN}
 
     @property

@@ -91,14 +91,14 @@ class KernelFamily(ABC, Generic[M]):
         name: all that times depend on, besides shape, rows, dtype and machine.
         label: the name in reports.
         small: the kernel for matrices that are too small to be worth measuring.
-        most_rows: with more rows than this, the matrix is decoded without a measurement.
+        max_rows: with more rows, the matrix is decoded without a measurement.
         stand_ins: kernels that are tried only if another one, more exact, gives wrong sums; by the name of the former.
     """
 
     name: str
     label: str
     small: str
-    most_rows: float
+    max_rows: float
     stand_ins: ClassVar[Mapping[str, str]] = {}
 
     @property

@@ -156,7 +156,7 @@ class PackedCodes(Format):
         None where the matrix is always decoded.
         """
         family = self.kernel_family
-        return None if family is None or rows > family.most_rows else autotune(family, rows, self.shape, dtype)
+        return None if family is None or rows > family.max_rows else autotune(family, rows, self.shape, dtype)
 
     @property
     def kernel_nbytes(self) -> int:
@@ -182,7 +182,7 @@ class PackedCodes(Format):
             return linear(x, self._whole, self.bias)
         family = self.kernel_family if left_to_kernels(x, self.weight.dtype, self.shift) else None
         rows = x.shape[:-1].numel()
-        if family is not None and rows <= family.most_rows:
+        if family is not None and rows <= family.max_rows:
             kernel = self._ready.kernel(
                 (self.codes, self.shared_values),
                 rows,

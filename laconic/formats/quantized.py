@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
 from laconic.formats.base import byte_parameter, empty_bytes
-from laconic.formats.int4_kernels import MOST_BITS, Int4Family, Int4Matrix, torch_group_size
+from laconic.formats.int4_kernels import MAX_BITS, Int4Family, Int4Matrix, torch_group_size
 from laconic.formats.kernels import KernelFamily
 from laconic.formats.packed import PackedCodes
 from laconic.numerics.grid import Grid, dequantize, quantize
@@ -113,7 +113,7 @@ class Quantized(PackedCodes):
     def kernel_family(self) -> KernelFamily[Any] | None:
         # Pruned weights have no codes.
         fits = (
-            self.kept is None and self.bits <= MOST_BITS and torch_group_size(self.group, self.in_features) is not None
+            self.kept is None and self.bits <= MAX_BITS and torch_group_size(self.group, self.in_features) is not None
         )
         return Int4Family(self.bits, self.group, self.symmetric) if fits else None
 

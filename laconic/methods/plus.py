@@ -16,7 +16,7 @@ from laconic.methods.base import Candidate, Candidates, Method, dense_candidate,
 from laconic.methods.lowrank.base import LowRankMethod
 from laconic.methods.lowrank.kfac_svd import KfacSvd
 from laconic.methods.prune.base import PruningMethod
-from laconic.methods.quantize.base import FEWEST, MOST, QuantizationMethod
+from laconic.methods.quantize.base import MAX_BITS, MIN_BITS, QuantizationMethod
 from laconic.methods.quantize.gptq import Gptq
 from laconic.methods.quantize.rtn import Rtn
 from laconic.numerics.moments import check_finite, quadratic_loss
@@ -75,7 +75,7 @@ class Plus(Method):
     residual: Method = RESIDUAL
     first: Part = "base"
     rounds: Annotated[int, Field(ge=1)] = 3
-    factor_bits: Annotated[int, Field(ge=FEWEST, le=MOST)] | None = 8
+    factor_bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)] | None = 8
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def __post_init__(self) -> None:

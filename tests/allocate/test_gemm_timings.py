@@ -93,7 +93,7 @@ def test_the_file_is_of_this_machine_and_its_threads(tmp_path: Path, monkeypatch
 
 
 def test_every_product_is_timed_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laconic.allocate.gemm_timings.PATIENCE", 0.0)
+    monkeypatch.setattr("laconic.allocate.gemm_timings.MAX_SECONDS", 0.0)
     rounds = time_products([Product(2, 3, 4), Product(5, 4, 3)], torch.device("cpu"))
     assert [len(times) for times in rounds] == [2] * 5
     assert all(time > 0 for times in rounds for time in times)

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from laconic.formats import Quantized, autotune, int4_kernels
 from laconic.formats.autotune import Choice, ProductShape
-from laconic.formats.int4_kernels import KERNELS, MOST_ROWS, Int4Family, Int4Matrix, WeightOnly4, torch_group_size
+from laconic.formats.int4_kernels import KERNELS, MAX_ROWS, Int4Family, Int4Matrix, WeightOnly4, torch_group_size
 from laconic.formats.kernels import DTYPES, DenseKernel, Kernel, working_kernels
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 
@@ -49,7 +49,7 @@ def test_products_are_those_of_the_matrix(
     always(monkeypatch, NAME)
     layer = quantized(out, width, bits, group, symmetric)
     layer.set_bias(torch.arange(float(out)))
-    for rows in (1, 2, 5, 33, MOST_ROWS):
+    for rows in (1, 2, 5, 33, MAX_ROWS):
         x = inputs(rows, width)
         with torch.inference_mode():
             y = layer(x)
@@ -110,7 +110,7 @@ def test_more_bits_and_pruned_matrices_are_decoded():
 
 def test_many_rows_and_gradients_get_the_exact_matrix(monkeypatch: pytest.MonkeyPatch):
     always(monkeypatch, NAME)
-    layer, x = quantized(), inputs(MOST_ROWS + 1)
+    layer, x = quantized(), inputs(MAX_ROWS + 1)
     with torch.no_grad():
         assert torch.equal(layer(x), linear(x, layer.dense()))
     few = inputs(3).requires_grad_()

@@ -21,8 +21,8 @@ from laconic.methods.base import Candidates, Method, predict_candidates
 from laconic.numerics.grid import LARGEST_SCALE, GridSpec, QuantizedWeight
 from laconic.numerics.moments import check_finite
 
-FEWEST, MOST = 2, 8
-"""Bits of a code."""
+MIN_BITS, MAX_BITS = 2, 8
+"""Smallest and largest number of bits of a code."""
 
 Solver = Callable[[int], PackedCodes]
 """Quantizes one matrix to any number of bits."""
@@ -45,7 +45,7 @@ class QuantizationMethod(Method):
     family: ClassVar[str] = "quantization"
     keeps_support: ClassVar[bool] = True
 
-    bits: Annotated[int, Field(ge=FEWEST, le=MOST)] | None = None
+    bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)] | None = None
     group_size: Annotated[int, Field(ge=1)] | Literal["channel", "tensor"] = 64
 
     @abstractmethod
@@ -58,7 +58,7 @@ class QuantizationMethod(Method):
 
     def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> PackedCodes:
         with torch.device("meta"):
-            return self.empty_codes(FEWEST if self.bits is None else self.bits, shape, kept)
+            return self.empty_codes(MIN_BITS if self.bits is None else self.bits, shape, kept)
 
     @property
     def has_size(self) -> bool:
@@ -67,7 +67,7 @@ class QuantizationMethod(Method):
     @property
     def sizes(self) -> "list[QuantizationMethod]":
         """A copy for each number of bits."""
-        return [self.with_bits(bits) for bits in range(FEWEST, MOST + 1)]
+        return [self.with_bits(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
 
     def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
         """Bytes on disk of an unpruned matrix of `shape` (out, in) after this method, whose size is set."""
@@ -95,7 +95,7 @@ class QuantizationMethod(Method):
     ) -> "QuantizationMethod":
         budget = keep * shape[0] * shape[1] * dtype.itemsize
         fitting = [method for method in self.sizes if method.nbytes_for(shape, dtype) <= budget]
-        return fitting[-1] if fitting else self.with_bits(FEWEST)
+        return fitting[-1] if fitting else self.with_bits(MIN_BITS)
 
     def without_size(self) -> "QuantizationMethod":
         return self.with_bits(None)
@@ -107,7 +107,7 @@ class QuantizationMethod(Method):
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         def compress() -> list[PackedCodes]:
             solve = self.solver(weight, stats)
-            return [solve(bits) for bits in range(FEWEST, MOST + 1)]
+            return [solve(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
 
         return predict_candidates(weight, stats, self.sizes, compress)
 
