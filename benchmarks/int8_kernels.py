@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         for family in FAMILIES
         for out, width in SHAPES
         for rows in options.rows
-        if out * width <= options.most_weights and rows <= FAMILIES[family].most_rows
+        if out * width <= options.most_weights and rows <= FAMILIES[family].max_rows
     ]
     for asked in track([asked for asked in questions if key_of(asked) not in done], "products"):
         question = ProductShape(asked["rows"], asked["out"], asked["in"], DTYPES[asked["dtype"]])
