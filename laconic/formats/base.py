@@ -139,7 +139,7 @@ class Format(nn.Module, ABC):
         Raises:
             ValueError: this kind never stands for a word embedding.
         """
-        raise ValueError(f"a layer of the kind '{self.kind}' is no word embedding")
+        raise ValueError(f"a word embedding has no bias, and is never stored as '{self.kind}'")
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
