@@ -101,3 +101,11 @@ def test_formulas_become_mathml() -> None:
     from tools.site_hooks import mathml
 
     assert mathml(r"\tfrac{1}{2} x", "math", "math", {}, None).startswith('<div class="math"><math ')
+
+
+def test_a_push_builds_the_site() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines.index("make docs") > lines.index("make test")
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "docs.yml").read_text())["jobs"]
+    assert "make docs PYTHON=python" in [step.get("run") for step in jobs["build"]["steps"]]
+    assert "github.ref == 'refs/heads/main'" in jobs["publish"]["if"]
