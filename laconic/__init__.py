@@ -1,34 +1,84 @@
 """laconic makes a transformer language model smaller and faster, and says what that cost.
 
-Importing it teaches transformers to load what laconic saved: `from_pretrained` then works on those folders too. What
-else it has is imported when it is asked for.
+The functions of this package do what the verbs of the command line do, for models in memory as well as in folders.
+Public are this package, `laconic.methods`, the steps in `laconic.compress` and `laconic.recover`, and
+`laconic.formats`; all else may change with any version.
+
+Importing it teaches transformers to load what laconic saved: `from_pretrained` then works on those folders too.
+Everything else is imported at first use.
 """
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from laconic.lazily import lazy
 from laconic.plugin import TABLES, when_imported
 
 if TYPE_CHECKING:
+    from laconic.api.compress import compress
+    from laconic.api.compressed import CompressResult
+    from laconic.api.evaluate import EvaluateResult, evaluate
+    from laconic.api.export import ExportResult, export
+    from laconic.api.inspect import InspectResult, inspect
+    from laconic.api.load import LoadResult, load, materialize
+    from laconic.api.run import run
+    from laconic.api.studied import StudyPlan, StudyResult
+    from laconic.api.study import study
     from laconic.errors import UserError
-    from laconic.recipe import compress
-    from laconic.store import materialize
 
-__all__ = ["UserError", "compress", "materialize"]
+__all__ = [
+    "CompressResult",
+    "EvaluateResult",
+    "ExportResult",
+    "InspectResult",
+    "LoadResult",
+    "StudyPlan",
+    "StudyResult",
+    "UserError",
+    "compress",
+    "evaluate",
+    "export",
+    "inspect",
+    "load",
+    "materialize",
+    "run",
+    "study",
+]
 
-__getattr__ = lazy(
-    "laconic", {"UserError": "laconic.errors", "compress": "laconic.recipe", "materialize": "laconic.store"}
-)
+_HOMES = {
+    "UserError": "laconic.errors",
+    "CompressResult": "laconic.api.compressed",
+    "EvaluateResult": "laconic.api.evaluate",
+    "ExportResult": "laconic.api.export",
+    "InspectResult": "laconic.api.inspect",
+    "LoadResult": "laconic.api.load",
+    "StudyPlan": "laconic.api.studied",
+    "StudyResult": "laconic.api.studied",
+    "compress": "laconic.api.compress",
+    "evaluate": "laconic.api.evaluate",
+    "export": "laconic.api.export",
+    "inspect": "laconic.api.inspect",
+    "load": "laconic.api.load",
+    "materialize": "laconic.api.load",
+    "run": "laconic.api.run",
+    "study": "laconic.api.study",
+}
+__getattr__ = lazy("laconic", _HOMES)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# The function `compress` is called like a package, which Python binds to that name when it is first imported. That is
-# here, where it costs nothing, and the name is the function's from then on.
-import_module("laconic.compress")
-del globals()["compress"]
+class _Package(ModuleType):
+    """Keeps the names of functions for the functions: Python binds a package `laconic.compress` to `compress` here."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 when_imported(TABLES, lambda: import_module("laconic.store.quantizer"))

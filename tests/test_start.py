@@ -21,7 +21,7 @@ def said(code: str, *options: str) -> str:
 
 def test_the_names_are_there_and_no_others() -> None:
     assert {"UserError", "compress", "materialize"} <= set(dir(laconic))
-    assert laconic.compress.__module__ == "laconic.recipe.entry"
+    assert laconic.compress.__module__ == "laconic.api.compress"
     assert laconic.UserError is laconic.errors.UserError
     with pytest.raises(AttributeError, match="module 'laconic' has no attribute 'compres'"):
         _ = laconic.compres  # type: ignore[attr-defined]
@@ -31,12 +31,12 @@ def test_the_names_are_there_and_no_others() -> None:
     "from laconic.compress import Narrow",
     "import laconic.compress.matrices",
     "from laconic.compress import *",
-    "from laconic.recipe import compress",
+    "from laconic.api.compress import compress",
     "import laconic.compress.width, laconic.recipe",
 ])  # fmt: skip
 def test_compress_is_the_function_whatever_was_imported_before(first: str) -> None:
     shown = "print(compress.__module__, laconic.compress is compress)"
-    assert said(f"{first}\nimport laconic\nfrom laconic import compress\n{shown}") == "laconic.recipe.entry True"
+    assert said(f"{first}\nimport laconic\nfrom laconic import compress\n{shown}") == "laconic.api.compress True"
 
 
 def test_modules_are_found_by_their_names() -> None:

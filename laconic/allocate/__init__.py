@@ -1,4 +1,7 @@
-"""Share one budget among many matrices: candidates of each matrix in, a plan out."""
+"""Share one budget among many matrices: candidates of each matrix in, a plan out.
+
+Internal: it may change with any version.
+"""
 
 from laconic.allocate.plan import (
     Plan,

@@ -1,4 +1,7 @@
-"""Calibration: texts in, statistics of the inputs and gradients of every linear layer out."""
+"""Calibration: texts in, statistics of the inputs and gradients of every linear layer out.
+
+Internal, except the statistics that a method can need: it may change with any version.
+"""
 
 from laconic.calibrate.calibration import Calibration, Labels
 from laconic.calibrate.collect_stats import collect_stats

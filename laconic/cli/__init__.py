@@ -1,1 +1,4 @@
-"""The command line: one file per verb."""
+"""The command line: one file per verb.
+
+Internal: it may change with any version.
+"""

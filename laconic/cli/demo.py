@@ -1,4 +1,4 @@
-"""`laconic demo`: the main job on what comes from PyPI and with Python: a real encoder, four methods, three sizes."""
+"""`laconic demo`: a sentence encoder from PyPI, compressed by four methods to three sizes on Python's manual."""
 
 import json as json_format
 import time
@@ -25,7 +25,7 @@ SOURCE = "builtin:pydoc"
 KEEPS = (0.75, 0.5, 0.25)
 SAVED_KEEP = 0.5
 CALIBRATION_ROWS = 256
-JUDGING_ROWS = 128
+TEST_ROWS = 128
 DISTANCE, AGREEMENT = "1 − cosine", "same neighbour"
 
 
@@ -33,7 +33,7 @@ def demo(
     output: OutputOption = Path("demo"),
     json: JsonOption = False,
 ) -> None:
-    """Compress a real sentence encoder by four methods at three sizes, and say what each cost."""
+    """Compress a sentence encoder with four methods to three sizes, and show what each costs."""
     folder = _model_folder()
     silence_libraries()
     from laconic.recipe.run import check_output
@@ -62,7 +62,7 @@ def demo(
 
 
 def _model_folder() -> Path:
-    """The model inside the installed package, which is not imported for it."""
+    """The folder of the model in the installed package, which is not imported."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(f"The demo's model {MODEL_NAME} is not installed: {install('demo')}.")
@@ -70,14 +70,14 @@ def _model_folder() -> Path:
 
 
 def _measure(folder: Path, track: "Track") -> "Comparison":
-    """The original model, the texts it is judged on, and what the candidates need to know of its matrices."""
+    """The original model, the texts that it is tested on, and the statistics that the candidates need."""
     from laconic.calibrate.corpus import read, sample
     from laconic.model import load
     from laconic.recipe.comparison import Comparison, Referee
     from laconic.recipe.flow import Sampling
 
     lm = load(str(folder))
-    referee = Referee(original=lm, corpus=sample(read(SOURCE, "dev"), JUDGING_ROWS, seed=0))
+    referee = Referee(original=lm, corpus=sample(read(SOURCE, "dev"), TEST_ROWS, seed=0))
     data = Sampling(samples=CALIBRATION_ROWS).of(lm, read(SOURCE, "train"), track)
     return Comparison.of(referee, _candidates(), data)
 
@@ -95,7 +95,7 @@ def _candidates() -> "list[Candidate]":
 
 
 def _save(comparison: "Comparison", best: "Cell", original: Path, folder: Path) -> None:
-    """The best model, with the recipe that makes it again and its plan, like any compressed model."""
+    """Save the best model with its recipe and plan."""
     from laconic.allocate import plan_text
     from laconic.recipe import Recipe, write_recipe
     from laconic.store import Beside, save
@@ -107,7 +107,7 @@ def _save(comparison: "Comparison", best: "Cell", original: Path, folder: Path) 
 
 
 def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dict[str, Any]) -> "Table":
-    """The figure, the numbers and the page; returns the table that it shows."""
+    """Write the figure, the numbers and the page, and return the table in it."""
     from laconic.allocate import plan_to_config
     from laconic.report import plots
     from laconic.report.costs import trade_off_table
@@ -121,7 +121,7 @@ def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dic
     caption = "Each line is a method and each mark a model: lower is closer to the original, further left is smaller."
     plans = {
         f"{cell.point.method}, keep {cell.point.keep:g}": {
-            site: _in_words(what) for site, what in plan_to_config(cell.plan).items()
+            site: _in_words(method) for site, method in plan_to_config(cell.plan).items()
         }
         for cell in cells
     }
@@ -144,7 +144,7 @@ def _summary(original: "Point", points: "Sequence[Point]") -> list[str]:
     return [
         f"The sentence encoder {MODEL_NAME} ({original.file_bytes / MEGABYTE:.0f} MB) was compressed by four methods, "
         f"calibrated on {CALIBRATION_ROWS} paragraphs of Python's reference manual. Each result was compared with the "
-        f"original on {JUDGING_ROWS} paragraphs of other topics: how far its embeddings moved ({DISTANCE}), and for "
+        f"original on {TEST_ROWS} paragraphs of other topics: how far its embeddings moved ({DISTANCE}), and for "
         f"how many paragraphs the nearest other paragraph is still the same one ({AGREEMENT}).",
         f"keep is the fraction of bytes kept in the {original.nbytes / MEGABYTE:.0f} MB of matrices inside the blocks. "
         f"At {SAVED_KEEP:g}, {best.method} is closest: it moves the embeddings by {best.kl:.4f}, and "

@@ -1,4 +1,4 @@
-"""The program `laconic`: its verbs, and what becomes of an error: one sentence, exit status 2; 130 for Ctrl-C."""
+"""The program `laconic`: its verbs, and its exit status: 2 after an error in one sentence, 130 after Ctrl-C."""
 
 import errno
 import os
@@ -14,15 +14,13 @@ from laconic.cli.compress import compress
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
 from laconic.cli.export import export
-from laconic.cli.group import is_first, joined, on_rank_zero, sync_errors
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
-from laconic.cli.once import Once
+from laconic.cli.options import Verb, show_version
 from laconic.cli.report import report
 from laconic.cli.run import run
 from laconic.cli.study import study
-from laconic.cli.terminal import quiet
-from laconic.cli.version import show_version
+from laconic.cli.terminal import is_first, joined, on_rank_zero, quiet, sync_errors
 from laconic.errors import LONGEST_SENTENCE, UserError, must_be, shortened
 from laconic.interrupted import INTERRUPTED, SAID
 from laconic.wording import in_words
@@ -46,7 +44,7 @@ def program(
     """Make a transformer language model smaller and faster, and say what that cost."""
 
 
-# Of several processes the first alone does what is not shared out.
+# Of several processes only the first runs verbs whose work is not shared.
 for verb in (
     on_rank_zero(demo),
     compress,
@@ -58,7 +56,7 @@ for verb in (
     on_rank_zero(report),
     on_rank_zero(methods),
 ):
-    app.command(cls=Once)(verb)
+    app.command(cls=Verb)(verb)
 
 
 def main() -> None:
@@ -67,65 +65,65 @@ def main() -> None:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Run the program with `arguments`; the exit status."""
+    """Run the program with `arguments`, and return its exit status."""
     try:
         with joined():
-            code = _status(arguments)
+            code = _run(arguments)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except UserError as error:
-        return _complain(str(error))
+        return _print_error(str(error))
     except OSError as error:
         if error.errno == errno.EPIPE:
-            # The reader of stdout has left, as `head` does; closing it keeps Python from complaining at exit.
+            # The reader of stdout has ended, as `head` does; closing stderr keeps Python from reporting that at exit.
             sys.stderr.close()
             return 1
-        return _complain(_of_the_system(error))
-    # Most often typer has made a status of it.
+        return _print_error(_system_message(error))
+    # Most often typer has turned Ctrl-C into this status.
     if code == INTERRUPTED and is_first():
         sys.stderr.write(SAID)
     return code
 
 
-def _status(arguments: Sequence[str]) -> int:
-    """What every process of a group has alike, and the first tells: its end, or a mistake of the user's."""
+def _run(arguments: Sequence[str]) -> int:
+    """Run the verb in every process of a group; the first one prints a mistake of the user."""
     try:
-        with sync_errors(), _one_voice(), quiet():
+        with sync_errors(), _first_prints(), quiet():
             return app(list(arguments), standalone_mode=False, prog_name="laconic") or 0
     except UserError as error:
-        return _complain(str(error))
+        return _print_error(str(error))
     except typer.TyperException as error:
-        # The library's own sentences: an unknown option, a missing argument. Its help has none, and is printed already.
-        return _complain(_of_an_option(error)) if str(error) else MISTAKE
+        # An unknown option or a missing argument. If the parser printed help, there is no message.
+        return _print_error(_option_message(error)) if str(error) else MISTAKE
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """Within the block stdout is the first process's."""
+def _first_prints() -> Iterator[None]:
+    """Within the block only the first process writes to stdout."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
         yield
 
 
-def _of_an_option(error: typer.TyperException) -> str:
-    """The library's sentence; where a value is no number, or out of range, one with the value."""
+def _option_message(error: typer.TyperException) -> str:
+    """The parser's sentence, or one that quotes the value if it is no number or out of range."""
     cause = error.__cause__
     if not isinstance(error, typer.BadParameter) or not isinstance(cause, ValidationError) or error.param is None:
         return error.format_message()
     problem = cause.errors(include_url=False)[0]
     if problem["type"] == "value_error":
-        # A choice: its own sentence has the value.
+        # The message of a wrong choice quotes the value already.
         return error.format_message()
     place = error.param.get_error_hint().replace("'", "")
     return str(must_be(place, in_words(problem["msg"]), problem["input"]))
 
 
-def _complain(sentence: str) -> int:
+def _print_error(sentence: str) -> int:
     if is_first():
         sys.stderr.write(f"{' '.join(shortened(sentence, LONGEST_SENTENCE).split())}\n")
     return MISTAKE
 
 
-def _of_the_system(error: OSError) -> str:
+def _system_message(error: OSError) -> str:
     reason = error.strerror or str(error)
     where = f"'{error.filename}': " if error.filename else ""
     remedy = " Free some space or write elsewhere." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

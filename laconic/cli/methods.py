@@ -1,4 +1,4 @@
-"""`laconic methods`: every method and every step that is named like one, or one of them with its parameters."""
+"""`laconic methods`: all methods and steps, or one of them with its parameters."""
 
 import re
 from dataclasses import asdict
@@ -12,21 +12,22 @@ from laconic.cli.terminal import show
 from laconic.errors import UserError, shown, unknown
 from laconic.report.tables import Column, Table
 
-LIFTS = "compress"
-"""The step that lifts a method to a model: it is named where a recipe is written, and not listed with the others."""
+COMPRESS = "compress"
+"""The step that applies a method to a model. Recipes name it, but `--method` does not, so it is not listed."""
 
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One of them, shown with its parameters and an example.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A method or step to show with its parameters and an example."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List every method, with family, needs and paper, and every step; or show one."""
+    """List all methods, with family, statistics that they need and paper, and all steps; or show one."""
     if name is None:
         _list(json)
         return
-    # What is written for --method, `svd:rank=3`, names a method too.
+    # A value for --method, such as `svd:rank=3`, begins with a name too.
     alone, *rest = (part.strip() for part in re.split(r"[:=,(\s]", name.strip(), maxsplit=1))
     if alone not in catalogue():
         raise unknown("method or step", alone or name, catalogue())
@@ -40,8 +41,8 @@ def methods(
 
 def _list(json: bool) -> None:
     entries = catalogue().values()
-    listed = [{**_about(entry), "what": entry.what} for entry in entries if not entry.is_step]
-    steps = [{"name": entry.name, "what": entry.what} for entry in entries if entry.is_step and entry.name != LIFTS]
+    listed = [{**_facts(entry), "what": entry.what} for entry in entries if not entry.is_step]
+    steps = [{"name": entry.name, "what": entry.what} for entry in entries if entry.is_step and entry.name != COMPRESS]
     columns = tuple(Column(heading) for heading in ("method", "family", "needs", "paper", "what it does"))
     rows = tuple(
         (line["name"], line["family"], ", ".join(line["needs"]) or "–", line["paper"], line["what"]) for line in listed
@@ -51,7 +52,7 @@ def _list(json: bool) -> None:
 
 
 def _show(entry: Entry, json: bool) -> None:
-    about = {"name": entry.name, "family": entry.family} if entry.is_step else _about(entry)
+    about = {"name": entry.name, "family": entry.family} if entry.is_step else _facts(entry)
     head = [f"{entry.name}: {entry.what}", f"Family: {entry.family}"]
     if not entry.is_step:
         head += [f"Paper: {entry.paper}", f"Needs: {', '.join(entry.needs) or 'no data'}"]
@@ -67,5 +68,5 @@ def _show(entry: Entry, json: bool) -> None:
     show(result, json, *head, *tables, f"Example: {entry.example}")
 
 
-def _about(entry: Entry) -> dict[str, Any]:
+def _facts(entry: Entry) -> dict[str, Any]:
     return {"name": entry.name, "family": entry.family, "needs": list(entry.needs), "paper": entry.paper}

@@ -1,16 +1,53 @@
-"""The options that several verbs share, and how their values are read."""
+"""Options that several verbs share, how their values are read, and how the parser treats options.
 
+`Verb` refuses an option that is given twice. `--list` and `--version` print and end the program.
+"""
+
+import platform
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-from laconic.errors import UserError, must_be
+from laconic.cli.terminal import show
+from laconic.errors import DISTRIBUTION, UserError, must_be
+from laconic.report.tables import Column, Table
+from laconic.shipped import Kind, described
 
 LARGEST_COUNT = 2**31 - 1
-"""The largest batch or sequence length that is taken: what 32 bits hold."""
+"""The largest batch or sequence length: what fits into 32 bits."""
+GIVEN = "laconic.given"
+"""Where a command's context keeps the options as they were given, for options that run before others are read."""
+
+
+class Verb(TyperCommand):
+    """A command in which an option that takes one value may be given once; the parser alone would take the last one.
+
+    An error about an argument of a Python function begins with its name, which becomes the option here.
+    """
+
+    # The parser's own Context is private to typer.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[GIVEN] = given
+        for option, times in Counter(option for option in order if isinstance(option, TyperOption)).items():
+            if times > 1 and not (option.multiple or option.is_flag):
+                ctx.fail(f"The option '{option.opts[0]}' is given {times} times; give it once.")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            options = {part.name: part.opts[0] for part in self.params if isinstance(part, TyperOption)}
+            error.args = (re.sub(r"^\w+", lambda name: options.get(name[0], name[0]), str(error)),)
+            raise
 
 
 def new_folder(text: str) -> Path:
@@ -20,36 +57,96 @@ def new_folder(text: str) -> Path:
     return Path(text)
 
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder, a hub name or a GGUF file.")]
+def _print_list(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None]:
+    """The callback of `--list`: print what comes with laconic, and end the program."""
+
+    def show_list(context: typer.Context, is_given: bool) -> None:
+        if not is_given:
+            return
+        sentences = described(kind)
+        table = Table((Column("name"), Column("what it does")), tuple(sentences.items()))
+        lines = [{"name": name, "what": sentence} for name, sentence in sentences.items()]
+        show({plural: lines}, bool(context.meta[GIVEN].get("json")), table.to_rich())
+        raise typer.Exit
+
+    return show_list
+
+
+def show_version(is_given: bool) -> None:
+    """The callback of `--version`: print the versions of laconic and of what its figures depend on, and end."""
+    if not is_given:
+        return
+    try:
+        own = version(DISTRIBUTION)
+    except PackageNotFoundError:
+        # The source lies on the path of Python, and nothing was installed.
+        own = "from source"
+    others = f"python {platform.python_version()}, torch {_version('torch')}, transformers {_version('transformers')}"
+    typer.echo(f"laconic {own} ({others})")
+    raise typer.Exit
+
+
+def _version(package: str) -> str:
+    """The version of an installed package, which is not imported for it, as that takes seconds."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return import_module(package).__version__
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder with a saved model, a hub name, or a GGUF file.")
+]
 OutputOption = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="The folder to write; it must not exist."),
+    typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="The folder to write. It must not exist."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ….")]
-LimitOption = Annotated[int | None, typer.Option(metavar="ROWS", help="Rows of each task at most.", min=1)]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or one GPU as cuda:1.")]
+LimitOption = Annotated[
+    int | None, typer.Option(metavar="ROWS", help="Use this many rows of each task. The default is all.", min=1)
+]
 LabelOrderOption = Annotated[
     str | None,
     typer.Option(
         metavar="CLASS,…",
-        help="The classes of MODEL in the order of its outputs, as the data calls them [config.json's names].",
+        help="The classes of MODEL in the order of its outputs, as the data names them. The default is the names in "
+        "config.json.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ListOfRecipes = Annotated[
+    bool,
+    typer.Option(
+        "--list",
+        callback=_print_list("recipe", "recipes"),
+        is_eager=True,
+        help="Print the names of the recipes that come with laconic, and exit.",
+    ),
+]
+ListOfStudies = Annotated[
+    bool,
+    typer.Option(
+        "--list",
+        callback=_print_list("study", "studies"),
+        is_eager=True,
+        help="Print the names of the studies that come with laconic, and exit.",
+    ),
+]
 
 
-def split(values: Sequence[str]) -> tuple[str, ...]:
+def names_from(values: Sequence[str]) -> tuple[str, ...]:
     """The items of an option that is given several times, or once with commas."""
     return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
 
 
 def numbers_from(place: str, text: str) -> tuple[int, ...]:
-    """`1,8` as whole numbers above zero.
+    """Whole numbers above zero from text like `1,8`, each once.
 
     Raises:
-        UserError: something else.
+        UserError: the text has another form.
     """
-    items = split([text])
-    # What follows the first digits changes nothing where there are more than any count has.
+    items = names_from([text])
+    # Twenty digits are more than any count has.
     if not items or any(not item.isdecimal() or int(item[:20]) < 1 for item in items):
         raise must_be(place, "whole numbers above 0, like 1,8", text)
     if any(int(item[:20]) > LARGEST_COUNT for item in items):
@@ -58,17 +155,17 @@ def numbers_from(place: str, text: str) -> tuple[int, ...]:
 
 
 def keep_from(text: str | None) -> float | dict[str, float] | None:
-    """`0.5`, or `attention=0.5,ffn=0.3`, or nothing.
+    """The fraction in text like `0.5`, or one for each group in `attention=0.5,ffn=0.3`.
 
     Raises:
-        UserError: not a number in (0, 1], or a group without one.
+        UserError: a number is not in (0, 1], or a group has none or two.
     """
     if text is None:
         return None
     if "=" not in text:
         return _fraction("--keep", text)
     keeps: dict[str, float] = {}
-    for item in split([text]):
+    for item in names_from([text]):
         group, equals, value = item.partition("=")
         if not equals:
             raise must_be("--keep", "one number, or GROUP=number for every group", text)
@@ -86,25 +183,3 @@ def _fraction(place: str, text: str) -> float:
     if not 0 < value <= 1:
         raise must_be(place, "in (0, 1]", value)
     return value
-
-
-def own_device(device: str) -> str:
-    """The device that an option names, for this process.
-
-    Raises:
-        UserError: there is no such device on this machine, or it is one for several processes.
-    """
-    if device == "cpu":
-        return device
-    if not re.fullmatch(r"cuda(:\d+)?", device):
-        raise must_be("--device", "cpu, cuda or cuda:N", device)
-    import torch
-
-    from laconic import processes
-
-    try:
-        device = processes.own_device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device '{device}' is not available here; use cpu, or a device that torch sees.") from error
-    return device

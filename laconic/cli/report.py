@@ -1,12 +1,12 @@
-"""`laconic report`: what a study came to, as one page, its figures, and a table for every tool."""
+"""`laconic report`: a page, figures and tables of the results of a study."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from laconic.api.inputs import local_folder
 from laconic.cli.options import JsonOption, new_folder
-from laconic.cli.studies import folder_of, own_records
 from laconic.cli.terminal import show, silence_libraries
 from laconic.errors import UserError
 from laconic.paths import expanded
@@ -16,19 +16,23 @@ def report(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a study, or its URL.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="Where to write, if not there."),
+        typer.Option(
+            "--output", "-o", metavar="OUT", parser=new_folder, help="The folder to write to. The default is DIR."
+        ),
     ] = None,
     query: Annotated[
-        str | None, typer.Option(metavar="SQL", help="Instead show what this selects from the table results.")
+        str | None,
+        typer.Option(metavar="SQL", help="Print what this query selects from the table `results`, and write nothing."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write report.html, figures, results.csv, results.parquet and results.md of a study."""
-    place = folder_of("DIR", folder)
+    place = local_folder("DIR", folder)
     target = place if output is None else expanded(output)
     if target is None and query is None:
         raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
     silence_libraries()
+    from laconic.api.study import own_records
     from laconic.report.study import query as select
     from laconic.report.study import write_report
     from laconic.store import check_output

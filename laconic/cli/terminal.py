@@ -1,31 +1,37 @@
-"""What the verbs share: results on stdout, progress on stderr, and quiet libraries.
+"""What the verbs share: results on stdout, progress on stderr, quiet libraries, and several processes.
 
-Of several processes the first alone tells how far they are; the stdout of the others leads nowhere
-(`laconic.cli.main`).
+Under `torchrun` or `accelerate launch` only the first process prints. Without a launcher `laconic.processes` is not
+imported, because that imports torch.
 """
 
 import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from laconic.cli.group import is_first
 from laconic.errors import LONGEST_SENTENCE, Notice, shortened
+from laconic.launcher import launched
 from laconic.progress import Item, Track, silent
 
-FIRST_WORD_AFTER = 5.0
-"""Seconds of work before a stderr that is no terminal is told of it, and between two such lines."""
+if TYPE_CHECKING:
+    from laconic.api.results import Result
+
+Returned = TypeVar("Returned")
+Arguments = ParamSpec("Arguments")
+SECONDS_BETWEEN_LINES = 5.0
+"""Seconds of work before the first line of progress on a stderr that is no terminal, and between two lines."""
 
 
 def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> None:
-    """Print the result: one JSON object, or what people read."""
+    """Print a result: one JSON object, or lines and tables."""
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False, default=str))
         return
@@ -38,32 +44,38 @@ def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> No
             console.print(part)
 
 
-def remark(text: str) -> None:
-    """One line for people, on stderr."""
+def show_result(result: "Result", as_json: bool, *before: str) -> None:
+    """Print what a function of laconic returned, after the lines `before`."""
+    parts = (part if isinstance(part, str) else part[1].to_rich(part[0] or None) for part in result.parts())
+    show(result.to_dict(), as_json, *before, *parts)
+
+
+def print_notice(text: str) -> None:
+    """Print one line on stderr."""
     if is_first():
         typer.echo(shortened(text, LONGEST_SENTENCE), err=True)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block no warning of a library is shown, and each of laconic's notices is one line."""
-    told: set[str] = set()
+    """Within the block hide warnings of libraries, and print each notice of laconic once."""
+    printed: set[str] = set()
 
-    def tell(message: Warning | str, *_: object, **__: object) -> None:
-        if str(message) not in told:
-            told.add(str(message))
-            remark(str(message))
+    def print_once(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in printed:
+            printed.add(str(message))
+            print_notice(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Notice)
-        warnings.showwarning = tell
+        warnings.showwarning = print_once
         yield
 
 
 @contextmanager
 def progress() -> Iterator[Track]:
-    """Progress bars on stderr while a verb works."""
+    """Show progress on stderr within the block."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"), TimeRemainingColumn())
     _no_bars_of_datasets()
@@ -72,14 +84,14 @@ def progress() -> Iterator[Track]:
 
 
 class Bars:
-    """A `Track`: a bar with the time left on a terminal, a line now and then elsewhere."""
+    """A `Track` that draws a bar with the time left on a terminal, and prints a line now and then elsewhere."""
 
     def __init__(self, bars: Progress, is_terminal: bool) -> None:
         self._bars = bars
         self._is_terminal = is_terminal
 
     def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
-        return self._drawn(items, what, work) if self._is_terminal else _told(items, what, work)
+        return self._drawn(items, what, work) if self._is_terminal else _printed(items, what, work)
 
     def _drawn(self, items: Sequence[Item], what: str, work: Sequence[float] | None) -> Iterator[Item]:
         each = [1.0] * len(items) if work is None else list(work)
@@ -92,33 +104,33 @@ class Bars:
             self._bars.remove_task(task)
 
 
-def _told(items: Sequence[Item], what: str, work: Sequence[float] | None) -> Iterator[Item]:
+def _printed(items: Sequence[Item], what: str, work: Sequence[float] | None) -> Iterator[Item]:
     each = [1.0] * len(items) if work is None else list(work)
     start = last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - last > FIRST_WORD_AFTER and done < len(items):
-            # Of items that nothing is known of the first tells nothing of the others: it loads what all use.
+        if now - last > SECONDS_BETWEEN_LINES and done < len(items):
+            # The first item also loads what all of them use, so its time says nothing about the others.
             past = sum(each[:done]) if done > 1 or work is not None else 0
             left = f", about {(now - start) / past * sum(each[done:]):.0f} s left" if past else ""
-            remark(f"{what}: {done} of {len(items)}{left}")
+            print_notice(f"{what}: {done} of {len(items)}{left}")
             last = now
 
 
 def silence_libraries() -> None:
-    """What a verb does before it works on a model. It imports transformers, which takes a while.
+    """Turn off logs and progress bars of libraries.
 
-    So a verb first refuses whatever it can without.
+    This imports transformers, which takes seconds, so a verb first checks whatever it can without it.
     """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # It tells of each time that it asks the hub again.
+    # It logs every retry.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    # It tells of every table that it makes.
+    # It logs every table that it creates.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
@@ -126,3 +138,48 @@ def _no_bars_of_datasets() -> None:
     from datasets.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+
+
+def is_first() -> bool:
+    """Whether this is the process of rank 0, which alone writes and prints."""
+    if not launched():
+        return True
+    from laconic import processes
+
+    return processes.is_first()
+
+
+def joined() -> AbstractContextManager[None]:
+    """Join the process group of the launcher for the block.
+
+    Raises:
+        UserError: the processes do not find each other.
+    """
+    if not launched():
+        return nullcontext()
+    from laconic import processes
+
+    return processes.joined()
+
+
+def sync_errors() -> AbstractContextManager[None]:
+    """Raise a UserError of one process in all processes of the block."""
+    if not launched():
+        return nullcontext()
+    from laconic import processes
+
+    return processes.sync_errors()
+
+
+def on_rank_zero(verb: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """A verb that runs in the process of rank 0 alone, while the others wait for its result."""
+
+    @wraps(verb)
+    def run_once(*arguments: Arguments.args, **named: Arguments.kwargs) -> Returned:
+        if not launched():
+            return verb(*arguments, **named)
+        from laconic import processes
+
+        return processes.on_rank_zero(verb)(*arguments, **named)
+
+    return run_once

@@ -1,4 +1,7 @@
-"""Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory)."""
+"""Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory).
+
+Internal: it may change with any version.
+"""
 
 from laconic.evaluate.cost import Conditions, Cost, measure_cost
 from laconic.evaluate.fidelity import Fidelity, compare_to_reference, fidelity

@@ -1,4 +1,7 @@
-"""A Transformers model seen as stacks of blocks and sites: anatomy as data, surgery, loading, predictions."""
+"""A Transformers model seen as stacks of blocks and sites: anatomy as data, surgery, loading, predictions.
+
+Internal: it may change with any version.
+"""
 
 from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel

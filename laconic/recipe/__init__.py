@@ -1,6 +1,8 @@
-"""The whole flow as one value and one function: a recipe is parsed, written and run here."""
+"""The whole flow as one value and one function: a recipe is parsed, written and run here.
 
-from laconic.recipe.entry import compress
+Internal: it may change with any version.
+"""
+
 from laconic.recipe.parse import parse_recipe, read_recipe, recipe_from
 from laconic.recipe.run import Record, run
 from laconic.recipe.schema import Evaluation, Recipe
@@ -10,7 +12,6 @@ __all__ = [
     "Evaluation",
     "Recipe",
     "Record",
-    "compress",
     "parse_recipe",
     "read_recipe",
     "recipe_from",

@@ -1,8 +1,9 @@
 """The whole flow in one function: check, load, calibrate, apply the steps, save, evaluate."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,42 +21,52 @@ from laconic.model.structure import uncalled_stacks
 from laconic.model.tokens import check_decoder_start
 from laconic.processes import from_first, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
+from laconic.recipe.entry import ModelInput
 from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.write import key_of, write_recipe
 from laconic.report.plots import curves, png
-from laconic.store import Beside, check_output, file_bytes, save, skeleton
+from laconic.store import Beside, check_output, file_bytes, save
+
+IN_MEMORY = "memory"
+"""The name of calibration texts that have no source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What one run made.
 
-    key:        names the recipe.
-    seconds:    from the first check to the saved folder; evaluation not counted.
-    stacks:     the lists of blocks that were looked at, by path, each with its blocks.
-    idle:       and those that no run over text calls, which stay as they are: the tower of a vision-language model.
-    file_bytes: of the saved weights, everything that was not targeted included.
-    evaluation: the JSON of `laconic evaluate`, when the recipe asks for it.
+    Args:
+        recipe: what was run.
+        key: sixteen hexadecimal digits that name the recipe.
+        lm: the compressed model.
+        output: the folder that was written; None if the model is only in memory.
+        seconds: from the first check to the saved folder; evaluation not counted.
+        changes: what the steps did.
+        stacks: the stacks of blocks that were compressed, by path, each with its number of blocks.
+        idle: stacks that no run over text calls, which stay as they are, such as the tower of a vision-language model.
+        file_bytes: bytes of the saved weights, including everything that was not targeted; None without `output`.
+        evaluation: the JSON of `laconic evaluate`, if the recipe asks for it.
     """
 
     recipe: Recipe
     key: str
-    output: Path
+    lm: LanguageModel = field(repr=False)
+    output: Path | None
     seconds: float
     changes: Changes
     stacks: Mapping[str, int]
     idle: Mapping[str, int]
-    file_bytes: int
+    file_bytes: int | None
     evaluation: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `laconic run --json` prints them."""
         return {
             "key": self.key,
-            "output": str(self.output),
+            "output": None if self.output is None else str(self.output),
             "seconds": round(self.seconds, 3),
             "bytes": self.changes.nbytes,
             "dense_bytes": self.changes.dense_nbytes,
@@ -71,57 +82,132 @@ class Record:
         }
 
 
-def run(recipe: Recipe, output: Path, *, track: Track = silent, device: str = "cpu") -> Record:
-    """Compress `recipe.model` into the folder `output`, which is written whole or not at all.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe whose model is loaded.
 
-    Of several processes the first writes it, and judges what it wrote; all return the same record.
+    Args:
+        recipe: what is to be run.
+        output: the new folder; None leaves the result in memory.
+        lm: the model, in float32.
+        data: the calibration data; None if the recipe has none.
+        start: time at which the first check began, of `time.perf_counter`.
+    """
+
+    recipe: Recipe
+    output: Path | None
+    lm: LanguageModel
+    data: Calibration | None
+    start: float
+
+    def finish(self, lm: LanguageModel, changes: Changes, *, track: Track = silent, device: str = "cpu") -> Record:
+        """Save and evaluate what the steps made.
+
+        In several processes the first one writes and evaluates the folder; all return the same record.
+
+        Args:
+            lm: the compressed model.
+            changes: what the steps did.
+            track: reports progress.
+            device: where the saved model is evaluated.
+        """
+        recipe, output = self.recipe, self.output
+        if output is not None:
+            on_rank_zero(save)(lm, output, beside(recipe, changes))
+        seconds = time.perf_counter() - self.start
+        return Record(
+            recipe=recipe,
+            key=key_of(recipe),
+            lm=lm,
+            output=output,
+            seconds=from_first(seconds),
+            changes=changes,
+            stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
+            idle=dict(uncalled_stacks(lm.model)),
+            file_bytes=None if output is None else on_rank_zero(file_bytes)(output),
+            evaluation=None
+            if recipe.evaluate is None or output is None
+            else on_rank_zero(_evaluation)(recipe, output, track, device),
+        )
+
+
+@contextmanager
+def open_job(
+    recipe: Recipe,
+    output: Path | None,
+    model: ModelInput,
+    *,
+    corpus: Corpus | None = None,
+    places: Sequence[str] | None = None,
+    track: Track = silent,
+) -> Iterator[Job]:
+    """Check a recipe, load its model and its data, and give a loaded model its dtypes back after the block.
+
+    Args:
+        recipe: the data and the steps.
+        output: the new folder; None for none.
+        model: the model, which takes the place of `recipe.model` and is changed in place.
+        corpus: calibration texts that take the place of those in `recipe.data`.
+        places: the names of the steps in errors; `recipe.steps[0].compress` and so on if None.
+        track: reports progress.
 
     Raises:
-        UserError: anything in the recipe that cannot be done; what can be checked is checked before weights are loaded.
+        UserError: something in the recipe cannot be done; what can be checked is checked before weights are loaded.
     """
     start = time.perf_counter()
-    # Nothing is written before all have found that it can be.
-    with sync_errors():
-        output = check(recipe, output)
-        lm, data = _loaded(recipe, track, device)
-    lm, changes = apply_steps(lm, recipe.steps, data)
-    plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    beside = Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **pictures_of(changes)})
-    on_rank_zero(save)(lm, output, beside)
-    seconds = time.perf_counter() - start
-    return Record(
-        recipe=recipe,
-        key=key_of(recipe),
-        output=output,
-        seconds=from_first(seconds),
-        changes=changes,
-        stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
-        idle=dict(uncalled_stacks(lm.model)),
-        file_bytes=on_rank_zero(file_bytes)(output),
-        evaluation=None if recipe.evaluate is None else on_rank_zero(_evaluation)(recipe, output, track, device),
+    with ExitStack() as stack:
+        # Nothing is written before every process has found that it can be.
+        with sync_errors():
+            if output is not None:
+                output = check_output(output, recipe.model)
+            if recipe.data is not None:
+                model.check_tokenizer()
+            empty = model.skeleton()
+            if corpus is None:
+                check_recipe(recipe, empty, places=places)
+            else:
+                texts = corpus
+                check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
+            data = _calibration(recipe, empty, corpus, track)
+            lm = stack.enter_context(model.opened())
+        yield Job(recipe=recipe, output=output, lm=lm, data=data, start=start)
+
+
+def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> Record:
+    """Compress a model as a recipe says, and write it to a folder, whole or not at all.
+
+    Args:
+        recipe: the model, the data and the steps.
+        output: the new folder; None leaves the model in memory.
+        track: reports progress.
+        device: where to compute.
+
+    Raises:
+        UserError: something in the recipe cannot be done; what can be checked is checked before weights are loaded.
+    """
+    model = ModelInput(name=recipe.model, label_order=recipe.label_order, device=device)
+    with open_job(recipe, output, model, track=track) as job:
+        return job.finish(*apply_steps(job.lm, recipe.steps, job.data), track=track, device=device)
+
+
+def beside(recipe: Recipe, changes: Changes) -> Beside:
+    """What lies beside a compressed model: the recipe, the plans and the pictures of trainings."""
+    named = recipe.model and recipe.data != IN_MEMORY
+    return Beside(
+        recipe=write_recipe(recipe) if named else None,
+        plan=tuple(plan_text(plan) for plan in changes.plans if plan),
+        files={**changes.files, **pictures_of(changes)},
     )
 
 
-def _loaded(recipe: Recipe, track: Track, device: str) -> tuple[LanguageModel, Calibration | None]:
+def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, track: Track) -> Calibration | None:
     # What the rows are to the model and to the steps is found before the weights are loaded.
-    data = None
-    if recipe.data is not None:
-        empty = with_tokenizers(skeleton(recipe.model)).with_label_order(recipe.label_order)
-        data = recipe.sampling.of(empty, corpus.read(recipe.data, "train"), track)
-        for step in recipe.steps:
-            step.check_data(data)
-    return load(recipe.model, device).with_label_order(recipe.label_order), data
-
-
-def check(recipe: Recipe, output: Path) -> Path:
-    """The folder to write, once all that can be known before weights are loaded is known to be right.
-
-    Raises:
-        UserError: `output` cannot be made, or something in `recipe` cannot be done.
-    """
-    output = check_output(output, recipe.model)
-    check_recipe(recipe, skeleton(recipe.model))
-    return output
+    if recipe.data is None:
+        return None
+    data = recipe.sampling.of(empty, texts or corpus.read(recipe.data, "train"), track)
+    for step in recipe.steps:
+        step.check_data(data)
+    return data
 
 
 def check_recipe(
@@ -129,15 +215,23 @@ def check_recipe(
     model: LanguageModel,
     *,
     compared: bool = False,
+    places: Sequence[str] | None = None,
     read: Callable[..., Corpus] = corpus.read,
     rows: Callable[..., Corpus] = load_corpus,
 ) -> None:
     """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights.
 
-    `compared`: what it makes is judged beside the original. `read` and `rows` read its data and those of its tasks.
+    Args:
+        recipe: what is to be done.
+        model: its model without weights.
+        compared: whether the result is judged beside the original.
+        places: the names of the steps in errors; `recipe.steps[0].compress` and so on if None.
+        read: reads the calibration data.
+        rows: reads the rows of tasks.
     """
     model = with_tokenizers(model.with_label_order(recipe.label_order))
-    places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
+    if places is None:
+        places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
     made = check_order(model, recipe.steps, places)
     for index, step in enumerate(recipe.steps):
         if step.needs_data and recipe.data is None:
@@ -146,7 +240,8 @@ def check_recipe(
                 "name their source, for example builtin:pydoc."
             )
     if recipe.data is not None:
-        corpus.check_source(recipe.data, "train")
+        if recipe.data != IN_MEMORY:
+            corpus.check_source(recipe.data, "train")
         check_decoder_start(model)
         check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
     check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))

@@ -1,1 +1,4 @@
-"""What was measured, for people: tables, plots, one HTML page."""
+"""What was measured, for people: tables, plots, one HTML page.
+
+Internal: it may change with any version.
+"""

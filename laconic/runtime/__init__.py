@@ -1,4 +1,7 @@
-"""Runtimes that run a model: torch, plain or compiled, ONNX Runtime, and OpenVINO; export to the latter two."""
+"""Runtimes that run a model: torch, plain or compiled, ONNX Runtime, and OpenVINO; export to the latter two.
+
+Internal: it may change with any version.
+"""
 
 from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, check_runtime
 from laconic.runtime.serve import Exported, LoadedExport, Service, serve

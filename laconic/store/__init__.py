@@ -1,6 +1,8 @@
 """Saving and loading: the transformers plug-in, folders written whole or not at all, and dense copies of models.
 
 Names are imported when they are used, because transformers imports the plug-in while it is being imported itself.
+
+Internal: it may change with any version.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,7 @@
-"""Studies: a grid of recipes over models, tasks and seeds, which can be resumed, run by many workers, and reported."""
+"""Studies: a grid of recipes over models, tasks and seeds, which can be resumed, run by many workers, and reported.
+
+Internal: it may change with any version.
+"""
 
 from laconic.study.cells import FAILED, Cell
 from laconic.study.executors import Executor

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def small() -> Iterator[None]:
         patch.setattr(demo, "CALIBRATION_ROWS", 8)
         patch.setattr(demo, "JUDGING_ROWS", 8)
         patch.setattr("laconic.recipe.comparison.TIMED_RUNS", 1)
-        patch.setattr("laconic.evaluate.timing.WARM_UP_RUNS", 1)
+        patch.setattr(import_module("laconic.evaluate.timing"), "WARM_UP_RUNS", 1)
         yield
 
 

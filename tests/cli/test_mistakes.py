@@ -136,7 +136,7 @@ def test_what_the_system_refuses_and_what_the_user_stops(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(import_module("laconic.recipe.run"), "load", refuse)
+    monkeypatch.setattr(import_module("laconic.recipe.entry"), "load", refuse)
     assert status(["compress", str(tiny_model), *SVD, "--json", "-o", str(tmp_path / "small")]) == expected
     captured = capsys.readouterr()
     assert captured.out == "" and words in captured.err and len(captured.err.splitlines()) <= 1
@@ -155,7 +155,7 @@ def test_what_the_system_refuses_and_what_the_user_stops(
         ((*SVD, "--max-length", "1"), "--max-length must be greater than or equal to 2; got '1'."),
         ((*SVD, "--targets", ""), "--targets must be groups or globs, like attention or ffn; got ''."),
         ((*SVD, "--targets", ", "), "--targets must be groups or globs, like attention or ffn; got ', '."),
-        ((*SVD, "--seed", str(2**64)), f"recipe.seed must be in [0, {2**32 - 1}]; got {2**64}."),
+        ((*SVD, "--seed", str(2**64)), f"--seed must be in [0, {2**32 - 1}]; got {2**64}."),
     ],
 )
 def test_an_option_that_is_given_twice_or_without_end_or_cannot_be(

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from laconic.api.compressed import allocation_fallback
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read
 from laconic.cli.main import status
-from laconic.cli.record import said_of_allocation
 from laconic.compress import Compress
 from laconic.compress.allocators.corrected import ALLOCATED, ROWS, split_halves
 from laconic.compress.kl_metric import KLMetric
@@ -111,7 +111,7 @@ def test_where_the_predictions_mislead_it_falls_back_and_says_so(ground: Ground,
     assert told["kl"]["uniform"] < told["kl"][step.allocate]
     assert outcome.plan == same.plan
     assert outcome.predicted_loss is None
-    (line,) = said_of_allocation(told)
+    (line,) = allocation_fallback(told)
     assert line.startswith(f"allocate: {step.allocate} would diverge more than the same size for every matrix, which")
     assert f"KL {told['kl'][step.allocate]:.4g} against {told['kl']['uniform']:.4g} nats" in line
 

@@ -93,7 +93,7 @@ def test_from_python() -> None:
     model = Architecture("mixtral", MIXTURES["mixtral"][0]).model()
     with pytest.raises(UserError, match=r"^method: 85.8% of the parameters that attention, ffn name in the blocks of"):
         compress(model, "rtn:bits=4")
-    changed = compress(model, "rtn:bits=4", allow_dense=True)
+    changed = compress(model, "rtn:bits=4", allow_dense=True).model
     assert isinstance(changed.get_submodule("model.layers.0.self_attn.q_proj"), Quantized)
 
 

@@ -124,7 +124,7 @@ def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
     # The package has a function of the same name.
     monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "CHUNK", 150)
     assert fidelity(lm, original, CORPUS) == whole
-    monkeypatch.setattr("laconic.evaluate.prediction.MAX_LOGITS", 1)
+    monkeypatch.setattr(import_module("laconic.evaluate.prediction"), "MAX_LOGITS", 1)
     assert fidelity(lm, original, CORPUS).kl == pytest.approx(whole.kl, rel=1e-5)
 
 

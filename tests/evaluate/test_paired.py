@@ -1,5 +1,7 @@
 """Paired tests against formulas, against chance alone, and where there is next to nothing to test."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, chi2, norm
@@ -121,8 +123,8 @@ def models(generator: np.random.Generator, rows: int, gap: float = 0.0) -> tuple
 
 @pytest.mark.parametrize(("metric", "rows"), [(RIGHT, 25), (RIGHT, 300), (f1, 25), (f1, 60), (mean, 12)])
 def test_chance_alone_is_rarely_taken_for_a_change(metric: Metric, rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("laconic.evaluate.metrics.RESAMPLES", 99)
-    monkeypatch.setattr("laconic.evaluate.metrics.MIN_RESAMPLES", 99)
+    monkeypatch.setattr(import_module("laconic.evaluate.metrics"), "RESAMPLES", 99)
+    monkeypatch.setattr(import_module("laconic.evaluate.metrics"), "MIN_RESAMPLES", 99)
     generator = np.random.default_rng(0)
     trials = 200
     pairs = [models(generator, rows) for _ in range(trials)]
@@ -134,8 +136,8 @@ def test_chance_alone_is_rarely_taken_for_a_change(metric: Metric, rows: int, mo
 
 
 def test_a_detectable_change_is_detected_in_four_cases_of_five(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("laconic.evaluate.metrics.RESAMPLES", 9)
-    monkeypatch.setattr("laconic.evaluate.metrics.MIN_RESAMPLES", 9)
+    monkeypatch.setattr(import_module("laconic.evaluate.metrics"), "RESAMPLES", 9)
+    monkeypatch.setattr(import_module("laconic.evaluate.metrics"), "MIN_RESAMPLES", 9)
     generator = np.random.default_rng(0)
     found = [difference(RIGHT, *models(generator, 400, gap=0.1)) for _ in range(200)]
     gap, shown = (np.mean([one.value for one in found]), np.mean([one.detectable for one in found]))

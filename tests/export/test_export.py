@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def test_a_task_is_judged_through_what_was_written(
     both = (outcome.quality.results, outcome.quality.original)
     exported, before = (found[task]["perplexity"].value for found in both)
     assert exported == pytest.approx(before, rel=1e-4)
-    monkeypatch.setattr("laconic.export.folder.SIGNIFICANT", 2.0)
-    monkeypatch.setattr("laconic.export.folder.LARGEST_LOSS", -1.0)
+    monkeypatch.setattr(import_module("laconic.export.folder"), "SIGNIFICANT", 2.0)
+    monkeypatch.setattr(import_module("laconic.export.folder"), "LARGEST_LOSS", -1.0)
     with pytest.raises(UserError, match=r"has a perplexity of .* nothing was written"):
         export(lm, ONNX, tmp_path / "worse", tasks=(task,), limit=5)
     assert not (tmp_path / "worse").exists()

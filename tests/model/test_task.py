@@ -64,7 +64,7 @@ def test_a_model_inside_of_another_module_is_named() -> None:
     outer: Any = nn.DataParallel(BY_NAME["bert-base"].model())
     with pytest.raises(UserError, match=r"DataParallel; give the BertModel in.*get_submodule\('module'"):
         laconic.compress(outer, "svd", keep=0.5)
-    small = laconic.compress(outer.get_submodule("module"), "svd", keep=0.5)
+    small = laconic.compress(outer.get_submodule("module"), "svd", keep=0.5).model
     assert any(isinstance(part, LowRank) for part in small.modules())
 
 
@@ -73,7 +73,7 @@ def test_an_adapter_in_memory_is_to_be_merged() -> None:
     model = peft.get_peft_model(BY_NAME["bert-base"].model(), peft.LoraConfig(r=2, target_modules=["query"]))
     with pytest.raises(UserError, match=r"give what its merge_and_unload\(\) returns"):
         laconic.compress(model, "svd", keep=0.5)
-    small = laconic.compress(model.merge_and_unload(), "svd", keep=0.5)
+    small = laconic.compress(model.merge_and_unload(), "svd", keep=0.5).model
     assert any(isinstance(part, LowRank) for part in small.modules())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from laconic.study.parse import study_from
 
 import laconic
 from laconic.cli.main import status
@@ -18,7 +19,6 @@ from laconic.model import LanguageModel, load
 from laconic.recipe import recipe_from, run
 from laconic.recover import Finetune
 from laconic.study import cells_of, check_cells
-from laconic.study.parse import study_from
 from tests.architectures import BY_NAME
 from tests.problems import MULTI_LABEL, classifier
 from tests.recover.ground import SHORT
@@ -59,7 +59,7 @@ NAMES = ("negative", "positive")
 
 @pytest.fixture
 def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "load", lambda *_: pytest.fail("weights were loaded"))
 
 
 def test_the_same_classifier_in_another_order_is_trained_and_measured_alike(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_an_order_says_which_output_is_which(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "named" / "recipe.yaml").read_text())["label_order"] == ["good", "bad"]
     compressed = laconic.compress(
         str(tmp_path / "model"), Finetune(**TRAIN), data=source, label_order=["good", "bad"], samples=8
-    )
+    ).model
     assert all(torch.equal(tensor, named[name]) for name, tensor in compressed.state_dict().items())
 
 

@@ -205,7 +205,7 @@ def test_an_order_that_cannot_be_is_refused_before_weights_are_loaded(
     places: str,
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", pytest.fail)
+    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "load", pytest.fail)
     recipe = recipe_from({"model": str(tiny_model), "data": str(texts), "samples": 4, "steps": lines})
     places = re.escape(places.replace("[", "recipe.steps["))
     with pytest.raises(UserError, match=f"^{places}: {sentence}"):
@@ -236,7 +236,7 @@ def test_the_python_entry_refuses_before_any_work(tmp_path: Path) -> None:
     spoil(tmp_path)
     with pytest.raises(UserError, match=sentence):
         laconic.compress(str(tmp_path), ["magnitude", "kfac-svd"], 0.5, data=["a cat"], tokenizer=letters())
-    small = laconic.compress(model, "rtn:bits=4")
+    small = laconic.compress(model, "rtn:bits=4").model
     with pytest.raises(UserError, match=r"^method: The layer '.*' is quantized already"):
         laconic.compress(small, "svd:rank=2")
 

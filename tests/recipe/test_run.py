@@ -22,6 +22,7 @@ from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load
 from laconic.recipe import read_recipe, recipe_from, run
+from laconic.recipe.flow import Changes
 from laconic.recover.training import Training
 from laconic.store import file_bytes
 from tests.architectures import BY_NAME
@@ -98,7 +99,7 @@ def test_heads_that_cannot_shrink_are_named_before_weights_are_loaded(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     BY_NAME["llama"].model().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", None)
+    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "load", None)
     recipe = {**spelled(tmp_path / "model", texts), "steps": [{"shrink-heads": {"keep": 0.5}}]}
     with pytest.raises(UserError, match="The heads of 'llama' cannot shrink"):
         run(recipe_from(recipe), tmp_path / "small")
@@ -177,7 +178,7 @@ def test_what_can_be_checked_is_checked_before_weights_are_loaded(
     change: dict[str, object],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", pytest.fail)
+    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "load", pytest.fail)
     with pytest.raises(UserError, match=sentence):
         run(recipe_from({**spelled(tiny_model, texts), **change}), tmp_path / "small")
     assert not (tmp_path / "small").exists()
@@ -188,7 +189,7 @@ def test_a_row_that_cannot_be_read_is_found_before_weights_are_loaded(
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a cat"}\n{"text": 3}\n')
-    monkeypatch.setattr(sys.modules["laconic.recipe.run"], "load", pytest.fail)
+    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "load", pytest.fail)
     with pytest.raises(UserError, match=r"rows\.jsonl:2: the field 'text' must be text; got 3"):
         run(recipe_from(spelled(tiny_model, rows)), tmp_path / "small")
 
@@ -228,7 +229,7 @@ def test_each_of_several_plans_can_be_used_again(tiny_model: Path, texts: Path, 
 def test_the_python_entry_gives_back_the_same_class(tiny_model: Path, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
     inputs = torch.tensor([[2, 3, 4]])
-    small = laconic.compress(model, "kfac-svd:multiple=1", 0.5, data=["the cat is good", "the dog is bad"] * 3)
+    small = laconic.compress(model, "kfac-svd:multiple=1", 0.5, data=["the cat is good", "the dog is bad"] * 3).model
     assert small is model and isinstance(small, BertForSequenceClassification)
     assert any(isinstance(module, LowRank) for module in small.modules())
     small.save_pretrained(tmp_path / "small")
@@ -258,11 +259,11 @@ def test_the_python_entry_reads_targets_in_their_own_tokens(tmp_path: Path, monk
     (tmp_path / "rows.jsonl").write_text('{"source": "abc", "target": "de"}\n' * 4)
     seen: list[torch.Tensor] = []
 
-    def look(lm: LanguageModel, steps: object, data: Calibration) -> tuple[LanguageModel, None]:
+    def look(lm: LanguageModel, steps: object, data: Calibration) -> tuple[LanguageModel, Changes]:
         seen.extend(batch["labels"] for batch in data.batches)
-        return lm, None
+        return lm, Changes(plans=(), matrices=0, nbytes=0, dense_nbytes=0, untied=(), predicted_losses=())
 
-    monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "apply_steps", look)
+    monkeypatch.setattr(sys.modules["laconic.api.compress"], "apply_steps", look)
     for model in (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"), str(tmp_path / "model")):
         laconic.compress(model, "drone", data=str(tmp_path / "rows.jsonl"))
     expected = [letters("none")("de")["input_ids"]] * 4
@@ -271,13 +272,13 @@ def test_the_python_entry_reads_targets_in_their_own_tokens(tmp_path: Path, monk
 
 def test_half_precision_stays_half_precision(tiny_model: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, dtype=torch.bfloat16).train()
-    small = laconic.compress(model, "svd:multiple=1", 0.5)
+    small = laconic.compress(model, "svd:multiple=1", 0.5).model
     assert {part.dtype for part in small.parameters()} == {torch.bfloat16}
     assert small.training
 
 
 def test_methods_in_order_and_a_size_of_their_own(tiny_model: Path) -> None:
-    small = laconic.compress(str(tiny_model), ["svd:rank=4", "svd:rank=2"], targets="ffn")
+    small = laconic.compress(str(tiny_model), ["svd:rank=4", "svd:rank=2"], targets="ffn").model
     ranks = {module.rank for module in small.modules() if isinstance(module, LowRank)}
     assert ranks == {2, 4}
 

@@ -1,6 +1,7 @@
 """Cells that fail, figures that are no numbers, files that are no records: told of, and in nobody's way."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_a_preparation_that_fails_is_tried_once(
         tried.append(folder)
         raise OSError("no room")
 
-    monkeypatch.setattr("laconic.study.worker.run", broken)
+    monkeypatch.setattr(import_module("laconic.study.worker"), "run", broken)
     summary = done(little_study, tmp_path / "study")
     assert len(tried) == 2 and len(set(tried)) == 2, "one for each seed"
     sentences = {record["error"]["sentence"] for record in summary.failed}

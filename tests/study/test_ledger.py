@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_lease_that_is_not_renewed_can_be_taken_over_whatever_its_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("laconic.study.shared_folder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(import_module("laconic.study.shared_folder").time, "monotonic", lambda: now[0])
     ledger = Ledger(str(tmp_path))
     lease(tmp_path, "elsewhere 1 x", time.time() + ahead)
     assert not ledger.claim("x")
@@ -67,7 +68,7 @@ def test_a_lease_that_is_not_renewed_can_be_taken_over_whatever_its_clock_says(
 
 
 def test_a_runner_that_slept_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laconic.study.shared_folder.RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(import_module("laconic.study.shared_folder"), "RENEW_SECONDS", 0.01)
     one = Ledger(str(tmp_path))
     with one.leases.renewing():
         assert one.claim("x")

@@ -1,6 +1,7 @@
 """Studies in MLflow: every record is one run, whatever was killed; without the library one sentence says so."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_where_nothing_can_be_logged_is_one_sentence(where: bool | str, place: s
 def test_without_the_library_the_extra_is_named_before_anything_is_done(
     little: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("laconic.study.mlflow_logger.find_spec", lambda name: None)
+    monkeypatch.setattr(import_module("laconic.study.mlflow_logger"), "find_spec", lambda name: None)
     check_logging(False, "study")
     little["axes"]["model"] = [str(tmp_path / "no such model")]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**little, "mlflow": True}, sort_keys=False))

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_a_model_is_read_once_for_its_cells_and_makes_room_for_the_next(
             read.append((source, weakref.ref(lm.model)))
         return lm
 
-    monkeypatch.setattr("laconic.study.worker.load", alone)
+    monkeypatch.setattr(import_module("laconic.study.worker"), "load", alone)
     little_study |= {"exclude": [{"keep": 0.5}, {"seed": 1}]}
     done(little_study, tmp_path / "one")
     assert [source for source, _ in read] == models[:1]
@@ -212,7 +213,7 @@ def test_little_is_around_the_cells(little_study: dict[str, Any], tmp_path: Path
 def test_two_runners_share_the_cells(
     little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laconic.study.run.POLL_SECONDS", 0.1)
+    monkeypatch.setattr(import_module("laconic.study.run"), "POLL_SECONDS", 0.1)
     place = tmp_path / "study"
     turn = threading.Lock()
     runners = [Slow(place, turn), Slow(place, turn)]

@@ -15,12 +15,12 @@ import transformers as hf
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from laconic import compress
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.methods import Svd
 from laconic.model import Task, check_model, load, load_empty
 from laconic.model.checkpoints.merging import are_close
-from laconic.recipe import compress
 from laconic.store import save
 from tests.architectures import BY_NAME
 from tests.model.checkpoints.absent import without
@@ -212,7 +212,7 @@ def test_its_tokenizer_is_its_own_or_that_of_its_base(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_of_a_compressed_model(tmp_path: Path) -> None:
-    model = compress(BY_NAME["qwen2"].model(), Svd(), keep=0.5)
+    model = compress(BY_NAME["qwen2"].model(), Svd(), keep=0.5).model
     config = peft.LoraConfig(r=2, target_modules=r".*q_proj\.(up|down|first|second|0|1).*|.*embed_tokens")
     wanted = adapted(tmp_path, config, base=model)
     assert close(outputs(load(str(tmp_path / "adapter")).model), wanted)

@@ -1,0 +1,121 @@
+"""`laconic.compress`: compress a model, in memory or by its name, with one or several methods."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from laconic.api.arguments import check_kinds, to_corpus, to_folder, to_methods, to_model_input, to_texts
+from laconic.api.compressed import CompressResult, compress_result
+from laconic.compress import Step
+from laconic.errors import UserError
+from laconic.methods import Method
+from laconic.model import DEFAULT_TARGETS
+from laconic.progress import Track, silent
+from laconic.recipe import Recipe
+from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep, walk_of
+from laconic.recipe.parse import method_or_step
+from laconic.recipe.run import IN_MEMORY, open_job
+
+DEFAULT_KEEP = float("0.5")
+"""The default of `keep`, an object of its own: unlike a 0.5 that is given, it is for methods that have no size."""
+
+
+def compress(
+    model: PreTrainedModel | str | PathLike[str],
+    method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
+    keep: float | Mapping[str, float] | None = DEFAULT_KEEP,
+    *,
+    data: str | PathLike[str] | Iterable[str] | None = None,
+    allocate: str = "uniform",
+    targets: str | Sequence[str] = DEFAULT_TARGETS,
+    samples: int = 128,
+    seed: int = 0,
+    max_length: int = 128,
+    batch_size: int = 16,
+    sequential: bool = False,
+    anchored: bool = False,
+    allow_dense: bool = False,
+    label_order: Sequence[str | int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    output: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    track: Track = silent,
+) -> CompressResult:
+    """Compress a model with one or several methods.
+
+    A loaded model is changed in place; `save_pretrained` and `from_pretrained` work on it as on any other.
+
+    Args:
+        model: a loaded model, or a folder or hub name, which is loaded in the dtype in which it is stored.
+        method: a method or step, or several that run in order: `"svd"`, `"svd:rank=64"`, an object of
+            `laconic.methods`, `"shrink-heads:keep=0.75"`, or an object of `laconic.compress` or `laconic.recover`.
+        keep: fraction of the targeted bytes to keep, in (0, 1], or one for each group of matrices; None if every method
+            has a size of its own, and then the default is left out as well.
+        data: calibration texts: a source, as on the command line, or the texts themselves.
+        allocate: how the budget is shared between matrices: `uniform`, `spectrum`, or `global` for pruning.
+        targets: which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks`, `all`, globs over their
+            names, or `re:` and a regular expression.
+        samples: rows of `data` to use, drawn with `seed`.
+        seed: seed of everything that is drawn at random.
+        max_length: tokens of a row at most.
+        batch_size: rows that the model runs at once.
+        sequential: solve block by block, each on inputs with the errors of the blocks before.
+        anchored: the same matrix by matrix, and aim at the outputs of the original model.
+        allow_dense: continue if more than a tenth of the targeted parameters in the blocks can only stay dense, such as
+            the experts of a mixture.
+        label_order: classes of the model in the order of its outputs, as `data` names them, for steps that learn from
+            labels; the names in the model's configuration if None.
+        tokenizer: tokenizer of the model; the one that lies where the model was loaded from if None.
+        output: new folder to write the result to, as `save` does; None leaves it in memory.
+        device: where to compute with a model that is given by its name: `cpu`, `cuda` or `cuda:1`.
+        track: reports progress.
+
+    Returns:
+        The model with its tokenizer, and what became of each matrix.
+
+    Raises:
+        UserError: an argument has a wrong value, a model or source does not exist, or the method cannot be applied to
+            the model; arguments are checked before a model is loaded.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> result = compress(BertModel(BertConfig(vocab_size=50, **shape)), "svd", keep=0.5)
+        >>> type(result.model).__name__, result.bytes <= 0.5 * result.dense_bytes
+        ('BertModel', True)
+        >>> result.sites["encoder.layer.0.attention.self.query"].method
+        Svd(rank=8)
+    """
+    check_kinds(
+        keep=keep, allocate=allocate, targets=targets, samples=samples, seed=seed, max_length=max_length,
+        batch_size=batch_size, sequential=sequential, anchored=anchored, allow_dense=allow_dense,
+        label_order=label_order, track=track,
+    )  # fmt: skip
+    model_input = to_model_input(model, tokenizer, label_order, device)
+    texts = None if data is None else to_texts(data)
+    lines = [method_or_step(line, "method") if isinstance(line, str) else line for line in to_methods(method)]
+    if keep is DEFAULT_KEEP and not any(takes_keep(line) for line in lines):
+        keep = None
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    walk = walk_of(sequential=sequential, anchored=anchored)
+    steps = steps_of(lines, keep, allocate, names, walk, allow_dense=allow_dense)
+    if texts is None and any(step.needs_data for step in steps):
+        raise UserError("data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
+    sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
+    recipe = Recipe(
+        model=model_input.name,
+        data=IN_MEMORY if isinstance(texts, tuple) else texts,
+        samples=sampling.samples,
+        seed=sampling.seed,
+        max_length=sampling.max_length,
+        batch_size=sampling.batch_size,
+        steps=steps,
+        label_order=None if label_order is None else tuple(label_order),
+    )
+    corpus = to_corpus(texts) if isinstance(texts, tuple) else None
+    places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
+    folder = None if output is None else to_folder(output)
+    with open_job(recipe, folder, model_input, corpus=corpus, places=places, track=track) as job:
+        record = job.finish(*apply_steps(job.lm, steps, job.data))
+    return compress_result(record)

@@ -1,0 +1,173 @@
+"""`laconic.evaluate`: quality and cost of a model, and how far it is from the original."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from laconic.api.arguments import check_kinds, to_counts, to_model_input, to_tasks
+from laconic.api.results import Part, Result
+from laconic.calibrate.batching import tokenizer_of
+from laconic.calibrate.classes import sharing_order
+from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
+from laconic.evaluate import evaluate as evaluate_model
+from laconic.evaluate.metrics import Interval
+from laconic.evaluate.paired import Difference
+from laconic.evaluate.tasks import load_corpus
+from laconic.progress import Track, silent
+from laconic.recipe.labels import check_label_order
+from laconic.report.evaluation import evaluation_remarks, evaluation_tables
+from laconic.report.tables import Table
+from laconic.runtime import check_runtime
+
+SHOWN = 4
+"""Figures in a headline."""
+SIZES = ("parameters", "bytes", "memory_bytes")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class EvaluateResult(Result):
+    """Quality and cost of a model.
+
+    Args:
+        results: by task and metric the value with its 95 % interval.
+        cost: parameters, bytes, operations, time and memory.
+        fidelity: distance between the predictions of the model and of the original; None without an original.
+        difference: by task and metric the change against the original, with its interval and p; None without one.
+        evaluation: everything else that was measured, such as the figures of the original.
+    """
+
+    results: Mapping[str, Mapping[str, Interval]]
+    cost: Cost | None
+    fidelity: Fidelity | None
+    difference: Mapping[str, Mapping[str, Difference]] | None
+    evaluation: Evaluation
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that `laconic evaluate --json` prints."""
+        return self.evaluation.to_json()
+
+    def _rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each metric of each task; the sizes of the models if there are no tasks."""
+        found = self.to_dict()
+        if not found["results"]:
+            costs = {"this model": found.get("cost"), "original": found.get("original", {}).get("cost")}
+            return [{"model": name, **{key: cost[key] for key in SIZES}} for name, cost in costs.items() if cost]
+        changes = found.get("difference", {})
+        return [
+            {"task": task, "metric": metric, **figure, **_prefixed(changes.get(task, {}).get(metric, {}))}
+            for task, metrics in found["results"].items()
+            for metric, figure in metrics.items()
+        ]
+
+    def _headline(self) -> str:
+        """The first metrics, or the size of the model."""
+        results = self.results.items()
+        found = [f"{task} {name} {figure.value:.4f}" for task, figures in results for name, figure in figures.items()]
+        if self.fidelity is not None:
+            found.append(f"KL {self.fidelity.kl:.4g} nats to the original")
+        if self.cost is not None and not found:
+            found.append(f"{self.cost.parameters:,d} parameters in {self.cost.bytes:,d} bytes")
+        return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+    def _table(self) -> Table | None:
+        """The first table: quality, or cost where no task was given."""
+        return next(iter(evaluation_tables(self.to_dict()).values()), None)
+
+    def _notes(self) -> Sequence[str]:
+        """What the figures have to be read with."""
+        return evaluation_remarks(self.to_dict())
+
+    def parts(self) -> Iterator[Part]:
+        """All tables, and what they have to be read with."""
+        yield from evaluation_tables(self.to_dict()).items()
+        yield from self._notes()
+
+
+def evaluate(
+    model: PreTrainedModel | str | PathLike[str],
+    tasks: str | Sequence[str] = (),
+    *,
+    against: PreTrainedModel | str | PathLike[str] | None = None,
+    limit: int | None = None,
+    label_order: Sequence[str | int] | None = None,
+    batch: int | Sequence[int] = (1, 8),
+    length: int | Sequence[int] = (128,),
+    runtime: str = "eager",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "cpu",
+    track: Track = silent,
+) -> EvaluateResult:
+    """Measure quality and cost of a model.
+
+    Of a model that is given by its name, tasks that an earlier evaluation finished are not measured again, if model,
+    rows and versions are the same.
+
+    Args:
+        model: a loaded model, or a folder or hub name. It computes in float32 whatever it is stored in.
+        tasks: what to measure it on, such as `glue/sst2`, `lama/trex`, `blimp`, `harness/boolq`, `perplexity:SOURCE`,
+            `seq2seq:SOURCE`, or `fidelity:SOURCE` for the rows on which it is compared with `against`; without any,
+            only the cost is measured.
+        against: the original model, to compare with.
+        limit: rows of each task at most; None for all.
+        label_order: classes of the model in the order of its outputs, as the task names them; the names in the model's
+            configuration if None.
+        batch: rows at once that are timed, one number or several.
+        length: tokens of each row that is timed, with every `batch`.
+        runtime: what runs the models: `eager`, `compile`, `onnx` or `openvino`.
+        tokenizer: tokenizer of both models; those that lie where they were loaded from if None.
+        device: where to compute with models that are given by their names.
+        track: reports progress.
+
+    Returns:
+        Figures with intervals, the cost, and the distance to the original.
+
+    Raises:
+        UserError: an argument has a wrong value, or a model cannot be measured on a task; arguments are checked before
+            a model is loaded.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> result = evaluate(BertModel(BertConfig(vocab_size=50, **shape)), batch=1, length=8)
+        >>> result.cost.parameters
+        36384
+    """
+    check_kinds(tasks=tasks, limit=limit, label_order=label_order, batch=batch, length=length)
+    check_kinds(runtime=runtime, track=track)
+    names = to_tasks(tasks, limit)
+    model_input = to_model_input(model, tokenizer, label_order, device)
+    original = None if against is None else to_model_input(against, tokenizer, None, device, place="against")
+    check_runtime(runtime, model_input.device)
+    conditions = Conditions(batch=to_counts("batch", batch), length=to_counts("length", length), runtime=runtime)
+    # The structure of both models is checked before the weights of either are loaded.
+    structure, other = model_input.skeleton(), None if original is None else original.skeleton()
+    check_label_order(structure)
+    if other is not None and names:
+        check_comparable(structure, other)
+    if names:
+        tokenizer_of(structure)
+    check_tasks(
+        names,
+        structure,
+        compared=other is not None,
+        calibration=calibration_sources(model_input.name, *(() if original is None else (original.name,))),
+        runtime=runtime,
+        load=partial(load_corpus, limit=limit),
+    )
+    with ExitStack() as stack:
+        lm = stack.enter_context(model_input.opened(restore=False))
+        reference = None
+        if original is not None:
+            reference = sharing_order(stack.enter_context(original.opened(restore=False)), lm)
+        resume = model_input.loaded is None and (original is None or original.loaded is None)
+        found = evaluate_model(lm, names, limit=limit, against=reference, cost=conditions, resume=resume, track=track)
+    return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)
+
+
+def _prefixed(change: Mapping[str, Any]) -> dict[str, Any]:
+    return {("change" if name == "value" else f"change_{name}"): value for name, value in change.items()}

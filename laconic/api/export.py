@@ -1,0 +1,123 @@
+"""`laconic.export`: write a model for another runtime, checked against the model in torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from laconic.api.arguments import check_kinds, to_folder, to_model_input, to_tasks
+from laconic.api.results import Part, Result
+from laconic.calibrate.batching import tokenizer_of
+from laconic.evaluate import check_tasks
+from laconic.evaluate.tasks import load_corpus
+from laconic.export import Outcome, check_target
+from laconic.export import export as export_model
+from laconic.progress import Track, silent
+from laconic.recipe.labels import check_label_order
+from laconic.report.evaluation import evaluation_remarks, evaluation_tables, export_lines, export_table
+from laconic.report.tables import Table
+from laconic.store import check_output
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ExportResult(Result):
+    """A model that was written for another runtime.
+
+    Args:
+        output: the folder that was written.
+        bytes: bytes of the weights in it.
+        error: the largest difference to the outputs of the model in torch, as a fraction of the largest output.
+        outcome: everything else that is known of the export.
+    """
+
+    output: Path
+    bytes: int
+    error: float
+    outcome: Outcome
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that `laconic export --json` prints."""
+        return self.outcome.to_json()
+
+    def _rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each kind of layer of codes."""
+        return [{"layers": kind, **layers} for kind, layers in self.to_dict()["layers"].items()]
+
+    def _headline(self) -> str:
+        """The file and its size."""
+        return export_lines(self.to_dict())[0]
+
+    def _table(self) -> Table | None:
+        """The layers of codes by what they are in the file; None if there are none."""
+        found = self.to_dict()
+        return export_table(found) if found["layers"] else None
+
+    def _notes(self) -> Sequence[str]:
+        """Inputs, outputs, and how near it is to the model in torch."""
+        return export_lines(self.to_dict())[1:]
+
+    def parts(self) -> Iterator[Part]:
+        """All of it, and the quality if tasks were given."""
+        found, table = self.to_dict(), self._table()
+        yield from export_lines(found)
+        if table is not None:
+            yield "", table
+        if found["quality"] is not None:
+            yield from evaluation_tables(found["quality"]).items()
+            yield from evaluation_remarks(found["quality"])
+
+
+def export(
+    model: PreTrainedModel | str | PathLike[str],
+    to: str,
+    output: str | PathLike[str],
+    *,
+    tasks: str | Sequence[str] = (),
+    limit: int | None = None,
+    label_order: Sequence[str | int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    track: Track = silent,
+) -> ExportResult:
+    """Write a model for another runtime, once it computes there what it computes in torch.
+
+    Args:
+        model: a loaded model, or a folder or hub name.
+        to: the runtime, `onnx` or `openvino`.
+        output: new folder to write the model, its tokenizer and a card to, whole or not at all.
+        tasks: tasks on which the exported model must be as good as the model in torch, as `evaluate` takes them.
+        limit: rows of each task at most; None for all.
+        label_order: classes of the model in the order of its outputs, as the tasks name them; the names in the model's
+            configuration if None.
+        tokenizer: tokenizer of the model; the one that lies where the model was loaded from if None.
+        track: reports progress.
+
+    Returns:
+        Where it is, its size, and how near it is to the model in torch.
+
+    Raises:
+        UserError: an argument has a wrong value, the libraries of the runtime are missing, the model cannot be
+            exported, or it computes something else there; then nothing is written.
+
+    Example:
+        >>> export("MODEL", to="eager", output="served")
+        Traceback (most recent call last):
+        laconic.errors.UserError: A model is exported to onnx or openvino; 'eager' is torch's, and runs ...
+    """
+    check_kinds(to=to, tasks=tasks, limit=limit, label_order=label_order, track=track)
+    check_target(to)
+    names = to_tasks(tasks, limit)
+    model_input = to_model_input(model, tokenizer, label_order)
+    folder = to_folder(output)
+    check_output(folder, model_input.name)
+    structure = model_input.skeleton()
+    check_label_order(structure)
+    if names:
+        tokenizer_of(structure)
+    check_tasks(names, structure, compared=True, load=partial(load_corpus, limit=limit))
+    with model_input.opened(restore=False) as lm:
+        outcome = export_model(lm, to, folder, tasks=names, limit=limit, track=track)
+    return ExportResult(outcome.output, outcome.model.bytes, outcome.model.agreement.error, outcome)

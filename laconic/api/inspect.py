@@ -1,0 +1,155 @@
+"""`laconic.inspect`: what a model consists of, and what its weights look like."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from laconic.api.arguments import check_kinds, to_corpus, to_folder, to_model_input
+from laconic.api.results import Part, Result
+from laconic.progress import Track, silent
+from laconic.recipe.flow import Sampling
+from laconic.report import plots
+from laconic.report.anatomy import Inspection
+from laconic.report.anatomy import inspect as inspect_model
+from laconic.report.inspection.activity import Activity, measure_activity
+from laconic.report.inspection.narrative import paragraphs
+from laconic.report.inspection.page import draw_figures, inspection_page, inspection_tables
+from laconic.report.inspection.weights import ModelWeights, weight_statistics
+from laconic.report.tables import Table
+from laconic.store import check_output
+from laconic.store.atomic import new_folder
+
+ROWS = 64
+"""Rows of the data that the model is run on, drawn with seed 0."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class InspectResult(Result):
+    """What a model consists of.
+
+    Args:
+        anatomy: stacks, parts and matrices with their sizes.
+        weights: distribution, sparsity and spectrum of the weights by part and by layer.
+        activity: what the model does with texts; None without texts.
+        words: the figures in a few paragraphs.
+    """
+
+    anatomy: Inspection
+    weights: ModelWeights
+    activity: Activity | None
+    words: Sequence[str]
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write a page with figures, the figures and the values to a new folder, whole or not at all.
+
+        Args:
+            folder: the folder, which must not exist.
+
+        Returns:
+            The folder, with `inspect.html`, `inspect.json` and the figures.
+
+        Raises:
+            UserError: the folder exists or cannot be written.
+        """
+        place = to_folder(folder)
+        drawn = draw_figures(self.anatomy, self.weights, self.activity)
+        with new_folder(place) as partial:
+            for name, picture in drawn.items():
+                plots.save(picture.figure, partial / name)
+            html = inspection_page(self.anatomy, self.weights, self.activity, drawn)
+            (partial / "inspect.html").write_text(html, encoding="utf-8")
+            (partial / "inspect.json").write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        return place
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that `laconic inspect --json` prints."""
+        found = {} if self.activity is None else {"activity": self.activity.to_json()}
+        return {**self.anatomy.to_json(), "words": self.words, "weights": self.weights.to_json(), **found}
+
+    def _rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each matrix."""
+        return [asdict(matrix) for matrix in self.anatomy.sites]
+
+    def _headline(self) -> str:
+        """Architecture, task and dtype."""
+        named = f"{self.anatomy.model}: " if self.anatomy.model else ""
+        return f"{named}{self.anatomy.architecture}, {self.anatomy.task}, stored as {self.anatomy.dtype}"
+
+    def _table(self) -> Table:
+        """Size by part."""
+        return self.anatomy.table()
+
+    def _notes(self) -> Sequence[str]:
+        """Stacks, and what cannot be compressed."""
+        lines = [f"Stacks: {_named(self.anatomy.stacks)}"]
+        if self.anatomy.idle:
+            lines.append(f"Not called by text, so left as they are: {_named(self.anatomy.idle)}")
+        lines += [f"{name}: {words}" for name, words in self.anatomy.embedding_notes()]
+        return lines if self.anatomy.dense is None else [*lines, self.anatomy.dense_note()]
+
+    def parts(self) -> Iterator[Part]:
+        """Everything, as the command line prints it."""
+        yield self._headline()
+        yield from self._notes()
+        yield "", self._table()
+        yield from inspection_tables(self.weights, self.activity).items()
+        yield from (f"{paragraph}\n" for paragraph in self.words)
+
+
+def inspect(
+    model: PreTrainedModel | str | PathLike[str],
+    *,
+    data: str | PathLike[str] | Iterable[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    output: str | PathLike[str] | None = None,
+    track: Track = silent,
+) -> InspectResult:
+    """Show what a model consists of, and how large, concentrated and redundant its weights are.
+
+    Args:
+        model: a loaded model, or a folder or hub name.
+        data: texts to run the model on as well, a source or the texts themselves: outliers, and blocks and heads that
+            are alike.
+        tokenizer: tokenizer of the model; the one that lies where the model was loaded from if None.
+        output: new folder to write a page of figures to, as `save` does.
+        track: reports progress.
+
+    Returns:
+        Sizes, and figures about the weights.
+
+    Raises:
+        UserError: an argument has a wrong value, or the model cannot be loaded.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> result = inspect(BertModel(BertConfig(vocab_size=50, **shape)))
+        >>> result
+        <InspectResult: bert (BertModel), embedding, stored as float32>
+        >>> result.to_frame().shape
+        (17, 5)
+    """
+    check_kinds(track=track)
+    model_input = to_model_input(model, tokenizer)
+    folder = None if output is None else check_output(to_folder(output), model_input.name)
+    texts = None if data is None else to_corpus(data)
+    sample = None
+    if texts is not None:
+        model_input.check_tokenizer()
+        sample = Sampling(samples=ROWS).of(model_input.skeleton(), texts, track)
+    with model_input.opened(restore=False) as lm:
+        anatomy, weights = inspect_model(lm), weight_statistics(lm, track)
+        found = None if sample is None or texts is None else measure_activity(lm, sample, texts.source)
+    result = InspectResult(anatomy, weights, found, paragraphs(weights, found))
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _named(stacks: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{path} ({blocks} blocks)" for path, blocks in stacks)

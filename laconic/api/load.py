@@ -1,0 +1,77 @@
+"""`laconic.load` and `laconic.materialize`: a model from a folder or the hub, and a dense copy of a compressed one."""
+
+from os import PathLike
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from laconic.api.arguments import to_model_input
+from laconic.errors import must_be
+from laconic.store import attach
+from laconic.store import materialize as materialize_loaded
+
+
+class LoadResult(NamedTuple):
+    """A model and its tokenizer.
+
+    Args:
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer; None if the folder has none.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def load(model: str | PathLike[str], *, device: str = "cpu") -> LoadResult:
+    """Load a model and its tokenizer, compressed by laconic or not, in the class that its configuration names.
+
+    Weights of other forms are read too: an adapter, a GGUF file, and what another library quantized.
+
+    Args:
+        model: folder or hub name.
+        device: where to load it to: `cpu`, `cuda` or `cuda:1`.
+
+    Returns:
+        The model, in the dtype in which it is stored, and the tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it is damaged or not supported.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> model, tokenizer = load("model")
+        >>> type(model).__name__, tokenizer
+        ('BertModel', None)
+    """
+    if not isinstance(model, (str, PathLike)):
+        raise must_be("model", "a folder or a hub name", type(model).__name__)
+    with to_model_input(model, device=device).opened() as lm:
+        pass
+    attach(lm.model)
+    return LoadResult(lm.model, lm.tokenizer)
+
+
+def materialize(model: PreTrainedModel | str | PathLike[str], *, device: str = "cpu") -> PreTrainedModel:
+    """A dense copy of a compressed model, which needs no laconic.
+
+    Every compressed layer is multiplied out, and heads, channels and blocks get the shapes of the model's class back.
+
+    Args:
+        model: a loaded model, which stays as it is, or a folder or hub name.
+        device: where to load a model that is given by its name.
+
+    Raises:
+        UserError: it is no model of transformers, or has a shape that its class cannot have.
+
+    Example:
+        >>> from laconic import compress
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> small = compress(BertModel(BertConfig(vocab_size=50, **shape)), "svd", keep=0.5).model
+        >>> type(materialize(small).encoder.layer[0].attention.self.query).__name__
+        'Linear'
+    """
+    return materialize_loaded(load(model, device=device).model if isinstance(model, (str, PathLike)) else model)
