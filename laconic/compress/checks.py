@@ -1,11 +1,4 @@
-"""Parameters in the blocks that stay dense because no linear layer holds them, like fused experts: told, or refused.
-
-Codes are the last word on a matrix: a step that would make another of it is refused before any work.
-
-Zeros that an earlier step chose stay zeros: a method that would fill them is refused before any work.
-
-What `keep` came to, where the sizes of a method lie too far apart to reach it: bits are whole numbers.
-"""
+"""What `Compress` refuses before any work, and what its record says of parameters and budgets."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,12 +19,12 @@ MOST = 0.1
 
 
 def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> None:
-    """Raise UserError where more than `MOST` of what `targets` name in the blocks of `lm` can only stay dense.
+    """Raise UserError if more than `MOST` of the targeted parameters are in no layer that can be compressed.
 
     Args:
         lm: the model; its weights may be absent.
-        targets: of the step.
-        allowed: that was asked for.
+        targets: the targets of the step.
+        allowed: the user asked for it with allow_dense.
     """
     found = lm.coverage(targets)
     if found.share > MOST and not allowed:
@@ -44,10 +37,13 @@ def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> Non
 
 
 def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
-    """How many parameters of the blocks `targets` names but no step can compress, for the record of a step.
+    """The targeted parameters of the blocks that no step can compress, for the record of a step.
 
-    Experts stacked in one tensor are such parameters. The record is empty where there are none; else it is
-    `{"dense": {"parameters": 12288, "of": 13200, "share": 0.931, "names": ["mlp.experts.gate_up_proj"]}}`.
+    Experts stacked in one tensor are such parameters.
+
+    Returns:
+        `{"dense": {"parameters": 12288, "of": 13200, "share": 0.931, "names": ["mlp.experts.gate_up_proj"]}}`, or
+            nothing.
     """
     found = lm.coverage(targets)
     if not found.dense:
@@ -63,11 +59,7 @@ def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
 
 
 def check_not_coded(groups: Sequence[TiedGroup]) -> None:
-    """Look at every matrix that is targeted.
-
-    Raises:
-        UserError: one of them is quantized.
-    """
+    """Raise UserError if a targeted layer is quantized already, as nothing can be made of its codes."""
     for unit in all_units(groups):
         for site in unit.sites:
             if isinstance(site.module, (PackedCodes, PackedEmbedding)):
@@ -78,11 +70,7 @@ def check_not_coded(groups: Sequence[TiedGroup]) -> None:
 
 
 def check_zeros_stay(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
-    """Look at what each unit would be solved by.
-
-    Raises:
-        UserError: a layer is pruned, and its method does not keep the zeros.
-    """
+    """Raise UserError if a layer is pruned and the method that would solve it fills the zeros."""
     for unit, chosen in methods_by_unit(groups, method, plan):
         for site in unit.sites:
             if not chosen.keeps_support and site.support is not None:
@@ -98,10 +86,16 @@ REACHED = "reached"
 def shortfall(
     keep: float | Mapping[str, float], groups: Sequence[TiedGroup], after: Mapping[str, int], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What to tell of a step that was to keep `keep` of the bytes in `dtype`, of which `after` are left by site.
+    """The budgets that a method could not spend within 1 %, because its sizes lie too far apart.
 
-    Empty where every budget is met within 1 %; else `{"reached": [{"keep": 0.5, "kept": 0.26}]}`, a line for each
-    budget that is not.
+    Args:
+        keep: the fraction of bytes to keep, or one fraction for each group.
+        groups: the targeted layers.
+        after: bytes of each layer after the step.
+        dtype: the dtype that the model is stored in.
+
+    Returns:
+        `{"reached": [{"keep": 0.5, "kept": 0.26}]}` with one entry for each such budget, or nothing.
     """
     lines = []
     for budget, members in split_by_group(keep, groups):

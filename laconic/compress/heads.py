@@ -1,6 +1,6 @@
-"""Narrows attention heads: fewer numbers in every query, key and value, and no further product.
+"""Give attention heads fewer dimensions, without any further product.
 
-DRONE's form for attention; the mathematics is in `laconic.numerics.lowrank`.
+The form that DRONE has for attention; the mathematics is in `laconic.numerics.lowrank`.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,18 @@ Positive = Annotated[int, Field(ge=1)]
 class ShrinkHeads(Step):
     """Give every attention head fewer dimensions, chosen by least squares on its scores and on its output.
 
-    keep:     fraction of the head size kept, the same in every attention.
-    size:     the new head size itself; one of the two is given.
-    multiple: sizes from `keep` are rounded down to it: fused attention kernels want multiples of 8.
+    Args:
+        keep: fraction of the head size kept, in (0, 1], the same in every attention.
+        size: the new head size, in place of `keep`.
+        multiple: sizes from `keep` are rounded down to a multiple of this, as fused attention kernels want multiples of
+            8.
+
+    Raises:
+        UserError: both or neither of keep and size are given.
+
+    Example:
+        >>> ShrinkHeads(size=32).needs_data
+        True
     """
 
     name = "shrink-heads"
@@ -62,10 +71,17 @@ class ShrinkHeads(Step):
                 resize_heads(lm, attention, zero_padding_maps(attention, size))
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Measure, and map the projections of every attention.
+        """Collect the statistics, and map the projections of every attention.
+
+        Args:
+            lm: the model, changed in place.
+            data: calibration data.
+
+        Returns:
+            The bytes of every projection before and after.
 
         Raises:
-            UserError: data is missing or empty, `size` is more than a head has, or the heads of `lm` cannot shrink.
+            UserError: data is missing or empty, `size` is larger than a head, or the heads of `lm` cannot shrink.
         """
         if data is None:
             raise UserError("The step 'shrink-heads' needs calibration data; name a source of it.")
@@ -93,7 +109,13 @@ class ShrinkHeads(Step):
 
 @torch.no_grad()
 def fit_head_maps(attention: HeadedAttention, stats: Mapping[str, LayerStats], size: int) -> HeadMaps:
-    """The maps to heads of `size` that change scores and outputs least on what was measured."""
+    """The maps to heads of `size` dimensions that change the attention scores and the outputs least.
+
+    Args:
+        attention: the attention to map.
+        stats: statistics of its projections by layer name, with `InputCovariance` and `Mean`.
+        size: the new head size.
+    """
     d = attention.size
     moments = []
     for reader in attention.readers()[:2]:

@@ -1,4 +1,4 @@
-"""Lifts any method of one matrix to a whole model: measure, share out the budget, solve each matrix, replace it."""
+"""Compress every targeted matrix of a model by one method: measure, share the budget, solve, replace."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,27 +57,35 @@ Keep = Annotated[float, Field(gt=0, le=1)]
 class Compress(Step):
     """Compress every targeted matrix by one method.
 
-    method:       by what, with its parameters.
-    targets:      which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks` for all inside of blocks,
-                  `all`, or globs over the names of sites.
-    keep:         fraction of the targeted bytes kept, for all or by group (`{attention: 0.5, ffn: 0.3}`); None when
-                  the method says its own size.
-    allocate:     `uniform` gives every matrix the same fraction, `spectrum` spends where the predicted loss falls most,
-                  `threshold` makes every matrix as small as `error` allows; slow ones may err more; `global` prunes by
-                  one threshold for the scores of all, to the method's own sparsity over all of them or to `keep`.
-    currency:     what `keep` counts under `spectrum`: bytes, parameters or MACs of the targeted matrices, or the
-                  measured latency of the whole model.
-    error:        with `threshold`, the KL divergence allowed on the calibration rows, nats per prediction.
-    workload:     the forward pass whose time `latency` and `threshold` go by.
-    share_inputs: matrices that read the same input may share one input factor: all do under `uniform`, those where it
-                  predicts less loss under `spectrum`.
-    sequential:   solve block by block, each on inputs that carry the errors of those before.
-    anchored:     the same, matrix by matrix, and aim at the outputs of the original; biases and the residual stream
-                  make up for errors.
-    refresh:      with either, collect the gradients anew after every so many blocks.
-    allow_dense:  also where more than a tenth of what the targets name in the blocks is no matrix that can be
-                  compressed, such as experts in one tensor; `keep` is then of the rest alone.
-    plan:         reuse a plan instead of making one; its sites are then the targets.
+    Args:
+        method: the method with its parameters.
+        targets: which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks` for all inside the blocks,
+            `all`, or globs over the names of layers.
+        keep: fraction of the targeted bytes kept, in (0, 1], for all or by group (`{attention: 0.5, ffn: 0.3}`). None
+            when the method has its own size.
+        allocate: how the budget is shared. `uniform` keeps the same fraction of every matrix, `spectrum` spends where
+            the predicted loss falls most, `threshold` makes every matrix as small as `error` allows, `global` prunes by
+            one threshold for the scores of all matrices.
+        currency: what `keep` counts under `spectrum`: bytes, parameters or MACs of the targeted matrices, or the
+            measured latency of the whole model.
+        error: KL divergence allowed under `threshold` on the calibration rows, nats per prediction.
+        workload: batch size and length of the forward pass that `latency` and `threshold` time.
+        share_inputs: let matrices that read the same input share one input factor: all of them under `uniform`, those
+            with less predicted loss under `spectrum`.
+        sequential: solve block by block, on inputs that carry the errors of the blocks before.
+        anchored: solve layer by layer in order, and fit each layer to the outputs of the original model.
+        refresh: with `sequential` or `anchored`, collect the gradients again after this many blocks.
+        allow_dense: accept that more than a tenth of the targeted parameters is in no layer that can be compressed,
+            such as experts in one tensor. `keep` then counts the other parameters alone.
+        plan: reuse this plan instead of making one; its layers are then the targets.
+
+    Raises:
+        UserError: the size is given twice or not at all, or parameters contradict each other.
+
+    Example:
+        >>> from laconic.methods import Svd
+        >>> Compress(method=Svd(), keep=0.5).needs_data
+        False
     """
 
     name = "compress"
@@ -113,7 +121,7 @@ class Compress(Step):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """The statistics that planning and solving ask for."""
+        """The types of statistics that planning and solving need."""
         return statistics_for(self._methods, self._needs_losses) | (
             frozenset({InputCovariance}) if self.anchored else frozenset()
         )
@@ -124,7 +132,7 @@ class Compress(Step):
 
     @property
     def collects_stats(self) -> bool:
-        """True where it needs one pass of `collect_stats` over the model as it is, whose result may be cached."""
+        """True if the step runs `collect_stats` once over the model as it is, so that the result may be cached."""
         return bool(self.needs) and not self._is_sequential
 
     @property
@@ -186,7 +194,16 @@ class Compress(Step):
                 put_empty_format(lm, unit, method)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Measure, plan and solve; what was worked out of the same matrices before is not worked out again.
+        """Collect statistics, plan, and replace the layers.
+
+        Solutions of an earlier run on the same model and data are reused.
+
+        Args:
+            lm: the model, changed in place.
+            data: calibration data; None is allowed if the step needs none.
+
+        Returns:
+            The methods and bytes of every targeted layer.
 
         Raises:
             UserError: data is needed and missing or empty, or targets, groups or the budget do not fit the model.
@@ -220,7 +237,11 @@ class Compress(Step):
         return [*size_spec, str(self._needs_losses), *methods, *(unit.name for unit in units)]
 
     def sites(self, lm: LanguageModel) -> list[Site]:
-        """The targeted sites of `lm`."""
+        """The targeted layers of `lm`, or those that the plan names.
+
+        Raises:
+            UserError: the plan names a layer that `lm` does not have, or that cannot be compressed.
+        """
         if self.plan is None:
             return lm.sites(self.targets)
         every = {site.name: site for site in lm.sites(("all",))}
@@ -235,7 +256,13 @@ class Compress(Step):
         return [every[name] for name in named]
 
     def solve(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
-        """Plan and replace, on statistics that were collected before (and so can serve several sizes)."""
+        """Plan and replace with statistics that were collected before, which can serve several sizes.
+
+        Args:
+            lm: the model, changed in place.
+            stats: statistics by layer name.
+            data: calibration data, for allocators that measure and for sequential solving.
+        """
         groups = self._groups(lm)
         return self._plan_and_replace(lm, groups, find_problems(lm, groups, stats), stats, data)
 

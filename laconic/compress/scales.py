@@ -1,19 +1,10 @@
-"""What both steps do: measure, choose the scales of every place that can take them up, and put them in.
+"""Steps that scale the inputs of projections and fold the inverse into the module that makes these inputs.
 
-The model computes what it did before, but for rounding; what changes is how well its matrices, or what they read, can
-be put into few bits by a later step.
+The model computes what it did before, except for rounding. A later step then quantizes its matrices, or their inputs,
+with smaller errors.
 
-SmoothQuant: inputs whose largest values are rare are made smaller, for activations of 8 bits.
-
-Paper: G. Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML
-2023, arXiv 2211.10438, equation (4): s_j = max |x_j|^α / max |w_j|^{1−α}, over all matrices that read x. Inputs are
-divided by s_j, columns multiplied.
-
-AWQ's scales, taken up by what makes the inputs, so that nothing is added when the model runs.
-
-Paper: J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978, equations (4) and (5); how they are found is in
-`laconic.numerics.scaling`. Unlike the method `awq`, all matrices that read one input get the same scales, and a matrix
-whose input nothing can take them up for gets none. A later step rounds; `bits` and `group_size` are what it is to use.
+SmoothQuant: G. Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
+ICML 2023, arXiv 2211.10438. AWQ: J. Lin et al., MLSys 2024, arXiv 2306.00978.
 """
 
 from abc import abstractmethod
@@ -47,16 +38,21 @@ from laconic.numerics.scaling import ScaledMatrix, search_scales
 
 @dataclass(frozen=True, kw_only=True)
 class Rescale(Step):
-    """Multiply columns of projections, and divide what makes their inputs."""
+    """Multiply columns of projections by scales, and divide their inputs by the same scales."""
 
     @property
     @abstractmethod
     def needs(self) -> frozenset[type[Statistic]]:
-        """The statistics that choosing asks for."""
+        """The types of statistics that the choice of scales needs."""
 
     @abstractmethod
     def scales(self, absorber: Absorber, stats: Sequence[LayerStats]) -> Float[Tensor, " scales"]:
-        """The scales, all above zero; `stats` is of each of its readers."""
+        """The scales of one absorber, all above zero.
+
+        Args:
+            absorber: the module whose outputs are divided, with the projections that read them.
+            stats: statistics of each of these projections.
+        """
 
     @property
     def needs_data(self) -> bool:
@@ -74,10 +70,10 @@ class Rescale(Step):
         """Scales change no structure."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Scale all that can be scaled; the sites of the outcome are those whose columns were.
+        """Scale all inputs that can be scaled; the outcome lists the layers whose columns were multiplied.
 
         Raises:
-            UserError: data is missing or empty, or nothing in `lm` can take up scales.
+            UserError: data is missing or empty, or no module of `lm` can take up scales.
         """
         if data is None:
             raise UserError(f"The step '{self.name}' needs calibration data; name a source of it.")
@@ -94,9 +90,20 @@ class Rescale(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothQuant(Rescale):
-    """Move what is hard to round from inputs to weights.
+    """Move large values from inputs to weights, so that both are easier to round to 8 bits.
 
-    alpha: how much of it; 1 is all, 0 the other way round.
+    The scale of column j is s_j = max |x_j|^α / max |w_j|^{1−α}, over all matrices that read x. Inputs are divided by
+    s_j and columns multiplied.
+
+    Args:
+        alpha: α in [0, 1]; 1 moves everything to the weights, 0 everything to the inputs.
+
+    Reference:
+        Xiao et al., ICML 2023, equation (4).
+
+    Example:
+        >>> SmoothQuant(alpha=0.8).needs_data
+        True
     """
 
     name = "smoothquant"
@@ -128,12 +135,23 @@ def _largest(values: Float[Tensor, " in"], absorber: Absorber) -> Float[Tensor, 
 
 @dataclass(frozen=True, kw_only=True)
 class AwqScale(Rescale):
-    """Scale columns of active inputs for the rounding that follows.
+    """Scale up the columns of active inputs before a later step rounds the matrices.
 
-    bits:       of the rounding that follows.
-    group_size: columns of a row that share a scale there, or `channel`, `tensor`.
-    symmetric:  no zero points are stored there.
-    gradients:  judge by the Fisher information of the outputs too.
+    Unlike the method `awq`, all matrices that read one input get the same scales, and nothing is added when the model
+    runs. Matrices whose input has no module to take up the scales stay as they are.
+
+    Args:
+        bits: bits of the later rounding, 2 to 8.
+        group_size: columns of a row that share a scale in that rounding, or `channel`, `tensor`.
+        symmetric: that rounding stores no zero points.
+        gradients: weight the error by the Fisher information of the outputs too.
+
+    Reference:
+        Lin et al., MLSys 2024, equations (4) and (5); the search is in `laconic.numerics.scaling`.
+
+    Example:
+        >>> AwqScale(bits=3).needs_data
+        True
     """
 
     name = "awq-scale"

@@ -1,4 +1,4 @@
-"""What a step asks for about sizes, and what of it goes together whatever the way to allocate."""
+"""The size that a step asks for, and the checks that hold for every allocator."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,16 @@ from laconic.methods import Method
 
 @dataclass(frozen=True, kw_only=True)
 class SizeSpec:
-    """What a step says about sizes; the fields are those of `Compress`. walks: the matrices are solved on a walk."""
+    """The size that a step asks for; see `Compress` for the fields.
+
+    Args:
+        method: the method to size.
+        keep: fraction kept of all, or by group; None if the method has its own size.
+        currency: what `keep` counts.
+        error: KL divergence allowed, in nats per prediction.
+        workload: the forward pass that is timed.
+        sequential: the layers are solved in order, on inputs with the errors of those before.
+    """
 
     method: Method
     keep: float | Mapping[str, float] | None
@@ -23,7 +32,7 @@ class SizeSpec:
 
 
 def check_size(size_spec: SizeSpec) -> None:
-    """Raise UserError unless the size is given once: by `keep`, or by the method."""
+    """Raise UserError unless the size is given exactly once: by `keep`, or by the method."""
     name = size_spec.method.name
     if size_spec.keep is None and not size_spec.method.has_size:
         raise UserError(
@@ -34,7 +43,7 @@ def check_size(size_spec: SizeSpec) -> None:
 
 
 def check_unused(size_spec: SizeSpec) -> None:
-    """Raise UserError where an error, a currency or a workload is given that would change nothing."""
+    """Raise UserError if an error, a currency or a workload is given that would change nothing."""
     if size_spec.error is not None:
         raise must_be("error", "left out unless allocate is threshold", size_spec.error)
     if size_spec.currency != "bytes":
@@ -43,7 +52,7 @@ def check_unused(size_spec: SizeSpec) -> None:
 
 
 def check_workload(size_spec: SizeSpec) -> None:
-    """Raise UserError where a workload is given though no time counts."""
+    """Raise UserError if a workload is given although nothing is timed."""
     if size_spec.workload != USUAL:
         raise must_be(
             "workload", "left out unless time counts: currency latency, or allocate threshold", size_spec.workload
@@ -51,19 +60,19 @@ def check_workload(size_spec: SizeSpec) -> None:
 
 
 def uses_inputs(methods: Iterable[Method]) -> bool:
-    """Whether any of `methods` looks at the inputs of a matrix, which earlier ones may have changed."""
+    """Whether any of `methods` needs statistics of the inputs, which earlier layers may have changed."""
     return any(issubclass(kind, InputStatistic) for method in methods for kind in method.required_statistics)
 
 
 def check_sequential(sequential: bool, anchored: bool, refresh: int | None, methods: Sequence[Method]) -> None:
-    """Raise UserError where to solve in order would change nothing: no method looks at what earlier ones changed."""
+    """Raise UserError if solving in order would change nothing, because no method uses the inputs."""
     if sequential and not anchored and refresh is None and methods and not uses_inputs(methods):
         named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
         raise UserError(f"sequential must be left out, because {named} looks at no inputs; anchored has a use for it.")
 
 
 def check_refresh(refresh: int | None, sequential: bool, needs: frozenset[type[Statistic]]) -> None:
-    """Raise UserError where gradients cannot be collected anew as asked."""
+    """Raise UserError if gradients cannot be collected again after `refresh` blocks."""
     if refresh is None:
         return
     if refresh < 1:

@@ -1,15 +1,9 @@
-"""Which matrices are solved as one: those that read the same input and have as many outputs.
+"""Groups of layers that are solved as one matrix, and the ways to divide a budget or a plan among them.
 
-Query, key and value of an attention, key and value alone where the queries have more heads, gate and up projection.
-One input factor for all of them costs r (in + Σ out) numbers in place of r Σ (in + out), so at equal size its rank is
-higher (by half for three square matrices).
-
-Matrices that are one in memory, as a head that is tied to the word embedding: what they take together.
-
-Such a matrix is stored once until one of its places gets another; from then on each place has its own. A budget of
-bytes is therefore of what is stored before: two places of one matrix share its bytes.
-
-Which families share one budget, and which units a plan has a line for.
+Layers can be solved together if they read the same input and have as many outputs: query, key and value of an
+attention, key and value alone where there are more query heads, gate and up projection. One input factor for all of
+them costs r (in + Σ out) numbers in place of r Σ (in + out), so at equal size its rank is higher (by half for three
+square matrices).
 """
 
 import warnings
@@ -25,13 +19,17 @@ from laconic.model import Site
 
 @dataclass(frozen=True)
 class SolveGroup:
-    """Sites that get one format, divided among them: one, or several of the same input."""
+    """Layers that get one compressed matrix, divided among them: one layer, or several that read the same input.
+
+    Args:
+        sites: the layers, in forward order.
+    """
 
     sites: tuple[Site, ...]
 
     @property
     def name(self) -> str:
-        """As a plan writes it."""
+        """The names of its layers, as a plan writes them."""
         return unit_name([site.name for site in self.sites])
 
     @property
@@ -41,7 +39,7 @@ class SolveGroup:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The outputs of each site."""
+        """The number of outputs of each layer."""
         return tuple(site.shape[0] for site in self.sites)
 
 
@@ -50,12 +48,17 @@ TiedGroup = tuple[tuple[SolveGroup, ...], ...]
 
 
 def all_units(groups: Sequence[TiedGroup]) -> list[SolveGroup]:
-    """The units of all alternatives."""
+    """The units of all alternatives of all groups."""
     return [unit for group in groups for alternative in group for unit in alternative]
 
 
 def tied_groups(sites: Sequence[Site], share_inputs: bool) -> list[TiedGroup]:
-    """Every site in one family, in forward order; with `share_inputs` those of one input and width in the same one."""
+    """Every layer in one group, in forward order.
+
+    Args:
+        sites: the targeted layers.
+        share_inputs: put layers of one block, input and shape into the same group; else each is alone.
+    """
     groups: dict[tuple[object, ...], list[Site]] = {}
     for site in sites:
         alone = not share_inputs or site.is_lookup or site.block is None
@@ -70,10 +73,10 @@ def _tie(sites: tuple[Site, ...]) -> TiedGroup:
 
 
 def groups_in_plan(plan: Plan, sites: Sequence[Site]) -> list[TiedGroup]:
-    """The units that the lines of `plan` name, each with no alternative.
+    """The units that the lines of `plan` name, each in a group without alternatives.
 
     Raises:
-        UserError: a line of several sites that cannot be solved as one, or a site in two lines.
+        UserError: a line names several layers that cannot be solved as one, or a layer is in two lines.
     """
     by_name = {site.name: site for site in sites}
     named: set[str] = set()
@@ -140,14 +143,14 @@ def split_by_group(
 
 
 def planned_units(plan: Plan, groups: Sequence[TiedGroup]) -> list[SolveGroup]:
-    """The units that `plan` has a line for, in forward order."""
+    """The units that have a line in `plan`, in forward order."""
     return [unit for unit in all_units(groups) if unit.name in plan]
 
 
 def methods_by_unit(
     groups: Sequence[TiedGroup], method: Method, plan: Plan | None
 ) -> Iterator[tuple[SolveGroup, Method]]:
-    """Each unit with what it would be solved by: its line of the `plan`, or the `method` where there is none."""
+    """Pairs of a unit and the method that would solve it: its line of `plan`, or `method` if there is no plan."""
     for unit in all_units(groups):
         chosen = method if plan is None else plan[unit.name]
         if chosen is not None:
@@ -155,10 +158,7 @@ def methods_by_unit(
 
 
 def warn_of_wide_groups(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
-    """Say so where groups of columns were asked for that are wider than a matrix: each of its rows is one group then.
-
-    The default is left alone: it is what is usual for matrices that are wide enough.
-    """
+    """Warn if a `group_size` other than the default is wider than a matrix, whose rows are then one group each."""
     beyond = [
         (unit, chosen.group_size)
         for unit, chosen in methods_by_unit(groups, method, plan)

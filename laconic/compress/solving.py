@@ -1,7 +1,4 @@
-"""The problems of a model's units: as the model is now, remembered from an earlier run, or met on a walk.
-
-A solved matrix, or the empty format of one, put in the place of the layers that it was made of.
-"""
+"""The problem of each unit, and its solution put in the place of the unit's layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -29,10 +26,15 @@ from laconic.model import LanguageModel, Site
 
 
 class Problems(Mapping[str, Problem]):
-    """Of every unit, by its name.
+    """The problem of every unit, by name.
 
-    A matrix is presented when it is asked for, in the dtype that it is stored in: where that is not the one it computes
-    in, or several matrices are one, it is a copy, and those of a whole model would be a second model.
+    A matrix is copied when it is asked for if it is stored in another dtype than it computes in, or if several layers
+    are one unit. So the matrices of a whole model are never held twice.
+
+    Args:
+        dtype: the dtype that the model is stored in.
+        units: the units by name.
+        stats: their statistics by name.
     """
 
     def __init__(self, dtype: torch.dtype, units: Mapping[str, SolveGroup], stats: Mapping[str, LayerStats]) -> None:
@@ -50,7 +52,7 @@ class Problems(Mapping[str, Problem]):
         return len(self._units)
 
     def with_stats(self, stats: Mapping[str, LayerStats]) -> "Problems":
-        """The same matrices with what is `stats` by unit; which zeros they have is known already."""
+        """The same matrices with other statistics, by unit name; their masks are those of the model."""
         here = {name: stats.get(name, LayerStats()) for name in self._units}
         for name, what in here.items():
             # The same object: what it has worked out was under these very zeros.
@@ -63,7 +65,13 @@ class Problems(Mapping[str, Problem]):
 
 
 def find_problems(lm: LanguageModel, groups: Sequence[TiedGroup], stats: Mapping[str, LayerStats]) -> Problems:
-    """Of every unit, from what is `stats` by site."""
+    """The problem of every unit of `groups`.
+
+    Args:
+        lm: the model.
+        groups: the units.
+        stats: statistics by layer name; layers without any get empty ones.
+    """
     units = {unit.name: unit for unit in all_units(groups)}
     by_unit = {
         name: stacked(_add_supports(unit.sites, [stats.get(site.name, LayerStats()) for site in unit.sites]))
@@ -80,7 +88,16 @@ def sequential_problems(
     config: SequentialConfig,
     gradient_stats: Mapping[str, LayerStats] | None,
 ) -> Iterator[tuple[SolveGroup, Problem]]:
-    """Each unit with its problem once all before it are replaced."""
+    """Pairs of a unit and its problem, each once all units before it are replaced.
+
+    Args:
+        lm: the model, which the caller changes between two units.
+        data: calibration data.
+        units: the units in forward order.
+        needs: the types of statistics to collect.
+        config: settings of the sequential calibration.
+        gradient_stats: gradient statistics by layer name, if they were collected before.
+    """
     sites = [site for unit in units for site in unit.sites]
     for step in sequential_calibrate(lm, data, needs, sites, config, gradient_stats):
         problems = {site.name: problem for site, problem in step}
@@ -147,7 +164,7 @@ def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: 
 
 
 def put_empty_format(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
-    """As `replace_layers`, where `lm` has no weights: the format as `method` makes it, without numbers."""
+    """Replace the layers of a unit by the empty format of a method, where `lm` has no weights; see `replace_layers`."""
     kept, every = _nonzero_count(unit), unit.shape[0] * unit.shape[1]
     whole = method.meta_format(unit.shape, kept if kept < every else None).to(lm.dtype)
     left = every if whole.support is None else whole.count

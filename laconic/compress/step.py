@@ -1,4 +1,4 @@
-"""A step changes a model: it runs it, reshapes it, or both. Its dataclass is the line of the recipe."""
+"""A step changes a model: it runs it, reshapes it, or both. Its dataclass is one entry of a recipe."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,17 +14,23 @@ from laconic.typed import Typed
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a step did.
+    """The record of what a step did to a model.
 
-    plan:           the method of each targeted site; None where it stayed dense. Empty where no method was used.
-    before, after:  bytes of each targeted matrix in the stored dtype; a matrix that was tied counts once before, or not
-                    at all where its other place keeps it.
-    untied:         sites that were tied to another matrix before and no longer are, so the file holds both.
-    predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None where it was not predicted.
-    dropped:        by stack the numbers of the blocks that went, as they were before, and of parts of blocks (`4.ffn`).
-    found:          what else is worth telling, as plain values: losses by step, divergences before and after.
-    files:          by path, what is to lie beside the saved model: curves, logs.
-    now:            the model from here on, where it is another than the one that was given.
+    Args:
+        plan: the method of each targeted layer; None where it stayed dense. Empty for steps without methods.
+        before: bytes of each targeted matrix in the stored dtype before the step. A tied matrix counts once, or not at
+            all where its other place keeps it.
+        after: the same after the step.
+        untied: layers that were tied to another matrix before and no longer are, so that the file holds both.
+        predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None if it was not predicted.
+        dropped: numbers of the dropped blocks by stack, counted before the step, and parts of blocks (`4.ffn`).
+        found: other results as plain values, such as losses by step, or divergences before and after.
+        files: files to save beside the model, by path: curves, logs.
+        now: the model to go on with, if it is another than the given one.
+
+    Example:
+        >>> Outcome(plan={}, before={"a": 8, "b": 8}, after={"a": 2, "b": 4}).nbytes
+        6
     """
 
     plan: Plan
@@ -39,18 +45,18 @@ class Outcome:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the targeted matrices now."""
+        """Bytes of the targeted matrices after the step."""
         return sum(self.after.values())
 
     @property
     def dense_nbytes(self) -> int:
-        """And before the step."""
+        """Bytes of the targeted matrices before the step."""
         return sum(self.before.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step(ABC, metaclass=Typed):
-    """One line of a recipe. What its fields are given is judged by their annotations (`laconic.typed`)."""
+    """One entry of a recipe. Types and bounds of its fields are checked at construction (`laconic.typed`)."""
 
     name: ClassVar[str]
     family: ClassVar[str] = ""
@@ -62,42 +68,61 @@ class Step(ABC, metaclass=Typed):
 
     @property
     def needs_original(self) -> bool:
-        """True where `apply` compares the model with `LanguageModel.original`."""
+        """True if `apply` compares the model with `LanguageModel.original`."""
         return False
 
     @property
     def prepares(self) -> bool:
-        """True where what it leaves is what later steps compare with: it makes the model that is to be made smaller."""
+        """True if the step makes the model to be compressed, which later steps then compare with."""
         return False
 
     @property
     @abstractmethod
     def needs_data(self) -> bool:
-        """True when `apply` cannot do without calibration data."""
+        """True if `apply` needs calibration data."""
 
     @abstractmethod
     def check(self, lm: LanguageModel) -> None:
-        """Raise UserError where `apply` would for the structure of `lm` alone; its weights may be absent."""
+        """Raise UserError if `apply` would fail for the structure of `lm`, whose weights may be absent."""
 
     @property
     def needs_labels(self) -> bool:
-        """True where `apply` learns from the labels of the data."""
+        """True if `apply` learns from the labels of the data."""
         return False
 
     def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:
-        """Raise UserError where `apply` would for the labels of `corpus`; the weights of `lm` may be absent."""
+        """Raise UserError if `apply` would fail for the labels of `corpus`.
+
+        Args:
+            lm: the model; its weights may be absent.
+            corpus: the rows with their labels.
+            seed: that the rows are drawn with.
+        """
 
     def check_data(self, data: Calibration | None) -> None:
-        """Raise UserError where `apply` would for the data alone, which is then found before the first step's work."""
+        """Raise UserError if `apply` would fail for the data alone; called before the work of the first step."""
 
     @abstractmethod
     def dry_run(self, lm: LanguageModel) -> LanguageModel | None:
         """Give `lm`, which is on the meta device and has passed `check`, the structure that `apply` leaves.
 
-        What the weights or the data decide is guessed: what is targeted is compressed, and what is dropped lies last.
-        Returns another model where `apply` goes on with one.
+        What depends on weights or data is guessed: targeted layers count as compressed, and the last blocks as dropped.
+
+        Returns:
+            Another model where `apply` goes on with one; else None.
         """
 
     @abstractmethod
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Change the model in place and say what was done."""
+        """Change the model in place.
+
+        Args:
+            lm: the model; it has passed `check`.
+            data: calibration data; None if the step needs none.
+
+        Returns:
+            What was done.
+
+        Raises:
+            UserError: data is needed and missing or empty, or the step cannot be done on `lm`.
+        """

@@ -14,23 +14,33 @@ Parts = Literal["blocks", "sublayers"]
 
 @dataclass(frozen=True)
 class Cut:
-    """A layer of a stack by its number, or a part of it: `attention`, `cross-attention` or `ffn`."""
+    """A block, or a sub-block of one, that can be dropped.
+
+    Args:
+        stack: name of the stack: `blocks`, `encoder` or `decoder`.
+        layer: number of the block in its stack, from 0.
+        part: `attention`, `cross-attention` or `ffn`; None for the whole block.
+
+    Example:
+        >>> Cut("blocks", 3, "ffn").spelling
+        '3.ffn'
+    """
 
     stack: str
     layer: int
     part: str | None = None
 
     @property
-    def spelled(self) -> int | str:
+    def spelling(self) -> int | str:
         """As a recipe's `blocks` names it: 3, or 3.ffn."""
         return self.layer if self.part is None else f"{self.layer}.{self.part}"
 
 
 def all_cuts(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
-    """All blocks, or all sub-blocks that are still there, of each stack in forward order.
+    """All blocks, or all sub-blocks that are still there, by stack in forward order.
 
     Raises:
-        UserError: sub-blocks are asked for where none goes alone, or blocks where it is not known how they are counted.
+        UserError: sub-blocks are asked for and none can go alone, or the numbering of the blocks is not known.
     """
     return {layers.name: _layer_cuts(lm, layers, parts) for layers in find_layers(lm)}
 
@@ -48,18 +58,18 @@ def _layer_cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
 
 
 def parse_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> list[Cut]:
-    """The cuts that `blocks` spells, by stack, in forward order.
+    """The cuts that a recipe's `blocks` names, by stack, in forward order.
 
     Raises:
-        UserError: there is no such block, or a block has no such part or has it no more, or one is named with a part
-            of itself.
+        UserError: there is no such block or part, the part is dropped already, or a block is named with a part of
+            itself.
     """
     stacks = {layers.name: layers for layers in find_layers(lm)}
     cuts = {_parse_cut(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
     whole = {(cut.stack, cut.layer) for cut in cuts if cut.part is None}
     for cut in cuts:
         if cut.part is not None and (cut.stack, cut.layer) in whole:
-            raise UserError(f"Block {cut.layer} is to be dropped whole, so '{cut.spelled}' must be left out.")
+            raise UserError(f"Block {cut.layer} is to be dropped whole, so '{cut.spelling}' must be left out.")
     order = [*stacks]
     return sorted(cuts, key=lambda cut: (order.index(cut.stack), cut.layer, PARTS.index(cut.part) if cut.part else -1))
 
@@ -87,20 +97,25 @@ def subblock_at(lm: LanguageModel, layers: Layers, cut: Cut) -> SubBlock:
 
 
 def dropped_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
-    """The numbers of the layers of `stack` that go whole."""
+    """The numbers of the blocks of `stack` that are dropped whole."""
     return [cut.layer for cut in cuts if cut.stack == stack and cut.part is None]
 
 
-def spelled(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
-    """`cuts` as a recipe's `blocks` names them, by stack."""
+def spell_cuts(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
+    """Cuts as a recipe's `blocks` names them, by stack.
+
+    Example:
+        >>> spell_cuts([Cut("blocks", 3), Cut("blocks", 4, "ffn")])
+        {'blocks': (3, '4.ffn')}
+    """
     words: dict[str, tuple[int | str, ...]] = {}
     for cut in cuts:
-        words[cut.stack] = (*words.get(cut.stack, ()), cut.spelled)
+        words[cut.stack] = (*words.get(cut.stack, ()), cut.spelling)
     return words
 
 
 def dropped_paths(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
-    """Of the modules that `cuts` free of their matrices."""
+    """The paths of the modules whose matrices are freed when `cuts` are dropped."""
     paths: list[str] = []
     for layers in find_layers(lm):
         blocks = dropped_blocks(cuts, layers.name)
@@ -114,5 +129,10 @@ def dropped_paths(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
 
 
 def is_inside(name: str, paths: Iterable[str]) -> bool:
-    """Whether the module of that name is, or is inside of, one of those at `paths`."""
+    """Whether the module called `name` is one of those at `paths`, or lies inside one.
+
+    Example:
+        >>> is_inside("encoder.1.ffn", ["encoder.1"])
+        True
+    """
     return any(name == path or name.startswith(f"{path}.") for path in paths)

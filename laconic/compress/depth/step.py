@@ -1,4 +1,4 @@
-"""Drops whole blocks, or their attentions and feed-forwards: fewer layers, in memory, on disk and in time."""
+"""Shorten a model: drop whole blocks, or their attentions and feed-forwards."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from laconic.compress.depth.cuts import (
     dropped_paths,
     is_inside,
     parse_cuts,
-    spelled,
+    spell_cuts,
 )
 from laconic.compress.depth.fitting import find_map_place
 from laconic.compress.depth.selection import BY_PLACE, MEASURED, Limits, Select, Selection, choose_lowest, join_stacks
@@ -35,19 +35,29 @@ Blocks = tuple[int | str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Shorten(Step):
-    """Drop blocks, or sub-blocks, those that the predictions need least.
+    """Drop the blocks, or the sub-blocks, that the predictions need least.
 
-    drop:       how many; of an encoder-decoder for both stacks together, or for each: `{encoder: 1, decoder: 2}`.
-    blocks:     or which, by their numbers from 0: `[3, 4]`, a part of one as `4.ffn`; of an encoder-decoder
-                `{encoder: [3]}`.
-    select:     how they are chosen: `influence`, the least Block Influence; `angular`, the run with the least angular
-                distance; `taylor`, the least first-order importance of a gate; `greedy`, one after the other by the
-                measured divergence; `dp`, the runs of least measured divergence; by place `first`, `last`, `alternate`.
-    replace:    what stands in the place of each run: `nothing`, a `bias`, or a `linear` map with one; nothing too where
-                that diverges no more on rows that it was not fitted on.
-    parts:      `blocks`, or `sublayers`: attentions, cross-attentions and feed-forwards each by itself; `drop` counts
-                them, whatever their sizes.
-    contiguous: only one run.
+    Args:
+        drop: number of blocks to drop, at least 0; of an encoder-decoder from both stacks together, or from each:
+            `{encoder: 1, decoder: 2}`.
+        blocks: or the blocks to drop, by number from 0: `[3, 4]`, a part of one as `4.ffn`; of an encoder-decoder
+            `{encoder: [3]}`.
+        select: how blocks are chosen. `influence` drops the least Block Influence, `angular` the run with the least
+            angular distance, `taylor` the least first-order importance of a gate, `greedy` one after another by the
+            measured divergence, `dp` the runs with the least measured divergence. `first`, `last` and `alternate` go by
+            position.
+        replace: what takes the place of each run of dropped blocks: `nothing`, a `bias`, or a `linear` map with a bias.
+            Nothing does where that diverges no more on rows that were not fitted on.
+        parts: `blocks`, or `sublayers` to choose attentions, cross-attentions and feed-forwards separately; `drop` then
+            counts those.
+        contiguous: drop a single run of neighbours.
+
+    Raises:
+        UserError: both or neither of drop and blocks are given, or parameters contradict each other.
+
+    Example:
+        >>> Shorten(drop=2, select="last").needs_data
+        False
     """
 
     name = "shorten"
@@ -127,10 +137,17 @@ class Shorten(Step):
         return chosen
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Choose what goes, take it out, and fit what stands in its place.
+        """Choose the blocks, drop them, and fit what replaces them.
+
+        Args:
+            lm: the model, changed in place.
+            data: calibration data; None is allowed if nothing is measured or fitted.
+
+        Returns:
+            The bytes of every layer before and after, and the numbers of the dropped blocks.
 
         Raises:
-            UserError: data is needed and missing or empty, or what is asked for cannot be dropped or replaced.
+            UserError: data is needed and missing or empty, or the blocks cannot be dropped or replaced.
         """
         if self.needs_data and data is None:
             raise UserError("The step 'shorten' needs calibration data; name a source of it.")
@@ -156,7 +173,7 @@ class Shorten(Step):
         after = {name: 0 if is_inside(name, gone) else size for name, size in before.items()}
         # What was added bears the name that its place has now, which may have been that of what is gone.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
-        return Outcome(plan={}, before=before, after=after, dropped=spelled(cuts), found=found)
+        return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=found)
 
     def _trial(self, original: LanguageModel, data: Calibration | None) -> Trial | None:
         """Where cuts are tried out: to choose them, or what stands in their place."""

@@ -1,13 +1,10 @@
-"""In which order the heads of an attention, or the channels of a feed-forward, go, and what each costs as it goes.
+"""Rank the heads of an attention or the channels of a feed-forward, and decide how many of each layer stay.
 
-magnitude:      the squared norm of a part's weights, in all the projections it has a share in.
-taylor:         E|∂L/∂ξ| of its gate (Michel et al. 2019); taylor-squared: E(∂L/∂ξ)² (Molchanov et al. 2019).
-variance:       Σ ‖W_:j‖² Var(x_j) over its columns j of the output projection, which reads x: FLAP (Y. An et al.,
-                "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, equation 5).
-obs:            what the predicted KL divergence loses in a model that is refitted, one part after another
-                (`laconic.numerics.structured`).
-
-How many heads and channels stay, and where: the same fraction everywhere, or where they are worth most.
+`magnitude` is the squared norm of the weights of a part in all projections that it belongs to. `taylor` is E|∂L/∂ξ| of
+the gate of the part (Michel et al. 2019), `taylor-squared` E(∂L/∂ξ)² (Molchanov et al. 2019). `variance` is Σ ‖W_:j‖²
+Var(x_j) over the columns j of the part in the output projection, which reads x (FLAP: Y. An et al., "Fluctuation-based
+Adaptive Structured Pruning for Large Language Models", AAAI 2024, equation 5). `obs` is the rise of the predicted KL
+divergence when one part after another is removed and the rest refitted (`laconic.numerics.structured`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,14 +44,24 @@ SHRINK = 0.1
 
 @dataclass(frozen=True)
 class RemovalOrder:
-    """The first of the `count` parts of a family to go, in order, and what each costs then."""
+    """The order in which the parts of an attention or feed-forward are removed.
+
+    Args:
+        order: numbers of the parts, the first to be removed first; parts that always stay are missing.
+        costs: the importance of each part of `order` when it is removed.
+        count: parts before anything is removed.
+
+    Example:
+        >>> RemovalOrder(order=(2, 0), costs=(0.1, 0.5), count=3).parts_left(2)
+        [0, 1]
+    """
 
     order: tuple[int, ...]
     costs: tuple[float, ...]
     count: int
 
     def parts_left(self, count: int) -> list[int]:
-        """The numbers of the parts that are left when `count` are, in ascending order."""
+        """The numbers of the parts that stay, in ascending order, when `count` of them stay."""
         return sorted(set(range(self.count)) - set(self.order[: self.count - count]))
 
 
@@ -65,7 +72,15 @@ def order_removals(
     gates: Mapping[str, GateGradients],
     least: int = 1,
 ) -> RemovalOrder:
-    """What `importance` says of `family`, until `least` parts are left, with the problem of each output projection."""
+    """Rank the parts of coupled groups until `least` parts are left.
+
+    Args:
+        importance: how parts are ranked.
+        family: groups that lose the same parts.
+        problems: the problem of the output projection of each group.
+        gates: gradients of the gates, by `PrunableGroup.coupling`.
+        least: parts that always stay.
+    """
     if importance == "obs":
         eliminations = [
             Elimination(
@@ -97,7 +112,7 @@ def _compute_scores(
 
 
 def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
-    """Of the weights of each part, in fp64."""
+    """The squared norm of the weights of each part, in fp64."""
     total = inner.writer.weight().double().square().sum(0).reshape(inner.count, -1).sum(1)
     for site, stacked in inner.readers:
         total += site.weight().double().reshape(stacked, inner.count, -1).square().sum((0, 2))
@@ -105,7 +120,7 @@ def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
 
 
 def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
-    """Σ_j ‖W_:j‖² Var(x_j) over the columns j of each part."""
+    """Σ_j ‖W_:j‖² Var(x_j) over the columns j of each of `count` parts."""
     variance = problem.stats[InputCovariance].matrix.diagonal()
     if problem.means is None:
         variance = variance - problem.stats[Mean].vector.square()
@@ -120,7 +135,7 @@ Price = Callable[[CoupledGroups], int]
 
 
 def price_function(currency: Currency) -> Price:
-    """Numbers stored; or multiply-accumulates for a token in a row of the usual length, those of its scores too."""
+    """The price of one part: numbers stored, or multiply-accumulates per token in a row of the usual length."""
 
     def price(family: CoupledGroups) -> int:
         stored = sum(inner.parameters for inner in family)
@@ -132,14 +147,15 @@ def price_function(currency: Currency) -> Price:
 
 
 def chunk_size(family: CoupledGroups, multiple: int) -> int:
-    """Parts that go at once, so that what stays is a multiple: of channels, where there are enough of them."""
+    """How many parts are removed at once so that a multiple stays; 1 for heads, and where channels are few."""
     return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
 
 
 def parts_kept(family: CoupledGroups, keep: float, multiple: int) -> int:
-    """How many parts `keep` leaves: of heads the nearest number, of channels the next lower multiple; at least one.
+    """The number of parts that `keep` leaves, at least 1.
 
-    Where that multiple is over 1 % less than `keep` of the channels, halves of it are tried, down to single ones.
+    Heads are rounded to the nearest number, channels down to a multiple. Where the multiple is over 1 % less than
+    `keep`, halves of it are tried, down to single channels.
     """
     count, chunk = family[0].count, chunk_size(family, multiple)
     if keep == 1:
@@ -153,14 +169,21 @@ def parts_kept(family: CoupledGroups, keep: float, multiple: int) -> int:
 
 
 def uniform_counts(families: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
-    """The same fraction of every family of a group stays; by what loses the same parts."""
+    """The number of parts left when every layer keeps the same fraction, by `PrunableGroup.coupling`."""
     return {family[0].coupling: parts_kept(family, keeps[family[0].group], multiple) for family in families}
 
 
 def global_counts(
     several: Sequence[tuple[CoupledGroups, RemovalOrder]], keeps: Mapping[Group, float], price: Price, multiple: int
 ) -> dict[str, int]:
-    """That fraction of all parts of a group stays, where it is worth most; by what loses the same parts."""
+    """The number of parts left when layers are compared within each group, by `PrunableGroup.coupling`.
+
+    Args:
+        several: coupled groups, each with the order in which its parts are removed.
+        keeps: fraction of the parts kept, of heads and of channels.
+        price: the price of one part.
+        multiple: channels that are removed at once.
+    """
     counts: dict[str, int] = {}
     for group, keep in keeps.items():
         mine = [(family, of) for family, of in several if family[0].group is group]
@@ -186,11 +209,19 @@ class _Chunk:
 def share_budget(
     several: Sequence[tuple[CoupledGroups, RemovalOrder]], keep: float, price: Price, multiple: int
 ) -> dict[str, int]:
-    """How many parts of each family stay, so that `keep` of what all parts cost stays and what goes is worth least; by
-    what loses the same parts.
+    """The number of parts left when the cheapest are removed until `keep` of the price of all stays.
 
-    No family loses all, so more than `keep` may stay. Where over 1 % less than `keep` would, parts come back one by
-    one, those that went last first, as far as they fit.
+    Every layer keeps a part, so more than `keep` may stay. If over 1 % less than `keep` would stay, parts come back one
+    by one, the last removed first, as far as they fit.
+
+    Args:
+        several: coupled groups, each with the order in which its parts are removed.
+        keep: fraction of the price of all parts that stays.
+        price: the price of one part.
+        multiple: channels that are removed at once.
+
+    Returns:
+        Counts by `PrunableGroup.coupling`.
     """
     whole = sum(price(family) * family[0].count for family, _ in several)
     excess = whole - int(keep * whole + 1e-6)
@@ -229,8 +260,11 @@ def _make_chunks(family: str, removal: RemovalOrder, price: int, size: int) -> l
 
 
 def standardise_costs(removals: Sequence[RemovalOrder], prices: Sequence[int]) -> list[RemovalOrder]:
-    """Costs as multiples of the spread of their family around its mean, from zero up, as FLAP compares layers; each
-    times the price of its part, as FLAP does not ask what that saves."""
+    """Standard scores of the costs within each layer, shifted to start at zero, times the price of a part.
+
+    FLAP compares layers by standard scores. It does not ask what the removal of a part saves, so the price is put in
+    here.
+    """
     found = [_standardise(removal.costs) for removal in removals]
     least = min((cost for costs in found for cost in costs), default=0.0)
     return [

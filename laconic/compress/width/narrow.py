@@ -1,4 +1,4 @@
-"""Takes attention heads and feed-forward channels out of a model; its matrices really become smaller."""
+"""Narrow a model: remove attention heads and feed-forward channels, so that its matrices become smaller."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,20 +54,28 @@ Ranking = Literal["local", "global"]
 
 @dataclass(frozen=True, kw_only=True)
 class Narrow(Step):
-    """Take out the attention heads and the feed-forward channels that matter least.
+    """Remove the attention heads and feed-forward channels that matter least.
 
-    heads:      fraction of the heads kept, in every layer or in all together; those that share keys go together.
-    channels:   fraction of the channels of the feed-forwards kept.
-    keep:       in place of both, fraction kept of all attentions and feed-forwards together, heads against channels.
-    currency:   what `keep` counts: bytes, or multiply-accumulates.
-    importance: what matters least: `obs` predicts the KL divergence, the rest refitted; `taylor`, `taylor-squared`,
-                `variance`, `magnitude`.
-    ranking:    `local` keeps as many in every layer, `global` compares layers; no layer loses all.
-    refit:      the output projections make up for what is gone, by least squares, and so do their biases.
-    add_bias:   they may get biases that the class of the model has none for.
-    multiple:   of channels so many go at once; fewer where that would leave over 1 % less than asked.
-    sequential: choose and refit in forward order, on inputs as they have become.
-    anchored:   the same, and aim at the outputs of the original.
+    Args:
+        heads: fraction of the attention heads kept, in (0, 1]. Heads that share keys and values are removed together.
+        channels: fraction of the feed-forward channels kept, in (0, 1].
+        keep: in place of both, the fraction of all attentions and feed-forwards kept, heads compared with channels.
+        currency: what `keep` counts: bytes, or multiply-accumulates.
+        importance: how parts are ranked. `obs` predicts the rise of the KL divergence with the rest refitted; `taylor`
+            and `taylor-squared` use gradients of gates, `variance` the variance of the inputs, `magnitude` the weights.
+        ranking: `local` keeps as many parts in every layer, `global` compares all layers. Every layer keeps one part.
+        refit: fit the remaining columns of the output projections, and their biases, by least squares.
+        add_bias: also give a bias to output projections whose class has none.
+        multiple: round the number of channels kept to a multiple of this, unless that removes over 1 % more than asked.
+        sequential: choose and refit in forward order, on inputs that carry the errors of the blocks before.
+        anchored: the same, and fit to the outputs of the original model.
+
+    Raises:
+        UserError: no size or two sizes are given, or parameters contradict each other.
+
+    Example:
+        >>> Narrow(heads=0.5, importance="magnitude", refit=False).needs_data
+        False
     """
 
     name = "narrow"
@@ -111,7 +119,7 @@ class Narrow(Step):
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """What is measured of the output projections."""
+        """The types of statistics that are collected of the output projections."""
         refitting: frozenset[type[Statistic]] = frozenset({InputCovariance, Mean}) if self.refit else frozenset()
         return NEEDS[self.importance] | refitting
 
@@ -160,11 +168,18 @@ class Narrow(Step):
         update_config_widths(lm)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Measure, choose, and take out.
+        """Measure the parts, choose those to remove, and remove them.
+
+        Args:
+            lm: the model, changed in place.
+            data: calibration data; None is allowed if `importance` and `refit` need none.
+
+        Returns:
+            The bytes of every attention and feed-forward before and after.
 
         Raises:
-            UserError: data is missing or empty, `lm` has not what can be taken out, or weights that are not finite, or
-                too little would stay.
+            UserError: data is missing or empty, nothing in `lm` can be removed, weights are not finite, or too little
+                would stay.
         """
         if self.needs_data and data is None:
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
@@ -187,7 +202,14 @@ class Narrow(Step):
         gates: Mapping[str, GateGradients],
         data: Calibration | None = None,
     ) -> Outcome:
-        """Choose and take out, on what was measured before (and so can serve several sizes); a walk needs the data."""
+        """Choose and remove with statistics that were collected before, which can serve several sizes.
+
+        Args:
+            lm: the model, changed in place.
+            stats: statistics of the output projections, by layer name.
+            gates: gradients of the gates, by `PrunableGroup.coupling`; used by the two kinds of `taylor`.
+            data: calibration data, for sequential solving.
+        """
         sites = [site for inner in prunable_groups(lm) for site in inner.sites]
         before = lm.stored_nbytes(sites)
         families = couple_groups(prunable_groups(lm, self._groups))

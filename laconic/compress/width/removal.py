@@ -1,9 +1,4 @@
-"""What the output projection of each attention and feed-forward is to come near, with fewer columns.
-
-The output projection of an attention or a feed-forward that has lost parts: its columns, refitted, and its bias.
-
-What a model must have so that heads and channels can go: several of them, apart from each other, finite weights.
-"""
+"""Remove parts of an attention or feed-forward: the problem of its output projection, and its refit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -19,14 +14,20 @@ from laconic.numerics.structured import damp_active, part_columns, refit_columns
 
 
 def output_problems(family: CoupledGroups, stats: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
-    """Of each member of `family`: the whole of its output projection, on what is `stats` of its inputs."""
+    """The problem of the output projection of each coupled group: its matrix and the statistics of its inputs.
+
+    Args:
+        family: groups that lose the same parts.
+        stats: statistics by layer name; layers without any get empty ones.
+        add_bias: the projection may get a bias that it does not have.
+    """
     return [_output_problem(inner, stats.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
 
 
 def sequential_problems(
     families: Sequence[CoupledGroups], met: Iterable[list[tuple[Site, Problem]]], anchored: bool, add_bias: bool
 ) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
-    """Each family, which is one attention or feed-forward, with its problem once those before it are narrow."""
+    """Pairs of an attention or feed-forward and its problem, each once the layers before it are narrow."""
     writers = {inner.writer.name: inner for (inner,) in families}
     for step in met:
         for site, problem in step:
@@ -49,8 +50,16 @@ def _output_problem(inner: PrunableGroup, stats: LayerStats, add_bias: bool) -> 
 def remove_parts(
     lm: LanguageModel, inner: PrunableGroup, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
 ) -> None:
-    """Leave `inner` with `parts`; the columns that write make up for the rest by least squares where they `refit`, and
-    their bias does where that, or `centre`, is asked for and it may move."""
+    """Leave one attention or feed-forward with some of its parts.
+
+    Args:
+        lm: the model, changed in place.
+        inner: the attention or feed-forward.
+        problem: the problem of its output projection.
+        parts: numbers of the parts that stay.
+        refit: fit the columns that stay, and the bias, by least squares.
+        centre: move the bias so that the mean output stays, if the bias may move.
+    """
     columns = part_columns(parts, inner.size).to(problem.weight.device)
     weight = problem.weight[:, columns]
     if refit:
