@@ -112,14 +112,14 @@ def evaluate(
     rows = selected.rows_to_compare(corpora, limit)
     under = Conditions.of(cost)
     service = serve(lm, under.runtime)
-    # What is kept was judged in torch.
+    # Stored results are those of torch.
     resume = resume and service.lm is lm
     ours = _evaluate_tasks(service.lm, selected.tasks, corpora, resume, track)
     evaluation = {
         "results": _intervals(ours),
         "settings": {
-            name: _settings(corpora[name].source, judged) | _calibration_rows(corpora[name], calibration)
-            for name, judged in ours.items()
+            name: _settings(corpora[name].source, result) | _calibration_rows(corpora[name], calibration)
+            for name, result in ours.items()
         },
         "cost": measure_cost(lm, None, under.batch, under.length, service=service, track=track) if cost else None,
     }
@@ -148,10 +148,10 @@ def _evaluate_tasks(
     return {name: task.evaluate(lm, corpora[name], track) for name, task in tasks.items()}
 
 
-def _intervals(judged: dict[str, TaskResult]) -> Intervals:
+def _intervals(results: dict[str, TaskResult]) -> Intervals:
     return {
-        name: {metric: interval(of, one.table, SEED) for metric, of in one.metrics.items()}
-        for name, one in judged.items()
+        name: {metric: interval(of, result.table, SEED) for metric, of in result.metrics.items()}
+        for name, result in results.items()
     }
 
 
@@ -161,9 +161,9 @@ def _differences(name: str, ours: TaskResult, theirs: TaskResult) -> dict[str, D
     return {metric: difference(of, ours.table, theirs.table, SEED) for metric, of in ours.metrics.items()}
 
 
-def _settings(source: str, judged: TaskResult) -> dict[str, Any]:
-    fixed = {"source": source, "split": "dev", "rows": len(judged.table), "seed": SEED}
-    return {**fixed, **judged.settings, "versions": versions()}
+def _settings(source: str, result: TaskResult) -> dict[str, Any]:
+    fixed = {"source": source, "split": "dev", "rows": len(result.table), "seed": SEED}
+    return {**fixed, **result.settings, "versions": versions()}
 
 
 def _calibration_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:

@@ -238,18 +238,18 @@ def _read_recipe(path: Path) -> dict[str, str]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def check_disjoint(judged: Iterable[tuple[str, str]], calibration: Sequence[str]) -> None:
+def check_disjoint(sources: Iterable[tuple[str, str]], calibration: Sequence[str]) -> None:
     """Check that no task has its rows in a file that a model was calibrated on.
 
     Args:
-        judged: the name of each task, and the source of its rows.
+        sources: the name of each task, and the source of its rows.
         calibration: sources that the model was calibrated on.
 
     Raises:
         UserError: a task does.
     """
     files = {file: source for source in calibration if (file := file_of(source, "train")) is not None}
-    for name, source in judged:
+    for name, source in sources:
         file = file_of(source, "dev")
         if file in files:
             raise UserError(
@@ -258,23 +258,23 @@ def check_disjoint(judged: Iterable[tuple[str, str]], calibration: Sequence[str]
             )
 
 
-def count_shared_rows(judged: Corpus, calibration: Sequence[str]) -> dict[str, int]:
+def count_shared_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, int]:
     """How many evaluated rows have the same text as a row that was calibrated on.
 
     Args:
-        judged: the evaluated rows.
+        corpus: the evaluated rows.
         calibration: sources that the model was calibrated on; those that are not local files are left out.
 
     Returns:
         The number of shared rows, by source.
     """
     return {
-        source: _count_shared(judged, texts) for source in calibration if (texts := _training_texts(source)) is not None
+        source: _count_shared(corpus, texts) for source in calibration if (texts := _training_texts(source)) is not None
     }
 
 
-def _count_shared(judged: Corpus, texts: frozenset[str]) -> int:
-    return sum(example.joined.strip() in texts for example in judged.examples)
+def _count_shared(corpus: Corpus, texts: frozenset[str]) -> int:
+    return sum(example.joined.strip() in texts for example in corpus.examples)
 
 
 def _training_texts(source: str) -> frozenset[str] | None:

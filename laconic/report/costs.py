@@ -151,15 +151,15 @@ def _generation(costs: dict[str, Any]) -> Table:
     rows = tuple(
         (
             name,
-            f"{one['batch']} × {one['prompt']} + {one['new']}",
-            1e3 * one["prefill"]["median"],
-            one["prefill_tokens_per_second"],
-            1e3 * one["step"]["median"],
-            f"{1e3 * one['step']['lower_quartile']:.2f} – {1e3 * one['step']['upper_quartile']:.2f}",
-            one["decode_tokens_per_second"],
+            f"{generation['batch']} × {generation['prompt']} + {generation['new']}",
+            1e3 * generation["prefill"]["median"],
+            generation["prefill_tokens_per_second"],
+            1e3 * generation["step"]["median"],
+            f"{1e3 * generation['step']['lower_quartile']:.2f} – {1e3 * generation['step']['upper_quartile']:.2f}",
+            generation["decode_tokens_per_second"],
         )
         for name, cost in costs.items()
-        for one in cost.get("generation", [])
+        for generation in cost.get("generation", [])
     )
     return Table(columns, rows)
 

@@ -70,7 +70,13 @@ def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task of the harness, and where its rows come from; `split` is the one that it judges on."""
+    """A task of the harness with its rows.
+
+    Args:
+        task: the harness's own object.
+        source: where the rows come from.
+        split: that the rows are from.
+    """
 
     task: Task
     source: str
@@ -143,7 +149,7 @@ def _check_supported(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _find_local(config: Mapping[str, Any]) -> LocalData | None:
-    """Local files hold the split that most tasks judge on, and no examples to show before a question."""
+    """Local files for the rows of a task; they hold the validation split, and no few-shot examples."""
     if _split(config) != SPLIT or config.get("num_fewshot") or "class" in config:
         return None
     return find_local_data(*_dataset(config))

@@ -99,11 +99,14 @@ def _spectrum(panel: Axes, tally: WeightStats, colour: Any) -> None:
 
 def _range(weights: ModelWeights) -> tuple[float, float]:
     """Powers of ten between which nearly all non-zero magnitudes are."""
-    found = [one for one in weights.by_kind.values() if one.largest > 0]
+    found = [magnitudes for magnitudes in weights.by_kind.values() if magnitudes.largest > 0]
     if not found:
         return 1e-3, 1.0
-    low = min(one.quantile(min(one.zeros / one.number + 0.01, 1.0)) or one.largest for one in found)
-    high = max(one.largest for one in found)
+    low = min(
+        magnitudes.quantile(min(magnitudes.zeros / magnitudes.number + 0.01, 1.0)) or magnitudes.largest
+        for magnitudes in found
+    )
+    high = max(magnitudes.largest for magnitudes in found)
     return 10 ** math.floor(math.log10(max(low, 1e-9))), 10 ** (math.floor(math.log10(high)) + 1)
 
 

@@ -128,9 +128,9 @@ def layer_heatmap(weights: ModelWeights, title: str, value: Callable[[list[Weigh
 def outlier_heatmap(found: Sequence[InputStats], layers: Sequence[str]) -> Figure:
     """A heatmap of the largest input channel of each matrix, as a multiple of the median channel."""
     cells: dict[tuple[str, str], float | None] = {}
-    for one in found:
-        if one.layer is not None and one.ratio is not None:
-            cells[one.layer, one.kind] = max(one.ratio, cells.get((one.layer, one.kind)) or 0.0)
+    for matrix in found:
+        if matrix.layer is not None and matrix.ratio is not None:
+            cells[matrix.layer, matrix.kind] = max(matrix.ratio, cells.get((matrix.layer, matrix.kind)) or 0.0)
     columns = [kind for kind in IN_BLOCKS if any(kind == column for _, column in cells)]
     grid = Heatmap(rows=layers, columns=columns, cells=cells, write=_times, bounds=(1, 100), log=True)
     return heatmap_figure(grid, "Largest input of a channel, as a multiple of the median channel's", "layer")
@@ -139,12 +139,14 @@ def outlier_heatmap(found: Sequence[InputStats], layers: Sequence[str]) -> Figur
 def head_heatmap(found: Sequence[HeadSimilarity]) -> Figure:
     """A heatmap of the similarity of each head with the most similar other head of its layer."""
     names: list[str] = []
-    for one in found:
+    for attention in found:
         # The second attention of a decoder block is that to what the encoder left.
-        names.append(f"{one.layer} cross" if one.layer in names else one.layer)
-    most = max(len(one.nearest) for one in found)
+        names.append(f"{attention.layer} cross" if attention.layer in names else attention.layer)
+    most = max(len(attention.nearest) for attention in found)
     cells: dict[tuple[str, str], float | None] = {
-        (name, str(at)): value for name, one in zip(names, found, strict=True) for at, value in enumerate(one.nearest)
+        (name, str(at)): value
+        for name, attention in zip(names, found, strict=True)
+        for at, value in enumerate(attention.nearest)
     }
     columns = [str(at) for at in range(most)]
     grid = Heatmap(rows=names, columns=columns, cells=cells, write=_hundredths, bounds=(0, 1))
@@ -192,7 +194,7 @@ def top_tenth_share(tallies: list[WeightStats]) -> float:
 def relative_rank(tallies: list[WeightStats]) -> float | None:
     """The effective rank as a fraction of the full rank, the mean over matrices."""
     spectra_of = [tally.spectrum for tally in tallies if tally.spectrum]
-    return sum(one.effective / one.full for one in spectra_of) / len(spectra_of) if spectra_of else None
+    return sum(spectrum.effective / spectrum.full for spectrum in spectra_of) / len(spectra_of) if spectra_of else None
 
 
 def _percent(value: float) -> str:

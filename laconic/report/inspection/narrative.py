@@ -82,9 +82,11 @@ def _ranks(weights: ModelWeights) -> str:
     found = [(tally, tally.spectrum) for tally in weights.tallies if tally.spectrum and tally.layer is not None]
     if not found:
         return ""
-    used = {f"{tally.kind} of {_layer(tally.layer or '')}": one.effective / one.full for tally, one in found}
+    used = {
+        f"{tally.kind} of {_layer(tally.layer or '')}": spectrum.effective / spectrum.full for tally, spectrum in found
+    }
     least, most = min(used, key=used.__getitem__), max(used, key=used.__getitem__)
-    energy = sum(one.rank_90 / one.full for _, one in found) / len(found)
+    energy = sum(spectrum.rank_90 / spectrum.full for _, spectrum in found) / len(found)
     return (
         f"The matrices in the blocks have an effective rank (the exponential of the entropy of their singular values) "
         f"of {sum(used.values()) / len(used):.0%} of the full rank on average, from {used[least]:.0%} ({least}) to "
@@ -94,7 +96,7 @@ def _ranks(weights: ModelWeights) -> str:
 
 
 def _outliers(found: Activity) -> str:
-    ratios = [(one, one.ratio) for one in found.inputs if one.ratio is not None]
+    ratios = [(matrix, matrix.ratio) for matrix in found.inputs if matrix.ratio is not None]
     if not ratios:
         return ""
     worst, ratio = max(ratios, key=lambda pair: pair[1])
@@ -128,7 +130,7 @@ def _blocks(found: BlockSimilarity) -> str:
 
 
 def _heads(found: Activity) -> Iterator[str]:
-    pairs = [(value, one.layer) for one in found.heads for value in one.nearest]
+    pairs = [(value, attention.layer) for attention in found.heads for value in attention.nearest]
     if pairs:
         alike = sum(value >= REDUNDANT for value, _ in pairs)
         value, layer = max(pairs)

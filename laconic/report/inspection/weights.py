@@ -177,7 +177,9 @@ class ModelWeights:
         """The magnitude from which a weight is far from zero: the largest threshold that enough weights reach."""
         matrices = [tally for tally in self.tallies if tally.spectrum and tally.layer is not None]
         found = combine(matrices or self.tallies)
-        return max((one for one in THRESHOLDS if found.at_least(one) >= MIN_SHARE), default=THRESHOLDS[0])
+        return max(
+            (threshold for threshold in THRESHOLDS if found.at_least(threshold) >= MIN_SHARE), default=THRESHOLDS[0]
+        )
 
     def matrices(self, layer: str | None = None, kind: str | None = None) -> list[WeightStats]:
         """The statistics of matrices.

@@ -131,7 +131,7 @@ def charts(results: Results) -> list[Chart]:
     costs = [
         ("size", SIZE),
         *(("time", time) for time in time_measures(results)),
-        *(("amount", one) for one in amount_measures(results)),
+        *(("amount", amount) for amount in amount_measures(results)),
     ]
     found: list[Chart] = []
     for kind, cost in costs:

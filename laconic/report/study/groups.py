@@ -213,15 +213,15 @@ def verdict_of(row: Row, measure: Measure) -> Verdict | None:
 
 
 def _describe_measure(rows: Sequence[Row], measure: Measure) -> str:
-    judged = [(row, found) for row in rows if (found := verdict_of(row, measure)) is not None]
-    counts = {one: sum(found is one for _, found in judged) for one in Verdict}
-    directions = {_direction(row, measure) for row, found in judged if found is Verdict.CHANGE}
-    words = {**{one: one.value for one in Verdict}, Verdict.CHANGE: "change"}
+    verdicts = [(row, found) for row in rows if (found := verdict_of(row, measure)) is not None]
+    counts = {kind: sum(found is kind for _, found in verdicts) for kind in Verdict}
+    directions = {_direction(row, measure) for row, found in verdicts if found is Verdict.CHANGE}
+    words = {**{kind: kind.value for kind in Verdict}, Verdict.CHANGE: "change"}
     if len(directions) == 1:
         words[Verdict.CHANGE] = directions.pop()
-    there = [one for one in Verdict if counts[one]]
-    others = (f"{words[one]} in {counts[one]} of {len(judged)} seeds" for one in there[1:])
-    return "; ".join([words[there[0]], *others]) if there else ""
+    present = [kind for kind in Verdict if counts[kind]]
+    others = (f"{words[kind]} in {counts[kind]} of {len(verdicts)} seeds" for kind in present[1:])
+    return "; ".join([words[present[0]], *others]) if present else ""
 
 
 def _direction(row: Row, measure: Measure) -> str:

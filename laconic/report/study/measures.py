@@ -71,8 +71,8 @@ def quality_measures(results: Results) -> list[Measure]:
     first: dict[str, str] = {}
     for task, metric in results.measures:
         first.setdefault(task, metric)
-    found = [quality_measure(task, metric) for task, metric in first.items()]
-    return [*found, KL] if results.values(KL.column) else found
+    measures = [quality_measure(task, metric) for task, metric in first.items()]
+    return [*measures, KL] if results.values(KL.column) else measures
 
 
 def time_measures(results: Results) -> list[Measure]:

@@ -19,7 +19,18 @@ def paragraphs(records: Sequence[Record], results: Results) -> list[str]:
         records: of the study's cells.
         results: the same as a table.
     """
-    return list(filter(None, (_cells(results), _judged(records), _made(records), _machines(records), _beside(results))))
+    return list(
+        filter(
+            None,
+            (
+                _cells(results),
+                _evaluated_on(records),
+                _calibrated_on(records),
+                _machines(records),
+                _timing_warning(results),
+            ),
+        )
+    )
 
 
 def findings(results: Results) -> list[str]:
@@ -32,7 +43,7 @@ def findings(results: Results) -> list[str]:
             compared = [group for group in here if any(verdict_of(row, measure) is not None for row in group.done)]
             if compared:
                 base = next((one for one in groups if one.baseline and names.subject(one) == subject), None)
-                found.append(_smallest(names, compared, base, measure, subject))
+                found.append(_finding(names, compared, base, measure, subject))
     return found
 
 
@@ -81,7 +92,7 @@ def _sorted(values: list[Any]) -> list[Any]:
     return sorted(values) if all(isinstance(value, (int, float)) for value in values) else values
 
 
-def _judged(records: Sequence[Record]) -> str:
+def _evaluated_on(records: Sequence[Record]) -> str:
     tasks: dict[str, None] = {}
     overlaps: dict[str, None] = {}
     for record in records:
@@ -100,7 +111,7 @@ def _judged(records: Sequence[Record]) -> str:
     return f"Evaluated on {listed(tasks)}. {intervals}{warning}"
 
 
-def _made(records: Sequence[Record]) -> str:
+def _calibrated_on(records: Sequence[Record]) -> str:
     """The calibration, as the recipes have it."""
     sources: dict[str, None] = {}
     for record in records:
@@ -128,7 +139,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *([_count(int(threads), "thread")] if threads else [])])
 
 
-def _beside(results: Results) -> str:
+def _timing_warning(results: Results) -> str:
     most = max((int(workers) for workers in results.values("workers") if isinstance(workers, int)), default=1)
     if most < 2 or not results.passes:
         return ""
@@ -138,7 +149,7 @@ def _beside(results: Results) -> str:
     )
 
 
-def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure: Measure, subject: str) -> str:
+def _finding(names: Names, groups: Sequence[Group], base: Group | None, measure: Measure, subject: str) -> str:
     """One sentence on the smallest model that is not significantly worse than the original."""
     where = f"{names.title(subject, measure.column)}, {measure.name}"
     if all(verdict_of(row, measure) in (None, Verdict.CANNOT_TELL) for group in groups for row in group.done):
@@ -164,11 +175,11 @@ def _smallest(names: Names, groups: Sequence[Group], base: Group | None, measure
     return (
         f"{where}: the smallest model that is not significantly worse than the original (p ≥ 0.05 for every seed) "
         f"is {names.whole(group)}: "
-        f"{SIZE.written(size)}{of}, {against}.{_would_show(group, measure)}"
+        f"{SIZE.written(size)}{of}, {against}.{_detectable_change(group, measure)}"
     )
 
 
-def _would_show(group: Group, measure: Measure) -> str:
+def _detectable_change(group: Group, measure: Measure) -> str:
     """A sentence on the smallest change that the rows can show: noise is no proof of equality."""
     detectable = group.mean(f"{measure.column} detectable")
     if detectable is None:

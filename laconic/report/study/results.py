@@ -21,12 +21,18 @@ Shape = tuple[int, int]
 
 def forward_shapes(records: Sequence[Mapping[str, Any]]) -> tuple[Shape, ...]:
     """(batch, length) of every forward pass that was timed, sorted."""
-    return tuple(sorted({(one["batch"], one["length"]) for record in records for one in _latencies(record)}))
+    return tuple(
+        sorted({(latency["batch"], latency["length"]) for record in records for latency in _latencies(record)})
+    )
 
 
 def generation_shapes(records: Sequence[Mapping[str, Any]]) -> tuple[Shape, ...]:
     """(batch, prompt) of every generation that was timed, sorted."""
-    return tuple(sorted({(one["batch"], one["prompt"]) for record in records for one in _generations(record)}))
+    return tuple(
+        sorted(
+            {(generation["batch"], generation["prompt"]) for record in records for generation in _generations(record)}
+        )
+    )
 
 
 def pass_name(batch: int, length: int) -> str:
@@ -51,7 +57,7 @@ def joules_name(batch: int, length: int) -> str:
 
 def cost_columns(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The names of the columns of cost that any of the records has."""
-    counted = any("joules" in one for record in records for one in _latencies(record))
+    counted = any("joules" in latency for record in records for latency in _latencies(record))
     for shape in forward_shapes(records):
         name = pass_name(*shape)
         yield from (name, f"{name} lower", f"{name} upper", f"{name} peak_bytes")

@@ -177,19 +177,21 @@ def write_report(
         raise UserError(f"There is nothing to report in '{folder}': no cell of the study is finished; run it first.")
     records = sort_records(records)
     results = results_table(records)
-    found = charts(results)
+    study_charts = charts(results)
     pictures: list[Picture] = []
-    drawn: dict[str, bytes] = {}
-    for chart in found:
+    files: dict[str, bytes] = {}
+    for chart in study_charts:
         figure = draw_chart(chart)
-        drawn |= {f"{chart.stem}.png": png(figure), f"{chart.stem}.svg": standalone_svg(figure).encode()}
+        files |= {f"{chart.stem}.png": png(figure), f"{chart.stem}.svg": standalone_svg(figure).encode()}
         pictures.append(Picture(chart.kind, chart_svg(chart, figure), chart.caption, chart.stem))
-    write_figures(folder / FIGURES, drawn)
+    write_figures(folder / FIGURES, files)
     write_file(folder / CSV, as_csv(results))
     write_file(folder / PARQUET, as_parquet(results))
-    write_file(folder / MARKDOWN, f"# {plain(title)}\n\n{mean_table(results, found).plain().to_markdown()}")
-    write_file(folder / PAGE, study_page(records, results, found, pictures, title, models=_link_prefix(folder, study)))
-    stems = tuple(folder / FIGURES / chart.stem for chart in found)
+    write_file(folder / MARKDOWN, f"# {plain(title)}\n\n{mean_table(results, study_charts).plain().to_markdown()}")
+    write_file(
+        folder / PAGE, study_page(records, results, study_charts, pictures, title, models=_link_prefix(folder, study))
+    )
+    stems = tuple(folder / FIGURES / chart.stem for chart in study_charts)
     return ReportPaths(folder / PAGE, folder / CSV, folder / PARQUET, folder / MARKDOWN, stems)
 
 
