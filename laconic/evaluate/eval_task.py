@@ -67,7 +67,14 @@ class EvalTask(ABC):
     @classmethod
     @abstractmethod
     def from_name(cls, name: str) -> "EvalTask":
-        """The task of a whole name, whose first part is `prefix`; UserError where there is none of that name."""
+        """The task of this name.
+
+        Args:
+            name: as the user wrote it; its first part is `prefix`, in any case.
+
+        Raises:
+            UserError: there is no such task.
+        """
 
     @property
     @abstractmethod
@@ -121,7 +128,11 @@ class EvalTask(ABC):
         return read(self.source, "dev").first(limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
-        """The rows as plain texts, on which a model is compared with its original whatever the task asks."""
+        """The rows as plain texts, on which a model is compared with its original.
+
+        Args:
+            corpus: rows of this task.
+        """
         return corpus
 
     def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
@@ -137,12 +148,27 @@ class EvalTask(ABC):
         self.check_corpus(lm, read())
 
     def check_corpus(self, lm: LanguageModel, corpus: Corpus) -> None:
-        """Raise UserError unless the rows suit this task and this model, which may lack its weights."""
+        """Check that rows suit this task and a model.
+
+        Args:
+            lm: the model; it may lack its weights.
+            corpus: the rows.
+
+        Raises:
+            UserError: they do not.
+        """
         if lm.tokenizer is not None:
             check_readable(lm, self.texts(corpus))
 
     def check_model(self, lm: LanguageModel) -> None:
-        """Raise UserError unless this kind of model can be scored; it may lack its weights."""
+        """Check that this task can score a model.
+
+        Args:
+            lm: the model; it may lack its weights.
+
+        Raises:
+            UserError: it is of another kind.
+        """
         if lm.task not in self.kinds:
             needed, found = with_article(" or ".join(kind.value for kind in self.kinds)), with_article(lm.task.value)
             raise UserError(
@@ -159,7 +185,10 @@ def _remedy(task: Task) -> str:
 
 
 def source_of(name: str) -> str:
-    """The source in `PREFIX:SOURCE`.
+    """The source in the name of a task.
+
+    Args:
+        name: `PREFIX:SOURCE`.
 
     Raises:
         UserError: there is none.

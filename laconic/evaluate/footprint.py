@@ -78,7 +78,11 @@ def _outermost_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def weight_bytes(lm: LanguageModel) -> int:
-    """Bytes of parameters and buffers in memory, shared ones once, with what kernels keep beside them."""
+    """Bytes of parameters and buffers in memory, with what kernels keep beside them.
+
+    Args:
+        lm: the model; tensors that share their memory count once.
+    """
     kept = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, PackedCodes))
     return sum(storage.nbytes() for storage in _storages(lm).values()) + kept
 

@@ -74,7 +74,10 @@ def matthews(table: Scores) -> float:
 
 
 def pearson(table: Scores) -> float:
-    """Pearson correlation of the two columns; 0 where one is constant.
+    """Pearson correlation; 0 where a column is constant.
+
+    Args:
+        table: the true and the predicted score of each row.
 
     Example:
         >>> round(pearson(np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])), 6)
@@ -84,7 +87,10 @@ def pearson(table: Scores) -> float:
 
 
 def spearman(table: Scores) -> float:
-    """Spearman rank correlation of the two columns; 0 where one is constant.
+    """Spearman rank correlation; 0 where a column is constant.
+
+    Args:
+        table: the true and the predicted score of each row.
 
     Example:
         >>> round(spearman(np.array([[1.0, 2.0], [2.0, 30.0], [3.0, 400.0]])), 6)

@@ -11,7 +11,13 @@ JsonObject = Mapping[str, Any]
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Each object with its place, `file:line`; blank lines are passed over.
+    """The objects in a file of one JSON object a line; blank lines are skipped.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        The place of an object, `file:line`, and the object.
 
     Raises:
         UserError: the file cannot be read, or a line is no JSON object.
@@ -25,7 +31,16 @@ def read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
 
 
 def text_field(row: JsonObject, names: tuple[str, ...], place: str) -> str:
-    """The text in the first of the fields `names` that `row` has.
+    """The text in a field of a row.
+
+    Args:
+        row: an object.
+        names: of the field; the first one that the row has is read.
+        place: of the row, for errors.
+
+    Example:
+        >>> text_field({"good": " Cats sleep. "}, ("sentence_good", "good"), "a.jsonl:1")
+        'Cats sleep.'
 
     Raises:
         UserError: it has none of them, or no text in it.

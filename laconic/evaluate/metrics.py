@@ -65,7 +65,12 @@ class SubsetMetric:
 
 
 def rows_counted(metric: Metric, table: Scores) -> Bool[np.ndarray, " rows"]:
-    """Which rows of `table` the metric uses: all of them, unless it is a `SubsetMetric`."""
+    """Which rows of a table the metric uses: all of them, unless it is a `SubsetMetric`.
+
+    Args:
+        metric: of a table of scores.
+        table: scores.
+    """
     return metric.counted(table) if isinstance(metric, SubsetMetric) else np.ones(len(table), dtype=bool)
 
 
@@ -116,14 +121,25 @@ def interval(metric: Metric, table: Scores, seed: int = 0) -> Interval:
 
 
 def resample_rows(rows: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers drawn with replacement, `rows` of them for each of `n_resamples(rows)` resamples."""
+    """Row numbers of each bootstrap resample.
+
+    Args:
+        rows: of the table; each resample draws as many, with replacement.
+        seed: of the draws.
+
+    Yields:
+        (rows,) row numbers, `n_resamples(rows)` times.
+    """
     generator = np.random.default_rng(seed)
     for _ in range(n_resamples(rows)):
         yield generator.integers(rows, size=rows)
 
 
 def n_resamples(rows: int) -> int:
-    """How many resamples a table of so many rows gets.
+    """How many bootstrap resamples a table gets.
+
+    Args:
+        rows: of the table.
 
     Example:
         >>> n_resamples(872), n_resamples(40_000)

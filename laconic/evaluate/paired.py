@@ -65,6 +65,9 @@ def verdict(p: float, least_p: float) -> Verdict:
 def min_attainable_p(rows: int) -> float:
     """The smallest two-sided p of a paired test: of all 2ⁿ exchanges of n rows two are as extreme as possible.
 
+    Args:
+        rows: that can differ between the models.
+
     Example:
         >>> min_attainable_p(5), min_attainable_p(6)
         (0.0625, 0.03125)
@@ -140,10 +143,20 @@ def difference(metric: Metric, table: Scores, reference: Scores, seed: int = 0) 
 
 
 def count_discordant(metric: Share, table: Scores, reference: Scores) -> tuple[int, int]:
-    """Rows that only one of two models has right.
+    """Count the rows that only one of two models has right.
+
+    Args:
+        metric: says which rows are right.
+        table: scores of the model.
+        reference: scores of the original, on the same rows.
 
     Returns:
         How many rows only `table` has right, and how many only `reference`.
+
+    Example:
+        >>> right = Share(lambda scores: scores[:, 0] == 1)
+        >>> count_discordant(right, np.array([[1.0], [0.0], [1.0]]), np.array([[0.0], [0.0], [1.0]]))
+        (1, 0)
     """
     ours, theirs = metric.right(table), metric.right(reference)
     return int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))

@@ -131,6 +131,9 @@ class Perplexity(EvalTask):
 def start_token(lm: LanguageModel) -> int | None:
     """The token that is put before a document, so that the document's first token is predicted too.
 
+    Args:
+        lm: the model, with its tokenizer.
+
     Returns:
         The token that begins texts, else the one that ends them, else None.
     """

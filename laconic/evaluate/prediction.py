@@ -109,10 +109,12 @@ def check_finite(lm: LanguageModel, predictions: Predictions) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def to_cpu(predictions: Predictions) -> Predictions:
+    """The predictions with their tensors on the CPU."""
     values, rows, labels, distribution = predictions
     return Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), distribution)
 

@@ -113,6 +113,10 @@ def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequen
 def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
     """Check that a model can read rows that the original's tokenizer has encoded.
 
+    Args:
+        lm: the compressed model.
+        reference: the original and the rows.
+
     Raises:
         UserError: a token means something else to the tokenizer of `lm`, or the rows are longer than `lm` reads.
     """

@@ -86,7 +86,12 @@ def find_task(name: str) -> EvalTask | FidelityRows:
 
 
 def load_corpus(task: EvalTask, limit: int | None = None) -> Corpus:
-    """The rows of a task, or the first `limit` of them."""
+    """The rows of a task.
+
+    Args:
+        task: an evaluation task.
+        limit: how many rows at most; None for all.
+    """
     return task.load_corpus(limit)
 
 
@@ -147,12 +152,21 @@ def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
 
 
 def standalone_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the names whose tasks score a model by itself."""
+    """Those names whose tasks score a model by itself, which leaves out `fidelity:SOURCE`.
+
+    Args:
+        names: as `find_task` takes them.
+    """
     return tuple(name for name in names if isinstance(find_task(name), EvalTask))
 
 
 def check_task(name: str, lm: LanguageModel | None = None) -> None:
-    """`check_tasks` for one task of a model that is not compared with another."""
+    """`check_tasks` for one task of a model that is not compared with another.
+
+    Args:
+        name: as `find_task` takes it.
+        lm: the model, which may lack its weights; with None only the task and its data are checked.
+    """
     check_tasks([name], lm, compared=False)
 
 

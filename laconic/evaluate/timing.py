@@ -31,7 +31,12 @@ MAX_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Median and quartiles of repeated measurements, in seconds.
+    """Median and quartiles of repeated measurements.
+
+    Args:
+        median: seconds.
+        lower_quartile: seconds.
+        upper_quartile: seconds.
 
     Example:
         >>> Quartiles.of([1.0, 2.0, 3.0])
@@ -115,7 +120,16 @@ def latency(
 
 @contextmanager
 def fixed_threads(threads: int | None) -> Iterator[None]:
-    """Within the block torch uses this many threads of the CPU; None changes nothing."""
+    """A context in which torch uses a fixed number of threads of the CPU.
+
+    Args:
+        threads: their number; None changes nothing.
+
+    Example:
+        >>> with fixed_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

@@ -129,7 +129,11 @@ def _interval(figure: dict[str, float]) -> str:
 
 
 def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
-    """Where it is, how large, and how near to the model in torch."""
+    """Lines about an exported model: its file, its size, its inputs, and its difference from torch.
+
+    Args:
+        outcome: the JSON of `laconic export`.
+    """
     found = outcome["agreement"]
     return (
         f"{outcome['output']}/{outcome['file']} for {outcome['library']}: {outcome['bytes'] / MEGABYTE:.2f} MB "
@@ -141,7 +145,11 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
 
 
 def export_table(outcome: dict[str, Any]) -> Table:
-    """Layers of codes by what they are in the file."""
+    """A table of quantized layers by what they became in the file.
+
+    Args:
+        outcome: the JSON of `laconic export`.
+    """
     columns = (
         Column("layers of codes are"),
         Column("layers", "{:d}"),

@@ -32,7 +32,16 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The HTML of a page; it loads nothing from elsewhere."""
+    """The HTML of a page, which loads nothing from elsewhere.
+
+    Args:
+        page: its content.
+
+    Example:
+        >>> from laconic.report.tables import Column
+        >>> "<h1>Report</h1>" in render(Page(title="Report", summary=[], table=Table((Column("method"),), ())))
+        True
+    """
     return load_template("page.html").render(page=page)
 
 

@@ -78,7 +78,12 @@ def parts(sizes: Mapping[str, int], width: float = WIDE) -> Figure:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write a figure to `stem`.png and `stem`.svg."""
+    """Write a figure as PNG and SVG.
+
+    Args:
+        figure: to write.
+        stem: path without its ending.
+    """
     figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")
     stem.with_suffix(".svg").write_text(_svg(figure))
 
@@ -92,6 +97,9 @@ def inline_svg(figure: Figure) -> str:
     """The figure as an element of an HTML page, in the colour of the page's text.
 
     Its `min-width` keeps its smallest text at `MIN_TEXT_PIXELS`, so it needs a box that scrolls.
+
+    Args:
+        figure: what is drawn in `INK` takes the colour of the page's text.
     """
     svg = _svg(figure, transparent=True)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -168,7 +176,11 @@ def escape_mathtext(text: str) -> str:
 
 
 def style_axes(axes: Axes) -> None:
-    """Remove the frame, and draw faint horizontal grid lines."""
+    """Remove the frame, and draw faint horizontal grid lines.
+
+    Args:
+        axes: to change.
+    """
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(INK)

@@ -69,7 +69,13 @@ SPLIT = "validation"
 
 @dataclass(frozen=True)
 class LocalData:
-    """folder: in `LACONIC_DATA`, with all of `files`; read: the rows in it."""
+    """A data set of the hub that `LACONIC_DATA` may hold.
+
+    Args:
+        folder: in `LACONIC_DATA`.
+        files: in this folder; all are needed.
+        read: reads the rows in the folder, with the hub's columns.
+    """
 
     folder: str
     files: tuple[str, ...]
@@ -77,7 +83,7 @@ class LocalData:
 
     @property
     def source(self) -> str:
-        """How results call it."""
+        """The name of the data set in results."""
         return f"{self.folder}/{self.files[0]}"
 
     def rows(self) -> Rows:

@@ -60,7 +60,13 @@ class Heatmap:
 
 
 def heatmap_figure(grid: Heatmap, title: str, rows: str) -> Figure:
-    """A heatmap as a figure, with a label for its rows."""
+    """A heatmap as a figure.
+
+    Args:
+        grid: its values.
+        title: of the figure.
+        rows: label of the rows.
+    """
     height = 1.1 + (0.32 if len(grid.rows) <= MAX_NUMBERED else 0.24) * len(grid.rows)
     figure = Figure(figsize=(WIDE, height), layout="constrained")
     axes = figure.subplots()
@@ -71,7 +77,14 @@ def heatmap_figure(grid: Heatmap, title: str, rows: str) -> Figure:
 
 
 def draw_heatmap(figure: Figure, axes: Axes, grid: Heatmap, numbers: bool) -> None:
-    """Draw a heatmap on `axes`, with numbers in its cells or a colour bar beside it."""
+    """Draw a heatmap on axes.
+
+    Args:
+        figure: of the axes.
+        axes: to draw on.
+        grid: values.
+        numbers: whether cells have numbers; otherwise there is a colour bar.
+    """
     matrix, norm = grid.matrix, grid.norm()
     image = axes.imshow(matrix, cmap=SHADES, norm=norm, aspect="auto", interpolation="nearest")
     size = text_size(len(grid.rows))
