@@ -1,10 +1,12 @@
-"""Which pictures there are, what is in them, and that odd studies are drawn too."""
+"""Which charts a study has, what is drawn in them, and the Pareto front."""
 
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from laconic.report.study.charts import Chart, charts
+from laconic.report.study.charts import Chart, charts, pareto_front
 from laconic.report.study.results import results_table
 from laconic.report.study.scatter import chart_svg, draw_chart
 from tests.report.study.records import TASK, Record, baseline, cell, failed, study
@@ -133,3 +135,21 @@ def test_a_task_is_told_once_and_nothing_more_is_not_told() -> None:
     assert told == {("minilm-sst2", "svd"), ("minilm-sst2", "svd, then finetune")}
     told = {(one.title, one.dots[0].way) for one in drawn if one.quality.column == KL}
     assert told == {("minilm-sst2, glue/sst2", "svd"), ("minilm-sst2, glue/mrpc", "svd, then finetune")}
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
+
+
+@given(POINTS, st.booleans())
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]], higher: bool) -> None:
+    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+        better = one[1] > other[1] if higher else one[1] < other[1]
+        return one[0] <= other[0] and (better or one[1] == other[1]) and one != other
+
+    found = pareto_front(points, higher_is_better=higher)
+    expected = {point for point in points if not any(beats(other, point) for other in points)}
+    assert {points[index] for index in found} == expected
+    assert len(found) == len(expected), "equal points stand for each other"
+    assert all(points.index(points[index]) == index for index in found), "the first of equal ones"
+    costs = [points[index][0] for index in found]
+    assert costs == sorted(costs)
