@@ -32,9 +32,9 @@ class HarnessModel(HFLM):
         what: the name of the task, for progress and errors.
 
     Attributes:
-        asked: number of requests.
-        cut: requests longer than the context, whose prompts lost their left ends.
-        answers_cut: requests whose answer alone is longer than the context, for which the harness itself fails.
+        n_requests: number of requests.
+        n_truncated: requests longer than the context, whose prompts lost their left ends.
+        n_answers_truncated: requests whose answer alone is longer than the context, for which the harness itself fails.
     """
 
     def __init__(self, lm: LanguageModel, batch_size: int, track: Track, what: str) -> None:
@@ -44,9 +44,9 @@ class HarnessModel(HFLM):
         super().__init__(pretrained=lm.model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
         self._lm, self._track = lm, track
         self._what = what
-        self.asked = 0
-        self.cut = 0
-        self.answers_cut = 0
+        self.n_requests = 0
+        self.n_truncated = 0
+        self.n_answers_truncated = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return self._in_parts(super().loglikelihood, requests)
@@ -79,7 +79,7 @@ class HarnessModel(HFLM):
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
         """What `ask` answers to each request; long ones first, and those of one prompt together, as HFLM does."""
-        self.asked += len(requests)
+        self.n_requests += len(requests)
         prompts = [str(request.args[0]) for request in requests]
         order = sorted(range(len(requests)), key=lambda at: (-len(prompts[at]), prompts[at]))
         size = BATCHES_PER_PART * self.batch_size
@@ -95,14 +95,14 @@ class HarnessModel(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         longest = self.max_length
-        self.answers_cut += sum(len(answer) > longest for _, _, answer in requests)
+        self.n_answers_truncated += sum(len(answer) > longest for _, _, answer in requests)
         requests = [(texts, prompt, answer[-longest:]) for texts, prompt, answer in requests]
         if self.backend == "causal":
             # The last token of an answer is predicted, and not read.
             lengths = [len(prompt) + len(answer) - 1 for _, prompt, answer in requests]
         else:
             lengths = [len(prompt) for _, prompt, _ in requests]
-        self.cut += sum(length > longest for length in lengths)
+        self.n_truncated += sum(length > longest for length in lengths)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
     def tok_batch_encode(
@@ -113,5 +113,5 @@ class HarnessModel(HFLM):
         truncation: bool = False,
     ) -> Any:
         if left_truncate_len is not None:
-            self.cut += sum(len(self.tok_encode(prompt)) > left_truncate_len for prompt in strings)
+            self.n_truncated += sum(len(self.tok_encode(prompt)) > left_truncate_len for prompt in strings)
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)

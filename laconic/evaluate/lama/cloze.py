@@ -182,18 +182,18 @@ class Question:
     """One fact as a row.
 
     Args:
-        at: its index in the corpus.
+        index: of the fact in the corpus.
         row: tokens and labels.
         place: what stands before the gap.
         answer: token of the answer.
-        also: tokens of other right answers.
+        other_answers: tokens of other right answers.
     """
 
-    at: int
+    index: int
     row: Row
     place: Boundary
     answer: int
-    also: tuple[int, ...]
+    other_answers: tuple[int, ...]
 
 
 def questions(
@@ -264,5 +264,5 @@ def rank(scores: Float[Tensor, " tokens"], question: Question, vocabulary: Vocab
     rivals = scores if candidates is None else scores[candidates]
     # The answer is a candidate itself, so that the first of them has rank 1.
     before = int((rivals >= scores[question.answer]).sum())
-    other_answers = [token for token in question.also if vocabulary.competes(token, question.place)]
+    other_answers = [token for token in question.other_answers if vocabulary.competes(token, question.place)]
     return before - int((scores[other_answers] >= scores[question.answer]).sum()) if other_answers else before

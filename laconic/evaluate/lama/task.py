@@ -114,7 +114,7 @@ class Lama(EvalTask):
                 f"The model '{lm.source}' can be asked nothing of '{self.name}' ({reasons}); use one whose tokenizer "
                 "has words for tokens."
             )
-        places = tuple(question.at for question in asked_questions)
+        places = tuple(question.index for question in asked_questions)
         groups = [corpus.examples[at].group for at in places]
         corpus_of = [group.partition("/")[0] for group in groups]
         names = list(dict.fromkeys(corpus_of))

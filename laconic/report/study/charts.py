@@ -54,7 +54,7 @@ class Dot:
         shape: what its marker stands for.
         line: dots with the same value are joined by a line.
         order: place on that line.
-        way: how the group was compressed.
+        compression: how the group was compressed.
         amount: how much.
         title: its name with its numbers.
         keys: of its cells.
@@ -69,7 +69,7 @@ class Dot:
     shape: str
     line: str
     order: float
-    way: str
+    compression: str
     amount: str
     title: str
     keys: frozenset[str]
@@ -89,7 +89,7 @@ class Chart:
         dots: one for each group of cells.
         original: cost and quality of the original; each may be None.
         front: (cost, quality) of the points on the Pareto front.
-        tells: whether there are enough rows for any change to be significant; otherwise there is no front.
+        conclusive: whether there are enough rows for any change to be significant; otherwise there is no front.
     """
 
     stem: str
@@ -100,19 +100,19 @@ class Chart:
     dots: tuple[Dot, ...]
     original: tuple[float | None, float | None]
     front: tuple[tuple[float, float], ...] = field(default=())
-    tells: bool = True
+    conclusive: bool = True
 
     @property
     def caption(self) -> str:
         """What the chart shows, in words, with the models on the Pareto front."""
         better = "higher" if self.quality.higher_is_better else "lower"
         text = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
-        if not self.tells:
+        if not self.conclusive:
             return f"{text} There are too few rows to tell any of these from the original."
         best: dict[str, list[str]] = {}
         for dot in sorted((dot for dot in self.dots if dot.on_front), key=lambda dot: dot.at[0]):
-            best.setdefault(dot.way, []).append(dot.amount)
-        found = [f"{way} ({_join_amounts(amounts)})" if any(amounts) else way for way, amounts in best.items()]
+            best.setdefault(dot.compression, []).append(dot.amount)
+        found = [f"{name} ({_join_amounts(amounts)})" if any(amounts) else name for name, amounts in best.items()]
         return f"{text} On the Pareto front: {'; '.join(found)}." if found else text
 
 
@@ -164,8 +164,8 @@ class _ChartBuilder:
         original = self._original(groups)
         dots = [self._dot(group, self._colour(compressed)) for group in compressed]
         edge: list[tuple[float, float]] = []
-        tells = self._tells(compressed)
-        if self.kind != "amount" and tells:
+        conclusive = self._is_conclusive(compressed)
+        if self.kind != "amount" and conclusive:
             every = [dot.at for dot in dots]
             if original[0] is not None and original[1] is not None:
                 every.append((original[0], original[1]))
@@ -176,10 +176,10 @@ class _ChartBuilder:
         yield Chart(
             stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
             kind=self.kind, title=title, cost=self.cost, quality=self.quality, dots=tuple(dots), original=original,
-            front=tuple(edge), tells=tells,
+            front=tuple(edge), conclusive=conclusive,
         )  # fmt: skip
 
-    def _tells(self, groups: Sequence[Group]) -> bool:
+    def _is_conclusive(self, groups: Sequence[Group]) -> bool:
         """Whether some comparison with the original had enough rows, or there was none."""
         found = {verdict_of(row, self.quality) for group in groups for row in group.done} - {None}
         return found != {Verdict.CANNOT_TELL}
@@ -204,21 +204,22 @@ class _ChartBuilder:
         if len({group.family for group in groups}) > 1:
             return lambda group: group.family
         # Markers tell the groups of layers of one method apart.
-        return lambda group: self.names.way(group, self.names.groups)
+        return lambda group: self.names.compression(group, self.names.groups)
 
     def _dot(self, group: Group, colour: Callable[[Group], str]) -> Dot:
         at = self._place(group)
         assert at is not None
         without = () if self.column is None else (self.column,)
         along = self.cost.column if self.kind == "amount" else self.names.first_amount(group)
-        way = self.names.way(group)
+        compression = self.names.compression(group)
         low, high = (group.mean(self._bound(end)) for end in ("low", "high"))
         x, y = self.cost.written(at[0] / self.cost.scale), self.quality.written(at[1])
         return Dot(
             at=at, low=low, high=high, cells=self._cells(group), colour=colour(group),
-            shape=self.names.way(group, without), line=f"{way}, {self.names.amount(group, without=along)}",
-            order=at[0], way=way, amount=self.names.amount(group), title=f"{self.names.whole(group)}: {y} at {x}",
-            keys=group.keys,
+            shape=self.names.compression(group, without),
+            line=f"{compression}, {self.names.amount(group, without=along)}", order=at[0],
+            compression=compression, amount=self.names.amount(group),
+            title=f"{self.names.full_name(group)}: {y} at {x}", keys=group.keys,
         )  # fmt: skip
 
     def _bound(self, end: str) -> str:

@@ -133,7 +133,7 @@ class Names:
         """The subject without the task, if the column `quality` names the task already."""
         return ", ".join(part for part in subject.split(", ") if not quality.startswith(f"{part} "))
 
-    def way(self, group: Group, without: Sequence[str] = ()) -> str:
+    def compression(self, group: Group, without: Sequence[str] = ()) -> str:
         """How the group was compressed, without the amount and without these columns."""
         parts = [self._said(column, group.axes[column]) for column in self.varying if column not in without]
         return ", ".join(filter(None, parts)) or group.family
@@ -147,9 +147,9 @@ class Names:
         """The first axis of numbers that has a value for the group; empty if there is none."""
         return next((column for column in self._numbers if group.axes[column] is not None), "")
 
-    def whole(self, group: Group) -> str:
+    def full_name(self, group: Group) -> str:
         """How the group was compressed, and how much."""
-        return ", ".join(filter(None, (self.way(group), self.amount(group))))
+        return ", ".join(filter(None, (self.compression(group), self.amount(group))))
 
     def _varies(self, results: Results, column: str) -> bool:
         found = {row[column] for row in results.rows if not row["baseline"]}

@@ -174,7 +174,7 @@ def _finding(names: Names, groups: Sequence[Group], base: Group | None, measure:
     against = " against ".join(measure.form.format(figure * measure.scale) for figure in figures)
     return (
         f"{where}: the smallest model that is not significantly worse than the original (p ≥ 0.05 for every seed) "
-        f"is {names.whole(group)}: "
+        f"is {names.full_name(group)}: "
         f"{SIZE.written(size)}{of}, {against}.{_detectable_change(group, measure)}"
     )
 

@@ -201,8 +201,8 @@ def _link_prefix(folder: Path, study: Path | str | None) -> str:
         return ""
     if "://" in str(study):
         return f"{str(study).rstrip('/')}/"
-    way = os.path.relpath(expanded(study).absolute(), folder.absolute())
-    return "" if way == "." else f"{Path(way).as_posix()}/"
+    path = os.path.relpath(expanded(study).absolute(), folder.absolute())
+    return "" if path == "." else f"{Path(path).as_posix()}/"
 
 
 PARQUET = "results.parquet"

@@ -131,9 +131,9 @@ def test_a_task_is_told_once_and_nothing_more_is_not_told() -> None:
         record["evaluation"]["results"] = {task: results[TASK]}
         records.append(record)
     drawn = charts(results_table(records))
-    told = {(one.title, one.dots[0].way) for one in drawn if one.quality.column != KL}
+    told = {(one.title, one.dots[0].compression) for one in drawn if one.quality.column != KL}
     assert told == {("minilm-sst2", "svd"), ("minilm-sst2", "svd, then finetune")}
-    told = {(one.title, one.dots[0].way) for one in drawn if one.quality.column == KL}
+    told = {(one.title, one.dots[0].compression) for one in drawn if one.quality.column == KL}
     assert told == {("minilm-sst2, glue/sst2", "svd"), ("minilm-sst2, glue/mrpc", "svd, then finetune")}
 
 
