@@ -41,8 +41,8 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
         shorten_config(config, layers.depth, len(layers), kept)
     _quote_again(lm, before)
     _tell_windows(lm)
-    if layers.depth.own_count is not None:
-        setattr(configs_around(lm, layers)[-1], layers.depth.own_count, len(kept))
+    if layers.depth.stack_count is not None:
+        setattr(configs_around(lm, layers)[-1], layers.depth.stack_count, len(kept))
 
 
 def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
@@ -75,12 +75,12 @@ def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequen
 
 def _drop_groups(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, indices: Collection[int]) -> None:
     groups = remaining_groups(layers, indices)
-    assert groups is not None and layers.depth.visited is not None
+    assert groups is not None and layers.depth.group_count is not None
     for group in reversed(range(len(holder))):
         if group not in groups:
             del holder[group]
     for config in configs_around(lm, layers):
-        setattr(config, layers.depth.visited, len(groups))
+        setattr(config, layers.depth.group_count, len(groups))
 
 
 def _renumber(block: nn.Module, place: int) -> None:

@@ -162,15 +162,15 @@ def shorten_config(config: PreTrainedConfig, depth: Depth, count: int, kept: Seq
         entries = vars(config).get(config.attribute_map.get(name, name))
         if isinstance(entries, list) and len(entries) == count:
             said[name] = [entries[index] for index in kept]
-    if depth.repeated is not None:
-        said[depth.repeated] = [[said[depth.lists[0]], 1]]
+    if depth.repeated_list is not None:
+        said[depth.repeated_list] = [[said[depth.lists[0]], 1]]
     for name, value in {**said, depth.count: len(kept)}.items():
         setattr(config, name, value)
 
 
 def scales_by_index(lm: LanguageModel, layers: Layers) -> bool:
     """Whether the attention of a block divides its scores by the block's number."""
-    return layers.depth.scaled is not None and bool(getattr(lm.model.config, layers.depth.scaled))
+    return layers.depth.score_scale_flag is not None and bool(getattr(lm.model.config, layers.depth.score_scale_flag))
 
 
 def is_copied_list(

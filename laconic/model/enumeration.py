@@ -80,7 +80,7 @@ def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
             continue
         same = ties.tied_modules(model, first, holds)
         seen |= same
-        if any(table.called for path, table in tables.items() if path in same):
+        if any(table.is_called for path, table in tables.items() if path in same):
             places = tuple(
                 Place(path, model.get_submodule(path), (table.reads,)) for path, table in tables.items() if path in same
             )
@@ -136,7 +136,7 @@ def _readings(stack: Stack) -> Iterator[_Reading]:
         yield _Reading(Group.FFN, inner, own, same_as=first_reader if stack.parallel else None)
     for output in dict.fromkeys(feed_forward.output for feed_forward in stack.feed_forward):
         yield _Reading(Group.FFN, ((Role.OUTPUT, output),), own)
-    for plain in stack.plain:
+    for plain in stack.other_linears:
         yield _Reading(plain.group, ((Role.OTHER, plain.path),), own)
 
 

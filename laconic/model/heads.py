@@ -128,18 +128,18 @@ def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:
     setattr(attention.module, heads.size, size)
     if heads.width is not None:
         setattr(attention.module, heads.width, size * count)
-    if heads.config is not None:
+    if heads.config_size is not None:
         # The stacks of an encoder-decoder have configurations of their own.
         for part in lm.model.modules():
             if isinstance(part, PreTrainedModel):
-                setattr(part.config, heads.config, size)
+                setattr(part.config, heads.config_size, size)
 
 
 def can_shrink(anatomy: Anatomy) -> bool:
     """Whether the heads of this architecture can change their size."""
     return all(
         stack.attention is not None
-        and all(attention.heads is not None and attention.heads.shrinks for attention in stack.attentions)
+        and all(attention.heads is not None and attention.heads.can_shrink for attention in stack.attentions)
         for stack in anatomy.stacks
     )
 
@@ -149,12 +149,12 @@ def _attention(block_path: str, block: nn.Module, attention: Attention, sites: d
     paths = (attention.fused,) if attention.fused else (attention.query, attention.key, attention.value)
     found = [sites.get(f"{block_path}.{path}") for path in (*paths, attention.output)]
     present = tuple(site for site in found if site is not None)
-    name = f"{block_path}.{attention.heads.module}"
+    name = f"{block_path}.{attention.module}"
     if len(present) < len(found) or any(not isinstance(site.module, PLAIN) for site in present):
         raise UserError(f"The attention '{name}' is compressed already; its heads must shrink before that.")
     return HeadedAttention(
         name=name,
-        module=block.get_submodule(attention.heads.module),
+        module=block.get_submodule(attention.module),
         heads=attention.heads,
         inputs=present[:-1],
         output=present[-1],

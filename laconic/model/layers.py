@@ -35,7 +35,7 @@ class Layers:
     @property
     def shared(self) -> bool:
         """Whether several layers may call one and the same block."""
-        return self.depth.visited is not None
+        return self.depth.group_count is not None
 
 
 def find_layers(lm: LanguageModel) -> list[Layers]:
@@ -60,10 +60,10 @@ def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Lay
     depth, config = stack.depth, lm.model.config
     if depth is None:
         raise _unknown(lm)
-    levels = 3 if depth.visited is not None else 1
+    levels = 3 if depth.group_count is not None else 1
     place = first_block.rsplit(".", levels)[0]
     blocks = [f"{place}.{child}" for child, _ in lm.model.get_submodule(place).named_children()]
-    if depth.visited is not None:
+    if depth.group_count is not None:
         count = getattr(config, depth.count)
         blocks = [blocks[group] for group in group_schedule(count, len(blocks))]
     if getattr(config, depth.count, None) != len(blocks):
@@ -126,7 +126,7 @@ def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
 def fits_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
     """Whether, without so many blocks of each stack, the cache has room for all of the decoder where it had before."""
     stacks = {layers.name: layers for layers in find_layers(lm)}
-    pairs = [(layers, stacks[layers.depth.cached_by]) for layers in stacks.values() if layers.depth.cached_by]
+    pairs = [(layers, stacks[layers.depth.cache_stack]) for layers in stacks.values() if layers.depth.cache_stack]
     return all(
         len(mine) > len(other) or len(mine) - dropped.get(mine.name, 0) <= len(other) - dropped.get(other.name, 0)
         for mine, other in pairs
@@ -135,7 +135,7 @@ def fits_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
 
 def needs_first_block(lm: LanguageModel, layers: Layers) -> bool:
     """Whether the first block holds, or stands before, what no other can."""
-    path = layers.depth.first_stays
+    path = layers.depth.first_only
     return path is not None and (not path or _child(lm.model.base_model, path) is not None)
 
 

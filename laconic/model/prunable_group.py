@@ -44,16 +44,16 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
 def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) -> None:
     if is_dropped(block, place):
         # What the others add to the scores has a column for each of its heads too.
-        if isinstance(place, Attention) and place.heads is not None and place.heads.bias is not None:
+        if isinstance(place, Attention) and place.heads is not None and place.heads.position_bias is not None:
             raise UserError(
-                f"The attention '{path}.{place.heads.module}' is dropped, and shares its position bias with the "
+                f"The attention '{path}.{place.module}' is dropped, and shares its position bias with the "
                 "others; heads must go before that."
             )
         return
     if isinstance(place, Attention) and place.heads is not None:
-        children = dict(block.get_submodule(place.heads.module).named_children())
+        children = dict(block.get_submodule(place.module).named_children())
         if mixer := next((name for name in place.heads.mixers if name in children), None):
-            raise UserError(f"'{path}.{place.heads.module}.{mixer}' mixes the heads, so none of them can go.")
+            raise UserError(f"'{path}.{place.module}.{mixer}' mixes the heads, so none of them can go.")
     for projection in (*input_projections(place), place.output):
         if has_module(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
             raise UserError(
@@ -195,7 +195,7 @@ def _inners(lm: LanguageModel) -> Iterator[PrunableGroup]:
 def _attention(number: int, path: str, block: nn.Module, place: Attention, sites: dict[str, Site]) -> PrunableGroup:
     heads = place.heads
     assert heads is not None
-    module, name = block.get_submodule(heads.module), f"{path}.{heads.module}"
+    module, name = block.get_submodule(place.module), f"{path}.{place.module}"
     writer, size = sites[f"{path}.{place.output}"], getattr(module, heads.size)
     many = writer.shape[1] // size
     # Where several heads share their keys, the keys count.
@@ -207,7 +207,7 @@ def _attention(number: int, path: str, block: nn.Module, place: Attention, sites
         )
     stacked = {place.fused: 3 if place.fused_layout == "stacked" else 1}
     counters = ((heads.count, many // count), (heads.width, many // count * size))
-    declared = {heads.config_count: many // count} | ({heads.config_keys: 1} if heads.config_keys else {})
+    declared = {heads.config_count: many // count} | ({heads.config_kv_count: 1} if heads.config_kv_count else {})
     return PrunableGroup(
         name=name,
         group=Group.ATTENTION,
@@ -219,11 +219,13 @@ def _attention(number: int, path: str, block: nn.Module, place: Attention, sites
         ),
         writer=writer,
         counters=tuple(Counter(module, attribute, each) for attribute, each in counters if attribute),
-        vectors=tuple(f"{name}.{vector}" for vector in heads.vectors),
-        bias=f"{name}.{heads.bias}" if heads.bias and has_module(module, heads.bias) else None,
+        vectors=tuple(f"{name}.{vector}" for vector in heads.head_vectors),
+        bias=f"{name}.{heads.position_bias}"
+        if heads.position_bias and has_module(module, heads.position_bias)
+        else None,
         config={key: each for key, each in declared.items() if key} if heads.config_count else {},
-        pinned={heads.config: size} if heads.config_count and heads.config else {},
-        coupling=name if heads.bias is None else f"{number}.{heads.module}",
+        pinned={heads.config_size: size} if heads.config_count and heads.config_size else {},
+        coupling=name if heads.position_bias is None else f"{number}.{place.module}",
     )
 
 
@@ -237,6 +239,6 @@ def _feed_forward(path: str, block: nn.Module, place: FeedForward, sites: dict[s
         readers=tuple(Reader(sites[f"{path}.{part}"], 2 if place.fused_gate else 1) for part in place.inner),
         writer=writer,
         counters=(Counter(block.get_submodule(holder), attribute, 1),) if attribute else (),
-        config={place.config: 1},
+        config={place.config_width: 1},
         coupling=writer.name,
     )

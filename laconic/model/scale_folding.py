@@ -95,7 +95,7 @@ def _is_plain(lm: LanguageModel, site: Site) -> bool:
 
 def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequence[Site]]) -> Iterator[Absorber]:
     """Those of one block whose output goes to projections alone."""
-    if stack.before is not None and not getattr(block, stack.before):
+    if stack.pre_norm_flag is not None and not getattr(block, stack.pre_norm_flag):
         return
     pairs: list[tuple[str | None, str | None]] = [
         (attention.fused or attention.query, attention.norm)
@@ -121,12 +121,12 @@ def _value(path: str, block: nn.Module, place: Attention, sites: Mapping[str, Si
     value, output = (sites.get(f"{path}.{part}") for part in (place.fused or place.value, place.output))
     heads = place.heads
     # A vector that is added to the values beside the bias of their projection would have to be divided too.
-    if value is None or output is None or heads is None or heads.vectors:
+    if value is None or output is None or heads is None or heads.head_vectors:
         return
-    children = dict(block.get_submodule(heads.module).named_children())
+    children = dict(block.get_submodule(place.module).named_children())
     if any(name in children for name in heads.mixers):
         return
-    size, width = getattr(block.get_submodule(heads.module), heads.size), output.shape[1]
+    size, width = getattr(block.get_submodule(place.module), heads.size), output.shape[1]
     rows = _numbers(value.shape[0], value)
     if place.fused is not None:
         stacked = place.fused_layout == "stacked"

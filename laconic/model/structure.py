@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
-from laconic.model.anatomy import Anatomy, Depth, Plain, Stack, Table, entries, find_entry
+from laconic.model.anatomy import Anatomy, Depth, OtherLinear, Stack, WordEmbedding, entries, find_entry
 from laconic.model.site import InputTokens, guess_group
 from laconic.model.stock import text_config
 from laconic.model.usage import Usage, trace_usage
@@ -36,7 +36,9 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     if entry is not None:
         return entry
     found = infer_anatomy(model)
-    linears = " and ".join(f"{len(stack.plain)} linears in each block of {stack.blocks}" for stack in found.stacks)
+    linears = " and ".join(
+        f"{len(stack.other_linears)} linears in each block of {stack.blocks}" for stack in found.stacks
+    )
     warnings.warn(
         f"The architecture '{model.config.model_type}' has no entry in laconic.model.anatomy; found by structure: "
         f"{linears}, each taken to have an input of its own{_left(model)}.",
@@ -74,11 +76,13 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
         for path, blocks in taken:
             is_whole = not any(_lie_beside(path, blocks, *other) for other in taken)
             within = "" if is_whole else path.rpartition(".")[2]
-            plain = tuple(Plain(path=linear, group=guess_group(f"{within}.{linear}")) for linear in _linears(blocks))
+            plain = tuple(
+                OtherLinear(path=linear, group=guess_group(f"{within}.{linear}")) for linear in _linears(blocks)
+            )
             # Which of the configuration's numbers is that of the encoder, and which of the decoder, cannot be seen; nor
             # can one list be shortened without those that hold the rest of its layers.
             depth = Depth() if is_whole and not model.config.is_encoder_decoder else None
-            yield Stack(blocks=path, plain=plain, reads=reads, depth=depth)
+            yield Stack(blocks=path, other_linears=plain, reads=reads, depth=depth)
 
 
 def leftover_lists(model: PreTrainedModel) -> list[str]:
@@ -192,7 +196,7 @@ def _linears(blocks: nn.ModuleList) -> list[str]:
     return list(paths)
 
 
-def _tables(model: PreTrainedModel) -> Iterator[Table]:
+def _tables(model: PreTrainedModel) -> Iterator[WordEmbedding]:
     """The word embeddings: those that each part looks its tokens up in, and the one that they are copies of."""
     called: dict[str, tuple[nn.Module, InputTokens]] = {}
     for part, reads in _parts(model):
@@ -206,9 +210,9 @@ def _tables(model: PreTrainedModel) -> Iterator[Table]:
     whole = _words(model)
     name = None if whole is None else _prefix(model, whole).rstrip(".")
     if name is not None and name not in called and any(_same(whole, module) for module, _ in called.values()):
-        yield Table(name, called=False)
+        yield WordEmbedding(name, is_called=False)
     for path, (_, reads) in called.items():
-        yield Table(path, reads)
+        yield WordEmbedding(path, reads)
 
 
 def _words(part: PreTrainedModel) -> nn.Module | None:

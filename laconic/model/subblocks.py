@@ -55,7 +55,7 @@ def find_subblocks(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlo
         raise UserError(f"The layers of '{model_type}' share their block, so none of them can lose a part of it alone.")
     path = layers.paths[index]
     block = lm.model.get_submodule(path)
-    norms = layers.depth.outer if all(has_module(block, norm) for norm in layers.depth.outer) else ()
+    norms = layers.depth.output_norms if all(has_module(block, norm) for norm in layers.depth.output_norms) else ()
     found = list(_paths(layers.stack, block))
     if not found:
         raise UserError(f"The parts of a block of '{model_type}' are not known; drop whole blocks.")

@@ -113,7 +113,8 @@ def _counted(lm: LanguageModel) -> Counter[str]:
         for place in prunable_modules(stack, block, group)
     ]
     names = [
-        place.config if isinstance(place, FeedForward) else place.heads and place.heads.config_count for place in found
+        place.config_width if isinstance(place, FeedForward) else place.heads and place.heads.config_count
+        for place in found
     ]
     return Counter(name for name in names if name)
 

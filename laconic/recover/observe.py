@@ -115,7 +115,7 @@ def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Te
     cut = _identity if attention.value is not None else _last_third
     if attention.value is None and attention.fused_layout == "by-head":
         assert attention.heads is not None
-        holder = block.get_submodule(attention.heads.module)
+        holder = block.get_submodule(attention.module)
         cut = partial(_third_of_each_head, size=getattr(holder, attention.heads.size))
     turned = attention.tokens_first
     return block.get_submodule(path), (lambda output: cut(output.transpose(0, 1))) if turned else cut

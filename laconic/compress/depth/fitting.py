@@ -78,8 +78,8 @@ def find_map_place(lm: LanguageModel, layers: Layers, index: int, batch: Batch) 
 
 def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> MapPlace | None:
     prefix = next(f"{name}." if name else "" for name, part in lm.model.named_modules() if part is lm.model.base_model)
-    path, first = f"{prefix}{layers.depth.entry}", layers.paths[0]
-    if layers.depth.entry is None or path not in dict(lm.model.named_modules()):
+    path, first = f"{prefix}{layers.depth.input_norm}", layers.paths[0]
+    if layers.depth.input_norm is None or path not in dict(lm.model.named_modules()):
         return None
     with ActivationCapture(lm.model, (path, first)) as tap:
         predict(lm, batch)
@@ -92,10 +92,10 @@ def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> MapPlace | None:
 
 def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
     block = layers.paths[index]
-    if layers.stack.plain:
+    if layers.stack.other_linears:
         return None
     parts = find_subblocks(lm, layers, index)
-    closing = [f"{block}.{layers.depth.closing}"] if layers.depth.closing is not None else []
+    closing = [f"{block}.{layers.depth.last_norm}"] if layers.depth.last_norm is not None else []
     with ActivationCapture(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as tap:
         predict(lm, batch)
     entered, left = tap.inputs[block][0], tap.outputs[block][0]

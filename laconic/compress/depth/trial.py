@@ -52,7 +52,7 @@ def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
     """Raise UserError where a linear map for some run of `cuts` does not fit into what writes to the stream before it;
     None for any blocks. What follows a norm of the whole stream always fits."""
     for layers in find_layers(lm):
-        if layers.shared or layers.stack.plain:
+        if layers.shared or layers.stack.other_linears:
             continue
         every = range(len(layers))
         starts = every if cuts is None else [run.start for run in consecutive_ranges(dropped_blocks(cuts, layers.name))]
@@ -63,8 +63,8 @@ def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
 
 def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
     """Whether the stream passes a norm last; as far as the class has a name for that, as it does for the matrices."""
-    block, before = lm.model.get_submodule(layers.paths[index]), layers.stack.before
-    return layers.depth.closing is not None and not (before is not None and getattr(block, before))
+    block, before = lm.model.get_submodule(layers.paths[index]), layers.stack.pre_norm_flag
+    return layers.depth.last_norm is not None and not (before is not None and getattr(block, before))
 
 
 def drop_cuts(

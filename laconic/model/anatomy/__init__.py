@@ -1,28 +1,43 @@
-"""Where the linears of each architecture are: a further one is one entry in a file here and its place in the tuple."""
+"""Where the linears of each architecture are, as data: one entry per architecture, and the lookup of entries.
+
+To add an architecture:
+
+1. Build a model of it and `print(model.base_model)`. Note the path of the `ModuleList` of blocks, the paths of the
+   projections inside one block, and the path of the word embedding.
+2. Write an `Anatomy` in `encoders.py`, `decoders.py` or `encoder_decoders.py`; copy the entry of a similar architecture
+   and change its paths. `model_types` has the `model_type` of its config.json. Leave out what does not apply: an
+   attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
+3. Add its name to the import and to `ANATOMIES` below.
+4. Add a tiny model of it to `TINY_MODELS` in `tests/tiny_models.py`. The tests of every architecture then check the
+   entry against what the model computes: `pytest tests/model`.
+
+An architecture without an entry is inferred from its modules (`laconic.model.structure`): every linear is found, but
+heads, channels and shared inputs are not known.
+"""
 
 from laconic.model.anatomy.decoders import GPT2, GPT_NEO, GPT_NEOX, LLAMA, OPT, PHI
 from laconic.model.anatomy.encoder_decoders import BART, LED, T5
 from laconic.model.anatomy.encoders import ALBERT, BERT, DEBERTA, DEBERTA_V2, DISTILBERT, LONGFORMER, MODERNBERT
-from laconic.model.anatomy.parts import Anatomy, Attention, BiasTable, Depth, FeedForward, Heads, Plain, Stack, Table
-
-ANATOMIES: tuple[Anatomy, ...] = (
-    BERT,
-    DISTILBERT,
-    ALBERT,
-    DEBERTA,
-    DEBERTA_V2,
-    LONGFORMER,
-    MODERNBERT,
-    GPT2,
-    GPT_NEO,
-    GPT_NEOX,
-    OPT,
-    LLAMA,
-    PHI,
-    T5,
-    BART,
-    LED,
+from laconic.model.anatomy.parts import (
+    Anatomy,
+    Attention,
+    BiasTable,
+    Depth,
+    FeedForward,
+    Heads,
+    OtherLinear,
+    Stack,
+    WordEmbedding,
 )
+
+# fmt: off
+ANATOMIES: tuple[Anatomy, ...] = (
+    BERT, DISTILBERT, ALBERT, DEBERTA, DEBERTA_V2, LONGFORMER, MODERNBERT,
+    GPT2, GPT_NEO, GPT_NEOX, OPT, LLAMA, PHI,
+    T5, BART, LED,
+)
+# fmt: on
+"""The entries that come with laconic."""
 
 
 def entries() -> tuple[Anatomy, ...]:
@@ -59,9 +74,9 @@ __all__ = [
     "Depth",
     "FeedForward",
     "Heads",
-    "Plain",
+    "OtherLinear",
     "Stack",
-    "Table",
+    "WordEmbedding",
     "entries",
     "find_entry",
 ]

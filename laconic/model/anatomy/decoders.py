@@ -1,6 +1,6 @@
-"""Where the linears of the decoders are."""
+"""Entries of the decoders."""
 
-from laconic.model.anatomy.parts import Anatomy, Attention, Depth, FeedForward, Heads, Stack, Table
+from laconic.model.anatomy.parts import Anatomy, Attention, Depth, FeedForward, Heads, Stack, WordEmbedding, separate
 
 GPT2 = Anatomy(
     model_types=("gpt2",),
@@ -8,20 +8,25 @@ GPT2 = Anatomy(
         Stack(
             blocks="h",
             attention=Attention(
+                module="attn",
                 fused="attn.c_attn",
                 output="attn.c_proj",
                 norm="ln_1",
-                heads=Heads(module="attn", count="num_heads", size="head_dim", width="split_size"),
+                heads=Heads(count="num_heads", size="head_dim", width="split_size"),
             ),
             feed_forward=(
                 FeedForward(
-                    inner=("mlp.c_fc",), output="mlp.c_proj", config="n_inner", norm=("ln_2",), activation="mlp.act"
+                    inner=("mlp.c_fc",),
+                    output="mlp.c_proj",
+                    config_width="n_inner",
+                    norm=("ln_2",),
+                    activation="mlp.act",
                 ),
             ),
-            depth=Depth(scaled="scale_attn_by_inverse_layer_idx"),
+            depth=Depth(score_scale_flag="scale_attn_by_inverse_layer_idx"),
         ),
     ),
-    embeddings=(Table("wte"),),
+    embeddings=(WordEmbedding("wte"),),
 )
 
 GPT_NEO = Anatomy(
@@ -29,54 +34,54 @@ GPT_NEO = Anatomy(
     stacks=(
         Stack(
             blocks="h",
-            attention=Attention(
-                query="attn.attention.q_proj",
-                key="attn.attention.k_proj",
-                value="attn.attention.v_proj",
-                output="attn.attention.out_proj",
+            attention=separate(
+                "attn.attention",
+                "q_proj k_proj v_proj",
+                "attn.attention.out_proj",
                 norm="ln_1",
-                heads=Heads(module="attn.attention", count="num_heads", size="head_dim"),
+                heads=Heads(count="num_heads", size="head_dim"),
             ),
             feed_forward=(
                 FeedForward(
                     inner=("mlp.c_fc",),
                     output="mlp.c_proj",
-                    config="intermediate_size",
+                    config_width="intermediate_size",
                     norm=("ln_2",),
                     activation="mlp.act",
                 ),
             ),
-            depth=Depth(lists=("attention_layers",), repeated="attention_types"),
+            depth=Depth(lists=("attention_layers",), repeated_list="attention_types"),
         ),
     ),
-    embeddings=(Table("wte"),),
+    embeddings=(WordEmbedding("wte"),),
 )
 
-# Its attention and its feed-forward may run in parallel, but read the block through norms of their own.
+# Attention and feed-forward may run in parallel, but each has a norm of its own.
 GPT_NEOX = Anatomy(
     model_types=("gpt_neox",),
     stacks=(
         Stack(
             blocks="layers",
             attention=Attention(
+                module="attention",
                 fused="attention.query_key_value",
                 fused_layout="by-head",
                 output="attention.dense",
                 norm="input_layernorm",
-                heads=Heads(module="attention", size="head_size", shrinks=False),
+                heads=Heads(size="head_size", can_shrink=False),
             ),
             feed_forward=(
                 FeedForward(
                     inner=("mlp.dense_h_to_4h",),
                     output="mlp.dense_4h_to_h",
-                    config="intermediate_size",
+                    config_width="intermediate_size",
                     norm=("post_attention_layernorm",),
                     activation="mlp.act",
                 ),
             ),
         ),
     ),
-    embeddings=(Table("embed_in"),),
+    embeddings=(WordEmbedding("embed_in"),),
 )
 
 OPT = Anatomy(
@@ -84,39 +89,37 @@ OPT = Anatomy(
     stacks=(
         Stack(
             blocks="decoder.layers",
-            attention=Attention(
-                query="self_attn.q_proj",
-                key="self_attn.k_proj",
-                value="self_attn.v_proj",
-                output="self_attn.out_proj",
+            attention=separate(
+                "self_attn",
+                "q_proj k_proj v_proj",
+                "self_attn.out_proj",
                 norm="self_attn_layer_norm",
-                heads=Heads(module="self_attn", count="num_heads", size="head_dim"),
+                heads=Heads(count="num_heads", size="head_dim"),
             ),
             feed_forward=(
                 FeedForward(
                     inner=("fc1",),
                     output="fc2",
-                    config="ffn_dim",
+                    config_width="ffn_dim",
                     norm=("final_layer_norm",),
                     activation="activation_fn",
                 ),
             ),
-            before="do_layer_norm_before",
-            # Where its norms come after the sublayers; else it is one inside.
-            depth=Depth(closing="final_layer_norm"),
+            pre_norm_flag="do_layer_norm_before",
+            # Only in post-norm models; in pre-norm models this norm is inside the block.
+            depth=Depth(last_norm="final_layer_norm"),
         ),
     ),
-    embeddings=(Table("decoder.embed_tokens"),),
+    embeddings=(WordEmbedding("decoder.embed_tokens"),),
 )
 
-# Queries and keys are rotated, each head by itself; the groups that share keys and values go as a whole.
-_ROTATED = Heads(
-    module="self_attn",
+# Rotary positions rotate each head on its own. Heads that share keys and values are removed together.
+_ROTARY = Heads(
     size="head_dim",
-    shrinks=False,
-    config="head_dim",
+    can_shrink=False,
+    config_size="head_dim",
     config_count="num_attention_heads",
-    config_keys="num_key_value_heads",
+    config_kv_count="num_key_value_heads",
 )
 
 LLAMA = Anatomy(
@@ -124,29 +127,24 @@ LLAMA = Anatomy(
     stacks=(
         Stack(
             blocks="layers",
-            attention=Attention(
-                query="self_attn.q_proj",
-                key="self_attn.k_proj",
-                value="self_attn.v_proj",
-                output="self_attn.o_proj",
-                norm="input_layernorm",
-                heads=_ROTATED,
+            attention=separate(
+                "self_attn", "q_proj k_proj v_proj", "self_attn.o_proj", norm="input_layernorm", heads=_ROTARY
             ),
             feed_forward=(
                 FeedForward(
                     inner=("mlp.gate_proj", "mlp.up_proj"),
                     output="mlp.down_proj",
-                    config="intermediate_size",
+                    config_width="intermediate_size",
                     width="mlp.intermediate_size",
-                    # Gemma 2 and 3 have both, and the second of them elsewhere.
+                    # Gemma 2 and 3 have both, and the second one after the attention.
                     norm=("pre_feedforward_layernorm", "post_attention_layernorm"),
                 ),
             ),
-            # Gemma 2 and 3; elsewhere the second is missing.
-            depth=Depth(outer=("post_attention_layernorm", "post_feedforward_layernorm")),
+            # Gemma 2 and 3; the second is missing elsewhere.
+            depth=Depth(output_norms=("post_attention_layernorm", "post_feedforward_layernorm")),
         ),
     ),
-    embeddings=(Table("embed_tokens"),),
+    embeddings=(WordEmbedding("embed_tokens"),),
 )
 
 PHI = Anatomy(
@@ -154,21 +152,19 @@ PHI = Anatomy(
     stacks=(
         Stack(
             blocks="layers",
-            attention=Attention(
-                query="self_attn.q_proj",
-                key="self_attn.k_proj",
-                value="self_attn.v_proj",
-                output="self_attn.dense",
-                norm="input_layernorm",
-                heads=_ROTATED,
+            attention=separate(
+                "self_attn", "q_proj k_proj v_proj", "self_attn.dense", norm="input_layernorm", heads=_ROTARY
             ),
             feed_forward=(
                 FeedForward(
-                    inner=("mlp.fc1",), output="mlp.fc2", config="intermediate_size", activation="mlp.activation_fn"
+                    inner=("mlp.fc1",),
+                    output="mlp.fc2",
+                    config_width="intermediate_size",
+                    activation="mlp.activation_fn",
                 ),
             ),
             parallel=True,
         ),
     ),
-    embeddings=(Table("embed_tokens"),),
+    embeddings=(WordEmbedding("embed_tokens"),),
 )

@@ -1,8 +1,8 @@
-"""What is said of an architecture: where its linears are and which of them read the same input. Data only.
+"""The parts of an entry: what is said of the blocks, attentions and feed-forwards of one architecture. Data only.
 
-Paths are written from the base model (`model.base_model`), and inside a stack from one block. The roles matter: the
-query, key and value of one attention read the same input, as do the gate and the up projection, so what is
-measured of that input is measured once.
+Paths are dotted module paths. Those of stacks and word embeddings start from the base model (`model.base_model`), those
+inside a stack from one block. Query, key and value of an attention read the same input, as do the gate and up
+projections of a feed-forward, so statistics of that input are collected once.
 """
 
 from dataclasses import dataclass
@@ -13,51 +13,60 @@ from laconic.model.site import Group, InputTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The attributes of an attention module that say how its projections are cut into heads.
+    """How an attention is cut into heads, as attributes of its module and values of the configuration.
 
-    module:       path of the attention module.
-    size:         its attribute with the size of a head.
-    count:        and with the number of heads, where it keeps one.
-    width:        and with the product of the two, where it keeps one.
-    vectors:      its parameters with one number for each row of the query, which are no bias of a projection.
-    mixers:       its children that mix the heads; where one is there, no head can go.
-    bias:         its child with one column a head, which the first attention of a stack adds to the scores of all: the
-                  attentions of such a stack lose the same heads.
-    shrinks:      the size may change: scores are products of queries with keys and nothing else (a bias may be added),
-                  each head has keys of its own, and what scales the scores was computed when the module was made.
-    config:       the configuration's name for the size, where it may be any.
-    config_count: and for the number of heads; None where the class takes the size from it.
-    config_keys:  and for the number of keys and values, where several heads may share them.
+    Args:
+        size: the attribute that holds the size of one head.
+        count: the attribute that holds the number of heads, where there is one.
+        width: the attribute that holds the product of the two, where there is one.
+        head_vectors: parameters of the module with one number for each row of the query, beside the biases.
+        mixers: submodules that mix the heads; a module that has one cannot lose heads.
+        position_bias: the embedding with one column per head that the first attention of a stack adds to the scores of
+            all blocks; all attentions of such a stack lose the same heads.
+        can_shrink: the size may change. It may where scores are plain products of queries and keys (plus a bias), each
+            head has its own keys, and the scale of the scores was computed when the module was made.
+        config_size: the key of the configuration for the size, where it may have any value.
+        config_count: the key for the number of heads; None where the class derives the size from it.
+        config_kv_count: the key for the number of key and value heads, where several heads may share them.
     """
 
-    module: str
     size: str
     count: str | None = None
     width: str | None = None
-    vectors: tuple[str, ...] = ()
+    head_vectors: tuple[str, ...] = ()
     mixers: tuple[str, ...] = ()
-    bias: str | None = None
-    shrinks: bool = True
-    config: str | None = None
+    position_bias: str | None = None
+    can_shrink: bool = True
+    config_size: str | None = None
     config_count: str | None = None
-    config_keys: str | None = None
+    config_kv_count: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Paths of the projections of one attention; `fused` stands for query, key and value in one matrix, in this order.
+    """The projections of one attention.
 
-    fused_layout:     what the rows of `fused` are: "stacked" is all queries, all keys, all values; "by-head" is query,
-                      key and value of the first head, then those of the second.
-    heads:            how it is cut into heads; None where these can neither shrink nor go.
-    global_query:     and `global_key`, `global_value`: the same three for tokens with global attention. The query
-                      reads those tokens alone, the others what `query`, `key` and `value` read.
-    position_query:   and `position_key`: projections of relative positions.
-    norm:             the norm whose output `query` (or `fused`) and what reads the same input read, and nothing else.
-    shares_positions: `query` and `key` may be applied to relative positions too, in a second call.
-    tokens_first:     all but `output` are called with (tokens, rows, width).
+    Args:
+        module: the attention module itself.
+        output: the output projection.
+        query: the query projection, or None where it is fused.
+        key: the key projection.
+        value: the value projection.
+        fused: query, key and value in one matrix, in this order.
+        fused_layout: the rows of `fused`: "stacked" is all queries, all keys, all values; "by-head" is query, key and
+            value of the first head, then those of the second.
+        heads: how it is cut into heads; None where heads can be neither removed nor resized.
+        global_query: the query projection for tokens with global attention; it reads those tokens alone.
+        global_key: the key projection for them; it reads what `key` reads.
+        global_value: the value projection for them.
+        position_query: the query projection of relative positions.
+        position_key: the key projection of relative positions.
+        norm: the norm whose output only `query` (or `fused`) and the projections beside it read.
+        shares_positions: `query` and `key` may be called a second time, on relative positions.
+        tokens_first: all but `output` are called with (tokens, rows, width).
     """
 
+    module: str
     output: str
     query: str | None = None
     key: str | None = None
@@ -75,20 +84,41 @@ class Attention:
     tokens_first: bool = False
 
 
+def separate(module: str, names: str, output: str, *, norm: str | None = None, heads: Heads | None = None) -> Attention:
+    """An attention with a projection each for query, key and value.
+
+    Args:
+        module: the attention module.
+        names: the names of the three projections in it, separated by spaces.
+        output: the path of the output projection from the block.
+        norm: as in `Attention`.
+        heads: as in `Attention`.
+
+    Example:
+        >>> separate("attn", "q_proj k_proj v_proj", "attn.o_proj").value
+        'attn.v_proj'
+    """
+    query, key, value = (f"{module}.{name}" for name in names.split())
+    return Attention(module=module, query=query, key=key, value=value, output=output, norm=norm, heads=heads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """`inner` are the projections that read the block (one, or gate and up), `output` writes it back.
+    """The projections of one feed-forward.
 
-    fused_gate: the one of `inner` holds both: the half that is activated above, what it is multiplied with below.
-    width:      path of an attribute with the number of channels, where a module keeps one.
-    norm:       norms of which the first that a block has is read by `inner` and nothing else.
-    activation: the module between `inner`, where that is one projection, and `output`.
-    config:     the configuration's name for that number.
+    Args:
+        inner: the projections that read the block: one, or gate and up.
+        output: the projection that writes to the block.
+        config_width: the key of the configuration for the number of channels.
+        fused_gate: the one `inner` projection holds gate (the upper half of its rows, activated) and up.
+        width: the path of a module attribute that holds the number of channels, where there is one.
+        norm: norms of which the first that a block has is read by `inner` and nothing else.
+        activation: the module between a single `inner` and `output`.
     """
 
     inner: tuple[str, ...]
     output: str
-    config: str
+    config_width: str
     fused_gate: bool = False
     width: str | None = None
     norm: tuple[str, ...] = ()
@@ -96,8 +126,8 @@ class FeedForward:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain:
-    """A linear of which nothing is known but its path and its group; it counts as having an input of its own."""
+class OtherLinear:
+    """A linear of unknown function; it is taken to have an input of its own."""
 
     path: str
     group: Group
@@ -105,11 +135,12 @@ class Plain:
 
 @dataclass(frozen=True, kw_only=True)
 class BiasTable:
-    """A table of relative positions that the first block holds, and whose result all the others use.
+    """A table of relative positions that the first block holds and all blocks use.
 
-    module: path of the module in a block that holds it.
-    table:  its name there.
-    flag:   the attribute of that module which says that it is there.
+    Args:
+        module: the module in the block that holds it.
+        table: its name in that module.
+        flag: the attribute of that module that is True where the table is present.
     """
 
     module: str
@@ -119,48 +150,54 @@ class BiasTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """What depends on how many blocks a stack has, on where a block stands, and where the stream leaves a block.
+    """What depends on the number of blocks and on the index of a block.
 
-    count:       the configuration's name for the number of blocks.
-    own_count:   and that of the configuration which the stack has for itself, where it is another.
-    lists:       the configuration's lists with one entry for each block.
-    repeated:    and its list of [[entries, times]], which the first of `lists` was written out from.
-    visited:     the configuration's name for the number of groups, where `count` is how often blocks are called: all of
-                 a group in turn, the groups in equal shares.
-    bias_table:  see `BiasTable`.
-    cached_by:   the stack by whose number of blocks transformers makes the cache of this one, where it is another.
-    scaled:      the configuration's flag which makes an attention divide its scores by its place, from 1.
-    first_stays: a module that the first block cannot do without, from the base model, where the model has it; "" where
-                 no other block can ever stand first.
-    closing:     the norm that the whole stream passes last in a block, where there is one.
-    outer:       the norms that what each sublayer adds to the stream passes before, where there are such.
-    entry:       the norm that the stream passes last before the first block, from the base model.
+    Args:
+        count: the key of the configuration for the number of blocks.
+        stack_count: the same in the stack's own configuration, where it has another name there.
+        lists: keys of the configuration whose value is a list with one entry per block.
+        repeated_list: the key whose value [[entries, times], …] is expanded to the first of `lists`.
+        group_count: the key for the number of groups, where blocks are shared: `count` is then the number of calls, and
+            all groups are called equally often, one after the other.
+        bias_table: the table of relative positions in the first block.
+        cache_stack: the name of the stack whose number of blocks sizes the key-value cache, where it is another.
+        score_scale_flag: the key of the configuration that makes an attention divide its scores by its index + 1.
+        first_only: a module, from the base model, that needs the first block; "" where the first block can never go.
+        last_norm: the norm that the whole residual stream passes last in a block, in post-norm models.
+        output_norms: norms between each sub-block and the residual stream, where there are such.
+        input_norm: the last norm before the first block, from the base model.
     """
 
     count: str = "num_hidden_layers"
-    own_count: str | None = None
+    stack_count: str | None = None
     lists: tuple[str, ...] = ("layer_types",)
-    repeated: str | None = None
-    visited: str | None = None
+    repeated_list: str | None = None
+    group_count: str | None = None
     bias_table: BiasTable | None = None
-    cached_by: str | None = None
-    scaled: str | None = None
-    first_stays: str | None = None
-    closing: str | None = None
-    outer: tuple[str, ...] = ()
-    entry: str | None = None
+    cache_stack: str | None = None
+    score_scale_flag: str | None = None
+    first_only: str | None = None
+    last_norm: str | None = None
+    output_norms: tuple[str, ...] = ()
+    input_norm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
     """A `ModuleList` of equal blocks.
 
-    blocks:   its path; `*` stands for every member of a list of such lists.
-    reads:    whose tokens pass.
-    parallel: the feed-forward reads what the attention reads.
-    before:   an attribute of a block that says whether its norms come before what reads them; None where they do.
-    plain:    linears whose part in the block is not known.
-    depth:    what has to be put right where blocks go; None where that is not known.
+    Args:
+        blocks: its path; `*` stands for every member of a list of such lists.
+        attention: the self-attention of a block.
+        feed_forward: the feed-forward; several where blocks have one of several forms. Those of which a block lacks a
+            projection are ignored.
+        cross_attention: the attention of a decoder block to the encoder.
+        reads: whose tokens pass through the blocks.
+        parallel: the feed-forward reads the same input as the attention.
+        pre_norm_flag: the attribute of a block that is True where its norms come before its sub-blocks; None where they
+            always do.
+        other_linears: linears of unknown function.
+        depth: what must change when blocks are dropped; None where that is not known.
     """
 
     blocks: str
@@ -169,33 +206,43 @@ class Stack:
     cross_attention: Attention | None = None
     reads: InputTokens = InputTokens.SOURCE
     parallel: bool = False
-    before: str | None = None
-    plain: tuple[Plain, ...] = ()
+    pre_norm_flag: str | None = None
+    other_linears: tuple[OtherLinear, ...] = ()
     depth: Depth | None = Depth()
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
-        """Those that it has, in forward order."""
+        """The self-attention and the cross-attention, as far as it has them."""
         return tuple(attention for attention in (self.attention, self.cross_attention) if attention is not None)
 
 
 @dataclass(frozen=True)
-class Table:
-    """A word embedding, and whose tokens it looks up; one that is not `called` only lends its matrix to others."""
+class WordEmbedding:
+    """A word embedding.
+
+    Args:
+        path: its path from the base model.
+        reads: whose tokens it looks up.
+        is_called: False where it only lends its matrix to other embeddings.
+    """
 
     path: str
     reads: InputTokens = InputTokens.SOURCE
-    called: bool = True
+    is_called: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """One architecture; `embeddings` are the word embeddings in the order in which transformers ties them.
+    """The entry of one architecture.
 
-    global_attention: some tokens may attend to all others; `predict` lets the first one do so.
+    Args:
+        model_types: the `model_type` of each configuration that it is for.
+        stacks: the stacks of blocks, in forward order.
+        embeddings: the word embeddings, in the order in which transformers ties them.
+        global_attention: some tokens may attend to all others; predictions are made with the first token doing so.
     """
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...]
-    embeddings: tuple[Table, ...]
+    embeddings: tuple[WordEmbedding, ...]
     global_attention: bool = False

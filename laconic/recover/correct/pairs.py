@@ -107,7 +107,7 @@ def _remaining_blocks(count: int, gone: Sequence[Sequence[int | str]]) -> list[i
 
 
 def _closing_norm(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
-    closing = None if stack.depth is None else stack.depth.closing
+    closing = None if stack.depth is None else stack.depth.last_norm
     path = f"{block}.{closing}"
     if closing is None or not has_module(lm.model, path):
         return None
