@@ -1,4 +1,4 @@
-"""A Transformers model seen as stacks of blocks and sites, with the surgery that compression needs."""
+"""A Transformers model seen as stacks of blocks and sites, with the changes that compression makes to it."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +22,29 @@ DEFAULT_TARGETS = ("attention", "ffn")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A `PreTrainedModel` with its tokenizer and anatomy. The model itself is changed in place.
+    """A `PreTrainedModel` with its tokenizer, anatomy and task. The model itself is changed in place.
 
-    dtype is that of the stored weights: what laconic computes in float32 is rounded to it before it is put in
-    place, so that the model in memory equals the one that is reloaded.
+    Args:
+        model: the model, which stays an ordinary transformers model throughout.
+        tokenizer: its tokenizer; None where there is none.
+        anatomy: where its linears are.
+        task: what it predicts.
+        dtype: the dtype that its weights are stored in. laconic computes in float32 and rounds each result to `dtype`,
+            so that the model in memory equals the one that is saved and reloaded.
+        source: the folder or hub name that it came from; "" for a model that was made in memory.
+        target_tokenizer: the tokenizer of an encoder-decoder's targets, where they have one of their own.
+        original: a copy of the model before the first step that compresses it; None where no step needs it.
+        dropped: for each step that dropped layers, their indices before that step, by the name of the stack.
+        pipeline: the sentence-transformers modules behind the model; None where its folder has none.
+        label_order: names of the classes of a classifier, in the order of its outputs, where the user gave them; None
+            for those in the configuration.
 
-    original is the model as it was before the first step that does more than prepare it, with tensors of its own; None
-    where no step looks at it. dropped are the layers that each step since then has dropped, by stack, as numbered
-    before it.
-
-    pipeline is what the folder of the model declares, by sentence-transformers, to be done with what it gives; None
-    where it declares nothing.
-
-    label_order are names for the outputs of a head for texts, in their order, as the user has said them; None where
-    those in the configuration count (`laconic.calibrate.classes`).
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
+        >>> lm = LanguageModel.of(GPT2LMHeadModel(config))
+        >>> lm.task.value, [site.role.value for site in lm.sites(("ffn",))]
+        ('causal', ['inner', 'output'])
     """
 
     model: PreTrainedModel
@@ -52,53 +61,61 @@ class LanguageModel:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
-        """See any loaded model.
+        """Wrap a loaded model.
+
+        Args:
+            model: a transformers model of a supported class.
+            tokenizer: its tokenizer, if texts are to be read.
 
         Raises:
-            UserError: the structure of its architecture is not understood, or its class has no predictions.
+            UserError: the architecture is not understood, or the class is not supported.
         """
         task = infer_task(model)
         return cls(model, tokenizer, find_anatomy(model), task, model.dtype, model.config.name_or_path or "")
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.model.device
 
     @property
     def embedding_pipeline(self) -> Pipeline:
-        """From last hidden states to the vector of a text: as is declared, or the mean of its tokens, of length 1."""
+        """The modules that make one vector of the last hidden states; by default mean pooling and unit length."""
         return MEAN_POOLING if self.pipeline is None else self.pipeline
 
     def stacks(self) -> Iterator[tuple[Stack, Blocks]]:
-        """Each stack that this model has, with the path and module of each of its blocks, in forward order."""
+        """Each stack of the model with the path and the module of each of its blocks, in forward order."""
         return find_stacks(self.model, self.anatomy)
 
     def sites(self, targets: Sequence[str] = DEFAULT_TARGETS) -> list[Site]:
-        """The sites that any of `targets` names, in forward order.
+        """The sites that at least one target matches, in forward order.
 
-        A target is a group (`attention`, `ffn`, `head`, `embedding`), `blocks` (every linear inside the blocks), `all`
-        (every site), one of the sets of The Cost of Compression (`cost-of-compression:attention`, `:ffn`, `:all`), a
-        glob over site names, or a regular expression after `re:`.
+        Args:
+            targets: each a group (`attention`, `ffn`, `head`, `embedding`), `blocks` (every linear inside the blocks),
+                `all` (every site), one of the sets of The Cost of Compression (`cost-of-compression:attention`, `:ffn`,
+                `:all`), a glob over site names, or a regular expression after `re:`.
 
         Raises:
-            UserError: a target matches nothing; of the usual two only where neither does: a model may have no
-                attention, or no feed-forward but experts.
+            UserError: a target matches nothing. Of the two default targets one may: a model may have no attention, or
+                no feed-forward but experts.
         """
         every = list(find_sites(self.model, self.anatomy))
         if tuple(targets) == DEFAULT_TARGETS:
-            usual = [target for target in targets if any(matches(target, site) for site in every)]
-            targets = usual or targets
-        obstacles = self.excluded_matrices()
-        dense = sorted(find_dense_parameters(self.model, self.anatomy), key=lambda one: -one.count)
-        wanted = {site.name for target in targets for site in select_sites(every, target, obstacles, dense)}
-        return [site for site in every if site.name in wanted]
+            targets = [target for target in targets if any(matches(target, site) for site in every)] or targets
+        excluded = self.excluded_matrices()
+        dense = sorted(find_dense_parameters(self.model, self.anatomy), key=lambda parameter: -parameter.count)
+        selected = {site.name for target in targets for site in select_sites(every, target, excluded, dense)}
+        return [site for site in every if site.name in selected]
 
     def excluded_matrices(self) -> dict[str, str]:
-        """The linears and embeddings that are no sites, by path, each with why, as a clause (`laconic.model.usage`)."""
+        """The linears and embeddings that cannot be compressed, by path, each with the reason as a clause."""
         return find_excluded(self.model, self.anatomy)
 
     def coverage(self, targets: Sequence[str] = DEFAULT_TARGETS) -> Coverage:
-        """How much of what `targets` name in the blocks is in sites, and what stays dense.
+        """How much of the parameters that `targets` match inside the blocks can be compressed.
+
+        Args:
+            targets: as for `sites`.
 
         Raises:
             UserError: as `sites`.
@@ -106,7 +123,15 @@ class LanguageModel:
         return measure_coverage(self.model, self.anatomy, targets, self.sites(targets))
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
-        """Put `format` where `site` is, with its bias or another; a tied matrix is untied from all but its aliases."""
+        """Replace the module of a site by a format, in place.
+
+        A tied matrix is untied from every module that is not a place of the site.
+
+        Args:
+            site: the site.
+            format: what takes its place, of the same (out, in).
+            bias: a new bias (out,); None keeps the present one.
+        """
         if site.is_lookup:
             format = format.to_embedding(site.padding_idx)
         else:
@@ -120,69 +145,67 @@ class LanguageModel:
         ties.tie(self.model, site.names[0], list(site.names[1:]))
 
     def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
-        """Bytes that the matrix of each site takes in a file now, in the stored dtype.
+        """Bytes on disk of the matrix of each site now, by site name.
 
-        A matrix that several sites share counts once, at the first of them, and not at all where it is also that of a
-        module outside `sites`: replacing it there frees nothing.
+        A matrix that several sites share counts once, at the first of them. It counts 0 where a module outside `sites`
+        shares it, as replacing it frees nothing.
         """
-        places = {name for site in sites for name in site.names}
+        names = {name for site in sites for name in site.names}
         counted: set[int] = set()
         nbytes = {}
         for site in sites:
-            sharing = ties.tied_modules(self.model, site.name, site.holds)
-            free = id(site.parameter) in counted or not sharing <= places
+            is_free = id(site.parameter) in counted or not self._tied_modules(site) <= names
             counted.add(id(site.parameter))
-            nbytes[site.name] = 0 if free else self.site_nbytes(site)
+            nbytes[site.name] = 0 if is_free else self.site_nbytes(site)
         return nbytes
 
     def site_nbytes(self, site: Site) -> int:
-        """Bytes that the matrix takes in a file, in the stored dtype, whoever shares it."""
+        """Bytes on disk of the matrix of one site, whether it is shared or not."""
         if not isinstance(site.module, Format):
             return site.parameter.numel() * self.dtype.itemsize
         return site.module.nbytes_in(self.dtype)
 
     def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:
-        """Names of those sites whose matrix is now shared with a module that is not replaced with them."""
-        return [
-            site.name for site in sites if not ties.tied_modules(self.model, site.name, site.holds) <= set(site.names)
-        ]
+        """Names of the sites whose matrix is tied to a module that is not replaced with them."""
+        return [site.name for site in sites if not self._tied_modules(site) <= set(site.names)]
+
+    def _tied_modules(self, site: Site) -> set[str]:
+        return ties.tied_modules(self.model, site.name, site.holds)
 
     def size(self) -> tuple[int, int]:
-        """(parameters, bytes of them in the stored dtype), each once; with those that are declared beside the model.
+        """The number of parameters and their bytes on disk, each tensor once, with the sentence-transformers modules.
 
-        A zero that was chosen is no parameter; where the others are takes bytes nevertheless.
+        Zeros of a pruned matrix are no parameters; the mask of the others takes bytes nevertheless.
         """
         masked = [module for module in self.model.modules() if isinstance(module, Masked)]
         coded = [module for module in self.model.modules() if isinstance(module, PackedCodes)]
         plain = sum(parameter.numel() for parameter in self.model.parameters() if parameter.is_floating_point())
         plain -= sum(layer.out_features * layer.in_features - layer.count for layer in masked)
         packed = sum(layer.index_nbytes for layer in masked) + sum(layer.nbytes() for layer in coded)
-        beside = (0, 0) if self.pipeline is None else self.pipeline.size
-        parameters = plain + sum(layer.count for layer in coded) + beside[0]
-        return parameters, plain * self.dtype.itemsize + packed + beside[1]
+        extra = (0, 0) if self.pipeline is None else self.pipeline.size
+        parameters = plain + sum(layer.count for layer in coded) + extra[0]
+        return parameters, plain * self.dtype.itemsize + packed + extra[1]
 
     def shallow_copy(self) -> "LanguageModel":
-        """A model with modules and a configuration of its own, on the same tensors: what is put in place of a module of
-        one is not seen by the other."""
+        """A copy with its own modules and configuration on the same tensors: replacing a module changes only one."""
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         return replace(self, model=copy.deepcopy(self.model, tensors))
 
     def copy(self) -> "LanguageModel":
-        """The same model with tensors of its own."""
+        """A copy with its own tensors."""
         return replace(self, model=copy.deepcopy(self.model))
 
     def to_meta(self) -> "LanguageModel":
-        """The same without numbers, on the meta device: modules of its own, to see what they would become."""
+        """A copy on the meta device, without weights: to see what a step would make of it."""
         tensors: dict[int, torch.Tensor] = {}
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             empty = tensor.detach().to("meta")
-            trains = tensor.requires_grad
             is_parameter = isinstance(tensor, torch.nn.Parameter)
-            tensors[id(tensor)] = torch.nn.Parameter(empty, requires_grad=trains) if is_parameter else empty
+            tensors[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
         return replace(self, model=copy.deepcopy(self.model, tensors))
 
     def with_label_order(self, names: Sequence[str | int] | None) -> "LanguageModel":
-        """The same model with these names for its outputs, in their order; as it is for None.
+        """The same model with these names of its classes, in the order of its outputs; unchanged for None.
 
         YAML reads `no` and `yes` as False and True, which are names like any other.
         """

@@ -1,7 +1,4 @@
-"""What a matrix does in its transformer: the part that it belongs to, and which projection of that part it is.
-
-One matrix of a model that can be compressed, always presented as (out, in), whatever holds it.
-"""
+"""A site: one matrix of a model that can be compressed, always seen as (out, in), with its role in the transformer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +11,11 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Format
 
+Linear = nn.Linear | Conv1D
+
 
 class Group(StrEnum):
-    """The part of a transformer that a site belongs to; a target of the command line."""
+    """The part of a transformer that a site belongs to; each is a target on the command line."""
 
     ATTENTION = "attention"
     FFN = "ffn"
@@ -25,13 +24,11 @@ class Group(StrEnum):
 
 
 class Role(StrEnum):
-    """Which projection of its part a site is.
+    """Which projection of its group a site is.
 
-    FUSED:  query, key and value in one matrix.
-    INNER:  a feed-forward's projection that reads the block.
-    OUTPUT: what writes back an attention or a feed-forward; outside the blocks, the last linear of the model, which
-            gives its predictions.
-    OTHER:  none of these, or not known.
+    FUSED is query, key and value in one matrix. INNER is a projection that reads the block in a feed-forward. OUTPUT
+    writes the result of an attention or a feed-forward; outside the blocks it is the last linear, which computes the
+    predictions. OTHER is anything else, or not known.
     """
 
     QUERY = "query"
@@ -44,10 +41,10 @@ class Role(StrEnum):
 
 
 class InputTokens(StrEnum):
-    """Whose tokens the input rows of a matrix are, which says what of them is padding.
+    """Whose tokens the input rows of a matrix belong to, which decides the padding mask that applies to them.
 
-    OWN:    none's: relative positions, or the tokens with global attention; every row counts.
-    EITHER: the target's or the source's, whichever is as long: a decoder whose cross-attention is not known.
+    SOURCE and TARGET are those of the encoder's and of the decoder's text. OWN has no mask: relative positions, or the
+    tokens with global attention. EITHER is the one with as many rows: a decoder whose cross-attention is not known.
     """
 
     SOURCE = "source"
@@ -57,20 +54,25 @@ class InputTokens(StrEnum):
 
 
 def guess_group(path: str) -> Group:
-    """What a matrix inside a block belongs to, where its path is all that is known."""
+    """Guess the group of a matrix inside a block from its path alone.
+
+    Example:
+        >>> guess_group("layers.0.self_attn.q_proj").value, guess_group("layers.0.fc1").value
+        ('attention', 'ffn')
+    """
     parts = path.lower().split(".")
     return Group.ATTENTION if any("attn" in part or "attention" in part for part in parts) else Group.FFN
 
 
-Linear = nn.Linear | Conv1D
-
-
 @dataclass(frozen=True)
 class Place:
-    """A module by its dotted path.
+    """A module that holds the matrix of a site.
 
-    reads:        whose tokens its rows are, at each call of one forward pass in turn.
-    tokens_first: it is called with (tokens, rows, width).
+    Args:
+        name: its dotted path in the model.
+        module: the module.
+        reads: whose tokens its input rows are, one entry for each call in one forward pass.
+        tokens_first: it is called with (tokens, rows, width).
     """
 
     name: str
@@ -81,12 +83,22 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A plain linear, a word embedding, or a format that stands for one as a whole.
+    """A matrix that can be compressed: that of a linear, of a word embedding, or of the format that replaced one.
 
-    role:   which projection of its group it is; the factors inside a format have that of the whole.
-    places: where the matrix is; one place, except for tied embeddings.
-    input:  sites with the same value read the same tensor, so its statistics are collected once.
-    block:  dotted path of the block it lies in; None for heads and embeddings.
+    Args:
+        group: the part of the transformer that it belongs to.
+        role: which projection of its group it is; the factors inside a format have the role of the whole.
+        input: a key that is equal for sites that read the same tensor, whose statistics are collected once.
+        block: dotted path of its block; None for heads and embeddings.
+        places: the modules that hold the matrix; more than one only for tied embeddings.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from laconic.model import LanguageModel
+        >>> config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
+        >>> site = LanguageModel.of(GPT2LMHeadModel(config)).sites()[0]
+        >>> site.name, site.role.value, site.shape, site.weight().shape
+        ('transformer.h.0.attn.c_attn', 'fused', (24, 8), torch.Size([24, 8]))
     """
 
     group: Group
@@ -97,15 +109,17 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Dotted path from the whole model, of the first place."""
+        """Dotted path of the first place from the whole model; it identifies the site."""
         return self.places[0].name
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Dotted paths of all places."""
         return tuple(place.name for place in self.places)
 
     @property
     def module(self) -> nn.Module:
+        """The module at the first place."""
         return self.places[0].module
 
     @property
@@ -116,37 +130,31 @@ class Site:
 
     @property
     def padding_idx(self) -> int | None:
-        """The token of a word embedding that has no row of its own."""
-        module = self.module
-        if isinstance(module, Format):
-            return module.padding_idx
-        return module.padding_idx if isinstance(module, nn.Embedding) else None
+        """The padding token of a word embedding, which has no row of its own."""
+        return self.module.padding_idx if isinstance(self.module, (Format, nn.Embedding)) else None
 
     @property
     def holds(self) -> str:
-        """Name, in the module, of the parameter that is the matrix."""
+        """The name of the parameter that is the matrix, in its module."""
         return (self.module.matrix_parameter if isinstance(self.module, Format) else None) or "weight"
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The matrix as the module holds it."""
+        """The matrix as the module stores it, which is (in, out) in a Conv1D."""
         return self.module.get_parameter(self.holds)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        if isinstance(self.module, Format):
-            return self.module.shape
-        rows, columns = self.parameter.shape
-        return (rows, columns) if isinstance(self.module, nn.Linear) else (columns, rows)
+        return matrix_shape(self.module)
 
     @property
     def support(self) -> Bool[Tensor, "out in"] | None:
-        """Where the matrix may be other than zero; None where nothing was pruned."""
+        """Where the matrix may be nonzero; None where nothing was pruned."""
         return self.module.support if isinstance(self.module, Format) else None
 
     def weight(self) -> Float[Tensor, "out in"]:
-        """The matrix that multiplies the input; a scaled embedding is presented with its scale."""
+        """The matrix that multiplies the input, without gradient; for an embedding, including its scale."""
         if isinstance(self.module, Format):
             return self.module.dense().detach()
         weight = self.parameter.detach()
@@ -156,19 +164,43 @@ class Site:
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     def bias(self) -> Tensor | None:
-        """(out,), or None."""
+        """The bias (out,); None where there is none."""
         if isinstance(self.module, Format):
             return self.module.bias
         return dict(self.module.named_parameters(recurse=False)).get("bias")
 
 
-def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
-    """(path, input key, module) of every matrix that is, or lies in, `module`.
+def matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of the matrix of a linear, a Conv1D, a word embedding (out is its width) or a format."""
+    if isinstance(module, Format):
+        return module.shape
+    rows, columns = module.get_parameter("weight").shape
+    return (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
 
-    A format of several is entered, so that a later step can compress what an earlier one left; its readers share the
-    input of the layer, the others have an input of their own.
+
+def get_submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path` below `module`; None where there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
+    """Find every matrix that is, or lies in, `module`.
+
+    The matrices inside a format of several are found, so that a later step can compress them. Those that read the input
+    of the layer share its key; each of the others has an input of its own.
+
+    Args:
+        module: a linear, or a format.
+        input_key: the key of its input, as `Site.input`.
+        name: its path.
+
+    Yields:
+        The path, the input key and the module of each matrix.
     """
-    if isinstance(module, (nn.Linear, Conv1D)) or (isinstance(module, Format) and module.matrix_parameter is not None):
+    if isinstance(module, Linear) or (isinstance(module, Format) and module.matrix_parameter is not None):
         yield name, input_key, module
     elif isinstance(module, Format):
         for child_name, child in module.named_children():
