@@ -1,4 +1,4 @@
-"""From a folder or a hub name to a `LanguageModel`, with everything that can be checked first checked first."""
+"""Load a model from a folder or a hub name; everything that can be checked without weights is checked first."""
 
 from dataclasses import replace
 
@@ -31,76 +31,100 @@ __all__ = [
 
 
 def check_model(source: str) -> PreTrainedConfig:
-    """The configuration at `source`, once it is known to be a model that laconic can load; no number is read.
+    """Check that laconic can load a model, without reading its weights.
+
+    Args:
+        source: a folder, a hub name, or a GGUF file.
+
+    Returns:
+        Its configuration.
 
     Raises:
-        UserError: nothing there, no configuration, weights that are missing or damaged or need code, an architecture or
-            class that is not supported, or a model that another library quantized.
+        UserError: there is no model; its configuration is missing or invalid; its weights are missing, damaged or need
+            code; or its architecture, class or quantization is not supported.
     """
-    return _checked(find_checkpoint(source))
+    return _check(find_checkpoint(source))
 
 
 def load_empty(source: str) -> LanguageModel:
-    """The model at `source` without weights or tokenizer, as its class makes it: what was compressed is not seen.
+    """Load a model without weights or tokenizer: on the meta device, as its class builds it.
+
+    Args:
+        source: a folder, a hub name, or a GGUF file. Of a model that laconic compressed, the formats are not there.
 
     Raises:
         UserError: as `check_model`.
     """
-    found = find_checkpoint(source)
-    config = _checked(found)
-    pipeline = None if found.declared is None else found.declared.outline()
+    checkpoint = find_checkpoint(source)
+    config = _check(checkpoint)
+    pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.build_empty()
     return replace(LanguageModel.of(build_outline(config, source)), source=source, pipeline=pipeline)
 
 
 def load(source: str, device: str = "cpu") -> LanguageModel:
-    """Load the model at `source` in float32, whatever it is stored in, ready for compression or evaluation.
+    """Load a model with its weights and tokenizer, for compression or evaluation.
+
+    Args:
+        source: a folder, a hub name, or a GGUF file. The weights are converted to float32, in which laconic computes.
+        device: the torch device that the model is moved to.
+
+    Returns:
+        The model in evaluation mode; `dtype` is the one that it is stored in.
 
     Raises:
-        UserError: as `check_model`, or the weights are missing, mismatched, NaN or infinite.
+        UserError: as `check_model`; or weights do not match the configuration, or are NaN or infinite.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
+        >>> GPT2LMHeadModel(config).half().save_pretrained("tiny")
+        >>> lm = load("tiny")
+        >>> lm.dtype, lm.model.dtype, lm.tokenizer is None
+        (torch.float16, torch.float32, True)
     """
-    found = find_checkpoint(source)
-    config = _checked(found)
-    stored = found.stored_dtype(config)
-    model = found.load(config)
+    checkpoint = find_checkpoint(source)
+    config = _check(checkpoint)
+    dtype = checkpoint.stored_dtype(config)
+    model = checkpoint.load(config)
     check_finite(model, source)
     torch.nn.Module.to(model.eval(), device)
-    tokenizer, target_tokenizer = found.tokenizers()
-    pipeline = None if found.declared is None else found.declared.load().to(device)
-    lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), stored, source, target_tokenizer)
+    tokenizer, target_tokenizer = checkpoint.tokenizers()
+    pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)
+    lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), dtype, source, target_tokenizer)
     return replace(lm, pipeline=pipeline)
 
 
 def load_config(source: str) -> PreTrainedConfig:
-    """The configuration at `source`, of a model whose weights may be missing.
+    """Load the configuration of a model whose weights may be missing.
 
     Raises:
-        UserError: as `check_model`, weights aside.
+        UserError: as `check_model`, except for weights.
     """
-    return _configuration(find_checkpoint(source))
+    return _read_config(find_checkpoint(source))
 
 
 def load_pipeline(source: str) -> Pipeline | None:
-    """What the model at `source` declares of its vectors, with its numbers; None where it declares nothing.
+    """Load the sentence-transformers modules behind a model, with their weights; None where its folder has none.
 
     Raises:
-        UserError: it cannot be read, or is not computed here.
+        UserError: they cannot be read, or are not supported.
     """
-    # What is declared and cannot be read is a mistake; nothing else is taken for it.
-    found = find_checkpoint(source) if _declares(source) else _origin(source)
-    return None if found is None or found.declared is None else found.declared.load()
+    # A modules.json that cannot be read is an error; any other problem means that there is no such model.
+    checkpoint = find_checkpoint(source) if _has_modules(source) else _find_origin(source)
+    return None if checkpoint is None or checkpoint.embedding_config is None else checkpoint.embedding_config.load()
 
 
 def model_location(source: str) -> Location | None:
-    """Where the model at `source` lies; None where there is nothing, as of a model that was made in memory."""
-    found = _origin(source)
-    return None if found is None else found.place
+    """Where the files of a model are; None for a model that was made in memory."""
+    origin = _find_origin(source)
+    return None if origin is None else origin.location
 
 
 def has_weights(source: str) -> bool:
-    """False where there is only a configuration at `source`.
+    """Whether there are weights at `source`; False for a configuration alone.
 
     Raises:
-        UserError: there is nothing, or something else than a model.
+        UserError: there is no model.
     """
     return find_checkpoint(source).has_weights
 
@@ -108,61 +132,62 @@ def has_weights(source: str) -> bool:
 def load_tokenizers(
     source: str, own: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-    """The tokenizer of the model at `source`, and the one of its targets where they are in a language of their own.
+    """Load the tokenizer of a model, and that of its targets where they are in a language of their own.
 
-    `own` stands in for the first. Either is None where there is none; what needs a tokenizer says so.
+    Args:
+        source: where the model came from.
+        own: a tokenizer to use in place of the first.
+
+    Returns:
+        Both; None for one that is not there.
 
     Raises:
-        UserError: a tokenizer needs code that comes with the model, or is there and cannot be read.
+        UserError: a tokenizer needs code that comes with the model, or cannot be read.
     """
-    found = _origin(source)
-    return (own, None) if found is None else found.tokenizers(own)
+    origin = _find_origin(source)
+    return (own, None) if origin is None else origin.tokenizers(own)
 
 
-def _origin(source: str) -> Checkpoint | None:
-    """The checkpoint that a model names as its source; None where there is none.
+def with_tokenizers(lm: LanguageModel) -> LanguageModel:
+    """Add the tokenizers from the folder that a model came from; those that it already has are kept.
 
-    A model that was made in memory may name anything.
+    Raises:
+        UserError: as `load_tokenizers`.
     """
+    own, of_targets = load_tokenizers(lm.source, lm.tokenizer)
+    return replace(lm, tokenizer=own, target_tokenizer=lm.target_tokenizer or of_targets)
+
+
+def _find_origin(source: str) -> Checkpoint | None:
+    # A model that was made in memory may have any name.
     try:
         return find_checkpoint(source) if source else None
     except UserError:
         return None
 
 
-def _declares(source: str) -> bool:
-    """Whether sentence-transformers declares anything at `source`, whether it can be read or not."""
+def _has_modules(source: str) -> bool:
     try:
-        place = find_location(source)
-        return isinstance(place, Location) and place.file(MODULES) is not None
+        location = find_location(source)
+        return isinstance(location, Location) and location.file(MODULES) is not None
     except UserError:
         return False
 
 
-def with_tokenizers(lm: LanguageModel) -> LanguageModel:
-    """The model with the tokenizers that lie where it came from; one that it has already stays.
-
-    Raises:
-        UserError: as `tokenizers`.
-    """
-    own, of_targets = load_tokenizers(lm.source, lm.tokenizer)
-    return replace(lm, tokenizer=own, target_tokenizer=lm.target_tokenizer or of_targets)
-
-
-def _checked(found: Checkpoint) -> PreTrainedConfig:
-    config = _configuration(found)
-    found.check(config)
+def _check(checkpoint: Checkpoint) -> PreTrainedConfig:
+    config = _read_config(checkpoint)
+    checkpoint.check(config)
     return config
 
 
-def _configuration(found: Checkpoint) -> PreTrainedConfig:
-    config = found.config()
-    # laconic asks for outputs by name, whatever they were given as where the model was saved.
-    for one in (config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))):
-        one.return_dict = True
-    if found.declared is not None:
-        check_width(found.declared.outline(), config, found.place.source)
-    outline = build_outline(config, found.place.source)
+def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    config = checkpoint.config()
+    # laconic reads outputs by name, whatever the configuration was saved with.
+    for part in (config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))):
+        part.return_dict = True
+    if checkpoint.embedding_config is not None:
+        check_width(checkpoint.embedding_config.build_empty(), config, checkpoint.source)
+    outline = build_outline(config, checkpoint.source)
     if find_entry(config.model_type) is None:
         infer_anatomy(outline)
     return config

@@ -1,7 +1,4 @@
-"""What can be given as a model: a folder or a repository with its weights, whichever library wrote them.
-
-One file a kind; `checkpoint_at` says which kind a name is.
-"""
+"""Checkpoints: everything that can be given as a model, one file per kind; `find_checkpoint` decides which it is."""
 
 import os
 from dataclasses import replace
@@ -23,69 +20,65 @@ EXPORTED = ("model.onnx", "openvino_model.xml")
 
 
 def find_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint that `source` names.
+    """Find the model that `source` names, and which kind of checkpoint it is.
 
     Args:
-        source: a folder, the name of a repository of the hub, or a GGUF file.
-        revision: of the repository: a branch, tag or commit.
+        source: a folder, the name of a hub repository, or a GGUF file.
+        revision: a branch, tag or commit of the repository.
 
     Raises:
-        UserError: there is nothing, or something else than a model.
+        UserError: there is no model.
     """
-    place = find_location(source, revision)
-    if isinstance(place, Path):
-        return _in_a_file(place, source)
-    found = read_embedding_config(place)
-    place = place if found is None else place.inside(found.subfolder)
-    stored = Stored(place=place, declared=found)
-    if place.folder is None:
-        is_adapter = place.file(CONFIG) is None and place.file(ADAPTER_CONFIG) is not None
-        return _adapter(place, found) if is_adapter else stored
-    if place.file(CONFIG) is not None and stored.has_weights:
+    location = find_location(source, revision)
+    if isinstance(location, Path):
+        return _read_file(location, source)
+    embedding = read_embedding_config(location)
+    location = location if embedding is None else location.inside(embedding.subfolder)
+    stored = Stored(location=location, embedding_config=embedding)
+    has_config = location.file(CONFIG) is not None
+    if has_config and (location.folder is None or stored.has_weights):
         return stored
-    if place.file(ADAPTER_CONFIG) is not None:
-        return _adapter(place, found)
-    files = sorted(place.folder.glob(f"*{SUFFIX}"))
+    if location.file(ADAPTER_CONFIG) is not None:
+        return _read_adapter(location, embedding)
+    if location.folder is None:
+        return stored
+    files = sorted(location.folder.glob(f"*{SUFFIX}"))
     if len(files) == 1:
-        return Gguf(place=place, path=files[0])
+        return Gguf(location=location, path=files[0])
     if files:
         raise UserError(
             f"The folder '{source}' holds {len(files)} GGUF files; give one of them: {', '.join(map(str, files[:5]))}."
         )
-    if place.file(CONFIG) is None:
-        raise UserError(_no_model_folder(place, source))
+    if not has_config:
+        raise UserError(_explain_folder(location, source))
     return stored
 
 
-def _adapter(place: Location, found: EmbeddingConfig | None) -> Checkpoint:
-    name, revision = read_base_name(place)
-    base_place = find_location(name, revision)
-    alone = (
-        isinstance(base_place, Location)
-        and base_place.file(CONFIG) is None
-        and base_place.file(ADAPTER_CONFIG) is not None
-    )
-    if alone or (place.folder is not None and os.path.realpath(name) == os.path.realpath(place.folder)):
+def _read_adapter(location: Location, embedding: EmbeddingConfig | None) -> Checkpoint:
+    name, revision = read_base_name(location)
+    base = find_location(name, revision)
+    is_adapter = isinstance(base, Location) and base.file(CONFIG) is None and base.file(ADAPTER_CONFIG) is not None
+    if is_adapter or (location.folder is not None and os.path.realpath(name) == os.path.realpath(location.folder)):
         raise UserError(
-            f"The adapter '{place.source}' names '{name}' as its model, which is an adapter itself; "
+            f"The adapter '{location.source}' names '{name}' as its model, which is an adapter itself; "
             "merge that first, and name the folder under base_model_name_or_path in adapter_config.json."
         )
-    base = find_checkpoint(name, revision)
-    behind = keep_embedding_config(place, base.declared if found is None else found)
-    # Which class the model is loaded as, the adapter says.
-    return Adapter(place=place, declared=behind, base=replace(base, declared=None))
+    checkpoint = find_checkpoint(name, revision)
+    embedding = keep_embedding_config(location, checkpoint.embedding_config if embedding is None else embedding)
+    # The adapter decides which class the base model is loaded as.
+    return Adapter(location=location, embedding_config=embedding, base=replace(checkpoint, embedding_config=None))
 
 
-def _in_a_file(path: Path, source: str) -> Checkpoint:
+def _read_file(path: Path, source: str) -> Checkpoint:
     try:
         if is_gguf(path):
-            return Gguf(place=Location(source, path.parent), path=path)
+            return Gguf(location=Location(source, path.parent), path=path)
     except OSError as error:
         raise UserError(f"The file '{source}' cannot be read: {error.strerror}; give another.") from error
-    raise UserError(_no_model_file(path, source))
+    raise UserError(_explain_file(path, source))
 
 
-def _no_model_file(path: Path, source: str) -> str:
+def _explain_file(path: Path, source: str) -> str:
     """Why the file at `path` is no model."""
     remedy = "give the folder that it lies in, with its config.json"
     if is_lfs_pointer(path):
@@ -99,20 +92,20 @@ def _no_model_file(path: Path, source: str) -> str:
     return f"'{source}' is a file, and a model is a folder with a config.json or a hub name; {remedy}."
 
 
-def _no_model_folder(place: Location, source: str) -> str:
-    """Why the folder at `place`, which has no config.json, is no model."""
-    if place.file("model_index.json") is not None:
+def _explain_folder(location: Location, source: str) -> str:
+    """Why the folder at `location`, which has no config.json, is no model."""
+    if location.file("model_index.json") is not None:
         return (
             f"The folder '{source}' holds a diffusers pipeline and no language model; "
             "give a folder saved by save_pretrained of a transformers model."
         )
-    exported = next((name for name in EXPORTED if place.file(name) is not None), None)
+    exported = next((name for name in EXPORTED if location.file(name) is not None), None)
     if exported is not None:
         return (
             f"The folder '{source}' holds an exported model ({exported}) for another runtime, which is not read here; "
             "give the folder that it was exported from."
         )
-    inside = [] if place.folder is None else sorted(path.parent for path in place.folder.glob(f"*/{CONFIG}"))
+    inside = [] if location.folder is None else sorted(path.parent for path in location.folder.glob(f"*/{CONFIG}"))
     if inside:
         one = "it is in" if len(inside) == 1 else f"{len(inside)} folders in it have one, as"
         return f"The folder '{source}' has no config.json; {one} '{inside[-1]}': give that."

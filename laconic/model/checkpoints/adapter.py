@@ -65,7 +65,7 @@ class Adapter(Checkpoint):
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         require_package("peft", f"The adapter '{self.source}'", extra="train", least="0.17")
         self.base.check(self._of_base(), given=self._shapes.keys())
-        check_tokenizer(self.place)
+        check_tokenizer(self.location)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
         model = self.base.load(self._of_base(), given=self._shapes.keys())
@@ -83,7 +83,7 @@ class Adapter(Checkpoint):
                 f"The adapter '{self.source}' cannot be merged into its model: {reason_of(error)}; "
                 "give a model without it."
             ) from error
-        model.config.name_or_path = self.place.name
+        model.config.name_or_path = self.location.name
         return model
 
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
@@ -92,16 +92,16 @@ class Adapter(Checkpoint):
     def tokenizers(
         self, own: PreTrainedTokenizerBase | None = None
     ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-        beside = read_tokenizer(self.place) if own is None else own
+        beside = read_tokenizer(self.location) if own is None else own
         found, target = self.base.tokenizers(beside)
-        return (self.lowered(found) if own is None else own), target
+        return (self.apply_lower_case(found) if own is None else own), target
 
     def _of_base(self) -> PreTrainedConfig:
         """The configuration of the base model, with the class and as many outputs as the adapter is for."""
         said = self._said
         config = copy.deepcopy(self.base.config())
         _check_kind(said, self.source)
-        if self.declared is not None and self.declared.embeds:
+        if self.embedding_config is not None and self.embedding_config.embeds:
             config.architectures = [text_encoder_class_name(config, self.source)]
         else:
             config.architectures = [_class_for(said.get("task_type"), config, self.source)]
@@ -111,12 +111,12 @@ class Adapter(Checkpoint):
 
     @cached_property
     def _said(self) -> dict[str, Any]:
-        return self.place.json(ADAPTER_CONFIG) or {}
+        return self.location.json(ADAPTER_CONFIG) or {}
 
     @cached_property
     def _file(self) -> Path:
         """The file of its tensors, which is whole and needs no code."""
-        found = next((file for name in FILES if (file := self.place.file(name)) is not None), None)
+        found = next((file for name in FILES if (file := self.location.file(name)) is not None), None)
         if found is None:
             raise UserError(f"The adapter '{self.source}' has no {' or '.join(FILES)}; use a complete one.")
         check_file(found, found.suffix == ".safetensors", self.source)
@@ -129,7 +129,7 @@ class Adapter(Checkpoint):
         return {name.removeprefix(PREFIX): header.shape for name, header in headers.items()}
 
     def _put_beside(self, model: PreTrainedModel) -> Any:
-        """`model` with the adapter beside its matrices, as peft runs it; every tensor of the adapter has its place."""
+        """`model` with the adapter unmerged, as peft runs it; checks that every tensor of the adapter has its place."""
         peft: Any = import_module("peft")
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -156,7 +156,7 @@ class Adapter(Checkpoint):
         return beside.eval()
 
 
-def read_base_name(place: Location) -> tuple[str, str | None]:
+def read_base_name(location: Location) -> tuple[str, str | None]:
     """The name of the model that the adapter at `place` is of, and its revision.
 
     A relative path is looked for from here, as peft does, and then from the adapter's folder.
@@ -164,27 +164,27 @@ def read_base_name(place: Location) -> tuple[str, str | None]:
     Raises:
         UserError: it names none, or a path where nothing is.
     """
-    said = place.json(ADAPTER_CONFIG) or {}
+    said = location.json(ADAPTER_CONFIG) or {}
     name, revision = said.get("base_model_name_or_path"), said.get("revision")
-    where = f"In the adapter_config.json of '{place.source}', "
+    where = f"In the adapter_config.json of '{location.source}', "
     if not isinstance(name, str) or not name:
         raise must_be(f"{where}base_model_name_or_path", "a folder or a hub name", name)
     if not isinstance(revision, (str, type(None))):
         raise must_be(f"{where}revision", "a branch, tag or commit", revision)
     path = expanded(name)
-    beside = path if place.folder is None else place.folder / path
+    beside = path if location.folder is None else location.folder / path
     there = next((one for one in (path, beside) if one.exists()), None)
     if there is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise UserError(
-            f"The adapter '{place.source}' is of the model '{name}', and there is none; "
+            f"The adapter '{location.source}' is of the model '{name}', and there is none; "
             "write where it lies to base_model_name_or_path in its adapter_config.json."
         )
     return (name if there is None else str(there)), revision or None
 
 
-def keep_embedding_config(place: Location, found: EmbeddingConfig | None) -> EmbeddingConfig | None:
+def keep_embedding_config(location: Location, found: EmbeddingConfig | None) -> EmbeddingConfig | None:
     """The sentence-transformers modules of a model that still hold with the adapter at `place`."""
-    task = (place.json(ADAPTER_CONFIG) or {}).get("task_type")
+    task = (location.json(ADAPTER_CONFIG) or {}).get("task_type")
     # With a head on it, a model makes no vectors.
     return None if found is not None and found.embeds and task not in (None, EMBEDS) else found
 

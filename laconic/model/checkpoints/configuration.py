@@ -91,36 +91,38 @@ COMPUTED_BY = ("eager", "sdpa")
 """The implementations of attention that torch alone can run."""
 
 
-def read_config(place: Location) -> PreTrainedConfig:
+def read_config(location: Location) -> PreTrainedConfig:
     """The configuration of the model at `place`, without mention of code that lies beside it.
 
     Raises:
         UserError: config.json is missing or no configuration, is of another library, or needs code of its own.
     """
-    raw = place.json(CONFIG)
+    raw = location.json(CONFIG)
     if raw is not None:
-        _check_raw(raw, place.source)
-        check_model_code(raw, place.source)
+        _check_raw(raw, location.source)
+        check_model_code(raw, location.source)
     try:
         config = AutoConfig.from_pretrained(
-            place.name,
-            revision=place.revision,
-            subfolder=place.subfolder,
-            local_files_only=not place.fetches,
+            location.name,
+            revision=location.revision,
+            subfolder=location.subfolder,
+            local_files_only=not location.downloads,
             trust_remote_code=False,
         )
     except StrictDataclassError as error:
         # A value of another kind than the class declares; its second line says which.
-        raise UserError(_no_model(place.source, reason_of(error))) from error
+        raise UserError(_no_model(location.source, reason_of(error))) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         # Of a class that reads a list where a mapping stands, or divides by a number that is 0.
         said = reason_of(error).removeprefix(f"{type(error).__name__}: ")
-        raise UserError(_no_model(place.source, f"{type(error).__name__}: {said}")) from error
+        raise UserError(_no_model(location.source, f"{type(error).__name__}: {said}")) from error
     except (OSError, ValueError, ImportError) as error:
         if raw is not None:
-            raise UserError(_no_architecture(raw, place.source) or _no_model(place.source, reason_of(error))) from error
+            raise UserError(
+                _no_architecture(raw, location.source) or _no_model(location.source, reason_of(error))
+            ) from error
         raise UserError(
-            f"There is no loadable model '{place.source}', neither as a folder nor on the hub: {reason_of(error)}."
+            f"There is no loadable model '{location.source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
     remove_auto_map(config)
     _forget_outputs(config)
@@ -165,7 +167,7 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
             "give a folder saved by save_pretrained of a transformers model."
         )
     where = f"In the config.json of '{source}', "
-    for name, value in _numbers(raw):
+    for name, value in _find_floats(raw):
         # An infinity may be meant (of a step without a limit); this is a number that no sum has survived.
         if math.isnan(value):
             raise must_be(f"{where}{name}", "a number", value)
@@ -191,10 +193,10 @@ def _check_raw(raw: dict[str, Any], source: str) -> None:
         raise must_be(f"{where}quantization_config", "an object that names a quant_method, or left out", {})
 
 
-def _numbers(said: object, place: str = "") -> Iterator[tuple[str, float]]:
-    """Each number with a point in what was read, and where it stands, as `rope_parameters.factor`."""
-    if isinstance(said, float):
-        yield place, said
-    elif isinstance(said, (dict, list)):
-        for name, value in said.items() if isinstance(said, dict) else enumerate(said):
-            yield from _numbers(value, f"{place}.{name}" if place else str(name))
+def _find_floats(value: object, path: str = "") -> Iterator[tuple[str, float]]:
+    """Each float in a JSON value with its path, as `rope_parameters.factor`."""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, (dict, list)):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _find_floats(item, f"{path}.{name}" if path else str(name))

@@ -62,14 +62,14 @@ class Location:
     source:   as the user gave it; what errors call it.
     folder:   the folder; None for a repository.
     revision: of the repository: the branch, tag or commit that is asked for.
-    fetches:  whether a file of a repository that is not on this machine is fetched.
+    downloads:  whether a file of a repository that is not on this machine is fetched.
     subfolder: of the repository, in which the files lie; of a folder it is a part of `folder`.
     """
 
     source: str
     folder: Path | None = None
     revision: str | None = None
-    fetches: bool = True
+    downloads: bool = True
     subfolder: str = ""
 
     @property
@@ -90,7 +90,7 @@ class Location:
                 self.source,
                 f"{self.subfolder}/{name}" if self.subfolder else name,
                 revision=self.revision,
-                local_files_only=not self.fetches,
+                local_files_only=not self.downloads,
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_gated_repo=False,
             )
@@ -108,9 +108,9 @@ class Location:
             return replace(self, folder=self.folder / path)
         return replace(self, subfolder=f"{self.subfolder}/{path}" if self.subfolder else path)
 
-    def on_this_machine(self) -> "Location":
+    def without_download(self) -> "Location":
         """The same, of which nothing is fetched."""
-        return replace(self, fetches=False)
+        return replace(self, downloads=False)
 
     def json(self, name: str) -> dict[str, Any] | None:
         """What the file `name` says; None where there is none.
@@ -183,7 +183,7 @@ def _on_the_hub(name: str, revision: str | None) -> Location:
             f"There is no loadable model '{name}'{at}: there is no such folder, the cache of the hub does not have it, "
             f"and the hub cannot be asked ({why}); check the name and the network, or give a folder."
         )
-    return Location(name, revision=revision, fetches=False)
+    return Location(name, revision=revision, downloads=False)
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Adding an adapter to the matrices that it lies beside, so that the model computes the same without it."""
+"""Merge a peft adapter into the matrices of its model, and check that the outputs stay the same."""
 
 import warnings
 from importlib import import_module
@@ -13,36 +13,41 @@ from laconic.model import ties
 
 TOKENS = 8
 TOLERANCE = 1e-3
-"""Of the largest output: what float32 may differ by where sums are taken in another order."""
+"""Largest difference relative to the largest output: float32 sums in another order."""
 
 
 def untie_adapted(beside: Any) -> None:
-    """Give each of two tied matrices numbers of its own, where an adapter lies beside one of them.
+    """Untie each pair of tied matrices of which one has an adapter.
 
-    The adapter is added in place: what is tied to the matrix would change with it, as it does not unmerged.
+    The adapter is added in place, so a tied matrix would change as well, which it does not while unmerged.
 
-    beside: a PeftModel.
+    Args:
+        beside: a PeftModel.
     """
     tuned = import_module("peft.tuners.tuners_utils").BaseTunerLayer
     model = beside.get_base_model()
     for target, source in model.all_tied_weights_keys.items():
         for name in (target, source):
-            place, _, holds = name.rpartition(".")
-            layer = model.get_submodule(place)
+            path, _, holds = name.rpartition(".")
+            layer = model.get_submodule(path)
             if isinstance(layer, tuned):
                 inner: nn.Module = layer.get_base_layer()
                 setattr(inner, holds, nn.Parameter(getattr(inner, holds).detach().clone(), requires_grad=False))
 
 
 def merge_adapter(beside: Any, source: str) -> PreTrainedModel:
-    """The model with its adapter merged, once it is known to compute the same as `beside`, a PeftModel.
+    """Merge an adapter into its model, and check that the outputs stay the same.
+
+    Args:
+        beside: a PeftModel, with the adapter beside the matrices.
+        source: the adapter, as errors name it.
 
     Raises:
-        UserError: it does not.
+        UserError: the merged model computes something else.
     """
     before = _outputs(beside)
     with warnings.catch_warnings():
-        # Of ties it says what `_tie` settles.
+        # It warns about ties, which `_tie` repairs.
         warnings.simplefilter("ignore")
         model: PreTrainedModel = beside.merge_and_unload(safe_merge=True)
     model.requires_grad_(True)
@@ -57,7 +62,7 @@ def merge_adapter(beside: Any, source: str) -> PreTrainedModel:
 
 
 def are_close(before: Tensor, after: Tensor) -> bool:
-    """Whether two outputs are equal up to `TOLERANCE`, and are finite at the same places."""
+    """Whether two outputs are equal up to `TOLERANCE` and finite at the same places."""
     if before.shape != after.shape or not torch.equal(before.isfinite(), after.isfinite()):
         return False
     one, other = (outputs.nan_to_num(0, 0, 0) for outputs in (before, after))
@@ -65,22 +70,22 @@ def are_close(before: Tensor, after: Tensor) -> bool:
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """Tie again what is still equal, and declare apart what is not, so that it is saved twice."""
+    """Tie the matrices that are still equal, and untie the others, so that both are saved."""
     for target, source in dict(model.all_tied_weights_keys).items():
         one, other = model.get_parameter(target), model.get_parameter(source)
         if one is other:
             continue
-        place, _, holds = target.rpartition(".")
+        path, _, holds = target.rpartition(".")
         if torch.equal(one, other):
-            setattr(model.get_submodule(place), holds, other)
+            setattr(model.get_submodule(path), holds, other)
         else:
-            ties.untie(model, {place})
+            ties.untie(model, {path})
             model.config.tie_word_embeddings = False
 
 
 @torch.no_grad()
 def _outputs(model: Any) -> Tensor:
-    """What `model` computes of a few tokens, the same at every call."""
+    """The first output of `model` for a few fixed random tokens."""
     generator = torch.Generator().manual_seed(0)
     rows = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(rows, (2, TOKENS), generator=generator)

@@ -38,15 +38,15 @@ class Module:
     path: str
 
 
-def build_stages(module: Module, place: Location) -> list[Stage]:
+def build_stages(module: Module, location: Location) -> list[Stage]:
     """The stages that a module of the model at `place` is, on the meta device: one, or none where it does nothing.
 
     Raises:
         UserError: its configuration makes no sense.
     """
     # At the top lies the configuration of the transformer.
-    config = (place.inside(module.path).json("config.json") if module.path else None) or {}
-    where = f"'{module.path}' of '{place.source}'"
+    config = (location.inside(module.path).json("config.json") if module.path else None) or {}
+    where = f"'{module.path}' of '{location.source}'"
     try:
         with torch.device("meta"):
             stages = _BUILDERS[module.kind](config, where)
@@ -60,7 +60,7 @@ def build_stages(module: Module, place: Location) -> list[Stage]:
     return stages
 
 
-def read_module_tensors(place: Location, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
+def read_module_tensors(location: Location, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
     """The tensors of the module that lies at `place`, as they are stored.
 
     Args:
@@ -70,8 +70,8 @@ def read_module_tensors(place: Location, wanted: Mapping[str, Tensor], path: str
     Raises:
         UserError: there is no file of them, or it cannot be read, or others are in it.
     """
-    where = f"'{path}' of '{place.source}'"
-    stored = _read(place, path, where)
+    where = f"'{path}' of '{location.source}'"
+    stored = _read(location, path, where)
     for name in sorted(wanted.keys() ^ stored.keys()):
         has = "lack" if name in wanted else "have, beside what their config.json describes,"
         raise UserError(f"The weights in {where} {has} '{name}'; use files that were saved together.")
@@ -86,10 +86,10 @@ def read_module_tensors(place: Location, wanted: Mapping[str, Tensor], path: str
     return stored
 
 
-def _read(place: Location, path: str, where: str) -> Mapping[str, Tensor]:
+def _read(location: Location, path: str, where: str) -> Mapping[str, Tensor]:
     for name, is_safe in WEIGHTS:
-        if (file := place.file(name)) is not None:
-            called = f"{place.source}/{path}"
+        if (file := location.file(name)) is not None:
+            called = f"{location.source}/{path}"
             check_file(file, is_safe, called)
             return read_tensors(file, is_safe)
     raise UserError(

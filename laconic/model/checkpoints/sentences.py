@@ -59,9 +59,9 @@ _HARMLESS = {
 }
 
 
-def read_transformer_settings(place: Location) -> tuple[str, Mapping[str, Any]]:
+def read_transformer_settings(location: Location) -> tuple[str, Mapping[str, Any]]:
     """The name of the file in the transformer's folder, and what it says; "" and nothing where there is none."""
-    return next(((name, said) for name in NAMES if (said := place.json(name)) is not None), ("", {}))
+    return next(((name, said) for name in NAMES if (said := location.json(name)) is not None), ("", {}))
 
 
 def check_transformer_settings(said: Mapping[str, Any], model_type: str, where: str) -> None:
@@ -130,14 +130,14 @@ MODULE_CONFIG = "config.json"
 class EmbeddingConfig:
     """What a model's folder declares, read and known to be understood; no tensor is read yet.
 
-    place:     the folder, or the repository.
+    location:     the folder, or the repository.
     subfolder: where the transformer lies in it, "" for its top.
     modules:   what comes behind the transformer.
     texts:     the files that say all this, as they are to be written again, with the transformer at the top.
     truncate:  numbers of a vector that are kept; None for all.
     """
 
-    place: Location
+    location: Location
     subfolder: str
     settings: TextSettings
     modules: tuple[Module, ...]
@@ -149,7 +149,7 @@ class EmbeddingConfig:
         """Whether it makes vectors; a cross-encoder scores pairs of texts."""
         return self.settings.model_type != CROSS_ENCODER
 
-    def outline(self) -> Pipeline:
+    def build_empty(self) -> Pipeline:
         """The pipeline without numbers, on the meta device.
 
         Raises:
@@ -166,64 +166,64 @@ class EmbeddingConfig:
         stages, tensors = self._stages(), {}
         for stage in stages:
             if wanted := stage.state_dict():
-                stored = read_module_tensors(self.place.inside(stage.path), wanted, stage.path)
+                stored = read_module_tensors(self.location.inside(stage.path), wanted, stage.path)
                 tensors[f"{stage.path}/model.safetensors"] = stored
                 stage.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, assign=True)
         return self._made(stages, tensors)
 
     def _stages(self) -> list[Stage]:
-        return [stage for module in self.modules for stage in build_stages(module, self.place)]
+        return [stage for module in self.modules for stage in build_stages(module, self.location)]
 
     def _made(self, stages: list[Stage], tensors: Mapping[str, Mapping[str, Tensor]]) -> Pipeline:
         cut = [] if self.truncate is None else [Truncate(self.truncate)]
         return Pipeline([*stages, *cut], self.settings, Files(texts=self.texts, tensors=tensors))
 
 
-def read_embedding_config(place: Location) -> EmbeddingConfig | None:
+def read_embedding_config(location: Location) -> EmbeddingConfig | None:
     """What is declared at `place`; None where it has no modules.json.
 
     Raises:
         UserError: it needs code of its own, or modules or settings that are not computed here, or its files are broken.
     """
-    listed = place.listing(MODULES)
+    listed = location.listing(MODULES)
     if listed is None:
         return None
-    said = place.json(CONFIGURATION) or {}
+    said = location.json(CONFIGURATION) or {}
     for name in ("model_type", "default_prompt_name", "similarity_fn_name"):
         if not isinstance(said.get(name) or "", str):
-            raise must_be(f"{name} in {CONFIGURATION} of '{place.source}'", "a text", said[name])
+            raise must_be(f"{name} in {CONFIGURATION} of '{location.source}'", "a text", said[name])
     model_type = said.get("model_type") or "SentenceTransformer"
-    first, *rest = parse_modules(listed, model_type, place.source)
-    name, of_transformer = read_transformer_settings(place.inside(first.path))
-    check_transformer_settings(of_transformer, model_type, f"{name} of '{place.source}'")
-    texts = _texts(place, rest)
-    texts[MODULES] = _text(place, MODULES) if not first.path else _at_the_top(listed)
+    first, *rest = parse_modules(listed, model_type, location.source)
+    name, of_transformer = read_transformer_settings(location.inside(first.path))
+    check_transformer_settings(of_transformer, model_type, f"{name} of '{location.source}'")
+    texts = _texts(location, rest)
+    texts[MODULES] = _text(location, MODULES) if not first.path else _at_the_top(listed)
     if name:
-        texts[name] = _text(place.inside(first.path), name)
+        texts[name] = _text(location.inside(first.path), name)
     truncate = said.get("truncate_dim")
     if truncate is not None and not (type(truncate) is int and truncate > 0):
-        raise must_be(f"truncate_dim in {CONFIGURATION} of '{place.source}'", "a number of 1 or more", truncate)
+        raise must_be(f"truncate_dim in {CONFIGURATION} of '{location.source}'", "a number of 1 or more", truncate)
     found = EmbeddingConfig(
-        place=place,
+        location=location,
         subfolder=first.path,
-        settings=_settings(said, of_transformer, model_type, place.source),
+        settings=_settings(said, of_transformer, model_type, location.source),
         modules=tuple(rest),
         texts=texts,
         truncate=truncate,
     )
     if found.embeds:
-        _check_names(found.outline().stage_list, place.source)
+        _check_names(found.build_empty().stage_list, location.source)
     return found
 
 
-def _texts(place: Location, modules: list[Module]) -> dict[str, str]:
+def _texts(location: Location, modules: list[Module]) -> dict[str, str]:
     """The configurations of the whole and of each module, by path, as far as there are such."""
     paths = [CONFIGURATION, *(f"{module.path}/{MODULE_CONFIG}" for module in modules if module.path)]
-    return {path: _text(place, path) for path in paths if place.file(path) is not None}
+    return {path: _text(location, path) for path in paths if location.file(path) is not None}
 
 
-def _text(place: Location, name: str) -> str:
-    file = place.file(name)
+def _text(location: Location, name: str) -> str:
+    file = location.file(name)
     assert file is not None
     return file.read_text(encoding="utf-8")
 

@@ -16,11 +16,11 @@ class MissingWeightsError(UserError):
     """Weight files, or some shards of them, are missing."""
 
 
-def find_shards(place: Location, listing: Path) -> tuple[Path, ...]:
+def find_shards(location: Location, listing: Path) -> tuple[Path, ...]:
     """Find the shards that an index names, and download them where needed.
 
     Args:
-        place: the model's folder or repository.
+        location: the model's folder or repository.
         listing: the index file in it.
 
     Returns:
@@ -30,7 +30,7 @@ def find_shards(place: Location, listing: Path) -> tuple[Path, ...]:
         MissingWeightsError: a shard is missing.
         UserError: the index is invalid, or names a tensor twice.
     """
-    what = f"The file '{listing.name}' of the model '{place.source}'"
+    what = f"The file '{listing.name}' of the model '{location.source}'"
     index = read_object(listing, what)
     files = index.get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
@@ -39,21 +39,21 @@ def find_shards(place: Location, listing: Path) -> tuple[Path, ...]:
         raise must_be(f"{what}: metadata", "an object", index.get("metadata"))
     if (name := _duplicate_key(listing)) is not None:
         raise UserError(f"{what} names {shown(name)} twice; use the list that was saved with the weights.")
-    return tuple(_find_shard(place, listing.name, name) for name in sorted(set(files.values())))
+    return tuple(_find_shard(location, listing.name, name) for name in sorted(set(files.values())))
 
 
-def _find_shard(place: Location, listing: str, name: str) -> Path:
+def _find_shard(location: Location, listing: str, name: str) -> Path:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise must_be(f"A file that '{listing}' of the model '{place.source}' names", "one in the same folder", name)
+        raise must_be(f"A file that '{listing}' of the model '{location.source}' names", "one in the same folder", name)
     try:
-        found = place.file(name)
+        found = location.file(name)
     except (OSError, ValueError):
         # No file can have such a name.
         found = None
     if found is None:
         raise MissingWeightsError(
-            f"The weights of '{place.source}' are incomplete: '{listing}' names the file {shown(name)}, which is not "
-            "there; fetch the missing files."
+            f"The weights of '{location.source}' are incomplete: '{listing}' names the file {shown(name)}, which is "
+            "not there; fetch the missing files."
         )
     return found
 

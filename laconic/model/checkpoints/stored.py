@@ -1,4 +1,4 @@
-"""A folder saved by `save_pretrained`, or a repository of the hub with the same files."""
+"""Load a folder saved by `save_pretrained`, or a repository of the hub with the same files."""
 
 import warnings
 from collections.abc import Collection
@@ -25,64 +25,66 @@ from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import find_auto_class, text_encoder_class_name
 from laconic.plugin import QUANT_METHOD
 
-NOWHERE = "no-adapter-is-meant"
-"""A folder that is in no model's: transformers looks there for an adapter, and loads none on top."""
+NO_ADAPTER = "no-adapter-is-meant"
+"""A subfolder that no model has: transformers looks for an adapter there, and so applies none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored(Checkpoint):
-    """A model whose config.json lies beside its weights."""
+    """A folder saved by `save_pretrained`, or a hub repository with the same files."""
 
     @property
     def has_weights(self) -> bool:
-        return self.place.folder is None or find_weights(self.place) is not None
+        return self.location.folder is None or find_weights(self.location) is not None
 
     def config(self) -> PreTrainedConfig:
-        config = read_config(self.place)
-        if self._codes is not None:
-            check_quantization(self._codes, self.source)
-            for one in (config, config.get_text_config()):
-                vars(one).pop("quantization_config", None)
-        if self.declared is not None and self.declared.embeds:
-            # Whatever class it was saved from, vectors are made by the plain encoder.
+        config = read_config(self.location)
+        if self._quantization is not None:
+            check_quantization(self._quantization, self.source)
+            for part in (config, config.get_text_config()):
+                vars(part).pop("quantization_config", None)
+        if self.embedding_config is not None and self.embedding_config.embeds:
+            # sentence-transformers loads the plain encoder, whatever class was saved.
             config.architectures = [text_encoder_class_name(config, self.source)]
         return config
 
     def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
         try:
-            weights = check_weights(self.place.on_this_machine(), config)
-            if self._codes is None:
+            weights = check_weights(self.location.without_download(), config)
+            if self._quantization is None:
                 check_fit(weights, config, self.source, given)
             else:
-                check_quantized_tensors(config, weights, self._codes, self.source, given)
+                check_quantized_tensors(config, weights, self._quantization, self.source, given)
         except MissingWeightsError:
-            # What the hub is still to be asked for is looked at when it is loaded.
-            if self.place.folder is not None or not self.place.fetches:
+            # Weights that are still to be downloaded are checked when they are loaded.
+            if self.location.folder is not None or not self.location.downloads:
                 raise
-        if self.place.folder is not None and self.declared is not None:
-            # What is behind a transformer is small.
-            self.declared.load()
-        check_tokenizer(self.place)
+        if self.location.folder is not None and self.embedding_config is not None:
+            # These modules are small.
+            self.embedding_config.load()
+        check_tokenizer(self.location)
 
     def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
-        warn_about_code(self.place.json(CONFIG) or {}, self.source)
-        if self.place.file(ADAPTER_CONFIG) is not None:
+        warn_about_code(self.location.json(CONFIG) or {}, self.source)
+        if self.location.file(ADAPTER_CONFIG) is not None:
             warnings.warn(
                 f"'{self.source}' holds a model and an adapter for it: the model is read without the adapter. "
                 "To merge them, put the adapter into a folder of its own and give that.",
                 CheckpointNotice,
                 stacklevel=2,
             )
-        if self._codes is not None:
-            model = load_dequantized(config, check_weights(self.place, config), self._codes, self.source, given)
-            model.config.name_or_path = self.place.name
+        if self._quantization is not None:
+            model = load_dequantized(
+                config, check_weights(self.location, config), self._quantization, self.source, given
+            )
+            model.config.name_or_path = self.location.name
             return model
-        return read_weights(self.place, config, given)
+        return read_weights(self.location, config, given)
 
     @cached_property
-    def _codes(self) -> dict[str, Any] | None:
-        """The `quantization_config` of another library; None where the weights are numbers, or formats of laconic."""
-        raw = self.place.json(CONFIG) or {}
+    def _quantization(self) -> dict[str, Any] | None:
+        """The `quantization_config` of another library; None for plain weights and those that laconic compressed."""
+        raw = self.location.json(CONFIG) or {}
         inner = raw.get("text_config")
         said = raw.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
         return said if isinstance(said, dict) and said and said.get("quant_method") != QUANT_METHOD else None
@@ -90,44 +92,50 @@ class Stored(Checkpoint):
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         if isinstance(config.dtype, torch.dtype):
             return config.dtype
-        return check_weights(self.place, config).dtype()
+        return check_weights(self.location, config).dtype()
 
 
-def read_weights(place: Location, config: PreTrainedConfig, given: Collection[str] = (), **how: Any) -> PreTrainedModel:
-    """The model that `config` describes in float32, with every tensor from the files at `place`, and all of those.
+def read_weights(
+    location: Location, config: PreTrainedConfig, given: Collection[str] = (), **options: Any
+) -> PreTrainedModel:
+    """Load a model in float32; every tensor of the files must be used, and every parameter must be in them.
 
-    given: names of tensors that come from elsewhere and may be missing.
-    how:   what else `from_pretrained` has to be told.
+    Args:
+        location: where the files are.
+        config: the configuration of the model.
+        given: names of tensors that come from elsewhere and may be missing.
+        **options: further arguments of `from_pretrained`.
 
     Raises:
         UserError: a file cannot be read, or a tensor is missing, left over or of another shape.
     """
-    weights = check_weights(place, config)
-    kind: Any = find_auto_class(config, config.architectures or ())
+    weights = check_weights(location, config)
+    auto_class: Any = find_auto_class(config, config.architectures or ())
     try:
-        # A pooler that is not in the file is drawn, the same at every loading.
+        # A pooler that is not in the file is drawn at random, the same at every loading.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, report = kind.from_pretrained(
-                # Of a repository, too, the folder: given its name, transformers asks the hub to convert its pickles.
+            model, report = auto_class.from_pretrained(
+                # The folder even for a repository: given its name, transformers asks the hub to convert its pickles.
                 str(weights.folder),
                 config=config,
                 dtype=torch.float32,
                 trust_remote_code=False,
                 use_safetensors=weights.are_safe,
                 weights_only=True,
-                adapter_kwargs={"subfolder": NOWHERE},
+                adapter_kwargs={"subfolder": NO_ADAPTER},
                 output_loading_info=True,
-                # Mismatches are gathered, to be named below.
+                # check_report names mismatches.
                 ignore_mismatched_sizes=True,
-                **how,
+                **options,
             )
     except UserError:
         raise
     except (OSError, SafetensorError, *MODEL_ERRORS) as error:
         raise UserError(
-            f"The weights of '{place.source}' cannot be loaded: {reason_of(error)}; use files that were saved together."
+            f"The weights of '{location.source}' cannot be loaded: {reason_of(error)}; "
+            "use files that were saved together."
         ) from error
-    check_report(model, report, place.source, weights.whole_numbers, given)
-    model.config.name_or_path = place.name
+    check_report(model, report, location.source, weights.whole_numbers, given)
+    model.config.name_or_path = location.name
     return model

@@ -108,13 +108,13 @@ class Weights:
         return found
 
 
-def find_weights(place: Location, config: PreTrainedConfig | None = None) -> Weights | None:
+def find_weights(location: Location, config: PreTrainedConfig | None = None) -> Weights | None:
     """Find the weights at `place` and download them where needed.
 
     Safetensors are preferred to pickles, and one file to shards.
 
     Args:
-        place: the folder or the repository.
+        location: the folder or the repository.
         config: the model's configuration, whose `transformers_weights` may name the file.
 
     Returns:
@@ -128,30 +128,30 @@ def find_weights(place: Location, config: PreTrainedConfig | None = None) -> Wei
     single, index = (named, named) if isinstance(named, str) else (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
     for one, several, are_safe in ((single, index, True), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, False)):
         files: tuple[Path, ...] = ()
-        if not one.endswith(".json") and (file := place.file(one)) is not None:
+        if not one.endswith(".json") and (file := location.file(one)) is not None:
             files = (file,)
-        elif several.endswith(".json") and (listing := place.file(several)) is not None:
-            files = find_shards(place, listing)
+        elif several.endswith(".json") and (listing := location.file(several)) is not None:
+            files = find_shards(location, listing)
         if files:
-            _check_generation_config(place)
+            _check_generation_config(location)
             return Weights(files[0].parent, files, are_safe)
     return None
 
 
-def check_weights(place: Location, config: PreTrainedConfig) -> Weights:
+def check_weights(location: Location, config: PreTrainedConfig) -> Weights:
     """Find the weights at `place` and check that each file is whole and needs no code.
 
     Raises:
         MissingWeightsError: there are none, or a shard is missing.
         UserError: a file is damaged, cut off or needs code, or two files hold a tensor of the same name.
     """
-    found = find_weights(place, config)
+    found = find_weights(location, config)
     if found is None:
-        raise MissingWeightsError(_explain_no_weights(place, config))
+        raise MissingWeightsError(_explain_no_weights(location, config))
     for file in found.files:
-        check_file(file, found.are_safe, place.source)
+        check_file(file, found.are_safe, location.source)
     if len(found.files) > 1:
-        check_unique({file: read_headers(file, found.are_safe) for file in found.files}, place.source)
+        check_unique({file: read_headers(file, found.are_safe) for file in found.files}, location.source)
     return found
 
 
@@ -209,32 +209,35 @@ def _unpickle(file: Path, device: str) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", torch.load(file, map_location=device, weights_only=True))
 
 
-def _check_generation_config(place: Location) -> None:
+def _check_generation_config(location: Location) -> None:
     # transformers ignores one that it cannot read, and reports a wrong value as an error of the weights.
-    values = place.json(GENERATION_CONFIG)
+    values = location.json(GENERATION_CONFIG)
     try:
         GenerationConfig.from_dict(values or {})
     except MODEL_ERRORS as error:
         raise UserError(
-            f"The file '{GENERATION_CONFIG}' of the model '{place.source}' cannot be used: {reason_of(error)}; put it "
-            "right, or take it away."
+            f"The file '{GENERATION_CONFIG}' of the model '{location.source}' cannot be used: {reason_of(error)}; put "
+            "it right, or take it away."
         ) from error
 
 
-def _explain_no_weights(place: Location, config: PreTrainedConfig) -> str:
+def _explain_no_weights(location: Location, config: PreTrainedConfig) -> str:
     named = getattr(config, "transformers_weights", None)
     if isinstance(named, str):
         return (
-            f"The weights of '{place.source}' cannot be loaded: its config.json names the file {shown(named)} under "
+            f"The weights of '{location.source}' cannot be loaded: its config.json names the file {shown(named)} under "
             "transformers_weights, which is not there; use a complete checkpoint."
         )
     files = _UNREADABLE_FILES.items()
-    if (other := next((f"{name}, {what}" for name, what in files if place.file(name) is not None), None)) is not None:
+    if (
+        other := next((f"{name}, {what}" for name, what in files if location.file(name) is not None), None)
+    ) is not None:
         return (
-            f"The model '{place.source}' has its weights in {other}; convert them, or use a copy that has safetensors."
+            f"The model '{location.source}' has its weights in {other}; convert them, or use a copy that has "
+            "safetensors."
         )
     return (
-        f"The weights of '{place.source}' cannot be loaded: there is no file named {SAFE_WEIGHTS_NAME} or "
+        f"The weights of '{location.source}' cannot be loaded: there is no file named {SAFE_WEIGHTS_NAME} or "
         f"{WEIGHTS_NAME}, nor a list of shards; use a complete checkpoint."
     )
 

@@ -80,7 +80,7 @@ def test_shards_of_which_some_are_still_to_be_fetched(cache: Path, tmp_path: Pat
     put(tmp_path / "model", "owner/model", cache)
     shards = sorted(cache.glob("*/snapshots/*/model-*.safetensors"))
     shards[-1].unlink()
-    Stored(place=Location("owner/model")).check(load_config("owner/model"))
+    Stored(location=Location("owner/model")).check(load_config("owner/model"))
     # Here the hub cannot be asked.
     with pytest.raises(UserError, match=f"names the file '{shards[-1].name}', which is not there; fetch the missing"):
         check_model("owner/model")
