@@ -170,7 +170,7 @@ class LanguageModel:
         return [site.name for site in sites if not self._tied_modules(site) <= set(site.names)]
 
     def _tied_modules(self, site: Site) -> set[str]:
-        return ties.tied_modules(self.model, site.name, site.holds)
+        return ties.tied_modules(self.model, site.name, site.matrix_parameter)
 
     def size(self) -> tuple[int, int]:
         """The number of parameters and their bytes on disk, each tensor once, with the sentence-transformers modules.

@@ -72,7 +72,9 @@ def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " s
     """Multiply the columns of the readers by `scales`, all above zero, and divide what makes their input by them."""
     s = scales.double()
     for site in absorber.readers:
-        _multiply(lm, site.module, site.holds, s[absorber.columns], over_rows=isinstance(site.module, Conv1D))
+        _multiply(
+            lm, site.module, site.matrix_parameter, s[absorber.columns], over_rows=isinstance(site.module, Conv1D)
+        )
     module = lm.model.get_submodule(absorber.name)
     if absorber.rows is None:
         offset = _offset(module)
@@ -83,9 +85,9 @@ def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " s
         return
     site = next(site for site in lm.sites(("blocks",)) if site.name == absorber.name)
     by = torch.ones(site.shape[0], dtype=s.dtype, device=s.device).index_copy_(0, absorber.rows, 1 / s)
-    _multiply(lm, module, site.holds, by, over_rows=not isinstance(module, Conv1D))
+    _multiply(lm, module, site.matrix_parameter, by, over_rows=not isinstance(module, Conv1D))
     if site.bias() is not None:
-        _multiply(lm, module, site.holds.replace("weight", "bias"), by)
+        _multiply(lm, module, site.matrix_parameter.replace("weight", "bias"), by)
 
 
 def _is_plain(lm: LanguageModel, site: Site) -> bool:

@@ -134,14 +134,14 @@ class Site:
         return self.module.padding_idx if isinstance(self.module, (Format, nn.Embedding)) else None
 
     @property
-    def holds(self) -> str:
+    def matrix_parameter(self) -> str:
         """The name of the parameter that is the matrix, in its module."""
         return (self.module.matrix_parameter if isinstance(self.module, Format) else None) or "weight"
 
     @property
     def parameter(self) -> nn.Parameter:
         """The matrix as the module stores it, which is (in, out) in a Conv1D."""
-        return self.module.get_parameter(self.holds)
+        return self.module.get_parameter(self.matrix_parameter)
 
     @property
     def shape(self) -> tuple[int, int]:
