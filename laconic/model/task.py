@@ -1,4 +1,4 @@
-"""What a model predicts, decided once from its class: this fixes its predictions, its loss and its data."""
+"""The task of a model, inferred from its class: it decides what is predicted, the loss, and the data that is read."""
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -28,14 +28,14 @@ class Task(StrEnum):
 
     @property
     def distribution(self) -> Distribution:
-        """What the values mean that are predicted."""
+        """The distribution whose parameters the model predicts."""
         if self is Task.MULTI_LABEL:
             return BERNOULLI
         return GAUSSIAN if self in (Task.REGRESSION, Task.EMBEDDING) else CATEGORICAL
 
     @property
     def is_sequence_classification(self) -> bool:
-        """True for transformers' `…ForSequenceClassification` of every problem type: a head judges whole texts."""
+        """True for transformers' `…ForSequenceClassification`, whatever its problem type."""
         return self in (Task.CLASSIFICATION, Task.MULTI_LABEL, Task.REGRESSION)
 
 
@@ -44,9 +44,9 @@ PROBLEM_TYPES = {
     "multi_label_classification": Task.MULTI_LABEL,
     "regression": Task.REGRESSION,
 }
-"""What a head for texts predicts, by transformers' `problem_type`."""
+"""The task of a sequence classifier, by transformers' `problem_type`."""
 
-# In the order of preference for a class that appears in several.
+# A class that appears in several has the first of these tasks.
 AUTO_CLASSES = {
     Task.CLASSIFICATION: (auto.AutoModelForSequenceClassification, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
     Task.SEQ2SEQ: (auto.AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
@@ -61,20 +61,26 @@ NAMES: tuple[Any, ...] = (
     auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     auto.MODEL_MAPPING_NAMES,
 )
-"""The classes of the same by `model_type`: a name, or several."""
+"""The names of the classes in each of these mappings, by `model_type`."""
 TEXT_ENCODERS = (auto.AutoModelForTextEncoding, auto.MODEL_FOR_TEXT_ENCODING_MAPPING)
-"""For plain encoders whose like among the above have a decoder too, as T5's."""
+"""Plain encoders of architectures whose `AutoModel` has a decoder too, as T5."""
 
 
 VISION_LANGUAGE = (auto.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
-"""For models that read images too and write text, as far as they are decoders that read text alone as well."""
+"""Models of images and text; those that are decoders and can read text alone are taken as causal models."""
 
 
 def infer_task(model: PreTrainedModel) -> Task:
-    """What `model` predicts.
+    """Infer the task of a model from its class and, for a sequence classifier, its configuration.
 
     Raises:
-        UserError: it is no model of transformers, or its class is none of those whose predictions laconic understands.
+        UserError: it is no transformers model, or its class is not supported.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=16, num_labels=3)
+        >>> infer_task(BertForSequenceClassification(config)).value
+        'classification'
     """
     check_pretrained(model)
     config = type(model.config)
@@ -89,12 +95,14 @@ def infer_task(model: PreTrainedModel) -> Task:
 
 
 def check_pretrained(model: object, *, or_named: bool = True) -> PreTrainedModel:
-    """`model`, once it is known to be a model of transformers.
+    """Check that an object is a transformers model, and return it.
 
-    or_named: whether its name would have done too.
+    Args:
+        model: any object.
+        or_named: the error also suggests a folder or a hub name.
 
     Raises:
-        UserError: it is none; the sentence names one that is inside of it.
+        UserError: it is none; the error names a transformers model inside of it, where there is one.
     """
     if isinstance(model, PreTrainedModel):
         return model
@@ -114,24 +122,32 @@ def check_pretrained(model: object, *, or_named: bool = True) -> PreTrainedModel
 
 
 def _of_head(config: PreTrainedConfig) -> Task:
-    """What a head for texts predicts. transformers writes `problem_type` down when it first sees labels; before that it
-    takes one output for a score, and several for classes."""
+    """The task of a sequence classifier.
+
+    transformers sets `problem_type` when it first sees labels; until then one output is a score, and several are
+    classes.
+    """
     count, problem, source = config.num_labels or 0, config.problem_type, config.name_or_path or "the model"
     if problem is not None and problem not in PROBLEM_TYPES:
         known = ", ".join(PROBLEM_TYPES)
         raise must_be(f"problem_type in the config.json of '{source}'", f"one of {known}, or left out", problem)
     if count < 1:
         raise UserError(f"The head of '{source}' has no output: num_labels in its config.json is {count}.")
-    # One class alone would be a prediction that is always right.
+    # A classifier of one class would always be right.
     single = Task.REGRESSION if count == 1 else Task.CLASSIFICATION
     return single if problem is None or PROBLEM_TYPES[problem] is Task.CLASSIFICATION else PROBLEM_TYPES[problem]
 
 
 def find_auto_class(config: object, architectures: Iterable[str]) -> type:
-    """The Auto class that loads the first of `architectures`; plain `AutoModel` when none is recorded.
+    """Find the Auto class that loads a checkpoint.
+
+    Args:
+        config: its configuration.
+        architectures: the names of the class that it was saved from; the first one counts. With none, the Auto class
+            is `AutoModel`.
 
     Raises:
-        UserError: the checkpoint was saved from a class that laconic does not understand, or of another architecture.
+        UserError: the class is not supported, or belongs to another architecture than the configuration.
     """
     names = list(architectures)
     if not names:
@@ -157,10 +173,14 @@ def find_auto_class(config: object, architectures: Iterable[str]) -> type:
 
 
 def text_encoder_class_name(config: PreTrainedConfig, source: str) -> str:
-    """The name of the class that sentence-transformers makes vectors by, whatever class the checkpoint was saved from.
+    """The name of the plain encoder class that sentence-transformers loads, whatever class was saved.
+
+    Args:
+        config: the configuration of the model.
+        source: the model, as errors name it.
 
     Raises:
-        UserError: it would be an encoder-decoder.
+        UserError: the architecture has no plain encoder.
     """
     _, encoders = TEXT_ENCODERS
     mapping: Any = encoders if type(config) in encoders else auto.MODEL_MAPPING
@@ -173,7 +193,7 @@ def text_encoder_class_name(config: PreTrainedConfig, source: str) -> str:
 
 
 def auto_classes() -> Iterator[tuple[Task, type, Any]]:
-    """Each task with an Auto class of its models, and which those are."""
+    """Each task with an Auto class and its mapping from configuration class to model class."""
     for task, (auto_class, mapping) in AUTO_CLASSES.items():
         yield task, auto_class, mapping
     yield Task.EMBEDDING, *TEXT_ENCODERS
@@ -181,23 +201,28 @@ def auto_classes() -> Iterator[tuple[Task, type, Any]]:
 
 
 def _reads_text(mapping: Any, config: Any) -> bool:
-    """Whether the classes of `mapping` for `config` read text alone, and predict its next token.
+    """Whether the class of `mapping` for `config` can read text alone and predict its next token.
 
-    Only those that are made for images might not: they may have an encoder for these, or not do without them.
+    Only a model of images and text may be unable to: it may be an encoder-decoder, or require images.
     """
     if mapping is not VISION_LANGUAGE[1]:
         return True
-    asked = signature(as_classes(mapping[type(config)])[0].forward).parameters
-    needed = {name for name, one in asked.items() if one.default is Parameter.empty and one.kind is not one.VAR_KEYWORD}
-    return not config.is_encoder_decoder and "input_ids" in asked and needed <= {"self", "input_ids"}
+    parameters = signature(as_classes(mapping[type(config)])[0].forward).parameters
+    needed = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is Parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return not config.is_encoder_decoder and "input_ids" in parameters and needed <= {"self", "input_ids"}
 
 
 def as_classes(entry: type | tuple[type, ...]) -> tuple[type, ...]:
+    """The classes of an entry of transformers' model mappings, which has one or several."""
     return entry if isinstance(entry, tuple) else (entry,)
 
 
 def check_finite(model: PreTrainedModel, source: str) -> None:
-    """Raise UserError naming the first tensor of `model` that holds a NaN or an infinity."""
+    """Raise UserError where a tensor of the model is NaN or infinite anywhere; the error names the first."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"The model '{source}' has NaN or infinite values in '{name}'; use a sound checkpoint.")

@@ -1,7 +1,7 @@
-"""The numbers of a model's tokens: how many it has rows for, and what its configuration declares of special ones.
+"""Token ids of a model: the size of its vocabulary, and the special tokens that its configuration names.
 
-A configuration need not have an entry for each special token; it may say null, a list, or a number that is no row of
-the word embedding, as where a tokenizer was given a pad token and the embedding was not resized.
+A configuration need not name each special token. It may have null, a list, or an id without a row in the word
+embedding, as where a tokenizer was given a pad token and the embedding was not resized.
 """
 
 from collections.abc import Iterable
@@ -16,87 +16,99 @@ from laconic.model.lm import LanguageModel
 from laconic.model.stock import text_config
 from laconic.model.task import Task
 
-NEEDED_BY_TARGETS = ("decoder_start_token_id", "pad_token_id")
-"""Of a sequence-to-sequence model, with what its targets are shifted."""
+SHIFT_TOKENS = ("decoder_start_token_id", "pad_token_id")
+"""With these a sequence-to-sequence model shifts its labels."""
 
 
 def special_token_ids(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
-    """The tokens that `name` (`eos_token_id`, …) stands for in a configuration; none where it says none.
+    """The ids of a special token in a configuration; none where it is not set.
 
-    >>> from transformers import GPT2Config
-    >>> declared(GPT2Config(eos_token_id=[7, 9]), "eos_token_id")
-    (7, 9)
+    Args:
+        config: the configuration; of a multimodal model its text part is read.
+        name: the key, as `eos_token_id`.
+
+    Example:
+        >>> from transformers import GPT2Config
+        >>> special_token_ids(GPT2Config(eos_token_id=[7, 9]), "eos_token_id")
+        (7, 9)
     """
-    said = getattr(text_config(config), name, None)
-    several = said if isinstance(said, (list, tuple)) else (said,)
-    return tuple(token for token in several if isinstance(token, int))
+    value = getattr(text_config(config), name, None)
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(token for token in values if isinstance(token, int))
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """How many tokens a model reads: the rows of its word embedding, of the encoder's where there are two."""
+    """The number of tokens that a model reads: the rows of its word embedding, or of its encoder's."""
     return _rows(model.get_input_embeddings(), model)
 
 
 def target_vocabulary_size(model: PreTrainedModel) -> int:
-    """How many tokens the decoder of an encoder-decoder reads."""
+    """The number of tokens that the decoder of an encoder-decoder reads."""
     decoder: Any = model.get_decoder()
     return _rows(decoder.get_input_embeddings(), model)
 
 
 def pad_token_id(lm: LanguageModel) -> int | None:
-    """The pad token that the configuration declares; None where it declares none that the model has a row for."""
+    """The pad token of the configuration; None where it has none, or none with a row in the word embedding."""
     tokens = special_token_ids(lm.model.config, "pad_token_id")
     return tokens[0] if tokens and 0 <= tokens[0] < vocabulary_size(lm.model) else None
 
 
 def check_token_ids(lm: LanguageModel, tokens: Iterable[int], targets: bool = False) -> None:
-    """Raise UserError where one of `tokens`, which a tokenizer of `lm` gave, has no row in the word embedding.
+    """Check that the word embedding has a row for each token.
 
-    targets: they are read by the decoder.
+    Args:
+        lm: the model.
+        tokens: ids from its tokenizer.
+        targets: the decoder of an encoder-decoder reads them.
+
+    Raises:
+        UserError: a token has no row.
     """
-    known = target_vocabulary_size(lm.model) if targets else vocabulary_size(lm.model)
-    strange = next((token for token in tokens if not 0 <= token < known), None)
-    if strange is None:
+    size = target_vocabulary_size(lm.model) if targets else vocabulary_size(lm.model)
+    token = next((token for token in tokens if not 0 <= token < size), None)
+    if token is None:
         return
     tokenizer = (lm.target_tokenizer if targets else None) or lm.tokenizer
-    called = "" if tokenizer is None else f" (for '{tokenizer.convert_ids_to_tokens(strange)}')"
+    text = "" if tokenizer is None else f" (for '{tokenizer.convert_ids_to_tokens(token)}')"
     raise UserError(
-        f"The tokenizer of '{lm.source}' gives the token {strange}{called}, and the model has embeddings for {known} "
-        f"tokens, 0 to {known - 1}; use the tokenizer that it was trained with, or resize its embeddings."
+        f"The tokenizer of '{lm.source}' gives the token {token}{text}, and the model has embeddings for {size} "
+        f"tokens, 0 to {size - 1}; use the tokenizer that it was trained with, or resize its embeddings."
     )
 
 
 def check_decoder_start(lm: LanguageModel) -> None:
-    """Raise UserError where `lm` writes targets and its configuration does not say how they begin, or begins them with
-    a token that the decoder does not know; any other is fine.
+    """Check that the configuration of a sequence-to-sequence model names a first token, and a known one.
 
-    Its weights may be absent.
+    Models of other tasks pass. The weights may be absent.
+
+    Raises:
+        UserError: it names none, or one without a row in the decoder's word embedding.
     """
     if lm.task is not Task.SEQ2SEQ:
         return
-    config = lm.model.config
     # Every encoder-decoder of transformers shifts its labels by what its configuration says.
     shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
     try:
         shifted = shift(labels=torch.zeros(1, 1, dtype=torch.long))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        missing = [name for name in NEEDED_BY_TARGETS if not special_token_ids(config, name)] or list(NEEDED_BY_TARGETS)
+        missing = [name for name in SHIFT_TOKENS if not special_token_ids(lm.model.config, name)] or SHIFT_TOKENS
         raise UserError(
             f"The configuration of '{lm.source}' has no {' and no '.join(missing)}, with which its decoder begins; set "
             "it in config.json, to what the model was trained with."
         ) from error
-    begins, known = int(shifted[0, 0]), target_vocabulary_size(lm.model)
-    if not 0 <= begins < known:
+    first, size = int(shifted[0, 0]), target_vocabulary_size(lm.model)
+    if not 0 <= first < size:
         raise UserError(
-            f"The decoder of '{lm.source}' begins with the token {begins}, as its configuration says, and has "
-            f"embeddings for {known} tokens, 0 to {known - 1}; set decoder_start_token_id in config.json to what the "
+            f"The decoder of '{lm.source}' begins with the token {first}, as its configuration says, and has "
+            f"embeddings for {size} tokens, 0 to {size - 1}; set decoder_start_token_id in config.json to what the "
             "model was trained with."
         )
 
 
-def _rows(table: Any, model: PreTrainedModel) -> int:
-    """Of a word embedding, compressed or not; of what is none, as many as the configuration says."""
-    if isinstance(table, Format):
-        return table.shape[1]
-    rows: Any = getattr(table, "num_embeddings", None)
+def _rows(embedding: Any, model: PreTrainedModel) -> int:
+    """The rows of a word embedding, compressed or not; of another module, `vocab_size` of the configuration."""
+    if isinstance(embedding, Format):
+        return embedding.shape[1]
+    rows: Any = getattr(embedding, "num_embeddings", None)
     return int(text_config(model.config).vocab_size if rows is None else rows)
