@@ -78,7 +78,11 @@ class Program(ABC):
 
 
 class OnnxProgram(Program):
-    """An ONNX file in ONNX Runtime, with all optimisations of its graph."""
+    """An ONNX file in ONNX Runtime, with all optimisations of its graph.
+
+    Args:
+        file: the ONNX file.
+    """
 
     def __init__(self, file: Path) -> None:
         onnxruntime = library("onnxruntime")
@@ -101,7 +105,12 @@ class OnnxProgram(Program):
 
 
 class OpenVinoProgram(Program):
-    """A file in OpenVINO, computed in float32; without that setting it uses bfloat16 on processors that have it."""
+    """A file in OpenVINO, computed in float32; without that setting it uses bfloat16 on processors that have it.
+
+    Args:
+        file: the xml file.
+        exact: never round inputs, also where weights are codes.
+    """
 
     def __init__(self, file: Path, *, exact: bool = False) -> None:
         openvino = library("openvino")

@@ -101,7 +101,12 @@ class Portable(nn.Module):
 
 
 class MatMulInteger(Portable):
-    """ONNX's MatMulInteger on int8 weights and inputs that are rounded row by row, as in `laconic.formats.int8`."""
+    """ONNX's MatMulInteger on int8 weights and inputs that are rounded row by row, as in `laconic.formats.int8`.
+
+    Args:
+        matrix: the codes and the scales of the rows.
+        bias: of the layer, or None.
+    """
 
     label = "int8, inputs rounded row by row"
     codes: Tensor
@@ -128,6 +133,10 @@ class DequantizeLinear(Portable):
     """ONNX's DequantizeLinear on int8 weights with a scale for each output; OpenVINO makes it an integer product.
 
     OpenVINO rounds inputs in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE.
+
+    Args:
+        matrix: the codes and the scales of the rows.
+        bias: of the layer, or None.
     """
 
     label = "int8, inputs rounded in groups"
@@ -146,7 +155,13 @@ class DequantizeLinear(Portable):
 
 
 class MatMulNBits(Portable):
-    """ONNX Runtime's own MatMulNBits on blocks of codes of up to 4 bits; it sums in float32."""
+    """ONNX Runtime's own MatMulNBits on blocks of codes of up to 4 bits; it sums in float32.
+
+    Args:
+        affine: the codes with their scales.
+        block: columns of a block, as `AffineCodes.block` gives them.
+        bias: of the layer, or None.
+    """
 
     label = "4-bit blocks"
     codes: Tensor
@@ -186,6 +201,10 @@ class Dequantized(Portable):
     """Codes, scales and zero points, from which the runtime computes the matrix.
 
     ONNX Runtime computes it when it loads the file, and keeps the dense matrix; OpenVINO keeps the codes.
+
+    Args:
+        affine: the codes with their scales.
+        bias: of the layer, or None.
     """
 
     label = "codes, multiplied out by the runtime"
@@ -222,7 +241,11 @@ class Dequantized(Portable):
 
 
 class CodedLookup(Portable):
-    """A word embedding of codes, one a byte: rows are looked up and then multiplied out."""
+    """A word embedding of codes, one a byte: rows are looked up and then multiplied out.
+
+    Args:
+        affine: the codes with their scales, of the matrix (width, tokens).
+    """
 
     label = "word embedding of codes, a byte each"
     codes: Tensor
