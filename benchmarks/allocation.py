@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import Cells, in_bold, mean_of, models_folder
+from benchmarks.common import Cells, in_bold, load_model, mean_of
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
@@ -24,7 +24,7 @@ from laconic.compress import Allocation, Compress
 from laconic.compress.allocators.corrected import ALLOCATED
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import KfacPrune, KfacSvd
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 
 MODELS = {
     "stories260K": "tinystories",
@@ -112,7 +112,7 @@ class Setup:
 
 def load_setup(name: str, seed: int) -> Setup:
     """Load a model and collect its statistics."""
-    lm = random_llama(seed) if name == "a random Llama" else load(str(models_folder() / name))
+    lm = random_llama(seed) if name == "a random Llama" else load_model(name)
     corpus = sample(read(MODELS[name], "train"), 2 * ROWS, seed)
     parts = [replace(corpus, examples=corpus.examples[part]) for part in (slice(ROWS), slice(ROWS, None))]
     first, last = (batches(lm, part, batch_size=16, max_length=MAX_LENGTH) for part in parts)
@@ -132,7 +132,7 @@ def random_llama(seed: int) -> LanguageModel:
         num_attention_heads=4,
         initializer_range=0.06,
     )
-    return replace(load(str(models_folder() / "stories260K")), model=LlamaForCausalLM(config).eval())
+    return replace(load_model("stories260K"), model=LlamaForCausalLM(config).eval())
 
 
 def measure_cell(setup: Setup, size: str, variant: str) -> dict:

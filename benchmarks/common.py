@@ -18,7 +18,7 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import batches, read, sample
-from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
+from laconic.model import Batch, LanguageModel, Predictions, divergence, load, predict
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,6 +26,11 @@ RESULTS = Path(__file__).parent / "results"
 def models_folder() -> Path:
     """The folder of the models that the tables of docs/ were measured on, beside LACONIC_DATA."""
     return Path(os.environ.get("LACONIC_DATA", "../shared/data")).resolve().parent / "models"
+
+
+def load_model(name: str) -> LanguageModel:
+    """The model of that name in `models_folder`."""
+    return load(str(models_folder() / name))
 
 
 def calibration(lm: LanguageModel, source: str, rows: int, seed: int) -> Calibration:

@@ -11,7 +11,14 @@ from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.common import Cells, calibration, clone, development, mean_of, models_folder, predictions, quality
+from benchmarks.common import (
+    Cells,
+    calibration,
+    clone,
+    load_model,
+    mean_of,
+    quality,
+)
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
@@ -19,7 +26,7 @@ from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, all_cuts
 from laconic.compress.depth.selection import Limits, Select, Selection, choose_runs, greedy
 from laconic.compress.depth.trial import Replacement, Trial
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 
 BEGIN = "<!-- made by `python -m benchmarks depth_tables` -->"
 CELLS = Cells("depth_quality", ("model", "seed", "select", "replace", "drop"))
@@ -52,10 +59,9 @@ def measure(name: str, seed: int, drops: Sequence[int]) -> None:
     )
     if not missing:
         return
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
-    data = development(lm, MODELS[name])
-    reference = Reference(lm, data, predictions(lm, data))
+    reference = Reference.of(lm, MODELS[name])
     chooser = Chooser(lm, rows)
     found: dict[tuple, dict] = {}
     for key in track(missing, f"{name}, seed {seed}"):

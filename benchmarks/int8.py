@@ -25,7 +25,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, calibration, clone, development, kl, models_folder
+from benchmarks.common import RESULTS, calibration, clone, development, kl, load_model
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.compress import Compress, SmoothQuant
@@ -34,7 +34,7 @@ from laconic.formats.autotune import Choice, machine
 from laconic.formats.int8 import INT8, Int8Matrix
 from laconic.formats.kernels import working_kernels
 from laconic.methods import Int8
-from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.model import Batch, LanguageModel, Predictions
 from laconic.numerics.distributions import CATEGORICAL, GAUSSIAN
 
 Model = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -77,7 +77,7 @@ def done(name: str) -> set[str]:
 @torch.inference_mode()
 def measure(name: str, runs: int, like: str) -> Iterator[dict]:
     """One row for each variant of one model that is missing, of those with `like` in their name."""
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     data = development(lm, MODELS[name])
     some = development(lm, MODELS[name], COMPARED_ROWS)
     dense = plain(lm.model)

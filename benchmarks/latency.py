@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.progress import track
 
-from benchmarks.common import calibration, clone, models_folder, write_json
+from benchmarks.common import calibration, clone, load_model, write_json
 from benchmarks.lowrank import CALIBRATION_ROWS, KEEPS, MODELS, TIMED, all_needs, step_of
 from laconic.calibrate import collect_stats
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 from laconic.store import file_bytes, save
 
 BATCH, LENGTH, WARM_UP, RUNS = 8, 128, 5, 30
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(name: str) -> list[dict]:
     """One row for each variant and size."""
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     stats = collect_stats(lm, calibration(lm, MODELS[name], CALIBRATION_ROWS, seed=0), all_needs(TIMED), lm.sites())
     dense_file = saved_bytes(lm)
     rows = []

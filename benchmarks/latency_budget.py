@@ -14,12 +14,20 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.progress import track
 
-from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
+from benchmarks.common import (
+    calibration,
+    clone,
+    development,
+    kl,
+    load_model,
+    predictions,
+    write_json,
+)
 from laconic.calibrate import collect_stats
 from laconic.calibrate.passes import forward, machine, random_batch, seconds_of
 from laconic.compress import Compress
 from laconic.methods import KfacSvd
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 
 MODEL, SOURCE = "minilm-sst2", "glue/sst2"
 KEEPS = (0.8, 0.65, 0.5)
@@ -47,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
 def measure() -> list[dict]:
     """One row for each size, with inputs shared and not."""
-    lm = load(str(models_folder() / MODEL))
+    lm = load_model(MODEL)
     asked = [(keep, share) for share in (False, True) for keep in KEEPS]
     stats = collect_stats(lm, calibration(lm, SOURCE, 128, seed=0), step_of(0.5, False).needs, lm.sites())
     data = development(lm, SOURCE)

@@ -11,11 +11,18 @@ import torch
 from rich.progress import track
 from scipy.stats import spearmanr
 
-from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
+from benchmarks.common import (
+    calibration,
+    clone,
+    development,
+    kl,
+    load_model,
+    predictions,
+    write_json,
+)
 from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
 from laconic.calibrate.corpus import read
 from laconic.methods import Drone, Gptq, Yaqa
-from laconic.model import load
 from laconic.numerics.moments import quadratic_loss
 from laconic.progress import silent
 from laconic.recipe.flow import Sampling
@@ -26,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=None, help="development rows (default: all 872)")
     options = parser.parse_args(argv)
-    lm = load(str(models_folder() / "minilm-sst2"))
+    lm = load_model("minilm-sst2")
     stats = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {InputCovariance, GradCovariance}, lm.sites())
     data = development(lm, "glue/sst2", options.rows)
     dense = predictions(lm, data)
@@ -70,7 +77,7 @@ def two_sided(argv: Sequence[str]) -> None:
     measures the KL divergence that they lead to.
     """
     argparse.ArgumentParser(description=two_sided.__doc__).parse_args(argv)
-    lm = load(str(models_folder() / MODEL))
+    lm = load_model(MODEL)
     data = Sampling(samples=ROWS).of(lm, read(SOURCE, "train"), silent)
     sites = lm.sites()
     stats = collect_stats(lm, data, frozenset({InputCovariance, GradCovariance}), sites)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from rich.progress import track
 from scipy.stats import pearsonr
 
-from benchmarks.common import Cells, calibration, clone, development, kl, models_folder, predictions
+from benchmarks.common import Cells, calibration, clone, development, kl, load_model, predictions
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.compress import Compress
 from laconic.methods import Asvd, Drone, Fwsvd, KfacSvd, Svd, Wlra
-from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.model import Batch, LanguageModel, Predictions
 from laconic.numerics.distributions import CATEGORICAL
 
 MODELS = {"minilm-sst2": "glue/sst2", "minilm-stsb": "glue/stsb"}
@@ -67,6 +67,12 @@ class Reference:
     data: list[Batch]
     dense: Predictions
 
+    @classmethod
+    def of(cls, lm: LanguageModel, source: str) -> "Reference":
+        """With the development rows of `source`."""
+        data = development(lm, source)
+        return cls(lm, data, predictions(lm, data))
+
 
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing."""
@@ -88,11 +94,10 @@ def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, float]]
     missing = CELLS.missing((name, rows, seed, variant, keep) for variant, keep in wanted)
     if not missing:
         return
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     calibrating = calibration(lm, MODELS[name], rows, seed)
     stats = collect_stats(lm, calibrating, all_needs({variant for *_, variant, _ in missing}), lm.sites())
-    data = development(lm, MODELS[name])
-    reference = Reference(lm, data, predictions(lm, data))
+    reference = Reference.of(lm, MODELS[name])
     for key in track(missing, f"{name}, seed {seed}"):
         *_, variant, keep = key
         CELLS.add(

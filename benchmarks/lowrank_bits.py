@@ -12,14 +12,19 @@ from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.common import Cells, calibration, clone, development, models_folder, predictions, spread
+from benchmarks.common import (
+    Cells,
+    calibration,
+    clone,
+    load_model,
+    spread,
+)
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, VARIANTS, Reference, evaluate
 from benchmarks.lowrank import CELLS as WHOLE
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import collect_stats
 from laconic.compress import Compress
 from laconic.methods import Gptq
-from laconic.model import load
 
 CELLS = Cells("lowrank_bits", ("model", "seed", "keep"))
 BEGIN = "<!-- made by `python -m benchmarks lowrank_bits_tables` -->"
@@ -46,9 +51,8 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
     missing = CELLS.missing((name, seed, keep) for keep in keeps)
     if not missing:
         return
-    lm = load(str(models_folder() / name))
-    data = development(lm, MODELS[name])
-    reference = Reference(lm, data, predictions(lm, data))
+    lm = load_model(name)
+    reference = Reference.of(lm, MODELS[name])
     calibrating = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     stats = collect_stats(lm, calibrating, VARIANTS[BEST].needs, lm.sites())
     for key in track(missing, f"{name}, seed {seed}"):

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import torch
 from rich.progress import track
 
-from benchmarks.common import calibration, clone, models_folder, write_json
+from benchmarks.common import calibration, clone, load_model, write_json
 from benchmarks.latency import BATCH, LENGTH, alternate, saved_bytes
 from benchmarks.lowrank import MODELS
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.methods import Magnitude
-from laconic.model import load
 
 MODEL = "minilm-sst2"
 ROWS = 32
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 def measure() -> list[dict]:
     """One row for each step."""
-    lm = load(str(models_folder() / MODEL))
+    lm = load_model(MODEL)
     data = calibration(lm, MODELS[MODEL], ROWS, seed=0)
     dense_file = saved_bytes(lm)
     rows = []

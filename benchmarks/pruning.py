@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 from rich.progress import track
 
-from benchmarks.common import Cells, calibration, clone, development, models_folder, predictions
+from benchmarks.common import Cells, calibration, clone, load_model
 from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import MODELS, SEEDS, Reference, evaluate
 from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.compress import Compress
 from laconic.methods import KfacPrune, Magnitude, SparseGpt, Wanda
 from laconic.methods.prune.unstructured import UnstructuredPruning
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 
 CALIBRATION_ROWS = 256
 SPARSITIES = ("0.5", "0.6", "0.7", "0.8", "0.9")
@@ -117,12 +117,9 @@ def measure(name: str, seed: int, rows: int, wanted: Sequence[tuple[str, str]]) 
 
 def load_setup(name: str, seed: int, rows: int, needs: frozenset[type[Statistic]]) -> Setup:
     """Load a model and collect its statistics."""
-    lm = load(str(models_folder() / name))
-    data = development(lm, MODELS[name])
-    calibrating = calibration(lm, MODELS[name], rows, seed)
-    return Setup(
-        Reference(lm, data, predictions(lm, data)), calibrating, collect_stats(lm, calibrating, needs, lm.sites())
-    )
+    lm = load_model(name)
+    data = calibration(lm, MODELS[name], rows, seed)
+    return Setup(Reference.of(lm, MODELS[name]), data, collect_stats(lm, data, needs, lm.sites()))
 
 
 def all_needs(wanted: Sequence[tuple[str, str]]) -> frozenset[type[Statistic]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common import Cells, clone, development, kl, models_folder, predictions
+from benchmarks.common import Cells, clone, development, kl, load_model, predictions
 from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import SEEDS, metric
 from laconic.calibrate import Calibration, LayerStats, collect_stats
@@ -22,7 +22,7 @@ from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Compress
 from laconic.methods import Awq, Gptq, KfacPrune, KfacSvd, KMeans, Plus, Rtn, Yaqa
 from laconic.methods.quantize.base import QuantizationMethod
-from laconic.model import Batch, LanguageModel, Predictions, load
+from laconic.model import Batch, LanguageModel, Predictions
 from laconic.numerics.distributions import CATEGORICAL
 from laconic.store import materialize
 
@@ -174,7 +174,7 @@ def measure(model: str, seed: int, wanted: dict[str, Steps]) -> None:
 
 def load_setup(model: str, seed: int) -> Setup:
     """Load a model with its calibration data and test rows."""
-    test_set, lm = TEST_SETS[model], load(str(models_folder() / model))
+    test_set, lm = TEST_SETS[model], load_model(model)
     corpus = read(test_set.source, "train")
     rows = development(lm, test_set.source, test_set.rows)
     if test_set.halves:

@@ -14,12 +14,17 @@ from pathlib import Path
 
 from rich.progress import track
 
-from benchmarks.common import RESULTS, Cells, calibration, clone, development, models_folder, predictions
+from benchmarks.common import (
+    RESULTS,
+    Cells,
+    calibration,
+    clone,
+    load_model,
+)
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.compress import Compress
-from laconic.model import load
 from laconic.recipe import read_recipe
 from laconic.recipe.flow import apply_steps
 
@@ -48,10 +53,9 @@ def measure(name: str) -> None:
     missing = CELLS.missing((name, recipe, rank) for recipe, rank in wanted)
     if not missing:
         return
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     known_from = calibration(lm, MODELS[name], CALIBRATION_ROWS, SEED)
-    data = development(lm, MODELS[name])
-    reference = Reference(lm, data, predictions(lm, data))
+    reference = Reference.of(lm, MODELS[name])
     sweep = [step_of(recipe, RANKS[0]) for _, recipe, rank in missing if rank is not None]
     needs = frozenset().union(*(step.needs for step in sweep))
     stats = collect_stats(lm, known_from, needs, lm.sites(sweep[0].targets)) if sweep else {}

@@ -12,14 +12,14 @@ from dataclasses import replace
 from itertools import product
 from statistics import mean
 
-from benchmarks.common import Cells, clone, development, mean_of, models_folder, predictions, quality
+from benchmarks.common import Cells, clone, load_model, mean_of, quality
 from benchmarks.lowrank import METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.methods import Drone, Fwsvd, KfacSvd, Magnitude, Svd
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 from laconic.recover import Correct, Distil, Finetune
 
 CALIBRATION_ROWS = 128
@@ -45,7 +45,7 @@ VARIANTS = ("as it is", "correct", "finetune", "distil")
 """The columns of the table."""
 
 
-def variant(name: str, start: str) -> Step | None:
+def step_of(name: str, start: str) -> Step | None:
     """The step of one column; None for the compressed model as it is."""
     learning_rate = 3e-5 if start in NEAR else 1e-4
     steps = {
@@ -79,16 +79,15 @@ def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
     missing = CELLS.missing((name, seed, start, variant) for start, variant in wanted)
     if not missing:
         return
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     data = drawn(lm, MODELS[name], seed)
-    rows = development(lm, MODELS[name])
-    reference = Reference(lm, rows, predictions(lm, rows))
+    reference = Reference.of(lm, MODELS[name])
     for start in dict.fromkeys(start for *_, start, _ in missing):
         compressed = replace(clone(lm), original=lm)
         outcome = STARTS[start].apply(compressed, data)
         compressed = replace(compressed, dropped=(outcome.dropped,))
         for column in [column for *_, other, column in missing if other == start]:
-            small, step, begun = clone(compressed), variant(column, start), time.perf_counter()
+            small, step, begun = clone(compressed), step_of(column, start), time.perf_counter()
             if step is not None:
                 step.apply(small, data)
             seconds = time.perf_counter() - begun

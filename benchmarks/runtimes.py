@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.common import Cells, calibration, clone, development, kl, models_folder, predictions
+from benchmarks.common import Cells, calibration, clone, development, kl, load_model, predictions
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate.passes import forward, random_batch
 from laconic.compress import Compress, Narrow
 from laconic.formats.autotune import machine
 from laconic.methods import Int8, KfacSvd
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 from laconic.runtime import RUNTIMES, Service, serve
 
 MODEL, DATA, CALIBRATION_ROWS, DEVELOPMENT_ROWS = "minilm-sst2", "glue/sst2", 128, 200
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     kinds = [(PRODUCTS, "eager"), *((variant, runtime) for variant in VARIANTS for runtime in RUNTIMES)]
     wanted = [(here, threads, *kind) for threads in options.threads for kind in kinds]
     missing = [key for key in CELLS.missing(wanted) if options.like in key[2]]
-    dense = load(str(models_folder() / MODEL))
+    dense = load_model(MODEL)
     small = {
         variant: VARIANTS[variant](dense) for variant in dict.fromkeys(key[2] for key in missing) if variant != PRODUCTS
     }

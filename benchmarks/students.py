@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.common import Cells, development, models_folder, predictions, spread
+from benchmarks.common import Cells, load_model, spread
 from benchmarks.latency import alternate, saved_bytes
 from benchmarks.lowrank import SEEDS, Reference, evaluate
 from benchmarks.recovering import drawn
 from benchmarks.tables import ROOT, replace_between
 from laconic.compress import Step
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 from laconic.recipe import read_recipe
 from laconic.recipe.flow import apply_steps
 from laconic.recover import Student
@@ -56,9 +56,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--ways", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of the ways")
     options = parser.parse_args(argv)
     missing = CELLS.missing((variant, seed) for seed in options.seeds for variant in options.ways)
-    teacher = load(str(models_folder() / MODEL))
-    rows = development(teacher, SOURCE)
-    reference = Reference(teacher, rows, predictions(teacher, rows))
+    teacher = load_model(MODEL)
+    reference = Reference.of(teacher, SOURCE)
     for variant, seed in missing:
         begun = time.perf_counter()
         student, _ = apply_steps(teacher.copy(), steps_of(variant, seed), drawn(teacher, SOURCE, seed))

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common import Cells, clone, development, mean_of, models_folder, predictions, spread
+from benchmarks.common import Cells, clone, load_model, mean_of, spread
 from benchmarks.lowrank import SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import read
 from laconic.compress import Step
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel
 from laconic.progress import silent
 from laconic.recipe import read_recipe
 from laconic.recipe.flow import Sampling
@@ -37,9 +37,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--ways", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="some of the ways")
     options = parser.parse_args(argv)
-    lm = load(str(models_folder() / MODEL))
-    rows = development(lm, SOURCE)
-    reference = Reference(lm, rows, predictions(lm, rows))
+    lm = load_model(MODEL)
+    reference = Reference.of(lm, SOURCE)
     for variant, seed in CELLS.missing(
         (f"{variant}{TAUGHT}", seed) for seed in options.seeds for variant in options.ways
     ):

@@ -10,12 +10,18 @@ from collections.abc import Sequence
 
 from rich.progress import track
 
-from benchmarks.common import calibration, clone, development, kl, models_folder, predictions, write_json
+from benchmarks.common import (
+    calibration,
+    clone,
+    kl,
+    load_model,
+    predictions,
+    write_json,
+)
 from benchmarks.lowrank import Reference, evaluate
 from laconic.calibrate import collect_stats
 from laconic.compress import Allocation, Compress
 from laconic.methods import Drone
-from laconic.model import load
 
 MODEL, SOURCE = "minilm-sst2", "glue/sst2"
 ERRORS = (0.01, 0.03)
@@ -25,11 +31,10 @@ OTHERS: tuple[Allocation, ...] = ("uniform", "spectrum")
 def main(argv: Sequence[str]) -> None:
     """Print a table; write benchmarks/results/threshold.json."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    lm = load(str(models_folder() / MODEL))
+    lm = load_model(MODEL)
     calibrated_on = calibration(lm, SOURCE, 128, seed=0)
     stats = collect_stats(lm, calibrated_on, Compress(method=Drone(), keep=0.5, allocate="spectrum").needs, lm.sites())
-    data = development(lm, SOURCE)
-    reference = Reference(lm, data, predictions(lm, data))
+    reference = Reference.of(lm, SOURCE)
     here = predictions(lm, calibrated_on.batches)
     rows = []
     for error in track(ERRORS, MODEL):

@@ -14,10 +14,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.common import calibration, models_folder, write_json
+from benchmarks.common import calibration, load_model, write_json
 from laconic.calibrate import Fisher, collect_stats
 from laconic.methods.lowrank.fwsvd import fisher_weights
-from laconic.model import load
 from laconic.numerics.lowrank import column_weighted_components, svd_components
 from laconic.numerics.weighted import SolverName, weighted_low_rank
 
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rank", type=int, default=96)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    lm = load(str(models_folder() / "minilm-sst2"))
+    lm = load_model("minilm-sst2")
     sites = lm.sites(SITES)
     stats = collect_stats(lm, calibration(lm, "glue/sst2", 128, seed=0), {Fisher}, sites)
     problems = {site.name: (site.weight().detach().double(), stats[site.name][Fisher].matrix) for site in sites}

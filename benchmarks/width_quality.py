@@ -12,13 +12,19 @@ from statistics import mean
 
 from rich.progress import track
 
-from benchmarks.common import Cells, calibration, clone, development, mean_of, models_folder, predictions, quality
+from benchmarks.common import (
+    Cells,
+    calibration,
+    clone,
+    load_model,
+    mean_of,
+    quality,
+)
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import LayerStats, collect_stats
 from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.compress import Narrow
-from laconic.model import load
 from laconic.model.prunable_group import prunable_groups
 
 BEGIN = "<!-- made by `python -m benchmarks width_tables` -->"
@@ -68,15 +74,14 @@ def measure(name: str, seed: int, variants: Sequence[str]) -> None:
     )
     if not missing:
         return
-    lm = load(str(models_folder() / name))
+    lm = load_model(name)
     rows = calibration(lm, MODELS[name], CALIBRATION_ROWS, seed)
     inners = prunable_groups(lm)
     stats: dict[str, LayerStats] = collect_stats(lm, rows, Narrow(keep=1).needs, [inner.writer for inner in inners])
     gates: dict[str, GateGradients] = {}
     if any(VARIANTS[variant].importance in GATED for *_, variant, _, _ in missing):
         gates = gate_gradients(lm, rows, inners)
-    data = development(lm, MODELS[name])
-    reference = Reference(lm, data, predictions(lm, data))
+    reference = Reference.of(lm, MODELS[name])
     for key in track(missing, f"{name}, seed {seed}"):
         *_, variant, what, keep = key
         small = clone(lm)
