@@ -105,7 +105,9 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
         save_tokenizers(lm, partial)
         _save_processor(lm, partial)
         if lm.pipeline is not None:
-            _save_pipeline(lm.pipeline, partial)
+            texts = {path: text.encode() for path, text in lm.pipeline.files.texts.items()}
+            for path, content in (texts | _pipeline_tensors(lm.pipeline)).items():
+                _write(partial / path, content)
         for path, content in beside.contents().items():
             _write(partial / path, content)
         card = beside.card
@@ -204,14 +206,6 @@ def _save_processor(lm: LanguageModel, folder: Path) -> None:
         if settings is not None:
             settings = {key: value for key, value in settings.items() if key != REMOTE_CODE}
             _write(folder / name, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _save_pipeline(pipeline: Pipeline, folder: Path) -> None:
-    """Write the configurations of sentence-transformers' modules as they were read, and their tensors as stored."""
-    for path, text in pipeline.files.texts.items():
-        _write(folder / path, text.encode())
-    for path, content in _pipeline_tensors(pipeline).items():
-        _write(folder / path, content)
 
 
 def _pipeline_tensors(pipeline: Pipeline) -> dict[str, bytes]:

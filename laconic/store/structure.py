@@ -76,7 +76,14 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 def format_entries(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """The entries of the formats in `model`, by their first path."""
     paths = _format_paths(model)
-    return {names[0]: _entry(format, names[1:], paths) for format, names in paths.items()}
+    entries: dict[str, dict[str, Any]] = {}
+    for format, (name, *aliases) in paths.items():
+        entry = entries[name] = {"kind": format.kind, **format.spec()}
+        if aliases:
+            entry["aliases"] = aliases
+        if format.source is not None:
+            entry["source"] = paths[format.source][0]
+    return entries
 
 
 def outermost_formats(model: PreTrainedModel) -> dict[Format, list[str]]:
@@ -167,11 +174,6 @@ def _aliases(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
             f"{shown({key: entry[key] for key in ('aliases', 'source') if key in entry})}: {REMEDY}."
         )
     return aliases
-
-
-def _entry(format: Format, aliases: list[str], paths: Mapping[Format, list[str]]) -> dict[str, Any]:
-    source = {} if format.source is None else {"source": paths[format.source][0]}
-    return {"kind": format.kind, **format.spec(), **({"aliases": aliases} if aliases else {}), **source}
 
 
 def _connect(model: PreTrainedModel, name: str, source: str) -> None:

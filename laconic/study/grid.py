@@ -81,12 +81,12 @@ def _points(study: Study) -> Iterator[Point]:
     for grid in (study.axes, *({**common, **included} for included in study.include)):
         for values in product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            if not any(_matches(point, pattern) for pattern in study.exclude):
+            excluded = (
+                all(name in point and point[name].label in labels for name, labels in pattern.items())
+                for pattern in study.exclude
+            )
+            if not any(excluded):
                 yield point
-
-
-def _matches(point: Point, pattern: Mapping[str, tuple[Label, ...]]) -> bool:
-    return all(name in point and point[name].label in labels for name, labels in pattern.items())
 
 
 def _cell(study: Study, point: Point) -> Cell:
