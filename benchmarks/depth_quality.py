@@ -50,13 +50,14 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(name: str, seed: int, drops: Sequence[int]) -> None:
     """Measure every cell of one model and one calibration seed that has no line yet."""
-    missing = CELLS.missing(
+    keys: list[tuple[str, int, Select, Replacement, int]] = [
         (name, seed, select, replace, drop)
         for drop in drops
         for replace in REPLACEMENTS
         for select in SELECTS
         if not (select == "alternate" and drop > 3)
-    )
+    ]
+    missing = CELLS.missing(keys)
     if not missing:
         return
     lm = load_model(name)

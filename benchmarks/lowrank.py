@@ -8,6 +8,7 @@ benchmarks/results/lowrank_quality.jsonl, so a run that was stopped goes on wher
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.progress import track
 from scipy.stats import pearsonr
@@ -133,4 +134,5 @@ def metric(predicted: Predictions) -> float:
     assert predicted.labels is not None
     if predicted.distribution is CATEGORICAL:
         return (predicted.values.argmax(-1) == predicted.labels).float().mean().item()
-    return float(pearsonr(predicted.values.squeeze(-1), predicted.labels)[0])
+    correlation: Any = pearsonr(predicted.values.squeeze(-1), predicted.labels)
+    return float(correlation.statistic)
