@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import laconic
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.recipe import Evaluation, Recipe, recipe_from
@@ -59,6 +60,14 @@ def test_every_recipe_and_study_on_a_page_is_one(text: str, tmp_path: Path) -> N
         recipe_from({"model": "MODEL", **spelled})
     else:
         raise UserError(f"A block of YAML that is neither a recipe nor a study: {text}")
+
+
+def test_the_page_of_the_package_has_each_of_its_names() -> None:
+    page = (DOCS / "reference" / "python.md").read_text()
+    shown = re.findall(r"^::: laconic\.[\w.]+\.(\w+)$", page, re.MULTILINE) + re.findall(r"members: \[(.*)\]", page)[
+        0
+    ].split(", ")
+    assert sorted(shown) == sorted(laconic.__all__)
 
 
 def test_every_page_is_in_the_navigation() -> None:

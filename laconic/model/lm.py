@@ -18,6 +18,7 @@ from laconic.model.targets import Coverage, find_dense_parameters, matches, meas
 from laconic.model.task import Task, infer_task
 
 DEFAULT_TARGETS = ("attention", "ffn")
+"""The groups of matrices that are compressed unless others are named."""
 
 
 @dataclass(frozen=True)
