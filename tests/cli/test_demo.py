@@ -31,7 +31,7 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "KEEPS", (demo.SAVED_KEEP,))
         patch.setattr(demo, "CALIBRATION_ROWS", 8)
-        patch.setattr(demo, "JUDGING_ROWS", 8)
+        patch.setattr(demo, "TEST_ROWS", 8)
         patch.setattr("laconic.recipe.comparison.TIMED_RUNS", 1)
         patch.setattr(import_module("laconic.evaluate.timing"), "WARM_UP_RUNS", 1)
         yield

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from laconic.study.parse import study_from
 
 import laconic
 from laconic.cli.main import status
@@ -18,7 +17,7 @@ from laconic.errors import UserError
 from laconic.model import LanguageModel, load
 from laconic.recipe import recipe_from, run
 from laconic.recover import Finetune
-from laconic.study import cells_of, check_cells
+from laconic.study import cells_of, check_cells, study_from
 from tests.architectures import BY_NAME
 from tests.problems import MULTI_LABEL, classifier
 from tests.recover.ground import SHORT

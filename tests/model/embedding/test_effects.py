@@ -19,7 +19,7 @@ from laconic.model.embedding_modules import POOLING_MASK
 from laconic.recover import Student
 from laconic.report.anatomy import inspect
 from laconic.store import file_bytes, save
-from laconic.store import load_empty as compressed_skeleton
+from laconic.store import skeleton as compressed_skeleton
 from tests.architectures import BY_NAME, WIDTH, compress_everything, outputs
 from tests.model.embedding.sentence_transformers_reference import TEXTS, encoded, predicted
 from tests.sentences import NORMALIZE, dense, pooling, sentence_folder
