@@ -146,6 +146,13 @@ class Format(nn.Module, ABC):
         """Arguments of `empty` as JSON values."""
 
     @classmethod
+    def uninitialized(cls: type[F], device: torch.device, *args: Any, **kwargs: Any) -> F:
+        """A format on `device` whose tensors have no values yet; the arguments are those of the constructor."""
+        with torch.device("meta"):
+            layer = cls(*args, **kwargs)
+        return layer.to_empty(device=device)
+
+    @classmethod
     def empty(cls: type[F], **spec: Any) -> F:
         """An uninitialised format of this specification, ready to receive its tensors."""
         return cls(**spec)

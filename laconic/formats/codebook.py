@@ -62,9 +62,7 @@ class Codebook(PackedCodes):
         """
         kept = None if mask is None else int(mask.count_nonzero())
         bits = tables.shape[-1].bit_length() - 1
-        with torch.device("meta"):
-            layer = cls((codes.shape[0], codes.shape[1]), bits, group, kept)
-        layer.to_empty(device=codes.device)
+        layer = cls.uninitialized(codes.device, (codes.shape[0], codes.shape[1]), bits, group, kept)
         layer.encode(codes, mask)
         layer.tables = byte_parameter(as_bytes(tables))
         return layer.to(dtype)

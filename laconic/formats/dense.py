@@ -37,9 +37,7 @@ class Dense(Format):
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"]) -> "Dense":
         """The format of a matrix (out, in), without a bias."""
-        with torch.device("meta"):
-            layer = cls(*weight.shape, bias=False)
-        layer.to_empty(device=weight.device)
+        layer = cls.uninitialized(weight.device, *weight.shape, bias=False)
         layer.linear.weight = nn.Parameter(weight.detach().contiguous())
         return layer.to(weight.dtype)
 

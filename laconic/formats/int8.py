@@ -250,9 +250,7 @@ class DynamicInt8(PackedCodes):
             mask: True where a weight is kept. None keeps all.
         """
         kept = None if mask is None else int(mask.count_nonzero())
-        with torch.device("meta"):
-            layer = cls((codes.shape[0], codes.shape[1]), kept)
-        layer.to_empty(device=codes.device)
+        layer = cls.uninitialized(codes.device, (codes.shape[0], codes.shape[1]), kept)
         layer.encode(codes.view(torch.uint8), mask)
         layer.scales = byte_parameter(as_bytes(scale))
         return layer.to(dtype)

@@ -7,7 +7,6 @@ of their own and take B x from the first.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -59,9 +58,7 @@ class LowRank(Format):
     @classmethod
     def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"], shared_by: int = 1) -> "LowRank":
         """The format of two factors, without a bias."""
-        with torch.device("meta"):
-            layer = cls(A.shape[0], B.shape[1], A.shape[1], bias=False, shared_by=shared_by)
-        layer.to_empty(device=A.device)
+        layer = cls.uninitialized(A.device, A.shape[0], B.shape[1], A.shape[1], bias=False, shared_by=shared_by)
         layer.left.weight = nn.Parameter(A.contiguous())
         layer.right.weight = nn.Parameter(B.contiguous())
         return layer.to(A.dtype)
@@ -131,9 +128,7 @@ class LowRankEmbedding(EmbeddingFormat):
     def of(cls, linear: LowRank, padding_idx: int | None) -> "LowRankEmbedding":
         """The factors of a `LowRank`, indexed by token instead of multiplied by a one-hot row."""
         width, vocabulary = linear.shape
-        with torch.device("meta"):
-            layer = cls(vocabulary, width, linear.rank, padding_idx)
-        layer.to_empty(device=linear.weight.device)
+        layer = cls.uninitialized(linear.weight.device, vocabulary, width, linear.rank, padding_idx)
         layer.left = linear.left
         right = linear.right
         if isinstance(right, Format):
@@ -193,9 +188,7 @@ class LowRankReader(Format):
     @classmethod
     def of(cls, A: Float[Tensor, "out r"], source: LowRank) -> "LowRankReader":
         """A reader with this A, of the B of `source`, without a bias."""
-        with torch.device("meta"):
-            layer = cls(A.shape[0], source.in_features, A.shape[1], bias=False)
-        layer.to_empty(device=A.device)
+        layer = cls.uninitialized(A.device, A.shape[0], source.in_features, A.shape[1], bias=False)
         layer.left.weight = nn.Parameter(A.contiguous())
         layer.set_source(source)
         return layer.to(A.dtype)

@@ -82,9 +82,9 @@ class Quantized(PackedCodes):
             mask: True where a weight is kept; the others are zero whatever their code. None keeps all.
         """
         kept = None if mask is None else int(mask.count_nonzero())
-        with torch.device("meta"):
-            layer = cls((codes.shape[0], codes.shape[1]), grid.bits, grid.group, symmetric, kept)
-        layer.to_empty(device=codes.device)
+        layer = cls.uninitialized(
+            codes.device, (codes.shape[0], codes.shape[1]), grid.bits, grid.group, symmetric, kept
+        )
         layer.encode(codes, mask)
         layer.scales = byte_parameter(as_bytes(grid.scale))
         if not symmetric:

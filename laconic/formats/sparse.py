@@ -57,9 +57,9 @@ class Sparse(Masked):
             pattern: (N, M) if the mask is meant to keep N of every M inputs; used where it does so exactly.
         """
         mask = mask.to(weight.device)
-        with torch.device("meta"):
-            layer = cls(*weight.shape, kept=0, bias=False, pattern=exact_pattern(mask, pattern))
-        layer.to_empty(device=weight.device)
+        layer = cls.uninitialized(
+            weight.device, *weight.shape, kept=0, bias=False, pattern=exact_pattern(mask, pattern)
+        )
         layer.fill(weight.detach(), mask)
         return layer.to(weight.dtype)
 
@@ -91,9 +91,9 @@ class Sparse(Masked):
 
     def to_embedding(self, padding_idx: int | None) -> Format:
         assert self.mask is not None, "what is packed is not computed with"
-        with torch.device("meta"):
-            layer = SparseEmbedding(self.out_features, self.in_features, self.kept, padding_idx, self.pattern)
-        layer.to_empty(device=self.mask.device)
+        layer = SparseEmbedding.uninitialized(
+            self.mask.device, self.out_features, self.in_features, self.kept, padding_idx, self.pattern
+        )
         layer.fill(self.dense().detach(), self.mask)
         return layer.to(self.weight.dtype)
 
@@ -144,9 +144,9 @@ class SparseEmbedding(EmbeddingFormat, Masked):
     ) -> "SparseEmbedding":
         """The format of a matrix (width, vocabulary); arguments as in `Sparse.of`."""
         mask = mask.to(weight.device)
-        with torch.device("meta"):
-            layer = cls(*weight.shape, kept=0, padding_idx=padding_idx, pattern=exact_pattern(mask, pattern))
-        layer.to_empty(device=weight.device)
+        layer = cls.uninitialized(
+            weight.device, *weight.shape, kept=0, padding_idx=padding_idx, pattern=exact_pattern(mask, pattern)
+        )
         layer.fill(weight.detach(), mask)
         return layer.to(weight.dtype)
 
