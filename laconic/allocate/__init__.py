@@ -5,12 +5,12 @@ Internal: it may change with any version.
 
 from laconic.allocate.plan import (
     Plan,
+    group_name,
     parse_plan,
     plan_text,
     plan_to_config,
     read_plan,
     site_names,
-    unit_name,
     write_plan,
 )
 from laconic.allocate.spectrum import (
@@ -34,11 +34,11 @@ __all__ = [
     "budget_for",
     "check_overhead",
     "choose_candidates",
+    "group_name",
     "parse_plan",
     "plan_text",
     "plan_to_config",
     "read_plan",
     "site_names",
-    "unit_name",
     "write_plan",
 ]

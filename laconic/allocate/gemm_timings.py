@@ -57,7 +57,7 @@ class ProductTimes:
         ...     return [[1e-3] * len(products)] * 5
         >>> times = ProductTimes(measure, Path(tempfile.mkdtemp()) / "times.json", {})
         >>> times.prepare([Product(1, 8, 8)])
-        >>> times.exact(Product(1, 8, 8))
+        >>> times.nanoseconds(Product(1, 8, 8))
         1000000
     """
 
@@ -81,11 +81,11 @@ class ProductTimes:
         names = {"x".join(map(str, product)): time for product, time in sorted(self._times.items())}
         write_measurements(self._file, "nanoseconds", names, self._machine)
 
-    def exact(self, product: Product) -> int:
+    def nanoseconds(self, product: Product) -> int:
         """Nanoseconds of a product that was prepared."""
         return self._times[product]
 
-    def between(self, product: Product) -> int:
+    def interpolate(self, product: Product) -> int:
         """Nanoseconds of a product whose `knots` were prepared, by linear interpolation along its smaller side."""
         low, high = ends = knots(product)
         if low == high:

@@ -28,11 +28,11 @@ DENSE = "dense"
 _SEVERAL = re.compile(r"(.*)\{([^{}]+)\}")
 
 
-def unit_name(sites: Sequence[str]) -> str:
+def group_name(sites: Sequence[str]) -> str:
     """The name in a plan of matrices that are solved as one: their common path, and the ends in braces.
 
     Example:
-        >>> unit_name(["h.0.attn.q", "h.0.attn.k"])
+        >>> group_name(["h.0.attn.q", "h.0.attn.k"])
         'h.0.attn.{q,k}'
     """
     if len(sites) == 1:

@@ -55,12 +55,12 @@ class Budget:
         """What may be spent on candidates."""
         return int(self.keep * self.dense) - self.fixed
 
-    def too_small(self, smallest: int) -> UserError:
+    def too_small_error(self, smallest: int) -> UserError:
         """The error where the cheapest candidates cost `smallest`, more than the budget."""
-        return too_small(self.keep, (smallest + self.fixed) / max(self.dense, 1))
+        return too_small_error(self.keep, (smallest + self.fixed) / max(self.dense, 1))
 
 
-def too_small(keep: float, least: float) -> UserError:
+def too_small_error(keep: float, least: float) -> UserError:
     """The error where `keep` is asked for and the smallest sizes keep `least`."""
     # Rounded up, so that the value in the message is accepted.
     return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
@@ -231,7 +231,7 @@ def choose_candidates(families: Sequence[Alternatives], budget: Budget) -> dict[
     chosen = [hull[0] for hull in hulls]
     smallest = sum(option.cost for option in chosen)
     if smallest > budget.limit:
-        raise budget.too_small(smallest)
+        raise budget.too_small_error(smallest)
     left = _climb(hulls, chosen, budget.limit - smallest)
     _fill(offered, chosen, left)
     return {name: candidate for option in chosen for name, candidate in option.chosen.items()}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from laconic.allocate.plan import Plan
-from laconic.allocate.spectrum import check_overhead, too_small
+from laconic.allocate.spectrum import check_overhead, too_small_error
 from laconic.methods import Method
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -59,7 +59,7 @@ def allocate_uniform(
     filling = _Filling(method, shapes, {name: keep * part for name, part in parts.items()}, dtype)
     filling.keep_to_the_budget()
     if filling.left < -ROUNDING:
-        raise too_small(keep, keep * filling.smallest() / filling.budget)
+        raise too_small_error(keep, keep * filling.smallest() / filling.budget)
     for finest in (False, True):
         if filling.left > CLOSE * filling.budget:
             filling.spend(finest=finest)

@@ -197,8 +197,8 @@ class Prices:
 
     def _nanoseconds(self, unit: SolveGroup, candidate: Candidate) -> int:
         if candidate.method is None:
-            return sum(calls * self.times.exact(product) for calls, product in self._executed(unit, candidate))
-        table = sum(calls * self.times.between(product) for calls, product in self._executed(unit, candidate))
+            return sum(calls * self.times.nanoseconds(product) for calls, product in self._executed(unit, candidate))
+        table = sum(calls * self.times.interpolate(product) for calls, product in self._executed(unit, candidate))
         return round(self.scale * table)
 
     def _executed(self, unit: SolveGroup, candidate: Candidate) -> Iterator[tuple[int, Product]]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from laconic.allocate import Plan, site_names, unit_name
+from laconic.allocate import Plan, site_names, group_name
 from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
 from laconic.methods.quantize.base import QuantizationMethod
@@ -30,7 +30,7 @@ class SolveGroup:
     @property
     def name(self) -> str:
         """The names of its layers, as a plan writes them."""
-        return unit_name([site.name for site in self.sites])
+        return group_name([site.name for site in self.sites])
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -35,10 +35,10 @@ def test_the_table_is_exact_where_it_was_measured_and_linear_in_between(tmp_path
     times = table(machine, tmp_path)
     dense, thin, wide = Product(10, 90, 100), Product(10, 20, 100), Product(10, 100, 20)
     times.prepare([dense, *knots(thin), *knots(wide)])
-    assert times.exact(dense) == machine.time(dense)
+    assert times.nanoseconds(dense) == machine.time(dense)
     # This machine is linear, so the line between two knots is the truth.
-    assert times.between(thin) == machine.time(thin)
-    assert times.between(wide) == machine.time(wide)
+    assert times.interpolate(thin) == machine.time(thin)
+    assert times.interpolate(wide) == machine.time(wide)
 
 
 def test_a_side_on_the_grid_is_a_knot_by_itself_and_so_is_one_below_it() -> None:
@@ -59,7 +59,7 @@ def test_what_was_measured_is_kept_and_nothing_is_measured_twice(tmp_path: Path)
     machine.busy = 2.5
     again.prepare([one, two, REFERENCE])
     assert machine.asked[1:] == [[REFERENCE, two]]
-    assert (again.exact(one), again.exact(two)) == (machine.time(one), machine.time(two))
+    assert (again.nanoseconds(one), again.nanoseconds(two)) == (machine.time(one), machine.time(two))
     assert [file.name for file in (tmp_path / "kept").iterdir()] == ["products.json"]
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_table_is_measured_anew(tmp_path: Path, text: str) -> 
     machine = Machine()
     times = table(machine, tmp_path)
     times.prepare([Product(1, 8, 9)])
-    assert times.exact(Product(1, 8, 9)) == machine.time(Product(1, 8, 9))
+    assert times.nanoseconds(Product(1, 8, 9)) == machine.time(Product(1, 8, 9))
 
 
 def test_a_folder_that_cannot_be_written_to_costs_the_measurement_again_and_nothing_else(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_to_costs_the_measurement_again_and_noth
     machine = Machine()
     times = table(machine, tmp_path)
     times.prepare([Product(1, 8, 9)])
-    assert times.exact(Product(1, 8, 9)) == machine.time(Product(1, 8, 9))
+    assert times.nanoseconds(Product(1, 8, 9)) == machine.time(Product(1, 8, 9))
 
 
 def test_the_file_is_of_this_machine_and_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from laconic.allocate import read_plan, site_names, unit_name, write_plan
+from laconic.allocate import group_name, read_plan, site_names, write_plan
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats, stack
 from laconic.calibrate.layer_stats import Problem
 from laconic.calibrate.passes import Workload
@@ -54,9 +54,9 @@ def test_what_reads_the_same_and_is_as_wide_is_one_unit(name, groups):
 
 def test_several_sites_have_one_name_that_says_them_all():
     sites = ("a.0.self.query", "a.0.self.key", "a.0.self.value")
-    assert unit_name(sites) == "a.0.self.{query,key,value}"
+    assert group_name(sites) == "a.0.self.{query,key,value}"
     assert site_names("a.0.self.{query,key,value}") == sites
-    assert site_names(unit_name(("a.x.q", "a.y.k"))) == ("a.x.q", "a.y.k")
+    assert site_names(group_name(("a.x.q", "a.y.k"))) == ("a.x.q", "a.y.k")
     assert site_names("a.0.output.dense") == ("a.0.output.dense",)
 
 
