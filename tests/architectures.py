@@ -88,7 +88,7 @@ def factors(site: Site, rank: int | None = None) -> LowRank:
     U, S, Vh = torch.linalg.svd(site.weight().double(), full_matrices=False)
     rank = len(S) if rank is None else rank
     A, B = U[:, :rank] * S[:rank], Vh[:rank]
-    return LowRank.of(A.to(site.weight().dtype), B.to(site.weight().dtype))
+    return LowRank.from_factors(A.to(site.weight().dtype), B.to(site.weight().dtype))
 
 
 def compress_everything(lm: LanguageModel, rank: int | None = None) -> LanguageModel:

@@ -24,7 +24,7 @@ class Format(nn.Module, ABC):
 
     Example:
         >>> from laconic.formats import LowRank
-        >>> layer = LowRank.of(torch.ones(4, 1), torch.ones(1, 3))
+        >>> layer = LowRank.from_factors(torch.ones(4, 1), torch.ones(1, 3))
         >>> layer.shape, layer.nbytes(), layer.macs()
         ((4, 3), 28, 7)
         >>> LowRank.empty(**layer.spec()).shape

@@ -26,7 +26,7 @@ class Codebook(PackedCodes):
 
     Example:
         >>> tables, codes = torch.tensor([[[0.0, 1.0, 5.0, 9.0]]]), torch.tensor([[3, 0], [1, 2]], dtype=torch.uint8)
-        >>> layer = Codebook.of(codes, tables, group=None)
+        >>> layer = Codebook.from_codes(codes, tables, group=None)
         >>> layer.dense().tolist(), layer.nbytes()  # a byte of codes, four values of two
         ([[9.0, 0.0], [1.0, 5.0]], 9)
     """
@@ -42,7 +42,7 @@ class Codebook(PackedCodes):
         self.tables = empty_bytes(tables_nbytes(shape, bits, group))
 
     @classmethod
-    def of(
+    def from_codes(
         cls,
         codes: Integer[Tensor, "out in"],
         tables: Float[Tensor, "rows groups values"],

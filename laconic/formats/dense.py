@@ -20,7 +20,7 @@ class Dense(Format):
         bias: whether there is a bias.
 
     Example:
-        >>> layer = Dense.of(torch.eye(2))
+        >>> layer = Dense.from_weight(torch.eye(2))
         >>> layer.nbytes(), layer(torch.tensor([1.0, 2.0])).tolist()
         (16, [1.0, 2.0])
     """
@@ -35,7 +35,7 @@ class Dense(Format):
         self.out_features, self.in_features = out_features, in_features
 
     @classmethod
-    def of(cls, weight: Float[Tensor, "out in"]) -> "Dense":
+    def from_weight(cls, weight: Float[Tensor, "out in"]) -> "Dense":
         """The format of a matrix (out, in), without a bias."""
         layer = cls.uninitialized(weight.device, *weight.shape, bias=False)
         layer.linear.weight = nn.Parameter(weight.detach().contiguous())
@@ -133,7 +133,7 @@ class LinearReplacement(nn.Module):
         matrix: whether there is a T; otherwise it is the identity.
 
     Example:
-        >>> layer = LinearReplacement.of(nn.Identity(), 2 * torch.eye(2), torch.ones(2))
+        >>> layer = LinearReplacement.from_map(nn.Identity(), 2 * torch.eye(2), torch.ones(2))
         >>> layer(torch.tensor([1.0, 2.0])).tolist()
         [3.0, 5.0]
     """
@@ -150,7 +150,9 @@ class LinearReplacement(nn.Module):
         self.shift: nn.Parameter | None
 
     @classmethod
-    def of(cls, norm: nn.Module, matrix: Float[Tensor, "d d"] | None, bias: Float[Tensor, " d"]) -> "LinearReplacement":
+    def from_map(
+        cls, norm: nn.Module, matrix: Float[Tensor, "d d"] | None, bias: Float[Tensor, " d"]
+    ) -> "LinearReplacement":
         """`norm` followed by T = `matrix` and b = `bias`; None for the identity."""
         with torch.device("meta"):
             layer = cls(norm, len(bias), matrix is not None)

@@ -222,7 +222,7 @@ class DynamicInt8(PackedCodes):
         bias: whether there is a bias.
 
     Example:
-        >>> layer = DynamicInt8.of(torch.tensor([[1, -2]], dtype=torch.int8), scale=torch.tensor([0.5]))
+        >>> layer = DynamicInt8.from_codes(torch.tensor([[1, -2]], dtype=torch.int8), scale=torch.tensor([0.5]))
         >>> layer.dense().tolist(), layer.nbytes()
         ([[0.5, -1.0]], 4)
     """
@@ -234,7 +234,7 @@ class DynamicInt8(PackedCodes):
         self.scales = empty_bytes(2 * shape[0])
 
     @classmethod
-    def of(
+    def from_codes(
         cls,
         codes: Integer[Tensor, "out in"],
         scale: Float[Tensor, " out"],

@@ -38,7 +38,7 @@ class LowRank(Format):
         shared_by: how many layers multiply by this B; see `LowRankReader`.
 
     Example:
-        >>> layer = LowRank.of(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0, 3.0]]))
+        >>> layer = LowRank.from_factors(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0, 3.0]]))
         >>> layer.dense()
         tensor([[1., 0., 3.],
                 [2., 0., 6.]], grad_fn=<MmBackward0>)
@@ -56,7 +56,7 @@ class LowRank(Format):
         self._product = SharedProduct(shared_by)
 
     @classmethod
-    def of(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"], shared_by: int = 1) -> "LowRank":
+    def from_factors(cls, A: Float[Tensor, "out r"], B: Float[Tensor, "r in"], shared_by: int = 1) -> "LowRank":
         """The format of two factors, without a bias."""
         layer = cls.uninitialized(A.device, A.shape[0], B.shape[1], A.shape[1], bias=False, shared_by=shared_by)
         layer.left.weight = nn.Parameter(A.contiguous())
@@ -90,7 +90,7 @@ class LowRank(Format):
         set_bias(self.left, bias)
 
     def to_embedding(self, padding_idx: int | None) -> Format:
-        return LowRankEmbedding.of(self, padding_idx)
+        return LowRankEmbedding.from_linear(self, padding_idx)
 
     def spec(self) -> dict[str, Any]:
         out_features, in_features = self.shape
@@ -125,7 +125,7 @@ class LowRankEmbedding(EmbeddingFormat):
         self.vocabulary, self.width, self.rank, self.padding_idx = vocabulary, width, rank, padding_idx
 
     @classmethod
-    def of(cls, linear: LowRank, padding_idx: int | None) -> "LowRankEmbedding":
+    def from_linear(cls, linear: LowRank, padding_idx: int | None) -> "LowRankEmbedding":
         """The factors of a `LowRank`, indexed by token instead of multiplied by a one-hot row."""
         width, vocabulary = linear.shape
         layer = cls.uninitialized(linear.weight.device, vocabulary, width, linear.rank, padding_idx)
@@ -170,7 +170,7 @@ class LowRankReader(Format):
         bias: whether there is a bias.
 
     Example:
-        >>> owner, reader = split_rows(LowRank.of(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
+        >>> owner, reader = split_rows(LowRank.from_factors(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
         >>> reader.shape, reader(torch.ones(3)).tolist()
         ((3, 3), [3.0, 3.0, 3.0])
     """
@@ -186,7 +186,7 @@ class LowRankReader(Format):
         self._source: tuple[LowRank, ...] = ()
 
     @classmethod
-    def of(cls, A: Float[Tensor, "out r"], source: LowRank) -> "LowRankReader":
+    def from_factor(cls, A: Float[Tensor, "out r"], source: LowRank) -> "LowRankReader":
         """A reader with this A, of the B of `source`, without a bias."""
         layer = cls.uninitialized(A.device, A.shape[0], source.in_features, A.shape[1], bias=False)
         layer.left.weight = nn.Parameter(A.contiguous())
@@ -241,10 +241,10 @@ def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:
         A `LowRank` that owns the right factor, and a `LowRankReader` for each of the others.
 
     Example:
-        >>> first, second = split_rows(LowRank.of(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
+        >>> first, second = split_rows(LowRank.from_factors(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
         >>> first.nbytes(), second.nbytes()
         (20, 12)
     """
     parts = dense_weight(whole.left).detach().split(rows)
-    owner = LowRank.of(parts[0].clone(), dense_weight(whole.right).detach(), shared_by=len(parts))
-    return owner, *(LowRankReader.of(part.clone(), owner) for part in parts[1:])
+    owner = LowRank.from_factors(parts[0].clone(), dense_weight(whole.right).detach(), shared_by=len(parts))
+    return owner, *(LowRankReader.from_factor(part.clone(), owner) for part in parts[1:])

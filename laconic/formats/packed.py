@@ -209,7 +209,7 @@ class PackedCodes(Format):
         self.shift = copy_bias(bias)
 
     def to_embedding(self, padding_idx: int | None) -> Format:
-        return PackedEmbedding.of(self, padding_idx)
+        return PackedEmbedding.from_codes(self, padding_idx)
 
     def coded_spec(self) -> dict[str, Any]:
         """The part of `spec` that all kinds share."""
@@ -234,7 +234,7 @@ class PackedEmbedding(EmbeddingFormat):
         >>> from laconic.calibrate import LayerStats
         >>> from laconic.methods import Rtn
         >>> codes = Rtn(bits=8).compress(torch.eye(3), LayerStats())
-        >>> PackedEmbedding.of(codes, padding_idx=None)(torch.tensor([1])).round(decimals=2)
+        >>> PackedEmbedding.from_codes(codes, padding_idx=None)(torch.tensor([1])).round(decimals=2)
         tensor([[0., 1., 0.]])
     """
 
@@ -253,7 +253,7 @@ class PackedEmbedding(EmbeddingFormat):
         self.matrix = nn.Module()
 
     @classmethod
-    def of(cls, matrix: PackedCodes, padding_idx: int | None) -> "PackedEmbedding":
+    def from_codes(cls, matrix: PackedCodes, padding_idx: int | None) -> "PackedEmbedding":
         """The embedding that reads these codes."""
         layer = cls(padding_idx)
         layer.matrix = matrix

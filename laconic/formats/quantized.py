@@ -37,7 +37,7 @@ class Quantized(PackedCodes):
         >>> from laconic.numerics.grid import GridSpec, fit_grid
         >>> weight = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
         >>> grid = fit_grid(weight, GridSpec(bits=2, group=4, clip=False))
-        >>> layer = Quantized.of(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), grid, symmetric=False)
+        >>> layer = Quantized.from_codes(torch.tensor([[0, 1, 2, 3]], dtype=torch.uint8), grid, symmetric=False)
         >>> layer.dense().tolist(), layer.nbytes()  # a byte of codes, two of the scale, one of the zero point
         ([[0.0, 1.0, 2.0, 3.0]], 4)
     """
@@ -64,7 +64,7 @@ class Quantized(PackedCodes):
         self.column_scales = None
 
     @classmethod
-    def of(
+    def from_codes(
         cls,
         codes: Integer[Tensor, "out in"],
         grid: Grid,

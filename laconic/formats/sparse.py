@@ -26,7 +26,7 @@ class Sparse(Masked):
 
     Example:
         >>> weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-        >>> layer = Sparse.of(weight, weight > 2)
+        >>> layer = Sparse.from_dense(weight, weight > 2)
         >>> layer.nbytes()  # two values of 4 bytes and a mask of one
         9
         >>> layer(torch.ones(4)).tolist(), list(layer.state_dict())
@@ -46,7 +46,7 @@ class Sparse(Masked):
         self.linear.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
 
     @classmethod
-    def of(
+    def from_dense(
         cls, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None = None
     ) -> "Sparse":
         """The format of a matrix, without a bias.
@@ -115,7 +115,7 @@ class SparseEmbedding(EmbeddingFormat, Masked):
 
     Example:
         >>> table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # (width, vocabulary)
-        >>> SparseEmbedding.of(table, table > 1, padding_idx=None)(torch.tensor([0])).tolist()
+        >>> SparseEmbedding.from_dense(table, table > 1, padding_idx=None)(torch.tensor([0])).tolist()
         [[0.0, 3.0]]
     """
 
@@ -135,14 +135,14 @@ class SparseEmbedding(EmbeddingFormat, Masked):
         self.padding_idx = padding_idx
 
     @classmethod
-    def of(
+    def from_dense(
         cls,
         weight: Float[Tensor, "out in"],
         mask: Bool[Tensor, "out in"],
         padding_idx: int | None,
         pattern: tuple[int, int] | None = None,
     ) -> "SparseEmbedding":
-        """The format of a matrix (width, vocabulary); arguments as in `Sparse.of`."""
+        """The format of a matrix (width, vocabulary); arguments as in `Sparse.from_dense`."""
         mask = mask.to(weight.device)
         layer = cls.uninitialized(
             weight.device, *weight.shape, kept=0, padding_idx=padding_idx, pattern=exact_pattern(mask, pattern)

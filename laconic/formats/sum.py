@@ -23,7 +23,8 @@ class Sum(Format):
     Example:
         >>> import torch
         >>> from laconic.formats import Dense, LowRank
-        >>> layer = Sum.of(Dense.of(torch.eye(2)), LowRank.of(torch.ones(2, 1), torch.ones(1, 2)))
+        >>> low = LowRank.from_factors(torch.ones(2, 1), torch.ones(1, 2))
+        >>> layer = Sum.from_parts(Dense.from_weight(torch.eye(2)), low)
         >>> layer.dense().tolist(), layer.nbytes()
         ([[2.0, 1.0], [1.0, 2.0]], 32)
     """
@@ -39,7 +40,7 @@ class Sum(Format):
         self.second: nn.Module = nn.Module()
 
     @classmethod
-    def of(cls, first: Format, second: Format) -> "Sum":
+    def from_parts(cls, first: Format, second: Format) -> "Sum":
         """The sum of two formats without a bias.
 
         Raises:
@@ -86,7 +87,7 @@ class Sum(Format):
 
     def to_embedding(self, padding_idx: int | None) -> Format:
         first, second = self.parts
-        return Sum.of(first.to_embedding(padding_idx), second.to_embedding(padding_idx))
+        return Sum.from_parts(first.to_embedding(padding_idx), second.to_embedding(padding_idx))
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "in_features": self.in_features}

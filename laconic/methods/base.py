@@ -248,7 +248,7 @@ def dense_candidate(
     if support is None:
         nbytes, kept = weight.numel() * weight.element_size(), weight.numel()
     else:
-        sparse = Sparse.of(weight, support)
+        sparse = Sparse.from_dense(weight, support)
         nbytes, kept = sparse.nbytes(), sparse.kept
     return Candidate(method=None, nbytes=nbytes, parameters=kept, products=products, loss=0.0)
 

@@ -138,7 +138,7 @@ class Plus(Method):
         if self.factor_bits is not None:
             each = _channel_rtn(self.factor_bits)
             low.left, low.right = each.meta_format((shape[0], low.rank)), each.meta_format((low.rank, shape[1]))
-        return Sum.of(self._base.meta_format(shape, kept), low)
+        return Sum.from_parts(self._base.meta_format(shape, kept), low)
 
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         shape = (weight.shape[0], weight.shape[1])
@@ -203,7 +203,7 @@ class Plus(Method):
                     parts[part], loss = candidate, error
             if not loss < (1 - CONVERGED) * before:
                 break
-        return Sum.of(parts["base"], parts["residual"])
+        return Sum.from_parts(parts["base"], parts["residual"])
 
     def _solve_part(self, part: Part, target: Float[Tensor, "out in"], stats: LayerStats) -> Format:
         if part == "base":
@@ -225,7 +225,7 @@ def quantize_factors(low: LowRank, bits: int) -> LowRank:
         bits: bits of each code, 2 to 8.
 
     Example:
-        >>> quantize_factors(LowRank.of(torch.eye(2), torch.eye(2)), bits=8).dense().round(decimals=2)
+        >>> quantize_factors(LowRank.from_factors(torch.eye(2), torch.eye(2)), bits=8).dense().round(decimals=2)
         tensor([[1., 0.],
                 [0., 1.]])
     """

@@ -65,7 +65,7 @@ def _write(lm: LanguageModel, inner: PrunableGroup, chosen: Tensor, weight: Tens
         weight = _arranged(writer.weight().T, 1, inner.count, chosen).T
     own = writer.bias()
     if bias is not None and own is None:
-        lm.replace(writer, Dense.of(weight.to(lm.dtype)), bias)
+        lm.replace(writer, Dense.from_weight(weight.to(lm.dtype)), bias)
     else:
         replace_linear(lm, writer, weight, own if bias is None else bias)
 
@@ -162,7 +162,7 @@ def replace_linear(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"
     """A linear of the kind of the one at `site`, with this matrix and bias, in its place."""
     old = site.module
     if isinstance(old, Dense):
-        lm.replace(site, Dense.of(weight.to(lm.dtype)), bias)
+        lm.replace(site, Dense.from_weight(weight.to(lm.dtype)), bias)
         return
     assert isinstance(old, (nn.Linear, Conv1D))
     # Rounding through the stored dtype makes the model in memory equal to the reloaded one.

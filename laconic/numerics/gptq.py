@@ -41,7 +41,7 @@ class ColumnOrder(NamedTuple):
             while most columns can still compensate; otherwise it is from left to right.
 
     Example:
-        >>> ColumnOrder.of(torch.diag(torch.tensor([1.0, 4.0]))).columns
+        >>> ColumnOrder.from_hessian(torch.diag(torch.tensor([1.0, 4.0]))).columns
         tensor([1, 0])
     """
 
@@ -50,7 +50,7 @@ class ColumnOrder(NamedTuple):
     by_activity: bool
 
     @classmethod
-    def of(cls, H: Float[Tensor, "in in"], by_activity: bool = True) -> "ColumnOrder":
+    def from_hessian(cls, H: Float[Tensor, "in in"], by_activity: bool = True) -> "ColumnOrder":
         """The order for a positive definite H."""
         every = torch.arange(len(H), device=H.device)
         columns = H.diagonal().argsort(descending=True, stable=True) if by_activity else every
@@ -83,7 +83,7 @@ class WeightGrids(NamedTuple):
 
     Example:
         >>> grid = Grid(torch.tensor([[2.0]]), torch.tensor([[1.0]]), bits=2, group=2)
-        >>> WeightGrids.of(grid, torch.arange(2), mask=torch.tensor([[True, False]])).scale
+        >>> WeightGrids.from_grid(grid, torch.arange(2), mask=torch.tensor([[True, False]])).scale
         tensor([[2., 0.]], dtype=torch.float64)
     """
 
@@ -93,7 +93,9 @@ class WeightGrids(NamedTuple):
     bits: int
 
     @classmethod
-    def of(cls, grid: Grid, columns: Integer[Tensor, " in"], mask: Bool[Tensor, "out in"] | None) -> "WeightGrids":
+    def from_grid(
+        cls, grid: Grid, columns: Integer[Tensor, " in"], mask: Bool[Tensor, "out in"] | None
+    ) -> "WeightGrids":
         """The grids of some columns.
 
         Args:
@@ -141,7 +143,7 @@ def gptq(
         mask: False where a weight is to be zero; None where none is.
 
     Example:
-        >>> order = ColumnOrder.of(torch.eye(4, dtype=torch.float64))
+        >>> order = ColumnOrder.from_hessian(torch.eye(4, dtype=torch.float64))
         >>> gptq(torch.tensor([[0.0, 1.1, 1.9, 3.0]]), order, GridSpec(bits=2, group=4, clip=False)).codes
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
@@ -178,7 +180,7 @@ def _sweep(
     W: Float[Tensor, "out in"], order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None
 ) -> tuple[_Sweep, Float[Tensor, "out in"]]:
     """One sweep through the whole matrix. Also returns each weight as it was when it was rounded."""
-    met, values = W.double()[:, order.columns].T.contiguous(), WeightGrids.of(grid, order.columns, mask).T
+    met, values = W.double()[:, order.columns].T.contiguous(), WeightGrids.from_grid(grid, order.columns, mask).T
     codes = sweep_columns(met, order.U, values)
     errors = (met - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
     return _Sweep(codes, grid, errors.square().sum(0)), met.T[:, order.inverse]
@@ -198,7 +200,7 @@ def _from_left_to_right(
         kept = None if mask is None else mask[:, here]
         part = fit_grid(Wt[here].T, spec, importance[here], kept)
         grid.scale[:, group], grid.zero[:, group] = part.scale[:, 0], part.zero[:, 0]
-        values = WeightGrids.of(part, order.columns[: here.stop - start], kept)
+        values = WeightGrids.from_grid(part, order.columns[: here.stop - start], kept)
         codes[here] = sweep_columns(Wt[start:], order.U[start:, start:], values.T)
     return QuantizedWeight(codes.T.contiguous(), grid)
 
@@ -220,7 +222,7 @@ def sweep_columns(
         With H = I nothing is compensated, and every weight is rounded to the nearest value.
 
         >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1), bits=2, group=2)
-        >>> values = WeightGrids.of(grid, torch.arange(2), mask=None).T
+        >>> values = WeightGrids.from_grid(grid, torch.arange(2), mask=None).T
         >>> sweep_columns(torch.tensor([[0.9], [2.2]]).double(), torch.eye(2).double(), values).tolist()
         [[1], [2]]
     """

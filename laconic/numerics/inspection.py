@@ -46,7 +46,7 @@ class Magnitudes:
         largest: largest |w|.
 
     Example:
-        >>> found = Magnitudes.of(torch.tensor([0.0, 1.0, -3.0]))
+        >>> found = Magnitudes.measure(torch.tensor([0.0, 1.0, -3.0]))
         >>> found.number, found.largest, round(found.at_least(1.0), 4)
         (3, 3.0, 0.6667)
     """
@@ -58,7 +58,7 @@ class Magnitudes:
     largest: float
 
     @classmethod
-    def of(cls, W: Tensor) -> "Magnitudes":
+    def measure(cls, W: Tensor) -> "Magnitudes":
         """The statistics of one tensor, in fp64, chunk by chunk."""
         edges = _edges(W.device)
         zeros, largest = 0, 0.0

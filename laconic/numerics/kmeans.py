@@ -37,7 +37,7 @@ class _Rows(NamedTuple):
     h: Tensor
     sums: tuple[Tensor, Tensor, Tensor]
 
-    def of(self, which: Tensor) -> "_Rows":
+    def take(self, which: Tensor) -> "_Rows":
         """Some of them."""
         mass, moment, square = self.sums
         return _Rows(self.v[which], self.h[which], (mass[which], moment[which], square[which]))
@@ -151,7 +151,7 @@ def _improve(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Ten
     lowest = _error(rows, V)
     active = torch.arange(len(V), device=V.device)
     for _ in range(MOVES if 3 < V.shape[1] <= FEW else 0):
-        here = rows.of(active)
+        here = rows.take(active)
         other = _lloyd(here, _move_value(here, V[active]), SETTLING)
         error = _error(here, other)
         lower = error < lowest[active]

@@ -60,7 +60,7 @@ def ldlq(
         With F = H = I every weight is rounded to the nearest value.
 
         >>> grid = Grid(torch.ones(1, 1), torch.zeros(1, 1), bits=2, group=2)
-        >>> values = WeightGrids.of(grid, torch.arange(2), mask=None)
+        >>> values = WeightGrids.from_grid(grid, torch.arange(2), mask=None)
         >>> ldlq(torch.tensor([[0.9, 2.2]]).double(), values, torch.eye(1).double(), torch.eye(2).double())
         tensor([[1, 2]], dtype=torch.uint8)
     """
@@ -167,7 +167,7 @@ class Side:
         R: the unit factor.
 
     Example:
-        >>> Side.of(torch.diag(torch.tensor([1.0, 4.0])).double()).order.columns
+        >>> Side.from_moment(torch.diag(torch.tensor([1.0, 4.0])).double()).order.columns
         tensor([1, 0])
     """
 
@@ -175,9 +175,9 @@ class Side:
     R: Float[Tensor, "n n"]
 
     @classmethod
-    def of(cls, S: Float[Tensor, "n n"]) -> "Side":
+    def from_moment(cls, S: Float[Tensor, "n n"]) -> "Side":
         """The factors of a positive definite moment."""
-        order = ColumnOrder.of(S)
+        order = ColumnOrder.from_hessian(S)
         return cls(order, unit_factor(S[order.columns][:, order.columns]))
 
 
@@ -191,7 +191,7 @@ class TwoSidedRounding:
 
     Example:
         >>> from laconic.numerics.grid import GridSpec
-        >>> rounding = TwoSidedRounding.of(torch.eye(1).double(), torch.eye(4).double())
+        >>> rounding = TwoSidedRounding.from_moments(torch.eye(1).double(), torch.eye(4).double())
         >>> rounding.round(torch.tensor([[0.0, 1.1, 1.9, 3.0]]), GridSpec(bits=2, group=4, clip=False)).codes
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
@@ -200,9 +200,9 @@ class TwoSidedRounding:
     columns: Side | None
 
     @classmethod
-    def of(cls, F: OutputMoment, H: InputMoment) -> "TwoSidedRounding":
+    def from_moments(cls, F: OutputMoment, H: InputMoment) -> "TwoSidedRounding":
         """The rounding for two positive definite moments."""
-        return cls(Side.of(F) if F.ndim == 2 else None, Side.of(H) if H.ndim == 2 else None)
+        return cls(Side.from_moment(F) if F.ndim == 2 else None, Side.from_moment(H) if H.ndim == 2 else None)
 
     def round(
         self, W: Float[Tensor, "out in"], spec: GridSpec, mask: Bool[Tensor, "out in"] | None = None
@@ -232,9 +232,9 @@ class TwoSidedRounding:
         first = rows.order.columns
         if self.columns is None:
             every = torch.arange(W.shape[1], device=W.device)
-            values = WeightGrids.of(grid, every, mask).expanded(len(W)).take_rows(first)
+            values = WeightGrids.from_grid(grid, every, mask).expanded(len(W)).take_rows(first)
             return sweep_columns(W.double()[first], rows.order.U, values)[rows.order.inverse]
         order = self.columns.order
-        values = WeightGrids.of(grid, order.columns, mask).take_rows(first)
+        values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(first)
         codes = ldlq(W.double()[first][:, order.columns], values, rows.R, self.columns.R)
         return codes[rows.order.inverse][:, order.inverse]

@@ -178,8 +178,8 @@ def _add_low_rank(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
     bound = in_features**-0.5
     down = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
     assert isinstance(site.module, (PackedCodes, Masked))
-    beside = LowRank.of(torch.zeros(out_features, rank), down).to(site.weight().device)
-    lm.replace(site, Sum.of(site.module, beside))
+    beside = LowRank.from_factors(torch.zeros(out_features, rank), down).to(site.weight().device)
+    lm.replace(site, Sum.from_parts(site.module, beside))
     for part in beside.parameters():
         part.requires_grad_(True)
 

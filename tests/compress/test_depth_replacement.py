@@ -129,7 +129,7 @@ def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kl(lm, original, data) < kl(nothing, original, data)
     assert outcome.nbytes * 4 == outcome.dense_nbytes * 3
     site = next(site for site in sparse.sites() if site.name == "transformer.h.0.mlp.c_proj")
-    sparse.replace(site, Sparse.of(site.weight() * (site.weight() > 0), site.weight() > 0))
+    sparse.replace(site, Sparse.from_dense(site.weight() * (site.weight() > 0), site.weight() > 0))
     Shorten(blocks=(1,), replace="bias").apply(sparse.shallow_copy(), data)
     with pytest.raises(UserError, match=r"'transformer.h.0.mlp.c_proj' is stored as 'sparse', which takes no map in"):
         Shorten(blocks=(1,), replace="linear").apply(sparse, data)

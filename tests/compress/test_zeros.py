@@ -40,9 +40,9 @@ def test_a_pruned_layer_is_the_site_that_it_was(architecture) -> None:
 def test_a_later_step_replaces_the_whole_of_it(name: str) -> None:
     lm, dense = pruned(BY_NAME[name].lm(), ("*",)), BY_NAME[name].lm()
     for site in dense.sites(("*",)):
-        dense.replace(site, LowRank.of(*exact(site.weight())))
+        dense.replace(site, LowRank.from_factors(*exact(site.weight())))
     for site, before in zip(lm.sites(("*",)), BY_NAME[name].lm().sites(("*",)), strict=True):
-        lm.replace(site, LowRank.of(*exact(before.weight())))
+        lm.replace(site, LowRank.from_factors(*exact(before.weight())))
     assert torch.equal(outputs(lm.model), outputs(dense.model))
     assert not any(isinstance(module, (Sparse, SparseEmbedding)) for module in lm.model.modules())
 

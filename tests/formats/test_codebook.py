@@ -34,7 +34,7 @@ def looked_up(codes: Tensor, tables: Tensor, group: int | None) -> Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_every_code_is_looked_up_in_the_table_of_its_group(bits: int, group: int | None) -> None:
     codes, tables = parts(bits, group)
-    layer = Codebook.of(codes, tables, group)
+    layer = Codebook.from_codes(codes, tables, group)
     expected = looked_up(codes, tables, group)
     assert torch.equal(layer.dense(), expected)
     which = torch.tensor([12, 0, 7, 7])
@@ -48,7 +48,7 @@ def test_every_code_is_looked_up_in_the_table_of_its_group(bits: int, group: int
 def test_pruned_weights_are_zero_whatever_the_tables_hold(group: int | None) -> None:
     codes, tables = parts(3, group)
     mask = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(0)) > 0.5
-    layer = Codebook.of(codes, tables, group, mask=mask)
+    layer = Codebook.from_codes(codes, tables, group, mask=mask)
     assert layer.support is not None and torch.equal(layer.support, mask)
     assert torch.equal(layer.dense(), torch.where(mask, looked_up(codes, tables, group), 0))
     kept = int(mask.sum())
@@ -60,7 +60,7 @@ def test_it_comes_back_from_its_tensors_and_its_spec(group: int | None) -> None:
     codes, tables = parts(3, group)
     mask = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(0)) > 0.5
     for kept in (None, mask):
-        layer = Codebook.of(codes, tables, group, torch.float16, kept)
+        layer = Codebook.from_codes(codes, tables, group, torch.float16, kept)
         layer.set_bias(torch.randn(OUT).half())
         file = io.BytesIO()
         torch.save(layer.state_dict(), file)
@@ -74,6 +74,6 @@ def test_it_comes_back_from_its_tensors_and_its_spec(group: int | None) -> None:
 
 def test_as_an_embedding_it_is_read_token_by_token() -> None:
     codes, tables = parts(4, IN)
-    layer = Codebook.of(codes, tables, IN)
+    layer = Codebook.from_codes(codes, tables, IN)
     tokens = torch.tensor([[0, 12], [5, 5]])
     assert torch.equal(layer.to_embedding(None)(tokens), layer.dense().T[tokens])

@@ -21,7 +21,7 @@ def quantized(out: int = 48, width: int = 256, bits: int = 4, group: int | None 
     """Of weights that lie to one side, so that the zero points are far from the middle."""
     W = torch.randn(out, width, generator=torch.Generator().manual_seed(out)) + 0.7
     grid = fit_grid(W, GridSpec(bits, group, symmetric))
-    return Quantized.of(quantize(W, grid), grid, symmetric)
+    return Quantized.from_codes(quantize(W, grid), grid, symmetric)
 
 
 def inputs(rows: int, width: int = 256) -> torch.Tensor:
@@ -104,8 +104,8 @@ def test_more_bits_and_pruned_matrices_are_decoded():
     assert quantized(bits=5).kernel_family is None
     W = torch.randn(32, 64)
     grid = fit_grid(W, GridSpec(4, 32))
-    assert Quantized.of(quantize(W, grid), grid, False, mask=W > 0).kernel_family is None
-    assert Quantized.of(quantize(W, grid), grid, False).kernel_family is not None
+    assert Quantized.from_codes(quantize(W, grid), grid, False, mask=W > 0).kernel_family is None
+    assert Quantized.from_codes(quantize(W, grid), grid, False).kernel_family is not None
 
 
 def test_many_rows_and_gradients_get_the_exact_matrix(monkeypatch: pytest.MonkeyPatch):
@@ -148,7 +148,7 @@ def test_what_was_packed_follows_the_tensors(monkeypatch: pytest.MonkeyPatch):
     with torch.no_grad():
         layer(x)
         copied, pickled = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
-        other = Quantized.of(15 - quantize(layer.dense(), layer.grid), layer.grid, False)
+        other = Quantized.from_codes(15 - quantize(layer.dense(), layer.grid), layer.grid, False)
         layer.load_state_dict(other.state_dict())
         assert apart(layer(x), linear(x, other.dense())) < 5e-3
         assert torch.equal(copied(x), pickled(x))

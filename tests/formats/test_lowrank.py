@@ -33,7 +33,7 @@ def factors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 def test_forward_is_the_product_of_the_factors_with_the_bias() -> None:
     A, B = factors()
     bias, x = torch.arange(OUT, dtype=torch.float64), torch.randn(2, 3, IN, dtype=torch.float64)
-    layer = LowRank.of(A, B)
+    layer = LowRank.from_factors(A, B)
     torch.testing.assert_close(layer(x), x @ (A @ B).T)
     layer.set_bias(bias)
     torch.testing.assert_close(layer(x), x @ (A @ B).T + bias)
@@ -43,7 +43,7 @@ def test_forward_is_the_product_of_the_factors_with_the_bias() -> None:
 
 def test_bias_is_a_copy() -> None:
     bias = torch.zeros(OUT, dtype=torch.float64)
-    layer = LowRank.of(*factors())
+    layer = LowRank.from_factors(*factors())
     assert layer.bias is None
     layer.set_bias(bias)
     bias += 1
@@ -55,7 +55,7 @@ def test_bias_is_a_copy() -> None:
 
 def test_lookup_is_the_transposed_matrix_row_by_row() -> None:
     A, B = factors()
-    table = LowRank.of(A, B).to_embedding(padding_idx=2)
+    table = LowRank.from_factors(A, B).to_embedding(padding_idx=2)
     tokens = torch.tensor([[0, 8], [3, 3]])
     torch.testing.assert_close(table(tokens), (A @ B).T[tokens])
     torch.testing.assert_close(table.dense(), A @ B)
@@ -67,14 +67,14 @@ def test_lookup_is_the_transposed_matrix_row_by_row() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nbytes_is_what_is_stored(dtype: torch.dtype) -> None:
-    linear = LowRank.of(*factors(dtype))
+    linear = LowRank.from_factors(*factors(dtype))
     for format in (linear, linear.to_embedding(None)):
         stored = sum(tensor.nbytes for tensor in format.state_dict().values())
         assert format.nbytes() == stored == (OUT + IN) * RANK * dtype.itemsize
 
 
 def test_macs() -> None:
-    linear = LowRank.of(*factors())
+    linear = LowRank.from_factors(*factors())
     assert linear.macs() == (OUT + IN) * RANK
     # Looking a row up multiplies nothing.
     assert linear.to_embedding(None).macs() == OUT * RANK
@@ -84,7 +84,7 @@ def test_macs() -> None:
 @pytest.mark.parametrize("lookup", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_shell_of_its_spec_receives_the_tensors(lookup: bool, bias: bool) -> None:
-    linear = LowRank.of(*factors())
+    linear = LowRank.from_factors(*factors())
     linear.set_bias(torch.ones(OUT, dtype=torch.float64) if bias and not lookup else None)
     format: Format = linear.to_embedding(1) if lookup else linear
     shell = type(format).empty(**format.spec()).double()
@@ -95,10 +95,10 @@ def test_a_shell_of_its_spec_receives_the_tensors(lookup: bool, bias: bool) -> N
 
 def test_a_factor_may_be_a_format() -> None:
     A, B = factors()
-    outer, x = LowRank.of(A, B), torch.randn(3, IN, dtype=torch.float64)
+    outer, x = LowRank.from_factors(A, B), torch.randn(3, IN, dtype=torch.float64)
     outer.set_bias(torch.ones(OUT, dtype=torch.float64))
     before, spec = outer(x), outer.spec()
-    inner = LowRank.of(A, torch.eye(RANK, dtype=torch.float64))
+    inner = LowRank.from_factors(A, torch.eye(RANK, dtype=torch.float64))
     inner.set_bias(outer.bias)
     outer.left = inner  # type: ignore[assignment]
     torch.testing.assert_close(outer(x), before)
@@ -110,14 +110,14 @@ def test_a_factor_may_be_a_format() -> None:
 
 
 def examples() -> dict[type[Format], Format]:
-    linear, weight = LowRank.of(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
-    sparse, (_, reader) = Sparse.of(weight, weight > 0), split_rows(linear, (2, OUT - 2))
+    linear, weight = LowRank.from_factors(*factors(torch.float16)), torch.ones(OUT, IN, dtype=torch.float16)
+    sparse, (_, reader) = Sparse.from_dense(weight, weight > 0), split_rows(linear, (2, OUT - 2))
     constant = Constant(OUT, IN, bias=False).half()
     coded = Rtn(bits=4).compress(weight, LayerStats())
-    tables = Codebook.of(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
+    tables = Codebook.from_codes(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
     eights = Int8().compress(weight, LayerStats())
-    single = (linear, reader, sparse, Dense.of(weight), constant, coded, tables, eights)
-    some: tuple[Format, ...] = (*single, Sum.of(sparse, linear))
+    single = (linear, reader, sparse, Dense.from_weight(weight), constant, coded, tables, eights)
+    some: tuple[Format, ...] = (*single, Sum.from_parts(sparse, linear))
     looked_up = [format.to_embedding(None) for format in (linear, sparse, coded)]
     return {type(format): format for format in (*some, *looked_up)}
 

@@ -14,7 +14,7 @@ def quantized(
 ) -> Quantized:
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     grid = fit_grid(W, spacing, keep=mask)
-    return Quantized.of(quantize(W, grid), grid, spacing.symmetric, mask=mask)
+    return Quantized.from_codes(quantize(W, grid), grid, spacing.symmetric, mask=mask)
 
 
 def half_of(shape: tuple[int, int] = (12, 20)) -> torch.Tensor:
@@ -28,7 +28,7 @@ def half_of(shape: tuple[int, int] = (12, 20)) -> torch.Tensor:
 def test_it_is_exactly_what_its_codes_stand_for(bits: int, group: int | None, symmetric: bool, shape) -> None:
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     grid = fit_grid(W, GridSpec(bits, group, symmetric))
-    layer = Quantized.of(quantize(W, grid), grid, symmetric)
+    layer = Quantized.from_codes(quantize(W, grid), grid, symmetric)
     assert torch.equal(layer.dense(), dequantize(quantize(W, grid), grid))
     grids = 1 if group is None else shape[0] * -(-20 // group)
     zeros = 0 if symmetric else -(-grids * bits // 8)
@@ -87,17 +87,19 @@ def test_it_computes_in_half_precision_and_decodes_as_before() -> None:
 
 def test_a_sum_adds() -> None:
     generator = torch.Generator().manual_seed(2)
-    low = LowRank.of(torch.randn(12, 3, generator=generator), torch.randn(3, 20, generator=generator))
-    layer = Sum.of(quantized(), low)
+    low = LowRank.from_factors(torch.randn(12, 3, generator=generator), torch.randn(3, 20, generator=generator))
+    layer = Sum.from_parts(quantized(), low)
     layer.set_bias(torch.ones(12))
     x = torch.randn(4, 20, generator=generator)
     assert torch.allclose(layer(x), x @ (quantized().dense() + low.dense()).T + 1, atol=1e-5)
     assert layer.nbytes() == quantized().nbytes() + low.nbytes()
     assert layer.macs() == 12 * 20 + 3 * 32
     tokens = torch.tensor([0, 5, 19])
-    assert torch.allclose(Sum.of(quantized(), low).to_embedding(None)(tokens), layer.dense().T[tokens], atol=1e-5)
+    assert torch.allclose(
+        Sum.from_parts(quantized(), low).to_embedding(None)(tokens), layer.dense().T[tokens], atol=1e-5
+    )
     with pytest.raises(ValueError, match="cannot be added"):
-        Sum.of(quantized((12, 24)), low)
+        Sum.from_parts(quantized((12, 24)), low)
 
 
 def test_held_it_computes_the_same_and_keeps_nothing_afterwards() -> None:

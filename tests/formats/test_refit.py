@@ -33,13 +33,13 @@ def factors() -> tuple[Tensor, Tensor]:
 
 def codebook(group: int | None) -> Codebook:
     tables = torch.tensor([-1.5, -0.4, 0.4, 1.5]).expand(1 if group is None else 12, 1 if group is None else 2, 4)
-    return Codebook.of((matrix()[..., None] - tables[0, 0]).abs().argmin(-1), tables, group)
+    return Codebook.from_codes((matrix()[..., None] - tables[0, 0]).abs().argmin(-1), tables, group)
 
 
 FORMATS = {
-    "dense": lambda: Dense.of(matrix()),
-    "low-rank": lambda: LowRank.of(*factors()),
-    "sparse": lambda: Sparse.of(matrix(), matrix(3) > 0),
+    "dense": lambda: Dense.from_weight(matrix()),
+    "low-rank": lambda: LowRank.from_factors(*factors()),
+    "sparse": lambda: Sparse.from_dense(matrix(), matrix(3) > 0),
     "quantized": lambda: Rtn(bits=3, group_size=8).compress(matrix(), LayerStats()),
     "symmetric": lambda: Rtn(bits=4, group_size=8, symmetric=True).compress(matrix(), LayerStats()),
     "pruned codes": lambda: Rtn(bits=3, group_size=8).compress(
@@ -48,7 +48,9 @@ FORMATS = {
     "codebook": lambda: codebook(10),
     "one table": lambda: codebook(None),
     "int8": lambda: Int8().compress(matrix(), LayerStats()),
-    "sum": lambda: Sum.of(Rtn(bits=2, group_size=8).compress(matrix(), LayerStats()), LowRank.of(*factors())),
+    "sum": lambda: Sum.from_parts(
+        Rtn(bits=2, group_size=8).compress(matrix(), LayerStats()), LowRank.from_factors(*factors())
+    ),
 }
 
 
@@ -73,7 +75,7 @@ def test_it_comes_nearer_and_keeps_its_structure(kind: str) -> None:
 
 
 def test_the_output_factor_is_that_of_least_squares() -> None:
-    layer, target = LowRank.of(*factors()), matrix(4)
+    layer, target = LowRank.from_factors(*factors()), matrix(4)
     right = layer.right.weight.clone()
     layer.refit(target, moment())
     root = torch.linalg.cholesky(moment())
@@ -84,7 +86,7 @@ def test_the_output_factor_is_that_of_least_squares() -> None:
 
 def test_values_on_a_mask_are_those_of_least_squares() -> None:
     mask, target = matrix(3) > 0, matrix(4)
-    layer = Sparse.of(matrix(), mask)
+    layer = Sparse.from_dense(matrix(), mask)
     layer.refit(target, moment())
     root = torch.linalg.cholesky(moment())
     for row in range(SHAPE[0]):
@@ -95,20 +97,20 @@ def test_values_on_a_mask_are_those_of_least_squares() -> None:
 
 def test_a_reader_moves_its_own_factor_alone() -> None:
     A, B = factors()
-    owner, reader = split_rows(LowRank.of(A, B), (7, 5))
+    owner, reader = split_rows(LowRank.from_factors(A, B), (7, 5))
     assert isinstance(reader, LowRankReader)
     first = owner.dense().clone()
     reader.refit(matrix(4)[7:], moment())
     assert torch.equal(owner.dense(), first)
-    whole = LowRank.of(A[7:], B)
+    whole = LowRank.from_factors(A[7:], B)
     whole.refit(matrix(4)[7:], moment())
     assert torch.allclose(whole.dense(), reader.dense(), atol=1e-6)
 
 
 def test_a_factor_that_is_a_format_keeps_its_own_structure() -> None:
     A, B = factors()
-    layer, mask = LowRank.of(A, B), torch.rand(12, 5, generator=torch.Generator().manual_seed(5)) > 0.4
-    layer.left = Sparse.of(A, mask)
+    layer, mask = LowRank.from_factors(A, B), torch.rand(12, 5, generator=torch.Generator().manual_seed(5)) > 0.4
+    layer.left = Sparse.from_dense(A, mask)
     before = loss(layer, matrix())
     layer.refit(matrix(), moment())
     assert loss(layer, matrix()) < before

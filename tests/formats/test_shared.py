@@ -16,7 +16,7 @@ def made(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, tuple[Form
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(sum(ROWS), RANK, generator=generator, dtype=dtype)
     B = torch.randn(RANK, IN, generator=generator, dtype=dtype)
-    return A, B, split_rows(LowRank.of(A, B), ROWS)
+    return A, B, split_rows(LowRank.from_factors(A, B), ROWS)
 
 
 class Counting(nn.Module):

@@ -33,7 +33,7 @@ def matrix(dtype: torch.dtype = torch.float32, shape: tuple[int, int] = (OUT, IN
 
 def sparse(pattern: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32, bias: bool = True) -> Sparse:
     mask = mask_of(pattern)
-    layer = Sparse.of(torch.where(mask, matrix(dtype), 0), mask, pattern)
+    layer = Sparse.from_dense(torch.where(mask, matrix(dtype), 0), mask, pattern)
     layer.set_bias(torch.arange(OUT).to(dtype) if bias else None)
     return layer
 
@@ -71,8 +71,8 @@ def test_nbytes_is_what_is_stored(pattern: tuple[int, int] | None, dtype: torch.
 def test_half_zeros_of_float32_are_53_percent_of_the_bytes() -> None:
     mask = mask_of((2, 4), (64, 128))
     weight = torch.where(mask, matrix(shape=(64, 128)), 0)
-    assert Sparse.of(weight, mask).nbytes() / weight.nbytes == pytest.approx(0.5 + 1 / 32)
-    assert Sparse.of(weight, mask, (2, 4)).nbytes() / weight.nbytes == pytest.approx(0.5 + 3 / 128)
+    assert Sparse.from_dense(weight, mask).nbytes() / weight.nbytes == pytest.approx(0.5 + 1 / 32)
+    assert Sparse.from_dense(weight, mask, (2, 4)).nbytes() / weight.nbytes == pytest.approx(0.5 + 3 / 128)
 
 
 @pytest.mark.parametrize("lookup", [False, True])
@@ -108,7 +108,7 @@ def test_a_shell_of_its_spec_receives_the_tensors(
 def test_masks_of_any_shape_come_back(rows: int, columns: int, sparsity: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(rows, columns, generator=generator) >= sparsity
-    layer = Sparse.of(torch.where(mask, torch.randn(rows, columns, generator=generator), 0), mask)
+    layer = Sparse.from_dense(torch.where(mask, torch.randn(rows, columns, generator=generator), 0), mask)
     shell = Sparse.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(shell.dense(), layer.dense())
@@ -119,7 +119,7 @@ def test_masks_of_any_shape_come_back(rows: int, columns: int, sparsity: float, 
 @pytest.mark.parametrize("pattern", [None, (2, 4)])
 def test_nothing_or_everything_may_be_kept(keeps: bool, pattern: tuple[int, int] | None) -> None:
     mask = torch.full((OUT, IN), keeps)
-    layer = Sparse.of(torch.where(mask, matrix(), 0), mask, pattern)
+    layer = Sparse.from_dense(torch.where(mask, matrix(), 0), mask, pattern)
     assert layer.pattern is None
     shell = Sparse.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
@@ -137,7 +137,7 @@ def test_what_equality_hides_survives() -> None:
     # What was not kept is a plain zero, whatever it was.
     weight[tuple((~mask).nonzero()[0].tolist())] = -0.0
     weight[tuple((~mask).nonzero()[1].tolist())] = math.nan
-    layer = Sparse.of(weight, mask)
+    layer = Sparse.from_dense(weight, mask)
     shell = Sparse.empty(**layer.spec())
     shell.load_state_dict(layer.state_dict())
     assert torch.equal(bits_of(shell.dense()[mask]), bits_of(weight[mask]))
@@ -147,7 +147,7 @@ def test_what_equality_hides_survives() -> None:
 def test_a_pattern_that_earlier_zeros_break_becomes_a_bitmask() -> None:
     mask = mask_of((2, 4))
     mask[0, mask[0].nonzero()[0]] = False
-    layer = Sparse.of(torch.where(mask, matrix(), 0), mask, (2, 4))
+    layer = Sparse.from_dense(torch.where(mask, matrix(), 0), mask, (2, 4))
     assert layer.pattern is None
     assert "pattern" not in layer.spec()
     assert len(layer.state_dict()["bits"]) == OUT * IN // 8
@@ -278,7 +278,7 @@ def test_lookup_is_the_transposed_matrix_row_by_row() -> None:
 
 
 def test_a_plain_matrix_with_a_bias_of_its_own() -> None:
-    layer, x = Dense.of(matrix()), torch.randn(2, IN)
+    layer, x = Dense.from_weight(matrix()), torch.randn(2, IN)
     layer.set_bias(torch.arange(OUT).float())
     torch.testing.assert_close(layer(x), x @ matrix().T + torch.arange(OUT))
     assert layer.nbytes() == OUT * IN * 4

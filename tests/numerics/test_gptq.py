@@ -31,7 +31,7 @@ def by_hand(W: torch.Tensor, H: torch.Tensor, order: list[int], grid: Grid, mask
 
 
 def values(W: torch.Tensor, H: torch.Tensor, spacing: GridSpec, mask: torch.Tensor, by_activity: bool) -> torch.Tensor:
-    rounded = gptq(W, ColumnOrder.of(H, by_activity), spacing, mask)
+    rounded = gptq(W, ColumnOrder.from_hessian(H, by_activity), spacing, mask)
     return dequantize(rounded.codes, rounded.grid).double() * mask
 
 
@@ -46,7 +46,7 @@ def setting(kept: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("kept", [1.0, 0.5])
 def test_by_activity_it_is_the_formula_on_its_grids(group: int | None, kept: float, clip: bool) -> None:
     W, H, mask = setting(kept)
-    order = ColumnOrder.of(H)
+    order = ColumnOrder.from_hessian(H)
     assert order.columns.tolist() != list(range(WIDE))
     spacing = GridSpec(3, group, clip=clip)
     rounded = gptq(W, order, spacing, mask)
@@ -62,7 +62,7 @@ def test_ranges_are_those_of_what_the_sweep_meets_where_a_row_loses_less_by_them
     group: int | None, kept: float
 ) -> None:
     W, H, mask = setting(kept)
-    order, spacing = ColumnOrder.of(H), GridSpec(3, group)
+    order, spacing = ColumnOrder.from_hessian(H), GridSpec(3, group)
     columns = order.columns.tolist()
     first = fit_grid(W, spacing, 1 / torch.linalg.inv(H).diagonal(), mask)
     before = by_hand(W, H, columns, first, mask)
@@ -86,7 +86,7 @@ def test_ranges_are_those_of_what_the_sweep_meets_where_a_row_loses_less_by_them
 def test_ranges_of_what_the_sweep_meets_lose_a_tenth_less_in_few_bits() -> None:
     W, H = matrix(40, 96), damp(hessian(96, 120), 0.01)
     spacing, mask = GridSpec(2, 96), torch.ones(40, 96, dtype=torch.bool)
-    order = ColumnOrder.of(H)
+    order = ColumnOrder.from_hessian(H)
     first = fit_grid(W, spacing, order.importance)
     E = [W - by_hand(W, H, order.columns.tolist(), first, mask), W - values(W, H, spacing, mask, True)]
     before, now = ((error @ H * error).sum() for error in E)
@@ -98,7 +98,7 @@ def test_ranges_of_what_the_sweep_meets_lose_a_tenth_less_in_few_bits() -> None:
 def test_from_left_to_right_a_grid_is_fitted_to_the_weights_that_it_meets(group: int, kept: float) -> None:
     W, H, mask = setting(kept)
     spacing = GridSpec(3, group)
-    rounded = gptq(W, ColumnOrder.of(H, False), spacing, mask)
+    rounded = gptq(W, ColumnOrder.from_hessian(H, False), spacing, mask)
     expected = by_hand(W, H, list(range(WIDE)), rounded.grid, mask)
     assert torch.allclose(dequantize(rounded.codes, rounded.grid).double() * mask, expected, atol=1e-6)
     importance = 1 / torch.linalg.inv(H).diagonal()
@@ -119,7 +119,7 @@ def test_with_a_diagonal_moment_it_rounds_to_nearest() -> None:
     W, H = matrix(8, 40), torch.diag(torch.linspace(1, 5, 40)).double()
     for by_activity in (True, False):
         for spacing in (GridSpec(3, 16, clip=False), GridSpec(4, None, clip=False), GridSpec(2, 40)):
-            rounded = gptq(W, ColumnOrder.of(H, by_activity), spacing)
+            rounded = gptq(W, ColumnOrder.from_hessian(H, by_activity), spacing)
             assert torch.equal(rounded.codes, quantize(W, rounded.grid))
             assert spacing.clip or torch.equal(rounded.grid.scale, fit_grid(W, spacing).scale)
 
@@ -131,7 +131,7 @@ def test_of_every_choice_of_codes_it_is_near_the_best() -> None:
     for seed in range(60):
         W, scales = matrix(1, 4, seed), 0.5 + torch.rand(4, generator=torch.Generator().manual_seed(seed)).double()
         H = (0.8 + 0.2 * torch.eye(4).double()) * torch.outer(scales, scales)
-        rounded = gptq(W, ColumnOrder.of(H), GridSpec(2, 4))
+        rounded = gptq(W, ColumnOrder.from_hessian(H), GridSpec(2, 4))
         tried = torch.cat([rounded.codes, quantize(W, rounded.grid), choices])
         E = (W - rounded.grid.scale * (tried - rounded.grid.zero)).double()
         every = 0.5 * (E @ H * E).sum(1)
@@ -149,7 +149,7 @@ def test_what_is_to_be_zero_hands_on_what_was_left_for_it() -> None:
     one, mask = torch.ones(1, 3).double(), torch.tensor([[True, False, True]])
     allowed = WeightGrids(one * mask, one * mask, 0 * one, 2)
     Wt = W.double().T.contiguous()
-    order = ColumnOrder.of(H, False)
+    order = ColumnOrder.from_hessian(H, False)
     assert sweep_columns(Wt, order.U, allowed.T).T.tolist() == [[0, 0, 2]]
     assert torch.allclose(Wt[1], torch.tensor([0.5 / 3]).double())
     # ½ of what the second had to leave.

@@ -14,7 +14,7 @@ def matrix() -> torch.Tensor:
 
 
 def test_magnitudes_equal_those_of_the_sorted_weights(matrix: torch.Tensor):
-    found, sizes = Magnitudes.of(matrix), matrix.double().abs().flatten().sort(descending=True).values
+    found, sizes = Magnitudes.measure(matrix), matrix.double().abs().flatten().sort(descending=True).values
     assert (found.number, found.zeros, found.largest) == (4000, 200, sizes[0].item())
     for threshold in (0.001, 0.01, 0.1, 1.0):
         assert found.at_least(threshold) == (sizes >= threshold).double().mean().item()
@@ -32,16 +32,16 @@ def test_magnitudes_equal_those_of_the_sorted_weights(matrix: torch.Tensor):
 
 
 def test_magnitudes_add_up_and_powers_of_ten_are_exact(matrix: torch.Tensor):
-    whole, parts = Magnitudes.of(matrix), Magnitudes.of(matrix[:30]) + Magnitudes.of(matrix[30:])
+    whole, parts = Magnitudes.measure(matrix), Magnitudes.measure(matrix[:30]) + Magnitudes.measure(matrix[30:])
     assert whole.number == parts.number and torch.equal(whole.counts, parts.counts)
     assert torch.allclose(whole.powers, parts.powers) and whole.largest == parts.largest
-    edge = Magnitudes.of(torch.tensor([0.1, 0.0999, -0.1, 1e-20, 1e20], dtype=torch.float64))
+    edge = Magnitudes.measure(torch.tensor([0.1, 0.0999, -0.1, 1e-20, 1e20], dtype=torch.float64))
     assert edge.at_least(0.1) == 0.6 and edge.number == 5 and sum(edge.histogram()[1]) == pytest.approx(1)
 
 
 def test_nothing_but_zeros_and_nothing_at_all():
     for empty in (torch.zeros(3, 3), torch.zeros(0)):
-        found = Magnitudes.of(empty)
+        found = Magnitudes.measure(empty)
         assert (found.at_least(0.1), found.top_share(0.1), found.quantile(0.5), found.kurtosis) == (0, 0, 0, None)
 
 

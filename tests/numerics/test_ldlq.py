@@ -45,13 +45,13 @@ def test_tiles_change_nothing_of_the_equation(shape: tuple[int, int], kept: floa
     W, F, H = matrix(m, n).double(), damp(hessian(m, 3 * m), 0.1), damp(hessian(n, 3 * n), 0.01)
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < kept
     W = W * mask
-    allowed = WeightGrids.of(fit_grid(W, GridSpec(2, 4), keep=mask), torch.arange(n), mask)
+    allowed = WeightGrids.from_grid(fit_grid(W, GridSpec(2, 4), keep=mask), torch.arange(n), mask)
     R_O, R_I = unit_factor(F), unit_factor(H)
     expected, Z = entry_by_entry(W, allowed, R_O, R_I)
     codes = ldlq(W, allowed, R_O, R_I)
     assert torch.equal(codes, expected)
     E = W - allowed.scale * (codes - allowed.zero)
-    D_O, D_I = (1 / ColumnOrder.of(S, False).U.diagonal().square() for S in (F, H))
+    D_O, D_I = (1 / ColumnOrder.from_hessian(S, False).U.diagonal().square() for S in (F, H))
     loss = 0.5 * (torch.outer(D_O, D_I) * Z.square()).sum().item()
     assert quadratic_loss(E, F, H) == pytest.approx(loss)
     assert not (W - E)[~mask].any()
@@ -62,8 +62,8 @@ def test_without_correlations_between_outputs_it_is_gptq() -> None:
     # A full F goes its own way to the ranges, a diagonal one does not.
     for F, clip in ((torch.eye(40).double(), False), (torch.ones(40).double(), False), (torch.ones(40).double(), True)):
         spacing = GridSpec(3, 32, clip=clip)
-        expected = gptq(W, ColumnOrder.of(H), spacing)
-        rounded = TwoSidedRounding.of(F, H).round(W, spacing)
+        expected = gptq(W, ColumnOrder.from_hessian(H), spacing)
+        rounded = TwoSidedRounding.from_moments(F, H).round(W, spacing)
         assert torch.equal(rounded.grid.scale, expected.grid.scale)
         assert torch.equal(rounded.codes, expected.codes)
 
@@ -71,18 +71,18 @@ def test_without_correlations_between_outputs_it_is_gptq() -> None:
 def test_of_one_hot_inputs_only_outputs_make_up_for_each_other() -> None:
     W, F, spacing = matrix(30, 50), damp(hessian(30, 90), 0.1), GridSpec(3, 10)
     counts = torch.linspace(1, 3, 50).double()
-    thin = TwoSidedRounding.of(F, counts).round(W, spacing)
-    full = TwoSidedRounding.of(F, torch.diag(counts)).round(W, spacing._replace(clip=False))
-    same = TwoSidedRounding.of(F, counts).round(W, spacing._replace(clip=False))
+    thin = TwoSidedRounding.from_moments(F, counts).round(W, spacing)
+    full = TwoSidedRounding.from_moments(F, torch.diag(counts)).round(W, spacing._replace(clip=False))
+    same = TwoSidedRounding.from_moments(F, counts).round(W, spacing._replace(clip=False))
     assert torch.equal(same.codes, full.codes)
     nearest = dequantize(quantize(W, thin.grid), thin.grid)
     found = quadratic_loss(W - dequantize(thin.codes, thin.grid), F, counts)
     assert found < 0.9 * quadratic_loss(W - nearest, F, counts)
-    alone = TwoSidedRounding.of(F, counts).round(W, spacing._replace(group=None))
+    alone = TwoSidedRounding.from_moments(F, counts).round(W, spacing._replace(group=None))
     nearest = dequantize(quantize(W, alone.grid), alone.grid)
     found = quadratic_loss(W - dequantize(alone.codes, alone.grid), F, counts)
     assert found < quadratic_loss(W - nearest, F, counts)
-    both = TwoSidedRounding.of(torch.ones(30), counts).round(W, spacing)
+    both = TwoSidedRounding.from_moments(torch.ones(30), counts).round(W, spacing)
     assert torch.equal(both.codes, quantize(W, fit_grid(W, spacing)))
 
 
@@ -94,7 +94,10 @@ def test_it_beats_feedback_along_the_rows_alone(bits: int) -> None:
         F, spacing = shrink(hessian(48 + seed, 200)[:48, :48], 0.1), GridSpec(bits, 32)
         losses = [
             quadratic_loss(W - dequantize(rounded.codes, rounded.grid), F, H)
-            for rounded in (TwoSidedRounding.of(F, H).round(W, spacing), gptq(W, ColumnOrder.of(H), spacing))
+            for rounded in (
+                TwoSidedRounding.from_moments(F, H).round(W, spacing),
+                gptq(W, ColumnOrder.from_hessian(H), spacing),
+            )
         ]
         ratios.append(losses[0] / losses[1])
     assert max(ratios) < 1
@@ -108,7 +111,7 @@ def test_of_every_choice_of_codes_it_is_near_the_best() -> None:
     for seed in range(40):
         W = matrix(2, 2, seed)
         F, H = (damp(hessian(3)[k : k + 2, k : k + 2], 0.01) for k in (0, 1))
-        rounded = TwoSidedRounding.of(F, H).round(W, GridSpec(2, 2))
+        rounded = TwoSidedRounding.from_moments(F, H).round(W, GridSpec(2, 2))
         tried = torch.cat([rounded.codes[None], quantize(W, rounded.grid)[None], choices])
         E = (W - rounded.grid.scale * (tried - rounded.grid.zero)).double()
         every = 0.5 * (F @ E @ H * E).sum((1, 2))

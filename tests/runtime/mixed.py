@@ -16,7 +16,7 @@ def quantized(bits: int, group: int | None, *, symmetric: bool = False, pruned: 
     def of(weight: Tensor) -> Format:
         mask = weight.abs() > weight.abs().median() if pruned else None
         grid = fit_grid(weight, GridSpec(bits, group, symmetric), keep=mask)
-        return Quantized.of(quantize(weight, grid), grid, symmetric, mask=mask)
+        return Quantized.from_codes(quantize(weight, grid), grid, symmetric, mask=mask)
 
     return of
 
@@ -31,17 +31,17 @@ def scaled(weight: Tensor) -> Format:
 def int8(weight: Tensor, pruned: bool = False) -> Format:
     mask = weight.abs() > weight.abs().median() if pruned else None
     scale = (weight.abs().amax(1) / 127).half().float()
-    return DynamicInt8.of((weight / scale[:, None]).round().clamp(-128, 127).to(torch.int8), scale, mask=mask)
+    return DynamicInt8.from_codes((weight / scale[:, None]).round().clamp(-128, 127).to(torch.int8), scale, mask=mask)
 
 
 def codebook(weight: Tensor) -> Format:
     codes = torch.randint(0, 4, weight.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Codebook.of(codes, torch.randn(weight.shape[0], 1, 4) / 6, group=weight.shape[1])
+    return Codebook.from_codes(codes, torch.randn(weight.shape[0], 1, 4) / 6, group=weight.shape[1])
 
 
 def lowrank(weight: Tensor) -> Format:
     U, S, V = torch.linalg.svd(weight, full_matrices=False)
-    return LowRank.of(U[:, :20] * S[:20], V[:20])
+    return LowRank.from_factors(U[:, :20] * S[:20], V[:20])
 
 
 def coded_lowrank(weight: Tensor) -> Format:
@@ -52,11 +52,11 @@ def coded_lowrank(weight: Tensor) -> Format:
 
 
 def sparse(weight: Tensor) -> Format:
-    return Sparse.of(weight, weight.abs() > weight.abs().median())
+    return Sparse.from_dense(weight, weight.abs() > weight.abs().median())
 
 
 def both(weight: Tensor) -> Format:
-    return Sum.of(quantized(2, 16)(weight), lowrank(weight))
+    return Sum.from_parts(quantized(2, 16)(weight), lowrank(weight))
 
 
 EXACT = {

@@ -129,7 +129,7 @@ def test_what_a_switch_can_hold_is_saved_as_a_stock_checkpoint(tmp_path: Path) -
     """Whatever else is compressed keeps its format; the model in memory stays as it is."""
     lm = BY_NAME["llama"].lm()
     site = next(site for site in lm.sites(("ffn",)) if site.name.endswith("down_proj"))
-    lm.replace(site, Dense.of(site.weight()), torch.ones(site.shape[0]))
+    lm.replace(site, Dense.from_weight(site.weight()), torch.ones(site.shape[0]))
     before = outputs(lm.model)
     save(lm, tmp_path / "stock")
     assert isinstance(lm.model.get_submodule(site.name), Dense) and not lm.model.config.mlp_bias

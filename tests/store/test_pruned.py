@@ -41,7 +41,7 @@ def mask_for(site: Site, pattern: tuple[int, int] | None) -> Tensor:
 def pruned(lm: LanguageModel, targets: tuple[str, ...], pattern: tuple[int, int] | None = None) -> LanguageModel:
     for site in lm.sites(targets):
         mask = mask_for(site, pattern)
-        lm.replace(site, Sparse.of(torch.where(mask, site.weight().to(lm.dtype), 0), mask, pattern))
+        lm.replace(site, Sparse.from_dense(torch.where(mask, site.weight().to(lm.dtype), 0), mask, pattern))
     return lm
 
 
@@ -63,7 +63,7 @@ def checkpoints(parent: Path) -> Iterator[Checkpoint]:
     # Unlike Llama's, its configuration has no switch that gives these a bias.
     lm = BY_NAME["mistral"].lm()
     for site in lm.sites(("*.o_proj", "*.down_proj")):
-        lm.replace(site, Dense.of(site.weight()), torch.ones(site.shape[0]))
+        lm.replace(site, Dense.from_weight(site.weight()), torch.ones(site.shape[0]))
     yield saved_as(lm, parent, "mistral/biases/float32")
 
 

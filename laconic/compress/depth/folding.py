@@ -34,7 +34,7 @@ def fold(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> int:
         module.bias = _parameter(lm, module.bias.double() + b, module.bias)
         return 0
     like = next(iter(module.parameters()))
-    mapped = LinearReplacement.of(module, None if T is None else _rounded(lm, T, like), _rounded(lm, b, like))
+    mapped = LinearReplacement.from_map(module, None if T is None else _rounded(lm, T, like), _rounded(lm, b, like))
     lm.model.set_submodule(path, mapped.train(module.training).requires_grad_(like.requires_grad))
     return 0 if T is None else T.numel() * lm.dtype.itemsize
 
@@ -43,7 +43,7 @@ def _into_map(lm: LanguageModel, path: str, module: LinearReplacement, T: Matrix
     before, like = module.matrix, module.bias
     bias = (module.bias.double() if T is None else T @ module.bias.double()) + b
     matrix = T if before is None else before.double() if T is None else T @ before.double()
-    mapped = LinearReplacement.of(
+    mapped = LinearReplacement.from_map(
         module.norm, None if matrix is None else _rounded(lm, matrix, like), _rounded(lm, bias, like)
     )
     lm.model.set_submodule(path, mapped.train(module.training).requires_grad_(like.requires_grad))
@@ -65,7 +65,7 @@ def _into_linear(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> None:
     if old is not None:
         lm.model.set_submodule(path, resize_linear(module, W, _rounded(lm, bias, weight)))
     else:
-        lm.replace(_site(lm, path), Dense.of(W), _rounded(lm, bias, weight))
+        lm.replace(_site(lm, path), Dense.from_weight(W), _rounded(lm, bias, weight))
 
 
 def check_takes(lm: LanguageModel, path: str) -> None:

@@ -151,7 +151,7 @@ class TruncationMethod(LowRankMethod):
     def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> LowRank:
         rank = self.rank_of(weight.shape)
         A, B = self.expansion(weight, stats)
-        return LowRank.of(A[:, :rank].clone(), B[:rank].clone())
+        return LowRank.from_factors(A[:, :rank].clone(), B[:rank].clone())
 
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:

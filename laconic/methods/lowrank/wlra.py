@@ -55,7 +55,7 @@ class Wlra(LowRankMethod):
         rank = self.rank_of(weight.shape)
         Phi = stats[Fisher].matrix
         A, B, _ = weighted_low_rank(weight, Phi, rank, self.solver, self.iterations, self.precondition)
-        return LowRank.of(A.to(weight.dtype), B.to(weight.dtype))
+        return LowRank.from_factors(A.to(weight.dtype), B.to(weight.dtype))
 
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         m, n = weight.shape

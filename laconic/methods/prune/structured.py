@@ -51,7 +51,7 @@ class StructuredPruning(PruningMethod):
             assert not isinstance(size, tuple), "a pattern is within rows"
             kept = torch.tensor([len(scores) - zero_count(size, len(scores))], device=scores.device)
             lines = keep_largest(scores[None], kept).squeeze(0)
-            return Sparse.of(weight, support & (lines[:, None] if self.dim == 0 else lines))
+            return Sparse.from_dense(weight, support & (lines[:, None] if self.dim == 0 else lines))
 
         return solve
 

@@ -144,7 +144,7 @@ def solver_by_scores(method: UnstructuredPruning, weight: Float[Tensor, "out in"
 
 def to_sparse(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], size: Size) -> Sparse:
     """The weights where `mask` is True; `size` says whether they follow a pattern."""
-    return Sparse.of(weight, mask, size if isinstance(size, tuple) else None)
+    return Sparse.from_dense(weight, mask, size if isinstance(size, tuple) else None)
 
 
 def removes_nothing(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> bool:

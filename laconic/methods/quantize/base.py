@@ -146,7 +146,7 @@ class AffineQuantization(QuantizationMethod):
         self, result: QuantizedWeight, dtype: torch.dtype, support: Bool[Tensor, "out in"] | None
     ) -> Quantized:
         """The format of codes on their grids; `support` is True where a weight is kept."""
-        return Quantized.of(result.codes, result.grid, self.symmetric, dtype, support)
+        return Quantized.from_codes(result.codes, result.grid, self.symmetric, dtype, support)
 
 
 def check_range(weight: Float[Tensor, "out in"], method: str) -> None:

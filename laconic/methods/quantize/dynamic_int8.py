@@ -47,7 +47,7 @@ class Int8(Method):
         grid = fit_grid(weight, GridSpec(8, weight.shape[1], symmetric=True, clip=False), keep=stats.support)
         # Codes of a grid start at 0.
         codes = (quantize(weight, grid).short() - 128).to(torch.int8)
-        return DynamicInt8.of(codes, grid.scale[:, 0], weight.dtype, stats.support)
+        return DynamicInt8.from_codes(codes, grid.scale[:, 0], weight.dtype, stats.support)
 
     def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> DynamicInt8:
         with torch.device("meta"):

@@ -125,7 +125,7 @@ class Gptq(FeedbackQuantization):
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         W, mask = self.prune_first(weight, stats)
         H = damp(stats[InputCovariance].matrix, self.damping)
-        order = ColumnOrder.of(H, self.act_order) if H.ndim == 2 else None
+        order = ColumnOrder.from_hessian(H, self.act_order) if H.ndim == 2 else None
 
         def solve(bits: int) -> Quantized:
             spec = self.grid_spec(bits, W.shape[1])

@@ -85,7 +85,7 @@ class KMeans(QuantizationMethod):
             if self.refit and shared and stats[InputCovariance].matrix.ndim == 2:
                 values = self._refit_values(W, codes, values, stats).view(values.shape)
             tables = values.view(1 if group is None else len(weight), -1, 2**bits)
-            return Codebook.of(codes, tables, group, weight.dtype, support)
+            return Codebook.from_codes(codes, tables, group, weight.dtype, support)
 
         return solve
 

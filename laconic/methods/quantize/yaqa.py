@@ -53,7 +53,7 @@ class Yaqa(FeedbackQuantization):
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         W, mask = self.prune_first(weight, stats)
         F, H = shrink(stats[GradCovariance].matrix, self.shrink), damp(stats[InputCovariance].matrix, self.damping)
-        sides = TwoSidedRounding.of(F, H)
+        sides = TwoSidedRounding.from_moments(F, H)
 
         def solve(bits: int) -> Quantized:
             return self.to_quantized(sides.round(W, self.grid_spec(bits, W.shape[1]), mask), weight.dtype, mask)

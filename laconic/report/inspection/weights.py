@@ -243,7 +243,7 @@ def _site_stats(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Wei
         layer=None if site.block is None else labels[site.block],
         shape=site.shape,
         bits=8 * lm.site_nbytes(site) / weight.numel(),
-        magnitudes=Magnitudes.of(weight),
+        magnitudes=Magnitudes.measure(weight),
         spectrum=Spectrum.of(weight),
     )
 
@@ -263,7 +263,7 @@ def _vector_stats(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[Weig
             layer=None if block is None else labels[block],
             shape=tuple(parameter.shape),
             bits=8.0 * lm.dtype.itemsize,
-            magnitudes=Magnitudes.of(parameter),
+            magnitudes=Magnitudes.measure(parameter),
             spectrum=None,
         )
 
