@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from laconic.allocate import Plan, site_names, group_name
+from laconic.allocate import Plan, group_name, site_names
 from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
 from laconic.methods.quantize.base import QuantizationMethod
