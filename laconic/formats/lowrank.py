@@ -38,6 +38,7 @@ class LowRank(Format):
         shared_by: how many layers multiply by this B; see `LowRankReader`.
 
     Example:
+        >>> import torch
         >>> layer = LowRank.from_factors(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0, 3.0]]))
         >>> layer.dense()
         tensor([[1., 0., 3.],
@@ -111,6 +112,7 @@ class LowRankEmbedding(EmbeddingFormat):
         padding_idx: the padding token, whose row gets no gradient.
 
     Example:
+        >>> import torch
         >>> LowRankEmbedding(vocabulary=10, width=4, rank=2, padding_idx=None)(torch.tensor([3])).shape
         torch.Size([1, 4])
     """
@@ -170,6 +172,7 @@ class LowRankReader(Format):
         bias: whether there is a bias.
 
     Example:
+        >>> import torch
         >>> owner, reader = split_rows(LowRank.from_factors(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
         >>> reader.shape, reader(torch.ones(3)).tolist()
         ((3, 3), [3.0, 3.0, 3.0])
@@ -241,6 +244,7 @@ def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:
         A `LowRank` that owns the right factor, and a `LowRankReader` for each of the others.
 
     Example:
+        >>> import torch
         >>> first, second = split_rows(LowRank.from_factors(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
         >>> first.nbytes(), second.nbytes()
         (20, 12)
