@@ -25,7 +25,7 @@ class LayerStats:
     """The statistics of one linear layer, keyed by type: `stats[InputCovariance].matrix`.
 
     support:    the mask of an earlier pruning step, (out, in), which solvers keep; None where nothing was pruned.
-    worked_out: results that `once` computed from the statistics, by name.
+    solutions:  results that `once` computed from the statistics, by name.
     """
 
     def __init__(self, statistics: Iterable[Statistic] = (), support: Bool[Tensor, "out in"] | None = None) -> None:
@@ -44,7 +44,7 @@ class LayerStats:
 
     def forget_results(self) -> None:
         """Drop the results of `once`; the statistics stay."""
-        self.worked_out.clear()
+        self.solutions.clear()
 
     def __getitem__(self, kind: type[S]) -> S:
         statistic = self._by_type[kind]
