@@ -1,7 +1,4 @@
-"""What passes through some modules in one run of a model: inputs and outputs, in the order of the calls.
-
-Runs of a model that end where nothing more is wanted of them: what is behind the last module heard does not run.
-"""
+"""Capture the inputs and outputs of modules while a model runs, and end a run when nothing more is needed."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,7 +10,20 @@ from torch.utils.hooks import RemovableHandle
 
 
 class ActivationCapture(ExitStack):
-    """Within the context the modules of `model` at `paths` are listened to; one entry for every call."""
+    """Within the context the inputs and outputs of some modules are captured, one entry for each call.
+
+    Args:
+        model: the model.
+        paths: paths of the modules.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.ReLU())
+        >>> with ActivationCapture(model, ["0"]) as capture:
+        ...     _ = model(torch.tensor([-1.0, 2.0]))
+        >>> capture.outputs["0"][0].tolist()
+        [0.0, 2.0]
+    """
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         super().__init__()
@@ -28,7 +38,7 @@ class ActivationCapture(ExitStack):
         return self
 
     def clear(self) -> None:
-        """Forget what has passed."""
+        """Remove all captured tensors."""
         for heard in (*self.inputs.values(), *self.outputs.values()):
             heard.clear()
 
@@ -45,15 +55,18 @@ class ActivationCapture(ExitStack):
 
 
 class RunEnded(Exception):  # noqa: N818 - it ends a run, and is no error
-    """Raised within a run of a model by whoever has heard enough."""
+    """Raised inside a forward pass to end it early."""
 
 
 class RunUntil(ExitStack):
-    """Within the context each `run` ends once all of `modules` were called, or with `returned` once all of them have
-    returned; as often as in the first run, which goes to its end.
+    """Within the context each `run` ends once all modules were called as often as in the first run.
 
-    A run in which one of them is not called, as an expert without tokens, goes to its end too. What else listens to
-    the modules must have been hooked before.
+    The first run goes to its end, and so does a run in which a module is not called, such as an expert without tokens.
+    Other hooks on the modules must be registered before.
+
+    Args:
+        modules: the modules to wait for.
+        returned: end when they have returned, not when they are called.
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, returned: bool = False) -> None:
@@ -71,7 +84,7 @@ class RunUntil(ExitStack):
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """One run, which may end here."""
+        """Within the context, one forward pass that may end early."""
         self._calls = Counter()
         with suppress(RunEnded):
             yield

@@ -39,7 +39,15 @@ FOLDS = 2
 
 @dataclass(frozen=True)
 class Moments:
-    """Means of inputs (in,) and outputs (out,), C (in, in) and D (out, in), over `count` tokens; centred or not."""
+    """Moments of a layer's inputs x̃ and of the outputs y* to reach.
+
+    Args:
+        x: mean inputs, (in,).
+        y: mean outputs, (out,).
+        C: (in, in), of the inputs; centred, or not where the bias may not move.
+        D: (out, in), of outputs with inputs.
+        count: number of tokens.
+    """
 
     x: Float[Tensor, " in"]
     y: Float[Tensor, " out"]
@@ -59,7 +67,13 @@ class _Sums:
 
 
 class Anchor:
-    """What is summed of the sites that read one input: it as it is, their outputs as they should be."""
+    """Sums for the layers that read one input: of the present inputs, and of the outputs that each layer should have.
+
+    Args:
+        in_features: width of the input.
+        outputs: number of outputs by layer name.
+        device: where the sums are kept.
+    """
 
     def __init__(self, in_features: int, outputs: Mapping[str, int], device: torch.device) -> None:
         self._folds = [_Sums(in_features, outputs, device) for _ in range(FOLDS)]
@@ -77,10 +91,10 @@ class Anchor:
             fold.products[name] += y.T @ x
 
     def moments(self, site: str, centred: bool) -> tuple[Moments, list[Moments]]:
-        """Those of `site` over all tokens, and over those of each fold that has some.
+        """The moments of `site` over all tokens, and over those of each fold that has some.
 
         Raises:
-            UserError: its inputs, or the outputs wanted of it, are not finite.
+            UserError: inputs or outputs are not finite.
         """
         whole = _compute_moments(self._folds, site, centred)
         if not torch.isfinite(whole.C.sum() + whole.D.sum()):
@@ -88,10 +102,16 @@ class Anchor:
         return whole, [_compute_moments([fold], site, centred) for fold in self._folds if fold.count]
 
     def problem(self, site: str, W: Float[Tensor, "out in"], stats: LayerStats, centred: bool) -> Problem:
-        """What a method is to solve for `site`, whose matrix is W.
+        """The problem of a layer whose matrix is W.
+
+        Args:
+            site: name of the layer.
+            W: its matrix.
+            stats: its other statistics.
+            centred: the bias may move.
 
         Raises:
-            UserError: its inputs, or the outputs wanted of it, are not finite.
+            UserError: inputs or outputs are not finite.
         """
         whole, folds = self.moments(site, centred)
         ridge = choose_ridge(W.double(), folds)
@@ -114,7 +134,7 @@ def _compute_moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moment
 
 
 def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[Tensor, "out in"]:
-    """W* = (D + λ W)(C + λ I)^{-1}, λ = ridge · mean(diag C); W itself where nothing was seen."""
+    """W* = (D + λ W)(C + λ I)^{-1}, λ = ridge · mean(diag C); W itself if all inputs are zero."""
     level = ridge * moments.C.diagonal().mean()
     if level <= 0:
         return W
@@ -123,7 +143,7 @@ def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[
 
 
 def choose_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float | None:
-    """The ridge whose W*, made from one fold, errs least on the other; None where W itself errs least."""
+    """The ridge whose W*, fitted on one fold, errs least on the other; None if W itself errs least."""
     if len(folds) < FOLDS:
         return None
     best, least = None, sum(squared_error(W, fold) for fold in folds)
@@ -146,7 +166,7 @@ TOLERANCE = 1e-3
 
 
 class Residual(Enum):
-    """What the residual stream is before a writer."""
+    """Where the residual stream before a writer can be read."""
 
     SUM = "the block's input and the outputs written so far"
     READ = "what the sublayer reads"
@@ -155,14 +175,14 @@ class Residual(Enum):
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Paths of the first projection that reads the stream and of the one that writes to it."""
+    """The paths of the first projection that reads the residual stream and of the one that writes to it."""
 
     reader: str
     writer: str
 
 
 def find_sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[Sublayer]:
-    """Those of one block that `exists`, in forward order."""
+    """The sublayers of one block that exist, in forward order."""
     ends = [(attention.query or attention.fused, attention.output) for attention in stack.attentions]
     ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
     paths = [(f"{block}.{reader}", f"{block}.{writer}") for reader, writer in ends if reader is not None]
@@ -170,12 +190,12 @@ def find_sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> l
 
 
 def captured_paths(block: str, parts: Sequence[Sublayer]) -> list[str]:
-    """What must be listened to."""
+    """The paths of the modules to capture for `find_residual` and `residual_before`."""
     return [block, *(path for part in parts for path in (part.reader, part.writer))]
 
 
 def find_residual(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Residual:
-    """What the stream is in the block that `tap` has listened to."""
+    """How the residual stream of a captured block is made up."""
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
     if _same(sum(written, entered), left):
@@ -186,7 +206,16 @@ def find_residual(tap: ActivationCapture, block: str, parts: Sequence[Sublayer])
 def residual_before(
     tap: ActivationCapture, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int
 ) -> Tensor:
-    """The residual stream that the output of `writer` was added to, in its call number `call`, and of its shape."""
+    """The residual stream that the output of `writer` was added to, in the shape of that output.
+
+    Args:
+        tap: the captured activations of the block.
+        block: path of the block.
+        parts: its sublayers.
+        writer: path of the writer.
+        kind: how the stream is made up.
+        call: number of the call of the block.
+    """
     index = next(i for i, part in enumerate(parts) if part.writer == writer)
     # OPT calls its feed-forward with sequences and tokens in one dimension.
     shape = tap.outputs[writer][call].shape

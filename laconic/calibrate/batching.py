@@ -66,7 +66,7 @@ def batches(
 def rows_of(
     lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: int = 0, labelled: bool = False
 ) -> list[Row]:
-    """What `batches` makes batches of: the rows of the corpus that have tokens, in its order.
+    """The tokenized rows of a corpus that have tokens, in order; see `batches`.
 
     Raises:
         UserError: as `batches`.
@@ -78,13 +78,17 @@ def rows_of(
 
 
 def at_once(lm: LanguageModel, wanted: int) -> int:
-    """How many rows of `wanted` a batch may have."""
+    """The number of rows that a batch may have, at most `wanted`; 1 for classifiers without a pad token."""
     # A decoder that classifies finds its last token by the pad token; without one that it can read, rows come alone.
     return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else wanted
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
-    """The tokenizer; UserError where the model came without one."""
+    """The tokenizer of a model.
+
+    Raises:
+        UserError: the model has none.
+    """
     if lm.tokenizer is None:
         raise UserError(f"The model '{lm.source}' has no tokenizer in its folder; save its tokenizer there too.")
     return lm.tokenizer
@@ -206,11 +210,14 @@ def _mask_tokens(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: 
 
 
 def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
-    """Right padding: `input_ids`, `attention_mask`, and what else the rows have.
+    """Pad rows on the right to a batch.
+
+    Args:
+        lm: the model that reads the batch.
+        rows: tokenized rows of one kind.
 
     Raises:
-        UserError: a token that the model has no embedding for, or a model whose configuration lacks what begins a
-            target.
+        UserError: a token has no embedding, or the configuration does not say how targets begin.
     """
     check_token_ids(lm, (token for row in rows for token in row.input_ids))
     check_decoder_start(lm)

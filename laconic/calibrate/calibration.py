@@ -1,7 +1,4 @@
-"""The data that statistics are collected on, with what decides how.
-
-Calibration rows taken apart: those that something is fitted on, and those that it is judged on.
-"""
+"""Calibration data: batches, and the settings that decide how statistics are collected on them; rows held out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +19,19 @@ Labels = Literal["auto", "sampled", "enumerated", "data"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches and where the labels of the Fisher information come from.
+    """Calibration batches and their settings.
 
-    labels: `sampled` from the model (an unbiased estimate of the true Fisher), `enumerated` over all classes weighted
-    by their probability (exact), the `data`'s own (the empirical Fisher); `auto` enumerates up to four classes and
-    samples otherwise.
-    corpus: all rows of the split that the batches were drawn from, for steps that train; None where there are no more.
-    max_length: tokens of a row at most.
-    batch_size: rows of a batch at most.
-    samples: rows that the batches were drawn as; None where every row of theirs is one.
+    Args:
+        batches: batches on the CPU.
+        labels: labels of the Fisher information. `sampled` draws them from the model (an unbiased estimate),
+            `enumerated` weights all classes by their probability (exact), `data` takes the labels of the data (the
+            empirical Fisher). `auto` enumerates up to four classes and samples otherwise.
+        seed: seed of everything that is drawn.
+        track: shows progress.
+        corpus: all rows of the split, for steps that train; None if there are no more than the batches have.
+        max_length: largest number of tokens of a row.
+        batch_size: largest number of rows of a batch.
+        samples: number of rows that were drawn; None if each row of the batches is one.
     """
 
     batches: list[Batch]
@@ -43,9 +44,12 @@ class Calibration:
     samples: int | None = None
 
     def share(self, what: str) -> Iterator[tuple[Batch, torch.Generator]]:
-        """The batches that this process runs, each with random numbers of its own.
+        """Yield the batches of this process, each with its own random generator.
 
-        So what is drawn for a batch hangs on nothing but the seed and its place, however many processes there are.
+        What is drawn for a batch depends on the seed and its position alone, for any number of processes.
+
+        Args:
+            what: the label of the progress bar.
         """
         seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
         mine = processes.share(list(zip(self.batches, seeds.tolist(), strict=True)))
@@ -54,10 +58,16 @@ class Calibration:
 
 
 def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: str) -> tuple[list[Batch], list[Batch]]:
-    """The rows to fit on, in at least as many batches as cross-validation has folds, and those held out.
+    """Split rows into those to fit on and those held out.
 
-    held_out: the fraction of the rows.
-    step:     whose rows they are, for the sentence of an error.
+    Args:
+        batches: the rows.
+        held_out: fraction of the rows that is held out.
+        seed: seed of the split.
+        step: name of the step, for the error.
+
+    Returns:
+        Batches to fit on, at least as many as cross-validation has folds, and batches held out.
 
     Raises:
         UserError: there are too few rows.
@@ -73,7 +83,7 @@ def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: s
 
 
 def split_for_folds(batches: list[Batch]) -> list[Batch]:
-    """The same rows in at least as many batches as cross-validation has folds, where there are as many rows."""
+    """The same rows in at least as many batches as cross-validation has folds, if there are as many rows."""
     if len(batches) >= FOLDS:
         return batches
     (batch,) = batches
@@ -83,10 +93,10 @@ def split_for_folds(batches: list[Batch]) -> list[Batch]:
 
 
 def held_out_count(batches: Sequence[Batch], held_out: float, step: str) -> int:
-    """How many.
+    """The number of rows to hold out.
 
     Raises:
-        UserError: that leaves too few to fit on.
+        UserError: too few rows would be left to fit on.
     """
     count = count_rows(batches)
     judging = max(1, round(held_out * count))
@@ -96,7 +106,7 @@ def held_out_count(batches: Sequence[Batch], held_out: float, step: str) -> int:
 
 
 def count_rows(batches: Sequence[Batch]) -> int:
-    """Of all batches."""
+    """The number of rows of all batches."""
     return sum(len(batch["input_ids"]) for batch in batches)
 
 

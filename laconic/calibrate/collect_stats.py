@@ -1,20 +1,14 @@
-"""Scalars whose gradients have the Fisher information as their second moment.
+"""Collect statistics of linear layers, or gradients of gates, in one pass over the data, shared among processes.
 
-Drawing y ~ p(y | z) and differentiating −log p(y | z) gives E[g g^T] = F, the Gauss-Newton Hessian of KL (Martens,
-arXiv 1412.1193). For few values z the expectation is taken exactly: with F(z) = L L^T over the values themselves, the
-scalars are the values along the columns of L (`laconic.numerics.distributions`).
+Fisher losses: with y ~ p(y | z), the gradients of −log p(y | z) have E[g g^T] = F, the Gauss-Newton Hessian of the KL
+divergence (Martens, arXiv 1412.1193). For few values z the expectation is exact: with F(z) = L L^T, the scalars are the
+values along the columns of L (`laconic.numerics.distributions`).
 
-Statistics of every linear layer of a model, collected in one pass over the data, which several processes share.
-
-How the loss of each text would change if a head or a channel were turned down: gradients of gates on what they give.
-
-Every part (`laconic.model.prunable_group`) gets a gate ξ = 1 that multiplies its columns of the input of the output
-projection.
-Head importance is E|∂L/∂ξ| (P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019,
-equation 2), the squared form E(∂L/∂ξ)² that of P. Molchanov et al., "Importance Estimation for Neural Network Pruning"
-(CVPR 2019), equation 8. Both are taken text by text, so that no batch size enters, over the losses of
-`scores`. Where these stand for all labels at once (`enumerated`), the mean of |∂L/∂ξ| over labels is
-not to be had from them, and the mean over their axes has its place: for two classes the root of E(∂L/∂ξ)².
+Gates: every head or channel gets a gate ξ = 1 on its columns of the input of the output projection. Head importance is
+E|∂L/∂ξ| (P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019, equation 2), the
+squared form E(∂L/∂ξ)² that of P. Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019),
+equation 8. Both are computed text by text, so no batch size enters. For enumerated labels the mean of |∂L/∂ξ| over
+labels is not available, and the mean over the axes of F takes its place.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -43,11 +37,16 @@ DRAWS = 4
 
 
 def scores(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
-    """The scalars to differentiate for one batch; their gradients' outer products are to be added up.
+    """Yield the scalars to differentiate for one batch, whose gradients have the Fisher information as second moment.
+
+    Args:
+        predictions: the predictions of the batch.
+        labels: where labels come from.
+        generator: draws sampled labels.
 
     Raises:
-        UserError: a prediction is not finite, the data's own labels are asked for and there are none, or enumeration
-            where it would not be exact.
+        UserError: a prediction is not finite, the data has no labels where those are asked for, or enumeration would
+            not be exact.
     """
     if not predictions.values.isfinite().all():
         raise UserError("The model's predictions are not finite; check the model and the data.")
@@ -85,7 +84,16 @@ def _data_loss(predictions: Predictions) -> Tensor:
 def collect_stats(
     lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
 ) -> dict[str, LayerStats]:
-    """Run every batch forward, and backward where a gradient statistic is needed; return `LayerStats` by site name.
+    """Run every batch forward, and backward if a gradient statistic is needed.
+
+    Args:
+        lm: the model; it is put into eval mode meanwhile.
+        data: the calibration data.
+        needs: the types of statistics.
+        sites: the layers.
+
+    Returns:
+        The statistics by layer name.
 
     Raises:
         UserError: there is no batch, or activations, predictions or gradients are not finite.
@@ -122,7 +130,7 @@ def _backpropagate(losses: list[torch.Tensor]) -> None:
 
 
 def check_finite(stats: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
-    """Raise UserError where what was measured of a site is not finite."""
+    """Raise UserError if a collected statistic is not finite."""
     for name, statistics in stats.items():
         for kind in needs:
             # One pass: a sum is finite only where every term is.
@@ -134,7 +142,12 @@ def check_finite(stats: Mapping[str, LayerStats], needs: Collection[type[Statist
 
 @dataclass
 class GateGradients:
-    """E|∂L/∂ξ| and E(∂L/∂ξ)² of the gate of each part, over the texts."""
+    """Gradients of the gates of one group of parts, averaged over texts.
+
+    Args:
+        absolute: E|∂L/∂ξ|, (parts,).
+        squared: E(∂L/∂ξ)², (parts,).
+    """
 
     absolute: Float[Tensor, " parts"]
     squared: Float[Tensor, " parts"]

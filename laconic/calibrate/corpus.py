@@ -16,10 +16,19 @@ __all__ = ["Corpus", "Example", "batches", "check_source", "file_of", "is_builti
 
 
 def read(source: str, split: str = "train") -> Corpus:
-    """All rows of one split, `train` or `dev`.
+    """Read all rows of one split.
+
+    Args:
+        source: `builtin:NAME`, `glue/TASK`, a file or folder, or a hub data set.
+        split: `train` or `dev`.
 
     Raises:
-        UserError: no such source or split, a malformed row (with its file and line), no rows. Labels are not looked at.
+        UserError: there is no such source or split, a row is malformed (with its file and line), or there are no rows.
+            Labels are not checked.
+
+    Example:
+        >>> read("builtin:pydoc", "dev").split
+        'dev'
     """
     examples, classes = _find(source, split)()
     if not any(_has_text(one) for one in examples):
@@ -32,12 +41,12 @@ def _has_text(one: Example) -> bool:
 
 
 def is_builtin(source: str) -> bool:
-    """Whether it ships with Python."""
+    """Whether a source ships with Python."""
     return source in BUILTINS
 
 
 def check_source(source: str, split: str) -> None:
-    """Raise UserError where `read` would for a missing source, file, task or split; no row is read."""
+    """Raise UserError if `read` would for a missing source, file, task or split; no row is read."""
     _find(source, split)
 
 

@@ -1,4 +1,4 @@
-"""What a corpus is: rows of text, some of them with a second text, a label or a target."""
+"""The rows of a corpus: texts, some with a second text, a label or a target."""
 
 import random
 import re
@@ -15,13 +15,25 @@ Label = float | str | tuple[float | str, ...]
 
 @dataclass(frozen=True)
 class Example:
-    """One row. label: of a class, several of them, or a score on the scale that models are trained on (STS-B divided by
-    5); None where the source says that it is hidden.
+    """One row of a corpus.
 
-    also:  other targets that are as right as `target`.
-    group: what the row is averaged with before groups are averaged, a relation or a phenomenon; names within names
-           are parted by a slash.
-    place: where it stands, for a sentence; empty where its number says it.
+    Args:
+        text: the text.
+        pair: a second text.
+        label: a class, several of them, or a score on the scale that models are trained on (STS-B divided by 5); None
+            if the source hides it.
+        target: the text to generate.
+        also: other correct targets.
+        group: what the row is averaged with before groups are averaged, a relation or a phenomenon; levels are
+            separated by slashes.
+        place: where the row stands, for errors; empty if its number says it.
+
+    Raises:
+        UserError: a text has half of a surrogate pair.
+
+    Example:
+        >>> Example("A man eats.", pair="Someone eats.").joined
+        'A man eats. Someone eats.'
     """
 
     text: str
@@ -49,9 +61,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows of one split of one source, in the source's order.
+    """The rows of one split of one source, in order.
 
-    classes: names of the classes in the order of their numbers in the labels; empty where the source does not say.
+    Args:
+        source: name of the source.
+        split: `train` or `dev`.
+        examples: the rows.
+        classes: names of the classes in the order of their numbers; empty if the source does not say.
+
+    Example:
+        >>> corpus = Corpus("mine", "train", (Example("a"), Example("b")))
+        >>> len(corpus.first(1).examples)
+        1
     """
 
     source: str
@@ -65,13 +86,24 @@ class Corpus:
 
 
 class Rows(NamedTuple):
-    """What a source has in one split: its rows, and the classes as it declares them, if it does."""
+    """The rows of one split, and the classes that the source declares."""
 
     examples: list[Example]
     classes: tuple[str, ...] = ()
 
 
 def sample(corpus: Corpus, rows: int, seed: int) -> Corpus:
-    """`rows` rows drawn without replacement, in random order; all of them when there are no more."""
+    """Draw rows without replacement, in random order.
+
+    Args:
+        corpus: the rows.
+        rows: how many; all of them if there are no more.
+        seed: seed of the draw.
+
+    Example:
+        >>> corpus = Corpus("mine", "train", tuple(Example(text) for text in "abc"))
+        >>> len(sample(corpus, 2, seed=0).examples)
+        2
+    """
     drawn = random.Random(seed).sample(range(len(corpus.examples)), min(rows, len(corpus.examples)))
     return replace(corpus, examples=tuple(corpus.examples[index] for index in drawn))

@@ -1,10 +1,8 @@
-"""Statistics collected for one linear layer, keyed by type; they add up across processes.
+"""The statistics of a linear layer, and the problem that a method solves for it.
 
-What a method is given to solve for one matrix: which matrix to approximate, and what is known of it.
-
-By itself that is the layer's own weight. A walk gives another: the matrix that would bring the outputs back to those of
-the dense model from inputs that carry the errors of earlier layers (`laconic.calibrate.anchor`). As the least squares
-problem around that matrix has the same form, every method solves it as it is.
+A problem is usually the layer's own weight with its statistics. Anchored calibration gives another matrix: the one that
+brings the outputs back to those of the dense model from inputs with the errors of earlier layers
+(`laconic.calibrate.anchor`). The least squares problem has the same form, so every method solves it unchanged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,10 +20,18 @@ S = TypeVar("S", bound=Statistic)
 
 
 class LayerStats:
-    """The statistics of one linear layer, keyed by type: `stats[InputCovariance].matrix`.
+    """The statistics of one linear layer, keyed by type.
 
-    support:    the mask of an earlier pruning step, (out, in), which solvers keep; None where nothing was pruned.
-    solutions:  results that `once` computed from the statistics, by name.
+    Args:
+        statistics: at most one of each type.
+        support: the mask of an earlier pruning step, (out, in), which solvers keep; None where nothing was pruned.
+
+    Example:
+        >>> import torch
+        >>> from laconic.calibrate import InputCovariance
+        >>> stats = LayerStats([InputCovariance.of(torch.eye(2), count=8)])
+        >>> stats[InputCovariance].matrix.diagonal().tolist()
+        [1.0, 1.0]
     """
 
     def __init__(self, statistics: Iterable[Statistic] = (), support: Bool[Tensor, "out in"] | None = None) -> None:
@@ -34,9 +40,11 @@ class LayerStats:
         self.solutions: dict[str, tuple[Tensor, ...]] = {}
 
     def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What `compute` gives, computed at the first call of this name only.
+        """The result of `compute`, which is called only at the first call with this name.
 
-        The name must tell everything that the result depends on beside these statistics.
+        Args:
+            name: must tell everything that the result depends on besides these statistics.
+            compute: gives a tuple of tensors.
         """
         if name not in self.solutions:
             self.solutions[name] = compute()
@@ -64,7 +72,7 @@ class LayerStats:
 
 
 def stacked(parts: Sequence[LayerStats]) -> LayerStats:
-    """What is known of the matrices of `parts` written one below the other, (Σ out, in); they read one input."""
+    """The statistics of matrices that read one input, written one below the other, (Σ out, in)."""
     if len(parts) == 1:
         return parts[0]
     support = None if parts[0].support is None else torch.cat([_support(part) for part in parts])
@@ -81,13 +89,13 @@ def _support(stats: LayerStats) -> Bool[Tensor, "out in"]:
 
 
 def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> None:
-    """Add what another shard collected of the same sites; a statistic that several sites share is added once."""
+    """Add the statistics that another shard collected of the same layers, in place; shared ones are added once."""
     for name, statistic in _each_once(into):
         statistic.merge(other[name][type(statistic)])
 
 
 def gather(stats: Mapping[str, LayerStats]) -> None:
-    """Add what the other processes collected of the same sites."""
+    """Add the statistics that the other processes collected of the same layers, in place."""
     if processes.count() == 1:
         return
     statistics = [statistic for _, statistic in _each_once(stats)]
@@ -109,7 +117,12 @@ def _each_once(stats: Mapping[str, LayerStats]) -> Iterator[tuple[str, Statistic
 
 
 class Means(NamedTuple):
-    """E[x] (in,) of the inputs and E[y] (out,) of the outputs to be reached, bias included."""
+    """Mean inputs and outputs of a layer.
+
+    Args:
+        x: E[x] of the inputs, (in,).
+        y: E[y] of the outputs to reach, bias included, (out,).
+    """
 
     x: Float[Tensor, " in"]
     y: Float[Tensor, " out"]
@@ -117,7 +130,20 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """weight (out, in) is to be approximated; `means` are given where the bias may move to absorb the mean error."""
+    """The problem that a method solves for one matrix.
+
+    Args:
+        weight: the matrix to approximate, (out, in).
+        stats: its statistics.
+        means: given if the bias may move to absorb the mean error; else None.
+
+    Example:
+        >>> import torch
+        >>> means = Means(torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+        >>> problem = Problem(weight=torch.eye(2), stats=LayerStats(), means=means)
+        >>> problem.bias(torch.zeros(2, 2)).tolist()
+        [1.0, 1.0]
+    """
 
     weight: Float[Tensor, "out in"]
     stats: LayerStats

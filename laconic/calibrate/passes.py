@@ -1,12 +1,8 @@
-"""One forward pass over random tokens, and its time: what every measurement of speed is made of.
+"""Forward passes over random tokens, their time, and the share of each matrix in it: the basis of every measured speed.
 
-The pass has no padding; each row ends with the end token, where the model has one. A causal model reads a whole prompt
-(no cache); an encoder-decoder reads as many target tokens as source tokens.
-
-Where the time of a forward pass goes: to which matrices, and to everything else.
-
-Each matrix is timed inside passes of the whole model, so what is found are parts of one measurement: a load on the
-machine that comes and goes slows the parts and the whole alike, and their ratio stays.
+A pass has no padding; each row ends with the end token, if the model has one. A causal model reads a whole prompt
+without a cache; an encoder-decoder reads as many target tokens as source tokens. Matrices are timed inside passes of
+the whole model, so that a load on the machine slows the parts and the whole alike, and their ratio stays.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,7 +141,16 @@ Positive = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload(metaclass=Typed):
-    """What a latency is of: one forward pass over `batch` rows of `length` tokens."""
+    """The forward pass that a latency is measured on.
+
+    Args:
+        batch: rows, at least 1.
+        length: tokens of each row, at least 1.
+
+    Example:
+        >>> Workload(batch=1).length
+        128
+    """
 
     name: ClassVar[str] = "workload"
 
@@ -158,7 +163,12 @@ USUAL = Workload()
 
 @dataclass(frozen=True)
 class Use:
-    """What one pass does with a matrix: the input rows of each call, and the fraction of the pass that they take."""
+    """What one pass does with a matrix.
+
+    Args:
+        rows: number of input rows of each call.
+        share: fraction of the pass that the calls take.
+    """
 
     rows: tuple[int, ...]
     share: float
@@ -166,14 +176,26 @@ class Use:
 
 @dataclass(frozen=True)
 class Profile:
-    """seconds: of one pass, the median. uses: of each matrix, by site name."""
+    """The time of one pass and the share of each matrix.
+
+    Args:
+        seconds: median time of a pass.
+        uses: use of each matrix, by layer name.
+    """
 
     seconds: float
     uses: Mapping[str, Use]
 
 
 def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track: Track = silent) -> Profile:
-    """Run `lm` several times and say what part of it the matrices at `sites` are. Looking up an embedding counts 0."""
+    """Time several passes of a model, and the share of the matrices in them; looking up an embedding counts 0.
+
+    Args:
+        lm: the model.
+        sites: the layers to time.
+        workload: the pass.
+        track: shows progress.
+    """
     inputs = random_batch(lm, workload.batch, workload.length)
     wholes: list[float] = []
     shares: dict[str, list[float]] = {site.name: [] for site in sites}

@@ -1,7 +1,4 @@
-"""The input rows of a matrix, one line a row of the batch, and which of them are no padding.
-
-Hooks that feed the statistics of a set of sites while the model runs.
-"""
+"""Hooks that update the statistics of linear layers while a model runs, without the rows of padding."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -24,7 +21,12 @@ Mask = Bool[Tensor, "sequences tokens"]
 
 @dataclass(frozen=True)
 class Rows:
-    """counted: True where a row counts. tokens_first: the model holds its tokens before its sequences."""
+    """Which rows of a layer's input count.
+
+    Args:
+        counted: (sequences, tokens), True where a row is no padding.
+        tokens_first: the model keeps tokens before sequences.
+    """
 
     counted: Mask
     tokens_first: bool
@@ -40,7 +42,7 @@ class Rows:
         return bool(self.counted.all())
 
     def of(self, lines: Tensor) -> Tensor:
-        """Those of `lines` (or tokens) that count, one after the other."""
+        """The rows of `lines`, or the token ids, that count, one after the other."""
         return lines.flatten(0, 1) if self.complete else lines[self.counted]
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -79,10 +81,15 @@ def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
 
 
 class Recorder(ExitStack):
-    """Within the context every forward pass updates the input statistics, every backward pass the gradients'.
+    """Within the context every forward pass updates input statistics, and every backward pass gradient statistics.
 
-    Sites that read the same tensor share one `InputStatistic`. `batch` must be set before each forward pass: its
-    masks say which rows are padding.
+    Layers that read the same tensor share their input statistics. `batch` must be set before each forward pass, because
+    its masks tell padding.
+
+    Args:
+        lm: the model.
+        sites: the layers.
+        needs: the types of statistics.
     """
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]]) -> None:
@@ -126,18 +133,19 @@ class Recorder(ExitStack):
 
     @batch.setter
     def batch(self, batch: Batch) -> None:
+        """The batch that runs next."""
         self._batch = batch
         self._calls = Counter()
 
     def stats(self) -> dict[str, LayerStats]:
-        """What was collected, by site name."""
+        """The statistics collected so far, by layer name."""
         return {
             site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)
             for site in self.sites
         }
 
     def count_predictions(self, number: int) -> None:
-        """Tell the gradient statistics how many predictions the batch's gradients came from."""
+        """Add to the number of predictions that the gradient statistics are divided by."""
         for statistics in self._gradients.values():
             for statistic in statistics:
                 statistic.count += number

@@ -1,16 +1,15 @@
-"""What is known of each matrix, block by block in forward order: later blocks see the errors of those already replaced.
+"""Sequential calibration: statistics block by block, so that later blocks see the errors of earlier ones.
 
-A block runs twice on every batch: once as it is, while all of its inputs are listened to, and once as it has become,
-for what the next block reads; so SparseGPT and GPTQ go through a model. The last block runs once, as nothing reads what
-it gives. Within a block every matrix is solved on what it reads while the others are whole: to run the block anew for
-each of its inputs is several times the work, and on held-out rows better in some cases and worse in others.
+A block runs twice on every batch: once as it is, while its inputs are recorded, and once compressed, for the inputs of
+the next block. SparseGPT and GPTQ go through a model in the same way. Within a block every matrix is solved on its
+inputs while the others are still whole; running the block again for each input costs several times the work, and helps
+on held-out rows in some cases only.
 
-Gradients are those of the model before the walk began, because the Fisher information belongs to the dense model,
-unless they are asked for anew on the way.
+Gradients are those of the dense model, to which the Fisher information belongs, unless `refresh` collects them again.
 
-With `anchored` a second, untouched copy of the model is walked beside it, and every layer is given the outputs of that
-one to reach (`laconic.calibrate.anchor`); the layers that write to the residual stream also make up for its drift. What
-they make up for are errors of the layers before them in the same block too, so here the blocks do run for each input.
+With `anchored` an untouched copy of the model runs beside it, and every layer is fitted to the outputs of the copy
+(`laconic.calibrate.anchor`). Layers that write to the residual stream also compensate for its drift. They compensate
+for errors within their own block too, so here the block does run for each input.
 """
 
 import copy
@@ -65,8 +64,9 @@ class _Piece:
 class SequentialConfig:
     """Settings of `sequential_calibrate`.
 
-    anchored: fit to the outputs of the dense model, from the inputs of the compressed one.
-    refresh:  collect the gradient statistics again after this many blocks; None for never.
+    Args:
+        anchored: fit to the outputs of the dense model, from the inputs of the compressed one.
+        refresh: collect the gradient statistics again after this many blocks; None for never.
     """
 
     anchored: bool = False
@@ -81,13 +81,18 @@ def sequential_calibrate(
     config: SequentialConfig | None = None,
     gradient_stats: Mapping[str, LayerStats] | None = None,
 ) -> Iterator[Step]:
-    """Yield the sites of each block with their problems, in forward order; embeddings first, heads last.
+    """Yield the layers of each block with their problems, in forward order; embeddings first, heads last.
 
-    An `anchored` walk stops at every distinct input of a block, so its steps are the sites that read one.
+    The caller may replace the layers it was given before it asks for the next ones. With `anchored` each step has the
+    layers that read one input, else all layers of a block.
 
-    The caller may replace the sites it was given before it asks for the next ones.
-
-    `surveyed` has the gradient statistics where they have been collected already.
+    Args:
+        lm: the model.
+        data: the calibration data.
+        needs: the types of statistics.
+        sites: the layers.
+        config: settings; None for the defaults.
+        gradient_stats: gradient statistics by layer name, if they were collected before.
 
     Raises:
         UserError: there is no batch, or activations, predictions or gradients are not finite.

@@ -1,10 +1,10 @@
-"""What is known of one matrix: running sums over the tokens that passed through it.
+"""Statistics of one linear layer: running sums over the tokens that passed through it.
 
-Every statistic is additive over batches, shards and machines (`merge`). Products of one batch are taken in fp32 (fp64
-where the model is), sums over batches are kept in fp64. Rows of padding never reach them.
+Every statistic adds up over batches, shards and processes (`merge`). Products of one batch are computed in fp32 (fp64
+if the model is), and sums over batches kept in fp64. Padding is left out.
 
 Notation: x (tokens, in) the inputs of a layer; g (tokens, out) the gradients at its outputs of the *sum* of the losses.
-The input of a word embedding is one-hot, so it comes as token numbers, (tokens,), and its moments are diagonal.
+The input of a word embedding is one-hot, so it comes as token ids, (tokens,), and its moments are diagonal.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,11 @@ Kind = TypeVar("Kind", bound="Statistic")
 
 
 class Statistic:
-    """A running sum and the count that it is divided by; what is summed is up to the subclasses."""
+    """A running sum and the count that it is divided by.
+
+    Args:
+        total: the sum so far, in fp64.
+    """
 
     def __init__(self, total: Tensor) -> None:
         self.total = total
@@ -40,18 +44,18 @@ class Statistic:
 
     @classmethod
     def restored(cls: type[Kind], total: Tensor, count: int) -> Kind:
-        """The statistic of this kind with these contents."""
+        """The statistic with this sum and count."""
         statistic = cls(total)
         statistic.count = count
         return statistic
 
     def merge(self, other: "Statistic") -> None:
-        """Add what another shard collected of the same matrix."""
+        """Add what another shard collected of the same layer."""
         self.total = self.total + other.total.to(self.total.device)
         self.count += other.count
 
     def gather(self) -> None:
-        """Make the total that of all processes; the count is left to the caller, who has those of many."""
+        """Sum the total over all processes; the caller sums the counts."""
         self.total = processes.summed(self.total)
 
     def _mean(self) -> Tensor:
@@ -62,12 +66,18 @@ class Statistic:
 
 
 class InputStatistic(Statistic, ABC):
-    """Collected in the forward pass from the inputs alone; `count` is tokens."""
+    """A statistic of the inputs, collected in the forward pass; `count` is the number of tokens."""
 
     @classmethod
     @abstractmethod
     def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "InputStatistic":
-        """Nothing seen yet; `lookup` for a word embedding."""
+        """The statistic before any token.
+
+        Args:
+            in_features: width of the inputs.
+            lookup: the layer is a word embedding, whose inputs are token ids.
+            device: where the sum is kept.
+        """
 
     @abstractmethod
     def update(self, x: Inputs) -> None:
@@ -75,7 +85,7 @@ class InputStatistic(Statistic, ABC):
 
 
 class GradientStatistic(Statistic, ABC):
-    """Collected in the backward pass; `count` is predictions, so that losses come out in nats per prediction."""
+    """A statistic of the gradients at the outputs; `count` is the number of predictions."""
 
     reads_inputs: ClassVar[bool]
     """True where `update` looks at x, which must then be kept from the forward to the backward pass."""
@@ -83,11 +93,16 @@ class GradientStatistic(Statistic, ABC):
     @classmethod
     @abstractmethod
     def empty(cls, shape: tuple[int, int], device: torch.device) -> "GradientStatistic":
-        """Nothing seen yet of a matrix of `shape` (out, in)."""
+        """The statistic of a matrix of `shape` (out, in) before any gradient."""
 
     @abstractmethod
     def update(self, x: Inputs | None, g: Gradients) -> None:
-        """Add one sequence, or several of equal length with g = 0 at their padding; x is None unless it is read."""
+        """Add one sequence, or several of equal length.
+
+        Args:
+            x: the inputs; None unless `reads_inputs`.
+            g: the gradients, zero at padding.
+        """
 
     @classmethod
     @abstractmethod
@@ -100,7 +115,14 @@ def _precise(x: Tensor) -> Tensor:
 
 
 class InputCovariance(InputStatistic):
-    """C = E[x x^T], the uncentred covariance of the inputs: (in, in), or its diagonal (in,) for one-hot inputs."""
+    """C = E[x x^T], the uncentred covariance of the inputs: (in, in), or its diagonal (in,) for one-hot inputs.
+
+    Example:
+        >>> moment = InputCovariance.empty(2, False, torch.device("cpu"))
+        >>> moment.update(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+        >>> moment.matrix.tolist()
+        [[1.0, 1.0], [1.0, 2.0]]
+    """
 
     @classmethod
     def of(cls, moment: InputMoment, count: int) -> "InputCovariance":
@@ -137,7 +159,14 @@ class _ColumnStatistic(InputStatistic):
 
 
 class Mean(_ColumnStatistic):
-    """μ = E[x], (in,)."""
+    """μ = E[x], the mean of the inputs, (in,).
+
+    Example:
+        >>> mean = Mean.empty(2, False, torch.device("cpu"))
+        >>> mean.update(torch.tensor([[1.0, 0.0], [3.0, 2.0]]))
+        >>> mean.vector.tolist()
+        [2.0, 1.0]
+    """
 
     def update(self, x: Inputs) -> None:
         self.count += len(x)
@@ -145,7 +174,7 @@ class Mean(_ColumnStatistic):
 
 
 class AbsMean(_ColumnStatistic):
-    """E|x|, (in,)."""
+    """E|x|, the mean absolute input, (in,)."""
 
     def update(self, x: Inputs) -> None:
         self.count += len(x)
@@ -153,7 +182,7 @@ class AbsMean(_ColumnStatistic):
 
 
 class AbsMax(_ColumnStatistic):
-    """max |x|, (in,); merging takes the larger."""
+    """max |x|, the largest absolute input, (in,); merging takes the larger."""
 
     def update(self, x: Inputs) -> None:
         self.count += len(x)

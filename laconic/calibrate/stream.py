@@ -1,10 +1,8 @@
-"""What enters a row of blocks: the hidden states of the first of them, and what each is called with beside those.
+"""Run the blocks of a model one after another over all batches, on inputs captured once.
 
-Only the model itself knows how it calls its blocks, so it is run, up to the last of them, and listened to. The blocks
-stand aside meanwhile, where that changes nothing: masks and positions are the same whatever they give. T5 makes its
-position bias in the first block, so that one runs; where arguments depend on the others too, all do.
-
-A model run over all batches piece by piece: block after block, or as a whole where pieces cannot be told apart.
+Only the model knows how it calls its blocks, so it runs once up to the last block, and its calls are captured. Blocks
+are skipped meanwhile where that changes nothing: masks and positions do not depend on them. T5 makes its position bias
+in the first block, so that block runs; where arguments depend on other blocks too, all run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -173,10 +171,15 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class Stream:
-    """`lm` over `batches`. What a block receives besides hidden states (masks, position embeddings, T5's position bias)
-    does not depend on the linears of its stack, so it is captured once, by `enter`.
+    """A model that runs over all batches block by block, or as a whole if the blocks cannot be run apart.
 
-    Of the hidden states one set is kept: those that enter the block where the stream stands."""
+    Masks, position embeddings and T5's position bias do not depend on the linear layers of a stack, so `enter` captures
+    them once. One set of hidden states is kept: the inputs of the present block.
+
+    Args:
+        lm: the model.
+        batches: batches on its device.
+    """
 
     def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
         self.lm = lm

@@ -41,9 +41,10 @@ RUNNING = 2 * 3600.0
 
 @contextmanager
 def training_folder(key: str) -> Iterator[Path]:
-    """The folder of the training called `key`; one that is removed afterwards where nothing is to be kept.
+    """Within the context, the folder of the training called `key`.
 
-    Of several runs that want the same training one does it, and the others wait for its result.
+    The folder is removed afterwards if the cache is off. Of several runs of the same training one works, and the others
+    wait for its result.
     """
     if cache_limit() == 0:
         # One for all processes, whose weights the first writes.
@@ -71,12 +72,12 @@ def _open(folder: Path, lock: FileLock) -> None:
 
 
 def read_logs(folder: Path) -> dict[str, bytes]:
-    """What TensorBoard reads, by file name."""
+    """The event files of TensorBoard, by name."""
     return {file.name: file.read_bytes() for file in sorted((folder / LOGS).glob("events.*"))}
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to go on from; what a killed run left half written is removed."""
+    """The checkpoint to continue from; incomplete ones are removed."""
     checkpoints = folder / CHECKPOINTS
     for checkpoint in checkpoints.glob("checkpoint-*"):
         if not _is_complete(checkpoint):
@@ -94,7 +95,7 @@ def load_finished(folder: Path, loss_module: nn.Module) -> tuple[dict[str, Any],
 
 
 def save_finished(folder: Path, loss_module: nn.Module, history: Mapping[str, Any]) -> None:
-    """Keep the result in place of the checkpoints."""
+    """Save the result, and remove the checkpoints."""
     save_trained(loss_module, folder / WEIGHTS)
     write_json(folder / HISTORY, history)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -102,19 +103,19 @@ def save_finished(folder: Path, loss_module: nn.Module, history: Mapping[str, An
 
 
 def write_json(path: Path, values: object) -> None:
-    """Whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     partial = path.with_suffix(f".{secrets.token_hex(4)}")
     partial.write_text(json.dumps(values, indent=1) + "\n")
     partial.replace(path)
 
 
 def trainable_parameters(loss_module: nn.Module) -> dict[str, nn.Parameter]:
-    """What training moves, by name; a parameter in several places once."""
+    """The parameters that are trained, by name; a parameter in several places once."""
     return {name: parameter for name, parameter in loss_module.named_parameters() if parameter.requires_grad}
 
 
 def save_trained(loss_module: nn.Module, path: Path) -> None:
-    """Write what training moves, whole or not at all."""
+    """Write the trained parameters, whole or not at all."""
     partial = path.with_suffix(f".{secrets.token_hex(4)}")
     try:
         save_file(
@@ -126,7 +127,7 @@ def save_trained(loss_module: nn.Module, path: Path) -> None:
 
 
 def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `save_trained` wrote back in its places.
+    """Load parameters that `save_trained` wrote.
 
     Raises:
         KeyError: another set of tensors.

@@ -1,11 +1,9 @@
-"""Teaches a compressed or fresh model to do as its teacher does: in predictions, hidden states, attention and values.
+"""Steps that train a model: on its own task with labels, or to do as a teacher does.
 
 G. Hinton et al., 2015, arXiv 1503.02531 (predictions at a temperature); X. Jiao et al., "TinyBERT", 2020, arXiv
 1909.10351 (hidden states, attention maps, embeddings); W. Wang et al., "MiniLM", NeurIPS 2020, arXiv 2002.10957
 (relations of values); Z. Yang et al., "TextBrewer", ACL 2020, arXiv 2002.12620 (any layer with any, weights that
 change). The formulas are in `laconic.numerics.distillation`.
-
-Trains a compressed model on its own task, whatever it is made of: no teacher, the labels of the data.
 """
 
 from collections.abc import Sequence
@@ -31,17 +29,27 @@ Weight = Annotated[float, Field(ge=0)]
 class Distil(Training):
     """Train the model to do as its teacher does.
 
-    teacher:     folder or hub name; the model before the first step that does more than prepare it, where not said.
-    logits:      weight of the divergence from the teacher's predictions, at `temperature`.
-    temperature: what the logits of both are divided by there.
-    task:        weight of the data's own labels.
-    hidden:      weight of the hidden states after each block, and of what enters the first.
-    attention:   weight of the attention maps of each block.
-    values:      weight of the relations of the last block's value vectors, cut into `heads` heads.
-    heads:       of those relations.
-    matches:     more pairs of layers, each with its own feature, loss and weight.
-    courses:     how weights go: `{task: grow, logits: fade}`; `matches` are all that is not these two.
-    dropout:     not unless said: a compressed model is near its teacher, and noise that this has not drives it away.
+    Args:
+        teacher: folder or hub name of the teacher. None for the model before the first step that compresses it.
+        logits: weight of the divergence from the teacher's predictions, at `temperature`.
+        temperature: divisor of the logits of both, above 0.
+        task: weight of the loss on the data's own labels.
+        hidden: weight of the hidden states after each block, and of the inputs of the first.
+        attention: weight of the attention maps of each block.
+        values: weight of the relations of the last block's value vectors, cut into `heads` heads.
+        heads: number of heads for these relations.
+        matches: further pairs of layers, each with its own feature, loss and weight.
+        courses: schedules of weights by term, as `{task: grow, logits: fade}`; `matches` names all terms that compare
+            layers.
+        dropout: train with dropout. Off by default, because a compressed model is near its teacher and noise drives it
+            away.
+
+    Raises:
+        UserError: nothing is compared with the teacher, or a schedule names an unknown term.
+
+    Example:
+        >>> Distil(task=0.5, courses={"task": "grow"}).needs_labels
+        True
     """
 
     name = "distil"
@@ -110,7 +118,7 @@ class Distil(Training):
             logits=self.logits,
             temperature=self.temperature,
             matches=(*self.matches, *self._spread(lm, teacher, batch)),
-            courses=self.courses,
+            schedules=self.courses,
             places=self._places(lm, teacher, classes),
         )
 
@@ -158,7 +166,12 @@ class Distil(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Training):
-    """Train the model on its task: classes, scores, masked tokens, next tokens or targets."""
+    """Train the model on its task: classes, scores, masked tokens, next tokens or targets.
+
+    Example:
+        >>> Finetune(epochs=2).needs_labels
+        True
+    """
 
     name = "finetune"
 

@@ -1,7 +1,4 @@
-"""What is trained: a student with the loss that it is taught by. One module, as Trainer and several processes want it.
-
-A term of the loss may be the student's own task, or how far it is from a teacher in its predictions or in its layers.
-"""
+"""The module that is trained: a student with its loss, which may compare it with a teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +22,7 @@ TERMS = ("task", "logits", "matches")
 
 
 class Observed(NamedTuple):
-    """A model's predictions on a batch, and what it shows of its stacks."""
+    """The predictions of a model on a batch, and the outputs of its layers by stack."""
 
     predictions: Predictions
     stacks: tuple[LayerOutputs, ...]
@@ -33,45 +30,57 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The terms of the loss and their weights.
+    """The terms of a distillation loss and their weights.
 
-    task:        of the data's own labels.
-    logits:      of the divergence from the teacher's predictions, at `temperature`.
-    matches:     of layers, each with a weight of its own.
-    courses:     by term (`task`, `logits`, `matches`), how its weight goes.
-    places:      for each output of the student's, which of the teacher's is the same class; None where all lie alike.
+    Args:
+        task: weight of the loss on the data's own labels.
+        logits: weight of the divergence from the teacher's predictions, at `temperature`.
+        temperature: divisor of the logits.
+        matches: pairs of layers to compare, each with its own weight.
+        schedules: schedule of the weight by term (`task`, `logits`, `matches`).
+        places: for each output of the student, the output of the teacher for the same class; None if the order is
+            equal.
+
+    Example:
+        >>> Terms(task=1.0, schedules={"task": "fade"}).weight("task", 0.75)
+        0.25
     """
 
     task: float = 0.0
     logits: float = 0.0
     temperature: float = 1.0
     matches: tuple[Match, ...] = ()
-    courses: Mapping[str, WeightSchedule] = field(default_factory=dict)
+    schedules: Mapping[str, WeightSchedule] = field(default_factory=dict)
     places: tuple[int, ...] | None = None
 
     @property
     def features(self) -> frozenset[Feature]:
-        """What is compared of the layers."""
+        """The kinds of layer outputs that are compared."""
         return frozenset(Feature(match.feature) for match in self.matches)
 
     @property
     def has_teacher(self) -> bool:
-        """Whether there is a teacher."""
+        """Whether a teacher is needed."""
         return self.logits > 0 or bool(self.matches)
 
     def weight(self, term: str, done: float | None) -> float:
-        """What `term` counts when this fraction of the training is done; its full weight for None."""
+        """The weight of `term` after the fraction `done` of the training, in [0, 1]; the full weight for None."""
         full = {"task": self.task, "logits": self.logits, "matches": 1.0}[term]
         if done is None:
             return full
-        return full * {"constant": 1.0, "fade": 1 - done, "grow": done}[self.courses.get(term, "constant")]
+        return full * {"constant": 1.0, "fade": 1 - done, "grow": done}[self.schedules.get(term, "constant")]
 
 
 class DistillationLoss(nn.Module):
     """The loss of a student on batches of `{"student": batch, "teacher": batch, "told": values}`.
 
-    The teacher is no part of the module: it is neither trained nor saved. `told` are its predictions where they were
-    worked out before. Without `dropout` the student is trained as it will be used.
+    The teacher is not part of the module, so it is neither trained nor saved.
+
+    Args:
+        student: the model to train.
+        teacher: the model to learn from; None for the student's own task.
+        terms: the terms of the loss.
+        dropout: train the student with the dropout of its configuration.
     """
 
     def __init__(
@@ -91,17 +100,21 @@ class DistillationLoss(nn.Module):
         return self._models
 
     def train(self, mode: bool = True) -> "DistillationLoss":
-        """What a module does; of transformers nothing but dropout, of values or of layers, hangs on the mode."""
+        """Set the training mode; the student's own mode also depends on `dropout`."""
         super().train(mode)
         self.model.train(mode and self.dropout)
         return self
 
     def prepare(self, batch: Mapping[str, Any], seed: int) -> None:
-        """Look at one batch: make the projections that matches of different widths need, and check that all fit.
+        """Make the projections between layers of different widths, and check all terms on one batch.
+
+        Args:
+            batch: a batch as `forward` takes it.
+            seed: seed of the projections.
 
         Raises:
-            UserError: a match names a layer that is not there, or the two predict different things, or there are no
-                labels of a task that is to be trained.
+            UserError: a match names a layer that does not exist, the two models predict different things, or labels of
+                the task are missing.
         """
         device = self._models[0].device
         student, teacher = (moved(batch.get(whose), device) for whose in ("student", "teacher"))
@@ -123,7 +136,13 @@ class DistillationLoss(nn.Module):
                         self.projections[f"{number}-{stack}"] = _projection(*widths, generator).to(our.mask.device)
 
     def forward(self, student: Batch, teacher: Batch | None = None, told: Tensor | None = None) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, and each of its terms."""
+        """The weighted sum of the terms as `loss`, and each term by name.
+
+        Args:
+            student: a batch of the student.
+            teacher: the same rows as the teacher reads them.
+            told: predictions of the teacher, (predictions, values), if they were computed before.
+        """
         ours = self._observe_student(student)
         losses: dict[str, Tensor] = {}
         if self.terms.task:
@@ -172,9 +191,9 @@ def moved(batch: object, device: torch.device) -> Batch:
 
 
 def task_loss(predictions: Predictions) -> Tensor:
-    """Cross-entropy of the labels, or the squared error of scores; nats, but for a factor of two in the latter.
+    """The mean loss on the labels: cross-entropy in nats, or the squared error of scores.
 
-    Of a multi-label model the cross-entropies of its labels are added up, of several scores the squared errors.
+    Cross-entropies of several labels are added up, and so are squared errors of several scores.
 
     Raises:
         UserError: the data has no labels.
@@ -189,7 +208,7 @@ def task_loss(predictions: Predictions) -> Tensor:
 
 
 def check_comparable(ours: Predictions, theirs: Predictions) -> None:
-    """Raise UserError where student and teacher do not predict the same things."""
+    """Raise UserError if student and teacher do not predict the same things."""
     if type(ours.distribution) is not type(theirs.distribution) or ours.values.shape[-1] != theirs.values.shape[-1]:
         raise UserError(
             f"The teacher predicts {_describe(theirs)}, and the student {_describe(ours)}; take a teacher of the same "

@@ -39,15 +39,24 @@ LOSSES: dict[Feature, tuple[Loss, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Match(metaclass=Typed):
-    """One pair of layers that are to be alike.
+    """A pair of layers, one of the teacher and one of the student, that are compared by a loss.
 
-    teacher, student: numbers of layers; two of each for the loss `gram`, which compares products of two layers.
-    feature:          `hidden`, `attention` or `values`.
-    loss:             of hidden states `mse`, `cosine` or `gram`; of attention maps `mse` or `cross-entropy`; of values
-                      `relation`; the first of these where it is not said.
-    weight:           in the sum of all terms.
-    stack:            of an encoder-decoder `encoder` or `decoder`; both where it is not said.
-    heads:            into how many heads values are cut for their relations.
+    Args:
+        teacher: number of the teacher's layer; two numbers for the loss `gram`, which compares products of two layers.
+        student: number of the student's layer, or two.
+        feature: `hidden` states, `attention` maps or `values`.
+        loss: for hidden states `mse`, `cosine` or `gram`, for attention maps `mse` or `cross-entropy`, for values
+            `relation`. None for the first of these.
+        weight: weight in the sum of all terms, above 0.
+        stack: of an encoder-decoder `encoder` or `decoder`; None for both.
+        heads: number of heads that values are cut into for their relations.
+
+    Raises:
+        UserError: the loss does not compare this feature, or takes another number of layers.
+
+    Example:
+        >>> Match(teacher=4, student=2, feature="attention").loss_name
+        'mse'
     """
 
     name: ClassVar[str] = "match"
@@ -70,20 +79,22 @@ class Match(metaclass=Typed):
 
     @property
     def loss_name(self) -> Loss:
-        """The loss, said or not."""
+        """The name of the loss: the given one, or the default of the feature."""
         return self.loss or LOSSES[Feature(self.feature)][0]
 
     def applies_to(self, stack: int, stacks: int) -> bool:
-        """Whether it is meant for this stack of so many."""
+        """Whether it compares the stack of this number, from 0, of so many stacks."""
         return self.stack is None or stacks == 1 or self.stack == ("encoder", "decoder")[stack]
 
     def compute_loss(
         self, teacher: LayerOutputs, student: LayerOutputs, project: nn.Module | None
     ) -> Float[Tensor, ""]:
-        """How far the two are apart; `project` maps the student's width to the teacher's.
+        """The loss of the student's layers against the teacher's.
 
-        Raises:
-            UserError: there is no such layer, or the values cannot be cut into so many heads.
+        Args:
+            teacher: layer outputs of the teacher.
+            student: layer outputs of the student, on the same tokens.
+            project: maps the student's width to the teacher's; None if they are equal.
         """
         if self.loss_name == "gram":
             flows = [
@@ -102,7 +113,7 @@ class Match(metaclass=Typed):
         return losses[self.loss_name](theirs, ours, student.mask)
 
     def check(self, teacher: LayerOutputs, student: LayerOutputs) -> None:
-        """Raise UserError where a layer is not there, or values cannot be cut as asked."""
+        """Raise UserError if a layer does not exist, or values cannot be cut into so many heads."""
         for whose, shown, layer in zip(("teacher", "student"), (teacher, student), self._layers, strict=True):
             parts, first = self._parts(shown)
             for at in _as_tuple(layer):
@@ -116,7 +127,7 @@ class Match(metaclass=Typed):
                 raise must_be("heads", f"a divisor of the {whose}'s {parts[0].shape[-1]} values", self.heads)
 
     def widths(self, teacher: LayerOutputs, student: LayerOutputs) -> tuple[int, int] | None:
-        """(student's, teacher's) where hidden states of different widths are compared number by number."""
+        """(student's, teacher's) widths of hidden states that are compared number by number; None if they are equal."""
         if self.feature != Feature.HIDDEN or self.loss_name == "gram":
             return None
         theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
@@ -144,7 +155,12 @@ class Match(metaclass=Typed):
 
 
 def uniform_layers(teacher: int, student: int) -> list[tuple[int, int]]:
-    """(teacher, student) layers for `student` blocks spread evenly over `teacher` ones: the last is with the last."""
+    """Pairs (teacher's layer, student's layer) that spread `student` blocks evenly over `teacher` blocks.
+
+    Example:
+        >>> uniform_layers(6, 3)
+        [(2, 1), (4, 2), (6, 3)]
+    """
     return [(round(layer * teacher / student), layer) for layer in range(1, student + 1)]
 
 
@@ -153,7 +169,7 @@ def _as_tuple(layer: Layer) -> tuple[int, ...]:
 
 
 def check_same_tokens(teacher: LayerOutputs, student: LayerOutputs) -> None:
-    """Raise UserError where the two read rows as different tokens, which no layer by layer comparison survives."""
+    """Raise UserError if student and teacher read the rows as different tokens."""
     if teacher.mask.shape != student.mask.shape or not bool((teacher.mask == student.mask).all()):
         raise UserError(
             "The student and the teacher read the same text as different tokens, so layers cannot be matched; "

@@ -1,9 +1,8 @@
-"""The training loop: transformers' Trainer, and so accelerate's, with checkpoints of what moves and nothing printed.
+"""The training loop: transformers' Trainer, and so accelerate's, with checkpoints of the trained parameters only.
 
-Imported where a training begins: Trainer brings much with it.
-
-A run that was killed goes on at its last checkpoint: order of rows, optimizer, schedule and random numbers are those
-that it would have had. The numbers that are kept in the end are those with the least held-out loss, or the last.
+This module is imported when a training begins, because Trainer is slow to import. A training that was killed continues
+at its last checkpoint with the same rows, optimizer, schedule and random numbers. The parameters kept in the end are
+those of the least held-out loss, or the last ones.
 """
 
 import math
@@ -39,10 +38,17 @@ from laconic.recover.training import TrainConfig, TrainingData
 def train(
     loss_module: DistillationLoss, training_data: TrainingData, config: TrainConfig, folder: Path, track: Track
 ) -> list[dict[str, float]]:
-    """Train what of `lesson` moves, in `folder`; the history, one line each time that something was measured.
+    """Train the trainable parameters of a loss module.
 
-    Afterwards the lesson has the numbers of least held-out loss, those from before the training among them; or, where
-    the pace says so, the last ones, unless they are no numbers any more.
+    Args:
+        loss_module: the student with its loss, changed in place.
+        training_data: the rows and the models that read them.
+        config: the settings.
+        folder: where checkpoints and logs are written.
+        track: shows progress.
+
+    Returns:
+        The history: one entry for each time that something was logged.
     """
     going_on = on_rank_zero(last_checkpoint)(folder)
     if going_on is None:
@@ -151,7 +157,7 @@ def _writer(folder: Path) -> Any:
 
 
 class DistillationTrainer(Trainer):
-    """Trainer, whose checkpoints hold what moves, and whose batches are of rows of about the same length."""
+    """Trainer with checkpoints of the trained parameters only, and batches of rows of similar length."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         lines, size = self.train_dataset, self.args.per_device_train_batch_size * self.args.world_size
@@ -173,7 +179,7 @@ class DistillationTrainer(Trainer):
         load_trained(self._loss_module, load_file(Path(best) / WEIGHTS))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss of the held-out rows, whose batches are the same however many processes share them."""
+        """The mean loss of the held-out rows; batches are the same for any number of processes."""
         lines, size = self.eval_dataset, self.args.eval_batch_size * self.args.world_size
         assert isinstance(lines, RowDataset)
         starts = share(range(0, len(lines), size))
@@ -198,7 +204,7 @@ class DistillationTrainer(Trainer):
 
 
 class _ProgressCallback(TrainerCallback):
-    """Tells the lesson how far it has got, and the bar."""
+    """Passes the progress of the training to the loss module and to the progress bar."""
 
     def __init__(self, loss_module: DistillationLoss, bar: Iterator[int], total: int) -> None:
         self._loss_module, self._bar, self._total, self._shown = loss_module, bar, total, 0

@@ -1,7 +1,7 @@
-"""What a model shows of itself on a batch: predictions, hidden states, attention maps and value vectors, by stack.
+"""Run a model and collect its predictions, hidden states, attention maps and value vectors, by stack.
 
-Hidden states and attention maps are those that transformers returns; the value vectors are overheard where the value
-projections (or the fused ones) give them. An encoder-decoder has two stacks, the encoder first.
+transformers returns hidden states and attention maps; value vectors are captured at the outputs of the value
+projections, or of the fused ones. An encoder-decoder has two stacks, the encoder first.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from laconic.model import Batch, LanguageModel, Predictions, Stack, Task, gather
 
 
 class Feature(StrEnum):
-    """What two models can be alike in, beside their predictions."""
+    """Kinds of layer outputs that can be compared."""
 
     HIDDEN = "hidden"
     ATTENTION = "attention"
@@ -26,9 +26,13 @@ class Feature(StrEnum):
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """Of one stack: what enters the first block and what each block gives, the maps and the values of each block.
+    """The layer outputs of one stack; each is empty if it was not asked for.
 
-    Empty where it was not asked for. mask is True at real tokens.
+    Args:
+        mask: True at tokens that are no padding.
+        hidden: the input of the first block and the output of each block.
+        attention: the attention maps of each block.
+        values: the value vectors of each block.
     """
 
     mask: Bool[Tensor, "rows tokens"]
@@ -40,7 +44,16 @@ class LayerOutputs:
 def observe(
     lm: LanguageModel, batch: Batch, features: frozenset[Feature] = frozenset()
 ) -> tuple[Predictions, tuple[LayerOutputs, ...]]:
-    """Run the model; differentiable where gradients are enabled. Attention maps need `eager` around it."""
+    """Run the model on a batch; differentiable if gradients are enabled.
+
+    Args:
+        lm: the model; attention maps need `eager` around the call.
+        batch: the batch, on the model's device.
+        features: the layer outputs to collect.
+
+    Returns:
+        The predictions, and the layer outputs of each stack.
+    """
     asked = {
         name: True
         for name, feature in (("output_hidden_states", Feature.HIDDEN), ("output_attentions", Feature.ATTENTION))
@@ -67,7 +80,7 @@ def observe(
 
 @contextmanager
 def eager(*models: LanguageModel) -> Iterator[None]:
-    """Within it attentions are computed step by step, so that their maps can be seen."""
+    """Within the context attention is computed step by step, so that its maps can be returned."""
     before = [lm.model.config._attn_implementation for lm in models]
     for lm in models:
         lm.model.set_attn_implementation("eager")

@@ -1,4 +1,4 @@
-"""The rows of a training: drawn from the data, some of them held out, read by the student and by its teacher."""
+"""The rows of a training: drawn from the data, split, tokenized for the student and the teacher, and collated."""
 
 import math
 import random
@@ -29,7 +29,13 @@ TOGETHER = 16
 
 @dataclass(frozen=True)
 class RowDataset(Dataset):
-    """Rows as the student reads them, as its teacher reads them, and what it says of them where that is kept."""
+    """Tokenized rows of the student and the teacher.
+
+    Args:
+        student: rows as the student reads them.
+        teacher: the same rows as the teacher reads them; None without a teacher.
+        told: the teacher's predictions of each row; None if they are computed in every epoch.
+    """
 
     student: Sequence[Row]
     teacher: Sequence[Row] | None = None
@@ -43,20 +49,29 @@ class RowDataset(Dataset):
         return self.student[index], None if self.teacher is None else self.teacher[index], told
 
     def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> Read:
-        """Some of them, padded."""
+        """A padded batch of the rows of these numbers."""
         return collate_rows([self[number] for number in numbers], student, teacher)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each."""
+        """The number of tokens of each row, labels included."""
         return [len(row.input_ids) + (len(row.labels) if isinstance(row.labels, list) else 0) for row in self.student]
 
 
 class LengthGroupedSampler(Sampler):
-    """Row numbers in random order, batches of rows of about the same length: little padding, and no order of lengths.
+    """Row numbers in random order, in batches of rows of similar length.
 
-    The order depends on the seed and the epoch alone, so a training that goes on sees what it would have seen. What the
-    last batch lacks the first rows fill, as several processes, which take a part of each batch, would do themselves.
+    The order depends on the seed and the epoch alone, so a training that continues sees the same rows. The last batch
+    is filled with the first rows, as several processes would do.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch.
+        seed: seed of the order.
+
+    Example:
+        >>> sorted(LengthGroupedSampler([3, 1, 2], batch_size=1, seed=0))
+        [0, 1, 2]
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -88,7 +103,7 @@ class LengthGroupedSampler(Sampler):
 def collate_rows(
     lines: Sequence[tuple[Row, Row | None, Tensor | None]], student: LanguageModel, teacher: LanguageModel | None
 ) -> Read:
-    """Padded; the teacher's part, and what it says, where there are such."""
+    """Pad rows to a batch of the student and, if there is a teacher, of the teacher, with its predictions if known."""
     ours, theirs, told = zip(*lines, strict=True)
     batch: Read = {"student": collate(student, ours)}
     if teacher is not None:
@@ -99,7 +114,12 @@ def collate_rows(
 
 
 def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, Corpus]:
-    """`rows` rows to train on (all but those held out, where it is None), and `held_out` others to judge by.
+    """Draw rows to train on and `held_out` other rows.
+
+    Args:
+        data: calibration data with its corpus.
+        rows: number of training rows; None for all but those held out.
+        held_out: number of held-out rows; at most a tenth of the corpus is taken.
 
     Raises:
         UserError: the data has too few rows for both.
@@ -124,10 +144,17 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
 def tokenize_corpus(
     corpus: Corpus, data: Calibration, student: LanguageModel, teacher: LanguageModel | None, labelled: bool
 ) -> RowDataset:
-    """Read by both; the labels of the data by the student, where it is `labelled`.
+    """Tokenize a corpus for the student and the teacher.
+
+    Args:
+        corpus: the rows.
+        data: calibration data, for its `max_length` and seed.
+        student: the model to train.
+        teacher: its teacher, or None.
+        labelled: read the labels of the data for the student.
 
     Raises:
-        UserError: no row has tokens, or the two leave out different rows; a label is missing or none of the student's.
+        UserError: no row has tokens, the two leave out different rows, or a label is missing or unknown.
     """
     ours = list(tokenize_rows(student, corpus, data.max_length, data.seed, labelled))
     if not ours:
@@ -145,7 +172,7 @@ def tokenize_corpus(
 
 @torch.inference_mode()
 def precompute_predictions(teacher: LanguageModel, lines: RowDataset, batch_size: int, track: Track) -> RowDataset:
-    """With the teacher's predictions of every row, where they are not too many to keep."""
+    """The same rows with the teacher's predictions, unless these are more than `MOST_TOLD` numbers."""
     assert lines.teacher is not None
     rows = lines.teacher
     by_length = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))

@@ -1,8 +1,8 @@
-"""A fresh, smaller model in the place of the one that was given, for `distil` to teach.
+"""Replace the model by a smaller or new one, for `distil` or `finetune` to train.
 
-It begins with chosen blocks of the model (V. Sanh et al., "DistilBERT", 2019, arXiv 1910.01108, takes one of two), or
-with random ones between the model's own embeddings and head, or as another model altogether; or it is the model itself
-with a head for another task.
+The student begins with chosen blocks of the model (V. Sanh et al., "DistilBERT", 2019, arXiv 1910.01108, takes one of
+two), with random blocks between the model's embeddings and head, or as another model. Or it is the model itself with a
+head for another task.
 """
 
 import copy
@@ -40,21 +40,27 @@ Blocks = tuple[Number, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Student(Step):
-    """Go on with a smaller model, or with one that has another head.
+    """Continue with a smaller model, or with a model that has another head.
 
-    blocks:  numbers of the blocks of the model that it has, in their order; of an encoder-decoder
-             `{encoder: [0, 2], decoder: [0]}`. All of them where not said.
-    weights: those `blocks` have, or `random` ones.
-    outside: what lies outside of the blocks (embeddings, last norm, head) is the model's where it has the same shape,
-             but for a new head.
-    config:  values of the configuration that differ, as `{hidden_size: 192}`; the blocks then have random weights.
-    model:   a folder or hub name instead: another model, with its own weights, or of random ones where the folder has
-             only a config.json.
-    classes: so many a new head tells apart, or 1 for a score, or their names in the order of its outputs; its weights
-             are random, and it is for `finetune` to train it. What the model did before is forgotten.
-    problem_type: of the new head: `single_label_classification`, `multi_label_classification` or `regression`; one
-             class a text where not said, or a score where there is but one.
-    seed:    of random weights.
+    Args:
+        blocks: numbers of the blocks of the model that the student has, in order; of an encoder-decoder
+            `{encoder: [0, 2], decoder: [0]}`. None for all.
+        weights: weights of these blocks: those of the model (`blocks`), or `random` ones.
+        outside: copy embeddings, last norm and head from the model where shapes are equal, except for a new head.
+        config: values of the configuration that differ, as `{hidden_size: 192}`; the blocks then have random weights.
+        model: folder or hub name of another model in place of all this. A folder with only a config.json gives random
+            weights.
+        classes: a new head with random weights: the number of classes, 1 for a score, or the names of the classes in
+            the order of the outputs. `finetune` then trains it.
+        problem_type: of the new head: `single_label_classification`, `multi_label_classification` or `regression`.
+        seed: seed of random weights.
+
+    Raises:
+        UserError: nothing says what the student is like, or parameters contradict each other.
+
+    Example:
+        >>> Student(blocks=[0, 2, 4]).needs_data
+        False
     """
 
     name = "student"
@@ -146,10 +152,10 @@ class Student(Step):
         return None
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Make the student; `lm` stays as it is.
+        """Make the student; `lm` stays as it is, and the outcome's `now` is the student.
 
         Raises:
-            UserError: there are no such blocks, or no such model, or it does another task, or does not run.
+            UserError: there are no such blocks or no such model, or the student does another task, or does not run.
         """
         self.check(lm)
         now, dropped = (self._load_student(lm), {}) if self.model is not None else self._make_student(lm)

@@ -1,4 +1,4 @@
-"""What a student begins as: a model of random weights, some of them then those of the model that it stands for."""
+"""Initial weights of a student: random ones, and those of the model that it replaces."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,13 @@ from laconic.model.tokens import special_token_ids
 
 
 def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
-    """Have a head of `config` tell apart classes of these names, or give a score where there is one and nothing else is
-    said; changed in place."""
+    """Give a configuration the classes of a new head, in place.
+
+    Args:
+        config: the configuration.
+        names: names of the classes; a single one makes the head a regression unless `problem_type` says otherwise.
+        problem_type: as transformers names it; None for one class a text.
+    """
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = problem_type or ("regression" if len(names) == 1 else None)  # type: ignore[assignment]
@@ -40,7 +45,13 @@ def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed: int) -> PreTrainedModel:
-    """In fp32, whatever the configuration says: what trains is rounded where it is stored.
+    """A model of a configuration with random weights in fp32; weights are rounded when they are stored.
+
+    Args:
+        config: the configuration.
+        kind: the class of the model, or an auto class.
+        device: where the model goes. Weights are drawn on the CPU, so that they are equal on every device.
+        seed: seed of the weights.
 
     Raises:
         UserError: the configuration contradicts itself.
@@ -59,12 +70,17 @@ def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed
 
 @torch.no_grad()
 def copy_weights(source: LanguageModel, target: LanguageModel, *, blocks: bool, outside: bool, head: bool) -> None:
-    """Give `target` the numbers of `source` within the blocks, and outside of them with the head or without.
+    """Copy weights from one model to another, in place.
 
-    Outside, those of `target` stay where shapes differ, and where one has what the other has not.
+    Args:
+        source: the model to copy from.
+        target: the model to copy to.
+        blocks: copy the weights inside the blocks.
+        outside: copy those outside of the blocks where shapes are equal.
+        head: copy the head too; used with `outside`.
 
     Raises:
-        UserError: there are no such numbers for a block.
+        UserError: a block of `source` lacks a weight, or has it in another shape.
     """
     inside = tuple(f"{layers.list}." for layers in find_layers(target))
     encoder = _prefix(target.model)
@@ -85,7 +101,7 @@ def copy_weights(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
 
 
 def corresponding_name(model: PreTrainedModel, name: str, other: PreTrainedModel) -> str:
-    """The name in `model` of what is `name` in `other`: the same encoder is at another place under another head."""
+    """The name in `model` of the tensor called `name` in `other`: the encoder lies elsewhere under another head."""
     prefix = _prefix(other)
     return _prefix(model) + name.removeprefix(prefix) if name.startswith(prefix) else name
 

@@ -28,10 +28,13 @@ QuantizedTraining = Literal["frozen", "straight-through"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """quantized: whether codes move.
-    lora:      the rank of adapters; None for none.
-    freeze:    globs over parameter names, also of codes and of matrices that would have adapters.
-    seed:      of the adapters.
+    """What of a model is trained.
+
+    Args:
+        quantized: whether codes are `frozen` or trained `straight-through`.
+        lora: rank of adapters; None for none.
+        freeze: globs over names of parameters that stay, also of codes and of matrices that would have adapters.
+        seed: seed of the adapters.
     """
 
     quantized: QuantizedTraining = "frozen"
@@ -41,7 +44,7 @@ class Trainable:
 
 
 class StraightThrough(nn.Module):
-    """A layer of codes in training: multiplies by the codes nearest to `free`, which has their gradient as its own."""
+    """A quantized layer in training: it multiplies by the nearest codes of `free`, which gets their gradient."""
 
     def __init__(self, layer: PackedCodes) -> None:
         super().__init__()
@@ -62,17 +65,21 @@ class StraightThrough(nn.Module):
         return linear(x, (self.layer.nearest(free) - free + self.free).to(x.dtype), self.layer.bias)
 
     def settle(self) -> PackedCodes:
-        """The layer, with the codes that `free` has come to."""
+        """The quantized layer, with the codes nearest to `free`."""
         self.layer.requantize(self.free.detach())
         return self.layer
 
 
 @contextmanager
 def trainable(lm: LanguageModel, config: Trainable) -> Iterator[None]:
-    """Within it `lm` is as it trains; afterwards as it is stored, rounded to its dtype.
+    """Within the context `lm` is ready for training; afterwards it is as stored, rounded to its dtype.
+
+    Args:
+        lm: the model, changed in place.
+        config: what is trained.
 
     Raises:
-        UserError: a glob matches no parameter, nothing is left to move, or LoRA is asked for without peft.
+        UserError: a glob matches no parameter, nothing is left to train, or LoRA is asked for without peft.
     """
     movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     with ExitStack() as undo:
@@ -98,13 +105,13 @@ def trainable(lm: LanguageModel, config: Trainable) -> Iterator[None]:
 
 
 def check_lora(rank: int | None) -> None:
-    """Raise UserError where adapters are asked for and peft is not installed."""
+    """Raise UserError if adapters are asked for and peft is not installed."""
     if rank is not None:
         _peft("peft")
 
 
 def frozen_parameters(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters that the globs name.
+    """The parameters whose names match the globs.
 
     Raises:
         UserError: a glob matches none.

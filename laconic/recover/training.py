@@ -1,7 +1,4 @@
-"""How a training goes, and what it goes on.
-
-What the steps that train have in common: how long, on which rows, how fast, and what of the model moves.
-"""
+"""What the steps that train have in common: the rows, the schedule, the parts of the model that move."""
 
 import hashlib
 import math
@@ -40,7 +37,7 @@ Checkpoint = Literal["best", "last"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a training goes; the fields are those of the steps that train."""
+    """The settings of a training loop; see `Training` for the fields."""
 
     epochs: float
     batch_size: int
@@ -56,7 +53,7 @@ class TrainConfig:
     seed: int
 
     def steps(self, rows: int) -> tuple[int, int]:
-        """Updates between two measurements, and in all, which is a multiple of that."""
+        """(updates between two evaluations, updates in all), the latter a multiple of the former, for so many rows."""
         wanted = self.epochs * math.ceil(rows / (self.batch_size * self.accumulate))
         often = max(1, round(wanted / self.evaluations))
         return often, often * max(1, round(wanted / often))
@@ -64,7 +61,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """The rows to train on, those held out, and who reads them."""
+    """The rows of a training, and the models that read them.
+
+    Args:
+        train: rows to train on.
+        held_out: rows that the loss is evaluated on.
+        student: the model that is trained.
+        teacher: the model that it learns from; None where there is none.
+    """
 
     train: RowDataset
     held_out: RowDataset
@@ -72,12 +76,12 @@ class TrainingData:
     teacher: LanguageModel | None
 
     def first(self) -> Read:
-        """A row as both read it."""
+        """A batch of the first row, for the student and the teacher."""
         return self.train.batch(range(1), self.student, self.teacher)
 
 
 def check_installed() -> None:
-    """Raise UserError where what training needs beside the core is not installed."""
+    """Raise UserError if a package that training needs is not installed."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f"Training needs {' and '.join(missing)}, not installed here: {install('train')}.")
@@ -88,25 +92,27 @@ Positive = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Step):
-    """A step that trains by Trainer, on one process or several.
+    """A step that trains with transformers' Trainer, on one process or several.
 
-    epochs:        passes over the rows, or a part of one.
-    rows:          of the training split that are used, drawn with the seed; all but those held out where not said.
-    held_out:      rows that judge: the numbers with the least loss on them are kept.
-    checkpoint:    or the `last` are kept: a head that grows too sure of itself may choose better with a greater loss.
-    batch_size:    rows of one update, of all processes together, times `accumulate`.
-    accumulate:    batches whose gradients are added up before an update.
-    learning_rate: the largest, ≤ 1; it rises for the fraction `warmup` of the updates and then goes as `decay` says.
-    warmup:        the fraction of the updates for which the learning rate rises.
-    weight_decay:  of AdamW.
-    decay:         how the learning rate falls after that: `linear`, `cosine`, or not (`constant`).
-    precision:     `fp32`, or `bf16` or `fp16` with weights in fp32.
-    evaluations:   measurements of the held-out loss; `patience` of them without a gain end the training.
-    patience:      measurements without a gain that end the training; none where not said.
-    quantized:     codes stay as they are (`frozen`), or move (`straight-through`).
-    lora:          a rank: only adapters move, which are added to plain matrices in the end.
-    dropout:       parts of the model are dropped at random as its configuration says, or none.
-    freeze:        globs over names of parameters that do not move, as `*embeddings*`.
+    Args:
+        epochs: passes over the rows; a fraction is allowed.
+        rows: rows of the training split to use, drawn with the seed. None for all but those held out.
+        held_out: rows that the loss is evaluated on. The parameters with the least loss on them are kept.
+        batch_size: rows of one batch, of all processes together; an update has `accumulate` batches.
+        accumulate: batches whose gradients are added up before an update.
+        learning_rate: the largest learning rate, in (0, 1].
+        warmup: fraction of the updates for which the learning rate rises, in [0, 1].
+        weight_decay: weight decay of AdamW.
+        decay: how the learning rate falls after the warmup: `linear`, `cosine`, or not (`constant`).
+        precision: `fp32`, or `bf16` or `fp16` with weights in fp32.
+        evaluations: number of evaluations of the held-out loss.
+        patience: evaluations without a gain after which the training stops. None for never.
+        checkpoint: keep the parameters of the `best` held-out loss, or the `last` ones. A head that grows too sure of
+            itself may classify better with a greater loss.
+        quantized: codes stay as they are (`frozen`), or train by the straight-through estimator (`straight-through`).
+        lora: rank of low-rank adapters, which alone are trained, and merged into plain matrices in the end.
+        dropout: apply the dropout of the model's configuration.
+        freeze: globs over names of parameters that are not trained, as `*embeddings*`.
     """
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -153,12 +159,19 @@ class Training(Step):
     def loss_terms(
         self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
     ) -> Terms:
-        """The loss; `batch` is a row as both read it, and `classes` what the data calls its classes."""
+        """The terms of the loss.
+
+        Args:
+            lm: the student.
+            teacher: its teacher, if there is one.
+            batch: one row as both read it.
+            classes: names of the classes of the data.
+        """
 
     @property
     @abstractmethod
     def compares_layers(self) -> bool:
-        """Whether the teacher is looked into, so that what it predicts is not enough to know."""
+        """True if layers of the teacher are compared, so that its predictions alone are not enough."""
 
     def check(self, lm: LanguageModel) -> None:
         check_installed()
@@ -186,13 +199,13 @@ class Training(Step):
         return data
 
     def dry_run(self, lm: LanguageModel) -> None:
-        """The structure stays, but for adapters that stay beside codes and zeros, which are in no later step's way."""
+        """The structure does not change, except for adapters beside codes and zeros, which no later step minds."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Train, or go on with a training that was killed; the model is changed in place.
+        """Train the model in place, or continue a training that was interrupted.
 
         Raises:
-            UserError: there are too few rows, or without labels that the loss needs, or a library is missing.
+            UserError: there are too few rows, labels that the loss needs are missing, or a library is not installed.
         """
         data = self._require_data(data)
         self.check(lm)

@@ -118,7 +118,7 @@ def test_a_narrower_student_comes_near_in_what_is_matched(match: Match, narrow: 
 
 
 def test_weights_go_as_they_are_told() -> None:
-    terms = Terms(task=2.0, logits=3.0, courses={"task": "grow", "logits": "fade"})
+    terms = Terms(task=2.0, logits=3.0, schedules={"task": "grow", "logits": "fade"})
     assert [terms.weight("task", done) for done in (0.0, 0.5, 1.0)] == [0.0, 1.0, 2.0]
     assert [terms.weight("logits", done) for done in (0.0, 0.5, 1.0)] == [3.0, 1.5, 0.0]
     assert terms.weight("matches", 0.3) == 1.0

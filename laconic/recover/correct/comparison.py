@@ -28,7 +28,13 @@ Step = tuple[list[Pair], Anchor]
 
 
 class Comparison:
-    """`lm` beside `original`, which both are evaluated, over batches."""
+    """A compressed model and its original, run side by side over the calibration batches.
+
+    Args:
+        lm: the compressed model, in eval mode.
+        original: the original, in eval mode.
+        data: calibration data.
+    """
 
     def __init__(self, lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
         self.lm, self.original, self.track = lm, original, data.track
@@ -37,9 +43,9 @@ class Comparison:
         self._kept: dict[int, ActivationCapture] = {}
 
     def steps(self) -> Iterator[Step]:
-        """The layers of each distinct input and what was measured of them, in forward order.
+        """Yield the layers of each distinct input with their moments, in forward order.
 
-        They may be changed before the next ones are asked for.
+        The caller may change the layers before it asks for the next ones.
         """
         for row in pair_stacks(self.lm, self.original):
             entered = [self.now.enter(self._modules(self.lm, row.here))]
@@ -179,7 +185,7 @@ def _target_output(piece: Piece, residual: Residual, outputs: _Outputs, name: st
 
 
 def invert_norm(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
-    """What `norm`, with the mean and the variance that x has, makes y of."""
+    """The input from which a norm, with the mean and variance of x, would make the output y."""
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     # A channel that is nearly shut says next to nothing of what came in.
     least = LEAST_GAIN * weight.abs().mean()
@@ -188,5 +194,5 @@ def invert_norm(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
 
 
 def out_features(module: nn.Module) -> int:
-    """Outputs of a plain linear or a format."""
+    """The number of outputs of a plain linear or a format."""
     return shape_of(module)[0]

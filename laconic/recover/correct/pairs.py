@@ -1,7 +1,7 @@
 """Which layer of the original each layer of the compressed model stands for, and what is run to compare them.
 
-A layer is a plain linear, or the format that has taken its place with all that lies in it. It has the path that it has
-in the original, but for the numbers of blocks where some were dropped.
+A layer is a plain linear, or the format that has taken its place. It has the same path as in the original, except for
+the numbers of blocks where some were dropped.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,13 @@ from laconic.model.site import Place
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer by its paths in the model and in the original; `place` says whose tokens that of the original reads."""
+    """A layer of the model and its counterpart in the original.
+
+    Args:
+        name: path of the layer in the model.
+        there: path of the layer in the original.
+        place: where the original layer is called; it says whose tokens the layer reads.
+    """
 
     name: str
     there: str
@@ -32,13 +38,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is run again and again while its layers are corrected: one block, or the whole model (paths None).
+    """The part of a model that runs again and again while its layers are corrected: a block, or the whole model.
 
-    steps:   its layers in forward order, those that read one input together.
-    block:   its path, and `there` the path of the block that it stands for.
-    spans:   how many blocks of the original it stands for: that one and those behind it that were dropped.
-    norm:    the norm that closes the block.
-    parts:   what reads and what writes the residual stream, by paths in the model, and `origins` in the original.
+    Args:
+        steps: the layers in forward order, those that read one input together.
+        block: path of the block in the model; None for the whole model.
+        there: path of the block of the original that it stands for.
+        spans: number of blocks of the original that it stands for: its own and those behind it that were dropped.
+        parts: readers and writers of the residual stream, by path in the model.
+        origins: the same by path in the original.
+        norm: the norm that closes the block.
     """
 
     steps: list[list[Pair]]
@@ -52,7 +61,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class StackPair:
-    """The blocks of one stack: paths in the model, paths in the original, and the numbers of the former among these."""
+    """The blocks of one stack in the model and in the original.
+
+    Args:
+        here: paths in the model.
+        there: paths in the original.
+        numbers: for each path in `here`, the number of its block in `there`.
+        pieces: what is run for each block.
+    """
 
     here: list[str]
     there: list[str]
@@ -61,10 +77,10 @@ class StackPair:
 
 
 def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
-    """The blocks of each stack, in forward order.
+    """The blocks of each stack, paired with those of the original.
 
     Raises:
-        UserError: it cannot be told which blocks of the original they are.
+        UserError: it is not known which blocks of the original are left.
     """
     sites = original.sites(("blocks",))
     # Blocks that several layers share are all there, whichever of these went.
@@ -118,7 +134,7 @@ def _closing_norm(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pa
 
 
 def head_piece(lm: LanguageModel, original: LanguageModel) -> Piece:
-    """The layers behind the blocks."""
+    """The layers behind the blocks, for which the whole model runs."""
     heads = [site for site in original.sites(("*",)) if site.group is Group.HEAD]
     return Piece(_pair_layers(lm, original, heads, "", ""))
 
@@ -144,12 +160,12 @@ def _outer_format(model: nn.Module, name: str) -> str:
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
-    """(out,), or None."""
+    """The bias of a plain linear or a format, (out,); None if it has none."""
     return layer.bias if isinstance(layer, Format) else dict(layer.named_parameters(recurse=False)).get("bias")
 
 
 def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
-    """What the layer multiplies by."""
+    """The dense matrix of a plain linear or a format, (out, in)."""
     if isinstance(layer, Format):
         return layer.dense().detach()
     weight = layer.get_parameter("weight").detach()
@@ -157,7 +173,7 @@ def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of the matrix of a plain linear or a format, which is not multiplied out for it."""
+    """(out, in) of a plain linear or a format, without computing the dense matrix."""
     if isinstance(layer, Format):
         return layer.shape
     shape = tuple(layer.get_parameter("weight").shape)

@@ -1,18 +1,15 @@
-"""Brings a compressed model nearer to the original without training: biases, factors, kept weights, scales, tables.
+"""Correct a compressed model in closed form: bring each layer as near as it can get to the outputs of the original.
 
-A whole model corrected in forward order: each layer on inputs as those before it have become.
+With x̃ the present inputs of a layer and y* the outputs to reach, C = Cov(x̃) and D = Cov(y*, x̃), or the uncentred
+moments if the layer has no bias, the numbers that its format stores are those of least
 
-One layer brought as near as it can be to the outputs that are wanted of it, from the inputs that it has now.
+E‖y* − Ŵ x̃‖² + λ ‖Ŵ − Ŵ₀‖² = const + tr((W* − Ŵ) H (W* − Ŵ)^T),    H = C + λ I,  W* = (D + λ Ŵ₀) H^{-1},
 
-With x̃ these inputs and y* the outputs to be reached, C = Cov(x̃) and D = Cov(y*, x̃), or the uncentred moments where
-the layer has no bias, the numbers that its format stores are those of least
+where Ŵ₀ is its present matrix. λ is chosen by cross-validation over two halves of the batches, for a layer that could
+be W* itself, so that one solution in the format is enough. A format has fewer numbers that can follow the noise, so it
+takes a part of that λ. Then b̂ = E[y*] − Ŵ E[x̃] leaves no mean error.
 
-    E‖y* − Ŵ x̃‖² + λ ‖Ŵ − Ŵ₀‖² = const + tr((W* − Ŵ) H (W* − Ŵ)^T),    H = C + λ I,  W* = (D + λ Ŵ₀) H^{-1},
-
-Ŵ₀ being what it multiplies by now. λ is chosen by cross-validation over two halves of the batches, from no change at
-all down, as if the layer could be W* itself, so that one solution in the format is enough; there, where fewer numbers
-are free to follow the noise, a part of that λ is taken. Then b̂ = E[y*] − Ŵ E[x̃] leaves no mean error. (AA-SVD, arXiv
-2604.02119, is this for a low rank; GPTAQ, arXiv 2504.02692, for codes, which stay here.)
+AA-SVD, arXiv 2604.02119, does this for a low rank; GPTAQ, arXiv 2504.02692, for codes, which stay as they are here.
 """
 
 from collections.abc import Sequence
@@ -40,11 +37,16 @@ from laconic.recover.correct.pairs import bias_of, matrix_of, pair_stacks, shape
 
 @dataclass(frozen=True, kw_only=True)
 class Correct(Step):
-    """Make up for the errors of the steps before, layer by layer, as far as the numbers that are stored can.
+    """Compensate for the errors of the steps before, layer by layer, without training.
 
-    refit:    numbers beside zeros, codes and ranks move by least squares; otherwise, or where that does not help,
-              biases alone.
-    held_out: fraction of the calibration rows that decides whether anything changes.
+    Args:
+        refit: fit factors, kept weights and scales by least squares; zeros, codes and ranks stay. Otherwise, or if that
+            does not help, only biases are corrected.
+        held_out: fraction of the calibration rows, in (0, 1), that decides whether a correction is kept.
+
+    Example:
+        >>> Correct(refit=False).needs_original
+        True
     """
 
     name = "correct"
@@ -65,7 +67,7 @@ class Correct(Step):
         return True
 
     def check(self, lm: LanguageModel) -> None:
-        """What it cannot correct it leaves as it is."""
+        """Nothing is refused: layers that cannot be corrected stay as they are."""
 
     def check_data(self, data: Calibration | None) -> None:
         held_out_count(self._require_data(data).batches, self.held_out, self.name)
@@ -76,10 +78,10 @@ class Correct(Step):
         return data
 
     def dry_run(self, lm: LanguageModel) -> None:
-        """The structure stays."""
+        """The structure does not change."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Correct a copy of the model, and keep that where it diverges less from the original on held-out rows.
+        """Correct a copy of the model, and keep it if it diverges less from the original on held-out rows.
 
         Raises:
             UserError: data or the original is missing, there are too few rows, or the blocks are not those of the
@@ -127,7 +129,13 @@ def _copy_parameters(lm: LanguageModel, other: LanguageModel) -> None:
 
 
 def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refits: bool) -> None:
-    """Change the biases of the layers of `lm`, in place, and where it `refits` what else they store.
+    """Correct the layers of a model in forward order, each on inputs from the layers already corrected.
+
+    Args:
+        lm: the model, changed in place.
+        original: the model to come near to.
+        data: calibration data.
+        refits: refit what the layers store, not only their biases.
 
     Raises:
         UserError: inputs or outputs of a layer are not finite.
@@ -160,13 +168,20 @@ FORMAT_RIDGE = 1 / 3
 
 
 def reads_inputs(layer: nn.Module, moments: Moments) -> bool:
-    """Whether its matrix multiplies what was measured: a part that was dropped may be given nothing at all."""
+    """Whether the matrix of `layer` is as wide as the measured inputs; a dropped part may get no inputs at all."""
     return shape_of(layer)[1] == len(moments.x)
 
 
 @torch.no_grad()
 def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
-    """Change what `layer` stores of its matrix, where what one half of the batches asks for helps the other."""
+    """Refit what `layer` stores of its matrix, if the fit on one half of the batches helps on the other.
+
+    Args:
+        lm: the model, whose stored dtype the result is rounded to.
+        layer: a plain linear layer or a format, changed in place.
+        whole: moments over all batches.
+        folds: moments over each half of the batches.
+    """
     present = matrix_of(layer).double()
     ridge = choose_ridge(present, folds)
     if ridge is None:
@@ -186,7 +201,7 @@ def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[M
 
 @torch.no_grad()
 def correct_bias(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
-    """Give `layer`, which has a bias, the one that leaves no mean error."""
+    """Give `layer`, which has a bias, the bias that leaves no mean error."""
     bias = bias_of(layer)
     assert bias is not None
     through = matrix_of(layer).double() @ moments.x if reads_inputs(layer, moments) else 0
@@ -195,9 +210,9 @@ def correct_bias(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
 
 @torch.no_grad()
 def correct_norm(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
-    """Give a norm with the outputs x̃ the bias, and the gain of each channel, that bring them nearest to y*.
+    """Fit the bias, and the gain of each channel, of a norm with outputs x̃ to the outputs y* to reach.
 
-    Gains stay where those of one of the `folds` err more on the other than none, or where there are too few.
+    The gains stay if those of one fold err more on the other than no change, or if there are too few folds.
     """
     gain, one = _gain(whole), torch.ones_like(whole.x)
     pairs = list(zip(folds, reversed(folds), strict=True)) if len(folds) == FOLDS else []
