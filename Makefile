@@ -27,7 +27,7 @@ lint: $(READY)
 
 # The site, into site/. A broken link or anchor, a page in no navigation or a public name without a docstring stops it.
 docs: $(READY)
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
