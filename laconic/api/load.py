@@ -14,7 +14,7 @@ from laconic.store import materialize as materialize_loaded
 class LoadResult(NamedTuple):
     """A model and its tokenizer.
 
-    Attributes:
+    Args:
         model: the model, in evaluation mode.
         tokenizer: its tokenizer; None if the folder has none.
     """
