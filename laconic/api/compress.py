@@ -85,7 +85,7 @@ def compress(
         >>> type(result.model).__name__, result.bytes <= 0.5 * result.dense_bytes
         ('BertModel', True)
         >>> result.sites["encoder.layer.0.attention.self.query"].method
-        Svd(rank=8)
+        Svd(rank=8, rank_ratio=None, multiple=8)
     """
     check_kinds(
         keep=keep, allocate=allocate, targets=targets, samples=samples, seed=seed, max_length=max_length,

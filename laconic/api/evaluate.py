@@ -135,7 +135,7 @@ def evaluate(
         >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         >>> result = evaluate(BertModel(BertConfig(vocab_size=50, **shape)), batch=1, length=8)
         >>> result.cost.parameters
-        36384
+        36256
     """
     check_kinds(tasks=tasks, limit=limit, label_order=label_order, batch=batch, length=length)
     check_kinds(runtime=runtime, track=track)

@@ -234,7 +234,7 @@ def test_evaluate_takes_an_order_from_the_command_line(
     expected = judged(models[0])
     assert expected["settings"]["glue/sst2"]["classes"] == ["negative", "positive"]
     assert "has the classes good, bad, and 'glue/sst2' has negative, positive" in judged(models[1])
-    assert "label_order must name each of the 2 outputs" in judged(models[1], "--label-order", "positive")
+    assert "--label-order must name each of the 2 outputs" in judged(models[1], "--label-order", "positive")
     for order in ("positive,negative", "1,0"):
         found = judged(models[1], "--label-order", order, "--against", models[0])
         assert found["results"] == expected["results"] == found["original"]["results"]
