@@ -13,8 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from laconic.lazily import lazy
-from laconic.plugin import TABLES, when_imported
+from laconic.imports import TABLES, lazy, when_imported
 
 if TYPE_CHECKING:
     from laconic.api.compress import compress

@@ -10,7 +10,13 @@ from pydantic.fields import FieldInfo
 
 
 class Outside(NamedTuple):
-    """A value out of its bounds: `inner` is where within the whole value, `[2]` or `.ffn`."""
+    """A value out of its bounds.
+
+    Args:
+        inner: its place within the whole value, `[2]` or `.ffn`.
+        value: the value itself.
+        requirement: what it must be, "in (0, 1]".
+    """
 
     inner: str
     value: object
@@ -21,7 +27,12 @@ Search = Callable[[Any], Iterator[Outside]]
 
 
 def interval_of(hint: object) -> str | None:
-    """`(0, 1]` from the bounds of the first annotated number within the type `hint`; None where it has none."""
+    """The interval of the first bounded number within a type; None where there is none.
+
+    >>> from pydantic import Field
+    >>> interval_of(Annotated[float, Field(gt=0, le=1)] | None)
+    '(0, 1]'
+    """
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
         bounds = _bounds_in(extras)
@@ -35,6 +46,10 @@ def search_of(hint: object) -> Search | None:
     """A function that yields every value outside the bounds of the type `hint`; None where `hint` has no bounds.
 
     It skips values of other types.
+
+    >>> from pydantic import Field
+    >>> list(search_of(Annotated[int, Field(ge=1)])(0))
+    [Outside(inner='', value=0, requirement='in [1, ∞)')]
     """
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:

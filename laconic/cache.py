@@ -1,58 +1,165 @@
-"""Where laconic keeps what is costly to find out again."""
+"""The folder where laconic keeps results that are costly to compute again, and the processor that they are of."""
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
-import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from laconic.errors import must_be
-from laconic.paths import expanded
+from laconic.files import expanded, replacing, write_json
 
 GIGABYTES = 8.0
-"""What the solutions kept there may take together; `$LACONIC_CACHE_GB` says otherwise, 0 keeps none."""
+"""The default limit for all entries of one cache; `$LACONIC_CACHE_GB` changes it, and 0 turns caches off."""
+ABANDONED = 24 * 3600.0
+"""Seconds after which the half-written file of a killed run is removed."""
 SHORT_NUMBERS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
-"""As the kernel of Linux calls them."""
+"""Names of instructions for numbers of 8 and 16 bits, as the kernel of Linux spells them."""
 CPUINFO = Path("/proc/cpuinfo")
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
+"""What reading a damaged entry raises."""
+
+Entry = TypeVar("Entry")
 
 
 def cache_folder() -> Path:
-    """`$LACONIC_CACHE`, else `laconic` in `$XDG_CACHE_HOME`, else `~/.cache/laconic`; it may not exist yet."""
-    own = os.environ.get("LACONIC_CACHE")
+    """`$LACONIC_CACHE`, else `laconic` in `$XDG_CACHE_HOME`, else in the system's cache folder; it may not exist yet.
+
+    The system's cache folder is `~/.cache` on Linux, `~/Library/Caches` on macOS and `%LOCALAPPDATA%` on Windows.
+    """
+    own, shared = os.environ.get("LACONIC_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return expanded(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (expanded(shared) if shared else expanded("~/.cache")) / "laconic"
+    return expanded(shared) / "laconic" if shared else user_cache_path("laconic", appauthor=False)
 
 
 def cache_limit() -> int:
-    """Bytes that kept solutions may take together.
+    """The bytes that the entries of one cache may take together.
 
     Raises:
         UserError: `$LACONIC_CACHE_GB` is no number, or below zero.
     """
-    said = os.environ.get("LACONIC_CACHE_GB")
+    text = os.environ.get("LACONIC_CACHE_GB")
     try:
-        gigabytes = GIGABYTES if said is None else float(said)
+        gigabytes = GIGABYTES if text is None else float(text)
     except ValueError as error:
-        raise must_be("The environment variable LACONIC_CACHE_GB", "a number of gigabytes", said) from error
+        raise must_be("The environment variable LACONIC_CACHE_GB", "a number of gigabytes", text) from error
     if not 0 <= gigabytes < inf:
         raise must_be("The environment variable LACONIC_CACHE_GB", "in [0, ∞)", gigabytes)
     return int(gigabytes * 1e9)
 
 
+class DiskCache:
+    """Files by key in a folder of the cache, together no larger than `cache_limit()`.
+
+    Entries are written whole or not at all, the least recently used make room for new ones, and one that is lost,
+    damaged or cannot be written costs the computation again and nothing else. With `LACONIC_CACHE_GB=0` nothing is read
+    or written.
+
+    Args:
+        name: the folder in `cache_folder()`.
+        suffix: of the files, with its dot.
+    """
+
+    def __init__(self, name: str, suffix: str) -> None:
+        self._name, self._suffix = name, suffix
+
+    def path(self, key: str) -> Path:
+        """The file of an entry, which may not exist."""
+        return cache_folder() / self._name / f"{key}{self._suffix}"
+
+    def read(self, key: str, load: Callable[[Path], Entry]) -> Entry | None:
+        """The entry `key`, and a note that it was used now; None where there is none that can be read.
+
+        Args:
+            key: its name.
+            load: reads the file; an error of reading (`DAMAGED`) counts as no entry.
+
+        Raises:
+            UserError: `$LACONIC_CACHE_GB` is no size.
+        """
+        if cache_limit() == 0:
+            return None
+        path = self.path(key)
+        try:
+            entry = load(path)
+            os.utime(path)
+        except DAMAGED:
+            return None
+        return entry
+
+    def write(self, key: str, save: Callable[[Path], object], nbytes: int = 0) -> None:
+        """Write the entry `key`, unless it alone is larger than the limit.
+
+        Args:
+            key: its name.
+            save: writes the file at the path that it is given.
+            nbytes: about how large it will be, where that is known before: one that is too large is not even begun.
+
+        Raises:
+            UserError: `$LACONIC_CACHE_GB` is no size.
+        """
+        path, limit = self.path(key), cache_limit()
+        if limit == 0 or nbytes > limit:
+            return
+        with contextlib.suppress(OSError, SafetensorError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                save(partial)
+            size = path.stat().st_size
+            if size > limit:
+                path.unlink()
+            else:
+                others = (other for other in path.parent.glob(f"*{self._suffix}") if other.name[0] != ".")
+                evict([other for other in others if other != path], limit - size)
+            _sweep(path.parent, self._suffix)
+
+
+def evict(entries: Iterable[Path], limit: int) -> None:
+    """Remove the least recently used of `entries` until the others take at most `limit` bytes.
+
+    Args:
+        entries: files or folders; the time of last use is the modification time.
+        limit: bytes.
+    """
+    used: list[tuple[float, int, Path]] = []
+    for path in entries:
+        with contextlib.suppress(OSError):
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            used.append((path.stat().st_mtime, sum(file.stat().st_size for file in files), path))
+    total = 0
+    for _, size, path in sorted(used, reverse=True):
+        total += size
+        if total > limit:
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, suffix: str) -> None:
+    """Remove what killed runs left half written."""
+    for partial in folder.iterdir():
+        stale = time.time() - partial.stat().st_mtime > ABANDONED
+        if stale and (partial.name[0] == "." or partial.suffix != suffix):
+            partial.unlink(missing_ok=True)
+
+
 def processor() -> str:
-    """What the processor calls itself: times that are kept are of one."""
+    """The name of this processor; measured times hold for one."""
     return _cpuinfo("model name") or platform.processor()
 
 
 def short_numbers() -> tuple[str, ...]:
-    """Of the instructions that multiply numbers of 8 and 16 bits, those that this processor has; on Linux only."""
+    """The instructions of `SHORT_NUMBERS` that this processor has; none where there is no `/proc/cpuinfo`."""
     flags = f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split()
     return tuple(name for name in SHORT_NUMBERS if name in flags)
 
@@ -85,18 +192,13 @@ def write_measurements(file: Path, key: str, values: Mapping[str, Any], machine:
         values: JSON values by name.
         machine: what they depend on, written beside them.
     """
-    partial = file.with_suffix(f".{secrets.token_hex(4)}")
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps({"machine": dict(machine), key: dict(values)}, indent=1) + "\n")
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_json(file, {"machine": dict(machine), key: dict(values)})
 
 
 def _cpuinfo(entry: str) -> str:
-    """Of the first core, "" where it is not told."""
+    """The value of an entry for the first core; empty where there is none."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

@@ -44,6 +44,15 @@ def must_be(place: str, requirement: str, got: object) -> UserError:
     return UserError(f"{place} must be {requirement}; got {shown(got)}.")
 
 
+def placed(error: UserError, place: str) -> UserError:
+    """The same sentence with its place in front, unless it begins with one.
+
+    >>> placed(UserError("keep must be in (0, 1]; got 2."), "recipe.steps[0]")
+    UserError('recipe.steps[0]: keep must be in (0, 1]; got 2.')
+    """
+    return error if str(error).startswith(place.partition(".")[0]) else UserError(f"{place}: {error}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is") -> UserError:
     """The second sentence: there is no `kind` called `name`; the nearest known name is suggested.
 

@@ -23,8 +23,8 @@ def out_of_reach(
 ) -> str | None:
     """Why the hub cannot be asked for the `repository`; None where it answers, be it that it has no such thing.
 
-    A network that is missing is told at once, one that is silent after `HF_HUB_ETAG_TIMEOUT` (10 seconds where it is
-    not set). A server that says that it is busy is asked again, as huggingface_hub does it.
+    A missing network is noticed at once, a silent one after HF_HUB_ETAG_TIMEOUT (10 seconds by default). A server that
+    is busy is asked again.
 
     Args:
         repository: `name` or `owner/name`.

@@ -11,7 +11,7 @@ SAID = "Interrupted.\n"
 
 @contextmanager
 def ending_quietly() -> Iterator[None]:
-    """Within the block Ctrl-C ends the program `laconic`, and nobody else's.
+    """Within the block Ctrl-C ends the program `laconic` with one line; in any other program it is raised as usual.
 
     Raises:
         SystemExit: Ctrl-C was pressed, and the program is laconic.

@@ -21,8 +21,9 @@ from laconic.errors import UserError, must_be, reason_of
 from laconic.launcher import LAUNCHED, launched
 
 MEETING = timedelta(minutes=5)
+"""The time that processes have to find each other."""
 PATIENCE = timedelta(hours=2)
-"""Longer than the first works by itself while others wait; a process that dies is noticed at once."""
+"""The time that processes wait for the first to work alone; one that dies is noticed at once."""
 
 # Within `on_rank_zero` there is nobody else, as grad mode is of a block of code.
 _ALONE: ContextVar[bool] = ContextVar("laconic-alone", default=False)
@@ -33,27 +34,31 @@ Arguments = ParamSpec("Arguments")
 
 
 class _AgreedError(UserError):
-    """One that every process knows of."""
+    """An error that every process raises."""
 
 
 def count() -> int:
-    """How many processes work together."""
+    """How many processes work together; 1 alone, and within `on_rank_zero`.
+
+    >>> count(), rank(), is_first()
+    (1, 0, True)
+    """
     return 1 if _ALONE.get() or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return rank() == 0
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block what a launcher started is one group; a group that is there already is left as it is.
+    """Within the block the processes that a launcher started form one group; an existing group stays.
 
     Raises:
         UserError: the processes do not find each other.
@@ -71,10 +76,13 @@ def joined() -> Iterator[None]:
 
 
 def own_device(device: str) -> str:
-    """`device`, where `cuda` is a GPU for each process.
+    """The device of this process: `cuda` stands for a GPU of its own for each.
+
+    Args:
+        device: as the user named it.
 
     Raises:
-        UserError: one GPU is named for all.
+        UserError: several processes would share one GPU.
     """
     if count() == 1 or device == "cpu":
         return device
@@ -84,32 +92,36 @@ def own_device(device: str) -> str:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Those of `items` that are this process's; none where there are fewer than processes."""
+    """Every `count()`-th of `items` from `rank()` on; none where there are fewer items than processes.
+
+    >>> share([1, 2, 3])
+    [1, 2, 3]
+    """
     return items[rank() :: count()]
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of what each process has, the same to the last bit in all of them; `tensor` may be overwritten."""
+    """The sum of `tensor` over all processes, equal to the last bit in each; `tensor` may be overwritten."""
     return _reduced(tensor, dist.ReduceOp.SUM)
 
 
 def largest(tensor: Tensor) -> Tensor:
-    """The element-wise maximum of what each process has; `tensor` may be overwritten."""
+    """The element-wise maximum of `tensor` over all processes; `tensor` may be overwritten."""
     return _reduced(tensor, dist.ReduceOp.MAX)
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this call."""
     _gathered(None)
 
 
 def everywhere(here: bool) -> bool:
-    """Whether it is so in every process."""
+    """Whether `here` is true in every process."""
     return all(_gathered(here))
 
 
 def from_first(value: Result) -> Result:
-    """What the first process has of this; it is pickled."""
+    """The value in the first process, pickled for the others."""
     if count() == 1:
         return value
     values = [value]
@@ -120,8 +132,11 @@ def from_first(value: Result) -> Result:
 def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
     """Overwrite `tensors` by those of the first process.
 
+    Args:
+        tensors: by name; parameters and buffers of one model.
+
     Raises:
-        UserError: they are of other shapes there.
+        UserError: names, types or shapes differ between processes.
     """
     if count() == 1:
         return
@@ -152,7 +167,14 @@ def sync_errors() -> Iterator[None]:
 
 
 def on_rank_zero(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`work`, done by the first process as if it were alone; the others wait, and have its result and its mistake."""
+    """A function that the first process runs as if alone, while the others wait; all get its result or its UserError.
+
+    Args:
+        work: its result is pickled.
+
+    >>> on_rank_zero(max)(2, 3)
+    3
+    """
 
     @wraps(work)
     def done(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:

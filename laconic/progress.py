@@ -1,4 +1,4 @@
-"""How long work reports itself: library code walks its items through a `Track`; the command line draws the bar."""
+"""Progress of long work: library code iterates through a `Track`, and the command line draws a bar."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
@@ -7,14 +7,21 @@ Item = TypeVar("Item")
 
 
 class Track(Protocol):
-    """Yields `items` one by one and may show how far it got; `what` names the work in a few words.
+    """A function that yields items one by one and may show how many are done.
 
-    work: how much of it each item is, in any unit, where items differ much: the time left is told by it.
+    Args:
+        items: what is worked on.
+        what: the work in a few words.
+        work: how much each item is, in any unit; the remaining time is estimated from it. None where all are alike.
     """
 
     def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]: ...
 
 
 def silent(items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
-    """The default: no report."""
+    """The default `Track`, which shows nothing.
+
+    >>> list(silent([1, 2], "Counting"))
+    [1, 2]
+    """
     return items

@@ -1,29 +1,22 @@
-"""A metaclass for dataclasses that checks types and bounds of the fields at construction, by their annotations.
+"""Checks of the fields of dataclasses by their annotations, in Python (`Typed`) and in recipes (`construct`).
 
-Without it a wrong value would fail deep inside, or not at all: the text "no" is true. Recipes are checked by the same
-annotations (`laconic.methods.problem`). Close types are converted: a list to a tuple, a NumPy number to a Python one,
-8.0 to 8, a path to text.
+Without them a wrong value would fail deep inside, or not at all: the text "no" is true. Close types are converted: a
+list to a tuple, a NumPy number to a Python one, 8.0 to 8, a path to text. In a recipe text also stands for the number
+or truth value that it spells, "2" for 2.
 """
 
 import math
-import os
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from enum import Enum
 from functools import cache
-from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from laconic.bounds import Outside, Search, search_of
-from laconic.errors import must_be
+from laconic.bounds import Search, search_of
+from laconic.errors import UserError, must_be, placed
+from laconic.readers import WrongKindError, anything, readers_of, spelling
 
 Made = TypeVar("Made")
-Parts = tuple[Any, ...]
-"""What a type is made of: `str` and `int` of `dict[str, int]`."""
-Reader = Callable[[Any], Any]
-"""From what was given to what the field holds; raises `WrongKindError`."""
 
 
 class Typed(ABCMeta):
@@ -37,36 +30,49 @@ class Typed(ABCMeta):
         """
         if not given:
             return super().__call__(*args)  # type: ignore[misc]
-        readers, searches = readers_of(cls), searches_of(cls)
-        read = {name: _read(cls, name, value, readers) for name, value in given.items()}
+        read = _read_all(cls, given, cls.name)  # type: ignore[attr-defined]
         made = super().__call__(*args, **read)  # type: ignore[misc]
         # The class itself comes first: it may say more than between what.
-        for name, search in searches.items():
-            if name in read:
-                _check(cls, name, search(read[name]))
+        _check_bounds(cls, read, cls.name, read)  # type: ignore[attr-defined]
         return made
 
 
-class WrongKindError(Exception):
-    """A value is of no kind that a field may have.
+def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
+    """A dataclass from the values that a recipe or an option spells.
 
-    kinds: what may be there. inner: where that is within what was given to the field, `[2]` or `.ffn`.
+    Args:
+        kind: the dataclass.
+        values: by field; there is none for which it has no field, and none is missing.
+        place: where the values stand; errors begin with it.
+
+    Raises:
+        UserError: a value is of another kind than its field's annotation says, or out of its bounds, or the class
+            itself refuses it.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Size:
+        ...     rank: int
+        >>> construct(Size, {"rank": "2"}, "size")
+        Size(rank=2)
+        >>> construct(Size, {"rank": "many"}, "size")
+        Traceback (most recent call last):
+            ...
+        laconic.errors.UserError: size.rank must be a whole number; got 'many'.
     """
-
-    def __init__(self, value: object, *kinds: str, inner: str = "") -> None:
-        super().__init__()
-        self.value, self.kinds, self.inner = value, kinds, inner
-
-    def within(self, inner: str) -> "WrongKindError":
-        """The same of a value that holds this one at `inner`."""
-        return WrongKindError(self.value, *self.kinds, inner=f"{inner}{self.inner}")
-
-
-@cache
-def readers_of(kind: type) -> Mapping[str, Reader]:
-    """The reader of each field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: reader_of(hints[field.name]) for field in fields(kind)}
+    with spelling(True):
+        read = _read_all(kind, values, place)
+    _check_bounds(kind, read, place, values)
+    for name, value in read.items():
+        # Not before: infinity is out of most bounds, and these say more.
+        for inner, part in _scalars(value):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise must_be(f"{place}.{name}{inner}", "a finite number", part)
+    try:
+        return kind(**read)
+    except UserError as error:
+        raise placed(error, place) from error
 
 
 @cache
@@ -77,167 +83,36 @@ def searches_of(kind: type) -> Mapping[str, Search]:
     return {name: search for name, search in found.items() if search is not None}
 
 
-def _read(kind: Any, name: str, value: object, readers: Mapping[str, Reader]) -> Any:
-    try:
-        # What it has no field for, Python itself refuses.
-        return readers.get(name, _anything)(value)
-    except WrongKindError as wrong:
-        raise must_be(f"{kind.name}.{name}{wrong.inner}", " or ".join(wrong.kinds), wrong.value) from None
-
-
-def _check(kind: Any, name: str, found: Iterator[Outside]) -> None:
-    for inner, value, requirement in found:
-        raise must_be(f"{kind.name}.{name}{inner}", requirement, value)
-
-
-def reader_of(hint: Any) -> Reader:
-    """A function that checks and converts values of the type `hint`; it accepts anything for types it does not know."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return reader_of(parts[0])
-    if origin in _COMPOUND:
-        return _COMPOUND[origin](parts)
-    if origin is None and isinstance(hint, type):
-        return _PLAIN.get(hint) or (_member(hint) if issubclass(hint, Enum) else _instance(hint))
-    return _anything
-
-
-def _anything(value: Any) -> Any:
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool):
-        raise WrongKindError(value, "a whole number, no truth value")
-    if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    raise WrongKindError(value, "a whole number")
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise WrongKindError(value, "a number, no truth value")
-    if not isinstance(value, Real):
-        raise WrongKindError(value, "a number")
-    if not math.isfinite(value):
-        raise WrongKindError(value, "a finite number")
-    return float(value)
-
-
-def _truth(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    # NumPy has its own, which no abstract class of Python's knows.
-    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
-        return bool(value)
-    raise WrongKindError(value, "true or false")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    raise WrongKindError(value, "text")
-
-
-_PLAIN: Mapping[Any, Reader] = {bool: _truth, int: _whole, float: _number, str: _text, Any: _anything}
-
-
-def _literal(known: Parts) -> Reader:
-    *first, last = map(repr, known)
-    words = f"{', '.join(first)} or {last}" if first else last
-
-    def read(value: Any) -> Any:
-        for one in known:
-            # True is 1 to Python; and what compares with nothing else need not say true or false.
-            if isinstance(value, bool) == isinstance(one, bool) and isinstance(value, (str, Real)) and value == one:
-                return one
-        raise WrongKindError(value, words)
-
-    return read
-
-
-def _member(kind: type[Enum]) -> Reader:
-    value_of = _literal(tuple(one.value for one in kind))
-    return lambda value: value if isinstance(value, kind) else kind(value_of(value))
-
-
-def _items(parts: Parts) -> Reader:
-    many = len(parts) == 2 and parts[1] is Ellipsis
-    readers = [reader_of(part) for part in parts if part is not Ellipsis]
-
-    def read(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-            raise WrongKindError(value, "a list")
-        if not many and len(value) != len(readers):
-            raise WrongKindError(value, f"a list of {len(readers)}")
-        each = readers * len(value) if many else readers
-        return tuple(_inside(each[index], one, f"[{index}]") for index, one in enumerate(value))
-
-    return read
-
-
-def _mapping(parts: Parts) -> Reader:
-    keys, values = map(reader_of, parts)
-
-    def key_of(key: Any) -> Any:
+def _read_all(kind: type, values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    readers = readers_of(kind)
+    read = {}
+    for name, value in values.items():
         try:
-            return keys(key)
+            # What it has no field for, Python itself refuses.
+            read[name] = readers.get(name, anything)(value)
         except WrongKindError as wrong:
-            raise WrongKindError(key, *(f"a mapping whose keys are {kind}" for kind in wrong.kinds)) from None
-
-    def read(value: Any) -> dict[Any, Any]:
-        if not isinstance(value, Mapping):
-            raise WrongKindError(value, "a mapping")
-        return {key_of(key): _inside(values, one, f".{key}") for key, one in value.items()}
-
+            raise must_be(f"{place}.{name}{wrong.inner}", " or ".join(wrong.kinds), wrong.value) from None
+        except UserError as error:
+            # Of a dataclass within.
+            raise placed(error, f"{place}.{name}") from error
     return read
 
 
-def _inside(reader: Reader, value: Any, inner: str) -> Any:
-    try:
-        return reader(value)
-    except WrongKindError as wrong:
-        raise wrong.within(inner) from None
+def _check_bounds(kind: type, values: Mapping[str, Any], place: str, given: Mapping[str, Any]) -> None:
+    """Raise where one of `values` is out of bounds; as a whole it is quoted as it was `given`."""
+    for name, search in searches_of(kind).items():
+        for inner, value, requirement in search(values[name]) if name in values else ():
+            raise must_be(f"{place}.{name}{inner}", requirement, value if inner else given[name])
 
 
-def _instance(kind: type) -> Reader:
-    def read(value: Any) -> Any:
-        if isinstance(value, kind):
-            return value
-        raise WrongKindError(value, f"an object of the class {kind.__name__}")
-
-    return read
-
-
-def _union(parts: Parts) -> Reader:
-    optional = NoneType in parts
-    readers = [reader_of(part) for part in parts if part is not NoneType]
-
-    def read(value: Any) -> Any:
-        if value is None and optional:
-            return None
-        wrongs: list[WrongKindError] = []
-        for reader in readers:
-            try:
-                return reader(value)
-            except WrongKindError as wrong:
-                wrongs.append(wrong)
-        # What is right but for something inside of it is what was meant.
-        deepest = max(wrongs, key=lambda wrong: len(wrong.inner))
-        if deepest.inner:
-            raise deepest
-        raise WrongKindError(value, *dict.fromkeys(kind for wrong in wrongs for kind in wrong.kinds))
-
-    return read
-
-
-_COMPOUND: Mapping[Any, Callable[[Parts], Reader]] = {
-    Union: _union,
-    UnionType: _union,
-    Literal: _literal,
-    tuple: _items,
-    dict: _mapping,
-    Mapping: _mapping,
-}
+def _scalars(value: object) -> Iterator[tuple[str, object]]:
+    """What lists and mappings hold in the end, each with its place: `[2]`, `.ffn`."""
+    if isinstance(value, Mapping):
+        parts = [(f".{key}", part) for key, part in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"[{index}]", part) for index, part in enumerate(value)]
+    else:
+        yield "", value
+        return
+    for place, part in parts:
+        yield from ((f"{place}{inner}", scalar) for inner, scalar in _scalars(part))

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError, must_be, placed
 from laconic.methods import Method
 from laconic.methods.notation import parse_method, to_config
-from laconic.methods.problem import placed
 from laconic.yaml_loader import read_yaml
 
 Plan = dict[str, Method | None]

@@ -16,9 +16,9 @@ from laconic.api.inputs import own_device
 from laconic.calibrate.corpus import Corpus, Example, read
 from laconic.compress import Step
 from laconic.errors import UserError, must_be
+from laconic.files import expanded
 from laconic.methods import Method
 from laconic.model.task import check_pretrained
-from laconic.paths import expanded
 from laconic.recipe.entry import ModelInput
 from laconic.recipe.run import IN_MEMORY
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from laconic.errors import UserError, must_be
-from laconic.paths import expanded
+from laconic.files import expanded
 from laconic.shipped import Kind, located
 from laconic.yaml_loader import text_of
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from laconic.api.inputs import check_device
+from laconic.catalogue import check_name
 from laconic.cli.options import (
     DeviceOption,
     JsonOption,
@@ -16,7 +17,6 @@ from laconic.cli.options import (
 )
 from laconic.cli.terminal import progress, show_result, silence_libraries
 from laconic.errors import must_be
-from laconic.named import check_name
 
 
 def compress(

@@ -8,12 +8,14 @@ import typer
 
 from laconic.catalogue import Entry, catalogue
 from laconic.cli.options import JsonOption
-from laconic.cli.terminal import show
+from laconic.cli.terminal import show, silence_libraries
 from laconic.errors import UserError, shown, unknown
+from laconic.registry import plugins
 from laconic.report.tables import Column, Table
 
 COMPRESS = "compress"
 """The step that applies a method to a model. Recipes name it, but `--method` does not, so it is not listed."""
+OWN = "laconic"
 
 
 def methods(
@@ -29,33 +31,57 @@ def methods(
         return
     # A value for --method, such as `svd:rank=3`, begins with a name too.
     alone, *rest = (part.strip() for part in re.split(r"[:=,(\s]", name.strip(), maxsplit=1))
-    if alone not in catalogue():
-        raise unknown("method or step", alone or name, catalogue())
+    added = {plugin.name for plugin in plugins("laconic.methods", "laconic.steps")}
+    if alone not in catalogue() and alone not in added:
+        raise unknown("method or step", alone or name, [*catalogue(), *added])
     if rest:
         raise UserError(
             f"NAME must be a name without parameters; got {shown(name)}; these are for `laconic compress --method`, "
             f"and `laconic methods {alone}` says which there are."
         )
-    _show(catalogue()[alone], json)
+    if alone not in added:
+        _show(catalogue()[alone], json)
+        return
+    silence_libraries()
+    from laconic.recipe.catalogue import plugin_entry
+
+    _show(plugin_entry(alone), json)
 
 
 def _list(json: bool) -> None:
-    entries = catalogue().values()
-    listed = [{**_facts(entry), "what": entry.what} for entry in entries if not entry.is_step]
-    steps = [{"name": entry.name, "what": entry.what} for entry in entries if entry.is_step and entry.name != COMPRESS]
-    columns = tuple(Column(heading) for heading in ("method", "family", "needs", "paper", "what it does"))
-    rows = tuple(
-        (line["name"], line["family"], ", ".join(line["needs"]) or "–", line["paper"], line["what"]) for line in listed
-    )
-    more = tuple((step["name"], "step", "–", "–", step["what"]) for step in steps)
-    show({"methods": listed, "steps": steps}, json, Table(columns, rows + more).to_rich())
+    entries, errors = dict(catalogue()), list[UserError]()
+    if plugins("laconic.methods", "laconic.steps"):
+        silence_libraries()
+        from laconic.recipe.catalogue import plugin_entries
+
+        added, errors = plugin_entries()
+        entries |= added
+    methods = [{**_facts(entry), "what": entry.what} for entry in entries.values() if not entry.is_step]
+    steps = [
+        {"name": entry.name, "what": entry.what, **_origin(entry)}
+        for entry in entries.values()
+        if entry.is_step and entry.name != COMPRESS
+    ]
+    headings = ["method", "family", "needs", "paper", "what it does", "from"]
+    rows = [
+        (line["name"], line["family"], ", ".join(line["needs"]) or "–", line["paper"], line["what"]) for line in methods
+    ]
+    rows += [(line["name"], "step", "–", "–", line["what"]) for line in steps]
+    origins = [line.get("distribution", OWN) for line in (*methods, *steps)]
+    # The last column is for plug-ins.
+    columns = tuple(Column(heading) for heading in (headings if set(origins) > {OWN} else headings[:-1]))
+    cells = tuple((*row, origin)[: len(columns)] for row, origin in zip(rows, origins, strict=True))
+    result = {"methods": methods, "steps": steps} | ({"failed": list(map(str, errors))} if errors else {})
+    show(result, json, Table(columns, cells).to_rich(), *map(str, errors))
 
 
 def _show(entry: Entry, json: bool) -> None:
-    about = {"name": entry.name, "family": entry.family} if entry.is_step else _facts(entry)
+    about = {"name": entry.name, "family": entry.family, **_origin(entry)} if entry.is_step else _facts(entry)
     head = [f"{entry.name}: {entry.what}", f"Family: {entry.family}"]
     if not entry.is_step:
         head += [f"Paper: {entry.paper}", f"Needs: {', '.join(entry.needs) or 'no data'}"]
+    if entry.distribution is not None:
+        head += [f"From: {entry.distribution}"]
     columns = tuple(Column(heading) for heading in ("parameter", "type", "default", "meaning"))
     rows = tuple((one.name, one.type, one.default or "to be given", one.meaning) for one in entry.parameters)
     tables = [Table(columns, rows).to_rich()] if rows else ["It has no parameters."]
@@ -69,4 +95,10 @@ def _show(entry: Entry, json: bool) -> None:
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.name, "family": entry.family, "needs": list(entry.needs), "paper": entry.paper}
+    about = {"name": entry.name, "family": entry.family, "needs": list(entry.needs), "paper": entry.paper}
+    return about | _origin(entry)
+
+
+def _origin(entry: Entry) -> dict[str, str]:
+    """The distribution of what a plug-in adds; nothing of laconic's own."""
+    return {} if entry.distribution is None else {"distribution": entry.distribution}

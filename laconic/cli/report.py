@@ -9,7 +9,7 @@ from laconic.api.inputs import local_folder
 from laconic.cli.options import JsonOption, new_folder
 from laconic.cli.terminal import show, silence_libraries
 from laconic.errors import UserError
-from laconic.paths import expanded
+from laconic.files import expanded
 
 
 def report(

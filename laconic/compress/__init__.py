@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from laconic.lazily import lazy
+from laconic.imports import lazy
 
 if TYPE_CHECKING:
     from laconic.compress.allocators import Allocation

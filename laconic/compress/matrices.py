@@ -220,7 +220,7 @@ class Compress(Step):
             )
         groups = self._groups(lm)
         units = all_units(groups) if self._needs_losses else [unit for family in groups for unit in family[-1]]
-        key = solver_cache.key_of(lm, data, self._cache_key_parts(units))
+        key = solver_cache.key_of(lm, data, self._cache_key_parts(units), solver_cache.kinds_of(self._methods))
         kept = solver_cache.recall(key, lm.device)
         if kept is not None:
             return self._plan_and_replace(lm, groups, find_problems(lm, groups, {}).with_stats(kept), {}, data)
@@ -229,6 +229,9 @@ class Compress(Step):
         stats = {unit.name: problems.stats[unit.name] for unit in units}
         solver_cache.keep(key, stats, statistics=not all(method.caches_solution for method in self._methods))
         return outcome
+
+    def apply_with(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None) -> Outcome:
+        return self.solve(lm, stats, data)
 
     def _cache_key_parts(self, units: Sequence[SolveGroup]) -> list[str]:
         """Everything of this step that what is worked out of each unit depends on: all but its size."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from laconic.allocate import Plan
-from laconic.calibrate import Calibration
+from laconic.calibrate import Calibration, LayerStats
 from laconic.calibrate.corpus import Corpus
 from laconic.model import LanguageModel
 from laconic.typed import Typed
@@ -126,3 +126,13 @@ class Step(ABC, metaclass=Typed):
         Raises:
             UserError: data is needed and missing or empty, or the step cannot be done on `lm`.
         """
+
+    def apply_with(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None) -> Outcome:
+        """As `apply`, on statistics that were collected before; a step that collects none ignores them.
+
+        Args:
+            lm: the model, changed in place.
+            stats: by site, all that `apply` would collect.
+            data: the calibration data.
+        """
+        return self.apply(lm, data)

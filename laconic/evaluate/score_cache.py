@@ -5,13 +5,10 @@ tokenizers of the model, the task, its rows, versions, and laconic's own code. W
 nothing stale is served; a lost, damaged or unwritable entry costs time and no more.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,16 +17,20 @@ import numpy as np
 import torch
 import transformers
 
-from laconic.cache import cache_folder, cache_limit
+from laconic.cache import DiskCache, cache_limit
 from laconic.calibrate.corpus import Corpus
 from laconic.evaluate.eval_task import EvalTask, TaskResult
+from laconic.files import write_json
+from laconic.fingerprint import hash_classes, hash_packages, hash_tensors
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.progress import Track
-from laconic.recover.checkpoints import write_json
 from laconic.store.folder import TOKENIZER_FILE
 
 FOLDER = "judged"
+ENTRIES = DiskCache(FOLDER, ".json")
+PACKAGES = ("numerics", "formats", "model", "calibrate", "store", "evaluate")
+"""The packages of laconic that scores come from."""
 
 
 def versions() -> dict[str, str]:
@@ -47,17 +48,21 @@ def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult
     Raises:
         UserError: $LACONIC_CACHE_GB is no size.
     """
-    limit = cache_limit()
+    cache_limit()
     model = fingerprint(lm)
+    layers = {type(part) for part in lm.model.modules()}
 
     def judged(judge: EvalTask, corpus: Corpus, track: Track) -> TaskResult:
-        path = cache_folder() / FOLDER / f"{_key(model, judge, corpus)}.json"
-        kept = _recall(path, judge)
-        if kept is not None:
-            return kept
+        classes = hash_classes((type(judge), *layers))
+        if classes is None:
+            return judge.evaluate(lm, corpus, track)
+        key = _key(model, judge, corpus, classes)
+        known = ENTRIES.read(key, lambda path: _load(path, judge))
+        if known is not None:
+            return known
         found = judge.evaluate(lm, corpus, track)
-        if limit and judge.metrics(found.settings) is not None:
-            _keep(path, found, limit)
+        if judge.metrics(found.settings) is not None:
+            ENTRIES.write(key, lambda path: write_json(path, _entry(found)))
         return found
 
     return judged
@@ -73,9 +78,7 @@ def fingerprint(lm: LanguageModel) -> str:
     said = [type(model).__name__, model.config.to_json_string(), str(lm.device.type), str(lm.dtype), lm.task, formats]
     said.append(lm.label_order)
     hashed.update(json.dumps(said, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    hash_tensors(hashed, model.state_dict())
     hashed.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
     for tokenizer in (lm.tokenizer, lm.target_tokenizer):
         if tokenizer is not None:
@@ -93,49 +96,25 @@ def _lasting(file: Path) -> bytes:
     return json.dumps({**json.loads(file.read_bytes()), "truncation": None, "padding": None}).encode()
 
 
-def _key(model: str, judge: EvalTask, corpus: Corpus) -> str:
-    said = [model, type(judge).__name__, repr(judge), repr(corpus), versions(), _code()]
-    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+def _key(model: str, judge: EvalTask, corpus: Corpus, classes: str) -> str:
+    parts = [model, type(judge).__name__, repr(judge), repr(corpus), versions(), hash_packages(*PACKAGES), classes]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-def _recall(path: Path, judge: EvalTask) -> TaskResult | None:
-    try:
-        entry: dict[str, Any] = json.loads(path.read_text())
-        table = np.array(entry["table"], dtype=np.float64).reshape(entry["shape"])
-        settings, rows = entry["settings"], entry["rows"]
-        metrics = judge.metrics(settings)
-        os.utime(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None if metrics is None else TaskResult(table, metrics, settings, None if rows is None else tuple(rows))
+def _load(path: Path, judge: EvalTask) -> TaskResult:
+    entry: dict[str, Any] = json.loads(path.read_text())
+    table = np.array(entry["table"], dtype=np.float64).reshape(entry["shape"])
+    settings, rows = entry["settings"], entry["rows"]
+    metrics = judge.metrics(settings)
+    if metrics is None:
+        raise ValueError("The task has no metrics for these settings.")
+    return TaskResult(table, metrics, settings, None if rows is None else tuple(rows))
 
 
-def _keep(path: Path, judged: TaskResult, limit: int) -> None:
-    entry = {
+def _entry(judged: TaskResult) -> dict[str, Any]:
+    return {
         "shape": list(judged.table.shape),
         "table": judged.table.ravel().tolist(),
         "settings": dict(judged.settings),
         "rows": judged.rows,
     }
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, entry)
-        _make_room(path.parent, limit)
-
-
-def _make_room(folder: Path, limit: int) -> None:
-    """Remove the entries that were used least recently until the others take at most `limit` bytes."""
-    total = 0
-    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
-        total += path.stat().st_size
-        if total > limit:
-            path.unlink(missing_ok=True)
-
-
-@cache
-def _code() -> str:
-    """A hash of the modules that scores come from: after a change of any, they are measured anew."""
-    root = Path(__file__).parents[1]
-    parts = ("numerics", "formats", "model", "calibrate", "store", "evaluate")
-    files = sorted(file for part in parts for file in (root / part).rglob("*.py"))
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()

@@ -18,6 +18,7 @@ from laconic.evaluate.lama import Lama
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.model import LanguageModel
+from laconic.registry import Registry
 from laconic.runtime import EAGER, ONNX, OPENVINO
 from laconic.store.folder import RECIPE
 from laconic.yaml_loader import read_yaml
@@ -58,9 +59,21 @@ TASK_KINDS: tuple[TaskKind, ...] = (Glue, Lama, Blimp, Harness, Perplexity, Seq2
 """The kinds of tasks that come with laconic."""
 
 
+def _check_kind(found: object, prefix: str) -> str | None:
+    if not isinstance(found, type) or not issubclass(found, EvalTask) or getattr(found, "__abstractmethods__", None):
+        return f"is no subclass of EvalTask{' that can be used' if isinstance(found, type) else ''}"
+    return None if found.prefix == prefix else f"is of tasks whose prefix is {found.prefix!r}"
+
+
+TASK_REGISTRY: Registry[TaskKind] = Registry(
+    "laconic.tasks", "task", {kind.prefix: kind for kind in TASK_KINDS}, check=_check_kind
+)
+"""Every kind of task by its prefix."""
+
+
 def task_kinds() -> tuple[TaskKind, ...]:
-    """Every kind of task that there is now, each with a prefix of its own."""
-    return TASK_KINDS
+    """Every kind of task that there is now, each with a prefix of its own; plug-ins that fail are left out."""
+    return tuple(TASK_REGISTRY.all().values())
 
 
 def find_task(name: str) -> EvalTask | FidelityRows:
@@ -79,9 +92,9 @@ def find_task(name: str) -> EvalTask | FidelityRows:
         FidelityRows(source='builtin:pydoc')
     """
     prefix = re.split("[/:]", name, maxsplit=1)[0].lower()
-    for kind in task_kinds():
-        if kind.prefix == prefix:
-            return kind.from_name(name)
+    kind = TASK_REGISTRY.find(prefix)
+    if kind is not None:
+        return kind.from_name(name)
     raise unknown("task", name, [spelling for kind in task_kinds() for spelling in kind.spellings])
 
 

@@ -13,10 +13,10 @@ from laconic.errors import UserError, unknown
 from laconic.evaluate import Evaluation, evaluate
 from laconic.evaluate.paired import SIGNIFICANT
 from laconic.export.agreement import Agreement, check_agreement
+from laconic.files import expanded
 from laconic.markdown import code, plain
 from laconic.model import LanguageModel
 from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
-from laconic.paths import expanded
 from laconic.progress import Track, silent
 from laconic.runtime import LoadedExport, check_runtime, serve
 from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, load_program

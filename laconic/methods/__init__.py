@@ -2,6 +2,7 @@
 
 from laconic.methods.base import LOSS_STATISTICS, Candidate, Candidates, Method, statistics_for
 from laconic.methods.lowrank.asvd import Asvd
+from laconic.methods.lowrank.base import TruncationMethod
 from laconic.methods.lowrank.drone import Drone
 from laconic.methods.lowrank.fwsvd import Fwsvd
 from laconic.methods.lowrank.kfac_svd import KfacSvd
@@ -69,6 +70,7 @@ __all__ = [
     "Rtn",
     "SparseGpt",
     "Svd",
+    "TruncationMethod",
     "UnstructuredPruning",
     "Wanda",
     "Wlra",

@@ -6,13 +6,11 @@
 from dataclasses import fields
 from typing import Any
 
+from laconic.catalogue import check_parameters, split_name
 from laconic.errors import must_be, shown
-from laconic.methods import METHODS
 from laconic.methods.base import Method
-from laconic.methods.problem import validated
-from laconic.named import check_parameters, no_method, split_name
-
-_BY_NAME = {method.name: method for method in METHODS}
+from laconic.methods.registry import METHOD_REGISTRY
+from laconic.typed import construct
 
 
 def parse_method(value: object, place: str) -> Method:
@@ -30,15 +28,13 @@ def parse_method(value: object, place: str) -> Method:
         Svd(rank=64, rank_ratio=None, multiple=8)
     """
     name, parameters = split_config(value, place)
-    if name not in _BY_NAME:
-        raise no_method(name, list(_BY_NAME))
-    kind = _BY_NAME[name]
+    kind = METHOD_REGISTRY.get(name)
     check_parameters(name, parameters, [field.name for field in fields(kind)])
     for field in fields(kind):
         if isinstance(field.default, Method) and field.name in parameters:
             part = parse_method(parameters[field.name], f"{place}.{name}.{field.name}")
             parameters = {**parameters, field.name: part}
-    return validated(kind, parameters, f"{place}.{name}")
+    return construct(kind, parameters, f"{place}.{name}")
 
 
 def to_config(method: Method) -> dict[str, dict[str, Any]]:
@@ -84,7 +80,7 @@ def _hint(value: object) -> str:
     """The correct notation, where a mapping has the name of a method as one of its values."""
     if not isinstance(value, dict):
         return ""
-    key = next((key for key, name in value.items() if isinstance(name, str) and name in _BY_NAME), None)
+    key = next((key for key, name in value.items() if isinstance(name, str) and name in METHOD_REGISTRY.names()), None)
     if key is None:
         return ""
     return f", so {shown({value[key]: {other: part for other, part in value.items() if other != key}})}"

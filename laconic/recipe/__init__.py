@@ -5,8 +5,7 @@ Internal: it may change with any version.
 
 from laconic.recipe.parse import parse_recipe, read_recipe, recipe_from
 from laconic.recipe.run import Record, run
-from laconic.recipe.schema import Evaluation, Recipe
-from laconic.recipe.write import spell_recipe, write_recipe
+from laconic.recipe.schema import Evaluation, Recipe, spell_recipe, write_recipe
 
 __all__ = [
     "Evaluation",

@@ -1,24 +1,38 @@
-"""A dataclass of what YAML spells: unknown keys, missing ones and wrong values are one sentence with their place."""
+"""A dataclass from what YAML spells, and values changed by their place: `steps[0].compress.keep=0.3`.
 
-from collections.abc import Callable, Mapping
+Unknown keys, missing ones and wrong values are one sentence with their place.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from laconic.allocate import Plan, parse_plan, read_plan
-from laconic.errors import UserError, must_be, shown, unknown
-from laconic.methods import METHODS, Method
+from laconic.errors import UserError, must_be, placed, shown, unknown
+from laconic.methods import Method
 from laconic.methods.notation import parse_method
-from laconic.methods.problem import placed, validated
-from laconic.yaml_loader import parsed
+from laconic.methods.registry import METHOD_REGISTRY
+from laconic.typed import construct
+from laconic.yaml_loader import parsed, value_of
 
 
 def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
-    """The mapping that `text` spells; errors begin with `place`, and `holds` says what must be in it.
+    """The mapping that YAML spells.
+
+    Args:
+        text: the YAML.
+        place: where it stands; errors begin with it.
+        holds: what must be in it, as errors say it.
 
     Raises:
         UserError: it spells something else.
+
+    Example:
+        >>> mapping_of("keep: 0.5", "The recipe", "a model")
+        {'keep': 0.5}
     """
     spelled = parsed(text, place)
     if not isinstance(spelled, dict):
@@ -27,7 +41,21 @@ def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
 
 
 def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
-    """The dataclass `kind` of these values: unknown keys first, then missing ones, then each value."""
+    """A dataclass from a mapping that YAML spells, with dataclasses, methods and plans within it.
+
+    Args:
+        kind: the dataclass.
+        values: by field.
+        place: where the mapping stands; errors begin with it.
+
+    Raises:
+        UserError: a key is unknown, or else one is missing, or else a value cannot be.
+
+    Example:
+        >>> from laconic.calibrate.profile import Workload
+        >>> build(Workload, {"batch": 4}, "workload").batch
+        4
+    """
     known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
@@ -37,14 +65,14 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
             raise UserError(f"{place}.{name} is missing; give it a value.")
     hints = get_type_hints(kind)
     read = {key: _read(hints[key], value, f"{place}.{key}") for key, value in values.items()}
-    return validated(kind, read, place)
+    return construct(kind, read, place)
 
 
 def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserError | None:
     """What is wrong where `key` is a parameter of the method among `values`, which was named without any."""
     hints = get_type_hints(kind)
     name = next((value for field, value in values.items() if hints.get(field) is Method), None)
-    method = next((method for method in METHODS if method.name == name), None)
+    method = METHOD_REGISTRY.find(name) if isinstance(name, str) else None
     if method is None or key not in {field.name for field in fields(method)}:
         return None
     own = {field.name for field in fields(method)} - hints.keys()
@@ -82,3 +110,65 @@ def _plan(value: Any, place: str) -> Plan | None:
     if isinstance(value, str):
         return read_plan(Path(value))
     return parse_plan(value, place)
+
+
+_PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")
+
+
+def put_all(spelled: dict[str, Any], overrides: Sequence[str], root: str) -> None:
+    """Put every `key=value` into a spelled recipe or study, which is changed.
+
+    Args:
+        spelled: as YAML spells it.
+        overrides: `steps[0].compress.keep=0.3`; the value is YAML.
+        root: what errors call the whole, "recipe".
+
+    Raises:
+        UserError: one is no override, leads nowhere, or is given twice.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if keys.count(key) > 1:
+            raise UserError(f"{root}.{key} is given {keys.count(key)} times after the file; give it once.")
+        put(spelled, override, root)
+
+
+def put(spelled: dict[str, Any], override: str, root: str) -> None:
+    """`steps[0].compress.keep=0.3`: the value is YAML; keys on the way are made, list items must exist."""
+    path, equals, literal = override.partition("=")
+    parts = _PATH.findall(path)
+    if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
+        raise must_be("An override", "key=value, with a key like samples or steps[0].compress.keep", override)
+    value = value_of(literal, f"{root}.{path}")
+    here: Any = spelled
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        key = _key(here, part, f"{root}.{path}")
+        if following is None:
+            here[key] = value
+        else:
+            here = _inside(here, key)
+
+
+def _key(here: Any, part: str, place: str) -> Any:
+    if part[0] != "[":
+        if isinstance(here, dict):
+            return part
+        raise UserError(f"{place} leads nowhere: '{part}' would be a key of something that is not a mapping.")
+    index = int(part[1:-1])
+    if not isinstance(here, list):
+        raise UserError(f"{place} leads nowhere: {part} would be an item of something that is not a list.")
+    if index >= len(here):
+        raise must_be(f"{place}, the index {part},", f"below {len(here)}, the length of the list", index)
+    return index
+
+
+def _inside(here: Any, key: Any) -> Any:
+    """What lies at `key`; a bare name or nothing there becomes a mapping that can be filled."""
+    if isinstance(here, list):
+        if isinstance(here[key], str):
+            here[key] = {here[key]: {}}
+    elif here.get(key) is None:
+        here[key] = {}
+    elif isinstance(here[key], str):
+        here[key] = {here[key]: {}}
+    return here[key]

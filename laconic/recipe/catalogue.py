@@ -1,16 +1,34 @@
-"""Write `laconic/catalogue.json` from the classes of methods and steps.
+"""Methods and steps in words, read from their dataclasses and docstrings: types, defaults and meanings of parameters.
 
-Run `python -m laconic.recipe.catalogue` after adding or changing a method, a step or a parameter.
+The `Args:` section of a class docstring describes the parameters that the class adds. It takes precedence over the
+docstrings of base classes. Run `python -m laconic.recipe.catalogue` after adding or changing a method, a step or a
+parameter: it writes `laconic/catalogue.json`.
 """
 
 import json
-from dataclasses import asdict
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
+from inspect import cleandoc
 from pathlib import Path
+from textwrap import dedent
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laconic.catalogue import PATH, STEP, Entry
+from laconic.bounds import interval_of
+from laconic.catalogue import PATH, STEP, Entry, Parameter
 from laconic.compress import Step
-from laconic.methods import Method
-from laconic.recipe.parameters import KINDS, example_of, first_line, parameters_of
+from laconic.errors import UserError
+from laconic.methods import METHODS, Method
+from laconic.methods.registry import METHOD_REGISTRY
+from laconic.recipe.steps import STEP_REGISTRY, STEPS, find_method_or_step
+from laconic.registry import plugins
+
+BUILTINS: dict[str, type[Method] | type[Step]] = {kind.name: kind for kind in (*METHODS, *STEPS)}
+"""By name, everything of laconic's own that `--method` and the steps of a recipe can be."""
+_NAMED = re.compile(r"^([a-z][a-z0-9_]*): +(.*)$")
+_ARGS = re.compile(r"^Args:\n((?:[ ].*\n?|\n)*)", re.MULTILINE)
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def entry_of(kind: type[Method] | type[Step]) -> Entry:
@@ -32,15 +50,156 @@ def entry_of(kind: type[Method] | type[Step]) -> Entry:
     )
 
 
+def plugin_entry(name: str) -> Entry:
+    """The entry of a method or step that a plug-in adds.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    kind = find_method_or_step(name)
+    assert kind is not None, "a plug-in has this name"
+    (plugin,) = (one for one in plugins("laconic.methods", "laconic.steps") if one.name == name)
+    return replace(entry_of(kind), distribution=plugin.distribution)
+
+
+def plugin_entries() -> tuple[dict[str, Entry], list[UserError]]:
+    """The entries of what plug-ins add, by name, and the errors of plug-ins that cannot be used.
+
+    All of them are imported.
+
+    Example:
+        >>> entries, errors = plugin_entries()
+        >>> all(entry.distribution for entry in entries.values())
+        True
+    """
+    entries: dict[str, Entry] = {}
+    errors: list[UserError] = []
+    for registry in (METHOD_REGISTRY, STEP_REGISTRY):
+        found, failures = registry.added()
+        errors += failures.values()
+        for plugin, kind in found.items():
+            entries[plugin.name] = replace(entry_of(kind), distribution=plugin.distribution)
+    return entries, errors
+
+
 def text() -> str:
-    """The content of the file."""
-    entries = [asdict(entry_of(kind)) for kind in KINDS.values()]
+    """The content of `laconic/catalogue.json`."""
+    entries = [asdict(entry_of(kind)) for kind in BUILTINS.values()]
+    for entry in entries:
+        del entry["distribution"]
     return f"{json.dumps(entries, indent=1, ensure_ascii=False)}\n"
 
 
 def write(path: Path = PATH) -> None:
     """Write the file."""
     path.write_text(text(), encoding="utf-8")
+
+
+def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
+    """Those of a method or a step, in their order.
+
+    >>> from laconic.methods import Svd
+    >>> [parameter.name for parameter in parameters_of(Svd)]
+    ['rank', 'rank_ratio', 'multiple']
+    """
+    hints, meanings = get_type_hints(kind, include_extras=True), meanings_of(kind)
+    return [
+        Parameter(
+            name=field.name,
+            type=" or ".join(dict.fromkeys(_types(hints[field.name]))),
+            default=_default(field),
+            meaning=meanings.get(field.name, ""),
+        )
+        for field in fields(kind)
+    ]
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """What the docstrings of a class and of those it derives from say of each parameter."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if is_dataclass(base):
+            found |= _paragraphs(cleandoc(base.__doc__ or ""))
+    return found
+
+
+def first_line(kind: type) -> str:
+    """What it is, in a sentence."""
+    return cleandoc(kind.__doc__ or "").partition("\n")[0]
+
+
+def example_of(kind: type[Method] | type[Step]) -> str:
+    """A command that uses it."""
+    spelled = f"{kind.name}:{kind.example}" if kind.example else kind.name
+    keep = " --keep 0.5" if issubclass(kind, Method) and not kind().has_size else ""
+    needs = kind.needs if issubclass(kind, Method) else kind.example_needs_data
+    data = " --data builtin:pydoc" if needs else ""
+    return f"laconic compress MODEL --method {spelled}{keep}{data} -o OUT"
+
+
+def _paragraphs(text: str) -> dict[str, str]:
+    """The paragraphs of the form `name: meaning`, by name, from the `Args:` section or from the text itself."""
+    section = _ARGS.search(text)
+    if section is not None:
+        text = dedent(section[1])
+    found: dict[str, list[str]] = {}
+    last: list[str] | None = None
+    for line in text.splitlines():
+        named = _NAMED.match(line)
+        if named:
+            last = found.setdefault(named[1], [])
+            last.append(named[2])
+        elif line.startswith(" ") and last is not None:
+            last.append(line.strip())
+        else:
+            last = None
+    return {name: " ".join(lines) for name, lines in found.items()}
+
+
+def _types(hint: Any) -> Iterator[str]:
+    """Each of the alternatives in words; None is no value that one gives."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for part in parts:
+            if part is not NoneType:
+                yield from _types(part)
+    elif origin is Annotated:
+        bounds = interval_of(hint)
+        yield from (f"{words} in {bounds}" if bounds else words for words in _types(parts[0]))
+    elif origin is Literal:
+        yield from map(str, parts)
+    elif origin is tuple:
+        yield "a list"
+    elif origin in (dict, Mapping):
+        yield "a mapping"
+    else:
+        yield _WORDS.get(hint, "a method" if _is_method(hint) else "a mapping")
+
+
+def _is_method(hint: object) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Method)
+
+
+def _default(field: Field[Any]) -> str | None:
+    if field.default_factory is not MISSING:
+        return _spelled(field.default_factory())
+    return None if field.default is MISSING else _spelled(field.default)
+
+
+def _spelled(value: object) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case Method():
+            return value.name
+        case tuple():
+            return f"[{', '.join(map(_spelled, value))}]"
+        case float():
+            return f"{value:g}"
+        case _:
+            return "{}" if value == {} or is_dataclass(value) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several methods at several sizes on one model: measured once, each from a fresh copy, judged alike."""
+"""Several methods at several sizes on one model: statistics are collected once, and each starts from a fresh copy."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -21,20 +21,26 @@ TIMED_RUNS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A method and how its budget is shared, under the name that the table gives it."""
+    """A method and how its budget is allocated.
+
+    Args:
+        name: what tables call it.
+        method: without a size.
+        allocate: the allocation.
+    """
 
     name: str
     method: Method
     allocate: Allocation = "uniform"
 
     def step(self, keep: float) -> Compress:
-        """The step that keeps this fraction of the bytes in the blocks."""
+        """The step that keeps a fraction of the bytes of the targeted matrices."""
         return Compress(method=self.method, keep=keep, allocate=self.allocate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One candidate at one size: where it is on the trade-off, and what became of each site."""
+    """One candidate at one size: its point on the trade-off, and the plan."""
 
     candidate: Candidate
     point: Point
@@ -43,7 +49,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Referee:
-    """What every model is judged on: `corpus` for fidelity to `original`, one shape of batch for speed."""
+    """What every model is measured on.
+
+    Args:
+        original: the model that the others are compared with.
+        corpus: the rows for fidelity.
+        batch: rows of the batch that is timed.
+        length: tokens of each of its rows.
+    """
 
     original: LanguageModel
     corpus: Corpus
@@ -51,7 +64,14 @@ class Referee:
     length: int = 128
 
     def point(self, lm: LanguageModel, name: str, keep: float, sizes: tuple[int, int]) -> Point:
-        """Where `lm` is; `sizes` are the bytes of the targeted matrices now and before."""
+        """The point of a model on the trade-off.
+
+        Args:
+            lm: the model.
+            name: of its method.
+            keep: the fraction of bytes that was asked for.
+            sizes: bytes of the targeted matrices now and before.
+        """
         like = compare_to_reference(lm, self._reference)
         nbytes, dense = sizes
         return Point(
@@ -72,7 +92,13 @@ class Referee:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One model, and everything that the candidates need to know of its matrices (`known`, by site)."""
+    """Candidates for one model, with the statistics that they need.
+
+    Args:
+        referee: the original, and what all are measured on.
+        candidates: the methods.
+        known: statistics by site.
+    """
 
     referee: Referee
     candidates: Sequence[Candidate]
@@ -80,14 +106,14 @@ class Comparison:
 
     @classmethod
     def of(cls, referee: Referee, candidates: Sequence[Candidate], data: Calibration) -> "Comparison":
-        """Measure, in one pass, what any of the candidates needs."""
+        """Collect the statistics of all candidates in one pass."""
         steps = [candidate.step(keep=0.5) for candidate in candidates]
         needs = frozenset[type[Statistic]]().union(*(step.needs for step in steps))
         known = collect_stats(referee.original, data, needs, referee.original.sites())
         return cls(referee=referee, candidates=candidates, known=known)
 
     def original(self) -> Point:
-        """The model as it was."""
+        """The point of the original model."""
         lm = self.referee.original
         dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
         return self.referee.point(lm, "original", 1.0, (dense, dense))

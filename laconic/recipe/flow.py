@@ -1,4 +1,4 @@
-"""What a recipe and the Python entry share: calibration data, the steps in order, what they did."""
+"""What a recipe and `laconic.compress` share: calibration data, the steps in order, and what they changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,10 +9,10 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Labels, LayerStats
 from laconic.calibrate.corpus import Corpus, batches, sample
 from laconic.compress import Allocation, Compress, Outcome, Step
+from laconic.compress.allocators import ALLOCATORS
 from laconic.compress.size_spec import uses_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
-from laconic.methods.prune.unstructured import UnstructuredPruning
 from laconic.model import Batch, LanguageModel
 from laconic.progress import Track
 from laconic.recipe.order import needs_original
@@ -30,16 +30,17 @@ ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation
 class Changes:
     """What a list of steps did together.
 
-    plans:            of each step, the method of every site that it aimed at; None where it stayed dense. Empty for a
-                      step that reshapes the model.
-    matrices:         how many matrices the steps aimed at; factors that a later one aimed at count too.
-    nbytes:           bytes of all those matrices now.
-    dense_nbytes:     and before the first step.
-    untied:           sites that no longer share their matrix with another.
-    predicted_losses: of each step, nats per prediction; None where it was not predicted.
-    dropped:          of each step that dropped blocks, which, by stack, as they were numbered before it.
-    found:            what else each step has to tell; empty where it has nothing.
-    files:            by path, what is to lie beside the saved model.
+    Args:
+        plans: for each step, the method of every targeted site, None for one that stayed dense; empty for a step that
+            uses no method.
+        matrices: how many matrices were targeted, factors of earlier ones included.
+        nbytes: bytes of these matrices after the last step.
+        dense_nbytes: their bytes before the first step.
+        untied: sites that no longer share their matrix with another.
+        predicted_losses: for each step in nats per prediction; None where nothing was predicted.
+        dropped: for each step that dropped blocks, their numbers by stack, as they were before it.
+        found: further results of each step.
+        files: content by path, to be written beside the saved model.
     """
 
     plans: tuple[Plan, ...]
@@ -54,13 +55,27 @@ class Changes:
 
     @property
     def plan(self) -> Plan:
-        """What became of every site, factors that a later step aimed at included."""
+        """The method of every site, factors that a later step targeted included."""
         return {site: method for plan in self.plans for site, method in plan.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(metaclass=Typed):
-    """How a corpus becomes calibration data; the fields are those of a recipe."""
+    """How a corpus becomes calibration data.
+
+    Args:
+        samples: rows that are drawn.
+        seed: of the drawing, up to 2³² − 1.
+        max_length: tokens of a row at most.
+        batch_size: rows of a batch.
+        labels: where the labels of the Fisher information come from.
+
+    Example:
+        >>> Sampling(samples=0)
+        Traceback (most recent call last):
+            ...
+        laconic.errors.UserError: samples must be at least 1; got 0.
+    """
 
     name: ClassVar[str] = "sampling"
 
@@ -78,7 +93,13 @@ class Sampling(metaclass=Typed):
             raise must_be("seed", f"in [0, {LARGEST_SEED}]", self.seed)
 
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
-        """The calibration data drawn from `corpus` for `lm`."""
+        """Draw rows and encode them.
+
+        Args:
+            lm: the model whose tokenizer reads them.
+            corpus: the rows.
+            track: shows the progress of collecting statistics later.
+        """
         drawn = sample(corpus, self.samples, self.seed)
         tokens = batches(
             lm,
@@ -109,9 +130,15 @@ def steps_of(
     *,
     allow_dense: bool = False,
 ) -> tuple[Step, ...]:
-    """The steps among `lines`, and one step for each method; those that say their own size take no `keep`.
+    """The steps among `lines`, and a `compress` step for each method.
 
-    The methods are solved on a `walk` from block to block, those that it changes anything for.
+    Args:
+        lines: methods and steps in their order.
+        keep: fraction of the targeted bytes kept, for the methods whose size is not set; None where there is none.
+        allocate: how the budget is allocated.
+        targets: groups or globs.
+        walk: solve block by block, for the methods that this changes anything for; None for one pass.
+        allow_dense: go on where much can only stay dense.
 
     Raises:
         UserError: a method lacks a size, or `keep` or `walk` serves none of them, or a value is out of range.
@@ -141,7 +168,11 @@ def steps_of(
 
 
 def walk_of(*, sequential: bool, anchored: bool) -> Walk | None:
-    """The walk that is asked for; an anchored one is sequential too."""
+    """The walk for two options; an anchored one is sequential too.
+
+    >>> walk_of(sequential=True, anchored=True)
+    'anchored'
+    """
     if anchored:
         return "anchored"
     return "sequential" if sequential else None
@@ -160,23 +191,28 @@ def _walked(line: Method | Step, walk: Walk) -> bool:
 
 
 def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | Step]) -> Allocation:
-    """How the budget of `method`, one of `lines`, is shared: as asked for, or `uniform` where that means others.
+    """How the budget of one method is allocated: as asked for, or `uniform` where that is meant for other methods.
 
-    A rank that is given has no use for one threshold over all scores, and leaves no bytes to share out.
+    A method whose size is set has no use for one threshold over all scores, and leaves no bytes to allocate.
+
+    Args:
+        method: one of `lines`.
+        shared: the allocation that was asked for.
+        lines: all methods and steps.
     """
     aside = method.has_size and not serves(shared, method) and any(serves(shared, line) for line in lines)
     return "uniform" if aside else shared
 
 
 def serves(allocation: str, line: Method | Step) -> bool:
-    """Whether `line` has something that is shared out so; of names that are none, what refuses them says so."""
-    if allocation == "global":
-        return isinstance(line, UnstructuredPruning)
-    return takes_keep(line) if allocation == "spectrum" else True
+    """Whether an allocation means anything for `line`. Names that are no allocation are refused elsewhere."""
+    if allocation not in ALLOCATIONS:
+        return True
+    return isinstance(line, Method) and ALLOCATORS[ALLOCATIONS[allocation]].serves(line)
 
 
 def takes_keep(line: Method | Step) -> bool:
-    """Whether the one `keep` beside the lines is for this one: a step has a size of its own."""
+    """Whether a common `keep` applies to `line`: a step, and a method whose size is set, say their own."""
     return isinstance(line, Method) and not line.has_size
 
 
@@ -186,12 +222,17 @@ def apply_steps(
     data: Calibration | None,
     known: Mapping[str, LayerStats] | None = None,
 ) -> tuple[LanguageModel, Changes]:
-    """Change `lm` in place, step by step; what it is in the end, which may be another model, and what was done.
+    """Change a model in place, step by step. Several processes continue from each step with the weights of the first.
 
-    `known` is what was measured of `lm` before, by site, all that the first step would measure: that must be one that
-    `collects_stats`.
+    Args:
+        lm: the model.
+        steps: in order.
+        data: the calibration data; None where no step needs any.
+        known: statistics by site, collected before: all that the first step, which must be one that `collects_stats`,
+            would collect. None to collect them.
 
-    Of several processes all do the same, and go on from each step with the weights of the first.
+    Returns:
+        The model in the end, which may be another one, and what was changed.
     """
     for step in steps:
         step.check_data(data)
@@ -200,10 +241,8 @@ def apply_steps(
         if needs_original(lm, steps[index:]):
             lm = replace(lm, original=lm.copy())
         with processes.sync_errors():
-            if known is not None and index == 0 and isinstance(step, Compress):
-                outcomes.append(step.solve(lm, known, data))
-            else:
-                outcomes.append(step.apply(lm, data))
+            here = known if index == 0 else None
+            outcomes.append(step.apply(lm, data) if here is None else step.apply_with(lm, here, data))
         now = outcomes[-1].now
         if now is not None and data is not None and data.corpus is not None:
             data = replace(data, batches=_read_again(now, data, data.corpus))

@@ -9,8 +9,7 @@ from laconic.calibrate.classes import called, class_names
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.calibrate.labels import labels_of
 from laconic.compress import Step
-from laconic.errors import UserError
-from laconic.methods.problem import placed
+from laconic.errors import UserError, placed
 from laconic.model import LanguageModel
 from laconic.recipe.flow import FROM_DATA, Sampling
 from laconic.recipe.order import with_original

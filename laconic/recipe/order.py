@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from laconic.compress import Step
-from laconic.errors import UserError
-from laconic.methods.problem import placed
+from laconic.errors import UserError, placed
 from laconic.model import LanguageModel
 from laconic.store.structure import describe
 

@@ -25,8 +25,7 @@ from laconic.recipe.entry import ModelInput
 from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
-from laconic.recipe.schema import Evaluation, Recipe
-from laconic.recipe.write import key_of, write_recipe
+from laconic.recipe.schema import Evaluation, Recipe, key_of, write_recipe
 from laconic.report.plots import curves, png
 from laconic.store import Beside, check_output, file_bytes, save
 
@@ -36,7 +35,7 @@ IN_MEMORY = "memory"
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one run made.
+    """The result of one run.
 
     Args:
         recipe: what was run.
@@ -270,7 +269,7 @@ def check_recipe(
 
 
 def pictures_of(changes: Changes) -> dict[str, bytes]:
-    """The picture of every training."""
+    """The learning curves of every training as PNG files, by path."""
     return {
         f"{name}/curves.png": png(curves(history["lines"], name))
         for step in changes.found

@@ -7,7 +7,6 @@ are Trainer's checkpoints, logs, and in the end `trained.safetensors` with `hist
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from laconic.cache import cache_folder, cache_limit
+from laconic.cache import cache_folder, cache_limit, evict
+from laconic.files import replacing, write_json
 from laconic.processes import is_first, on_rank_zero
 
 FOLDER = "training"
@@ -40,13 +40,13 @@ RUNNING = 2 * 3600.0
 
 
 @contextmanager
-def training_folder(key: str) -> Iterator[Path]:
+def training_folder(key: str | None) -> Iterator[Path]:
     """Within the context, the folder of the training called `key`.
 
-    The folder is removed afterwards if the cache is off. Of several runs of the same training one works, and the others
-    wait for its result.
+    The folder is removed afterwards if the cache is off or `key` is None. Of several runs of the same training one
+    works, and the others wait for its result.
     """
-    if cache_limit() == 0:
+    if key is None or cache_limit() == 0:
         # One for all processes, whose weights the first writes.
         folder = Path(on_rank_zero(mkdtemp)())
         try:
@@ -102,13 +102,6 @@ def save_finished(folder: Path, loss_module: nn.Module, history: Mapping[str, An
     (folder / BEFORE).unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: object) -> None:
-    """Write a JSON file, whole or not at all."""
-    partial = path.with_suffix(f".{secrets.token_hex(4)}")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)
-
-
 def trainable_parameters(loss_module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; a parameter in several places once."""
     return {name: parameter for name, parameter in loss_module.named_parameters() if parameter.requires_grad}
@@ -116,14 +109,10 @@ def trainable_parameters(loss_module: nn.Module) -> dict[str, nn.Parameter]:
 
 def save_trained(loss_module: nn.Module, path: Path) -> None:
     """Write the trained parameters, whole or not at all."""
-    partial = path.with_suffix(f".{secrets.token_hex(4)}")
-    try:
+    with replacing(path) as partial:
         save_file(
             {name: one.detach().cpu().contiguous() for name, one in trainable_parameters(loss_module).items()}, partial
         )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -153,16 +142,11 @@ def _make_room(mine: Path) -> None:
 
     Those that may still run stay, whatever they take.
     """
-    used: list[tuple[float, int, Path]] = []
-    for folder in mine.parent.iterdir():
-        with contextlib.suppress(OSError):
-            files = [file.stat() for file in folder.rglob("*") if file.is_file()]
-            newest = max((file.st_mtime for file in files), default=0.0)
-            runs = not (folder / HISTORY).is_file() and time.time() - newest < RUNNING
-            if folder != mine and not runs:
-                used.append((folder.stat().st_mtime, sum(file.st_size for file in files), folder))
-    total = 0
-    for _, size, folder in sorted(used, reverse=True):
-        total += size
-        if total > cache_limit():
-            shutil.rmtree(folder, ignore_errors=True)
+    evict((folder for folder in mine.parent.iterdir() if folder != mine and not _may_run(folder)), cache_limit())
+
+
+def _may_run(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        newest = max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)
+        return not (folder / HISTORY).is_file() and time.time() - newest < RUNNING
+    return True

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from laconic.calibrate.labels import labels_of
 from laconic.compress import Outcome, Step
 from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError, install, must_be
+from laconic.fingerprint import hash_packages
 from laconic.model import LanguageModel
 from laconic.model.tokens import pad_token_id
 from laconic.processes import count, everywhere, on_rank_zero
@@ -270,22 +270,18 @@ class Training(Step):
         )
         return replace(training_data, train=train_rows, held_out=held_out)
 
-    def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str:
-        """Names everything that decides the result."""
+    def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str | None:
+        """Names everything that decides the result; None where the source of a class is not to be had."""
         rows = hashlib.blake2b(repr(data.corpus).encode(), digest_size=16).hexdigest()
         taught = "" if teacher is None else key_of(teacher, data, ())
-        with_what = [f"{name} {version(name)}" for name in ("accelerate", "transformers")]
+        if taught is None:
+            return None
+        versions = [f"{name} {version(name)}" for name in ("accelerate", "transformers")]
         # `repr` of a corpus has its labels as they stand there; what they mean to the model hangs on this too.
         classes = repr(lm.label_order)
-        question = [repr(self), rows, str(data.max_length), taught, classes, str(count()), _code(), *with_what]
-        return key_of(lm, data, question)
-
-
-@cache
-def _code() -> str:
-    """A hash of the modules that train: after a change of any, a training begins anew."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+        code = hash_packages("recover")
+        question = [repr(self), rows, str(data.max_length), taught, classes, str(count()), code, *versions]
+        return key_of(lm, data, question, [type(self)])
 
 
 def _nbytes(lm: LanguageModel) -> dict[str, int]:

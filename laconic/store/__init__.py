@@ -7,7 +7,7 @@ Internal: it may change with any version.
 
 from typing import TYPE_CHECKING
 
-from laconic.lazily import lazy
+from laconic.imports import lazy
 
 if TYPE_CHECKING:
     from laconic.store.atomic import check_output

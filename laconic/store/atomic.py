@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laconic.errors import UserError
-from laconic.paths import expanded
+from laconic.files import expanded
 
 
 def check_output(folder: Path, *models: str, exist_ok: bool = False) -> Path:

@@ -4,7 +4,7 @@ A quantizer of transformers replaces modules of a plain model before its weights
 their own. `config.json` then holds `quantization_config: {quant_method: laconic, version, structure}`; see
 `laconic.store.structure`.
 
-This module is imported while transformers itself is (`laconic.plugin`), so methods import the modules that need models.
+This module is imported while transformers itself is (`laconic.imports`), so methods import what needs models.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from laconic.errors import UserError, shown
-from laconic.plugin import QUANT_METHOD
+from laconic.imports import QUANT_METHOD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,12 +13,12 @@ from typing import Any, get_args
 
 from laconic.compress import Allocation
 from laconic.errors import UserError, must_be, unknown
-from laconic.methods import METHODS
+from laconic.files import expanded
 from laconic.methods.notation import split_config
-from laconic.paths import expanded
+from laconic.methods.registry import METHOD_REGISTRY
 from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
-from laconic.recipe.steps import STEPS
+from laconic.recipe.steps import STEP_REGISTRY, method_or_step_names
 from laconic.shipped import located
 
 PERCENT = 100
@@ -63,8 +63,7 @@ def axis_values(name: object, spelled: object, place: str, folder: Path) -> tupl
         >>> axis_values("keep", [{"half": 0.5}, 0.25], "study.axes.keep", Path())
         (AxisValue(label='half', means=0.5), AxisValue(label=0.25, means=0.25))
     """
-    parameters = {field.name for kind in (*METHODS, *STEPS) for field in fields(kind)}
-    if name not in (*AXES, *parameters):
+    if name not in AXES and name not in (parameters := _parameters()):
         close = get_close_matches(str(name), (*AXES, *parameters), n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise UserError(
@@ -82,6 +81,12 @@ def axis_values(name: object, spelled: object, place: str, folder: Path) -> tupl
         if label in labels[:index]:
             raise must_be(f"{place}[{index}]", "a value that the axis has not yet", label)
     return values
+
+
+def _parameters() -> set[str]:
+    """The names of the parameters of all methods and steps."""
+    kinds = (*METHOD_REGISTRY.all().values(), *STEP_REGISTRY.all().values())
+    return {field.name for kind in kinds for field in fields(kind)}
 
 
 def to_list(spelled: object) -> list[Any]:
@@ -125,7 +130,7 @@ def _recipe(line: object, place: str, folder: Path) -> AxisValue:
 
 def _method(line: object, place: str, folder: Path) -> AxisValue:
     """A method, or several in order. In a mapping a method's name has parameters, and any other name is a label."""
-    known = {kind.name for kind in (*METHODS, *STEPS)}
+    known = set(method_or_step_names())
     label = None
     if isinstance(line, Mapping) and len(line) == 1:
         name, value = next(iter(line.items()))
@@ -157,7 +162,7 @@ def _spell_method(line: object) -> str:
 def _then(line: object, place: str, folder: Path) -> AxisValue:
     if line in (None, "none", NOTHING):
         return AxisValue(NOTHING, ())
-    if isinstance(line, Mapping) and len(line) == 1 and next(iter(line)) not in {step.name for step in STEPS}:
+    if isinstance(line, Mapping) and len(line) == 1 and next(iter(line)) not in STEP_REGISTRY.names():
         label, steps = _split_label(line, place)
         return AxisValue(label, steps_from(steps, place) if steps else ())
     lines = to_list(line)

@@ -17,8 +17,7 @@ from laconic.compress import Compress, Step
 from laconic.errors import LONGEST_SENTENCE, shortened
 from laconic.evaluate.score_cache import versions
 from laconic.formats.autotune import machine
-from laconic.recipe.schema import Recipe
-from laconic.recipe.write import key_of, spell_recipe, spell_step
+from laconic.recipe.schema import Recipe, key_of, spell_recipe, spell_step
 from laconic.study.axes import Label
 
 VERSION = 1

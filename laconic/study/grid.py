@@ -6,18 +6,18 @@ from itertools import product
 from typing import Any
 
 from laconic.compress import Compress, Step
-from laconic.errors import UserError
+from laconic.errors import UserError, placed
 from laconic.evaluate.tasks import select_tasks
-from laconic.methods import METHODS, Method
-from laconic.methods.problem import placed, validated
+from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
 from laconic.recipe.flow import allocation_of, serves, steps_of, takes_keep
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.schema import Evaluation, Recipe
-from laconic.recipe.steps import STEPS
+from laconic.recipe.steps import find_method_or_step
 from laconic.study.axes import AXES, AxisValue, Label, MethodLine
 from laconic.study.cells import Cell
 from laconic.study.schema import Study
+from laconic.typed import construct
 
 COMMON_AXES = ("model", "task", "data", "recipe", "method", "seed")
 """Axes on which an included point that names no value gets every value; all others do not apply to it then."""
@@ -146,7 +146,8 @@ def _task_data(task: str | None) -> str | None:
 
 def _build(line: MethodLine, parameters: Mapping[str, object]) -> Method | Step:
     """The method or step of a line, with its parameters from other axes; without them it may be incomplete."""
-    kind = next(kind for kind in (*METHODS, *STEPS) if kind.name == line.name)
+    kind = find_method_or_step(line.name)
+    assert kind is not None, "axes hold only names that there are"
     names = {field.name for field in fields(kind)}
     own = {name: value for name, value in parameters.items() if name in names}
     return method_or_step({line.name: {**line.parameters, **own}}, line.place)
@@ -210,4 +211,4 @@ def _set_parameter(part: Any, name: str, value: object) -> Any:
     }
     if name in values:
         changes[name] = value
-    return validated(type(part), values | changes, f"study.axes.{name} in {part.name}") if changes else part
+    return construct(type(part), values | changes, f"study.axes.{name} in {part.name}") if changes else part

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any
 
 from laconic.errors import UserError
-from laconic.paths import expanded
+from laconic.files import expanded
 from laconic.study.cells import DONE, FAILED, VERSION, Cell
 from laconic.study.shared_folder import LEASE, Folder, Leases
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from laconic.errors import UserError, install, must_be, reason_of
-from laconic.paths import expanded
+from laconic.files import expanded
 from laconic.report.study.groups import cell_name
 from laconic.report.study.results import results_table
 from laconic.study.cells import DONE

@@ -9,10 +9,9 @@ from statistics import median
 
 from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
-from laconic.errors import Notice, UserError
+from laconic.errors import Notice, UserError, placed
 from laconic.evaluate.tasks import load_corpus, select_tasks
 from laconic.evaluate.timing import latency
-from laconic.methods.problem import placed
 from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.progress import Track, silent
 from laconic.recipe.labels import check_labels

@@ -11,8 +11,7 @@ from laconic.calibrate import Labels
 from laconic.compress import Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.evaluate import Conditions
-from laconic.recipe.building import build, mapping_of
-from laconic.recipe.overrides import put_all
+from laconic.recipe.building import build, mapping_of, put_all
 from laconic.recipe.parse import steps_from
 from laconic.recipe.schema import Count, Name
 from laconic.study.axes import AxisValue, Label, axis_values, to_list

@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from laconic.errors import UserError
+from laconic.files import replacing
 
 RENEW_SECONDS, STALE_SECONDS = 10.0, 60.0
 """Seconds between two renewals of a lease, and after which one that was watched and not renewed is stale."""
@@ -82,16 +83,8 @@ class Folder:
             # Object stores show a file when it is whole.
             self._files.pipe_file(self._path(name), text.encode())
             return
-        partial = self._path(f".{name}.{secrets.token_hex(4)}")
-        try:
-            with open(partial, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self._path(name))
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
+        with replacing(Path(self._path(name)), flush=True) as partial:
+            partial.write_text(text)
 
     def move(self, name: str, to: str) -> None:
         """Rename a file or a folder to the new path `to` below this folder.

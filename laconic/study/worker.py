@@ -26,8 +26,7 @@ from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.run import pictures_of, run
-from laconic.recipe.schema import Recipe
-from laconic.recipe.write import key_of, write_recipe
+from laconic.recipe.schema import Recipe, key_of, write_recipe
 from laconic.store import Beside, file_bytes, save
 from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_finite
 from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
@@ -191,7 +190,7 @@ class Worker:
         kinds = frozenset().union(*(step.needs for step in steps))
         sites = {site.name: site for step in steps for site in step.sites(lm)}
         question = ["survey", *sorted(kind.__name__ for kind in kinds), *sorted(sites)]
-        key = solver_cache.key_of(lm, data, question)
+        key = solver_cache.key_of(lm, data, question, kinds)
         locks = cache_folder() / "surveys"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f".{key}.lock"):

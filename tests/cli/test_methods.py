@@ -13,9 +13,9 @@ from laconic.cli.main import status
 from laconic.cli.options import keep_from
 from laconic.errors import DISTRIBUTION
 from laconic.model import load_empty
+from laconic.recipe.catalogue import BUILTINS
 from laconic.recipe.flow import steps_of
 from laconic.recipe.order import check_order
-from laconic.recipe.parameters import KINDS
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.steps import STEPS
 from tests.cli.printed import Output, complaint, said
@@ -30,7 +30,7 @@ def test_methods_lists_all_of_them(capsys: Output) -> None:
     assert status(["methods"]) == 0 and "kfac-svd" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", BUILTINS)
 def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output, tiny_model: Path) -> None:
     shown = said(capsys, "methods", name)
     assert shown["name"] == name and shown["what"]

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from laconic import catalogue
+from laconic.catalogue import check_name
 from laconic.cli.main import app
 from laconic.errors import UserError
-from laconic.named import check_name
 from laconic.recipe import catalogue as written
-from laconic.recipe.parameters import KINDS
 from laconic.recipe.parse import method_or_step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,7 +73,7 @@ def test_what_is_seen_here_would_be_seen() -> None:
 
 def test_the_catalogue_is_what_the_classes_say() -> None:
     assert catalogue.PATH.read_text(encoding="utf-8") == written.text(), "run python -m laconic.recipe.catalogue"
-    assert list(catalogue.catalogue().values()) == [written.entry_of(kind) for kind in KINDS.values()]
+    assert list(catalogue.catalogue().values()) == [written.entry_of(kind) for kind in written.BUILTINS.values()]
 
 
 @pytest.mark.parametrize("method", ["gtpq", "Gptq", "", "svd:rnk=3", "plus:bits=4", "svd:rank", "svd:rank=3,rank=4"])

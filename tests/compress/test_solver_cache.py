@@ -1,7 +1,9 @@
 """What was worked out once is not worked out again, gives the same model, and is never needed."""
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +100,48 @@ def test_the_least_recently_used_make_room(folder, monkeypatch):
     monkeypatch.setenv("LACONIC_CACHE_GB", "0")
     run(step_of(Drone(multiple=1), 0.4, targets=("attention",)))
     assert len(entries(folder)) == 1
+
+
+def test_a_cache_of_nothing_serves_nothing(monkeypatch):
+    run(step_of(Drone(multiple=1), 0.4))
+    monkeypatch.setenv("LACONIC_CACHE_GB", "0")
+    with pytest.raises(TypeError, match="NoneType"):
+        run(step_of(Drone(multiple=1), 0.7), monkeypatch)
+
+
+OWN = """
+from dataclasses import dataclass
+from laconic.calibrate import InputCovariance
+from laconic.methods.lowrank.base import TruncationMethod
+from laconic.numerics.lowrank import svd_components
+
+@dataclass(frozen=True, kw_only=True)
+class Own(TruncationMethod):
+    name, paper, needs = "own", "none", frozenset({InputCovariance})
+
+    def components(self, weight, known):
+        known.once(str(len(weight)), lambda: (weight,))
+        return svd_components(FACTOR * weight)
+"""
+
+
+def test_an_edited_method_of_others_is_solved_anew(tmp_path, folder, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    results = []
+    for factor in ("1.0", "3.0", "1.0"):
+        (tmp_path / "own_method.py").write_text(OWN.replace("FACTOR", factor))
+        importlib.invalidate_caches()
+        sys.modules.pop("own_method", None)
+        results.append(run(step_of(importlib.import_module("own_method").Own(multiple=1), 0.5))[1])
+    assert len(entries(folder)) == 2
+    assert torch.equal(results[0], results[2]) and not torch.allclose(results[0], results[1])
+
+
+def test_a_method_without_source_is_not_cached(folder):
+    names: dict[str, Any] = {"__name__": "nowhere"}
+    exec(OWN.replace("FACTOR", "1.0"), names)
+    run(step_of(names["Own"](multiple=1), 0.5))
+    assert entries(folder) == []
 
 
 def test_a_plan_that_leaves_matrices_dense_is_not_kept(folder):

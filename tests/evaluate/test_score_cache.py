@@ -140,7 +140,7 @@ def test_whatever_changes_is_measured_anew(monkeypatch: pytest.MonkeyPatch):
         works(corpus=Corpus("dickens", "dev", tuple(reversed(CORPUS.examples)))),
     ):
         assert changed == ["perplexity:dickens"]
-    monkeypatch.setattr(import_module("laconic.evaluate.score_cache"), "_code", lambda: "other")
+    monkeypatch.setattr(import_module("laconic.evaluate.score_cache"), "hash_packages", lambda *packages: "other")
     assert works() != []
 
 

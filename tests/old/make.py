@@ -33,7 +33,7 @@ from laconic.methods import Svd
 from laconic.model import load as load_lm
 from laconic.recipe import Recipe, recipe_from, write_recipe
 from laconic.recipe.flow import apply_steps
-from laconic.recipe.write import spell_recipe
+from laconic.recipe.schema import spell_recipe
 from laconic.store import Beside, save
 from tests.old.models import CASES, WIDTH, Case, batch_for, bert, bert_base, data_for
 from tests.old.reading import HERE, LOGITS, load, logits, vectors

@@ -10,7 +10,7 @@ import pytest
 from laconic.allocate import plan_to_config, read_plan
 from laconic.cli.main import status
 from laconic.recipe import read_recipe
-from laconic.recipe.write import spell_recipe
+from laconic.recipe.schema import spell_recipe
 from laconic.report.study import query, write_report
 from laconic.study import Ledger, cells_of, of_the_study, read_study, title_of
 from tests.old.reading import VERSIONS, within

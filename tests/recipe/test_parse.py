@@ -14,8 +14,7 @@ from laconic.errors import UserError
 from laconic.methods import KfacSvd, Svd
 from laconic.recipe import read_recipe, recipe_from, write_recipe
 from laconic.recipe.parse import method_or_step
-from laconic.recipe.schema import with_plan
-from laconic.recipe.write import key_of
+from laconic.recipe.schema import key_of, with_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "laconic" / "recipes"
 FULL: dict[str, Any] = {

@@ -12,7 +12,7 @@ from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, rea
 from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, glue_task_of, read_glue_file
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
 from laconic.errors import UserError, unknown
-from laconic.paths import expanded
+from laconic.files import expanded
 
 __all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "file_of", "find", "glue_task"]
 

@@ -14,6 +14,7 @@ from laconic.calibrate import Calibration, Problem
 from laconic.compress.size_spec import SizeSpec, check_size, check_unused
 from laconic.compress.solve_groups import SolveGroup, TiedGroup, split_by_group, stored_fractions
 from laconic.errors import must_be
+from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 
@@ -62,6 +63,10 @@ class Allocator(ABC):
             UserError: the budget does not fit the matrices, or data is needed and missing.
         """
 
+    def serves(self, method: Method) -> bool:
+        """True where it can allocate a budget for `method`; others of a recipe may be meant where it cannot."""
+        return True
+
     def plan_from_shapes(self, job: Job) -> Plan:
         """The plan as far as the shapes alone say it; the method without a size where more than they decides."""
         return {unit.name: job.size_spec.method for unit in job.units}
@@ -88,6 +93,10 @@ class Uniform(Allocator):
 
     def plan(self, job: Job) -> Allocated:
         return Allocated(same_everywhere(job))
+
+    def serves(self, method: Method) -> bool:
+        """True where it can allocate a budget for `method`; others of a recipe may be meant where it cannot."""
+        return True
 
     def plan_from_shapes(self, job: Job) -> Plan:
         return same_everywhere(job)

@@ -39,6 +39,9 @@ class GlobalThreshold(Allocator):
         check_size(size_spec)
         require_scores(size_spec.method)
 
+    def serves(self, method: Method) -> bool:
+        return isinstance(method, UnstructuredPruning)
+
     def needs_statistics(self, size_spec: SizeSpec) -> bool:
         return bool(size_spec.method.required_statistics)
 

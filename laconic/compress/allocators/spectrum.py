@@ -16,7 +16,7 @@ from laconic.compress.size_spec import SizeSpec, check_size, check_workload
 from laconic.compress.solve_groups import SolveGroup, all_units, split_by_group
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
-from laconic.methods import Candidate, Candidates
+from laconic.methods import Candidate, Candidates, Method
 
 
 class Spectrum(Allocator):
@@ -35,6 +35,9 @@ class Spectrum(Allocator):
                 f"allocate: spectrum shares out keep among the matrices, and '{size_spec.method.name}' says its own "
                 "size; give keep in place of that size, or leave allocate out."
             )
+
+    def serves(self, method: Method) -> bool:
+        return not method.has_size
 
     def needs_losses(self, size_spec: SizeSpec) -> bool:
         return True

@@ -20,9 +20,9 @@ from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, 
 from laconic.evaluate.lama.cloze import Boundary, Vocabulary, questions, ranks
 from laconic.evaluate.lama.facts import CORPORA, MASK, corpus_readers
 from laconic.evaluate.metrics import Metric, Scores, limit_evenly, macro_weights, weighted_mean
+from laconic.files import expanded
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import vocabulary_size
-from laconic.paths import expanded
 from laconic.progress import Track
 
 ANSWERS, ALL = "answers", "all"

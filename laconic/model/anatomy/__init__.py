@@ -29,6 +29,7 @@ from laconic.model.anatomy.parts import (
     Stack,
     WordEmbedding,
 )
+from laconic.registry import Registry
 
 # fmt: off
 ANATOMIES: tuple[Anatomy, ...] = (
@@ -40,14 +41,30 @@ ANATOMIES: tuple[Anatomy, ...] = (
 """The entries that come with laconic."""
 
 
+def _mistake_of(found: object, name: str) -> str | None:
+    if not isinstance(found, Anatomy):
+        return "is no object of the class Anatomy"
+    return None if name in found.model_types else f"is of the architectures {', '.join(found.model_types)}"
+
+
+ARCHITECTURE_REGISTRY: Registry[Anatomy] = Registry(
+    "laconic.architectures",
+    "architecture",
+    {model_type: anatomy for anatomy in ANATOMIES for model_type in anatomy.model_types},
+    check=_mistake_of,
+)
+"""Every architecture by its `model_type`. Importing the one of a plug-in registers its classes with transformers."""
+
+
 def entries() -> tuple[Anatomy, ...]:
-    """Every architecture that laconic knows; all lookups go through this function.
+    """Every architecture that laconic knows, each once; those of plug-ins are imported, and broken ones left out.
 
     Example:
         >>> [entry.model_types for entry in entries() if entry.global_attention]
         [('longformer',), ('led',)]
     """
-    return ANATOMIES
+    found = ARCHITECTURE_REGISTRY.all().values()
+    return tuple({id(anatomy): anatomy for anatomy in found}.values())
 
 
 def find_entry(model_type: str) -> Anatomy | None:
@@ -59,15 +76,19 @@ def find_entry(model_type: str) -> Anatomy | None:
     Returns:
         The entry; None where there is none.
 
+    Raises:
+        UserError: it is that of a plug-in which cannot be used.
+
     Example:
         >>> find_entry("roberta") is BERT, find_entry("unknown")
         (True, None)
     """
-    return next((anatomy for anatomy in entries() if model_type in anatomy.model_types), None)
+    return ARCHITECTURE_REGISTRY.find(model_type)
 
 
 __all__ = [
     "ANATOMIES",
+    "ARCHITECTURE_REGISTRY",
     "Anatomy",
     "Attention",
     "BiasTable",

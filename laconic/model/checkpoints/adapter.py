@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
+from laconic.files import expanded
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer, require_package
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location
@@ -26,7 +27,6 @@ from laconic.model.checkpoints.sentences import EmbeddingConfig
 from laconic.model.checkpoints.weights import check_file, read_headers
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import as_classes, text_encoder_class_name
-from laconic.paths import expanded
 
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from laconic.errors import UserError, must_be, reason_of, shown
+from laconic.model.anatomy import find_entry
 from laconic.model.checkpoints.code import check_model_code, remove_auto_map
 from laconic.model.checkpoints.location import Location
 
@@ -100,6 +101,8 @@ def read_config(location: Location) -> PreTrainedConfig:
     raw = location.json(CONFIG)
     if raw is not None:
         _check_raw(raw, location.source)
+        # A plug-in registers its classes with transformers when it is imported.
+        find_entry(raw.get("model_type") or "")
         check_model_code(raw, location.source)
     try:
         config = AutoConfig.from_pretrained(

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
+from laconic.imports import QUANT_METHOD
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer
 from laconic.model.checkpoints.code import warn_about_code
@@ -23,7 +24,6 @@ from laconic.model.checkpoints.shards import MissingWeightsError
 from laconic.model.checkpoints.weights import check_weights, find_weights
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import find_auto_class, text_encoder_class_name
-from laconic.plugin import QUANT_METHOD
 
 NO_ADAPTER = "no-adapter-is-meant"
 """A subfolder that no model has: transformers looks for an adapter there, and so applies none."""

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import pyarrow
 from pyarrow import ArrowException, parquet
 
 from laconic.errors import UserError, install, must_be, reason_of
+from laconic.files import expanded, replacing
 from laconic.markdown import plain
-from laconic.paths import expanded
 from laconic.report.plots import png, standalone_svg
 from laconic.report.study.charts import charts
 from laconic.report.study.page import Picture, study_page
@@ -45,20 +44,14 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: the disk is full, or refuses.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path, flush=True) as partial:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(
             f"The report's file '{path}' cannot be written: {error.strerror or error}; name a folder that can."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def as_csv(results: Results) -> str:

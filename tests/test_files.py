@@ -10,7 +10,7 @@ import laconic
 from laconic.calibrate.corpus import check_source
 from laconic.cli.main import status
 from laconic.errors import UserError
-from laconic.paths import expanded
+from laconic.files import expanded, replacing
 from laconic.store import check_output
 
 NOBODY = "~no-such-user"
@@ -45,4 +45,14 @@ def test_the_command_line_says_so_in_one_line(capsys: pytest.CaptureFixture[str]
 def test_nobody_else_expands_a_path() -> None:
     folder = Path(laconic.__file__).parent
     own = {file.relative_to(folder).as_posix() for file in folder.rglob("*.py") if ".expanduser()" in file.read_text()}
-    assert own == {"paths.py", "model/checkpoints/place.py"}
+    assert own == {"files.py", "model/checkpoints/location.py"}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path, flush=True) as partial:
+        partial.write_text("first")
+    with pytest.raises(KeyError), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]

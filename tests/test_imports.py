@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from laconic.plugin import TABLES, when_imported
+from laconic.imports import TABLES, when_imported
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KNOWN = f"from {TABLES} import AUTO_QUANTIZATION_CONFIG_MAPPING as a, AUTO_QUANTIZER_MAPPING as b"
@@ -36,7 +36,7 @@ def test_it_is_called_once_the_module_has_all_its_names(module: str) -> None:
     import_module(module)
     assert seen == [3]
     # Nothing of the detour is left on the module.
-    assert type(loaded.__spec__.loader).__module__ != "laconic.plugin" and loaded.__loader__ is loaded.__spec__.loader
+    assert type(loaded.__spec__.loader).__module__ != "laconic.imports" and loaded.__loader__ is loaded.__spec__.loader
     assert getsource(loaded) == "VALUE = 3\n"
 
 

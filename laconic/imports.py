@@ -1,13 +1,38 @@
-"""Registration of laconic's quantizer with transformers, at the moment transformers imports its quantizers.
+"""Modules that are imported when they are needed: names of a package (PEP 562), and laconic's quantizer.
 
-These take longer to import than torch, and a program that loads no model needs neither.
+A package names its lazy names again for type checkers, under `TYPE_CHECKING`. The quantizer is registered with
+transformers at the moment that transformers imports its own, which take longer to import than torch; a program that
+loads no model needs neither.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of `package`.
+
+    homes: by name, the module that defines it. A module of the package is found by its own name.
+
+    >>> lazy("laconic", {"UserError": "laconic.errors"})("UserError").__name__
+    'UserError'
+    """
+
+    def get(name: str) -> Any:
+        if name in homes:
+            return getattr(import_module(homes[name]), name)
+        if not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
+            return import_module(f"{package}.{name}")
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return get
+
 
 QUANT_METHOD = "laconic"
 """What `quantization_config.quant_method` in config.json says of a folder that laconic saved."""

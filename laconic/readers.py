@@ -1,0 +1,240 @@
+"""Readers of values by type: each checks a value and converts it, or says what it must be.
+
+In a recipe text also stands for the number or truth value that it spells, and a mapping for a dataclass.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from inspect import isabstract
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Parts = tuple[Any, ...]
+"""What a type is made of: `str` and `int` of `dict[str, int]`."""
+Reader = Callable[[Any], Any]
+"""From what was given to what the field holds; raises `WrongKindError`."""
+_SPELLED: ContextVar[bool] = ContextVar("laconic-spelled", default=False)
+"""Whether text stands for the value that it spells."""
+NO_TRUTH = "no truth value"
+TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+"""Text that stands for a truth value in a recipe."""
+
+
+class WrongKindError(Exception):
+    """A value is of no kind that a field may have.
+
+    kinds: what may be there. inner: where that is within what was given to the field, `[2]` or `.ffn`.
+    """
+
+    def __init__(self, value: object, *kinds: str, inner: str = "") -> None:
+        super().__init__()
+        self.value, self.kinds, self.inner = value, kinds, inner
+
+    def within(self, inner: str) -> "WrongKindError":
+        """The same of a value that holds this one at `inner`."""
+        return WrongKindError(self.value, *self.kinds, inner=f"{inner}{self.inner}")
+
+
+@cache
+def readers_of(kind: type) -> Mapping[str, Reader]:
+    """The reader of each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: reader_of(hints[field.name]) for field in fields(kind)}
+
+
+def reader_of(hint: Any) -> Reader:
+    """A function that checks and converts values of the type `hint`; it accepts anything for types it does not know."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return reader_of(parts[0])
+    if origin in _COMPOUND:
+        return _COMPOUND[origin](parts)
+    if origin is None and isinstance(hint, type):
+        return _PLAIN.get(hint) or (_member(hint) if issubclass(hint, Enum) else _instance(hint))
+    return anything
+
+
+def anything(value: Any) -> Any:
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise WrongKindError(value, f"a whole number, {NO_TRUTH}")
+    number = _spelled(value, float)
+    if isinstance(number, Integral) or (isinstance(number, float) and number.is_integer()):
+        return int(number)
+    raise WrongKindError(value, "a whole number")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise WrongKindError(value, f"a number, {NO_TRUTH}")
+    number = _spelled(value, float)
+    if not isinstance(number, Real):
+        raise WrongKindError(value, "a number")
+    if not math.isfinite(number) and not _SPELLED.get():
+        raise WrongKindError(value, "a finite number")
+    return float(number)
+
+
+@contextmanager
+def spelling(on: bool) -> Iterator[None]:
+    """Within the block, whether text stands for the value that it spells."""
+    token = _SPELLED.set(on)
+    try:
+        yield
+    finally:
+        _SPELLED.reset(token)
+
+
+def _spelled(value: Any, kind: Callable[[str], Any]) -> Any:
+    """What text spells, in a recipe; anything else as it is."""
+    if not _SPELLED.get() or not isinstance(value, str):
+        return value
+    try:
+        return kind(value)
+    except (ValueError, KeyError):
+        return value
+
+
+def _truth(value: Any) -> bool:
+    value = _spelled(value, lambda text: TRUTHS[text.strip().lower()])
+    if isinstance(value, bool):
+        return value
+    # NumPy has its own, which no abstract class of Python's knows.
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    raise WrongKindError(value, "true or false")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    raise WrongKindError(value, "text")
+
+
+_PLAIN: Mapping[Any, Reader] = {bool: _truth, int: _whole, float: _number, str: _text, Any: anything}
+
+
+def _literal(known: Parts) -> Reader:
+    *first, last = map(repr, known)
+    words = f"{', '.join(first)} or {last}" if first else last
+
+    def read(value: Any) -> Any:
+        for one in known:
+            # True is 1 to Python; and what compares with nothing else need not say true or false.
+            if isinstance(value, bool) == isinstance(one, bool) and isinstance(value, (str, Real)) and value == one:
+                return one
+        raise WrongKindError(value, words)
+
+    return read
+
+
+def _member(kind: type[Enum]) -> Reader:
+    value_of = _literal(tuple(one.value for one in kind))
+    return lambda value: value if isinstance(value, kind) else kind(value_of(value))
+
+
+def _items(parts: Parts) -> Reader:
+    many = len(parts) == 2 and parts[1] is Ellipsis
+    readers = [reader_of(part) for part in parts if part is not Ellipsis]
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            raise WrongKindError(value, "a list")
+        if not many and len(value) != len(readers):
+            raise WrongKindError(value, f"a list of {len(readers)}")
+        each = readers * len(value) if many else readers
+        return tuple(_inside(each[index], one, f"[{index}]") for index, one in enumerate(value))
+
+    return read
+
+
+def _mapping(parts: Parts) -> Reader:
+    keys, values = map(reader_of, parts)
+
+    def key_of(key: Any) -> Any:
+        try:
+            return keys(key)
+        except WrongKindError as wrong:
+            raise WrongKindError(key, *(f"a mapping whose keys are {kind}" for kind in wrong.kinds)) from None
+
+    def read(value: Any) -> dict[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise WrongKindError(value, "a mapping")
+        return {key_of(key): _inside(values, one, f".{key}") for key, one in value.items()}
+
+    return read
+
+
+def _inside(reader: Reader, value: Any, inner: str) -> Any:
+    try:
+        return reader(value)
+    except WrongKindError as wrong:
+        raise wrong.within(inner) from None
+
+
+def _instance(kind: type) -> Reader:
+    spelled_as_mapping = is_dataclass(kind) and not isabstract(kind)
+
+    def read(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if not (_SPELLED.get() and spelled_as_mapping):
+            raise WrongKindError(value, f"an object of the class {kind.__name__}")
+        if not isinstance(value, Mapping):
+            raise WrongKindError(value, "a mapping")
+        readers = readers_of(kind)
+        needed = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
+        if not needed <= value.keys() <= readers.keys():
+            raise WrongKindError(value, f"a mapping of {', '.join(readers)}")
+        return kind(**{name: _inside(readers[name], part, f".{name}") for name, part in value.items()})
+
+    return read
+
+
+def _union(parts: Parts) -> Reader:
+    optional = NoneType in parts
+    readers = [reader_of(part) for part in parts if part is not NoneType]
+
+    def read(value: Any) -> Any:
+        if value is None and optional:
+            return None
+        wrongs: list[WrongKindError] = []
+        # Text that one of them takes as text spells nothing.
+        for spelled in (False, True) if _SPELLED.get() else (False,):
+            wrongs.clear()
+            with spelling(spelled):
+                for reader in readers:
+                    try:
+                        return reader(value)
+                    except WrongKindError as wrong:
+                        wrongs.append(wrong)
+        # What is right but for something inside of it is what was meant.
+        deepest = max(wrongs, key=lambda wrong: len(wrong.inner))
+        truth = next((wrong for wrong in wrongs if isinstance(value, bool) and wrong.kinds[0].endswith(NO_TRUTH)), None)
+        if deepest.inner or truth:
+            raise truth or deepest
+        raise WrongKindError(value, *dict.fromkeys(kind for wrong in wrongs for kind in wrong.kinds))
+
+    return read
+
+
+_COMPOUND: Mapping[Any, Callable[[Parts], Reader]] = {
+    Union: _union,
+    UnionType: _union,
+    Literal: _literal,
+    tuple: _items,
+    dict: _mapping,
+    Mapping: _mapping,
+}

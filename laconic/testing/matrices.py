@@ -1,0 +1,89 @@
+"""Matrices with all of their statistics: random, singular, with dead channels, in half precision."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate import AbsMean, Fisher, GradCovariance, InputCovariance, LayerStats, Mean
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix and its statistics.
+
+    Args:
+        name: what is particular about it.
+        weight: (out, in).
+        stats: every statistic that laconic's own methods ask for.
+    """
+
+    name: str
+    weight: Tensor
+    stats: LayerStats
+
+
+def stats_of(x: Tensor, g: Tensor, sequences: int = 4) -> LayerStats:
+    """Every statistic of a layer from its inputs and the gradients at its outputs.
+
+    Args:
+        x: inputs (tokens, in).
+        g: gradients (tokens, out).
+        sequences: how many sequences of equal length the tokens are.
+
+    Example:
+        >>> stats = stats_of(torch.ones(8, 3), torch.ones(8, 2))
+        >>> stats[InputCovariance].matrix.shape, stats[GradCovariance].matrix.shape
+        (torch.Size([3, 3]), torch.Size([2, 2]))
+    """
+    shape = (g.shape[1], x.shape[1])
+    inputs = [kind.empty(shape[1], False, CPU) for kind in (InputCovariance, Mean, AbsMean)]
+    for statistic in inputs:
+        statistic.update(x)
+    output, fisher = GradCovariance.empty(shape, CPU), Fisher.empty(shape, CPU)
+    output.update(x, g)
+    for x_part, g_part in zip(x.chunk(sequences), g.chunk(sequences), strict=True):
+        fisher.update(x_part, g_part)
+    output.count = fisher.count = sequences
+    return LayerStats([*inputs, output, fisher])
+
+
+def random_matrix(name: str, shape: tuple[int, int], tokens: int = 400, dtype: torch.dtype = torch.float32) -> Matrix:
+    """A random matrix with correlated inputs and gradients of uneven size; the same for the same shape.
+
+    Args:
+        name: what it is called.
+        shape: (out, in).
+        tokens: how many inputs its statistics are of.
+        dtype: of the matrix.
+    """
+    m, n = shape
+    generator = torch.Generator().manual_seed(m * 1000 + n)
+    mixing = torch.randn(n, n, generator=generator) / n**0.5
+    x = torch.randn(tokens, n, generator=generator) @ mixing * torch.linspace(0.1, 3, n)
+    g = torch.randn(tokens, m, generator=generator) * torch.linspace(2, 0.05, m)
+    weight = torch.randn(m, n, generator=generator) / n**0.5
+    exact = torch.promote_types(dtype, torch.float32)
+    return Matrix(name, weight.to(dtype), stats_of(x.to(exact), g.to(exact)))
+
+
+def _dead() -> Matrix:
+    base = random_matrix("dead channels", (24, 40))
+    generator = torch.Generator().manual_seed(0)
+    x, g = torch.randn(200, 40, generator=generator), torch.randn(200, 24, generator=generator)
+    x[:, :7] = 0
+    g[:, 3:9] = 0
+    return Matrix(base.name, base.weight, stats_of(x, g))
+
+
+MATRICES = (
+    random_matrix("wide", (24, 40)),
+    random_matrix("tall", (40, 24)),
+    random_matrix("square, singular moment", (32, 32), tokens=12),
+    _dead(),
+    Matrix("nothing seen", random_matrix("", (24, 40)).weight, stats_of(torch.zeros(8, 40), torch.zeros(8, 24))),
+    random_matrix("half precision", (24, 40), dtype=torch.float16),
+)
+"""What a method must cope with."""

@@ -1,0 +1,160 @@
+"""The contracts of an architecture's entry and of a step, on a small model with random weights."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from laconic.calibrate import Calibration
+from laconic.compress import Compress, Step
+from laconic.errors import UserError
+from laconic.methods import Svd
+from laconic.model import LanguageModel
+from laconic.model.anatomy import find_entry
+from laconic.recipe.order import check_order
+from laconic.store import save
+from laconic.testing.formats import expect
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Give `model` random weights that are large enough for each of them to show in the outputs; it is returned.
+
+    Args:
+        model: as its class makes it.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    for name, tensor in model.eval().named_parameters():
+        if tensor.requires_grad and tensor.dim() > 1:
+            torch.nn.init.normal_(tensor, std=tensor.shape[-1] ** -0.5)
+        elif tensor.requires_grad and name.endswith("bias"):
+            torch.nn.init.normal_(tensor, std=0.1)
+    return model
+
+
+def random_batch(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
+    """Two rows of seven tokens, the second padded by two; with target tokens for an encoder-decoder.
+
+    Args:
+        model: whose vocabulary has more than three tokens.
+        seed: of the tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.config.get_text_config().vocab_size
+    batch = {
+        "input_ids": torch.randint(3, vocabulary, (2, 7), generator=generator),
+        "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
+    }
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = torch.randint(3, vocabulary, (2, 5), generator=generator)
+    return batch
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Check the entry of an architecture (`laconic.model.anatomy.Anatomy`) on a model of it.
+
+    The entry is found by the model's `model_type`; every path in it leads to a matrix; each linear layer within blocks
+    is one of its sites; matrices that it says read one input do; and a model whose matrices are all of low rank
+    computes the same after `save` and `from_pretrained`.
+
+    Args:
+        model: a small one, of a class that an Auto class of transformers finds. Its weights are made random.
+
+    Raises:
+        AssertionError: something does not hold.
+        UserError: laconic cannot use the model; the sentence says why.
+    """
+    lm = LanguageModel.of(randomize(model))
+    kind = model.config.model_type
+    entry = find_entry(kind)
+    expect(
+        entry is not None, f"there is no entry for '{kind}'; register one as an entry point in laconic.architectures"
+    )
+    sites = lm.sites(("*",))
+    expect(lm.anatomy is entry or lm.anatomy == entry, f"'{kind}' was found by its structure, not by its entry")
+    paths = {site.name for site in sites}
+    for _, blocks in lm.stacks():
+        for at, (path, block) in enumerate(blocks):
+            for name, part in block.named_modules():
+                if isinstance(part, torch.nn.Linear):
+                    inside = [site for site in paths if site.endswith(f"{path}.{name}")]
+                    expect(bool(inside), f"no site of '{kind}' is the linear layer '{name}' of block {at}")
+    _check_shared_inputs(lm)
+    with torch.no_grad():
+        Compress(method=Svd(multiple=1), keep=0.5, targets=("*",)).apply(lm, None)
+        before = model(**random_batch(model))[0]
+    check_reload(lm, before)
+
+
+def _check_shared_inputs(lm: LanguageModel) -> None:
+    """The sites that are measured as one read the same tensor."""
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [
+        site.module.register_forward_pre_hook(
+            lambda _, args, name=site.name: seen.setdefault(name, []).append(args[0])  # type: ignore[misc]
+        )
+        for site in lm.sites()
+    ]
+    with torch.no_grad():
+        lm.model(**random_batch(lm.model))
+    for hook in hooks:
+        hook.remove()
+    first: dict[str, str] = {}
+    for site in lm.sites():
+        expect(site.name in seen, f"the forward pass does not run '{site.name}'")
+        other = first.setdefault(site.input, site.name)
+        same = len(seen[other]) == len(seen[site.name]) and all(map(torch.equal, seen[other], seen[site.name]))
+        expect(same, f"'{site.name}' and '{other}' are said to read one input, and do not")
+
+
+def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = None) -> None:
+    """Check that a step keeps the contract of `laconic.compress.Step` on one model.
+
+    What it refuses it refuses beforehand, on the model without weights, and then leaves the weights alone; otherwise
+    the structure that `dry_run` leaves is the one that `apply` leaves, and the result computes the same after `save`
+    and `from_pretrained`.
+
+    Args:
+        step: with its parameters.
+        model: a small one; it is changed.
+        data: what `apply` is given; one random batch for a step that needs data where it is None.
+
+    Raises:
+        AssertionError: something does not hold.
+
+    """
+    lm = LanguageModel.of(model.eval())
+    if data is None and step.needs_data:
+        data = Calibration([random_batch(model)])
+    try:
+        planned = check_order(lm.to_meta(), [step], [step.name])
+    except UserError as error:
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        try:
+            step.apply(lm, data)
+        except UserError:
+            same = all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+            expect(same, f"'{step.name}' changes weights before it refuses the model")
+            return
+        raise AssertionError(f"'{step.name}' refuses beforehand what it then does: {error}") from error
+    lm = step.apply(lm, data).now or lm
+    shapes = {name: tuple(tensor.shape) for name, tensor in lm.model.state_dict().items()}
+    told = {name: tuple(tensor.shape) for name, tensor in planned.model.state_dict().items()}
+    expect(
+        shapes.keys() == told.keys(), f"dry_run of '{step.name}' leaves other tensors: {shapes.keys() ^ told.keys()}"
+    )
+    with torch.no_grad():
+        check_reload(lm, lm.model(**random_batch(lm.model))[0])
+
+
+def check_reload(lm: LanguageModel, outputs: Tensor) -> None:
+    """Save `lm`, load it by its class, and compare what it computes with `outputs` of `random_batch`."""
+    with TemporaryDirectory() as folder, torch.no_grad():
+        save(lm, Path(folder) / "model")
+        again = type(lm.model).from_pretrained(f"{folder}/model")
+        found = again(**random_batch(again))[0]
+    expect(
+        torch.allclose(found, outputs, rtol=1e-5, atol=2e-6), "the model computes something else once it is reloaded"
+    )
