@@ -87,7 +87,7 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
             f"{sum(linear_map.nbytes() for linear_map in maps):,} bytes."
         )
         yield ""
-    if pipeline is not None and pipeline.every:
+    if pipeline is not None and pipeline.stage_list:
         prompts = pipeline.describe_prompts()
         yield f"The vector of a text: {plain(pipeline.describe())}." + (
             "" if prompts is None else f" Prompts: {plain(prompts)}."
