@@ -84,7 +84,7 @@ def test_a_mistake_of_a_format_is_noticed() -> None:
         def nbytes(self) -> int:
             return super().nbytes() + 1
 
-    layer = LowRank.of(torch.ones(6, 2), torch.ones(2, 8))
+    layer = LowRank.from_factors(torch.ones(6, 2), torch.ones(2, 8))
     check_format(layer)
     layer.__class__ = Heavy
     with pytest.raises(AssertionError, match=r"'low-rank' tells 113 bytes and stores 112"):

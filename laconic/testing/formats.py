@@ -29,7 +29,7 @@ def check_format(layer: Format) -> None:
 
     Example:
         >>> from laconic.formats import LowRank
-        >>> check_format(LowRank.of(torch.ones(6, 2), torch.ones(2, 8)))
+        >>> check_format(LowRank.from_factors(torch.ones(6, 2), torch.ones(2, 8)))
     """
     for check in FORMAT_CHECKS:
         check(layer)
