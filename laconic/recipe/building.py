@@ -52,7 +52,7 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
         UserError: a key is unknown, or else one is missing, or else a value cannot be.
 
     Example:
-        >>> from laconic.calibrate.profile import Workload
+        >>> from laconic.calibrate.passes import Workload
         >>> build(Workload, {"batch": 4}, "workload").batch
         4
     """
