@@ -20,10 +20,15 @@ from laconic.model.width import resize_linear
 
 
 def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
-    """Take the layers of these numbers out of `layers` of `lm`, in place; what is left is a model of the same class.
+    """Drop layers from a model in place; what is left is a model of the same class.
+
+    Args:
+        lm: the model.
+        layers: one of its stacks.
+        indices: the layers to drop, numbered from 0.
 
     Raises:
-        UserError: there is no such layer, or none would be left, or what is left could not be of the class.
+        UserError: there is no such layer, none would be left, or the class could not build the rest.
     """
     check_droppable(lm, layers, indices)
     check_rescalable(lm, layers, indices)
@@ -46,8 +51,11 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
 
 
 def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
-    """Raise UserError where a block that moves once these are gone must have other scores, and its queries are no plain
-    matrix that could make up for it."""
+    """Check that the queries of blocks whose score scale changes can be multiplied to make up for it.
+
+    Raises:
+        UserError: such a query projection is compressed already.
+    """
     if not scales_by_index(lm, layers):
         return
     kept = [index for index in range(len(layers)) if index not in indices]
@@ -120,7 +128,7 @@ def _move_table(table: BiasTable, first: nn.Module, new_first: nn.Module) -> Non
 
 @torch.no_grad()
 def _rescale(lm: LanguageModel, block: str, old: int, new: int) -> None:
-    """The queries of a block multiplied by what its scores are no longer divided by."""
+    """Multiply the queries of a block by the factor that its new index removes from the scores."""
     attention = lm.model.get_submodule(f"{block}.attn")
     if old == new:
         return

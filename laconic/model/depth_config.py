@@ -1,15 +1,9 @@
-"""What a configuration says of single layers, and what it says of those that are left when some are dropped.
+"""The configuration of a model that has lost layers, and whether its class can build the rest from it.
 
-Architectures say which layers are of which kind in many ways: a list with an entry for each layer, the numbers of some
-of them, how many of the first ones, every so-manieth. Each way is a rule here; what no rule can say is found by
-comparison with what the class makes of the result (`laconic.model.stock`).
-
-Whether a model that has lost blocks can be described by a configuration of its class.
-
-The class makes a block anew from the configuration and the block's number. Where it would make something else of one
-that has moved (a dense feed-forward where experts were, another scale), no checkpoint of the class can hold what is
-left. This is found on the meta device, before any work: what the class makes of a kept block in its old place is
-compared with what it makes of the new configuration in the new place.
+Architectures say in many ways which layers are of which kind: a list with an entry per layer, the indices of some, how
+many of the first ones, every n-th. Each way is a rule here. What no rule covers is found by building both models on the
+meta device: what the class makes of a kept block in its old place is compared with what it makes of the new
+configuration in the new place, before any work (`laconic.model.stock`).
 """
 
 import copy
@@ -47,9 +41,19 @@ _PERIODS = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", 
 
 
 def per_layer_values(config: PreTrainedConfig, count: int, kept: Sequence[int]) -> dict[str, Any]:
-    """What `config` is to say, by name, once of its `count` layers only those of the numbers `kept` are left.
+    """The values of a configuration that change when layers are dropped, by key.
 
-    The number of layers itself is not among it. What cannot be said is left as it is.
+    The number of layers itself is not among them.
+
+    Args:
+        config: the configuration of the whole model.
+        count: its number of layers.
+        kept: the layers that stay.
+
+    Example:
+        >>> from transformers import PreTrainedConfig
+        >>> per_layer_values(PreTrainedConfig(layer_types=["a", "b", "c"]), 3, [0, 2])
+        {'layer_types': ['a', 'c']}
     """
     said = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     return {name: value for rule in _RULES for name, value in rule(said, count, kept).items()}
@@ -92,7 +96,7 @@ def _from_the_ends(said: Said, count: int, kept: Sequence[int]) -> dict[str, Any
 
 
 def _every_step(said: Said, count: int, kept: Sequence[int]) -> dict[str, Any]:
-    """Qwen's experts are in every so-manieth layer that is not named as without."""
+    """Qwen has experts in every n-th layer that is not listed as dense."""
     step, dense = said.get("decoder_sparse_step"), said.get("mlp_only_layers")
     if not isinstance(step, int) or not isinstance(dense, (list, tuple)) or step == 1:
         return {}
@@ -101,7 +105,7 @@ def _every_step(said: Said, count: int, kept: Sequence[int]) -> dict[str, Any]:
 
 
 def _interval(said: Said, count: int, kept: Sequence[int]) -> dict[str, Any]:
-    """ERNIE's experts are in every so-manieth layer from one to another."""
+    """ERNIE has experts in every n-th layer from one index to another."""
     start, end, step = (said.get(f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
     if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)):
         return {}
@@ -154,7 +158,7 @@ SCALING = "scaling"
 
 
 def shorten_config(config: PreTrainedConfig, depth: Depth, count: int, kept: Sequence[int]) -> None:
-    """Have `config` describe only the `kept` ones of its `count` layers, as far as it can; changed in place."""
+    """Change `config` in place to describe only the `kept` ones of its `count` layers, as far as it can."""
     # Which of two stacks a list is about is known only where an architecture's entry says so.
     said = {} if config.is_encoder_decoder else per_layer_values(config, count, kept)
     for name in depth.lists:
@@ -169,21 +173,25 @@ def shorten_config(config: PreTrainedConfig, depth: Depth, count: int, kept: Seq
 
 
 def scales_by_index(lm: LanguageModel, layers: Layers) -> bool:
-    """Whether the attention of a block divides its scores by the block's number."""
+    """Whether an attention divides its scores by the index of its block."""
     return layers.depth.score_scale_flag is not None and bool(getattr(lm.model.config, layers.depth.score_scale_flag))
 
 
 def is_copied_list(
     attribute: str | None, value: object, before: Mapping[str, object], after: Mapping[str, object]
 ) -> bool:
-    """Whether a module's `attribute` only repeats a list of the configuration, which then changes too."""
+    """Whether a module's `attribute` is a copy of a list of the configuration, which changes with it."""
     if attribute is None or not isinstance(value, list):
         return False
     return attribute in after and value == before.get(attribute)
 
 
 class DropChecker:
-    """Which blocks of `lm` can go so that a configuration describes the others; what was found is remembered."""
+    """Decides which layers of a model can go so that a configuration describes the others; results are cached.
+
+    Args:
+        lm: the model.
+    """
 
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
@@ -192,7 +200,7 @@ class DropChecker:
         self._found: dict[tuple[str, tuple[int, ...]], str | None] = {}
 
     def check(self, layers: Layers, indices: Collection[int]) -> None:
-        """Raise UserError where the layers of these numbers cannot go."""
+        """Raise UserError where the layers of these indices cannot go."""
         obstacle = self._obstacle(layers, indices)
         if obstacle is not None:
             blocks = ", ".join(map(str, sorted(indices)))
@@ -202,7 +210,7 @@ class DropChecker:
             )
 
     def without(self, layers: Layers, indices: Collection[int]) -> bool:
-        """Whether `check` has nothing to say."""
+        """Whether `check` accepts these layers."""
         return self._obstacle(layers, indices) is None
 
     def _obstacle(self, layers: Layers, indices: Collection[int]) -> str | None:
@@ -253,7 +261,7 @@ class DropChecker:
 
 
 def _in_new_places(whole: PreTrainedModel, layers: Layers, kept: Sequence[int]) -> dict[str, nn.Module]:
-    """The modules of `whole` without those of dropped layers, by the paths that they then have."""
+    """The modules of `whole` without the dropped layers, by their new paths."""
     places = {f"{layers.list}.{old}": f"{layers.list}.{new}" for new, old in enumerate(kept)}
     gone = {f"{layers.list}.{old}" for old in range(len(layers))} - places.keys()
     levels = layers.list.count(".") + 2
@@ -266,7 +274,7 @@ def _in_new_places(whole: PreTrainedModel, layers: Layers, kept: Sequence[int]) 
 
 
 def _kinds(whole: PreTrainedModel, layers: Layers) -> list[int]:
-    """A number for each layer, the same for those that are alike but for their places."""
+    """A number for each layer, equal for layers that differ in their index alone."""
     alike: list[Mapping[str, nn.Module]] = []
     numbers = []
     for path in layers.paths:

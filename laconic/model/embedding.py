@@ -1,4 +1,4 @@
-"""What a folder declares to be done with the last hidden states, and how its texts are read."""
+"""From last hidden states to one vector per text, as the folder of a sentence-transformers model configures it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,15 @@ SIMILARITIES = (COSINE, "dot", "euclidean", "manhattan")
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """What a folder of sentence-transformers says of texts and vectors.
+    """How a sentence-transformers model reads texts and compares vectors.
 
-    model_type:     the class of the library that reads it.
-    max_length:     tokens of a text at most; None where the tokenizer says it.
-    prompts:        by name, what may stand before a text.
-    default_prompt: that which does where none is asked for, "" for none.
-    similarity:     by which vectors are compared, one of SIMILARITIES.
-    lower_case:     whether texts are put in lower case, whatever the tokenizer does.
+    Args:
+        model_type: the sentence-transformers class that loads it.
+        max_length: the maximum number of tokens; None where the tokenizer has it.
+        prompts: prompts that may stand before a text, by name.
+        default_prompt: the prompt that is used by default; "" for none.
+        similarity: how vectors are compared, one of `SIMILARITIES`.
+        lower_case: whether texts are lower-cased before the tokenizer.
     """
 
     model_type: str = "SentenceTransformer"
@@ -40,19 +41,29 @@ class TextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What lies beside the transformer, by path in the folder: texts, and tensors as they are stored."""
+    """The files beside the transformer, by path in the folder.
+
+    Args:
+        texts: configuration files.
+        tensors: the tensors of each weight file, as stored.
+    """
 
     texts: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 class Pipeline(nn.Module):
-    """From the last hidden states to one vector for each row. It never trains.
+    """Compute one vector per row from the last hidden states. It is never trained.
 
     Args:
-        stages: in order.
-        settings: how texts are read, and vectors compared.
-        files: what the folder has of all that; none where nothing is declared.
+        stages: its modules, in order.
+        settings: how texts are read and vectors compared.
+        files: the files that it was read from; empty where the folder has none.
+
+    Example:
+        >>> states = torch.tensor([[[3.0, 0.0], [3.0, 8.0]]])
+        >>> MEAN_POOLING(states, torch.ones(1, 2))
+        tensor([[0.6000, 0.8000]])
     """
 
     def __init__(self, stages: Sequence[Stage], settings: TextSettings, files: Files) -> None:
@@ -70,7 +81,13 @@ class Pipeline(nn.Module):
         attention_mask: Tensor,
         pooling_mask: Tensor | None = None,
     ) -> Float[Tensor, "rows k"]:
-        """The vectors of the last hidden states `states`; the masks are 1 at tokens that count."""
+        """Compute the vectors.
+
+        Args:
+            states: the last hidden states.
+            attention_mask: 1 at tokens, 0 at padding.
+            pooling_mask: 1 at tokens that are pooled; by default all tokens. It leaves out prompts.
+        """
         features = {TOKENS: states, ATTENTION_MASK: attention_mask}
         features[POOLING_MASK] = attention_mask if pooling_mask is None else pooling_mask
         for stage in self.stages:
@@ -79,32 +96,32 @@ class Pipeline(nn.Module):
 
     @property
     def stage_list(self) -> list[Stage]:
-        """The stages in order."""
+        """The modules in order."""
         return [stage for stage in self.stages if isinstance(stage, Stage)]
 
     @property
     def is_declared(self) -> bool:
-        """Whether a folder says so."""
+        """Whether it was read from a folder."""
         return bool(self.files.texts)
 
     @property
     def pools_prompts(self) -> bool:
-        """Whether the tokens of a prompt count like any other."""
+        """Whether the tokens of a prompt are pooled like any other."""
         return all(stage.include_prompt for stage in self.stage_list if isinstance(stage, Pooling))
 
     @property
     def size(self) -> tuple[int, int]:
-        """(parameters, bytes as stored)."""
+        """The number of parameters, and their bytes on disk."""
         stored = [tensor for tensors in self.files.tensors.values() for tensor in tensors.values()]
         return sum(tensor.numel() for tensor in stored), sum(tensor.nbytes for tensor in stored)
 
     def describe(self) -> str:
-        """In words, as "cls pooling, unit length"."""
+        """The modules in words, as "cls pooling, unit length"."""
         words = ", ".join(stage.describe() for stage in self.stage_list)
         return words if self.is_declared else f"{words} (none is declared: there is no modules.json)"
 
     def describe_prompts(self) -> str | None:
-        """Which prompts there are, and which of them stands before a text here; None where there are none."""
+        """The prompts in words, and which of them is used by default; None where there are none."""
         named = [name for name, prompt in self.settings.prompts.items() if prompt]
         if not named:
             return None
@@ -114,7 +131,7 @@ class Pipeline(nn.Module):
         )
 
     def to_bytes(self) -> bytes:
-        """All that decides what it computes, for a hash."""
+        """Everything that decides what it computes, to be hashed."""
         numbers = [
             f"{path} {name} {tensor.dtype} {tuple(tensor.shape)}".encode() + _bytes(tensor)
             for path, tensors in sorted(self.files.tensors.items())
@@ -128,9 +145,17 @@ MEAN_POOLING = Pipeline([Pooling(("mean",)), Normalize()], TextSettings(), Files
 
 
 def check_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> None:
-    """Raise UserError where the last hidden states of a model of this configuration do not fit the pipeline of `whose`.
+    """Check that the last hidden states of a model fit a pipeline.
 
-    What a Pooling module says of its own width is not looked at: it pools vectors of any.
+    The width in the configuration of a Pooling module is ignored, as it pools vectors of any.
+
+    Args:
+        pipeline: the pipeline.
+        config: the configuration of the model before it.
+        whose: the model of the pipeline, as errors name it.
+
+    Raises:
+        UserError: a module reads vectors of another width.
     """
     for stage, read in _reading(pipeline, config):
         if stage.width not in (None, read) and not isinstance(stage, Pooling):
@@ -141,7 +166,12 @@ def check_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Non
 
 
 def adapt_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Pipeline:
-    """The pipeline of `whose` model behind one of another configuration: its Pooling modules say what they then read.
+    """Adapt a pipeline to a model of another width, by the widths that its Pooling modules are saved with.
+
+    Args:
+        pipeline: the pipeline.
+        config: the configuration of the model that will stand before it.
+        whose: the model of the pipeline, as errors name it.
 
     Raises:
         UserError: as `check_width`.

@@ -1,4 +1,4 @@
-"""Every site of a model, from its anatomy: which linears it has, and which of them share an input."""
+"""Find every site of a model by its anatomy: which linears it has, and which of them share an input."""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Projections = tuple[tuple[Role, str | None], ...]
 
 @dataclass(frozen=True)
 class _Reading:
-    """Projections that read one and the same input, and whose tokens that holds, call by call."""
+    """Projections that read the same input, and whose tokens that holds, call by call."""
 
     group: Group
     projections: Projections
@@ -28,7 +28,7 @@ class _Reading:
 
 
 def find_stacks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stack, Blocks]]:
-    """Each stack that `model` has, with the path and module of each of its blocks, in forward order."""
+    """Find each stack of a model with the path and module of each of its blocks, in forward order."""
     for stack in anatomy.stacks:
         blocks = [
             (f"{path}.{name}", block)
@@ -40,7 +40,7 @@ def find_stacks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stac
 
 
 def find_sites(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
-    """Embeddings, then the linears of each block, then those outside the blocks; without those of `obstacles_of`."""
+    """Find the sites: embeddings, the linears of each block, then those outside; without `find_excluded`."""
     obstacles = find_excluded(model, anatomy)
     for site in _with_obstacles(model, anatomy):
         if not any(_around(name, obstacles) for name in site.names):
@@ -48,7 +48,7 @@ def find_sites(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
 
 
 def find_excluded(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, str]:
-    """The linears and embeddings that are no sites, by path, each with why: as a clause."""
+    """Find the linears and embeddings that cannot be compressed, by path, each with the reason as a clause."""
     usage = trace_usage(model, globally=anatomy.global_attention)
     paths = () if usage is None else (path for path in usage.matrices if _submodule(model, path) is not None)
     return {path: why for path in paths if usage is not None and (why := usage.obstacle(path)) is not None}
@@ -88,7 +88,7 @@ def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
 
 
 def _heads(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str]) -> Iterator[Site]:
-    """The linears outside the blocks; the last of them, where it comes after the blocks, gives the predictions."""
+    """The linears outside the blocks; the last one, if it comes after the blocks, gives the predictions."""
     tables = [path for table in anatomy.embeddings if (path := _path(model, table.path))]
     found: list[tuple[str, nn.Module]] = []
     blocks_follow = False

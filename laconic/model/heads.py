@@ -1,8 +1,7 @@
-"""The heads of every attention of a model, and what gives them another size.
+"""The heads of every attention, and how their size is changed.
 
-A head computes softmax(q^T k · scale) v and the output projection adds up the heads. Its size may therefore change by a
-linear map of queries, one of keys, one of values and one in front of the output projection; the scale stays that of
-the size that the model was trained with.
+A head computes softmax(qᵀ k · scale) v, and the output projection sums over heads. Its size can be changed by a linear
+map each of queries, keys and values, and one before the output projection; the scale stays that of the original size.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from laconic.model.width import replace_linear
 
 
 class Reader(NamedTuple):
-    """The query, the key or the value projection of all heads, which may be a part of a fused one."""
+    """The query, key or value projection of all heads; it may be a part of a fused matrix."""
 
     site: Site
     weight: Float[Tensor, "heads*size in"]
@@ -30,7 +29,7 @@ class Reader(NamedTuple):
 
 
 class HeadMaps(NamedTuple):
-    """For each head of size d, what gives it the size r: q' = Q q, k' = K k, v' = V v and W_O' = W_O O."""
+    """For each head of size d, the maps to size r: q' = Q q, k' = K k, v' = V v and W_O' = W_O O."""
 
     query: Float[Tensor, "heads r d"]
     key: Float[Tensor, "heads r d"]
@@ -40,7 +39,15 @@ class HeadMaps(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadedAttention:
-    """One attention of a model; `inputs` are the sites of query, key and value, or the one where they are fused."""
+    """An attention whose heads can be resized.
+
+    Args:
+        name: path of the attention module.
+        module: the module.
+        heads: how it is cut into heads.
+        inputs: the sites of query, key and value, or the one site where they are fused.
+        output: the site of the output projection.
+    """
 
     name: str
     module: nn.Module
@@ -55,7 +62,7 @@ class HeadedAttention:
 
     @property
     def size(self) -> int:
-        """Numbers in one query, key or value of a head."""
+        """The size of one head."""
         return getattr(self.module, self.heads.size)
 
     @property
@@ -63,7 +70,7 @@ class HeadedAttention:
         return (*self.inputs, self.output)
 
     def readers(self) -> list[Reader]:
-        """Query, key and value."""
+        """The query, key and value projections."""
         if len(self.inputs) == 1:
             (fused,) = self.inputs
             bias = fused.bias()
@@ -73,10 +80,10 @@ class HeadedAttention:
 
 
 def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
-    """Every attention inside the blocks of `lm`, in forward order.
+    """Find every attention inside the blocks, in forward order.
 
     Raises:
-        UserError: the heads of this architecture cannot change their size, or a projection is compressed already.
+        UserError: the heads of this architecture cannot be resized, or a projection is compressed already.
     """
     if not can_shrink(lm.anatomy):
         fits = sorted(name for anatomy in entries() if can_shrink(anatomy) for name in anatomy.model_types)
@@ -95,7 +102,13 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
 
 @torch.no_grad()
 def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) -> None:
-    """Give the heads of `attention` the size that `maps` map to."""
+    """Resize the heads of an attention in place.
+
+    Args:
+        lm: the model.
+        attention: one of its attentions.
+        maps: the maps from the present size to the new one.
+    """
     transforms = (maps.query, maps.key, maps.value)
     weights, biases = [], []
     for reader, transform in zip(attention.readers(), transforms, strict=True):
@@ -112,7 +125,7 @@ def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) 
 
 
 def zero_padding_maps(attention: HeadedAttention, size: int) -> HeadMaps:
-    """The maps that leave the function of `attention` as it is, its heads filled up with zeros to `size`."""
+    """The maps that pad each head with zeros to `size`; the attention computes the same."""
     identity = torch.eye(size, attention.size, dtype=torch.float64, device=attention.output.weight().device)
     rows = identity.expand(attention.count, -1, -1)
     return HeadMaps(query=rows, key=rows, value=rows, output=rows.mT)
@@ -136,7 +149,7 @@ def _resize(lm: LanguageModel, attention: HeadedAttention, size: int) -> None:
 
 
 def can_shrink(anatomy: Anatomy) -> bool:
-    """Whether the heads of this architecture can change their size."""
+    """Whether the heads of an architecture can be resized."""
     return all(
         stack.attention is not None
         and all(attention.heads is not None and attention.heads.can_shrink for attention in stack.attentions)

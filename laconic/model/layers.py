@@ -1,6 +1,6 @@
-"""The layers of a model: what the hidden states pass, stack by stack, one after the other.
+"""The layers of a model: the blocks that the hidden states pass, stack by stack.
 
-A layer is a block, except where blocks are shared (ALBERT): there it is one visit to a group of them.
+A layer is a block, except where blocks are shared (ALBERT): there it is one call of a group of blocks.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -18,9 +18,12 @@ from laconic.model.lm import LanguageModel
 class Layers:
     """The layers of one stack.
 
-    name:  `encoder` or `decoder`; of a model with one stack, `blocks`.
-    list:  path of the `ModuleList` that holds the blocks, or the groups of them.
-    paths: of the module that each layer calls, in forward order.
+    Args:
+        name: `encoder` or `decoder`; `blocks` in a model with one stack.
+        stack: its entry.
+        depth: what depends on the number of its blocks.
+        list: path of the `ModuleList` that holds the blocks, or their groups.
+        paths: path of the module that each layer calls, in forward order.
     """
 
     name: str
@@ -34,15 +37,21 @@ class Layers:
 
     @property
     def shared(self) -> bool:
-        """Whether several layers may call one and the same block."""
+        """Whether several layers may call the same block."""
         return self.depth.group_count is not None
 
 
 def find_layers(lm: LanguageModel) -> list[Layers]:
-    """Every stack of `lm`, in forward order.
+    """Find the layers of every stack of `lm`, in forward order.
 
     Raises:
-        UserError: it cannot be seen how the configuration says the number of blocks.
+        UserError: it is not known where the configuration has the number of blocks.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> lm = LanguageModel.of(GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=16)))
+        >>> [(layers.name, len(layers)) for layers in find_layers(lm)]
+        [('blocks', 3)]
     """
     stacks = list(lm.stacks())
     return [
@@ -52,7 +61,7 @@ def find_layers(lm: LanguageModel) -> list[Layers]:
 
 
 def get_layers(lm: LanguageModel, name: str) -> Layers:
-    """The stack of that name."""
+    """The layers of the stack called `name`."""
     return next(layers for layers in find_layers(lm) if layers.name == name)
 
 
@@ -72,12 +81,17 @@ def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Lay
 
 
 def group_schedule(count: int, groups: int) -> list[int]:
-    """The group that each of `count` layers visits, as ALBERT shares them out."""
+    """The group that each of `count` layers calls, where groups are called in equal shares as in ALBERT.
+
+    Example:
+        >>> group_schedule(4, 2)
+        [0, 0, 1, 1]
+    """
     return [int(layer / (count / groups)) for layer in range(count)]
 
 
 def configs_around(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
-    """Those of the model and of its parts that `layers` lie in, outermost first, each once."""
+    """The configurations of the model and of its parts around `layers`, outermost first, each once."""
     parts = [
         part.config
         for path, part in lm.model.named_modules()
@@ -87,7 +101,16 @@ def configs_around(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
 
 
 def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
-    """Raise UserError where the layers of these numbers cannot go, so that the others make a model of the class."""
+    """Check that some layers can go and the others make a model of the class.
+
+    Args:
+        lm: the model.
+        layers: one of its stacks.
+        indices: the layers to drop, numbered from 0.
+
+    Raises:
+        UserError: there is no such layer, none would be left, the first must stay, or groups would be called unequally.
+    """
     for index in indices:
         if not 0 <= index < len(layers):
             raise UserError(f"There is no block {index} in {_called(layers)}: it has {len(layers)}, numbered from 0.")
@@ -106,7 +129,7 @@ def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int])
 
 
 def can_drop(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> bool:
-    """Whether `check_droppable` has nothing to say."""
+    """Whether `check_droppable` accepts these layers."""
     if not indices:
         return True
     if len(set(indices)) == len(layers) or (0 in indices and needs_first_block(lm, layers)):
@@ -115,7 +138,15 @@ def can_drop(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> boo
 
 
 def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
-    """Raise UserError where `dropped` blocks of each stack, by its name, leave a model that cannot generate."""
+    """Check that the numbers of blocks allow generation.
+
+    Args:
+        lm: the model.
+        dropped: how many blocks each stack loses, by its name.
+
+    Raises:
+        UserError: the decoder would have more blocks than the encoder, by which transformers sizes its cache.
+    """
     if not fits_cache(lm, dropped):
         raise UserError(
             f"The decoder of '{lm.model.config.model_type}' would have more blocks than the encoder, and transformers "
@@ -124,7 +155,7 @@ def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
 
 
 def fits_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
-    """Whether, without so many blocks of each stack, the cache has room for all of the decoder where it had before."""
+    """Whether the key-value cache has room for all blocks of the decoder, if it had before; as `check_depths`."""
     stacks = {layers.name: layers for layers in find_layers(lm)}
     pairs = [(layers, stacks[layers.depth.cache_stack]) for layers in stacks.values() if layers.depth.cache_stack]
     return all(
@@ -134,20 +165,20 @@ def fits_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
 
 
 def needs_first_block(lm: LanguageModel, layers: Layers) -> bool:
-    """Whether the first block holds, or stands before, what no other can."""
+    """Whether the first block of `layers` can never go."""
     path = layers.depth.first_only
     return path is not None and (not path or _child(lm.model.base_model, path) is not None)
 
 
 def remaining_groups(layers: Layers, indices: Collection[int]) -> list[int] | None:
-    """The groups that remain where shared layers go, or None where what remains visits them in no equal shares."""
+    """The groups that remain where shared layers go; None where they would be called in unequal shares."""
     groups = [int(path.rpartition(".")[2]) for index, path in enumerate(layers.paths) if index not in indices]
     kept = list(dict.fromkeys(groups))
     return kept if [kept[group] for group in group_schedule(len(groups), len(kept))] == groups else None
 
 
 def _child(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`, of which the last part may be an attribute that is None."""
+    """The module at `path`; None also where the attribute is None."""
     head, _, name = path.rpartition(".")
     return dict(module.get_submodule(head).named_children()).get(name)
 
@@ -164,7 +195,12 @@ def _unknown(lm: LanguageModel) -> UserError:
 
 
 def consecutive_ranges(indices: Iterable[int]) -> list[range]:
-    """`indices` as the longest runs of consecutive numbers, in order."""
+    """The longest runs of consecutive numbers in `indices`, in order.
+
+    Example:
+        >>> consecutive_ranges([5, 1, 2])
+        [range(1, 3), range(5, 6)]
+    """
     runs: list[range] = []
     for index in sorted(set(indices)):
         if runs and runs[-1].stop == index:

@@ -1,14 +1,11 @@
-"""Turn errors of a model's forward pass into one sentence.
+"""Run a model on a batch and gather its predictions, as parameters of one distribution whatever its task.
 
-Some configurations build a model that cannot run, such as four query heads over three key heads. Only a forward pass
-shows it. All code that runs a model does so within `running`, so the first pass reports the error.
+Classes and tokens are logits of a categorical distribution, the labels of a multi-label model logits of one Bernoulli
+each. Regression and plain encoders give the mean of a Gaussian with unit variance: scores, or the vector of a text. So
+every task has a KL divergence in nats and a Fisher information (`laconic.numerics.distributions`).
 
-What a model says about a batch, as one table of distributions, whatever its task.
-
-Classes and tokens have logits of a categorical, the labels of a multi-label model those of a Bernoulli each. Regression
-and plain encoders give the mean of a Gaussian with unit variance: scores, or the vector of a text, as the model's
-folder declares it (`laconic.model.embedding`). So every task has a KL divergence in nats and a Fisher information, and
-nothing downstream asks for the task again (`laconic.numerics.distributions`).
+Some configurations build a model that cannot run, such as four query heads over three key heads; only a forward pass
+shows it. All code that runs a model does so within `report_run_errors`, which turns the exception into one sentence.
 """
 
 from collections.abc import Iterator
@@ -31,7 +28,12 @@ from laconic.numerics.distributions import Distribution
 
 
 class ModelRunError(UserError):
-    """A model cannot run a batch; `reason` is what its class said."""
+    """A model cannot run a batch.
+
+    Args:
+        sentence: the error as the user sees it.
+        reason: the message of the exception that the model raised.
+    """
 
     # A process that hands it to another makes it of the sentence alone, and puts the rest in afterwards.
     def __init__(self, sentence: str, reason: str = "") -> None:
@@ -41,12 +43,17 @@ class ModelRunError(UserError):
 
 @contextmanager
 def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool = False) -> Iterator[None]:
-    """Within the context `lm` reads the tokens `ids`, and goes on writing if `writes`.
+    """A context in which `lm` runs; exceptions of its class become one sentence.
 
-    What laconic's own code raises there, as in a format or a hook, stays what it is, and so does a lack of memory.
+    Exceptions of laconic's own code called by the model, as in a format or a hook, and a lack of memory pass unchanged.
+
+    Args:
+        lm: the model.
+        ids: the tokens that it reads.
+        writes: it generates text after them.
 
     Raises:
-        ModelRunError: the code of its class, or torch within it, raised something.
+        ModelRunError: the code of the model's class, or torch within it, raised an exception.
     """
     try:
         yield
@@ -74,10 +81,10 @@ def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, wri
 
 
 def check_named(lm: LanguageModel, output: ModelOutput | tuple[object, ...]) -> ModelOutput:
-    """The outputs of a forward pass, with their names.
+    """Check that the outputs of a forward pass have names, and return them.
 
     Raises:
-        UserError: it is a bare tuple.
+        UserError: they are a bare tuple.
     """
     if isinstance(output, tuple):
         raise UserError(f"{_called(lm)} gives its outputs without names; set return_dict of its configuration to true.")
@@ -89,7 +96,7 @@ def _called(lm: LanguageModel) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether code of laconic that the model called is on the way to what raised `error`."""
+    """Whether code of laconic that the model called raised `error`."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
     called = dropwhile(_is_laconic, modules)
     return any(map(_is_laconic, called))
@@ -107,9 +114,13 @@ Batch = dict[str, Tensor]
 
 
 class Predictions(NamedTuple):
-    """values: parameters of the distribution, one line a prediction: logits, or the coordinates of a mean.
-    rows: the row of the batch that each prediction belongs to.
-    labels: the true class, token, labels or values of each prediction; None where the data has none.
+    """The predictions for one batch.
+
+    Args:
+        values: parameters of the distribution, one row per prediction: logits, or a mean.
+        rows: the row of the batch that each prediction belongs to.
+        labels: the true class, token, labels or values of each prediction; None where the batch has none.
+        distribution: what the values parameterise.
     """
 
     values: Float[Tensor, "n k"]
@@ -119,10 +130,27 @@ class Predictions(NamedTuple):
 
 
 def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Float[Tensor, "rows d"]]:
-    """Run the model and gather its predictions at every position that counts (no padding).
+    """Run the model and gather its predictions at every position that is not padding.
 
-    Returns them with the masked mean of the last hidden states of each row, or the vector of each text where that is
-    what is predicted (of zero rows when not asked for by `hidden`). Differentiable when gradients are enabled.
+    Gradients flow through the predictions when they are enabled.
+
+    Args:
+        lm: the model.
+        batch: one batch, on the device of the model.
+        hidden: whether hidden states are needed.
+
+    Returns:
+        The predictions, and for each row the mean of the last hidden states over its tokens, without gradient. The
+        second has zero rows where `hidden` is False; for a plain encoder it is the vectors themselves.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8)
+        >>> lm = LanguageModel.of(BertForSequenceClassification(config).eval())
+        >>> batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+        >>> predictions, states = predict(lm, batch, hidden=True)
+        >>> predictions.values.shape, states.shape
+        (torch.Size([1, 2]), torch.Size([1, 8]))
     """
     embedding = lm.task is Task.EMBEDDING
     output = run_model(lm, batch, **({} if embedding else {"output_hidden_states": hidden}))
@@ -135,10 +163,15 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
 
 
 def run_model(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
-    """What the model gives for a batch; `asked` are more things to return, by transformers' names.
+    """Run the model on a batch.
+
+    Args:
+        lm: the model.
+        batch: one batch.
+        **asked: more outputs, by transformers' names, as `output_attentions=True`.
 
     Raises:
-        UserError: its class cannot run it, or reads no such batch.
+        UserError: the model cannot run the batch, or gives its outputs without names.
     """
     unread = {POOLING_MASK} if lm.task is Task.SEQ2SEQ else {POOLING_MASK, "labels"}
     inputs = {name: tensor for name, tensor in batch.items() if name not in unread}
@@ -152,7 +185,7 @@ def run_model(lm: LanguageModel, batch: Batch, **asked: bool) -> ModelOutput:
 
 
 def gather_predictions(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:
-    """The predictions in `output`, which the model gave for `batch`."""
+    """Gather the predictions from an output of `run_model` for `batch`."""
     if lm.task is Task.EMBEDDING:
         vectors = lm.embedding_pipeline(output["last_hidden_state"], batch["attention_mask"], batch.get(POOLING_MASK))
         return Predictions(vectors, _row_numbers(vectors), None, lm.task.distribution)
@@ -160,7 +193,7 @@ def gather_predictions(lm: LanguageModel, output: ModelOutput, batch: Batch) -> 
 
 
 def first_token_mask(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
-    """The `global_attention_mask` that the classifiers among such models are given, and their summarizers advised."""
+    """The `global_attention_mask` with which Longformer and LED are run: only the first token is global."""
     mask = torch.zeros_like(input_ids)
     mask[:, 0] = 1
     return mask
@@ -180,7 +213,7 @@ def _gather(task: Task, logits: Tensor, batch: Batch) -> Predictions:
 
 
 def _next_tokens(batch: Batch) -> Bool[Tensor, "rows t-1"]:
-    """Positions whose next token is a real one; `labels` may exclude more, as overlapping windows do."""
+    """Positions whose next token is no padding; labels of −100 exclude more, as overlapping windows do."""
     counted = batch["attention_mask"][:, 1:].bool() & batch["attention_mask"][:, :-1].bool()
     labels = batch.get("labels")
     return counted if labels is None else counted & (labels[:, 1:] != -100)
@@ -206,5 +239,13 @@ def _row_numbers(values: Tensor) -> Tensor:
 
 
 def divergence(reference: Predictions, other: Predictions) -> Float[Tensor, " n"]:
-    """KL(reference ‖ other) of each prediction, in nats."""
+    """The KL divergence of each prediction from the reference.
+
+    Args:
+        reference: predictions of the original model.
+        other: predictions of another model for the same batch.
+
+    Returns:
+        KL(reference ‖ other) in nats, one number per prediction.
+    """
     return reference.distribution.divergence(reference.values.double(), other.values.double())

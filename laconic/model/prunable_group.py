@@ -1,10 +1,8 @@
-"""Where in a block the attentions and feed-forwards are whose heads and channels can go, and whether they can.
+"""Attentions and feed-forwards as sums of parts: heads and channels that can be removed one by one.
 
-What the attentions and the feed-forwards of a model have inside: heads and channels, parts of which each is a sum.
-
-The output projection of an attention adds up what its heads give, that of a feed-forward what its channels give. A part
-is therefore some rows of the projections that read and some columns of the one that writes, and can go without the
-others (`laconic.model.width`). Heads that share keys and values are one part.
+The output projection of an attention sums over heads, that of a feed-forward over channels. A part is some rows of the
+projections that read and some columns of the one that writes, and can go without the others (`laconic.model.width`).
+Heads that share keys and values are one part.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +23,15 @@ PLAIN = (nn.Linear, Conv1D, Dense)
 
 
 def check_prunable(lm: LanguageModel, group: Group) -> None:
-    """Raise UserError where some attention (or feed-forward) of `lm` cannot lose parts."""
+    """Check that heads (or channels) can be removed everywhere.
+
+    Args:
+        lm: the model.
+        group: ATTENTION for heads, FFN for channels.
+
+    Raises:
+        UserError: the architecture has no such entry, something mixes the heads, or a layer is compressed.
+    """
     model_type, what = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
     if not all(has_known_parts(stack, group) for stack in lm.anatomy.stacks):
         fits = sorted(
@@ -62,26 +68,26 @@ def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) ->
 
 
 def is_dropped(block: nn.Module, place: Attention | FeedForward) -> bool:
-    """Whether the attention or feed-forward was taken out of `block` before, so that it has no parts."""
+    """Whether the attention or feed-forward was dropped from `block` by an earlier step."""
     return isinstance(block.get_submodule(place.output), Constant)
 
 
 def has_known_parts(stack: Stack, group: Group) -> bool:
-    """Whether it is known how the attentions (or the feed-forwards) of `stack` are cut into parts."""
+    """Whether it is known how the attentions (or feed-forwards) of `stack` are cut into parts."""
     if group is Group.FFN:
         return bool(stack.feed_forward)
     return bool(stack.attentions) and all(attention.heads is not None for attention in stack.attentions)
 
 
 def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
-    """Those of one group that `block` has and whose parts are known."""
+    """The attentions or feed-forwards of a block whose parts are known."""
     if group is Group.FFN:
         return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
     return [attention for attention in stack.attentions if attention.heads is not None]
 
 
 def input_projections(place: Attention | FeedForward) -> list[str]:
-    """Paths of the projections that have rows of each part, whether a block has them or not."""
+    """Paths of the projections with rows of each part, whether a block has them or not."""
     if isinstance(place, FeedForward):
         return list(place.inner)
     paths = (
@@ -92,7 +98,7 @@ def input_projections(place: Attention | FeedForward) -> list[str]:
 
 
 def has_module(module: nn.Module, path: str) -> bool:
-    """Whether there is something at `path` below `module`."""
+    """Whether there is a module at `path` below `module`."""
     try:
         module.get_submodule(path)
     except AttributeError:
@@ -101,14 +107,25 @@ def has_module(module: nn.Module, path: str) -> bool:
 
 
 class Reader(NamedTuple):
-    """A projection with rows of every part; `stacked` matrices lie one below the other in it, each with such rows."""
+    """A projection with rows of every part.
+
+    Args:
+        site: the projection.
+        stacked: the number of matrices that lie one below the other in it, each with such rows.
+    """
 
     site: Site
     stacked: int = 1
 
 
 class Counter(NamedTuple):
-    """An attribute of a module that says how many parts there are, `each` for every one of them."""
+    """A module attribute that counts parts.
+
+    Args:
+        module: the module.
+        attribute: its name.
+        each: what it counts for one part.
+    """
 
     module: nn.Module
     attribute: str
@@ -117,20 +134,21 @@ class Counter(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PrunableGroup:
-    """The inside of one attention or feed-forward.
+    """One attention or feed-forward as a sum of parts.
 
-    name:     path of the attention module, or of a feed-forward's output projection.
-    group:    attention or feed-forward.
-    count:    its parts: heads, groups of heads with the same keys and values, or channels.
-    readers:  the projections that have rows of each part.
-    writer:   the one that has as many columns of each.
-    counters: numbers that follow the count.
-    vectors:  paths of parameters with numbers of each part, beside the biases of the readers.
-    bias:     path of the embedding with a column for each part, where there is one.
-    config:   the configuration's names for the count, each with what it counts for one part; none where the class
-              could not make such a model.
-    pinned:   other values of the configuration that must be said with these, as they are.
-    coupling: the same in all that must lose the same parts.
+    Args:
+        name: path of the attention module, or of a feed-forward's output projection.
+        group: attention or feed-forward.
+        count: the number of parts: heads, groups of heads that share keys and values, or channels.
+        readers: the projections with rows of each part.
+        writer: the projection with columns of each part.
+        counters: the attributes that count parts.
+        vectors: paths of parameters with numbers of each part, beside the biases of the readers.
+        bias: path of the embedding with a column for each part, where there is one.
+        config: the keys of the configuration that count parts, each with what it counts for one part; empty where
+            the class cannot build such a model.
+        pinned: keys of the configuration that must then be written with their present values.
+        coupling: equal in all groups that must lose the same parts.
     """
 
     name: str
@@ -152,11 +170,12 @@ class PrunableGroup:
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        """All its sites: the readers, then the writer."""
         return (*(reader.site for reader in self.readers), self.writer)
 
     @property
     def parameters(self) -> int:
-        """Numbers of one part, in all matrices together."""
+        """Number of parameters of one part, in all matrices."""
         return sum(rows * columns for rows, columns in (site.shape for site in self.sites)) // self.count
 
 
@@ -165,12 +184,23 @@ CoupledGroups = tuple[PrunableGroup, ...]
 
 
 def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN)) -> list[PrunableGroup]:
-    """Every attention and feed-forward inside the blocks of `lm` whose parts can go, in forward order."""
+    """Find every attention and feed-forward inside the blocks whose parts can be removed, in forward order.
+
+    Args:
+        lm: the model.
+        groups: which of the two.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> lm = LanguageModel.of(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16)))
+        >>> [(group.name, group.count) for group in prunable_groups(lm)]
+        [('transformer.h.0.attn', 2), ('transformer.h.0.mlp.c_proj', 32)]
+    """
     return [inner for inner in _inners(lm) if inner.group in groups]
 
 
 def couple_groups(inners: Iterable[PrunableGroup]) -> list[CoupledGroups]:
-    """The same, by what must lose the same parts."""
+    """Collect the groups that must lose the same parts."""
     by_key: dict[str, list[PrunableGroup]] = {}
     for inner in inners:
         by_key.setdefault(inner.coupling, []).append(inner)

@@ -1,13 +1,13 @@
-"""What can take up a scale of the inputs of some projections, so that the model computes what it did before.
+"""Fold scales of inputs into the module before, so that the model computes the same.
 
-Where projections read x, they may read x / s with their columns multiplied by s, if what makes x gives that instead:
+Projections that read x may read x / s with their columns multiplied by s, if the module that computes x can give x / s:
 
-- a norm whose output nothing else reads: its weight and its bias are divided (pre-norm models; where norms come after
-  the sublayers, the stream itself passes them);
-- the value projection, of the output projection of an attention: mixing tokens leaves channels apart. Heads that share
-  keys and values share their scales;
-- the projection that a gate multiplies, of the output of a gated feed-forward, and the inner one of a plain one whose
-  activation f has f(c x) = c f(x) for c > 0, as ReLU does.
+- a norm whose output nothing else reads: its weight and bias are divided (pre-norm models only, as in post-norm models
+  the residual stream passes the norms);
+- the value projection, for the output projection of an attention: attention mixes tokens and keeps channels apart.
+  Heads that share keys and values share their scales;
+- the up projection, for the output of a gated feed-forward, and the inner projection of a plain one whose activation f
+  has f(c x) = c f(x) for c > 0, as ReLU.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +28,13 @@ from laconic.model.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Absorber:
-    """What makes the input of some projections.
+    """A module that can absorb scales of the input of some projections.
 
-    name:    path of the norm or of the projection that can take up scales.
-    readers: the projections that read what it gives.
-    columns: the number of the scale of each of their columns.
-    rows:    of a projection, the row that takes up each scale; None for a norm.
+    Args:
+        name: path of the norm or the projection.
+        readers: the projections that read its output.
+        columns: the index of the scale of each column of the readers.
+        rows: the row of a projection that absorbs each scale; None for a norm.
     """
 
     name: str
@@ -43,12 +44,12 @@ class Absorber:
 
     @property
     def count(self) -> int:
-        """Scales that can be chosen."""
+        """Number of scales."""
         return int(self.columns.max()) + 1
 
 
 def find_absorbers(lm: LanguageModel) -> list[Absorber]:
-    """Every one of `lm`, in forward order; what was compressed already takes no part."""
+    """Find every absorber of `lm`, in forward order; compressed layers take no part."""
     sites = {site.name: site for site in lm.sites(("blocks",)) if _is_plain(lm, site)}
     by_input: dict[str, list[Site]] = {}
     for site in lm.sites(("blocks",)):
@@ -69,7 +70,13 @@ def find_absorbers(lm: LanguageModel) -> list[Absorber]:
 
 @torch.no_grad()
 def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " scales"]) -> None:
-    """Multiply the columns of the readers by `scales`, all above zero, and divide what makes their input by them."""
+    """Multiply the columns of the readers by scales and divide the absorber by them, in place.
+
+    Args:
+        lm: the model.
+        absorber: the module and its readers.
+        scales: one positive number for each scale.
+    """
     s = scales.double()
     for site in absorber.readers:
         _multiply(
@@ -91,6 +98,7 @@ def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " s
 
 
 def _is_plain(lm: LanguageModel, site: Site) -> bool:
+    """Whether the module of a site is a linear that is no part of a format."""
     parent = lm.model.get_submodule(site.name.rpartition(".")[0])
     return isinstance(site.module, PLAIN) and not isinstance(parent, Format)
 
@@ -163,7 +171,7 @@ def _scales(activation: nn.Module) -> bool:
 
 
 def _offset(norm: nn.Module) -> float | None:
-    """What the norm adds to its weight before it multiplies by that: mostly 0, in Gemma 1. None where it does not."""
+    """What the norm adds to its weight before it multiplies: 0, or 1 in Gemma; None where it does not multiply."""
     own = dict(norm.named_parameters(recurse=False))
     x = torch.arange(float(own["weight"].numel()))[None]
     for offset in (0.0, 1.0):

@@ -1,12 +1,8 @@
-"""The model that a class makes of a configuration, without weights, and where another one is not like it.
+"""Build a model from its configuration alone, and compare another model with it.
 
-A checkpoint is tensors and a configuration. All else that a module is (its class, a flag such as `is_sliding`, a number
-such as the scale of a residual) the class makes anew when the checkpoint is loaded; so a model can be saved only where
-its class makes the same of what the configuration says.
-
-Loading a model without numbers, which nobody waits for: without transformers' progress bar and report.
-
-The part of a configuration that is of text.
+A checkpoint is tensors and a configuration. Everything else that a module is (its class, a flag such as `is_sliding`,
+the scale of a residual) is made anew by the class when the checkpoint is loaded. So a model can be saved only where its
+class builds the same modules from the configuration.
 """
 
 import math
@@ -36,7 +32,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class Shape(NamedTuple):
-    """Of a tensor, and whether it holds real numbers."""
+    """The shape of a tensor, and whether it is floating point."""
 
     sizes: tuple[int, ...]
     is_real: bool
@@ -46,12 +42,13 @@ class Shape(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What a module would be at loading and is not now.
+    """A difference between a module and what its class would build.
 
-    path:      its path now; of one that is not there now, its path then.
-    attribute: what of it differs; None for the module itself.
-    here:      what it is now; None for a module that is not there.
-    there:     and what it would be.
+    Args:
+        path: the path of the module.
+        attribute: the attribute that differs; None for the module itself.
+        here: the present value; None for a module that is missing.
+        there: the value that the class would build.
     """
 
     path: str
@@ -61,7 +58,7 @@ class Difference(NamedTuple):
 
     @property
     def is_shape(self) -> bool:
-        """Whether it is of one tensor, or of what a module knows of its shape."""
+        """Whether the shape of a tensor differs, or an attribute that follows from it."""
         return isinstance(self.here, Shape) or self.attribute in ("in_features", "out_features")
 
     def __str__(self) -> str:
@@ -76,15 +73,24 @@ class Difference(NamedTuple):
 
 
 def build_stock(model: PreTrainedModel) -> PreTrainedModel:
-    """What the class of `model` makes of its configuration as that is read back from a file, on the meta device."""
+    """Build what the class of `model` makes of its configuration, on the meta device."""
     return build_empty(type(model), model.config)
 
 
 def build_empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """What the class makes of `config` as it is read back from a file, on the meta device.
+    """Build a model on the meta device from its configuration, as it would be read back from a file.
+
+    Args:
+        kind: the class.
+        config: its configuration.
 
     Raises:
         MODEL_ERRORS: the configuration contradicts itself.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> build_empty(GPT2Model, GPT2Config(n_layer=1, n_embd=8, n_head=2)).wte.weight.is_meta
+        True
     """
     with TemporaryDirectory() as folder:
         # Some values are spelled in a file as nowhere else, infinity for one.
@@ -98,14 +104,21 @@ def build_empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTra
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of `model` by its path, one that is in several places at each of them."""
+    """Every module of `model` by path; a module in several places appears at each of them."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
 def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -> Iterator[Difference]:
-    """Where the modules `here` are not those `there`, by their paths, outermost first.
+    """Compare two sets of modules by path, outermost first.
 
-    Shapes are compared, and dtypes as far as a tensor holds whole numbers or not; the numbers in tensors are not.
+    Shapes are compared, and whether a tensor is floating point; values of tensors are not.
+
+    Args:
+        here: the modules of a model.
+        there: the modules that its class would build.
+
+    Yields:
+        Each difference.
     """
     for path, module in here.items():
         other = there.get(path)
@@ -121,7 +134,7 @@ def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -
 
 
 def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    """Give `plain` what a forward pass of `model` has switched for good: BigBird's attention, once a row is short."""
+    """Give `plain` the attention type that a forward pass of `model` switched to, as BigBird does for short rows."""
     for path, part in model.named_modules():
         if isinstance(part, (BigBirdModel, BigBirdPegasusModel)):
             holder = part if isinstance(part, BigBirdModel) else part.encoder
@@ -180,7 +193,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """transformers shows nothing within; what it showed before it shows again after."""
+    """A context in which transformers shows no progress bars and no warnings."""
     shows_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -193,7 +206,7 @@ def silence_transformers() -> Iterator[None]:
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a configuration that is of text; all of it where there is one part, or no telling which."""
+    """The text part of a configuration; the whole where it has one part or several of text."""
     try:
         return config.get_text_config()
     except ValueError:

@@ -1,10 +1,10 @@
-"""The anatomy of a model of no known architecture, read off its modules.
+"""Infer the anatomy of a model without an entry from its modules.
 
 Its blocks are the members of the longest `ModuleList` of one class, and of every other list of that class, among those
-that a run over text calls: of a vision-language model the text stack. A list beside one of these that is as long holds
-another part of the same layers, as XLM's feed-forwards beside its attentions, and is a stack too. In an encoder-decoder
-the encoder and the decoder are looked at apart. Every linear inside is a site. Which of them read the same input cannot
-be seen, so each has its own; nor can a cross-attention, so a decoder's may read either side.
+that a run over text calls; of a vision-language model that is the text stack. A list of the same length beside one of
+these holds another part of the same layers, as XLM's feed-forwards beside its attentions, and is a stack too. Encoder
+and decoder are looked at separately. Every linear inside a block is a site. Which of them read the same input cannot be
+seen, so each has its own; nor can a cross-attention, so a decoder's linears may read either side.
 """
 
 import warnings
@@ -27,7 +27,7 @@ Listed = tuple[str, nn.ModuleList]
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
-    """The entry of the architecture of `model`, or what its structure shows; a `StructureNotice` says the latter.
+    """The entry of a model's architecture, or the anatomy inferred from its modules with a `StructureNotice`.
 
     Raises:
         UserError: it has no entry, and its structure is not that of a transformer language model.
@@ -55,11 +55,11 @@ def _left(model: PreTrainedModel) -> str:
 
 
 def infer_anatomy(model: PreTrainedModel) -> Anatomy:
-    """What the modules of `model` show.
+    """Infer the anatomy of a model from its modules.
 
     Raises:
-        UserError: they hold no list of equal blocks with linears inside, the model has no word embedding, or an encoder
-            or a decoder that is no model of transformers.
+        UserError: there is no list of equal blocks with linears inside, no word embedding, or an encoder or decoder
+            that is no transformers model.
     """
     model_type = model.config.model_type
     stacks, tables = tuple(_stacks(model)), tuple(_tables(model))
@@ -86,7 +86,7 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
 
 
 def leftover_lists(model: PreTrainedModel) -> list[str]:
-    """Paths of the lists whose linears a run over text calls and that are taken for no blocks."""
+    """Paths of the module lists that a run over text calls and that are not taken for blocks."""
     lists = [lists for part, _ in _parts(model) for lists in [_called_lists(model, part)]]
     taken = {path for one in lists for path, _ in _taken(one)}
     return [path for one in lists for path, _ in one if path not in taken]
@@ -98,7 +98,7 @@ def _called_lists(model: PreTrainedModel, part: nn.Module) -> list[Listed]:
 
 
 def _taken(lists: list[Listed]) -> list[Listed]:
-    """Those that are stacks of blocks: the longest, the others of its class, and what lies beside one of them."""
+    """The lists that are stacks: the longest, the others of its class, and those beside one of them."""
     if not lists:
         return []
     _, longest = max(lists, key=lambda listed: len(listed[1]))
@@ -113,14 +113,14 @@ def _lie_beside(path: str, blocks: nn.ModuleList, other_path: str, other: nn.Mod
 
 
 def uncalled_stacks(model: PreTrainedModel) -> list[tuple[str, int]]:
-    """Lists of blocks that no run over text calls, by path, with how many there are: the tower of a vision model."""
+    """Lists of blocks that no run over text calls, as a vision tower: (path, number of blocks)."""
     usage = trace_usage(model)
     lists = [(path, blocks) for path, blocks in _lists(model) if _linears(blocks)]
     return [] if usage is None else [(path, len(blocks)) for path, blocks in lists if _is_idle(usage, path, blocks)]
 
 
 def _of_text(model: PreTrainedModel, lists: list[Listed]) -> list[Listed]:
-    """Those that a run over text calls; where none shows it, those of the part whose configuration is that of text."""
+    """The lists that a run over text calls; where it cannot be run, those of the text configuration."""
     usage = trace_usage(model)
     if usage is not None:
         return [(path, blocks) for path, blocks in lists if not _is_idle(usage, path, blocks)]
@@ -150,7 +150,7 @@ def _kinds(blocks: nn.ModuleList) -> set[type[nn.Module]]:
 
 
 def _parts(model: PreTrainedModel) -> list[tuple[PreTrainedModel, InputTokens]]:
-    """What is looked at apart; nothing of an encoder-decoder whose halves are no models, as FSMT's."""
+    """The parts that are looked at separately; none of an encoder-decoder whose halves are no models, as FSMT."""
     if not model.config.is_encoder_decoder:
         return [(model, InputTokens.SOURCE)]
     halves = ((model.get_encoder(), InputTokens.SOURCE), (model.get_decoder(), InputTokens.EITHER))

@@ -1,7 +1,7 @@
-"""The sub-blocks of a block: its attention, its cross-attention, its feed-forward; and how one of them is dropped.
+"""The sub-blocks of a block (attention, cross-attention, feed-forward), and how one of them is dropped.
 
-The projections that read the block become zero, the one that writes it back gives nothing, or a bias. Everything else
-of the sub-block stays: masks, position biases and the cache of keys go on as they are, on zeros.
+The projections that read the block become zero, and the one that writes gives nothing, or a constant bias. Masks,
+position biases and the key-value cache of the sub-block stay, and work on zeros.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,14 @@ ATTENTION, CROSS_ATTENTION, FEED_FORWARD = PARTS = ("attention", "cross-attentio
 
 @dataclass(frozen=True)
 class SubBlock:
-    """One sub-block; the paths are from the whole model.
+    """One sub-block of a layer; paths are from the whole model.
 
-    part:   which one of `PARTS`.
-    inner:  the projections that read the block, or positions; the first of them reads the stream, or a norm of it.
-    output: the projection that writes to the stream.
-    norm:   the norm that what it writes passes before, where there is one.
-    is_dropped:   whether it was dropped before.
+    Args:
+        part: one of `PARTS`.
+        inner: the projections that read the block, or positions.
+        output: the projection that writes to the residual stream.
+        norm: the norm between `output` and the residual stream, where there is one.
+        is_dropped: whether an earlier step dropped it.
     """
 
     part: str
@@ -40,15 +41,20 @@ class SubBlock:
 
     @property
     def writer(self) -> str:
-        """The module whose output is added to the stream."""
+        """Path of the module whose output is added to the residual stream."""
         return self.norm or self.output
 
 
 def find_subblocks(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlock]:
-    """Those of the layer of this number, in forward order.
+    """Find the sub-blocks of one layer, in forward order.
+
+    Args:
+        lm: the model.
+        layers: one of its stacks.
+        index: the layer.
 
     Raises:
-        UserError: the block is shared by several layers, or what it is made of is not known.
+        UserError: several layers share the block, or its parts are not known.
     """
     model_type = lm.model.config.model_type
     if layers.shared:
@@ -72,9 +78,9 @@ def find_subblocks(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlo
 
 
 def last_writer(lm: LanguageModel, layers: Layers, index: int) -> str:
-    """Path of what adds to the stream last in the layer of this number.
+    """Path of the module that adds to the residual stream last in a layer.
 
-    Of what was dropped before only a constant is left, which no map makes more of: it counts where nothing else does.
+    Dropped sub-blocks count only where all are dropped: a linear map cannot make anything of their constant.
     """
     parts = find_subblocks(lm, layers, index)
     return next((part.writer for part in reversed(parts) if not part.is_dropped), parts[-1].writer)
@@ -82,7 +88,12 @@ def last_writer(lm: LanguageModel, layers: Layers, index: int) -> str:
 
 @torch.no_grad()
 def drop_subblock(lm: LanguageModel, subblock: SubBlock, bias: Tensor | None) -> None:
-    """Leave nothing of `subblock`, or the `bias` (d,) that the stream then gets from it.
+    """Drop a sub-block in place.
+
+    Args:
+        lm: the model.
+        subblock: the sub-block.
+        bias: what the residual stream gets instead, (d,); None for nothing.
 
     Raises:
         UserError: it is dropped already.

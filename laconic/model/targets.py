@@ -1,16 +1,12 @@
-"""Which sites a word of the command line means: a group, `blocks`, `all`, a set of a paper, a glob, or `re:` and an
-expression.
+"""Which sites a target names, and how much of the blocks can be compressed at all.
 
-The sets `cost-of-compression:…` are those that Namburi et al., "The Cost of Compression: Investigating the Impact of
-Compression on Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `attention` is
-queries, keys and values alone, `ffn` takes the output of the attention too, and `all` is every linear but the last.
-Recipes of version 0.1.0 call them `coc:…`, which is still read.
+A target is a group, `blocks`, `all`, a set of The Cost of Compression, a glob over site names, or a regular expression
+after `re:`. The sets are those that Namburi et al., "The Cost of Compression: Investigating the Impact of Compression
+on Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `:attention` is queries, keys and
+values; `:ffn` is the feed-forwards and the output of the attention; `:all` is every linear but the last.
 
-What of the blocks no step can compress: matrices that are no linear layer, and so stay dense whatever is asked for.
-
-Experts are the large ones: transformers holds those of a layer as one parameter of three dimensions, (experts, out, in)
-or (experts, in, out), beside a router that is no linear either. Others are the linears that another module reads
-(`laconic.model.usage`), and small filters.
+Some parameters of a block are in no linear layer and stay dense. The largest are experts: transformers stores those of
+a layer as one parameter of shape (experts, out, in) or (experts, in, out).
 """
 
 import re
@@ -31,7 +27,7 @@ from laconic.model.usage import trace_usage
 
 
 class Targetable(Protocol):
-    """What a target can name: a site, or what is in none (`laconic.model.targets`)."""
+    """What a target can match: a site, or a parameter that is in no site."""
 
     @property
     def name(self) -> str: ...
@@ -75,10 +71,14 @@ TARGETS: dict[str, Callable[[Targetable], bool]] = {
 
 
 def matches(target: str, site: Targetable) -> bool:
-    """Whether `target` names `site`.
+    """Whether a target matches a site.
+
+    Args:
+        target: a word of `TARGETS`, a glob, or `re:` and a regular expression.
+        site: a site, or a parameter that is in none.
 
     Raises:
-        UserError: it is no regular expression after `re:`.
+        UserError: the regular expression is invalid.
     """
     if target in TARGETS:
         return TARGETS[target](site)
@@ -90,16 +90,16 @@ def matches(target: str, site: Targetable) -> bool:
 def select_sites(
     sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Targetable]
 ) -> list[Site]:
-    """Those of `sites` that `target` names.
+    """Select the sites that a target matches.
 
     Args:
-        sites: of one model, all of them.
-        target: a word of `NAMED`, a glob, or `re:` and an expression.
-        obstacles: matrices of the model that are no sites, by path, each with why.
-        dense: what in its blocks is in no site.
+        sites: all sites of a model.
+        target: as for `matches`.
+        obstacles: the matrices of the model that cannot be compressed, by path, each with the reason.
+        dense: the parameters of its blocks that are in no site.
 
     Raises:
-        UserError: there are none.
+        UserError: the target matches none.
     """
     matched = [site for site in sites if matches(target, site)]
     if not matched:
@@ -108,7 +108,7 @@ def select_sites(
 
 
 def excluded_error(path: str, why: str) -> UserError:
-    """The matrix at `path` was named, and is no site."""
+    """The error for a target that names a matrix which cannot be compressed; `why` is the reason as a clause."""
     return UserError(f"The matrix '{path}' cannot be compressed: {why}; leave it out.")
 
 
@@ -151,9 +151,15 @@ _MOST_KINDS = 3
 
 @dataclass(frozen=True)
 class DenseParameter:
-    """A parameter of a block with two dimensions or more that lies in no site; a target may name it as it would a site.
+    """A parameter of a block with two or more dimensions that is in no site; targets match it like a site.
 
-    count: its numbers.
+    Args:
+        name: dotted path from the whole model.
+        group: the part of the transformer, guessed from the path.
+        block: dotted path of its block.
+        count: number of elements.
+        role: always OTHER.
+        is_lookup: always False.
     """
 
     name: str
@@ -166,10 +172,11 @@ class DenseParameter:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the blocks that some targets name can be compressed.
+    """How much of the blocks can be compressed, within some targets.
 
-    dense:  what cannot.
-    sites:  numbers of the matrices that can, as if nothing had been compressed yet.
+    Args:
+        dense: the parameters that cannot.
+        sites: number of elements of the matrices that can, counted as before any compression.
     """
 
     dense: tuple[DenseParameter, ...]
@@ -177,22 +184,22 @@ class Coverage:
 
     @property
     def count(self) -> int:
-        """Numbers that stay dense."""
+        """Number of elements that stay dense."""
         return sum(parameter.count for parameter in self.dense)
 
     @property
     def total(self) -> int:
-        """And of all that the targets name in the blocks."""
+        """Number of elements of everything that the targets match in the blocks."""
         return self.count + self.sites
 
     @property
     def share(self) -> float:
-        """What stays dense, as a part of all."""
+        """The fraction of elements that stay dense."""
         return self.count / self.total if self.total else 0.0
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Their paths inside a block, the largest first, each once whatever the number of the layer or the expert."""
+        """Paths of the dense parameters inside a block, with `*` for numbers, the largest first."""
         sizes: dict[str, int] = {}
         for parameter in self.dense:
             path = re.sub(r"(?<=\.)\d+(?=\.)", "*", parameter.name.removeprefix(f"{parameter.block}."))
@@ -201,15 +208,15 @@ class Coverage:
 
     @property
     def named(self) -> str:
-        """The largest of them, as "mlp.experts.gate_up_proj, mlp.experts.down_proj and 2 more"."""
+        """The largest of them in words, as "mlp.experts.gate_up_proj, mlp.experts.down_proj and 2 more"."""
         more = len(self.kinds) - _MOST_KINDS
         return ", ".join(self.kinds[:_MOST_KINDS]) + (f" and {more} more" if more > 0 else "")
 
 
 def find_dense_parameters(model: PreTrainedModel, anatomy: Anatomy) -> list[DenseParameter]:
-    """Every parameter of two or more dimensions in the blocks of `model` that is in no site, in forward order.
+    """Find every parameter with two or more dimensions that is in a block and in no site, in forward order.
 
-    Embeddings are none: they are looked up in and not multiplied by. Nor are layers that a run over text never calls.
+    Embeddings are left out, as nothing is multiplied by them, and so are layers that a run over text never calls.
     """
     usage = trace_usage(model, globally=anatomy.global_attention)
     idle = frozenset[str]() if usage is None else usage.uncalled
@@ -229,7 +236,14 @@ def find_dense_parameters(model: PreTrainedModel, anatomy: Anatomy) -> list[Dens
 def measure_coverage(
     model: PreTrainedModel, anatomy: Anatomy, targets: Sequence[str], sites: Sequence[Site]
 ) -> Coverage:
-    """How much of what `targets` name in the blocks of `model` is in `sites`, which are all that they name."""
+    """Measure how much of the blocks can be compressed, within some targets.
+
+    Args:
+        model: the model.
+        anatomy: its anatomy.
+        targets: the targets.
+        sites: all sites that they match.
+    """
     named = {site.name for site in sites}
     numbers: dict[int, int] = {}
     for _, blocks in find_stacks(model, anatomy):

@@ -1,9 +1,9 @@
-"""Which matrices of a model a run over text uses as layers, and which in another way or not at all.
+"""Which matrices of a model a run over text uses as layers, which it reads directly, and which it never calls.
 
-A format can stand where a linear stood only if nothing asks for the numbers that the linear held. Some classes do:
-Mamba's mixer multiplies by `dt_proj.weight` itself, RWKV divides two of its weights in place. Other layers are there
-and are never called: the projections of an attention to an encoder that is not there, the tower of a vision model. The
-class alone tells both, so one forward pass of it is watched, without numbers and so without memory or arithmetic.
+A format can replace a linear only if nothing else reads its weight. Some classes do: Mamba's mixer multiplies by
+`dt_proj.weight` itself, RWKV divides two of its weights in place. Other layers are never called: cross-attention to an
+encoder that is not there, the tower of a vision model. One forward pass of the class on the meta device is watched to
+find both.
 """
 
 import copy
@@ -38,11 +38,12 @@ DRY = {"attention": "eager", "experts": "batched_mm"}
 
 @dataclass(frozen=True)
 class Usage:
-    """What one forward pass over text did with the linears and embeddings of a model, by their paths.
+    """What one forward pass over text did with the linears and embeddings of a model, by path.
 
-    matrices:  all that the class makes.
-    called: those that ran, and all embeddings; where numbers chose among equals, such as experts, all of these.
-    read:   those whose weight or bias something else than themselves computed with.
+    Args:
+        matrices: all that the class makes.
+        called: those that ran, and all embeddings; of equals that numbers choose among, such as experts, all.
+        read: those whose weight or bias something else computed with.
     """
 
     matrices: frozenset[str]
@@ -51,11 +52,11 @@ class Usage:
 
     @property
     def uncalled(self) -> frozenset[str]:
-        """Those that a run over text computes nothing with."""
+        """The matrices that a run over text computes nothing with."""
         return self.matrices - self.called - self.read
 
     def obstacle(self, path: str) -> str | None:
-        """Why the matrix at `path` is no site, as a clause; None where it may be one."""
+        """Why the matrix at `path` cannot be compressed, as a clause; None where it can."""
         if path in self.read:
             return "another part of the model computes with its numbers itself, so nothing can stand in its place"
         if path in self.uncalled:
@@ -65,7 +66,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A class and a configuration of it; two are equal where they spell the same."""
+    """A class and its configuration; two are equal where the configuration is spelled the same."""
 
     model: type[PreTrainedModel]
     spelled: str
@@ -74,14 +75,14 @@ class _Kind:
 
 
 def trace_usage(model: PreTrainedModel, *, globally: bool = False) -> Usage | None:
-    """How the class of `model` uses the matrices that it makes of its configuration.
+    """Find out how the class of a model uses the matrices that it makes of its configuration.
 
     Args:
-        model: of any state: compressed or not, with or without weights.
+        model: a model in any state: compressed or not, with or without weights.
         globally: it is run with global attention at some tokens.
 
     Returns:
-        What was seen; None where the class cannot be run without its weights, or no longer makes what `model` is.
+        What was seen; None where the class cannot be run without its weights.
     """
     said = model.config.to_dict()
     for name in ("_name_or_path", "quantization_config", "transformers_version"):
@@ -112,7 +113,7 @@ def _on_meta(kind: _Kind) -> PreTrainedModel:
 
 
 def _of_zeros(kind: _Kind) -> PreTrainedModel:
-    """The model on the CPU, each weight one zero seen as many: numbers to choose by, and next to no memory."""
+    """The model on the CPU, each weight one zero expanded to its shape, which takes next to no memory."""
     empty, zero = _on_meta(kind), torch.zeros(())
     weights = {name: zero.to(tensor.dtype).expand(tensor.shape) for name, tensor in empty.named_parameters()}
     with silence_transformers():
@@ -120,7 +121,7 @@ def _of_zeros(kind: _Kind) -> PreTrainedModel:
 
 
 def _watched(model: PreTrainedModel, globally: bool, asked: Mapping[str, bool]) -> "_Watch":
-    """What one pass over a row of tokens does."""
+    """Run the model on one row of tokens and record what it does."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and part._can_set_experts_implementation():
             part.set_experts_implementation(DRY["experts"])
@@ -142,7 +143,7 @@ def _watched(model: PreTrainedModel, globally: bool, asked: Mapping[str, bool]) 
 
 
 class _Watch(TorchFunctionMode):
-    """Listens to which matrices run, and to every function that is given a weight of one that does not."""
+    """Records which matrices run, and every function that is given the weight of one that does not."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Heads and channels taken out of a model for real: rows and columns of its projections, and what counts them.
-
-Plain linears of another shape than their class gives them.
-"""
+"""Remove heads and channels from a model: rows and columns of its projections, and the numbers that count them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,10 +29,15 @@ def keep_parts(
     weight: Float[Tensor, "out kept"] | None = None,
     bias: Float[Tensor, " out"] | None = None,
 ) -> None:
-    """Leave `inner` with its parts of these numbers, in this order; `EMPTY` makes one of zeros.
+    """Keep some parts (heads or channels) of a group, in place.
 
-    `weight` and `bias` are what its output projection has then, if not the columns and the bias that it has now; a bias
-    that its class has no place for makes it a `Dense`.
+    Args:
+        lm: the model.
+        inner: the group.
+        parts: the indices of the parts to keep, in their new order; `EMPTY` inserts a part of zeros.
+        weight: a new weight of the output projection; None takes the columns of the kept parts.
+        bias: a new bias of the output projection; None keeps its bias. Where the class has no bias there, it
+            becomes a `Dense` format.
     """
     chosen = torch.as_tensor(parts, dtype=torch.long, device=lm.device)
     for site, stacked in inner.readers:
@@ -71,7 +73,7 @@ def _write(lm: LanguageModel, inner: PrunableGroup, chosen: Tensor, weight: Tens
 
 
 def _arranged(rows: Tensor, stacked: int, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
-    """The rows (or numbers) of these parts, in each of the `stacked` matrices."""
+    """The rows of `parts`, in each of the `stacked` matrices."""
     blocks = rows.detach().reshape(stacked, count, -1, *rows.shape[1:])
     # The last one is what `EMPTY` finds.
     blocks = torch.cat([blocks, torch.zeros_like(blocks[:, :1])], dim=1)
@@ -89,8 +91,10 @@ def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def update_config_widths(lm: LanguageModel) -> None:
-    """Say in the configuration how many heads and channels there are, where that is one number in every block and the
-    class can make as many: such a model is one of its class again."""
+    """Write the numbers of heads and channels into the configuration, where they are equal in all blocks.
+
+    The model is then an ordinary one of its class. Nothing is written where the class could not build it.
+    """
     by_name: dict[str, list[dict[str, int]]] = {}
     for inner in prunable_groups(lm):
         if inner.config:
@@ -104,7 +108,7 @@ def update_config_widths(lm: LanguageModel) -> None:
 
 
 def _counted(lm: LanguageModel) -> Counter[str]:
-    """How many attentions and feed-forwards the configuration counts the parts of, by its name for that."""
+    """How many attentions and feed-forwards share each key of the configuration."""
     found = [
         place
         for stack, blocks in lm.stacks()
@@ -139,7 +143,12 @@ def _takes(config: PreTrainedConfig, values: dict[str, int]) -> bool:
 
 
 def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
-    """A linear of the kind of `like`, with a bias where that has one, of `shape` (out, in), on the meta device."""
+    """A linear on the meta device, of the class of `like` and with a bias where it has one.
+
+    Args:
+        like: a linear or Conv1D.
+        shape: (out, in).
+    """
     out_features, in_features = shape
     with torch.device("meta"):
         if isinstance(like, Conv1D):
@@ -148,7 +157,7 @@ def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
 
 
 def resize_linear(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Linear:
-    """A linear of the kind of `like` with this matrix and bias, trainable and in training as that is."""
+    """A linear of the class of `like` with another weight (out, in) and bias, in the same training state."""
     linear = empty_linear(like, (weight.shape[0], weight.shape[1]))
     own = weight.T if isinstance(linear, Conv1D) else weight
     trains = like.weight.requires_grad
@@ -159,7 +168,7 @@ def resize_linear(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | 
 
 
 def replace_linear(lm: LanguageModel, site: Site, weight: Float[Tensor, "out in"], bias: Tensor | None) -> None:
-    """A linear of the kind of the one at `site`, with this matrix and bias, in its place."""
+    """Replace the linear at `site` by one of the same class with another weight (out, in) and bias, in place."""
     old = site.module
     if isinstance(old, Dense):
         lm.replace(site, Dense.from_weight(weight.to(lm.dtype)), bias)
