@@ -1,7 +1,7 @@
-"""An adapter that peft trained (adapter_config.json and its tensors), merged into the model that it is of.
+"""An adapter trained by peft (adapter_config.json and its tensors), merged into its base model.
 
-The tensors of LoRA and of every other adapter that is a change of matrices are added to them by peft. What the merged
-model computes is compared with the model and its adapter side by side, on a few tokens, before it is used.
+peft adds the tensors of LoRA, and of every other adapter that changes matrices, to them. Before the merged model is
+used, its outputs for a few tokens are compared with those of the model and the adapter side by side.
 """
 
 import copy
@@ -47,9 +47,10 @@ _BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PRE
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Checkpoint):
-    """Merge the adapter at `place` into a model.
+    """A model with the adapter at `location` merged into it.
 
-    base: the model that the adapter was trained on.
+    Args:
+        base: the model that the adapter was trained on.
     """
 
     base: Checkpoint
@@ -129,7 +130,7 @@ class Adapter(Checkpoint):
         return {name.removeprefix(PREFIX): header.shape for name, header in headers.items()}
 
     def _put_beside(self, model: PreTrainedModel) -> Any:
-        """`model` with the adapter unmerged, as peft runs it; checks that every tensor of the adapter has its place."""
+        """The model with the adapter unmerged, as peft runs it; every tensor of the adapter must be used."""
         peft: Any = import_module("peft")
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -157,12 +158,12 @@ class Adapter(Checkpoint):
 
 
 def read_base_name(location: Location) -> tuple[str, str | None]:
-    """The name of the model that the adapter at `place` is of, and its revision.
+    """Read the name and the revision of the model that an adapter was trained on.
 
-    A relative path is looked for from here, as peft does, and then from the adapter's folder.
+    A relative path is looked up from the working directory, as peft does, and then from the adapter's folder.
 
     Raises:
-        UserError: it names none, or a path where nothing is.
+        UserError: none is named, or a path where nothing is.
     """
     said = location.json(ADAPTER_CONFIG) or {}
     name, revision = said.get("base_model_name_or_path"), said.get("revision")
@@ -183,7 +184,7 @@ def read_base_name(location: Location) -> tuple[str, str | None]:
 
 
 def keep_embedding_config(location: Location, found: EmbeddingConfig | None) -> EmbeddingConfig | None:
-    """The sentence-transformers modules of a model that still hold with the adapter at `place`."""
+    """The sentence-transformers modules of a model that are still valid with an adapter; None for others."""
     task = (location.json(ADAPTER_CONFIG) or {}).get("task_type")
     # With a head on it, a model makes no vectors.
     return None if found is not None and found.embeds and task not in (None, EMBEDS) else found
@@ -216,7 +217,7 @@ def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
 
 
 def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Give `config` as many labels as the head in the adapter's file has rows."""
+    """Set the number of labels in `config` to the rows of the head in the adapter's file."""
     outline = build_outline(config, source)
     for name, parameter in outline.named_parameters():
         if name.startswith(f"{outline.base_model_prefix}.") or name not in shapes or parameter.dim() != 2:
@@ -226,7 +227,7 @@ def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]
 
 
 def _embeddings(model: PreTrainedModel) -> set[str]:
-    """The names of the matrices with a row for each token."""
+    """The names of the matrices with one row per token."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     named: dict[Any, str] = {module: name for name, module in model.named_modules()}
     return {f"{named[module]}.weight" for module in modules if module is not None}

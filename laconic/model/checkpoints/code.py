@@ -1,8 +1,8 @@
-"""Code that lies beside a model: it is never run, and nobody is asked whether it should be.
+"""Code that comes with a model: it is never run.
 
-A repository can name classes of its own under `auto_map` in config.json or tokenizer_config.json, and transformers runs
-them once it is told to trust it. Where transformers has the model's class itself, that one is used, and a notice says
-so; else the model is refused.
+A repository can name classes of its own under `auto_map` in config.json or tokenizer_config.json, which transformers
+runs with `trust_remote_code`. Where transformers has the class itself, that one is used and a notice says so; otherwise
+the model is refused.
 """
 
 import warnings
@@ -20,9 +20,16 @@ AUTO_MAP = "auto_map"
 
 
 def check_model_code(raw: Mapping[str, Any], source: str) -> None:
-    """Raise UserError where config.json, read as `raw`, needs code that lies beside it.
+    """Check that a model needs no code of its own.
 
-    It needs none where transformers has an architecture for each `model_type` in it, and the class that was saved.
+    It needs none where transformers has each `model_type` in its configuration, and the class that was saved.
+
+    Args:
+        raw: the contents of config.json.
+        source: the model, as errors name it.
+
+    Raises:
+        UserError: it needs code.
     """
     for part in _parts(raw):
         if part.get(AUTO_MAP) and part.get("model_type") not in CONFIG_MAPPING:
@@ -33,7 +40,15 @@ def check_model_code(raw: Mapping[str, Any], source: str) -> None:
 
 
 def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
-    """Raise UserError where tokenizer_config.json, read as `raw`, names a class that transformers does not have."""
+    """Check that a tokenizer needs no code of its own.
+
+    Args:
+        raw: the contents of tokenizer_config.json.
+        source: the model, as errors name it.
+
+    Raises:
+        UserError: it names a class that transformers does not have.
+    """
     named = raw.get(AUTO_MAP)
     named = named.get("AutoTokenizer") if isinstance(named, dict) else named
     own = raw.get("tokenizer_class")
@@ -42,7 +57,7 @@ def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
 
 
 def remove_auto_map(config: PreTrainedConfig) -> None:
-    """Take every mention of code out of `config`, so that what is saved with it refers to none."""
+    """Remove every mention of code from `config`, so that what is saved with it refers to none."""
     vars(config).pop(AUTO_MAP, None)
     for name in config.sub_configs:
         inner = getattr(config, name, None)
@@ -51,7 +66,7 @@ def remove_auto_map(config: PreTrainedConfig) -> None:
 
 
 def warn_about_code(raw: Mapping[str, Any], source: str) -> None:
-    """Say that code is left alone, where config.json, read as `raw`, names any."""
+    """Warn that code is not run, where the contents `raw` of config.json name any."""
     if raw.get(AUTO_MAP):
         warnings.warn(
             f"The model '{source}' comes with code of its own ({_spelled(raw[AUTO_MAP])}), which is not run: "

@@ -1,8 +1,7 @@
-"""Type checks for values of config.json that transformers does not check.
+"""Read config.json; every mistake in it becomes one sentence.
 
-Each must be of the kind that the field's readers all expect; what a value means is the business of its class.
-
-config.json, read so that each mistake in it is one sentence.
+Values that transformers does not check are checked here: special tokens, rotary embeddings, class labels, numbers of layers.
+Each must have the type that all readers of the key expect.
 """
 
 import math
@@ -30,11 +29,14 @@ def check_values(raw: Mapping[str, Any], where: str) -> None:
     """Check special tokens, rotary embeddings and class labels, in nested configurations too.
 
     Args:
-        raw: what config.json says.
-        where: what a sentence begins with.
+        raw: the contents of config.json.
+        where: the beginning of the error.
 
     Raises:
-        UserError: a value is of another kind.
+        UserError: a value has another type.
+
+    Example:
+        >>> check_values({"eos_token_id": [1, 2]}, "In config.json, ")
     """
     inner = {f"{name}.": part for name, part in raw.items() if name.endswith("_config") and isinstance(part, dict)}
     for prefix, part in {"": raw, **inner}.items():
@@ -93,10 +95,13 @@ COMPUTED_BY = ("eager", "sdpa")
 
 
 def read_config(location: Location) -> PreTrainedConfig:
-    """The configuration of the model at `place`, without mention of code that lies beside it.
+    """Read the configuration of a model, without mention of code that comes with it.
+
+    Args:
+        location: where its files are.
 
     Raises:
-        UserError: config.json is missing or no configuration, is of another library, or needs code of its own.
+        UserError: config.json is missing or invalid, is of another library, or needs code of its own.
     """
     raw = location.json(CONFIG)
     if raw is not None:
@@ -136,7 +141,7 @@ def read_config(location: Location) -> PreTrainedConfig:
 
 
 def _forget_outputs(config: PreTrainedConfig) -> None:
-    """What a forward pass gives beside its predictions is asked of it wherever it is needed."""
+    """Reset what a forward pass returns beside its predictions; callers request what they need."""
     parts = (getattr(config, name, None) for name in config.sub_configs)
     for part in (config, *(part for part in parts if isinstance(part, PreTrainedConfig))):
         part.return_dict = True

@@ -1,7 +1,4 @@
-"""The model that a configuration describes, without numbers: to see whether there is one, and what it would be.
-
-Whether weights are those of a configuration, found out from their names and shapes before a number is read.
-"""
+"""Whether a configuration can be built, and whether weights match it, by names and shapes alone."""
 
 import copy
 import re
@@ -24,10 +21,14 @@ from laconic.model.tokens import special_token_ids
 
 
 def build_outline(config: PreTrainedConfig, source: str) -> PreTrainedModel:
-    """The model that `config` describes, on the meta device.
+    """Build the model that a configuration describes, on the meta device.
+
+    Args:
+        config: the configuration; `architectures` names the class.
+        source: the model, as errors name it.
 
     Raises:
-        UserError: its class cannot be built with it, or is not supported.
+        UserError: the class cannot be built with it, or is not supported.
     """
     kind: Any = find_auto_class(config, config.architectures or ())
     check_layer_counts(config, f"In the config.json of '{source}', ")
@@ -47,10 +48,14 @@ def build_outline(config: PreTrainedConfig, source: str) -> PreTrainedModel:
 
 
 def check_layer_counts(config: PreTrainedConfig, where: str) -> None:
-    """A class makes a model without blocks of a number of layers below 1, and says nothing; `where` opens a sentence.
+    """Check that every number of layers is at least 1; classes build a model without blocks otherwise.
+
+    Args:
+        config: the configuration.
+        where: the beginning of the error.
 
     Raises:
-        UserError: there is such a number.
+        UserError: a number is below 1.
     """
     entry = find_entry(config.model_type)
     for stack in () if entry is None else entry.stacks:
@@ -61,7 +66,7 @@ def check_layer_counts(config: PreTrainedConfig, where: str) -> None:
 
 
 def _check_sizes(model: PreTrainedModel, source: str) -> None:
-    """torch makes a layer of no inputs or no outputs, and says nothing."""
+    """torch silently makes a layer without inputs or outputs; that is an error here."""
     for name, module in model.named_modules():
         if not isinstance(module, (nn.Embedding, nn.Linear, Conv1D)):
             continue
@@ -75,7 +80,7 @@ def _check_sizes(model: PreTrainedModel, source: str) -> None:
 
 
 def _unknown_value(config: PreTrainedConfig, error: Exception) -> str:
-    """What has the value that a class missed in a table of its own, as the name of an activation."""
+    """The key whose value a class did not find in a table of its own, as the name of an activation."""
     wanted = error.args[0] if isinstance(error, LookupError) and error.args else None
     said = config.to_dict()
     parts = {"": said} | {f"{name}.": value for name, value in said.items() if isinstance(value, dict)}
@@ -84,7 +89,7 @@ def _unknown_value(config: PreTrainedConfig, error: Exception) -> str:
 
 
 def _pad_beyond(config: PreTrainedConfig) -> str:
-    """What is wrong with its pad token, if anything is: torch does not say of which number it speaks."""
+    """What is wrong with the pad token, if anything: the error of torch does not name it."""
     known: object = getattr(text_config(config), "vocab_size", None)
     beyond = [
         token for token in special_token_ids(config, "pad_token_id") if isinstance(known, int) and token >= known >= 0
@@ -97,12 +102,12 @@ EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<number>\d+)\.(?P<part>.*)")
 
 
 def check_fit(weights: Weights, config: PreTrainedConfig, source: str, given: Collection[str] = ()) -> None:
-    """Load the weights as transformers does, on the meta device, and judge its report.
+    """Check that weights match a configuration: load them on the meta device, and check transformers' report.
 
     Args:
         weights: the files.
-        config: of the model that they should be of.
-        source: the folder or the hub name, for the sentence.
+        config: the configuration.
+        source: the model, as errors name it.
         given: names of tensors that come from elsewhere and may be missing.
 
     Raises:
@@ -118,7 +123,18 @@ def check_shapes(
     given: Collection[str] = (),
     whole_numbers: Callable[[], Collection[str]] = tuple,
 ) -> None:
-    """The same of tensors of these names and shapes, of which `whole_numbers` names those that hold such numbers."""
+    """Check that tensors match a configuration, by names and shapes.
+
+    Args:
+        shapes: the shape of each tensor, by name.
+        config: the configuration.
+        source: the model, as errors name it.
+        given: names of tensors that come from elsewhere and may be missing.
+        whole_numbers: gives the names of the tensors that hold integers or booleans.
+
+    Raises:
+        UserError: as `check_fit`.
+    """
     _check_experts(shapes, source)
     kind: Any = type(build_outline(config, source))
     try:
@@ -141,7 +157,7 @@ def check_shapes(
 
 
 def _check_experts(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise UserError where one expert of a layer is not like the others: transformers would not say which."""
+    """Check that all experts of a layer have the same tensors; transformers would not say which lacks one."""
     layers: dict[tuple[str, str], dict[int, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         if found := EXPERT.fullmatch(name):

@@ -1,7 +1,7 @@
-"""A GGUF file, as llama.cpp reads it: its blocks of codes are turned into numbers by transformers.
+"""A GGUF file, the format of llama.cpp; transformers dequantizes its blocks of codes.
 
-transformers reads of the file's metadata what its own configurations had in mind and leaves out the rest. What else
-changes what the model computes is looked at here: a file that says it is refused, or its configuration completed.
+transformers reads only part of the metadata. What else changes the outputs is checked (`gguf_checks`): such a file is
+refused, or the configuration is completed.
 """
 
 import struct
@@ -32,9 +32,10 @@ _PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True, kw_only=True)
 class Gguf(Checkpoint):
-    """The model in one file.
+    """A model in one GGUF file.
 
-    path: the file; `place` is the folder that it lies in.
+    Args:
+        path: the file; `location` is its folder.
     """
 
     path: Path
@@ -141,7 +142,7 @@ class Gguf(Checkpoint):
             ) from error
 
     def _metadata(self) -> dict[str, Any]:
-        """What the file says of the model, its vocabulary aside."""
+        """The metadata of the file, except for its vocabulary."""
         found = {
             name: field.contents()
             for name, field in self._reader.fields.items()
@@ -165,7 +166,7 @@ class Gguf(Checkpoint):
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every tensor by its name, (out, in)."""
+        """The shape (out, in) of every tensor, by name."""
         return {tensor.name: tuple(int(side) for side in tensor.shape[::-1]) for tensor in self._reader.tensors}
 
     def _plain_types(self) -> set[torch.dtype] | None:
@@ -175,13 +176,13 @@ class Gguf(Checkpoint):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file at `path` is one, by its first bytes."""
+    """Whether the file at `path` begins as a GGUF file."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def _name_class(config: PreTrainedConfig) -> None:
-    """Name the class that the file is of, where transformers leaves it open: the one that writes text."""
+    """Set `architectures` where transformers leaves it open: to the class that generates text."""
     if config.architectures:
         return
     for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING):

@@ -1,10 +1,8 @@
-"""What a GGUF file says of its model beyond what transformers takes from it, rotary positions first.
+"""Check that transformers uses everything in a GGUF file that changes the outputs: metadata, and tensors.
 
 llama.cpp stores the scaled frequencies of Llama 3.1 and later as a tensor of factors, and other scalings as metadata;
-transformers 5.23 reads neither, and computes with unscaled ones. Llama's formula is recognised here and put into the
-configuration; whatever else is left out is refused.
-
-Whether the tensors of a GGUF file are those of the model that it describes, by their names and sizes alone.
+transformers 5.23 reads neither. Llama's formula is recognised here and written into the configuration; a file with
+anything else is refused. Tensors are compared with the model by names and sizes alone.
 """
 
 import math
@@ -36,9 +34,16 @@ _SAME = {
 
 
 def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
-    """By what llama.cpp divides each rotary frequency of Llama 3.1, as its `convert_hf_to_gguf.py` writes it.
+    """The factors by which llama.cpp divides the rotary frequencies of Llama 3.1.
 
-    1 for wavelengths below BEFORE / HIGH, `factor` above BEFORE / LOW, and between them by a line in the frequency.
+    1 for wavelengths below BEFORE / HIGH, `factor` above BEFORE / LOW, and linear in the frequency between them.
+
+    Args:
+        frequencies: the unscaled frequencies.
+        factor: the scale of the longest wavelengths.
+
+    Reference:
+        `convert_hf_to_gguf.py` of llama.cpp.
     """
     wavelengths = 2 * math.pi / frequencies
     smooth = (BEFORE / wavelengths - LOW) / (HIGH - LOW)
@@ -48,10 +53,15 @@ def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
 
 
 def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> None:
-    """Write into `config` the scaling of which `factors` are those of the frequencies.
+    """Write the rotary scaling that a tensor of factors stands for into a configuration, in place.
+
+    Args:
+        config: the configuration.
+        factors: the factor of each frequency.
+        source: the file, as errors name it.
 
     Raises:
-        UserError: they are none of Llama's.
+        UserError: they are not those of Llama 3.
     """
     if torch.equal(factors, torch.ones_like(factors)):
         return
@@ -72,7 +82,17 @@ def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> 
 
 
 def check_metadata(metadata: Mapping[str, Any], names: Sequence[str], config: PreTrainedConfig, source: str) -> None:
-    """Raise UserError where the file says of its model what `config` does not; names are those of its tensors."""
+    """Check that a configuration has everything in the metadata that changes the outputs.
+
+    Args:
+        metadata: the metadata of the file.
+        names: the names of its tensors.
+        config: the configuration that transformers read from it.
+        source: the file, as errors name it.
+
+    Raises:
+        UserError: the configuration lacks something.
+    """
     if longer := [name for name in names if name.startswith("rope_factors_")]:
         raise _left_out(source, longer[0], "factors of frequencies for long contexts")
     architecture = metadata["general.architecture"]
@@ -145,17 +165,17 @@ def check_tensors(
     source: str,
     given: Collection[str] = (),
 ) -> None:
-    """Judge the header of a file; no number is read.
+    """Check the tensors of a file by names and sizes; no weight is read.
 
     Args:
-        model: what the file describes, on the meta device.
-        architecture: what the file calls it.
-        stored: the shape of each tensor by its name in the file, (out, in).
-        source: the file, for the sentence.
-        given: names of tensors that come from elsewhere, and may be missing.
+        model: the model that the file describes, on the meta device.
+        architecture: its architecture, as the file names it.
+        stored: the shape (out, in) of each tensor, by its name in the file.
+        source: the file, as errors name it.
+        given: names of tensors that come from elsewhere and may be missing.
 
     Raises:
-        UserError: a tensor is missing or of another shape, or numbers are left over.
+        UserError: a tensor is missing or of another shape, or weights are left over.
     """
     places = _places(model, architecture)
     parameters = {name: tuple(one.shape) for name, one in model.named_parameters()}
@@ -173,7 +193,7 @@ def check_tensors(
 
 
 def check_count(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise UserError where the file has numbers that the model has no place for: those of names it does not know."""
+    """Raise UserError where the file has more or fewer weights than the model has parameters."""
     there = sum(_size(shape) for name, shape in stored.items() if not name.startswith(BESIDE))
     taken = sum(parameter.numel() for parameter in model.parameters())
     if there != taken:

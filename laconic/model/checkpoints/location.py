@@ -1,6 +1,7 @@
-"""Files that are something else than their place says: archives, and what Git leaves where it did not fetch a file.
+"""Where the files of a model are: in a folder, or in a hub repository at one commit.
 
-Where the files of a model lie: in a folder, or in a repository of the hub at one commit.
+A file may not be what its name says: Git LFS leaves a text in place of a file that it did not fetch, and an archive has
+to be unpacked first.
 """
 
 import json
@@ -25,12 +26,12 @@ TAR = (b"ustar", 257)
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether the file at `path` is Git LFS's note on where the file itself is."""
+    """Whether the file at `path` is the text that Git LFS leaves in place of a file."""
     return _begins(path, len(POINTER)) == POINTER
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file at `path` holds other files, by its first bytes; torch's own are zip files too."""
+    """Whether the file at `path` begins like an archive; files written by torch.save are zip archives too."""
     begins = _begins(path, TAR[1] + len(TAR[0]))
     return begins.startswith(ARCHIVES) or begins[TAR[1] :] == TAR[0]
 
@@ -59,11 +60,12 @@ MARKS = ("config.json", "adapter_config.json", "modules.json")
 class Location:
     """A folder, or a repository of the hub.
 
-    source:   as the user gave it; what errors call it.
-    folder:   the folder; None for a repository.
-    revision: of the repository: the branch, tag or commit that is asked for.
-    downloads:  whether a file of a repository that is not on this machine is fetched.
-    subfolder: of the repository, in which the files lie; of a folder it is a part of `folder`.
+    Args:
+        source: the name that the user gave; errors use it.
+        folder: the folder; None for a repository.
+        revision: a branch, tag or commit of the repository.
+        downloads: whether files of a repository are downloaded where they are not in the cache.
+        subfolder: the subfolder of a repository that the files are in; of a folder it is part of `folder`.
     """
 
     source: str
@@ -74,11 +76,11 @@ class Location:
 
     @property
     def name(self) -> str:
-        """What transformers finds it by."""
+        """What transformers loads it by: the path of the folder, or the name of the repository."""
         return self.source if self.folder is None else str(self.folder)
 
     def file(self, name: str) -> Path | None:
-        """The file `name` in it, fetched where it has to be; None where there is none.
+        """The path of the file called `name`, downloaded where needed; None where there is none.
 
         Raises:
             UserError: the hub cannot be reached.
@@ -101,7 +103,7 @@ class Location:
         return None if found is None else Path(found)
 
     def inside(self, path: str) -> "Location":
-        """The folder at `path` in it."""
+        """The location of its subfolder at `path`."""
         if not path:
             return self
         if self.folder is not None:
@@ -109,20 +111,20 @@ class Location:
         return replace(self, subfolder=f"{self.subfolder}/{path}" if self.subfolder else path)
 
     def without_download(self) -> "Location":
-        """The same, of which nothing is fetched."""
+        """The same location, from which nothing is downloaded."""
         return replace(self, downloads=False)
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """What the file `name` says; None where there is none.
+        """The JSON object in the file called `name`; None where there is no such file.
 
         Raises:
-            UserError: it is no JSON, or JSON of something else than an object.
+            UserError: it is no JSON object.
         """
         path = self.file(name)
         return None if path is None else read_object(path, self._called(name))
 
     def listing(self, name: str) -> list[Any] | None:
-        """The same of a file that holds a list."""
+        """The JSON list in the file called `name`; None where there is no such file."""
         path = self.file(name)
         return None if path is None else _read(path, self._called(name), list, "a JSON list")
 
@@ -131,11 +133,18 @@ class Location:
 
 
 def find_location(source: str, revision: str | None = None) -> Location | Path:
-    """The place that `source` names, a folder or a repository of the hub; or the path of a file that it names.
+    """Find the folder, the repository or the file that `source` names.
+
+    Args:
+        source: a path or the name of a hub repository.
+        revision: a branch, tag or commit of the repository.
+
+    Returns:
+        The location; the path where it is a file.
 
     Raises:
-        UserError: it is empty, a link that leads nowhere, or looks like a path and there is nothing; or it is the name
-            of a repository, the hub cannot be asked for it, and its cache on this machine does not have it.
+        UserError: it is empty, a broken link, or a path where nothing is; or it is the name of a repository that
+            is not in the cache, and the hub does not have it or cannot be reached.
     """
     if not source.strip():
         raise UserError("The model is named by an empty text; give a folder with a config.json or a hub name.")
@@ -173,7 +182,7 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
 
 
 def _on_the_hub(name: str, revision: str | None) -> Location:
-    """The repository `name`. Where the hub cannot be reached, files are read from its local cache alone."""
+    """The repository `name`; where the hub cannot be reached, its files are read from the cache."""
     why = out_of_reach(name, revision=revision)
     if why is None:
         return Location(name, revision=revision)
@@ -187,7 +196,11 @@ def _on_the_hub(name: str, revision: str | None) -> Location:
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in the file at `path`, which errors call `what`.
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        what: the file as errors name it.
 
     Raises:
         UserError: it cannot be read, or is no JSON object.

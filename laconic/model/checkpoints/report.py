@@ -1,14 +1,14 @@
-"""Whether a checkpoint and a model are about the same weights: what transformers reports of a load, judged.
+"""Check what transformers reports of loading a checkpoint: every tensor must be used, and every parameter found.
 
-transformers draws at random what is missing in a file and leaves out what it has no place for, both with a warning.
-Here either is a mistake, but for what is known to be harmless:
+transformers draws missing parameters at random and ignores tensors without a place, with a warning. Here both are
+errors, except what is known to be harmless:
 
-- what transformers itself says of the class (`_keys_to_ignore_on_load_missing`, `_keys_to_ignore_on_load_unexpected`),
-  and tensors tied to one that is there;
-- heads that the class has not: a plain encoder in a file with its language-modelling head, BERT's next-sentence head
-  beside the head for masked words, a value head, layers that predict further tokens;
-- a pooler, where the class has none, and where nothing but a head that is yet to be trained would read it;
-- tensors that are computed, not learned: buffers that the class does not store any more, masks, positions.
+- what the class itself lists (`_keys_to_ignore_on_load_missing`, `_keys_to_ignore_on_load_unexpected`), and tensors
+  tied to one that is there;
+- heads that the class does not have: a plain encoder in a file with its language-modelling head, BERT's next-sentence
+  head beside the masked one, a value head, layers that predict further tokens;
+- a pooler, where the class has none, or where only a head that is yet to be trained would read it;
+- tensors that are computed, not learned: buffers that the class no longer stores, masks, positions.
 """
 
 import re
@@ -33,22 +33,22 @@ def check_report(
     whole_numbers: Callable[[], Collection[str]] = tuple,
     given: Collection[str] = (),
 ) -> None:
-    """Judge the `report` of a load.
+    """Check the report of a load.
 
-    A class other than the one that was saved (by `config.architectures`) may have a head that the file has not.
+    A class other than the one that was saved (`config.architectures`) may have a head that the file does not have.
 
     Args:
-        model: what was loaded.
+        model: the loaded model.
         report: transformers' `missing_keys`, `unexpected_keys` and `mismatched_keys`, as
-            `from_pretrained(..., output_loading_info=True)` gives them.
-        source: the folder or the hub name, for the sentence.
-        whole_numbers: gives the names of the tensors in the file that hold whole numbers or bits; called only for a
-            model that no quantization_config speaks of.
-        given: names of tensors that come from elsewhere, and may be missing.
+            `from_pretrained(..., output_loading_info=True)` returns them.
+        source: the model, as errors name it.
+        whole_numbers: gives the names of the tensors in the file that hold integers or booleans; called only for
+            a model without quantization_config.
+        given: names of tensors that come from elsewhere and may be missing.
 
     Raises:
-        UserError: a tensor is missing, has another shape, has no place in the model, or holds codes that nothing
-            explains.
+        UserError: a tensor is missing, has another shape, has no place in the model, or holds codes of an unknown
+            quantization.
     """
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise UserError(
@@ -110,14 +110,14 @@ def _may_be_left_out(model: PreTrainedModel, name: str) -> bool:
 
 
 def _is_head(model: PreTrainedModel, name: str) -> bool:
-    """Whether the tensor is of a part that lies beside the base model, and that this class does not have."""
+    """Whether the tensor belongs to a part beside the base model that this class does not have."""
     inner = name.removeprefix(f"{model.base_model_prefix}.")
     first = inner.partition(".")[0]
     return inner == name and not _has(model.base_model, first) and not _has(model, first)
 
 
 def _is_computed(model: nn.Module, name: str) -> bool:
-    """Whether the tensor is a buffer that the class fills by itself and does not store."""
+    """Whether the tensor is a buffer that the class computes and does not store."""
     path, _, last = name.rpartition(".")
     module = dict(model.named_modules()).get(path)
     return module is not None and last in module._non_persistent_buffers_set

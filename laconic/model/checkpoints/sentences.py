@@ -128,13 +128,15 @@ MODULE_CONFIG = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
-    """What a model's folder declares, read and known to be understood; no tensor is read yet.
+    """The sentence-transformers modules and settings of a model; no tensor is read yet.
 
-    location:     the folder, or the repository.
-    subfolder: where the transformer lies in it, "" for its top.
-    modules:   what comes behind the transformer.
-    texts:     the files that say all this, as they are to be written again, with the transformer at the top.
-    truncate:  numbers of a vector that are kept; None for all.
+    Args:
+        location: the folder, or the repository.
+        subfolder: where the transformer is in it; "" for the top.
+        settings: how texts are read and vectors compared.
+        modules: the modules behind the transformer.
+        texts: the configuration files as they are to be written again, with the transformer at the top.
+        truncate: the number of leading elements of a vector that are kept; None for all.
     """
 
     location: Location
@@ -150,18 +152,18 @@ class EmbeddingConfig:
         return self.settings.model_type != CROSS_ENCODER
 
     def build_empty(self) -> Pipeline:
-        """The pipeline without numbers, on the meta device.
+        """Build the pipeline on the meta device.
 
         Raises:
-            UserError: a configuration makes no sense, or a module reads what is not there.
+            UserError: a configuration is invalid, or a module reads a tensor that is not there.
         """
         return self._made(self._stages(), {})
 
     def load(self) -> Pipeline:
-        """The pipeline in float32.
+        """Load the pipeline in float32.
 
         Raises:
-            UserError: as `outline`; or tensors are missing, misshapen, not finite or unreadable.
+            UserError: as `build_empty`; or tensors are missing, of another shape, not finite or unreadable.
         """
         stages, tensors = self._stages(), {}
         for stage in stages:
@@ -180,10 +182,10 @@ class EmbeddingConfig:
 
 
 def read_embedding_config(location: Location) -> EmbeddingConfig | None:
-    """What is declared at `place`; None where it has no modules.json.
+    """Read the sentence-transformers files of a model; None where it has no modules.json.
 
     Raises:
-        UserError: it needs code of its own, or modules or settings that are not computed here, or its files are broken.
+        UserError: it needs code of its own, has modules or settings that are not supported, or its files are damaged.
     """
     listed = location.listing(MODULES)
     if listed is None:

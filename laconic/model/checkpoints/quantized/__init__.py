@@ -1,8 +1,7 @@
-"""Models that another library quantized, read as numbers: what their codes stand for, and no code any more.
+"""Models that another library quantized, loaded as plain weights.
 
-A model's `quantization_config` names the library. The layouts of fine-grained FP8, MXFP4, GPTQ and AWQ are read here,
-those of compressed-tensors, bitsandbytes and torchao by the library itself. Activations that would be rounded when the
-model runs are left as they are.
+`quantization_config` names the library. The layouts of fine-grained FP8, MXFP4, GPTQ and AWQ are read here, those of
+compressed-tensors, bitsandbytes and torchao by the library itself. Quantization of activations is ignored.
 """
 
 import warnings
@@ -36,7 +35,7 @@ READERS: Mapping[str, Reader] = {
 
 
 def quant_method(said: Mapping[str, Any]) -> str | None:
-    """The library that a `quantization_config` names; bitsandbytes did not always do so."""
+    """The library that a `quantization_config` names; old ones of bitsandbytes do not name it."""
     method = said.get("quant_method")
     if method is None and (said.get("load_in_4bit") or said.get("load_in_8bit")):
         return "bitsandbytes"
@@ -44,7 +43,7 @@ def quant_method(said: Mapping[str, Any]) -> str | None:
 
 
 def check_quantization(said: Mapping[str, Any], source: str) -> None:
-    """Raise UserError where a model with this `quantization_config` cannot be read as numbers here."""
+    """Raise UserError where a model with this `quantization_config` cannot be read."""
     method = quant_method(said)
     reader = READERS.get(str(method))
     if reader is None:
@@ -63,13 +62,17 @@ def check_quantization(said: Mapping[str, Any], source: str) -> None:
 def check_quantized_tensors(
     config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
 ) -> None:
-    """Judge the names, dtypes and shapes of the tensors that hold the codes; no number is read.
+    """Check names, dtypes and shapes of quantized tensors; no weight is read.
 
     Args:
-        config: as in `load_dequantized`, and so are the others.
+        config: the configuration without its `quantization_config`.
+        weights: the files.
+        said: the `quantization_config`.
+        source: the model, as errors name it.
+        given: names of tensors that come from elsewhere and may be missing.
 
     Raises:
-        UserError: as `load_dequantized`, as far as it can be seen so; what only numbers show is told at loading.
+        UserError: as `load_dequantized`, as far as headers show it.
     """
     try:
         with torch.device("meta"):
@@ -92,16 +95,17 @@ def check_quantized_tensors(
 def load_dequantized(
     config: PreTrainedConfig, weights: Weights, said: Mapping[str, Any], source: str, given: Collection[str] = ()
 ) -> PreTrainedModel:
-    """The model that `config` describes, in float32, with the numbers that the codes in `weights` stand for.
+    """Load a quantized model in float32.
 
     Args:
-        config: without its `quantization_config`.
-        said: that `quantization_config`, which `check_quantized` has let pass.
-        source: what errors call the model.
+        config: the configuration without its `quantization_config`.
+        weights: the files.
+        said: the `quantization_config`, which `check_quantization` accepted.
+        source: the model, as errors name it.
         given: names of tensors that come from elsewhere and may be missing.
 
     Raises:
-        UserError: the codes cannot be read, or the tensors do not fit the configuration.
+        UserError: the codes cannot be read, or the tensors do not match the configuration.
     """
     method = quant_method(said)
     warnings.warn(
