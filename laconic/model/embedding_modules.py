@@ -1,7 +1,7 @@
 """The modules of sentence-transformers that stand behind a transformer, as its version 6.2 computes them.
 
 Each reads and writes tensors by the library's own names: `token_embeddings` (rows, tokens, d), `attention_mask` and
-`pooling_mask` (rows, tokens), `sentence_embedding` (rows, d). Parameters have the names of its files.
+`pooling_mask` (rows, tokens), `sentence_embedding` (rows, d). Parameters have the names in its files.
 """
 
 from abc import abstractmethod
@@ -22,10 +22,12 @@ Widths = Mapping[str, int]
 
 
 class Stage(nn.Module):
-    """One step from the last hidden states to the vector.
+    """One module between the last hidden states and the vector.
 
-    reads, writes: names of tensors. width: of what it reads; None where any will do.
-    path: of its folder in that of the model, "" where it has none.
+    Args:
+        reads: the name of the tensor that it reads.
+        writes: the name of the tensor that it writes; by default the same.
+        width: the width of what it reads; None for any.
     """
 
     path: str = ""
@@ -36,14 +38,14 @@ class Stage(nn.Module):
 
     @abstractmethod
     def compute(self, x: Tensor, features: Features) -> Tensor:
-        """What is written, of what is read."""
+        """Compute what is written from what is read."""
 
     @abstractmethod
     def describe(self) -> str:
-        """In a few words."""
+        """The module in a few words."""
 
     def given(self, width: int) -> int:
-        """The width of what is written, of what is read."""
+        """The width of what is written, for the width of what is read."""
         return width
 
     def forward(self, features: Features) -> Features:
@@ -51,12 +53,19 @@ class Stage(nn.Module):
 
 
 class Pooling(Stage):
-    """One vector of each row's tokens, or several side by side.
+    """Pool the tokens of each row into one vector, or into several side by side.
 
     Args:
-        modes: of MODES. `mean_sqrt_len_tokens` divides the sum by the root of the number of tokens; `weightedmean`
-            weights each token by its place, the first by 1.
-        include_prompt: whether the tokens of a prompt are pooled too; else `pooling_mask` leaves them out.
+        modes: of `MODES`. `mean_sqrt_len_tokens` divides the sum by the root of the number of tokens; `weightedmean`
+            weights each token by its position, the first by 1.
+        width: the width of a token; None for any.
+        include_prompt: whether the tokens of a prompt are pooled too; otherwise `pooling_mask` excludes them.
+
+    Example:
+        >>> states, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])
+        >>> features = {TOKENS: states, ATTENTION_MASK: mask}
+        >>> Pooling(("mean", "max"))(features)[SENTENCE]
+        tensor([[2., 3.]])
     """
 
     def __init__(self, modes: tuple[str, ...], width: int | None = None, include_prompt: bool = True) -> None:
@@ -95,10 +104,15 @@ def _at(states: Float[Tensor, "rows t d"], place: Tensor) -> Float[Tensor, "rows
 
 
 class Dense(Stage):
-    """A linear with an activation function, and what was read added to that if `residual`.
+    """A linear with an activation function.
 
     Args:
         shape: (out, in).
+        activation: the activation function.
+        bias: whether the linear has a bias.
+        residual: whether the input is added, through a linear of its own where the width changes.
+        reads: as in `Stage`.
+        writes: as in `Stage`.
     """
 
     def __init__(
@@ -136,7 +150,7 @@ class Dense(Stage):
 
 
 class LayerNorm(Stage):
-    """A layer norm of the sentence vector."""
+    """A layer norm of the vector, which has `width` elements."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width=width)
@@ -150,7 +164,7 @@ class LayerNorm(Stage):
 
 
 class Normalize(Stage):
-    """Vectors of length 1."""
+    """Scale vectors to length 1."""
 
     def compute(self, x: Tensor, features: Features) -> Tensor:
         return functional.normalize(x, dim=-1)
@@ -160,7 +174,7 @@ class Normalize(Stage):
 
 
 class Truncate(Stage):
-    """The first numbers of the sentence vector: `truncate_dim` of its configuration."""
+    """Keep the `first` elements of the vector: `truncate_dim` in its configuration."""
 
     def __init__(self, first: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Read config.json; every mistake in it becomes one sentence.
 
-Values that transformers does not check are checked here: special tokens, rotary embeddings, class labels, numbers of layers.
-Each must have the type that all readers of the key expect.
+Values that transformers does not check are checked here: special tokens, rotary embeddings, class labels, numbers of
+layers. Each must have the type that all readers of the key expect.
 """
 
 import math

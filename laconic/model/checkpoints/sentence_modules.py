@@ -1,7 +1,4 @@
-"""From the configuration of a module of sentence-transformers to a stage, and its tensors.
-
-`modules.json`: which modules of sentence-transformers a model is made of, and where each of them lies.
-"""
+"""The sentence-transformers modules behind a transformer: modules.json, and the configuration and tensors of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,17 +29,26 @@ WEIGHTS = (("model.safetensors", True), ("pytorch_model.bin", False))
 
 @dataclass(frozen=True)
 class Module:
-    """An entry of modules.json: the name of its class in the library, and its folder, "" for that of the model."""
+    """An entry of modules.json.
+
+    Args:
+        kind: the name of its class in sentence-transformers.
+        path: its folder; "" for that of the model.
+    """
 
     kind: str
     path: str
 
 
 def build_stages(module: Module, location: Location) -> list[Stage]:
-    """The stages that a module of the model at `place` is, on the meta device: one, or none where it does nothing.
+    """Build the stages of a module on the meta device: one, or none where it does nothing.
+
+    Args:
+        module: the entry.
+        location: the location of the model.
 
     Raises:
-        UserError: its configuration makes no sense.
+        UserError: its configuration is invalid.
     """
     # At the top lies the configuration of the transformer.
     config = (location.inside(module.path).json("config.json") if module.path else None) or {}
@@ -61,14 +67,15 @@ def build_stages(module: Module, location: Location) -> list[Stage]:
 
 
 def read_module_tensors(location: Location, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
-    """The tensors of the module that lies at `place`, as they are stored.
+    """Read the tensors of a module, as stored.
 
     Args:
-        wanted: tensors of the names and shapes that they have to have.
-        path: of the module, for sentences.
+        location: the location of the module.
+        wanted: tensors with the names and shapes that are expected.
+        path: the folder of the module, as errors name it.
 
     Raises:
-        UserError: there is no file of them, or it cannot be read, or others are in it.
+        UserError: there is no weight file, it cannot be read, or its tensors are others.
     """
     where = f"'{path}' of '{location.source}'"
     stored = _read(location, path, where)
@@ -192,14 +199,15 @@ TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-
 
 
 def parse_modules(listed: list[Any], model_type: str, source: str) -> list[Module]:
-    """The modules that `listed`, read from modules.json, names: a transformer, then those of KINDS.
+    """Parse modules.json: a transformer, then modules of `KINDS`.
 
     Args:
-        model_type: the class of sentence-transformers that the model is for.
-        source: the model, for sentences.
+        listed: the contents of modules.json.
+        model_type: the sentence-transformers class of the model.
+        source: the model, as errors name it.
 
     Raises:
-        UserError: there are none, or others, or some that need code of their own, or lie outside of the folder.
+        UserError: there are no modules, or some that are not supported, need code, or lie outside the folder.
     """
     modules = [_module(entry, source) for entry in listed]
     if not modules:

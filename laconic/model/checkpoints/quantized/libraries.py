@@ -1,4 +1,4 @@
-"""Codes that only their own library reads: compressed-tensors, bitsandbytes and torchao."""
+"""Readers that call another library: compressed-tensors, bitsandbytes and torchao."""
 
 import json
 import tempfile
@@ -28,7 +28,7 @@ def _check_compressed(said: Mapping[str, Any]) -> None:
 
 
 def _transforms_activations(transforms: Any) -> bool:
-    """Whether anything but weights is transformed as the model runs; stored weights are transformed already."""
+    """Whether anything but weights is transformed as the model runs; stored weights already are."""
     try:
         places = {one["location"] for scheme in transforms["config_groups"].values() for one in scheme["apply"]}
     except (AttributeError, KeyError, TypeError):
@@ -37,7 +37,7 @@ def _transforms_activations(transforms: Any) -> bool:
 
 
 def _compressed(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    """By the scheme of each layer's own group; transformers 5.23 reads every layer by that of the first."""
+    """Dequantize each layer by its own group's scheme; transformers 5.23 uses that of the first for all."""
     convert: Any = import_module("compressed_tensors.entrypoints.convert.converters")
     quantization: Any = import_module("compressed_tensors.quantization")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,20 +1,12 @@
-"""Dequantizes the checkpoints of one library: takes the tensors of its files, gives plain matrices.
+"""Readers of quantized checkpoints: FP8 with block scales, MXFP4, GPTQ and AWQ.
 
-Weights in 8-bit floats with a scale for each block, as DeepSeek-V3 and Qwen3-FP8 are stored.
-
-W[i, j] = W8[i, j] · S[i // b, j // c], with blocks of b × c, the last of each row and column cut off where the matrix
-ends (DeepSeek-V3 technical report, arXiv:2412.19437, section 3.3).
-
-Experts in 4-bit floats with one power of two for every 32, as gpt-oss is stored.
-
-Each code is a float of 1 bit for its sign, 2 for its exponent and 1 for its mantissa, the first of two in the low half
-of a byte; a scale is the exponent of two, plus 127 (OCP Microscaling Formats 1.0, section 5).
-
-Integers of a few bits, several in one int32, with scales and zeros for each group: as GPTQ and AWQ are stored.
-
-Both mean W[o, i] = s[g(i), o] · (q[i, o] − z[g(i), o]). AutoGPTQ (and GPT-QModel) packs q along the inputs, z along the
-outputs and less by one, and lists the group of each input in g_idx; AutoAWQ's GEMM layout packs both along the outputs,
-in the order 0, 2, 4, 6, 1, 3, 5, 7, and its groups are neighbours.
+- FP8 (DeepSeek-V3, Qwen3-FP8): W[i, j] = W8[i, j] · S[i // b, j // c] for blocks of b × c (DeepSeek-V3 technical
+  report, arXiv:2412.19437, section 3.3).
+- MXFP4 (gpt-oss): floats with 1 bit of sign, 2 of exponent and 1 of mantissa, the first of two in the low half of a
+  byte; a scale for every 32 is an exponent of two, plus 127 (OCP Microscaling Formats 1.0, section 5).
+- GPTQ and AWQ: W[o, i] = s[g(i), o] · (q[i, o] − z[g(i), o]), several integers in one int32. AutoGPTQ and GPT-QModel
+  pack q along the inputs, z along the outputs and less by one, and list the group of each input in g_idx. AutoAWQ's
+  GEMM layout packs both along the outputs in the order 0, 2, 4, 6, 1, 3, 5, 7; its groups are neighbouring inputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,15 +20,16 @@ from laconic.errors import shown
 
 
 class UnreadableError(Exception):
-    """Why codes cannot be turned into numbers; the end of a sentence."""
+    """Why a checkpoint cannot be dequantized; the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """What the files of a model hold.
+    """The contents of a model's weight files.
 
-    tensors:  by name, as stored.
-    metadata: of the files, as safetensors has it.
+    Args:
+        tensors: every tensor as stored, by name.
+        metadata: the metadata of safetensors files.
     """
 
     tensors: dict[str, Tensor]
@@ -45,14 +38,15 @@ class StoredTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """How the checkpoints of one library are read.
+    """How the checkpoints of one library are dequantized.
 
-    dequantize: takes the stored tensors and the model's `quantization_config`. Returns the tensors of the plain model:
-        each matrix as `<module>.weight` of shape (out, in) in float32, everything else as it is stored. It is run
-        without numbers first, on the meta device, which shows what names, dtypes and shapes show.
-    check: raises UnreadableError for a `quantization_config` that `dequantize` cannot read.
-    package: the package that it needs, if any.
-    least: the oldest version of it that will do.
+    Args:
+        dequantize: takes the stored tensors and the `quantization_config`. Returns the tensors of the plain model: each
+            matrix as `<module>.weight` (out, in) in float32, everything else as stored. It is run on the meta device
+            first, to check names, dtypes and shapes.
+        check: raises UnreadableError for a `quantization_config` that `dequantize` cannot read.
+        package: the package that it needs, if any.
+        least: the oldest version of it that will do.
     """
 
     dequantize: Callable[[StoredTensors, Mapping[str, Any]], dict[str, Tensor]]
@@ -93,15 +87,20 @@ def _float8(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def scale_blocks(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tensor:
-    """The numbers of a matrix, or of several of one shape, in float32.
+    """Dequantize a matrix, or several of one shape, to float32.
 
     Args:
-        codes: of shape (…, out, in).
+        codes: (…, out, in).
         scales: one for all, or (…, ⌈out / block[0]⌉, ⌈in / block[1]⌉).
         block: rows and columns of a block; None where there is one scale for all.
 
     Raises:
-        UnreadableError: there are other scales.
+        UnreadableError: the scales have another shape.
+
+    Example:
+        >>> scale_blocks(torch.ones(2, 3), torch.tensor([[2.0, 4.0]]), [2, 2])
+        tensor([[2., 2., 4.],
+                [2., 2., 4.]])
     """
     factors = (scales.float() - 127).exp2() if scales.dtype == torch.uint8 else scales.float()
     if scales.numel() == 1:
@@ -140,7 +139,19 @@ def _mxfp4(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def decode_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
-    """The numbers in float32, of shape (…, 32 · groups), of codes (…, groups, 16) and scales (…, groups), in bytes."""
+    """Dequantize MXFP4 to float32.
+
+    Args:
+        codes: (…, groups, 16) bytes.
+        scales: (…, groups) bytes.
+
+    Returns:
+        (…, 32 · groups).
+
+    Example:
+        >>> decode_mxfp4(torch.full((1, 16), 0x21, dtype=torch.uint8), torch.tensor([127], dtype=torch.uint8))[:4]
+        tensor([0.5000, 1.0000, 0.5000, 1.0000])
+    """
     values = torch.tensor([*VALUES, *(-value for value in VALUES)])
     pairs = torch.stack([values[(codes & 15).long()], values[(codes >> 4).long()]], -1)
     numbers = torch.ldexp(pairs.flatten(-2), scales.int().unsqueeze(-1) - 127)
@@ -157,7 +168,17 @@ _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def unpack_integers(words: Tensor, bits: int, axis: int) -> Tensor:
-    """The integers in `words` of int32, the lowest bits first, side by side along `axis` (0 or 1)."""
+    """Unpack integers from int32, the lowest bits first.
+
+    Args:
+        words: a matrix of int32.
+        bits: bits of one integer.
+        axis: the axis (0 or 1) along which they are unpacked.
+
+    Example:
+        >>> unpack_integers(torch.tensor([[0x21]], dtype=torch.int32), 4, 1)
+        tensor([[1, 2, 0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    """
     shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
     spread = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
     return spread.flatten(1) if axis == 1 else spread.transpose(1, 2).flatten(0, 1)
