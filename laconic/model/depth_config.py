@@ -51,9 +51,9 @@ def per_layer_values(config: PreTrainedConfig, count: int, kept: Sequence[int]) 
         kept: the layers that stay.
 
     Example:
-        >>> from transformers import PreTrainedConfig
-        >>> per_layer_values(PreTrainedConfig(layer_types=["a", "b", "c"]), 3, [0, 2])
-        {'layer_types': ['a', 'c']}
+        >>> from transformers import LlamaConfig
+        >>> per_layer_values(LlamaConfig(max_window_layers=2), 3, [0, 2])
+        {'max_window_layers': 1}
     """
     said = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     return {name: value for rule in _RULES for name, value in rule(said, count, kept).items()}
