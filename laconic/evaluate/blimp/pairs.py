@@ -28,6 +28,9 @@ PHENOMENON_OF = {paradigm: phenomenon for phenomenon, members in PHENOMENA.items
 def match_paradigms(pattern: str) -> tuple[str, ...]:
     """The paradigms that match a name or a glob; a phenomenon stands for all of its own. Case does not matter.
 
+    Args:
+        pattern: name or glob of phenomena or paradigms.
+
     Raises:
         UserError: none matches.
     """

@@ -222,7 +222,12 @@ def score_table(samples: Sequence[Mapping[str, Any]]) -> tuple[Scores, dict[str,
 
 
 def column_metrics(widths: Mapping[str, int], aggregations: Mapping[str, Aggregation]) -> dict[str, Metric]:
-    """The metrics of such a table: the harness's aggregation of the columns of each."""
+    """The metrics of a table of the harness's scores.
+
+    Args:
+        widths: by metric, how many columns it has, in their order.
+        aggregations: by the name of a metric without its filter, the harness's function of the scores of all rows.
+    """
     metrics: dict[str, Metric] = {}
     start = 0
     for name, width in widths.items():
@@ -232,7 +237,16 @@ def column_metrics(widths: Mapping[str, int], aggregations: Mapping[str, Aggrega
 
 
 def metric_name(metric: str, filter: str) -> str:
-    """The name of a metric as the harness spells it in its results, without the filter that does nothing."""
+    """The name of a metric in the harness's results.
+
+    Args:
+        metric: its name.
+        filter: the name of the filter of answers; the one that does nothing is left out.
+
+    Example:
+        >>> metric_name("exact_match", "strict-match"), metric_name("acc", "none")
+        ('exact_match,strict-match', 'acc')
+    """
     return metric if filter == PLAIN_FILTER else f"{metric},{filter}"
 
 

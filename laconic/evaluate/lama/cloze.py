@@ -45,6 +45,11 @@ class Boundary(Enum):
 def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], place: Boundary) -> dict[str, int]:
     """The token of each word that is a single token after this boundary; an unknown word has none.
 
+    Args:
+        tokenizer: of the model.
+        words: to look up.
+        place: what stands before them.
+
     A byte-pair or sentence-piece tokenizer has other tokens for `Paris` after a space than right after a bracket, and
     tokens of a word are what the text with it has more than the text before it.
     """
@@ -100,6 +105,9 @@ RowBuilder = Callable[[str, int], Row | None]
 
 def row_builder(lm: LanguageModel) -> RowBuilder:
     """How sentences with a gap become rows for a model.
+
+    Args:
+        lm: the model, with its tokenizer.
 
     Raises:
         UserError: it has no tokenizer, or one without a token for a gap.
@@ -199,7 +207,16 @@ class Question:
 def questions(
     lm: LanguageModel, facts: Sequence[Example], vocabulary: Vocabulary
 ) -> tuple[list[Question], dict[str, int]]:
-    """The questions that a model can be asked, and by reason the number of facts that it cannot be asked about."""
+    """The questions that a model can be asked about facts.
+
+    Args:
+        lm: the model, with its tokenizer.
+        facts: sentences with a gap, and their answers.
+        vocabulary: of the model.
+
+    Returns:
+        The questions, and by reason the number of facts that the model cannot be asked about.
+    """
     write, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), positions(lm)
     rows: list[Question] = []
     left_out: Counter[str] = Counter()
@@ -242,7 +259,18 @@ def _n_tokens(row: Row) -> int:
 def ranks(
     lm: LanguageModel, rows: Sequence[Question], vocabulary: Vocabulary, track: Track, what: str
 ) -> Int[Tensor, " questions"]:
-    """The rank of each answer, from 1; equally likely candidates come before it, other right answers do not count."""
+    """The rank of each answer among the candidates.
+
+    Args:
+        lm: the model.
+        rows: questions.
+        vocabulary: the candidates.
+        track: shows progress.
+        what: the name of the task, for progress.
+
+    Returns:
+        (questions,) ranks from 1; equally likely candidates come before the answer, other right answers do not count.
+    """
     parts, data = batch_by_length(lm, [question.row for question in rows], BATCH)
     answer_ranks = torch.zeros(len(rows), dtype=torch.long)
     for part, (_, predictions) in zip(parts, predict_labelled(lm, data, track, what), strict=True):

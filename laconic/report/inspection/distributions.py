@@ -22,7 +22,12 @@ LEAST_ZEROS = 0.005
 
 
 def magnitude_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
-    """A histogram of |w| for each kind of weights, with the median."""
+    """A histogram of |w| for each kind of weights, with the median.
+
+    Args:
+        weights: of a model.
+        width: of the figure in inches.
+    """
     kinds = weights.kinds
     figure = Figure(figsize=(width, 1.0 + 0.5 * len(kinds)), layout="constrained")
     axes = figure.subplots()
@@ -56,7 +61,12 @@ def magnitude_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
 
 
 def spectrum_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
-    """The singular values of every matrix in the blocks, one panel a kind, one line a layer."""
+    """The singular values of every matrix in the blocks, one panel for each kind, one line for each layer.
+
+    Args:
+        weights: of a model.
+        width: of the figure in inches; a narrow one has two panels beside each other.
+    """
     kinds = [kind for kind in IN_BLOCKS if kind in weights.kinds]
     columns = min(3 if width >= WIDE else 2, len(kinds))
     rows = -(-len(kinds) // columns)

@@ -136,7 +136,11 @@ def magnitudes_json(found: Magnitudes) -> dict[str, Any]:
 
 
 def combine(tallies: Iterable[WeightStats]) -> Magnitudes:
-    """The distribution of |w| over several matrices together."""
+    """The distribution of |w| over several matrices together.
+
+    Args:
+        tallies: statistics of at least one matrix or vector.
+    """
     return reduce(add, (tally.magnitudes for tally in tallies))
 
 
@@ -220,7 +224,14 @@ def weight_statistics(lm: LanguageModel, track: Track = silent) -> ModelWeights:
 
 
 def layer_labels(lm: LanguageModel) -> dict[str, str]:
-    """Labels of blocks by their path: the number, after `encoder` or `decoder` where the model has both."""
+    """Labels of blocks by their path.
+
+    Args:
+        lm: the model.
+
+    Returns:
+        The number of each block, after `encoder` or `decoder` where the model has both, in forward order.
+    """
     stacks = list(lm.stacks())
     return {
         path: f"{stack.blocks.partition('.')[0]} {number}" if len(stacks) > 1 else str(number)
