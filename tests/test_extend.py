@@ -24,6 +24,8 @@ PLUGIN = ROOT / "examples" / "plugin"
 PAGE = (ROOT / "docs" / "extend.md").read_text()
 PACKAGE = "laconic_example"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
