@@ -1,8 +1,8 @@
 """laconic makes a transformer language model smaller and faster, and says what that cost.
 
 The functions of this package do what the verbs of the command line do, for models in memory as well as in folders.
-Public are this package, `laconic.methods`, the steps in `laconic.compress` and `laconic.recover`, and
-`laconic.formats`; all else may change with any version.
+Public are this package, `laconic.methods`, the steps in `laconic.compress` and `laconic.recover`, `laconic.formats` and
+`laconic.testing`; all else may change with any version.
 
 Importing it teaches transformers to load what laconic saved: `from_pretrained` then works on those folders too.
 Everything else is imported at first use.
