@@ -148,7 +148,7 @@ def test_every_default_is_right(kind: Any, name: str, hint: Any) -> None:
         (lambda: Student(blocks=(0, -2)), "student.blocks[1] must be in [0, ∞); got -2."),
         (lambda: Student(blocks={"decoder": [-2]}), "student.blocks.decoder[0] must be in [0, ∞); got -2."),
         (lambda: Student(classes=[]), "student.classes must be a list of at least 1; got ()."),  # type: ignore[arg-type]
-        (lambda: Shorten(drop={"encoder": -1}), "drop must be at least 0; got -1."),
+        (lambda: Shorten(drop={"encoder": -1}), "shorten.drop.encoder must be in [0, ∞); got -1."),
     ],
 )
 def test_the_sentence_says_what_is_meant(make: Any, sentence: str) -> None:

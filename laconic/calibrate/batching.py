@@ -241,6 +241,16 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
     return batch
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`.
+
+    Example:
+        >>> to_device({"input_ids": torch.ones(1, 2)}, torch.device("meta"))["input_ids"].device.type
+        'meta'
+    """
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def _pad(sequences: Sequence[list[int]], fill: int) -> Tensor:
     width = max(len(sequence) for sequence in sequences)
     return torch.tensor([sequence + [fill] * (width - len(sequence)) for sequence in sequences])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laconic import processes
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.calibration import Calibration, Labels
 from laconic.calibrate.layer_stats import LayerStats, gather
 from laconic.calibrate.passes import evaluating
@@ -109,7 +110,7 @@ def collect_stats(
     try:
         with sync_errors(), Recorder(lm, sites, needs) as recorder, torch.set_grad_enabled(with_gradients):
             for batch, generator in data.share("Measuring the layers"):
-                recorder.batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+                recorder.batch = to_device(batch, lm.device)
                 predictions, _ = predict(lm, recorder.batch)
                 if with_gradients:
                     _backpropagate(list(scores(predictions, data.labels, generator)))
@@ -168,7 +169,7 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
     texts = 0
     with processes.sync_errors(), evaluating(lm), _frozen(lm):
         for batch, generator in data.share("Measuring the gates"):
-            moved = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+            moved = to_device(batch, lm.device)
             texts += len(moved["input_ids"])
             every = list(_gradients(lm, moved, inners, counts, data, generator))
             for gradients in every:

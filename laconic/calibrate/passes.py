@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from laconic.cache import short_numbers
-from laconic.calibrate.batching import positions
+from laconic.calibrate.batching import positions, to_device
 from laconic.model import Batch, LanguageModel, Site, Task, first_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import text_config
@@ -50,7 +50,7 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
         inputs["global_attention_mask"] = first_token_mask(ids)
     if lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder):
         inputs["decoder_input_ids"] = ids
-    return {name: tensor.to(lm.device) for name, tensor in inputs.items()}
+    return to_device(inputs, lm.device)
 
 
 def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:

@@ -30,6 +30,7 @@ from laconic.calibrate.anchor import (
     find_sublayers,
     residual_before,
 )
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.calibration import Calibration
 from laconic.calibrate.collect_stats import check_finite, collect_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
@@ -112,7 +113,7 @@ class _SequentialPass:
         self.lm, self.data, self.sites, self.refresh = lm, data, sites, config.refresh
         self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
         self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)}
-        batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
+        batches = [to_device(batch, lm.device) for batch in data.batches]
         self.now = Stream(lm, batches)
         self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if config.anchored else None
         self.gradients: dict[str, LayerStats] = {}

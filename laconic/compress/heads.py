@@ -50,11 +50,6 @@ class ShrinkHeads(Step):
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.size is None):
             raise UserError("The step 'shrink-heads' needs one size: give either keep or size.")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise must_be("keep", "in (0, 1]", self.keep)
-        for field, value in {"size": self.size, "multiple": self.multiple}.items():
-            if value is not None and value < 1:
-                raise must_be(field, "at least 1", value)
 
     @property
     def needs_data(self) -> bool:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic import processes
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.classes import output_places
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
@@ -81,7 +82,7 @@ class KLMetric:
     def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
         self.original = original
         mine = processes.share(batches)
-        self.batches = [{name: tensor.to(original.device) for name, tensor in batch.items()} for batch in mine]
+        self.batches = [to_device(batch, original.device) for batch in mine]
         self._kept: dict[int, Predictions] = {}
 
     def __call__(self, changed: LanguageModel) -> float:

@@ -111,9 +111,6 @@ class Compress(Step):
             raise must_be("targets", "a list of at least one group or glob", [])
         if self.plan is None:
             self._allocator.check(self._size_spec)
-        for keep in self.keep.values() if isinstance(self.keep, dict) else (self.keep,):
-            if keep is not None and not 0 < keep <= 1:
-                raise must_be("keep", "in (0, 1]", keep)
         if self.share_inputs and not self.method.shares_inputs:
             raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
         check_refresh(self.refresh, self._is_sequential, self.needs)

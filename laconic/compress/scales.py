@@ -28,7 +28,7 @@ from laconic.calibrate import (
     collect_stats,
 )
 from laconic.compress.step import Outcome, Step
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError
 from laconic.methods import Awq
 from laconic.model import LanguageModel, Site
 from laconic.model.scale_folding import Absorber, find_absorbers, fold_scales
@@ -110,10 +110,6 @@ class SmoothQuant(Rescale):
     family = "quantization"
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise must_be("alpha", "in [0, 1]", self.alpha)
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:

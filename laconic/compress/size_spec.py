@@ -75,8 +75,6 @@ def check_refresh(refresh: int | None, sequential: bool, needs: frozenset[type[S
     """Raise UserError if gradients cannot be collected again after `refresh` blocks."""
     if refresh is None:
         return
-    if refresh < 1:
-        raise must_be("refresh", "at least 1", refresh)
     if not sequential:
         raise UserError("refresh must be left out, or come with sequential or anchored, which have stages.")
     if not any(issubclass(kind, GradientStatistic) for kind in needs):

@@ -13,13 +13,14 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, Task, load, load_empty
-from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule, moved
+from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule
 from laconic.recover.layer_matching import Match, uniform_layers
 from laconic.recover.observe import Feature, LayerOutputs, observe
-from laconic.recover.rows import Read
+from laconic.recover.rows import DistillationBatch
 from laconic.recover.training import Training
 
 Weight = Annotated[float, Field(ge=0)]
@@ -71,11 +72,6 @@ class Distil(Training):
         for term in self.courses:
             if term not in TERMS:
                 raise unknown("term of the loss", term, TERMS)
-        for weight in ("logits", "task", "hidden", "attention", "values"):
-            if getattr(self, weight) < 0:
-                raise must_be(weight, "at least 0", getattr(self, weight))
-        if not self.temperature > 0:
-            raise must_be("temperature", "above 0", self.temperature)
         if not (self.logits or self.compares_layers):
             raise must_be("logits", "above 0, or hidden, attention, values or matches given", self.logits)
 
@@ -110,7 +106,7 @@ class Distil(Training):
         return teacher
 
     def loss_terms(
-        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: DistillationBatch, classes: Sequence[str] = ()
     ) -> Terms:
         assert teacher is not None
         return Terms(
@@ -131,14 +127,14 @@ class Distil(Training):
         places = output_places(lm, teacher, classes) if self.logits else None
         return None if places is None else tuple(places)
 
-    def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: Read) -> list[Match]:
+    def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: DistillationBatch) -> list[Match]:
         """The matches that one weight for all blocks stands for, which depend on how many blocks there are."""
         if not (self.hidden or self.attention or self.values):
             return []
         features = frozenset({Feature.HIDDEN})
         with torch.no_grad():
-            _, ours = observe(lm, moved(batch["student"], lm.device), features)
-            _, theirs = observe(teacher, moved(batch["teacher"], lm.device), features)
+            _, ours = observe(lm, to_device(batch["student"], lm.device), features)
+            _, theirs = observe(teacher, to_device(batch["teacher"], lm.device), features)
         return [
             match
             for number, (their, our) in enumerate(zip(theirs, ours, strict=True))
@@ -191,7 +187,7 @@ class Finetune(Training):
         return None
 
     def loss_terms(
-        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: DistillationBatch, classes: Sequence[str] = ()
     ) -> Terms:
         return Terms(task=1.0)
 

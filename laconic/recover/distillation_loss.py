@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from laconic.calibrate.batching import to_device
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Predictions
 from laconic.numerics.distributions import Gaussian
@@ -117,7 +118,7 @@ class DistillationLoss(nn.Module):
                 the task are missing.
         """
         device = self._models[0].device
-        student, teacher = (moved(batch.get(whose), device) for whose in ("student", "teacher"))
+        student, teacher = (to_device(batch.get(whose) or {}, device) for whose in ("student", "teacher"))
         with torch.no_grad():
             ours = self._observe_student(student)
             if self.terms.task:
@@ -182,12 +183,6 @@ class DistillationLoss(nn.Module):
                     project = projections.get(f"{number}-{stack}")
                     total = total + match.weight * match.compute_loss(their, our, project)
         return total
-
-
-def moved(batch: object, device: torch.device) -> Batch:
-    """A batch on `device`; empty for None."""
-    assert batch is None or isinstance(batch, dict)
-    return {name: tensor.to(device) for name, tensor in (batch or {}).items()}
 
 
 def task_loss(predictions: Predictions) -> Tensor:

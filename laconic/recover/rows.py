@@ -5,24 +5,25 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.batching import Row, collate, tokenize_rows
+from laconic.calibrate.batching import Row, collate, to_device, tokenize_rows
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import UserError, must_be
-from laconic.model import Batch, LanguageModel, predict
+from laconic.model import LanguageModel, predict
 from laconic.progress import Track
 
 MOST_TOLD = 2**26
 """Numbers that a teacher predicts are kept up to this many (256 MiB); beyond, it is asked anew in every epoch."""
 
+DistillationBatch = dict[str, Any]
+"""`{"student": batch, "teacher": batch, "told": values}`: rows as both read them, and the teacher's predictions."""
 
-Read = dict[str, Batch | Tensor]
-"""`{"student": batch, "teacher": batch, "told": values}`: rows as both read them, and what the teacher says of them."""
 TOGETHER = 16
 """Batches whose rows are sorted together."""
 
@@ -48,7 +49,7 @@ class RowDataset(Dataset):
         told = None if self.told is None else self.told[index]
         return self.student[index], None if self.teacher is None else self.teacher[index], told
 
-    def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> Read:
+    def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> DistillationBatch:
         """A padded batch of the rows of these numbers."""
         return collate_rows([self[number] for number in numbers], student, teacher)
 
@@ -102,10 +103,10 @@ class LengthGroupedSampler(Sampler):
 
 def collate_rows(
     lines: Sequence[tuple[Row, Row | None, Tensor | None]], student: LanguageModel, teacher: LanguageModel | None
-) -> Read:
+) -> DistillationBatch:
     """Pad rows to a batch of the student and, if there is a teacher, of the teacher, with its predictions if known."""
     ours, theirs, told = zip(*lines, strict=True)
-    batch: Read = {"student": collate(student, ours)}
+    batch: DistillationBatch = {"student": collate(student, ours)}
     if teacher is not None:
         batch["teacher"] = collate(teacher, [row for row in theirs if row is not None])
         if told[0] is not None:
@@ -182,7 +183,7 @@ def precompute_predictions(teacher: LanguageModel, lines: RowDataset, batch_size
     for start in track(starts, "Asking the teacher"):
         numbers = by_length[start : start + batch_size]
         batch = collate(teacher, [rows[number] for number in numbers])
-        predictions, _ = predict(teacher, {name: tensor.to(teacher.device) for name, tensor in batch.items()})
+        predictions, _ = predict(teacher, to_device(batch, teacher.device))
         kept += predictions.values.numel()
         if kept * len(starts) > MOST_TOLD * (start // batch_size + 1):
             return lines

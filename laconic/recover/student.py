@@ -79,8 +79,6 @@ class Student(Step):
 
     def __post_init__(self) -> None:
         names = self.classes if isinstance(self.classes, tuple) else ()
-        if isinstance(self.classes, int) and self.classes < 1:
-            raise must_be("classes", "at least 1", self.classes)
         if len(set(map(str, names))) < len(names):
             raise must_be("classes", "names that differ", listed([*map(str, names)]))
         if self.problem_type is not None and self.classes is None:

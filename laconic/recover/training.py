@@ -26,7 +26,7 @@ from laconic.processes import count, everywhere, on_rank_zero
 from laconic.recover.checkpoints import load_finished, load_trained, read_logs, save_finished, training_folder
 from laconic.recover.distillation_loss import DistillationLoss, Terms
 from laconic.recover.observe import eager
-from laconic.recover.rows import Read, RowDataset, precompute_predictions, split, tokenize_corpus
+from laconic.recover.rows import DistillationBatch, RowDataset, precompute_predictions, split, tokenize_corpus
 from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen_parameters, trainable
 
 NEEDED = ("accelerate", "tensorboard")
@@ -75,7 +75,7 @@ class TrainingData:
     student: LanguageModel
     teacher: LanguageModel | None
 
-    def first(self) -> Read:
+    def first(self) -> DistillationBatch:
         """A batch of the first row, for the student and the teacher."""
         return self.train.batch(range(1), self.student, self.teacher)
 
@@ -134,14 +134,6 @@ class Training(Step):
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise must_be(name, "a finite number above 0", getattr(self, name))
-        for name in ("rows", "held_out", "batch_size", "accumulate", "evaluations", "patience", "lora"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise must_be(name, "at least 1", getattr(self, name))
-        if not 0 <= self.warmup <= 1:
-            raise must_be("warmup", "in [0, 1]", self.warmup)
         if self.patience is not None and self.checkpoint == "last":
             raise must_be("patience", "left out where the last numbers are kept, whatever their loss", self.patience)
         if self.lora is not None and self.quantized != "frozen":
@@ -157,7 +149,7 @@ class Training(Step):
 
     @abstractmethod
     def loss_terms(
-        self, lm: LanguageModel, teacher: LanguageModel | None, batch: Read, classes: Sequence[str] = ()
+        self, lm: LanguageModel, teacher: LanguageModel | None, batch: DistillationBatch, classes: Sequence[str] = ()
     ) -> Terms:
         """The terms of the loss.
 

@@ -107,7 +107,7 @@ def test_padding_changes_nothing() -> None:
         ("bert-base", {}, "give either drop or blocks"),
         ("bert-base", {"drop": 1, "blocks": (0,)}, "give either drop or blocks"),
         ("bert-base", {"drop": 2}, r"drop must be at most 1, as one block stays in the model; got 2\."),
-        ("bert-base", {"drop": -1}, r"drop must be at least 0; got -1\."),
+        ("bert-base", {"drop": -1}, r"drop must be in \[0, ∞\); got -1\."),
         ("bert-base", {"drop": 4, "parts": "sublayers"}, "drop must be at most 3, as one sub-block stays in the model"),
         ("bert-base", {"blocks": (0, 1)}, "All 2 blocks of the model would be dropped"),
         ("bert-base", {"blocks": (7,)}, "There is no block '7': they are numbered from 0 to 1"),

@@ -173,7 +173,7 @@ def test_embeddings_and_heads_are_compressed_on_request(name):
     [
         ({"method": Svd(), "keep": 0.0}, r"keep must be in \(0, 1\]; got 0.0"),
         ({"method": Svd(), "keep": 1.5}, r"keep must be in \(0, 1\]; got 1.5"),
-        ({"method": Svd(), "keep": {"ffn": -1.0}}, r"keep must be in \(0, 1\]; got -1.0"),
+        ({"method": Svd(), "keep": {"ffn": -1.0}}, r"keep.ffn must be in \(0, 1\]; got -1.0"),
         ({"method": Svd()}, "needs a size"),
         ({"method": Svd(rank=3), "keep": 0.5}, "says its own size"),
         ({"method": Svd(rank=3), "allocate": "spectrum"}, "allocate: spectrum shares out keep .* leave allocate out"),

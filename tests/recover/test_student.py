@@ -249,7 +249,7 @@ def test_a_new_head_is_put_on_a_plain_model(step: Step, sentence: str) -> None:
         (Student, "needs to know the student"),
         (lambda: Student(model="x", blocks=(1,)), "model must be left out"),
         (lambda: Student(model="x", classes=2), "model must be left out"),
-        (lambda: Student(classes=0), "classes must be at least 1; got 0"),
+        (lambda: Student(classes=0), r"classes must be in \[1, ∞\); got 0"),
     ],
 )
 def test_what_cannot_be_is_refused_when_it_is_said(make, sentence: str) -> None:

@@ -73,7 +73,7 @@ def test_a_student_of_no_configuration_is_refused_by_the_check(config: dict, sen
         (lambda: Distil(logits=0.0), "logits must be above 0"),
         (lambda: Distil(courses={"logit": "fade"}), "did you mean 'logits'"),
         (lambda: Finetune(lora=4, quantized="straight-through"), "quantized must be frozen"),
-        (lambda: Finetune(learning_rate=0.0), "learning_rate must be a finite number above 0"),
+        (lambda: Finetune(learning_rate=0.0), r"learning_rate must be in \(0, 1\]"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything(make, sentence: str) -> None:

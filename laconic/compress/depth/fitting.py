@@ -25,6 +25,7 @@ from torch import Tensor
 from laconic.calibrate import Calibration, LayerStats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor
+from laconic.calibrate.batching import to_device
 from laconic.compress.depth.cuts import Cut, all_cuts, subblock_at
 from laconic.compress.depth.importance import is_close, stack_rows
 from laconic.errors import UserError
@@ -72,7 +73,7 @@ def find_map_place(lm: LanguageModel, layers: Layers, index: int, batch: Batch) 
     """
     if layers.shared:
         return None
-    batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+    batch = to_device(batch, lm.device)
     return _entry(lm, layers, batch) if index == 0 else _behind(lm, layers, index - 1, batch)
 
 
@@ -118,7 +119,7 @@ def fit_maps(
     """
     anchor = Anchor(seat.width, dict.fromkeys(original.blocks, seat.width), lm.device)
     for number, on_cpu in enumerate(data.batches):
-        batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+        batch = to_device(on_cpu, lm.device)
         now, there = _capture_both(lm, seat, original, batch)
         stream = (now.inputs if seat.enters else now.outputs)[seat.stream][0]
         M = now.outputs[seat.path][0].reshape(stream.shape)
@@ -233,7 +234,7 @@ def mean_outputs(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> d
     counts = dict.fromkeys(cuts, 0)
     stacks = {layers.name: layers for layers in find_layers(lm)}
     for on_cpu in data.batches:
-        batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+        batch = to_device(on_cpu, lm.device)
         blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}
         with ActivationCapture(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
             predict(lm, batch)

@@ -29,6 +29,7 @@ from laconic import processes
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import TOLERANCE
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.collect_stats import scores
 from laconic.calibrate.recorder import Rows, rows_of
 from laconic.compress.depth.cuts import Cut, subblock_at
@@ -70,7 +71,7 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
 @torch.no_grad()
 def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
     """The hidden states of each stack in one run, and which of their rows are no padding."""
-    batch = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+    batch = to_device(batch, lm.device)
     # Of a model whose blocks are not known nothing is cut.
     stacks = [layers for layers in find_layers(lm) if layers.name in cuts] if cuts else []
     parts = {
@@ -157,7 +158,7 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
     try:
         with processes.sync_errors():
             for on_cpu, generator in data.share("Differentiating by gates"):
-                batch = {name: tensor.to(lm.device) for name, tensor in on_cpu.items()}
+                batch = to_device(on_cpu, lm.device)
                 gates = torch.ones(len(cuts), len(batch["input_ids"]), device=lm.device, requires_grad=True)
                 with apply_gates(lm, cuts, gates), torch.enable_grad():
                     predictions, _ = predict(lm, batch)

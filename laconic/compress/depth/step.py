@@ -22,7 +22,7 @@ from laconic.compress.depth.fitting import find_map_place
 from laconic.compress.depth.selection import BY_PLACE, MEASURED, Limits, Select, Selection, choose_lowest, join_stacks
 from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_seats, drop_cuts, make_fitter
 from laconic.compress.step import Outcome, Step
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import UserError, unknown
 from laconic.model import LanguageModel
 from laconic.model.depth import check_rescalable
 from laconic.model.depth_config import DropChecker
@@ -74,9 +74,6 @@ class Shorten(Step):
     def __post_init__(self) -> None:
         if (self.drop is None) == (self.blocks is None):
             raise UserError("The step 'shorten' needs to know what to drop: give either drop or blocks.")
-        for number in self.drop.values() if isinstance(self.drop, dict) else (self.drop or 0,):
-            if number < 0:
-                raise must_be("drop", "at least 0", number)
         if self.blocks is not None and (self.select != "dp" or self.contiguous or self.parts != "blocks"):
             raise UserError("select, parts and contiguous must be left out where blocks says what is dropped.")
         if self.replace == "linear" and (self.parts == "sublayers" or _name_parts(self.blocks)):

@@ -42,7 +42,7 @@ from laconic.compress.width.removal import (
     remove_parts,
     sequential_problems,
 )
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError
 from laconic.model import Group, LanguageModel
 from laconic.model.prunable_group import CoupledGroups, check_prunable, couple_groups, prunable_groups
 from laconic.model.width import keep_parts, update_config_widths
@@ -95,14 +95,8 @@ class Narrow(Step):
     anchored: bool = False
 
     def __post_init__(self) -> None:
-        sizes = {"heads": self.heads, "channels": self.channels, "keep": self.keep}
-        for field, value in sizes.items():
-            if value is not None and not 0 < value <= 1:
-                raise must_be(field, "in (0, 1]", value)
         if (self.keep is None) == (self.heads is None and self.channels is None):
             raise UserError("The step 'narrow' needs a size: give heads, channels or both, or keep in place of them.")
-        if self.multiple < 1:
-            raise must_be("multiple", "at least 1", self.multiple)
         if self.keep is None and self.currency != "bytes":
             raise UserError("currency is what keep counts, and must be left out without it.")
         if self.keep is not None and self.ranking == "local":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor, Residual, captured_paths, find_residual, residual_before
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.recorder import Rows, rows_of
 from laconic.calibrate.stream import Stream
 from laconic.model import Batch, LanguageModel, Task
@@ -38,7 +39,7 @@ class Comparison:
 
     def __init__(self, lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
         self.lm, self.original, self.track = lm, original, data.track
-        self.batches = [{name: tensor.to(lm.device) for name, tensor in batch.items()} for batch in data.batches]
+        self.batches = [to_device(batch, lm.device) for batch in data.batches]
         self.now, self.then = Stream(lm, self.batches), Stream(original, self.batches)
         self._kept: dict[int, ActivationCapture] = {}
 

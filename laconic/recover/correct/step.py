@@ -28,7 +28,7 @@ from laconic.calibrate.calibration import held_out_count, split_held_out
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
 from laconic.compress.kl_metric import Divergences, KLMetric
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.recover.correct.comparison import Comparison
@@ -53,10 +53,6 @@ class Correct(Step):
 
     refit: bool = True
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise must_be("held_out", "in (0, 1)", self.held_out)
 
     @property
     def needs_original(self) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from laconic.calibrate import AbsMax, Calibration, InputStatistic, collect_stats
 from laconic.calibrate.activation_capture import ActivationCapture
+from laconic.calibrate.batching import to_device
 from laconic.calibrate.recorder import rows_of
 from laconic.compress.depth.cuts import Cut, all_cuts
 from laconic.compress.depth.importance import stack_hidden_states
@@ -122,7 +123,7 @@ def collect_states(
     share = -(-3 * MAX_TOKENS // (2 * len(data.batches)))
     writers = [inner.writer for inner in inners]
     for batch in data.track(data.batches, "Comparing blocks and heads"):
-        inputs = {name: tensor.to(lm.device) for name, tensor in batch.items()}
+        inputs = to_device(batch, lm.device)
         with ActivationCapture(lm.model, [site.name for site in writers]) as tap:
             for stack, (points, rows) in stack_hidden_states(lm, inputs, cuts).items():
                 states = [rows.of(point).float() for point in points]
