@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,8 @@ def test_without_its_tensors_or_peft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapted(tmp_path, lora())
+    # What the command line itself imports must be there before the path is emptied.
+    import_module("datasets.utils.tqdm")
     with monkeypatch.context() as there:
         there.setattr(sys, "path", [str(without("peft", tmp_path / "site"))])
         assert status(["inspect", str(tmp_path / "adapter")]) == 2
