@@ -12,6 +12,7 @@ from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of
 from laconic.evaluate.tasks import FidelityRows, find_task, select_tasks, standalone_tasks, task_kinds
 from laconic.model import LanguageModel, Task
 from laconic.progress import Track
+from laconic.registry import Registry
 
 NAMES = {
     "glue/sst2": "glue/sst2",
@@ -68,7 +69,8 @@ def test_kinds_have_prefixes_of_their_own_and_spellings_that_begin_with_them() -
 def test_a_kind_from_elsewhere_is_found_when_a_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"There is no task 'length:a\.txt'"):
         find_task("length:a.txt")
-    monkeypatch.setattr(tasks, "task_kinds", lambda: (*tasks.TASK_KINDS, Length))
+    kinds = {kind.prefix: kind for kind in (*tasks.TASK_KINDS, Length)}
+    monkeypatch.setattr(tasks, "TASK_REGISTRY", Registry("laconic.tasks", "task", kinds, check=lambda *_: None))
     assert find_task("length:a.txt") == Length("a.txt")
     with pytest.raises(UserError, match=r"known are .*length:SOURCE"):
         find_task("lenght")
