@@ -1,6 +1,6 @@
 """Evaluation tasks by the names that `--tasks` takes, such as `glue/sst2`, `lama/trex` or `perplexity:SOURCE`.
 
-`find_task` is the one place where a name becomes a task: it looks up the first part of the name when it is called. A new
+`find_task` is the one place where a name becomes a task: it looks the first part up when it is called. A new
 kind of task is a frozen dataclass that derives from `EvalTask`, with the class variables `prefix`, `spellings` and
 `kinds`, and with `from_name`, `name`, `source` and `evaluate`.
 """
