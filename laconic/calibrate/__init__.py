@@ -1,6 +1,7 @@
 """Calibration: texts in, statistics of the inputs and gradients of every linear layer out.
 
-Internal, except the statistics that a method can need: it may change with any version.
+Only the statistics are public, because methods declare which of them they need. Everything else may change with any
+version.
 """
 
 from laconic.calibrate.calibration import Calibration, Labels

@@ -10,11 +10,14 @@ from torch.utils.hooks import RemovableHandle
 
 
 class ActivationCapture(ExitStack):
-    """Within the context the inputs and outputs of some modules are captured, one entry for each call.
+    """A context manager that captures the inputs and outputs of some modules with forward hooks.
+
+    `inputs` and `outputs` hold a list of tensors for each path, one tensor per call. The input is the keyword argument
+    `hidden_states`, or the first positional argument; of an output that is a tuple or list, the first entry is kept.
 
     Args:
         model: the model.
-        paths: paths of the modules.
+        paths: paths of the modules, as in `nn.Module.get_submodule`.
 
     Example:
         >>> import torch
@@ -43,7 +46,7 @@ class ActivationCapture(ExitStack):
             heard.clear()
 
     def _listen(self, path: str, module: nn.Module) -> Iterator[RemovableHandle]:
-        # Apart, because a run may end within the module.
+        # Two hooks, because a forward pass may be ended inside the module, after its input was captured.
         def on_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.inputs[path].append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
@@ -59,14 +62,15 @@ class RunEnded(Exception):  # noqa: N818 - it ends a run, and is no error
 
 
 class RunUntil(ExitStack):
-    """Within the context each `run` ends once all modules were called as often as in the first run.
+    """A context manager whose `run` ends a forward pass early, once all `modules` have been called.
 
-    The first run goes to its end, and so does a run in which a module is not called, such as an expert without tokens.
-    Other hooks on the modules must be registered before.
+    The first complete forward pass counts how often each module is called. Later passes end as soon as every module
+    has been called that often. A pass is not ended if a module is not called, such as an expert without tokens. Other
+    hooks on the modules must be registered before this context is entered, or the last call does not reach them.
 
     Args:
         modules: the modules to wait for.
-        returned: end when they have returned, not when they are called.
+        returned: True ends the pass after the last module has returned, False when it is about to be called.
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, returned: bool = False) -> None:
@@ -84,7 +88,7 @@ class RunUntil(ExitStack):
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Within the context, one forward pass that may end early."""
+        """Return a context for one forward pass, which may end early; code after the call of the model is skipped."""
         self._calls = Counter()
         with suppress(RunEnded):
             yield

@@ -1,20 +1,22 @@
-"""The matrix that best brings the outputs of a layer back to those of the dense model, from inputs that have drifted.
+"""Fit a layer to the outputs of the dense model, given the inputs that the partly compressed model produces.
 
-With x̃ the inputs as they are now and y* the outputs to be reached, over the same tokens,
+Let x̃ be the inputs of the layer in the partly compressed model, and y* the outputs of the same layer in the dense
+model, on the same tokens. The least squares solution is
 
     W* = (D + λ W)(C + λ I)^{-1},   C = Cov(x̃),   D = Cov(y*, x̃)
 
-and ‖Y* − Ŵ X̃‖² = const + ‖(W* − Ŵ) C^{1/2}‖², so approximating W* under C is the same problem as before, with the
-errors of earlier layers in it (AA-SVD, arXiv 2604.02119; GPTAQ, arXiv 2504.02692). Where the bias may not move, C and D
-are the uncentred moments. λ holds W* to W where the tokens are too few to tell: it is chosen by cross-validation over
-two halves of the batches, from no trust in them at all (W* = W) up.
+and ‖Y* − Ŵ X̃‖² = const + ‖(W* − Ŵ) C^{1/2}‖². A method therefore approximates W* under C, the same kind of problem as
+approximating W, and the errors of earlier layers are taken into account (AA-SVD, arXiv 2604.02119; GPTAQ, arXiv
+2504.02692). If the layer has no bias to adjust, C and D are the uncentred moments. The ridge λ keeps W* close to W when
+there are too few tokens for a reliable fit. It is chosen by two-fold cross-validation over the batches, starting from a
+large λ; if no λ beats W itself, W* = W.
 
-How far the residual stream has drifted where a layer writes to it: what that layer's output should make up for.
-
-A block adds the outputs of its writers (the output projections) to the stream. Before the first of them the stream is
-the block's input; before a later one it is, with normalisation inside the sublayers (pre-LN), the sum so far, and with
-normalisation between them (post-LN), what the sublayer reads. Which of the two a block is shows in its own numbers; one
-that is neither (a norm on the way out of a sublayer) is left alone.
+This module also computes how far the residual stream has drifted from the dense model's, so that a layer that writes to
+the stream can compensate. A block adds the outputs of its writers (the output projections) to the stream. Before the
+first writer the stream is the block's input. Before a later writer it is the running sum if the block normalises inside
+its sublayers (pre-LN), and the input of the sublayer if it normalises between them (post-LN). `find_residual` tells the
+two apart from the activations. For any other block (such as one that normalises the output of a sublayer) no drift is
+computed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +35,7 @@ from laconic.model import Stack
 from laconic.numerics.moments import add_gram, root_factor, symmetrize
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
-"""λ as multiples of the mean of C's diagonal."""
+"""Candidates for λ, as multiples of the mean of C's diagonal."""
 FOLDS = 2
 
 
@@ -42,10 +44,10 @@ class Moments:
     """Moments of a layer's inputs x̃ and of the outputs y* to reach.
 
     Args:
-        x: mean inputs, (in,).
-        y: mean outputs, (out,).
-        C: (in, in), of the inputs; centred, or not where the bias may not move.
-        D: (out, in), of outputs with inputs.
+        x: mean of x̃, (in,).
+        y: mean of y*, (out,).
+        C: second moment of x̃, (in, in); centred (a covariance) if the bias may be adjusted, else uncentred.
+        D: cross moment of y* and x̃, (out, in); centred like C.
         count: number of tokens.
     """
 
@@ -57,7 +59,7 @@ class Moments:
 
 
 class _Sums:
-    """Over the tokens of one fold: of the inputs, which several sites share, and of each site's wanted outputs."""
+    """Sums over the tokens of one fold: of x̃, which several layers share, and of y* and y* x̃^T for each layer."""
 
     def __init__(self, in_features: int, outputs: Mapping[str, int], device: torch.device) -> None:
         zeros = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
@@ -67,12 +69,12 @@ class _Sums:
 
 
 class Anchor:
-    """Sums for the layers that read one input: of the present inputs, and of the outputs that each layer should have.
+    """Collects the moments of x̃ and y* for all layers that read the same input, and poses their problems.
 
     Args:
-        in_features: width of the input.
-        outputs: number of outputs by layer name.
-        device: where the sums are kept.
+        in_features: width of the shared input.
+        outputs: number of outputs of each layer, by layer name.
+        device: where the sums are kept, in fp64.
     """
 
     def __init__(self, in_features: int, outputs: Mapping[str, int], device: torch.device) -> None:
@@ -81,7 +83,13 @@ class Anchor:
     def update(
         self, number: int, x: Float[Tensor, "tokens in"], wanted: Mapping[str, Float[Tensor, "tokens out"]]
     ) -> None:
-        """Add the tokens of a call in batch `number`: drifted inputs, and the outputs wanted of each site."""
+        """Add the tokens of one call.
+
+        Args:
+            number: number of the batch, which decides the cross-validation fold.
+            x: the inputs in the partly compressed model, (tokens, in).
+            wanted: outputs to reach, (tokens, out), by layer name.
+        """
         fold = self._folds[number % FOLDS]
         fold.count += len(x)
         fold.x += x.sum(0, dtype=torch.float64)
@@ -91,7 +99,14 @@ class Anchor:
             fold.products[name] += y.T @ x
 
     def moments(self, site: str, centred: bool) -> tuple[Moments, list[Moments]]:
-        """The moments of `site` over all tokens, and over those of each fold that has some.
+        """Return the moments of the layer `site`.
+
+        Args:
+            site: name of the layer.
+            centred: subtract the means from C and D.
+
+        Returns:
+            The moments over all tokens, and those of each cross-validation fold that has any tokens.
 
         Raises:
             UserError: inputs or outputs are not finite.
@@ -102,13 +117,16 @@ class Anchor:
         return whole, [_compute_moments([fold], site, centred) for fold in self._folds if fold.count]
 
     def problem(self, site: str, W: Float[Tensor, "out in"], stats: LayerStats, centred: bool) -> Problem:
-        """The problem of a layer whose matrix is W.
+        """Pose the problem for one layer: approximate W* instead of W.
 
         Args:
             site: name of the layer.
-            W: its matrix.
+            W: its present matrix, (out, in).
             stats: its other statistics.
-            centred: the bias may move.
+            centred: True if the layer's bias may be adjusted; the problem then has `means`.
+
+        Returns:
+            The problem with W* as its weight and C as its `InputCovariance`.
 
         Raises:
             UserError: inputs or outputs are not finite.
@@ -134,7 +152,7 @@ def _compute_moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moment
 
 
 def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[Tensor, "out in"]:
-    """W* = (D + λ W)(C + λ I)^{-1}, λ = ridge · mean(diag C); W itself if all inputs are zero."""
+    """Return W* = (D + λ W)(C + λ I)^{-1} with λ = ridge · mean(diag C), or W itself if all inputs are zero."""
     level = ridge * moments.C.diagonal().mean()
     if level <= 0:
         return W
@@ -143,7 +161,17 @@ def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[
 
 
 def choose_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float | None:
-    """The ridge whose W*, fitted on one fold, errs least on the other; None if W itself errs least."""
+    """Choose a ridge from `RIDGES` by two-fold cross-validation.
+
+    The search goes from the largest ridge down and stops at the first that does not lower the error.
+
+    Args:
+        W: the present matrix, (out, in).
+        folds: moments of each fold.
+
+    Returns:
+        The ridge, or None if no W* beats W on the other fold or if there are fewer than two folds.
+    """
     if len(folds) < FOLDS:
         return None
     best, least = None, sum(squared_error(W, fold) for fold in folds)
@@ -158,15 +186,16 @@ def choose_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float 
 
 
 def squared_error(W: Float[Tensor, "out in"], moments: Moments) -> float:
-    """E‖y* − W x̃‖² less a constant: tr(W C W^T) − 2 tr(W D^T)."""
+    """Return E‖y* − W x̃‖² up to a constant that does not depend on W: tr(W C W^T) − 2 tr(W D^T)."""
     return (W * (W @ moments.C - 2 * moments.D)).sum().item()
 
 
 TOLERANCE = 1e-3
+"""Two activations count as equal if their relative difference is at most this."""
 
 
 class Residual(Enum):
-    """Where the residual stream before a writer can be read."""
+    """How to obtain the residual stream that a writer's output is added to."""
 
     SUM = "the block's input and the outputs written so far"
     READ = "what the sublayer reads"
@@ -175,14 +204,26 @@ class Residual(Enum):
 
 @dataclass(frozen=True)
 class Sublayer:
-    """The paths of the first projection that reads the residual stream and of the one that writes to it."""
+    """One attention or feed-forward sublayer.
+
+    Args:
+        reader: path of the first projection that reads the residual stream (the query or fused projection of an
+            attention, the first inner projection of a feed-forward).
+        writer: path of the output projection, whose output is added to the stream.
+    """
 
     reader: str
     writer: str
 
 
 def find_sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[Sublayer]:
-    """The sublayers of one block that exist, in forward order."""
+    """Return the sublayers of one block, in forward order.
+
+    Args:
+        stack: describes the parts of the blocks.
+        block: path of the block.
+        exists: whether the model has a module at a path; a sublayer whose reader or writer is missing is left out.
+    """
     ends = [(attention.query or attention.fused, attention.output) for attention in stack.attentions]
     ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
     paths = [(f"{block}.{reader}", f"{block}.{writer}") for reader, writer in ends if reader is not None]
@@ -190,12 +231,22 @@ def find_sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> l
 
 
 def captured_paths(block: str, parts: Sequence[Sublayer]) -> list[str]:
-    """The paths of the modules to capture for `find_residual` and `residual_before`."""
+    """Return the paths of the modules whose activations `find_residual` and `residual_before` read."""
     return [block, *(path for part in parts for path in (part.reader, part.writer))]
 
 
 def find_residual(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Residual:
-    """How the residual stream of a captured block is made up."""
+    """Find out from captured activations how a block makes up its residual stream.
+
+    Args:
+        tap: captured activations at `captured_paths(block, parts)`.
+        block: path of the block.
+        parts: its sublayers.
+
+    Returns:
+        `SUM` if the block's output is its input plus all writers' outputs (pre-LN), `READ` if instead the first
+        sublayer reads the block's input directly (post-LN), else `UNKNOWN`.
+    """
     entered, left = tap.inputs[block][0], tap.outputs[block][0]
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
     if _same(sum(written, entered), left):
@@ -206,18 +257,21 @@ def find_residual(tap: ActivationCapture, block: str, parts: Sequence[Sublayer])
 def residual_before(
     tap: ActivationCapture, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int
 ) -> Tensor:
-    """The residual stream that the output of `writer` was added to, in the shape of that output.
+    """Return the residual stream that the output of `writer` is added to.
 
     Args:
-        tap: the captured activations of the block.
+        tap: captured activations at `captured_paths(block, parts)`.
         block: path of the block.
         parts: its sublayers.
         writer: path of the writer.
-        kind: how the stream is made up.
-        call: number of the call of the block.
+        kind: result of `find_residual`; not `UNKNOWN`.
+        call: number of the call within the capture.
+
+    Returns:
+        The stream, in the shape of the writer's output.
     """
     index = next(i for i, part in enumerate(parts) if part.writer == writer)
-    # OPT calls its feed-forward with sequences and tokens in one dimension.
+    # OPT flattens sequences and tokens into one dimension before its feed-forward.
     shape = tap.outputs[writer][call].shape
     if kind is Residual.READ:
         return tap.inputs[parts[index].reader][call].reshape(shape)

@@ -1,9 +1,9 @@
-"""From rows of text to batches that a model takes: tokens, right padding, and the labels of its task.
+"""Tokenize rows of text and collate them to batches, with right padding and the labels of the model's task.
 
-Masked language models get the 15 % masking of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805), always by the mask
-token. Rows keep their order; a row without any token to predict from or to is left out.
+Masked language models get the 15 % masking of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805); every chosen token
+is replaced by the mask token. Rows keep their order; a row that is too short for the task is left out.
 
-Check that a model can read its rows: the first ones are tokenized, and no weights are loaded.
+`check_readable` checks with the first rows that a model can read a corpus, without its weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,18 @@ from laconic.model.tokens import check_decoder_start, check_token_ids, pad_token
 
 MASKED_SHARE = 0.15
 IGNORED = -100
-"""The label that every loss of transformers leaves out."""
+"""The label that the losses of transformers ignore."""
 
 
 @dataclass
 class Row:
-    """One tokenized row; `labels` are tokens (a list), a class, a score, one number an output (a tuple), or None.
+    """One tokenized row.
 
-    unpooled: how many tokens, from the first on, are of a prompt that a vector is not made of.
+    Args:
+        input_ids: token ids.
+        token_type_ids: segment ids; None if the model has no segment embeddings.
+        labels: token ids (a list), a class or score (a number), one number for each output (a tuple), or None.
+        unpooled: number of leading prompt tokens that an embedding model leaves out of its pooling.
     """
 
     input_ids: list[int]
@@ -48,15 +52,24 @@ def batches(
     seed: int = 0,
     labelled: bool = False,
 ) -> list[Batch]:
-    """The corpus as CPU batches of at most `batch_size` rows and `max_length` tokens, in its order.
+    """Tokenize a corpus and collate it to CPU batches, in the order of the corpus.
 
-    Labels: tokens for masked models (drawn with `seed`) and for sequence-to-sequence ones (a row without a target is
-    its own); for sequence classification those of the data, where `labelled` asks for them; none otherwise. A plain
-    encoder reads the two texts of a pair as two rows, each behind the prompt that its folder puts before every text.
+    The labels depend on the task. A masked language model gets the masked tokens, a sequence-to-sequence model the
+    tokens of the target (or of the text itself if a row has no target), and a classifier the labels of the data, but
+    only if `labelled`. Other batches have no labels. An embedding model gets the two texts of a pair as two rows, each
+    preceded by the model's default prompt, if it declares one.
+
+    Args:
+        lm: the model whose tokenizer and task are used.
+        corpus: the rows.
+        batch_size: largest number of rows of a batch.
+        max_length: largest number of tokens of a row; longer rows are truncated.
+        seed: seed of the masking.
+        labelled: read the labels of the data, for sequence classification.
 
     Raises:
-        UserError: the model has no tokenizer, or no mask token where one is needed, or no row has any tokens; labels
-            that are asked for are not there, or none of the model's.
+        UserError: the model has no tokenizer, or a masked language model's tokenizer has no mask token; no row has
+            tokens; or `labelled` is set and a label is missing or is none of the model's classes.
     """
     rows = rows_of(lm, corpus, max_length=max_length, seed=seed, labelled=labelled)
     size = at_once(lm, batch_size)
@@ -66,10 +79,10 @@ def batches(
 def rows_of(
     lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: int = 0, labelled: bool = False
 ) -> list[Row]:
-    """The tokenized rows of a corpus that have tokens, in order; see `batches`.
+    """Tokenize a corpus without collating it; the arguments are those of `batches`.
 
     Raises:
-        UserError: as `batches`.
+        UserError: for the same reasons as `batches`.
     """
     rows = list(tokenize_rows(lm, corpus, max_length, seed, labelled))
     if not rows:
@@ -78,8 +91,8 @@ def rows_of(
 
 
 def at_once(lm: LanguageModel, wanted: int) -> int:
-    """The number of rows that a batch may have, at most `wanted`; 1 for classifiers without a pad token."""
-    # A decoder that classifies finds its last token by the pad token; without one that it can read, rows come alone.
+    """Return the allowed number of rows of a batch: `wanted`, or 1 for a classifier without a pad token."""
+    # A decoder classifier finds the last token of each row by the pad token, so without one it reads single rows only.
     return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else wanted
 
 
@@ -95,7 +108,7 @@ def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
 
 
 def pad_token(lm: LanguageModel) -> int:
-    """What padding is filled with; never seen by the model, so any token does where none is declared."""
+    """Return the token id to pad with: the declared pad token, else the end token, else 0; padding is masked out."""
     known = vocabulary_size(lm.model)
     own = () if lm.tokenizer is None else (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
     candidates = (pad_token_id(lm), *own, 0)
@@ -103,29 +116,29 @@ def pad_token(lm: LanguageModel) -> int:
 
 
 def positions(lm: LanguageModel) -> int | None:
-    """The longest input in tokens that the model has positions for; None when its positions are relative."""
+    """Return the longest input, in tokens, that the model has positions for; None if the length is not limited."""
     for name, module in lm.model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
             padding: int | None = module.padding_idx
             if padding is not None:
-                # RoBERTa counts positions from behind its padding index.
+                # RoBERTa starts its positions after its padding index.
                 return int(module.num_embeddings) - padding - 1
     most: object = getattr(text_config(lm.model.config), "max_position_embeddings", None)
-    # XLNet says −1 for any.
+    # XLNet has −1 here, which means any length.
     return most if isinstance(most, int) and most > 0 else None
 
 
 def tokenize_rows(
     lm: LanguageModel, corpus: Corpus, max_length: int, seed: int, labelled: bool = False
 ) -> Iterator[Row]:
-    """The rows of the corpus that have tokens, with the labels of the model's task; as `batches`, in its order."""
+    """Yield the rows of the corpus that have tokens, with the labels of the model's task; see `batches`."""
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length, _declared_length(lm, tokenizer) or max_length)
     if lm.task.is_sequence_classification:
         labels = labels_of(lm, corpus) if labelled else [None] * len(corpus.examples)
         return _with_labels(_encode(lm, tokenizer, corpus.examples, longest), labels)
     if lm.task is Task.CAUSAL:
-        # One token alone predicts nothing.
+        # A causal model needs two tokens for one prediction.
         rows = _encode(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
         return (row for row in rows if len(row.input_ids) > 1)
     if lm.task is Task.SEQ2SEQ:
@@ -136,7 +149,7 @@ def tokenize_rows(
 
 
 def _declared_length(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest input in tokens where sentence-transformers declares the model; None elsewhere."""
+    """The longest input in tokens that a sentence-transformers configuration declares; None without one."""
     if lm.pipeline is None:
         return None
     return lm.pipeline.settings.max_length or tokenizer.model_max_length
@@ -145,7 +158,7 @@ def _declared_length(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> i
 def _encode_prompted(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
 ) -> Iterator[Row]:
-    """Each text of its own, behind the prompt that stands before all of them, if there is one."""
+    """One row for each text, preceded by the model's default prompt, if it declares one."""
     prompt = lm.embedding_pipeline.settings.default_prompt
     unpooled = 0 if lm.embedding_pipeline.pools_prompts or not prompt else _prompt_length(tokenizer, prompt, longest)
     texts = (text for example in examples for text in (example.text, example.pair) if text is not None)
@@ -156,7 +169,7 @@ def _encode_prompted(
 
 
 def _prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int) -> int:
-    """Tokens of a prompt, as sentence-transformers counts them: with what is put before it, not with what ends it."""
+    """Number of prompt tokens as sentence-transformers counts them: with a start token, without an end token."""
     ids = tokenizer(prompt, truncation=True, max_length=longest)["input_ids"]
     return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
@@ -210,19 +223,23 @@ def _mask_tokens(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: 
 
 
 def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
-    """Pad rows on the right to a batch.
+    """Pad rows on the right and stack them to one batch.
 
     Args:
         lm: the model that reads the batch.
-        rows: tokenized rows of one kind.
+        rows: tokenized rows, all with the same kind of labels.
+
+    Returns:
+        `input_ids` and `attention_mask`, and `token_type_ids`, a pooling mask and `labels` where the rows have them.
 
     Raises:
-        UserError: a token has no embedding, or the configuration does not say how targets begin.
+        UserError: the model has no embedding for a token, or the configuration of a sequence-to-sequence model has no
+            start token for the decoder.
     """
     check_token_ids(lm, (token for row in rows for token in row.input_ids))
     check_decoder_start(lm)
     labels = [row.labels for row in rows if isinstance(row.labels, list)]
-    # What was masked is among the labels alone.
+    # The original tokens at masked positions are only in the labels.
     told = (token for tokens in labels for token in tokens if token != IGNORED)
     check_token_ids(lm, told, targets=lm.task is Task.SEQ2SEQ)
     batch = {
@@ -257,20 +274,21 @@ def _pad(sequences: Sequence[list[int]], fill: int) -> Tensor:
 
 
 PROBED = 64
-"""Number of rows. A wrong tokenizer shows in the first ones; later rows are checked when they are read."""
+"""Number of rows that `check_readable` reads: enough to find a wrong tokenizer. Later rows are checked by `collate`."""
 
 
 def check_readable(lm: LanguageModel, corpus: Corpus, max_length: int = 128) -> None:
-    """Make batches of the first rows of `corpus`, as for a calibration, and forget them. Labels are not looked at.
+    """Check that the model can read a corpus, by making batches of its first rows. Labels are not checked.
 
     Args:
-        lm: a model with its tokenizers; its weights may be absent.
-        corpus: the rows that it is to read.
-        max_length: tokens of a row at most.
+        lm: a model with its tokenizers; its weights need not be loaded.
+        corpus: the rows.
+        max_length: largest number of tokens of a row.
 
     Raises:
-        UserError: the model has no tokenizer, or one without the mask token that it needs, or one that gives tokens
-            which it has no embeddings for, or its configuration does not say how targets begin.
+        UserError: the model has no tokenizer, or a masked language model's tokenizer has no mask token; the tokenizer
+            gives tokens that the model has no embeddings for; or the configuration of a sequence-to-sequence model has
+            no start token for the decoder.
     """
     rows = list(tokenize_rows(lm, corpus.first(PROBED), max_length, seed=0))
     size = at_once(lm, PROBED)

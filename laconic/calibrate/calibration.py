@@ -1,4 +1,4 @@
-"""Calibration data: batches, and the settings that decide how statistics are collected on them; rows held out."""
+"""Calibration data: batches with the settings for collecting statistics, and splits into fitted and held-out rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class Calibration:
         labels: labels of the Fisher information. `sampled` draws them from the model (an unbiased estimate),
             `enumerated` weights all classes by their probability (exact), `data` takes the labels of the data (the
             empirical Fisher). `auto` enumerates up to four classes and samples otherwise.
-        seed: seed of everything that is drawn.
+        seed: seed of all random draws.
         track: shows progress.
-        corpus: all rows of the split, for steps that train; None if there are no more than the batches have.
+        corpus: all rows of the split, for steps that train on more than the batches; None if the batches are all.
         max_length: largest number of tokens of a row.
         batch_size: largest number of rows of a batch.
-        samples: number of rows that were drawn; None if each row of the batches is one.
+        samples: number of rows drawn from the corpus; None if it is the number of rows of the batches.
     """
 
     batches: list[Batch]
@@ -44,9 +44,10 @@ class Calibration:
     samples: int | None = None
 
     def share(self, what: str) -> Iterator[tuple[Batch, torch.Generator]]:
-        """Yield the batches of this process, each with its own random generator.
+        """Yield this process's share of the batches, each with its own random generator.
 
-        What is drawn for a batch depends on the seed and its position alone, for any number of processes.
+        The generator of a batch depends only on `seed` and the position of the batch, so the draws are the same for any
+        number of processes.
 
         Args:
             what: the label of the progress bar.
@@ -62,12 +63,12 @@ def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: s
 
     Args:
         batches: the rows.
-        held_out: fraction of the rows that is held out.
+        held_out: fraction of the rows to hold out; at least one row is held out.
         seed: seed of the split.
         step: name of the step, for the error.
 
     Returns:
-        Batches to fit on, at least as many as cross-validation has folds, and batches held out.
+        The batches to fit on, at least as many as cross-validation has folds, and the held-out batches.
 
     Raises:
         UserError: there are too few rows.
@@ -83,7 +84,7 @@ def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: s
 
 
 def split_for_folds(batches: list[Batch]) -> list[Batch]:
-    """The same rows in at least as many batches as cross-validation has folds, if there are as many rows."""
+    """Return the same rows in at least one batch per cross-validation fold, if there are enough rows."""
     if len(batches) >= FOLDS:
         return batches
     (batch,) = batches
@@ -93,7 +94,12 @@ def split_for_folds(batches: list[Batch]) -> list[Batch]:
 
 
 def held_out_count(batches: Sequence[Batch], held_out: float, step: str) -> int:
-    """The number of rows to hold out.
+    """Return the number of rows to hold out, at least one.
+
+    Args:
+        batches: the rows.
+        held_out: fraction of the rows to hold out.
+        step: name of the step, for the error.
 
     Raises:
         UserError: too few rows would be left to fit on.

@@ -1,8 +1,8 @@
-"""What classes are called: a model's outputs and the classes of data, or of another model, meet by name here.
+"""Match the outputs of a classifier with the classes of a data set, or of another model, by their names.
 
-Case, `-`, `_` and spaces do not matter, nor do the usual synonyms (`POS` and `positive`, `not-duplicate` and
-`non_duplicate`). `LABEL_1`, `class 1` and `1` name a class by its number. `LanguageModel.label_order` is what the user
-says instead of the names in config.json.
+Case, `-`, `_` and spaces are ignored, and common synonyms are equal (`POS` and `positive`, `not-duplicate` and
+`non_duplicate`). `LABEL_1`, `class 1` and `1` name a class by its number. `LanguageModel.label_order`, if it is given,
+replaces the names in config.json.
 """
 
 import re
@@ -26,25 +26,25 @@ SYNONYMS = (
     ("true", "yes"),
     ("false", "no"),
 )
-"""Names of one class; the first stands for all. Those of GLUE's tasks are among them."""
+"""Each tuple lists names of one class, the canonical name first. The class names of the GLUE tasks are included."""
 OPPOSITES = {"unacceptable": "acceptable", "ungrammatical": "grammatical"}
 NEGATIONS = ("not", "non", "no")
 FILLERS = {"a", "an", "the", "is"}
 FEWEST = 10
-"""Names that a sentence shows at most."""
+"""Largest number of names that an error message lists."""
 
 _STANDARD = {name: names[0] for names in SYNONYMS for name in names}
 _NUMBER = re.compile(r"(?:label|class)[-_\s]?(\d+)|([-+]?\d+)", re.ASCII)
 
 
 def number_of(name: str) -> int | None:
-    """The number that a name like `LABEL_1`, `class 1` or `-1` stands for; None for any other."""
+    """Return the number in a name like `LABEL_1`, `class 1` or `-1`; None for any other name."""
     found = _NUMBER.fullmatch(name.strip().casefold())
     return None if found is None else int(found[1] or found[2])
 
 
 def meaning(name: str) -> str:
-    """The same for every spelling and synonym of a class."""
+    """Return a canonical name, the same for every spelling and synonym of a class."""
     number = number_of(name)
     if number is not None:
         return str(number)
@@ -61,7 +61,7 @@ def meaning(name: str) -> str:
 
 
 def place_of(name: str, names: Sequence[str]) -> int | None:
-    """Where the one class among `names` is that `name` means; None where there is none, or several."""
+    """Return the index in `names` of the class that `name` means; None if there is no match or more than one."""
     for key in (_spelling, meaning):
         places = [place for place, other in enumerate(names) if key(other) == key(name)]
         if len(places) == 1:
@@ -70,10 +70,18 @@ def place_of(name: str, names: Sequence[str]) -> int | None:
 
 
 def places_of(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    """For each of `names`, all classes of one side in their order, where the same class is `among` those of the other.
+    """Map the classes of one side to those of the other.
 
-    By name where any name is known there; else by number, where one side has numbers for names. None where a class is
-    not there. No two classes have one place.
+    Classes are matched by name. If no name matches and one side names its classes by number, they are matched by
+    number.
+
+    Args:
+        names: all classes of one side, in their order.
+        among: all classes of the other side, in their order.
+
+    Returns:
+        For each of `names` its index in `among`; None if the class is missing there, or if several of `names` match
+        the same class.
     """
     found = [place_of(name, among) for name in names]
     if all(place is None for place in found):
@@ -91,7 +99,7 @@ def _by_number(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
-    """The numbers that all the names stand for, which count from 0 on; None where they do not."""
+    """Return the numbers of names like `LABEL_0`, `LABEL_1`; None unless they are a permutation of 0, …, n − 1."""
     numbers = [number for name in names if (number := number_of(name)) is not None]
     return numbers if sorted(numbers) == list(range(len(names))) else None
 
@@ -101,10 +109,10 @@ def _spelling(name: str) -> str:
 
 
 def class_names(lm: LanguageModel) -> tuple[str, ...]:
-    """What the outputs of the model are called, in their order: by `label_order`, or by its configuration.
+    """Return the names of the model's outputs, in their order: `label_order` if given, else those in config.json.
 
     Raises:
-        UserError: `label_order` is not one name for each output, or the configuration contradicts itself.
+        UserError: `label_order` does not name each output once, or id2label and label2id contradict each other.
     """
     if lm.label_order is None:
         _check_consistent(lm)
@@ -119,14 +127,14 @@ def class_names(lm: LanguageModel) -> tuple[str, ...]:
 
 
 def names_in(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The names in the configuration; an output without one is called by its number, as transformers does."""
+    """Return the names in id2label; an output without a name is called `LABEL_i`, as in transformers."""
     names = cast(Mapping[int, str], config.id2label or {})
     return tuple(str(names.get(number, f"LABEL_{number}")) for number in range(config.num_labels or 0))
 
 
 def _check_consistent(lm: LanguageModel) -> None:
     names, numbers = names_in(lm.model.config), lm.model.config.label2id or {}
-    # transformers leaves LABEL_0, LABEL_1 in label2id where only id2label was changed.
+    # transformers keeps the default label2id (LABEL_0, LABEL_1) if only id2label is changed; that is no contradiction.
     wrong = [name for name in names if set(numbers) == set(names) and str(numbers[name]) != str(names.index(name))]
     for name in wrong:
         raise UserError(
@@ -136,20 +144,29 @@ def _check_consistent(lm: LanguageModel) -> None:
 
 
 def sharing_order(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
-    """`lm` with the `label_order` of `other`, where it has none and its configuration has the same names."""
+    """Return `lm` with the `label_order` of `other`, if it has none itself and both have the same names in id2label."""
     if lm.label_order is not None or names_in(lm.model.config) != names_in(other.model.config):
         return lm
     return replace(lm, label_order=other.label_order)
 
 
 def output_places(lm: LanguageModel, other: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
-    """For each output of `lm`, which of `other` is the same class; None where all lie alike, or the two do not do the
-    same.
+    """Match the outputs of two classifiers.
 
-    By their names where any is known to the other, else by what both are among the `classes` of data, else by number.
+    Classes are matched by name. If no name of `lm` is known to `other`, both are matched with the `classes` of the
+    data, and if that fails, by number.
+
+    Args:
+        lm: a model.
+        other: the model to compare with.
+        classes: class names of the data, in the order of their numbers; empty if unknown.
+
+    Returns:
+        For each output of `lm` the index of the same class in `other`; None if the order is the same already, or if
+        the models are not classifiers of one task.
 
     Raises:
-        UserError: there are not as many, or the classes do not match.
+        UserError: the numbers of outputs differ, or the classes do not match.
     """
     if not lm.task.is_sequence_classification or other.task is not lm.task:
         return None
@@ -164,7 +181,7 @@ def output_places(lm: LanguageModel, other: LanguageModel, classes: Sequence[str
     ours, theirs = (class_names(sharing_order(*pair)) for pair in ((lm, other), (other, lm)))
     places = _met(ours, theirs, classes)
     if None in places:
-        # The order that was given has the names of data, which another model need not share; numbers are no evidence.
+        # label_order has the class names of the data, which the other model need not use; compare those in config.json.
         places = [place_of(name, names_in(other.model.config)) for name in names_in(lm.model.config)]
     found = [place for place in places if place is not None]
     if len(set(found)) < len(ours):
@@ -181,7 +198,13 @@ def _met(ours: Sequence[str], theirs: Sequence[str], classes: Sequence[str]) -> 
 
 
 def mismatch(lm: LanguageModel, classes: Sequence[str], whose: str) -> UserError:
-    """The sentence for names that do not match; `classes` are those of `whose`, a data set or another model."""
+    """Return the error for classes that do not match by name.
+
+    Args:
+        lm: the model.
+        classes: the class names of the data set or other model.
+        whose: how the message calls that data set or model.
+    """
     ours = class_names(lm)
     owner = "label_order" if lm.label_order is not None else f"The model {called(lm)}" if lm.source else "The model"
     return UserError(
@@ -191,11 +214,11 @@ def mismatch(lm: LanguageModel, classes: Sequence[str], whose: str) -> UserError
 
 
 def called(lm: LanguageModel) -> str:
-    """The model's name in a sentence."""
+    """Return the name of the model for an error message."""
     return f"'{lm.source}'" if lm.source else "the model"
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Join the names for an error message; after the first ten, only the number of the others is given."""
     more = f" and {len(names) - FEWEST} more" if len(names) > FEWEST else ""
     return ", ".join(names[:FEWEST]) + more

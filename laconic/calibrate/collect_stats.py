@@ -1,14 +1,15 @@
 """Collect statistics of linear layers, or gradients of gates, in one pass over the data, shared among processes.
 
-Fisher losses: with y ~ p(y | z), the gradients of −log p(y | z) have E[g g^T] = F, the Gauss-Newton Hessian of the KL
-divergence (Martens, arXiv 1412.1193). For few values z the expectation is exact: with F(z) = L L^T, the scalars are the
-values along the columns of L (`laconic.numerics.distributions`).
+Fisher losses: if y is drawn from the model's prediction p(y | z), the gradients g of −log p(y | z) satisfy
+E[g g^T] = F, the Gauss-Newton Hessian of the KL divergence (Martens, arXiv 1412.1193). For few values z the expectation
+is computed exactly: with F(z) = L L^T, the loss l^T z is differentiated for each column l of L
+(`laconic.numerics.distributions`).
 
-Gates: every head or channel gets a gate ξ = 1 on its columns of the input of the output projection. Head importance is
-E|∂L/∂ξ| (P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019, equation 2), the
-squared form E(∂L/∂ξ)² that of P. Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019),
-equation 8. Both are computed text by text, so no batch size enters. For enumerated labels the mean of |∂L/∂ξ| over
-labels is not available, and the mean over the axes of F takes its place.
+Gates: every head or channel gets a gate ξ = 1 that multiplies its columns of the input of the output projection. The
+importance of a head is E|∂L/∂ξ| (P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS
+2019, equation 2) or E(∂L/∂ξ)² (P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
+equation 8). Both are computed for each text separately, so they do not depend on the batch size. For enumerated labels,
+E|∂L/∂ξ| is approximated by a mean over the columns of L.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,25 +35,25 @@ from laconic.processes import sync_errors
 
 ENUMERATED_UP_TO = 4
 DRAWS = 4
-"""Samples of a row with one prediction; a text of many predictions has one for each of its tokens as it is."""
+"""Labels sampled for each row with one prediction; a row with a prediction for each token gets one label per token."""
 
 
 def scores(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the scalars to differentiate for one batch, whose gradients have the Fisher information as second moment.
+    """Yield the losses of one batch whose gradients have the Fisher information as their second moment.
 
     Args:
         predictions: the predictions of the batch.
-        labels: where labels come from.
+        labels: where labels come from; see `Calibration`.
         generator: draws sampled labels.
 
     Raises:
-        UserError: a prediction is not finite, the data has no labels where those are asked for, or enumeration would
-            not be exact.
+        UserError: a prediction is not finite; `labels` is "data" and the data has none; or `labels` is "enumerated"
+            and a row has several predictions, for which enumeration is not exact.
     """
     if not predictions.values.isfinite().all():
         raise UserError("The model's predictions are not finite; check the model and the data.")
-    # Several predictions of a row share its hidden states: summed over classes their gradients would not be
-    # independent, as drawn labels are, and F would hold their cross terms.
+    # Predictions of one row share hidden states. With enumeration their gradients would not be independent, as they
+    # are with sampled labels, and F would contain cross terms.
     alone = len(predictions.rows.unique()) == len(predictions.rows)
     few = predictions.values.shape[-1] <= ENUMERATED_UP_TO
     if labels == "enumerated" and not alone:
@@ -85,12 +86,12 @@ def _data_loss(predictions: Predictions) -> Tensor:
 def collect_stats(
     lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
 ) -> dict[str, LayerStats]:
-    """Run every batch forward, and backward if a gradient statistic is needed.
+    """Collect statistics of layers: run every batch forward, and backward if a gradient statistic is needed.
 
     Args:
-        lm: the model; it is put into eval mode meanwhile.
+        lm: the model; it is in eval mode during the call, and its mode is restored afterwards.
         data: the calibration data.
-        needs: the types of statistics.
+        needs: the types of statistics to collect.
         sites: the layers.
 
     Returns:
@@ -131,7 +132,7 @@ def _backpropagate(losses: list[torch.Tensor]) -> None:
 
 
 def check_finite(stats: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
-    """Raise UserError if a collected statistic is not finite."""
+    """Raise UserError if a statistic of a type in `needs` is not finite; `stats` is by layer name."""
     for name, statistics in stats.items():
         for kind in needs:
             # One pass: a sum is finite only where every term is.
@@ -143,7 +144,7 @@ def check_finite(stats: Mapping[str, LayerStats], needs: Collection[type[Statist
 
 @dataclass
 class GateGradients:
-    """Gradients of the gates of one group of parts, averaged over texts.
+    """Gradients of the gates of one group of heads or channels, averaged over texts.
 
     Args:
         absolute: E|∂L/∂ξ|, (parts,).
@@ -155,9 +156,15 @@ class GateGradients:
 
 
 def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[PrunableGroup]) -> dict[str, GateGradients]:
-    """Run every batch forward and backward, and return the gradients by `PrunableGroup.coupling`.
+    """Run every batch forward and backward and average the gradients of the gates.
 
-    Groups that lose the same parts share one gate.
+    Args:
+        lm: the model.
+        data: the calibration data.
+        inners: groups of heads or channels; groups with the same `coupling`, which are pruned together, share gates.
+
+    Returns:
+        The gradients by `PrunableGroup.coupling`.
 
     Raises:
         UserError: there is no batch, or predictions or gradients are not finite.
@@ -174,7 +181,8 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
             every = list(_gradients(lm, moved, inners, counts, data, generator))
             for gradients in every:
                 for key, gradient in gradients.items():
-                    # The losses are such that their squares add up to one expectation.
+                    # The squared gradients of the losses sum to one expectation, so their absolute values are divided
+                    # by the square root of the number of losses.
                     found[key].absolute += gradient.abs().sum(0) / len(every) ** 0.5
                     found[key].squared += gradient.square().sum(0)
     texts = int(processes.summed(torch.tensor(texts)))
@@ -194,7 +202,7 @@ def _gradients(
     data: Calibration,
     generator: torch.Generator,
 ) -> Iterator[dict[str, Float[Tensor, "texts parts"]]]:
-    """∂L/∂ξ of each text of one batch, for each of its losses in turn."""
+    """Yield ∂L/∂ξ, (texts, parts) by coupling, for each loss of one batch."""
     texts = len(batch["input_ids"])
     gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
     with _apply_gates(inners, gates):
@@ -206,7 +214,7 @@ def _gradients(
 
 @contextmanager
 def _apply_gates(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context what each output projection reads is multiplied by the gates of its parts."""
+    """Within the context the input of each output projection is multiplied by the gates of its heads or channels."""
 
     def hook_of(inner: PrunableGroup) -> RemovableHandle:
         gate = gates[inner.coupling].repeat_interleave(inner.size, dim=1)
@@ -228,7 +236,7 @@ def _apply_gates(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -
 
 @contextmanager
 def _frozen(lm: LanguageModel) -> Iterator[None]:
-    """No gradients of weights; afterwards as it was."""
+    """Within the context no weight requires a gradient; afterwards `requires_grad` is restored."""
     trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     lm.model.requires_grad_(False)
     try:
