@@ -1,4 +1,4 @@
-"""The whole flow as one value and one function: a recipe is parsed, written and run here.
+"""Recipes: a recipe names a model, its data and the steps that compress it. This package reads, writes and runs them.
 
 Internal: it may change with any version.
 """

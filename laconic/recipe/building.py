@@ -1,6 +1,6 @@
-"""A dataclass from what YAML spells, and values changed by their place: `steps[0].compress.keep=0.3`.
+"""Build dataclasses from YAML mappings, and apply overrides such as `steps[0].compress.keep=0.3` to a mapping.
 
-Unknown keys, missing ones and wrong values are one sentence with their place.
+An unknown key, a missing key or a wrong value raises a `UserError` that begins with its place in the file.
 """
 
 import re
@@ -20,15 +20,15 @@ from laconic.yaml_loader import parsed, value_of
 
 
 def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
-    """The mapping that YAML spells.
+    """Parse YAML text whose top level must be a mapping.
 
     Args:
         text: the YAML.
-        place: where it stands; errors begin with it.
-        holds: what must be in it, as errors say it.
+        place: the name of the text in errors, such as its path; error messages begin with it.
+        holds: a description of the expected content, for error messages.
 
     Raises:
-        UserError: it spells something else.
+        UserError: the text is not valid YAML, or its top level is not a mapping.
 
     Example:
         >>> mapping_of("keep: 0.5", "The recipe", "a model")
@@ -41,15 +41,18 @@ def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
 
 
 def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
-    """A dataclass from a mapping that YAML spells, with dataclasses, methods and plans within it.
+    """Build a dataclass from a mapping that was read from YAML; nested dataclasses, methods and plans are built too.
 
     Args:
         kind: the dataclass.
-        values: by field.
-        place: where the mapping stands; errors begin with it.
+        values: the value of each field, by the name of the field.
+        place: the position of the mapping in the file, such as `recipe.evaluate`; error messages begin with it.
+
+    Returns:
+        An instance of `kind`.
 
     Raises:
-        UserError: a key is unknown, or else one is missing, or else a value cannot be.
+        UserError: a key is unknown, a required key is missing, or a value is invalid.
 
     Example:
         >>> from laconic.calibrate.passes import Workload
@@ -69,7 +72,7 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
 
 
 def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserError | None:
-    """What is wrong where `key` is a parameter of the method among `values`, which was named without any."""
+    """The error for a method's parameter that was written beside the method; None if `key` is no such parameter."""
     hints = get_type_hints(kind)
     name = next((value for field, value in values.items() if hints.get(field) is Method), None)
     method = METHOD_REGISTRY.find(name) if isinstance(name, str) else None
@@ -88,7 +91,7 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _read(hint: object, value: Any, place: str) -> Any:
-    """What YAML spells in a form of its own, by the type that is asked for: methods, plans, mappings of fields."""
+    """Convert a YAML value to the type `hint` if that is a method, a plan or a dataclass; else return it unchanged."""
     readers: dict[object, Callable[[Any, str], Any]] = {Method: parse_method, Plan: _plan, Plan | None: _plan}
     reader = readers.get(hint)
     kind = next((one for one in _alternatives(hint) if isinstance(one, type) and is_dataclass(one)), None)
@@ -116,15 +119,15 @@ _PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")
 
 
 def put_all(spelled: dict[str, Any], overrides: Sequence[str], root: str) -> None:
-    """Put every `key=value` into a spelled recipe or study, which is changed.
+    """Apply overrides of the form `key=value` to the mapping of a recipe or a study, in place.
 
     Args:
-        spelled: as YAML spells it.
-        overrides: `steps[0].compress.keep=0.3`; the value is YAML.
-        root: what errors call the whole, "recipe".
+        spelled: the mapping, as read from YAML.
+        overrides: texts such as `steps[0].compress.keep=0.3`; the part after `=` is parsed as YAML.
+        root: the name of the mapping in error messages, such as "recipe".
 
     Raises:
-        UserError: one is no override, leads nowhere, or is given twice.
+        UserError: an override has another form, names a list item that does not exist, or has the key of another one.
     """
     keys = [override.partition("=")[0] for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
@@ -134,7 +137,16 @@ def put_all(spelled: dict[str, Any], overrides: Sequence[str], root: str) -> Non
 
 
 def put(spelled: dict[str, Any], override: str, root: str) -> None:
-    """`steps[0].compress.keep=0.3`: the value is YAML; keys on the way are made, list items must exist."""
+    """Apply one override such as `steps[0].compress.keep=0.3` in place.
+
+    Args:
+        spelled: the mapping, as read from YAML. Missing keys on the path are added; list items must exist.
+        override: the path, `=`, and the value as YAML.
+        root: the name of the mapping in error messages.
+
+    Raises:
+        UserError: the override has another form, or a list item does not exist.
+    """
     path, equals, literal = override.partition("=")
     parts = _PATH.findall(path)
     if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
@@ -163,7 +175,7 @@ def _key(here: Any, part: str, place: str) -> Any:
 
 
 def _inside(here: Any, key: Any) -> Any:
-    """What lies at `key`; a bare name or nothing there becomes a mapping that can be filled."""
+    """The value at `key`. A missing value becomes an empty mapping, and a bare name becomes `{name: {}}`."""
     if isinstance(here, list):
         if isinstance(here[key], str):
             here[key] = {here[key]: {}}

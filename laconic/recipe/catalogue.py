@@ -1,4 +1,4 @@
-"""Methods and steps in words, read from their dataclasses and docstrings: types, defaults and meanings of parameters.
+"""The catalogue of methods and steps: the type, default and meaning of every parameter, read from the dataclasses.
 
 The `Args:` section of a class docstring describes the parameters that the class adds. It takes precedence over the
 docstrings of base classes. Run `python -m laconic.recipe.catalogue` after adding or changing a method, a step or a
@@ -25,7 +25,7 @@ from laconic.recipe.steps import STEP_REGISTRY, STEPS, find_method_or_step
 from laconic.registry import plugins
 
 BUILTINS: dict[str, type[Method] | type[Step]] = {kind.name: kind for kind in (*METHODS, *STEPS)}
-"""By name, everything of laconic's own that `--method` and the steps of a recipe can be."""
+"""All methods and steps of laconic itself by name; those of plug-ins are not included."""
 _NAMED = re.compile(r"^([a-z][a-z0-9_]*): +(.*)$")
 _ARGS = re.compile(r"^Args:\n((?:[ ].*\n?|\n)*)", re.MULTILINE)
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -54,7 +54,7 @@ def plugin_entry(name: str) -> Entry:
     """The entry of a method or step that a plug-in adds.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the plug-in cannot be imported, or its class is not a valid method or step.
     """
     kind = find_method_or_step(name)
     assert kind is not None, "a plug-in has this name"
@@ -63,9 +63,9 @@ def plugin_entry(name: str) -> Entry:
 
 
 def plugin_entries() -> tuple[dict[str, Entry], list[UserError]]:
-    """The entries of what plug-ins add, by name, and the errors of plug-ins that cannot be used.
+    """The entries of all methods and steps from plug-ins, by name, and the errors of plug-ins that cannot be used.
 
-    All of them are imported.
+    This imports every plug-in.
 
     Example:
         >>> entries, errors = plugin_entries()
@@ -91,12 +91,12 @@ def text() -> str:
 
 
 def write(path: Path = PATH) -> None:
-    """Write the file."""
+    """Write the catalogue to `path`."""
     path.write_text(text(), encoding="utf-8")
 
 
 def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
-    """Those of a method or a step, in their order.
+    """The parameters of a method or step class, in the order of its fields.
 
     >>> from laconic.methods import Svd
     >>> [parameter.name for parameter in parameters_of(Svd)]
@@ -115,7 +115,7 @@ def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and of those it derives from say of each parameter."""
+    """The description of each parameter, by its name, from the docstrings of the class and of its base classes."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
@@ -124,12 +124,12 @@ def meanings_of(kind: type) -> dict[str, str]:
 
 
 def first_line(kind: type) -> str:
-    """What it is, in a sentence."""
+    """The first line of the docstring of a class."""
     return cleandoc(kind.__doc__ or "").partition("\n")[0]
 
 
 def example_of(kind: type[Method] | type[Step]) -> str:
-    """A command that uses it."""
+    """A command line that uses the method or step."""
     spelled = f"{kind.name}:{kind.example}" if kind.example else kind.name
     keep = " --keep 0.5" if issubclass(kind, Method) and not kind().has_size else ""
     needs = kind.needs if issubclass(kind, Method) else kind.example_needs_data
@@ -157,7 +157,7 @@ def _paragraphs(text: str) -> dict[str, str]:
 
 
 def _types(hint: Any) -> Iterator[str]:
-    """Each of the alternatives in words; None is no value that one gives."""
+    """A description of each alternative of a type hint; None is left out."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         for part in parts:

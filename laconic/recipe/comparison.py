@@ -1,4 +1,7 @@
-"""Several methods at several sizes on one model: statistics are collected once, and each starts from a fresh copy."""
+"""Compare several methods at several sizes on one model.
+
+Statistics are collected once. Each combination of a method and a size starts from a fresh copy of the model.
+"""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -16,7 +19,7 @@ from laconic.progress import Track
 from laconic.report.costs import Point
 
 TIMED_RUNS = 10
-"""Of each model; its latency is their median."""
+"""Timed forward passes for each model; the reported latency is their median."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +27,9 @@ class Candidate:
     """A method and how its budget is allocated.
 
     Args:
-        name: what tables call it.
-        method: without a size.
-        allocate: the allocation.
+        name: its name in tables.
+        method: the method, without a rank or another parameter that sets its size.
+        allocate: how the budget is distributed over the matrices.
     """
 
     name: str
@@ -34,13 +37,13 @@ class Candidate:
     allocate: Allocation = "uniform"
 
     def step(self, keep: float) -> Compress:
-        """The step that keeps a fraction of the bytes of the targeted matrices."""
+        """The step that compresses the targeted matrices to the fraction `keep` of their bytes, in (0, 1]."""
         return Compress(method=self.method, keep=keep, allocate=self.allocate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One candidate at one size: its point on the trade-off, and the plan."""
+    """The result of one candidate at one size: the measurements, and the method of every compressed matrix."""
 
     candidate: Candidate
     point: Point
@@ -49,13 +52,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Referee:
-    """What every model is measured on.
+    """The original model and the data with which every compressed model is measured.
 
     Args:
-        original: the model that the others are compared with.
-        corpus: the rows for fidelity.
-        batch: rows of the batch that is timed.
-        length: tokens of each of its rows.
+        original: the uncompressed model; the outputs of the others are compared with its outputs.
+        corpus: the texts on which outputs are compared.
+        batch: rows of the batch whose forward pass is timed.
+        length: tokens in each row of that batch.
     """
 
     original: LanguageModel
@@ -64,13 +67,13 @@ class Referee:
     length: int = 128
 
     def point(self, lm: LanguageModel, name: str, keep: float, sizes: tuple[int, int]) -> Point:
-        """The point of a model on the trade-off.
+        """Measure the size, the fidelity to the original and the latency of a model.
 
         Args:
             lm: the model.
-            name: of its method.
-            keep: the fraction of bytes that was asked for.
-            sizes: bytes of the targeted matrices now and before.
+            name: the name of its method.
+            keep: the requested fraction of bytes.
+            sizes: bytes of the targeted matrices after and before compression.
         """
         like = compare_to_reference(lm, self._reference)
         nbytes, dense = sizes
@@ -95,9 +98,9 @@ class Comparison:
     """Candidates for one model, with the statistics that they need.
 
     Args:
-        referee: the original, and what all are measured on.
-        candidates: the methods.
-        known: statistics by site.
+        referee: the original model and the data for measurements.
+        candidates: the methods to compare.
+        known: the collected statistics of each linear layer, by its path.
     """
 
     referee: Referee
@@ -113,18 +116,23 @@ class Comparison:
         return cls(referee=referee, candidates=candidates, known=known)
 
     def original(self) -> Point:
-        """The point of the original model."""
+        """The measurements of the original model."""
         lm = self.referee.original
         dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
         return self.referee.point(lm, "original", 1.0, (dense, dense))
 
     def compressed(self, candidate: Candidate, keep: float) -> tuple[LanguageModel, Outcome]:
-        """A copy of the original, compressed."""
+        """Compress a copy of the original; `keep` is the fraction of bytes to keep."""
         lm = replace(self.referee.original, model=deepcopy(self.referee.original.model))
         return lm, candidate.step(keep).solve(lm, self.known)
 
     def cells(self, keeps: Sequence[float], track: Track) -> list[Cell]:
-        """Every candidate at every size."""
+        """Measure every candidate at every size.
+
+        Args:
+            keeps: the sizes, as fractions of the bytes of the targeted matrices.
+            track: reports progress.
+        """
         pairs = [(candidate, keep) for candidate in self.candidates for keep in keeps]
         return [self._cell(candidate, keep) for candidate, keep in track(pairs, "Compressing and judging")]
 

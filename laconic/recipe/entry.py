@@ -1,4 +1,4 @@
-"""A model as a caller gives it: by its name, or loaded already with a tokenizer."""
+"""The model that a caller passes: a folder or hub name, or a loaded transformers model with its tokenizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +18,13 @@ class ModelInput:
     """A model that a recipe, an evaluation or an export starts from.
 
     Args:
-        name: folder or hub name; for a loaded model where it came from, and empty if it was made in memory.
-        loaded: the model itself; None if `name` has to be loaded.
-        tokenizer: replaces the tokenizer that lies beside the model.
-        label_order: classes of the model in the order of its outputs; None for the names in its configuration.
-        device: where a model is loaded to; a loaded model stays where it is.
+        name: folder or hub name. For a loaded model, the folder or hub name that it was loaded from, or "" if it was
+            made in memory.
+        loaded: the model itself; None to load it from `name`.
+        tokenizer: replaces the tokenizer in the folder of the model.
+        label_order: the names of the classes in the order of the model's logits; None for the names in its
+            configuration.
+        device: the device to load the model to; a model that is loaded already stays on its device.
 
     Example:
         >>> ModelInput(name="nowhere").skeleton()
@@ -46,7 +48,7 @@ class ModelInput:
         return self._with_inputs(lm)
 
     def check_tokenizer(self) -> None:
-        """Raise UserError if the model was given loaded, and no tokenizer with it or where it came from."""
+        """Raise UserError if a loaded model has no tokenizer: none was passed, and its source has none either."""
         if self.loaded is None or self._with_inputs(LanguageModel.of(self.loaded)).tokenizer is not None:
             return
         where = f"at '{self.name}', where the model came from" if self.name else "with a model that was made in memory"
@@ -54,19 +56,19 @@ class ModelInput:
 
     @contextmanager
     def opened(self, *, restore: bool = True) -> Iterator[LanguageModel]:
-        """The model in float32 and in evaluation mode for the block.
+        """Within the block the model is in float32 and in evaluation mode.
 
-        A loaded model gets its dtypes and its mode back afterwards.
+        After the block, a model that the caller had loaded gets its dtypes and its mode back.
 
         Args:
-            restore: also give a model that was loaded here the dtype in which it is stored.
+            restore: also cast a model that this function loaded back to the dtype of its checkpoint.
 
         Raises:
             UserError: the model cannot be loaded.
         """
         if self.loaded is None:
             lm = load(self.name, self.device)
-            # Loaded in float32 whatever is in the file; buffers such as rotary frequencies stay as they are.
+            # `load` returns float32 parameters for any checkpoint. Buffers keep their dtype (rotary frequencies).
             dtypes = dict.fromkeys((name for name, _ in lm.model.named_parameters()), lm.dtype)
         else:
             lm = _with_pipeline(LanguageModel.of(self.loaded))
@@ -91,7 +93,7 @@ def cast(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], default: tor
 
     Args:
         model: the model that is changed.
-        dtypes: by the name of a tensor its dtype.
+        dtypes: the dtype of each tensor, by its name.
         default: the dtype of tensors that `dtypes` does not name, such as those of compressed layers.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -100,7 +102,7 @@ def cast(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], default: tor
 
 
 def _with_pipeline(lm: LanguageModel) -> LanguageModel:
-    """With the pooling that a SentenceTransformer declares where the model was loaded from."""
+    """Add the pooling modules of sentence-transformers, if the model is an encoder and its source has them."""
     if lm.task is not Task.EMBEDDING or lm.pipeline is not None or not lm.source:
         return lm
     pipeline = load_pipeline(lm.source)

@@ -1,4 +1,4 @@
-"""What a recipe and `laconic.compress` share: calibration data, the steps in order, and what they changed."""
+"""The code that recipes and `laconic.compress` share: it draws calibration data, and applies the steps in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -20,27 +20,32 @@ from laconic.typed import Typed
 
 FROM_DATA: Labels = "data"
 LARGEST_SEED = 2**32 - 1
-"""NumPy's generator, which transformers' Trainer seeds beside torch's, takes no more than 32 bits."""
+"""The Trainer of transformers also seeds NumPy, whose seeds have at most 32 bits."""
 Walk = Literal["sequential", "anchored"]
-"""How matrices are solved on what earlier ones have made of their inputs; the fields of `Compress`."""
+"""How layers are compressed one block after another, on inputs that come from the blocks compressed before.
+
+The values are the names of the fields of `Compress` that they set.
+"""
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What a list of steps did together.
+    """The combined results of a list of steps.
 
     Args:
-        plans: for each step, the method of every targeted site, None for one that stayed dense; empty for a step that
-            uses no method.
-        matrices: how many matrices were targeted, factors of earlier ones included.
+        plans: for each step, a mapping from each targeted layer to its method, or to None if the layer stayed dense.
+            The mapping is empty for a step that uses no method.
+        matrices: the number of matrices that were targeted. Low-rank factors of an earlier step that a later step
+            targeted count as well.
         nbytes: bytes of these matrices after the last step.
         dense_nbytes: their bytes before the first step.
-        untied: sites that no longer share their matrix with another.
-        predicted_losses: for each step in nats per prediction; None where nothing was predicted.
-        dropped: for each step that dropped blocks, their numbers by stack, as they were before it.
-        found: further results of each step.
-        files: content by path, to be written beside the saved model.
+        untied: paths of layers that shared their matrix with another layer before, and no longer do.
+        predicted_losses: for each step, the predicted increase of the loss in nats per prediction; None for a step
+            that predicts nothing.
+        dropped: for each step that dropped blocks, the indices of these blocks before the step, by stack.
+        found: further results of each step, by name.
+        files: content of files that are saved in the folder of the model, by path.
     """
 
     plans: tuple[Plan, ...]
@@ -55,20 +60,20 @@ class Changes:
 
     @property
     def plan(self) -> Plan:
-        """The method of every site, factors that a later step targeted included."""
+        """The method of every targeted layer over all steps, including low-rank factors that a later step targeted."""
         return {site: method for plan in self.plans for site, method in plan.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(metaclass=Typed):
-    """How a corpus becomes calibration data.
+    """How calibration data are drawn from a corpus.
 
     Args:
-        samples: rows that are drawn.
-        seed: of the drawing, up to 2³² − 1.
-        max_length: tokens of a row at most.
-        batch_size: rows of a batch.
-        labels: where the labels of the Fisher information come from.
+        samples: the number of rows to draw.
+        seed: the random seed of the drawing, in [0, 2³² − 1].
+        max_length: the largest number of tokens in a row; longer rows are truncated.
+        batch_size: rows in each batch.
+        labels: the source of the labels with which gradients for the Fisher information are computed.
 
     Example:
         >>> Sampling(samples=0)
@@ -93,12 +98,12 @@ class Sampling(metaclass=Typed):
             raise must_be("seed", f"in [0, {LARGEST_SEED}]", self.seed)
 
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
-        """Draw rows and encode them.
+        """Draw rows and tokenize them.
 
         Args:
-            lm: the model whose tokenizer reads them.
+            lm: the model whose tokenizer is used.
             corpus: the rows.
-            track: shows the progress of collecting statistics later.
+            track: reports progress when statistics are collected from the result.
         """
         drawn = sample(corpus, self.samples, self.seed)
         tokens = batches(
@@ -130,18 +135,20 @@ def steps_of(
     *,
     allow_dense: bool = False,
 ) -> tuple[Step, ...]:
-    """The steps among `lines`, and a `compress` step for each method.
+    """Wrap each method in a `compress` step; steps are returned unchanged.
 
     Args:
-        lines: methods and steps in their order.
-        keep: fraction of the targeted bytes kept, for the methods whose size is not set; None where there is none.
-        allocate: how the budget is allocated.
-        targets: groups or globs.
-        walk: solve block by block, for the methods that this changes anything for; None for one pass.
-        allow_dense: go on where much can only stay dense.
+        lines: methods and steps, in order.
+        keep: the fraction of the bytes of the targeted matrices to keep, or a fraction for each group of them. It
+            applies to methods without a rank or another parameter that sets their size. None if no method needs it.
+        allocate: how the budget is distributed over the matrices.
+        targets: names of groups of layers, or globs of their paths.
+        walk: compress block by block, with the methods for which this changes the result; None for one pass over the
+            original model.
+        allow_dense: accept a model of which a large part can only stay dense.
 
     Raises:
-        UserError: a method lacks a size, or `keep` or `walk` serves none of them, or a value is out of range.
+        UserError: a method lacks a size, `keep` or `walk` applies to no method, or a value is out of range.
     """
     shared = ALLOCATIONS.get(allocate)
     if shared is None:
@@ -168,7 +175,7 @@ def steps_of(
 
 
 def walk_of(*, sequential: bool, anchored: bool) -> Walk | None:
-    """The walk for two options; an anchored one is sequential too.
+    """The value of `Walk` for two options of the command line; `anchored` implies `sequential`.
 
     >>> walk_of(sequential=True, anchored=True)
     'anchored'
@@ -186,18 +193,19 @@ def _no_walk(lines: Sequence[Method | Step], walk: Walk) -> UserError:
 
 
 def _walked(line: Method | Step, walk: Walk) -> bool:
-    """Whether a walk changes anything for it: a step, such as `narrow`, is told so by a parameter of its own."""
+    """Whether a walk changes the result of a method. False for steps: `narrow`, for one, has its own parameter."""
     return isinstance(line, Method) and (walk == "anchored" or uses_inputs([line]))
 
 
 def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | Step]) -> Allocation:
-    """How the budget of one method is allocated: as asked for, or `uniform` where that is meant for other methods.
+    """The allocation for one method of several: the requested one, or `uniform` if that one applies to others only.
 
-    A method whose size is set has no use for one threshold over all scores, and leaves no bytes to allocate.
+    A method with a fixed size leaves no bytes to distribute and needs no common threshold over scores. It gets
+    `uniform` if the requested allocation applies to another method in `lines`.
 
     Args:
         method: one of `lines`.
-        shared: the allocation that was asked for.
+        shared: the requested allocation.
         lines: all methods and steps.
     """
     aside = method.has_size and not serves(shared, method) and any(serves(shared, line) for line in lines)
@@ -205,14 +213,17 @@ def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | S
 
 
 def serves(allocation: str, line: Method | Step) -> bool:
-    """Whether an allocation means anything for `line`. Names that are no allocation are refused elsewhere."""
+    """Whether an allocation applies to a method; always False for a step.
+
+    True for an unknown name, so that the check of allocation names reports it.
+    """
     if allocation not in ALLOCATIONS:
         return True
     return isinstance(line, Method) and ALLOCATORS[ALLOCATIONS[allocation]].serves(line)
 
 
 def takes_keep(line: Method | Step) -> bool:
-    """Whether a common `keep` applies to `line`: a step, and a method whose size is set, say their own."""
+    """Whether a common `keep` applies: it does to a method without a size of its own, and not to a step."""
     return isinstance(line, Method) and not line.has_size
 
 
@@ -222,17 +233,22 @@ def apply_steps(
     data: Calibration | None,
     known: Mapping[str, LayerStats] | None = None,
 ) -> tuple[LanguageModel, Changes]:
-    """Change a model in place, step by step. Several processes continue from each step with the weights of the first.
+    """Apply steps to a model in place, one after another.
+
+    In a run of several processes, all processes take over the weights of the first one after each step.
 
     Args:
         lm: the model.
-        steps: in order.
-        data: the calibration data; None where no step needs any.
-        known: statistics by site, collected before: all that the first step, which must be one that `collects_stats`,
-            would collect. None to collect them.
+        steps: the steps, in order.
+        data: the calibration data; None if no step needs any.
+        known: statistics that were collected before, by the path of the layer. They must be all that the first step
+            needs, and that step must have `collects_stats`. None to collect them now.
 
     Returns:
-        The model in the end, which may be another one, and what was changed.
+        The final model, which is another object if a step replaced the model, and the results of the steps.
+
+    Raises:
+        UserError: the data do not suit a step, or a step cannot be applied.
     """
     for step in steps:
         step.check_data(data)
@@ -253,7 +269,7 @@ def apply_steps(
 
 
 def _read_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> list[Batch]:
-    """The same rows, as another model reads them."""
+    """Draw the same calibration rows again and tokenize them for `lm`, after a step replaced the model."""
     # A plain encoder has a row for each text of a pair.
     samples = data.samples or sum(len(batch["input_ids"]) for batch in data.batches)
     drawn = sample(corpus, samples, data.seed)
@@ -268,7 +284,7 @@ def _read_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> list[Ba
 
 
 def _together(outcomes: Sequence[Outcome]) -> Changes:
-    # A later step may aim at a factor of a matrix; what counts as dense is the matrix it came from.
+    # If a later step targets a low-rank factor, the dense size is that of the matrix that was factored.
     originals: dict[str, int] = {}
     for outcome in outcomes:
         here = outcome.before.items()

@@ -1,6 +1,6 @@
-"""Whether the labels that a recipe needs are there and are those of its models, found out before weights are loaded.
+"""Check before weights are loaded that the data have the labels which a recipe needs, and that its models know them.
 
-Only what needs labels reads them: `labels: data`, and steps that train on a task.
+Labels are needed for `labels: data`, and for steps that train on a task.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,18 @@ from laconic.recipe.order import with_original
 def check_labels(
     lm: LanguageModel, steps: Sequence[Step], places: Sequence[str], sampling: Sampling, read: Callable[[], Corpus]
 ) -> None:
-    """Go through `steps`, which can follow each other, from `lm`, which has no weights; `read` gives their data.
+    """Check the labels that each step needs.
+
+    Args:
+        lm: the model without weights.
+        steps: the steps; `check_order` has checked their order.
+        places: the name of each step in error messages.
+        sampling: how calibration data are drawn.
+        read: reads the calibration data.
 
     Raises:
-        UserError: a label is missing or none of the model's, classes do not match by name, `label_order` is for none of
-            the models.
+        UserError: a label is missing or is no class of the model, the classes of data and model have different names,
+            or `label_order` has the wrong number of classes.
     """
     models = [here := lm.shallow_copy()]
     for number, (step, place) in enumerate(zip(steps, places, strict=True)):
@@ -43,7 +50,14 @@ def check_labels(
 
 
 def check_label_order(*models: LanguageModel) -> None:
-    """Raise UserError where an order was given and is for none of the models, each of which becomes the next."""
+    """Check that `label_order`, if it was given, has the right number of classes for one of the models.
+
+    Args:
+        models: the model before the first step, then each model that replaced the one before.
+
+    Raises:
+        UserError: none of them is a classifier, or none has this number of classes.
+    """
     first = models[0]
     if first.label_order is None:
         return

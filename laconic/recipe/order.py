@@ -1,7 +1,7 @@
-"""Whether every step can follow those before it, found out on a model without weights, before any work is done.
+"""Check the order of steps on a model without weights, before any work is done.
 
-Each step is checked on the structure that the ones before leave (`Step.rehearse`), so that what it says is what it
-would say when it is reached, hours later.
+Each step is checked on the structure that the steps before it produce (`Step.dry_run`). An error is then reported at
+once, and not after hours, when the run reaches the step.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,19 @@ from laconic.store.structure import describe
 
 
 def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> LanguageModel:
-    """What becomes of the structure of `lm`, which has no weights and is left as it is; `places` are what the user
-    calls the steps.
+    """Check that all steps can be applied in this order.
+
+    Args:
+        lm: the model without weights; it is not changed.
+        steps: the steps, in order.
+        places: the name of each step in error messages.
+
+    Returns:
+        The structure of the model after the last step, without weights.
 
     Raises:
-        UserError: a step cannot be done, or not after an earlier one, which is then named, or leaves a model that no
-            configuration describes.
+        UserError: a step cannot be applied, or an earlier step prevents it (the message names that step), or a step
+            produces a model that no configuration describes.
     """
     here = lm.shallow_copy()
     for number, step in enumerate(steps):
@@ -37,17 +44,17 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
 
 
 def with_original(lm: LanguageModel, steps: Sequence[Step]) -> LanguageModel:
-    """`lm` as it goes into the first of `steps`: with itself as the original, where that is what they compare with."""
+    """`lm` with a copy of itself as `lm.original`, if one of `steps` compares the model with the original."""
     return replace(lm, original=lm.shallow_copy()) if needs_original(lm, steps) else lm
 
 
 def needs_original(lm: LanguageModel, steps: Sequence[Step]) -> bool:
-    """Whether `lm` has to be kept as it is, before the first of `steps`, for them to compare with."""
+    """Whether a copy of `lm` must be kept before the first of `steps`, because one of them compares with it."""
     return lm.original is None and not steps[0].prepares and any(step.needs_original for step in steps)
 
 
 def _spoiler(lm: LanguageModel, step: Step, before: Sequence[Step]) -> int | None:
-    """The last of those `before` that `step` could still have been done in front of; None where it never could."""
+    """The index in `before` of the step that makes `step` impossible; None if it is impossible at every place."""
     here, spoiler = lm.shallow_copy(), None
     for number, earlier in enumerate(before):
         if _mistake(step, here) is None:

@@ -1,8 +1,8 @@
-"""YAML in, `Recipe` out. Every mistake is one sentence that begins with its place, `recipe.steps[0].compress.keep`.
+"""Parse a recipe from YAML. Error messages begin with the place of the mistake, as `recipe.steps[0].compress.keep`.
 
-A line that is written in another form than a step's is answered with the step that is most likely meant: a method
-stands within the step `compress`, and parameters stand within what they are of, so `{method: rtn, bits: 4}` and
-`{rtn: {bits: 4}}` are both meant for `{compress: {method: {rtn: {bits: 4}}}}`.
+For a step in a wrong form, the error message suggests the right one. A method belongs inside the step `compress`, and
+parameters inside their method or step. For `{method: rtn, bits: 4}` and for `{rtn: {bits: 4}}` the suggestion is
+`{compress: {method: {rtn: {bits: 4}}}}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,28 @@ ROOT = "recipe"
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with each `key=value` of `overrides` put in place.
+    """Read a recipe from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: texts of the form `key=value` that replace values of the file, as `steps[0].compress.keep=0.3`.
 
     Raises:
-        UserError: the file cannot be read, or what it says is no recipe.
+        UserError: the file cannot be read, or its content is not a valid recipe.
     """
     return parse_recipe(text_of(path, "recipe"), path, overrides)
 
 
 def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that the `text` of the file at `path` spells, with each `key=value` of `overrides` put in place.
+    """Parse a recipe from the text of a YAML file.
+
+    Args:
+        text: the YAML.
+        path: the path of the file, for error messages.
+        overrides: texts of the form `key=value` that replace values of the file.
 
     Raises:
-        UserError: what it says is no recipe.
+        UserError: the content is not a valid recipe.
     """
     spelled = mapping_of(text, f"The recipe '{path}'", "model and steps")
     put_all(spelled, overrides, ROOT)
@@ -45,7 +54,7 @@ def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe
 
 
 def recipe_from(spelled: Mapping[str, Any]) -> Recipe:
-    """The recipe that a mapping spells, as read from YAML.
+    """Build a recipe from a mapping that was read from YAML.
 
     Raises:
         UserError: an unknown or missing key, or a value out of range; the sentence begins with its place.
@@ -59,10 +68,14 @@ def recipe_from(spelled: Mapping[str, Any]) -> Recipe:
 
 
 def method_or_step(value: object, place: str) -> Method | Step:
-    """What the command line's `--method` names: a method of one matrix, or a step such as `shrink-heads:keep=0.75`.
+    """Parse a method or a step as `--method` of the command line takes it.
+
+    Args:
+        value: text such as `svd` or `shrink-heads:keep=0.75`, or the mapping `{name: {parameter: value}}`.
+        place: the name of the value in error messages.
 
     Raises:
-        UserError: an unknown name or parameter, or a value out of range; the sentence begins with `place`.
+        UserError: an unknown name or parameter, or a value out of range; the message begins with `place`.
     """
     name, parameters = split_config(value, place)
     kind = find_method_or_step(name)
@@ -72,10 +85,14 @@ def method_or_step(value: object, place: str) -> Method | Step:
 
 
 def steps_from(spelled: object, place: str) -> tuple[Step, ...]:
-    """The steps that a list spells.
+    """Build steps from a list that was read from YAML.
+
+    Args:
+        spelled: the list; each item is one step.
+        place: the position of the list in the file; error messages begin with it.
 
     Raises:
-        UserError: it is no list, or a step cannot be; the sentence begins with its place.
+        UserError: `spelled` is not a list, or an item is not a valid step.
     """
     if not isinstance(spelled, (list, tuple)) or not spelled:
         raise must_be(place, "a list of steps, each {name: {parameter: value}}", spelled)
@@ -104,7 +121,7 @@ NAMING = ("step", "method", "name", "type", "kind")
 
 
 def suggestion(line: object) -> str:
-    """`, so {…}` with the step that `line` stands for; empty where there is none, or it is `line` itself."""
+    """The end of an error message, `, so {…}`, with the step that was probably meant; "" if there is no suggestion."""
     parts = _Parts()
     parts.add(line)
     step = parts.step()
@@ -112,7 +129,7 @@ def suggestion(line: object) -> str:
 
 
 class _Parts:
-    """The names and parameters in a line, wherever they stand in it."""
+    """All names and parameters in an item of the list of steps, at any depth of nesting."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -140,7 +157,7 @@ class _Parts:
         self.parameters |= parameters
 
     def step(self) -> dict[str, Any] | None:
-        """The step of these parts; None where they are not those of one step, or of one method."""
+        """The step that has these parts; None if they do not form exactly one step or one method."""
         methods = [name for name in self.names if name in self._methods]
         steps = [name for name in self.names if name not in self._methods]
         if methods:

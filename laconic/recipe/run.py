@@ -1,4 +1,4 @@
-"""The whole flow in one function: check, load, calibrate, apply the steps, save, evaluate."""
+"""Run a recipe: check it, load the model, calibrate, apply the steps, save and evaluate."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from laconic.report.plots import curves, png
 from laconic.store import Beside, check_output, file_bytes, save
 
 IN_MEMORY = "memory"
-"""The name of calibration texts that have no source."""
+"""The source of calibration texts that were passed in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,15 @@ class Record:
     """The result of one run.
 
     Args:
-        recipe: what was run.
-        key: sixteen hexadecimal digits that name the recipe.
+        recipe: the recipe.
+        key: a hash of the recipe, in sixteen hexadecimal digits.
         lm: the compressed model.
         output: the folder that was written; None if the model is only in memory.
-        seconds: from the first check to the saved folder; evaluation not counted.
-        changes: what the steps did.
-        stacks: the stacks of blocks that were compressed, by path, each with its number of blocks.
-        idle: stacks that no run over text calls, which stay as they are, such as the tower of a vision-language model.
+        seconds: the time from the first check to the saved folder, without the evaluation.
+        changes: the results of the steps.
+        stacks: the number of blocks in each stack that was compressed, by path.
+        idle: the number of blocks in each stack that text input does not use, such as the vision tower of a
+            vision-language model. These stacks are not compressed.
         file_bytes: bytes of the saved weights, including everything that was not targeted; None without `output`.
         evaluation: the JSON of `laconic evaluate`, if the recipe asks for it.
     """
@@ -62,7 +63,7 @@ class Record:
     evaluation: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as `laconic run --json` prints them."""
+        """The record as JSON values; `laconic run --json` prints them."""
         return {
             "key": self.key,
             "output": None if self.output is None else str(self.output),
@@ -83,14 +84,14 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A recipe whose model is loaded.
+    """A recipe that was checked and whose model is loaded.
 
     Args:
-        recipe: what is to be run.
+        recipe: the recipe to run.
         output: the new folder; None leaves the result in memory.
         lm: the model, in float32.
         data: the calibration data; None if the recipe has none.
-        start: time at which the first check began, of `time.perf_counter`.
+        start: the time at which the first check began, from `time.perf_counter`.
     """
 
     recipe: Recipe
@@ -100,13 +101,13 @@ class Job:
     start: float
 
     def finish(self, lm: LanguageModel, changes: Changes, *, track: Track = silent, device: str = "cpu") -> Record:
-        """Save and evaluate what the steps made.
+        """Save and evaluate the compressed model.
 
-        In several processes the first one writes and evaluates the folder; all return the same record.
+        In a run of several processes, the first process writes and evaluates the folder; all return the same record.
 
         Args:
             lm: the compressed model.
-            changes: what the steps did.
+            changes: the results of the steps.
             track: reports progress.
             device: where the saved model is evaluated.
         """
@@ -140,22 +141,24 @@ def open_job(
     places: Sequence[str] | None = None,
     track: Track = silent,
 ) -> Iterator[Job]:
-    """Check a recipe, load its model and its data, and give a loaded model its dtypes back after the block.
+    """Check a recipe, then load its model and its calibration data.
+
+    Within the block the model is in float32. After the block, a model that the caller had loaded gets its dtypes back.
 
     Args:
         recipe: the data and the steps.
-        output: the new folder; None for none.
-        model: the model, which takes the place of `recipe.model` and is changed in place.
-        corpus: calibration texts that take the place of those in `recipe.data`.
-        places: the names of the steps in errors; `recipe.steps[0].compress` and so on if None.
+        output: the new folder; None to write nothing.
+        model: the model to use instead of `recipe.model`; it is changed in place.
+        corpus: calibration texts to use instead of `recipe.data`.
+        places: the names of the steps in error messages; None for `recipe.steps[0].compress` and so on.
         track: reports progress.
 
     Raises:
-        UserError: something in the recipe cannot be done; what can be checked is checked before weights are loaded.
+        UserError: a part of the recipe is impossible. Most checks run before weights are loaded.
     """
     start = time.perf_counter()
     with ExitStack() as stack:
-        # Nothing is written before every process has found that it can be.
+        # Nothing is written until the checks have succeeded in all processes.
         with sync_errors():
             if output is not None:
                 output = check_output(output, recipe.model)
@@ -173,16 +176,16 @@ def open_job(
 
 
 def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> Record:
-    """Compress a model as a recipe says, and write it to a folder, whole or not at all.
+    """Run a recipe and write the compressed model to a folder. After an error there is no folder.
 
     Args:
         recipe: the model, the data and the steps.
         output: the new folder; None leaves the model in memory.
         track: reports progress.
-        device: where to compute.
+        device: the device to compute on.
 
     Raises:
-        UserError: something in the recipe cannot be done; what can be checked is checked before weights are loaded.
+        UserError: a part of the recipe is impossible. Most checks run before weights are loaded.
     """
     model = ModelInput(name=recipe.model, label_order=recipe.label_order, device=device)
     with open_job(recipe, output, model, track=track) as job:
@@ -190,7 +193,7 @@ def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, de
 
 
 def beside(recipe: Recipe, changes: Changes) -> Beside:
-    """What lies beside a compressed model: the recipe, the plans and the pictures of trainings."""
+    """The files that are saved with a compressed model: the recipe, the plans and the learning curves."""
     named = recipe.model and recipe.data != IN_MEMORY
     return Beside(
         recipe=write_recipe(recipe) if named else None,
@@ -200,7 +203,7 @@ def beside(recipe: Recipe, changes: Changes) -> Beside:
 
 
 def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, track: Track) -> Calibration | None:
-    # What the rows are to the model and to the steps is found before the weights are loaded.
+    # The rows are tokenized and checked before weights are loaded.
     if recipe.data is None:
         return None
     data = recipe.sampling.of(empty, texts or corpus.read(recipe.data, "train"), track)
@@ -218,15 +221,18 @@ def check_recipe(
     read: Callable[..., Corpus] = corpus.read,
     rows: Callable[..., Corpus] = load_corpus,
 ) -> None:
-    """Raise UserError where something in `recipe` cannot be done with `model`, which is its own without weights.
+    """Check all parts of a recipe without reading weights.
 
     Args:
-        recipe: what is to be done.
-        model: its model without weights.
-        compared: whether the result is judged beside the original.
-        places: the names of the steps in errors; `recipe.steps[0].compress` and so on if None.
+        recipe: the recipe.
+        model: the model of the recipe, without weights.
+        compared: whether the outputs of the result will be compared with those of the original.
+        places: the names of the steps in error messages; None for `recipe.steps[0].compress` and so on.
         read: reads the calibration data.
         rows: reads the rows of tasks.
+
+    Raises:
+        UserError: a part of the recipe is impossible for this model; the message begins with its place.
     """
     model = with_tokenizers(model.with_label_order(recipe.label_order))
     if places is None:
@@ -269,7 +275,7 @@ def check_recipe(
 
 
 def pictures_of(changes: Changes) -> dict[str, bytes]:
-    """The learning curves of every training as PNG files, by path."""
+    """The learning curves of every step that trained the model: PNG files, by path."""
     return {
         f"{name}/curves.png": png(curves(history["lines"], name))
         for step in changes.found
@@ -280,6 +286,6 @@ def pictures_of(changes: Changes) -> dict[str, bytes]:
 
 def _evaluation(recipe: Recipe, output: Path, track: Track, device: str) -> dict[str, Any]:
     wanted = recipe.evaluate or Evaluation()
-    # What was saved is judged, not what is in memory.
+    # The saved model is evaluated, not the one in memory.
     saved = load(str(output), device).with_label_order(recipe.label_order)
     return evaluate(saved, wanted.tasks, limit=wanted.limit, cost=wanted.cost, track=track).to_json()

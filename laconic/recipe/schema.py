@@ -1,7 +1,7 @@
-"""What a recipe says, and how it is written: the dataclasses are the schema of the YAML.
+"""The dataclasses of a recipe, which are the schema of its YAML, and functions that write a recipe as YAML.
 
-The steps and methods in a recipe are those that run. A written recipe has every value in it, so that a changed default
-cannot change it.
+The steps and methods in a `Recipe` are the objects that run. A written recipe contains every value, including
+defaults, so that a later version with other defaults reproduces it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from laconic.typed import Typed
 
 Count = Annotated[int, Field(ge=1)]
 Name = bool | int | str
-"""Of a class; a number is that of a class of the data, and YAML reads `no` and `yes` as truth values."""
+"""The name of a class. A number is the class index in the data; YAML reads the names `no` and `yes` as booleans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ class Evaluation(metaclass=Typed):
     """What to measure on the saved model.
 
     Args:
-        tasks: names as `laconic evaluate --tasks` takes them.
-        cost: also parameters, bytes, latency and memory; or on which batches and lengths, in which runtime.
-        limit: rows of each task at most.
+        tasks: names of tasks, as `laconic evaluate --tasks` takes them.
+        cost: whether to measure parameters, bytes, latency and memory as well; or the batch sizes, lengths and
+            runtime to measure them with.
+        limit: the largest number of rows of each task; None for all.
     """
 
     name: ClassVar[str] = "recipe.evaluate"
@@ -47,19 +48,20 @@ class Evaluation(metaclass=Typed):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(metaclass=Typed):
-    """Everything that decides a compressed model.
+    """A model, calibration data and steps: all that determines a compressed model.
 
     Args:
         model: folder or hub name.
-        data: source of the calibration texts, of which the training split is read; None where no step needs any.
-        samples: rows of it that are used, drawn with `seed`.
-        seed: of everything that is drawn at random.
-        max_length: tokens of a row at most.
-        batch_size: rows that the model runs at once while it is measured; what is drawn at random is drawn by batch.
-        labels: where the labels of the Fisher information come from.
-        label_order: the classes of the model in the order of its outputs, as the data calls them; by the names in its
-            config.json where not given.
-        steps: what is done, in order.
+        data: source of the calibration texts; its training split is read. None if no step needs any.
+        samples: the number of rows to draw from it, with `seed`.
+        seed: the random seed of the whole run.
+        max_length: the largest number of tokens in a row.
+        batch_size: rows in each batch of calibration data. Random numbers are drawn batch by batch, so another value
+            can change the result.
+        labels: the source of the labels with which gradients for the Fisher information are computed.
+        label_order: the names that the data has for the classes, in the order of the model's logits; None for the
+            names in its config.json.
+        steps: the steps, in order.
         evaluate: what to measure on the result; None for nothing.
 
     Example:
@@ -84,19 +86,22 @@ class Recipe(metaclass=Typed):
 
     @property
     def sampling(self) -> Sampling:
-        """How the calibration data are drawn."""
+        """The settings with which calibration data are drawn."""
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
 
 def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
-    """The recipe with a plan in place of the budget of its one `compress` step.
+    """Replace the budget of the `compress` step of a recipe by a plan.
 
     Args:
-        recipe: with one such step.
-        plan: a method for each site.
+        recipe: a recipe with exactly one `compress` step.
+        plan: the method of each layer, by its path.
+
+    Returns:
+        A new recipe.
 
     Raises:
-        UserError: it has none, or several.
+        UserError: the recipe has no `compress` step, or several.
     """
     places = [index for index, step in enumerate(recipe.steps) if isinstance(step, Compress)]
     if len(places) != 1:
@@ -114,17 +119,17 @@ def write_recipe(recipe: Recipe) -> str:
 
 
 def spell_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in plain values; what is None is left out."""
+    """The recipe as a mapping for YAML or JSON; fields that are None are left out."""
     return _fields(recipe)
 
 
 def spell_step(step: Step) -> dict[str, Any]:
-    """One step in plain values."""
+    """One step as a mapping for YAML or JSON."""
     return {step.name: _fields(step)}
 
 
 def key_of(recipe: Recipe) -> str:
-    """Sixteen hexadecimal digits that name the result: a hash of everything in the recipe that decides it."""
+    """The first sixteen hexadecimal digits of a SHA-256 hash of the recipe; it names the result in reports."""
     text = json.dumps(spell_recipe(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""The steps by name: those of laconic in the order in which they are listed, and those of plug-ins."""
+"""The registry of steps by name: the steps of laconic itself, in the order of listings, and those of plug-ins."""
 
 from functools import partial
 
@@ -17,14 +17,14 @@ STEP_REGISTRY: Registry[type[Step]] = Registry(
     check=partial(check_named_class, Step),
     reserved=catalogue,
 )
-"""Every class of a step, by the name that recipes give it."""
+"""The class of every step, by its name in recipes."""
 
 
 def find_method_or_step(name: str) -> type[Method] | type[Step] | None:
-    """The class of the method or step that `--method` calls by this name; None where there is none.
+    """The class of the method or step with this name; None if there is none.
 
     Raises:
-        UserError: a plug-in has this name and cannot be used.
+        UserError: a plug-in provides this name and cannot be used.
 
     Example:
         >>> find_method_or_step("narrow").__name__, find_method_or_step("svd").__name__
