@@ -1,8 +1,8 @@
-"""A corpus from its name: a GLUE task, a local file or folder, a hub data set, or text that ships with Python.
+"""Read a corpus by its name: a GLUE task, a local file or folder, a hub data set, or text that ships with Python.
 
-`SOURCE` is looked for in this order: `builtin:NAME`, `glue/TASK`, a local file or folder, the same name in the folder
-that the environment variable LACONIC_DATA names, a hub data set `owner/name[:config]`. A source of a single file
-serves both splits with the same rows; everything else keeps them apart.
+A source is looked for in this order: `builtin:NAME`, `glue/TASK`, a local file or folder, the same path below the
+folder in the environment variable LACONIC_DATA, a hub data set `owner/name[:config]`. A source that is a single file
+gives the same rows for both splits; all other sources have separate rows for `train` and `dev`.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def read(source: str, split: str = "train") -> Corpus:
         split: `train` or `dev`.
 
     Raises:
-        UserError: there is no such source or split, a row is malformed (with its file and line), or there are no rows.
-            Labels are not checked.
+        UserError: there is no such source or split, a row is malformed (the error gives its file and line), or there
+            are no rows of text. Labels are not checked.
 
     Example:
         >>> read("builtin:pydoc", "dev").split
@@ -41,12 +41,12 @@ def _has_text(one: Example) -> bool:
 
 
 def is_builtin(source: str) -> bool:
-    """Whether a source ships with Python."""
+    """Return whether the source is one that ships with Python, such as `builtin:pydoc`."""
     return source in BUILTINS
 
 
 def check_source(source: str, split: str) -> None:
-    """Raise UserError if `read` would for a missing source, file, task or split; no row is read."""
+    """Raise UserError if the source, file, task or split does not exist; no row is read."""
     _find(source, split)
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from laconic.errors import UserError, shortened
 
 _HALF = re.compile("[\ud800-\udfff]")
-"""JSON can spell one alone, and UTF-8 cannot."""
+"""Half of a surrogate pair, which is possible as a JSON escape but cannot be encoded in UTF-8."""
 Label = float | str | tuple[float | str, ...]
-"""A number or a name as the source has it, or several; `laconic.calibrate.labels` reads them for a model."""
+"""A number or a name as the source has it, or several; `laconic.calibrate.labels` converts them for a model."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Example:
 
     Args:
         text: the text.
-        pair: a second text.
-        label: a class, several of them, or a score on the scale that models are trained on (STS-B divided by 5); None
-            if the source hides it.
-        target: the text to generate.
+        pair: the second text of a pair; None for a single text.
+        label: a class, several classes, or a score on the scale that models are trained on (STS-B divided by 5); None
+            if there is no label.
+        target: the text to generate, for sequence-to-sequence models.
         also: other correct targets.
-        group: what the row is averaged with before groups are averaged, a relation or a phenomenon; levels are
-            separated by slashes.
-        place: where the row stands, for errors; empty if its number says it.
+        group: group of rows whose scores are averaged first, before the mean over groups, such as a relation or a
+            linguistic phenomenon; nested groups are separated by slashes.
+        place: file and line of the row, for error messages; if empty, its number in the corpus is used.
 
     Raises:
         UserError: a text has half of a surrogate pair.
@@ -55,7 +55,7 @@ class Example:
 
     @property
     def joined(self) -> str:
-        """All of its text as one passage, for models that read a single one."""
+        """The text, the pair and the target joined by spaces, for models that read a single text."""
         return " ".join(part for part in (self.text, self.pair, self.target) if part is not None)
 
 
@@ -67,7 +67,7 @@ class Corpus:
         source: name of the source.
         split: `train` or `dev`.
         examples: the rows.
-        classes: names of the classes in the order of their numbers; empty if the source does not say.
+        classes: names of the classes in the order of their numbers; empty if the source does not declare them.
 
     Example:
         >>> corpus = Corpus("mine", "train", (Example("a"), Example("b")))
@@ -81,7 +81,7 @@ class Corpus:
     classes: tuple[str, ...] = ()
 
     def first(self, rows: int | None) -> "Corpus":
-        """The first `rows` rows; all of them for None."""
+        """Return the corpus with its first `rows` rows; None for all."""
         return replace(self, examples=self.examples[:rows])
 
 
@@ -97,7 +97,7 @@ def sample(corpus: Corpus, rows: int, seed: int) -> Corpus:
 
     Args:
         corpus: the rows.
-        rows: how many; all of them if there are no more.
+        rows: number of rows to draw; if the corpus has fewer, all are returned.
         seed: seed of the draw.
 
     Example:

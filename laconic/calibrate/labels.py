@@ -1,8 +1,9 @@
-"""Labels of rows as a model's own: numbers of its classes, which of its labels hold, or scores.
+"""Convert the labels of a corpus to those of a model: class numbers, 0/1 vectors for multi-label models, or scores.
 
-They are read where something needs them and nowhere else, as text may stand in a field of that name. What a row says is
-met with the model by name (`laconic.calibrate.classes`); a number is that of a class of the data where its source says
-what the classes are called, and of the model else. −1 means none, as on the hub.
+Labels are converted only when a step or metric needs them, because a field called `label` may also hold plain text.
+Class names of the data are matched with those of the model (`laconic.calibrate.classes`). A number is an index into the
+classes that the data source declares; if it declares none, it is an index into the model's classes. −1 means no label,
+as on the hub.
 """
 
 import math
@@ -24,22 +25,29 @@ from laconic.errors import LONGEST_VALUE, UserError, shortened, shown
 from laconic.model import LanguageModel, Task
 
 Target = int | float | tuple[float, ...]
-"""A class, a score, or one number for each output."""
+"""A label as a loss takes it: a class number, a score, or one number for each output."""
 TRUTH = {"false": 0, "true": 1}
-"""What JSON's values are as numbers."""
+"""The class numbers of the JSON values `false` and `true`."""
 HIDDEN = -1.0
 FLAGS = (0.0, 1.0)
 
 
 def labels_of(lm: LanguageModel, corpus: Corpus) -> list[Target]:
-    """The label of each row for `lm`, a model for sequence classification or of vectors; its weights may be absent.
+    """Convert the label of each row for a model.
 
-    A class is a name or a number. A multi-label model takes lists: names or numbers of the labels that hold, or a 0 or
-    1 for each of its labels, where all rows have that. Scores are a number, or a list of one for each output. An
-    embedding model takes a number for each row: how similar its two texts are.
+    A classifier takes a class name or number. A multi-label model takes a list of the names or numbers of the labels
+    that apply, or, if all rows have this form, a 0 or 1 for each of its labels. A regression model takes a score, or a
+    list with one score for each output. An embedding model takes the similarity of the two texts of the row.
+
+    Args:
+        lm: a sequence classification, regression or embedding model; its weights need not be loaded.
+        corpus: the rows.
+
+    Returns:
+        One label for each row.
 
     Raises:
-        UserError: a row has no label, or one that is none of the model's; the classes of data and model do not match.
+        UserError: a row has no label or an unknown one, or the classes of data and model do not match.
     """
     rows = [(example.label, place(corpus, number)) for number, example in enumerate(corpus.examples)]
     hidden = _hidden(lm)
@@ -61,12 +69,12 @@ def labels_of(lm: LanguageModel, corpus: Corpus) -> list[Target]:
 
 
 def place(corpus: Corpus, number: int) -> str:
-    """Where the row of this number is, for a sentence."""
+    """Return the place of row `number` (from 0) for an error message: its file and line, or its number."""
     return corpus.examples[number].place or f"Row {number + 1} of '{corpus.source}'"
 
 
 def _hidden(lm: LanguageModel) -> float | None:
-    """What stands for no label; a score, or a class of that name, is one like any other."""
+    """The value that means "no label": −1, or None for scores and for models with a class called −1."""
     classes = lm.task not in (Task.REGRESSION, Task.EMBEDDING)
     return HIDDEN if classes and all(number_of(name) != HIDDEN for name in class_names(lm)) else None
 
@@ -104,10 +112,10 @@ def _set_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
 
 
 def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float | str, ...], str]]) -> bool:
-    """Whether rows have a 0 or 1 for each of `size` labels, not numbers of labels.
+    """Whether every row has a 0 or 1 for each of `size` labels, rather than a list of label numbers.
 
     Raises:
-        UserError: some can be nothing else, as no list of numbers says one of them twice, and others have none.
+        UserError: some rows must be such 0/1 lists, because a number is repeated, while other rows cannot be.
     """
     others = [(label, where) for label, where in lists if not (len(label) == size and set(label) <= set(FLAGS))]
     sure = [
@@ -147,7 +155,7 @@ _READERS: dict[Task, Callable[[LanguageModel, Corpus, Rows], Reader]] = {
 
 
 class _Numbers:
-    """The number of the model's class for each label of the data."""
+    """Maps labels of the data to class numbers of the model."""
 
     def __init__(self, lm: LanguageModel, corpus: Corpus, rows: Rows) -> None:
         self.lm, self.corpus, self.rows = lm, corpus, rows
@@ -158,13 +166,13 @@ class _Numbers:
             self._check_one_kind()
 
     def __call__(self, label: Label, where: str) -> int:
-        # The same label means the same in every row.
+        # Converted once per distinct label.
         if label not in self._found:
             self._found[label] = self._declared(label, where) if self.corpus.classes else self._own(label, where)
         return self._found[label]
 
     def _declared(self, label: Label, where: str) -> int:
-        """By the classes that the source of the data declares."""
+        """Look a label up among the classes that the data source declares."""
         at = place_of(label, self.corpus.classes) if isinstance(label, str) else None
         at = _number(label) if at is None else at
         source = f"'{self.corpus.source}'"
@@ -176,7 +184,7 @@ class _Numbers:
         return found
 
     def _own(self, label: Label, where: str) -> int:
-        """By the model's names, or by its numbers where nothing has a name."""
+        """Look a label up among the model's class names, or by number if the names do not match."""
         found, number = place_of(_spelled(label), self.names), _number(label)
         if found is None and number is not None:
             found = self._by_number(number, isinstance(label, str) and label.strip().casefold() in TRUTH)
@@ -189,7 +197,7 @@ class _Numbers:
         raise _beyond(label, where, called(self.lm), self.names, remedy)
 
     def _by_number(self, number: int, is_truth: bool) -> int | None:
-        """By a number that is nothing's name."""
+        """Look up a number that is no class name."""
         if {meaning(name) for name in self.names} == set(TRUTH) and number in TRUTH.values():
             return place_of(next(name for name, value in TRUTH.items() if value == number), self.names)
         if is_truth:
@@ -198,7 +206,7 @@ class _Numbers:
         return number if counted and 0 <= number < len(self.names) else None
 
     def _check_one_kind(self) -> None:
-        """Raise UserError where some rows have names and others numbers, of which nothing says which they are."""
+        """Raise UserError if some rows give their class by name and others by number."""
         counted = numbers_of(self.names) is not None
         numbers = [
             (label, where)
@@ -215,7 +223,7 @@ class _Numbers:
 
 
 def _number(label: Label) -> int | None:
-    """The number that a label is or stands for."""
+    """The class number that a label is or names, such as 1, `true` or `LABEL_1`; None for other labels."""
     if isinstance(label, str):
         return TRUTH.get(label.strip().casefold(), number_of(label))
     return int(label) if isinstance(label, (int, float)) and float(label).is_integer() else None

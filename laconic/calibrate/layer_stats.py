@@ -1,8 +1,8 @@
 """The statistics of a linear layer, and the problem that a method solves for it.
 
-A problem is usually the layer's own weight with its statistics. Anchored calibration gives another matrix: the one that
-brings the outputs back to those of the dense model from inputs with the errors of earlier layers
-(`laconic.calibrate.anchor`). The least squares problem has the same form, so every method solves it unchanged.
+Usually a problem is to approximate the layer's own weight under its statistics. Anchored calibration replaces the
+weight by the matrix that best maps the inputs of the partly compressed model to the outputs of the dense model
+(`laconic.calibrate.anchor`). The least squares problem has the same form, so every method solves both.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,8 @@ class LayerStats:
 
     Args:
         statistics: at most one of each type.
-        support: the mask of an earlier pruning step, (out, in), which solvers keep; None where nothing was pruned.
+        support: mask of an earlier pruning step, (out, in), True at weights that may be nonzero; None if nothing was
+            pruned. Solvers keep the zeros.
 
     Example:
         >>> import torch
@@ -40,18 +41,18 @@ class LayerStats:
         self.solutions: dict[str, tuple[Tensor, ...]] = {}
 
     def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """The result of `compute`, which is called only at the first call with this name.
+        """Return the result of `compute`, cached under `name`.
 
         Args:
-            name: must tell everything that the result depends on besides these statistics.
-            compute: gives a tuple of tensors.
+            name: cache key; it must contain everything that the result depends on besides these statistics.
+            compute: returns a tuple of tensors; called only if nothing is cached under `name`.
         """
         if name not in self.solutions:
             self.solutions[name] = compute()
         return self.solutions[name]
 
     def forget_results(self) -> None:
-        """Drop the results of `once`; the statistics stay."""
+        """Clear the cache of `once`; the statistics stay."""
         self.solutions.clear()
 
     def __getitem__(self, kind: type[S]) -> S:
@@ -66,13 +67,13 @@ class LayerStats:
         return kind in self._by_type
 
     def __or__(self, other: "LayerStats") -> "LayerStats":
-        """Both together; `other` wins where both know the same kind."""
+        """Return the union of both; for a type that both have, the statistic of `other` is taken."""
         merged = {**self._by_type, **other._by_type}
         return LayerStats(merged.values(), self.support if other.support is None else other.support)
 
 
 def stacked(parts: Sequence[LayerStats]) -> LayerStats:
-    """The statistics of matrices that read one input, written one below the other, (Σ out, in)."""
+    """Return the statistics of several matrices with the same input, concatenated along their rows to (Σ out, in)."""
     if len(parts) == 1:
         return parts[0]
     support = None if parts[0].support is None else torch.cat([_support(part) for part in parts])
@@ -89,13 +90,18 @@ def _support(stats: LayerStats) -> Bool[Tensor, "out in"]:
 
 
 def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> None:
-    """Add the statistics that another shard collected of the same layers, in place; shared ones are added once."""
+    """Add the statistics of the same layers from another shard.
+
+    Args:
+        into: statistics by layer name, changed in place. Layers may share a statistic object; it is added once.
+        other: statistics of the other shard, by layer name.
+    """
     for name, statistic in _each_once(into):
         statistic.merge(other[name][type(statistic)])
 
 
 def gather(stats: Mapping[str, LayerStats]) -> None:
-    """Add the statistics that the other processes collected of the same layers, in place."""
+    """Sum the statistics over all processes, in place; all processes must call this with the same layers."""
     if processes.count() == 1:
         return
     statistics = [statistic for _, statistic in _each_once(stats)]
@@ -106,10 +112,10 @@ def gather(stats: Mapping[str, LayerStats]) -> None:
 
 
 def _each_once(stats: Mapping[str, LayerStats]) -> Iterator[tuple[str, Statistic]]:
-    """Every statistic, in an order that is the same in all processes, with the first site that it is of."""
+    """Yield each statistic once, with the first layer that has it, in an order that all processes share."""
     done: set[int] = set()
     for name, of_site in stats.items():
-        # Asked for as a set, whose order is another in every process.
+        # The types come from a set, whose iteration order differs between processes.
         for statistic in sorted(of_site, key=lambda statistic: type(statistic).__name__):
             if id(statistic) not in done:
                 done.add(id(statistic))
@@ -121,7 +127,7 @@ class Means(NamedTuple):
 
     Args:
         x: E[x] of the inputs, (in,).
-        y: E[y] of the outputs to reach, bias included, (out,).
+        y: E[y] of the outputs to approximate, bias included, (out,).
     """
 
     x: Float[Tensor, " in"]
@@ -135,7 +141,7 @@ class Problem:
     Args:
         weight: the matrix to approximate, (out, in).
         stats: its statistics.
-        means: given if the bias may move to absorb the mean error; else None.
+        means: mean input and output, given if the bias may be adjusted to remove the mean error; else None.
 
     Example:
         >>> import torch
@@ -150,12 +156,16 @@ class Problem:
     means: Means | None = None
 
     def bias(self, approximation: Float[Tensor, "out in"]) -> Float[Tensor, " out"] | None:
-        """b̂ = E[y] − Ŵ E[x], which leaves no mean error; None where the layer's own bias stays."""
+        """Return the bias b̂ = E[y] − Ŵ E[x], which removes the mean error; None if the bias is not adjusted.
+
+        Args:
+            approximation: Ŵ, (out, in).
+        """
         return None if self.means is None else self.means.y - approximation.double() @ self.means.x
 
 
 def stack(problems: Sequence[Problem]) -> Problem:
-    """The problem of matrices that read one input, written one below the other."""
+    """Return the problem of several matrices with the same input, concatenated along their rows to (Σ out, in)."""
     if len(problems) == 1:
         return problems[0]
     means = [problem.means for problem in problems if problem.means is not None]

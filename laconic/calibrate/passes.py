@@ -1,8 +1,8 @@
-"""Forward passes over random tokens, their time, and the share of each matrix in it: the basis of every measured speed.
+"""Time forward passes over random tokens, and the share of each matrix in the time.
 
-A pass has no padding; each row ends with the end token, if the model has one. A causal model reads a whole prompt
+A batch has no padding; each row ends with the end token, if the model has one. A causal model reads a whole prompt
 without a cache; an encoder-decoder reads as many target tokens as source tokens. Matrices are timed inside passes of
-the whole model, so that a load on the machine slows the parts and the whole alike, and their ratio stays.
+the whole model, so that other load on the machine slows both and their ratio stays the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,23 +27,30 @@ from laconic.progress import Track, silent
 from laconic.typed import Typed
 
 SHORT = 8
-"""Tokens of a row that a model is tried on."""
+"""Number of tokens of the row on which `check_runs` runs a model."""
 LENT_PADDING = 0
-"""The pad token of a model without one; no random batch of it has this token."""
+"""Pad token that a model without one gets during a pass; random batches do not contain it."""
 
 
 def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> Batch:
-    """`batch` rows of random tokens on the model's device, `length` long or as long as it can read."""
+    """Return a batch of random tokens on the model's device.
+
+    Args:
+        lm: the model.
+        batch: number of rows.
+        length: tokens of each row, reduced to the number of positions of the model.
+        seed: seed of the tokens.
+    """
     generator = torch.Generator().manual_seed(seed)
     length = min(length, positions(lm) or length)
     config, known = lm.model.config, vocabulary_size(lm.model)
     padding = special_token_ids(config, "pad_token_id") or (LENT_PADDING,)
     ends = special_token_ids(config, "eos_token_id")
-    # No model may take a random token for padding or for an end.
+    # Pad and end tokens would change how the model reads a row.
     words = [token for token in range(known) if token not in (*padding, *ends)] or list(range(known))
     ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
     if ends and 0 <= ends[0] < known and ends[0] not in padding:
-        # The classifiers among the encoder-decoders read their answer at the one end of each row.
+        # Encoder-decoder classifiers (BART) read the hidden state at the end token, and need exactly one in each row.
         ids[:, -1] = ends[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.anatomy.global_attention:
@@ -54,10 +61,10 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
 
 
 def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
-    """The outputs of one forward pass without a key-value cache.
+    """Run one forward pass without a key-value cache and return the outputs.
 
     Raises:
-        UserError: the class of the model cannot run it.
+        UserError: the forward pass fails.
     """
     caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
     with _lent_padding(lm), report_run_errors(lm, inputs["input_ids"]):
@@ -66,30 +73,30 @@ def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
 
 @torch.no_grad()
 def check_runs(lm: LanguageModel) -> None:
-    """Run `lm` once, on one short row.
+    """Run the model once, on one short row.
 
     Raises:
-        ModelRunError: it cannot.
+        ModelRunError: the forward pass fails.
     """
     forward(lm, random_batch(lm, 1, SHORT))
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that runs while `device` works: kernels of a GPU run after their calls return."""
+    """Return a clock reading in seconds, after all kernels that were launched on `device` have finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long `work` takes."""
+    """Return the seconds that a call of `work` takes on `device`."""
     start = now(device)
     work()
     return now(device) - start
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a timing on `device` depends on."""
+    """Return everything that a timing on `device` depends on: device, threads, instruction set and torch version."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
@@ -101,7 +108,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def evaluating(*models: LanguageModel) -> Iterator[None]:
-    """Without dropout; afterwards as it was."""
+    """Within the context the models are in eval mode; afterwards their mode is restored."""
     training = [lm for lm in models if lm.model.training]
     for lm in training:
         lm.model.eval()
@@ -114,7 +121,7 @@ def evaluating(*models: LanguageModel) -> Iterator[None]:
 
 @contextmanager
 def _lent_padding(lm: LanguageModel) -> Iterator[None]:
-    """A pad token for a classifier without one, which else refuses more than one row; afterwards as it was."""
+    """Within the context a classifier without a pad token has one; without it, it accepts only one row at a time."""
     config = text_config(lm.model.config)
     if not lm.task.is_sequence_classification or special_token_ids(config, "pad_token_id"):
         yield
@@ -134,7 +141,7 @@ WARM_UP = 2
 RUNS = 15
 FEWEST_RUNS = 3
 PATIENCE = 20.0
-"""Seconds after which a slow model is run no more, once it has run often enough for a median."""
+"""Seconds after which no further pass is timed, once there are `FEWEST_RUNS`."""
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -163,11 +170,11 @@ USUAL = Workload()
 
 @dataclass(frozen=True)
 class Use:
-    """What one pass does with a matrix.
+    """How one forward pass uses a matrix.
 
     Args:
-        rows: number of input rows of each call.
-        share: fraction of the pass that the calls take.
+        rows: number of input rows (tokens) of each call.
+        share: fraction of the time of the pass that the calls take.
     """
 
     rows: tuple[int, ...]
@@ -176,11 +183,11 @@ class Use:
 
 @dataclass(frozen=True)
 class Profile:
-    """The time of one pass and the share of each matrix.
+    """The time of one pass and the share of each matrix in it.
 
     Args:
         seconds: median time of a pass.
-        uses: use of each matrix, by layer name.
+        uses: calls and time share of each matrix, by layer name.
     """
 
     seconds: float
@@ -188,13 +195,16 @@ class Profile:
 
 
 def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track: Track = silent) -> Profile:
-    """Time several passes of a model, and the share of the matrices in them; looking up an embedding counts 0.
+    """Time several passes of a model and the share of each matrix in them.
 
     Args:
-        lm: the model.
-        sites: the layers to time.
-        workload: the pass.
+        lm: the model; it is in eval mode during the call.
+        sites: the layers to time; an embedding look-up gets a share of 0.
+        workload: batch size and length of a pass.
         track: shows progress.
+
+    Returns:
+        Medians over the passes.
     """
     inputs = random_batch(lm, workload.batch, workload.length)
     wholes: list[float] = []
@@ -217,7 +227,7 @@ def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track:
 
 
 class _Stopwatch:
-    """Runs while any of the modules that it hangs on is called."""
+    """Measures the time of the calls of some modules, by forward hooks."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -21,37 +21,52 @@ Mask = Bool[Tensor, "sequences tokens"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a layer's input count.
+    """Which rows of a layer's input are tokens, and which are padding.
 
     Args:
-        counted: (sequences, tokens), True where a row is no padding.
-        tokens_first: the model keeps tokens before sequences.
+        counted: (sequences, tokens), True at tokens, False at padding.
+        tokens_first: the layer's input has the shape (tokens, sequences, width).
     """
 
     counted: Mask
     tokens_first: bool
 
     def lines(self, x: Tensor) -> Tensor:
-        """`x`, as the model has it, as (sequences, tokens, width)."""
+        """Reshape a layer's input or output to (sequences, tokens, width)."""
         x = x.transpose(0, 1) if self.tokens_first else x
         return x.reshape(*self.counted.shape, x.shape[-1])
 
     @cached_property
     def complete(self) -> bool:
-        """True where nothing is padding, so that nothing need be copied to leave it out."""
+        """True if there is no padding, so that `of` need not copy."""
         return bool(self.counted.all())
 
     def of(self, lines: Tensor) -> Tensor:
-        """The rows of `lines`, or the token ids, that count, one after the other."""
+        """Return the rows without padding.
+
+        Args:
+            lines: (sequences, tokens, width), or token ids (sequences, tokens).
+
+        Returns:
+            (tokens, width), or token ids (tokens,).
+        """
         return lines.flatten(0, 1) if self.complete else lines[self.counted]
 
     def tokens(self, x: Tensor) -> Tensor:
-        """The token numbers `x` as (sequences, tokens)."""
+        """Reshape token ids to (sequences, tokens)."""
         return x.reshape(self.counted.shape)
 
 
 def rows_of(shape: Sequence[int], reads: InputTokens, tokens_first: bool, source: Mask, target: Mask) -> Rows:
-    """The rows of an input of `shape`, without its width, in a batch with these masks."""
+    """Find out which rows of a layer's input are padding.
+
+    Args:
+        shape: shape of the input without its last dimension.
+        reads: whether the layer reads source tokens, target tokens, either, or vectors of its own (such as positions).
+        tokens_first: the input has tokens in its first dimension.
+        source: (sequences, tokens), True at source tokens that are no padding.
+        target: the same for target tokens; equal to `source` unless the model is an encoder-decoder.
+    """
     leading = (shape[1], shape[0], *shape[2:]) if tokens_first else tuple(shape)
     if reads is InputTokens.EITHER:
         reads = InputTokens.TARGET if _fits(leading, target) or not _fits(leading, source) else InputTokens.SOURCE
@@ -74,22 +89,22 @@ def _counted(shape: tuple[int, ...], mask: Mask) -> Mask:
 
 
 def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
-    """A pooled vector is a sequence of one; what all rows of the batch have in common (positions) is one sequence."""
+    """All rows count. Pooled vectors are sequences of one; an input shared by the batch (positions) is one sequence."""
     number = torch.Size(shape).numel()
     sequences = 1 if shape[0] == 1 or number % len(mask) else len(mask)
     return torch.ones(sequences, number // sequences, dtype=torch.bool, device=mask.device)
 
 
 class Recorder(ExitStack):
-    """Within the context every forward pass updates input statistics, and every backward pass gradient statistics.
+    """A context manager that updates input statistics in forward passes and gradient statistics in backward passes.
 
     Layers that read the same tensor share their input statistics. `batch` must be set before each forward pass, because
-    its masks tell padding.
+    its masks say which tokens are padding.
 
     Args:
         lm: the model.
         sites: the layers.
-        needs: the types of statistics.
+        needs: the types of statistics to collect.
     """
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]]) -> None:
@@ -117,7 +132,7 @@ class Recorder(ExitStack):
     def __enter__(self) -> Self:
         reader = {site.input: site.name for site in reversed(self.sites)}
         for site in self.sites:
-            # One table may serve encoder and decoder in turn.
+            # Encoder and decoder may call the same embedding.
             modules: dict[nn.Module, dict[InputTokens, None]] = {}
             for place in site.places:
                 modules.setdefault(place.module, {}).update(dict.fromkeys(place.reads))
@@ -128,12 +143,12 @@ class Recorder(ExitStack):
 
     @property
     def batch(self) -> Batch:
-        """What the model is about to run."""
+        """The batch that the next forward pass runs on."""
         return self._batch
 
     @batch.setter
     def batch(self, batch: Batch) -> None:
-        """The batch that runs next."""
+        """Set the batch before each forward pass."""
         self._batch = batch
         self._calls = Counter()
 
@@ -145,21 +160,21 @@ class Recorder(ExitStack):
         }
 
     def count_predictions(self, number: int) -> None:
-        """Add to the number of predictions that the gradient statistics are divided by."""
+        """Add `number` to the number of predictions that the gradient statistics are divided by."""
         for statistics in self._gradients.values():
             for statistic in statistics:
                 statistic.count += number
 
     def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> Rows:
-        """Which rows of an input of `shape`, without its width, are no padding."""
+        """Return which rows of a layer's input are padding in the present batch; see `rows_of` for the arguments."""
         return rows_of(shape, reads, tokens_first, *self._masks())
 
     def _hook(
         self, site: Site, module: nn.Module, reads: tuple[InputTokens, ...], reads_first: bool
     ) -> torch.utils.hooks.RemovableHandle:
-        """`reads` says whose tokens each call of `module` in one pass has, in turn."""
+        """Register the hook of one module; `reads` has one entry for each of its calls in a pass."""
         gradients = self._gradients[site.name]
-        # The graph of frozen weights keeps no inputs; neither does this, unless they are asked for.
+        # Autograd keeps no inputs of frozen layers, so keep them here only if a statistic needs them.
         keeps_inputs = any(statistic.reads_inputs for statistic in gradients)
         tokens_first = site.places[0].tokens_first
 
@@ -168,7 +183,7 @@ class Recorder(ExitStack):
             whose = reads[self._calls[module] % len(reads)]
             source, target = self._masks()
             if site.is_lookup and shape[-1] < (target if whose is InputTokens.TARGET else source).shape[-1]:
-                # LED looks its own padding up apart.
+                # LED looks up the embedding of its own padding in a separate call.
                 return None
             rows = self.rows(shape, whose, tokens_first)
             self._calls[module] += 1
@@ -190,13 +205,13 @@ class Recorder(ExitStack):
             kept = x if keeps_inputs else None
             watched = output if output.requires_grad else output.detach().requires_grad_()
             watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
-            # Some models scale their queries in place, which a tensor with a hook does not survive.
+            # Some models scale their queries in place, which autograd forbids for the output of a hook.
             return watched.clone()
 
         return module.register_forward_hook(on_return) if gradients else module.register_forward_pre_hook(on_call)
 
     def _masks(self) -> tuple[Tensor, Tensor]:
-        """(rows, tokens) each, True where a token of the source, and one of the target, counts."""
+        """Masks of the source and target tokens, (rows, tokens) each, True where there is no padding."""
         source = self.batch["attention_mask"].bool()
         return source, self.batch["labels"] != -100 if self._seq2seq else source
 

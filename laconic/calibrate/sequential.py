@@ -1,15 +1,15 @@
 """Sequential calibration: statistics block by block, so that later blocks see the errors of earlier ones.
 
-A block runs twice on every batch: once as it is, while its inputs are recorded, and once compressed, for the inputs of
-the next block. SparseGPT and GPTQ go through a model in the same way. Within a block every matrix is solved on its
-inputs while the others are still whole; running the block again for each input costs several times the work, and helps
-on held-out rows in some cases only.
+A block runs twice on every batch: once uncompressed, to collect the statistics of its layers, and once compressed, to
+compute the inputs of the next block. SparseGPT and GPTQ proceed in the same way. All layers of a block are measured
+while the whole block is uncompressed. Measuring again after each layer costs several times the work, and improves the
+result on held-out rows only in some cases.
 
-Gradients are those of the dense model, to which the Fisher information belongs, unless `refresh` collects them again.
+Gradient statistics are collected once, on the dense model, unless `refresh` asks for collecting them again.
 
-With `anchored` an untouched copy of the model runs beside it, and every layer is fitted to the outputs of the copy
-(`laconic.calibrate.anchor`). Layers that write to the residual stream also compensate for its drift. They compensate
-for errors within their own block too, so here the block does run for each input.
+With `anchored`, an unchanged copy of the model runs in parallel, and every layer is fitted to the outputs of the copy
+(`laconic.calibrate.anchor`). Layers that write to the residual stream also compensate for its drift, including errors
+of earlier layers in their own block; the block therefore runs again for each group of layers with the same input.
 """
 
 import copy
@@ -44,7 +44,7 @@ Step = list[tuple[Site, Problem]]
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is run again and again while its sites are replaced: one block, or the whole model (path None)."""
+    """The part of the model that runs while its layers are measured: one block, or the whole model (`block` None)."""
 
     sites: list[Site]
     block: str | None = None
@@ -52,7 +52,7 @@ class _Piece:
     residual: Residual = Residual.UNKNOWN
 
     def steps(self, by_input: bool) -> list[list[Site]]:
-        """Its sites that are measured at once: those of one input, or all of them."""
+        """Groups of layers that are measured together: those with the same input, or all of them."""
         if not by_input:
             return [self.sites] if self.sites else []
         inputs: dict[str, list[Site]] = {}
@@ -66,8 +66,8 @@ class SequentialConfig:
     """Settings of `sequential_calibrate`.
 
     Args:
-        anchored: fit to the outputs of the dense model, from the inputs of the compressed one.
-        refresh: collect the gradient statistics again after this many blocks; None for never.
+        anchored: fit every layer to the outputs of the dense model, on the inputs of the partly compressed one.
+        refresh: collect the gradient statistics again after every so many blocks; None for never.
     """
 
     anchored: bool = False
@@ -84,16 +84,20 @@ def sequential_calibrate(
 ) -> Iterator[Step]:
     """Yield the layers of each block with their problems, in forward order; embeddings first, heads last.
 
-    The caller may replace the layers it was given before it asks for the next ones. With `anchored` each step has the
-    layers that read one input, else all layers of a block.
+    The caller replaces the layers it got before it asks for the next ones, so that later layers are measured on the
+    compressed model.
 
     Args:
-        lm: the model.
+        lm: the model; the caller changes it between two steps.
         data: the calibration data.
-        needs: the types of statistics.
-        sites: the layers.
+        needs: the types of statistics to collect.
+        sites: the layers, in forward order.
         config: settings; None for the defaults.
-        gradient_stats: gradient statistics by layer name, if they were collected before.
+        gradient_stats: gradient statistics by layer name, if they are known already; None to collect them.
+
+    Yields:
+        Pairs of a layer and its problem: all layers of one block, or with `anchored` the layers of a block that read
+        the same input.
 
     Raises:
         UserError: there is no batch, or activations, predictions or gradients are not finite.
@@ -141,7 +145,7 @@ class _SequentialPass:
                 for path in paths:
                     yield _Piece([site for site in here if site.block == path])
                 continue
-            # What follows the last block of the sites need not run.
+            # Blocks after the last one that has sites need not run.
             last = max(paths.index(site.block) for site in here if site.block is not None)
             for number, path in enumerate(self.data.track(paths[: last + 1], f"Walking the {stack.blocks}")):
                 if number:
@@ -182,7 +186,7 @@ class _SequentialPass:
         return _Piece(sites, path, tuple(parts), residual)
 
     def _measure(self, piece: _Piece, sites: list[Site]) -> Step:
-        """Run the piece over every batch, listening to the inputs of `sites`."""
+        """Run the piece over every batch, collect statistics of `sites`, and return their problems."""
         outputs, in_features = {site.name: site.shape[0] for site in sites}, sites[0].shape[1]
         lookup = any(site.is_lookup for site in sites)
         anchor = None if self.dense is None or lookup else Anchor(in_features, outputs, self.lm.device)
@@ -198,12 +202,12 @@ class _SequentialPass:
         stats = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
         if anchor is None:
             return [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in sites]
-        # Sites of one input may be solved as one, so they are centred together or not at all.
+        # Layers with the same input may be solved as one matrix, so either all of them are centred or none.
         centred = all(site.bias() is not None for site in sites)
         return [(site, anchor.problem(site.name, site.weight(), stats[site.name], centred)) for site in sites]
 
     def _run_batches(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
-        """Every batch up to the last of the inputs."""
+        """Run every batch, up to the last call of `sites`."""
         with RunUntil(_modules(sites)) as until:
             for number, batch in enumerate(self.now.batches):
                 recorder.batch = batch
@@ -212,7 +216,7 @@ class _SequentialPass:
 
     @torch.no_grad()
     def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder) -> None:
-        """Every batch through both models; what each site reads now, and what it should have given."""
+        """Run every batch through both models, and add each layer's inputs and wanted outputs to `anchor`."""
         assert self.dense is not None
         follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
         names = [site.name for site in sites]
@@ -236,7 +240,7 @@ class _SequentialPass:
 
 
 class _PieceCapture(ExitStack):
-    """What passes through modules of a stream at `paths` in one run of a piece, up to the last output of `names`."""
+    """Captures the activations at `paths` while a piece runs; the run ends after the last output of `names`."""
 
     def __init__(self, stream: Stream, piece: _Piece, paths: list[str], names: list[str]) -> None:
         super().__init__()
@@ -251,9 +255,9 @@ class _PieceCapture(ExitStack):
 
 
 def _drift(piece: _Piece, now: ActivationCapture, dense: ActivationCapture, site: str, call: int) -> Tensor | float:
-    """How far the stream that `site` writes to is from the dense model's; zero for a site that writes to none."""
+    """Residual stream of the dense model minus the present one, where `site` writes to it; 0 if it does not write."""
     assert piece.block is not None
-    # The last factor of a writer that an earlier step has compressed gives what the writer gives.
+    # If an earlier step replaced a writer by two factors, the left factor computes its output.
     writer = next((part.writer for part in piece.sublayers if site in (part.writer, f"{part.writer}.left")), None)
     if writer is None:
         return 0.0

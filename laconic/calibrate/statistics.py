@@ -1,7 +1,7 @@
 """Statistics of one linear layer: running sums over the tokens that passed through it.
 
-Every statistic adds up over batches, shards and processes (`merge`). Products of one batch are computed in fp32 (fp64
-if the model is), and sums over batches kept in fp64. Padding is left out.
+Statistics add up over batches, shards and processes (`merge`). Products within one batch are computed in fp32 (fp64 for
+an fp64 model), and sums over batches are kept in fp64. Padding is left out.
 
 Notation: x (tokens, in) the inputs of a layer; g (tokens, out) the gradients at its outputs of the *sum* of the losses.
 The input of a word embedding is one-hot, so it comes as token ids, (tokens,), and its moments are diagonal.
@@ -24,7 +24,7 @@ Gradients = Float[Tensor, "*rows tokens out"]
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
 FULL_MOMENT_LIMIT = 16_384
 
-# Numbers that the gradients of several sequences may take together, of one matrix.
+# Largest number of elements of the per-sequence weight gradients that are computed at once for one matrix.
 PRODUCT_LIMIT = 25_000_000
 
 
@@ -44,13 +44,13 @@ class Statistic:
 
     @classmethod
     def restored(cls: type[Kind], total: Tensor, count: int) -> Kind:
-        """The statistic with this sum and count."""
+        """Build a statistic from a sum and its count."""
         statistic = cls(total)
         statistic.count = count
         return statistic
 
     def merge(self, other: "Statistic") -> None:
-        """Add what another shard collected of the same layer."""
+        """Add the statistic of the same layer from another shard, in place."""
         self.total = self.total + other.total.to(self.total.device)
         self.count += other.count
 
@@ -88,7 +88,7 @@ class GradientStatistic(Statistic, ABC):
     """A statistic of the gradients at the outputs; `count` is the number of predictions."""
 
     reads_inputs: ClassVar[bool]
-    """True where `update` looks at x, which must then be kept from the forward to the backward pass."""
+    """True if `update` uses x, which must then be kept from the forward to the backward pass."""
 
     @classmethod
     @abstractmethod
@@ -100,14 +100,14 @@ class GradientStatistic(Statistic, ABC):
         """Add one sequence, or several of equal length.
 
         Args:
-            x: the inputs; None unless `reads_inputs`.
-            g: the gradients, zero at padding.
+            x: the inputs, (sequences, tokens, in); None unless `reads_inputs`.
+            g: the gradients at the outputs, (sequences, tokens, out), zero at padding.
         """
 
     @classmethod
     @abstractmethod
     def stacked(cls, parts: "Sequence[GradientStatistic]") -> "GradientStatistic":
-        """The same statistic of the matrices of `parts`, which read one input, written one below the other."""
+        """Combine the statistics of matrices with the same input to that of the matrices concatenated along rows."""
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ class Fisher(GradientStatistic):
             for tokens, g_row in zip(several, gradients, strict=True):
                 self._look_up(tokens, g_row)
             return
-        # As many sequences at once as a hundred megabytes hold: the sums then stay in cache and in fp32.
+        # As many sequences at once as fit into a hundred megabytes in fp32.
         together = max(1, PRODUCT_LIMIT // self.total.numel())
         for x_rows, g_rows in zip(several.split(together), gradients.split(together), strict=True):
             self._add((g_rows.mT @ x_rows).square().sum(0))

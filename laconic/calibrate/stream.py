@@ -1,8 +1,9 @@
-"""Run the blocks of a model one after another over all batches, on inputs captured once.
+"""Run the blocks of a model one after another over all batches, with arguments captured once.
 
-Only the model knows how it calls its blocks, so it runs once up to the last block, and its calls are captured. Blocks
-are skipped meanwhile where that changes nothing: masks and positions do not depend on them. T5 makes its position bias
-in the first block, so that block runs; where arguments depend on other blocks too, all run.
+Each model class passes its own arguments (masks, position embeddings) to its blocks. To learn them, the model runs once
+for each batch up to the last block, and the arguments of every block are captured. Blocks are replaced by an identity
+in this run if the arguments do not depend on their outputs. T5 computes its position bias in the first block, so that
+block runs; if the arguments depend on further blocks, all blocks run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,35 +22,50 @@ from laconic.model import Batch, LanguageModel, predict
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block for one batch; the hidden states are kept apart because they change."""
+    """The arguments of one block for one batch, without the hidden states.
+
+    Args:
+        args: positional arguments; None in place of the hidden states and of caches.
+        kwargs: keyword arguments, likewise.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @classmethod
     def from_arguments(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
-        """That of a block that was called with these arguments."""
+        """Build a `Call` from the arguments that a forward hook received."""
         hidden = _read(args, kwargs)
-        # A cache would remember the keys of the first run and see every token twice in the second.
+        # With a cache, a second run would append the keys of every token again.
         kept = [None if isinstance(value, Cache) or value is hidden else value for value in (*args, *kwargs.values())]
         return cls(tuple(kept[: len(args)]), dict(zip(kwargs, kept[len(args) :], strict=True)))
 
     def run(self, block: nn.Module, hidden: Tensor) -> Any:
-        """What `block` returns for these hidden states."""
+        """Call `block` with these arguments and the given hidden states, and return its output."""
         if "hidden_states" in self.kwargs:
             return block(*self.args, **{**self.kwargs, "hidden_states": hidden})
         return block(hidden, *self.args[1:], **self.kwargs)
 
 
 def hidden_states_of(output: Any) -> Tensor:
-    """The hidden states in what a block returned."""
+    """Return the hidden states in the output of a block: the output itself, or the first entry of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def capture_inputs(
     lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch, needed: "BlocksToRun"
 ) -> tuple[Tensor, list[Call]]:
-    """The hidden states that enter the first of `blocks`, and how each is called."""
+    """Capture the arguments of all blocks of a stack for one batch.
+
+    Args:
+        lm: the model.
+        blocks: the blocks of the stack, in the order in which they run.
+        batch: the batch, on the model's device.
+        needed: which blocks must really run, from `blocks_to_run`.
+
+    Returns:
+        The hidden states that enter the first block, and the other arguments of each block.
+    """
     entering: list[Tensor] = []
     calls: list[Call] = []
 
@@ -71,17 +87,27 @@ def capture_inputs(
 
 @dataclass(frozen=True)
 class BlocksToRun:
-    """How many of the blocks must run, and what one of them returned, which the others return as well."""
+    """Which blocks must run for the arguments of all blocks to be captured correctly.
+
+    Args:
+        count: number of blocks, from the first, that must run.
+        form: output of a block; blocks that do not run return a tuple of the same form.
+    """
 
     count: int
     form: Any
 
 
 def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) -> BlocksToRun | None:
-    """How many of `blocks`, from the first, must run for each to be called as it really is.
+    """Find the smallest number of blocks that must run so that all blocks get the same arguments as in a full run.
 
-    None where they do not follow each other, once each, and each reads what the one before it returned. One row of
-    `batch` is looked at.
+    Args:
+        lm: the model.
+        blocks: the blocks of one stack.
+        batch: a batch; only its first row is used.
+
+    Returns:
+        None if the blocks do not form a chain, in which each runs once and reads the output of the one before it.
     """
     row = {name: tensor[:1] for name, tensor in batch.items()}
     really = _record_calls(lm, blocks, row)
@@ -89,7 +115,7 @@ def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) 
         return None
     calls, outputs = really
     if len({_tuple_length(output) for output in outputs}) == 1:
-        # A block that returns more than hidden states may have made something that the others are called with.
+        # If a block returns more than hidden states, the first block may compute an argument of the others.
         for count in (0, 1) if _tuple_length(outputs[0]) in (None, 1) else (1,):
             needed = BlocksToRun(count, outputs[0])
             if count < len(blocks) and _equal(capture_inputs(lm, blocks, row, needed)[1], calls):
@@ -98,7 +124,7 @@ def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) 
 
 
 def _record_calls(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tuple[list[Call], list[Any]] | None:
-    """How each of `blocks` is called in a run of the whole model, and what it returns; None where they are no chain."""
+    """Arguments and outputs of each block in a run of the whole model; None if the blocks do not form a chain."""
     order: list[nn.Module] = []
     calls: list[Call] = []
     outputs: list[Any] = []
@@ -119,7 +145,7 @@ def _record_calls(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) ->
 
 @contextmanager
 def _skip_blocks(blocks: Sequence[nn.Module], needed: BlocksToRun) -> Iterator[None]:
-    """Within the context those of `blocks` that need not run return what they read."""
+    """Within the context the blocks that need not run return their input."""
     form = [needed.form]
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +159,7 @@ def _skip_blocks(blocks: Sequence[nn.Module], needed: BlocksToRun) -> Iterator[N
         for block in blocks[: needed.count]:
             hooks.callback(block.register_forward_hook(on_return).remove)
         for block in blocks[needed.count :]:
-            # Not by another module: a model may ask its blocks what they are.
+            # Replace `forward` only, not the module, because a model may read attributes of its blocks.
             own = dict(block.__dict__)
             block.__dict__["forward"] = stand_in
             hooks.callback(_restore, block, own)
@@ -152,12 +178,12 @@ def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _tuple_length(output: Any) -> int | None:
-    """How many things a block returned, if it did so in a tuple."""
+    """Length of a block's output if it is a tuple; else None."""
     return len(output) if isinstance(output, tuple) else None
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Equal, whatever it is made of; what cannot be looked into is equal to itself only."""
+    """Whether two arguments are equal; containers and tensors are compared by value."""
     match one, other:
         case Tensor(), Tensor():
             return one.shape == other.shape and torch.equal(one, other)
@@ -171,10 +197,10 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class Stream:
-    """A model that runs over all batches block by block, or as a whole if the blocks cannot be run apart.
+    """Runs a model over all batches block by block, or as a whole if its blocks do not form a chain.
 
-    Masks, position embeddings and T5's position bias do not depend on the linear layers of a stack, so `enter` captures
-    them once. One set of hidden states is kept: the inputs of the present block.
+    `enter` captures the masks and positions of all blocks once. The stream keeps the hidden states of all batches at
+    one place: the inputs of the current block. `advance` moves on to the next block.
 
     Args:
         lm: the model.
@@ -190,7 +216,7 @@ class Stream:
         self._at = 0
 
     def enter(self, blocks: list[nn.Module]) -> bool:
-        """Stand before the first of `blocks`; False where they do not simply follow each other, once each."""
+        """Make the first of `blocks` the current block; return False if the blocks do not form a chain."""
         self._blocks, self._at = blocks, 0
         self._hidden, self._calls = [], []
         needed = blocks_to_run(self.lm, blocks, self.batches[0])
@@ -204,14 +230,22 @@ class Stream:
 
     @torch.no_grad()
     def run(self, number: int, blocks: int = 1) -> Tensor:
-        """The block where the stream stands, and those behind it up to so many, on batch `number`: the last output."""
+        """Run some blocks on one batch, without advancing.
+
+        Args:
+            number: number of the batch.
+            blocks: how many blocks to run, beginning with the current one.
+
+        Returns:
+            The hidden states after the last of them.
+        """
         hidden = self._hidden[number]
         for at in range(self._at, self._at + blocks):
             hidden = hidden_states_of(self._calls[number][at].run(self._blocks[at], hidden))
         return hidden
 
     def advance(self) -> None:
-        """Go on to the next block, with the outputs of this one as it is now."""
+        """Run the current block on all batches, and make the next block the current one."""
         with self.decode_codes():
             for number in range(len(self.batches)):
                 self._hidden[number] = self.run(number)
@@ -219,8 +253,10 @@ class Stream:
 
     @contextmanager
     def decode_codes(self) -> Iterator[None]:
-        """Within the context the matrices of codes in the block where the stream stands are decoded once, not for every
-        batch; none of them may be replaced meanwhile."""
+        """Within the context the quantized matrices of the current block are decoded once, not for every batch.
+
+        No layer of the block may be replaced within the context.
+        """
         with ExitStack() as decoders:
             for module in self._blocks[self._at].modules():
                 if isinstance(module, PackedCodes):
@@ -229,5 +265,5 @@ class Stream:
 
     @torch.no_grad()
     def run_whole(self, number: int) -> None:
-        """The whole model on batch `number`."""
+        """Run the whole model on batch `number`."""
         predict(self.lm, self.batches[number])

@@ -1,4 +1,4 @@
-"""Where rows of text come from; `find` decides by the name alone, before anything is read."""
+"""Sources of text. `find` chooses the reader by the name of the source, before any row is read."""
 
 import os
 import re
@@ -31,7 +31,7 @@ _EMPHASIS = re.compile(r"\*{1,2}([^*\s][^*]*)\*{1,2}")
 
 
 def pydoc(split: str) -> list[Example]:
-    """The paragraphs of one split, each once, in the order of the topics."""
+    """Return the prose paragraphs of Python's built-in help topics; every fifth topic belongs to the dev split."""
     held_out = [name for index, name in enumerate(sorted(topics)) if index % DEV_EVERY == 0]
     dev = _paragraphs(held_out)
     if split == "dev":
@@ -60,13 +60,17 @@ BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
 
 
 def data_folder() -> Path | None:
-    """The folder that is searched before the hub, where one is named."""
+    """Return the folder in the environment variable LACONIC_DATA, which is searched before the hub; None if unset."""
     named = os.environ.get(DATA_FOLDER)
     return expanded(named) if named else None
 
 
 def find(source: str, split: str) -> Reader:
-    """A reader of the rows of `split`, once they are known to be there.
+    """Find a source and return a function that reads its rows.
+
+    Args:
+        source: name of the source; see `laconic.calibrate.corpus`.
+        split: `train` or `dev`.
 
     Raises:
         UserError: there is no such source, or it lacks the split.
@@ -87,7 +91,7 @@ def find(source: str, split: str) -> Reader:
 
 
 def file_of(source: str, split: str) -> Path | None:
-    """The file that `split` is read from, free of links; None for what is no local file, or is not there."""
+    """Return the local file that `split` is read from, with symbolic links resolved; None if there is no such file."""
     path = _local(source)
     if source.lower().startswith("glue/"):
         task, folder = glue_task_of(source[len("glue/") :].rstrip("/")), data_folder()
@@ -101,7 +105,7 @@ def file_of(source: str, split: str) -> Path | None:
 
 
 def _folder_classes(path: Path) -> tuple[str, ...]:
-    """Those of the GLUE task whose name the folder has; a file alone does not say what its classes are called."""
+    """The class names of a GLUE task if the folder is named like one; else empty."""
     task = glue_task_of((path if path.is_dir() else path.parent).name)
     return () if task is None else task.classes
 
@@ -115,7 +119,7 @@ def _glue(task: GlueTask, split: str) -> Reader:
 
 
 def _local(source: str) -> Path | None:
-    """Where `source` is, here or in the data folder."""
+    """The path of `source` in the working folder or the data folder; None if it does not exist."""
     folder = data_folder()
     places = [expanded(source), *([folder / source] if folder and source else [])]
     return next((place for place in places if source and place.exists()), None)

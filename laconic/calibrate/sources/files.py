@@ -1,7 +1,7 @@
 """Local files and folders: .txt, .jsonl, .json, .tsv, .csv and wikitext's .tokens, one reader each.
 
-A folder is read by the split names in its file names (`train.jsonl`, `wiki.valid.tokens`); for the dev split, `dev`
-comes before `valid`, `validation` and `test`. A folder of one file without a split name is that file.
+In a folder, the file of a split is found by its name (`train.jsonl`, `wiki.valid.tokens`); for the dev split, `dev` is
+preferred to `valid`, `validation` and `test`. If a folder has one file only, without a split name, both splits use it.
 """
 
 import csv
@@ -19,26 +19,26 @@ SPLIT_NAMES = {"train": ("train", "training"), "dev": ("dev", "valid", "validati
 
 
 def read_txt(path: Path) -> list[Example]:
-    """Paragraphs between blank lines; one row a line in a file without any."""
+    """Read one row for each paragraph, or for each line if the file has no blank lines between lines of text."""
     text = content(path).strip("\n")
     parts = re.split(r"\n[ \t]*\n", text) if re.search(r"\n[ \t]*\n", text) else text.split("\n")
     return [Example(part.strip()) for part in parts if part.strip()]
 
 
 def read_tokens(path: Path) -> list[Example]:
-    """One article of wikitext a row; a level-one heading ` = Title = ` starts each."""
+    """Read one row for each wikitext article; a level-one heading ` = Title = ` starts an article."""
     articles = re.split(r"^(?= = [^=].*[^=] = \n)", content(path), flags=re.MULTILINE)
     return [Example(article.strip()) for article in articles if article.strip()]
 
 
 def read_jsonl(path: Path) -> list[Example]:
-    """One JSON value a line."""
+    """Read one row for each line, a JSON string or object."""
     lines = enumerate(content(path).split("\n"), start=1)
     return [example(json_of(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
 
 
 def read_json(path: Path) -> list[Example]:
-    """A JSON list of strings or of objects."""
+    """Read a JSON list of strings or objects, one for each row."""
     rows = json_of(content(path), str(path))
     if not isinstance(rows, list):
         raise must_be(str(path), "a list of texts or of objects", as_json(rows))
@@ -46,7 +46,7 @@ def read_json(path: Path) -> list[Example]:
 
 
 def read_tsv(path: Path) -> list[Example]:
-    """GLUE's layout in a folder with the name of a GLUE task; otherwise a header with field names. No quoting."""
+    """Read a table whose first line names the fields, without quoting; in a GLUE task's folder, GLUE's own layout."""
     task = glue_task_of(path.parent.name)
     if task is not None:
         return read_glue_file(path, task)
@@ -55,7 +55,7 @@ def read_tsv(path: Path) -> list[Example]:
 
 
 def read_csv(path: Path) -> list[Example]:
-    """A header with field names, and rows of cells between commas; quoted cells may hold commas and line ends."""
+    """Read a table whose first line names the fields; quoted cells may hold commas and line ends."""
     reader = csv.reader(StringIO(content(path), newline=""), strict=True)
     try:
         return _table_examples(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))
@@ -89,10 +89,14 @@ READERS: dict[str, Callable[[Path], list[Example]]] = {
 
 
 def find_file(path: Path, split: str) -> Path:
-    """The file of `split` at `path`, itself a file or a folder.
+    """Find the file of a split.
+
+    Args:
+        path: a file, which serves every split, or a folder.
+        split: `train` or `dev`.
 
     Raises:
-        UserError: a format that laconic does not read, or a folder without the split.
+        UserError: the file has an unknown format, or the folder has no file for the split.
     """
     if path.is_dir():
         return _find_in_folder(path, split)
@@ -102,10 +106,10 @@ def find_file(path: Path, split: str) -> Path:
 
 
 def read_file(path: Path) -> list[Example]:
-    """The rows of a file that `find_file` found.
+    """Read the rows of a file that `find_file` returned.
 
     Raises:
-        UserError: unreadable, or a malformed row; the sentence has its line.
+        UserError: the file cannot be read, or a row is malformed; the message has its line.
     """
     return READERS[path.suffix.lower()](path)
 

@@ -12,14 +12,21 @@ from laconic.errors import UserError, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """One task.
+    """One GLUE task.
 
-    folder:  its folder in GLUE's own distribution, and `dev` its file there without the ending.
-    texts:   columns of one or two texts; `label` that of the label. Numbers where the file has no header, as only test
-             files then have: their columns are `hub_texts`.
-    hub:     configuration of the hub data set, with the fields `hub_texts` and the dev split `hub_dev`.
-    classes: names of the classes in the order of their numbers, as the hub has them; empty for a regression.
-    scale:   what labels are divided by, so that models see scores up to 1.
+    Args:
+        name: name of the task in `glue/NAME`.
+        folder: its folder in GLUE's own distribution.
+        texts: columns of the one or two texts in that distribution: names, or numbers if the files have no header
+            (CoLA; its test file has one, with the names `hub_texts`).
+        label: column of the label, likewise.
+        classes: names of the classes in the order of their numbers on the hub; empty for a regression.
+        hub: configuration of the hub data set.
+        hub_texts: fields of the texts on the hub.
+        dev: name of the dev file in the distribution, without its ending.
+        hub_dev: name of the dev split on the hub.
+        scale: divisor of the scores, so that they lie in [0, 1].
+        drops_broken_rows: skip rows with too few columns instead of raising an error.
     """
 
     name: str
@@ -35,7 +42,14 @@ class GlueTask:
     drops_broken_rows: bool = False
 
     def label_from(self, value: Any) -> Label | None:
-        """A label of the task: the number of a class, or a score on the scale that models see; −1 hides one."""
+        """Convert a label as the files or the hub have it.
+
+        Args:
+            value: a class name, a class number or a score.
+
+        Returns:
+            The class number, or the score divided by `scale`; None for −1, which means that the label is hidden.
+        """
         label = label_from(value)
         if label == HIDDEN:
             return None
@@ -47,7 +61,7 @@ class GlueTask:
 
 HIDDEN = -1.0
 TEST_HEADER = "index\t"
-"""How CoLA's test file begins, whose other files have no header."""
+"""Beginning of CoLA's test file; the other files of CoLA have no header."""
 SENTENCES = ("sentence1", "sentence2")
 ENTAILMENT = ("entailment", "not_entailment")
 MNLI_CLASSES = ("entailment", "neutral", "contradiction")
@@ -110,7 +124,7 @@ TASKS: tuple[GlueTask, ...] = (
         hub_texts=("sentence",),
     ),
     GlueTask(name="stsb", folder="STS-B", texts=SENTENCES, label="score", classes=(), scale=5.0, hub="stsb"),
-    # Unlike RTE's and QNLI's, its second class is entailment.
+    # In WNLI class 1 is entailment; in RTE and QNLI it is class 0.
     GlueTask(name="wnli", folder="WNLI", texts=SENTENCES, classes=ENTAILMENT[::-1], hub="wnli"),
     MNLI,
     replace(MNLI, name="mnli-mm", dev="dev_mismatched", hub_dev="validation_mismatched"),
@@ -118,15 +132,15 @@ TASKS: tuple[GlueTask, ...] = (
 
 
 def glue_task_of(name: str) -> GlueTask | None:
-    """The task of this name or folder, in any case (`sst2`, `SST-2`); None when there is none."""
+    """Return the task with this name or folder, ignoring case (`sst2`, `SST-2`); None if there is none."""
     return next((task for task in TASKS if name.lower() in (task.name, task.folder.lower())), None)
 
 
 def glue_task(name: str) -> GlueTask:
-    """As `glue_task_of`.
+    """Return the task with this name or folder, ignoring case (`sst2`, `SST-2`).
 
     Raises:
-        UserError: no such task; the nearest is suggested.
+        UserError: there is no such task; the message suggests the nearest name.
     """
     task = glue_task_of(name)
     if task is None:
@@ -135,16 +149,32 @@ def glue_task(name: str) -> GlueTask:
 
 
 def glue_file(folder: Path, task: GlueTask, split: str) -> Path | None:
-    """The file of `split` in a folder that holds GLUE's folders; None when it is not there."""
+    """Return the file of a split of a GLUE task.
+
+    Args:
+        folder: the folder that contains the folders of the GLUE tasks.
+        task: the task.
+        split: `train` or `dev`.
+
+    Returns:
+        The path, or None if there is no such file.
+    """
     path = folder / task.folder / f"{task.dev if split == 'dev' else split}.tsv"
     return path if path.is_file() else None
 
 
 def read_glue_file(path: Path, task: GlueTask) -> list[Example]:
-    """The rows of one file of GLUE's own distribution, which never quotes; without labels where it has no such column.
+    """Read one file of GLUE's own distribution: tab-separated, without quoting.
+
+    Args:
+        path: the file.
+        task: its task.
+
+    Returns:
+        The rows; their labels are None if the file has no column for them.
 
     Raises:
-        UserError: a missing column, or a row that is too short, with the line.
+        UserError: a column is missing, or a row is too short; the message has its line.
     """
     lines = content(path).split("\n")
     has_header = isinstance(task.label, str) or lines[0].startswith(TEST_HEADER)
@@ -163,7 +193,7 @@ def read_glue_file(path: Path, task: GlueTask) -> list[Example]:
 
 
 def _columns(path: Path, task: GlueTask, header: list[str] | None) -> tuple[list[int], int | None]:
-    """Where the texts are, and the label; None where the file has none."""
+    """Column numbers of the texts and of the label; the latter is None if the file has no labels."""
     if header is None:
         return [column for column in task.texts if isinstance(column, int)], int(task.label)
     names = [name if isinstance(name, str) else hub for name, hub in zip(task.texts, task.hub_texts, strict=True)]

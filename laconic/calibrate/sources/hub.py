@@ -23,14 +23,20 @@ GLUE = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class HubSplit:
-    """A split that the hub is known to have."""
+    """A split that exists on the hub or in its local cache.
+
+    Args:
+        name: name of the data set, `owner/name`.
+        config: configuration of the data set; None for the default.
+        split: name of the split on the hub.
+    """
 
     name: str
     config: str | None
     split: str
 
     def read(self) -> Rows:
-        """Its rows, and the names of its classes where its features have them."""
+        """Load the split; returns its rows, and the class names if its label is a `ClassLabel`."""
         data = self.data()
         examples = [example(row, f"{self.name}[{at}]") for at, row in enumerate(data)]
         return Rows(examples, _class_names(data.features))
@@ -42,7 +48,12 @@ class HubSplit:
 
 
 def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit:
-    """The first of the `wanted` splits that the data set has.
+    """Find the first of several split names that a data set has.
+
+    Args:
+        name: name of the data set, `owner/name`.
+        config: configuration of the data set; None for the default.
+        wanted: names of splits, the preferred first.
 
     Raises:
         UserError: the hub cannot be reached, or has no such data set, configuration or split.
@@ -57,14 +68,14 @@ def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit
 
 
 def hub_examples(source: str, split: str) -> Callable[[], Rows]:
-    """A reader of one split of `owner/name[:config]`."""
+    """Return a function that reads one split, `train` or `dev`, of `owner/name[:config]`."""
     name, _, config = source.partition(":")
     found = find_hub(name, config or None, SPLIT_NAMES[split])
     return found.read
 
 
 def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
-    """A reader of one split of a GLUE task."""
+    """Return a function that reads one split, `train` or `dev`, of a GLUE task from the hub."""
     try:
         found = find_hub(GLUE, task.hub, (task.hub_dev if split == "dev" else split,))
     except UserError as error:
@@ -87,7 +98,7 @@ def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
 
 
 def _class_names(features: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes that the label is a number of."""
+    """The class names of the label feature; empty if it is no `ClassLabel`."""
     from datasets import ClassLabel, LargeList, Sequence  # noqa: PLC0415 (slow to import)
 
     feature = next((features[name] for name in LABELS if name in features), None)

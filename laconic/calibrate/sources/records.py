@@ -1,4 +1,4 @@
-"""The text of a file, and one row of it (or of a hub data set) made an `Example`."""
+"""Read the text of a file, and convert one row of a file or hub data set to an `Example`."""
 
 import json
 import math
@@ -24,10 +24,10 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORE
 
 
 def content(path: Path) -> str:
-    """The text of a file, with lines that end in \\n.
+    """Read a UTF-8 file; line ends become \\n.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8.
+        UserError: the file cannot be read, or is not UTF-8.
     """
     # Path.read_text would also break lines at a lone \\r, which some sentences hold.
     try:
@@ -39,10 +39,14 @@ def content(path: Path) -> str:
 
 
 def json_of(text: str, place: str) -> Any:
-    """The value that `text` spells; `place` names it in errors.
+    """Parse JSON.
+
+    Args:
+        text: the JSON text.
+        place: file and line, for error messages.
 
     Raises:
-        UserError: it is no JSON, or an object has a field twice, of which Python's reader would keep the last.
+        UserError: it is not JSON, or an object has a field twice.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,14 +62,14 @@ def json_of(text: str, place: str) -> Any:
 
 
 def duplicate_field(place: str, names: Sequence[str]) -> UserError:
-    """The error for a duplicate field name in `names`; `place` is the row or header."""
+    """Return the error for a field name that occurs twice in `names`; `place` is the row or header in the message."""
     again = next(name for at, name in enumerate(names) if name in names[:at])
     return UserError(f"{place} has the field {shown(again)} twice; leave one out.")
 
 
 @dataclass(frozen=True)
 class _Json:
-    """A value that an error shows as JSON spells it."""
+    """A value whose `str` is its JSON text, for error messages."""
 
     value: Any
 
@@ -74,15 +78,19 @@ class _Json:
 
 
 def as_json(value: Any) -> object:
-    """`value` for an error, as the file spells it: null, true, a list."""
+    """Wrap a value so that an error message shows it as JSON: null, true, a list."""
     return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else _Json(value)
 
 
 def example(record: Any, place: str) -> Example:
-    """The example that `record` (a string, or fields by name) stands for; `place` names it in errors.
+    """Convert one row of a file or hub data set.
+
+    Args:
+        record: a text, or a mapping of field names to values.
+        place: file and line of the row, for error messages.
 
     Raises:
-        UserError: no known text field, or a field of the wrong kind.
+        UserError: there is no field that is known to hold text, or a text field holds something else.
     """
     if isinstance(record, str):
         return Example(record, place=place)
@@ -105,9 +113,9 @@ def example(record: Any, place: str) -> Example:
 
 
 def label_from(value: Any) -> Label | None:
-    """A label as a source has it: a number, also one that is spelled out, or a name; None where there is none.
+    """Convert the value of a label field: a number (also one in a string), a name, or a list of these; None if empty.
 
-    Nothing is refused here: what stands in a field of that name may be no label, and nobody may need it.
+    This raises no error for unusual values, because the field may hold something else that is never used as a label.
     """
     if isinstance(value, (list, tuple)):
         return tuple(float(one) if isinstance(one, bool) else _one_of_several(one) for one in value)
@@ -115,7 +123,7 @@ def label_from(value: Any) -> Label | None:
         value = value.strip()
         return _float(value) if _NUMBER.fullmatch(value) else value or None
     if isinstance(value, bool):
-        # A class of that name, where the model has one.
+        # A model may have classes called true and false.
         return str(value).lower()
     return None if value is None else _float(value)
 
