@@ -1,11 +1,11 @@
-"""laconic makes a transformer language model smaller and faster, and says what that cost.
+"""laconic makes a transformer language model smaller and faster, and measures the loss of quality.
 
-The functions of this package do what the verbs of the command line do, for models in memory as well as in folders.
-Public are this package, `laconic.methods`, the steps in `laconic.compress` and `laconic.recover`, `laconic.formats` and
-`laconic.testing`; all else may change with any version.
+Each function of this package corresponds to a command of the command line. It accepts a loaded model or a folder.
+The public API is this package, `laconic.methods`, the steps in `laconic.compress` and `laconic.recover`,
+`laconic.formats` and `laconic.testing`. Everything else may change with any version.
 
-Importing it teaches transformers to load what laconic saved: `from_pretrained` then works on those folders too.
-Everything else is imported at first use.
+`import laconic` registers a quantizer with transformers, so that `from_pretrained` loads the folders that laconic
+saved. All other modules are imported at first use.
 """
 
 import sys
@@ -72,7 +72,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps the names of functions for the functions: Python binds a package `laconic.compress` to `compress` here."""
+    """The type of this module. It keeps `laconic.compress` the function.
+
+    Without it, Python would replace the function by the subpackage of the same name when the subpackage is imported.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

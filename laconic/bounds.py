@@ -1,4 +1,4 @@
-"""The bounds that annotations set: `Annotated[float, Field(gt=0, le=1)]` is a number in (0, 1]."""
+"""Check numbers against the bounds in type annotations: `Annotated[float, Field(gt=0, le=1)]` is a number in (0, 1]."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
@@ -10,12 +10,12 @@ from pydantic.fields import FieldInfo
 
 
 class Outside(NamedTuple):
-    """A value out of its bounds.
+    """A number that is outside of its bounds.
 
     Args:
-        inner: its place within the whole value, `[2]` or `.ffn`.
-        value: the value itself.
-        requirement: what it must be, "in (0, 1]".
+        inner: its position inside the checked value, such as `[2]` or `.ffn`; "" if it is the checked value itself.
+        value: the number.
+        requirement: the bounds in words, such as "in (0, 1]".
     """
 
     inner: str
@@ -27,7 +27,7 @@ Search = Callable[[Any], Iterator[Outside]]
 
 
 def interval_of(hint: object) -> str | None:
-    """The interval of the first bounded number within a type; None where there is none.
+    """The interval of the first number with bounds in a type, as text; None if the type has no bounds.
 
     >>> from pydantic import Field
     >>> interval_of(Annotated[float, Field(gt=0, le=1)] | None)
@@ -43,9 +43,9 @@ def interval_of(hint: object) -> str | None:
 
 
 def search_of(hint: object) -> Search | None:
-    """A function that yields every value outside the bounds of the type `hint`; None where `hint` has no bounds.
+    """Make a function that yields every number outside the bounds of the type `hint`; None if `hint` has no bounds.
 
-    It skips values of other types.
+    The function skips values of other types.
 
     >>> from pydantic import Field
     >>> list(search_of(Annotated[int, Field(ge=1)])(0))

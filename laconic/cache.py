@@ -1,4 +1,4 @@
-"""The folder where laconic keeps results that are costly to compute again, and the processor that they are of."""
+"""The disk cache for results that take long to compute, and a description of the processor for timings."""
 
 import contextlib
 import hashlib
@@ -23,18 +23,19 @@ GIGABYTES = 8.0
 ABANDONED = 24 * 3600.0
 """Seconds after which the half-written file of a killed run is removed."""
 SHORT_NUMBERS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
-"""Names of instructions for numbers of 8 and 16 bits, as the kernel of Linux spells them."""
+"""CPU instruction sets for 8- and 16-bit arithmetic, by their names in `/proc/cpuinfo`."""
 CPUINFO = Path("/proc/cpuinfo")
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
-"""What reading a damaged entry raises."""
+"""Exceptions that reading a damaged cache entry can raise."""
 
 Entry = TypeVar("Entry")
 
 
 def cache_folder() -> Path:
-    """`$LACONIC_CACHE`, else `laconic` in `$XDG_CACHE_HOME`, else in the system's cache folder; it may not exist yet.
+    """The path of the cache folder; the folder may not exist yet.
 
-    The system's cache folder is `~/.cache` on Linux, `~/Library/Caches` on macOS and `%LOCALAPPDATA%` on Windows.
+    It is `$LACONIC_CACHE` if that is set, else `$XDG_CACHE_HOME/laconic`, else `laconic` in the cache folder of the
+    system: `~/.cache` on Linux, `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows.
     """
     own, shared = os.environ.get("LACONIC_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
@@ -43,10 +44,10 @@ def cache_folder() -> Path:
 
 
 def cache_limit() -> int:
-    """The bytes that the entries of one cache may take together.
+    """The largest total size of the entries of one cache, in bytes.
 
     Raises:
-        UserError: `$LACONIC_CACHE_GB` is no number, or below zero.
+        UserError: `$LACONIC_CACHE_GB` is not a number, or is negative or infinite.
     """
     text = os.environ.get("LACONIC_CACHE_GB")
     try:
@@ -59,15 +60,15 @@ def cache_limit() -> int:
 
 
 class DiskCache:
-    """Files by key in a folder of the cache, together no larger than `cache_limit()`.
+    """A cache of files by key, in one folder. The total size is at most `cache_limit()`.
 
-    Entries are written whole or not at all, the least recently used make room for new ones, and one that is lost,
-    damaged or cannot be written costs the computation again and nothing else. With `LACONIC_CACHE_GB=0` nothing is read
-    or written.
+    An entry is written whole or not at all. The least recently used entries are removed to make room for new ones. An
+    entry that is missing, damaged or cannot be written raises no error: its result is computed again. With
+    `LACONIC_CACHE_GB=0` the cache reads and writes nothing.
 
     Args:
-        name: the folder in `cache_folder()`.
-        suffix: of the files, with its dot.
+        name: the name of the folder in `cache_folder()`.
+        suffix: the file name suffix of entries, with its dot.
     """
 
     def __init__(self, name: str, suffix: str) -> None:
@@ -78,14 +79,17 @@ class DiskCache:
         return cache_folder() / self._name / f"{key}{self._suffix}"
 
     def read(self, key: str, load: Callable[[Path], Entry]) -> Entry | None:
-        """The entry `key`, and a note that it was used now; None where there is none that can be read.
+        """Read an entry, and set the modification time of its file to now.
 
         Args:
-            key: its name.
-            load: reads the file; an error of reading (`DAMAGED`) counts as no entry.
+            key: the name of the entry.
+            load: reads the file at a path. If it raises one of `DAMAGED`, the entry counts as missing.
+
+        Returns:
+            The result of `load`; None if there is no readable entry.
 
         Raises:
-            UserError: `$LACONIC_CACHE_GB` is no size.
+            UserError: `$LACONIC_CACHE_GB` is not a number, or is negative or infinite.
         """
         if cache_limit() == 0:
             return None
@@ -98,15 +102,15 @@ class DiskCache:
         return entry
 
     def write(self, key: str, save: Callable[[Path], object], nbytes: int = 0) -> None:
-        """Write the entry `key`, unless it alone is larger than the limit.
+        """Write an entry, unless it alone is larger than the limit. A file system error is ignored.
 
         Args:
-            key: its name.
-            save: writes the file at the path that it is given.
-            nbytes: about how large it will be, where that is known before: one that is too large is not even begun.
+            key: the name of the entry.
+            save: writes the file at a path.
+            nbytes: the expected size in bytes, 0 if unknown. An entry that is expected to be too large is not written.
 
         Raises:
-            UserError: `$LACONIC_CACHE_GB` is no size.
+            UserError: `$LACONIC_CACHE_GB` is not a number, or is negative or infinite.
         """
         path, limit = self.path(key), cache_limit()
         if limit == 0 or nbytes > limit:
@@ -125,11 +129,11 @@ class DiskCache:
 
 
 def evict(entries: Iterable[Path], limit: int) -> None:
-    """Remove the least recently used of `entries` until the others take at most `limit` bytes.
+    """Remove the least recently used entries until the others take at most `limit` bytes.
 
     Args:
-        entries: files or folders; the time of last use is the modification time.
-        limit: bytes.
+        entries: files or folders. Their modification time counts as the time of last use.
+        limit: the largest total size of the entries that are kept, in bytes.
     """
     used: list[tuple[float, int, Path]] = []
     for path in entries:
@@ -146,7 +150,7 @@ def evict(entries: Iterable[Path], limit: int) -> None:
 
 
 def _sweep(folder: Path, suffix: str) -> None:
-    """Remove what killed runs left half written."""
+    """Remove partial files of killed runs that are older than `ABANDONED` seconds."""
     for partial in folder.iterdir():
         stale = time.time() - partial.stat().st_mtime > ABANDONED
         if stale and (partial.name[0] == "." or partial.suffix != suffix):
@@ -154,29 +158,29 @@ def _sweep(folder: Path, suffix: str) -> None:
 
 
 def processor() -> str:
-    """The name of this processor; measured times hold for one."""
+    """The name of the CPU; timings in the cache are stored under it."""
     return _cpuinfo("model name") or platform.processor()
 
 
 def short_numbers() -> tuple[str, ...]:
-    """The instructions of `SHORT_NUMBERS` that this processor has; none where there is no `/proc/cpuinfo`."""
+    """The instruction sets in `SHORT_NUMBERS` that the CPU has; empty if there is no `/proc/cpuinfo`."""
     flags = f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split()
     return tuple(name for name in SHORT_NUMBERS if name in flags)
 
 
 def machine_file(kind: str, machine: Mapping[str, Any]) -> Path:
-    """The file of the cache folder for what was measured on one machine; it may not exist yet.
+    """The path of a file for measurements on one machine; the file may not exist yet.
 
     Args:
-        kind: the beginning of its name.
-        machine: what the measurements depend on, JSON values.
+        kind: the beginning of the file name.
+        machine: everything that the measurements depend on, as JSON values. The file name contains a hash of it.
     """
     digest = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder() / f"{kind}-{digest}.json"
 
 
 def read_measurements(file: Path, key: str) -> dict[str, Any]:
-    """The values under `key` in a file that `write_measurements` wrote; none where it cannot be read."""
+    """The values under `key` in a file that `write_measurements` wrote; empty if the file cannot be read."""
     try:
         return dict(json.loads(file.read_text())[key])
     except (OSError, ValueError, TypeError, KeyError):
@@ -184,13 +188,13 @@ def read_measurements(file: Path, key: str) -> dict[str, Any]:
 
 
 def write_measurements(file: Path, key: str, values: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """Replace a file of measurements; nothing happens where the folder cannot be written to.
+    """Replace a file of measurements. Does nothing if the folder is not writable.
 
     Args:
-        file: the file.
-        key: the name of the values in it.
-        values: JSON values by name.
-        machine: what they depend on, written beside them.
+        file: the path, from `machine_file`.
+        key: the key under which the values are stored.
+        values: the measurements, as JSON values by name.
+        machine: everything that the measurements depend on; it is stored in the same file.
     """
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,7 @@ def write_measurements(file: Path, key: str, values: Mapping[str, Any], machine:
 
 
 def _cpuinfo(entry: str) -> str:
-    """The value of an entry for the first core; empty where there is none."""
+    """The value of a field of `/proc/cpuinfo` for the first core; "" if there is none."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

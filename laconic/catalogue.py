@@ -1,7 +1,7 @@
-"""Descriptions of laconic's own methods and steps, and the names in `--method`, without importing any of them.
+"""Descriptions of the methods and steps of laconic, read from `catalogue.json`, and the parser of `--method`.
 
-Importing the classes would import torch, which takes seconds. So `python -m laconic.recipe.catalogue` writes their
-descriptions to `catalogue.json`; a test compares the file with the classes.
+Importing the classes themselves would import torch, which takes seconds. `python -m laconic.recipe.catalogue` writes
+the file; a test compares it with the classes.
 """
 
 import json
@@ -17,12 +17,19 @@ from laconic.yaml_loader import value_of
 
 PATH = Path(__file__).with_name("catalogue.json")
 STEP = "step"
-"""The family of the steps."""
+"""The value of `Entry.family` for steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter, in words: `default` is None where it has to be given."""
+    """The description of one parameter.
+
+    Args:
+        name: its name.
+        type: its type in words.
+        default: its default as text; None if the parameter is required.
+        meaning: its description from the docstring.
+    """
 
     name: str
     type: str
@@ -32,11 +39,17 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A method or a step, in words; a step has no `paper`, and `needs` are a method's statistics by their names.
+    """The description of a method or a step.
 
-    what: a sentence on what it does.
-    example: a command that uses it.
-    distribution: name and version of the plug-in that it comes with; None for laconic's own.
+    Args:
+        name: its name in `--method` and in recipes.
+        family: the family of a method; "step" for a step.
+        needs: the names of the statistics that a method needs; empty for a step.
+        paper: the reference of a method; None for a step.
+        what: one sentence on what it does.
+        parameters: its parameters, in order.
+        example: a command line that uses it.
+        distribution: name and version of the plug-in that provides it; None for laconic itself.
     """
 
     name: str
@@ -69,15 +82,15 @@ def _entry(line: dict[str, Any]) -> Entry:
     return Entry(**{**line, "needs": tuple(line["needs"]), "parameters": parameters})
 
 
-# Not the commas inside of a list or a mapping.
+# Commas between parameters, but not commas inside a list or a mapping.
 _BETWEEN = re.compile(r",(?![^\[\]{}]*[\]}])")
 
 
 def split_name(text: str, place: str) -> tuple[str, dict[str, Any]]:
-    """The name and the parameters that `text` spells, whatever they are of.
+    """Split a text of the form `NAME:parameter=value,…` into the name and the parameters. The name is not looked up.
 
     Raises:
-        UserError: these are no parameters; the sentence begins with `place`.
+        UserError: a part has another form, or a parameter occurs twice; the message begins with `place`.
 
     >>> split_name("svd:rank=64,multiple=16", "--method")
     ('svd', {'rank': 64, 'multiple': 16})
@@ -95,12 +108,16 @@ def split_name(text: str, place: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_name(text: str, place: str) -> None:
-    """Look at the name of a method or a step, and at the names of the parameters of a method of laconic's own.
+    """Check that a method or step exists, and that a method of laconic itself has the named parameters.
 
-    Those of a plug-in are looked at once it is imported.
+    The parameters of a plug-in are checked later, when the plug-in is imported.
+
+    Args:
+        text: text of the form `NAME:parameter=value,…`.
+        place: the name of the option in error messages.
 
     Raises:
-        UserError: there is none of that name; or `text` cannot be read, and the sentence begins with `place`.
+        UserError: there is no such method, step or parameter, or `text` has another form.
     """
     name, parameters = split_name(text, place)
     entry = catalogue().get(name)
@@ -117,7 +134,7 @@ def no_method(name: str, known: list[str]) -> UserError:
 
 
 def check_parameters(method: str, given: dict[str, Any], known: list[str]) -> None:
-    """Raise UserError where a parameter is `given` that the method has not."""
+    """Raise UserError if the method has no parameter of a name in `given`."""
     for parameter in given:
         if parameter not in known:
             raise unknown("parameter", parameter, known, owner=f"The method '{method}' has")

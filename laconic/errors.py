@@ -1,8 +1,7 @@
-"""The one exception a user sees, and the two sentences every such error is made of.
+"""`UserError`, the exception for a mistake of the user, and functions that write its message.
 
-A `UserError` says what was wrong, where, with which value, and what would be right. The command line prints it
-as one line and exits with status 2; a library caller catches one class. Whatever a file or an option holds, a sentence
-stays one that can be read: values are quoted in part where they are long.
+The message is one sentence with the place of the mistake, the value and the remedy. The command line prints it as one
+line and exits with status 2. Long values are shortened in messages.
 """
 
 import re
@@ -11,9 +10,9 @@ from difflib import get_close_matches
 from reprlib import Repr
 
 DISTRIBUTION = "laconic-lm"
-"""What pip knows laconic by; `laconic` there is a program of others."""
+"""The name of laconic on PyPI, where `laconic` is an unrelated package."""
 LONGEST_VALUE, LONGEST_SENTENCE = 240, 3000
-"""Characters of a value that are quoted, and of what is said in all."""
+"""The largest number of characters of a quoted value, and of a whole message."""
 OPEN = (":", ",", " or", " and")
 """Endings of an unfinished line, which the next line continues."""
 _WRAPPED = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+': (\w+Error: )?")
@@ -21,31 +20,34 @@ _WRAPPED = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+':
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for or supplied; its text is one sentence that names the remedy."""
+    """An error in the input of the user. Its message is one sentence that names the remedy."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(shortened(sentence, LONGEST_SENTENCE))
 
 
 class Notice(UserWarning):
-    """What a user should know and need not act on; the command line shows it as one line."""
+    """A warning that requires no action; the command line prints it as one line."""
 
 
 class CheckpointNotice(Notice):
-    """Said when a model is read otherwise than it is stored: code beside it left alone, codes turned into numbers."""
+    """A warning that a part of a checkpoint is not used as stored.
+
+    For example, Python code in the folder is not run, or weights that another library quantized are dequantized.
+    """
 
 
 class StructureNotice(Notice):
-    """Said when a model is of no known architecture and its matrices were found by its structure."""
+    """A warning that the architecture is unknown, so that layers were found by the structure of the modules."""
 
 
 def must_be(place: str, requirement: str, got: object) -> UserError:
-    """The first sentence: `place` must be `requirement`; got `got`."""
+    """A `UserError` of the form "`place` must be `requirement`; got `got`."."""
     return UserError(f"{place} must be {requirement}; got {shown(got)}.")
 
 
 def placed(error: UserError, place: str) -> UserError:
-    """The same sentence with its place in front, unless it begins with one.
+    """The error with `place` in front of its message, unless the message begins with a place already.
 
     >>> placed(UserError("keep must be in (0, 1]; got 2."), "recipe.steps[0]")
     UserError('recipe.steps[0]: keep must be in (0, 1]; got 2.')
@@ -54,9 +56,13 @@ def placed(error: UserError, place: str) -> UserError:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is") -> UserError:
-    """The second sentence: there is no `kind` called `name`; the nearest known name is suggested.
+    """A `UserError` for a name that does not exist; the message suggests the most similar known name.
 
-    `owner` says whose it would be, as "The method 'svd' has".
+    Args:
+        kind: the kind of thing, such as "parameter".
+        name: the name that does not exist.
+        known: all names that exist.
+        owner: the beginning of the message, such as "The method 'svd' has".
     """
     names, name = sorted(known), shortened(name, LONGEST_VALUE)
     close = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.5)
@@ -66,7 +72,7 @@ def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is")
 
 
 def install(extra: str) -> str:
-    """The remedy where an optional library is missing: the command that installs laconic with this `extra`.
+    """The command that installs laconic with an `extra`, for errors about a missing optional library.
 
     >>> install("onnx")
     "pip install 'laconic-lm[onnx]'"
@@ -75,20 +81,20 @@ def install(extra: str) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` as an error quotes it: text in quotes, anything else as Python writes it, both in part where long."""
+    """`value` as error messages quote it: text in quotes, other values by `repr`. Long values are shortened."""
     if isinstance(value, str):
         return f"'{shortened(value, LONGEST_VALUE)}'"
     return shortened(_Quoted().repr(value), LONGEST_VALUE)
 
 
 def shortened(text: str, longest: int) -> str:
-    """`text`, or its beginning and its end."""
+    """`text` if it has at most `longest` characters, else its beginning and its end with "…" between them."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 3]} … {text[-end:]}"
 
 
 class _Quoted(Repr):
-    """Containers as Python writes them, a few levels deep and a few items wide, and numbers however long they are."""
+    """A `repr` that shortens containers to twelve items and four levels, and long integers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +103,7 @@ class _Quoted(Repr):
         self.maxstring = self.maxother = LONGEST_VALUE
 
     def repr_dict(self, x: dict[object, object], level: int) -> str:
-        """In its own order."""
+        """Keep the order of the keys; `reprlib` sorts them."""
         if level <= 0:
             return "{…}" if x else "{}"
         items = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in list(x)[: self.maxdict]]
@@ -108,9 +114,10 @@ class _Quoted(Repr):
 
 
 def reason_of(error: Exception) -> str:
-    """The message of a library's `error`, without its full stop: the first line, and those that continue it.
+    """The reason in an exception of another library, without a full stop at its end.
 
-    A KeyError says nothing but the key, so its name is put before that.
+    It is the first line of the message, together with following lines if that line is unfinished. The message of a
+    `KeyError` is only the key, so "KeyError: " is put before it.
     """
     said: list[str] = []
     for line in filter(None, (line.strip() for line in str(error).splitlines())):

@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that appear whole or not at all."""
+"""Expand `~` in paths, and write files atomically."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def expanded(path: str | Path) -> Path:
     """`path` with a home folder in place of a `~` or `~name` at its beginning.
 
     Raises:
-        UserError: it is the home of a user who is not known on this machine.
+        UserError: `name` is not a user of this machine.
     """
     try:
         return Path(path).expanduser()
@@ -58,7 +58,7 @@ def replacing(path: Path, *, flush: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all.
+    """Write `value` as indented JSON; the file is replaced atomically.
 
     Raises:
         OSError: the file cannot be written.

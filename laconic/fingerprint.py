@@ -1,7 +1,8 @@
-"""Hashes for the names of cache entries: of laconic's own code, of classes that others define, and of tensors.
+"""Hashes for the keys of cache entries: of the code of laconic, of classes from other code, and of tensors.
 
-A cached result must not outlive the code that computed it. laconic's packages are hashed file by file. A class of a
-plug-in, a script or a notebook is hashed with its module and what that imports, so that an edit gives another key.
+A cached result must not be reused after the code that computed it has changed. For laconic itself, all files of a
+package are hashed. For a class of a plug-in, a script or a notebook, its module and the modules that it imports are
+hashed.
 """
 
 import hashlib
@@ -26,13 +27,13 @@ NOT_WRITTEN = {
     *("__annotations__", "__annotate_func__", "__annotations_cache__", "__orig_bases__", "__match_args__"),
     *("__dataclass_params__", "__dataclass_fields__", "__static_attributes__", "__firstlineno__"),
 }
-"""Members of a class that Python or `dataclass` makes; they follow from the others."""
+"""Members of a class that Python or `dataclass` generates. They are not hashed, as they follow from other members."""
 CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class _NoSourceError(Exception):
-    """The source of a class or function is not to be had."""
+    """The source of a class or function is not available."""
 
 
 class Hash(Protocol):
@@ -51,7 +52,7 @@ def hash_tensors(hashed: Hash, tensors: Mapping[str, Tensor]) -> None:
 
 @cache
 def hash_packages(*packages: str) -> str:
-    """A hash of all Python files in these packages of laconic.
+    """A hash of all Python files in some packages of laconic.
 
     Args:
         packages: names of folders in `laconic/`.
@@ -66,16 +67,17 @@ def hash_packages(*packages: str) -> str:
 
 @cache
 def hash_class(kind: type) -> str | None:
-    """A hash of the code that defines a class: its package or script, what that imports, and versions.
+    """A hash of the code that defines a class: its package or script, the modules that it imports, and versions.
 
-    Classes of laconic, torch and transformers give "", as their versions are part of every key. For a class of a
-    notebook, whose module has no file, its functions and what they refer to are hashed.
+    For a class that was defined in a notebook, its functions and the objects that they refer to are hashed, because
+    its module has no file.
 
     Args:
         kind: any class.
 
     Returns:
-        The hash; None where some of the source is not to be had, so that results of the class must not be cached.
+        The hash. It is "" for classes of laconic, torch and transformers, whose versions are part of every key. It is
+        None if a part of the source is not available; results of the class must not be cached then.
 
     Example:
         >>> hash_class(Tensor)
@@ -96,7 +98,7 @@ def hash_class(kind: type) -> str | None:
 
 
 def hash_classes(kinds: Iterable[type]) -> str | None:
-    """One hash of several classes, in any order; None where one of them has none."""
+    """One hash for several classes, independent of their order; None if `hash_class` gives None for one of them."""
     hashes = {f"{kind.__module__}.{kind.__qualname__}": hash_class(kind) for kind in kinds}
     if None in hashes.values():
         return None
@@ -113,7 +115,7 @@ def _is_versioned(module: str) -> bool:
 
 
 def _source_of(modules: Iterable[Any]) -> Iterator[bytes]:
-    """The files of the packages that `modules` belong to, and of what these import from outside of site-packages."""
+    """The contents of all files of the packages of `modules`, and of modules outside site-packages that they import."""
     waiting, seen = list(modules), set[str]()
     while waiting:
         module = waiting.pop()
@@ -146,7 +148,7 @@ def _file_of(module: object) -> str | None:
 
 
 def _files(module: Any) -> list[Path]:
-    """All Python files of the package that a module belongs to; of a module in no package, its own."""
+    """All Python files of the package that contains a module; only its own file if it is in no package."""
     names = module.__name__.split(".")
     parents = (sys.modules.get(".".join(names[:length])) for length in range(1, len(names) + 1))
     file = Path(next(file for file in map(_file_of, (*parents, module)) if file))
@@ -160,12 +162,12 @@ def _is_installed(module: object) -> bool:
 
 @cache
 def _version(root: str) -> str:
-    """Distribution and version that a package came with; empty where it was not installed."""
+    """The name and version of the distribution that contains a package; "" if it is not installed."""
     return " ".join(f"{name} {version(name)}" for name in sorted(set(packages_distributions().get(root, ()))))
 
 
 def _source_in_session(root: type) -> list[str]:
-    """The source of a class that was typed into a session, and of everything that it refers to there.
+    """The source of a class that was defined in an interactive session, and of all objects that it refers to there.
 
     Raises:
         _NoSourceError: a part has no source.
@@ -177,7 +179,7 @@ def _source_in_session(root: type) -> list[str]:
         part = waiting.pop()
         known = next((number for number, other in enumerate(seen) if part is other), None)
         if known is not None:
-            # What occurs again is told by where it occurred first.
+            # A repeated object is represented by the index of its first occurrence.
             texts.append(f"#{known}\n")
             continue
         seen.append(part)
@@ -188,7 +190,7 @@ def _source_in_session(root: type) -> list[str]:
 
 
 def _code_of(part: Any) -> tuple[str, Iterable[Any]]:
-    """The source of a class, function or module, and what it refers to."""
+    """The source of a class, function or module, and the objects that it refers to."""
     module = str(_module_of(part))
     if _is_versioned(module) or isinstance(part, BuiltinFunctionType):
         return f"{module}.{getattr(part, '__qualname__', '')}", ()
@@ -204,7 +206,7 @@ def _code_of(part: Any) -> tuple[str, Iterable[Any]]:
 
 
 def _value_of(part: Any) -> tuple[str, Iterable[Any]]:
-    """The value of a constant, and what it consists of."""
+    """The value of a constant as text, and the objects that it contains."""
     match part:
         case property():
             return "property", (part.fget, part.fset, part.fdel)

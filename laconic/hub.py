@@ -1,7 +1,7 @@
-"""Whether the Hugging Face hub answers for a repository: asked once, before a library asks for file after file.
+"""Check that the Hugging Face hub is reachable before files are downloaded from it.
 
-huggingface_hub asks again and again, with longer and longer waits, for each file that is not on this machine, and a
-missing network looks to it like a missing file. One question with one answer tells the two apart.
+Without a network, huggingface_hub retries the request of every missing file with growing delays, and then reports a
+missing file. A single request beforehand distinguishes a missing network from a missing file.
 """
 
 from typing import Literal
@@ -13,23 +13,23 @@ from huggingface_hub.utils import httpx
 from laconic.errors import reason_of
 
 ANYTHING = "README.md"
-"""A file to ask for. A repository answers whether it has the file or not."""
+"""The file that is requested. The repository need not contain it; any answer shows that the hub is reachable."""
 _BUSY = (408, 429, 500, 502, 503, 504)
-"""HTTP status codes of servers that are worth another try."""
+"""HTTP status codes after which the request is repeated."""
 
 
 def out_of_reach(
     repository: str, kind: Literal["model", "dataset"] = "model", revision: str | None = None
 ) -> str | None:
-    """Why the hub cannot be asked for the `repository`; None where it answers, be it that it has no such thing.
+    """The reason why the hub cannot be reached; None if it answers, even if the repository does not exist.
 
-    A missing network is noticed at once, a silent one after HF_HUB_ETAG_TIMEOUT (10 seconds by default). A server that
-    is busy is asked again.
+    A missing network is detected at once, and a server that does not answer after HF_HUB_ETAG_TIMEOUT (10 seconds by
+    default). The request is repeated if the server is busy.
 
     Args:
         repository: `name` or `owner/name`.
-        kind: what it is a repository of.
-        revision: the branch, tag or commit; the hub's default where None.
+        kind: whether it is a repository of a model or of a data set.
+        revision: the branch, tag or commit; None for the default branch.
 
     Example:
         >>> out_of_reach("gpt2")  # where HF_HUB_OFFLINE=1
@@ -41,7 +41,7 @@ def out_of_reach(
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set, so that it is not asked"
     except HfHubHTTPError as error:
-        # Anything else, as that there is no such repository, is told by whatever asks for a file.
+        # Other errors, such as a missing repository, are reported by the download itself.
         return f"{constants.ENDPOINT} says: {reason_of(error)}" if error.response.status_code in _BUSY else None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"{constants.ENDPOINT} cannot be reached: {reason_of(error)}"

@@ -1,8 +1,8 @@
-"""Modules that are imported when they are needed: names of a package (PEP 562), and laconic's quantizer.
+"""Lazy imports: names of a package (PEP 562), and the quantizer of laconic.
 
-A package names its lazy names again for type checkers, under `TYPE_CHECKING`. The quantizer is registered with
-transformers at the moment that transformers imports its own, which take longer to import than torch; a program that
-loads no model needs neither.
+A package imports its lazy names also under `TYPE_CHECKING`, for type checkers. The quantizer is registered when
+transformers imports its own quantizers. These take longer to import than torch, and a program that loads no model does
+not need them.
 """
 
 import sys
@@ -16,9 +16,11 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of `package`.
+    """Make a `__getattr__` for a package, which imports a name at its first use.
 
-    homes: by name, the module that defines it. A module of the package is found by its own name.
+    Args:
+        package: the name of the package. Its modules are found as attributes too.
+        homes: the module that defines each name.
 
     >>> lazy("laconic", {"UserError": "laconic.errors"})("UserError").__name__
     'UserError'
@@ -35,12 +37,12 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 QUANT_METHOD = "laconic"
-"""What `quantization_config.quant_method` in config.json says of a folder that laconic saved."""
+"""The value of `quantization_config.quant_method` in the config.json of models that laconic saved."""
 TABLES = "transformers.quantizers.auto"
 
 
 def when_imported(module: str, then: Callable[[], object]) -> None:
-    """Call `then` as soon as `module` is imported, at once where that was done already."""
+    """Call `then` right after `module` is imported; at once if it is imported already."""
     if module in sys.modules:
         then()
     else:
@@ -78,7 +80,7 @@ class _Loader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # Whoever asks the module how it was loaded, as inspect does, is told of its own loader.
+        # The module gets its original loader, for code that reads `__loader__`, such as `inspect`.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

@@ -1,20 +1,20 @@
-"""Ctrl-C while modules are imported, which takes seconds: the program ends with a line, a library's caller sees it."""
+"""Handle Ctrl-C while modules are imported, which takes seconds: the command line then ends with a short message."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
-"""The exit status that a shell expects of a program that Ctrl-C has ended."""
+"""The conventional exit status after Ctrl-C."""
 SAID = "Interrupted.\n"
 
 
 @contextmanager
 def ending_quietly() -> Iterator[None]:
-    """Within the block Ctrl-C ends the program `laconic` with one line; in any other program it is raised as usual.
+    """Within the block, Ctrl-C ends the program `laconic` with one line. Other programs get a KeyboardInterrupt.
 
     Raises:
-        SystemExit: Ctrl-C was pressed, and the program is laconic.
+        SystemExit: Ctrl-C was pressed in the program `laconic`.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def ending_quietly() -> Iterator[None]:
 def _is_the_program(started: str) -> bool:
     """Whether Python was started as `python -m laconic` or by the script `laconic`.
 
-    While the package of `-m` is imported, Python has only `-m` to tell of it.
+    `started` is `sys.argv[0]`; it is "-m" while Python imports the package of the option `-m`.
     """
     *folders, name = started.replace("\\", "/").split("/")
     by_module = name == "-m" or (name == "__main__.py" and folders[-1:] == ["laconic"])

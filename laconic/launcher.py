@@ -1,11 +1,11 @@
-"""Whether a launcher, such as `torchrun` or `accelerate launch`, started this process as one of several."""
+"""Detect whether `torchrun`, `accelerate launch` or another launcher started several processes."""
 
 import os
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher sets in the environment of each process."""
+"""Environment variables that a launcher sets in each process."""
 
 
 def launched() -> bool:
-    """Whether there are others that this process works with."""
+    """Whether a launcher started this process as one of several."""
     return all(name in os.environ for name in LAUNCHED) and os.environ["WORLD_SIZE"] != "1"

@@ -1,14 +1,14 @@
-"""Text that users have named, in Markdown that laconic writes: it is shown as it is, and neither markup nor HTML."""
+"""Escape text for Markdown, so that names chosen by users are shown literally and not as markup or HTML."""
 
 import re
 
 MARKUP = re.compile(r"[\\`*\[\]|~$#]|(?<![^\W_])_|_(?![^\W_])")
-"""What GitHub's dialect reads as more than a character; an underscore within a word is none of it."""
+"""Characters with a meaning in GitHub's Markdown. An underscore inside a word has none."""
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def plain(text: str) -> str:
-    """`text` on one line, for a heading, a paragraph or a cell of a table.
+    """`text` on one line with markup escaped, for a heading, a paragraph or a cell of a table.
 
     >>> plain("a|b <i>_c_</i> snake_case")
     'a\\\\|b &lt;i&gt;\\\\_c\\\\_&lt;/i&gt; snake_case'
@@ -18,13 +18,13 @@ def plain(text: str) -> str:
 
 
 def code(text: str, *, in_table: bool = False) -> str:
-    """`text` on one line as a span of code; in a cell of a table, whose bars count there too, with `in_table`.
+    """`text` on one line as a code span. With `in_table`, bars are escaped for a cell of a table.
 
     >>> code("a`b")
     '``a`b``'
     """
     line = " ".join(text.split()) or " "
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    # One blank on each side is no part of the span.
+    # Markdown removes one space on each side of the content.
     inside = f" {line} " if line.startswith("`") or line.endswith("`") else line
     return f"{fence}{inside.replace('|', chr(92) + '|') if in_table else inside}{fence}"

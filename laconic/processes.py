@@ -1,8 +1,9 @@
-"""Several processes that work on one model, as `torchrun` and `accelerate launch` start them; alone, this does nothing.
+"""Data parallelism over several processes that `torchrun` or `accelerate launch` started.
 
-Each process holds the whole model and runs a share of the batches; their results are summed. Work that only one process
-may do (write a folder, take the time) runs `on_rank_zero`, while the others wait for its result. An error that one of
-them raises within `sync_errors` is raised by all, so that none waits for another that has given up.
+Each process holds the whole model and runs a share of the batches; their results are summed. Work for a single process,
+such as writing a folder or timing, runs in `on_rank_zero`, while the others wait for its result. A `UserError` in a
+`sync_errors` block of one process is raised in all processes, so that no process waits for one that has failed. In a
+single process all these functions work without communication.
 """
 
 import os
@@ -21,11 +22,11 @@ from laconic.errors import UserError, must_be, reason_of
 from laconic.launcher import LAUNCHED, launched
 
 MEETING = timedelta(minutes=5)
-"""The time that processes have to find each other."""
+"""The timeout for forming the process group."""
 PATIENCE = timedelta(hours=2)
-"""The time that processes wait for the first to work alone; one that dies is noticed at once."""
+"""The timeout while other processes wait for the first one. The death of a process is detected at once."""
 
-# Within `on_rank_zero` there is nobody else, as grad mode is of a block of code.
+# True inside `on_rank_zero`, where the first process behaves as if it were alone.
 _ALONE: ContextVar[bool] = ContextVar("laconic-alone", default=False)
 
 Item = TypeVar("Item")
@@ -34,11 +35,11 @@ Arguments = ParamSpec("Arguments")
 
 
 class _AgreedError(UserError):
-    """An error that every process raises."""
+    """A `UserError` that all processes raise, because one of them failed."""
 
 
 def count() -> int:
-    """How many processes work together; 1 alone, and within `on_rank_zero`.
+    """The number of processes in the group; 1 without a group, and inside `on_rank_zero`.
 
     >>> count(), rank(), is_first()
     (1, 0, True)
@@ -47,7 +48,7 @@ def count() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 
@@ -58,10 +59,10 @@ def is_first() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block the processes that a launcher started form one group; an existing group stays.
+    """Within the block, the processes that a launcher started form a process group. An existing group is used as it is.
 
     Raises:
-        UserError: the processes do not find each other.
+        UserError: the group cannot be formed.
     """
     if not _launched() or dist.is_initialized():
         yield
@@ -69,20 +70,20 @@ def joined() -> Iterator[None]:
     _join()
     try:
         yield
-        # A launcher ends the others as soon as one has failed, and the first may still have to say why.
+        # A launcher kills the others when one process fails; wait until the first has printed the error.
         barrier()
     finally:
         dist.destroy_process_group()
 
 
 def own_device(device: str) -> str:
-    """The device of this process: `cuda` stands for a GPU of its own for each.
+    """The device of this process: with several processes, `cuda` becomes the GPU of the local rank.
 
     Args:
-        device: as the user named it.
+        device: the device that the user asked for.
 
     Raises:
-        UserError: several processes would share one GPU.
+        UserError: there are several processes, and `device` is neither `cpu` nor `cuda`.
     """
     if count() == 1 or device == "cpu":
         return device
@@ -92,7 +93,7 @@ def own_device(device: str) -> str:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Every `count()`-th of `items` from `rank()` on; none where there are fewer items than processes.
+    """The share of `items` for this process: `items[rank() :: count()]`. It is empty if `rank() >= len(items)`.
 
     >>> share([1, 2, 3])
     [1, 2, 3]
@@ -101,7 +102,7 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes, equal to the last bit in each; `tensor` may be overwritten."""
+    """The sum of `tensor` over all processes, bitwise equal in each of them. `tensor` may be overwritten."""
     return _reduced(tensor, dist.ReduceOp.SUM)
 
 
@@ -121,7 +122,7 @@ def everywhere(here: bool) -> bool:
 
 
 def from_first(value: Result) -> Result:
-    """The value in the first process, pickled for the others."""
+    """Broadcast the value of the first process to all processes; it must be picklable."""
     if count() == 1:
         return value
     values = [value]
@@ -130,13 +131,13 @@ def from_first(value: Result) -> Result:
 
 
 def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite `tensors` by those of the first process.
+    """Overwrite tensors in place by the values in the first process.
 
     Args:
-        tensors: by name; parameters and buffers of one model.
+        tensors: parameters and buffers of a model, by name.
 
     Raises:
-        UserError: names, types or shapes differ between processes.
+        UserError: names, dtypes or shapes differ between processes.
     """
     if count() == 1:
         return
@@ -150,7 +151,7 @@ def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Within the block a UserError of one process is raised in all of them, once each has come to its end."""
+    """A UserError that one process raises in the block is raised in all processes, at the end of the block."""
     if count() == 1:
         yield
         return
@@ -167,10 +168,12 @@ def sync_errors() -> Iterator[None]:
 
 
 def on_rank_zero(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that the first process runs as if alone, while the others wait; all get its result or its UserError.
+    """Make a function run in the first process only. All processes return its result, or raise its UserError.
+
+    Inside the function the first process behaves as if it were alone. The others wait.
 
     Args:
-        work: its result is pickled.
+        work: the function; its result must be picklable.
 
     >>> on_rank_zero(max)(2, 3)
     3
@@ -232,7 +235,7 @@ def _reduced(tensor: Tensor, by: "dist.ReduceOp.RedOpType") -> Tensor:
 
 
 def _overwrite(tensor: Tensor) -> None:
-    # Bytes, as no backend knows every dtype.
+    # Tensors are sent as bytes, because no backend supports every dtype.
     travelling = tensor.to(_travels_on(tensor.device)).contiguous()
     dist.broadcast(travelling.view(-1).view(torch.uint8), src=0)
     if travelling.data_ptr() != tensor.data_ptr():
@@ -240,13 +243,13 @@ def _overwrite(tensor: Tensor) -> None:
 
 
 def _travels_on(device: torch.device) -> torch.device:
-    """`device`, or the GPU where the group, of another's making, has no way for tensors of the CPU."""
+    """The device for communication: `device`, or the GPU if the existing group cannot send CPU tensors."""
     carried = dist.get_backend_config()
     return device if f"{device.type}:" in carried else torch.device("cuda" if device.type == "cpu" else "cpu")
 
 
 def _gathered(value: Result) -> list[Result]:
-    """What each process has."""
+    """The value of each process, by rank."""
     if count() == 1:
         return [value]
     values: list[Result] = [value] * count()

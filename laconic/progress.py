@@ -1,4 +1,4 @@
-"""Progress of long work: library code iterates through a `Track`, and the command line draws a bar."""
+"""Progress of long work: library code iterates through a `Track`, and the command line passes one that draws a bar."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
@@ -10,9 +10,10 @@ class Track(Protocol):
     """A function that yields items one by one and may show how many are done.
 
     Args:
-        items: what is worked on.
-        what: the work in a few words.
-        work: how much each item is, in any unit; the remaining time is estimated from it. None where all are alike.
+        items: the items to yield.
+        what: a description of the work, in a few words.
+        work: the amount of work of each item, in any unit, for an estimate of the remaining time. None if all items
+            take the same time.
     """
 
     def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]: ...

@@ -1,6 +1,6 @@
-"""Readers of values by type: each checks a value and converts it, or says what it must be.
+"""Readers for the types of dataclass fields: a reader checks a value and converts it, or raises `WrongKindError`.
 
-In a recipe text also stands for the number or truth value that it spells, and a mapping for a dataclass.
+In recipes, readers also convert text to a number or a boolean ("2" to 2), and a mapping to a dataclass.
 """
 
 import math
@@ -17,20 +17,23 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Parts = tuple[Any, ...]
-"""What a type is made of: `str` and `int` of `dict[str, int]`."""
+"""The arguments of a generic type: `str` and `int` for `dict[str, int]`."""
 Reader = Callable[[Any], Any]
-"""From what was given to what the field holds; raises `WrongKindError`."""
+"""Converts a value to the type of a field, or raises `WrongKindError`."""
 _SPELLED: ContextVar[bool] = ContextVar("laconic-spelled", default=False)
-"""Whether text stands for the value that it spells."""
+"""Whether readers convert text to numbers and booleans."""
 NO_TRUTH = "no truth value"
 TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-"""Text that stands for a truth value in a recipe."""
+"""Text that is converted to a boolean in a recipe."""
 
 
 class WrongKindError(Exception):
-    """A value is of no kind that a field may have.
+    """A value has the wrong type for its field.
 
-    kinds: what may be there. inner: where that is within what was given to the field, `[2]` or `.ffn`.
+    Args:
+        value: the wrong value.
+        kinds: descriptions of the accepted types.
+        inner: the position of the value inside the value of the field, such as `[2]` or `.ffn`.
     """
 
     def __init__(self, value: object, *kinds: str, inner: str = "") -> None:
@@ -38,7 +41,7 @@ class WrongKindError(Exception):
         self.value, self.kinds, self.inner = value, kinds, inner
 
     def within(self, inner: str) -> "WrongKindError":
-        """The same of a value that holds this one at `inner`."""
+        """The same error for a container that has the wrong value at position `inner`."""
         return WrongKindError(self.value, *self.kinds, inner=f"{inner}{self.inner}")
 
 
@@ -50,7 +53,7 @@ def readers_of(kind: type) -> Mapping[str, Reader]:
 
 
 def reader_of(hint: Any) -> Reader:
-    """A function that checks and converts values of the type `hint`; it accepts anything for types it does not know."""
+    """Make a reader for the type `hint`. For an unknown type, the reader accepts every value."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return reader_of(parts[0])
@@ -87,7 +90,7 @@ def _number(value: Any) -> float:
 
 @contextmanager
 def spelling(on: bool) -> Iterator[None]:
-    """Within the block, whether text stands for the value that it spells."""
+    """Within the block, readers convert text to numbers and booleans if `on`."""
     token = _SPELLED.set(on)
     try:
         yield
@@ -96,7 +99,7 @@ def spelling(on: bool) -> Iterator[None]:
 
 
 def _spelled(value: Any, kind: Callable[[str], Any]) -> Any:
-    """What text spells, in a recipe; anything else as it is."""
+    """Convert text by `kind` if `spelling` is on; return all other values, and text that does not fit, unchanged."""
     if not _SPELLED.get() or not isinstance(value, str):
         return value
     try:
@@ -109,7 +112,7 @@ def _truth(value: Any) -> bool:
     value = _spelled(value, lambda text: TRUTHS[text.strip().lower()])
     if isinstance(value, bool):
         return value
-    # NumPy has its own, which no abstract class of Python's knows.
+    # NumPy's booleans are no subclass of bool, and no abstract base class covers both.
     if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     raise WrongKindError(value, "true or false")
@@ -132,7 +135,7 @@ def _literal(known: Parts) -> Reader:
 
     def read(value: Any) -> Any:
         for one in known:
-            # True is 1 to Python; and what compares with nothing else need not say true or false.
+            # `True == 1` in Python. Other types, such as arrays, may not compare to a boolean.
             if isinstance(value, bool) == isinstance(one, bool) and isinstance(value, (str, Real)) and value == one:
                 return one
         raise WrongKindError(value, words)
@@ -211,7 +214,7 @@ def _union(parts: Parts) -> Reader:
         if value is None and optional:
             return None
         wrongs: list[WrongKindError] = []
-        # Text that one of them takes as text spells nothing.
+        # Text is converted only if no alternative accepts it as text.
         for spelled in (False, True) if _SPELLED.get() else (False,):
             wrongs.clear()
             with spelling(spelled):
@@ -220,7 +223,7 @@ def _union(parts: Parts) -> Reader:
                         return reader(value)
                     except WrongKindError as wrong:
                         wrongs.append(wrong)
-        # What is right but for something inside of it is what was meant.
+        # If an alternative fails only at an inner value, that alternative was meant.
         deepest = max(wrongs, key=lambda wrong: len(wrong.inner))
         truth = next((wrong for wrong in wrongs if isinstance(value, bool) and wrong.kinds[0].endswith(NO_TRUTH)), None)
         if deepest.inner or truth:

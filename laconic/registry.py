@@ -1,7 +1,7 @@
-"""Methods, steps, architectures and tasks by name: laconic's own, and those of installed plug-ins.
+"""Registries of methods, steps, architectures and tasks: those of laconic itself, and those of installed plug-ins.
 
-A plug-in is a distribution with entry points in one of the groups below. Their names are read from its metadata each
-time that a name is looked up, and only what is used is imported. Built-ins come first and cannot be replaced.
+A plug-in is a distribution with entry points in one of the groups below. Entry points are read from the metadata at
+each look-up, and only the requested object is imported. A plug-in cannot replace a built-in.
 """
 
 import os
@@ -21,7 +21,7 @@ SHARED: dict[Group, tuple[Group, ...]] = {
     "laconic.architectures": ("laconic.architectures",),
     "laconic.tasks": ("laconic.tasks",),
 }
-"""The groups whose names must differ from those of a group: `--method` takes methods and steps alike."""
+"""For each group, the groups that share its names. Methods and steps do, because `--method` accepts both."""
 
 Part = TypeVar("Part")
 
@@ -31,8 +31,8 @@ class Plugin:
     """One entry point of an installed distribution.
 
     Args:
-        group: what it adds.
-        entry_point: its name, and the object that it names as `module:attribute`.
+        group: the group of entry points, such as `laconic.methods`.
+        entry_point: the name, and the object as `module:attribute`.
     """
 
     group: Group
@@ -40,12 +40,12 @@ class Plugin:
 
     @property
     def name(self) -> str:
-        """The name that users look it up by."""
+        """The name by which users refer to it."""
         return self.entry_point.name
 
     @property
     def distribution(self) -> str:
-        """Name and version of the distribution, as pip knows it."""
+        """Name and version of the distribution, as pip shows them."""
         found = self.entry_point.dist
         return "a distribution without metadata" if found is None else f"{found.name} {found.version}"
 
@@ -56,25 +56,25 @@ class Plugin:
         """Import the object.
 
         Raises:
-            UserError: that fails, for whatever reason; the sentence names the distribution and the entry point.
+            UserError: the import raises any exception; the message names the distribution and the entry point.
         """
         try:
             return self.entry_point.load()
-        except Exception as error:  # a stranger's module may raise anything
+        except Exception as error:  # a plug-in may raise any exception
             reason = f"{type(error).__name__}: {reason_of(error).removeprefix(f'{type(error).__name__}: ')}"
             raise self.error(f"cannot be imported ({reason})", "install a version that works") from error
 
     def error(self, what: str, remedy: str) -> UserError:
-        """One sentence about this entry point: `what` is wrong with it, and the remedy beside removing it."""
+        """A UserError about this entry point; `what` names the problem. To uninstall is always a second remedy."""
         name = self.distribution.partition(" ")[0]
         return UserError(f"{str(self)[0].upper()}{str(self)[1:]} {what}; {remedy}, or uninstall '{name}'.")
 
 
 def plugins(*groups: Group) -> tuple[Plugin, ...]:
-    """The entry points of some groups, by group, name and distribution; nothing of them is imported.
+    """The entry points of some groups, sorted by group, name and distribution. Nothing is imported.
 
     Args:
-        groups: which; in this order.
+        groups: the groups, in the order of the result.
 
     Example:
         >>> all(plugin.group == "laconic.methods" for plugin in plugins("laconic.methods"))
@@ -85,7 +85,7 @@ def plugins(*groups: Group) -> tuple[Plugin, ...]:
 
 
 def _state(path: str) -> tuple[str, int]:
-    """Changes when something is installed into the folder or removed."""
+    """The folder with its modification time, which changes when a distribution is installed or removed."""
     try:
         return path, os.stat(path or ".").st_mtime_ns
     except OSError:
@@ -99,14 +99,15 @@ def _scan(state: tuple[tuple[str, int], ...]) -> tuple[Plugin, ...]:
 
 
 class Registry(Generic[Part]):
-    """What laconic knows of one kind by name: built-ins, and what plug-ins add at the moment of the question.
+    """All objects of one kind by name: built-ins, and objects of the plug-ins that are installed at each look-up.
 
     Args:
         group: the group of entry points.
-        noun: what one is called in errors.
-        builtins: laconic's own by name.
-        check: says what is wrong with the object of an entry point, "is no subclass of Method"; None where it is right.
-        reserved: gives further names that no plug-in may have.
+        noun: the word for one object in error messages, such as "method".
+        builtins: the objects of laconic itself, by name.
+        check: returns a description of the problem with the object of an entry point, such as "is no subclass of
+            Method", or None if the object is valid. Its arguments are the object and the name.
+        reserved: returns further names that a plug-in must not use.
 
     Example:
         >>> registry = Registry("laconic.tasks", "number", {"one": 1}, check=lambda found, name: None)
@@ -128,16 +129,16 @@ class Registry(Generic[Part]):
         self._reserved = reserved
 
     def names(self) -> list[str]:
-        """All names: built-ins in their order, then those of plug-ins, whether these work or not."""
+        """All names: built-ins in their order, then plug-ins, including those that cannot be imported."""
         added = (plugin.name for plugin in plugins(self._group))
         return list(dict.fromkeys((*self._builtins, *added)))
 
     def find(self, name: str) -> Part | None:
-        """What has this name; None where there is nothing.
+        """The object with this name; None if there is none.
 
         Raises:
-            UserError: an entry point has this name and cannot be used: it fails to import, is of another kind or calls
-                itself otherwise, or something else has the name already.
+            UserError: a plug-in has this name and cannot be used: it fails to import, its object is not valid, or the
+                name is taken.
         """
         named = [plugin for plugin in plugins(*SHARED[self._group]) if plugin.name == name]
         if named and (name in self._builtins or name in self._reserved()):
@@ -149,10 +150,10 @@ class Registry(Generic[Part]):
         return self._checked(named[0]) if named and named[0].group == self._group else None
 
     def get(self, name: str) -> Part:
-        """As `find`, where there must be something.
+        """The object with this name, which must exist.
 
         Raises:
-            UserError: as `find`, or there is nothing of this name; the nearest one is suggested.
+            UserError: as in `find`; or the name does not exist, and the message suggests the most similar name.
         """
         found = self.find(name)
         if found is None:
@@ -160,11 +161,11 @@ class Registry(Generic[Part]):
         return found
 
     def all(self) -> dict[str, Part]:
-        """Everything that works, by name; plug-ins that do not are left out, and `failures` has their errors."""
+        """All usable objects by name. Plug-ins that cannot be used are left out; `added` returns their errors."""
         return self._builtins | {plugin.name: part for plugin, part in self.added()[0].items()}
 
     def added(self) -> tuple[dict[Plugin, Part], dict[Plugin, UserError]]:
-        """The plug-ins that work, and the errors of those that do not; all of them are imported."""
+        """The objects of usable plug-ins, and the errors of the other plug-ins. This imports all of them."""
         found: dict[Plugin, Part] = {}
         failures: dict[Plugin, UserError] = {}
         for plugin in plugins(self._group):
@@ -185,12 +186,15 @@ class Registry(Generic[Part]):
 
 
 def check_named_class(kind: type, found: object, name: str) -> str | None:
-    """What is wrong with the object of an entry point that must be a class with a `name`; None where it is right.
+    """Check the object of an entry point that must be a class with an attribute `name`.
 
     Args:
-        kind: the base class that it must have.
-        found: what was imported.
-        name: the name of the entry point.
+        kind: the required base class.
+        found: the imported object.
+        name: the name of the entry point, which the class must have as its `name`.
+
+    Returns:
+        A description of the problem; None if the object is valid.
 
     Example:
         >>> check_named_class(int, 3, "three")

@@ -1,4 +1,4 @@
-"""Recipes and studies that come with laconic, each called by the name of its file without folder and suffix."""
+"""Recipes and studies that are part of the package. The name of each is its file name without the suffix."""
 
 import re
 from collections.abc import Mapping
@@ -13,32 +13,37 @@ Kind = Literal["recipe", "study"]
 
 FOLDER = Path(__file__).parent / "recipes"
 STUDIES = "studies"
-"""The folder of those among them that are studies."""
+"""The name of the folders that contain studies; all other files are recipes."""
 VERBS: Mapping[Kind, str] = {"recipe": "run", "study": "study"}
 _SEPARATORS = re.compile(r"[/\\]")
 
 
 def shipped(kind: Kind) -> dict[str, Path]:
-    """The files of a kind by their names.
+    """The paths of all shipped recipes or studies, by name.
 
     >>> shipped("study")["quick"].name
     'quick.yaml'
     """
-    # Those for everyone come before those of one study, which lie in folders of their own.
+    # General recipes come first; recipes for a single study are in subfolders.
     files = sorted(FOLDER.rglob("*.yaml"), key=lambda file: (len(file.parts), file))
     return {file.stem: file for file in files if (file.parent.name == STUDIES) == (kind == "study")}
 
 
 def located(given: str, kind: Kind) -> Path:
-    """The file that a user means: a path, or one with a suffix, is one of theirs; a bare name is of what is shipped.
+    """The path of a recipe or a study that the user named.
+
+    Text with a folder or a suffix is the path of a file of the user. Any other text is the name of a shipped file.
 
     Args:
-        given: as the user wrote it.
-        kind: what it is to be.
+        given: the text of the user.
+        kind: whether it names a recipe or a study.
+
+    Returns:
+        The path. It may not exist if `given` is a path.
 
     Raises:
-        UserError: nothing that is shipped has this name, and the nearest one is told; or a path leads nowhere, and
-            something shipped has its name.
+        UserError: no shipped file has this name (the message suggests the most similar one), or the path does not
+            exist and a shipped file has the same name.
 
     >>> located("sst2-kfac-svd", "recipe").name
     'sst2-kfac-svd.yaml'
@@ -61,12 +66,12 @@ def located(given: str, kind: Kind) -> Path:
 
 
 def described(kind: Kind) -> dict[str, str]:
-    """What each of a kind does, by its name: the sentence that its file begins with."""
+    """The description of each shipped recipe or study, by name: the first sentence of the comment in its file."""
     return {name: _first_sentence(file.read_text(encoding="utf-8")) for name, file in shipped(kind).items()}
 
 
 def _is_name(given: str) -> bool:
-    # `.` and `..` are folders, and nothing names none.
+    # Empty text, `.` and `..` are not names.
     return bool(given.strip(". ")) and not _SEPARATORS.search(given) and not Path(given).suffix
 
 

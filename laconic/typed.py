@@ -1,8 +1,8 @@
-"""Checks of the fields of dataclasses by their annotations, in Python (`Typed`) and in recipes (`construct`).
+"""Check the fields of dataclasses against their annotations, in Python (`Typed`) and in recipes (`construct`).
 
-Without them a wrong value would fail deep inside, or not at all: the text "no" is true. Close types are converted: a
-list to a tuple, a NumPy number to a Python one, 8.0 to 8, a path to text. In a recipe text also stands for the number
-or truth value that it spells, "2" for 2.
+Without these checks a wrong value would raise an error later, or none at all (the text "no" is true). Similar types are
+converted: a list to a tuple, a NumPy number to a Python number, 8.0 to 8, a path to text. In recipes, text is also
+converted to numbers and booleans ("2" to 2).
 """
 
 import math
@@ -20,34 +20,40 @@ Made = TypeVar("Made")
 
 
 class Typed(ABCMeta):
-    """Metaclass of a dataclass with a `name` that checks its fields at construction."""
+    """Metaclass that checks the fields of a dataclass when an instance is created.
+
+    The class needs an attribute `name`, which error messages begin with. Only keyword arguments are checked.
+    """
 
     def __call__(cls: type[Made], *args: Any, **given: Any) -> Made:
-        """Make one.
+        """Create an instance after checking the keyword arguments.
 
         Raises:
-            UserError: a field is given a value of another kind than its annotation says, or out of its bounds.
+            UserError: a value has another type than the annotation of its field, or is out of bounds.
         """
         if not given:
             return super().__call__(*args)  # type: ignore[misc]
         read = _read_all(cls, given, cls.name)  # type: ignore[attr-defined]
         made = super().__call__(*args, **read)  # type: ignore[misc]
-        # The class itself comes first: it may say more than between what.
+        # Bounds are checked after `__post_init__`, whose error messages may be more specific.
         _check_bounds(cls, read, cls.name, read)  # type: ignore[attr-defined]
         return made
 
 
 def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
-    """A dataclass from the values that a recipe or an option spells.
+    """Create a dataclass from values of a recipe or of a command line option.
 
     Args:
         kind: the dataclass.
-        values: by field; there is none for which it has no field, and none is missing.
-        place: where the values stand; errors begin with it.
+        values: the value of each field, by its name. All required fields must be present, and no others.
+        place: the position of the values, such as `recipe.steps[0]`; error messages begin with it.
+
+    Returns:
+        An instance of `kind`.
 
     Raises:
-        UserError: a value is of another kind than its field's annotation says, or out of its bounds, or the class
-            itself refuses it.
+        UserError: a value has another type than the annotation of its field, or is out of bounds or not finite, or
+            `__post_init__` raises a UserError.
 
     Example:
         >>> from dataclasses import dataclass
@@ -65,7 +71,7 @@ def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
         read = _read_all(kind, values, place)
     _check_bounds(kind, read, place, values)
     for name, value in read.items():
-        # Not before: infinity is out of most bounds, and these say more.
+        # Bounds are checked first: most exclude infinity, and their error messages are more specific.
         for inner, part in _scalars(value):
             if isinstance(part, float) and not math.isfinite(part):
                 raise must_be(f"{place}.{name}{inner}", "a finite number", part)
@@ -77,7 +83,7 @@ def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
 
 @cache
 def searches_of(kind: type) -> Mapping[str, Search]:
-    """The search for values out of bounds, for each field that has bounds."""
+    """For each field with bounds, the function that yields values out of bounds."""
     hints = get_type_hints(kind, include_extras=True)
     found = {field.name: search_of(hints[field.name]) for field in fields(kind)}
     return {name: search for name, search in found.items() if search is not None}
@@ -88,25 +94,25 @@ def _read_all(kind: type, values: Mapping[str, Any], place: str) -> dict[str, An
     read = {}
     for name, value in values.items():
         try:
-            # What it has no field for, Python itself refuses.
+            # The constructor itself raises TypeError for an unknown field.
             read[name] = readers.get(name, anything)(value)
         except WrongKindError as wrong:
             raise must_be(f"{place}.{name}{wrong.inner}", " or ".join(wrong.kinds), wrong.value) from None
         except UserError as error:
-            # Of a dataclass within.
+            # The error of a nested dataclass.
             raise placed(error, f"{place}.{name}") from error
     return read
 
 
 def _check_bounds(kind: type, values: Mapping[str, Any], place: str, given: Mapping[str, Any]) -> None:
-    """Raise where one of `values` is out of bounds; as a whole it is quoted as it was `given`."""
+    """Raise UserError if a value is out of bounds; the message quotes the value in `given`, before its conversion."""
     for name, search in searches_of(kind).items():
         for inner, value, requirement in search(values[name]) if name in values else ():
             raise must_be(f"{place}.{name}{inner}", requirement, value if inner else given[name])
 
 
 def _scalars(value: object) -> Iterator[tuple[str, object]]:
-    """What lists and mappings hold in the end, each with its place: `[2]`, `.ffn`."""
+    """All scalars in nested lists and mappings, each after its position, such as `[2]` or `.ffn`."""
     if isinstance(value, Mapping):
         parts = [(f".{key}", part) for key, part in value.items()]
     elif isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""pydantic's words for what it wants, as laconic's errors say it."""
+"""Rewrite the error messages of pydantic in the words of laconic's errors."""
 
 PLAIN = {
     "a valid tuple": "a list",
@@ -13,7 +13,7 @@ PLAIN = {
 
 
 def in_words(message: str) -> str:
-    """The requirement in `message`, without Python's names of types.
+    """The requirement in a message of pydantic, in words instead of names of Python types.
 
     >>> in_words("Input should be a valid integer, unable to parse string as an integer")
     'a whole number'

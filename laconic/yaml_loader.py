@@ -1,7 +1,7 @@
-"""YAML as people write it, read with care: what YAML's own reader takes in silence is a mistake with its line here.
+"""A strict YAML loader, which reports mistakes with their line that PyYAML accepts silently.
 
-Of two values under one key YAML keeps the last, and a short file of aliases can stand for more values than a memory
-holds; both are refused, as are dates that are none and numbers that are too long.
+It refuses a key that occurs twice in a mapping (PyYAML keeps the last value), aliases that expand to a huge number of
+values, invalid dates, and integers of more than 63 bits.
 """
 
 import re
@@ -16,23 +16,27 @@ from yaml.constructor import ConstructorError
 from laconic.errors import UserError, must_be, shown
 
 LARGEST_FILE = 2**24
-"""Bytes: far more than a recipe, a study or a plan needs."""
+"""The largest accepted file, in bytes; recipes, studies and plans are far smaller."""
 REPEATED = 10_000
-"""How many values aliases may stand for in all."""
+"""The largest number of values that the aliases of a file may expand to."""
 NEAR = 0.6
-"""How alike a name must be to be suggested, as difflib counts."""
+"""The least similarity of a suggested name: the `cutoff` of `difflib.get_close_matches`."""
 LARGEST_INTEGER = 2**63 - 1
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-"""NUL, and halves of surrogate pairs: no file is called so, and none holds the latter as text."""
+"""NUL and unpaired surrogates, which no file name contains; the latter cannot be encoded as UTF-8."""
 MERGE = "tag:yaml.org,2002:merge"
 INTEGER, REAL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 def text_of(path: Path, what: str) -> str:
-    """The text of a file; `what` it is called in errors.
+    """Read a text file.
+
+    Args:
+        path: the file.
+        what: the kind of file in error messages, such as "recipe".
 
     Raises:
-        UserError: it cannot be read, or is no UTF-8 text, or is larger than any such file.
+        UserError: the file cannot be read, is not UTF-8 text, or is larger than `LARGEST_FILE` bytes.
     """
     try:
         with path.open("rb") as file:
@@ -54,7 +58,7 @@ def text_of(path: Path, what: str) -> str:
 
 
 def _near(path: Path, what: str) -> str:
-    """What to give in place of a file that is not there."""
+    """The remedy for a file that does not exist; it names the YAML file with the most similar name in the folder."""
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder '{folder}' either, so give the path of a YAML file"
@@ -69,7 +73,7 @@ def _within(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The YAML files of a folder; none where it cannot be looked into."""
+    """The YAML files of a folder; empty if the folder cannot be read."""
     try:
         return sorted(one for one in folder.iterdir() if one.suffix.lower() in (".yaml", ".yml"))
     except OSError:
@@ -77,19 +81,27 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The value in a YAML file; `what` it is called in errors.
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        what: the kind of file in error messages, such as "recipe".
+
+    Returns:
+        The value as plain Python objects; None for an empty file.
 
     Raises:
-        UserError: as `text_of`, or it is no YAML, or YAML that says something twice or without end.
+        UserError: as in `text_of`; or the text is not valid YAML, has a key twice, or has recursive or too many
+            aliases.
     """
     return parsed(text_of(path, what), f"The {what} '{path}'")
 
 
 def parsed(text: str, place: str) -> Any:
-    """The value that `text` spells; errors begin with `place`.
+    """Parse YAML text; error messages begin with `place`.
 
     Raises:
-        UserError: it is no YAML, or YAML that says something twice or without end.
+        UserError: the text is not valid YAML, has a key twice, or has recursive or too many aliases.
     """
     try:
         return load(text)
@@ -98,10 +110,10 @@ def parsed(text: str, place: str) -> Any:
 
 
 def load(text: str) -> Any:
-    """The value that `text` spells.
+    """Parse YAML text.
 
     Raises:
-        yaml.YAMLError: as `parsed`.
+        yaml.YAMLError: the text is not valid YAML, has a key twice, or has recursive or too many aliases.
     """
     loader = _Loader(text)
     try:
@@ -118,10 +130,10 @@ def load(text: str) -> Any:
 
 
 def value_of(text: str, place: str) -> Any:
-    """The value of one option or parameter; errors begin with `place`.
+    """Parse the value of an option or a parameter as YAML; error messages begin with `place`.
 
     Raises:
-        UserError: it is no YAML, or a value that cannot be made, as a whole number of more than 63 bits.
+        UserError: the text is not valid YAML, or its value is not accepted, such as an integer of more than 63 bits.
     """
     try:
         return load(text)
@@ -132,10 +144,10 @@ def value_of(text: str, place: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A value that cannot be made (the 31st of February, a number of thousands of digits) is an error with a line.
+    """PyYAML's safe loader with stricter values and numbers as in YAML 1.2.
 
-    Numbers are of base 10 unless they say otherwise (0x, 0b): YAML 1.1 takes 2:4 for one of base 60 and 010 for one of
-    base 8, and YAML 1.2 does not.
+    A value that Python cannot represent, such as 31 February, is a YAML error with its line. Integers are decimal
+    unless they begin with 0x or 0b. YAML 1.1 would read `2:4` in base 60 and `010` in base 8.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own form)
@@ -178,12 +190,12 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _check_aliases(root: yaml.Node) -> None:
-    """Raise where a value holds itself, or where aliases stand for too many values."""
+    """Raise ConstructorError if a value contains itself, or if aliases expand to more than `REPEATED` values."""
     sizes: dict[int, int] = {}
     within: set[int] = set()
 
     def size(node: yaml.Node) -> int:
-        """How many values it is once its aliases are written out."""
+        """The number of values in the node after its aliases are expanded."""
         if id(node) in within:
             raise ConstructorError(None, None, "a value holds itself", node.start_mark)
         if id(node) not in sizes:
@@ -199,7 +211,7 @@ def _check_aliases(root: yaml.Node) -> None:
 
 
 def _check_keys(root: yaml.Node) -> None:
-    """Raise where a mapping has a key twice."""
+    """Raise ConstructorError if a mapping has a key twice."""
     for node in _mappings(root, set()):
         seen: dict[tuple[str, str], yaml.Mark] = {}
         for key, _ in node.value:
@@ -221,7 +233,7 @@ def _mappings(node: yaml.Node, seen: set[int]) -> Iterator[yaml.MappingNode]:
 
 
 def _words(error: yaml.YAMLError) -> str:
-    """Of a marked error what is wrong and where, without the lines of the file."""
+    """The message of a YAML error with line and column, without the excerpt of the file."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
