@@ -1,4 +1,4 @@
-"""Steps that shrink a model. Each is imported when it is asked for."""
+"""Steps that shrink a model. Each is imported at its first use, to keep `import laconic` fast."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What `Compress` refuses before any work, and what its record says of parameters and budgets."""
+"""Checks that `Compress` makes before any work, and entries of its record about dense parameters and budgets."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ from laconic.model import LanguageModel
 
 DENSE = "dense"
 MOST = 0.1
-"""The largest part of what was asked for that may stay dense without being asked for."""
+"""Largest fraction of the targeted parameters that may stay dense without `allow_dense`."""
 
 
 def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> None:
     """Raise UserError if more than `MOST` of the targeted parameters are in no layer that can be compressed.
 
     Args:
-        lm: the model; its weights may be absent.
+        lm: the model; its weights need not be loaded.
         targets: the targets of the step.
-        allowed: the user asked for it with allow_dense.
+        allowed: the step has `allow_dense`, so the check is skipped.
     """
     found = lm.coverage(targets)
     if found.share > MOST and not allowed:
@@ -37,13 +37,17 @@ def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> Non
 
 
 def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
-    """The targeted parameters of the blocks that no step can compress, for the record of a step.
+    """List the targeted parameters of the blocks that no step can compress, for the record of a step.
 
-    Experts stacked in one tensor are such parameters.
+    Experts that are stacked in one tensor are such parameters.
+
+    Args:
+        lm: the model.
+        targets: the targets of the step.
 
     Returns:
-        `{"dense": {"parameters": 12288, "of": 13200, "share": 0.931, "names": ["mlp.experts.gate_up_proj"]}}`, or
-            nothing.
+        `{"dense": {"parameters": 12288, "of": 13200, "share": 0.931, "names": ["mlp.experts.gate_up_proj"]}}`, or an
+            empty dictionary if there are none.
     """
     found = lm.coverage(targets)
     if not found.dense:
@@ -59,7 +63,7 @@ def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
 
 
 def check_not_coded(groups: Sequence[TiedGroup]) -> None:
-    """Raise UserError if a targeted layer is quantized already, as nothing can be made of its codes."""
+    """Raise UserError if a targeted layer is quantized already; its codes cannot be compressed further."""
     for unit in all_units(groups):
         for site in unit.sites:
             if isinstance(site.module, (PackedCodes, PackedEmbedding)):
@@ -70,7 +74,7 @@ def check_not_coded(groups: Sequence[TiedGroup]) -> None:
 
 
 def check_zeros_stay(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
-    """Raise UserError if a layer is pruned and the method that would solve it fills the zeros."""
+    """Raise UserError if a layer is pruned and its method would not keep the zeros."""
     for unit, chosen in methods_by_unit(groups, method, plan):
         for site in unit.sites:
             if not chosen.keeps_support and site.support is not None:
@@ -86,7 +90,7 @@ REACHED = "reached"
 def shortfall(
     keep: float | Mapping[str, float], groups: Sequence[TiedGroup], after: Mapping[str, int], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The budgets that a method could not spend within 1 %, because its sizes lie too far apart.
+    """List the budgets of which more than 1 % was left unspent, because the sizes of the method are too coarse.
 
     Args:
         keep: the fraction of bytes to keep, or one fraction for each group.
@@ -95,7 +99,7 @@ def shortfall(
         dtype: the dtype that the model is stored in.
 
     Returns:
-        `{"reached": [{"keep": 0.5, "kept": 0.26}]}` with one entry for each such budget, or nothing.
+        `{"reached": [{"keep": 0.5, "kept": 0.26}]}` with one entry for each such budget, or an empty dictionary.
     """
     lines = []
     for budget, members in split_by_group(keep, groups):

@@ -1,6 +1,6 @@
-"""Give attention heads fewer dimensions, without any further product.
+"""Reduce the dimension of attention heads, without adding a matrix product.
 
-The form that DRONE has for attention; the mathematics is in `laconic.numerics.lowrank`.
+This is DRONE's form for attention. The mathematics is in `laconic.numerics.lowrank`.
 """
 
 from collections.abc import Mapping
@@ -104,12 +104,15 @@ class ShrinkHeads(Step):
 
 @torch.no_grad()
 def fit_head_maps(attention: HeadedAttention, stats: Mapping[str, LayerStats], size: int) -> HeadMaps:
-    """The maps to heads of `size` dimensions that change the attention scores and the outputs least.
+    """Fit the maps to heads of `size` dimensions with the least squared error of attention scores and outputs.
 
     Args:
         attention: the attention to map.
         stats: statistics of its projections by layer name, with `InputCovariance` and `Mean`.
-        size: the new head size.
+        size: the new head size, below the present one.
+
+    Returns:
+        One map for each head for queries, keys, values and the output projection.
     """
     d = attention.size
     moments = []

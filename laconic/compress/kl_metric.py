@@ -1,4 +1,4 @@
-"""How far a model that was changed is from what it was, on the calibration rows."""
+"""The KL divergence of a changed model from the original, on calibration rows."""
 
 from collections.abc import Sequence
 from math import inf, isinf, isnan, sqrt
@@ -14,37 +14,44 @@ from laconic.calibrate.classes import output_places
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 KEPT_PREDICTIONS = 2**26
-"""Numbers that the original predicts are kept up to this many (256 MiB), and predicted again beyond."""
+"""Largest number of logits of the original that are cached (256 MiB in fp32); the others are computed again."""
 
 LEAST_LEAD = 1.0
-"""Standard errors by which the divergence of held-out texts has to fall: few of them often fall by chance."""
+"""A divergence must be lower by more than this many standard errors, because small differences occur by chance."""
 
 
 class Divergences(NamedTuple):
-    """Of each text that this process has: KL(original ‖ changed), summed over its predictions; how many they are."""
+    """KL(original ‖ changed) of each text of this process.
+
+    Args:
+        totals: the divergence of each text in nats, summed over its predictions, (texts,).
+        counts: the number of predictions of each text, (texts,).
+    """
 
     totals: Float[Tensor, " texts"]
     counts: Float[Tensor, " texts"]
 
     @property
     def mean(self) -> float:
-        """Nats per prediction, over the texts of all processes; infinite where the changed model gives no numbers."""
+        """Mean divergence in nats per prediction, over the texts of all processes; infinite if it is NaN."""
         total, count = processes.summed(torch.stack((self.totals.sum(), self.counts.sum()))).tolist()
         mean = total / max(count, 1)
         return inf if isnan(mean) else mean
 
     def __add__(self, other: "Divergences") -> "Divergences":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Of the texts of both."""
+        """Return the divergences of the texts of both."""
         return Divergences(torch.cat((self.totals, other.totals)), torch.cat((self.counts, other.counts)))
 
     def beats(self, other: "Divergences") -> bool:
-        """Whether the mean is below that of `other` by more than few texts fall by chance."""
+        """Return whether the mean is below that of `other`, on the same texts, by more than one standard error."""
         return self.lead(other) > LEAST_LEAD
 
     def lead(self, other: "Divergences") -> float:
-        """By how many standard errors the mean is below that of `other`, whose texts are the same.
+        """Return by how many standard errors the mean is below that of `other`, on the same texts.
 
-        Infinite where all texts gain alike, minus infinity where they gain nothing or there is but one.
+        Returns:
+            Infinity if the standard error is zero or only `other` is infinite; minus infinity if the mean is not lower
+            or there is only one text.
         """
         if isinf(other.mean):
             return -inf if isinf(self.mean) else inf
@@ -54,9 +61,9 @@ class Divergences(NamedTuple):
         return mean / error if error > 0 else inf
 
     def gain(self, other: "Divergences") -> "Gain":
-        """By how much the mean is below that of `other`, whose texts are the same.
+        """Return by how much the mean is below that of `other`, on the same texts.
 
-        Predictions of one text go together, so it is the texts that are counted.
+        The standard error treats texts as independent samples, because the predictions within a text are correlated.
         """
         gains = other.totals - self.totals
         count, gained = processes.summed(torch.stack((self.counts.sum(), gains.sum()))).tolist()
@@ -67,16 +74,25 @@ class Divergences(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """Nats per prediction by which a divergence falls, and their standard error; infinite where there is one text."""
+    """The fall of a divergence.
+
+    Args:
+        mean: the fall, in nats per prediction.
+        error: its standard error; infinite if there is only one text.
+    """
 
     mean: float
     error: float
 
 
 class KLMetric:
-    """Mean KL(original ‖ changed) in nats per prediction; infinite where the changed model predicts no numbers.
+    """Measures the mean KL(original ‖ changed) in nats per prediction; infinite if it is NaN.
 
-    Each process runs a share of the batches, and all have the mean over all.
+    Each process runs a share of the batches; all get the mean over all batches.
+
+    Args:
+        original: the model to compare with.
+        batches: calibration batches, on the CPU.
     """
 
     def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
@@ -90,7 +106,11 @@ class KLMetric:
 
     @torch.inference_mode()
     def each(self, changed: LanguageModel) -> Divergences:
-        """Text by text."""
+        """Return the divergence of each text of this process's batches.
+
+        Args:
+            changed: a model of the same task; its outputs are matched by class name.
+        """
         places = output_places(self.original, changed)
         totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         for number, batch in enumerate(self.batches):

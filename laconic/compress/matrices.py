@@ -157,7 +157,7 @@ class Compress(Step):
 
     @property
     def _needs_stats_first(self) -> bool:
-        """True where the plan rests on statistics, which a walk would measure too late."""
+        """True if planning needs statistics, which sequential calibration would only collect during solving."""
         return self.plan is None and self._allocator.needs_statistics(self._size_spec)
 
     @property
@@ -165,7 +165,7 @@ class Compress(Step):
         return self.sequential or self.anchored
 
     def check(self, lm: LanguageModel) -> None:
-        # Before any work: it is looked at again only when there is something to keep.
+        # Raises an error for an invalid cache size before any work, not after solving.
         cache_limit()
         if self.plan is None:
             check_dense(lm, self.targets, self.allow_dense)
@@ -173,7 +173,7 @@ class Compress(Step):
         if self.keep is not None and self.plan is None:
             for keep, _ in split_by_group(self.keep, groups):
                 check_overhead(self.method, keep, lm.dtype)
-            # A budget that the shapes alone cannot meet is found here.
+            # Raises an error if the budget is too small for the shapes.
             self._allocator.plan_from_shapes(self._job(lm, groups, {}, None))
         check_not_coded(groups)
         check_zeros_stay(groups, self.method, self.plan)
@@ -211,7 +211,7 @@ class Compress(Step):
         if data is None or not self.needs:
             return self.solve(lm, {}, data)
         if self._is_sequential:
-            # A walk measures for itself; only what the plan rests on must come before it.
+            # Sequential calibration collects its own statistics; only those for planning are collected before it.
             return self.solve(
                 lm, collect_stats(lm, data, self.needs, self.sites(lm)) if self._needs_stats_first else {}, data
             )
@@ -231,7 +231,7 @@ class Compress(Step):
         return self.solve(lm, stats, data)
 
     def _cache_key_parts(self, units: Sequence[SolveGroup]) -> list[str]:
-        """Everything of this step that what is worked out of each unit depends on: all but its size."""
+        """Everything in this step that the cached solutions depend on: all but the size."""
         size_spec = sorted(kind.__name__ for kind in self.needs)
         methods = [repr(method.without_size()) for method in self._methods]
         return [*size_spec, str(self._needs_losses), *methods, *(unit.name for unit in units)]
@@ -256,7 +256,7 @@ class Compress(Step):
         return [every[name] for name in named]
 
     def solve(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
-        """Plan and replace with statistics that were collected before, which can serve several sizes.
+        """Plan and replace the layers with given statistics; the same statistics can be used for several sizes.
 
         Args:
             lm: the model, changed in place.
@@ -280,14 +280,14 @@ class Compress(Step):
             if self.plan is None
             else Allocated(dict(self.plan))
         )
-        # Every process solves all of it, so what one of them rounds otherwise must not lead it elsewhere.
+        # Every process solves all units, so all must use the same plan even if their results differ by rounding.
         plan, predicted, allocated = processes.from_first(planned._replace(record=dict(planned.record)))
         record |= allocated
         units = [unit for unit in planned_units(plan, groups) if plan[unit.name] is not None]
         sites = self.sites(lm)
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         done, after = dict(plan), dict(before)
-        # A walk runs the blocks as they are; dropout would blur what it measures.
+        # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
             for unit, problem in self._problems_in_order(lm, units, problems, stats, data):
                 method = plan[unit.name]

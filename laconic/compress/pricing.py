@@ -1,11 +1,12 @@
-"""How `keep` becomes one rung for each unit: counted from shapes, or in time measured on this machine.
+"""Choose one candidate size for each unit within a budget, in counted costs or in measured time.
 
-A budget of time: `keep` of the measured latency of the whole model.
+Counted costs (bytes, parameters, multiply-accumulates) follow from the shapes.
 
-The prices come from the machine's timings of products (`laconic.allocate.gemm_timings`). Which part of a pass the dense
-matrices take comes from the model itself; the rest of the pass is fixed. A table knows nothing of what a model does to
-the caches between two products, so the plan is put in place in a copy and timed beside the original, the prices of all
-that is compressed are scaled by what was off, and the budget is spent again.
+For a budget in time, `keep` is a fraction of the measured latency of the whole model. The time of each candidate comes
+from a table of matrix product timings on this machine (`laconic.allocate.gemm_timings`). The share of the dense
+matrices in a forward pass is measured on the model; the rest of the pass cannot be saved. The table does not include
+effects between operations, such as cache misses. The plan is therefore applied to a copy of the model and timed against
+the original, the table's times of compressed matrices are scaled by the ratio, and the budget is spent again.
 """
 
 from abc import ABC, abstractmethod
@@ -30,27 +31,35 @@ from laconic.model import LanguageModel
 from laconic.progress import Track
 
 CandidatesByUnit = Mapping[str, Candidates]
-"""By the name of the unit."""
+"""The candidate sizes of each unit, by its name."""
 
 
 class Pricing(ABC):
-    """What the rungs cost, and so which of them are chosen."""
+    """A way to price candidates, and to choose among them within a budget."""
 
     @abstractmethod
     def spend(
         self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
-        """One rung for each unit of one alternative of each family, by the unit's name, within `keep`, or, where
-        that is measured, as near to it as was found.
+        """Choose one alternative for each family, and one candidate for each of its units.
+
+        Args:
+            groups: the families.
+            candidates: the candidate sizes of all units.
+            problems: the problem of each unit, by name.
+            keep: fraction of the cost to keep. A counted cost stays within it; a measured one is close to it.
+
+        Returns:
+            The chosen candidates by unit name.
 
         Raises:
-            UserError: the smallest sizes on offer cost more.
+            UserError: even the smallest candidates cost more.
         """
 
 
 @dataclass(frozen=True)
 class CountedPricing(Pricing):
-    """`keep` is of what the matrices themselves cost."""
+    """Counts bytes, parameters or multiply-accumulates of the targeted matrices."""
 
     currency: Currency
 
@@ -62,7 +71,7 @@ class CountedPricing(Pricing):
                 alternatives(groups, candidates),
                 budget_for(separate_candidates(groups, candidates), keep, self.currency),
             )
-        # What is stored once counts once, for as long as nothing takes its place.
+        # A parameter that several layers share counts once, as long as none of them is compressed.
         once = _count_once(groups, candidates)
         offered = [way for tied in group_by_matrix(groups) for way in _group_alternatives(tied, candidates, once)]
         counted = [once.get(unit.name, candidates[unit.name]) for group in groups for unit in group[0]]
@@ -72,7 +81,7 @@ class CountedPricing(Pricing):
 def _group_alternatives(
     group: Sequence[TiedGroup], candidates: CandidatesByUnit, once: CandidatesByUnit
 ) -> list[Alternatives]:
-    """The alternatives of families that are one matrix in memory: each with a size of its own, or all as they are."""
+    """Alternatives for families that share a parameter: each gets a candidate of its own, or all stay dense."""
     if len(group) == 1:
         return alternatives(group, candidates)
     names = [unit.name for family in group for unit in family[0]]
@@ -80,7 +89,7 @@ def _group_alternatives(
 
 
 def _count_once(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
-    """The ladders of matrices that are one in memory; all but the first take nothing as they are."""
+    """Candidates of units that share a parameter; the dense candidate of all but the first costs nothing."""
     found: dict[str, Candidates] = {}
     for first, *others in (group for group in group_by_matrix(groups) if len(group) > 1):
         found |= {unit.name: candidates[unit.name] for unit in first[0]}
@@ -91,28 +100,34 @@ def _count_once(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> di
 
 
 def separate_candidates(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> list[Candidates]:
-    """The ladder of every matrix by itself."""
+    """Return the candidates of every layer as a unit of its own."""
     return [candidates[unit.name] for family in groups for unit in family[0]]
 
 
 def alternatives(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> list[Alternatives]:
-    """The ladders of each family, one mapping for each way to divide it."""
+    """Return the candidates of each family, with one mapping for each way to divide it into units."""
     return [[{unit.name: candidates[unit.name] for unit in alternative} for alternative in family] for family in groups]
 
 
 TRIALS = 3
 CLOSE_ENOUGH = 0.02
-"""Of `keep`: how far off a plan may be to be spent no further time on."""
+"""A plan is accepted if its measured latency differs from `keep` by at most this fraction of `keep`."""
 WARM_UP = 2
 ROUNDS = 15
 FEWEST_ROUNDS = 5
 PATIENCE = 40.0
-"""Seconds after which slow models are timed no more, once they have run often enough for a median."""
+"""Seconds after which no further round is timed, once there are `FEWEST_ROUNDS`."""
 
 
 @dataclass(frozen=True)
 class LatencyPricing(Pricing):
-    """`keep` is of the time of one forward pass of `lm`."""
+    """Measures time: `keep` is a fraction of the latency of one forward pass of the whole model.
+
+    Args:
+        lm: the dense model.
+        workload: the forward pass to time.
+        track: shows progress.
+    """
 
     lm: LanguageModel
     workload: Workload
@@ -121,7 +136,7 @@ class LatencyPricing(Pricing):
     def spend(
         self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
     ) -> dict[str, Candidate]:
-        # Timed while the others wait: no two measure the same, and they would slow each other.
+        # Only the first process measures: timings of several processes would differ and slow each other.
         return processes.on_rank_zero(self._spend)(groups, candidates, problems, keep)
 
     def _spend(
@@ -137,7 +152,7 @@ class LatencyPricing(Pricing):
             try:
                 chosen = choose_candidates(alternatives(groups, priced), budget)
             except UserError:
-                # A correction that left nothing affordable came of a disturbed measurement.
+                # If a correction makes every plan too slow, the last measurement was disturbed; keep the plans so far.
                 if not tried:
                     raise
                 break
@@ -152,14 +167,20 @@ class LatencyPricing(Pricing):
 
 @dataclass(frozen=True)
 class Prices:
-    """profile: which part of a pass the matrices are. scale: what compressed ones take here relative to the table."""
+    """Times of candidates.
+
+    Args:
+        profile: time of a pass of the dense model, and the share of each matrix in it.
+        times: table of product timings.
+        scale: measured time of compressed matrices relative to the table.
+    """
 
     profile: Profile
     times: ProductTimes
     scale: float = 1.0
 
     def priced(self, units: Sequence[SolveGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
-        """The ladders with the time of every rung; what the table does not have is measured now."""
+        """Return the candidates with their times; products that are missing in the table are measured."""
         rungs = [(unit, candidate) for unit in units for candidate in candidates[unit.name].all]
         executed = [(candidate, product) for unit, candidate in rungs for _, product in self._executed(unit, candidate)]
         dense = [product for candidate, product in executed if candidate.method is None]
@@ -177,7 +198,15 @@ class Prices:
         }
 
     def budget(self, priced: Sequence[Candidates], keep: float) -> Budget:
-        """`keep` of the whole pass, in the table's units; `priced` are the ladders of every matrix by itself."""
+        """Return the budget for the whole pass, in nanoseconds of the table.
+
+        Args:
+            priced: candidates with times of every layer as a unit of its own.
+            keep: fraction of the time of the pass.
+
+        Raises:
+            UserError: the targeted matrices take no time.
+        """
         of_matrices = budget_for(priced, keep, "latency")
         share = sum(use.share for use in self.profile.uses.values())
         if not share:
@@ -188,11 +217,17 @@ class Prices:
         return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
 
     def rescale(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
-        """Scaled so that the rungs `chosen` within `budget` take the measured part of the dense pass."""
+        """Return prices at which the chosen candidates take the measured time.
+
+        Args:
+            chosen: the candidates of the plan that was timed.
+            budget: the budget that they were chosen for.
+            measured: measured time of the plan relative to the dense model.
+        """
         compressed = sum(candidate.nanoseconds for candidate in chosen if candidate.method is not None)
         left = sum(candidate.nanoseconds for candidate in chosen if candidate.method is None)
         took = measured * budget.dense - budget.fixed - left
-        # A pass that took less than its fixed part was disturbed, and says nothing.
+        # A measured time below the fixed part of the pass is an outlier; ignore it.
         return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
 
     def _nanoseconds(self, unit: SolveGroup, candidate: Candidate) -> int:
@@ -202,9 +237,9 @@ class Prices:
         return round(self.scale * table)
 
     def _executed(self, unit: SolveGroup, candidate: Candidate) -> Iterator[tuple[int, Product]]:
-        """The products of one pass, with how often each is made.
+        """Yield the matrix products of one pass, with the number of times that each is computed.
 
-        Of a unit of several matrices the common factor is multiplied by once, and each has a last factor of its own.
+        In a unit of several layers the shared input factor is applied once, and each layer has its own output factor.
         """
         for rows, calls in Counter(self.profile.uses[unit.sites[0].name].rows).items():
             for out_features, in_features in candidate.products:
@@ -219,7 +254,18 @@ def relative_latency(
     problems: Mapping[str, Problem],
     timed: LatencyPricing,
 ) -> float:
-    """Time of a copy of `lm` with the `chosen` rungs in place, relative to `lm`: median over passes of both in turn."""
+    """Apply a plan to a copy of a model, and time the copy against the original.
+
+    Args:
+        lm: the original.
+        units: the units of the plan.
+        chosen: the candidate of each unit, by name.
+        problems: the problem of each unit, by name.
+        timed: workload and progress display.
+
+    Returns:
+        Time of the copy relative to the original, as a median over alternating passes of both.
+    """
     small = replace(lm, model=deepcopy(lm.model))
     for unit in units:
         method, problem = chosen[unit.name].method, problems[unit.name]

@@ -1,6 +1,6 @@
-"""Steps that scale the inputs of projections and fold the inverse into the module that makes these inputs.
+"""Steps that multiply columns of projections by scales, and divide the outputs of the preceding module by them.
 
-The model computes what it did before, except for rounding. A later step then quantizes its matrices, or their inputs,
+The outputs of the model stay the same, except for rounding. A later step then quantizes the matrices, or their inputs,
 with smaller errors.
 
 SmoothQuant: G. Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
@@ -50,7 +50,7 @@ class Rescale(Step):
         """The scales of one absorber, all above zero.
 
         Args:
-            absorber: the module whose outputs are divided, with the projections that read them.
+            absorber: the module whose outputs are divided by the scales, with the projections that read them.
             stats: statistics of each of these projections.
         """
 
@@ -81,7 +81,7 @@ class Rescale(Step):
         absorbers = find_absorbers(lm)
         sites = [site for absorber in absorbers for site in absorber.readers]
         nbytes = lm.stored_nbytes(sites)
-        # Scales change the inputs of their own readers alone, so that one measurement serves all.
+        # Scales of one absorber do not change the inputs of other projections, so all statistics are collected once.
         stats = collect_stats(lm, data, self.needs, sites)
         for absorber in data.track(absorbers, "Scaling the inputs"):
             fold_scales(lm, absorber, self.scales(absorber, [stats[site.name] for site in absorber.readers]))
@@ -120,12 +120,12 @@ class SmoothQuant(Rescale):
         columns = torch.stack([site.weight().double().abs().amax(0) for site in absorber.readers]).amax(0)
         weights = _largest(columns, absorber)
         s = inputs.pow(self.alpha) / weights.pow(1 - self.alpha)
-        # An input that was never active, or that nothing looks at, has nothing to move.
+        # Inputs that are always zero, and columns of zeros, keep the scale 1.
         return torch.where((inputs > 0) & (weights > 0), s, 1)
 
 
 def _largest(values: Float[Tensor, " in"], absorber: Absorber) -> Float[Tensor, " scales"]:
-    """Of the columns that share a scale."""
+    """The largest value among the columns that share a scale."""
     return values.new_zeros(absorber.count).scatter_reduce_(0, absorber.columns, values, "amax")
 
 
@@ -177,7 +177,7 @@ class AwqScale(Rescale):
         width = len(columns)
         spacing = GridSpec(self.bits, self._method.group_columns(width), self.symmetric)
         activity = stats[0][AbsMean].vector
-        # Columns that share a scale are as active as they are on average.
+        # Columns that share a scale get their mean activity.
         sums = activity.new_zeros(absorber.count).index_add_(0, columns, activity)
         shared = (sums / columns.bincount(minlength=absorber.count))[columns]
         readers = [self._scaled(site, what) for site, what in zip(absorber.readers, stats, strict=True)]

@@ -8,4 +8,4 @@ from laconic.compress.step import Step
 from laconic.compress.width import Narrow
 
 SHRINKING: tuple[type[Step], ...] = (Compress, ShrinkHeads, Narrow, Shorten, AwqScale, SmoothQuant)
-"""The steps of this package."""
+"""All steps of this package, in the order in which the command line lists them."""

@@ -1,4 +1,4 @@
-"""The size that a step asks for, and the checks that hold for every allocator."""
+"""The fields of a step that set its size, and checks that several allocators share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from laconic.methods import Method
 
 @dataclass(frozen=True, kw_only=True)
 class SizeSpec:
-    """The size that a step asks for; see `Compress` for the fields.
+    """The fields of `Compress` that set the size.
 
     Args:
-        method: the method to size.
-        keep: fraction kept of all, or by group; None if the method has its own size.
+        method: the method, with or without a size of its own.
+        keep: fraction to keep of all targeted matrices, or a fraction for each group; None if the method has a size.
         currency: what `keep` counts.
-        error: KL divergence allowed, in nats per prediction.
+        error: allowed KL divergence, in nats per prediction.
         workload: the forward pass that is timed.
-        sequential: the layers are solved in order, on inputs with the errors of those before.
+        sequential: the layers are solved in order, on inputs with the errors of earlier layers.
     """
 
     method: Method
@@ -43,7 +43,7 @@ def check_size(size_spec: SizeSpec) -> None:
 
 
 def check_unused(size_spec: SizeSpec) -> None:
-    """Raise UserError if an error, a currency or a workload is given that would change nothing."""
+    """Raise UserError if an error, a currency or a workload is given although the allocator does not use it."""
     if size_spec.error is not None:
         raise must_be("error", "left out unless allocate is threshold", size_spec.error)
     if size_spec.currency != "bytes":
@@ -60,19 +60,26 @@ def check_workload(size_spec: SizeSpec) -> None:
 
 
 def uses_inputs(methods: Iterable[Method]) -> bool:
-    """Whether any of `methods` needs statistics of the inputs, which earlier layers may have changed."""
+    """Return whether any of the methods needs input statistics, which depend on earlier layers."""
     return any(issubclass(kind, InputStatistic) for method in methods for kind in method.required_statistics)
 
 
 def check_sequential(sequential: bool, anchored: bool, refresh: int | None, methods: Sequence[Method]) -> None:
-    """Raise UserError if solving in order would change nothing, because no method uses the inputs."""
+    """Raise UserError if `sequential` has no effect, because no method uses input statistics.
+
+    Args:
+        sequential: the field of `Compress`.
+        anchored: likewise; anchored calibration always uses the inputs.
+        refresh: likewise; it also gives `sequential` an effect.
+        methods: the methods of the step.
+    """
     if sequential and not anchored and refresh is None and methods and not uses_inputs(methods):
         named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
         raise UserError(f"sequential must be left out, because {named} looks at no inputs; anchored has a use for it.")
 
 
 def check_refresh(refresh: int | None, sequential: bool, needs: frozenset[type[Statistic]]) -> None:
-    """Raise UserError if gradients cannot be collected again after `refresh` blocks."""
+    """Raise UserError if `refresh` is given without sequential solving, or if `needs` has no gradient statistic."""
     if refresh is None:
         return
     if not sequential:

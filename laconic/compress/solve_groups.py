@@ -1,9 +1,12 @@
-"""Groups of layers that are solved as one matrix, and the ways to divide a budget or a plan among them.
+"""Groups of layers that are solved as one matrix, and the division of a budget or a plan among them.
 
-Layers can be solved together if they read the same input and have as many outputs: query, key and value of an
-attention, key and value alone where there are more query heads, gate and up projection. One input factor for all of
-them costs r (in + Σ out) numbers in place of r Σ (in + out), so at equal size its rank is higher (by half for three
-square matrices).
+Layers can be solved together if they read the same input and have the same shape: query, key and value of an attention
+(key and value only, if there are more query heads), or gate and up projection. At rank r, a shared input factor takes
+r (in + Σ out) numbers; separate factors take r Σ (in + out). At equal size the shared factor has a higher rank (by half
+for three square matrices).
+
+A *unit* (`SolveGroup`) is one layer or several layers solved as one. A *family* (`TiedGroup`) lists the ways to divide
+the same layers into units.
 """
 
 import warnings
@@ -29,7 +32,7 @@ class SolveGroup:
 
     @property
     def name(self) -> str:
-        """The names of its layers, as a plan writes them."""
+        """The name in a plan, such as `h.0.attn.{q,k}`."""
         return group_name([site.name for site in self.sites])
 
     @property
@@ -44,20 +47,20 @@ class SolveGroup:
 
 
 TiedGroup = tuple[tuple[SolveGroup, ...], ...]
-"""Ways to divide the same sites into units: each by itself, and all together where that is possible."""
+"""Alternative ways to divide the same layers into units: each layer by itself, and all together if possible."""
 
 
 def all_units(groups: Sequence[TiedGroup]) -> list[SolveGroup]:
-    """The units of all alternatives of all groups."""
+    """Return the units of all alternatives of all groups."""
     return [unit for group in groups for alternative in group for unit in alternative]
 
 
 def tied_groups(sites: Sequence[Site], share_inputs: bool) -> list[TiedGroup]:
-    """Every layer in one group, in forward order.
+    """Divide the targeted layers into families, in forward order.
 
     Args:
         sites: the targeted layers.
-        share_inputs: put layers of one block, input and shape into the same group; else each is alone.
+        share_inputs: put layers with the same block, input and shape into one family; otherwise each layer is alone.
     """
     groups: dict[tuple[object, ...], list[Site]] = {}
     for site in sites:
@@ -73,7 +76,11 @@ def _tie(sites: tuple[Site, ...]) -> TiedGroup:
 
 
 def groups_in_plan(plan: Plan, sites: Sequence[Site]) -> list[TiedGroup]:
-    """The units that the lines of `plan` name, each in a group without alternatives.
+    """Return the units that the lines of a plan name, each as a family without alternatives.
+
+    Args:
+        plan: the plan.
+        sites: all layers that it names.
 
     Raises:
         UserError: a line names several layers that cannot be solved as one, or a layer is in two lines.
@@ -98,10 +105,10 @@ def _check_together(line: str, sites: Sequence[Site], method: Method | None) -> 
 
 
 def group_by_matrix(groups: Sequence[TiedGroup]) -> list[list[TiedGroup]]:
-    """Collect the groups that are one matrix in memory, such as a head that is tied to the embedding.
+    """Collect the families whose layers share one parameter, such as a head that is tied to the embedding.
 
-    Such a matrix is stored once until one of its places gets another matrix. A budget of bytes counts what is stored
-    before, so the places of one matrix share its bytes.
+    A shared parameter is stored once until one of its layers gets a new matrix. A budget in bytes counts the stored
+    bytes before compression, so the layers that share a parameter also share its bytes.
     """
     by_matrix: dict[object, list[TiedGroup]] = {}
     for group in groups:
@@ -112,7 +119,7 @@ def group_by_matrix(groups: Sequence[TiedGroup]) -> list[list[TiedGroup]]:
 
 
 def stored_fractions(groups: Sequence[TiedGroup]) -> dict[str, float]:
-    """The fraction of its matrix that is stored for each unit that shares the matrix with other units, by name."""
+    """Return 1/n by unit name for every unit that shares its parameter with n − 1 others; other units are missing."""
     shared = (tied for tied in group_by_matrix(groups) if len(tied) > 1)
     return {unit.name: 1 / len(tied) for tied in shared for group in tied for unit in group[0]}
 
@@ -120,11 +127,11 @@ def stored_fractions(groups: Sequence[TiedGroup]) -> dict[str, float]:
 def split_by_group(
     keep: float | Mapping[str, float], groups: Sequence[TiedGroup]
 ) -> list[tuple[float, list[TiedGroup]]]:
-    """Pairs of a budget and the groups that share it: one budget for all, or one for each of attention, ffn, ….
+    """Return pairs of a budget and the families that share it.
 
     Args:
-        keep: the fraction of bytes kept, or one fraction for each targeted part of the model, by name.
-        groups: every targeted matrix.
+        keep: the fraction to keep of all bytes, or one fraction for each targeted group (`attention`, `ffn`, …).
+        groups: the families of all targeted layers.
 
     Raises:
         UserError: `keep` names a group that is not targeted, or leaves one out.
@@ -143,14 +150,14 @@ def split_by_group(
 
 
 def planned_units(plan: Plan, groups: Sequence[TiedGroup]) -> list[SolveGroup]:
-    """The units that have a line in `plan`, in forward order."""
+    """Return the units that have a line in the plan, in forward order."""
     return [unit for unit in all_units(groups) if unit.name in plan]
 
 
 def methods_by_unit(
     groups: Sequence[TiedGroup], method: Method, plan: Plan | None
 ) -> Iterator[tuple[SolveGroup, Method]]:
-    """Pairs of a unit and the method that would solve it: its line of `plan`, or `method` if there is no plan."""
+    """Yield pairs of a unit and its method in the plan, or `method` if there is no plan; dense units are left out."""
     for unit in all_units(groups):
         chosen = method if plan is None else plan[unit.name]
         if chosen is not None:
@@ -158,7 +165,7 @@ def methods_by_unit(
 
 
 def warn_of_wide_groups(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
-    """Warn if a `group_size` other than the default is wider than a matrix, whose rows are then one group each."""
+    """Warn if a `group_size` that the user set is larger than the width of a matrix, so each row is one group."""
     beyond = [
         (unit, chosen.group_size)
         for unit, chosen in methods_by_unit(groups, method, plan)

@@ -1,8 +1,9 @@
-"""Solutions and statistics of every matrix on disk, so that a second size of the same model and data costs seconds.
+"""A disk cache of solutions and statistics, so that another size for the same model and data takes seconds.
 
-An entry is one safetensors file, named by a hash of everything that decides it: weights, configuration, classes that
-others define, calibration tokens, labels, seed, method without its size, which matrices are solved as one, and the code
-that solves them. Nothing depends on it: a lost, damaged or unwritable entry costs time and no more.
+An entry is one safetensors file, named by a hash of everything that determines its content: weights, configuration,
+source of the model's and the method's classes, calibration tokens, labels, seed, the method without its size, the
+division into units, and laconic's own code. If an entry is missing or damaged or cannot be written, the results are
+computed again.
 """
 
 import hashlib
@@ -26,21 +27,21 @@ from laconic.model import LanguageModel
 
 ENTRIES = DiskCache("solved", ".safetensors")
 PACKAGES = ("numerics", "formats", "model", "calibrate", "methods")
-"""The packages of laconic that entries come from."""
+"""The packages of laconic whose source is part of the hash."""
 
 
 def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str], kinds: Iterable[type] = ()) -> str | None:
-    """The name of the entry for one model, its data and a question.
+    """Compute the cache key of a result.
 
     Args:
         lm: the model before it is compressed.
         data: the calibration data.
-        question: everything else that decides the result, in words.
-        kinds: the classes that compute it, as `kinds_of` finds them; they may be those of a plug-in or a script.
+        question: everything else that determines the result, as strings.
+        kinds: the classes that compute the result, from `kinds_of`; they may be defined in a plug-in or a script.
 
     Returns:
-        32 hexadecimal digits; None where the source of one of the classes is not to be had, so that an edit of it would
-        go unnoticed: nothing may then be cached.
+        32 hexadecimal digits. None if the source of a class is not available: a change of it could not be detected, so
+        the result must not be cached.
     """
     classes = hash_classes((*map(type, lm.model.modules()), *kinds))
     if classes is None:
@@ -57,7 +58,7 @@ def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str], kinds:
 
 
 def kinds_of(methods: Iterable[Method]) -> set[type]:
-    """The classes that `methods` are computed by: theirs, those of methods within them, and their statistics."""
+    """Return the classes that compute the results of methods: the methods, methods nested in them, and statistics."""
     found = set[type]()
     for method in methods:
         found |= {type(method), *method.required_statistics}
@@ -66,23 +67,27 @@ def kinds_of(methods: Iterable[Method]) -> set[type]:
 
 
 def recall(key: str | None, device: torch.device) -> dict[str, LayerStats] | None:
-    """What the entry holds for each unit; None where there is none, or some process cannot read it.
+    """Read an entry.
 
     Args:
-        key: of the entry; None for results that are not cached.
-        device: where the tensors are to be.
+        key: key of the entry; None for results that are not cached.
+        device: device of the returned tensors.
+
+    Returns:
+        The statistics and solutions of each unit, by name; None if there is no entry or a process cannot read it.
     """
     stats = None if key is None else ENTRIES.read(key, lambda path: _load(path, device))
     return stats if processes.everywhere(stats is not None) else None
 
 
 def keep(key: str | None, stats: Mapping[str, LayerStats], statistics: bool) -> None:
-    """Write the entry, unless it is too large or has nothing for some matrix; the first process does.
+    """Write an entry, unless it is larger than the cache; only the first process writes.
 
     Args:
-        key: of the entry; None for results that are not cached.
-        stats: what is to be kept for each unit.
-        statistics: write the statistics too, where sizes still to come need them.
+        key: key of the entry; None for results that are not cached.
+        stats: statistics and solutions of each unit, by name.
+        statistics: write the statistics as well as the solutions. Without them, nothing is written unless every unit
+            has a solution.
     """
     if key is None or not processes.is_first() or not (statistics or all(one.solutions for one in stats.values())):
         return
@@ -106,7 +111,7 @@ def _load(path: Path, device: torch.device) -> dict[str, LayerStats]:
 
 
 def _listed(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
-    """The number that each tensor of `stats` has among `tensors`, to which it is added."""
+    """Add the tensors of `stats` to `tensors`, and return a JSON description that refers to them by key."""
 
     def add(tensor: Tensor) -> str:
         # A tensor that several matrices share is written once.

@@ -1,4 +1,4 @@
-"""The problem of each unit, and its solution put in the place of the unit's layers."""
+"""Build the problem of each unit, and replace the unit's layers by the solution."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -26,15 +26,15 @@ from laconic.model import LanguageModel, Site
 
 
 class Problems(Mapping[str, Problem]):
-    """The problem of every unit, by name.
+    """The problem of every unit, by unit name; each is built when it is looked up.
 
-    A matrix is copied when it is asked for if it is stored in another dtype than it computes in, or if several layers
-    are one unit. So the matrices of a whole model are never held twice.
+    Weights are copied on look-up if the model computes in another dtype than it is stored in, or if a unit has several
+    layers. The weights of the whole model are therefore never copied at once.
 
     Args:
         dtype: the dtype that the model is stored in.
         units: the units by name.
-        stats: their statistics by name.
+        stats: the statistics of each unit, by its name.
     """
 
     def __init__(self, dtype: torch.dtype, units: Mapping[str, SolveGroup], stats: Mapping[str, LayerStats]) -> None:
@@ -52,10 +52,10 @@ class Problems(Mapping[str, Problem]):
         return len(self._units)
 
     def with_stats(self, stats: Mapping[str, LayerStats]) -> "Problems":
-        """The same matrices with other statistics, by unit name; their masks are those of the model."""
+        """Return problems with the same matrices and masks, but other statistics (by unit name)."""
         here = {name: stats.get(name, LayerStats()) for name in self._units}
         for name, what in here.items():
-            # The same object: what it has worked out was under these very zeros.
+            # Keep the object: its cached solutions were computed with the same mask.
             what.support = self.stats[name].support
         return Problems(self._dtype, self._units, here)
 
@@ -65,11 +65,11 @@ class Problems(Mapping[str, Problem]):
 
 
 def find_problems(lm: LanguageModel, groups: Sequence[TiedGroup], stats: Mapping[str, LayerStats]) -> Problems:
-    """The problem of every unit of `groups`.
+    """Build the problem of every unit of all alternatives.
 
     Args:
         lm: the model.
-        groups: the units.
+        groups: the families of units.
         stats: statistics by layer name; layers without any get empty ones.
     """
     units = {unit.name: unit for unit in all_units(groups)}
@@ -88,7 +88,7 @@ def sequential_problems(
     config: SequentialConfig,
     gradient_stats: Mapping[str, LayerStats] | None,
 ) -> Iterator[tuple[SolveGroup, Problem]]:
-    """Pairs of a unit and its problem, each once all units before it are replaced.
+    """Yield pairs of a unit and its problem, measured after the caller replaced the units of earlier blocks.
 
     Args:
         lm: the model, which the caller changes between two units.
@@ -109,10 +109,7 @@ def sequential_problems(
 
 
 def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[LayerStats]:
-    """With the zeros that the model has now, whatever it had when it was measured.
-
-    Of several matrices that are one, all are given a mask where one has it.
-    """
+    """The statistics with the present pruning masks of the layers; if one layer of a unit has a mask, all get one."""
     if all(site.support is None for site in sites):
         return [_add_support(what, None) for what in stats]
     masks = [
@@ -123,12 +120,17 @@ def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[La
 
 
 def _add_support(stats: LayerStats, support: Bool[Tensor, "out in"] | None) -> LayerStats:
-    # The same object where nothing is new, for what it has worked out serves later sizes too.
+    # Keep the object if the mask is the same, because its cached solutions serve other sizes too.
     return stats if support is stats.support else LayerStats(stats, support)
 
 
 def finite_weight(lm: LanguageModel, unit: SolveGroup, problem: Problem) -> Float[Tensor, "out in"]:
-    """The matrix to solve, in the dtype that `lm` is stored in.
+    """Return the weight of a problem in the dtype that the model is stored in.
+
+    Args:
+        lm: the model.
+        unit: the unit, for its name in the error.
+        problem: the problem of the unit.
 
     Raises:
         UserError: a weight is NaN or infinite.
@@ -140,17 +142,17 @@ def finite_weight(lm: LanguageModel, unit: SolveGroup, problem: Problem) -> Floa
 
 
 def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: Problem) -> dict[str, int] | None:
-    """Replace the layers of a unit by the format that a method made of its problem.
+    """Replace the layers of a unit by their compressed form.
 
     Args:
         lm: the model, changed in place.
         unit: the layers to replace.
-        whole: the compressed matrix of all of them, (Σ out, in).
-        problem: what was solved; its means give the biases that make up for the error.
+        whole: the compressed matrix of all layers, (Σ out, in).
+        problem: the problem that was solved; if it has means, the biases are adjusted to remove the mean error.
 
     Returns:
-        The bytes of each site afterwards. None where nothing was replaced, because the format is no smaller than the
-        present one. A format with more zeros is put in place even where its mask is larger than what it saves.
+        The bytes of each layer afterwards. None if nothing was replaced, because the format is neither smaller than the
+        present one nor has more zeros.
     """
     kept = unit.shape[0] * unit.shape[1] if whole.support is None else int(whole.support.count_nonzero())
     if whole.nbytes() >= _stored_nbytes(lm, unit) and kept >= _nonzero_count(unit):
@@ -164,7 +166,7 @@ def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: 
 
 
 def put_empty_format(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
-    """Replace the layers of a unit by the empty format of a method, where `lm` has no weights; see `replace_layers`."""
+    """Replace the layers of a unit in a model on the meta device by a format without weights; see `replace_layers`."""
     kept, every = _nonzero_count(unit), unit.shape[0] * unit.shape[1]
     whole = method.meta_format(unit.shape, kept if kept < every else None).to(lm.dtype)
     left = every if whole.support is None else whole.count
@@ -175,12 +177,12 @@ def put_empty_format(lm: LanguageModel, unit: SolveGroup, method: Method) -> Non
 
 
 def _stored_nbytes(lm: LanguageModel, unit: SolveGroup) -> int:
-    """Bytes in a file of what is there now."""
+    """Stored bytes of the unit's present layers."""
     return sum(lm.site_nbytes(site) for site in unit.sites)
 
 
 def _nonzero_count(unit: SolveGroup) -> int:
-    """Weights that no step has made zero yet."""
+    """Number of weights that no earlier step has pruned."""
     modules = [(site.module, site.shape) for site in unit.sites]
     return sum(
         module.count if isinstance(module, Format) and module.support is not None else shape[0] * shape[1]
@@ -197,6 +199,6 @@ def _split_format(whole: Format, unit: SolveGroup) -> tuple[Format, ...]:
 
 @torch.no_grad()
 def _biases(problem: Problem, whole: Format, unit: SolveGroup) -> Sequence[Tensor | None]:
-    # The factors are stored rounded, but multiplied in float32: so is what the bias makes up for.
+    # The factors are stored rounded but multiplied in float32, so the bias is computed from the same float32 product.
     moved = problem.bias(deepcopy(whole).float().dense())
     return [None] * len(unit.sites) if moved is None else moved.float().split(unit.rows)

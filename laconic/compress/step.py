@@ -1,4 +1,4 @@
-"""A step changes a model: it runs it, reshapes it, or both. Its dataclass is one entry of a recipe."""
+"""The base class of all steps, and the record of what a step did. A step is one entry of a recipe."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ class Outcome:
     """The record of what a step did to a model.
 
     Args:
-        plan: the method of each targeted layer; None where it stayed dense. Empty for steps without methods.
-        before: bytes of each targeted matrix in the stored dtype before the step. A tied matrix counts once, or not at
-            all where its other place keeps it.
+        plan: the method of each targeted layer; None if it stayed dense. Empty for steps without methods.
+        before: bytes of each targeted matrix in the stored dtype, before the step. Tied matrices are counted once; if
+            one of them is not targeted, they are counted as 0.
         after: the same after the step.
-        untied: layers that were tied to another matrix before and no longer are, so that the file holds both.
-        predicted_loss: Σ ½ tr(F E C E^T) of what was chosen, nats per prediction; None if it was not predicted.
-        dropped: numbers of the dropped blocks by stack, counted before the step, and parts of blocks (`4.ffn`).
+        untied: layers whose matrix was tied to another one before the step and is stored separately after it.
+        predicted_loss: Σ ½ tr(F E C E^T) over the chosen solutions, in nats per prediction; None if not predicted.
+        dropped: numbers of the dropped blocks by stack, counted before the step, and dropped parts of blocks (`4.ffn`).
         found: other results as plain values, such as losses by step, or divergences before and after.
-        files: files to save beside the model, by path: curves, logs.
-        now: the model to go on with, if it is another than the given one.
+        files: contents of files to save beside the model, by path, such as training logs.
+        now: the model that the next step gets, if it is not the given one.
 
     Example:
         >>> Outcome(plan={}, before={"a": 8, "b": 8}, after={"a": 2, "b": 4}).nbytes
@@ -60,11 +60,11 @@ class Step(ABC, metaclass=Typed):
 
     name: ClassVar[str]
     family: ClassVar[str] = ""
-    """The kind of compression that reports group models by; empty for a step that only trains."""
+    """The kind of compression, by which reports group models; empty for a step that only trains."""
     example: ClassVar[str] = ""
-    """Parameters of an example, as `--method` takes them."""
+    """Parameters of an example, in the notation of `--method`."""
     example_needs_data: ClassVar[bool] = True
-    """Whether that cannot do without calibration data."""
+    """Whether the example needs calibration data."""
 
     @property
     def needs_original(self) -> bool:
@@ -73,7 +73,7 @@ class Step(ABC, metaclass=Typed):
 
     @property
     def prepares(self) -> bool:
-        """True if the step makes the model to be compressed, which later steps then compare with."""
+        """True if the step makes the model that later steps treat as the original, as fine-tuning does."""
         return False
 
     @property
@@ -83,7 +83,7 @@ class Step(ABC, metaclass=Typed):
 
     @abstractmethod
     def check(self, lm: LanguageModel) -> None:
-        """Raise UserError if `apply` would fail for the structure of `lm`, whose weights may be absent."""
+        """Raise UserError if `apply` would fail for the structure of `lm`, whose weights need not be loaded."""
 
     @property
     def needs_labels(self) -> bool:
@@ -94,22 +94,25 @@ class Step(ABC, metaclass=Typed):
         """Raise UserError if `apply` would fail for the labels of `corpus`.
 
         Args:
-            lm: the model; its weights may be absent.
+            lm: the model; its weights need not be loaded.
             corpus: the rows with their labels.
-            seed: that the rows are drawn with.
+            seed: seed that the rows are drawn with.
         """
 
     def check_data(self, data: Calibration | None) -> None:
-        """Raise UserError if `apply` would fail for the data alone; called before the work of the first step."""
+        """Raise UserError if `apply` would fail because of the data; called before the first step runs."""
 
     @abstractmethod
     def dry_run(self, lm: LanguageModel) -> LanguageModel | None:
-        """Give `lm`, which is on the meta device and has passed `check`, the structure that `apply` leaves.
+        """Give a model without weights the structure that `apply` would give it.
 
-        What depends on weights or data is guessed: targeted layers count as compressed, and the last blocks as dropped.
+        Choices that depend on weights or data are guessed: all targeted layers are compressed, the last blocks dropped.
+
+        Args:
+            lm: the model on the meta device, changed in place; it has passed `check`.
 
         Returns:
-            Another model where `apply` goes on with one; else None.
+            The new model if `apply` replaces the model by another one; else None.
         """
 
     @abstractmethod
@@ -121,18 +124,18 @@ class Step(ABC, metaclass=Typed):
             data: calibration data; None if the step needs none.
 
         Returns:
-            What was done.
+            A record of the changes.
 
         Raises:
             UserError: data is needed and missing or empty, or the step cannot be done on `lm`.
         """
 
     def apply_with(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None) -> Outcome:
-        """As `apply`, on statistics that were collected before; a step that collects none ignores them.
+        """Do the same as `apply` with statistics that are known already; a step that collects none ignores them.
 
         Args:
             lm: the model, changed in place.
-            stats: by site, all that `apply` would collect.
+            stats: all statistics that `apply` would collect, by layer name.
             data: the calibration data.
         """
         return self.apply(lm, data)

@@ -1,4 +1,4 @@
-"""The ways to share one budget among many matrices, one file each; `allocate` of a step names one of them."""
+"""Allocators: ways to divide one budget among many matrices. The field `allocate` of `Compress` names one of them."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from laconic.compress.allocators.spectrum import Spectrum
 from laconic.compress.allocators.threshold import Threshold
 
 Allocation = Literal["uniform", "spectrum", "threshold", "global"]
-"""How the budget is divided among matrices."""
+"""The names of the allocators."""
 
 ALLOCATORS: dict[Allocation, Allocator] = {
     "uniform": Uniform(),

@@ -1,6 +1,6 @@
-"""What every way to share a budget answers: what may be asked of it, what it must measure, and which plan comes out.
+"""The base class of allocators, which divide a budget among matrices, and the uniform allocator.
 
-Every matrix the same: the size that the method says, or the same fraction of its bytes.
+The uniform allocator gives every matrix the method's own size, or the same fraction of its bytes.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,15 @@ from laconic.progress import Track, silent
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One budget to share, and what is known of the matrices; `problems` by the name of the unit."""
+    """The input of an allocator.
+
+    Args:
+        size_spec: the method and the size that the step asks for.
+        lm: the model.
+        groups: the families of targeted units.
+        problems: the problem of each unit, by name; empty if only shapes are known.
+        data: the calibration data; None if there is none.
+    """
 
     size_spec: SizeSpec
     lm: LanguageModel
@@ -31,7 +39,7 @@ class Job:
 
     @property
     def units(self) -> list[SolveGroup]:
-        """Of each family its last alternative, which is the one taken where losses are not compared."""
+        """The units of the last alternative of each family, which is used unless predicted losses are compared."""
         return [unit for group in self.groups for unit in group[-1]]
 
     @property
@@ -41,7 +49,13 @@ class Job:
 
 
 class Allocated(NamedTuple):
-    """A plan, its predicted loss in nats per prediction (None where none was predicted), and what else is to tell."""
+    """The output of an allocator.
+
+    Args:
+        plan: the method of each unit.
+        predicted_loss: predicted KL divergence in nats per prediction; None if it was not predicted.
+        record: further results for the record of the step.
+    """
 
     plan: Plan
     predicted_loss: float | None = None
@@ -49,38 +63,38 @@ class Allocated(NamedTuple):
 
 
 class Allocator(ABC):
-    """One way to share a budget; it holds nothing."""
+    """One way to divide a budget among matrices. Instances have no state."""
 
     @abstractmethod
     def check(self, size_spec: SizeSpec) -> None:
-        """Raise UserError where the fields of a step do not go together."""
+        """Raise UserError if the fields of a step contradict each other or the allocator."""
 
     @abstractmethod
     def plan(self, job: Job) -> Allocated:
-        """A method of its own size for every unit; None leaves it dense.
+        """Choose a method with a size for every unit, or None to keep it dense.
 
         Raises:
             UserError: the budget does not fit the matrices, or data is needed and missing.
         """
 
     def serves(self, method: Method) -> bool:
-        """True where it can allocate a budget for `method`; others of a recipe may be meant where it cannot."""
+        """Return whether the allocator supports `method`."""
         return True
 
     def plan_from_shapes(self, job: Job) -> Plan:
-        """The plan as far as the shapes alone say it; the method without a size where more than they decides."""
+        """Return the plan from shapes alone; if it also depends on weights or data, the methods have no size."""
         return {unit.name: job.size_spec.method for unit in job.units}
 
     def needs_losses(self, size_spec: SizeSpec) -> bool:
-        """True where it compares predicted losses, so that the moments for those must be collected."""
+        """True if it compares predicted losses, which need input and gradient covariances."""
         return False
 
     def needs_statistics(self, size_spec: SizeSpec) -> bool:
-        """True where the plan depends on the statistics, which must then be there before the first matrix is solved."""
+        """True if planning needs statistics, which must then be collected before the first matrix is solved."""
         return self.needs_losses(size_spec)
 
     def needs_data(self, size_spec: SizeSpec) -> bool:
-        """True where it needs calibration data even for a method that needs none."""
+        """True if it needs calibration data even for a method that needs none."""
         return False
 
 
@@ -95,7 +109,7 @@ class Uniform(Allocator):
         return Allocated(same_everywhere(job))
 
     def serves(self, method: Method) -> bool:
-        """True where it can allocate a budget for `method`; others of a recipe may be meant where it cannot."""
+        """Return True: every method is supported."""
         return True
 
     def plan_from_shapes(self, job: Job) -> Plan:
@@ -103,7 +117,7 @@ class Uniform(Allocator):
 
 
 def same_everywhere(job: Job) -> Plan:
-    """The method itself for every unit, or set to `keep` of the bytes of each."""
+    """Return the uniform plan: the method as it is for every unit, or sized to `keep` of the unit's bytes."""
     method, keep = job.size_spec.method, job.size_spec.keep
     if keep is None:
         return {unit.name: method for unit in job.units}

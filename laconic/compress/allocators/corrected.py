@@ -1,16 +1,14 @@
-"""Measured losses of blocks against predicted ones, and the held-out KL of a plan that was tried on a copy.
+"""Allocation by predicted losses, corrected by measured losses, with a fall-back to uniform allocation.
 
-The predicted loss is of second order, and takes each matrix as if all others stayed. Errors of early blocks go
-through all that follow, and large ones grow faster than their squares: of a model whose every matrix lost half of its
-weights the first block may cost twice what was predicted of it, and the last block hardly more. So a plan that spends
-by predictions alone takes too much from the first.
+The predicted loss of a matrix is a second-order approximation that assumes that all other matrices are unchanged. In
+fact the errors of early blocks propagate through all later blocks, and large errors grow faster than quadratically. If
+every matrix loses half of its weights, the first block may cost twice its prediction and the last block hardly more. A
+plan that uses the predictions alone therefore compresses the first blocks too much.
 
-Allocation by predicted losses, corrected by measured losses, with a fall-back to uniform allocation.
-
-Used by `spectrum` and by `global`, whose plans rest on predicted losses. The uniform plan is tried first. Each block's
-predictions are multiplied by the ratio of its measured loss to its predicted loss. On other calibration rows the
-resulting plan is then compared with the uniform one. The predictions are trusted where the rows cannot tell: factors
-that may be due to chance are 1, and uniform is taken only where it is ahead by more than one standard error.
+`spectrum` and `global` use this correction. First the uniform plan is applied to a copy of the model, and the predicted
+losses of each block are multiplied by the ratio of its measured to its predicted loss. Then the resulting plan is
+compared with the uniform plan on other calibration rows. Differences within the noise are ignored: correction factors
+that may be due to chance are 1, and the uniform plan is chosen only if it is better by more than one standard error.
 """
 
 from collections import defaultdict
@@ -35,29 +33,39 @@ Loss = Callable[[SolveGroup, Format], float]
 """The predicted loss of a unit in a format, in nats."""
 
 ROWS = 32
-"""Calibration rows that blocks are measured on, and as many others that judge between plans."""
+"""Calibration rows for measuring blocks; the same number of other rows compares the plans."""
 ROWS_OF_ONE = 256
-"""The same for tasks with one prediction a row, which need more rows for as many predictions."""
+"""The same for tasks with one prediction per row, which need more rows for the same number of predictions."""
 LEAST_FACTOR = 1 / 4
-"""Of the mean: a block whose place in the whole cannot be record from noise is not free."""
+"""Smallest correction factor, so that noise in a measurement cannot make a block free."""
 
 
 class Rows(NamedTuple):
-    """Calibration rows: to measure blocks on, and to judge plans on."""
+    """Calibration rows in two disjoint parts.
+
+    Args:
+        measured: rows to measure the loss of blocks on.
+        judging: rows to compare plans on.
+    """
 
     measured: list[Batch]
     judging: list[Batch]
 
 
 class Tried(NamedTuple):
-    """A copy of a model in which a plan was carried out, and the predicted loss of every unit, in nats."""
+    """A plan applied to a copy of a model.
+
+    Args:
+        lm: the copy.
+        losses: predicted loss of every unit in nats per prediction, by name.
+    """
 
     lm: LanguageModel
     losses: dict[str, float]
 
 
 def split_halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
-    """Split the rows into two disjoint halves of at most `most` rows; None where there are fewer than four."""
+    """Split the rows into two disjoint halves of at most `most` rows; None if there are fewer than two for each."""
     found: tuple[list[Batch], list[Batch]] = ([], [])
     for part, half in enumerate(found):
         left = most
@@ -71,7 +79,13 @@ def split_halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
 
 
 def compress_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
-    """Compress a copy of the model by `plan`; tensors that do not change are shared with the original."""
+    """Apply a plan to a copy of the model, which shares unchanged tensors with the original.
+
+    Args:
+        job: the model and its problems.
+        plan: the plan.
+        loss: the predicted loss of a unit in a format.
+    """
     copy, losses = job.lm.shallow_copy(), {}
     with evaluating(copy):
         for unit in job.track(planned_units(plan, job.groups), "Trying a plan"):
@@ -85,18 +99,18 @@ def compress_copy(job: Job, plan: Plan, loss: Loss) -> Tried:
 
 
 def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float]:
-    """Ratio of measured to predicted loss of each block, relative to the mean over blocks.
+    """Compute the ratio of measured to predicted loss of each block, relative to the mean over blocks.
 
-    A block's measured loss is the fall of the KL on `rows` when that block alone gets its original matrices back. Few
-    texts measure it poorly, so each ratio is shrunk towards the mean (`laconic.numerics.shrinkage`).
+    The measured loss of a block is the fall of the KL divergence when only this block gets its original matrices back.
+    With few texts it is noisy, so each ratio is shrunk towards the mean (`laconic.numerics.shrinkage`).
 
     Args:
         job: the budget, the model and its matrices.
-        tried: the model with a plan carried out, and the predicted loss of each unit.
-        rows: calibration rows that do not compare plans.
+        tried: a copy of the model with a plan applied, and the predicted loss of each unit.
+        rows: calibration rows that are not used to compare plans.
 
     Returns:
-        The factor of each block, at least `LEAST_FACTOR`; empty where the differences may be due to chance.
+        The factor of each block, at least `LEAST_FACTOR`; empty if the differences may be due to chance.
     """
     metric = KLMetric(job.lm, rows)
     blocks: dict[str, list[SolveGroup]] = defaultdict(list)
@@ -117,12 +131,12 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
 
 
 def block_name(unit: SolveGroup) -> str:
-    """The name of the block that a unit is in; of a unit outside all blocks, its own name."""
+    """Return the path of the block that a unit is in, or the unit's own name if it is outside all blocks."""
     return unit.sites[0].block or unit.name
 
 
 def measure_divergences(job: Job, tried: Tried, rows: Sequence[Batch]) -> Divergences:
-    """KL(original ‖ changed) of each text in `rows`."""
+    """Measure KL(original ‖ changed) of each text in `rows`, for the model that a plan was applied to."""
     with evaluating(job.lm), evaluating(tried.lm):
         return KLMetric(job.lm, rows).each(tried.lm)
 
@@ -136,29 +150,29 @@ def _restore_blocks(original: LanguageModel, changed: LanguageModel, units: Sequ
 
 
 ALLOCATED = "allocated"
-"""Key of a step's record: the allocation that was taken, and the held-out KL of it and of the other one."""
+"""Key in a step's record for the chosen allocation and the held-out KL divergence of both."""
 
 UNIFORM = "uniform"
 
 Factors = Mapping[str, float]
-"""Ratio of measured to predicted loss of each block, relative to the mean over blocks; 1 for a block without one."""
+"""Ratio of measured to predicted loss by block, relative to the mean over blocks; missing blocks have the factor 1."""
 
 
 def allocate_corrected(job: Job, asked: str, planned: Callable[[Factors], Allocated], loss: Loss) -> Allocated:
-    """The allocation plan by corrected losses, or the uniform plan where its held-out KL is clearly lower.
+    """Plan with corrected losses, or take the uniform plan if its held-out KL divergence is clearly lower.
 
-    One half of the calibration rows measures the factors, and the other half compares the two plans. Nothing is
-    measured where there are fewer than four rows. Nor is it where matrices have zeros already, because the uniform plan
-    then takes another number of bytes.
+    One half of the calibration rows is used to measure the factors, the other half to compare the two plans. Nothing is
+    measured if there are fewer than four rows, or if matrices are pruned already, because the uniform plan then takes a
+    different number of bytes.
 
     Args:
         job: the budget, the model and its matrices.
         asked: the name of the allocation in the record, `spectrum` or `global`.
         planned: makes the plan from the factor of each block.
-        loss: the predicted loss of a unit in a format, in nats.
+        loss: the predicted loss of a unit in a format, in nats per prediction.
 
     Returns:
-        The plan, and under `ALLOCATED` which of the two it is.
+        The chosen plan; its record says under `ALLOCATED` which of the two it is.
     """
     rows = None if job.data is None or _has_zeros(job) else split_halves(job.data.batches, _rows_needed(job.lm.task))
     if rows is None:

@@ -1,12 +1,11 @@
-"""One threshold for the scores of all matrices: where weights count least, most of them go.
+"""Allocation of sparsity by one threshold for the scores of the weights of all matrices.
 
-The matrices are scored one at a time and never held together (`laconic.numerics.threshold`). What comes out is how many
-weights each loses, as a sparsity of its own; the method then prunes by that as it does at any other. No matrix loses
-more than the method's `cap`, nor all, and those pruned before keep their zeros, which count.
+Matrices are scored one at a time, so the scores are never in memory together (`laconic.numerics.masks`). The result is
+a sparsity for each matrix, and the method then prunes each matrix to its sparsity. No matrix loses more than the
+method's `cap`, and every matrix keeps at least one weight. Zeros of earlier pruning stay and are counted.
 
-Scores that are predicted nats are corrected first, where there are calibration rows, by what each block costs when
-it is measured, and the plan gives way to the same sparsity for every matrix where that clearly diverges less
-(`laconic.compress.allocators.corrected`).
+If the scores are predicted losses and there are calibration rows, they are corrected by the measured loss of each
+block, and the uniform plan is used if it is clearly better (`laconic.compress.allocators.corrected`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +46,7 @@ class GlobalThreshold(Allocator):
 
     def plan(self, job: Job) -> Allocated:
         if GradCovariance not in job.size_spec.method.required_statistics:
-            # Its scores are no nats, which could be measured.
+            # These scores are not predicted losses, so they cannot be compared with measured losses.
             return Allocated(_plan_by_threshold(job, {}))
         return allocate_corrected(
             job, "global", lambda factors: Allocated(_plan_by_threshold(job, factors)), partial(_loss, job)
@@ -55,10 +54,10 @@ class GlobalThreshold(Allocator):
 
 
 def require_scores(method: Method) -> UnstructuredPruning:
-    """`method`, as one with a score for every weight.
+    """Return `method` if it scores every weight and selects weights within the whole matrix.
 
     Raises:
-        UserError: it has none, or chooses within smaller parts than a matrix.
+        UserError: it has no scores, or it selects weights within rows or patterns.
     """
     if not isinstance(method, UnstructuredPruning):
         raise UserError(
@@ -82,7 +81,7 @@ def _loss(job: Job, unit: SolveGroup, whole: Format) -> float:
 
 
 def _plan_by_threshold(job: Job, factors: Factors) -> Plan:
-    """The plan of one threshold for all scores times the factor of their block."""
+    """Plan with one threshold for all scores, which are multiplied by the factor of their block."""
     method = require_scores(job.size_spec.method)
     if job.size_spec.keep is None:
         assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
@@ -96,7 +95,7 @@ def _plan_by_threshold(job: Job, factors: Factors) -> Plan:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Matrices that lose weights together, by scores that are multiplied by the factor of their block."""
+    """Units that share one threshold."""
 
     method: UnstructuredPruning
     units: Sequence[SolveGroup]
@@ -108,10 +107,10 @@ class _Pool:
         return sum(_numel(unit) for unit in self.units)
 
     def of(self, sparsity: float) -> Plan:
-        """The plan that leaves this fraction of zeros, or those that are there where these are more.
+        """The plan with this fraction of zeros, or with the present zeros if there are more.
 
         Raises:
-            UserError: the caps do not allow it.
+            UserError: the caps do not allow that many zeros.
         """
         zeros = round(sparsity * self.numel)
         if zeros > self._most_zeros:
@@ -120,12 +119,15 @@ class _Pool:
         return self._plan_for_zeros(zeros)
 
     def plan_for_keep(self, keep: float, dtype: torch.dtype, stored: Mapping[str, float]) -> Plan:
-        """The plan that keeps this fraction of the bytes in `dtype`; of all of them, it leaves everything as it is.
+        """The plan that keeps this fraction of the bytes; 1 leaves every matrix as it is.
 
-        stored: the part of a matrix that is stored for itself, where that is not all of it.
+        Args:
+            keep: the fraction.
+            dtype: the dtype that weights are stored in.
+            stored: fraction of a unit's matrix that counts as its own, by name, for shared parameters; else 1.
 
         Raises:
-            UserError: the caps do not allow it.
+            UserError: the caps do not allow that many zeros.
         """
         if keep >= 1:
             return {unit.name: None for unit in self.units}
@@ -136,7 +138,7 @@ class _Pool:
             least = ceil(1e4 * ((self.numel - self._most_zeros) * dtype.itemsize + masks) / dense) / 1e4
             raise must_be("keep", f"at least {least:.4f}, {self._limit_reason}", keep)
         zeros = self.numel - min(kept, self.numel)
-        # Scores may depend on how many of the others go.
+        # Scores may depend on the sparsity.
         return replace(self, method=self.method.with_sparsity(zeros / self.numel))._plan_for_zeros(zeros)
 
     @cached_property
@@ -161,7 +163,7 @@ class _Pool:
     def _field(self, unit: SolveGroup) -> ScoredMatrix:
         support = self.problems[unit.name].stats.support
         gone = 0 if support is None else int((~support).sum())
-        # Rounded up, so that a cap on each matrix allows the same of all; but one weight of each stays.
+        # Rounded up, so that a sparsity equal to the cap is reached over all matrices; at least one weight stays.
         cap = min(ceil(self.method.cap * _numel(unit) - 1e-9), _numel(unit) - 1)
         return ScoredMatrix(lambda: self._scores(unit), cap, gone)
 
@@ -178,12 +180,12 @@ class _Pool:
         yield exclude_pruned(scores, problem.stats.support)
 
     def _sized_method(self, unit: SolveGroup, lost: int) -> Method | None:
-        # One that an earlier step left nothing of has nothing to lose either.
+        # A matrix of zeros only has nothing left to prune.
         return self.method.with_sparsity(sparsity_of(lost, _numel(unit))) if 0 < lost < _numel(unit) else None
 
 
 def sparsity_of(zeros: int, numel: int) -> float:
-    """The fraction with the fewest digits that stands for exactly this many zeros."""
+    """Return the decimal fraction with the fewest digits that gives exactly `zeros` zeros among `numel` weights."""
     fractions = (round(zeros / numel, digits) for digits in range(1, 17))
     return next(fraction for fraction in fractions if round(fraction * numel) == zeros)
 

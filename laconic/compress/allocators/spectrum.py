@@ -1,8 +1,7 @@
-"""The budget goes where the predicted loss falls most (`laconic.allocate.spectrum`), or to the slowest matrices.
+"""Spend the budget where it lowers the predicted loss most per unit of cost (`laconic.allocate.spectrum`).
 
-Of a budget in bytes the predictions are corrected first, where there are calibration rows, by what each block costs
-when it is measured, and the plan gives way to the same fraction for every matrix where that diverges less
-(`laconic.compress.allocators.corrected`).
+For a budget in bytes and with calibration rows, the predictions are corrected by the measured loss of each block, and
+the uniform plan is used if it is clearly better (`laconic.compress.allocators.corrected`).
 """
 
 from collections.abc import Mapping
@@ -48,13 +47,13 @@ class Spectrum(Allocator):
             for unit in job.track(all_units(job.groups), "Decomposing the layers")
         }
         if job.size_spec.currency != "bytes":
-            # The same fraction of the bytes of every matrix is no plan of the same cost.
+            # In other currencies the uniform plan has another cost, so the two plans cannot be compared.
             return _spend_budget(job, candidates, {})
         return allocate_corrected(job, "spectrum", partial(_spend_budget, job, candidates), partial(_loss, candidates))
 
 
 def _spend_budget(job: Job, candidates: CandidatesByUnit, factors: Factors) -> Allocated:
-    """The plan of least predicted loss, times the factor of its block, within each budget."""
+    """The plan with the least predicted loss within each budget; losses are multiplied by the factor of their block."""
     size_spec = job.size_spec
     assert size_spec.keep is not None, "a size of the method's own was refused"
     in_time = size_spec.currency == "latency"
@@ -73,7 +72,7 @@ def _scale_losses(options: Candidates, factor: float) -> Candidates:
 
 
 def _loss(candidates: CandidatesByUnit, unit: SolveGroup, whole: Format) -> float:
-    """The predicted loss of the largest candidate size that takes no more bytes than `whole`, else of the smallest."""
+    """The least predicted loss among candidates with at most the bytes of `whole`, or that of the smallest one."""
     all = candidates[unit.name].all
     within = [candidate for candidate in all if candidate.nbytes <= whole.nbytes()]
     return (

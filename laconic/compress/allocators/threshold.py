@@ -1,16 +1,15 @@
-"""Every matrix as small as an error of the whole model allows (`laconic.compress.allocators.threshold`).
+"""Make every matrix as small as a bound on the KL divergence of the whole model allows, by running the model.
 
-Sizes found by running the model: every module as small as an error of the whole model allows.
+Paper: P. Chen et al., "DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, rank selection. The
+allowed error is divided among the units in proportion to their measured time, so that slow units may shrink most. Units
+are processed in forward order. Each takes the smallest size of a grid for which the error of the whole model, with all
+earlier units compressed, is at most the sum of the shares so far. If there is no such size, the unit stays dense, and
+later units may use its share.
 
-Paper: P. Chen et al., "DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, rank selection: the
-error allowed is divided among the modules in proportion to their measured time, so that slow ones may shrink most;
-in forward order each takes the smallest size of a grid with which the whole model, all before it replaced, stays
-within the parts allotted so far. A module with no such size stays dense, and those after it may use its part.
-
-The paper raises the rank step by step. Here the grid is bisected, which runs the model four times for 15 sizes: a size
-is only taken once it was itself measured to be within the error, so where the error does not fall from size to size a
-module may end larger than it had to be, and never over the error. The error is the KL divergence from the original on
-the calibration rows, of which the paper's increase of the loss is an estimate with labels.
+The paper raises the rank step by step. Here the grid is bisected, which takes four runs of the model for 15 sizes. A
+size is taken only if its own error was measured and is within the bound. If the error does not fall monotonically with
+size, a unit may end up larger than necessary, but the bound always holds. The error is the KL divergence from the
+original on the calibration rows; the paper uses the increase of the task loss instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,11 +68,20 @@ class Threshold(Allocator):
 
 
 GRID = tuple(part / 16 for part in range(1, 16))
-"""The fractions of its bytes that a unit is tried at."""
+"""The fractions of a unit's bytes that are tried."""
 
 
 def allot_error(error: float, units: Sequence[SolveGroup], profile: Profile) -> dict[str, float]:
-    """The part of `error` that each unit may cause, by its name: in proportion to its time."""
+    """Divide the allowed error among units in proportion to their time.
+
+    Args:
+        error: allowed KL divergence of the whole model, in nats per prediction.
+        units: the units.
+        profile: time share of each layer; if no unit takes time, all get equal parts.
+
+    Returns:
+        The part of each unit, by name.
+    """
     times = {unit.name: sum(profile.uses[site.name].share for site in unit.sites) for unit in units}
     whole = sum(times.values())
     return {name: error * time / whole if whole else error / len(units) for name, time in times.items()}
@@ -87,7 +95,19 @@ def search_sizes(
     parts: Mapping[str, float],
     data: Calibration,
 ) -> Plan:
-    """The smallest size on the grid for each of `units`, in order, within the sum of their `parts` up to it."""
+    """Find the smallest size on the grid for each unit, in forward order.
+
+    Args:
+        lm: the original model, which is not changed.
+        method: the method without a size.
+        units: the units, in forward order.
+        problems: the problem of each unit, by name.
+        parts: the part of the allowed error of each unit, by name; unused parts pass to later units.
+        data: calibration data to measure the error on.
+
+    Returns:
+        A method with a size for each unit; None if the unit stays dense.
+    """
     plan: Plan = {}
     allowed = 0.0
     with evaluating(lm):
@@ -99,19 +119,19 @@ def search_sizes(
 
 
 def _sizes(method: Method, shape: tuple[int, int], dtype: torch.dtype) -> list[Method]:
-    """What `method` offers on the grid, smallest first, each once."""
+    """The distinct sizes of `method` on the grid, smallest first."""
     return list(dict.fromkeys(method.with_keep(keep, shape, dtype) for keep in GRID))
 
 
 class _Trial:
-    """A copy of a model in which layers are replaced, and its error against the original."""
+    """A copy of a model whose layers are replaced one after another, and its KL divergence from the original."""
 
     def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
         self._trial = replace(lm, model=deepcopy(lm.model))
         self._metric = KLMetric(lm, batches)
 
     def shrink(self, unit: SolveGroup, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
-        """Leave `unit` at the smallest of `sizes` with which the error is at most `allowed`; None where it is dense."""
+        """Replace `unit` by the smallest of `sizes` with an error of at most `allowed`; None if it stays dense."""
         chosen, layers = None, self._layers(unit)
         low, high, weight = 0, len(sizes), finite_weight(self._trial, unit, problem)
         while low < high:
