@@ -1,4 +1,4 @@
-"""Studies: a grid of recipes over models, tasks and seeds, which can be resumed, run by many workers, and reported.
+"""Studies: a study runs a grid of recipes over models, tasks and seeds. It can be resumed and run by several workers.
 
 Internal: it may change with any version.
 """

@@ -1,8 +1,9 @@
-"""The values of each axis: read from YAML one by one, with the place of every mistake.
+"""Read the values of the axes of a study from YAML. Error messages begin with the place of the mistake.
 
-`model`, `method`, `recipe`, `task`, `data`, `keep`, `allocate`, `targets` and `seed` mean what they do in a recipe;
-`then` is the steps after compression. Every other axis is a parameter, such as `sparsity` or `bits`: it is set in every
-method and step of the cell that has a parameter of that name. `{label: value}` gives a value another name in tables.
+The axes `model`, `method`, `recipe`, `task`, `data`, `keep`, `allocate`, `targets` and `seed` have the same meaning as
+in a recipe. The axis `then` has the steps after compression. Any other axis is a parameter of methods or steps, such as
+`sparsity` or `bits`: it is set in each method and step of the cell that has a parameter of that name. A value of the
+form `{label: value}` is shown in tables by its label.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,12 @@ Label = str | int | float | None
 
 @dataclass(frozen=True)
 class AxisValue:
-    """One value of an axis: the label that tables show, and what it means for a recipe."""
+    """One value of an axis.
+
+    Args:
+        label: its name in tables.
+        means: the value for the recipe, such as a number, a path, methods or steps.
+    """
 
     label: Label
     means: Any
@@ -36,7 +42,13 @@ class AxisValue:
 
 @dataclass(frozen=True)
 class MethodLine:
-    """A method or step that may still get parameters from other axes; `place` names its line in errors."""
+    """A method or step that may get further parameters from other axes.
+
+    Args:
+        name: the name of the method or step.
+        parameters: the parameters that were given with it.
+        place: its position in the file, for error messages.
+    """
 
     name: str
     parameters: Mapping[str, Any]
@@ -44,20 +56,20 @@ class MethodLine:
 
 
 Reader = Callable[[object, str, Path], AxisValue]
-"""Reads one value of YAML; the arguments are the value, its place for errors, and the folder of the study."""
+"""Reads one value of an axis. Arguments: the YAML value, its position for error messages, the folder of the study."""
 
 
 def axis_values(name: object, spelled: object, place: str, folder: Path) -> tuple[AxisValue, ...]:
-    """The values of one axis.
+    """Read the values of one axis.
 
     Args:
         name: the name of the axis.
-        spelled: its value in YAML: a list, or one value.
-        place: where it stands in the study, for errors.
-        folder: the folder of the study; paths in it are found first.
+        spelled: the YAML value: a list, or a single value.
+        place: the position of the axis in the file, for error messages.
+        folder: the folder of the study; a relative path is looked up there first.
 
     Raises:
-        UserError: there is no such axis, or a value is wrong or occurs twice.
+        UserError: there is no such axis, or a value is invalid or occurs twice.
 
     Example:
         >>> axis_values("keep", [{"half": 0.5}, 0.25], "study.axes.keep", Path())
@@ -90,12 +102,12 @@ def _parameters() -> set[str]:
 
 
 def to_list(spelled: object) -> list[Any]:
-    """A list of YAML as it is, and any other value as the only item of one."""
+    """The value itself if it is a list, else a list with the value as its only item."""
     return list(spelled) if isinstance(spelled, (list, tuple)) else [spelled]
 
 
 def _split_label(line: object, place: str) -> tuple[str | None, Any]:
-    """The label of a value, None where it has none, and the value."""
+    """Split `{label: value}` into label and value; for any other value the label is None."""
     if isinstance(line, Mapping):
         if len(line) != 1:
             raise must_be(place, "a value or {label: value}", dict(line))
@@ -105,7 +117,7 @@ def _split_label(line: object, place: str) -> tuple[str | None, Any]:
 
 
 def _text_reader(requirement: str, is_path: bool = True) -> Reader:
-    """Reads a text; one that is a path is looked up in the folder of the study."""
+    """Make a reader of text. With `is_path`, the text is looked up as a path in the folder of the study."""
 
     def read(line: object, place: str, folder: Path) -> AxisValue:
         label, text = _split_label(line, place)
@@ -129,7 +141,7 @@ def _recipe(line: object, place: str, folder: Path) -> AxisValue:
 
 
 def _method(line: object, place: str, folder: Path) -> AxisValue:
-    """A method, or several in order. In a mapping a method's name has parameters, and any other name is a label."""
+    """Read a method, or several in order. The key of a mapping is a method with its parameters, or else a label."""
     known = set(method_or_step_names())
     label = None
     if isinstance(line, Mapping) and len(line) == 1:
@@ -151,7 +163,7 @@ def _method_line(line: object, place: str, known: set[str]) -> MethodLine:
 
 
 def _spell_method(line: object) -> str:
-    """As the command line spells it."""
+    """The method as text in the form of the command line."""
     if isinstance(line, Mapping):
         name, parameters = next(iter(line.items()))
         spelled = ",".join(f"{key}={value}" for key, value in (parameters or {}).items())
@@ -208,13 +220,13 @@ def _parameter(line: object, place: str, folder: Path) -> AxisValue:
 
 
 def _find_beside(path: str, folder: Path) -> str:
-    """The path in the folder of the study if it exists there, else the path as it is."""
+    """The path relative to the folder of the study if it exists there, else the path unchanged."""
     beside = folder / expanded(path)
     return str(beside) if beside.exists() else path
 
 
 def _shorten_paths(values: Iterable[AxisValue]) -> tuple[AxisValue, ...]:
-    """The values with the last part of their paths as labels, where these differ."""
+    """Use the last part of each path as its label, if all of these are different."""
     values = tuple(values)
     names: list[Label] = [Path(str(value.label)).name for value in values]
     if len(set(names)) < len(values):
@@ -234,4 +246,4 @@ AXES: dict[str, Reader] = {
     "then": _then,
     "seed": _seed,
 }
-"""Readers of all axes that are no parameters, in the order of their columns in tables."""
+"""The reader of each axis that is not a parameter, in the order of the columns in tables."""

@@ -1,4 +1,4 @@
-"""A cell of a study, which is a recipe with a label on every axis; and the parts of its record that need no run."""
+"""A cell of a study (a recipe with a label on each axis), and the parts of its record that do not need a run."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from laconic.recipe.schema import Recipe, key_of, spell_recipe, spell_step
 from laconic.study.axes import Label
 
 VERSION = 1
-"""Of the layout of records."""
+"""The version of the layout of records."""
 DONE = "done"
 """The state of a cell with a result."""
 FAILED = "failed"
@@ -34,13 +34,13 @@ class Cell:
     """One point of the grid.
 
     Args:
-        axes: its label on every axis; None on an axis that does not apply to it.
-        recipe: its model before preparation, its steps and its evaluation.
-        prepare: steps that make the model which the recipe compresses, such as fine-tuning; other cells share the
-            result.
-        baseline: whether it evaluates the prepared model itself, without compressing it; other cells are compared with
-            that.
-        save: whether the compressed model is kept.
+        axes: its label on each axis; None on an axis that does not apply to it.
+        recipe: the model before preparation, the steps of compression and the evaluation.
+        prepare: steps that run before the recipe, such as fine-tuning. Cells with the same model and preparation share
+            the prepared model.
+        baseline: whether the cell evaluates the prepared model without compressing it. Other cells are compared with
+            this result.
+        save: whether to keep the compressed model.
 
     Example:
         >>> cell = Cell(axes={"model": "m", "method": "svd"}, recipe=Recipe(model="m", steps=()))
@@ -56,23 +56,23 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """The name of its record: a hash of everything that decides the result, in 16 hexadecimal digits."""
+        """The name of its record: a hash of its recipe and its preparation, in 16 hexadecimal digits."""
         spelled = [spell_recipe(self.recipe), [spell_step(step) for step in self.prepare]]
         return hashlib.sha256(json.dumps(spelled, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def preparation(self) -> Recipe | None:
-        """The recipe of the prepared model; None where the cell starts with the model as it is."""
+        """The recipe that produces the prepared model; None if there are no steps of preparation."""
         return replace(self.recipe, steps=self.prepare, evaluate=None) if self.prepare else None
 
     @property
     def context_key(self) -> str:
-        """The same for all cells that start with one model and the same data: they share its statistics."""
+        """A key that is equal for cells with the same prepared model and calibration data, which share statistics."""
         return key_of(replace(self.recipe, steps=self.prepare, evaluate=None))
 
     @property
     def original(self) -> "Cell":
-        """The baseline that it is compared with; data and seed matter to it only where a preparation uses them."""
+        """The baseline that the cell is compared with. It has data and a seed only if there is a preparation."""
         axes = {name: None for name in self.axes} | {name: self.axes.get(name) for name in ("model", "task")}
         axes["method" if "method" in axes else "recipe"] = ORIGINAL
         recipe = replace(self.recipe, steps=())
@@ -86,7 +86,7 @@ class Cell:
 
     @property
     def family(self) -> str:
-        """The kind of compression that reports group it by: that of its steps, or `combination` of several kinds."""
+        """The family of its methods and steps, by which reports group cells; `combination` for several families."""
         if self.baseline:
             return ORIGINAL
         families = {step.method.family if isinstance(step, Compress) else step.family for step in self.recipe.steps}
@@ -94,7 +94,7 @@ class Cell:
         return COMBINATION if len(families) > 1 else next(iter(families), TRAINING)
 
     def describe(self) -> str:
-        """As errors name it: "study at model m, method svd"."""
+        """The name of the cell in error messages, such as "study at model m, method svd"."""
         return "study at " + ", ".join(f"{name} {label}" for name, label in self.axes.items() if label is not None)
 
 
@@ -103,10 +103,13 @@ def record_header(cell: Cell, workers: int, device: str = "cpu") -> dict[str, An
 
     Args:
         cell: the cell.
-        workers: how many cells were measured at the same time.
-        device: where each of them was measured.
+        workers: the number of cells that were measured at the same time.
+        device: the device on which each was measured.
+
+    Returns:
+        JSON values: key, labels, recipe, machine, versions and time.
     """
-    # On the CPU the processor is part of `machine`.
+    # For the CPU, `machine` names the processor already.
     accelerator = {} if device == "cpu" else {"device": describe_device(torch.device(device))["device"]}
     return {
         "version": VERSION,
@@ -123,7 +126,7 @@ def record_header(cell: Cell, workers: int, device: str = "cpu") -> dict[str, An
 
 
 def failure(kind: str, message: str) -> dict[str, Any]:
-    """The part of a failed cell's record that names the error: its class and its message on one line.
+    """The part of the record of a failed cell that describes the error: its class and its message on one line.
 
     Example:
         >>> failure("MemoryError", "")
@@ -134,7 +137,7 @@ def failure(kind: str, message: str) -> dict[str, Any]:
 
 
 def replace_non_finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with None for every number that JSON cannot hold; `not_finite` lists these by their path.
+    """Replace NaN and infinities in a record by None, as JSON has no such numbers; `not_finite` lists them by path.
 
     Example:
         >>> replace_non_finite({"loss": {"kl": [1.0, float("nan")]}})

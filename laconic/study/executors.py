@@ -1,4 +1,4 @@
-"""Executors measure the cells of a study, in this process or in several processes of this machine."""
+"""Executors measure the cells of a study in this process, or in several processes on this machine."""
 
 import contextlib
 import os
@@ -20,18 +20,18 @@ from laconic.study.cells import failure, record_header
 from laconic.study.worker import Job, Worker
 
 ATTEMPTS = 3
-"""How many workers may be lost while they measure one cell."""
+"""The number of worker processes that may die on the same cell before the cell counts as failed."""
 
 
 class Executor(Protocol):
-    """Measures jobs, and takes the next one when a worker is free."""
+    """Measures jobs. It takes the next job from the iterator when a worker is free."""
 
     def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """The records of all jobs, in the order in which they are finished.
+        """Measure jobs, and yield their records in the order in which they finish.
 
         Args:
-            jobs: the jobs. None stands for a job that needs the result of a running one: the executor waits for the
-                next record before it asks again, and stops if no job is running.
+            jobs: the jobs. None means that the next job needs the result of a running one: the executor then waits for
+                the next record before it takes another item, and stops if no job is running.
         """
         ...
 
@@ -41,8 +41,8 @@ class InProcess:
     """Measures one cell after another in this process.
 
     Args:
-        folder: the study's folder on this machine, or None.
-        device: where models run.
+        folder: the local folder of the study; None if the study is at a URL.
+        device: the device on which models run.
         track: reports progress.
     """
 
@@ -52,11 +52,11 @@ class InProcess:
 
     @cached_property
     def _worker(self) -> Worker:
-        """One worker for all runs, which keeps its model between them."""
+        """The worker, which keeps the loaded model between runs."""
         return Worker(self.folder, self.device, track=self.track)
 
     def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """As `Executor.run`; records come in the order of the jobs."""
+        """Measure jobs one after another, and yield their records in the order of the jobs."""
         for job in jobs:
             if job is None:
                 return
@@ -65,7 +65,14 @@ class InProcess:
 
 @dataclass
 class WorkerProcess:
-    """A process, the connection to it, its job, and how many workers have tried that job."""
+    """A worker process.
+
+    Args:
+        process: the process.
+        connection: the pipe to it.
+        job: the job that it is measuring; None while it is idle.
+        attempt: the number of workers that have tried this job, including this one.
+    """
 
     process: SpawnProcess
     connection: Connection
@@ -75,14 +82,15 @@ class WorkerProcess:
 
 @dataclass(frozen=True)
 class Processes:
-    """Measures cells in processes that share out the cores; a cell whose process dies is measured again in another.
+    """Measures cells in several processes, each with an equal share of the CPU cores.
 
-    `concurrent.futures` does not fit: when one of its processes dies, it drops the jobs of all others.
+    If a process dies, another one measures its cell again. `concurrent.futures` is not used, because it drops all other
+    jobs when a process dies.
 
     Args:
-        folder: the study's folder on this machine, or None.
-        workers: how many processes.
-        device: where models run.
+        folder: the local folder of the study; None if the study is at a URL.
+        workers: the number of processes.
+        device: the device on which models run.
     """
 
     folder: Path | None
@@ -90,7 +98,7 @@ class Processes:
     device: str = "cpu"
 
     def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """As `Executor.run`."""
+        """Measure jobs, and yield their records in the order in which they finish."""
         queue = iter(jobs)
         workers: list[WorkerProcess] = []
         try:
@@ -124,12 +132,12 @@ class Processes:
 
     def _assign(self, worker: WorkerProcess, job: Job, attempt: int = 1) -> None:
         worker.job, worker.attempt = job, attempt
-        # A worker that died while it was idle is found in `_receive`, as its connection is closed.
+        # `_receive` detects a worker that died while idle, because its connection is closed.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             worker.connection.send(job)
 
     def _receive(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> dict[str, Any] | None:
-        """The record of a worker's job; None where the worker was lost and another one has the job now."""
+        """The record of a worker's job; None if the worker died and another one has taken over the job."""
         job = worker.job
         assert job is not None
         try:
@@ -153,13 +161,21 @@ class Processes:
         threads = max(1, torch.get_num_threads() // self.workers)
         process = context.Process(target=serve, args=(other, self.folder, self.device, self.workers, threads))
         process.start()
-        # With this end closed here, the death of the process closes the connection.
+        # This process closes its copy of the other end, so that the death of the worker closes the connection.
         other.close()
         return WorkerProcess(process, connection)
 
 
 def serve(connection: Connection, folder: Path | None, device: str, workers: int, threads: int) -> None:
-    """The main function of a worker process: measure every job that is sent, until the connection is closed."""
+    """The main function of a worker process: measure each received job until the connection is closed.
+
+    Args:
+        connection: receives jobs and sends records.
+        folder: the local folder of the study; None if the study is at a URL.
+        device: the device on which models run.
+        workers: the number of worker processes; records contain it.
+        threads: the number of CPU threads for torch.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     worker = Worker(folder, device, workers, threads)
@@ -171,7 +187,7 @@ def serve(connection: Connection, folder: Path | None, device: str, workers: int
 
 
 def _exit_with_parent() -> None:
-    """End this process when its runner was killed; the next run of the study measures its cell."""
+    """End this process when its parent was killed. The next run of the study measures its cell."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""The cells of a study: the product of its axes with the included points, without the excluded ones, and baselines."""
+"""The cells of a study: the product of its axes and the included points, minus the excluded points, plus baselines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -20,12 +20,15 @@ from laconic.study.schema import Study
 from laconic.typed import construct
 
 COMMON_AXES = ("model", "task", "data", "recipe", "method", "seed")
-"""Axes on which an included point that names no value gets every value; all others do not apply to it then."""
+"""Axes that an included point need not name: it is then included for each of their values.
+
+An included point has no value on other axes that it does not name.
+"""
 Point = Mapping[str, AxisValue]
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """All cells of a study, each once.
+    """All cells of a study, without duplicates.
 
     Args:
         study: as `read_study` returns it.
@@ -35,7 +38,7 @@ def cells_of(study: Study) -> list[Cell]:
         cells that share a model, its statistics or a method's intermediate results next to each other.
 
     Raises:
-        UserError: a cell is impossible (the sentence names it), no cell is left, or an axis applies to no cell.
+        UserError: a cell is impossible (the message names it), no cell is left, or an axis applies to no cell.
 
     Example:
         >>> from pathlib import Path
@@ -59,7 +62,7 @@ def cells_of(study: Study) -> list[Cell]:
 
 
 def _sort(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells by model and context, in each context first their baselines and then one method after another."""
+    """Sort cells by model and context. Within a context the baselines come first, then the cells method by method."""
     methods = list(dict.fromkeys(map(_method_label, cells)))
     contexts: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
@@ -104,7 +107,7 @@ def _preparation(study: Study, point: Point) -> tuple[Step, ...]:
 
 
 def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
-    """The recipe at a point, and the axes that do not apply to it."""
+    """The recipe at a point of the grid, and the names of the axes that do not apply to it."""
     means = {name: value.means for name, value in point.items()}
     given: Recipe | None = means.get("recipe")
     parameters = {name: value for name, value in means.items() if name not in AXES}
@@ -137,7 +140,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
 
 
 def _task_data(task: str | None) -> str | None:
-    """The source of a task's rows, whose training split can serve for calibration."""
+    """The data source of a task; its training split is the default calibration data."""
     if task is None:
         return None
     ((_, source),) = select_tasks((task,), compared=True).sources
@@ -145,7 +148,7 @@ def _task_data(task: str | None) -> str | None:
 
 
 def _build(line: MethodLine, parameters: Mapping[str, object]) -> Method | Step:
-    """The method or step of a line, with its parameters from other axes; without them it may be incomplete."""
+    """Create a method or step with its own parameters and those from other axes."""
     kind = find_method_or_step(line.name)
     assert kind is not None, "axes hold only names that there are"
     names = {field.name for field in fields(kind)}
@@ -156,7 +159,7 @@ def _build(line: MethodLine, parameters: Mapping[str, object]) -> Method | Step:
 def _to_steps(
     study: Study, lines: Sequence[Method | Step], settings: Mapping[str, Any]
 ) -> tuple[tuple[Step, ...], set[str]]:
-    """The steps with methods lifted to `compress`, and the axes in `settings` that apply to none of the lines."""
+    """Wrap methods in `compress` steps; also return the names of the axes in `settings` that apply to no line."""
     keep = settings.get("keep") if any(takes_keep(line) for line in lines) else None
     ignored = set[str]() if any(isinstance(line, Method) for line in lines) else set(settings) - {"keep"}
     if "keep" in settings and keep is None:
@@ -172,7 +175,7 @@ def _to_steps(
 def _override_compress(
     lines: Sequence[Method | Step], settings: Mapping[str, Any]
 ) -> tuple[tuple[Step, ...], set[str]]:
-    """The steps of a recipe with `settings` in each of its `compress`; without any, all settings are ignored."""
+    """Apply `settings` to each `compress` step of a recipe; also return the names of settings that were not used."""
     steps = tuple(line for line in lines if isinstance(line, Step))
     methods = [step.method for step in steps if isinstance(step, Compress)]
 
@@ -181,7 +184,7 @@ def _override_compress(
             return step
         if "allocate" not in settings:
             return replace(step, **settings)
-        # An allocator may apply to some of the methods only.
+        # An allocation may apply to only some of the methods.
         return replace(step, **{**settings, "allocate": allocation_of(step.method, settings["allocate"], methods)})
 
     return tuple(map(override, steps)), set[str]() if methods else set(settings)
@@ -190,7 +193,7 @@ def _override_compress(
 def _set_parameters(
     parts: Sequence[Method | Step], parameters: Mapping[str, object]
 ) -> tuple[tuple[Method | Step, ...], set[str]]:
-    """The methods and steps with these parameters, and the names of parameters that none of them has."""
+    """Set parameters in all methods and steps that have them; also return the names of parameters that none has."""
     ignored: set[str] = set()
     for name, value in parameters.items():
         changed = [_set_parameter(part, name, value) for part in parts]
@@ -201,7 +204,7 @@ def _set_parameters(
 
 
 def _set_parameter(part: Any, name: str, value: object) -> Any:
-    """The step or method with the parameter set, also in methods within it; itself if none has the parameter."""
+    """A copy with the parameter set, also in nested methods; `part` itself if nothing has the parameter."""
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     inner = {field: method for field, method in values.items() if isinstance(method, Method)}
     changes = {

@@ -1,8 +1,8 @@
-"""The ledger of a study: a folder with one JSON file for each finished cell, and the study itself beside it.
+"""The ledger of a study: a folder with one JSON file for each finished cell, and a copy of the study.
 
-A record appears whole once its cell is finished, and counts only under the name of its cell. A file of that name that
-is no valid record (half a file, one of another version) is moved aside when the cell is measured again. Other invalid
-files are reported and left alone.
+A record is written atomically when its cell is finished; its file name is the key of the cell. An invalid file of that
+name (truncated, or of another version) is moved to another folder, and the cell is measured again. Other invalid files
+are reported and not changed.
 """
 
 import json
@@ -19,7 +19,7 @@ from laconic.study.shared_folder import LEASE, Folder, Leases
 
 CELLS, RECORD = "cells", ".json"
 DAMAGED = ".damaged"
-"""The folder, within that of the records, for invalid files."""
+"""The subfolder of the records for invalid files."""
 STUDY, ABOUT, TITLE = "study.yaml", "about.json", "A study"
 
 REQUIRED = frozenset({"key", "version", "state", "axes"})
@@ -29,7 +29,7 @@ TYPES: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("key", "family", "finished"), str),
     **dict.fromkeys(("bytes", "dense_bytes", "file_bytes"), int | float),
 }
-"""Types of the fields of a record; those that are not required may be None or missing."""
+"""The type of each field of a record. A field that is not required may be None or missing."""
 
 Record = Mapping[str, Any]
 """The JSON of one cell."""
@@ -37,7 +37,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class InvalidFile:
-    """A file in the folder of records that is no valid record, and the reason."""
+    """A file in the folder of records that is not a valid record, with the reason."""
 
     name: str
     reason: str
@@ -47,10 +47,10 @@ class Ledger:
     """The records of a study, and the leases that this runner holds.
 
     Args:
-        location: the folder or URL of the study; records are in its folder `cells`, which is made where it is missing.
+        location: the folder or URL of the study. Records are in its subfolder `cells`, which is created if necessary.
 
     Raises:
-        UserError: the location cannot be used.
+        UserError: the location cannot be accessed.
 
     Example:
         >>> ledger = Ledger("memory://study")
@@ -67,11 +67,11 @@ class Ledger:
 
     @staticmethod
     def is_at(location: str) -> bool:
-        """Whether there is a ledger; always True for a URL, which is not read."""
+        """Whether a folder contains a ledger. Always True for a URL, which is not accessed."""
         return "://" in location or (expanded(location) / CELLS).is_dir()
 
     def read(self, key: str) -> Record | InvalidFile | None:
-        """The record of a cell, or the invalid file that has its name; None where there is no file."""
+        """The record of a cell, or a description of the invalid file with its name; None if there is no file."""
         return self._read(f"{key}{RECORD}")
 
     def keys(self) -> set[str]:
@@ -79,13 +79,13 @@ class Ledger:
         return {name.removesuffix(RECORD) for name in self._folder.names() if name.endswith(RECORD)}
 
     def all(self) -> tuple[list[Record], list[InvalidFile]]:
-        """All valid records, in the order of their names, and all other files but leases."""
+        """All valid records, sorted by file name, and all invalid files; leases are left out."""
         files = [self._read(name) for name in self._folder.names() if not name.endswith(LEASE)]
         invalid = [file for file in files if isinstance(file, InvalidFile)]
         return [file for file in files if file is not None and not isinstance(file, InvalidFile)], invalid
 
     def claim(self, key: str) -> bool:
-        """Take the lease of a cell; False where another runner holds it, or finished the cell in the meantime."""
+        """Take the lease of a cell. False if another runner holds it, or has finished the cell in the meantime."""
         if not self.leases.claim(key):
             return False
         if self.read(key) is None:
@@ -94,12 +94,15 @@ class Ledger:
         return False
 
     def move_invalid(self, key: str) -> InvalidFile | None:
-        """Move the file of a cell's record aside if it is invalid, and return it; None where it is valid or missing.
+        """Move the file of a cell's record to another folder if it is invalid.
+
+        Returns:
+            The invalid file; None if the file is valid or missing.
 
         Raises:
-            UserError: it cannot be moved.
+            UserError: the file cannot be moved.
         """
-        # Another runner may have moved it and written a record since.
+        # Another runner may have moved the file in the meantime, and written a record.
         with self._folder.lock():
             file = self.read(key)
             if not isinstance(file, InvalidFile):
@@ -115,7 +118,7 @@ class Ledger:
         return InvalidFile(f"{CELLS}/{to}", file.reason)
 
     def remove_stale_leases(self) -> None:
-        """Remove leases of finished cells, which a runner leaves that is killed right after it wrote a record."""
+        """Remove leases of finished cells. They remain if a runner is killed right after it wrote a record."""
         finished = self.keys()
         for name in self._folder.names():
             if name.endswith(LEASE) and name.removesuffix(LEASE) in finished:
@@ -161,13 +164,13 @@ class Ledger:
 
 
 def _is_record(value: object) -> bool:
-    """Whether `value` has all fields that readers of records rely on, with their types."""
+    """Whether `value` has all required fields, with the right types."""
     if not isinstance(value, dict) or not value.keys() >= REQUIRED or value["axes"] is None:
         return False
     if not all(isinstance(value[name], type_) for name, type_ in TYPES.items() if value.get(name) is not None):
         return False
     if value["state"] == FAILED:
-        # A cell whose worker was lost has no seconds.
+        # A cell whose worker died has no `seconds`.
         return {"kind", "sentence"} <= (value.get("error") or {}).keys()
     return value["state"] == DONE and isinstance((value.get("seconds") or {}).get("total"), (int, float))
 
@@ -175,14 +178,14 @@ def _is_record(value: object) -> bool:
 def save_study(
     location: str, title: str | None, text: str, cells: Iterable[Cell], overrides: Sequence[str] = ()
 ) -> None:
-    """Write the study beside its records, for those who read them.
+    """Write the study and the keys of its cells into its folder, for reports.
 
     Args:
         location: the folder or URL of the study.
-        title: what reports call it; `TITLE` where it is None.
-        text: its YAML as it was read.
-        cells: its cells. Records of other cells may be in the same folder, from an earlier form of the study.
-        overrides: the `key=value` arguments that changed the YAML.
+        title: the title in reports; None for `TITLE`.
+        text: the YAML text of the study.
+        cells: its cells. The folder may also contain records of other cells, from earlier versions of the study.
+        overrides: the `key=value` arguments that replaced values of the YAML.
     """
     folder = Folder(location)
     folder.write(STUDY, text)
@@ -196,9 +199,13 @@ def title_of(location: str) -> str:
 
 
 def of_the_study(location: str, records: Sequence[Record]) -> list[Record]:
-    """Those of `records` that belong to the study as it was last run at `location`; all of them if that is not known.
+    """The records that belong to the last run of the study; all records if the folder does not name its cells.
 
-    A study that was first tried on fewer rows leaves records there that cannot be compared with the later ones.
+    An earlier run with other settings, such as fewer rows, leaves records that are not comparable.
+
+    Args:
+        location: the folder or URL of the study.
+        records: records from its ledger.
     """
     keys = _about(location).get("cells")
     return [record for record in records if record["key"] in keys] if isinstance(keys, list) else list(records)

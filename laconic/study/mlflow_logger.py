@@ -1,8 +1,8 @@
-"""Cells as runs in MLflow, for users who keep all experiments there. The ledger remains the only source of results.
+"""Log the cells of a study as runs in MLflow. Results are never read from there: reports use the ledger.
 
-Each record is logged once: the tags of a run name the key, the state and the finish time of its record. A run that a
-killed runner left unfinished is replaced. When the server is away the study goes on, and its next run logs what is
-missing.
+Each record is logged once; the tags of a run contain the key, the state and the finish time of its record. An
+unfinished run of a killed process is replaced. If the server is not reachable, the study continues, and its next run
+logs the missing records.
 """
 
 import json
@@ -21,18 +21,18 @@ from laconic.study.ledger import Record
 from laconic.study.shared_folder import Folder
 
 STORE, ARTIFACTS = "mlflow.db", "mlflow"
-"""Files of a local store, in the folder of a study."""
+"""Files of the local store in the folder of a study."""
 RECORD = "record.json"
 PREFIX = "laconic."
 IDENTITY = ("key", "state", "finished")
-"""The tags by which the run of a record is found."""
+"""The tags by which the MLflow run of a record is found."""
 LIBRARIES, SQL_LIBRARIES = ("mlflow",), ("sqlalchemy", "alembic")
 SQL = re.compile(r"(sqlite|postgresql|mysql|mssql)\b")
 FORBIDDEN = re.compile(r"[^\w\-. :/]")
 LONGEST = 250
-"""Characters of a name in MLflow."""
+"""The largest number of characters in a name in MLflow."""
 SETTINGS = ("data", "samples", "max_length", "batch_size", "labels")
-"""Values of a recipe that are parameters of a run, beside the axes."""
+"""Fields of the recipe that are logged as parameters of a run, in addition to the axes."""
 
 
 def check_logging(target: bool | str, location: str) -> None:
@@ -43,7 +43,7 @@ def check_logging(target: bool | str, location: str) -> None:
         location: the folder or URL of the study.
 
     Raises:
-        UserError: the target is no tracking URI, or a library is not installed.
+        UserError: the target is not a tracking URI, or a library is not installed.
 
     Example:
         >>> check_logging("server", "study")
@@ -62,7 +62,9 @@ def check_logging(target: bool | str, location: str) -> None:
 
 
 class MlflowLogger:
-    """Logs records of a study as runs of one experiment; `missed` counts those that failed, `reason` says why.
+    """Logs records of a study as runs of one MLflow experiment.
+
+    The attribute `missed` is the number of records that could not be logged, and `reason` is the error.
 
     Args:
         location: the folder or URL of the study.
@@ -100,7 +102,7 @@ class MlflowLogger:
         self._experiment = experiment.experiment_id
 
     def add(self, record: Record) -> None:
-        """Log a record as a run, unless it has one; after the first failure records are only counted as missed."""
+        """Log a record unless it is logged already. After a first failure, records are only counted in `missed`."""
         if self.reason:
             self.missed += 1
             return
@@ -113,7 +115,7 @@ class MlflowLogger:
             self.reason = reason_of(error)
 
     def _is_logged(self, record: Record) -> bool:
-        """Whether a finished run of the record exists; an unfinished one is deleted."""
+        """Whether there is a finished run for the record. An unfinished run is deleted."""
         filters = (f"tags.`{PREFIX}{name}` = '{record[name]}'" for name in IDENTITY)
         for run in self._client.search_runs([self._experiment], " and ".join(filters)):
             if run.info.status != "RUNNING":
@@ -146,7 +148,7 @@ def _params(record: Record) -> dict[str, str]:
 
 
 def _metrics(record: Record) -> dict[str, float]:
-    """The numbers of the record's row in results.csv."""
+    """The numbers in the row of the record in results.csv."""
     results = results_table([record])
     return {
         _valid_name(name): value
@@ -156,5 +158,5 @@ def _metrics(record: Record) -> dict[str, float]:
 
 
 def _valid_name(name: str) -> str:
-    """A name that MLflow accepts; some stores use names as paths."""
+    """The name with characters replaced that MLflow does not accept; some stores use names as paths."""
     return posixpath.normpath(FORBIDDEN.sub("_", name))[:LONGEST]

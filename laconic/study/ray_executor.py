@@ -1,4 +1,4 @@
-"""Cells on a Ray cluster: each worker is an actor with its own cores; Ray restarts a lost one and its cell."""
+"""Measure cells on a Ray cluster. Each worker is an actor with its own cores; Ray restarts actors that die."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -15,9 +15,9 @@ from laconic.study.executors import ATTEMPTS
 from laconic.study.worker import Job, Worker
 
 PASSED_VARIABLES = ("LACONIC_", "HF_")
-"""Beginnings of environment variables that name data, models and caches; workers get those of this process."""
+"""Prefixes of the environment variables that are copied to workers: paths of data, models and caches."""
 LOCAL: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
-"""Settings of a cluster that is started for a study. By default Ray gives its workers a lower priority."""
+"""Settings of a cluster that is started for a study. By default Ray would run workers at a lower priority."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class RayExecutor:
     """Measures cells in actors on a Ray cluster.
 
     Args:
-        folder: the study's folder, if every machine of the cluster has it under this path; else None.
-        workers: how many actors.
-        address: of the cluster; None starts one on this machine.
-        threads: cores of each worker; None for an equal share of this machine's.
-        gpus: GPUs of each worker. Ray hides GPUs from workers that ask for none.
-        device: where models run.
+        folder: the folder of the study, if all machines of the cluster have it at this path; else None.
+        workers: the number of actors.
+        address: the address of the cluster; None starts a cluster on this machine.
+        threads: CPU cores of each worker; None for an equal share of the cores of this machine.
+        gpus: GPUs of each worker, possibly a fraction. Ray hides all GPUs from a worker with 0.
+        device: the device on which models run.
     """
 
     folder: Path | None
@@ -41,7 +41,7 @@ class RayExecutor:
     device: str = "cpu"
 
     def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """The records of all jobs, in the order in which they are finished.
+        """Measure jobs, and yield their records in the order in which they finish.
 
         Raises:
             UserError: Ray is not installed, or there is no cluster at `address`.
@@ -52,7 +52,7 @@ class RayExecutor:
         running: dict[Any, tuple[Any, Job]] = {}
         try:
             while True:
-                # Actors are started for jobs: where other runners hold all cells, there are none.
+                # An actor is started only when there is a job: other runners may hold all cells.
                 while len(running) < self.workers and (job := next(queue, None)) is not None:
                     actor = idle.pop() if idle else self._start_actor(ray)
                     running[actor.measure.remote(job)] = (actor, job)
@@ -86,10 +86,10 @@ class RayExecutor:
 
 
 def connect(address: str | None) -> Any:
-    """The module `ray`, after connecting this process to a cluster.
+    """Connect this process to a Ray cluster, and return the module `ray`.
 
     Args:
-        address: of the cluster; None starts one on this machine.
+        address: the address of the cluster; None starts a cluster on this machine.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at `address`.

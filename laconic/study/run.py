@@ -1,4 +1,4 @@
-"""A run of a study: cells are checked, and each one without a record is claimed, measured and written."""
+"""Run a study: check all cells, then claim and measure each cell without a record, and write its record."""
 
 import time
 import warnings
@@ -25,30 +25,30 @@ from laconic.study.mlflow_logger import MlflowLogger
 from laconic.study.worker import COLLECTED, Job
 
 POLL_SECONDS = 2.0
-"""Seconds between two looks for records of cells that another runner measures."""
+"""Seconds between two checks for the records of cells that other runners are measuring."""
 BATCH, LENGTH, RUNS = 8, 64, 2
-"""Conditions of the forward pass that an estimate is based on."""
+"""The batch size, length and number of runs of the forward pass that is timed for an estimate."""
 OVERHEAD_SECONDS = 2.0
-"""To save a model, load it and read the rows."""
+"""The estimated seconds for saving a model, loading it and reading data."""
 STATS_PASSES = 4.0
-"""Forward passes that a calibration row costs: forward, backward, and the sums."""
+"""The estimated cost of a calibration row in forward passes: forward, backward and the sums of statistics."""
 COMPARED_PASSES = 3
-"""Forward passes that a row of a task costs where the model is compared with the original."""
+"""The estimated cost of a row of a task in forward passes, if the model is compared with the original."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of a study did.
+    """The result of a run of a study.
 
     Args:
-        measured: cells that this run finished, with failed ones.
-        found: cells that were finished before, or by another runner meanwhile.
-        failed: the records of all failed cells, of this run and of earlier ones.
-        surveys: how many times this run collected statistics.
-        moved: invalid files that had the names of records; their cells were measured again.
-        invalid: other files in the ledger that are no valid records.
-        seconds: of this run.
-        cell_seconds: of its cells, added up.
+        measured: the number of cells that this run finished, including failed ones.
+        found: the number of cells that an earlier run or another runner finished.
+        failed: the records of all failed cells, from this run and from earlier runs.
+        surveys: how often this run collected statistics.
+        moved: invalid files with the names of records; they were moved, and their cells were measured again.
+        invalid: other files in the ledger that are not valid records.
+        seconds: the duration of this run.
+        cell_seconds: the sum of the durations of the cells that it measured.
     """
 
     measured: int
@@ -65,13 +65,13 @@ def check_cells(cells: Sequence[Cell]) -> None:
     """Check that every cell can be measured, without reading weights.
 
     Args:
-        cells: as `cells_of` returns them. The structure of all models is read before the data of the first one.
+        cells: the result of `cells_of`. The structure of all models is checked before any data are read.
 
     Raises:
-        UserError: a cell cannot be measured; the sentence begins with its labels.
+        UserError: a cell cannot be measured; the message begins with its labels.
     """
     structures, models = _skeletons(cells), dict[str, LanguageModel]()
-    # Neighbouring cells have the same data.
+    # Consecutive cells usually have the same data.
     read_cached = lru_cache(maxsize=1)(read)
     rows_cached = lru_cache(maxsize=4)(load_corpus)
     for cell in cells:
@@ -86,7 +86,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
 
 
 def _skeletons(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
-    """Every model by its name, without weights."""
+    """Each model of the cells without weights, by name."""
     models: dict[str, LanguageModel] = {}
     for cell in cells:
         if cell.recipe.model not in models:
@@ -118,12 +118,15 @@ def run_study(
     Other runners may work on the same ledger at the same time; no cell is measured twice.
 
     Args:
-        cells: as `cells_of` returns them, checked by `check_cells`.
-        ledger: where records are written.
-        executor: what measures the cells.
-        retry: also measure cells that failed.
-        logger: where every record is logged, earlier ones too.
+        cells: the result of `cells_of`, after `check_cells`.
+        ledger: the ledger for the records.
+        executor: measures the cells.
+        retry: whether to measure failed cells again.
+        logger: logs all records in MLflow, including those of earlier runs; None for no logging.
         track: reports progress.
+
+    Returns:
+        The counts, failed records and times of the run.
 
     Raises:
         UserError: a record cannot be written, or an invalid file cannot be moved aside. Finished cells are kept.
@@ -168,7 +171,7 @@ def run_study(
 
 
 def _move_invalid_files(cells: Iterable[Cell], ledger: Ledger) -> tuple[InvalidFile, ...]:
-    """Move invalid files that have the names of records aside, with a warning for each."""
+    """Move invalid files with the names of records to another folder, with a warning for each."""
     moved = tuple(filter(None, (ledger.move_invalid(cell.key) for cell in cells)))
     for file in moved:
         warnings.warn(
@@ -182,7 +185,7 @@ def _move_invalid_files(cells: Iterable[Cell], ledger: Ledger) -> tuple[InvalidF
 def _measure(
     missing: Sequence[Cell], cells: Sequence[Cell], ledger: Ledger, executor: Executor
 ) -> Iterator[Record | None]:
-    """The records of all `missing` cells as they are finished; None for one that another runner has written."""
+    """Measure the `missing` cells, and yield their records; None for a cell that another runner finished."""
     left = {cell.key: cell for cell in missing}
     first_steps = _first_steps(cells)
     originals = {cell.key: cell.original.key for cell in missing}
@@ -199,7 +202,7 @@ def _measure(
 
 
 def _first_steps(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
-    """By context, the first steps of all its cells, whose statistics are collected together."""
+    """For each context, the first steps of its cells; the statistics for all of them are collected in one pass."""
     steps: dict[str, tuple[Compress, ...]] = {}
     for cell in cells:
         first = cell.recipe.steps[0] if cell.recipe.steps else None
@@ -215,9 +218,9 @@ def _claim_jobs(
     first_steps: Mapping[str, tuple[Compress, ...]],
     ledger: Ledger,
 ) -> Iterator[Job | None]:
-    """Jobs for cells that can be claimed at the moment when a worker is free.
+    """Yield jobs for cells that this runner can claim at the moment when a worker is free.
 
-    None while all cells that are left wait for their baselines, whose scores are reused.
+    Yields None while all remaining cells wait for their baselines, whose scores they need.
     """
     waiting = dict(left)
     while waiting:
@@ -232,15 +235,15 @@ def _claim_jobs(
 
 
 def estimate_seconds(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, float]:
-    """About how many seconds each cell takes.
+    """Estimate the duration of each cell.
 
     Args:
         cells: the cells to estimate.
-        records: finished cells. The median over records of the same model, task and method is used; where there is
-            none, the time of one forward pass of the model, which is loaded for that.
+        records: finished cells. The estimate is the median over records of the same model, task and method. If there
+            is none, the model is loaded, and the estimate is based on the time of a forward pass.
 
     Returns:
-        Seconds by the key of the cell.
+        Seconds, by the key of the cell.
     """
     done = [record for record in records if record["state"] == DONE]
     passes: dict[str, float] = {}
@@ -258,7 +261,7 @@ def _from_records(cell: Cell, done: Sequence[Record]) -> float | None:
 
 
 def _from_passes(cell: Cell, passes: dict[str, float]) -> float:
-    """From the seconds of a row in one forward pass, kept in `passes` by model; training steps are not counted."""
+    """Estimate from the seconds of a forward pass per row, cached in `passes` by model. Training is not included."""
     model = cell.recipe.model
     if model not in passes:
         passes[model] = latency(load(model), BATCH, LENGTH, runs=RUNS).median / BATCH

@@ -1,4 +1,4 @@
-"""A study: the axes of its grid and what all cells share. It is read from YAML; errors begin with their place."""
+"""The dataclass of a study, and its parser from YAML. Error messages begin with the place of the mistake."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,38 +19,41 @@ from laconic.yaml_loader import text_of
 
 ROOT = "study"
 OTHERS = "others"
-"""The key of `prepare` for all tasks that it does not name."""
+"""The key in `prepare` for all tasks that are not named there."""
 Axes = Mapping[str, tuple[AxisValue, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid of recipes, and what all of them share.
+    """A grid of recipes, with the settings that all of its cells share.
 
     Args:
-        title: the heading of its report.
-        axes: the values of each axis, by name; the cells are their product.
-        include: further cells, by their values on some axes. On the axes model, task, data, recipe, method and seed
-            every value is taken where none is named; all other axes that are not named do not apply to them.
-        exclude: cells to leave out: all that have one of these values on each axis that is named.
-        data: the source of the calibration texts; without it the task's, in a study with the axis `task`.
-        samples: as in a recipe, like `max_length`, `batch_size` and `labels`; None for the value of a cell's own
-            recipe, or the usual one.
-        max_length: tokens of a calibration text at most.
+        title: the heading of the report.
+        axes: the values of each axis, by name. The cells are the product of the axes.
+        include: additional cells, given by their values on some axes. If an item does not name one of the axes model,
+            task, data, recipe, method and seed, it is included for each value of that axis. It has no value on other
+            axes that it does not name.
+        exclude: cells to leave out. An item excludes a cell that has one of its values on each axis that it names.
+        data: the source of the calibration texts. None for the training split of the task, in a study with the axis
+            `task`, or for the data of the cell's recipe.
+        samples: the number of calibration texts, as in a recipe. For this field, `max_length`, `batch_size` and
+            `labels`, None means the value in the cell's recipe, or the default of recipes.
+        max_length: the largest number of tokens in a calibration text.
         batch_size: calibration texts in a batch.
-        labels: where labels for gradients come from.
-        label_order: the classes of the models in the order of their outputs, as in a recipe; or a mapping from the
-            label of a model to them.
-        targets: which matrices are compressed, in a study without that axis.
-        allocate: how a budget is shared out, in a study without that axis; `global` applies to methods that score
-            every weight, `spectrum` to those that `keep` sizes, and all others use `uniform`.
-        allow_dense: as in `compress`: also accept models of which more than a tenth of the blocks can only stay dense.
-        tasks: the tasks of every evaluation, where neither an axis nor a cell's own recipe names one.
-        limit: rows of each task at most.
-        cost: also measure size, latency and memory; or the conditions to measure them under.
-        prepare: by task, steps such as fine-tuning that make the model which is compressed; they run once.
-        save: keep every compressed model in the study's folder.
-        mlflow: log every cell in MLflow, in the study's folder or at a tracking URI.
+        labels: the source of the labels with which gradients are computed.
+        label_order: the class names in the order of the logits, as in a recipe; or a mapping from the label of each
+            model to them.
+        targets: the matrices to compress, for a study without the axis `targets`.
+        allocate: how the budget is distributed, for a study without the axis `allocate`. `global` applies to methods
+            that score every weight, `spectrum` to methods whose size is set by `keep`; other methods use `uniform`.
+        allow_dense: accept models of which more than a tenth of the parameters can only stay dense, as in `compress`.
+        tasks: the tasks to evaluate, for cells that get none from the axis `task`. If empty, those of the cell's
+            recipe are used.
+        limit: the largest number of rows of each task; None for all.
+        cost: whether to measure size, latency and memory as well; or the conditions under which to measure them.
+        prepare: for each task, steps such as fine-tuning that run once before the compression.
+        save: whether to keep all compressed models in the folder of the study.
+        mlflow: True to log cells in an MLflow store in the folder of the study, or the tracking URI of a server.
     """
 
     title: str | None = None
@@ -83,14 +86,14 @@ class Study:
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """The study in a YAML file.
+    """Read a study from a YAML file.
 
     Args:
-        path: the file. Models and recipes that it names are looked up in its folder first.
+        path: the file. Paths of models and recipes in it are looked up in its folder first.
         overrides: `key=value` arguments that replace values of the file.
 
     Raises:
-        UserError: the file cannot be read, or is no study.
+        UserError: the file cannot be read, or its content is not a valid study.
 
     Example:
         >>> _ = Path("study.yaml").write_text("axes: {model: [m], method: [svd], keep: [0.5, 0.25]}")
@@ -101,21 +104,30 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def parse_study(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
-    """The study in `text`, which was read from `path`; otherwise as `read_study`."""
+    """Parse a study from the text of the file at `path`.
+
+    Args:
+        text: the YAML.
+        path: the path of the file. Paths of models and recipes in it are looked up in its folder first.
+        overrides: `key=value` arguments that replace values of the file.
+
+    Raises:
+        UserError: the content is not a valid study.
+    """
     spelled = mapping_of(text, f"The study '{path}'", "axes")
     put_all(spelled, overrides, ROOT)
     return study_from(spelled, path.parent)
 
 
 def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
-    """The study in a mapping, as YAML is read.
+    """Build a study from a mapping that was read from YAML.
 
     Args:
-        spelled: its keys and values.
-        folder: where paths in it are looked up first.
+        spelled: the mapping.
+        folder: the folder in which paths are looked up first.
 
     Raises:
-        UserError: a key is unknown or missing, or a value is wrong; the sentence begins with its place.
+        UserError: a key is unknown or missing, or a value is invalid; the message begins with its place.
 
     Example:
         >>> study_from({"axes": {"model": ["m"], "method": ["svd"]}}, Path()).axes["model"]
@@ -157,12 +169,12 @@ def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
 
 
 def _labels(axis: str, grids: Sequence[Axes]) -> list[str]:
-    """The labels on one axis in all grids, as text."""
+    """All labels of one axis, from the axes and the included cells, as text."""
     return list(dict.fromkeys(str(value.label) for grid in grids for value in grid.get(axis, ())))
 
 
 def _prepare(spelled: object, grids: Sequence[Axes]) -> dict[str, tuple[Step, ...]]:
-    """The steps for each task by its label. A list is for all tasks; an empty one leaves the model as it is."""
+    """The steps of preparation for each task. A list applies to all tasks; an empty list means no preparation."""
     place = f"{ROOT}.prepare"
     if not isinstance(spelled, Mapping):
         return {OTHERS: steps_from(spelled, place)} if spelled != [] else {}
@@ -190,7 +202,7 @@ def _list(spelled: object, place: str) -> list[Any]:
 
 
 def _include(line: object, place: str, axes: Axes, folder: Path) -> dict[str, tuple[AxisValue, ...]]:
-    """The values on each axis that is named; a label of the axis stands for its value there."""
+    """The values of an item of `include` on each axis that it names; a label of the axis is replaced by its value."""
     values = {}
     for name, spelled in _named_axes(line, place, axes).items():
         by_label = {value.label: value for value in axes[name]}
@@ -204,7 +216,7 @@ def _include(line: object, place: str, axes: Axes, folder: Path) -> dict[str, tu
 
 
 def _exclude(line: object, place: str, grids: Sequence[Axes]) -> dict[str, tuple[Label, ...]]:
-    """The labels on each axis that is named."""
+    """The labels of an item of `exclude` on each axis that it names."""
     excluded: dict[str, tuple[Label, ...]] = {}
     for name, spelled in _named_axes(line, place, grids[0]).items():
         labels = list(dict.fromkeys(value.label for grid in grids for value in grid.get(name, ())))

@@ -1,10 +1,10 @@
-"""A folder that several runners of a study share: its files, leases of cells in it, and scratch folders.
+"""The folder that several runners of a study share: files, leases of cells, and scratch folders.
 
-Whoever holds the lease of a cell measures it, and renews the lease every few seconds. A lease may be taken over when it
-did not change while another runner watched it for a minute, or when its process is gone from this machine: its runner
-was killed. The minute is measured by the clock of the one who watches, as clocks of other machines may be wrong. In a
-local folder two runners never hold the same lease. At a URL no file can be created by one process alone, and the last
-one to write a lease holds it.
+A runner measures a cell only while it holds the lease of the cell, and renews the lease every few seconds. Another
+runner may take over a lease if it has watched it for a minute without a change, or if the owner was a process on the
+same machine that no longer exists. The minute is measured by the clock of the watching runner, as clocks of different
+machines may differ. In a local folder two runners never hold the same lease. A URL has no exclusive creation of files:
+the last runner that writes a lease holds it.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from laconic.errors import UserError
 from laconic.files import replacing
 
 RENEW_SECONDS, STALE_SECONDS = 10.0, 60.0
-"""Seconds between two renewals of a lease, and after which one that was watched and not renewed is stale."""
+"""Seconds between two renewals of a lease, and seconds without a renewal after which a lease is stale."""
 LEASE = ".lease"
 SCRATCH = f".scratch-{socket.gethostname()}-"
 
 
 class Folder:
-    """A folder of small files, local or at any URL that fsspec reads; each file appears whole or not at all.
+    """A folder of small files, local or at a URL that fsspec supports. Files are written atomically.
 
     Args:
-        location: a path or a URL; the folder is made where there is none.
+        location: a path or a URL; the folder is created if it does not exist.
 
     Raises:
-        UserError: the location cannot be used.
+        UserError: the location cannot be accessed.
 
     Example:
         >>> folder = Folder("memory://shared")
@@ -58,11 +58,11 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine, where one process alone can create a file."""
+        """Whether the folder is a local path, where files can be created exclusively."""
         return isinstance(self._files, LocalFileSystem)
 
     def names(self) -> list[str]:
-        """Names of its files and folders, sorted, without hidden ones."""
+        """The sorted names of files and folders in it, without hidden ones."""
         try:
             paths = self._files.ls(self._root, detail=False, refresh=True)
         except FileNotFoundError:
@@ -71,38 +71,38 @@ class Folder:
         return sorted(name for path in paths if not (name := path.rsplit("/", 1)[-1]).startswith("."))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where there is none."""
+        """The content of a file; None if it does not exist."""
         try:
             return self._files.cat_file(self._path(name))
         except FileNotFoundError:
             return None
 
     def write(self, name: str, text: str) -> None:
-        """Write a file, or replace it at once by a new one."""
+        """Write or replace a file atomically."""
         if not self.is_local:
-            # Object stores show a file when it is whole.
+            # In an object store a file becomes visible when it is complete.
             self._files.pipe_file(self._path(name), text.encode())
             return
         with replacing(Path(self._path(name)), flush=True) as partial:
             partial.write_text(text)
 
     def move(self, name: str, to: str) -> None:
-        """Rename a file or a folder to the new path `to` below this folder.
+        """Move a file or a folder to the path `to`, relative to this folder.
 
         Raises:
-            OSError: there is no such file, or it cannot be moved.
+            OSError: it does not exist, or cannot be moved.
         """
         self._files.makedirs(self._path(to).rpartition("/")[0], exist_ok=True)
         self._files.mv(self._path(name), self._path(to), recursive=True)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold a lock that one process of this machine can have; at a URL there is none."""
+        """Hold an exclusive lock among the processes of this machine. Does nothing for a URL."""
         with FileLock(self._path(".lock")) if self.is_local else contextlib.nullcontext():
             yield
 
@@ -111,7 +111,10 @@ class Folder:
 
 
 class Leases:
-    """The leases that one runner holds in `folder`.
+    """The leases that one runner holds in a folder.
+
+    Args:
+        folder: the folder, which other runners share.
 
     Example:
         >>> folder = Folder("memory://leases")
@@ -131,13 +134,13 @@ class Leases:
         self._watched: dict[str, tuple[bytes, float]] = {}
 
     def claim(self, key: str) -> bool:
-        """Take the lease of a cell; False where another runner holds it."""
+        """Take the lease of a cell; False if another runner holds it."""
         with self._folder.lock():
             lease = self._read(key)
             if lease is not None and not self._is_stale(key, lease):
                 return False
             self._write(key)
-            # Of two runners that write to a URL at the same time, the later one holds the lease.
+            # If two runners write to a URL at the same time, the later one holds the lease.
             claimed = self._folder.is_local or self._is_own(self._read(key))
         if claimed:
             with self._guard:
@@ -151,13 +154,13 @@ class Leases:
             if key in self._held:
                 self._held.discard(key)
                 with self._folder.lock():
-                    # A machine that was suspended may have lost it to another runner.
+                    # Another runner may have taken over the lease while this machine was suspended.
                     if self._is_own(self._read(key)):
                         self._folder.remove(f"{key}{LEASE}")
 
     @contextlib.contextmanager
     def renewing(self) -> Iterator[None]:
-        """Within the block a thread renews all leases that are held; they are released when it ends."""
+        """Within the block a thread renews all held leases. They are released at the end of the block."""
         done = threading.Event()
         thread = threading.Thread(target=self._renew_until, args=(done,), daemon=True)
         thread.start()
@@ -178,7 +181,7 @@ class Leases:
                         self._renew(key)
 
     def _renew(self, key: str) -> None:
-        """Write the lease again, unless another runner took it over."""
+        """Renew a lease, unless another runner has taken it over."""
         with self._folder.lock():
             lease = self._read(key)
             if lease is None or self._is_own(lease):
@@ -196,7 +199,7 @@ class Leases:
         return lease is not None and _owner(lease) == self._owner
 
     def _is_stale(self, key: str, lease: bytes) -> bool:
-        """Whether its runner is gone; for one on another machine that is known only after watching it for a while."""
+        """Whether the owner of a lease is gone. For another machine, this takes `STALE_SECONDS` of watching."""
         host, _, rest = _owner(lease).partition(" ")
         pid = rest.partition(" ")[0]
         if host == socket.gethostname() and pid.isdecimal() and not is_running(int(pid)):
@@ -209,7 +212,7 @@ class Leases:
 
 
 def _owner(lease: bytes) -> str:
-    """Host, process and name of the runner; "" where the file is no lease."""
+    """Host, process id and token of the owner; "" if the file is not a lease."""
     try:
         content = json.loads(lease)
     except ValueError:
@@ -218,26 +221,26 @@ def _owner(lease: bytes) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """Whether a process with this id exists on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        # It belongs to another user.
+        # The process belongs to another user.
         return True
     return True
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None) -> Iterator[Path]:
-    """Yield an empty folder in `parent`, or in the system's temporary folder; it is removed after the block."""
+    """Yield an empty folder in `parent`, or in the temporary folder of the system. It is removed after the block."""
     if parent is None:
         with TemporaryDirectory() as folder:
             yield Path(folder)
         return
     folder = parent / f"{SCRATCH}{os.getpid()}"
-    # A killed process may have had the same number.
+    # A killed process with the same id may have left the folder.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

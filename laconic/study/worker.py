@@ -1,4 +1,4 @@
-"""A worker of a study: it measures one cell after another, and keeps the model and statistics that they share."""
+"""A worker of a study measures one cell after another, and keeps the model and the statistics that cells share."""
 
 import shutil
 import time
@@ -32,13 +32,13 @@ from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_
 from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
 
 COLLECTED, REUSED = "collected", "kept"
-"""Whether a record's statistics were collected for it or before."""
+"""Values of `statistics` in a record: statistics were collected for this cell, or read from the cache."""
 MODELS, PREPARED = "models", "prepared"
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RuntimeError, TypeError, ValueError, DatasetsError, SafetensorError,
 )  # fmt: skip
-"""Errors that end a cell and not the study. The last two derive from none of the others."""
+"""Exceptions that make a cell fail, while the study continues. The last two have no base class among the others."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Job:
 
     Args:
         cell: the cell.
-        first_steps: the first steps of all cells in its context, whose statistics are collected together.
+        first_steps: the first steps of all cells in its context; their statistics are collected in one pass.
     """
 
     cell: Cell
@@ -56,7 +56,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Context:
-    """What cells of one `context_key` share: the model that they compress, where it was loaded from, and the data."""
+    """The objects that cells with the same `context_key` share.
+
+    Args:
+        lm: the model before compression.
+        data: the calibration data; None if the cells need none.
+        source: the folder or hub name that the model was loaded from.
+    """
 
     lm: LanguageModel
     data: Calibration | None
@@ -67,11 +73,11 @@ class Worker:
     """Measures cells of a study, one at a time.
 
     Args:
-        folder: the study's folder on this machine, for models that are kept or prepared; None where the study is at a
-            URL and keeps none.
-        device: where models run.
-        workers: how many workers measure cells at the same time, which records state.
-        threads: threads of torch from now on; None to leave them.
+        folder: the local folder of the study, for saved and prepared models; None if the study is at a URL and saves
+            no models.
+        device: the device on which models run.
+        workers: the number of workers that measure cells at the same time; records contain it.
+        threads: the number of CPU threads to set in torch; None does not change it.
         track: reports progress.
     """
 
@@ -96,7 +102,11 @@ class Worker:
             remove_stale_scratch(folder)
 
     def measure(self, job: Job) -> dict[str, Any]:
-        """The record of a cell; that of a failed cell has the error."""
+        """Measure a cell. An exception in `FAILURES` does not propagate: the record then contains the error.
+
+        Returns:
+            The record, as JSON values.
+        """
         start = time.perf_counter()
         try:
             result = {"state": DONE, **self._measure(job)}
@@ -146,9 +156,9 @@ class Worker:
     def _load_context(self, cell: Cell) -> Context:
         if self._context is None or self._context_key != cell.context_key:
             source = self._model_source(cell)
-            # A baseline reads no data, and the cells after it usually start with the same model.
+            # The context of a baseline has no data; the cells after it usually start with the same model.
             lm = self._context.lm if self._context is not None and self._context.source == source else None
-            # Two models with their statistics may not fit into memory.
+            # Free the old context first: two models with their statistics may not fit into memory.
             self._stats = self._context = None
             if lm is None:
                 self._references = ReferenceCache()
@@ -161,7 +171,7 @@ class Worker:
         return self._context
 
     def _model_source(self, cell: Cell) -> str:
-        """Where the model of the cell is; the first worker that needs a prepared model makes it."""
+        """The folder or hub name of the model. The first worker that needs a prepared model creates its folder."""
         preparation = cell.preparation
         if preparation is None:
             return cell.recipe.model
@@ -176,7 +186,7 @@ class Worker:
                 try:
                     run(preparation, folder, track=self._track, device=self._device)
                 except FAILURES as error:
-                    # Otherwise each of its cells would try again, for minutes.
+                    # Remember the failure, or each of its cells would repeat the preparation.
                     self._failed_preparations[key] = str(error)
                     raise
         return str(folder)
@@ -184,7 +194,7 @@ class Worker:
     def _collect_stats(
         self, lm: LanguageModel, data: Calibration, steps: Sequence[Compress]
     ) -> tuple[Mapping[str, LayerStats], str]:
-        """The statistics that all `steps` need, by layer; and whether they were collected now or before."""
+        """The statistics that `steps` need, by the path of the layer; and whether they were collected now or before."""
         if self._stats is not None:
             return self._stats, REUSED
         kinds = frozenset().union(*(step.needs for step in steps))
@@ -202,7 +212,7 @@ class Worker:
         return self._stats, COLLECTED
 
     def _forget_other_methods(self, method: Method, stats: Mapping[str, LayerStats]) -> None:
-        """Free what an earlier method computed from the statistics; the sizes of one method share it."""
+        """Free intermediate results that other methods computed from the statistics; sizes of one method share them."""
         if self._method != method.without_size():
             for layer in stats.values():
                 layer.forget_results()
@@ -226,12 +236,12 @@ class Worker:
             references=self._references,
             track=self._track,
         ).to_json()
-        # The original has its own record.
+        # The baseline has its own record.
         results.pop("original", None)
         return {"evaluation": results}
 
     def _model_folder(self, cell: Cell, scratch: Path) -> Path:
-        """Where the model is saved, emptied: a killed runner may have saved it before it wrote the record."""
+        """The folder for the compressed model. It is removed first: a killed runner may have left one."""
         if not cell.save:
             return scratch / "model"
         assert self._folder is not None, "a study that saves models has a folder on this machine"
@@ -242,7 +252,7 @@ class Worker:
 
 
 def _dense_sizes(lm: LanguageModel) -> dict[str, Any]:
-    """Bytes of the matrices and of the file of an original model."""
+    """The bytes of the matrices and of the saved weights of an uncompressed model."""
     dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
     return {"bytes": dense, "dense_bytes": dense, "file_bytes": lm.size()[1]}
 
