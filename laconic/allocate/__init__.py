@@ -1,6 +1,6 @@
-"""Share one budget among many matrices: candidates of each matrix in, a plan out.
+"""Divide one budget among many matrices: given candidate sizes of each matrix, return a plan.
 
-Internal: it may change with any version.
+This package is internal: it may change with any version.
 """
 
 from laconic.allocate.plan import (

@@ -1,12 +1,12 @@
-"""Which of a row of items to drop, where the cost of dropping neighbours depends on the whole run.
+"""Choose which items of a sequence to drop, if the cost of dropping a run of neighbours is not the sum of its items.
 
 Let c(i, j) be the cost of dropping the run [i, j) alone, and D(j, k, r) the least cost of dropping k of the first j
 items in r runs. Then
 
-    D(j, k, r) = min( D(j − 1, k, r),  min_i D(i − 1, k − (j − i), r − 1) + c(i, j) ),    D(−1, 0, 0) = D(0, 0, 0) = 0,
+    D(j, k, r) = min( D(j − 1, k, r),  min_i D(i − 1, k − (j − i), r − 1) + c(i, j) ),    D(−1, 0, 0) = D(0, 0, 0) = 0.
 
-where item i − 1 is kept in front of a run, so that no two runs touch: together they would cost what the joined run
-costs. Exact for any c; it takes N K³ additions for N items of which K are dropped.
+Item i − 1 in front of a run is kept, so no two runs are adjacent; two adjacent runs count as one run with its own cost.
+The result is exact if costs of different runs add up. It takes N K³ additions to drop up to K of N items.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from math import inf
 Run = tuple[int, int]
 """[i, j): from the first dropped item up to the first kept one."""
 Size = tuple[int, int]
-"""How many items are dropped, and in how many runs."""
+"""(number of dropped items, number of runs)."""
 
 
 def contiguous_dp(costs: Mapping[Run, float], length: int, drop: int) -> dict[Size, tuple[float, tuple[Run, ...]]]:
-    """The least cost of dropping items, and the runs, for each number of items and of runs.
+    """Find the runs of least total cost for each number of dropped items and of runs.
 
     Args:
         costs: cost of dropping a run [i, j) alone; runs that are missing cannot be dropped.

@@ -1,9 +1,10 @@
 """The time of matrix products on this machine, measured once and kept in a file.
 
-A time is that of a linear layer with its call, so two thin factors take two calls. Along the rank, times are measured
-at a few sizes and interpolated linearly. Products are timed in turn, round by round, so that a load on the machine
-affects all of them equally, and relative to a reference product, so that times measured on another day fit. The time is
-the lower quartile of the rounds, as a load only adds to it.
+Each time is that of one call of an `nn.Linear`, so a layer of two factors takes two calls. The smaller side of a
+product (the rank of a factor) is measured at a few sizes and interpolated linearly between them. All products are timed
+once per round, so that other load on the machine affects them equally. Times are scaled by that of a reference product,
+so that times from different runs are comparable. The result is the lower quartile over the rounds, because other load
+only adds time.
 """
 
 from bisect import bisect_left
@@ -22,14 +23,14 @@ WARM_UP = 2
 ROUNDS = 25
 MIN_ROUNDS = 5
 MAX_SECONDS = 30.0
-"""Seconds after which no further round begins, once there are enough."""
+"""Seconds after which no further round begins, once there are `MIN_ROUNDS`."""
 
 GRID = tuple(sorted({power * part // 4 for power in (2**i for i in range(3, 17)) for part in (4, 6)}))
 """Sizes of the smaller side that are measured: 8, 12, 16, 24, 32 and so on; times between them are interpolated."""
 
 
 class Product(NamedTuple):
-    """`rows` of width `in_features` times a matrix (out, in)."""
+    """The shape of a product: (rows, in_features) times a matrix (out_features, in_features)."""
 
     rows: int
     out_features: int
@@ -38,18 +39,18 @@ class Product(NamedTuple):
 
 REFERENCE = Product(1024, 512, 512)
 Measure = Callable[[Sequence[Product]], list[list[float]]]
-"""Times several products: seconds of each, one list for each round."""
+"""Times several products, and returns the seconds of each product in a list for each round."""
 
 
 class ProductTimes:
-    """Nanoseconds by product, kept in a file.
+    """A table of product times in nanoseconds, kept in a file.
 
-    A file that cannot be read is measured again; one that cannot be written is not kept.
+    If the file cannot be read, the times are measured again; if it cannot be written, they are not kept.
 
     Args:
         measure: times several products.
-        file: where the times are kept.
-        machine: what the times depend on, written into the file.
+        file: path of the file.
+        machine: everything that the times depend on (device, threads, …), written into the file as a record.
 
     Example:
         >>> import tempfile
@@ -68,7 +69,7 @@ class ProductTimes:
         self._times = _read(file)
 
     def prepare(self, products: Iterable[Product]) -> None:
-        """Measure the products that are not known yet, all together."""
+        """Measure all products that are missing in the table, together, and write the file."""
         asked = set(products) - self._times.keys()
         if not asked:
             return
@@ -82,11 +83,11 @@ class ProductTimes:
         write_measurements(self._file, "nanoseconds", names, self._machine)
 
     def nanoseconds(self, product: Product) -> int:
-        """Nanoseconds of a product that was prepared."""
+        """Return the time of a product that was passed to `prepare`."""
         return self._times[product]
 
     def interpolate(self, product: Product) -> int:
-        """Nanoseconds of a product whose `knots` were prepared, by linear interpolation along its smaller side."""
+        """Return the interpolated time of a product whose `knots` were passed to `prepare`, in nanoseconds."""
         low, high = ends = knots(product)
         if low == high:
             return self._times[low]
@@ -96,7 +97,7 @@ class ProductTimes:
 
 
 def knots(product: Product) -> tuple[Product, Product]:
-    """The two measured products that a product lies between, equal if it is one of them.
+    """Return the two grid products that a product is interpolated between; both are equal if it is on the grid.
 
     Example:
         >>> [knot.out_features for knot in knots(Product(rows=1, out_features=10, in_features=64))]
@@ -105,14 +106,14 @@ def knots(product: Product) -> tuple[Product, Product]:
     side = min(product.out_features, product.in_features)
     at = bisect_left(GRID, side)
     low, high = (GRID[at], GRID[at]) if GRID[at] == side else (GRID[max(at - 1, 0)], GRID[at])
-    # For a factor the smaller side is the rank, which is below both sides of the matrix.
+    # The smaller side of a factor is its rank.
     narrow_out = product.out_features <= product.in_features
     ends = [product._replace(**{"out_features" if narrow_out else "in_features": size}) for size in (low, high)]
     return ends[0], ends[1]
 
 
 def product_times(device: torch.device) -> ProductTimes:
-    """The times of this machine with its present number of threads, in float32."""
+    """Return the table of this machine for `device`, with the present number of threads, in float32."""
     depends_on = {"processor": processor(), **machine(device), "dtype": "float32"}
     file = machine_file("products", depends_on)
     return ProductTimes(lambda products: time_products(products, device), file, depends_on)
@@ -120,7 +121,15 @@ def product_times(device: torch.device) -> ProductTimes:
 
 @torch.inference_mode()
 def time_products(products: Sequence[Product], device: torch.device) -> list[list[float]]:
-    """Seconds of each product, one list for each round, after some rounds to warm up."""
+    """Time products on random inputs, after some warm-up rounds.
+
+    Args:
+        products: the distinct products.
+        device: where they are computed.
+
+    Returns:
+        Seconds of each product, in one list for each round.
+    """
     layers = {product: nn.Linear(product.in_features, product.out_features, device=device) for product in products}
     inputs = {(p.rows, p.in_features): torch.randn(p.rows, p.in_features, device=device) for p in products}
 

@@ -1,6 +1,6 @@
-"""A plan: the method for each matrix, with its size set; None leaves a matrix as it is.
+"""A plan: a method with a size for each matrix, or None for a matrix that stays dense.
 
-As YAML it can be read, edited and used again:
+A plan can be written as YAML, edited, and used again:
 
     bert.encoder.layer.0.attention.self.query: {kfac-svd: {rank: 64}}
     bert.encoder.layer.0.intermediate.dense: dense
@@ -21,14 +21,14 @@ from laconic.methods.notation import parse_method, to_config
 from laconic.yaml_loader import read_yaml
 
 Plan = dict[str, Method | None]
-"""A method with its size for each matrix, by the name of its site; None for a matrix that stays dense."""
+"""By layer name, or name of several layers solved as one: a method with a size, or None if it stays dense."""
 
 DENSE = "dense"
 _SEVERAL = re.compile(r"(.*)\{([^{}]+)\}")
 
 
 def group_name(sites: Sequence[str]) -> str:
-    """The name in a plan of matrices that are solved as one: their common path, and the ends in braces.
+    """Return the name in a plan of layers that are solved as one: their common path with the endings in braces.
 
     Example:
         >>> group_name(["h.0.attn.q", "h.0.attn.k"])
@@ -43,7 +43,7 @@ def group_name(sites: Sequence[str]) -> str:
 
 
 def site_names(unit: str) -> tuple[str, ...]:
-    """The matrices of one line of a plan.
+    """Return the names of the layers in one line of a plan; the inverse of `group_name`.
 
     Example:
         >>> site_names("h.0.attn.{q,k}")
@@ -67,7 +67,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def plan_text(plan: Plan) -> str:
-    r"""The plan as YAML, as `read_plan` reads it.
+    r"""Return the plan as YAML text, in the form that `read_plan` reads.
 
     Example:
         >>> plan_text({"layer.0": None})
@@ -77,7 +77,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def plan_to_config(plan: Plan) -> dict[str, object]:
-    """The plan as a mapping of names to recipe mappings.
+    """Return the plan as a mapping of names to methods in the notation of recipes.
 
     Example:
         >>> from laconic.methods import Svd
@@ -88,23 +88,23 @@ def plan_to_config(plan: Plan) -> dict[str, object]:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a YAML file.
+    """Read a plan from a YAML file.
 
     Raises:
-        UserError: there is no such file, it is not YAML, or a line names no method; the sentence names the matrix.
+        UserError: there is no such file, it is not YAML, or a line has no valid method; the message names the matrix.
     """
     return parse_plan(read_yaml(path, "plan"), f"The plan '{path}'")
 
 
 def parse_plan(spelled: object, place: str) -> Plan:
-    """The plan in a mapping that was read from YAML.
+    """Parse a plan from a mapping that was read from YAML.
 
     Args:
-        spelled: names of matrices to methods.
-        place: where the mapping stands, for errors.
+        spelled: mapping of layer names to methods in the notation of recipes, or to `dense`.
+        place: how error messages call the plan.
 
     Raises:
-        UserError: it is no such mapping; the sentence begins with `place` and names the matrix.
+        UserError: it is no such mapping, or a method is invalid or has no size; the message names the matrix.
 
     Example:
         >>> parse_plan({"layer.0": {"svd": {"rank": 2}}, "layer.1": "dense"}, "plan")

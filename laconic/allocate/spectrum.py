@@ -1,10 +1,11 @@
-"""One budget over many matrices, spent where it lowers the predicted loss most.
+"""Spend one budget on many matrices, where it lowers the predicted loss most.
 
-min Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B over one option o_ℓ for each matrix, or each group of matrices that may be
-solved as one. On the lower convex hull of the options, the gain per cost falls from step to step, so taking all steps
-in order of gain per cost is the Lagrangian optimum over the hulls (Shoham & Gersho, "Efficient bit allocation for an
-arbitrary set of quantizers", IEEE TASSP 1988). What the last step leaves of the budget is spent on single options that
-still fit. Costs are bytes, parameters, multiply-accumulates or measured time.
+Minimise Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B, with one option o_ℓ for each matrix (or for each group of matrices
+that may be solved as one), its predicted loss d and its cost c. On the lower convex hull of the options of a matrix,
+the gain per cost falls from step to step. Taking the steps of all hulls in order of gain per cost therefore gives the
+Lagrangian optimum (Shoham & Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE TASSP 1988).
+The rest of the budget is spent on single options that still fit. Costs are bytes, parameters, multiply-accumulates or
+measured time.
 """
 
 import itertools
@@ -32,13 +33,13 @@ COST: dict[Currency, Callable[[Candidate], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What may be spent: a fraction of the cost of the dense model.
+    """A budget: a fraction of the cost of the dense model.
 
     Args:
         keep: the fraction.
-        cost: the cost of a candidate.
-        dense: cost of everything as it was.
-        fixed: the part of `dense` that no choice can save.
+        cost: returns the cost of a candidate.
+        dense: cost of the dense model.
+        fixed: part of `dense` that does not depend on the candidates, such as the time of other operations.
 
     Example:
         >>> Budget(keep=0.5, cost=COST["bytes"], dense=100, fixed=20).limit
@@ -52,22 +53,22 @@ class Budget:
 
     @property
     def limit(self) -> int:
-        """What may be spent on candidates."""
+        """The cost that the candidates may have in sum."""
         return int(self.keep * self.dense) - self.fixed
 
     def too_small_error(self, smallest: int) -> UserError:
-        """The error where the cheapest candidates cost `smallest`, more than the budget."""
+        """Return the error for a budget below `smallest`, the cost of the cheapest candidates."""
         return too_small_error(self.keep, (smallest + self.fixed) / max(self.dense, 1))
 
 
 def too_small_error(keep: float, least: float) -> UserError:
-    """The error where `keep` is asked for and the smallest sizes keep `least`."""
+    """Return the error for a `keep` below `least`, the fraction that the smallest sizes take."""
     # Rounded up, so that the value in the message is accepted.
     return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
 
 
 def budget_for(candidates: Iterable[Candidates], keep: float, currency: Currency) -> Budget:
-    """A fraction of the cost of the dense matrices.
+    """Return the budget for a fraction of the cost of the dense matrices.
 
     Args:
         candidates: the candidates of each matrix.
@@ -84,13 +85,13 @@ def budget_for(candidates: Iterable[Candidates], keep: float, currency: Currency
 
 
 def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: float = 1.0) -> None:
-    """Raise UserError where `keep` leaves no bytes beside the method's overhead, such as the masks of pruned weights.
+    """Raise UserError if the method's overhead, such as the masks of pruned weights, takes all bytes of `keep`.
 
     Args:
         method: the method.
-        keep: the fraction of bytes.
+        keep: fraction of the bytes to keep.
         dtype: dtype of the uncompressed model.
-        stored: the part of a matrix that is stored separately; half for each of two that are tied.
+        stored: fraction of a matrix that counts as its own; ½ for each of two tied matrices.
 
     Example:
         >>> from laconic.methods import Magnitude
@@ -105,7 +106,7 @@ def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: floa
 
 Cost = Callable[[Candidate], int]
 Alternatives = Sequence[Mapping[str, Candidates]]
-"""Ways to present the same matrices: each alone, or several as one. Every mapping covers all of them."""
+"""Alternative ways to compress the same matrices: each alone, or several as one. Each mapping covers all of them."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Combination:
     """One candidate for each matrix of one alternative.
 
     Args:
-        cost: their cost.
+        cost: the sum of their costs.
         loss: the sum of their predicted losses.
         chosen: the candidates by name.
     """
@@ -124,17 +125,20 @@ class Combination:
 
 
 def combinations(alternatives: Alternatives, cost: Cost) -> list[Combination]:
-    """Every candidate where a matrix is alone; for several matrices the combinations on their common hull.
+    """Return the options for one family of matrices.
+
+    For an alternative with one matrix (or unit), these are all its candidates. For several, they are the combinations
+    on the lower convex hull of the sum.
 
     Args:
-        alternatives: ways to present the same matrices.
-        cost: the cost of a candidate.
+        alternatives: alternative ways to compress the same matrices.
+        cost: returns the cost of a candidate.
     """
     return [option for candidates in alternatives for option in _combinations(candidates, cost)]
 
 
 def lower_hull(offered: Sequence[Combination]) -> list[Combination]:
-    """The combinations on the lower convex hull of loss over cost, cheapest first; the loss falls from one to the next.
+    """Return the combinations on the lower convex hull of loss over cost, by rising cost and falling loss.
 
     Example:
         >>> points = [Combination(cost, loss, {}) for cost, loss in ((0, 3.0), (1, 2.9), (2, 1.0), (3, 2.0))]
@@ -152,7 +156,7 @@ def lower_hull(offered: Sequence[Combination]) -> list[Combination]:
 
 
 def gain(lower: Combination, upper: Combination) -> float:
-    """Fall of the loss per unit of cost between two combinations; infinite where it costs nothing.
+    """Return the fall of the loss per unit of cost from `lower` to `upper`; infinite if `upper` costs no more.
 
     Example:
         >>> gain(Combination(0, 3.0, {}), Combination(2, 1.0, {}))
@@ -190,7 +194,7 @@ def allocate_spectrum(candidates: Mapping[str, Candidates], keep: float, currenc
 
     Args:
         candidates: the candidates of each matrix.
-        keep: the fraction of what the dense matrices cost.
+        keep: the budget, as a fraction of the cost of the dense matrices.
         currency: what is counted.
 
     Raises:
@@ -217,8 +221,8 @@ def choose_candidates(families: Sequence[Alternatives], budget: Budget) -> dict[
     """Choose one alternative for each family, and one candidate for each of its matrices, within a budget.
 
     Args:
-        families: for each family, the ways to present its matrices: each alone, or several as one.
-        budget: what may be spent.
+        families: for each family, the alternative ways to compress its matrices: each alone, or several as one.
+        budget: the budget.
 
     Returns:
         The candidates by name.

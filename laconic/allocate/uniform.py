@@ -1,9 +1,10 @@
 """Every matrix keeps the same fraction of its bytes, as nearly as the offered sizes allow.
 
-Sizes come in steps: ranks in multiples of 8, rows, single weights. Each matrix first takes the largest size within its
-own share. If all of them together are then more than 1 % below theirs, the rest is spent step by step on the matrix
-that is furthest below its share relative to its size, the first in forward order among equals. None that has its share
-gets more. If that leaves more than 1 %, the steps become the smallest there are.
+Sizes come in steps, such as ranks in multiples of 8, rows, or single weights. Each matrix first takes the largest size
+within its share. If more than 1 % of the budget is then unspent, sizes are increased step by step. Each step goes to
+the matrix that is furthest below its share relative to its size (among equals, the first in forward order); a matrix
+that has reached its share gets no more. If more than 1 % is still unspent, this is repeated with the smallest steps
+that the method has.
 """
 
 import heapq
@@ -18,9 +19,9 @@ from laconic.methods import Method
 Shapes = Mapping[str, tuple[int, int]]
 
 CLOSE = 0.01
-"""How far the matrices together may stay below `keep`, as a fraction, where finer sizes exist."""
+"""Fraction of the budget that may stay unspent before finer steps are used."""
 SMALLEST = 1e-9
-"""A `keep` below every size."""
+"""A value of `keep` below every size, which selects the smallest one."""
 
 
 def allocate_uniform(
@@ -32,20 +33,21 @@ def allocate_uniform(
 ) -> Plan:
     """Set a method to the same fraction of bytes for each matrix.
 
-    Together the matrices take at most `keep` of their bytes, and at least 99 % of that where the method's sizes lie
-    close enough. Quantization has few sizes, so all matrices of one shape get the same.
+    Together the matrices take at most `keep` of their bytes, and at least 99 % of that if the method's sizes are fine
+    enough. Quantization has few sizes, so all matrices of one shape get the same size.
 
     Args:
-        method: the method.
-        shapes: (out, in) of each matrix.
-        keep: the fraction; 1 or more leaves the matrices as they are.
+        method: the method, without a size.
+        shapes: (out, in) of each matrix, by name.
+        keep: fraction of the bytes to keep; 1 or more leaves the matrices as they are.
         dtype: dtype of the uncompressed model.
-        stored: the part of a matrix that is stored separately, where that is not all of it; half for each of two that
-            are
-            tied until they are replaced.
+        stored: fraction of a matrix that counts as its own, by name; 1 if missing, ½ for each of two tied matrices.
+
+    Returns:
+        The method with a size for each matrix; None for each if `keep` is 1 or more.
 
     Raises:
-        UserError: `keep` is no more than the overhead of the method, or than what its smallest sizes take.
+        UserError: `keep` is too small for the overhead of the method or for its smallest sizes.
 
     Example:
         >>> from laconic.methods import Svd
@@ -71,12 +73,12 @@ ROUNDING = 1e-3
 
 
 class _Filling:
-    """Sizes within one budget.
+    """Finds sizes within one budget.
 
     Args:
-        method: the method.
-        shapes: (out, in) of each matrix.
-        shares: the fraction that each may take.
+        method: the method, without a size.
+        shapes: (out, in) of each matrix, by name.
+        shares: fraction of its dense bytes that each matrix may take, by name.
         dtype: dtype of the uncompressed model.
     """
 
@@ -95,7 +97,7 @@ class _Filling:
         return self.budget - sum(self._nbytes(name) for name in self.sized)
 
     def smallest(self) -> int:
-        """Bytes of the smallest sizes."""
+        """Bytes of all matrices at their smallest sizes."""
         every = (
             self._size_of(self._method.with_keep(SMALLEST, shape, self._dtype), shape)
             for shape in self._shapes.values()
@@ -103,7 +105,7 @@ class _Filling:
         return sum(every)
 
     def keep_to_the_budget(self) -> None:
-        """Where the smallest sizes of some matrices exceed their shares, reduce the shares of the others."""
+        """If the smallest sizes of some matrices exceed their shares, reduce the sizes of the others."""
         over = -self.left
         others = [name for name in self.sized if self._below(name) >= 0]
         if over <= ROUNDING or not others:
@@ -114,7 +116,7 @@ class _Filling:
             self.sized[name] = self._method.with_keep(share, self._shapes[name], self._dtype)
 
     def spend(self, *, finest: bool) -> None:
-        """Increase sizes below their shares step by step, until no step fits into what is left."""
+        """Increase the sizes of matrices below their shares step by step, until no step fits into the budget."""
         waiting = [(-self._below(name), order, name) for order, name in enumerate(self.sized)]
         heapq.heapify(waiting)
         left = self.left
@@ -130,7 +132,7 @@ class _Filling:
                 heapq.heappush(waiting, (-self._below(name), order, name))
 
     def _below(self, name: str) -> float:
-        """How much of its bytes a matrix is below its share, rounded so that equal ones compare equal."""
+        """Share of a matrix minus its present fraction of bytes, rounded so that equal values compare equal."""
         return round(self._shares[name] - self._nbytes(name) / self._dense[name], 12)
 
     def _nbytes(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What can be dropped: a block, or a sub-block of one."""
+"""Cuts: blocks, or sub-blocks (attention, cross-attention, feed-forward), that can be dropped."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,15 +32,22 @@ class Cut:
 
     @property
     def spelling(self) -> int | str:
-        """As a recipe's `blocks` names it: 3, or 3.ffn."""
+        """The notation of the field `blocks` in a recipe: 3, or 3.ffn."""
         return self.layer if self.part is None else f"{self.layer}.{self.part}"
 
 
 def all_cuts(lm: LanguageModel, parts: Parts) -> dict[str, list[Cut]]:
-    """All blocks, or all sub-blocks that are still there, by stack in forward order.
+    """Return all blocks, or all sub-blocks that are not dropped yet.
+
+    Args:
+        lm: the model.
+        parts: `blocks` or `sublayers`.
+
+    Returns:
+        Cuts in forward order, by stack.
 
     Raises:
-        UserError: sub-blocks are asked for and none can go alone, or the numbering of the blocks is not known.
+        UserError: the model's sub-blocks cannot be dropped separately, or the numbering of its blocks is not known.
     """
     return {layers.name: _layer_cuts(lm, layers, parts) for layers in find_layers(lm)}
 
@@ -58,11 +65,18 @@ def _layer_cuts(lm: LanguageModel, layers: Layers, parts: Parts) -> list[Cut]:
 
 
 def parse_cuts(lm: LanguageModel, blocks: Mapping[str, Iterable[int | str]]) -> list[Cut]:
-    """The cuts that a recipe's `blocks` names, by stack, in forward order.
+    """Parse the field `blocks` of a recipe.
+
+    Args:
+        lm: the model.
+        blocks: for each stack the numbers of blocks (3) and parts of blocks (`3.ffn`).
+
+    Returns:
+        The cuts in forward order.
 
     Raises:
-        UserError: there is no such block or part, the part is dropped already, or a block is named with a part of
-            itself.
+        UserError: there is no such block or part, the part is dropped already, or a block is named together with a part
+            of itself.
     """
     stacks = {layers.name: layers for layers in find_layers(lm)}
     cuts = {_parse_cut(lm, stacks[stack], word) for stack, words in blocks.items() for word in words}
@@ -92,17 +106,17 @@ def _parse_cut(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
 
 
 def subblock_at(lm: LanguageModel, layers: Layers, cut: Cut) -> SubBlock:
-    """The sub-block that `cut` names."""
+    """Return the sub-block of a cut whose `part` is not None."""
     return next(part for part in find_subblocks(lm, layers, cut.layer) if part.part == cut.part)
 
 
 def dropped_blocks(cuts: Iterable[Cut], stack: str) -> list[int]:
-    """The numbers of the blocks of `stack` that are dropped whole."""
+    """Return the numbers of the whole blocks of `stack` among the cuts."""
     return [cut.layer for cut in cuts if cut.stack == stack and cut.part is None]
 
 
 def spell_cuts(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
-    """Cuts as a recipe's `blocks` names them, by stack.
+    """Write cuts in the notation of the field `blocks` in a recipe, by stack.
 
     Example:
         >>> spell_cuts([Cut("blocks", 3), Cut("blocks", 4, "ffn")])
@@ -115,7 +129,7 @@ def spell_cuts(cuts: Iterable[Cut]) -> dict[str, tuple[int | str, ...]]:
 
 
 def dropped_paths(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
-    """The paths of the modules whose matrices are freed when `cuts` are dropped."""
+    """Return the paths of the modules whose matrices are no longer stored after `cuts` are dropped."""
     paths: list[str] = []
     for layers in find_layers(lm):
         blocks = dropped_blocks(cuts, layers.name)
@@ -129,7 +143,7 @@ def dropped_paths(lm: LanguageModel, cuts: Sequence[Cut]) -> list[str]:
 
 
 def is_inside(name: str, paths: Iterable[str]) -> bool:
-    """Whether the module called `name` is one of those at `paths`, or lies inside one.
+    """Return whether the module `name` is one of the modules at `paths` or inside one of them.
 
     Example:
         >>> is_inside("encoder.1.ffn", ["encoder.1"])

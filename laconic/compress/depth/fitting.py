@@ -1,18 +1,17 @@
-"""What stands for blocks that were dropped: the linear map, or the bias, that best brings the hidden states on.
+"""Fit a linear map and a bias, or a bias alone, that replace a run of dropped blocks.
 
 Paper: D. Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization",
-arXiv 2505.02819, eq. 5: T* = argmin ‖(M T + Y) − L‖², with M what the last layer before the run writes to the stream, Y
-the stream that it is added to and L the stream behind the run. Then T goes into that layer: T f(x) has no product more.
-Where a norm comes after the sum instead (post-LN), M is the whole stream and Y nothing, and T follows the norm.
+arXiv 2505.02819, eq. 5: T* = argmin ‖(M T + Y) − L‖². Here M is the output of the last layer before the run, Y the
+residual stream that M is added to, and L the stream after the run. T is multiplied into that layer, so it adds no
+matrix product. If a norm follows the sum (post-LN), M is the whole stream, Y is zero, and T is applied after the norm.
 
-Here T is held to the identity, which is dropping the run with nothing in its place: T = (D + λ I)(C + λ I)^{-1} with
-the centred moments C of M and D of the wanted L − Y with M, in float64, λ by cross-validation over two halves of the
-batches (`laconic.calibrate.anchor`); the bias takes up the means. M and Y are those of the model as it has become, L is
-that of the original, so that what is fitted makes up for the runs dropped before.
+Here T is regularised towards the identity, which means dropping the run without a replacement:
+T = (D + λ I)(C + λ I)^{-1}, with the centred second moment C of M and the centred cross moment D of L − Y and M, in
+float64. λ is chosen by cross-validation over two halves of the batches (`laconic.calibrate.anchor`), and the bias
+accounts for the means. M and Y are measured on the model with earlier runs dropped, L on the original, so that the map
+also compensates for earlier runs.
 
-What stands for each run of blocks, and each sub-block, of a model that is as yet whole.
-
-Fitted once for all runs that begin alike, and for all sub-blocks.
+`MapFitter` caches the maps of the unchanged model: they are fitted at once for all runs that begin at the same block.
 """
 
 from collections.abc import Sequence
@@ -37,13 +36,14 @@ from laconic.model.subblocks import find_subblocks, last_writer
 
 @dataclass(frozen=True)
 class MapPlace:
-    """Where a map of the stream may sit.
+    """A module whose output a map can be applied to.
 
-    path:   the module whose output M is mapped.
-    whole:  whether that output is the whole stream; else it is added to the rest.
-    stream: the block that leaves the stream, or, before the first block, the block that it enters.
-    enters: which of the two.
-    width:  d, the numbers of the stream for one token.
+    Args:
+        path: path of the module; its output is M.
+        whole: True if M is the whole residual stream; False if M is added to it.
+        stream: path of a block whose input or output is the residual stream at this place.
+        enters: True for the input of that block (before the first block), False for its output.
+        width: d, the width of the stream.
     """
 
     path: str
@@ -55,21 +55,30 @@ class MapPlace:
 
 @dataclass(frozen=True)
 class Original:
-    """The model as it was, and the paths of blocks in it."""
+    """The original model, and the paths of the blocks whose outputs are to be reached."""
 
     lm: LanguageModel
     blocks: tuple[str, ...]
 
 
 Map = tuple[Float[Tensor, "d d"] | None, Float[Tensor, " d"]]
-"""T, None for the identity, and b; in float64."""
+"""(T, b) in float64; T is None for the identity."""
 
 
 @torch.no_grad()
 def find_map_place(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
-    """The seat of a map in front of the layer of this number, or behind the last; None where there is none.
+    """Find the module that can hold a map in front of a block.
 
-    `batch` shows where norms are: the same module paths mean different things in models of one family.
+    The place of the norms is found from activations, because it differs between models of one architecture.
+
+    Args:
+        lm: the model.
+        layers: the blocks of one stack.
+        index: number of the block; the number of blocks for a map after the last one.
+        batch: a batch to run the model on.
+
+    Returns:
+        The place, or None if there is none.
     """
     if layers.shared:
         return None
@@ -113,9 +122,15 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapP
 def fit_maps(
     lm: LanguageModel, seat: MapPlace, layers: Layers, original: Original, data: Calibration, linear: bool
 ) -> list[Map]:
-    """T and b for `seat` of `lm`, aimed at what each of the blocks of the `original` leaves.
+    """Fit one map for each block of the original whose output is to be reached.
 
-    T is None, for the identity, unless it is `linear` and errs less on held-out rows than the bias alone.
+    Args:
+        lm: the present model, perhaps without earlier runs.
+        seat: the place of the map in it.
+        layers: the blocks of its stack.
+        original: the original model, and the blocks whose outputs are to be reached.
+        data: calibration data.
+        linear: fit T as well as b. T is still None if cross-validation prefers the identity.
     """
     anchor = Anchor(seat.width, dict.fromkeys(original.blocks, seat.width), lm.device)
     for number, on_cpu in enumerate(data.batches):
@@ -133,7 +148,7 @@ def fit_maps(
 def _capture_both(
     lm: LanguageModel, seat: MapPlace, original: Original, batch: Batch
 ) -> tuple[ActivationCapture, ActivationCapture]:
-    """What passes through `lm` at the seat, and through the original at the blocks; one run where they are the same."""
+    """Activations of `lm` at the seat and of the original at the blocks; one run if both are the same model."""
     one = lm is original.lm
     here = (seat.path, seat.stream)
     with ActivationCapture(lm.model, dict.fromkeys((*here, *(original.blocks if one else ())))) as now:
@@ -148,7 +163,7 @@ def _capture_both(
 def _solve_map(lm: LanguageModel, anchor: Anchor, seat: MapPlace, block: str, linear: bool) -> Map:
     identity = torch.eye(seat.width, dtype=torch.float64, device=lm.device)
     problem = anchor.problem(block, identity, LayerStats(), centred=True)
-    # Rounded as it will be stored, so that the bias makes up for the rounding too.
+    # Round T to the stored dtype first, so that the bias also compensates for the rounding.
     T = problem.weight.to(lm.dtype).double()
     chosen = T if linear and not torch.equal(T, identity) else None
     bias = problem.bias(identity if chosen is None else chosen)
@@ -157,7 +172,7 @@ def _solve_map(lm: LanguageModel, anchor: Anchor, seat: MapPlace, block: str, li
 
 
 def no_place_error(lm: LanguageModel, index: int) -> UserError:
-    """Said where nothing can stand for the blocks from that number on."""
+    """Return the error for a model that has no place for a map in front of block `index`."""
     model_type = lm.model.config.model_type
     if index:
         return UserError(
@@ -171,11 +186,18 @@ def no_place_error(lm: LanguageModel, index: int) -> UserError:
 
 
 KEPT_NUMBERS = 2**26
-"""Numbers in maps that are kept up to this many (512 MiB), and fitted again beyond."""
+"""Largest number of elements of cached maps (512 MiB in fp64); the oldest maps are dropped and fitted again."""
 
 
 class MapFitter:
-    """Maps for runs of up to `longest` blocks of `lm`."""
+    """Fits and caches maps that replace runs of blocks, and means that replace sub-blocks.
+
+    Args:
+        lm: the original model.
+        data: calibration data.
+        linear: fit a linear map with a bias; otherwise a bias alone.
+        longest: fit the maps of all runs up to this length together.
+    """
 
     def __init__(self, lm: LanguageModel, data: Calibration, linear: bool, longest: int = 1) -> None:
         self.lm, self.data, self.linear, self.longest = lm, data, linear, longest
@@ -183,10 +205,14 @@ class MapFitter:
         self._means: dict[Cut, Tensor] = {}
 
     def of(self, layers: Layers, run: range) -> tuple[MapPlace, Map]:
-        """For the `run` of the model's own `layers`, with nothing dropped before it.
+        """Return the place and the map for a run of blocks of the original, with nothing dropped before it.
+
+        Args:
+            layers: the blocks of the stack.
+            run: numbers of the dropped blocks.
 
         Raises:
-            UserError: nothing can stand there.
+            UserError: the model has no place for the map.
         """
         key = layers.name, run.start
         if key not in self._kept or len(run) > len(self._kept[key][1]):
@@ -197,10 +223,19 @@ class MapFitter:
         return seat, maps[len(run) - 1]
 
     def fit(self, lm: LanguageModel, layers: Layers, place: int, blocks: Sequence[str]) -> tuple[MapPlace, list[Map]]:
-        """For blocks gone in front of the layer `place` of `lm`, up to each of `blocks` of the whole model.
+        """Fit maps for a model in which blocks were dropped.
+
+        Args:
+            lm: the model without the blocks.
+            layers: the remaining blocks of the stack.
+            place: number of the remaining block in front of which the blocks were dropped.
+            blocks: paths of blocks of the original; one map is fitted to the output of each.
+
+        Returns:
+            The place, and one map for each of `blocks`.
 
         Raises:
-            UserError: nothing can stand there.
+            UserError: the model has no place for the map.
         """
         seat = find_map_place(lm, layers, place, self.data.batches[0])
         if seat is None:
@@ -208,14 +243,14 @@ class MapFitter:
         return seat, fit_maps(lm, seat, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
 
     def means(self, cuts: Sequence[Cut]) -> dict[Cut, Tensor]:
-        """What each of these sub-blocks adds to the stream; one pass over the data is for all of the model."""
+        """Return the mean output of sub-blocks, (d,); the first call measures all sub-blocks of the model."""
         if not all(cut in self._means for cut in cuts):
             every = [cut for row in all_cuts(self.lm, "sublayers").values() for cut in row]
             self._means = mean_outputs(self.lm, every, self.data)
         return {cut: self._means[cut] for cut in cuts}
 
     def _keep(self, key: tuple[str, int], found: tuple[MapPlace, list[Map]]) -> None:
-        # Last, as the first are forgotten.
+        # Insert at the end, because the oldest entries are dropped first.
         self._kept.pop(key, None)
         self._kept[key] = found
         while len(self._kept) > 1 and sum(_numbers(maps) for _, maps in self._kept.values()) > KEPT_NUMBERS:
@@ -228,7 +263,7 @@ def _numbers(maps: Sequence[Map]) -> int:
 
 @torch.no_grad()
 def mean_outputs(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
-    """What each sub-block adds to the stream, averaged over the tokens that count."""
+    """Measure the mean output of each sub-block, (d,), over all tokens without padding."""
     writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
     sums: dict[Cut, Tensor] = {}
     counts = dict.fromkeys(cuts, 0)

@@ -1,4 +1,4 @@
-"""A map of hidden states put into the module that writes them: y ↦ T y + b."""
+"""Fold a linear map y ↦ T y + b into the module whose output y is."""
 
 import torch
 from jaxtyping import Float
@@ -17,12 +17,22 @@ Bias = Float[Tensor, " d"]
 
 @torch.no_grad()
 def fold(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> int:
-    """Make the module at `path` give T y + b where it gave y, and say how many bytes more its matrices take for it.
+    """Change the module at `path` so that its output becomes T y + b instead of y.
 
-    A linear or a format of factors takes T into its matrix; a norm is followed by it.
+    T is multiplied into the matrix of a linear layer, or into the output factor of a factored one. After a norm, a
+    module that applies T and b is added.
+
+    Args:
+        lm: the model, changed in place.
+        path: path of a linear layer, a compressed layer or a norm.
+        T: (d, d); None for the identity.
+        b: (d,).
+
+    Returns:
+        The number of bytes that the matrices of the module grow by.
 
     Raises:
-        UserError: the module is of a format that no T fits into.
+        UserError: T cannot be multiplied into the format of the module.
     """
     module = lm.model.get_submodule(path)
     if isinstance(module, (nn.Linear, Conv1D, Format)):
@@ -69,14 +79,14 @@ def _into_linear(lm: LanguageModel, path: str, T: Matrix, b: Bias) -> None:
 
 
 def check_takes(lm: LanguageModel, path: str) -> None:
-    """Raise UserError where the module at `path` is of a format that no T fits into."""
+    """Raise UserError if a map cannot be multiplied into the format of the module at `path`."""
     module = lm.model.get_submodule(path)
     while isinstance(module, Format) and not isinstance(module, Constant):
         module = _writing(path, module)
 
 
 def _writing(path: str, module: Format) -> nn.Module:
-    """The last factor of a format, which T can be put into."""
+    """The output factor of a format, which T can be multiplied into."""
     child = {Dense: "linear", LowRank: "left", LowRankReader: "left"}.get(type(module))
     if child is None:
         raise UserError(f"The layer '{path}' is stored as '{module.kind}', which takes no map in; shorten before that.")
@@ -84,7 +94,7 @@ def _writing(path: str, module: Format) -> nn.Module:
 
 
 def _into_factor(lm: LanguageModel, path: str, module: Format, T: Float[Tensor, "d d"]) -> None:
-    """T times the matrix of a format, where that stays of its kind."""
+    """Multiply T into the output factor of a format."""
     if isinstance(module, Constant):
         return
     factor = _writing(path, module)

@@ -1,18 +1,16 @@
-"""How much each block, or run of blocks, turns the hidden states that pass it.
+"""Importance of blocks: how far they turn the hidden states, and how much the predictions depend on them.
 
-Papers: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", arXiv
-2403.03853, eq. 1: the Block Influence 1 − E[cos(h_l, h_{l+1})]. A. Gromov et al., "The Unreasonable Ineffectiveness of
-the Deeper Layers", arXiv 2403.17887, eq. 4: the angular distance d(h_l, h_{l+n}) = arccos(cos(h_l, h_{l+n})) / π at the
-last token. Only a causal model has gathered a text in its last token; of the others every token counts. Padding never
-does.
+Hidden states: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", arXiv
+2403.03853, eq. 1, define the Block Influence 1 − E[cos(h_l, h_{l+1})]. A. Gromov et al., "The Unreasonable
+Ineffectiveness of the Deeper Layers", arXiv 2403.17887, eq. 4, define the angular distance
+d(h_l, h_{l+n}) = arccos(cos(h_l, h_{l+n})) / π at the last token. Only in a causal model does the last token summarise
+the text, so for other models the distance is averaged over all tokens. Padding is left out.
 
-How much the predictions depend on each block, to first order: gates on what blocks add to the hidden states.
-
-Paper: P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.2: with a gate
-ξ = 1 on a part of the network, its importance is the square of ∂L/∂ξ, averaged over the samples. Here a sample is a
-row, L is what the Fisher information is made of (`fisher_losses`), and the gate of a block multiplies what
-it adds to the hidden states, h + ξ (f(h) − h). So ½ E[(∂L/∂ξ)²] is the KL divergence that the second-order expansion
-predicts for dropping the block, in nats per prediction; its first order is zero.
+Gates: P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.2, put a gate ξ = 1
+on a part of the network; its importance is (∂L/∂ξ)², averaged over the samples. Here a sample is a row, L is a loss of
+the Fisher information (`laconic.calibrate.collect_stats.scores`), and the gate of a block multiplies its update of the
+hidden states, h + ξ (f(h) − h). Then ½ E[(∂L/∂ξ)²] is the KL divergence that a second-order expansion predicts for
+dropping the block, in nats per prediction; the first-order term is zero.
 """
 
 from collections import Counter
@@ -39,11 +37,17 @@ from laconic.model.layers import Layers, find_layers
 from laconic.model.subblocks import SubBlock, find_subblocks
 
 Points = list[Float[Tensor, "sequences tokens d"]]
-"""The hidden states before each cut of a stack in turn, and behind the last."""
+"""The hidden states before each cut of a stack, in forward order, and after the last cut."""
 
 
 def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]]) -> dict[Cut, float]:
-    """The Block Influence of each of `cuts`."""
+    """Compute the Block Influence of each cut.
+
+    Args:
+        lm: the model.
+        data: calibration data.
+        cuts: all cuts of each stack, in forward order.
+    """
     turned = {cut: 0.0 for row in cuts.values() for cut in row}
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
@@ -55,7 +59,17 @@ def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]])
 
 
 def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], length: int) -> dict[Cut, float]:
-    """The angular distance across the `length` cuts from each one on that has as many behind it."""
+    """Compute the angular distance across each run of `length` consecutive cuts.
+
+    Args:
+        lm: the model.
+        data: calibration data.
+        cuts: all cuts of each stack, in forward order.
+        length: number of cuts of a run.
+
+    Returns:
+        The distance, in [0, 1], by the first cut of each run.
+    """
     turned = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
@@ -70,9 +84,18 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
 
 @torch.no_grad()
 def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
-    """The hidden states of each stack in one run, and which of their rows are no padding."""
+    """Run one batch, and return for each stack the hidden states around its cuts.
+
+    Args:
+        lm: the model.
+        batch: the batch.
+        cuts: all cuts of each stack, in forward order.
+
+    Returns:
+        By stack: the hidden states before each cut and after the last one, and which of their rows are padding.
+    """
     batch = to_device(batch, lm.device)
-    # Of a model whose blocks are not known nothing is cut.
+    # Without cuts, the blocks of the model may be unknown.
     stacks = [layers for layers in find_layers(lm) if layers.name in cuts] if cuts else []
     parts = {
         layers.name: [find_subblocks(lm, layers, number) for number in range(len(layers))]
@@ -92,7 +115,14 @@ def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cu
 
 
 def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> Rows:
-    """Which rows of the hidden states of a stack are no padding."""
+    """Return which rows of the hidden states of a stack are padding.
+
+    Args:
+        lm: the model.
+        batch: the batch.
+        layers: the blocks of the stack.
+        hidden: its hidden states; only the shape is used.
+    """
     source = batch["attention_mask"].bool()
     target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
     return rows_of(hidden.shape[:-1], layers.stack.reads, False, source, target)
@@ -110,13 +140,13 @@ def _points(tap: ActivationCapture, layers: Layers, parts: Sequence[Sequence[Sub
 
 
 def _within(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
-    """Before each sub-block of a block, but for those that are gone."""
+    """The hidden states before each sub-block of a block; dropped sub-blocks are left out."""
     points = _between(tap, entered, left, parts)
     return [point for point, part in zip(points, parts, strict=True) if not part.is_dropped]
 
 
 def _between(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
-    """The sums so far, or, with norms between the sub-blocks, what they read."""
+    """The running sums (pre-LN), or the inputs of the sub-blocks if there are norms between them (post-LN)."""
     written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
     sums = [entered]
     for output in written:
@@ -124,14 +154,14 @@ def _between(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Seque
     if is_close(sums[-1], left):
         return sums[:-1]
     read = [tap.inputs[part.inner[0]][0] for part in parts]
-    # A projection may be called with its tokens first (Longformer's), and is then the first of the block.
+    # The first projection may get its input as (tokens, rows, width), as in Longformer.
     if is_close(read[0], entered) or is_close(read[0].transpose(0, 1), entered):
         return [entered, *(point.reshape(entered.shape) for point in read[1:])]
     raise UserError("The hidden states between the parts of a block are not told apart here; measure whole blocks.")
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one but for rounding."""
+    """Return whether two tensors are equal up to rounding."""
     return a.shape == b.shape and bool((a - b).norm() <= TOLERANCE * b.norm())
 
 
@@ -140,7 +170,7 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _last(counted: Tensor) -> Tensor:
-    """The last token of each sequence that counts, alone."""
+    """A mask that is True at the last token of each sequence."""
     numbers = torch.arange(counted.shape[1], device=counted.device) * counted
     last = numbers.argmax(1, keepdim=True)
     return torch.zeros_like(counted).scatter(1, last, True) & counted
@@ -150,7 +180,7 @@ Gates = Float[Tensor, "cuts rows"]
 
 
 def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> dict[Cut, float]:
-    """½ Σ_rows (∂L/∂ξ)² / predictions of each of `cuts`."""
+    """Compute ½ Σ_rows (∂L/∂ξ)² / predictions for each cut, in nats per prediction."""
     total = torch.zeros(len(cuts), dtype=torch.float64, device=lm.device)
     count = 0
     trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
@@ -175,9 +205,15 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
 
 @contextmanager
 def apply_gates(lm: LanguageModel, cuts: Sequence[Cut], gates: Gates) -> Iterator[None]:
-    """Within the context, what each of `cuts` adds in a row is multiplied by its gate of that row."""
+    """Within the context, the update of the hidden states by each cut is multiplied by a gate.
+
+    Args:
+        lm: the model.
+        cuts: blocks or sub-blocks.
+        gates: one gate for each cut and row of the batch, (cuts, rows).
+    """
     stacks = {layers.name: layers for layers in find_layers(lm)}
-    # A shared block is called for one layer after the other.
+    # A block that several layers share is called once for each of them.
     calls: dict[str, dict[int, Tensor]] = {}
     with ExitStack() as hooks:
         for cut, gate in zip(cuts, gates, strict=True):

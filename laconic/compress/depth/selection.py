@@ -1,12 +1,10 @@
-"""Which cuts to make, found by what they do to the predictions: one after the other, or by runs.
+"""Choose which cuts to make: by position, by importance, or by the measured KL divergence from the original.
 
-Greedy, as J. Song et al. drop blocks ("SLEB", arXiv 2402.09025): the cut that leaves the least KL divergence from the
-original goes first; then all others are measured again without it. By runs: the divergence of every run of neighbours
-is measured once, and for every number of runs those of least sum are found (`laconic.allocate.contiguous_dp`). The sum
-is exact for what neighbours do together and guesses at what runs apart do, so the best few of these plans are measured
-as a whole, and the one that diverges least is taken.
-
-The ways to choose what is dropped, under one roof: a row of cuts and a number in, the cuts that go out.
+`greedy` follows J. Song et al. ("SLEB", arXiv 2402.09025): make the cut with the least KL divergence, measure all
+others again without it, and so on. `dp` measures every run of consecutive cuts once, and finds for every number of runs
+the plan with the least sum of divergences (`laconic.allocate.contiguous_dp`). The divergence of a run includes the
+interaction of its cuts, but the sum ignores interactions between runs. The best few plans are therefore measured as a
+whole, and the one with the least divergence is taken.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,13 +25,16 @@ Row = Sequence[Cut | None]
 Allowed = Callable[[Iterable[Cut]], bool]
 
 MEASURED_PLANS = 6
-"""Plans that are measured as a whole, at most; a single run was before."""
+"""Largest number of plans that are measured as a whole; a plan of a single run was measured already."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """alone:    whether cuts of one stack can be made, whatever becomes of the others.
-    together: whether cuts of all stacks can be made, and no others.
+    """Which cuts a model allows.
+
+    Args:
+        alone: whether some cuts can be made, perhaps together with further cuts in other stacks.
+        together: whether exactly these cuts can be made.
     """
 
     alone: Allowed
@@ -41,10 +42,17 @@ class Limits:
 
 
 def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
-    """`drop` cuts, each the best beside those before; `contiguous` ones each beside another.
+    """Choose cuts one after another, each with the least divergence given the cuts before it.
+
+    Args:
+        trial: measures divergences.
+        row: all cuts in forward order.
+        drop: number of cuts to choose.
+        limits: which cuts the model allows.
+        contiguous: choose each cut next to an earlier one.
 
     Raises:
-        UserError: there are not as many that can go.
+        UserError: fewer than `drop` cuts can be made.
     """
     chosen: list[Cut] = []
     for number in range(drop):
@@ -59,14 +67,20 @@ def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) 
 
 
 def choose_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
-    """Of the plans of `drop` cuts whose runs have the least sum of divergences, one for each number of runs, the one
-    that diverges least; one run of them, where `contiguous`.
+    """Choose cuts by dynamic programming over runs, and measure the best plans as a whole.
+
+    Args:
+        trial: measures divergences.
+        row: all cuts in forward order.
+        drop: number of cuts to choose.
+        limits: which cuts the model allows.
+        contiguous: choose a single run.
 
     Raises:
-        UserError: there are not as many that can go.
+        UserError: fewer than `drop` cuts can be made.
     """
     lengths = [drop] if contiguous else range(1, drop + 1)
-    # By their beginnings, as what stands for them is fitted for those that begin alike.
+    # Sorted by first cut, because the maps of runs with the same first cut are fitted together.
     runs = sorted(run for run in all_runs(row, lengths) if limits.alone(cuts_in(row, run)))
     tried = trial.data.track(runs, "Measuring the runs")
     costs = {run: trial.measure(cuts_in(row, run)).mean for run in tried}
@@ -75,7 +89,7 @@ def choose_runs(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: b
 
 
 class _Plan(NamedTuple):
-    """Cuts, the number of runs that they are, and the sum of the divergences of these."""
+    """Cuts, the number of runs that they form, and the sum of the divergences of these runs."""
 
     cost: float
     runs: int
@@ -83,7 +97,7 @@ class _Plan(NamedTuple):
 
 
 def _plans(row: Row, costs: Mapping[Run, float], drop: int, allowed: Allowed) -> list[list[Cut]]:
-    """The `drop` cuts of least cost in each number of runs: the cheapest few of them, cheapest first."""
+    """The plan of least cost for each number of runs; the cheapest few of these plans, cheapest first."""
     shares = [_stack_plans(row, costs, stack, drop) for stack in _stacks(row)]
     whole = sorted(map(_merge_plans, product(*shares)), key=lambda plan: plan.cost)
     found: dict[int, list[Cut]] = {}
@@ -96,13 +110,13 @@ def _plans(row: Row, costs: Mapping[Run, float], drop: int, allowed: Allowed) ->
 
 
 def _merge_plans(share: Sequence[_Plan]) -> _Plan:
-    """The plans of several stacks as one."""
+    """Combine one plan of each stack."""
     cuts = [cut for plan in share for cut in plan.cuts]
     return _Plan(sum(plan.cost for plan in share), sum(plan.runs for plan in share), cuts)
 
 
 def _stacks(row: Row) -> list[range]:
-    """The places in the row of each stack."""
+    """The indices in the row of the cuts of each stack."""
     ends = [at for at, cut in enumerate(row) if cut is None] + [len(row)]
     return [range(start, stop) for start, stop in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
@@ -120,7 +134,7 @@ def _stack_plans(row: Row, costs: Mapping[Run, float], stack: range, drop: int) 
 
 
 def all_runs(row: Row, lengths: Iterable[int]) -> list[Run]:
-    """The runs of those lengths that lie in one stack."""
+    """Return all runs [start, stop) of the given lengths that lie within one stack."""
     return [
         (start, start + length)
         for length in lengths
@@ -130,18 +144,18 @@ def all_runs(row: Row, lengths: Iterable[int]) -> list[Run]:
 
 
 def cuts_in(row: Row, run: Run) -> list[Cut]:
-    """The cuts of one run."""
+    """Return the cuts of one run."""
     return [cut for cut in row[slice(*run)] if cut is not None]
 
 
 def sort_cuts(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
-    """`cuts` as they come in `row`."""
+    """Return `cuts` in the order of `row`."""
     wanted = set(cuts)
     return [cut for cut in row if cut in wanted and cut is not None]
 
 
 def too_many_error(drop: int, most: int) -> UserError:
-    """Said where no such number of cuts can be made."""
+    """Return the error for `drop` cuts when at most `most` can be made."""
     return UserError(f"drop must be at most {most} for what can be dropped here; got {drop}.")
 
 
@@ -154,14 +168,19 @@ def _is_open(row: Row, at: int, chosen: Sequence[Cut], contiguous: bool) -> bool
 
 Select = Literal["influence", "angular", "taylor", "greedy", "dp", "first", "last", "alternate"]
 BY_PLACE: tuple[Select, ...] = ("first", "last", "alternate")
-"""Those that look at no data."""
+"""Selections by position, which need no data."""
 MEASURED: tuple[Select, ...] = ("greedy", "dp")
-"""Those that try out what they drop."""
+"""Selections that measure the divergence of candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How cuts are chosen; the fields are those of `Shorten`."""
+    """How cuts are chosen.
+
+    Args:
+        select: the selection, as in `Shorten`.
+        contiguous: choose a single run of neighbours.
+    """
 
     select: Select
     contiguous: bool
@@ -175,17 +194,26 @@ class Selection:
         limits: Limits,
         trial: Trial | None = None,
     ) -> list[Cut]:
-        """For each entry of `quotas` that number of the cuts of its stacks, in forward order.
+        """Choose the cuts to make.
 
-        `data` is for those that look at any, `trial` for those that measure what the model predicts (MEASURED).
+        Args:
+            lm: the model.
+            data: calibration data; None for selections by position.
+            cuts: all cuts in forward order, by stack.
+            quotas: number of cuts to choose for each tuple of stacks.
+            limits: which cuts the model allows.
+            trial: measures divergences, for the selections in `MEASURED`.
+
+        Returns:
+            The chosen cuts in forward order.
 
         Raises:
-            UserError: there are not as many that can go.
+            UserError: fewer cuts can be made.
         """
         chosen: list[Cut] = []
         for stacks, drop in quotas.items():
             row = join_stacks(cuts, stacks)
-            # A number for each stack is given by the user, and was looked at before.
+            # If the user gave a number for each stack, `check` has checked their combination already.
             together = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
             if not drop:
                 continue
@@ -215,7 +243,7 @@ class Selection:
 
 
 def join_stacks(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
-    """The cuts of several stacks as one row, apart from each other."""
+    """Concatenate the cuts of several stacks, with None between two stacks."""
     row: list[Cut | None] = []
     for stack in stacks:
         row += [None, *cuts[stack]] if row else cuts[stack]
@@ -223,10 +251,15 @@ def join_stacks(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cu
 
 
 def choose_by_place(select: Select, row: Row, drop: int) -> list[Cut]:
-    """The first or the last of the row, or every second one, beginning with the one before the last.
+    """Choose cuts by position.
+
+    Args:
+        select: `first`, `last`, or `alternate` for every second cut, counted backwards from the last but one.
+        row: the cuts of one stack.
+        drop: number of cuts to choose.
 
     Raises:
-        UserError: the row is of several stacks, or not as long.
+        UserError: the row has several stacks, or too few cuts.
     """
     if None in row:
         raise UserError(f"select: {select} drops from one stack; give drop for each, as {{encoder: 1, decoder: 1}}.")
@@ -237,10 +270,14 @@ def choose_by_place(select: Select, row: Row, drop: int) -> list[Cut]:
 
 
 def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
-    """The cuts of the lowest scores that can go together."""
+    """Choose the cuts with the lowest scores that the model allows together.
+
+    Raises:
+        UserError: fewer than `drop` cuts can be made.
+    """
     chosen: list[Cut] = []
     while len(chosen) < drop:
-        # One that could not go yet may be able to after another.
+        # A cut that is not allowed yet may be allowed after another one.
         left = [cut for cut in sort_cuts(row, scores) if cut not in chosen and allowed([*chosen, cut])]
         if not left:
             raise too_many_error(drop, len(chosen))
@@ -249,7 +286,16 @@ def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: All
 
 
 def choose_lowest_run(row: Row, scores: Mapping[tuple[int, int], float], allowed: Allowed) -> list[Cut]:
-    """The cuts of the run of the lowest score that can go."""
+    """Choose the run with the lowest score that the model allows.
+
+    Args:
+        row: all cuts in forward order.
+        scores: the score of each run.
+        allowed: whether cuts can be made.
+
+    Raises:
+        UserError: no run can be dropped.
+    """
     runs = [run for run in scores if allowed(cuts_in(row, run))]
     if not runs:
         length = next((stop - start for start, stop in scores), 0)

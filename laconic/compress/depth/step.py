@@ -103,7 +103,7 @@ class Shorten(Step):
             check_depths(lm, {layers.name: len(dropped_blocks(cuts, layers.name)) for layers in find_layers(lm)})
         elif self._drops and self.parts == "blocks":
             for layers in find_layers(lm):
-                # Any may go, and then those behind it move.
+                # Any block may be dropped, and the later ones are then renumbered; dropping the first affects all.
                 check_rescalable(lm, layers, (0,))
         if self.replace == "linear" and self._drops:
             check_maps(lm, cuts)
@@ -111,7 +111,7 @@ class Shorten(Step):
     def _check_numbers(self, lm: LanguageModel) -> None:
         every = all_cuts(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
-            # One of each stack stays.
+            # At least one block of each stack stays.
             most = sum(max(len(every[stack]) - 1, 0) for stack in stacks)
             if drop > most:
                 what = "block" if self.parts == "blocks" else "sub-block"
@@ -124,7 +124,7 @@ class Shorten(Step):
         drop_cuts(lm, self._last_cuts(lm) if cuts is None else cuts, None, lm.shallow_copy())
 
     def _last_cuts(self, lm: LanguageModel) -> list[Cut]:
-        """As many as data would choose, as far back as they can go."""
+        """The last cuts that are allowed, as a stand-in for those that the data would choose."""
         every = all_cuts(lm, self.parts)
         limits, chosen = self._limits(lm, None), []
         for stacks, drop in self._quotas(lm).items():
@@ -168,12 +168,12 @@ class Shorten(Step):
             gone = dropped_paths(lm, cuts)
             added = drop_cuts(lm, cuts, make_fitter(original, data, kept), original)
         after = {name: 0 if is_inside(name, gone) else size for name, size in before.items()}
-        # What was added bears the name that its place has now, which may have been that of what is gone.
+        # After renumbering, the path of a map may equal the former path of a dropped module, hence the suffix.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
         return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=found)
 
     def _trial(self, original: LanguageModel, data: Calibration | None) -> Trial | None:
-        """Where cuts are tried out: to choose them, or what stands in their place."""
+        """The trial that measures cuts or replacements; None if nothing needs to be measured."""
         measures = self.replace != "nothing" or (self.blocks is None and self.select in MEASURED)
         if data is None or not self._drops or not measures:
             return None
@@ -181,10 +181,10 @@ class Shorten(Step):
         return Trial.of(original, data, self.replace, longest)
 
     def _choose_replacement(self, trial: Trial | None, cuts: list[Cut]) -> tuple[Replacement, dict[str, str | float]]:
-        """What stands in the place of `cuts`, and the divergences that decided it.
+        """The replacement of `cuts`, and the divergences that decided it.
 
         Raises:
-            UserError: nothing can stand there.
+            UserError: the model has no place for the replacement.
         """
         if trial is None or self.replace == "nothing":
             return self.replace, {}
@@ -201,7 +201,7 @@ class Shorten(Step):
 
     def _limits(self, lm: LanguageModel, data: Calibration | None) -> Limits:
         stacks = {layers.name: layers for layers in find_layers(lm)}
-        # Only what something can stand for.
+        # Stacks whose first block must stay, because the model has no place for a replacement in front of it.
         keeps_first = {
             name
             for name, layers in stacks.items()
@@ -225,7 +225,7 @@ class Shorten(Step):
         return Limits(alone, together)
 
     def _fixed_cuts(self, lm: LanguageModel) -> list[Cut] | None:
-        """What goes, where no data is asked for that."""
+        """The cuts if they do not depend on data; else None."""
         if self.blocks is None:
             if self.select not in BY_PLACE:
                 return None

@@ -1,14 +1,12 @@
-"""Cuts taken out of a model, with what stands in their place.
+"""Drop cuts from a model, fit their replacements, and measure the KL divergence that results.
 
-How far a model would be from what it is without some cuts, on calibration rows that nothing was fitted on.
+A replacement (a map or a bias) fits the rows that it was fitted on better than other rows, and several replacements
+more so than one. Measured on the same rows, many short runs would seem better than one long run. Replacements are
+therefore fitted on one half of the calibration rows and measured on the other half, and vice versa.
 
-Maps that are fitted on some rows do better on these than on others, and two maps do better by more than one: measured
-where they are fitted, many short runs would win against one long one. So where something stands for what is dropped it
-is fitted on one half of the rows and measured on the other, and the other way round.
-
-What brings the hidden states nearer to what they were can still take the predictions further away: the mean that a
-block adds may be that of a few tokens. So cuts with nothing in their place are measured too, and what was fitted stays
-out where it does not diverge less.
+A replacement that brings the hidden states closer to the original can still make the predictions worse, for instance if
+the mean output of a block is dominated by a few tokens. Dropping without a replacement is therefore measured too, and
+the replacement is used only if its divergence is lower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,12 +34,22 @@ Replacement = Literal["nothing", "bias", "linear"]
 def make_fitter(
     lm: LanguageModel, data: Calibration | None, replace: Replacement, longest: int = 1
 ) -> MapFitter | None:
-    """Of `lm`, for runs of up to `longest`; None where nothing is to stand for them."""
+    """Make the fitter of replacements.
+
+    Args:
+        lm: the original model.
+        data: calibration data.
+        replace: the kind of replacement.
+        longest: length of runs up to which maps are fitted together.
+
+    Returns:
+        The fitter, or None if `replace` is `nothing` or there is no data.
+    """
     return None if replace == "nothing" or data is None else MapFitter(lm, data, replace == "linear", longest)
 
 
 def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
-    """Raise UserError where nothing can stand for some run of `cuts`."""
+    """Raise UserError if the model has no place for the replacement of some run of dropped blocks."""
     for layers in find_layers(lm):
         for run in consecutive_ranges(dropped_blocks(cuts, layers.name)):
             if find_map_place(lm, layers, run.start, data.batches[0]) is None:
@@ -49,8 +57,14 @@ def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> No
 
 
 def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
-    """Raise UserError where a linear map for some run of `cuts` does not fit into what writes to the stream before it;
-    None for any blocks. What follows a norm of the whole stream always fits."""
+    """Raise UserError if a linear map cannot be multiplied into the layer in front of a run of dropped blocks.
+
+    A map after a norm of the whole stream (post-LN) is always possible.
+
+    Args:
+        lm: the model.
+        cuts: the cuts; None to check every place where a run can begin.
+    """
     for layers in find_layers(lm):
         if layers.shared or layers.stack.other_linears:
             continue
@@ -62,7 +76,7 @@ def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
 
 
 def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
-    """Whether the stream passes a norm last; as far as the class has a name for that, as it does for the matrices."""
+    """Whether block `index` ends in a norm of the whole stream, according to the description of the architecture."""
     block, before = lm.model.get_submodule(layers.paths[index]), layers.stack.pre_norm_flag
     return layers.depth.last_norm is not None and not (before is not None and getattr(block, before))
 
@@ -70,14 +84,19 @@ def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
 def drop_cuts(
     lm: LanguageModel, cuts: Sequence[Cut], fits: MapFitter | None, original: LanguageModel
 ) -> dict[str, int]:
-    """Drop `cuts` from `lm`, in place, run by run in forward order; `original` is what it was, and is not changed.
+    """Drop cuts from a model, and put replacements in their place, run by run in forward order.
 
-    `fits` says what stands in their place, None for nothing.
+    Args:
+        lm: the model, changed in place.
+        cuts: the cuts.
+        fits: fits the replacements; None for no replacement.
+        original: the model before the cuts; it is not changed.
 
-    Returns the bytes of matrices that were added, by the path of the module that holds them.
+    Returns:
+        Bytes of the matrices that were added, by the path of the module that holds them.
 
     Raises:
-        UserError: the cuts cannot go, or nothing can take their place.
+        UserError: the model does not allow the cuts, or has no place for a replacement.
     """
     parts = [cut for cut in cuts if cut.part is not None]
     means = fits.means(parts) if fits is not None else {}
@@ -87,7 +106,7 @@ def drop_cuts(
     for layers in before:
         drop_blocks(lm, stack_named(lm, layers.name), dropped_blocks(cuts, layers.name))
     added: dict[str, int] = {}
-    # Up to the first run the hidden states are those of the original.
+    # The maps of the original model fit the first run only, because later runs get changed hidden states.
     whole = not parts
     for layers in before if fits is not None else ():
         gone = 0
@@ -105,7 +124,12 @@ def drop_cuts(
 
 @dataclass(frozen=True)
 class Side:
-    """What stands in the place of cuts, as fitted on some rows, and how far a changed model is on others."""
+    """One direction of the cross-validation.
+
+    Args:
+        fits: fits replacements on one part of the rows; None for no replacement.
+        metric: measures the divergence on the other part.
+    """
 
     fits: MapFitter | None
     metric: KLMetric
@@ -116,8 +140,8 @@ class Measured:
     """The divergences of a model without some cuts, by what stands in their place.
 
     Args:
-        replacement: the one to use: the one that was asked for, if it diverges less than `nothing` does.
-        divergences: of each replacement that was measured.
+        replacement: the replacement to use: the requested one if it diverges less than `nothing`, else `nothing`.
+        divergences: the divergences with each replacement that was measured.
     """
 
     replacement: Replacement
@@ -131,11 +155,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """A model whose cuts are tried out.
+    """Measures the divergence of a model without some cuts.
 
-    replacement: what is to stand in their place.
-    apart:       whether the rows that judge are others than those that are fitted on.
-    measured:    what was found of cuts already, so that another number to drop asks only for what is new.
+    Args:
+        lm: the original model.
+        data: calibration data.
+        replacement: the requested kind of replacement.
+        sides: the directions of the cross-validation.
+        apart: True if replacements are measured on rows that they were not fitted on.
+        measured: results so far, by cuts; they serve as a cache.
     """
 
     lm: LanguageModel
@@ -147,7 +175,16 @@ class Trial:
 
     @classmethod
     def of(cls, lm: LanguageModel, data: Calibration, replacement: Replacement, longest: int) -> "Trial":
-        """Of runs of up to `longest`, with that `replacement`."""
+        """Make a trial.
+
+        The rows are split into two halves for cross-validation, unless there is no replacement or too few rows.
+
+        Args:
+            lm: the original model.
+            data: calibration data.
+            replacement: the kind of replacement.
+            longest: length of runs up to which maps are fitted together.
+        """
 
         def side(here: Sequence[Batch], there: Sequence[Batch]) -> Side:
             return Side(make_fitter(lm, replace(data, batches=list(here)), replacement, longest), KLMetric(lm, there))
@@ -159,9 +196,9 @@ class Trial:
         return cls(lm, data, replacement, [side(here, there), side(there, here)], apart=True)
 
     def measure(self, cuts: Sequence[Cut]) -> Measured:
-        """Measure KL(original ‖ without `cuts`) on rows that nothing was fitted on, for each possible replacement.
+        """Measure KL(original ‖ model without `cuts`), with the requested replacement and with none.
 
-        Where such rows are missing the replacement is not compared with nothing in its place.
+        If there are too few rows for cross-validation, only the requested replacement is measured.
         """
         key = tuple(cuts)
         if key not in self.measured:
@@ -180,7 +217,7 @@ class Trial:
 
 
 def _split_batches(data: Calibration) -> tuple[list[Batch], list[Batch]]:
-    """The batches in two halves, or where these are too few for cross-validation the rows."""
+    """Split the batches into two halves, or the rows if there are too few batches."""
     every = data.batches
     if len(every) >= 2 * FOLDS:
         return every[::2], every[1::2]

@@ -1,4 +1,4 @@
-"""Narrower models: heads and channels taken out."""
+"""Width pruning: remove attention heads and feed-forward channels."""
 
 from laconic.compress.width.narrow import Narrow
 

@@ -1,10 +1,11 @@
 """Rank the heads of an attention or the channels of a feed-forward, and decide how many of each layer stay.
 
-`magnitude` is the squared norm of the weights of a part in all projections that it belongs to. `taylor` is E|∂L/∂ξ| of
-the gate of the part (Michel et al. 2019), `taylor-squared` E(∂L/∂ξ)² (Molchanov et al. 2019). `variance` is Σ ‖W_:j‖²
-Var(x_j) over the columns j of the part in the output projection, which reads x (FLAP: Y. An et al., "Fluctuation-based
-Adaptive Structured Pruning for Large Language Models", AAAI 2024, equation 5). `obs` is the rise of the predicted KL
-divergence when one part after another is removed and the rest refitted (`laconic.numerics.structured`).
+A *part* is an attention head (or the heads that share keys and values) or a feed-forward channel. Its importance is one
+of the following. `magnitude`: the squared norm of its weights in all projections. `taylor`: E|∂L/∂ξ| of a gate ξ on the
+part (Michel et al. 2019). `taylor-squared`: E(∂L/∂ξ)² (Molchanov et al. 2019). `variance`: Σ ‖W_:j‖² Var(x_j) over the
+columns j of the part in the output projection W with input x (FLAP: Y. An et al., "Fluctuation-based Adaptive
+Structured Pruning for Large Language Models", AAAI 2024, equation 5). `obs`: the increase of the predicted KL
+divergence when parts are removed one after another and the rest is refitted (`laconic.numerics.structured`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +35,12 @@ NEEDS: dict[Importance, frozenset[type[Statistic]]] = {
     "variance": frozenset({InputCovariance, Mean}),
     "obs": frozenset({InputCovariance, Mean, GradCovariance}),
 }
-"""What each asks to be measured of the output projection; the two kinds of taylor ask for `GateGradients` instead."""
+"""The statistics of the output projection that each importance needs; the taylor kinds need `GateGradients` instead."""
 
 BY_GATES: frozenset[Importance] = frozenset({"taylor", "taylor-squared"})
 
 SHRINK = 0.1
-"""Of F, towards its mean diagonal, as `kfac-svd` does."""
+"""Shrinkage of F towards its mean diagonal, the same as in `kfac-svd`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ class RemovalOrder:
     count: int
 
     def parts_left(self, count: int) -> list[int]:
-        """The numbers of the parts that stay, in ascending order, when `count` of them stay."""
+        """Return the numbers of the parts that stay, in ascending order.
+
+        Args:
+            count: how many parts stay.
+        """
         return sorted(set(range(self.count)) - set(self.order[: self.count - count]))
 
 
@@ -112,7 +117,7 @@ def _compute_scores(
 
 
 def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
-    """The squared norm of the weights of each part, in fp64."""
+    """Return the squared norm of the weights of each part, (parts,), in fp64."""
     total = inner.writer.weight().double().square().sum(0).reshape(inner.count, -1).sum(1)
     for site, stacked in inner.readers:
         total += site.weight().double().reshape(stacked, inner.count, -1).square().sum((0, 2))
@@ -120,7 +125,12 @@ def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
 
 
 def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
-    """Σ_j ‖W_:j‖² Var(x_j) over the columns j of each of `count` parts."""
+    """Return Σ_j ‖W_:j‖² Var(x_j) over the columns j of each part, (parts,).
+
+    Args:
+        problem: the problem of the output projection.
+        count: number of parts.
+    """
     variance = problem.stats[InputCovariance].matrix.diagonal()
     if problem.means is None:
         variance = variance - problem.stats[Mean].vector.square()
@@ -131,11 +141,15 @@ def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
 Currency = Literal["bytes", "macs"]
 
 Price = Callable[[CoupledGroups], int]
-"""Of one part of a family."""
+"""Returns the price of one part of coupled groups."""
 
 
 def price_function(currency: Currency) -> Price:
-    """The price of one part: numbers stored, or multiply-accumulates per token in a row of the usual length."""
+    """Return a function for the price of one part.
+
+    The price is the number of parameters for `bytes`. For `macs` it is the number of multiply-accumulates per token,
+    which for a head includes attention over a row of the default length.
+    """
 
     def price(family: CoupledGroups) -> int:
         stored = sum(inner.parameters for inner in family)
@@ -147,15 +161,20 @@ def price_function(currency: Currency) -> Price:
 
 
 def chunk_size(family: CoupledGroups, multiple: int) -> int:
-    """How many parts are removed at once so that a multiple stays; 1 for heads, and where channels are few."""
+    """Return how many parts are removed at once: `multiple` channels, or 1 for heads and for few channels."""
     return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
 
 
 def parts_kept(family: CoupledGroups, keep: float, multiple: int) -> int:
-    """The number of parts that `keep` leaves, at least 1.
+    """Return the number of parts to keep, at least 1.
 
-    Heads are rounded to the nearest number, channels down to a multiple. Where the multiple is over 1 % less than
-    `keep`, halves of it are tried, down to single channels.
+    Heads are rounded to the nearest number, channels down to a multiple. If that removes over 1 % more than asked for,
+    the multiple is halved, down to single channels.
+
+    Args:
+        family: coupled groups.
+        keep: fraction of the parts to keep.
+        multiple: the number of channels kept is a multiple of this.
     """
     count, chunk = family[0].count, chunk_size(family, multiple)
     if keep == 1:
@@ -169,14 +188,22 @@ def parts_kept(family: CoupledGroups, keep: float, multiple: int) -> int:
 
 
 def uniform_counts(families: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
-    """The number of parts left when every layer keeps the same fraction, by `PrunableGroup.coupling`."""
+    """Return the number of parts to keep if every layer keeps the same fraction, by `PrunableGroup.coupling`.
+
+    Args:
+        families: coupled groups of all layers.
+        keeps: fraction to keep of heads and of channels.
+        multiple: the number of channels kept is a multiple of this.
+    """
     return {family[0].coupling: parts_kept(family, keeps[family[0].group], multiple) for family in families}
 
 
 def global_counts(
     several: Sequence[tuple[CoupledGroups, RemovalOrder]], keeps: Mapping[Group, float], price: Price, multiple: int
 ) -> dict[str, int]:
-    """The number of parts left when layers are compared within each group, by `PrunableGroup.coupling`.
+    """Return the number of parts to keep if parts of all layers compete, by `PrunableGroup.coupling`.
+
+    Heads compete with heads, and channels with channels.
 
     Args:
         several: coupled groups, each with the order in which its parts are removed.
@@ -193,7 +220,7 @@ def global_counts(
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some parts of a family that go together: how many, what that saves, and what it costs for each unit saved."""
+    """Parts of one layer that are removed together: their number, the price saved, and the importance per price."""
 
     family: str
     parts: int
@@ -202,17 +229,17 @@ class _Chunk:
 
     @property
     def each(self) -> int:
-        """What a single part saves."""
+        """The price of a single part."""
         return self.saves // self.parts
 
 
 def share_budget(
     several: Sequence[tuple[CoupledGroups, RemovalOrder]], keep: float, price: Price, multiple: int
 ) -> dict[str, int]:
-    """The number of parts left when the cheapest are removed until `keep` of the price of all stays.
+    """Return the number of parts to keep if parts are removed in order of importance per price.
 
-    Every layer keeps a part, so more than `keep` may stay. If over 1 % less than `keep` would stay, parts come back one
-    by one, the last removed first, as far as they fit.
+    Parts are removed until at most `keep` of the total price stays. Every layer keeps at least one part, so more may
+    stay. If over 1 % less than `keep` would stay, parts are restored one by one, beginning with the last removed.
 
     Args:
         several: coupled groups, each with the order in which its parts are removed.
@@ -232,7 +259,7 @@ def share_budget(
     ]
     counts = {family[0].coupling: family[0].count for family, _ in several}
     gone: list[_Chunk] = []
-    # Stable, and rates of a family never fall: its own order is kept.
+    # The sort is stable and the rates of a family never fall, so the order within a family is kept.
     for chunk in sorted(chunks, key=lambda chunk: chunk.rate):
         if excess <= 0:
             break
@@ -248,7 +275,7 @@ def share_budget(
 
 
 def _make_chunks(family: str, removal: RemovalOrder, price: int, size: int) -> list[_Chunk]:
-    """Every part that may go, in order; the first chunk is the remainder that leaves a multiple."""
+    """Divide the removable parts into chunks, in order; the first chunk is smaller if needed to leave a multiple."""
     count = removal.count
     ends = range(count % size or size, count - size + 1, size)
     chunks, begin, rate = [], 0, 0.0
@@ -260,10 +287,14 @@ def _make_chunks(family: str, removal: RemovalOrder, price: int, size: int) -> l
 
 
 def standardise_costs(removals: Sequence[RemovalOrder], prices: Sequence[int]) -> list[RemovalOrder]:
-    """Standard scores of the costs within each layer, shifted to start at zero, times the price of a part.
+    """Replace costs by standard scores within each layer, shifted to a minimum of zero, times the price of a part.
 
-    FLAP compares layers by standard scores. It does not ask what the removal of a part saves, so the price is put in
-    here.
+    FLAP compares layers by standard scores and ignores the price of a part. The caller divides costs by the price, so
+    multiplying here cancels that.
+
+    Args:
+        removals: the removal order of each layer, with costs.
+        prices: the price of a part in each layer.
     """
     found = [_standardise(removal.costs) for removal in removals]
     least = min((cost for costs in found for cost in costs), default=0.0)

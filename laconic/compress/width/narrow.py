@@ -131,12 +131,12 @@ class Narrow(Step):
 
     @property
     def _keeps(self) -> dict[Group, float]:
-        """The fraction of the parts of each group that stays; with `keep` about that."""
+        """The fraction of heads and of channels that stays; approximate if `keep` is given."""
         return {Group.ATTENTION: self.keep or self.heads or 1.0, Group.FFN: self.keep or self.channels or 1.0}
 
     @property
     def _groups(self) -> tuple[Group, ...]:
-        """Those that lose something; 1 leaves everything exactly as it is."""
+        """The groups that lose parts; a fraction of 1 leaves a group unchanged."""
         sizes = {Group.ATTENTION: self.heads, Group.FFN: self.channels}
         return tuple(group for group, size in sizes.items() if (self.keep or size or 1) < 1)
 
@@ -184,7 +184,7 @@ class Narrow(Step):
         gates: Mapping[str, GateGradients] = {}
         if data is not None and inners and self.importance in BY_GATES:
             gates = gate_gradients(lm, data, inners)
-        # A walk measures for itself; only a comparison of layers must come before it.
+        # Sequential calibration collects its own statistics; only a comparison of layers needs them before it.
         if data is not None and inners and self.needs and (self._global or not self._is_sequential):
             stats = collect_stats(lm, data, self.needs, [inner.writer for inner in inners])
         return self.solve(lm, stats, gates, data)
@@ -196,7 +196,7 @@ class Narrow(Step):
         gates: Mapping[str, GateGradients],
         data: Calibration | None = None,
     ) -> Outcome:
-        """Choose and remove with statistics that were collected before, which can serve several sizes.
+        """Choose and remove parts with given statistics; the same statistics can be used for several sizes.
 
         Args:
             lm: the model, changed in place.
@@ -208,7 +208,7 @@ class Narrow(Step):
         before = lm.stored_nbytes(sites)
         families = couple_groups(prunable_groups(lm, self._groups))
         if families:
-            # A walk runs the blocks as they are; dropout would blur what it measures.
+            # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
             with evaluating(lm):
                 counts = self._count_parts(families, stats, gates)
                 for family, problems in self._problems_in_order(lm, families, stats, data):
@@ -243,10 +243,10 @@ class Narrow(Step):
     def _count_parts(
         self, families: Sequence[CoupledGroups], stats: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
     ) -> dict[str, int]:
-        """How many parts stay, by what loses the same."""
+        """The number of parts that stay, by `PrunableGroup.coupling`."""
         if not self._global:
             return uniform_counts(families, self._keeps, self.multiple)
-        # A standard score is one among all parts, those that stay in any case too.
+        # Standard scores are computed over all parts, including those that always stay.
         least = 0 if self.importance == "variance" else 1
         every = [
             order_removals(self.importance, family, output_problems(family, stats, self.add_bias), gates, least)

@@ -1,4 +1,4 @@
-"""Remove parts of an attention or feed-forward: the problem of its output projection, and its refit."""
+"""Remove parts of an attention or feed-forward, and refit its output projection."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -14,12 +14,12 @@ from laconic.numerics.structured import damp_active, part_columns, refit_columns
 
 
 def output_problems(family: CoupledGroups, stats: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
-    """The problem of the output projection of each coupled group: its matrix and the statistics of its inputs.
+    """Build the problem of the output projection of each coupled group.
 
     Args:
         family: groups that lose the same parts.
         stats: statistics by layer name; layers without any get empty ones.
-        add_bias: the projection may get a bias that it does not have.
+        add_bias: give a bias to projections that have none.
     """
     return [_output_problem(inner, stats.get(inner.writer.name, LayerStats()), add_bias) for inner in family]
 
@@ -27,7 +27,14 @@ def output_problems(family: CoupledGroups, stats: Mapping[str, LayerStats], add_
 def sequential_problems(
     families: Sequence[CoupledGroups], met: Iterable[list[tuple[Site, Problem]]], anchored: bool, add_bias: bool
 ) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
-    """Pairs of an attention or feed-forward and its problem, each once the layers before it are narrow."""
+    """Yield pairs of an attention or feed-forward and its problem, in forward order.
+
+    Args:
+        families: single groups, not coupled with others.
+        met: the steps of `sequential_calibrate` for their output projections.
+        anchored: the calibration is anchored, so its problems are used as they are.
+        add_bias: give a bias to projections that have none.
+    """
     writers = {inner.writer.name: inner for (inner,) in families}
     for step in met:
         for site, problem in step:
@@ -36,7 +43,7 @@ def sequential_problems(
 
 
 def _output_problem(inner: PrunableGroup, stats: LayerStats, add_bias: bool) -> Problem:
-    # Where its bias may move, the moment is taken around the mean, and the mean output is to be reached.
+    # If the bias may be adjusted, the covariance is centred, and the mean output is kept.
     site = inner.writer
     weight, bias = site.weight(), site.bias()
     if not (add_bias or bias is not None) or InputCovariance not in stats:
@@ -50,7 +57,7 @@ def _output_problem(inner: PrunableGroup, stats: LayerStats, add_bias: bool) -> 
 def remove_parts(
     lm: LanguageModel, inner: PrunableGroup, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
 ) -> None:
-    """Leave one attention or feed-forward with some of its parts.
+    """Remove all but some parts of an attention or feed-forward.
 
     Args:
         lm: the model, changed in place.
@@ -58,12 +65,12 @@ def remove_parts(
         problem: the problem of its output projection.
         parts: numbers of the parts that stay.
         refit: fit the columns that stay, and the bias, by least squares.
-        centre: move the bias so that the mean output stays, if the bias may move.
+        centre: without `refit`, adjust the bias so that the mean output stays, if the problem has means.
     """
     columns = part_columns(parts, inner.size).to(problem.weight.device)
     weight = problem.weight[:, columns]
     if refit:
-        # Rounded as they are stored, so that the bias makes up for that too.
+        # Round to the stored dtype first, so that the bias also compensates for the rounding.
         weight = refit_columns(problem.weight, damp_active(problem.stats[InputCovariance].matrix), columns).to(lm.dtype)
     bias = None
     if problem.means is not None and (refit or centre):
@@ -72,7 +79,7 @@ def remove_parts(
 
 
 def check_several(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
-    """Raise UserError where each of `families` has but one part, which stays."""
+    """Raise UserError if every one of `families` has a single part, which cannot be removed."""
     if not any(family[0].count > 1 for family in families):
         raise UserError(
             f"Nothing of what is to be narrowed in this '{lm.model.config.model_type}' has several parts, and one must "
@@ -81,7 +88,14 @@ def check_several(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
 
 
 def check_enough(families: Sequence[CoupledGroups], keep: float, price: Price, multiple: int) -> None:
-    """Raise UserError where what must stay in every layer costs more than `keep` of the whole."""
+    """Raise UserError if the parts that must stay in every layer cost more than `keep` of the total price.
+
+    Args:
+        families: coupled groups of all layers.
+        keep: fraction of the price of all parts.
+        price: the price of one part.
+        multiple: channels that are removed at once.
+    """
     whole = sum(price(family) * family[0].count for family in families)
     least = sum(price(family) * chunk_size(family, multiple) for family in families) / whole
     if keep < least:
@@ -89,7 +103,7 @@ def check_enough(families: Sequence[CoupledGroups], keep: float, price: Price, m
 
 
 def check_apart(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
-    """Raise UserError where several attentions must lose the same heads."""
+    """Raise UserError if several attentions must lose the same heads, which sequential calibration cannot handle."""
     if any(len(family) > 1 for family in families):
         raise UserError(
             f"Attentions of '{lm.model.config.model_type}' share a position bias and so lose the same heads, which no "
@@ -98,7 +112,7 @@ def check_apart(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
 
 
 def check_finite(inners: Sequence[PrunableGroup]) -> None:
-    """Raise UserError where a weight is no number."""
+    """Raise UserError if a weight is NaN or infinite."""
     for site in (site for inner in inners for site in inner.sites):
         if not site.weight().isfinite().all():
             raise UserError(f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")
