@@ -1,6 +1,6 @@
-"""Saving and loading: the transformers plug-in, folders written whole or not at all, and dense copies of models.
+"""Save and load models: the quantizer for transformers, atomic output folders, and dense copies of models.
 
-Names are imported when they are used, because transformers imports the plug-in while it is being imported itself.
+Names are imported at first use, because transformers imports the quantizer while it is being imported itself.
 
 Internal: it may change with any version.
 """

@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all: written under another name beside their path, flushed, renamed."""
+"""Atomic output folders: written under a temporary name beside the final path, flushed to disk, then renamed."""
 
 import errno
 import os
@@ -17,16 +17,19 @@ from laconic.files import expanded
 
 
 def check_output(folder: Path, *models: str, exist_ok: bool = False) -> Path:
-    """`folder` with `~` replaced by the user's home, after checking that an output can be written there.
+    """Check that an output folder can be created.
 
     Args:
-        folder: where the output is to be.
-        models: the models that it is made from, as the user named them; it must lie outside of their folders.
-        exist_ok: allow a folder that is there already, for an output that is added to it.
+        folder: the path of the output.
+        models: folders or hub names of the models that the output is made from. The output must not lie in one of these
+            folders.
+        exist_ok: accept an existing folder, to which the output is added.
+
+    Returns:
+        `folder` with `~` replaced by the home folder.
 
     Raises:
-        UserError: something is there already, or the folder lies in that of a model, or its parent is no folder that
-            can be written to.
+        UserError: the path exists already, lies in the folder of a model, or cannot be created.
 
     Example:
         >>> check_output(Path("new"))
@@ -48,7 +51,7 @@ def check_output(folder: Path, *models: str, exist_ok: bool = False) -> Path:
 
 
 def _decode(folder: Path) -> Path:
-    """`folder` with the user's home expanded, if its name is one that safetensors can open."""
+    """Expand `~` in `folder`, after checking that safetensors can open the name: it must be UTF-8 without NUL."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
@@ -59,10 +62,10 @@ def _decode(folder: Path) -> Path:
 
 
 def _check_outside(folder: Path, models: Iterable[str]) -> None:
-    """Raise where `folder` is that of a model or lies in it: loading takes all files there for parts of the model."""
+    """Raise UserError if `folder` lies in the folder of a model, whose files would be loaded as parts of the model."""
     path = os.path.realpath(folder)
     for model in models:
-        # A name that is no folder is checked where the model is looked up.
+        # Hub names and missing folders are checked when the model is loaded.
         if not model.strip() or not os.path.isdir(expanded(model)):
             continue
         model_path = os.path.realpath(expanded(model))
@@ -72,7 +75,7 @@ def _check_outside(folder: Path, models: Iterable[str]) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise unless `folder` can be made, by making another one beside it: permissions alone do not show that."""
+    """Raise UserError unless `folder` can be created; the check creates a trial folder beside it and removes it."""
     parent, missing = folder.absolute(), [_partial_prefix(folder) + secrets.token_hex(4)]
     while not os.path.lexists(parent):
         missing.append(parent.name)
@@ -80,7 +83,7 @@ def _check_writable(folder: Path) -> None:
     problem = f"The output '{folder}' cannot be made: "
     if not parent.is_dir():
         raise UserError(f"{problem}'{parent}' is not a folder that you may write to.")
-    # As long as the longest name that will be made.
+    # The trial name is as long as the longest name that will be created.
     trial = parent / f".laconic-{secrets.token_hex(4)}".ljust(max(len(os.fsencode(name)) for name in missing), "-")
     try:
         trial.mkdir()
@@ -94,14 +97,16 @@ def _check_writable(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write in, which becomes `folder` when the block ends; it is removed if the block fails.
+    """Yield a temporary folder that is renamed to `folder` at the end of the block, and removed if the block fails.
+
+    Partial folders that killed processes left for the same path are removed.
 
     Args:
-        folder: the path of the new folder. Only one process at a time can write it, and folders that killed processes
-            left half-written beside it are removed.
+        folder: the path of the new folder.
 
     Raises:
-        UserError: as in `check_output`, or another process is writing it, or the disk is full or cannot be written to.
+        UserError: as in `check_output`; or another process is writing the same folder, or the disk is full or not
+            writable.
 
     Example:
         >>> with new_folder(Path("out")) as partial:
@@ -148,7 +153,7 @@ def _partial_prefix(folder: Path) -> str:
 
 
 def _flush(folder: Path) -> None:
-    """Have the operating system write all files to disk, so that no folder is renamed before its content is there."""
+    """Flush all files of a folder to disk, so that the folder is not renamed before its content is written."""
     for path in (*(file for file in folder.rglob("*") if file.is_file()), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -158,7 +163,7 @@ def _flush(folder: Path) -> None:
 
 
 def _write_error(folder: Path, error: OSError | SafetensorError) -> UserError:
-    # safetensors reports the operating system's error in its text only.
+    # A SafetensorError contains the error code of the operating system only in its message.
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         return UserError(f"The disk is full: '{folder}' was not written; free some space or name a folder elsewhere.")

@@ -1,4 +1,4 @@
-"""The model card of a saved model, README.md: where it comes from, what is compressed, and how to load it."""
+"""The model card of a saved model (README.md): its base model, its compressed layers, and how to load it."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,19 +23,19 @@ HUB_TASKS = {
     Task.EMBEDDING: "feature-extraction",
 }
 SENTENCE_TASKS = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
-"""By the class of sentence-transformers that reads the folder."""
+"""Entries of the model card, by the class of sentence-transformers that loads the folder."""
 
 
 def model_card(model: PreTrainedModel, name: str, source: str, nbytes: int, pipeline: Pipeline | None = None) -> str:
-    """The text of README.md, with the front matter that the hub reads.
+    """The text of README.md, with front matter for the Hugging Face hub.
 
     Args:
-        model: the model as it was saved.
-        name: the name of its folder, which is the title.
-        source: the folder or hub name that it was made from, or "". A hub name becomes `base_model`; of a folder only
+        model: the saved model.
+        name: the name of its folder, used as the title.
+        source: the folder or hub name of the original model, or "". A hub name becomes `base_model`. Of a folder only
             the last part is shown, as its path is private.
         nbytes: bytes of the weights in the folder.
-        pipeline: the modules of sentence-transformers behind it; None for a plain transformer.
+        pipeline: the modules of sentence-transformers that follow the transformer; None for a plain transformer.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -109,7 +109,7 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
 
 
 def _format_lines(formats: Mapping[str, Format]) -> Iterator[str]:
-    """A sentence about all compressed matrices, and a table with each of them."""
+    """A sentence about all compressed matrices, and a table with one row for each."""
     outer = [format for name, format in formats.items() if not any(name.startswith(f"{other}.") for other in formats)]
     nbytes, dense_nbytes = sum(format.nbytes() for format in outer), sum(map(_dense_nbytes, outer))
     yield (

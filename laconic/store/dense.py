@@ -1,8 +1,8 @@
-"""Models that a stock class can hold: layers of the same function as plain linears, and a dense copy of a whole model.
+"""Convert compressed layers to plain linears, so that the stock class of transformers can hold the model.
 
-A class may have no bias where a compressed layer needs one, and a switch of its configuration that adds it: the down
-projection of a Llama has a bias only with `mlp_bias`. With that switch on, the model is still one of its class; the
-other layers that gain a bias have zeros there.
+A compressed layer may need a bias that the original layer does not have. Some configurations have a switch for it: with
+`mlp_bias`, the down projection of a Llama has a bias. The switch is then turned on, and other layers that get a bias
+from it have zeros there.
 """
 
 import copy
@@ -26,18 +26,18 @@ from laconic.store.structure import outermost_formats
 
 
 def materialize(model: PreTrainedModel) -> PreTrainedModel:
-    """A dense copy of `model` in its stock class, which computes the same and loads without laconic.
+    """A dense copy of a compressed model in its stock class. It computes the same function and loads without laconic.
 
-    Every format is multiplied out, and heads and channels that were removed are filled with zeros.
+    Each format is replaced by its dense matrix. Heads and channels that were removed are restored with zeros.
 
     Args:
         model: a compressed model; it is not changed.
 
     Returns:
-        The copy; `save_pretrained` writes a plain checkpoint of it.
+        The copy; its `save_pretrained` writes a plain checkpoint.
 
     Raises:
-        UserError: `model` is no transformers model, or it has a layer that no stock class can hold.
+        UserError: `model` is not a transformers model, or has a layer that its stock class cannot hold.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -54,17 +54,17 @@ def materialize(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def detach_quantizer(model: PreTrainedModel) -> None:
-    """Remove the attributes by which transformers treats `model` as one that laconic saves."""
+    """Remove the quantizer of laconic from `model`, so that transformers treats it as a plain model."""
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(name, None)
     vars(model.config).pop("quantization_config", None)
 
 
 def densify(model: PreTrainedModel) -> None:
-    """Replace every format of `model` by a dense layer, and give every module the shape of its class, in place.
+    """Replace each format by a dense layer, and restore the shapes of the stock class, in place.
 
     Raises:
-        UserError: a layer has a shape or a bias that its class cannot have.
+        UserError: a layer has a shape or a bias that the stock class cannot have.
     """
     formats = {paths[0]: (format, paths) for format, paths in outermost_formats(model).items()}
     plain = enable_biases(model, [name for name, (format, _) in formats.items() if format.bias is not None])
@@ -78,16 +78,16 @@ def densify(model: PreTrainedModel) -> None:
 
 
 def enable_biases(model: PreTrainedModel, layers: Collection[str]) -> PreTrainedModel:
-    """Turn on the switches of the configuration that give these layers a bias in the class of `model`.
+    """Turn on the switches of the configuration that give some layers a bias.
 
-    Other linears that a switch adds a bias to get zeros.
+    Other linears that get a bias from the same switch have zeros there.
 
     Args:
-        model: the model, changed in place; its configuration too.
-        layers: paths of layers that need a bias. Those that no switch helps are left alone.
+        model: the model; it and its configuration are changed in place.
+        layers: paths of the layers that need a bias. A layer for which there is no switch stays without one.
 
     Returns:
-        The stock model of the configuration as it is then, without weights.
+        The stock model of the changed configuration, without weights.
     """
     plain = build_stock(model)
     missing = {path for path in layers if not _has_bias(plain, path)}
@@ -105,7 +105,7 @@ def enable_biases(model: PreTrainedModel, layers: Collection[str]) -> PreTrained
 
 
 def dense_to_linears(model: PreTrainedModel) -> None:
-    """Replace the `Dense` formats of `model` by plain linears where its class can have those, in place."""
+    """Replace each `Dense` format by a plain linear if the stock class can hold it, in place."""
     dense = {paths[0]: (part, paths) for part, paths in outermost_formats(model).items() if isinstance(part, Dense)}
     if not dense:
         return
@@ -121,9 +121,10 @@ def dense_to_linears(model: PreTrainedModel) -> None:
 
 
 def _bias_switches(config: PreTrainedConfig) -> Iterable[tuple[str, str]]:
-    """Every boolean of the configuration whose name has the word bias.
+    """Every boolean of the configuration with the word bias in its name.
 
-    With it the attribute that holds its part of the configuration: "" for the configuration itself.
+    Yields pairs: the attribute that holds the text part of the configuration ("" for the configuration itself), and
+    the name of the boolean.
     """
     text = config.get_text_config()
     parts = {"": config} | {name: part for name, part in vars(config).items() if part is text}
@@ -139,7 +140,7 @@ def _toggle(config: PreTrainedConfig, part: str, name: str) -> None:
 
 
 def _added_biases(plain: PreTrainedModel, toggled: PreTrainedModel) -> set[str] | None:
-    """The linears that have a bias in `toggled` alone; None where the two models differ in anything else."""
+    """Paths of the linears that have a bias only in `toggled`; None if the two models differ in anything else."""
     before, after = ({name: p.shape for name, p in model.named_parameters()} for model in (plain, toggled))
     if any(after.get(name) != shape for name, shape in before.items()):
         return None
@@ -153,13 +154,13 @@ def _has_bias(plain: PreTrainedModel, path: str) -> bool:
 
 
 def _add_zero_bias(module: nn.Module) -> None:
-    """A bias of zeros for a plain linear without one; formats are left alone, as they store whether they have one."""
+    """Add a bias of zeros to a plain linear without one. Formats are not changed, as they store if they have a bias."""
     if isinstance(module, nn.Linear) and module.bias is None:
         module.bias = nn.Parameter(torch.zeros_like(module.weight[:, 0]), requires_grad=module.weight.requires_grad)
 
 
 def _restore_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    """Pad heads to their size in `plain` with zeros, and add heads and channels of zeros up to their number there."""
+    """Restore the head size, the number of heads and the number of channels of `plain` by adding zeros."""
     if changed_shapes(model, plain):
         lm, full = LanguageModel.of(model), LanguageModel.of(plain)
         if can_shrink(lm.anatomy):
@@ -184,18 +185,18 @@ def _restore_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _dense_layer(plain: PreTrainedModel, path: str, format: Format) -> nn.Module:
-    """The module that the stock model has at `path`, with the matrix and the bias of `format`."""
+    """A copy of the module at `path` in the stock model, with the matrix and the bias of `format`."""
     module, dense, bias = plain.get_submodule(path), format.dense().detach(), format.bias
     if isinstance(module, (nn.Linear, Conv1D)):
         if bias is not None and module.bias is None:
             raise UserError(
                 f"The layer '{path}' has a bias and its class has none there, so no stock model can hold it."
             )
-        # The linear that the format replaced may have had another shape than in the class.
+        # The linear that the format replaced may have had another shape than in the stock class.
         module = empty_linear(module, format.shape)
     module = module.to_empty(device=dense.device)
     if isinstance(module, nn.Embedding):
-        # Gemma's embedding has a scale in a buffer that no file holds; transformers sets it with the weights.
+        # Gemma's embedding has a scale in a non-persistent buffer, which `_init_weights` sets.
         plain._init_weights(module)
         weight = (dense.T.double() / _embedding_scale(module)).to(dense.dtype)
     else:
@@ -204,7 +205,7 @@ def _dense_layer(plain: PreTrainedModel, path: str, format: Format) -> nn.Module
     if bias is not None:
         module.bias = nn.Parameter(bias.detach().clone())
     elif isinstance(module, (nn.Linear, Conv1D)) and module.bias is not None:
-        # A dropped layer has no bias, and its class has one there.
+        # A dropped layer has no bias, but the stock class has one.
         module.bias.zero_()
     return module
 
@@ -216,17 +217,17 @@ def _embedding_scale(module: nn.Embedding) -> Tensor:
 
 
 def _restore_ties(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    """Tie the tensors of `model` as its class does, or write into its configuration that they are not tied."""
+    """Tie the weights of `model` as its class does, or set `tie_word_embeddings` to False in its configuration."""
     declared = plain.all_tied_weights_keys
     broken = {t for t, s in declared.items() if model.get_parameter(t) is not model.get_parameter(s)}
     if broken and _can_untie(model.config):
         model.config.tie_word_embeddings = False
-        # The flag is for all ties of a model, so tensors that are still shared are copied.
+        # The flag is for all ties of a model, so the remaining ties are broken as well, by copying.
         for target in declared.keys() - broken:
             parent, _, name = target.rpartition(".")
             setattr(model.get_submodule(parent), name, nn.Parameter(model.get_parameter(target).detach().clone()))
         broken = set(declared)
-    # Where the flag has another meaning (T5) both tensors are in the file, and transformers ties only equal ones.
+    # In T5 the flag has another meaning. Both tensors are saved, and transformers ties them only if they are equal.
     for path, part in model.named_modules():
         if isinstance(part, PreTrainedModel):
             prefix = f"{path}." if path else ""
@@ -236,6 +237,6 @@ def _restore_ties(model: PreTrainedModel, plain: PreTrainedModel) -> None:
 
 
 def _can_untie(config: PreTrainedConfig) -> bool:
-    """Whether a configuration file with `tie_word_embeddings: false` is read back with that change alone."""
+    """Whether a saved configuration with `tie_word_embeddings: false` differs in nothing else when it is read."""
     untied = {**config.to_dict(), "tie_word_embeddings": False}
     return type(config).from_dict(untied).to_dict() == untied

@@ -1,7 +1,8 @@
-"""The folder of a saved model: weights, configuration, tokenizers, recipe and model card, written whole or not at all.
+"""Write the folder of a saved model atomically: weights, configuration, tokenizers, recipe and model card.
 
-What the original folder has beside its model is carried over: the processor of a vision-language model, and the
-modules of sentence-transformers behind the transformer, which lies at the top of the folder as that library saves it.
+Two parts are copied from the folder of the original model: the processor of a vision-language model, and the modules of
+sentence-transformers that follow the transformer. The transformer itself is at the top of the folder, as that library
+saves it.
 """
 
 import copy
@@ -37,20 +38,20 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-"""Of transformers' processors and image processors; their tokenizer is saved as that of any model."""
+"""Files of processors and image processors of transformers. Their tokenizer is saved separately."""
 REMOTE_CODE = "auto_map"
-"""The key that names code beside a model. laconic uses transformers' own classes, and saves no code."""
+"""The key for Python code in the folder of a model. laconic uses the classes of transformers, and saves no code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """Files beside a model in its folder.
+    """Additional files for the folder of a model.
 
     Args:
-        recipe: the YAML of the recipe that made the model, for recipe.yaml.
-        plan: the YAML of its plan, for plan.yaml. Plans of several steps, in order, become plan-1.yaml, plan-2.yaml, …:
-            the layers of each step are those that the step before it left.
-        card: the text of README.md; without it a model card is written from the model.
+        recipe: the YAML of the recipe that produced the model, for recipe.yaml.
+        plan: the YAML of its plan, for plan.yaml. The plans of several steps, in order, become plan-1.yaml,
+            plan-2.yaml, …. The layers in a plan are those of the model before that step.
+        card: the text of README.md; None to generate a model card.
         files: the content of further files, by their path in the folder.
     """
 
@@ -60,7 +61,7 @@ class Beside:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     def contents(self) -> dict[str, bytes]:
-        """Every file but the card, by its path in the folder.
+        """The content of all files except the card, by their path in the folder.
 
         Example:
             >>> sorted(Beside(recipe="model: m", plan=("a", "b")).contents())
@@ -75,22 +76,22 @@ class Beside:
 
 
 def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_shard_size: int | str = "5GB") -> None:
-    """Write `lm` to a new folder that `from_pretrained` reads.
+    """Write a model to a new folder that `from_pretrained` reads.
 
-    Weights are written in the dtype of `lm`; the model in memory is not changed. A compressed model reloads exactly
-    after `import laconic`. A model that its class can hold becomes a plain checkpoint that needs no laconic. A sentence
-    encoder can be read by `SentenceTransformer` again. Before the folder appears, it is loaded and compared with `lm`
-    (`laconic.store.verify`).
+    Weights are written in the dtype of `lm`; the model in memory is not changed. A compressed model needs
+    `import laconic` to be loaded. If the stock class can hold the model, the folder is a plain checkpoint that loads
+    without laconic. `SentenceTransformer` can load the folder of a sentence encoder. Before the folder gets its final
+    name, the saved model is loaded and compared with `lm` (`laconic.store.verify`).
 
     Args:
         lm: the model with its tokenizers.
-        folder: where to write; nothing may be there.
-        beside: further files; only a model card without it.
+        folder: the path of the new folder; it must not exist.
+        beside: additional files; None for only a model card.
         max_shard_size: the largest safetensors file, in bytes or as text like "5GB".
 
     Raises:
-        UserError: `folder` exists, the disk is full or cannot be written to, another library quantized the model, or
-            it does not run, or no configuration of its class describes it. There is no folder then.
+        UserError: `folder` exists, the disk is full or not writable, another library quantized the model, the model
+            does not run, or no configuration of its class describes it. No folder is left then.
     """
     beside = beside or Beside()
     with new_folder(folder) as partial:
@@ -100,7 +101,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
         verify_saved(lm, stored, partial)
         for weights in partial.glob("*.safetensors"):
-            # safetensors lets only the owner read its files; the rest of the folder has the user's own mode.
+            # safetensors files are readable by the owner only; use the mode of the other files.
             shutil.copymode(partial / "config.json", weights)
         save_tokenizers(lm, partial)
         _save_processor(lm, partial)
@@ -117,7 +118,7 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
 
 
 def save_tokenizers(lm: LanguageModel, folder: Path) -> None:
-    """Write the tokenizers of `lm` to `folder`: none, one, or one each for source and target texts."""
+    """Write the tokenizers of `lm` to `folder`: none, one, or two (for source and target texts)."""
     if lm.tokenizer is not None:
         _save_tokenizer(lm.tokenizer, folder)
     if lm.target_tokenizer is not None:
@@ -125,7 +126,7 @@ def save_tokenizers(lm: LanguageModel, folder: Path) -> None:
 
 
 def file_bytes(folder: Path) -> int:
-    """Bytes of all safetensors files of a model in `folder`, with those of sentence-transformers' modules behind it."""
+    """Bytes of all safetensors files in the folder of a model, including modules of sentence-transformers."""
     folder = Path(folder)
     modules = folder / MODULES
     entries = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
@@ -143,8 +144,8 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
     Args:
         model: the model to copy; tensors that have `dtype` already are shared with the copy.
-        dtype: the dtype to store. Tensors that transformers keeps in float32 for this class keep it where `dtype` would
-            round them, and so do buffers that no file holds.
+        dtype: the dtype of the copy. Tensors that transformers keeps in float32 for this class are cast only if the
+            cast does not round them. Non-persistent buffers are not cast.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -153,7 +154,7 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         torch.bfloat16
     """
     exact = re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
-    # deepcopy takes these for copies that it has made: each tensor is cast once, and ties stay ties.
+    # The memo of deepcopy: each tensor is cast once, and tied tensors stay tied.
     copies: dict[int, object] = {}
     for name, parameter in model.named_parameters():
         rounded = _cast(parameter.detach(), dtype, exactly=exact.search(name) is not None)
@@ -174,15 +175,15 @@ def _cast(tensor: Tensor, dtype: torch.dtype, exactly: bool) -> Tensor:
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         _reset_truncation(tokenizer)
-        # On a full disk tokenizers raises a bare Exception. Writing the same bytes here first raises an OSError.
+        # On a full disk, tokenizers raises a bare Exception. Writing the same bytes here first raises an OSError.
         _write(folder / TOKENIZER_FILE, tokenizer.backend_tokenizer.to_str(pretty=True).encode())
     tokenizer.save_pretrained(folder)
 
 
 def _reset_truncation(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Set the truncation that the tokenizer was loaded with.
+    """Restore the truncation that the tokenizer was loaded with.
 
-    A call that truncates leaves its length in the tokenizer, and tokenizer.json would pass it on to other programs.
+    A call with truncation changes the state of the tokenizer, which would otherwise be saved in tokenizer.json.
     """
     loaded, backend = tokenizer.init_kwargs, tokenizer.backend_tokenizer
     if loaded.get("max_length") is None:
@@ -197,7 +198,7 @@ def _reset_truncation(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _save_processor(lm: LanguageModel, folder: Path) -> None:
-    """Copy the processor's files from where `lm` came from; a model of text alone has none."""
+    """Copy the files of the processor from the source of `lm`; text-only models have none."""
     origin = model_location(lm.source) if lm.model.config.sub_configs else None
     if origin is None:
         return
@@ -209,7 +210,7 @@ def _save_processor(lm: LanguageModel, folder: Path) -> None:
 
 
 def _pipeline_tensors(pipeline: Pipeline) -> dict[str, bytes]:
-    """The safetensors files of `pipeline`, by path."""
+    """The content of the safetensors files of `pipeline`, by path."""
     return {
         path: safetensors_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
         for path, tensors in pipeline.files.tensors.items()

@@ -1,4 +1,4 @@
-"""Compressed models and `save_pretrained` and `from_pretrained`: attached before saving, checked while loading."""
+"""Support for compressed models in `save_pretrained` (`attach`) and `from_pretrained` (`check_load`)."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,12 @@ def attach(model: PreTrainedModel) -> None:
     """Make `model.save_pretrained` write the structure that `from_pretrained` needs.
 
     Args:
-        model: changed in place: its configuration gets a `quantization_config`, or loses it where nothing in the
-            model needs laconic.
+        model: the model, changed in place. Its configuration gets a `quantization_config`; the entry is removed if the
+            model can be loaded without laconic.
 
     Raises:
-        UserError: another library quantized the model, and a folder can name one only; or no configuration of its
-            class describes it.
+        UserError: another library quantized the model (config.json can name only one quantizer), or no configuration
+            of its class describes the model.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -41,7 +41,7 @@ def attach(model: PreTrainedModel) -> None:
             f"The model is already quantized by '{name}', so laconic cannot save it; start from the original."
         )
     detach_quantizer(model)
-    # PreTrainedModel does not declare the attributes that a quantizer sets.
+    # Type checkers do not know the attributes that a quantizer sets.
     target: Any = model
     if structure := describe(model):
         target.hf_quantizer = LaconicQuantizer(LaconicConfig(structure, VERSION))
@@ -50,10 +50,13 @@ def attach(model: PreTrainedModel) -> None:
 
 
 def check_load(model: PreTrainedModel) -> None:
-    """Make the load that is under way fail where transformers only warns: on weights that are missing or not used.
+    """Make the current call of `from_pretrained` raise an error for missing or unused weights, instead of a warning.
 
-    transformers passes its loading report to a method of the model once, so that a class can take harmless entries
-    out. That method is replaced for one call.
+    transformers passes its loading report to a method of the model, in which a class can remove harmless entries. This
+    function replaces that method for one call.
+
+    Args:
+        model: the model that is being loaded.
     """
     hook = "_adjust_missing_and_unexpected_keys"
     adjust = getattr(model, hook)
@@ -61,23 +64,23 @@ def check_load(model: PreTrainedModel) -> None:
     def adjust_and_check(report: Any) -> None:
         del vars(model)[hook]
         adjust(report)
-        # A model on the meta device is loaded for its report alone.
+        # A model on the meta device has no weights, so that all of them are missing.
         if all(tensor.is_meta for tensor in model.parameters()):
             return
-        # transformers itself refuses other shapes, unless the caller asks it not to.
+        # transformers raises for mismatched shapes itself, unless the caller passes `ignore_mismatched_sizes`.
         check_report(model, {**report.to_dict(), "mismatched_keys": ()}, model.config.name_or_path or "")
 
     vars(model)[hook] = adjust_and_check
 
 
 def skeleton(source: str) -> LanguageModel:
-    """The model at `source` on the meta device, with its formats; no weight is read.
+    """Build a model with its formats on the meta device, without reading weights.
 
     Args:
-        source: a folder or the name of a hub model, compressed or not.
+        source: folder or hub name of a model, compressed or not.
 
     Raises:
-        UserError: as `laconic.model.check_model`, or a later version of laconic saved it.
+        UserError: as in `laconic.model.check_model`, or the model was saved in a later version of the layout.
     """
     lm = load_empty(source)
     config = lm.model.config.to_dict().get("quantization_config")

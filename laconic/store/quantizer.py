@@ -1,10 +1,11 @@
-"""The transformers plug-in: after `import laconic`, `from_pretrained` and `save_pretrained` understand formats.
+"""The quantizer of laconic for transformers: `from_pretrained` and `save_pretrained` support formats with it.
 
-A quantizer of transformers replaces modules of a plain model before its weights are loaded, and libraries can register
-their own. `config.json` then holds `quantization_config: {quant_method: laconic, version, structure}`; see
+In transformers, a quantizer replaces modules of a plain model before weights are loaded; libraries can register their
+own. `config.json` then contains `quantization_config: {quant_method: laconic, version, structure}`; see
 `laconic.store.structure`.
 
-This module is imported while transformers itself is (`laconic.imports`), so methods import what needs models.
+This module is imported during the import of transformers (`laconic.imports`). Modules that need transformers' models
+are therefore imported inside the methods.
 """
 
 from collections.abc import Mapping
@@ -31,12 +32,12 @@ class LaconicConfig(QuantizationConfigMixin):
     """The `quantization_config` of a compressed model.
 
     Args:
-        structure: what to rebuild, as `laconic.store.structure.describe` returns it.
-        version: the version of this layout; only `VERSION` can be read.
+        structure: the structure of the model, as `laconic.store.structure.describe` returns it.
+        version: the version of the layout; only `VERSION` is supported.
         quant_method: the name under which transformers finds this class.
 
     Raises:
-        UserError: the version is another one, or the structure is no mapping of paths to mappings.
+        UserError: the version is not supported, or the structure is not a mapping of paths to mappings.
 
     Example:
         >>> LaconicConfig({"pooler.dense": {"kind": "dense"}}, version=1).to_dict()["quant_method"]
@@ -46,7 +47,7 @@ class LaconicConfig(QuantizationConfigMixin):
     def __init__(
         self, structure: "Structure | None" = None, version: int | None = None, quant_method: str = NAME, **_: Any
     ) -> None:
-        # A later layout may have other keys, so the version is checked first.
+        # The version is checked first, as a later layout may have other keys.
         if version != VERSION:
             raise UserError(
                 f"quantization_config.version must be {VERSION}, the layout that this version of laconic reads; "
@@ -67,7 +68,7 @@ class LaconicConfig(QuantizationConfigMixin):
 class LaconicQuantizer(HfQuantizer):
     """Replaces modules by empty formats before weights are loaded, and updates the structure when a model is saved."""
 
-    # transformers then refuses to quantize a plain checkpoint on loading; `laconic.compress` does that.
+    # With this, transformers refuses to quantize a plain checkpoint while loading it.
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
@@ -83,13 +84,13 @@ class LaconicQuantizer(HfQuantizer):
         from laconic.store.structure import unpack
 
         unpack(model)
-        # Formats are made of plain linears: the model can be cast and trained, unlike other quantized models.
+        # transformers forbids casting and training of quantized models; formats allow both.
         vars(model)["is_quantized"] = False
         return model
 
-    # transformers writes the first item as the state dict; its own quantizers return None there.
+    # transformers saves the first item as the state dict, unless it is None.
     def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> Any:
-        """Called first when saving: update the structure in the configuration and return the tensors to write."""
+        """Update the structure in the configuration, and return the tensors to save. Saving begins with this call."""
         from laconic.store.structure import describe, stored_tensors
 
         if structure := describe(model):
@@ -118,12 +119,12 @@ class LaconicQuantizer(HfQuantizer):
         from laconic.store.dense import densify
 
         densify(model)
-        # After saving, transformers passes the dtype as text; the model has that dtype already.
+        # After saving, the dtype in the configuration is text; the model has that dtype already.
         if isinstance(dtype, torch.dtype) and dtype != model.dtype:
             torch.nn.Module.to(model, dtype)
         return model
 
 
-# Used as decorators, these would hide the classes from type checkers.
+# As decorators, these functions would hide the types of the classes from type checkers.
 auto.register_quantization_config(NAME)(LaconicConfig)
 auto.register_quantizer(NAME)(LaconicQuantizer)

@@ -1,8 +1,9 @@
-"""Shapes that differ from what a class builds from its configuration, as entries of a structure.
+"""Entries of a structure for modules whose shape differs from the one that the class builds from the configuration.
 
-There are three kinds. `resized` is a plain linear or an embedding table (T5's position biases) of another shape.
-`attributes` are integers of a module that holds linears, such as the size of its heads, with the shapes of its own
-parameters. `mapped` is a norm that is followed by the linear map or the bias that replaces dropped blocks.
+There are three kinds of entries. `resized` is for a plain linear or an embedding table (T5's position biases) with
+another shape. `attributes` is for a module that contains linears: it has changed integers, such as the head size, and
+the shapes of the module's own parameters. `mapped` is for a norm that is followed by the linear map or the bias that
+replaces dropped blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +24,14 @@ MAPPED = "mapped"
 
 
 def changed_shapes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The entries of all modules of `model` that have another shape than in its stock model.
+    """The entries of all modules whose shape differs from the stock model.
 
     Args:
-        model: the model as it is now.
-        plain: its stock model, as `laconic.model.stock.stock` builds it; its weights may be absent.
+        model: the model.
+        plain: its stock model, as `laconic.model.stock.stock` builds it, with or without weights.
 
     Returns:
-        Path → entry; modules that only one of the two has are left out.
+        The entries by the path of the module. Modules that only one of the two models has are left out.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -55,8 +56,9 @@ def apply_shape(model: PreTrainedModel, path: str, name: str, entry: Mapping[str
     Args:
         model: the model to change in place.
         path: the path of the module in `model`.
-        name: its path in the structure, for errors; a sibling class may call it something else.
-        entry: as `changed_shapes` returns it.
+        name: its path in the structure, for error messages. It differs from `path` if the structure was saved by a
+            sibling class, such as one with another head.
+        entry: an entry of `changed_shapes`.
 
     Raises:
         UserError: the entry does not fit the module.
@@ -75,7 +77,7 @@ def apply_shape(model: PreTrainedModel, path: str, name: str, entry: Mapping[str
             if isinstance(shapes, dict) and _set_attributes(module, values, shapes):
                 return
         case {"kind": "mapped", "features": int(features), "matrix": bool(matrix), **rest} if not rest:
-            # A norm has vectors of this size and no other parameters.
+            # All parameters of a norm are vectors of this size.
             if {tuple(parameter.shape) for parameter in module.parameters()} == {(features,)}:
                 with torch.device("meta"):
                     model.set_submodule(path, LinearReplacement(module, features, matrix))
@@ -87,7 +89,7 @@ def apply_shape(model: PreTrainedModel, path: str, name: str, entry: Mapping[str
 
 
 def _set_attributes(module: nn.Module, values: Mapping[str, Any], shapes: Mapping[str, Any]) -> bool:
-    """Set integers and parameters of `module`; False where it has none of that name, or a value is not positive."""
+    """Set integers and parameter shapes of a module; False if a name does not exist or a value is not positive."""
     exist = values.keys() <= _integers(module).keys() and shapes.keys() <= _parameter_shapes(module).keys()
     if not exist or not all(isinstance(shape, list) for shape in shapes.values()):
         return False
@@ -106,13 +108,13 @@ def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
         yield {"kind": MAPPED, "features": module.features, "matrix": module.matrix is not None}
         return
     if isinstance(module, Format):
-        # The entry of a format has its shape.
+        # The entry of a format contains its shape.
         return
     if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)) and isinstance(plain, (nn.Linear, Conv1D, nn.Embedding)):
         if module.weight.shape != plain.weight.shape:
             shape = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
             yield {"kind": RESIZED, "shape": list(shape)}
-    # Modules without linears may have integers that count something at run time.
+    # Only modules with linears: others may have integers that change at run time, such as counters.
     elif any(isinstance(child, (nn.Linear, Conv1D, Format)) for child in module.children()):
         values = _differences(_integers, module, plain)
         shapes = _differences(_parameter_shapes, module, plain)
@@ -121,7 +123,7 @@ def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def _differences(read: Callable[[nn.Module], dict[str, Any]], module: nn.Module, plain: nn.Module) -> dict[str, Any]:
-    """What `read` returns for `module`, of the keys that both modules have with different values."""
+    """The items of `read(module)` whose value differs in `read(plain)`; keys that one of them lacks are left out."""
     values, stock_values = read(module), read(plain)
     return {key: values[key] for key in sorted(values.keys() & stock_values.keys()) if values[key] != stock_values[key]}
 

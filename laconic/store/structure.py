@@ -1,11 +1,11 @@
-"""The structure of a compressed model: its difference from the stock model, as JSON, and the model rebuilt from it.
+"""The structure of a compressed model: its difference from the stock model as JSON, and how to rebuild the model.
 
 A structure maps the dotted path of a module to `{"kind": ..., **spec}`. `"aliases"` lists the other paths of a format
-that stands in several places (tied word embeddings), and `"source"` names the format that shares its input factor.
-Formats are one kind of entry; the others are those of `laconic.store.shapes`.
+that occurs in several places (tied word embeddings). `"source"` is the path of the format whose input factor it shares.
+An entry describes a format or a changed shape (`laconic.store.shapes`).
 
-transformers' `per_layer_config` is not used: it holds configuration attributes that differ by layer, and formats are
-no attributes of the configuration.
+The `per_layer_config` of transformers is not used: it is for configuration attributes that differ by layer, and formats
+are not attributes of the configuration.
 """
 
 import warnings
@@ -27,19 +27,19 @@ REMEDY = "take the config.json that was saved with the weights"
 
 
 def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The structure of `model`: every module that its class does not build from the configuration alone.
+    """The structure of a model: one entry for each module that its class does not build from the configuration.
 
-    The model is built again without weights from configuration and structure, as `from_pretrained` will, and compared
-    with the one in memory: classes of modules, names and shapes of tensors, flags and numbers.
+    To check the result, the model is rebuilt without weights from configuration and structure, as `from_pretrained`
+    does. Module classes, names and shapes of tensors, and integer and boolean attributes must be equal.
 
     Args:
-        model: a model with formats, changed shapes, both or neither.
+        model: a model with formats or changed shapes, or a stock model.
 
     Returns:
-        Path → entry, in the order of `named_modules`; empty for a stock model.
+        The entries by path, in the order of `named_modules`; empty for a stock model.
 
     Raises:
-        UserError: configuration and structure do not describe the model, so no folder can hold it.
+        UserError: the rebuilt model differs, so that the model cannot be saved.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -74,7 +74,7 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 
 
 def format_entries(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The entries of the formats in `model`, by their first path."""
+    """The entry of each format in `model`, by the first path of the format."""
     paths = _format_paths(model)
     entries: dict[str, dict[str, Any]] = {}
     for format, (name, *aliases) in paths.items():
@@ -87,7 +87,7 @@ def format_entries(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 
 
 def outermost_formats(model: PreTrainedModel) -> dict[Format, list[str]]:
-    """All paths of every format of `model` that does not lie inside another format."""
+    """All paths of each format that is not inside another format."""
     paths = _format_paths(model)
     every = {path for names in paths.values() for path in names}
     return {
@@ -96,17 +96,17 @@ def outermost_formats(model: PreTrainedModel) -> dict[Format, list[str]]:
 
 
 def rebuild(model: PreTrainedModel, structure: Structure) -> None:
-    """Put empty formats on the meta device into `model` and change its shapes, as `structure` says; tie what it ties.
+    """Apply a structure to a stock model: insert empty formats on the meta device, change shapes, and tie formats.
 
     Args:
-        model: a model that its class built from the configuration; it is changed in place.
-        structure: as `describe` returns it. It may come from a sibling class: paths are tried with and without the
-            prefix of the base model, and entries of modules that this class lacks (a head) are skipped.
+        model: a stock model; it is changed in place.
+        structure: the result of `describe`. It may come from a sibling class: paths are tried with and without the
+            prefix of the base model, and entries for modules that this class does not have (a head) are skipped.
 
     Raises:
-        UserError: this version has no such kind, or an entry does not fit its kind or its module.
+        UserError: the kind of an entry is unknown, or an entry does not fit its kind or its module.
     """
-    # By depth, so that a format is there before the formats inside it.
+    # Sorted by depth: a format is inserted before the formats inside it.
     for name in sorted(structure, key=lambda path: path.count(".")):
         entry = structure[name]
         aliases = _aliases(name, entry)
@@ -127,23 +127,23 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
 
 
 def unpack(model: PreTrainedModel) -> None:
-    """Turn every layer that is packed on disk into one that computes, one layer at a time.
+    """Convert each layer from its packed form on disk to its form for computing, one layer at a time.
 
     Args:
         model: a model whose weights were just loaded; it is changed in place.
 
     Raises:
-        UserError: the tensors of a layer do not fit each other.
+        UserError: the tensors of a layer are inconsistent.
     """
     for layer, paths in _packed_layers(model).items():
         layer.unpack()
-        # Unpacking renames the tensors, and those of one layer stay shared between its places.
+        # Unpacking renames tensors. The tensors of a layer stay shared between its paths.
         ties.untie(model, set(paths))
         ties.tie(model, paths[0], paths[1:])
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors in the files of `model`, by name; those of a packed layer in several places are listed once."""
+    """The tensors to save, by name. A packed layer with several paths is listed only under the first one."""
     ignored = model._keys_to_ignore_on_save or ()
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
     for layer, paths in _packed_layers(model).items():
@@ -166,7 +166,7 @@ def _packed_layers(model: PreTrainedModel) -> dict[Format, list[str]]:
 
 
 def _aliases(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
-    """The other paths of the format at `name`, checked to be text, as is its source."""
+    """The other paths of the format at `name`, after checking that they and the source are text."""
     aliases, source = entry.get("aliases", ()), entry.get("source", "")
     if not isinstance(aliases, Sequence) or not all(isinstance(path, str) for path in (*aliases, source)):
         raise UserError(
@@ -177,7 +177,7 @@ def _aliases(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _connect(model: PreTrainedModel, name: str, source: str) -> None:
-    """Make the format at `name` use the input factor of the one at `source`, where this class has both."""
+    """Make the format at `name` share the input factor of the format at `source`, if this class has both."""
     reader, owner = (path and model.get_submodule(path) for path in (_resolve(model, name), _resolve(model, source)))
     if isinstance(reader, Format):
         if not isinstance(owner, Format):
@@ -205,19 +205,20 @@ def _empty_format(name: str, entry: Mapping[str, Any]) -> Format:
     misfit = f"quantization_config.structure['{name}'] in config.json does not fit the kind '{kind}'"
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            # An empty shape is an error below.
+            # A shape with zeros raises an error below.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             format = kinds[kind].empty(**spec)
     except MODEL_ERRORS as error:
         raise UserError(f"{misfit}: {reason_of(error)}; {REMEDY}.") from error
-    # The shape of a coded embedding is that of its codes, which are set later.
+    # The shape of a packed embedding is known only when its codes are set.
     if not isinstance(format, PackedEmbedding) and any(type(side) is not int or side < 1 for side in format.shape):
         raise UserError(f"{misfit}: its shape would be {format.shape}; {REMEDY}.")
     return format
 
 
 def _resolve(model: PreTrainedModel, name: str) -> str | None:
-    """`name` as this class calls it: as it is, or without or with the prefix of the base model; None if absent."""
+    """The path of `name` in this class: unchanged, or with the prefix of the base model added or removed; None if
+    there is no such module."""
     prefix = f"{model.base_model_prefix}."
     candidates = (name, name.removeprefix(prefix), prefix + name)
     return next((path for path in candidates if _has_module(model, path)), None)

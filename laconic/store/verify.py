@@ -1,10 +1,9 @@
-"""A folder that was just written is loaded with `from_pretrained` and compared with the model in memory.
+"""Verify a saved model: load the folder with `from_pretrained` and compare it with the model in memory.
 
-All modules must agree and every tensor must be equal, bit for bit, and both models must give the same outputs for one
-short row of tokens. The weights are loaded in the dtype that they are stored in, so files are mapped into memory and
-not copied: on the CPU the check reads every byte once and runs both models on a few tokens. The loaded model always
-runs on the CPU. Where the model in memory is on another device, whose sums have another order, only fp32 outputs are
-compared.
+All modules must be equal, all tensors must be bitwise equal, and both models must give the same outputs for one short
+row of tokens. Weights are loaded in their stored dtype, so that files are memory-mapped and not copied: the check reads
+each byte once and runs both models on a few tokens. The loaded model runs on the CPU. If the model in memory is on
+another device, which sums in another order, outputs are compared only if they are fp32.
 """
 
 import copy
@@ -25,11 +24,11 @@ from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS, copy_attention_type, differences, modules_by_path
 
 LENGTH = 8
-"""Tokens in the row."""
+"""The number of tokens in the row."""
 TOLERANCE = 1e-4
-"""The largest difference of an output, relative to the largest output; another order of sums changes some 1e-6."""
+"""The tolerance for outputs, relative to the largest output. Another order of sums changes about 1e-6."""
 ROUNDINGS = 8
-"""The same in units of the machine epsilon, for dtypes in which this is more."""
+"""The tolerance in units of the machine epsilon of the dtype, if that is larger."""
 
 
 @torch.no_grad()
@@ -38,11 +37,11 @@ def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> No
 
     Args:
         lm: the model that was saved, with its tokenizers and anatomy.
-        stored: its weights, in the dtype that they are stored in.
-        folder: where they were written.
+        stored: the model with weights in their stored dtype.
+        folder: the folder that was written.
 
     Raises:
-        UserError: the model does not run, or the folder cannot be loaded, or the loaded model is another one.
+        UserError: the model does not run, the folder cannot be loaded, or the loaded model differs.
     """
     saved = replace(lm, model=stored, original=None)
     with _user_errors("cannot be loaded from the files that were written", "compress it in another way"):
@@ -58,7 +57,7 @@ def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> No
 
 
 def _outputs_of_both(saved: LanguageModel, loaded: LanguageModel) -> tuple[Tensor, Tensor]:
-    """In fp32 where the class runs in no other dtype (DeBERTa keeps some biases in fp32)."""
+    """The outputs of both models; in fp32 if the class runs in no other dtype (DeBERTa keeps some biases in fp32)."""
     batch = random_batch(saved, 1, LENGTH)
     on_cpu = {name: tensor.cpu() for name, tensor in batch.items()}
     if saved.model.dtype != torch.float32:
@@ -78,7 +77,7 @@ def _to_float32(lm: LanguageModel) -> LanguageModel:
 
 
 def _load(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Load without naming a dtype, as users do; the attention implementation is not part of a checkpoint."""
+    """Load the folder without a `dtype` argument, as users do, with the attention implementation of `stored`."""
     kernels: dict[str, Any] = {}
     if stored.config._attn_implementation is not None:
         kernels["attn_implementation"] = stored.config._attn_implementation
@@ -86,7 +85,7 @@ def _load(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _outputs(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Logits, or the last hidden states, with the random seed fixed for models that draw numbers."""
+    """The logits or the last hidden states, with a fixed random seed for models that draw random numbers."""
     with evaluating(lm), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output = forward(lm, batch)
@@ -98,7 +97,7 @@ def _differing_tensors(saved: PreTrainedModel, loaded: PreTrainedModel) -> Itera
     for name, tensor in saved.state_dict().items():
         if not _equal(tensor, stored[name], exactly=name not in (saved._keys_to_ignore_on_save or ())):
             yield name
-    # No file holds the other buffers: the class computes them.
+    # Non-persistent buffers are not in the file: the class computes them.
     computed = dict(loaded.named_buffers())
     for name, tensor in saved.named_buffers():
         if name not in stored and name in computed and not _equal(tensor, computed[name], exactly=False):
@@ -106,7 +105,7 @@ def _differing_tensors(saved: PreTrainedModel, loaded: PreTrainedModel) -> Itera
 
 
 def _equal(tensor: Tensor, loaded: Tensor, exactly: bool) -> bool:
-    """`tensor` may have a wider dtype than its file."""
+    """Whether two tensors are equal. `tensor` may have a wider dtype than the file."""
     tensor, wide = tensor.cpu(), torch.promote_types(tensor.dtype, loaded.dtype)
     if torch.equal(tensor.to(wide), loaded.to(wide)):
         return True
@@ -116,7 +115,7 @@ def _equal(tensor: Tensor, loaded: Tensor, exactly: bool) -> bool:
 
 def _compare(expected: Tensor, outputs: Tensor) -> None:
     tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(expected.dtype).eps)
-    # Numbers that overflow in both are equal.
+    # Values that overflow in both models count as equal.
     finite, other = (tensor.double().nan_to_num(0, 0, 0) for tensor in (expected, outputs))
     largest = finite.abs().max().item()
     error = (finite - other).abs().max().item()
