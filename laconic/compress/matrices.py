@@ -1,8 +1,7 @@
 """Compress every targeted matrix of a model by one method: measure, share the budget, solve, replace."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated
 
 from pydantic import Field
@@ -31,6 +30,7 @@ from laconic.compress.solve_groups import (
     groups_in_plan,
     methods_by_unit,
     planned_units,
+    sites_in_plan,
     split_by_group,
     tied_groups,
     warn_of_wide_groups,
@@ -44,10 +44,9 @@ from laconic.compress.solving import (
     sequential_problems,
 )
 from laconic.compress.step import Outcome, Step
-from laconic.errors import UserError, must_be, unknown
+from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
-from laconic.model.targets import excluded_error
 from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
@@ -119,9 +118,8 @@ class Compress(Step):
     @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The types of statistics that planning and solving need."""
-        return statistics_for(self._methods, self._needs_losses) | (
-            frozenset({InputCovariance}) if self.anchored else frozenset()
-        )
+        needs = statistics_for(self._methods, self._needs_losses)
+        return needs | {InputCovariance} if self.anchored else needs
 
     @property
     def needs_data(self) -> bool:
@@ -157,7 +155,7 @@ class Compress(Step):
 
     @property
     def _needs_stats_first(self) -> bool:
-        """True if planning needs statistics, which sequential calibration would only collect during solving."""
+        """True where the plan rests on statistics, which a walk would measure too late."""
         return self.plan is None and self._allocator.needs_statistics(self._size_spec)
 
     @property
@@ -165,7 +163,7 @@ class Compress(Step):
         return self.sequential or self.anchored
 
     def check(self, lm: LanguageModel) -> None:
-        # Raises an error for an invalid cache size before any work, not after solving.
+        # Before any work: it is looked at again only when there is something to keep.
         cache_limit()
         if self.plan is None:
             check_dense(lm, self.targets, self.allow_dense)
@@ -173,7 +171,7 @@ class Compress(Step):
         if self.keep is not None and self.plan is None:
             for keep, _ in split_by_group(self.keep, groups):
                 check_overhead(self.method, keep, lm.dtype)
-            # Raises an error if the budget is too small for the shapes.
+            # A budget that the shapes alone cannot meet is found here.
             self._allocator.plan_from_shapes(self._job(lm, groups, {}, None))
         check_not_coded(groups)
         check_zeros_stay(groups, self.method, self.plan)
@@ -211,10 +209,9 @@ class Compress(Step):
         if data is None or not self.needs:
             return self.solve(lm, {}, data)
         if self._is_sequential:
-            # Sequential calibration collects its own statistics; only those for planning are collected before it.
-            return self.solve(
-                lm, collect_stats(lm, data, self.needs, self.sites(lm)) if self._needs_stats_first else {}, data
-            )
+            # Sequential calibration collects its own statistics; only those that the plan needs come before it.
+            stats = collect_stats(lm, data, self.needs, self.sites(lm)) if self._needs_stats_first else {}
+            return self.solve(lm, stats, data)
         groups = self._groups(lm)
         units = all_units(groups) if self._needs_losses else [unit for family in groups for unit in family[-1]]
         key = solver_cache.key_of(lm, data, self._cache_key_parts(units), solver_cache.kinds_of(self._methods))
@@ -231,10 +228,10 @@ class Compress(Step):
         return self.solve(lm, stats, data)
 
     def _cache_key_parts(self, units: Sequence[SolveGroup]) -> list[str]:
-        """Everything in this step that the cached solutions depend on: all but the size."""
-        size_spec = sorted(kind.__name__ for kind in self.needs)
+        """Everything of this step that a cached solution depends on: all but the size."""
+        statistics = sorted(kind.__name__ for kind in self.needs)
         methods = [repr(method.without_size()) for method in self._methods]
-        return [*size_spec, str(self._needs_losses), *methods, *(unit.name for unit in units)]
+        return [*statistics, str(self._needs_losses), *methods, *(unit.name for unit in units)]
 
     def sites(self, lm: LanguageModel) -> list[Site]:
         """The targeted layers of `lm`, or those that the plan names.
@@ -242,18 +239,7 @@ class Compress(Step):
         Raises:
             UserError: the plan names a layer that `lm` does not have, or that cannot be compressed.
         """
-        if self.plan is None:
-            return lm.sites(self.targets)
-        every = {site.name: site for site in lm.sites(("all",))}
-        named = [name for unit in self.plan for name in site_names(unit)]
-        obstacles = lm.excluded_matrices()
-        for name in named:
-            if name in obstacles:
-                raise excluded_error(name, obstacles[name])
-            if name not in every:
-                near = get_close_matches(name, list(every), n=3, cutoff=0) or list(every)[:3]
-                raise unknown("site of this model", name, near)
-        return [every[name] for name in named]
+        return lm.sites(self.targets) if self.plan is None else sites_in_plan(self.plan, lm)
 
     def solve(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
         """Plan and replace the layers with given statistics; the same statistics can be used for several sizes.
@@ -275,11 +261,8 @@ class Compress(Step):
         data: Calibration | None,
     ) -> Outcome:
         record = dense_share(lm, self.targets if self.plan is None else ("blocks",))
-        planned = (
-            self._allocator.plan(self._job(lm, groups, problems, data))
-            if self.plan is None
-            else Allocated(dict(self.plan))
-        )
+        job = self._job(lm, groups, problems, data)
+        planned = self._allocator.plan(job) if self.plan is None else Allocated(dict(self.plan))
         # Every process solves all units, so all must use the same plan even if their results differ by rounding.
         plan, predicted, allocated = processes.from_first(planned._replace(record=dict(planned.record)))
         record |= allocated
@@ -287,9 +270,16 @@ class Compress(Step):
         sites = self.sites(lm)
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         done, after = dict(plan), dict(before)
+        if self._is_sequential and data is not None:
+            config = SequentialConfig(anchored=self.anchored, refresh=self.refresh)
+            first = stats if self._needs_stats_first else None
+            pairs = sequential_problems(lm, data, units, self.needs, config, first)
+        else:
+            track = data.track if data is not None else silent
+            pairs = ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
-            for unit, problem in self._problems_in_order(lm, units, problems, stats, data):
+            for unit, problem in pairs:
                 method = plan[unit.name]
                 assert method is not None
                 whole = method.compress(finite_weight(lm, unit, problem), problem.stats)
@@ -317,20 +307,4 @@ class Compress(Step):
 
     def _groups(self, lm: LanguageModel) -> list[TiedGroup]:
         sites = self.sites(lm)
-        if self.plan is None:
-            return tied_groups(sites, self.share_inputs)
-        return groups_in_plan(self.plan, sites)
-
-    def _problems_in_order(
-        self,
-        lm: LanguageModel,
-        units: Sequence[SolveGroup],
-        problems: Problems,
-        stats: Mapping[str, LayerStats],
-        data: Calibration | None,
-    ) -> Iterable[tuple[SolveGroup, Problem]]:
-        if self._is_sequential and data is not None:
-            config = SequentialConfig(anchored=self.anchored, refresh=self.refresh)
-            return sequential_problems(lm, data, units, self.needs, config, stats if self._needs_stats_first else None)
-        track = data.track if data is not None else silent
-        return ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))
+        return tied_groups(sites, self.share_inputs) if self.plan is None else groups_in_plan(self.plan, sites)

@@ -12,12 +12,14 @@ the same layers into units.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 
 from laconic.allocate import Plan, group_name, site_names
 from laconic.errors import Notice, UserError, unknown
 from laconic.methods import Method
 from laconic.methods.quantize.base import QuantizationMethod
-from laconic.model import Site
+from laconic.model import LanguageModel, Site
+from laconic.model.targets import excluded_error
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,24 @@ def tied_groups(sites: Sequence[Site], share_inputs: bool) -> list[TiedGroup]:
 def _tie(sites: tuple[Site, ...]) -> TiedGroup:
     apart = tuple(SolveGroup((site,)) for site in sites)
     return (apart,) if len(sites) == 1 else (apart, (SolveGroup(sites),))
+
+
+def sites_in_plan(plan: Plan, lm: LanguageModel) -> list[Site]:
+    """The layers of `lm` that `plan` names.
+
+    Raises:
+        UserError: `lm` has no such layer, or the layer cannot be compressed.
+    """
+    sites = {site.name: site for site in lm.sites(("all",))}
+    names = [name for line in plan for name in site_names(line)]
+    excluded = lm.excluded_matrices()
+    for name in names:
+        if name in excluded:
+            raise excluded_error(name, excluded[name])
+        if name not in sites:
+            nearest = get_close_matches(name, list(sites), n=3, cutoff=0) or list(sites)[:3]
+            raise unknown("site of this model", name, nearest)
+    return [sites[name] for name in names]
 
 
 def groups_in_plan(plan: Plan, sites: Sequence[Site]) -> list[TiedGroup]:

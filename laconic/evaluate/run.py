@@ -6,6 +6,7 @@ from typing import Any
 
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
+from laconic.evaluate.contamination import calibration_sources, check_disjoint, count_shared_rows
 from laconic.evaluate.cost import Conditions, Cost, measure_cost
 from laconic.evaluate.eval_task import EvalTask, TaskResult
 from laconic.evaluate.fidelity import Fidelity, compare_to_reference
@@ -13,7 +14,7 @@ from laconic.evaluate.metrics import Interval, interval
 from laconic.evaluate.paired import Difference, difference
 from laconic.evaluate.reference import ReferenceCache
 from laconic.evaluate.score_cache import keeping, versions
-from laconic.evaluate.tasks import calibration_sources, check_disjoint, count_shared_rows, select_tasks
+from laconic.evaluate.tasks import select_tasks
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 from laconic.runtime import serve

@@ -5,17 +5,16 @@ kind of task is a frozen dataclass that derives from `EvalTask`, with the class 
 `kinds`, and with `from_name`, `name`, `source` and `evaluate`.
 """
 
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from laconic.calibrate.batching import check_readable
-from laconic.calibrate.corpus import Corpus, check_source, file_of, is_builtin, read
+from laconic.calibrate.corpus import Corpus, check_source, read
 from laconic.errors import UserError, unknown
 from laconic.evaluate.blimp import Blimp
+from laconic.evaluate.contamination import check_disjoint
 from laconic.evaluate.eval_task import EvalTask, source_of
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.harness import Harness
@@ -25,8 +24,6 @@ from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.model import LanguageModel
 from laconic.registry import Registry
 from laconic.runtime import EAGER, ONNX, OPENVINO
-from laconic.store.folder import RECIPE
-from laconic.yaml_loader import read_yaml
 
 SPLIT = "dev"
 """The split that models are evaluated on."""
@@ -232,84 +229,3 @@ def check_tasks(
         corpus = read(selection.fidelity, SPLIT)
         if lm.tokenizer is not None:
             check_readable(lm, corpus)
-
-
-def calibration_sources(*models: str) -> tuple[str, ...]:
-    """The data sources that models were calibrated on, read from the recipes beside them.
-
-    Args:
-        models: folders or hub names.
-
-    Returns:
-        The sources of the models, and of the models that they were made from; none where there is no recipe.
-    """
-    sources: dict[str, None] = {}
-    seen: set[Path] = set()
-    for model in models:
-        ancestor: object = model
-        while isinstance(ancestor, str) and ancestor and (folder := _resolve_path(ancestor)) not in seen:
-            seen.add(folder)
-            recipe = _read_recipe(folder / RECIPE)
-            if isinstance(recipe.get("data"), str):
-                sources[recipe["data"]] = None
-            ancestor = recipe.get("model")
-    return tuple(sources)
-
-
-def _resolve_path(path: str) -> Path:
-    """The path without links; unlike `Path.resolve`, a link to itself is no error."""
-    return Path(os.path.realpath(os.path.expanduser(path)))
-
-
-def _read_recipe(path: Path) -> dict[str, str]:
-    """The fields of a recipe; none where there is no file, or it is not laconic's."""
-    try:
-        recipe = read_yaml(path, "recipe")
-    except UserError:
-        return {}
-    return recipe if isinstance(recipe, dict) else {}
-
-
-def check_disjoint(sources: Iterable[tuple[str, str]], calibration: Sequence[str]) -> None:
-    """Check that no task has its rows in a file that a model was calibrated on.
-
-    Args:
-        sources: the name of each task, and the source of its rows.
-        calibration: sources that the model was calibrated on.
-
-    Raises:
-        UserError: a task does.
-    """
-    files = {file: source for source in calibration if (file := file_of(source, "train")) is not None}
-    for name, source in sources:
-        file = file_of(source, "dev")
-        if file in files:
-            raise UserError(
-                f"The task '{name}' would judge the model on rows that it was calibrated on: '{file}' serves both "
-                "splits; name another file, or a folder with one for each split."
-            )
-
-
-def count_shared_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, int]:
-    """How many evaluated rows have the same text as a row that was calibrated on.
-
-    Args:
-        corpus: the evaluated rows.
-        calibration: sources that the model was calibrated on; those that are not local files are left out.
-
-    Returns:
-        The number of shared rows, by source.
-    """
-    return {
-        source: _count_shared(corpus, texts) for source in calibration if (texts := _training_texts(source)) is not None
-    }
-
-
-def _count_shared(corpus: Corpus, texts: frozenset[str]) -> int:
-    return sum(example.joined.strip() in texts for example in corpus.examples)
-
-
-def _training_texts(source: str) -> frozenset[str] | None:
-    if not is_builtin(source) and file_of(source, "train") is None:
-        return None
-    return frozenset(example.joined.strip() for example in read(source, "train").examples)

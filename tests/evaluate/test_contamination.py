@@ -8,7 +8,7 @@ import pytest
 from laconic.calibrate.corpus import read
 from laconic.errors import UserError
 from laconic.evaluate import calibration_sources, check_tasks, evaluate
-from laconic.evaluate.tasks import check_disjoint, count_shared_rows
+from laconic.evaluate.contamination import check_disjoint, count_shared_rows
 from laconic.model import LanguageModel
 from laconic.report.evaluation import evaluation_remarks
 from tests.evaluate.models import with_tokenizer
