@@ -1,0 +1,122 @@
+"""Every module has a test: one that imports it or one of its names, one of its own name, or the one listed here."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
+
+TESTED_BY = {
+    "laconic.api.evaluate": "api/test_results.py",
+    "laconic.api.export": "api/test_results.py",
+    "laconic.api.inputs": "api/test_arguments.py",
+    "laconic.api.inspect": "api/test_results.py",
+    "laconic.api.load": "api/test_results.py",
+    "laconic.api.run": "api/test_results.py",
+    "laconic.api.studied": "api/test_results.py",
+    "laconic.bounds": "test_typed.py",
+    "laconic.calibrate.examples": "calibrate/test_corpus.py",
+    "laconic.calibrate.sources.files": "calibrate/test_corpus.py",
+    "laconic.cli.export": "export/test_export.py",
+    "laconic.cli.inspect": "cli/test_verbs.py",
+    "laconic.cli.report": "study/test_program.py",
+    "laconic.cli.run": "cli/test_verbs.py",
+    "laconic.cli.study": "study/test_program.py",
+    "laconic.compress.allocators.allocator": "compress/test_matrices.py",
+    "laconic.compress.allocators.spectrum": "compress/test_matrices.py",
+    "laconic.compress.checks": "recipe/test_order.py",
+    "laconic.compress.depth.fitting": "compress/test_depth_replacement.py",
+    "laconic.compress.depth.folding": "compress/test_depth_replacement.py",
+    "laconic.compress.size_spec": "compress/test_matrices.py",
+    "laconic.compress.solving": "compress/test_matrices.py",
+    "laconic.evaluate.harness.scorer": "evaluate/harness/test_harness.py",
+    "laconic.evaluate.json_lines": "evaluate/lama/test_lama.py",
+    "laconic.formats.kernel_cache": "formats/test_quantized.py",
+    "laconic.interrupted": "cli/test_program.py",
+    "laconic.launcher": "cli/test_launched.py",
+    "laconic.model.anatomy.encoder_decoders": "model/test_anatomy.py",
+    "laconic.model.anatomy.parts": "model/test_anatomy.py",
+    "laconic.model.checkpoints": "model/test_loading.py",
+    "laconic.model.checkpoints.checkpoint": "model/test_loading.py",
+    "laconic.model.checkpoints.sentence_modules": "model/embedding/test_stages.py",
+    "laconic.model.checkpoints.sentences": "model/embedding/test_stages.py",
+    "laconic.model.checkpoints.weights": "model/checkpoints/test_fit.py",
+    "laconic.model.depth_config": "model/test_depth.py",
+    "laconic.model.enumeration": "model/test_sites.py",
+    "laconic.model.stock": "store/test_shapes.py",
+    "laconic.model.subblocks": "model/test_structure.py",
+    "laconic.model.targets": "model/test_sites.py",
+    "laconic.model.ties": "compress/test_tied.py",
+    "laconic.readers": "test_typed.py",
+    "laconic.recipe.building": "recipe/test_parse.py",
+    "laconic.recover.student_init": "recover/test_student.py",
+    "laconic.recover.trainable": "recover/test_training.py",
+    "laconic.report.inspection.distributions": "report/test_inspection.py",
+    "laconic.runtime.layers": "runtime/test_graph.py",
+    "laconic.store.card": "store/test_folder.py",
+    "laconic.study.axes": "study/test_grid.py",
+    "laconic.wording": "test_doctests.py",
+}
+"""Modules that their callers are tested through, and the test that does it."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module with a function or a class of its own, by dotted name."""
+    found = {}
+    for file in sorted((ROOT / "laconic").rglob("*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if definitions(file):
+            found[name] = file
+    return found
+
+
+def definitions(file: Path) -> set[str]:
+    """Names of the functions and classes of a module."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@cache
+def imports() -> frozenset[tuple[str, str]]:
+    """Module and name of everything that tests import from laconic; of `import laconic.x` the name is empty."""
+    found = set()
+    for file in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("laconic"):
+                found |= {(node.module or "", alias.name) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {(alias.name, "") for alias in node.names if alias.name.startswith("laconic")}
+    return frozenset(found)
+
+
+def is_imported(name: str, file: Path) -> bool:
+    """True if a test imports the module, or one of its names from it or from a package around it."""
+    own = definitions(file)
+    return any(
+        name in (module, f"{module}.{imported}") or (imported in own and name.startswith(f"{module}."))
+        for module, imported in imports()
+    )
+
+
+def has_mirror(name: str) -> bool:
+    """True if there is a test file of the module's name in the folder of its package."""
+    *packages, last = name.split(".")[1:]
+    return TESTS.joinpath(*packages, f"test_{last}.py").exists()
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_has_a_test(name: str) -> None:
+    if name in TESTED_BY:
+        assert (TESTS / TESTED_BY[name]).exists()
+    else:
+        assert is_imported(name, modules()[name]) or has_mirror(name), f"no test is of {name}; add one, or list it here"
+
+
+def test_only_modules_that_no_test_names_are_listed() -> None:
+    assert set(TESTED_BY) <= set(modules())
+    named = [name for name in TESTED_BY if is_imported(name, modules()[name]) or has_mirror(name)]
+    assert named == []
