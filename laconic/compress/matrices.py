@@ -155,7 +155,7 @@ class Compress(Step):
 
     @property
     def _needs_stats_first(self) -> bool:
-        """True where the plan rests on statistics, which a walk would measure too late."""
+        """True if planning needs statistics, which sequential calibration would only collect during solving."""
         return self.plan is None and self._allocator.needs_statistics(self._size_spec)
 
     @property
@@ -163,7 +163,7 @@ class Compress(Step):
         return self.sequential or self.anchored
 
     def check(self, lm: LanguageModel) -> None:
-        # Before any work: it is looked at again only when there is something to keep.
+        # Raises an error for an invalid cache size before any work, not after solving.
         cache_limit()
         if self.plan is None:
             check_dense(lm, self.targets, self.allow_dense)
@@ -171,7 +171,7 @@ class Compress(Step):
         if self.keep is not None and self.plan is None:
             for keep, _ in split_by_group(self.keep, groups):
                 check_overhead(self.method, keep, lm.dtype)
-            # A budget that the shapes alone cannot meet is found here.
+            # Raises an error if the budget is too small for the shapes.
             self._allocator.plan_from_shapes(self._job(lm, groups, {}, None))
         check_not_coded(groups)
         check_zeros_stay(groups, self.method, self.plan)
