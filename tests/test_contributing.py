@@ -67,6 +67,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_fifth_method_takes_four_edits(copy: Path) -> None:
     (copy / "laconic/methods/lowrank/row_scaled.py").write_text(FILE)
     registry = copy / "laconic/methods/__init__.py"
@@ -100,6 +101,7 @@ def test_a_fifth_method_takes_four_edits(copy: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_method_without_an_example_is_noticed(copy: Path) -> None:
     edit(copy / "tests/test_every_method.py", r"^    Drone\(multiple=1\),\n", "")
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-k", "left_out", "tests/test_every_method.py"]

@@ -73,6 +73,7 @@ def embedder(shared_models: Path, tmp_path: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_every_command_runs(model: str, capfd: pytest.CaptureFixture[str]) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("laconic ")]
     assert len(commands) >= 6
@@ -82,6 +83,7 @@ def test_every_command_runs(model: str, capfd: pytest.CaptureFixture[str]) -> No
     assert Path("small/plan.yaml").read_text() == Path("same/plan.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_every_snippet_runs(model: str) -> None:
     (snippet,) = blocks("python")
     names: dict[str, object] = {}
@@ -149,6 +151,7 @@ def launch(words: list[str]) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_the_snippet_of_processes_runs_in_two(model: str, shared_data: Path, pair: Pair) -> None:
     (snippet,) = blocks("python", (ROOT / "docs" / "processes.md").read_text())
     assert pair(run_snippet, snippet.replace('"MODEL"', repr(model)), Path.cwd(), shared_data) == [True, True]

@@ -144,8 +144,9 @@ def evaluate(
     original = None if against is None else to_model_input(against, tokenizer, None, device, place="against")
     check_runtime(runtime, model_input.device)
     conditions = Conditions(batch=to_counts("batch", batch), length=to_counts("length", length), runtime=runtime)
-    # The structure of both models is checked before the weights of either are loaded.
-    structure, other = model_input.skeleton(), None if original is None else original.skeleton()
+    # The structure of both models is checked before the tokenizer or the weights of either are loaded.
+    structure, other = model_input.structure(), None if original is None else original.structure()
+    structure = model_input.with_inputs(structure)
     check_label_order(structure)
     if other is not None and names:
         check_comparable(structure, other)

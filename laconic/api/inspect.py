@@ -137,11 +137,13 @@ def inspect(
     check_kinds(track=track)
     model_input = to_model_input(model, tokenizer)
     folder = None if output is None else check_output(to_folder(output), model_input.name)
+    # The model is checked before the texts are read.
+    structure = model_input.structure()
     texts = None if data is None else to_corpus(data)
     sample = None
     if texts is not None:
         model_input.check_tokenizer()
-        sample = Sampling(samples=ROWS).of(model_input.skeleton(), texts, track)
+        sample = Sampling(samples=ROWS).of(model_input.with_inputs(structure), texts, track)
     with model_input.opened(restore=False) as lm:
         anatomy, weights = inspect_model(lm), weight_statistics(lm, track)
         found = None if sample is None or texts is None else measure_activity(lm, sample, texts.source)

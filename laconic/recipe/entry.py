@@ -38,18 +38,25 @@ class ModelInput:
     label_order: Sequence[str | int] | None = None
     device: str = "cpu"
 
-    def skeleton(self) -> LanguageModel:
-        """The model without weights, with its tokenizers.
+    def structure(self) -> LanguageModel:
+        """The model without weights and without tokenizers.
 
         Raises:
             UserError: there is no model of this name, or it cannot be used.
         """
-        lm = skeleton(self.name) if self.loaded is None else _with_pipeline(LanguageModel.of(self.loaded)).to_meta()
-        return self._with_inputs(lm)
+        return skeleton(self.name) if self.loaded is None else _with_pipeline(LanguageModel.of(self.loaded)).to_meta()
+
+    def skeleton(self) -> LanguageModel:
+        """The model without weights, with its tokenizers.
+
+        Raises:
+            UserError: there is no model of this name, or it or its tokenizer cannot be used.
+        """
+        return self.with_inputs(self.structure())
 
     def check_tokenizer(self) -> None:
         """Raise UserError if a loaded model has no tokenizer: none was passed, and its source has none either."""
-        if self.loaded is None or self._with_inputs(LanguageModel.of(self.loaded)).tokenizer is not None:
+        if self.loaded is None or self.with_inputs(LanguageModel.of(self.loaded)).tokenizer is not None:
             return
         where = f"at '{self.name}', where the model came from" if self.name else "with a model that was made in memory"
         raise UserError(f"There is no tokenizer {where}; pass tokenizer=.")
@@ -77,13 +84,21 @@ class ModelInput:
         training = lm.model.training
         lm.model.float().eval()
         try:
-            yield self._with_inputs(lm)
+            yield self.with_inputs(lm)
         finally:
             if restore or self.loaded is not None:
                 cast(lm.model, dtypes, lm.dtype)
                 lm.model.train(training)
 
-    def _with_inputs(self, lm: LanguageModel) -> LanguageModel:
+    def with_inputs(self, lm: LanguageModel) -> LanguageModel:
+        """`lm` with its tokenizers and the order of its classes.
+
+        Args:
+            lm: this model, with or without weights.
+
+        Raises:
+            UserError: the tokenizer cannot be read, or the order does not fit the model.
+        """
         own = lm if self.tokenizer is None else replace(lm, tokenizer=self.tokenizer)
         return with_tokenizers(own).with_label_order(self.label_order)
 

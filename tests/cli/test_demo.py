@@ -66,6 +66,7 @@ def test_the_demo_compares_four_methods_and_saves_the_best(output: Path) -> None
 
 
 @needs_the_model
+@pytest.mark.slow
 def test_the_demo_s_model_can_be_made_again_from_its_recipe(output: Path, tmp_path: Path) -> None:
     saved = output / "model"
     assert status(["run", str(saved / "recipe.yaml"), "-o", str(tmp_path / "again"), "--json"]) == 0

@@ -77,6 +77,7 @@ def said(*arguments: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.slow
 def test_a_recipe_is_run_and_judged_once(pair: Pair, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

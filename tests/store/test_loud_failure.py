@@ -22,6 +22,7 @@ def test_stock_transformers_refuses_every_folder(compressed: list[Checkpoint], f
         assert "size" in failures[f"{checkpoint.key}:{checkpoint.auto}:None"], checkpoint.key
 
 
+@pytest.mark.slow
 def test_base_models_too_unless_only_the_head_is_compressed(
     compressed: list[Checkpoint], failures: dict[str, str]
 ) -> None:

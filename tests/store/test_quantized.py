@@ -76,6 +76,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return list(checkpoints(tmp_path_factory.mktemp("quantized")))
 
 
+@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
     check_the_same_outputs(saved, tmp_path)
 

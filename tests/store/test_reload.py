@@ -29,6 +29,7 @@ def reloaded(saved: list[Checkpoint], tmp_path_factory: pytest.TempPathFactory) 
     return computed
 
 
+@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], reloaded: dict[str, Tensor]) -> None:
     assert len(saved) > 40
     for checkpoint in saved:

@@ -44,6 +44,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return found
 
 
+@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
     jobs = [job(checkpoint, auto) for checkpoint in saved for auto in dict.fromkeys((checkpoint.auto, "AutoModel"))]
     computed, complaints = in_fresh_process(jobs, tmp_path, laconic=True)
@@ -55,6 +56,7 @@ def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path:
             assert torch.equal(whole, outputs(checkpoint.lm.model)), checkpoint.key
 
 
+@pytest.mark.slow
 def test_without_laconic_they_fail_unless_the_class_can_hold_them(saved: list[Checkpoint], tmp_path: Path) -> None:
     computed, complaints = in_fresh_process([job(checkpoint) for checkpoint in saved], tmp_path, laconic=False)
     for checkpoint in saved:

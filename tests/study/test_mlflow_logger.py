@@ -42,6 +42,7 @@ def runs(mlflow: Any, place: Path, title: str | None = None) -> list[Any]:
     return list(client.search_runs([client.get_experiment_by_name(title or place.name).experiment_id]))
 
 
+@pytest.mark.slow
 def test_every_record_is_a_run(mlflow: Any, little: dict[str, Any], tmp_path: Path) -> None:
     place = tmp_path / "study"
     assert run(little, place, MlflowLogger(str(place), None, None)).measured == 3
