@@ -1,18 +1,28 @@
 """The documentation says what the program does: reference pages, names in the drawing, keys, navigation, docstrings."""
 
+import inspect
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
+from itertools import count
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 import pytest
 import yaml
 
 import laconic
+from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
+from laconic.methods import Rtn
 from laconic.recipe import Evaluation, Recipe, recipe_from
 from laconic.study import study_from
+from laconic.testing import check_step
+from tests.tiny_models import TINY_MODELS
 from tools.reference import DOCS, PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -28,20 +38,81 @@ def test_reference_pages_are_those_of_the_program(name: str) -> None:
     assert (DOCS / name).read_text() == PAGES[name](), "run `python -m tools.reference`"
 
 
+DRAWN = re.findall(r'data-module="([\w.]+)"[^>]*>([\w.]+)<', (DOCS / "flow.svg").read_text())
+"""The module and the name of each function in the drawing, from top to bottom."""
+
+
 def test_names_in_the_drawing_exist() -> None:
-    found = re.findall(r'data-module="([\w.]+)"[^>]*>([\w.]+)<', (DOCS / "flow.svg").read_text())
-    assert len(found) >= 8
-    for module, name in found:
+    assert len(DRAWN) >= 8
+    for module, name in DRAWN:
         thing = import_module(module)
         for part in name.split("."):
             thing = getattr(thing, part)
         assert callable(thing), name
 
 
+def implementations(module: str, name: str) -> Iterator[CodeType]:
+    """The code of a function, or of a method in its class and all subclasses."""
+    owner: Any = import_module(module)
+    *kinds, function = name.split(".")
+    owners = [owner]
+    for kind in kinds:
+        owners = [getattr(owner, kind)]
+        # The list grows as it is read: subclasses of subclasses follow.
+        for known in owners:
+            owners.extend(known.__subclasses__())
+    for owner in owners:
+        if function in vars(owner):
+            yield inspect.unwrap(vars(owner)[function]).__code__
+
+
+def test_the_functions_in_the_drawing_are_called_in_its_order(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "texts.txt").write_text("the cat is good\nthe dog is old\n" * 4)
+    boxes = {code: place for place in DRAWN for code in implementations(*place)}
+    # The check of the structure replaces layers without weights, so that the last call of each function counts.
+    last: dict[tuple[str, str], int] = {}
+    calls = count()
+
+    def record(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in boxes:
+            last[boxes[frame.f_code]] = next(calls)
+
+    words = ["--method", "drone:multiple=1", "--keep", "0.5", "--data", str(tmp_path / "texts.txt")]
+    sys.setprofile(record)
+    try:
+        assert status(["compress", str(tiny_model), *words, "-o", str(tmp_path / "small")]) == 0
+    finally:
+        sys.setprofile(None)
+    assert sorted(last, key=lambda place: last[place]) == DRAWN
+
+
 def test_names_of_packages_in_the_page_on_the_inside_exist() -> None:
     named = set(re.findall(r"`(laconic\.\w+)`", (DOCS / "inside.md").read_text()))
     packages = {f"laconic.{path.parent.name}" for path in (ROOT / "laconic").glob("*/__init__.py")}
-    assert named == packages - {"laconic.testing"}
+    assert named == packages
+
+
+def test_the_step_on_the_page_of_plug_ins_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"^```python\n(.*?)^```", (DOCS / "extend.md").read_text(), flags=re.M | re.S)
+    (tmp_path / "page_step.py").write_text(next(text for text in code if "(Step)" in text))
+    monkeypatch.syspath_prepend(tmp_path)
+    step = import_module("page_step").ClipWeights(deviations=1.5)
+    check_step(step, TINY_MODELS["bert-classifier"]())
+    model = TINY_MODELS["bert-classifier"]()
+    result = laconic.compress(model, [step, Rtn(bits=4)])
+    assert result.bytes < 0.5 * result.dense_bytes
+
+
+def test_the_page_of_plug_ins_names_all_that_the_example_imports() -> None:
+    page = (DOCS / "extend.md").read_text()
+    table = page.split("## What a plug-in may import")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([\w.]+)`", table))
+    for path in (ROOT / "examples" / "plugin").rglob("*.py"):
+        imported = re.findall(r"^from (laconic(?:\.[\w.]+)?) import ", path.read_text(), re.M)
+        assert set(imported) <= named, path.name
 
 
 def test_every_key_of_a_recipe_is_described() -> None:
