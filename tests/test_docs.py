@@ -18,7 +18,7 @@ import laconic
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
-from laconic.methods import Rtn
+from laconic.methods import METHODS, Rtn
 from laconic.recipe import Evaluation, Recipe, recipe_from
 from laconic.study import study_from
 from laconic.testing import check_step
@@ -113,6 +113,21 @@ def test_the_page_of_plug_ins_names_all_that_the_example_imports() -> None:
     for path in (ROOT / "examples" / "plugin").rglob("*.py"):
         imported = re.findall(r"^from (laconic(?:\.[\w.]+)?) import ", path.read_text(), re.M)
         assert set(imported) <= named, path.name
+
+
+def test_the_table_of_methods_names_their_files_and_functions() -> None:
+    table = (DOCS / "inside.md").read_text().split("## Where the mathematics of a method is")[1].split("\n## ")[0]
+    rows = [
+        [re.findall(r"`([^`]+)`", cell) for cell in row]
+        for row in re.findall(r"^\| (`.*) \| (.*) \| (.*) \|$", table, re.M)
+    ]
+    assert {name for names, _, _ in rows for name in names} == {method.name for method in METHODS}
+    for _, files, functions in rows:
+        sources = [(ROOT / "laconic" / "methods" / file).read_text() for file in files]
+        for function in functions:
+            module, _, name = function.partition(".")
+            assert callable(getattr(import_module(f"laconic.numerics.{module}"), name)), function
+        assert all("numerics" in source or "prune.unstructured" in source for source in sources), files
 
 
 def test_every_key_of_a_recipe_is_described() -> None:

@@ -31,8 +31,8 @@ def command_line() -> str:
         NOTE,
         "",
         "`laconic VERB --help` prints the same. Every verb takes `--json`, which prints one JSON object to stdout and "
-        "progress to stderr. The exit status is 0 on success, 2 for a mistake (one sentence names the place, the value "
-        "and the remedy), 130 after Ctrl-C.",
+        "progress to stderr. The exit status is 0 on success, 2 after an error (one sentence on stderr names the "
+        "place, the value and the remedy), 130 after Ctrl-C.",
     ]
     for name, command in typer.main.get_command(app).commands.items():
         lines += ["", f"## laconic {name}", "", _text(command.help), "", *_parameters(command)]

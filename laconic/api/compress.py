@@ -61,7 +61,7 @@ def compress(
         max_length: tokens of a row at most.
         batch_size: rows that the model runs at once.
         sequential: solve block by block, each on inputs with the errors of the blocks before.
-        anchored: the same matrix by matrix, and aim at the outputs of the original model.
+        anchored: solve layer by layer, and aim at the outputs of the original model.
         allow_dense: continue if more than a tenth of the targeted parameters in the blocks can only stay dense, such as
             the experts of a mixture.
         label_order: classes of the model in the order of its outputs, as `data` names them, for steps that learn from

@@ -48,10 +48,11 @@ def compress(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="attention|ffn|head|embedding|blocks|all|cost-of-compression:…|GLOB",
+            metavar="attention|ffn|head|embedding|blocks|all|cost-of-compression:…|GLOB|re:REGEX",
             help="Which matrices to compress. blocks is everything inside the blocks, all adds the embedding and the "
-            "head; cost-of-compression:attention, :ffn and :all are the sets of The Cost of Compression. "
-            "The default is attention,ffn.",
+            "head. A GLOB or a regular expression after re: matches the paths of layers. "
+            "cost-of-compression:attention, :ffn and :all are the sets in the paper 'The Cost of Compression' "
+            "(arXiv 2312.00960). The default is attention,ffn.",
         ),
     ] = None,
     data: Annotated[
@@ -72,7 +73,7 @@ def compress(
         bool,
         typer.Option(
             "--anchored",
-            help="Solve matrix by matrix, and aim at the outputs of the original model. Closer than --sequential, and "
+            help="Solve layer by layer, and aim at the outputs of the original model. Closer than --sequential, and "
             "slower.",
         ),
     ] = False,
