@@ -1,4 +1,4 @@
-"""A compressed model for another runtime: written, checked against the model in torch, or not there at all.
+"""Export a compressed model to another runtime. The exported model is compared with torch before it is kept.
 
 Internal: it may change with any version.
 """

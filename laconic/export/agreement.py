@@ -1,4 +1,4 @@
-"""Whether an exported model has the outputs of the model in torch, on random tokens and on text, with padding."""
+"""Compare the outputs of an exported model with those of the model in torch, on random tokens and text with padding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,14 +19,17 @@ from laconic.runtime.portable import to_exact
 from laconic.runtime.signature import TARGETS, Signature
 
 SHAPES = ((1, 5), (3, 16), (2, 33), (5, 2))
-"""Batch × length of the random tokens."""
+"""Batch sizes and lengths of the random tokens."""
 SOURCE, TEXTS, MAX_LENGTH = "builtin:pydoc", 12, 64
-"""The source of the texts, how many are read, and their length in tokens at most."""
+"""The source of the texts, their number, and their largest length in tokens."""
 TOLERANCE = 1e-3
-"""The largest difference of an output, relative to the largest output; another order of sums changes some 1e-6."""
+"""The tolerance for outputs, relative to the largest output. Another order of sums changes about 1e-6."""
 NOISE_FACTOR = 2.0
-"""Where inputs are rounded to 8 bits, the tolerance grows by this factor times the change that rounding makes: an input
-between two steps may be rounded either way, and that changes the rounding of all later layers."""
+"""If inputs are rounded to 8 bits, the tolerance grows by this factor times the change of the outputs due to rounding.
+
+The two runtimes may round an input near the middle of two levels differently. This changes the rounding in all later
+layers.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,11 @@ class Agreement:
     """How close an exported model is to the model in torch.
 
     Args:
-        error: the largest difference of an output, relative to the largest number of that output. Of several outputs,
-            the one that is closest to its tolerance.
-        tolerance: the largest error that is accepted.
-        rows: texts and rows of random tokens that were compared.
-        batches: how many batches they were in.
+        error: the largest absolute difference of an output, divided by the largest absolute value of that output. With
+            several outputs, the error of the one with the largest ratio of error to tolerance.
+        tolerance: the largest accepted error of that output.
+        rows: the number of texts and rows of random tokens that were compared.
+        batches: the number of batches.
     """
 
     error: float
@@ -48,7 +51,7 @@ class Agreement:
 
 
 def check_agreement(lm: LanguageModel, program: Program, signature: Signature, runtime: str, track: Track) -> Agreement:
-    """Compare all outputs of an exported model with the model in torch, where there is no padding.
+    """Compare all outputs of an exported model with the model in torch. Padding is left out.
 
     Args:
         lm: the model in torch.
@@ -90,15 +93,21 @@ def check_agreement(lm: LanguageModel, program: Program, signature: Signature, r
 
 
 class _Error:
-    """The error of one output over all batches, and the part of it that rounding may explain."""
+    """The error of one output over all batches, and the change due to rounding of inputs."""
 
     def __init__(self) -> None:
         self._largest = self._error = self._noise = torch.zeros(())
 
     def update(self, expected: Tensor, output: Tensor, exact: Tensor) -> None:
-        """Add a batch: outputs of torch, of the other runtime, and of torch without rounding of inputs."""
+        """Add a batch.
+
+        Args:
+            expected: the output in torch.
+            output: the same output of the exported model.
+            exact: the output in torch without rounding of inputs.
+        """
         self._largest = torch.maximum(self._largest, expected.abs().max())
-        # A maximum would drop NaN.
+        # NaN counts as infinite, because a maximum would ignore it.
         self._error = torch.maximum(self._error, (expected - output).abs().nan_to_num(torch.inf).max())
         self._noise = torch.maximum(self._noise, (expected - exact).abs().max())
 
@@ -134,7 +143,7 @@ def _batches(lm: LanguageModel) -> Iterator[Batch]:
 
 
 def _pad(batch: Batch) -> Batch:
-    """Mask one source token more in each row after the first."""
+    """Mask the last tokens: none in the first row, and one more in each following row."""
     mask = batch["attention_mask"].clone()
     rows, length = mask.shape
     for row in range(rows):
@@ -143,7 +152,7 @@ def _pad(batch: Batch) -> Batch:
 
 
 def _mask(lm: LanguageModel, outputs: Tensor, batch: Batch) -> Tensor:
-    """Where outputs are compared: all tokens but padding; all outputs of a decoder, whose inputs have no mask."""
+    """The positions of outputs to compare: all tokens except padding; for a decoder, whose inputs have no mask, all."""
     mask = batch["attention_mask"].bool()
     by_token = outputs.dim() == 3 and TARGETS not in batch and lm.task is not Task.SEQ2SEQ
     if by_token and outputs.shape[:2] == mask.shape:

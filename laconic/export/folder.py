@@ -1,6 +1,6 @@
-"""Export to another runtime: a folder with the model, its tokenizer and a card, written only if its outputs agree.
+"""Export a model to a folder with the exported model, its tokenizer and a model card.
 
-The model is written for the runtime, loaded again, and compared with the model in torch before the folder appears.
+The exported model is loaded again and compared with the model in torch. Without agreement, no folder is written.
 """
 
 import time
@@ -28,7 +28,7 @@ from laconic.store.atomic import new_folder
 from laconic.store.folder import CARD, save_tokenizers
 
 LARGEST_LOSS = 0.01
-"""The largest significant change of a metric that is accepted, relative to the metric."""
+"""The largest accepted significant change of a metric, relative to the metric."""
 SNIPPETS = {
     ONNX: ("import onnxruntime", 'model = onnxruntime.InferenceSession("{file}")', "model.run(None, inputs)"),
     # Without the hint OpenVINO computes in bfloat16 on processors that have it.
@@ -38,12 +38,12 @@ SNIPPETS = {
         "list(model(inputs).values())",
     ),
 }
-"""By runtime: the import, the line that loads the model, and the call."""
+"""For each runtime, lines of code for the card: the import, loading the model, and the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """An exported model, as its card describes it.
+    """The description of an exported model, for its card.
 
     Args:
         file: the name of the file that the runtime loads.
@@ -51,7 +51,7 @@ class ExportedModel:
         library: name and version of the library that it was checked with.
         inputs: names of its inputs.
         outputs: names of its outputs.
-        bytes: of graph and weights.
+        bytes: the size of graph and weights.
         layers: how quantized layers were exported, by label.
         agreement: how close its outputs are to those of the model in torch.
     """
@@ -72,10 +72,10 @@ class Outcome:
 
     Args:
         output: the folder.
-        model: what is in it.
+        model: the description of the exported model.
         stored_bytes: bytes of the weights as laconic stores them.
-        quality: the tasks, evaluated in the runtime and compared with torch; None if there were none.
-        seconds: that the export took.
+        quality: the results of the tasks in the runtime, compared with torch; None if there were no tasks.
+        seconds: the duration of the export.
     """
 
     output: Path
@@ -85,7 +85,7 @@ class Outcome:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """As `laconic export --json` prints it."""
+        """The outcome as JSON values; `laconic export --json` prints them."""
         return {
             "output": str(self.output),
             **asdict(self.model),
@@ -96,14 +96,14 @@ class Outcome:
 
 
 def check_target(runtime: str, device: str = "cpu") -> None:
-    """Check that models can be exported to a runtime here.
+    """Check that models can be exported to a runtime on this machine.
 
     Args:
         runtime: the value of `--to`.
         device: the type of the device that the model is on.
 
     Raises:
-        UserError: the runtime is unknown or one of torch's, or its libraries are missing.
+        UserError: the runtime is unknown or a runtime of torch, or its libraries are missing.
 
     Example:
         >>> check_target("eager")
@@ -129,19 +129,19 @@ def export(
     limit: int | None = None,
     track: Track = silent,
 ) -> Outcome:
-    """Write a model for another runtime, after comparing the two on random tokens and on text.
+    """Export a model to another runtime, and compare it with torch on random tokens, on text and on tasks.
 
     Args:
         lm: the model; it is not changed.
         runtime: `onnx` or `openvino`.
         output: the new folder.
-        tasks: tasks that it must do as well as in torch.
-        limit: rows of each task at most.
+        tasks: names of tasks on which the exported model must not be worse than the model in torch.
+        limit: the largest number of rows of each task; None for all.
         track: reports progress.
 
     Raises:
         UserError: the folder exists, a library is missing, the model cannot be exported, or the exported model has
-            other outputs or does worse on a task. There is no folder then.
+            different outputs or is worse on a task. No folder is left then.
     """
     start = time.perf_counter()
     check_target(runtime, lm.device.type)
@@ -195,7 +195,7 @@ def _card(lm: LanguageModel, name: str, model: ExportedModel) -> Iterator[str]:
     """The lines of README.md in the folder `name`."""
     yield f"# {plain(name)}"
     yield ""
-    # The path of a local folder is private, its name is not.
+    # Only the name of a local folder is shown, as its path is private.
     origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
     yield f"{origin}{type(lm.model).__name__}, exported by laconic for {model.library}: {model.bytes:,} bytes."
     yield ""

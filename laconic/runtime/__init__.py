@@ -1,4 +1,4 @@
-"""Runtimes that run a model: torch, plain or compiled, ONNX Runtime, and OpenVINO; export to the latter two.
+"""Run a model in torch (eager or compiled), ONNX Runtime or OpenVINO, and export it to the latter two.
 
 Internal: it may change with any version.
 """

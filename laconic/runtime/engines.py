@@ -1,6 +1,6 @@
-"""The engines that run a model: torch, ONNX Runtime and OpenVINO; their libraries, and exported models loaded by them.
+"""The runtimes torch, ONNX Runtime and OpenVINO: check that their libraries are installed, and load exported models.
 
-Libraries are optional. They are checked before any model is loaded, and imported where they are used.
+The libraries are optional. They are checked before any model is loaded, and imported at first use.
 """
 
 from abc import ABC, abstractmethod
@@ -34,18 +34,18 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     OPENVINO: ("onnx", "onnxscript", "openvino"),
 }
 EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""Tells OpenVINO not to round inputs where weights are codes."""
+"""The OpenVINO setting that disables dynamic quantization of inputs for layers with integer weights."""
 
 
 def check_runtime(name: str, device: str = "cpu") -> None:
-    """Check that a runtime can be used here.
+    """Check that a runtime is available on this machine.
 
     Args:
         name: one of `RUNTIMES`.
         device: the type of the device that the model is on.
 
     Raises:
-        UserError: there is no such runtime, a library is missing, or it does not run on this device.
+        UserError: the name is unknown, a library is missing, or the runtime does not support the device.
 
     Example:
         >>> check_runtime("eager")
@@ -62,23 +62,27 @@ def check_runtime(name: str, device: str = "cpu") -> None:
 
 
 def library(name: str) -> Any:
-    """The module `name` of an optional library, which `check_runtime` has found."""
+    """Import the module `name` of an optional library, after `check_runtime` has checked that it is installed."""
     return import_module(name)
 
 
 class Program(ABC):
-    """An exported model that is loaded; it runs on as many threads as torch has."""
+    """An exported model that is loaded in its runtime. It uses as many CPU threads as torch."""
 
     version: str
     """Name and version of the library."""
 
     @abstractmethod
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
-        """All outputs of the model by name, on the CPU in float32; an output may have several names."""
+        """Run the model on a batch of inputs by name.
+
+        Returns:
+            All outputs by name, float32 on the CPU. The same output may occur under several names.
+        """
 
 
 class OnnxProgram(Program):
-    """An ONNX file in ONNX Runtime, with all optimisations of its graph.
+    """An ONNX model in ONNX Runtime, with all graph optimizations.
 
     Args:
         file: the ONNX file.
@@ -105,11 +109,11 @@ class OnnxProgram(Program):
 
 
 class OpenVinoProgram(Program):
-    """A file in OpenVINO, computed in float32; without that setting it uses bfloat16 on processors that have it.
+    """A model in OpenVINO, computed in float32. By default OpenVINO uses bfloat16 on processors that support it.
 
     Args:
         file: the xml file.
-        exact: never round inputs, also where weights are codes.
+        exact: disable the dynamic quantization of inputs to 8 bits, also for layers with integer weights.
     """
 
     def __init__(self, file: Path, *, exact: bool = False) -> None:
@@ -125,7 +129,7 @@ class OpenVinoProgram(Program):
             self._compiled = openvino.Core().compile_model(file, "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot load '{file.name}': {reason_of(error)}.") from error
-        # An output has several names where its operator was folded into the one before, such as a bias of zeros.
+        # An output has several names if its operator, such as adding a bias of zeros, was removed by folding.
         self._names: list[set[str]] = [output.get_names() for output in self._compiled.outputs]
 
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
@@ -141,7 +145,7 @@ def load_program(runtime: str, file: Path, *, exact: bool = False) -> Program:
     Args:
         runtime: `ONNX` or `OPENVINO`.
         file: the file that the runtime reads.
-        exact: compute with the numbers of the file, without rounding inputs, even where that is slower.
+        exact: disable the dynamic quantization of inputs, even if that is slower.
 
     Raises:
         UserError: the runtime cannot read the file.

@@ -1,8 +1,9 @@
 """The files of an exported model: `model.onnx`, or `openvino_model.xml` with its weights beside it.
 
-In an OpenVINO model every product reads its constant matrix as (out, in), with `transpose_b`. OpenVINO's own conversion
-from torch lays matrices out so, and its tools expect it: NNCF compresses a matrix in groups along its inputs, and
-kernels look for codes in that order. A model that comes by ONNX has (in, out) matrices, or transposes them.
+In an OpenVINO model, the constant matrix of each matrix product is stored as (out, in), with `transpose_b`. OpenVINO's
+own conversion from torch uses this layout, and its tools expect it: NNCF compresses a matrix in groups along its
+inputs, and kernels expect integer weights in that order. A model that was converted from ONNX has (in, out) matrices
+or `Transpose` operators instead.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from laconic.runtime.engines import EXACT, ONNX, OPENVINO, library
 from laconic.runtime.graph import Graph
 
 FILE_NAMES = {ONNX: "model.onnx", OPENVINO: "openvino_model.xml"}
-"""The names that other tools look for."""
+"""The file names that other tools expect."""
 INTERMEDIATE = "intermediate.onnx"
 
 
@@ -26,8 +27,8 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> 
     """Write an exported model.
 
     Args:
-        lm: the model that was traced.
-        graph: its graph, as `build_graph` returns it for the same runtime.
+        lm: the model from which the graph was traced.
+        graph: the result of `build_graph` for the same runtime.
         runtime: `ONNX` or `OPENVINO`.
         folder: an existing folder.
 
@@ -51,7 +52,7 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> 
         raise UserError(f"OpenVINO cannot read the exported model: {reason_of(error)}.") from error
     transpose_weights(model)
     if not any(isinstance(module, DynamicInt8) for module in lm.model.modules()):
-        # Where weights are codes it would round inputs to 8 bits, which only one of laconic's formats does.
+        # OpenVINO would round the inputs of layers with integer weights to 8 bits; only one format of laconic does.
         for name, value in EXACT.items():
             model.set_rt_info(value, ["runtime_options", name])
     openvino.save_model(model, file, compress_to_fp16=False)
@@ -85,7 +86,7 @@ def transpose_weights(model: Any) -> None:
 
 
 def _products(model: Any) -> Iterator[Any]:
-    """All products whose second matrix is constant, two-dimensional and (in, out)."""
+    """All matrix products whose second operand is a constant two-dimensional (in, out) matrix."""
     constant: set[str] = set()
     for node in model.get_ordered_ops():
         sources = [value.get_node() for value in node.input_values()]
@@ -98,7 +99,7 @@ def _products(model: Any) -> Iterator[Any]:
 
 
 def _transpose(value: Any, opset: Any) -> Any:
-    """The transposed matrix: a transposed constant, or one `Transpose` less or more."""
+    """The transposed matrix: transpose the constant itself, or remove or add a `Transpose` operator."""
     node = value.get_node()
     match node.get_type_name():
         case "Constant" if node.get_element_type().bitwidth >= 8:
@@ -113,7 +114,7 @@ def _transpose(value: Any, opset: Any) -> Any:
 
 def _transpose_constant(node: Any) -> Any:
     openvino = library("openvino")
-    # The constant must own its memory: that of a NumPy array is freed with it. bfloat16 is read as float16 bit by bit.
+    # The constant must own its memory, as a NumPy array would be freed. bfloat16 is copied bitwise as float16.
     tensor = openvino.Tensor(node.get_element_type(), openvino.Shape(list(node.data.T.shape)))
     tensor.data[:] = node.data.T
     constant = openvino.op.Constant(tensor)

@@ -1,7 +1,7 @@
-"""A model as an ONNX graph: traced by torch.export for any batch size and length, and as small as laconic stores it.
+"""Export a model as an ONNX graph with dynamic batch size and length. Its weights take as many bytes as in laconic.
 
-Attention is exported as products and a softmax (transformers' `eager` implementation), which runtimes recognise and
-fuse. torch's fused attention would also export its handling of rows without any key.
+Attention is exported as matrix products and a softmax (the `eager` implementation of transformers), which runtimes
+recognise and fuse. The fused attention of torch would add operators for rows in which all keys are masked.
 """
 
 import logging
@@ -27,11 +27,11 @@ from laconic.runtime.signature import TARGETS, Signature, Traced, sentence_pipel
 OPSET = 21
 """The first ONNX opset with integers of 4 bits."""
 AXES = {TARGETS: ("batch", "target_length")}
-"""Names of the axes of inputs other than (batch, length)."""
+"""Names of the axes of inputs whose axes are not (batch, length)."""
 SMALL = 2**10
-"""Tensors with fewer elements stay in float32: a cast would cost more than it saves."""
+"""Tensors with fewer elements stay in float32, as a cast operator would take more bytes than it saves."""
 LARGEST_FILE = 2**30
-"""Larger weights, in bytes, get a file of their own; a protobuf file can have twice as many."""
+"""Weights with more bytes are stored in a separate file. The limit of a protobuf file is twice as large."""
 HALVES = ("float16", "bfloat16")
 
 
@@ -40,7 +40,7 @@ class Graph:
     """An exported graph.
 
     Args:
-        program: torch's ONNX program, which holds an `onnx_ir` model.
+        program: the ONNX program of torch, which contains an `onnx_ir` model.
         signature: its inputs and outputs.
         layers: how quantized layers were exported, by label.
     """
@@ -50,7 +50,7 @@ class Graph:
     layers: dict[str, ExportedLayers]
 
     def save(self, file: Path) -> None:
-        """Write it as an ONNX file; weights above `LARGEST_FILE` go to a second file beside it."""
+        """Write the graph as an ONNX file. Weights of more than `LARGEST_FILE` bytes go to a second file."""
         weights = sum(value.const_value.nbytes for value in self.program.model.graph.initializers.values())
         with _quiet():
             self.program.save(file, external_data=weights > LARGEST_FILE)
@@ -62,7 +62,7 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
     Args:
         lm: the model; it is not changed.
         runtime: `ONNX` or `OPENVINO`, which have different operators for quantized layers.
-        hidden: whether the last hidden states are an output, too.
+        hidden: whether the last hidden states are an additional output.
 
     Raises:
         UserError: torch cannot trace this architecture, or the model does not run.
@@ -85,7 +85,7 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            # A model that cannot run has its own error.
+            # If the model itself cannot run, raise that error instead.
             check_runs(lm)
             raise _trace_error(lm, error) from error
     assert program is not None
@@ -98,7 +98,7 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
 
 
 def _trace_error(lm: LanguageModel, error: Exception) -> UserError:
-    # The exporter's own message is advice on how to change the model's code.
+    # The message of the exporter advises to change the code of the model.
     cause = error.__cause__ or error
     return UserError(
         f"The architecture '{lm.model.config.model_type}' cannot be exported: torch cannot trace "
@@ -108,7 +108,7 @@ def _trace_error(lm: LanguageModel, error: Exception) -> UserError:
 
 
 def _remove_metadata(model: Any) -> None:
-    """Remove the code that each operator was traced from: it has paths of this machine, and takes many bytes."""
+    """Remove the stack trace of each operator: it contains paths of this machine, and takes many bytes."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -134,12 +134,12 @@ def _name_axes(graph: Any, signature: Signature) -> None:
 
 
 def _shrink(graph: Any, four_bit: set[str], dtype: str) -> None:
-    """Store 4-bit integers two a byte, and weights in the 16-bit dtype of the model where that is exact.
+    """Store two 4-bit integers per byte, and store weights in the 16-bit dtype of the model if that is exact.
 
     Args:
         graph: the graph, changed in place.
         four_bit: names of tensors of 4-bit integers.
-        dtype: the dtype that laconic stores the model in. Weights are cast back to float32 when a runtime loads them.
+        dtype: the dtype in which laconic stores the model. The graph casts weights back to float32.
     """
     ir, ml_dtypes = library("onnx_ir"), library("ml_dtypes")
     for name, value in list(graph.initializers.items()):
@@ -169,7 +169,7 @@ def _store_half(graph: Any, value: Any, half: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporter prints, logs and warns of; its errors say the same."""
+    """Suppress the output, logging and warnings of the exporter; its errors contain the same information."""
     loggers = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export")}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,12 +1,13 @@
-"""Modules that stand for quantized layers while a model is traced for another runtime; they are never run.
+"""Modules that replace quantized layers while a model is traced for another runtime. They are never run.
 
-ONNX operators that torch lacks are put into the graph by `torch.onnx.ops.symbolic`, which computes nothing.
+ONNX operators that torch does not have are inserted by `torch.onnx.ops.symbolic`, which computes nothing.
 
-Runtimes read the codes of a matrix as integers, with a scale and a zero point for each group of columns:
+Runtimes represent a quantized matrix by integer codes c, with a scale s and a zero point z for each row i and group g
+of columns, and optionally a scale k for each column j:
 
     w_ij = s_ig (c_ij − z_ig) k_j,   g = ⌊j / group⌋
 
-All formats of evenly spaced codes can be written so, whatever their bits; int8 has z = 128 with codes counted from 0.
+All uniform quantization formats have this form, with any number of bits; int8 has z = 128 and unsigned codes.
 """
 
 from typing import ClassVar, NamedTuple
@@ -21,19 +22,19 @@ from laconic.formats.int8 import FULL, Int8Matrix
 
 FOUR_BITS = 4
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
-"""Columns of a block in ONNX Runtime's MatMulNBits; it takes powers of two between these."""
+"""The smallest and largest block of columns in ONNX Runtime's MatMulNBits, which accepts powers of two."""
 
 
 class AffineCodes(NamedTuple):
-    """The unpacked codes of a matrix, one a byte, with their scales and zero points.
+    """The unpacked codes of a matrix, one per byte, with their scales and zero points.
 
     Args:
-        codes: c, unsigned integers of `bits` bits.
-        scale: s, one for each row and group.
-        zero: z, one for each row and group.
-        bits: of a code.
-        group: columns that share a scale; the last group of a row may be narrower.
-        columns: k; None where all are 1.
+        codes: c, (out, in) unsigned integers of `bits` bits.
+        scale: s, (out, groups).
+        zero: z, (out, groups).
+        bits: the number of bits of a code.
+        group: the number of columns that share a scale. The last group of a row may be narrower.
+        columns: k, (in,), the scale of each column; None if all are 1.
     """
 
     codes: UInt8[Tensor, "out in"]
@@ -50,23 +51,23 @@ class AffineCodes(NamedTuple):
 
     @property
     def block(self) -> int | None:
-        """Columns of the largest block of MatMulNBits that fits; None where the operator is not for such codes.
+        """The number of columns in the largest possible block of MatMulNBits; None if the operator is not used.
 
-        ONNX Runtime is fast with float32 inputs for codes of up to 4 bits.
+        It is used for codes of up to 4 bits, for which ONNX Runtime is fast with float32 inputs.
         """
         if self.bits > FOUR_BITS:
             return None
         width = self.group if self.scale.shape[1] > 1 else LARGEST_BLOCK
         powers = (2**power for power in range(SMALLEST_BLOCK.bit_length() - 1, LARGEST_BLOCK.bit_length()))
-        # A row of one group is padded to a whole number of blocks, by less than its own width.
+        # A row that is a single group is padded to a multiple of the block, by less than its width.
         return max((block for block in powers if width % block == 0 and block < 2 * self.shape[1]), default=None)
 
 
 class Portable(nn.Module):
-    """A stand-in for a quantized layer. Its tensors are those of the exported file.
+    """A module that replaces a quantized layer. Its buffers are the tensors of the exported file.
 
     Args:
-        bias: of the layer, or None.
+        bias: the bias of the layer, or None.
     """
 
     label: ClassVar[str]
@@ -81,7 +82,7 @@ class Portable(nn.Module):
         self.bias: Tensor | None
 
     def store(self, name: str, tensor: Tensor | None) -> None:
-        """Register a tensor of the file."""
+        """Register a tensor of the exported file."""
         self.register_buffer(name, None if tensor is None else tensor.contiguous())
 
     def add_bias(self, y: Float[Tensor, "*rows out"]) -> Float[Tensor, "*rows out"]:
@@ -90,7 +91,7 @@ class Portable(nn.Module):
 
     @property
     def four_bit_names(self) -> tuple[str, ...]:
-        """Names of tensors that hold one 4-bit integer a byte, and are written with two a byte."""
+        """Names of tensors with one 4-bit integer per byte, which are packed to two per byte in the file."""
         return ()
 
     @property
@@ -101,11 +102,11 @@ class Portable(nn.Module):
 
 
 class MatMulInteger(Portable):
-    """ONNX's MatMulInteger on int8 weights and inputs that are rounded row by row, as in `laconic.formats.int8`.
+    """ONNX's MatMulInteger on int8 weights, with inputs quantized row by row as in `laconic.formats.int8`.
 
     Args:
-        matrix: the codes and the scales of the rows.
-        bias: of the layer, or None.
+        matrix: the codes, and a scale for each row.
+        bias: the bias of the layer, or None.
     """
 
     label = "int8, inputs rounded row by row"
@@ -130,13 +131,13 @@ class MatMulInteger(Portable):
 
 
 class DequantizeLinear(Portable):
-    """ONNX's DequantizeLinear on int8 weights with a scale for each output; OpenVINO makes it an integer product.
+    """ONNX's DequantizeLinear on int8 weights with a scale for each output. OpenVINO computes it as an integer product.
 
-    OpenVINO rounds inputs in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE.
+    OpenVINO quantizes inputs in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE.
 
     Args:
-        matrix: the codes and the scales of the rows.
-        bias: of the layer, or None.
+        matrix: the codes, and a scale for each row.
+        bias: the bias of the layer, or None.
     """
 
     label = "int8, inputs rounded in groups"
@@ -155,12 +156,12 @@ class DequantizeLinear(Portable):
 
 
 class MatMulNBits(Portable):
-    """ONNX Runtime's own MatMulNBits on blocks of codes of up to 4 bits; it sums in float32.
+    """ONNX Runtime's operator MatMulNBits on blocks of codes of up to 4 bits. It accumulates in float32.
 
     Args:
         affine: the codes with their scales.
-        block: columns of a block, as `AffineCodes.block` gives them.
-        bias: of the layer, or None.
+        block: the number of columns in a block, from `AffineCodes.block`.
+        bias: the bias of the layer, or None.
     """
 
     label = "4-bit blocks"
@@ -178,7 +179,7 @@ class MatMulNBits(Portable):
         each = max(1, affine.group // block) if affine.scale.shape[1] > 1 else count
         self.store("scale", affine.scale.repeat_interleave(each, dim=1)[:, :count])
         zeros = affine.zero.repeat_interleave(each, dim=1)[:, :count].to(torch.uint8)
-        # 8 is the default.
+        # 8 is the default zero point of the operator.
         self.store("zeros", None if bool((zeros == 8).all()) else _pack_pairs(pad(zeros, (0, count % 2))))
         self.store("columns", affine.columns)
         self.width, self.out, self.block = width, out, block
@@ -198,13 +199,13 @@ class MatMulNBits(Portable):
 
 
 class Dequantized(Portable):
-    """Codes, scales and zero points, from which the runtime computes the matrix.
+    """Codes, scales and zero points, from which the runtime computes the dense matrix.
 
-    ONNX Runtime computes it when it loads the file, and keeps the dense matrix; OpenVINO keeps the codes.
+    ONNX Runtime computes it when it loads the file, and keeps the dense matrix. OpenVINO keeps the codes.
 
     Args:
         affine: the codes with their scales.
-        bias: of the layer, or None.
+        bias: the bias of the layer, or None.
     """
 
     label = "codes, multiplied out by the runtime"
@@ -218,7 +219,7 @@ class Dequantized(Portable):
         self.shape, self.group, self.bits = affine.shape, affine.group, affine.bits
         out, width = affine.shape
         self.grouped = affine.scale.shape[1] > 1
-        # OpenVINO makes integer products of matrices without a group axis.
+        # Without an axis for groups, OpenVINO would compute an integer product.
         codes = pad(affine.codes, (0, -width % affine.group)).view(out, -1, affine.group)
         self.store("codes", codes if self.grouped else affine.codes)
         self.store("scale", affine.scale[..., None] if self.grouped else affine.scale)
@@ -232,7 +233,7 @@ class Dequantized(Portable):
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         out, width = self.shape
-        # Casts come first: runtimes have no other operator for 4-bit integers.
+        # Cast first: runtimes support no other operator on 4-bit integers.
         matrix = (self.codes.float() - self.zero.float()) * self.scale
         if self.grouped:
             matrix = matrix.reshape(out, -1)[:, :width]
@@ -241,10 +242,10 @@ class Dequantized(Portable):
 
 
 class CodedLookup(Portable):
-    """A word embedding of codes, one a byte: rows are looked up and then multiplied out.
+    """A quantized word embedding with one code per byte: codes of rows are looked up and then dequantized.
 
     Args:
-        affine: the codes with their scales, of the matrix (width, tokens).
+        affine: the codes of the (width, tokens) matrix, with their scales.
     """
 
     label = "word embedding of codes, a byte each"
@@ -268,5 +269,5 @@ class CodedLookup(Portable):
 
 
 def _pack_pairs(codes: Tensor) -> Tensor:
-    """Two 4-bit integers a byte, the first in the lower half; the last axis has an even number of them."""
+    """Pack two 4-bit integers per byte along the last axis, the first in the lower half. Its length must be even."""
     return codes[..., ::2] | codes[..., 1::2] << FOUR_BITS

@@ -1,7 +1,7 @@
-"""A model prepared for export: every quantized layer becomes a module that the other runtime has operators for.
+"""Prepare a model for export: replace each quantized layer by a module with operators that the runtime supports.
 
-Low-rank layers are two products, sums two formats, pruned weights zeros, and narrowed layers smaller ones: these are
-traced as they are. Codes that are not evenly spaced (a codebook) are exported as a dense matrix.
+Other formats are traced unchanged: low-rank layers, sums of two formats, pruned and narrowed layers. A layer with a
+codebook (levels that are not evenly spaced) is exported as a dense matrix.
 """
 
 from collections import Counter
@@ -33,10 +33,10 @@ DENSE = "codes, written out dense"
 
 @dataclass(frozen=True)
 class ExportedLayers:
-    """Quantized layers that were exported in one way.
+    """The quantized layers that were exported as the same kind of module.
 
     Args:
-        count: how many.
+        count: the number of layers.
         stored_bytes: their bytes as laconic stores them.
         bytes: their bytes in the exported file.
     """
@@ -47,14 +47,14 @@ class ExportedLayers:
 
 
 def to_portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[str, ExportedLayers]]:
-    """A twin of a model that can be traced.
+    """Make a copy of a model that can be traced for a runtime.
 
     Args:
-        lm: the model; the twin shares its tensors.
+        lm: the model; the copy shares its tensors, except those of quantized layers.
         runtime: `ONNX` or `OPENVINO`.
 
     Returns:
-        The twin, and its quantized layers by the label of their module.
+        The copy, and a summary of its quantized layers by the label of the module that replaced them.
     """
     twin = lm.shallow_copy()
     layers: dict[str, ExportedLayers] = {}
@@ -72,7 +72,14 @@ def to_portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[st
 
 
 def to_exact(lm: LanguageModel, runtime: str) -> LanguageModel:
-    """A twin of a model that computes in torch what its exported model should, without kernels of this machine."""
+    """A copy of a model that computes in torch the expected outputs of the exported model.
+
+    Quantized layers are computed without the optimized kernels of this machine.
+
+    Args:
+        lm: the model; the copy shares its tensors.
+        runtime: `ONNX` or `OPENVINO`; the ONNX model rounds the inputs of dynamic int8 layers.
+    """
     twin = lm.shallow_copy()
     for module, paths in coded_layers(twin):
         if isinstance(module, PackedCodes):
@@ -82,11 +89,11 @@ def to_exact(lm: LanguageModel, runtime: str) -> LanguageModel:
 
 
 class ExactLayer(nn.Module):
-    """A quantized layer that multiplies its codes out for each product, or computes int8 with exact integer sums.
+    """A quantized layer computed as a reference: by its dense matrix, or for dynamic int8 by exact integer sums.
 
     Args:
         layer: the quantized layer.
-        round_inputs: whether dynamic int8 rounds its inputs, as the ONNX model does.
+        round_inputs: whether a dynamic int8 layer rounds its inputs, as the ONNX model does.
     """
 
     def __init__(self, layer: PackedCodes, round_inputs: bool) -> None:
@@ -102,7 +109,7 @@ class ExactLayer(nn.Module):
 
 
 def coded_layers(lm: LanguageModel) -> Iterator[tuple[PackedCodes | PackedEmbedding, list[str]]]:
-    """Every quantized layer with all its paths; codes inside an embedding belong to the embedding."""
+    """Each quantized layer or embedding with all its paths. The layer inside a quantized embedding is left out."""
     paths: dict[PackedCodes | PackedEmbedding, list[str]] = {}
     inside: Counter[nn.Module] = Counter()
     for name, module in lm.model.named_modules(remove_duplicate=False):
@@ -114,7 +121,7 @@ def coded_layers(lm: LanguageModel) -> Iterator[tuple[PackedCodes | PackedEmbedd
 
 
 def affine_codes(layer: PackedCodes) -> AffineCodes | None:
-    """The unpacked codes of a layer; pruned weights have the code of zero. None where they are not evenly spaced."""
+    """The unpacked codes of a layer; None if its levels are not evenly spaced. A pruned weight has the zero point."""
     if isinstance(layer, DynamicInt8):
         codes, scale = layer.matrix
         unsigned = (codes.to(torch.int16) + 128).to(torch.uint8)
@@ -147,7 +154,7 @@ def _replacement(module: PackedCodes | PackedEmbedding, runtime: str) -> nn.Modu
 
 @torch.no_grad()
 def _dense(module: PackedCodes | PackedEmbedding) -> nn.Module:
-    """The plain module with the same matrix."""
+    """A plain linear or embedding with the same matrix."""
     out, width = module.shape
     is_embedding = isinstance(module, PackedEmbedding)
     with torch.device("meta"):

@@ -1,8 +1,8 @@
-"""A model whose forward pass is run by another runtime, so that evaluations and timings measure that runtime.
+"""Run the forward pass of a model in another runtime, so that evaluations and timings measure that runtime.
 
-Configuration, tokenizer, matrices and anatomy are the model's own. Only `forward` is replaced, and returns the logits
-or the last hidden states of the exported model. Inputs that an exported model does not have, such as a cache, are
-refused.
+Only `forward` is replaced: it returns the logits or the last hidden states of the exported model. Configuration,
+tokenizer, weights and anatomy stay those of the model. Inputs that the exported model does not have, such as a cache,
+raise a UserError.
 """
 
 from dataclasses import dataclass
@@ -38,12 +38,12 @@ class Output(ModelOutput):
 
 @dataclass(frozen=True)
 class LoadedExport:
-    """An exported model that is loaded.
+    """An exported model that is loaded in its runtime.
 
     Args:
-        program: what runs it.
+        program: the loaded model.
         signature: its inputs and outputs.
-        bytes: of its files.
+        bytes: the size of its files.
         layers: how its quantized layers were exported, by label.
     """
 
@@ -54,12 +54,12 @@ class LoadedExport:
 
 
 class Exported:
-    """The forward pass of a model by its exported programs; each is made when it is first needed.
+    """A replacement for `forward` that runs exported models. Each is exported when it is first needed.
 
     Args:
         lm: the model in torch.
         runtime: `ONNX` or `OPENVINO`.
-        loaded: the program without hidden states, if it was exported before.
+        loaded: the exported model without hidden states, if it exists already.
     """
 
     def __init__(self, lm: LanguageModel, runtime: str, loaded: LoadedExport | None = None) -> None:
@@ -67,7 +67,10 @@ class Exported:
         self._loaded: dict[bool, LoadedExport] = {} if loaded is None else {False: loaded}
 
     def load(self, hidden: bool = False) -> LoadedExport:
-        """The program, with the last hidden states among its outputs if `hidden`.
+        """Export and load the model, unless that is done already.
+
+        Args:
+            hidden: whether the last hidden states are an additional output.
 
         Raises:
             UserError: the model cannot be exported, or the runtime cannot load it.
@@ -95,10 +98,10 @@ class Exported:
 
 
 class Compiled:
-    """The forward pass of a model by `torch.compile`.
+    """A replacement for `forward` that uses `torch.compile`.
 
     Args:
-        lm: the model; it is compiled at the first call of each shape, or for any shape once it saw several.
+        lm: the model. It is compiled at the first call of a new shape; after several shapes, with dynamic shapes.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -111,7 +114,7 @@ class Compiled:
             try:
                 return self._forward(*args, **kwargs)
             except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
-                # An error of the model itself is raised here instead.
+                # If the model itself fails on these inputs, this call raises its error instead.
                 self._plain(*args, **kwargs)
                 raise UserError(
                     f"torch.compile fails on {type(self._lm.model).__name__}: {reason_of(error)}; it needs a C++ "
@@ -126,7 +129,7 @@ class Service:
     Args:
         lm: the model to evaluate and to time.
         runtime: one of `RUNTIMES`.
-        exported: its exported programs; None where torch runs it.
+        exported: runs the exported model; None if torch runs the model.
     """
 
     lm: LanguageModel
@@ -142,15 +145,15 @@ class Service:
 
 
 def serve(lm: LanguageModel, runtime: str = EAGER, loaded: LoadedExport | None = None) -> Service:
-    """A model that a runtime runs.
+    """Make a copy of a model whose forward pass runs in a runtime.
 
     Args:
         lm: the model; it is not changed.
-        runtime: one of `RUNTIMES`. `compile` compiles at the first call of each shape.
-        loaded: its exported model, if there is one already.
+        runtime: one of `RUNTIMES`.
+        loaded: its exported model, if it exists already.
 
     Raises:
-        UserError: there is no such runtime, a library is missing, or it does not run on the device of the model.
+        UserError: the runtime is unknown, a library is missing, or the runtime does not support the model's device.
 
     Example:
         >>> from transformers import BertConfig, BertModel

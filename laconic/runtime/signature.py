@@ -1,4 +1,4 @@
-"""The inputs and outputs of an exported model: tensors by name, as a server passes and reads them."""
+"""The names of the inputs and outputs of an exported model, and conversions between batches and its inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTEN
 LOGITS, STATES = "logits", "last_hidden_state"
 SEGMENTS, GLOBAL, TARGETS = "token_type_ids", "global_attention_mask", "decoder_input_ids"
 TRACED = (2, 8)
-"""Batch × length of the example that is traced; neither may be 1, which the tracer takes for a constant."""
+"""Batch size and length of the traced example. Neither may be 1, which the tracer would treat as a constant."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Signature:
     """Names of inputs and outputs, in order.
 
     Args:
-        inputs: int64 tensors (batch, length); `decoder_input_ids` is (batch, target length). `pooling_mask`, 1 at
-            tokens that are pooled, is one of them where a sentence encoder does not pool its prompt.
+        inputs: int64 tensors (batch, length); `decoder_input_ids` is (batch, target length). A sentence encoder that
+            excludes its prompt from pooling has the input `pooling_mask`, which is 1 at pooled tokens.
         outputs: `logits` of a model with a head, `last_hidden_state` of a plain encoder or on request, and
             `sentence_embedding` (batch, width) of a sentence encoder.
 
@@ -47,7 +47,7 @@ class Signature:
 
     @classmethod
     def of(cls, lm: LanguageModel, hidden: bool = False) -> "Signature":
-        """The signature of `lm`, with its last hidden states (those of its decoder, if it has one) if `hidden`."""
+        """The signature of a model. With `hidden`, the last hidden states (of the decoder, if any) are an output."""
         config = lm.model.config
         optional = {
             SEGMENTS: getattr(config, "type_vocab_size", 0) > 1,
@@ -64,8 +64,8 @@ class Signature:
 
         Args:
             lm: the model in torch.
-            batch: inputs of the model; those that are missing get the values that the model uses without them.
-                `labels` are only used to make the inputs of a decoder.
+            batch: inputs of the model. A missing input gets the default that the model itself uses. `labels` are used
+                only for the inputs of a decoder.
 
         Raises:
             UserError: `batch` has an input that the exported model does not take.
@@ -86,20 +86,20 @@ class Signature:
         return {name: inputs[name] for name in self.inputs}
 
     def example(self, lm: LanguageModel) -> Batch:
-        """Random inputs to trace the model with."""
+        """Random inputs for tracing the model."""
         inputs = self.feeds(lm, random_batch(lm, *TRACED))
-        # The tracer takes equal lengths for one axis, and tensors that share memory for one input.
+        # The tracer would identify axes of equal length, and inputs that share memory.
         return {name: (tensor[:, :-2] if name == TARGETS else tensor).clone() for name, tensor in inputs.items()}
 
 
 class Traced(nn.Module):
-    """A model as a function of tensors alone, as it is traced.
+    """A model with positional tensor inputs and a tuple of outputs, for tracing.
 
     Args:
         model: the transformer.
         signature: the order of its inputs and outputs.
-        task: its task, which decides how hidden states are requested.
-        pipeline: the modules of sentence-transformers behind it, if any.
+        task: the task of the model, which determines how hidden states are requested.
+        pipeline: the modules of sentence-transformers that follow it, or None.
     """
 
     def __init__(self, model: nn.Module, signature: Signature, task: Task, pipeline: Pipeline | None = None) -> None:
@@ -128,12 +128,12 @@ class Traced(nn.Module):
 
 
 def sentence_pipeline(lm: LanguageModel) -> Pipeline | None:
-    """The modules of sentence-transformers behind an encoder; None for any other model."""
+    """The modules of sentence-transformers that follow an encoder; None for any other model."""
     return lm.pipeline if lm.task is Task.EMBEDDING else None
 
 
 def _decoder_inputs(lm: LanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """The shifted labels; the text itself for a model without a head, which has no labels."""
+    """The inputs of the decoder: the shifted labels, or the input tokens for a model without a head."""
     if lm.task is Task.EMBEDDING:
         return batch["input_ids"]
     # All encoder-decoders of transformers have this method.
