@@ -1,4 +1,4 @@
-"""Quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory).
+"""Measure quality (GLUE, LAMA, BLiMP, perplexity, exact match, fidelity) and cost (bytes, operations, time, memory).
 
 Internal: it may change with any version.
 """

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes on disk and in memory, multiply-accumulates, latency, peak memory."""
+"""Measure the cost of a model: parameters, bytes on disk and in memory, multiply-accumulates, latency, peak memory."""
 
 import json
 from collections import Counter
@@ -33,15 +33,15 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(metaclass=Typed):
-    """Under which conditions a model is timed: every batch size with every length.
+    """The conditions for timing a model. Each batch size is combined with each length.
 
     Args:
-        batch: rows of a batch.
-        length: tokens of a row; one beyond what the model can read is cut to that.
-        runtime: what runs the model, for its cost and for its quality.
+        batch: batch sizes, in rows.
+        length: lengths of a row in tokens. A length above the maximum of the model is reduced to it.
+        runtime: the runtime for measuring cost and quality.
 
     Raises:
-        UserError: there is no such runtime, or its libraries are missing.
+        UserError: the runtime is unknown, or its libraries are missing.
     """
 
     name: ClassVar[str] = "conditions"
@@ -58,7 +58,7 @@ class Conditions(metaclass=Typed):
 
     @classmethod
     def of(cls, cost: "bool | Conditions") -> "Conditions":
-        """`cost` itself where it has conditions, else the default ones."""
+        """`cost` itself if it is a `Conditions`, else the default conditions."""
         return cls() if isinstance(cost, bool) else cost
 
 
@@ -67,13 +67,13 @@ NO_CACHE = "The speed of writing was not measured: the model keeps no keys and v
 
 @dataclass(frozen=True)
 class Speed:
-    """What a forward pass of one batch size and length costs.
+    """The cost of a forward pass at one batch size and length.
 
     Args:
-        latency: seconds.
-        macs: multiply-accumulates.
-        peak_bytes: bytes of all tensors alive at the peak; None in another runtime than torch.
-        joules: energy of one pass; None where the machine does not count it.
+        latency: the time.
+        macs: the number of multiply-accumulates.
+        peak_bytes: the peak size of all live tensors in bytes; None for a runtime other than torch.
+        joules: the energy of one pass; None if the machine has no readable energy counter.
     """
 
     latency: Latency
@@ -95,20 +95,21 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The cost of a model.
 
     Args:
-        parameters: number of parameters; a shared matrix counts once, a pruned weight not at all.
-        bytes: size on disk of the safetensors files, or what it would be.
-        memory_bytes: size of the weights in memory, in `dtype`.
-        dtype: of the weights in memory.
+        parameters: the number of parameters. A shared matrix counts once; pruned weights do not count.
+        bytes: the size of the safetensors files; computed if the model is not saved.
+        memory_bytes: the size of the weights in memory, in `dtype`.
+        dtype: the dtype of the weights in memory.
         parts: bytes in the stored dtype by part: word embeddings, attention, feed-forwards, head, everything else.
-        speeds: forward passes, by batch size and length.
-        generations: speed of generating text, by batch size and length; empty for models that do not generate, and in
-            other runtimes than torch.
-        missing: sentences about what could not be measured.
-        runtime: what ran the model, and the bytes of what was exported for it.
-        machine: what the timings depend on; `int8` and `int4` count layers by the kernel that ran for so many rows.
+        speeds: the cost of forward passes, for each batch size and length.
+        generations: the speed of generating text, for each batch size and length. Empty for a model that does not
+            generate text, and for runtimes other than torch.
+        missing: sentences about measurements that were not possible.
+        runtime: the name of the runtime, its library, and the bytes of the exported model.
+        machine: the hardware and settings that timings depend on. `int8` and `int4` are the number of quantized layers
+            by kernel.
     """
 
     parameters: int
@@ -123,7 +124,7 @@ class Cost:
     machine: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Seconds in `latency`; `throughput` in tokens a second."""
+        """The cost as JSON values; `latency` is in seconds, `throughput` in tokens per second."""
         return {
             "parameters": self.parameters,
             "bytes": self.bytes,
@@ -147,19 +148,19 @@ def measure_cost(
     service: Service | None = None,
     track: Track = silent,
 ) -> Cost:
-    """Measure what a model costs.
+    """Measure the cost of a model.
 
     Args:
         lm: the model, with weights.
-        folder: where it is saved, whose files count as its bytes; None computes what the files would take.
-        batch_sizes: rows of a batch.
-        lengths: tokens of a row; one beyond what the model can read is cut to that.
-        service: what runs the model; None for torch.
-        track: shows progress.
+        folder: the folder of the saved model, for the size of its files; None to compute the size.
+        batch_sizes: batch sizes, in rows.
+        lengths: lengths of a row in tokens. A length above the maximum of the model is reduced to it.
+        service: the model in another runtime, for timing; None for torch.
+        track: reports progress.
     """
     service = serve(lm) if service is None else service
     longest = positions(lm)
-    # Two that are cut to the same are one.
+    # Lengths that are reduced to the same maximum are measured once.
     lengths = tuple(dict.fromkeys(length if longest is None else min(length, longest) for length in lengths))
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
     measured = [
@@ -182,7 +183,7 @@ def measure_cost(
 
 
 def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
-    """The kernels that quantized layers called, by family (`int8`, `int4`), with the number of layers of each."""
+    """The number of quantized layers that used each kernel, by family of kernels (`int8`, `int4`)."""
     used: dict[str, Counter[str]] = {}
     for layer in lm.model.modules():
         if isinstance(layer, PackedCodes) and layer.kernel_family is not None and layer.kernel_names:
@@ -192,15 +193,15 @@ def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
 
 
 def stored_bytes(lm: LanguageModel) -> int:
-    """Bytes of the safetensors files that saving the model in its dtype would write.
+    """The size of the safetensors files that saving the model in its dtype would write.
 
     Returns:
-        The bytes of all tensors, shared ones once, and of their index.
+        Bytes of all tensors and of the headers of the files. Shared tensors count once.
     """
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
     for name, tensor in stored_tensors(to_dtype(lm.model, lm.dtype)).items():
-        # Empty tensors have no address to be told apart by, and no bytes.
+        # Empty tensors may have the same address, but they have no bytes.
         key = (tensor.data_ptr(), tensor.numel())
         if tensor.numel() == 0 or key not in sizes:
             start = sum(sizes.values())
@@ -217,7 +218,7 @@ def stored_bytes(lm: LanguageModel) -> int:
 def _measure_speed(
     lm: LanguageModel, service: Service, batch: int, length: int, track: Track
 ) -> tuple[Speed, Generation | None]:
-    """Count the operations of `lm` in torch, and time the model that `service` runs."""
+    """Count the operations of `lm` in torch, and time the model of `service`."""
     inputs = random_batch(lm, batch, length)
     timed = latency(service.lm, batch, length, track=track)
     peak = peak_bytes(lm, inputs) if service.runtime == EAGER else None

@@ -1,4 +1,4 @@
-"""The base class of evaluation tasks: rows of data and a model in, a table of scores and its metrics out."""
+"""The base class of evaluation tasks. A task computes a table of scores from rows of data and a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -25,11 +25,11 @@ EXAMPLE_TASKS = {
     Task.SEQ2SEQ: "seq2seq:SOURCE",
     Task.EMBEDDING: "glue/stsb",
 }
-"""A task for each kind of model; there is none for multi-label classifiers."""
+"""A suggestion of a task for each kind of model, for error messages. There is none for multi-label classifiers."""
 
 MAX_COMPARED_ROWS = 1000
-"""Rows on which two models are compared, at most, for tasks that look at one token of a row: the comparison looks at
-every token, and takes far longer."""
+"""The largest number of rows for fidelity, for tasks that score one token per row. Fidelity compares all tokens, which
+takes far longer."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class TaskResult:
     """Scores of one model on one task.
 
     Args:
-        table: one line for each row of data that was scored.
-        metrics: functions of `table`, by name; the first is the task's main one.
-        settings: what the scores depend on, such as the context length and the tokenizer; plain JSON values.
-        rows: index in the corpus of each line; None where every row of the corpus has a line.
+        table: (rows, columns) scores, one line for each row of data that was scored.
+        metrics: functions of `table`, by name. The first is the main metric of the task.
+        settings: the settings that the scores depend on, such as the context length and the tokenizer, as JSON values.
+        rows: the index in the corpus of each line; None if all rows of the corpus were scored.
     """
 
     table: Scores
@@ -50,68 +50,68 @@ class TaskResult:
 
 
 class EvalTask(ABC):
-    """An evaluation task: where its rows come from, and how a model is scored on them.
+    """An evaluation task: it reads rows of data, and scores a model on them.
 
-    A task is a frozen dataclass of its parameters; `laconic.evaluate.tasks` finds it by name. It sets the class
-    variables below, and implements `from_name`, `name`, `source` and `evaluate`. The other methods have defaults, which
-    suit a task whose rows are the dev split of a data source.
+    A task is a frozen dataclass of its parameters; `laconic.evaluate.tasks` finds it by name. A subclass sets the class
+    variables below and implements `from_name`, `name`, `source` and `evaluate`. The other methods have defaults for a
+    task whose rows are the dev split of a data source.
     """
 
     prefix: ClassVar[str]
     """The first part of the names of these tasks, in lower case."""
     spellings: ClassVar[tuple[str, ...]]
-    """How the names of these tasks are spelled, like `glue/sst2` or `perplexity:SOURCE`."""
+    """The forms of the names of these tasks, like `glue/sst2` or `perplexity:SOURCE`, for help and error messages."""
     kinds: ClassVar[tuple[Task, ...]]
     """The kinds of model that this task can score."""
 
     @classmethod
     @abstractmethod
     def from_name(cls, name: str) -> "EvalTask":
-        """The task of this name.
+        """Create the task with a name.
 
         Args:
-            name: as the user wrote it; its first part is `prefix`, in any case.
+            name: the text of the user. Its first part is `prefix`, in upper or lower case.
 
         Raises:
-            UserError: there is no such task.
+            UserError: there is no task with this name.
         """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name by which `--tasks` finds this task."""
+        """The name of this task in `--tasks`."""
 
     @property
     @abstractmethod
     def source(self) -> str:
-        """The data source of the rows; its dev split is used."""
+        """The data source of the rows. Its dev split is used."""
 
     @property
     def generates(self) -> bool:
-        """Whether the model generates text, which exported models cannot: they have no key-value cache."""
+        """Whether the task lets the model generate text. Exported models cannot, as they have no key-value cache."""
         return False
 
     @abstractmethod
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """Score a model on every row.
+        """Score a model on each row.
 
         Args:
             lm: the model, with weights.
             corpus: rows, from `load_corpus`.
-            track: shows progress.
+            track: reports progress.
 
         Raises:
-            UserError: the model is not one for this task, or predicts NaN.
+            UserError: the task cannot score this kind of model, or the model predicts NaN.
         """
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric] | None:
-        """The metrics of a table that was stored with these settings.
+        """The metrics of a table of scores that is read from the cache.
 
         Args:
-            settings: `TaskResult.settings` of the stored result.
+            settings: `TaskResult.settings` of the cached result.
 
         Returns:
-            None for a task whose results are not stored.
+            The metrics by name; None for a task whose results are not cached.
         """
         return None
 
@@ -120,15 +120,15 @@ class EvalTask(ABC):
         check_source(self.source, "dev")
 
     def load_corpus(self, limit: int | None) -> Corpus:
-        """The rows of the dev split.
+        """Read the rows of the dev split.
 
         Args:
-            limit: how many of the first rows; None for all.
+            limit: the number of rows to read from the beginning; None for all.
         """
         return read(self.source, "dev").first(limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
-        """The rows as plain texts, on which a model is compared with its original.
+        """The rows as plain texts, for comparing a model with its original (fidelity).
 
         Args:
             corpus: rows of this task.
@@ -139,7 +139,7 @@ class EvalTask(ABC):
         """Check that the model can be scored on the rows of this task.
 
         Args:
-            lm: the model; it may lack its weights, and its tokenizer, without which less can be checked.
+            lm: the model, with or without weights. Without a tokenizer, fewer checks are possible.
             read: reads the rows.
 
         Raises:
@@ -148,14 +148,14 @@ class EvalTask(ABC):
         self.check_corpus(lm, read())
 
     def check_corpus(self, lm: LanguageModel, corpus: Corpus) -> None:
-        """Check that rows suit this task and a model.
+        """Check that this task can score a model on some rows.
 
         Args:
-            lm: the model; it may lack its weights.
+            lm: the model, with or without weights.
             corpus: the rows.
 
         Raises:
-            UserError: they do not.
+            UserError: the rows do not fit the task or the model.
         """
         if lm.tokenizer is not None:
             check_readable(lm, self.texts(corpus))
@@ -164,10 +164,10 @@ class EvalTask(ABC):
         """Check that this task can score a model.
 
         Args:
-            lm: the model; it may lack its weights.
+            lm: the model, with or without weights.
 
         Raises:
-            UserError: it is of another kind.
+            UserError: the task does not support this kind of model.
         """
         if lm.task not in self.kinds:
             needed, found = with_article(" or ".join(kind.value for kind in self.kinds)), with_article(lm.task.value)
@@ -185,13 +185,13 @@ def _remedy(task: Task) -> str:
 
 
 def source_of(name: str) -> str:
-    """The source in the name of a task.
+    """The data source in the name of a task.
 
     Args:
-        name: `PREFIX:SOURCE`.
+        name: text of the form `PREFIX:SOURCE`.
 
     Raises:
-        UserError: there is none.
+        UserError: the name has no source.
 
     Example:
         >>> source_of("perplexity:builtin:pydoc")
@@ -214,19 +214,19 @@ def with_article(words: str) -> str:
 
 
 def tokenizer_name(lm: LanguageModel) -> str:
-    """The class and the number of tokens of the model's tokenizer, on which figures per token depend."""
+    """The class and the vocabulary size of the tokenizer, which figures per token depend on."""
     if lm.tokenizer is None:
         return "none"
     return f"{type(lm.tokenizer).__name__}, {len(lm.tokenizer)} tokens"
 
 
 def stack_scores(lines: Iterable[Tensor], name: str, corpus: Corpus) -> Scores:
-    """The lines of all batches as one table.
+    """Concatenate the scores of all batches.
 
     Args:
-        lines: (rows, columns) of each batch.
-        name: of the task, for the error.
-        corpus: where the rows are from, for the error.
+        lines: (rows, columns) scores of each batch.
+        name: the name of the task, for the error message.
+        corpus: the rows of the task, for the error message.
 
     Raises:
         UserError: there is no batch.

@@ -1,4 +1,4 @@
-"""Fidelity: how far a compressed model is from its original on the same rows, without labels."""
+"""Fidelity: the distance between the outputs of a compressed model and its original on the same unlabelled rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,30 +20,30 @@ from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
 from laconic.progress import Track, silent
 
 CHUNK = 2**24
-"""Logits that are compared at a time; the comparison is in float64."""
+"""The number of logits that are compared at once; the comparison is in float64."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Distance of a compressed model from its original, and what the figures depend on.
+    """The distance of a compressed model from its original, with the settings of the measurement.
 
     Args:
         kl: KL(original ‖ compressed), the mean over predictions, in nats.
         kl_low: lower bound of its 95 % interval over rows.
         kl_high: upper bound.
-        top1_agreement: share of predictions whose most likely class or token is the same. Of a multi-label model: share
-            of rows for which every label is on the same side of a probability of ½. Of a regression: share of rows
-            whose scores all round to the same multiple of 0.2. Of an encoder without a head: share of rows whose most
-            similar other row is the same.
+        top1_agreement: share of predictions whose most likely class or token is the same. For a multi-label model: the
+            share of rows for which each label is on the same side of a probability of ½. For a regression: the share of
+            rows whose scores all round to the same multiple of 0.2. For an encoder without a head: the share of rows
+            whose most similar other row is the same.
         cosine: cosine similarity of the mean last hidden states, or of the embeddings of an encoder without a head,
-            averaged over rows; None where their widths differ.
-        predictions: number of predictions.
-        rows: number of rows.
-        source: data source of the rows.
-        split: split of the data source.
-        context: tokens of a row at most.
-        tokenizer: class and size of the original's tokenizer, which encoded the rows.
-        seed: of the resampling and of masked positions.
+            averaged over rows; None if their widths differ.
+        predictions: the number of predictions.
+        rows: the number of rows.
+        source: the data source of the rows.
+        split: the split of the data source.
+        context: the largest number of tokens in a row.
+        tokenizer: class and vocabulary size of the original's tokenizer, with which the rows were encoded.
+        seed: the random seed of the resampling and of masked positions.
         vectors: how an encoder without a head pools its last hidden states; None for other models.
     """
 
@@ -70,26 +70,26 @@ def fidelity(
     Args:
         lm: the compressed model.
         original: the model that it was made from.
-        corpus: rows of text; the original's tokenizer encodes them.
-        seed: of the bootstrap, and of masked positions.
-        track: shows progress.
+        corpus: rows of text, which are encoded by the original's tokenizer.
+        seed: the random seed of the bootstrap and of masked positions.
+        track: reports progress.
 
     Raises:
-        UserError: the models predict different things, or one predicts NaN.
+        UserError: the models have different tasks, vocabularies or classes, or one of them predicts NaN.
     """
     return compare_to_reference(lm, Reference(original, corpus, seed=seed, limit=0), track)
 
 
 def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
-    """`fidelity` for several models that are compared with one original on the same rows.
+    """Like `fidelity`, for comparing several models with the same original on the same rows.
 
     Args:
         lm: the compressed model.
-        reference: the original and the rows; it keeps the original's predictions.
-        track: shows progress.
+        reference: the original and the rows, with the predictions of the original in memory.
+        track: reports progress.
 
     Raises:
-        UserError: the models predict different things, or one predicts NaN.
+        UserError: the models have different tasks, vocabularies or classes, or one of them predicts NaN.
     """
     original, corpus, seed = reference.original, reference.corpus, reference.seed
     places = check_comparable(lm, original, corpus.classes)
@@ -142,7 +142,7 @@ def _compare_batch(
         shapes = f"{tuple(theirs.values.shape)} and {tuple(ours.values.shape)}"
         raise UserError(f"The models cannot be compared: their predictions have the shapes {shapes}.")
     if places is not None:
-        # Of each class of the original, whose order counts.
+        # Put the classes into the order of the original.
         ours = ours._replace(values=ours.values[:, places])
     step = max(1, CHUNK // theirs.values.shape[1])
     parts = zip(_split(theirs, step), _split(ours, step), strict=True)
@@ -180,5 +180,5 @@ def _vectors(lm: LanguageModel, original: LanguageModel) -> str:
 
 
 def _mean_per_prediction(column: int, table: Scores) -> float:
-    """Per prediction."""
+    """The sum of a column divided by the number of predictions."""
     return float(table[:, column].sum() / table[:, 3].sum())

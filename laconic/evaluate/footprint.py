@@ -1,8 +1,8 @@
-"""What a forward pass takes, counted rather than timed: multiply-accumulates, and bytes of weights and of peak memory.
+"""Count multiply-accumulates, bytes of weights and peak memory of a forward pass.
 
-Peak memory is the bytes of all tensors alive at once, weights included. On a GPU torch's allocator counts them. On a
-CPU torch keeps no such count, so every tensor that an operation returns is followed until it is freed. What is no
-tensor (the interpreter, libraries, work space inside one operation) is not counted: it hardly depends on the model.
+Peak memory is the largest total size of live tensors, weights included. On a GPU, torch's allocator counts it. On a
+CPU, every tensor that an operation returns is tracked until it is freed. Other memory (the interpreter, libraries,
+workspace inside an operation) is not counted, as it hardly depends on the model.
 """
 
 import weakref
@@ -24,14 +24,14 @@ from laconic.model import Batch, Group, LanguageModel
 
 
 def count_macs(lm: LanguageModel, inputs: Batch) -> int:
-    """Multiply-accumulates of one forward pass: of every linear layer, and of the products of attention.
+    """Multiply-accumulates of one forward pass: of all linear layers, and of the products in attention.
+
+    A linear layer (or the format that replaces it) counts its weights once for each row that it multiplies. Products of
+    queries with keys and of scores with values are counted as executed, including masked positions.
 
     Args:
         lm: the model.
-        inputs: the batch that it is run on.
-
-    A linear (or the format in its place) counts its weights once for every row that it really multiplies. The products
-    of queries with keys and of scores with values are counted as executed, masked halves included.
+        inputs: the batch of the forward pass.
     """
     counted = 0
 
@@ -39,10 +39,10 @@ def count_macs(lm: LanguageModel, inputs: Batch) -> int:
         nonlocal counted
         counted += weight_macs(module) * output.shape[:-1].numel()
 
-    # A format that stands in several places is met once for each, and would count as often at every call.
+    # A format with several paths gets a single hook; otherwise each call would be counted several times.
     hooks = [module.register_forward_hook(count) for module in dict.fromkeys(_outermost_layers(lm.model))]
     try:
-        # The plain attention is made of batched products, which the counter sees; a fused one it may not know.
+        # Eager attention consists of batched matrix products, which are counted. A fused kernel might not be counted.
         with (
             evaluating(lm),
             _without_gradients(lm.model),
@@ -59,7 +59,7 @@ def count_macs(lm: LanguageModel, inputs: Batch) -> int:
 
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Within the block no parameter requires a gradient: the counter would ask DeBERTa's positions for their graph."""
+    """Within the block no parameter requires a gradient, because the counter fails on DeBERTa's positions otherwise."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
@@ -78,21 +78,21 @@ def _outermost_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def weight_bytes(lm: LanguageModel) -> int:
-    """Bytes of parameters and buffers in memory, with what kernels keep beside them.
+    """Bytes of parameters and buffers in memory, including copies that kernels keep.
 
     Args:
-        lm: the model; tensors that share their memory count once.
+        lm: the model. Tensors with shared memory count once.
     """
     kept = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, PackedCodes))
     return sum(storage.nbytes() for storage in _storages(lm).values()) + kept
 
 
 def peak_bytes(lm: LanguageModel, inputs: Batch) -> int:
-    """The most bytes of tensors alive at any moment of one forward pass, weights and inputs included.
+    """The largest total size of live tensors during a forward pass in bytes, including weights and inputs.
 
     Args:
         lm: the model.
-        inputs: the batch that it is run on.
+        inputs: the batch of the forward pass.
     """
     with evaluating(lm), torch.no_grad():
         if lm.device.type == "cuda":
@@ -110,14 +110,14 @@ def _bytes_of(inputs: Batch) -> int:
 
 
 def _storages(lm: LanguageModel) -> dict[int, torch.UntypedStorage]:
-    # An empty tensor may have the address of the tensor that follows it in a file.
+    # An empty tensor may have the same address as the next tensor in a file.
     beside = () if lm.pipeline is None else lm.pipeline.parameters()
     tensors = [tensor for tensor in (*lm.model.parameters(), *lm.model.buffers(), *beside) if tensor.numel()]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, until they are freed."""
+    """Tracks the total size of the tensors that operations return, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class _LiveBytes(TorchDispatchMode):
         arguments = {storage.data_ptr() for storage in _storages_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages_in(result):
-            # A view of an argument is no new memory.
+            # A view of an argument does not allocate memory.
             if storage.data_ptr() not in arguments and storage not in self._seen:
                 self._seen.add(storage)
                 size = storage.nbytes()
@@ -149,21 +149,21 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _storages_in(values: Any) -> list[torch.UntypedStorage]:
-    """The storages of all tensors but those packed by oneDNN, which have none; kernels count those themselves."""
+    """The storages of all tensors. Tensors packed by oneDNN have no storage; kernels count those themselves."""
     tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     return [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]
 
 
 OTHER = "other"
-"""Norms, biases, positions, and matrices that no target names."""
+"""The part for norms, biases, positions, and matrices that are in no group."""
 ORDER = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
-"""A head that is tied to the embedding is counted there."""
+"""The order in which parts are counted: a head that is tied to the embedding counts as embedding."""
 
 
 def bytes_by_part(lm: LanguageModel) -> dict[str, int]:
     """Bytes of word embeddings, attention, feed-forwards, head and everything else, in the stored dtype.
 
-    What several modules share counts once, at the first of them.
+    A tensor that several modules share counts once, for the first of them.
     """
     sites = sorted(lm.sites(("all",)), key=lambda site: ORDER.index(site.group))
     parts = dict.fromkeys((group.value for group in ORDER), 0)

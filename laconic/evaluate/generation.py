@@ -1,7 +1,7 @@
-"""Speed of generating text with a key-value cache: reading the prompt (prefill), and each token after it (decode).
+"""Time text generation with a key-value cache: processing the prompt (prefill), and each token after it (decode).
 
-Greedy, from a prompt of random tokens without padding; an end token ends nothing, so that every model writes as much.
-An encoder-decoder's prefill is its encoder and the first step of its decoder.
+Decoding is greedy, from a prompt of random tokens without padding. It does not stop at an end token, so that all models
+generate the same number of tokens. For an encoder-decoder, the prefill is the encoder and the first decoder step.
 """
 
 import math
@@ -22,9 +22,9 @@ from laconic.model.tokens import special_token_ids, target_vocabulary_size
 from laconic.progress import Track, silent
 
 NEW_TOKENS = 32
-"""Tokens that are written."""
+"""The number of tokens to generate."""
 MIN_TOKENS = 2
-"""The first of them is that of the prompt, and the others are steps."""
+"""The least number of new tokens: the first is computed in the prefill, the others in decode steps."""
 RUNS = 5
 MIN_RUNS = 2
 
@@ -34,12 +34,12 @@ class Generation:
     """Time of generating text.
 
     Args:
-        batch: rows that are generated at once.
-        prompt: tokens of the prompt of each row.
-        new: tokens that are generated after it.
+        batch: the number of rows in the batch.
+        prompt: the number of tokens in the prompt of each row.
+        new: the number of generated tokens per row.
         prefill: seconds until the first new token.
-        step: seconds of each further token, of all rows at once.
-        runs: how often it was measured.
+        step: seconds of each further step, which generates one token in each row.
+        runs: the number of repetitions.
     """
 
     batch: int
@@ -66,17 +66,17 @@ class Generation:
 def measure_generation(
     lm: LanguageModel, batch: int, length: int, *, new: int = NEW_TOKENS, track: Track = silent
 ) -> Generation | None:
-    """Time a model generating text after a prompt of random tokens.
+    """Time text generation after a prompt of random tokens.
 
     Args:
         lm: the model.
-        batch: rows that are generated at once.
-        length: tokens of the prompt; cut to what leaves room for the new tokens.
-        new: tokens to generate; cut to half of what the model has positions for.
-        track: shows progress.
+        batch: the number of rows in the batch.
+        length: the number of tokens in the prompt. It is reduced if the context has no room for the new tokens.
+        new: the number of tokens to generate; at most half of the model's positions.
+        track: reports progress.
 
     Returns:
-        None for a model that does not generate, or has no key-value cache.
+        The times; None for a model that does not generate text or has no key-value cache.
     """
     longest = positions(lm)
     if not generates_text(lm) or (longest is not None and longest < MIN_TOKENS):
@@ -108,13 +108,13 @@ def generates_text(lm: LanguageModel) -> bool:
 
 
 def _has_cache(lm: LanguageModel, inputs: Batch) -> bool:
-    """Whether the model returns a key-value cache; recurrent models keep another state."""
+    """Whether the model returns a key-value cache; recurrent models have another kind of state."""
     with evaluating(lm), torch.inference_mode():
         return _step(lm, *_prompt_inputs(lm, inputs)).get("past_key_values") is not None
 
 
 def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
-    """Seconds of the first token, and of each one after it."""
+    """Yield the seconds for the first token, then for each further one."""
     start = now(lm.device)
     step_inputs, token = _prompt_inputs(lm, inputs)
     cache = None
@@ -129,7 +129,7 @@ def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float
 
 
 def _step(lm: LanguageModel, inputs: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
-    """The output for tokens that follow those in the cache."""
+    """Run the model on the tokens that follow the cached ones."""
     name = "input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids"
     with report_run_errors(lm, token):
         return check_named(lm, lm.model(**inputs, **{name: token}, past_key_values=cache, use_cache=True))
@@ -144,7 +144,7 @@ def _prompt_inputs(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Te
     encoder: Any = lm.model.get_encoder()
     with report_run_errors(lm, ids):
         states = encoder(input_ids=ids, **source)
-    # Of a model that does not say how it begins, or says what it does not know, any token takes as long.
+    # If the configuration has no valid start token, use any other one: it takes the same time.
     vocabulary = range(target_vocabulary_size(lm.model))
     start = next(
         (token for token in special_token_ids(lm.model.config, "decoder_start_token_id") if token in vocabulary), 0

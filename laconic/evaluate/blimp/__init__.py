@@ -1,4 +1,4 @@
-"""BLiMP: whether a language model finds the acceptable sentence of a pair more probable (Warstadt et al. 2020)."""
+"""BLiMP (Warstadt et al. 2020): does a language model give the acceptable sentence of a pair the higher probability?"""
 
 from laconic.evaluate.blimp.task import Blimp
 

@@ -1,8 +1,8 @@
 """BLiMP's minimal pairs, and the paradigms of its twelve phenomena.
 
-Phenomena are those of Warstadt et al. 2020, https://arxiv.org/abs/1912.00582. Pairs are read from the `.jsonl` files in
-the folder `blimp` of LACONIC_DATA, or in its folder `data`: the release's, one for each paradigm (`sentence_good`,
-`sentence_bad`, `UID`), or any with the fields `good`, `bad` and `phenomenon`.
+The phenomena are defined by Warstadt et al. 2020, https://arxiv.org/abs/1912.00582. Pairs are read from the `.jsonl`
+files in `$LACONIC_DATA/blimp` or `$LACONIC_DATA/blimp/data`. These are the files of the release, one for each paradigm
+(with the fields `sentence_good`, `sentence_bad` and `UID`), or files with the fields `good`, `bad` and `phenomenon`.
 """
 
 import json
@@ -26,13 +26,13 @@ PHENOMENON_OF = {paradigm: phenomenon for phenomenon, members in PHENOMENA.items
 
 
 def match_paradigms(pattern: str) -> tuple[str, ...]:
-    """The paradigms that match a name or a glob; a phenomenon stands for all of its own. Case does not matter.
+    """The paradigms that match a pattern. A phenomenon matches all of its paradigms.
 
     Args:
-        pattern: name or glob of phenomena or paradigms.
+        pattern: name or glob of phenomena or paradigms, in any case.
 
     Raises:
-        UserError: none matches.
+        UserError: no phenomenon and no paradigm matches.
     """
     glob = pattern.lower()
     found = [
@@ -55,7 +55,7 @@ def pair_files() -> list[Path]:
     """The files with the pairs.
 
     Raises:
-        UserError: LACONIC_DATA names no folder with BLiMP in it.
+        UserError: LACONIC_DATA is not set to a folder that contains BLiMP.
     """
     data = data_folder()
     folder = None if data is None else data / "blimp"
@@ -70,10 +70,10 @@ def pair_files() -> list[Path]:
 
 
 def load_pairs(paradigms: Sequence[str]) -> list[Example]:
-    """The pairs of these paradigms; `group` is `phenomenon/paradigm`.
+    """Read the pairs of some paradigms. The `group` of each row is `phenomenon/paradigm`.
 
     Raises:
-        UserError: a malformed row, an unknown paradigm in it, or no pair of any of `paradigms`.
+        UserError: a row is malformed or names an unknown paradigm, or there is no pair of these paradigms.
     """
     rows: list[Example] = []
     for path in pair_files():

@@ -1,8 +1,8 @@
-"""BLiMP as an evaluation task: how often a model finds the acceptable sentence of a minimal pair the more probable one.
+"""BLiMP as an evaluation task: the share of minimal pairs whose acceptable sentence gets the higher probability.
 
-A causal model gives the log-probability of a sentence, read after the token that starts texts. A masked one gives its
-pseudo-log-likelihood: the sum over tokens of the log-probability of each when it alone is masked (Salazar et al. 2020,
-equation 1, https://arxiv.org/abs/1910.14659).
+A causal model scores a sentence by its log-probability, after the start token. A masked model scores it by the
+pseudo-log-likelihood: the sum over tokens of the log-probability of each token when only that token is masked (Salazar
+et al. 2020, equation 1, https://arxiv.org/abs/1910.14659).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ from laconic.model import LanguageModel, Task
 from laconic.progress import Track
 
 RIGHT, WEIGHT, NUMBER = 0, 1, 2
-"""Columns of the table of scores; the last is the number of the phenomenon."""
+"""Columns of the table of scores; the last one contains the index of the phenomenon."""
 
 
 @dataclass(frozen=True)
 class Blimp(EvalTask):
     """Minimal pairs of BLiMP.
 
-    Encoder-decoders cannot be scored: they give the probability of a text only given another one.
+    Encoder-decoders are not supported: they only give the probability of a text conditional on another one.
 
     Args:
         pattern: name or glob of phenomena or paradigms; None for all.
@@ -73,7 +73,7 @@ class Blimp(EvalTask):
         pair_files()
 
     def load_corpus(self, limit: int | None) -> Corpus:
-        """The pairs; with `limit` so many, evenly over the paradigms."""
+        """The pairs; at most `limit` of them, spread evenly over the paradigms."""
         paradigms = tuple(PHENOMENON_OF) if self.pattern is None else match_paradigms(self.pattern)
         return limit_evenly(Corpus(self.source, "test", tuple(load_pairs(paradigms))), limit)
 
@@ -83,8 +83,11 @@ class Blimp(EvalTask):
         return replace(corpus, examples=tuple(Example(row.text) for row in rows))
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """The table has 1 where the acceptable sentence is the more probable one, the weight of the pair in the mean
-        over paradigms, and the number of its phenomenon."""
+        """Score a model.
+
+        The table has three columns: 1 if the acceptable sentence is more probable, else 0; the weight of the pair in
+        the mean over paradigms; the index of its phenomenon.
+        """
         self.check_model(lm)
         sentences = [sentence for row in corpus.examples for sentence in (row.text, row.pair or "")]
         good, bad = log_probabilities(lm, sentences, track, self.name).reshape(-1, 2).T
@@ -109,12 +112,12 @@ class Blimp(EvalTask):
         return TaskResult(table, self.metrics(settings), settings, places)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
-        # Paradigms are told in the order of the rows, and so are the numbers of the phenomena.
+        # `paradigms` is in the order of the rows, and so are the indices of the phenomena.
         return _metrics(list(dict.fromkeys(PHENOMENON_OF[paradigm] for paradigm in settings["paradigms"])))
 
 
 def _metrics(phenomena: Sequence[str]) -> dict[str, Metric]:
-    """Metrics over all paradigms, and over those of each phenomenon where there are several."""
+    """The accuracy over all paradigms, and over the paradigms of each phenomenon if there are several phenomena."""
     overall = {"accuracy": weighted_mean(_right, WEIGHT)}
     if len(phenomena) == 1:
         return overall
@@ -141,7 +144,7 @@ BATCH = 64
 def log_probabilities(
     lm: LanguageModel, sentences: Sequence[str], track: Track, what: str
 ) -> Float[Tensor, " sentences"]:
-    """The log-probability of each sentence in nats; of a masked model the pseudo-log-likelihood.
+    """The log-probability of each sentence in nats; for a masked model, the pseudo-log-likelihood.
 
     Args:
         lm: a causal or masked language model.
@@ -150,7 +153,7 @@ def log_probabilities(
         what: the name of the task, for progress.
 
     Returns:
-        NaN for a sentence without tokens to predict, or with more than the model reads.
+        (sentences,) scores. NaN for a sentence without tokens to predict, or with too many tokens for the model.
 
     Reference:
         Salazar et al. 2020, equation 1, https://arxiv.org/abs/1910.14659.
