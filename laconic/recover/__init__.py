@@ -1,4 +1,4 @@
-"""Steps that win quality back: trained on the task, taught by the original, or corrected in closed form."""
+"""Steps that recover quality: fine-tuning, distillation from the original, and correction in closed form."""
 
 from laconic.compress import Step
 from laconic.recover.correct import Correct
@@ -7,6 +7,6 @@ from laconic.recover.layer_matching import Match
 from laconic.recover.student import Student
 
 RECOVERING: tuple[type[Step], ...] = (Correct, Student, Finetune, Distil)
-"""The steps of this package."""
+"""All steps of this package, in the order in which the command line lists them."""
 
 __all__ = ["RECOVERING", "Correct", "Distil", "Finetune", "Match", "Student"]

@@ -1,7 +1,8 @@
-"""Where a training is kept while it runs, so that one that was killed goes on, and its result until it is stale.
+"""Checkpoints and results of trainings in the disk cache, so that an interrupted training continues.
 
-Each has a folder in the cache, named by a hash of all that decides it: the model as it was, the rows, the step. In it
-are Trainer's checkpoints, logs, and in the end `trained.safetensors` with `history.json`, written last.
+Each training has a folder in the cache, named by a hash of everything that determines the result: the model before the
+training, the rows, and the step. It contains the checkpoints of transformers' Trainer, logs, and after the training
+`trained.safetensors` and `history.json`, which is written last.
 """
 
 import contextlib
@@ -34,20 +35,21 @@ CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 LOCK = ".lock"
 BEFORE = "before.safetensors"
-"""What moves, as it was before any update."""
+"""The trainable parameters before the first update."""
 RUNNING = 2 * 3600.0
-"""Seconds in which a training that runs has written something."""
+"""A training that wrote a file within so many seconds is taken to be still running."""
 
 
 @contextmanager
 def training_folder(key: str | None) -> Iterator[Path]:
-    """Within the context, the folder of the training called `key`.
+    """Provide the folder of a training. A second run of the same training waits, and then finds the result.
 
-    The folder is removed afterwards if the cache is off or `key` is None. Of several runs of the same training one
-    works, and the others wait for its result.
+    Args:
+        key: hash that names the training. If it is None, or the cache is off, the folder is a temporary one that is
+            removed afterwards.
     """
     if key is None or cache_limit() == 0:
-        # One for all processes, whose weights the first writes.
+        # One folder for all processes; only the first one writes.
         folder = Path(on_rank_zero(mkdtemp)())
         try:
             yield folder
@@ -72,12 +74,12 @@ def _open(folder: Path, lock: FileLock) -> None:
 
 
 def read_logs(folder: Path) -> dict[str, bytes]:
-    """The event files of TensorBoard, by name."""
+    """Return the contents of TensorBoard's event files in a training folder, by file name."""
     return {file.name: file.read_bytes() for file in sorted((folder / LOGS).glob("events.*"))}
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to continue from; incomplete ones are removed."""
+    """Return the path of the last complete checkpoint, or None; incomplete checkpoints are removed."""
     checkpoints = folder / CHECKPOINTS
     for checkpoint in checkpoints.glob("checkpoint-*"):
         if not _is_complete(checkpoint):
@@ -86,7 +88,15 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def load_finished(folder: Path, loss_module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The history and the trained tensors of a training that has ended; None for one that has not."""
+    """Read the result of a finished training.
+
+    Args:
+        folder: the folder of the training.
+        loss_module: the module that is trained; its trainable parameters must match the saved tensors.
+
+    Returns:
+        The history and the trained tensors by name; None if the training is not finished or does not match.
+    """
     try:
         history, tensors = json.loads((folder / HISTORY).read_text()), load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError):
@@ -95,7 +105,13 @@ def load_finished(folder: Path, loss_module: nn.Module) -> tuple[dict[str, Any],
 
 
 def save_finished(folder: Path, loss_module: nn.Module, history: Mapping[str, Any]) -> None:
-    """Save the result, and remove the checkpoints."""
+    """Save the result of a training, and remove its checkpoints.
+
+    Args:
+        folder: the folder of the training.
+        loss_module: the trained module.
+        history: the log, which must be valid JSON.
+    """
     save_trained(loss_module, folder / WEIGHTS)
     write_json(folder / HISTORY, history)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -103,12 +119,12 @@ def save_finished(folder: Path, loss_module: nn.Module, history: Mapping[str, An
 
 
 def trainable_parameters(loss_module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name; a parameter in several places once."""
+    """Return the trainable parameters by name; a shared parameter is listed once."""
     return {name: parameter for name, parameter in loss_module.named_parameters() if parameter.requires_grad}
 
 
 def save_trained(loss_module: nn.Module, path: Path) -> None:
-    """Write the trained parameters, whole or not at all."""
+    """Write the trainable parameters to a safetensors file, atomically."""
     with replacing(path) as partial:
         save_file(
             {name: one.detach().cpu().contiguous() for name, one in trainable_parameters(loss_module).items()}, partial
@@ -116,10 +132,10 @@ def save_trained(loss_module: nn.Module, path: Path) -> None:
 
 
 def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load parameters that `save_trained` wrote.
+    """Load parameters that `save_trained` wrote, in place.
 
     Raises:
-        KeyError: another set of tensors.
+        KeyError: the names differ from those of the trainable parameters.
     """
     mine = trainable_parameters(loss_module)
     if mine.keys() != tensors.keys():
@@ -138,10 +154,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _make_room(mine: Path) -> None:
-    """Remove the trainings that were looked at least recently until the others take no more than the cache may.
-
-    Those that may still run stay, whatever they take.
-    """
+    """Remove the least recently used trainings until the cache is within its limit; running trainings stay."""
     evict((folder for folder in mine.parent.iterdir() if folder != mine and not _may_run(folder)), cache_limit())
 
 

@@ -1,4 +1,4 @@
-"""Steps that train a model: on its own task with labels, or to do as a teacher does.
+"""Steps that train a model: on its own task with labels, or to match a teacher.
 
 G. Hinton et al., 2015, arXiv 1503.02531 (predictions at a temperature); X. Jiao et al., "TinyBERT", 2020, arXiv
 1909.10351 (hidden states, attention maps, embeddings); W. Wang et al., "MiniLM", NeurIPS 2020, arXiv 2002.10957
@@ -119,16 +119,16 @@ class Distil(Training):
         )
 
     def _places(self, lm: LanguageModel, teacher: LanguageModel, classes: Sequence[str] = ()) -> tuple[int, ...] | None:
-        """Which output of the teacher each of the model's learns from; None where all lie alike.
+        """For each output of the model the teacher's output of the same class; None if the order is the same.
 
         Raises:
-            UserError: they are not of the same classes.
+            UserError: the two models have different classes.
         """
         places = output_places(lm, teacher, classes) if self.logits else None
         return None if places is None else tuple(places)
 
     def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: DistillationBatch) -> list[Match]:
-        """The matches that one weight for all blocks stands for, which depend on how many blocks there are."""
+        """The matches for the fields `hidden`, `attention` and `values`, spread evenly over the teacher's blocks."""
         if not (self.hidden or self.attention or self.values):
             return []
         features = frozenset({Feature.HIDDEN})

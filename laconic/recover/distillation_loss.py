@@ -15,15 +15,15 @@ from laconic.recover.layer_matching import Match, check_same_tokens
 from laconic.recover.observe import Feature, LayerOutputs, observe
 
 WeightSchedule = Literal["constant", "fade", "grow"]
-"""How a weight goes while training does: as it is, down to zero, or up from it."""
+"""How a weight changes during training: not at all, linearly to zero, or linearly from zero."""
 
 
 TERMS = ("task", "logits", "matches")
-"""What weights of a loss are named by."""
+"""The names of the terms of a loss; `matches` stands for all terms that compare layers."""
 
 
 class Observed(NamedTuple):
-    """The predictions of a model on a batch, and the outputs of its layers by stack."""
+    """The predictions of a model on a batch, and the collected layer outputs of each stack (encoder first)."""
 
     predictions: Predictions
     stacks: tuple[LayerOutputs, ...]
@@ -38,7 +38,7 @@ class Terms:
         logits: weight of the divergence from the teacher's predictions, at `temperature`.
         temperature: divisor of the logits.
         matches: pairs of layers to compare, each with its own weight.
-        schedules: schedule of the weight by term (`task`, `logits`, `matches`).
+        schedules: schedule of the weight by term (`task`, `logits`, `matches`); missing terms are constant.
         places: for each output of the student, the output of the teacher for the same class; None if the order is
             equal.
 
@@ -61,11 +61,16 @@ class Terms:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a teacher is needed."""
+        """Whether any term needs a teacher."""
         return self.logits > 0 or bool(self.matches)
 
     def weight(self, term: str, done: float | None) -> float:
-        """The weight of `term` after the fraction `done` of the training, in [0, 1]; the full weight for None."""
+        """Return the present weight of a term.
+
+        Args:
+            term: `task`, `logits` or `matches`.
+            done: finished fraction of the training, in [0, 1]; None for the weight without its schedule.
+        """
         full = {"task": self.task, "logits": self.logits, "matches": 1.0}[term]
         if done is None:
             return full
@@ -75,7 +80,8 @@ class Terms:
 class DistillationLoss(nn.Module):
     """The loss of a student on batches of `{"student": batch, "teacher": batch, "told": values}`.
 
-    The teacher is not part of the module, so it is neither trained nor saved.
+    `told` holds the precomputed predictions of the teacher. The teacher is no submodule, so it is neither trained nor
+    saved.
 
     Args:
         student: the model to train.
@@ -107,7 +113,7 @@ class DistillationLoss(nn.Module):
         return self
 
     def prepare(self, batch: Mapping[str, Any], seed: int) -> None:
-        """Make the projections between layers of different widths, and check all terms on one batch.
+        """Create the projections between layers of different widths, and check all terms on one batch.
 
         Args:
             batch: a batch as `forward` takes it.
@@ -137,12 +143,15 @@ class DistillationLoss(nn.Module):
                         self.projections[f"{number}-{stack}"] = _projection(*widths, generator).to(our.mask.device)
 
     def forward(self, student: Batch, teacher: Batch | None = None, told: Tensor | None = None) -> dict[str, Tensor]:
-        """The weighted sum of the terms as `loss`, and each term by name.
+        """Compute the loss of a batch.
 
         Args:
-            student: a batch of the student.
-            teacher: the same rows as the teacher reads them.
-            told: predictions of the teacher, (predictions, values), if they were computed before.
+            student: a batch for the student.
+            teacher: the same rows as a batch for the teacher; None if no term needs a teacher.
+            told: precomputed predictions of the teacher, (predictions, values); None to run the teacher.
+
+        Returns:
+            The weighted sum of the terms as `loss`, and the unweighted terms by name.
         """
         ours = self._observe_student(student)
         losses: dict[str, Tensor] = {}
@@ -156,7 +165,7 @@ class DistillationLoss(nn.Module):
                 losses["logits"] = _divergence(theirs.predictions, ours.predictions, self.terms.temperature)
             if self.terms.matches:
                 losses["matches"] = self._match_loss(theirs.stacks, ours.stacks)
-        # Held-out losses are to be compared over time, so there no weight changes.
+        # Held-out losses use full weights, so that they are comparable over the training.
         weights = {term: self.terms.weight(term, self.done if self.training else None) for term in losses}
         total = sum((weights[term] * loss for term, loss in losses.items()), ours.predictions.values.new_zeros(()))
         return {"loss": total, **{term: loss.detach() for term, loss in losses.items()}}
@@ -186,9 +195,12 @@ class DistillationLoss(nn.Module):
 
 
 def task_loss(predictions: Predictions) -> Tensor:
-    """The mean loss on the labels: cross-entropy in nats, or the squared error of scores.
+    """Return the mean loss on the labels: the cross-entropy in nats, or the squared error of scores.
 
-    Cross-entropies of several labels are added up, and so are squared errors of several scores.
+    For several labels or scores per row, their cross-entropies or squared errors are summed.
+
+    Args:
+        predictions: predictions with labels.
 
     Raises:
         UserError: the data has no labels.

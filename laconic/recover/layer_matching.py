@@ -1,7 +1,7 @@
-"""Which layer of the student is to be like which of the teacher, in what, and by which loss.
+"""Pairs of layers of teacher and student that distillation compares, with the compared feature and the loss.
 
-Layer 0 is what enters the first block, layer j what block j gives, and the last what a final norm makes of it where
-there is one; attention maps and value vectors have no layer 0.
+Layer 0 is the input of the first block, and layer j the output of block j; for the last layer it is the output of the
+final norm, if there is one. Attention maps and value vectors begin with layer 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ LOSSES: dict[Feature, tuple[Loss, ...]] = {
     Feature.ATTENTION: ("mse", "cross-entropy"),
     Feature.VALUES: ("relation",),
 }
-"""What each feature can be compared by, the default first."""
+"""The losses for each feature, the default first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +83,23 @@ class Match(metaclass=Typed):
         return self.loss or LOSSES[Feature(self.feature)][0]
 
     def applies_to(self, stack: int, stacks: int) -> bool:
-        """Whether it compares the stack of this number, from 0, of so many stacks."""
+        """Return whether the match applies to a stack.
+
+        Args:
+            stack: number of the stack, from 0; the encoder comes first.
+            stacks: number of stacks of the model.
+        """
         return self.stack is None or stacks == 1 or self.stack == ("encoder", "decoder")[stack]
 
     def compute_loss(
         self, teacher: LayerOutputs, student: LayerOutputs, project: nn.Module | None
     ) -> Float[Tensor, ""]:
-        """The loss of the student's layers against the teacher's.
+        """Compute the unweighted loss between the layers of teacher and student.
 
         Args:
             teacher: layer outputs of the teacher.
             student: layer outputs of the student, on the same tokens.
-            project: maps the student's width to the teacher's; None if they are equal.
+            project: maps the student's width to the teacher's; None if the widths are equal.
         """
         if self.loss_name == "gram":
             flows = [
@@ -113,7 +118,7 @@ class Match(metaclass=Typed):
         return losses[self.loss_name](theirs, ours, student.mask)
 
     def check(self, teacher: LayerOutputs, student: LayerOutputs) -> None:
-        """Raise UserError if a layer does not exist, or values cannot be cut into so many heads."""
+        """Raise UserError if a layer does not exist, or the width of the values is no multiple of `heads`."""
         for whose, shown, layer in zip(("teacher", "student"), (teacher, student), self._layers, strict=True):
             parts, first = self._parts(shown)
             for at in _as_tuple(layer):
@@ -127,7 +132,10 @@ class Match(metaclass=Typed):
                 raise must_be("heads", f"a divisor of the {whose}'s {parts[0].shape[-1]} values", self.heads)
 
     def widths(self, teacher: LayerOutputs, student: LayerOutputs) -> tuple[int, int] | None:
-        """(student's, teacher's) widths of hidden states that are compared number by number; None if they are equal."""
+        """Return (student's width, teacher's width) if a projection is needed; else None.
+
+        A projection is needed for hidden states of different widths, except for the loss `gram`.
+        """
         if self.feature != Feature.HIDDEN or self.loss_name == "gram":
             return None
         theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
@@ -148,14 +156,18 @@ class Match(metaclass=Typed):
         return parts[at - first]
 
     def _parts(self, shown: LayerOutputs) -> tuple[Sequence[Tensor], int]:
-        """What is compared, and the number of its first layer."""
+        """The layer outputs that are compared, and the number of the first layer among them."""
         if self.feature == Feature.HIDDEN:
             return shown.hidden, 0
         return (shown.attention if self.feature == Feature.ATTENTION else shown.values), 1
 
 
 def uniform_layers(teacher: int, student: int) -> list[tuple[int, int]]:
-    """Pairs (teacher's layer, student's layer) that spread `student` blocks evenly over `teacher` blocks.
+    """Return pairs (teacher's layer, student's layer) that spread the student's blocks evenly over the teacher's.
+
+    Args:
+        teacher: number of blocks of the teacher.
+        student: number of blocks of the student.
 
     Example:
         >>> uniform_layers(6, 3)
@@ -169,7 +181,7 @@ def _as_tuple(layer: Layer) -> tuple[int, ...]:
 
 
 def check_same_tokens(teacher: LayerOutputs, student: LayerOutputs) -> None:
-    """Raise UserError if student and teacher read the rows as different tokens."""
+    """Raise UserError if the token masks of student and teacher differ."""
     if teacher.mask.shape != student.mask.shape or not bool((teacher.mask == student.mask).all()):
         raise UserError(
             "The student and the teacher read the same text as different tokens, so layers cannot be matched; "

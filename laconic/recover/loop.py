@@ -1,8 +1,8 @@
-"""The training loop: transformers' Trainer, and so accelerate's, with checkpoints of the trained parameters only.
+"""The training loop: transformers' Trainer with checkpoints of the trained parameters only.
 
-This module is imported when a training begins, because Trainer is slow to import. A training that was killed continues
-at its last checkpoint with the same rows, optimizer, schedule and random numbers. The parameters kept in the end are
-those of the least held-out loss, or the last ones.
+This module is imported only when a training begins, because Trainer is slow to import. An interrupted training
+continues at its last checkpoint with the same rows, optimizer, schedule and random numbers. At the end the parameters
+with the least held-out loss are kept, or the last ones.
 """
 
 import math
@@ -40,6 +40,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the trainable parameters of a loss module.
 
+    The initial parameters are restored if the final loss is not finite, or if the best checkpoint is no better.
+
     Args:
         loss_module: the student with its loss, changed in place.
         training_data: the rows and the models that read them.
@@ -48,7 +50,7 @@ def train(
         track: shows progress.
 
     Returns:
-        The history: one entry for each time that something was logged.
+        The log: one entry for each log event, with values by name; values that are not finite are None.
     """
     going_on = on_rank_zero(last_checkpoint)(folder)
     if going_on is None:
@@ -63,7 +65,7 @@ def train(
     no_gain = config.checkpoint == "best" and before is not None and best is not None and best >= before
     if best is None or not math.isfinite(best) or no_gain:
         load_trained(loss_module, load_file(folder / BEFORE))
-    # The first process clears away next what the others have just read.
+    # The first process removes the checkpoints next, so wait until all processes have read them.
     barrier()
     return history
 
@@ -88,7 +90,7 @@ def _trainer(
         )
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
-    # What it prints would be taken for results.
+    # It would print log entries to standard output, among the results.
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -109,7 +111,7 @@ def _arguments(training_data: TrainingData, config: TrainConfig, folder: Path, a
         fp16=config.precision == "fp16",
         eval_strategy="steps",
         eval_steps=often,
-        # An evaluation before `train` would have accelerate take the model for one that needs no gradients shared.
+        # Evaluate within `train`: before it, accelerate would prepare the model without gradient synchronisation.
         eval_on_start=anew,
         save_strategy="steps",
         save_steps=often,
@@ -125,20 +127,20 @@ def _arguments(training_data: TrainingData, config: TrainConfig, folder: Path, a
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=training_data.student.device.type != "cpu",
-        # A pooler that nothing reads, or the blocks behind the last one that is matched, have no gradients.
+        # An unused pooler, or blocks after the last matched one, get no gradients.
         ddp_find_unused_parameters=True,
-        # Masks do not change.
+        # The buffers (masks) do not change.
         ddp_broadcast_buffers=False,
         restore_callback_states_from_checkpoint=True,
     )
-    # A launcher's configuration and a second GPU say nothing of this training.
+    # Override settings from the launcher's configuration: precision, and the number of GPUs.
     arguments.mixed_precision = {"fp32": "no"}.get(config.precision, config.precision)
     _on_one_device(arguments, training_data.student.device)
     return arguments
 
 
 def _on_one_device(arguments: TrainingArguments, device: torch.device) -> None:
-    """Trainer takes every GPU that it sees, and the first for the model."""
+    """Make Trainer use one GPU; by default it uses all, with the model on the first one."""
     there = arguments.device
     arguments._n_gpu = min(1, arguments.n_gpu)
     if device.type == "cuda" and (device.index or 0) != (there.index or 0):
@@ -146,7 +148,7 @@ def _on_one_device(arguments: TrainingArguments, device: torch.device) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """None for what JSON has no word for: the loss of a training that has left the numbers."""
+    """Replace NaN and infinity by None, because JSON cannot represent them."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -157,7 +159,7 @@ def _writer(folder: Path) -> Any:
 
 
 class DistillationTrainer(Trainer):
-    """Trainer with checkpoints of the trained parameters only, and batches of rows of similar length."""
+    """Trainer that saves the trained parameters only, and batches rows of similar length."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         lines, size = self.train_dataset, self.args.per_device_train_batch_size * self.args.world_size
@@ -179,7 +181,7 @@ class DistillationTrainer(Trainer):
         load_trained(self._loss_module, load_file(Path(best) / WEIGHTS))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss of the held-out rows; batches are the same for any number of processes."""
+        """Return the mean loss of the held-out rows; the batches do not depend on the number of processes."""
         lines, size = self.eval_dataset, self.args.eval_batch_size * self.args.world_size
         assert isinstance(lines, RowDataset)
         starts = share(range(0, len(lines), size))

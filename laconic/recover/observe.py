@@ -1,7 +1,7 @@
 """Run a model and collect its predictions, hidden states, attention maps and value vectors, by stack.
 
-transformers returns hidden states and attention maps; value vectors are captured at the outputs of the value
-projections, or of the fused ones. An encoder-decoder has two stacks, the encoder first.
+transformers returns hidden states and attention maps. Value vectors are captured with hooks at the outputs of the value
+projections, or of fused query-key-value projections. An encoder-decoder has two stacks, the encoder first.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ class Feature(StrEnum):
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """The layer outputs of one stack; each is empty if it was not asked for.
+    """The layer outputs of one stack; a feature that was not requested is empty.
 
     Args:
-        mask: True at tokens that are no padding.
-        hidden: the input of the first block and the output of each block.
-        attention: the attention maps of each block.
-        values: the value vectors of each block.
+        mask: (rows, tokens), True at tokens, False at padding.
+        hidden: the input of the first block and the output of each block, (rows, tokens, d) each.
+        attention: the attention map of each block, (rows, heads, tokens, tokens).
+        values: the value vectors of each block, (rows, tokens, d).
     """
 
     mask: Bool[Tensor, "rows tokens"]
@@ -44,15 +44,15 @@ class LayerOutputs:
 def observe(
     lm: LanguageModel, batch: Batch, features: frozenset[Feature] = frozenset()
 ) -> tuple[Predictions, tuple[LayerOutputs, ...]]:
-    """Run the model on a batch; differentiable if gradients are enabled.
+    """Run the model on a batch; the results are differentiable if gradients are enabled.
 
     Args:
-        lm: the model; attention maps need `eager` around the call.
+        lm: the model; attention maps are only available within the context of `eager`.
         batch: the batch, on the model's device.
         features: the layer outputs to collect.
 
     Returns:
-        The predictions, and the layer outputs of each stack.
+        The predictions, and the layer outputs of each stack (empty without features).
     """
     asked = {
         name: True
@@ -80,7 +80,7 @@ def observe(
 
 @contextmanager
 def eager(*models: LanguageModel) -> Iterator[None]:
-    """Within the context attention is computed step by step, so that its maps can be returned."""
+    """Within the context the models use transformers' `eager` attention, which can return attention maps."""
     before = [lm.model.config._attn_implementation for lm in models]
     for lm in models:
         lm.model.set_attn_implementation("eager")
@@ -99,7 +99,7 @@ def _masks(lm: LanguageModel, batch: Batch) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _capture_values(lm: LanguageModel, wanted: bool) -> Iterator[dict[str, list[Tensor]]]:
-    """What the value projections give while it lasts, by path of the block, call after call."""
+    """Capture the outputs of the value projections within the context, by path of the block, one for each call."""
     captured: dict[str, list[Tensor]] = {}
     with ExitStack() as hooks:
         for stack, blocks in lm.stacks() if wanted else ():
@@ -120,7 +120,7 @@ def _make_hook(captured: list[Tensor], values_in: Callable[[Tensor], Tensor]) ->
 
 
 def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]] | None:
-    """The module that gives the values of `block`, maybe with queries and keys, and how they are cut out."""
+    """The value projection of a block, or a fused one, and a function that extracts the values from its output."""
     attention = stack.attention
     path = None if attention is None else attention.value or attention.fused
     if attention is None or path is None:
@@ -147,7 +147,7 @@ def _third_of_each_head(output: Tensor, size: int) -> Tensor:
 
 
 def _values_by_stack(lm: LanguageModel, captured: Mapping[str, list[Tensor]], count: int) -> list[list[Tensor]]:
-    """The values of each stack, in the order of its blocks; a shared block has as many as it was called."""
+    """The values of each stack, in the order of its blocks; a block shared by several layers has one for each call."""
     if not captured:
         return [[] for _ in range(count)]
     return [[v for path, _ in blocks for v in captured.get(path, ())] for _, blocks in list(lm.stacks())[:count]]

@@ -19,13 +19,13 @@ from laconic.model import LanguageModel, predict
 from laconic.progress import Track
 
 MOST_TOLD = 2**26
-"""Numbers that a teacher predicts are kept up to this many (256 MiB); beyond, it is asked anew in every epoch."""
+"""Largest number of precomputed teacher logits (256 MiB in fp32); with more, the teacher runs in every epoch."""
 
 DistillationBatch = dict[str, Any]
-"""`{"student": batch, "teacher": batch, "told": values}`: rows as both read them, and the teacher's predictions."""
+"""`{"student": batch, "teacher": batch, "told": values}`: the rows for both models, and the teacher's predictions."""
 
 TOGETHER = 16
-"""Batches whose rows are sorted together."""
+"""Number of batches whose rows are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class RowDataset(Dataset):
     """Tokenized rows of the student and the teacher.
 
     Args:
-        student: rows as the student reads them.
-        teacher: the same rows as the teacher reads them; None without a teacher.
-        told: the teacher's predictions of each row; None if they are computed in every epoch.
+        student: rows tokenized for the student.
+        teacher: the same rows tokenized for the teacher; None without a teacher.
+        told: the teacher's precomputed predictions of each row, (predictions, values); None if they are computed in
+            every epoch.
     """
 
     student: Sequence[Row]
@@ -50,7 +51,13 @@ class RowDataset(Dataset):
         return self.student[index], None if self.teacher is None else self.teacher[index], told
 
     def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> DistillationBatch:
-        """A padded batch of the rows of these numbers."""
+        """Return a padded batch of some rows.
+
+        Args:
+            numbers: the numbers of the rows.
+            student: the student.
+            teacher: the teacher, or None.
+        """
         return collate_rows([self[number] for number in numbers], student, teacher)
 
     @property
@@ -62,12 +69,12 @@ class RowDataset(Dataset):
 class LengthGroupedSampler(Sampler):
     """Row numbers in random order, in batches of rows of similar length.
 
-    The order depends on the seed and the epoch alone, so a training that continues sees the same rows. The last batch
-    is filled with the first rows, as several processes would do.
+    The order depends only on the seed and the epoch, so a resumed training sees the same rows. The last batch is filled
+    up with the first rows, as accelerate does for several processes.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows of a batch.
+        lengths: number of tokens of each row.
+        batch_size: number of rows of a batch.
         seed: seed of the order.
 
     Example:
@@ -82,7 +89,7 @@ class LengthGroupedSampler(Sampler):
         return self._batch_size * math.ceil(len(self._lengths) / self._batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch."""
+        """Set the number of the epoch; Trainer calls this before each epoch."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -94,7 +101,7 @@ class LengthGroupedSampler(Sampler):
         for start in range(0, len(numbers), several):
             ordered = sorted(numbers[start : start + several], key=lambda number: self._lengths[number])
             batches += [ordered[at : at + size] for at in range(0, len(ordered), size)]
-        # A batch that is not full comes last, where it moves no other.
+        # The incomplete batch comes last, so that the others are not shifted.
         full, rest = [b for b in batches if len(b) == size], [b for b in batches if len(b) < size]
         drawn.shuffle(full)
         ordered = [number for batch in (*full, *rest) for number in batch]
@@ -104,7 +111,13 @@ class LengthGroupedSampler(Sampler):
 def collate_rows(
     lines: Sequence[tuple[Row, Row | None, Tensor | None]], student: LanguageModel, teacher: LanguageModel | None
 ) -> DistillationBatch:
-    """Pad rows to a batch of the student and, if there is a teacher, of the teacher, with its predictions if known."""
+    """Collate rows to batches for the student and the teacher.
+
+    Args:
+        lines: rows of a `RowDataset`: the student's row, the teacher's row, and its predictions.
+        student: the student.
+        teacher: the teacher; without one the batch has only the key `student`.
+    """
     ours, theirs, told = zip(*lines, strict=True)
     batch: DistillationBatch = {"student": collate(student, ours)}
     if teacher is not None:
@@ -119,8 +132,11 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
 
     Args:
         data: calibration data with its corpus.
-        rows: number of training rows; None for all but those held out.
-        held_out: number of held-out rows; at most a tenth of the corpus is taken.
+        rows: number of training rows; None for all that are not held out.
+        held_out: number of held-out rows, reduced to a tenth of the corpus if that is less.
+
+    Returns:
+        The training rows and the held-out rows.
 
     Raises:
         UserError: the data has too few rows for both.
@@ -128,7 +144,7 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
     if data.corpus is None:
         raise UserError("Training needs the rows that the calibration data was drawn from; name their source as data.")
     every = data.corpus
-    # A small corpus can spare a tenth.
+    # At most a tenth of a small corpus is held out.
     spared = min(held_out, len(every.examples) // 10)
     if spared < 1:
         raise UserError(
@@ -155,7 +171,7 @@ def tokenize_corpus(
         labelled: read the labels of the data for the student.
 
     Raises:
-        UserError: no row has tokens, the two leave out different rows, or a label is missing or unknown.
+        UserError: no row has tokens, a row is empty for only one of the two models, or a label is missing or unknown.
     """
     ours = list(tokenize_rows(student, corpus, data.max_length, data.seed, labelled))
     if not ours:
@@ -173,7 +189,17 @@ def tokenize_corpus(
 
 @torch.inference_mode()
 def precompute_predictions(teacher: LanguageModel, lines: RowDataset, batch_size: int, track: Track) -> RowDataset:
-    """The same rows with the teacher's predictions, unless these are more than `MOST_TOLD` numbers."""
+    """Run the teacher on all rows, and return the rows with its predictions.
+
+    Args:
+        teacher: the teacher.
+        lines: the rows.
+        batch_size: number of rows of a batch.
+        track: shows progress.
+
+    Returns:
+        The rows with predictions, or the given rows if the predictions would be more than `MOST_TOLD` numbers.
+    """
     assert lines.teacher is not None
     rows = lines.teacher
     by_length = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))

@@ -1,8 +1,8 @@
-"""Replace the model by a smaller or new one, for `distil` or `finetune` to train.
+"""Replace the model by a student, which a later step `distil` or `finetune` trains.
 
-The student begins with chosen blocks of the model (V. Sanh et al., "DistilBERT", 2019, arXiv 1910.01108, takes one of
-two), with random blocks between the model's embeddings and head, or as another model. Or it is the model itself with a
-head for another task.
+The student has some of the model's blocks (V. Sanh et al., "DistilBERT", 2019, arXiv 1910.01108, keep every second
+one), or random blocks between the model's embeddings and head; or it is another model, or the model itself with a head
+for another task.
 """
 
 import copy
@@ -32,7 +32,7 @@ from laconic.recover.student_init import classifier_class, copy_weights, corresp
 
 SINGLE_LABEL = "single_label_classification"
 IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
-"""Values of a configuration that say what a model is or how it lies on disk, not what it is made of."""
+"""Fields of a configuration that identify the model or its storage and do not describe its architecture."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
@@ -99,7 +99,7 @@ class Student(Step):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """Of the classes of a new head."""
+        """The class names of a new head."""
         if isinstance(self.classes, tuple):
             return tuple(map(str, self.classes))
         return tuple(f"LABEL_{number}" for number in range(self.classes or 0))
@@ -111,7 +111,7 @@ class Student(Step):
 
     @property
     def _has_random_weights(self) -> bool:
-        """Whether anything has."""
+        """Whether any part of the student has random weights."""
         return self._has_random_blocks or self.classes is not None
 
     @property
@@ -150,10 +150,18 @@ class Student(Step):
         return None
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Make the student; `lm` stays as it is, and the outcome's `now` is the student.
+        """Make the student.
+
+        Args:
+            lm: the model; it is not changed.
+            data: not used.
+
+        Returns:
+            An outcome whose `now` is the student.
 
         Raises:
-            UserError: there are no such blocks or no such model, or the student does another task, or does not run.
+            UserError: the blocks or the other model do not exist, the student has another task, or its forward pass
+                fails.
         """
         self.check(lm)
         now, dropped = (self._load_student(lm), {}) if self.model is not None else self._make_student(lm)
@@ -166,7 +174,7 @@ class Student(Step):
         return Outcome(plan={}, before=names | before, after=names | after, dropped=dropped, now=now)
 
     def _check_runs(self, lm: LanguageModel) -> None:
-        """Run the student once: a class may build what it cannot run, and training would find out."""
+        """Run the student once, because some configurations can be built but fail in the forward pass."""
         try:
             check_runs(lm)
         except ModelRunError as error:
@@ -178,7 +186,7 @@ class Student(Step):
             ) from error
 
     def _make_student(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
-        """The student, and which blocks of the model it has not."""
+        """The student, and the numbers of the model's blocks that it lacks, by stack."""
         small = lm.copy()
         dropped = {} if self.blocks is None else Shorten(blocks=self._dropped_blocks(lm)).apply(small, None).dropped
         if not self._has_random_weights:
@@ -196,10 +204,10 @@ class Student(Step):
         now = LanguageModel.of(fresh, lm.tokenizer)
         copy_weights(small, now, blocks=not self._has_random_blocks, outside=self.outside, head=self.classes is None)
         kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
-        # What the outputs of the old head are called may be meant for those of the new.
+        # The user's label_order is kept for a new head with the same number of outputs.
         stays = self.classes is None or self.classes == len(lm.label_order or ())
         now = now.with_label_order(lm.label_order if stays else None)
-        # A model of another task is nothing to be compared with, and makes no vectors.
+        # With a new head the task changes, so there is no original to compare with and no embedding pipeline.
         if self.classes is None:
             kept |= {"original": lm.original, "pipeline": _inherit_pipeline(lm, config)}
         return replace(now, **kept), dropped
@@ -219,9 +227,9 @@ class Student(Step):
         return self._inherit_declarations(made, lm)
 
     def _inherit_declarations(self, other: LanguageModel, lm: LanguageModel) -> LanguageModel:
-        """`other` with what its folder declares of its vectors; with what `lm` does where that declares nothing.
+        """`other` with the embedding pipeline declared in its folder, or else with that of `lm`.
 
-        An order of classes that the user has given goes on where they are called the same.
+        The label_order of `lm` is kept if both models have the same class names.
         """
         assert self.model is not None
         other = sharing_order(other, lm)
@@ -232,7 +240,7 @@ class Student(Step):
         return replace(other, pipeline=pipeline)
 
     def _load_empty_student(self, lm: LanguageModel) -> LanguageModel:
-        """The other model without weights."""
+        """The student that `model` names, without weights."""
         assert self.model is not None
         if self._has_weights:
             found = load_empty(self.model)
@@ -267,5 +275,5 @@ class Student(Step):
 
 
 def _inherit_pipeline(lm: LanguageModel, config: PreTrainedConfig) -> Pipeline | None:
-    """What `lm` declares of its vectors, for a student of this configuration, which declares nothing itself."""
+    """The embedding pipeline of `lm`, adapted to a student with this configuration."""
     return None if lm.pipeline is None else adapt_width(lm.pipeline, config, lm.source)

@@ -1,4 +1,4 @@
-"""Initial weights of a student: random ones, and those of the model that it replaces."""
+"""Initial weights of a student: random weights, and weights copied from the model that it replaces."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,22 +20,22 @@ def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: st
     Args:
         config: the configuration.
         names: names of the classes; a single one makes the head a regression unless `problem_type` says otherwise.
-        problem_type: as transformers names it; None for one class a text.
+        problem_type: `problem_type` of the configuration; None for a single-label classification.
     """
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = problem_type or ("regression" if len(names) == 1 else None)  # type: ignore[assignment]
     ends = special_token_ids(config, "eos_token_id")
     if ends and not special_token_ids(config, "pad_token_id"):
-        # A decoder finds the last token of a text by the padding behind it.
+        # A decoder classifier finds the last token of a row by the pad token.
         config.pad_token_id = ends[0]
 
 
 def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that classifies texts by the architecture of `config`.
+    """Return the sequence classification class for a configuration.
 
     Raises:
-        UserError: there is none.
+        UserError: the architecture has no such class.
     """
     _, mapping = AUTO_CLASSES[Task.CLASSIFICATION]
     if type(config) not in mapping:
@@ -45,18 +45,18 @@ def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed: int) -> PreTrainedModel:
-    """A model of a configuration with random weights in fp32; weights are rounded when they are stored.
+    """Make a model with random weights in fp32 from a configuration.
 
     Args:
         config: the configuration.
         kind: the class of the model, or an auto class.
-        device: where the model goes. Weights are drawn on the CPU, so that they are equal on every device.
+        device: device of the model. Weights are drawn on the CPU, so that they are the same for every device.
         seed: seed of the weights.
 
     Raises:
-        UserError: the configuration contradicts itself.
+        UserError: the class rejects the configuration.
     """
-    # Numbers are drawn on the CPU, so that they are the same on every device.
+    # Weights are drawn on the CPU, so that they are the same for every device.
     drawn_on = device if device.type == "meta" else torch.device("cpu")
     with torch.random.fork_rng(), drawn_on:
         torch.manual_seed(seed)
@@ -76,11 +76,11 @@ def copy_weights(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
         source: the model to copy from.
         target: the model to copy to.
         blocks: copy the weights inside the blocks.
-        outside: copy those outside of the blocks where shapes are equal.
-        head: copy the head too; used with `outside`.
+        outside: copy the weights outside the blocks (embeddings, norms, head) that have equal shapes.
+        head: with `outside`, copy the head too.
 
     Raises:
-        UserError: a block of `source` lacks a weight, or has it in another shape.
+        UserError: a weight inside the blocks of `target` is missing in `source` or has another shape there.
     """
     inside = tuple(f"{layers.list}." for layers in find_layers(target))
     encoder = _prefix(target.model)
@@ -101,11 +101,17 @@ def copy_weights(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
 
 
 def corresponding_name(model: PreTrainedModel, name: str, other: PreTrainedModel) -> str:
-    """The name in `model` of the tensor called `name` in `other`: the encoder lies elsewhere under another head."""
+    """Translate the name of a tensor between two models with different heads, such as `bert.x` and `x`.
+
+    Args:
+        model: the model to return the name for.
+        name: name of the tensor in `other`.
+        other: the other model.
+    """
     prefix = _prefix(other)
     return _prefix(model) + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 def _prefix(model: PreTrainedModel) -> str:
-    """What the names of the encoder's tensors begin with; empty where it is the model itself."""
+    """The prefix of the base model's tensors, such as `bert.`; empty if the model has no head."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."

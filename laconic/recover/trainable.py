@@ -1,9 +1,10 @@
-"""Which numbers of a compressed model are trained, and how those move that are whole numbers or may not all move.
+"""Prepare a compressed model for training: choose its trainable parameters.
 
-Factors, kept weights and biases train as they are, and chosen zeros stay zero (`laconic.formats`). A quantized layer is
-frozen, or trains straight through: a free copy of its matrix moves by the gradient of the nearest codes (Y. Bengio et
-al., 2013, arXiv 1308.3432), which it comes to in the end. With LoRA (E. Hu et al., ICLR 2022, arXiv 2106.09685) only
-low ranks beside the matrices move. They are added to a plain matrix; beside one of zeros or codes they stay (`Sum`).
+Low-rank factors, unpruned weights and biases are trained directly, and pruned weights stay zero (`laconic.formats`).
+The codes of a quantized layer are frozen, or trained with the straight-through estimator (Y. Bengio et al., 2013, arXiv
+1308.3432): a float copy of the matrix gets the gradient of its nearest codes, and is rounded to them at the end. With
+LoRA (E. Hu et al., ICLR 2022, arXiv 2106.09685) only low-rank adapters are trained. At the end they are merged into
+plain matrices; beside pruned or quantized matrices they stay as separate factors (`Sum`).
 """
 
 import warnings
@@ -28,13 +29,14 @@ QuantizedTraining = Literal["frozen", "straight-through"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """What of a model is trained.
+    """Which parts of a model are trained.
 
     Args:
-        quantized: whether codes are `frozen` or trained `straight-through`.
-        lora: rank of adapters; None for none.
-        freeze: globs over names of parameters that stay, also of codes and of matrices that would have adapters.
-        seed: seed of the adapters.
+        quantized: `frozen` keeps codes; `straight-through` trains them with the straight-through estimator.
+        lora: rank of low-rank adapters; None for no adapters.
+        freeze: globs over names of parameters that are not trained. Codes that match are frozen, and matrices that
+            match get no adapters.
+        seed: seed of the initial adapters.
     """
 
     quantized: QuantizedTraining = "frozen"
@@ -44,7 +46,13 @@ class Trainable:
 
 
 class StraightThrough(nn.Module):
-    """A quantized layer in training: it multiplies by the nearest codes of `free`, which gets their gradient."""
+    """A quantized layer with a straight-through estimator.
+
+    The forward pass uses the codes nearest to the float matrix `free`; the backward pass gives `free` their gradient.
+
+    Args:
+        layer: the quantized layer.
+    """
 
     def __init__(self, layer: PackedCodes) -> None:
         super().__init__()
@@ -53,7 +61,7 @@ class StraightThrough(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What stands for the layer's weight to those that ask for its dtype."""
+        """The `weight` of the quantized layer, for callers that read its dtype."""
         return self.layer.weight
 
     @property
@@ -65,18 +73,18 @@ class StraightThrough(nn.Module):
         return linear(x, (self.layer.nearest(free) - free + self.free).to(x.dtype), self.layer.bias)
 
     def settle(self) -> PackedCodes:
-        """The quantized layer, with the codes nearest to `free`."""
+        """Set the codes of the quantized layer to those nearest to `free`, and return it."""
         self.layer.requantize(self.free.detach())
         return self.layer
 
 
 @contextmanager
 def trainable(lm: LanguageModel, config: Trainable) -> Iterator[None]:
-    """Within the context `lm` is ready for training; afterwards it is as stored, rounded to its dtype.
+    """Within the context `lm` is ready for training; afterwards its layers are restored and rounded to its dtype.
 
     Args:
         lm: the model, changed in place.
-        config: what is trained.
+        config: which parts are trained.
 
     Raises:
         UserError: a glob matches no parameter, nothing is left to train, or LoRA is asked for without peft.
@@ -111,10 +119,10 @@ def check_lora(rank: int | None) -> None:
 
 
 def frozen_parameters(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
-    """The parameters whose names match the globs.
+    """Return the parameters whose names match any of the globs.
 
     Raises:
-        UserError: a glob matches none.
+        UserError: a glob matches no parameter.
     """
     names = dict(lm.model.named_parameters())
     found: dict[str, nn.Parameter] = {}
@@ -138,7 +146,7 @@ def _unfreeze(movable: Sequence[nn.Parameter]) -> None:
 
 
 def _insert_straight_through(lm: LanguageModel, frozen_ids: Set[int]) -> dict[StraightThrough, list[str]]:
-    """Put a free copy where every layer of codes is that multiplies; what is looked up in codes stays frozen."""
+    """Wrap every quantized linear layer in `StraightThrough`; quantized embeddings stay frozen."""
     places: dict[PackedCodes, list[str]] = {}
     embedded = {module.coded for module in lm.model.modules() if isinstance(module, PackedEmbedding)}
     for name, module in lm.model.named_modules(remove_duplicate=False):
@@ -159,7 +167,7 @@ def _remove_straight_through(lm: LanguageModel, layers: dict[StraightThrough, li
 
 
 def _add_adapters(lm: LanguageModel, rank: int, seed: int, frozen_ids: Set[int]) -> None:
-    """Adapters of this rank beside every matrix of attention and feed-forward that is not to stay `frozen_ids`."""
+    """Add adapters of this rank to every matrix of attention and feed-forward that is not in `frozen_ids`."""
     plain: list[str] = []
     for number, site in enumerate(lm.sites()):
         if any(id(parameter) in frozen_ids for name, parameter in site.module.named_parameters() if "bias" not in name):
@@ -174,7 +182,7 @@ def _add_adapters(lm: LanguageModel, rank: int, seed: int, frozen_ids: Set[int])
     config = _peft("peft").LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=plain, fan_in_fan_out=conv)
     with warnings.catch_warnings(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        # A plain linear inside of GPT-2 lies the other way round than its own; peft sees to it, and says so.
+        # `nn.Linear` and GPT-2's Conv1D store transposed weights; peft corrects `fan_in_fan_out` with a warning.
         warnings.simplefilter("ignore")
         _peft("peft").inject_adapter_in_model(config, lm.model)
 
@@ -192,7 +200,7 @@ def _add_low_rank(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
 
 
 def _merge_adapters(lm: LanguageModel) -> None:
-    """Add what peft's adapters have learned to the matrices that they are beside."""
+    """Merge peft's adapters into their matrices, and remove them."""
     tuner = _peft("peft.tuners.tuners_utils").BaseTunerLayer
     adapted: list[tuple[str, Any]] = [pair for pair in lm.model.named_modules() if isinstance(pair[1], tuner)]
     for name, module in adapted:

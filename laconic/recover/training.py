@@ -1,4 +1,4 @@
-"""What the steps that train have in common: the rows, the schedule, the parts of the model that move."""
+"""The base class of the steps that train: rows, schedule, trainable parts of the model, and the training itself."""
 
 import hashlib
 import math
@@ -53,7 +53,11 @@ class TrainConfig:
     seed: int
 
     def steps(self, rows: int) -> tuple[int, int]:
-        """(updates between two evaluations, updates in all), the latter a multiple of the former, for so many rows."""
+        """Return (updates between two evaluations, updates in total); the total is a multiple of the first number.
+
+        Args:
+            rows: number of training rows.
+        """
         wanted = self.epochs * math.ceil(rows / (self.batch_size * self.accumulate))
         often = max(1, round(wanted / self.evaluations))
         return often, often * max(1, round(wanted / often))
@@ -61,13 +65,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """The rows of a training, and the models that read them.
+    """The rows of a training, and its models.
 
     Args:
         train: rows to train on.
-        held_out: rows that the loss is evaluated on.
+        held_out: rows to evaluate the loss on.
         student: the model that is trained.
-        teacher: the model that it learns from; None where there is none.
+        teacher: the teacher; None for training without one.
     """
 
     train: RowDataset
@@ -76,7 +80,7 @@ class TrainingData:
     teacher: LanguageModel | None
 
     def first(self) -> DistillationBatch:
-        """A batch of the first row, for the student and the teacher."""
+        """Return a batch with the first row only."""
         return self.train.batch(range(1), self.student, self.teacher)
 
 
@@ -145,19 +149,19 @@ class Training(Step):
 
     @abstractmethod
     def load_teacher(self, lm: LanguageModel) -> LanguageModel | None:
-        """The teacher, on the device of `lm`; None where there is none."""
+        """Return the teacher on the device of `lm`, or None for training without one."""
 
     @abstractmethod
     def loss_terms(
         self, lm: LanguageModel, teacher: LanguageModel | None, batch: DistillationBatch, classes: Sequence[str] = ()
     ) -> Terms:
-        """The terms of the loss.
+        """Return the terms of the loss.
 
         Args:
             lm: the student.
-            teacher: its teacher, if there is one.
-            batch: one row as both read it.
-            classes: names of the classes of the data.
+            teacher: its teacher, or None.
+            batch: a batch with one row, to find out the numbers of layers.
+            classes: class names of the data, in the order of their numbers; empty if unknown.
         """
 
     @property
@@ -191,7 +195,7 @@ class Training(Step):
         return data
 
     def dry_run(self, lm: LanguageModel) -> None:
-        """The structure does not change, except for adapters beside codes and zeros, which no later step minds."""
+        """Leave the structure as it is; adapters beside pruned or quantized matrices do not affect later checks."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Train the model in place, or continue a training that was interrupted.
@@ -226,7 +230,7 @@ class Training(Step):
     def _train(
         self, loss_module: DistillationLoss, training_data: TrainingData, data: Calibration, folder: Path
     ) -> dict[str, Any]:
-        """The history of the training, which is done and kept in `folder`."""
+        """Train, save the result in `folder`, and return the history."""
         from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
 
         lines = train(loss_module, training_data, self._train_config(data.seed), folder, data.track)
@@ -252,7 +256,7 @@ class Training(Step):
         return TrainingData(train=train_rows, held_out=held_out, student=lm, teacher=teacher)
 
     def _with_predictions(self, training_data: TrainingData, data: Calibration) -> TrainingData:
-        """With what the teacher says of every row, where it would be asked more than once."""
+        """Precompute the teacher's predictions if they are used in more than one epoch."""
         teacher = training_data.teacher
         if teacher is None or self.compares_layers or self.epochs <= 1:
             return training_data
@@ -263,13 +267,13 @@ class Training(Step):
         return replace(training_data, train=train_rows, held_out=held_out)
 
     def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str | None:
-        """Names everything that decides the result; None where the source of a class is not to be had."""
+        """A hash of everything that determines the result; None if the source code of a class is not available."""
         rows = hashlib.blake2b(repr(data.corpus).encode(), digest_size=16).hexdigest()
         taught = "" if teacher is None else key_of(teacher, data, ())
         if taught is None:
             return None
         versions = [f"{name} {version(name)}" for name in ("accelerate", "transformers")]
-        # `repr` of a corpus has its labels as they stand there; what they mean to the model hangs on this too.
+        # The corpus has labels as the data spells them; their class numbers also depend on label_order.
         classes = repr(lm.label_order)
         code = hash_packages("recover")
         question = [repr(self), rows, str(data.max_length), taught, classes, str(count()), code, *versions]
@@ -281,7 +285,7 @@ def _nbytes(lm: LanguageModel) -> dict[str, int]:
 
 
 def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """The bytes of those matrices that take others now, because adapters stay beside them."""
+    """The bytes before and after of the matrices whose size changed, because adapters stay beside them."""
     now = {
         name: sum(size for other, size in after.items() if other == name or other.startswith(f"{name}."))
         for name in before

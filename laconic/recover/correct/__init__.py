@@ -1,4 +1,4 @@
-"""What is left of a model brought nearer to the original in closed form, without training."""
+"""Correct a compressed model in closed form, without training, so that it is closer to the original."""
 
 from laconic.recover.correct.step import Correct
 

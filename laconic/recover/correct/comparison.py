@@ -1,7 +1,8 @@
-"""The model and the original run side by side: what each layer reads now, and what it should give.
+"""Run the compressed model and the original in parallel, and collect inputs and target outputs of each layer.
 
-That is what the layer of the original gives, from inputs of its own. A layer that writes to the residual stream also
-makes up for how far that has drifted before it and, where blocks were dropped behind its own, for what these would add.
+The target of a layer is the output of the same layer in the original. For a layer that writes to the residual stream,
+the target also compensates for the drift of the stream before it and, if the blocks after its own were dropped, for the
+missing outputs of these blocks.
 """
 
 from collections.abc import Iterator
@@ -20,10 +21,10 @@ from laconic.model import Batch, LanguageModel, Task
 from laconic.recover.correct.pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
 KEPT_NUMBERS = 2**26
-"""Numbers that pass through a block of the original are kept up to this many (256 MiB), and computed again beyond."""
+"""Largest number of activations of the original that are cached for one block (256 MiB in fp32)."""
 
 LEAST_GAIN = 0.1
-"""Of the mean gain of a norm: channels with less count as having that."""
+"""Smallest gain of a norm's channel that `invert_norm` divides by, relative to the mean gain."""
 
 Step = tuple[list[Pair], Anchor]
 
@@ -44,15 +45,15 @@ class Comparison:
         self._kept: dict[int, ActivationCapture] = {}
 
     def steps(self) -> Iterator[Step]:
-        """Yield the layers of each distinct input with their moments, in forward order.
+        """Yield the layers that share an input, with their moments, in forward order.
 
-        The caller may change the layers before it asks for the next ones.
+        The caller may change the layers before it asks for the next ones, which are then measured on the changed model.
         """
         for row in pair_stacks(self.lm, self.original):
             entered = [self.now.enter(self._modules(self.lm, row.here))]
             entered.append(self.then.enter(self._modules(self.original, row.there)))
             if not all(entered):
-                # Blocks that are called in another order: only whole runs can be compared, call by call.
+                # The blocks do not form a chain, so run the whole models and compare them call by call.
                 if len(row.here) == len(row.there):
                     for piece in row.pieces:
                         yield from self._compare(Piece(piece.steps))
@@ -84,7 +85,7 @@ class Comparison:
             yield [piece.norm], self._measure_norm(piece, piece.norm)
 
     def _has_same_outputs(self, pair: Pair) -> bool:
-        """Whether the layer gives as many numbers as that of the original: one that lost heads or channels does not."""
+        """Whether the layer has as many outputs as in the original; pruned heads or channels reduce them."""
         return out_features(self.lm.model.get_submodule(pair.name)) == out_features(
             self.original.model.get_submodule(pair.there)
         )
@@ -115,7 +116,7 @@ class Comparison:
 
     @torch.no_grad()
     def _measure_norm(self, piece: Piece, norm: Pair) -> Anchor:
-        """The norm that closes `piece` gives the stream itself: what it gives now, and what it should."""
+        """Collect the outputs of the norm that ends a block (post-LN), and the stream of the original there."""
         features = self.lm.model.get_submodule(norm.name).get_parameter("weight").numel()
         anchor = Anchor(features, {norm.name: features}, self.lm.device)
         for number, batch in enumerate(self.batches):
@@ -125,7 +126,7 @@ class Comparison:
         return anchor
 
     def _run_original(self, piece: Piece, number: int) -> ActivationCapture:
-        """What passes through the original, which is the same for every step of `piece`."""
+        """The activations of the original, which are the same for every step of `piece`."""
         if number in self._kept:
             return self._kept[number]
         paths = [pair.there for step in piece.steps for pair in step]
@@ -152,14 +153,21 @@ def _run(stream: Stream, piece: Piece, number: int) -> None:
 
 
 def _numbers(tap: ActivationCapture) -> int:
-    """In what was listened to, at most: a tensor may be there several times."""
+    """Number of captured elements; a tensor that was captured several times is counted each time."""
     every = (*tap.inputs.values(), *tap.outputs.values())
     return sum(tensor.numel() for tensors in every for tensor in tensors)
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """One call: what passed through the model and through the original, and what leaves dropped blocks behind."""
+    """One call of a block.
+
+    Args:
+        now: activations of the model.
+        then: activations of the original.
+        call: number of the call.
+        after: the original's stream after the dropped blocks; None if none were dropped.
+    """
 
     now: ActivationCapture
     then: ActivationCapture
@@ -168,7 +176,7 @@ class _Outputs:
 
 
 def _target_output(piece: Piece, residual: Residual, outputs: _Outputs, name: str, y: Tensor) -> Tensor:
-    """What the layer `name` should give so that the residual stream is that of the original; y where it writes none."""
+    """The target output of the layer `name` that restores the original's residual stream; y if it writes to none."""
     index = next((index for index, part in enumerate(piece.parts) if part.writer == name), None)
     if index is None:
         return y
@@ -186,14 +194,23 @@ def _target_output(piece: Piece, residual: Residual, outputs: _Outputs, name: st
 
 
 def invert_norm(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
-    """The input from which a norm, with the mean and variance of x, would make the output y."""
+    """Invert a LayerNorm, with the mean and variance of a given input.
+
+    Args:
+        norm: the norm, with weight and bias.
+        y: its wanted output, (…, d).
+        x: an input whose mean and variance are used, (…, d).
+
+    Returns:
+        The input that gives y, (…, d). Very small gains are replaced by `LEAST_GAIN` of the mean gain.
+    """
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    # A channel that is nearly shut says next to nothing of what came in.
+    # The output of a channel with a very small gain hardly depends on its input.
     least = LEAST_GAIN * weight.abs().mean()
     gain = torch.where(weight < 0, -1.0, 1.0) * weight.abs().clamp(min=least)
     return x.std(-1, correction=0, keepdim=True) * (y - bias) / gain + x.mean(-1, keepdim=True)
 
 
 def out_features(module: nn.Module) -> int:
-    """The number of outputs of a plain linear or a format."""
+    """Return the number of outputs of a plain or compressed linear layer."""
     return shape_of(module)[0]

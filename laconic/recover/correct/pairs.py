@@ -1,7 +1,7 @@
-"""Which layer of the original each layer of the compressed model stands for, and what is run to compare them.
+"""Pair the layers of a compressed model with those of the original, and divide the models into pieces to run.
 
-A layer is a plain linear, or the format that has taken its place. It has the same path as in the original, except for
-the numbers of blocks where some were dropped.
+A layer is a plain linear layer or the compressed layer that replaced it. It has the same path as in the original,
+except for the block number if blocks were dropped.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Pair:
     Args:
         name: path of the layer in the model.
         there: path of the layer in the original.
-        place: where the original layer is called; it says whose tokens the layer reads.
+        place: the layer in the original; it says whether the layer reads source or target tokens.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a model that runs again and again while its layers are corrected: a block, or the whole model.
+    """The part of a model that runs while its layers are corrected: a block, or the whole model.
 
     Args:
-        steps: the layers in forward order, those that read one input together.
+        steps: the layers in forward order, in groups that read the same input.
         block: path of the block in the model; None for the whole model.
-        there: path of the block of the original that it stands for.
-        spans: number of blocks of the original that it stands for: its own and those behind it that were dropped.
-        parts: readers and writers of the residual stream, by path in the model.
-        origins: the same by path in the original.
-        norm: the norm that closes the block.
+        there: path of the same block in the original.
+        spans: number of blocks of the original that it replaces: its own and dropped blocks that follow it.
+        parts: its sublayers, with paths in the model.
+        origins: the same sublayers, with paths in the original.
+        norm: the LayerNorm at the end of the block (post-LN); None without one.
     """
 
     steps: list[list[Pair]]
@@ -64,10 +64,10 @@ class StackPair:
     """The blocks of one stack in the model and in the original.
 
     Args:
-        here: paths in the model.
-        there: paths in the original.
-        numbers: for each path in `here`, the number of its block in `there`.
-        pieces: what is run for each block.
+        here: paths of the blocks in the model.
+        there: paths of the blocks in the original.
+        numbers: for each block in `here` its number in `there`.
+        pieces: the piece of each block in `here`.
     """
 
     here: list[str]
@@ -77,13 +77,13 @@ class StackPair:
 
 
 def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
-    """The blocks of each stack, paired with those of the original.
+    """Pair the blocks of each stack with those of the original.
 
     Raises:
-        UserError: it is not known which blocks of the original are left.
+        UserError: the dropped blocks on record do not explain the number of blocks that are left.
     """
     sites = original.sites(("blocks",))
-    # Blocks that several layers share are all there, whichever of these went.
+    # If all layers of a stack share one block, dropping layers does not renumber it.
     names = [None if layers.shared else layers.name for layers in find_layers(original)] if any(lm.dropped) else []
     rows = []
     for index, ((stack, now), (_, were)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
@@ -115,7 +115,7 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
 
 
 def _remaining_blocks(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
-    """The numbers of those of `count` blocks that are left after each of `gone` in turn; a part of a block is none."""
+    """The original numbers of the blocks that are left; `gone` has the drops in order, parts of blocks are ignored."""
     numbers = list(range(count))
     for here in gone:
         numbers = [number for place, number in enumerate(numbers) if place not in here]
@@ -128,13 +128,13 @@ def _closing_norm(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pa
     if closing is None or not has_module(lm.model, path):
         return None
     norm = lm.model.get_submodule(path)
-    # Others may have no bias, or add something to their weight.
+    # Other norms may have no bias, or an offset on their weight.
     plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
     return Pair(path, f"{there}.{closing}", Place(path, norm, (stack.reads,))) if plain else None
 
 
 def head_piece(lm: LanguageModel, original: LanguageModel) -> Piece:
-    """The layers behind the blocks, for which the whole model runs."""
+    """Return the piece with the head's layers, for which the whole model runs."""
     heads = [site for site in original.sites(("*",)) if site.group is Group.HEAD]
     return Piece(_pair_layers(lm, original, heads, "", ""))
 
@@ -153,19 +153,19 @@ def _pair_layers(
 
 
 def _outer_format(model: nn.Module, name: str) -> str:
-    """The outermost format that the module of that name lies in, or itself."""
+    """The path of the outermost compressed layer that contains the module `name`, or `name` itself."""
     parts = name.split(".")
     paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return next((path for path in paths if isinstance(model.get_submodule(path), Format)), name)
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
-    """The bias of a plain linear or a format, (out,); None if it has none."""
+    """Return the bias of a plain or compressed linear layer, (out,); None if it has none."""
     return layer.bias if isinstance(layer, Format) else dict(layer.named_parameters(recurse=False)).get("bias")
 
 
 def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
-    """The dense matrix of a plain linear or a format, (out, in)."""
+    """Return the dense matrix of a plain or compressed linear layer, (out, in)."""
     if isinstance(layer, Format):
         return layer.dense().detach()
     weight = layer.get_parameter("weight").detach()
@@ -173,7 +173,7 @@ def matrix_of(layer: nn.Module) -> Float[Tensor, "out in"]:
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """(out, in) of a plain linear or a format, without computing the dense matrix."""
+    """Return (out, in) of a plain or compressed linear layer, without computing the dense matrix."""
     if isinstance(layer, Format):
         return layer.shape
     shape = tuple(layer.get_parameter("weight").shape)

@@ -1,15 +1,15 @@
-"""Correct a compressed model in closed form: bring each layer as near as it can get to the outputs of the original.
+"""Correct a compressed model in closed form: fit the outputs of each layer to those of the original.
 
-With x̃ the present inputs of a layer and y* the outputs to reach, C = Cov(x̃) and D = Cov(y*, x̃), or the uncentred
-moments if the layer has no bias, the numbers that its format stores are those of least
+Let x̃ be the inputs of a layer in the compressed model, and y* the target outputs. Let C = Cov(x̃) and D = Cov(y*, x̃),
+or the uncentred moments if the layer has no bias. The values that the layer's format stores are chosen to minimise
 
 E‖y* − Ŵ x̃‖² + λ ‖Ŵ − Ŵ₀‖² = const + tr((W* − Ŵ) H (W* − Ŵ)^T),    H = C + λ I,  W* = (D + λ Ŵ₀) H^{-1},
 
-where Ŵ₀ is its present matrix. λ is chosen by cross-validation over two halves of the batches, for a layer that could
-be W* itself, so that one solution in the format is enough. A format has fewer numbers that can follow the noise, so it
-takes a part of that λ. Then b̂ = E[y*] − Ŵ E[x̃] leaves no mean error.
+where Ŵ₀ is the present matrix. λ is chosen by cross-validation over two halves of the batches with the dense solution
+W*, so that the format is solved only once. A format has fewer free values than a dense matrix and overfits less, so it
+uses a third of that λ. Then the bias b̂ = E[y*] − Ŵ E[x̃] removes the mean error.
 
-AA-SVD, arXiv 2604.02119, does this for a low rank; GPTAQ, arXiv 2504.02692, for codes, which stay as they are here.
+AA-SVD (arXiv 2604.02119) does this for low-rank factors, and GPTAQ (arXiv 2504.02692) for codes; here codes stay fixed.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class Correct(Step):
         return True
 
     def check(self, lm: LanguageModel) -> None:
-        """Nothing is refused: layers that cannot be corrected stay as they are."""
+        """Accept every model; layers that cannot be corrected stay as they are."""
 
     def check_data(self, data: Calibration | None) -> None:
         held_out_count(self._require_data(data).batches, self.held_out, self.name)
@@ -77,11 +77,18 @@ class Correct(Step):
         """The structure does not change."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Correct a copy of the model, and keep it if it diverges less from the original on held-out rows.
+        """Correct a copy of the model, and keep it if its divergence from the original on held-out rows is lower.
+
+        Args:
+            lm: the model, changed in place.
+            data: calibration data.
+
+        Returns:
+            An outcome with the divergences before and after, and the kind of correction that was kept.
 
         Raises:
-            UserError: data or the original is missing, there are too few rows, or the blocks are not those of the
-                original.
+            UserError: data or the original is missing, there are too few rows, or the blocks cannot be paired with
+                those of the original.
         """
         data = self._require_data(data)
         original = lm.original
@@ -104,7 +111,7 @@ class Correct(Step):
     def _correct_if_better(
         self, lm: LanguageModel, original: LanguageModel, data: Calibration, metric: KLMetric, before: Divergences
     ) -> tuple[str, Divergences]:
-        """What was kept of the ways to correct, the one that moves most first, and the divergence then."""
+        """Try a refit and then a correction of the biases only; return the first that helps, and its divergence."""
         for candidate_name, refits in (("refit", True), ("biases", False)):
             if refits and not self.refit:
                 continue
@@ -119,7 +126,7 @@ class Correct(Step):
 
 @torch.no_grad()
 def _copy_parameters(lm: LanguageModel, other: LanguageModel) -> None:
-    """The numbers of `other`, a copy of `lm`, in place."""
+    """Copy the parameters of `other`, a corrected copy of `lm`, into `lm`."""
     for mine, theirs in zip(lm.model.parameters(), other.model.parameters(), strict=True):
         mine.copy_(theirs)
 
@@ -129,9 +136,9 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
 
     Args:
         lm: the model, changed in place.
-        original: the model to come near to.
+        original: the original model.
         data: calibration data.
-        refits: refit what the layers store, not only their biases.
+        refits: refit factors, unpruned weights and scales as well as biases.
 
     Raises:
         UserError: inputs or outputs of a layer are not finite.
@@ -151,7 +158,7 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
 
 
 def _is_shared(lm: LanguageModel, layer: nn.Module) -> bool:
-    """Whether another module has a tensor of the layer's matrix too, as the embedding has that of a tied head."""
+    """Whether another module shares a parameter with the layer's matrix, as the embedding does with a tied head."""
     bias = bias_of(layer)
     own = {id(tensor) for tensor in layer.parameters() if tensor is not bias}
     inside = set(layer.modules())
@@ -160,17 +167,17 @@ def _is_shared(lm: LanguageModel, layer: nn.Module) -> bool:
 
 
 FORMAT_RIDGE = 1 / 3
-"""The part of λ that is taken for a format."""
+"""Factor on λ for a compressed layer."""
 
 
 def reads_inputs(layer: nn.Module, moments: Moments) -> bool:
-    """Whether the matrix of `layer` is as wide as the measured inputs; a dropped part may get no inputs at all."""
+    """Return whether `layer` is as wide as its measured inputs; a dropped part may get no inputs at all."""
     return shape_of(layer)[1] == len(moments.x)
 
 
 @torch.no_grad()
 def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
-    """Refit what `layer` stores of its matrix, if the fit on one half of the batches helps on the other.
+    """Refit the matrix of a layer within its format, if cross-validation between the two halves shows a gain.
 
     Args:
         lm: the model, whose stored dtype the result is rounded to.
@@ -197,7 +204,13 @@ def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[M
 
 @torch.no_grad()
 def correct_bias(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
-    """Give `layer`, which has a bias, the bias that leaves no mean error."""
+    """Set the bias of a layer so that its mean error is zero.
+
+    Args:
+        lm: the model, whose stored dtype the result is rounded to.
+        layer: a plain or compressed linear layer with a bias, changed in place.
+        moments: moments of its inputs and target outputs.
+    """
     bias = bias_of(layer)
     assert bias is not None
     through = matrix_of(layer).double() @ moments.x if reads_inputs(layer, moments) else 0
@@ -206,9 +219,15 @@ def correct_bias(lm: LanguageModel, layer: nn.Module, moments: Moments) -> None:
 
 @torch.no_grad()
 def correct_norm(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequence[Moments]) -> None:
-    """Fit the bias, and the gain of each channel, of a norm with outputs x̃ to the outputs y* to reach.
+    """Fit the bias and the gain of each channel of a LayerNorm to target outputs.
 
-    The gains stay if those of one fold err more on the other than no change, or if there are too few folds.
+    The gains stay unchanged if cross-validation shows no improvement, or if there are too few folds.
+
+    Args:
+        lm: the model, whose stored dtype the result is rounded to.
+        norm: the norm, changed in place.
+        whole: moments over all batches, with the norm's present outputs as x̃ and the target outputs as y*.
+        folds: the same over each half of the batches; empty to fit the bias only.
     """
     gain, one = _gain(whole), torch.ones_like(whole.x)
     pairs = list(zip(folds, reversed(folds), strict=True)) if len(folds) == FOLDS else []
