@@ -152,7 +152,13 @@ def _compute_moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moment
 
 
 def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[Tensor, "out in"]:
-    """Return W* = (D + λ W)(C + λ I)^{-1} with λ = ridge · mean(diag C), or W itself if all inputs are zero."""
+    """Return W* = (D + λ W)(C + λ I)^{-1} with λ = ridge · mean(diag C), or W itself if all inputs are zero.
+
+    Args:
+        W: the present matrix, (out, in), in float64.
+        moments: moments of inputs and target outputs.
+        ridge: λ relative to the mean of C's diagonal, above 0.
+    """
     level = ridge * moments.C.diagonal().mean()
     if level <= 0:
         return W
@@ -186,7 +192,12 @@ def choose_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float 
 
 
 def squared_error(W: Float[Tensor, "out in"], moments: Moments) -> float:
-    """Return E‖y* − W x̃‖² up to a constant that does not depend on W: tr(W C W^T) − 2 tr(W D^T)."""
+    """Return E‖y* − W x̃‖² up to a constant that does not depend on W: tr(W C W^T) − 2 tr(W D^T).
+
+    Args:
+        W: a matrix, (out, in), in float64.
+        moments: moments of inputs and target outputs.
+    """
     return (W * (W @ moments.C - 2 * moments.D)).sum().item()
 
 

@@ -91,7 +91,12 @@ def rows_of(
 
 
 def at_once(lm: LanguageModel, wanted: int) -> int:
-    """Return the allowed number of rows of a batch: `wanted`, or 1 for a classifier without a pad token."""
+    """Return the allowed number of rows of a batch.
+
+    Args:
+        lm: the model.
+        wanted: the number for models that can read padded batches; a classifier without a pad token gets 1.
+    """
     # A decoder classifier finds the last token of each row by the pad token, so without one it reads single rows only.
     return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else wanted
 
@@ -131,7 +136,18 @@ def positions(lm: LanguageModel) -> int | None:
 def tokenize_rows(
     lm: LanguageModel, corpus: Corpus, max_length: int, seed: int, labelled: bool = False
 ) -> Iterator[Row]:
-    """Yield the rows of the corpus that have tokens, with the labels of the model's task; see `batches`."""
+    """Yield the rows of the corpus that have tokens, with the labels of the model's task.
+
+    Args:
+        lm: the model whose tokenizer and task are used; its weights need not be loaded.
+        corpus: the rows.
+        max_length: largest number of tokens of a row, reduced to what the model can read.
+        seed: seed of the masking.
+        labelled: read the labels of the data, for sequence classification.
+
+    Raises:
+        UserError: for the same reasons as `batches`, except that an empty result is no error.
+    """
     tokenizer = tokenizer_of(lm)
     longest = min(max_length, positions(lm) or max_length, _declared_length(lm, tokenizer) or max_length)
     if lm.task.is_sequence_classification:
@@ -259,7 +275,7 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`.
+    """Return a new batch with all tensors on `device`.
 
     Example:
         >>> to_device({"input_ids": torch.ones(1, 2)}, torch.device("meta"))["input_ids"].device.type

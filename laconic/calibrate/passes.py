@@ -63,6 +63,10 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
 def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
     """Run one forward pass without a key-value cache and return the outputs.
 
+    Args:
+        lm: the model.
+        inputs: a batch without padding, such as `random_batch` returns.
+
     Raises:
         UserError: the forward pass fails.
     """

@@ -71,7 +71,7 @@ class InputStatistic(Statistic, ABC):
     @classmethod
     @abstractmethod
     def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "InputStatistic":
-        """The statistic before any token.
+        """Return the statistic before any token.
 
         Args:
             in_features: width of the inputs.
@@ -93,7 +93,12 @@ class GradientStatistic(Statistic, ABC):
     @classmethod
     @abstractmethod
     def empty(cls, shape: tuple[int, int], device: torch.device) -> "GradientStatistic":
-        """The statistic of a matrix of `shape` (out, in) before any gradient."""
+        """Return the statistic before any gradient.
+
+        Args:
+            shape: (out, in) of the matrix.
+            device: where the sum is kept.
+        """
 
     @abstractmethod
     def update(self, x: Inputs | None, g: Gradients) -> None:
@@ -126,7 +131,12 @@ class InputCovariance(InputStatistic):
 
     @classmethod
     def of(cls, moment: InputMoment, count: int) -> "InputCovariance":
-        """The statistic of a given second moment over `count` tokens."""
+        """Return the statistic with a given second moment.
+
+        Args:
+            moment: C, (in, in), or its diagonal (in,).
+            count: number of tokens that it was averaged over.
+        """
         return cls.restored(moment * count, count)
 
     @classmethod

@@ -180,7 +180,12 @@ class Prices:
     scale: float = 1.0
 
     def priced(self, units: Sequence[SolveGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
-        """Return the candidates with their times; products that are missing in the table are measured."""
+        """Return the candidates with their times; products that are missing in the table are measured.
+
+        Args:
+            units: the units.
+            candidates: the candidates of each unit, by name.
+        """
         rungs = [(unit, candidate) for unit in units for candidate in candidates[unit.name].all]
         executed = [(candidate, product) for unit, candidate in rungs for _, product in self._executed(unit, candidate)]
         dense = [product for candidate, product in executed if candidate.method is None]

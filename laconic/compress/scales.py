@@ -70,7 +70,14 @@ class Rescale(Step):
         """Scales change no structure."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Scale all inputs that can be scaled; the outcome lists the layers whose columns were multiplied.
+        """Scale the inputs of all projections whose preceding module can absorb the scales.
+
+        Args:
+            lm: the model, changed in place.
+            data: calibration data.
+
+        Returns:
+            The unchanged bytes of the layers whose columns were multiplied.
 
         Raises:
             UserError: data is missing or empty, or no module of `lm` can take up scales.

@@ -166,7 +166,13 @@ def replace_layers(lm: LanguageModel, unit: SolveGroup, whole: Format, problem: 
 
 
 def put_empty_format(lm: LanguageModel, unit: SolveGroup, method: Method) -> None:
-    """Replace the layers of a unit in a model on the meta device by a format without weights; see `replace_layers`."""
+    """Replace the layers of a unit in a model without weights, under the same condition as `replace_layers`.
+
+    Args:
+        lm: the model on the meta device, changed in place.
+        unit: the layers to replace.
+        method: the method with its size.
+    """
     kept, every = _nonzero_count(unit), unit.shape[0] * unit.shape[1]
     whole = method.meta_format(unit.shape, kept if kept < every else None).to(lm.dtype)
     left = every if whole.support is None else whole.count

@@ -134,6 +134,10 @@ def save_trained(loss_module: nn.Module, path: Path) -> None:
 def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load parameters that `save_trained` wrote, in place.
 
+    Args:
+        loss_module: the module that is trained.
+        tensors: its trainable parameters by name.
+
     Raises:
         KeyError: the names differ from those of the trainable parameters.
     """

@@ -121,6 +121,10 @@ def check_lora(rank: int | None) -> None:
 def frozen_parameters(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parameter]:
     """Return the parameters whose names match any of the globs.
 
+    Args:
+        lm: the model.
+        globs: patterns of parameter names, such as `*embeddings*`.
+
     Raises:
         UserError: a glob matches no parameter.
     """

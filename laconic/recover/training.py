@@ -200,6 +200,13 @@ class Training(Step):
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Train the model in place, or continue a training that was interrupted.
 
+        Args:
+            lm: the model, changed in place.
+            data: calibration data with its corpus.
+
+        Returns:
+            The history of the training, its log files, and the bytes of matrices whose size changed.
+
         Raises:
             UserError: there are too few rows, labels that the loss needs are missing, or a library is not installed.
         """

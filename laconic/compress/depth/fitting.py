@@ -263,7 +263,16 @@ def _numbers(maps: Sequence[Map]) -> int:
 
 @torch.no_grad()
 def mean_outputs(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> dict[Cut, Tensor]:
-    """Measure the mean output of each sub-block, (d,), over all tokens without padding."""
+    """Measure the mean output of sub-blocks over all tokens without padding.
+
+    Args:
+        lm: the model.
+        cuts: the sub-blocks.
+        data: calibration data.
+
+    Returns:
+        The mean, (d,) in float64, by cut.
+    """
     writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
     sums: dict[Cut, Tensor] = {}
     counts = dict.fromkeys(cuts, 0)

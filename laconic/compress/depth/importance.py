@@ -180,7 +180,13 @@ Gates = Float[Tensor, "cuts rows"]
 
 
 def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> dict[Cut, float]:
-    """Compute ½ Σ_rows (∂L/∂ξ)² / predictions for each cut, in nats per prediction."""
+    """Compute the first-order importance ½ Σ_rows (∂L/∂ξ)² / predictions of each cut, in nats per prediction.
+
+    Args:
+        lm: the model.
+        data: calibration data.
+        cuts: blocks or sub-blocks, each with a gate ξ of its own.
+    """
     total = torch.zeros(len(cuts), dtype=torch.float64, device=lm.device)
     count = 0
     trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]

@@ -272,6 +272,12 @@ def choose_by_place(select: Select, row: Row, drop: int) -> list[Cut]:
 def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
     """Choose the cuts with the lowest scores that the model allows together.
 
+    Args:
+        row: all cuts in forward order.
+        scores: the score of each cut.
+        drop: number of cuts to choose.
+        allowed: whether cuts can be made.
+
     Raises:
         UserError: fewer than `drop` cuts can be made.
     """

@@ -49,7 +49,13 @@ def make_fitter(
 
 
 def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
-    """Raise UserError if the model has no place for the replacement of some run of dropped blocks."""
+    """Raise UserError if the model has no place for the replacement of some run of dropped blocks.
+
+    Args:
+        lm: the original model.
+        cuts: the cuts; parts of blocks are ignored.
+        data: calibration data; its first batch is run.
+    """
     for layers in find_layers(lm):
         for run in consecutive_ranges(dropped_blocks(cuts, layers.name)):
             if find_map_place(lm, layers, run.start, data.batches[0]) is None:

@@ -161,7 +161,13 @@ def price_function(currency: Currency) -> Price:
 
 
 def chunk_size(family: CoupledGroups, multiple: int) -> int:
-    """Return how many parts are removed at once: `multiple` channels, or 1 for heads and for few channels."""
+    """Return how many parts are removed at once.
+
+    Args:
+        family: coupled groups.
+        multiple: number of channels that are removed at once; heads, and channels of a layer with fewer than twice as
+            many, are removed one by one.
+    """
     return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
 
 

@@ -79,6 +79,10 @@ class StackPair:
 def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
     """Pair the blocks of each stack with those of the original.
 
+    Args:
+        lm: the compressed model; `lm.dropped` records the blocks that earlier steps dropped.
+        original: the original model.
+
     Raises:
         UserError: the dropped blocks on record do not explain the number of blocks that are left.
     """
