@@ -30,7 +30,13 @@ GRID = tuple(sorted({power * part // 4 for power in (2**i for i in range(3, 17))
 
 
 class Product(NamedTuple):
-    """The shape of a product: (rows, in_features) times a matrix (out_features, in_features)."""
+    """The shape of the product of an input (rows, in_features) with a matrix (out_features, in_features).
+
+    Args:
+        rows: number of input rows (tokens).
+        out_features: number of outputs.
+        in_features: number of inputs.
+    """
 
     rows: int
     out_features: int

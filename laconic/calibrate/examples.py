@@ -86,7 +86,12 @@ class Corpus:
 
 
 class Rows(NamedTuple):
-    """The rows of one split, and the classes that the source declares."""
+    """The rows of one split.
+
+    Args:
+        examples: the rows.
+        classes: class names that the source declares, in the order of their numbers; empty if it declares none.
+    """
 
     examples: list[Example]
     classes: tuple[str, ...] = ()

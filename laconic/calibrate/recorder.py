@@ -205,7 +205,7 @@ class Recorder(ExitStack):
             kept = x if keeps_inputs else None
             watched = output if output.requires_grad else output.detach().requires_grad_()
             watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
-            # Some models scale their queries in place, which autograd forbids for the output of a hook.
+            # Some models scale their queries in place; a clone keeps the hook on the unscaled output.
             return watched.clone()
 
         return module.register_forward_hook(on_return) if gradients else module.register_forward_pre_hook(on_call)

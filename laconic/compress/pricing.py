@@ -59,7 +59,11 @@ class Pricing(ABC):
 
 @dataclass(frozen=True)
 class CountedPricing(Pricing):
-    """Counts bytes, parameters or multiply-accumulates of the targeted matrices."""
+    """Counts bytes, parameters or multiply-accumulates of the targeted matrices.
+
+    Args:
+        currency: what is counted; not `latency`.
+    """
 
     currency: Currency
 

@@ -23,7 +23,12 @@ TERMS = ("task", "logits", "matches")
 
 
 class Observed(NamedTuple):
-    """The predictions of a model on a batch, and the collected layer outputs of each stack (encoder first)."""
+    """What a model computed on a batch.
+
+    Args:
+        predictions: its predictions.
+        stacks: the layer outputs of each stack, the encoder first; empty if no term compares layers.
+    """
 
     predictions: Predictions
     stacks: tuple[LayerOutputs, ...]

@@ -99,6 +99,8 @@ class Allocator(ABC):
 
 
 class Uniform(Allocator):
+    """Gives every matrix the method's own size, or the same fraction of its bytes."""
+
     def check(self, size_spec: SizeSpec) -> None:
         if size_spec.currency == "latency" and size_spec.keep is not None:
             raise must_be("allocate", "spectrum where currency is latency", "uniform")

@@ -33,6 +33,8 @@ from laconic.numerics.packing import packed_nbytes
 
 
 class GlobalThreshold(Allocator):
+    """Divides a sparsity among matrices by one threshold for the scores of all weights."""
+
     def check(self, size_spec: SizeSpec) -> None:
         check_unused(size_spec)
         check_size(size_spec)

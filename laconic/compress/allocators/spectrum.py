@@ -19,6 +19,8 @@ from laconic.methods import Candidate, Candidates, Method
 
 
 class Spectrum(Allocator):
+    """Spends the budget where it lowers the predicted loss most per unit of cost."""
+
     def check(self, size_spec: SizeSpec) -> None:
         if size_spec.error is not None:
             raise must_be("error", "left out unless allocate is threshold", size_spec.error)

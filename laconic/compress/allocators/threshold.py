@@ -35,6 +35,8 @@ from laconic.processes import on_rank_zero
 
 
 class Threshold(Allocator):
+    """Makes every matrix as small as a bound on the KL divergence of the model allows."""
+
     def check(self, size_spec: SizeSpec) -> None:
         if size_spec.error is None:
             raise UserError("allocate: threshold needs error in a recipe's step: the nats that it allows, like 0.01.")

@@ -55,7 +55,12 @@ class MapPlace:
 
 @dataclass(frozen=True)
 class Original:
-    """The original model, and the paths of the blocks whose outputs are to be reached."""
+    """The original model, as the target of a fit.
+
+    Args:
+        lm: the original model.
+        blocks: paths of the blocks whose outputs are to be reached.
+    """
 
     lm: LanguageModel
     blocks: tuple[str, ...]
