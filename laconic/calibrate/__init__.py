@@ -1,7 +1,7 @@
 """Calibration: texts in, statistics of the inputs and gradients of every linear layer out.
 
 Methods declare which of the statistics they need. The page on methods of your own lists the names that a plug-in may
-import; everything else may change with any version.
+import; everything else is internal and may change with any version.
 """
 
 from laconic.calibrate.calibration import Calibration, Labels
