@@ -27,11 +27,11 @@ from laconic.progress import Track
 
 BATCH = 32
 CONTEXT = 128
-"""The input length of the published GLUE figures."""
+"""The largest input length in tokens, as in the published GLUE results."""
 
 
 accuracy = Share(lambda table: table[:, 0] == table[:, 1])
-"""Share of the rows (truth, prediction) in which both are equal."""
+"""The share of rows (truth, prediction) in which both are equal."""
 
 
 def f1(table: Scores) -> float:
@@ -48,7 +48,7 @@ def f1(table: Scores) -> float:
         0.8
     """
     true, predicted = (table[:, :2] == 1).T
-    # Of resampled tables there are thousands, for which scikit-learn's functions, which check their inputs, are slow.
+    # scikit-learn checks its inputs, which is too slow for thousands of resampled tables.
     return float(2 * np.sum(true & predicted) / max(np.sum(true) + np.sum(predicted), 1))
 
 
@@ -113,7 +113,7 @@ METRICS: dict[str, dict[str, Metric]] = {
     "qqp": {"f1": f1, "accuracy": accuracy},
     "stsb": {"pearson": pearson, "spearman": spearman},
 }
-"""By task; the metric of all other tasks is accuracy."""
+"""The metrics of each task; the metric of all other tasks is accuracy."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,10 @@ class Glue(EvalTask):
         return replace(corpus, classes=self.task.classes)
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """Score a model; the table has the true label and the predicted class or score of each row, in GLUE's numbers.
+        """Score a model.
 
-        The score of an embedding model is the similarity of the embeddings of the two texts.
+        The table has two columns: the true label, and the predicted class or score. Classes have GLUE's indices. The
+        score of an embedding model is the similarity of the embeddings of the two texts.
         """
         self.check_model(lm)
         if self._scores_similarity(lm):
@@ -187,14 +188,14 @@ class Glue(EvalTask):
         lines: list[torch.Tensor] = []
         for _, (values, _, labels, _) in predict_batches(lm, data, track, self.source):
             assert labels is not None, "the rows are labelled"
-            # Both are the model's numbers; F1 is of GLUE's class 1.
+            # Convert the model's class indices to GLUE's, as F1 is defined for class 1 of GLUE.
             true, predicted = (
                 (classes[labels], classes[values.argmax(-1)]) if self.task.classes else (labels, values[:, 0])
             )
             lines.append(torch.stack((true.double(), predicted.double()), dim=1))
         settings: dict[str, Any] = {"context": CONTEXT, "tokenizer": tokenizer_name(lm)}
         if self.task.classes:
-            # What each output was taken for.
+            # The name of the class that each output of the model was matched with.
             settings["classes"] = [self.task.classes[number] for number in classes]
         table = restore_order(torch.cat(lines), parts).numpy()
         return TaskResult(table, self.metrics(settings), settings)
@@ -215,10 +216,10 @@ class Glue(EvalTask):
         return TaskResult(torch.stack((truth, found), dim=1).numpy(), self.metrics(settings), settings)
 
     def _class_numbers(self, lm: LanguageModel) -> list[int]:
-        """The number in GLUE of each of the model's classes.
+        """The index in GLUE of each class of the model.
 
         Raises:
-            UserError: they do not match.
+            UserError: the names of the classes do not match.
         """
         places = places_of(class_names(lm), self.task.classes) if self.task.classes else []
         if None in places:

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, as benchmarks are distributed, and the fields that their rows must have."""
+"""Read JSON Lines files, in which benchmarks are distributed, and check the fields of their rows."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ JsonObject = Mapping[str, Any]
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """The objects in a file of one JSON object a line; blank lines are skipped.
+    """Read a file with one JSON object per line. Blank lines are skipped.
 
     Args:
-        path: of the file.
+        path: the path of the file.
 
     Yields:
-        The place of an object, `file:line`, and the object.
+        The place of each object in the form `file:line`, and the object.
 
     Raises:
-        UserError: the file cannot be read, or a line is no JSON object.
+        UserError: the file cannot be read, or a line is not a JSON object.
     """
     for at, line in enumerate(content(path).split("\n"), start=1):
         if line.strip():
@@ -34,16 +34,16 @@ def text_field(row: JsonObject, names: tuple[str, ...], place: str) -> str:
     """The text in a field of a row.
 
     Args:
-        row: an object.
-        names: of the field; the first one that the row has is read.
-        place: of the row, for errors.
+        row: the JSON object.
+        names: alternative names of the field; the first one in the row is read.
+        place: the place of the row, for error messages.
 
     Example:
         >>> text_field({"good": " Cats sleep. "}, ("sentence_good", "good"), "a.jsonl:1")
         'Cats sleep.'
 
     Raises:
-        UserError: it has none of them, or no text in it.
+        UserError: the row has none of these fields, or the value is not text.
     """
     for name in names:
         if name in row:

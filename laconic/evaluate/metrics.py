@@ -1,8 +1,8 @@
-"""Metrics of a table of scores, one line for each row of data: shares, means of means, and bootstrap intervals.
+"""Metrics of a table of scores (one line for each row of data): shares, means of means, and bootstrap intervals.
 
-An interval is that of the percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13), which works for any
-function of the table. A mean over groups of rows is a weighted mean over the rows. Resampled rows keep their weights,
-so that an interval does not depend on which small group a resample misses (the ratio estimator of Hájek 1971).
+Intervals are computed by the percentile bootstrap over rows (Efron and Tibshirani 1993, chapter 13), which works for
+any function of the table. A mean over groups of rows is computed as a weighted mean over rows. Resampled rows keep
+their weights, so that a resample without any row of a small group changes little (the ratio estimator of Hájek 1971).
 """
 
 from collections import Counter, defaultdict
@@ -18,23 +18,23 @@ from torch import Tensor
 from laconic.calibrate.corpus import Corpus
 
 Scores = Float[np.ndarray, "rows columns"]
-"""What a task measured of each row, in columns of the task's own."""
+"""(rows, columns) scores of the rows of a task; each task defines its columns."""
 Metric = Callable[[Scores], float]
 RowFunction = Callable[[Scores], Float[np.ndarray, " rows"]]
-"""What each row contributes to a mean."""
+"""Maps a table of scores to the value that each row contributes to a mean."""
 
 RESAMPLES = 1000
 MIN_RESAMPLES = 200
 MAX_RESAMPLED_ROWS = 10_000_000
-"""Rows in all resamples together. A larger table gets fewer resamples; its intervals are narrow anyway."""
+"""The total number of rows in all resamples. A larger table gets fewer resamples; its intervals are narrow anyway."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The metric of rows that are each right or wrong: the share of rows that are right.
+    """The share of rows that are right.
 
     Args:
-        right: for a table of scores, whether each row is right.
+        right: maps a table of scores to whether each row is right.
 
     Example:
         >>> accuracy = Share(lambda scores: scores[:, 0] == scores[:, 1])
@@ -50,11 +50,11 @@ class Share:
 
 @dataclass(frozen=True)
 class SubsetMetric:
-    """A metric over some of the rows, such as those of one group; the other rows never change its value.
+    """A metric that depends only on some of the rows, such as the rows of one group.
 
     Args:
-        metric: the metric, of the whole table.
-        counted: for a table of scores, which of its rows the metric uses.
+        metric: a function of the whole table.
+        counted: maps a table of scores to whether the metric uses each row.
     """
 
     metric: Metric
@@ -65,18 +65,18 @@ class SubsetMetric:
 
 
 def rows_counted(metric: Metric, table: Scores) -> Bool[np.ndarray, " rows"]:
-    """Which rows of a table the metric uses: all of them, unless it is a `SubsetMetric`.
+    """Whether a metric uses each row of a table; all of them, unless it is a `SubsetMetric`.
 
     Args:
-        metric: of a table of scores.
-        table: scores.
+        metric: a metric of the table.
+        table: (rows, columns) scores.
     """
     return metric.counted(table) if isinstance(metric, SubsetMetric) else np.ones(len(table), dtype=bool)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % confidence interval.
+    """The value of a metric with its 95 % confidence interval.
 
     Args:
         value: the metric of all rows.
@@ -94,15 +94,15 @@ class Interval:
 
 
 def interval(metric: Metric, table: Scores, seed: int = 0) -> Interval:
-    """A metric of a table of scores, with its bootstrap interval.
+    """Compute a metric and its 95 % bootstrap interval.
 
     Args:
         metric: any function of a table of scores.
         table: one line for each row of data.
-        seed: of the resampling; the same seed gives the same interval.
+        seed: the random seed of the resampling; the same seed gives the same interval.
 
     Returns:
-        The metric of the table, and the bounds that hold it in 95 % of the resamples.
+        The metric of the table, and the 2.5 % and 97.5 % quantiles of the metric over the resamples.
 
     Reference:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
@@ -121,14 +121,14 @@ def interval(metric: Metric, table: Scores, seed: int = 0) -> Interval:
 
 
 def resample_rows(rows: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of each bootstrap resample.
+    """Draw the row indices of each bootstrap resample.
 
     Args:
-        rows: of the table; each resample draws as many, with replacement.
-        seed: of the draws.
+        rows: the number of rows in the table; each resample draws this number, with replacement.
+        seed: the random seed.
 
     Yields:
-        (rows,) row numbers, `n_resamples(rows)` times.
+        (rows,) indices, `n_resamples(rows)` times.
     """
     generator = np.random.default_rng(seed)
     for _ in range(n_resamples(rows)):
@@ -136,10 +136,10 @@ def resample_rows(rows: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def n_resamples(rows: int) -> int:
-    """How many bootstrap resamples a table gets.
+    """The number of bootstrap resamples for a table.
 
     Args:
-        rows: of the table.
+        rows: the number of rows in the table.
 
     Example:
         >>> n_resamples(872), n_resamples(40_000)
@@ -152,10 +152,10 @@ def macro_weights(groups: Sequence[str]) -> Float[Tensor, " rows"]:
     """The weight of each row in the mean of means over nested groups.
 
     Args:
-        groups: the group of each row; slashes part the names of its levels, the outermost first.
+        groups: the group of each row as a path of levels separated by slashes, the outermost first.
 
     Returns:
-        Weights that sum to 1: each group counts as much as the others beside it, each row as much as its neighbours.
+        (rows,) weights with sum 1. Groups with the same parent have equal weights, as have the rows of a group.
 
     Example:
         >>> macro_weights(["a", "a", "b"]).tolist()
@@ -172,15 +172,15 @@ def macro_weights(groups: Sequence[str]) -> Float[Tensor, " rows"]:
 
 
 def weighted_mean(value: RowFunction, weight: int, only: tuple[int, int] | None = None) -> SubsetMetric:
-    """The metric that is the weighted mean of `value` over rows.
+    """Make a metric that is the weighted mean of a value over rows.
 
     Args:
-        value: what each row of a table contributes.
-        weight: the column of the weights.
-        only: (column, number): only rows that have this number in this column count; None for all rows.
+        value: maps a table to the value of each row.
+        weight: the index of the column with the weights.
+        only: (column, number): use only the rows with this number in this column; None for all rows.
 
     Returns:
-        A metric that is 0 where no such row was drawn.
+        The metric. It is 0 for a table without such rows.
 
     Example:
         >>> mean = weighted_mean(lambda scores: scores[:, 0], weight=1)
@@ -200,15 +200,15 @@ def weighted_mean(value: RowFunction, weight: int, only: tuple[int, int] | None 
 
 
 def limit_evenly(corpus: Corpus, rows: int | None) -> Corpus:
-    """The corpus cut to `rows` rows that are spread evenly over its groups.
+    """Reduce a corpus to a number of rows that are spread evenly over its groups.
 
     Args:
         corpus: rows with a `group`.
-        rows: how many to keep; None for all.
+        rows: the number of rows to keep; None for all.
 
     Returns:
-        The first rows of each group, as many of each as of the others where they have so many, in the order of
-        `corpus`.
+        The first rows of each group, in the order of `corpus`. All groups have the same number of rows, unless a group
+        is too small.
     """
     if rows is None:
         return corpus

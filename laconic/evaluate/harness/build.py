@@ -1,6 +1,6 @@
-"""Loads one of the harness's tasks with its rows, from local files or from where its YAML says.
+"""Load a task of the harness with its rows, from local files or from the data set in its YAML file.
 
-`isolate_harness` keeps the harness from printing, and gives it the random seeds that it has by itself.
+`isolate_harness` suppresses the output of the harness, and sets the random seeds that its own program sets.
 """
 
 import io
@@ -23,13 +23,15 @@ from laconic.errors import UserError, reason_of
 from laconic.evaluate.harness.local import SPLIT, LocalData, find_local_data, find_task_file, local_files
 
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}
-"""The harness's defaults."""
+"""The default seeds of the harness."""
 
 
 @contextmanager
 def isolate_harness() -> Iterator[None]:
-    """Within the block the harness says nothing but by its errors, and random numbers are those of its seeds;
-    afterwards they go on as if nothing had been."""
+    """Within the block, the harness prints and logs nothing, and random generators have its default seeds.
+
+    The states of the random generators are restored after the block.
+    """
     with _silence_harness(), _use_harness_seeds():
         yield
 
@@ -39,10 +41,10 @@ def _silence_harness() -> Iterator[None]:
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, task.tqdm
     logger.setLevel(logging.CRITICAL)
-    # It draws a bar while it writes prompts, and has no switch for it.
+    # The harness has no option to disable its progress bar.
     task.tqdm = _without_bar  # type: ignore[assignment]
     try:
-        # Its bootstrap prints.
+        # The bootstrap of the harness prints to stdout.
         with redirect_stdout(io.StringIO()):
             yield
     finally:
@@ -73,9 +75,9 @@ class LoadedTask:
     """A task of the harness with its rows.
 
     Args:
-        task: the harness's own object.
-        source: where the rows come from.
-        split: that the rows are from.
+        task: the task object of the harness.
+        source: the data source of the rows.
+        split: the split of the rows.
     """
 
     task: Task
@@ -84,10 +86,10 @@ class LoadedTask:
 
 
 def load_task(name: str) -> LoadedTask:
-    """The task with its rows and, where its YAML asks for them, its examples drawn with the harness's seed.
+    """Load a task with its rows. Few-shot examples, if its YAML asks for them, are drawn with the harness's seed.
 
     Raises:
-        UserError: no such task, or its rows or a package of its own cannot be had.
+        UserError: there is no such task, its rows cannot be loaded, or a package that it needs is not installed.
     """
     manager, config = _load_definition(name)
     _check_supported(name, config)
@@ -103,11 +105,15 @@ def load_task(name: str) -> LoadedTask:
 
 
 def check_task(name: str) -> None:
-    """Raise UserError where `load_task` would for a missing task or data set; no row is read."""
+    """Check that a task and its data set exist, without reading rows.
+
+    Raises:
+        UserError: as in `load_task`, for a missing task or data set.
+    """
     _, config = _load_definition(name)
     _check_supported(name, config)
     dataset, configuration = _dataset(config)
-    # What is made in code, or of files that the YAML names, shows when it is built.
+    # A data set that is made by code, or from files in the YAML, is checked only when it is built.
     if _find_local(config) or dataset.count("/") != 1 or {"custom_dataset", "dataset_kwargs", "class"} & config.keys():
         return
     try:
@@ -118,7 +124,7 @@ def check_task(name: str) -> None:
 
 
 def check_rows(name: str) -> None:
-    """Raise UserError where a local file that stands in for the task's rows cannot be read, or has none."""
+    """Raise UserError if the rows of a task come from a local file that cannot be read or has no rows."""
     _, config = _load_definition(name)
     local = _find_local(config)
     if local is not None:
@@ -126,13 +132,13 @@ def check_rows(name: str) -> None:
 
 
 def generates_text(name: str) -> bool:
-    """Whether the model writes its answers, which is what the harness takes a task for that does not say."""
+    """Whether the model generates its answers. This is the harness's default for a task without an `output_type`."""
     _, config = _load_definition(name)
     return config.get("output_type", "generate_until") == "generate_until"
 
 
 def _load_definition(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
-    """What loads the task, and its configuration with functions by their names."""
+    """The task manager of the harness, and the configuration of the task in which functions are names."""
     file = find_task_file(name)
     with isolate_harness(), _explain_errors(name):
         manager = TaskManager(include_defaults=False, include_path=str(file.parent))
@@ -149,19 +155,19 @@ def _check_supported(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _find_local(config: Mapping[str, Any]) -> LocalData | None:
-    """Local files for the rows of a task; they hold the validation split, and no few-shot examples."""
+    """Local files with the rows of a task; None if the task needs another split or few-shot examples."""
     if _split(config) != SPLIT or config.get("num_fewshot") or "class" in config:
         return None
     return find_local_data(*_dataset(config))
 
 
 def _with_local_rows(name: str, config: Mapping[str, Any], local: LocalData) -> dict[str, Any]:
-    """The task with nothing changed but its rows; a group of one is how the harness lets a task be changed."""
+    """The configuration of a task with its rows replaced. The harness allows changes only to tasks inside a group."""
 
     def rows(**_: Any) -> DatasetDict:
         return DatasetDict({SPLIT: Dataset.from_list(local.rows())})
 
-    # Splits that are not there would be read for examples, though none is shown.
+    # Remove the other splits: the harness would read them for few-shot examples, although there are none.
     absent = {split: None for split in ("training_split", "fewshot_split") if config.get(split) not in (None, SPLIT)}
     return {"group": f"{name} on local files", "task": [{"task": name, "custom_dataset": rows, **absent}]}
 
@@ -176,7 +182,7 @@ def _split(config: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _explain_errors(name: str) -> Iterator[None]:
-    """What goes wrong with the harness's files or with the hub is told in a sentence."""
+    """Convert errors of the harness, its files or the hub to UserErrors."""
     try:
         yield
     except UserError:

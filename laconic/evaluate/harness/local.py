@@ -1,6 +1,6 @@
-"""The harness's tasks as far as they can be found without importing it: YAML files by name, and local data sets.
+"""Find tasks of the harness and their local data sets without importing the harness.
 
-The harness's own index parses every YAML file, which takes seconds; a name needs one line of each.
+The index of the harness parses all YAML files, which takes seconds. The names need only one line of each file.
 """
 
 import re
@@ -18,7 +18,7 @@ from laconic.errors import UserError, install, must_be
 from laconic.evaluate.json_lines import JsonObject, read_objects
 
 REQUIRED_PACKAGES = ("lm_eval", "accelerate")
-"""Packages without which no task is run."""
+"""Packages that are required for each task."""
 GROUP = "group"
 _NAME = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([^\s"'#]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 
@@ -27,7 +27,8 @@ def find_task_file(name: str) -> Path:
     """The YAML file that defines the task `name`.
 
     Raises:
-        UserError: the harness is not installed, has no such task (the nearest is suggested), or a group of that name.
+        UserError: the harness is not installed, has no such task (the message suggests a similar name), or the name is
+            that of a group.
     """
     index = _index_tasks(_tasks_folder())
     if name not in index:
@@ -42,7 +43,7 @@ def find_task_file(name: str) -> Path:
 
 
 def _tasks_folder() -> Path:
-    """Where the installed harness keeps its tasks."""
+    """The folder of tasks in the installed harness."""
     specs = {package: find_spec(package) for package in REQUIRED_PACKAGES}
     missing = [package for package, spec in specs.items() if spec is None]
     origin = None if missing else specs["lm_eval"] and specs["lm_eval"].origin
@@ -54,7 +55,7 @@ def _tasks_folder() -> Path:
 
 @cache
 def _index_tasks(folder: Path) -> dict[str, tuple[str, Path]]:
-    """By its name, each task and group: which of the two it is, and its file. The first file of a name counts."""
+    """For each name, whether it is a task or a group, and its file (the first one, if there are several)."""
     named: dict[str, tuple[str, Path]] = {}
     for file in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
         for kind, name in _NAME.findall(file.read_text(encoding="utf-8")):
@@ -64,17 +65,17 @@ def _index_tasks(folder: Path) -> dict[str, tuple[str, Path]]:
 
 Rows = list[dict[str, Any]]
 SPLIT = "validation"
-"""The split that the files are, by its name on the hub."""
+"""The split that local files contain, by its name on the hub."""
 
 
 @dataclass(frozen=True)
 class LocalData:
-    """A data set of the hub that `LACONIC_DATA` may hold.
+    """Local files that replace a data set of the hub.
 
     Args:
-        folder: in `LACONIC_DATA`.
-        files: in this folder; all are needed.
-        read: reads the rows in the folder, with the hub's columns.
+        folder: the folder in `$LACONIC_DATA`.
+        files: the names of the files in this folder; all are required.
+        read: reads the rows from the folder, with the columns of the data set on the hub.
     """
 
     folder: str
@@ -87,10 +88,10 @@ class LocalData:
         return f"{self.folder}/{self.files[0]}"
 
     def rows(self) -> Rows:
-        """Every row.
+        """Read all rows.
 
         Raises:
-            UserError: a row that is malformed; the sentence has its file and line.
+            UserError: a row is malformed; the message has its file and line.
         """
         folder = data_folder()
         assert folder is not None, "a data set is local only where LACONIC_DATA is set"
@@ -101,7 +102,7 @@ class LocalData:
 
 
 def find_local_data(dataset: str, configuration: str | None) -> LocalData | None:
-    """Where `LACONIC_DATA` has the hub's `dataset`; None where it has not."""
+    """The local files for a data set of the hub; None if `$LACONIC_DATA` does not contain them."""
     folder, data = data_folder(), LOCAL_DATA.get((dataset, configuration))
     if folder is None or data is None:
         return None
@@ -109,7 +110,7 @@ def find_local_data(dataset: str, configuration: str | None) -> LocalData | None
 
 
 def local_files(dataset: str, configuration: str | None) -> str:
-    """The files that would stand in for the hub's `dataset`, "" where laconic reads none."""
+    """The names of the local files that can replace a data set of the hub; "" if there is no reader for it."""
     data = LOCAL_DATA.get((dataset, configuration))
     return "" if data is None else " and ".join(f"LACONIC_DATA/{data.folder}/{file}" for file in data.files)
 
@@ -118,7 +119,7 @@ def _read_boolq(folder: Path) -> Rows:
     rows: Rows = []
     for at, (place, row) in enumerate(read_objects(folder / "dev.jsonl")):
         passage, question = _text(row, "passage", place), _text(row, "question", place)
-        # SuperGLUE, which the harness reads, has put the title before the passage.
+        # The harness reads the version in SuperGLUE, where the title precedes the passage.
         if "label" not in row:
             passage = f"{_text(row, 'title', place)} -- {passage}"
         answer = row.get("label", row.get("answer"))
@@ -160,7 +161,7 @@ LOCAL_DATA: dict[tuple[str, str | None], LocalData] = {
     ("baber/piqa", None): LocalData("piqa", ("dev.jsonl", "dev-labels.lst"), _read_piqa),
     ("allenai/winogrande", "winogrande_xl"): LocalData("winogrande", ("dev.jsonl",), _read_winogrande),
 }
-"""By name and configuration on the hub."""
+"""The local files by the name and the configuration of the data set on the hub."""
 
 
 def _text(row: JsonObject, field: str, place: str) -> str:

@@ -1,4 +1,4 @@
-"""The harness's model class, HFLM, around a model in memory, with progress and counts of truncated requests."""
+"""A subclass of HFLM, the model class of the harness, with progress reports and counts of truncated requests."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,30 +15,31 @@ from laconic.model import LanguageModel, Task
 from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
 
-# The decorator that registers it loses its type.
+# The decorator that registers the class removes its type.
 HFLM: Any = huggingface.HFLM
 
 BATCHES_PER_PART = 8
-"""In the part of the requests after which progress is told."""
+"""The number of batches after which progress is reported."""
 
 
 class HarnessModel(HFLM):
-    """HFLM around a model in memory.
+    """HFLM for a model in memory.
 
     Args:
         lm: the model.
-        batch_size: requests that are run at once.
-        track: shows progress.
+        batch_size: the number of requests in a batch.
+        track: reports progress.
         what: the name of the task, for progress and errors.
 
     Attributes:
-        n_requests: number of requests.
-        n_truncated: requests longer than the context, whose prompts lost their left ends.
-        n_answers_truncated: requests whose answer alone is longer than the context, for which the harness itself fails.
+        n_requests: the number of requests.
+        n_truncated: the number of requests longer than the context; their prompts are truncated on the left.
+        n_answers_truncated: the number of requests whose answer alone is longer than the context. The harness itself
+            fails for these.
     """
 
     def __init__(self, lm: LanguageModel, batch_size: int, track: Track, what: str) -> None:
-        # The harness gives a tokenizer without a pad token one.
+        # Copied, because the harness adds a pad token to a tokenizer without one.
         tokenizer = copy.deepcopy(tokenizer_of(lm))
         backend = "seq2seq" if lm.task is Task.SEQ2SEQ else "causal"
         super().__init__(pretrained=lm.model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
@@ -64,7 +65,7 @@ class HarnessModel(HFLM):
         return self._in_parts(super().generate_until, requests)
 
     def _tokens_after(self, request: Instance) -> int:
-        """How many tokens an answer may have at most; tasks name that in several ways."""
+        """The largest number of tokens of an answer. Tasks use several names for this option."""
         *_, options = request.args
         normal: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), self.max_gen_toks))
         return normal["max_gen_toks"]
@@ -78,7 +79,10 @@ class HarnessModel(HFLM):
             return super()._model_generate(context, **how)
 
     def _in_parts(self, ask: Callable[..., list[Any]], requests: Sequence[Instance]) -> list[Any]:
-        """What `ask` answers to each request; long ones first, and those of one prompt together, as HFLM does."""
+        """Call `ask` on parts of the requests, and return all answers in the order of the requests.
+
+        As in HFLM, long requests come first, and requests with the same prompt are kept together.
+        """
         self.n_requests += len(requests)
         prompts = [str(request.args[0]) for request in requests]
         order = sorted(range(len(requests)), key=lambda at: (-len(prompts[at]), prompts[at]))
@@ -98,7 +102,7 @@ class HarnessModel(HFLM):
         self.n_answers_truncated += sum(len(answer) > longest for _, _, answer in requests)
         requests = [(texts, prompt, answer[-longest:]) for texts, prompt, answer in requests]
         if self.backend == "causal":
-            # The last token of an answer is predicted, and not read.
+            # The last token of an answer is not an input: it is only predicted.
             lengths = [len(prompt) + len(answer) - 1 for _, prompt, answer in requests]
         else:
             lengths = [len(prompt) for _, prompt, _ in requests]

@@ -1,4 +1,4 @@
-"""A task of the lm-evaluation-harness as an evaluation task: the harness's score of each row, as a table of scores."""
+"""A task of the lm-evaluation-harness as an evaluation task. The table has the harness's scores of each row."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 BATCH = 16
 CONTEXT = 2048
-"""Context of a model without a limit, as the harness assumes it."""
+"""The context length that the harness assumes for a model without a limit."""
 RESAMPLES = 1000
-"""Bootstrap resamples for the harness's own standard errors, where they have no formula."""
+"""The number of bootstrap resamples for the harness's own standard errors, for metrics without a formula."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Prompts(Corpus):
     """The first request of each row of a task.
 
     Args:
-        digest: hash of all requests and rows with their right answers.
+        digest: a hash of all requests, rows and right answers.
     """
 
     digest: str = ""
@@ -61,7 +61,7 @@ class Harness(EvalTask):
 
     @classmethod
     def from_name(cls, name: str) -> "Harness":
-        """The task `harness/NAME`; whether the harness has it shows in `check_data`."""
+        """The task `harness/NAME`. `check_data` checks that the harness has it."""
         _, slash, task = name.partition("/")
         if not slash:
             raise unknown("task", name, cls.spellings)
@@ -88,9 +88,12 @@ class Harness(EvalTask):
         check_task(self.task)
 
     def check_model(self, lm: LanguageModel) -> None:
-        """Raise UserError unless this kind of model, with this tokenizer, can be scored.
+        """Check that the harness can score a model with its tokenizer.
 
-        The harness puts the token that begins (or ends) texts before a prompt, and stops at the one that ends them.
+        The harness puts the start token (or else the end token) before a prompt, and stops generating at the end token.
+
+        Raises:
+            UserError: the task does not support this kind of model, or the tokenizer lacks these tokens.
         """
         super().check_model(lm)
         if lm.tokenizer is None or lm.tokenizer.eos_token_id is not None:
@@ -102,13 +105,13 @@ class Harness(EvalTask):
             )
 
     def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
-        """Check local files; the harness reads what it fetches itself, when it builds its requests."""
+        """Check local files. Data that the harness downloads are checked when it builds its requests."""
         from laconic.evaluate.harness.build import check_rows  # noqa: PLC0415 (needs the extra)
 
         check_rows(self.task)
 
     def load_corpus(self, limit: int | None) -> Prompts:
-        """The first request of each of the first `limit` rows: a prompt, and an answer that is scored after it."""
+        """The first request of each of the first `limit` rows: a prompt and the answer to score."""
         built = self._load()
         from laconic.evaluate.harness.build import isolate_harness  # noqa: PLC0415 (needs the extra)
 
@@ -125,7 +128,7 @@ class Harness(EvalTask):
         return Prompts(built.source, built.split, tuple(rows.values()), digest=hashed.hexdigest())
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """Score a model; the table has the scores that the harness gives to each row."""
+        """Score a model. The table has the harness's scores of each row, in one or more columns for each metric."""
         self.check_model(lm)
         if lm.target_tokenizer is not None:
             raise UserError(
@@ -143,7 +146,7 @@ class Harness(EvalTask):
             scorer = HarnessModel(lm, batch, track, self.name)
             results = evaluate(scorer, {"tasks": {self.task: built.task}}, limit=rows, bootstrap_iters=RESAMPLES)
         assert results is not None, "the harness returns its results to the first process, and here is one"
-        # Its type says of every section that it may be absent.
+        # The type of the result declares all sections as optional.
         outcome: Mapping[str, Any] = dict(results)
         table, widths = score_table(outcome["samples"][self.task])
         settings = {
@@ -168,7 +171,7 @@ class Harness(EvalTask):
     def _metrics(self, built: "LoadedTask", widths: Mapping[str, int]) -> Mapping[str, Metric]:
         if not widths:
             raise UserError(f"'{self.name}' scores all rows together, which laconic has no interval for; take another.")
-        # Its abstract method has no type.
+        # The abstract method `aggregation` has no type.
         aggregations: Any = built.task.aggregation()
         return column_metrics(widths, aggregations)
 
@@ -180,31 +183,35 @@ class Harness(EvalTask):
 
 
 def _harness_results(found: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The results of `task` as `lm_eval --output_path` writes them, without single rows; plain values only."""
+    """The results of a task in the form that `lm_eval --output_path` writes, as JSON values and without single rows."""
     sections = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
     own = {section: {task: found[section][task]} for section in sections if task in found.get(section, {})}
-    # Where local files stand in, this is laconic's code.
+    # For local files, `custom_dataset` is a function of laconic.
     own["configs"] = {task: {name: of for name, of in own["configs"][task].items() if name != "custom_dataset"}}
     return json.loads(json.dumps({**own, "lm_eval_version": version("lm_eval")}, default=str))
 
 
 def _special_tokens(lm: LanguageModel) -> list[str]:
-    """What the tokenizer puts around a text; the harness leaves that to it."""
+    """The special tokens that the tokenizer adds to a text; the harness does not change this."""
     tokenizer = tokenizer_of(lm)
     return [str(token) for token in tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])]
 
 
 PLAIN_FILTER = "none"
-"""The name of the filter that leaves answers as they are."""
+"""The name of the filter that does not change answers."""
 
 Aggregation = Callable[[Sequence[Any]], float]
 
 
 def score_table(samples: Sequence[Mapping[str, Any]]) -> tuple[Scores, dict[str, int]]:
-    """The harness's scores as a table, and how many columns each metric has, in their order.
+    """Convert the scores of the harness to a table.
 
-    `samples` are the harness's: one for each row and filter. A metric whose scores are no numbers (texts that are
-    compared all together, as for BLEU) has no columns.
+    Args:
+        samples: the samples of the harness, one for each row and filter.
+
+    Returns:
+        The (rows, columns) table, and the number of columns of each metric, in order. A metric whose scores are not
+        numbers has no columns (BLEU, which compares all texts together).
     """
     scores: dict[str, list[tuple[float, ...] | None]] = {}
     for sample in samples:
@@ -222,11 +229,14 @@ def score_table(samples: Sequence[Mapping[str, Any]]) -> tuple[Scores, dict[str,
 
 
 def column_metrics(widths: Mapping[str, int], aggregations: Mapping[str, Aggregation]) -> dict[str, Metric]:
-    """The metrics of a table of the harness's scores.
+    """The metrics of a table of scores from the harness.
 
     Args:
-        widths: by metric, how many columns it has, in their order.
-        aggregations: by the name of a metric without its filter, the harness's function of the scores of all rows.
+        widths: the number of columns of each metric, in the order of the columns.
+        aggregations: the function that aggregates the scores of all rows, by the name of the metric without its filter.
+
+    Returns:
+        A function of the table for each metric.
     """
     metrics: dict[str, Metric] = {}
     start = 0
@@ -240,8 +250,8 @@ def metric_name(metric: str, filter: str) -> str:
     """The name of a metric in the harness's results.
 
     Args:
-        metric: its name.
-        filter: the name of the filter of answers; the one that does nothing is left out.
+        metric: the name of the metric without its filter.
+        filter: the name of the filter of answers; "none" is left out.
 
     Example:
         >>> metric_name("exact_match", "strict-match"), metric_name("acc", "none")

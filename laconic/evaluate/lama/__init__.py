@@ -1,4 +1,4 @@
-"""LAMA: what a language model knows, asked as sentences with a gap (Petroni et al. 2019)."""
+"""LAMA (Petroni et al. 2019): test the factual knowledge of a language model by sentences with a gap."""
 
 from laconic.evaluate.lama.task import Lama
 

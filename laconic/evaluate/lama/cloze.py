@@ -1,10 +1,13 @@
-"""LAMA's questions: sentences with a gap as rows for a model, and the rank of the true answer among candidates.
+"""LAMA's questions: convert sentences with a gap to inputs of a model, and compute the rank of the true answer.
 
-Masked models read the mask token in the gap. Causal ones read what comes before it, after the token that starts texts,
-and predict the next token, as in the paper (Petroni et al. 2019). Encoder-decoders with sentinels write the first
-sentinel and what it stands for (T5, Raffel et al. 2020, section 3.1.4); those with a mask token write the sentence
-itself, of which what comes before the gap is given (BART's infilling, Lewis et al. 2020, section 2.2). A sentence with
-several gaps is scored at the first.
+- A masked model reads the sentence with the mask token in the gap.
+- A causal model reads the start token and the text before the gap, and predicts the next token (Petroni et al. 2019).
+- An encoder-decoder with sentinel tokens writes the first sentinel and the answer (T5, Raffel et al. 2020,
+  section 3.1.4).
+- An encoder-decoder with a mask token writes the sentence; the decoder is given the text before the gap (infilling of
+  BART, Lewis et al. 2020, section 2.2).
+
+A sentence with several gaps is scored at the first one.
 """
 
 from collections import Counter
@@ -28,7 +31,10 @@ from laconic.progress import Track
 
 
 class Boundary(Enum):
-    """What stands before a word: (a text whose tokens do not depend on what follows it, what parts the two)."""
+    """The kind of text before a word, which affects its tokens.
+
+    Values are pairs: a text whose tokens do not depend on the following text, and the separator before the word.
+    """
 
     START = ("", "")
     SPACED = ("a", " ")
@@ -43,15 +49,15 @@ class Boundary(Enum):
 
 
 def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], place: Boundary) -> dict[str, int]:
-    """The token of each word that is a single token after this boundary; an unknown word has none.
+    """The words that are a single token after a boundary, with this token. Unknown words are left out.
+
+    A byte-pair or SentencePiece tokenizer encodes `Paris` differently after a space and after a bracket. The tokens of
+    a word are therefore the additional tokens of the text with the word.
 
     Args:
-        tokenizer: of the model.
-        words: to look up.
-        place: what stands before them.
-
-    A byte-pair or sentence-piece tokenizer has other tokens for `Paris` after a space than right after a bracket, and
-    tokens of a word are what the text with it has more than the text before it.
+        tokenizer: the tokenizer of the model.
+        words: the words to look up.
+        place: the boundary before the words.
     """
     before, gap = place.value
     found = tokenizer([before, *(before + gap + word for word in words)], add_special_tokens=False, verbose=False)
@@ -65,11 +71,11 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], plac
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens that may fill a gap, by what stands before it.
+    """The tokens that can fill a gap, for each boundary before the gap.
 
     Args:
-        tokens: of each answer that is a single token, this token.
-        candidates: tokens that compete, in rising order; None where all tokens do.
+        tokens: the token of each answer that is a single token.
+        candidates: (words,) the tokens that the answer is ranked among, in rising order; None for all tokens.
     """
 
     tokens: Mapping[Boundary, Mapping[str, int]]
@@ -79,12 +85,12 @@ class Vocabulary:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], words: Sequence[str] | None
     ) -> "Vocabulary":
-        """The vocabulary of a tokenizer.
+        """Look up answers and candidates in a tokenizer.
 
         Args:
-            tokenizer: of the model.
-            answers: answers.
-            words: candidates; None for all tokens.
+            tokenizer: the tokenizer of the model.
+            answers: all answers.
+            words: the candidate words; None for all tokens.
         """
         tokens = {place: single_tokens(tokenizer, list(dict.fromkeys(answers)), place) for place in Boundary}
         if words is None:
@@ -100,17 +106,17 @@ class Vocabulary:
 SENTINEL = "<extra_id_{}>"
 
 RowBuilder = Callable[[str, int], Row | None]
-"""(sentence, token of the answer) → row; None where the model would have nothing to read before the gap."""
+"""Maps a sentence and the token of the answer to a row; None if a causal model has no text before the gap."""
 
 
 def row_builder(lm: LanguageModel) -> RowBuilder:
-    """How sentences with a gap become rows for a model.
+    """The function that converts a sentence with a gap to a row, for the kind of a model.
 
     Args:
         lm: the model, with its tokenizer.
 
     Raises:
-        UserError: it has no tokenizer, or one without a token for a gap.
+        UserError: the model has no tokenizer, or the tokenizer has no mask or sentinel token.
     """
     if lm.task is Task.CAUSAL:
         return _causal_rows(lm)
@@ -126,7 +132,7 @@ def row_builder(lm: LanguageModel) -> RowBuilder:
 
 
 def uses_sentinels(lm: LanguageModel) -> bool:
-    """Whether it is an encoder-decoder whose tokenizer has T5's tokens for gaps."""
+    """Whether the model is an encoder-decoder whose tokenizer has T5's sentinel tokens."""
     return lm.task is Task.SEQ2SEQ and SENTINEL.format(0) in tokenizer_of(lm).get_vocab()
 
 
@@ -146,7 +152,7 @@ def _causal_rows(lm: LanguageModel) -> RowBuilder:
     tokenizer, first = tokenizer_of(lm), start_token(lm)
 
     def write(sentence: str, answer: int) -> Row | None:
-        # The space before the gap is part of the token that fills it.
+        # The space before the gap belongs to the token that fills it.
         text = sentence.partition(MASK)[0].rstrip()
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = [token for token in (first, *ids) if token is not None]
@@ -182,7 +188,7 @@ def _infilling_rows(lm: LanguageModel) -> RowBuilder:
 
 BATCH = 32
 MAX_WORDS = 100
-"""Words of a sentence at most, as in the code of the paper."""
+"""The largest number of words in a sentence, as in the code of the paper."""
 
 
 @dataclass(frozen=True)
@@ -190,11 +196,11 @@ class Question:
     """One fact as a row.
 
     Args:
-        index: of the fact in the corpus.
+        index: the index of the fact in the corpus.
         row: tokens and labels.
-        place: what stands before the gap.
-        answer: token of the answer.
-        other_answers: tokens of other right answers.
+        place: the boundary before the gap.
+        answer: the token of the answer.
+        other_answers: the tokens of other right answers.
     """
 
     index: int
@@ -207,21 +213,21 @@ class Question:
 def questions(
     lm: LanguageModel, facts: Sequence[Example], vocabulary: Vocabulary
 ) -> tuple[list[Question], dict[str, int]]:
-    """The questions that a model can be asked about facts.
+    """Convert facts to questions for a model.
 
     Args:
         lm: the model, with its tokenizer.
         facts: sentences with a gap, and their answers.
-        vocabulary: of the model.
+        vocabulary: the vocabulary of the model.
 
     Returns:
-        The questions, and by reason the number of facts that the model cannot be asked about.
+        The questions, and the number of facts that were left out, by reason.
     """
     write, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), positions(lm)
     rows: list[Question] = []
     left_out: Counter[str] = Counter()
     for at, fact in enumerate(facts):
-        # Behind a sentinel every word is as after a space.
+        # After a sentinel, a word is tokenized as after a space.
         before = "a " if behind_sentinel else fact.text.partition(MASK)[0]
         found = _question(at, fact, Boundary.after(before), vocabulary, write)
         if isinstance(found, Question) and longest is not None and _n_tokens(found.row) > longest:
@@ -234,7 +240,7 @@ def questions(
 
 
 def _question(at: int, fact: Example, place: Boundary, vocabulary: Vocabulary, write: RowBuilder) -> Question | str:
-    """The question, or the reason why there is none."""
+    """The question for a fact, or the reason why the fact is left out."""
     if MASK not in fact.text:
         return "no sentence with a gap"
     if len(fact.text.split()) > MAX_WORDS:
@@ -252,7 +258,7 @@ def _question(at: int, fact: Example, place: Boundary, vocabulary: Vocabulary, w
 
 
 def _n_tokens(row: Row) -> int:
-    """Tokens of the longer of input and output."""
+    """The number of tokens of the input or of the output, whichever is larger."""
     return max(len(row.input_ids), len(row.labels) if isinstance(row.labels, list) else 0)
 
 
@@ -269,7 +275,7 @@ def ranks(
         what: the name of the task, for progress.
 
     Returns:
-        (questions,) ranks from 1; equally likely candidates come before the answer, other right answers do not count.
+        (questions,) ranks from 1. Candidates as likely as the answer rank before it; other right answers do not count.
     """
     parts, data = batch_by_length(lm, [question.row for question in rows], BATCH)
     answer_ranks = torch.zeros(len(rows), dtype=torch.long)
@@ -281,16 +287,19 @@ def ranks(
 
 
 def rank(scores: Float[Tensor, " tokens"], question: Question, vocabulary: Vocabulary) -> int:
-    """The filtered rank (Bordes et al. 2013): among the candidates without other right answers.
+    """The filtered rank (Bordes et al. 2013) of the answer: among the candidates without other right answers.
 
     Args:
-        scores: of each token, higher is likelier.
+        scores: (tokens,) logits or log-probabilities.
         question: the question.
         vocabulary: the candidates.
+
+    Returns:
+        The rank, from 1.
     """
     candidates = None if vocabulary.candidates is None else vocabulary.candidates[question.place]
     rivals = scores if candidates is None else scores[candidates]
-    # The answer is a candidate itself, so that the first of them has rank 1.
+    # The answer itself is among the rivals, so that the lowest rank is 1.
     before = int((rivals >= scores[question.answer]).sum())
     other_answers = [token for token in question.other_answers if vocabulary.competes(token, question.place)]
     return before - int((scores[other_answers] >= scores[question.answer]).sum()) if other_answers else before

@@ -1,10 +1,14 @@
-"""LAMA's facts as rows: a sentence with `[MASK]` in the place of the object, the object, and the other true ones.
+"""LAMA's facts as rows: a sentence with `[MASK]` in place of the object, the object, and other right objects.
 
-Two layouts are read from the folder `lama` of LACONIC_DATA. LAMA's release has a folder for each corpus, in `lama` or
-in `lama/data`: T-REx and Google-RE are asked by one template for each relation, of `relations.jsonl` and of the
-authors' code; SQuAD and ConceptNet by their own sentences. A `.jsonl` file right in `lama` has a fact a line, with a
-sentence of its own: `source` (the name of the corpus's folder), `relation`, `sub`, `obj`, `masked_sentence`. A corpus
-that is there in both is read from its release.
+Two layouts are read from `$LACONIC_DATA/lama`:
+
+- The release of LAMA has a folder for each corpus, in `lama` or `lama/data`. T-REx and Google-RE use one template for
+  each relation, from `relations.jsonl` and from the code of the authors. SQuAD and ConceptNet have a sentence for each
+  fact.
+- A `.jsonl` file directly in `lama` has one fact per line, with the fields `source` (the name of the folder of the
+  corpus), `relation`, `sub`, `obj` and `masked_sentence`.
+
+A corpus that exists in both layouts is read from the release.
 """
 
 from collections import defaultdict
@@ -19,7 +23,7 @@ from laconic.evaluate.json_lines import JsonObject, read_objects, text_field
 
 MASK = "[MASK]"
 CORPORA = {"trex": "TREx", "google_re": "Google_RE", "squad": "Squad", "conceptnet": "ConceptNet"}
-"""Folders of the release, by the names of the corpora in tasks."""
+"""The folder of each corpus in the release, by the name of the corpus in tasks."""
 TEMPLATES = {
     "place_of_birth": "[X] was born in [Y] .",
     "date_of_birth": "[X] (born [Y]).",
@@ -33,9 +37,9 @@ class Fact:
     """One fact.
 
     Args:
-        sentence: with `[MASK]` in the place of the answer.
-        subject: empty where the corpus has none.
-        relation: empty where the corpus has none.
+        sentence: a sentence with `[MASK]` in place of the answer.
+        subject: the subject of the fact; empty if the corpus has none.
+        relation: the relation of the fact; empty if the corpus has none.
         answer: the object of the fact.
     """
 
@@ -49,10 +53,12 @@ Reader = Callable[[], list[Example]]
 
 
 def corpus_readers() -> dict[str, Reader]:
-    """The corpora in LACONIC_DATA by name, each with a function that reads it; single `.jsonl` files are read at once.
+    """The corpora in `$LACONIC_DATA` by name, each with a function that reads it.
+
+    `.jsonl` files directly in `lama` are read immediately, to find the names of their corpora.
 
     Raises:
-        UserError: LACONIC_DATA names no folder with LAMA in it, or a row is malformed.
+        UserError: LACONIC_DATA is not set to a folder that contains LAMA, or a row is malformed.
     """
     data = data_folder()
     folder = None if data is None else data / "lama"
@@ -79,7 +85,7 @@ def _readers_of_json_lines(folder: Path) -> dict[str, Reader]:
             source = text_field(row, ("source",), place)
             if source.lower() not in names:
                 raise unknown("corpus of LAMA", source, CORPORA.values(), f"{place} is of")
-            # A few facts of Google-RE have no sentence that could be masked.
+            # A few facts of Google-RE have no masked sentence.
             sentence = text_field(row, ("masked_sentence",), place) if row.get("masked_sentence") else ""
             relation = str(row.get("relation") or "").rsplit("/", maxsplit=1)[-1]
             fact = Fact(sentence, str(row.get("sub") or ""), relation, text_field(row, ("obj",), place))
@@ -101,7 +107,7 @@ def _release_reader(name: str, folder: Path) -> Reader:
 
 
 def _read_trex(folder: Path) -> Iterator[Fact]:
-    """The relations of relations.jsonl beside the folder that have a file."""
+    """Read the relations that are in `relations.jsonl` beside the folder and have a file."""
     relations = folder.parent / "relations.jsonl"
     if not relations.is_file():
         raise UserError(f"T-REx is asked by the templates of '{relations}', which is missing; put the release's there.")
@@ -119,7 +125,10 @@ def _read_google_re(folder: Path) -> Iterator[Fact]:
 
 
 def _fill_template(path: Path, relation: str, template: str, place: str) -> Iterator[Fact]:
-    """Each pair of subject and object once, without facts that most of Google-RE's annotators refuted."""
+    """Fill a template with each pair of subject and object, without duplicates.
+
+    Facts that most annotators of Google-RE judged wrong are left out.
+    """
     if "[X]" not in template or "[Y]" not in template:
         raise UserError(f"{place} has the template '{template}'; it must have [X] and [Y] in it.")
     seen: set[tuple[str, str]] = set()
@@ -127,7 +136,7 @@ def _fill_template(path: Path, relation: str, template: str, place: str) -> Iter
         pair = text_field(row, ("sub_label",), at), text_field(row, ("obj_label",), at)
         if pair not in seen and not _is_refuted(row):
             seen.add(pair)
-            # The subject last: a title may have [Y] in it.
+            # Replace the subject last, because a title may contain [Y].
             sentence = template.replace("[Y]", MASK, 1).replace("[X]", pair[0])
             yield Fact(sentence, pair[0], relation, pair[1])
 
@@ -138,7 +147,7 @@ def _is_refuted(row: JsonObject) -> bool:
 
 
 def _read_sentences(folder: Path) -> Iterator[Fact]:
-    """SQuAD has no subjects: it writes its own name there. ConceptNet's relation is called `pred`."""
+    """Read SQuAD or ConceptNet. SQuAD has its own name instead of a subject. The relation of ConceptNet is `pred`."""
     for place, row in read_objects(folder / "test.jsonl"):
         sentence = " ".join(row.get("masked_sentences") or ())
         subject = "" if folder.name == CORPORA["squad"] else str(row.get("sub_label") or row.get("sub") or "")
@@ -146,9 +155,10 @@ def _read_sentences(folder: Path) -> Iterator[Fact]:
 
 
 def _to_examples(name: str, facts: Sequence[Fact]) -> list[Example]:
-    """The rows; `also` has the other objects of the same subject and relation.
+    """Convert facts to rows. The field `also` has the other objects of the same subject and relation.
 
-    T-REx and Google-RE are averaged by relation; ConceptNet's relations are one, as in the paper's table 2.
+    Results on T-REx and Google-RE are averaged over relations. ConceptNet counts as one relation, as in table 2 of the
+    paper.
     """
     true: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for fact in facts:

@@ -1,4 +1,4 @@
-"""LAMA as an evaluation task: facts as sentences with a gap, and the rank of the true answer among candidates."""
+"""LAMA as an evaluation task: the rank of the true answer among candidates for the gap in a sentence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from laconic.model.tokens import vocabulary_size
 from laconic.progress import Track
 
 ANSWERS, ALL = "answers", "all"
-"""Names of vocabularies that need no file."""
+"""The names of vocabularies that are not files."""
 RANK, WEIGHT, CORPUS = 0, 1, 2
 """Columns of the table of scores."""
 DEPTHS = (1, 5, 10)
@@ -37,9 +37,10 @@ class Lama(EvalTask):
     """Facts of LAMA.
 
     Args:
-        subset: one of its corpora; None for all that are in LACONIC_DATA.
-        vocabulary: the candidates for a gap: `answers` (the answers of all corpora that are one token of the model),
-            `all` tokens, or a file of one word a line, like the common vocabularies of LAMA's release.
+        subset: the name of one corpus; None for all corpora in `$LACONIC_DATA`.
+        vocabulary: the candidates for a gap: `answers` (the answers of all corpora that are a single token of the
+            model), `all` tokens, or the path of a file with one word per line, such as the common vocabularies in
+            LAMA's release.
 
     Reference:
         Petroni et al., EMNLP 2019, https://arxiv.org/abs/1909.01066.
@@ -74,7 +75,7 @@ class Lama(EvalTask):
         return "lama" if self.subset is None else f"lama/{self.subset}"
 
     def check_data(self) -> None:
-        """Raise UserError where files are missing; `.jsonl` files of facts are read, LAMA's release is not."""
+        """Raise UserError if files are missing. `.jsonl` files of facts are read; the files of the release are not."""
         self._available_corpora(list(corpus_readers()))
         if self.vocabulary not in (ANSWERS, ALL):
             _vocabulary_file(self.vocabulary)
@@ -83,10 +84,10 @@ class Lama(EvalTask):
         """The facts, in the order of the corpora, relations and files.
 
         Args:
-            limit: how many, evenly over the relations; None for all.
+            limit: the largest number of facts, spread evenly over the relations; None for all.
 
         Returns:
-            A corpus whose `classes` are the candidates for a gap; empty where any token is one.
+            A corpus whose `classes` are the candidates for a gap; empty if all tokens are candidates.
         """
         found = corpus_readers()
         names = self._available_corpora(list(found))
@@ -102,7 +103,10 @@ class Lama(EvalTask):
         return replace(answerable, examples=tuple(Example(row.text.replace(MASK, row.target or "")) for row in rows))
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """Score a model; the table has the rank of the answer, the row's weight, and the number of the corpus."""
+        """Score a model.
+
+        The table has three columns: the rank of the answer, the weight of the row, and the index of the corpus.
+        """
         self.check_model(lm)
         answers = [answer for row in corpus.examples for answer in (row.target or "", *row.also)]
         words = None if self.vocabulary == ALL else corpus.classes
@@ -133,11 +137,11 @@ class Lama(EvalTask):
         return TaskResult(table, self.metrics(settings), settings, places)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
-        # Relations are told in the order of the rows, and so are the numbers of the corpora.
+        # `relations` is in the order of the rows, and so are the indices of the corpora.
         return _metrics(list(dict.fromkeys(relation.partition("/")[0] for relation in settings["relations"])))
 
     def _available_corpora(self, found: Sequence[str]) -> list[str]:
-        """Those of the corpora found that this task asks."""
+        """The corpora in `found` that this task uses."""
         names = [name for name in CORPORA if name in found]
         if self.subset is None:
             return names
@@ -174,7 +178,7 @@ def _vocabulary_file(name: str) -> Path:
 
 
 def _metrics(corpora: Sequence[str]) -> dict[str, Metric]:
-    """Metrics over all facts, and over each corpus where there are several."""
+    """The metrics over all facts, and over each corpus if there are several."""
     figures = {f"p@{depth}": partial(_precision, depth=depth) for depth in DEPTHS} | {"mrr": _reciprocal_rank}
     overall = {name: weighted_mean(figure, WEIGHT) for name, figure in figures.items()}
     if len(corpora) == 1:
@@ -195,7 +199,7 @@ def _reciprocal_rank(table: Scores) -> Float[np.ndarray, " rows"]:
 
 
 def _relation_scores(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict[str, dict[str, Any]]:
-    """Number of rows and P@1 of each relation."""
+    """The number of rows and the P@1 of each relation."""
     first: dict[str, list[bool]] = {}
     for group, rank in zip(groups, found.tolist(), strict=True):
         first.setdefault(group, []).append(rank == 1)
@@ -203,7 +207,7 @@ def _relation_scores(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict
 
 
 def _n_candidates(vocabulary: Vocabulary, lm: LanguageModel) -> int:
-    """How many candidates there are after a space."""
+    """The number of candidates after a space."""
     if vocabulary.candidates is None:
         return vocabulary_size(lm.model)
     return len(vocabulary.candidates[Boundary.SPACED])
