@@ -1,13 +1,13 @@
 """Paired comparison of two models on the same rows: the change of a metric, its interval, and its p-value.
 
-The interval is that of the bootstrap with both models resampled together, which removes what makes a row hard for both
-(Efron and Tibshirani 1993, chapter 16). The p-value is that of a test:
+The interval is computed by a bootstrap that resamples the same rows for both models, which removes the common variation
+due to hard and easy rows (Efron and Tibshirani 1993, chapter 16). The p-value comes from one of two tests:
 
-- For rows that are right or wrong, McNemar's test (Psychometrika 12, 1947, pages 153-157) in its exact form:
-  of the rows that only one of the models has right, each is as likely to be the one's as the other's.
-- For any other metric, approximate randomization (Noreen 1989, chapter 2; Yeh 2000, https://aclanthology.org/C00-2137):
-  how often a change at least as large comes about when the two models' lines are exchanged row by row at random, or, of
-  few rows, in every possible way.
+- For a metric of rows that are right or wrong: the exact form of McNemar's test (Psychometrika 12, 1947, pages
+  153-157). Under the null hypothesis, a row that only one model has right belongs to either model with probability ½.
+- For any other metric: approximate randomization (Noreen 1989, chapter 2; Yeh 2000,
+  https://aclanthology.org/C00-2137). The p-value is the frequency of a change at least as large when the scores of the
+  two models are exchanged in random rows; for few rows, in all subsets of rows.
 
 Both tests are valid for any number of rows; bootstrapped p-values are not. With n rows neither gives a p below 2 / 2ⁿ,
 whatever the change (the minimum attainable p of Tarone, Biometrics 46, 1990, pages 515-522). Where that is 0.05 or
@@ -28,15 +28,15 @@ from laconic.evaluate.metrics import Metric, Scores, Share, n_resamples, resampl
 SIGNIFICANT = 0.05
 POWER = 0.8
 MIN_DISCORDANT = 6
-"""Rows that must differ for p below 0.05: if five differ and all favour one model, p is 2 / 2⁵ = 0.0625."""
+"""The least number of differing rows for p < 0.05: with five rows that all favour one model, p is 2 / 2⁵ = 0.0625."""
 DETECTABLE = float(norm.ppf(1 - SIGNIFICANT / 2) + norm.ppf(POWER))
-"""2.80 standard errors: a change that is significant with a probability of `POWER`."""
+"""A change of 2.80 standard errors is significant with the probability `POWER`."""
 ROUNDING = 1e-9
-"""Relative difference up to which two sums of the same numbers count as equal."""
+"""The relative difference up to which two sums of the same numbers count as equal."""
 
 
 class Verdict(StrEnum):
-    """What a change against the original means."""
+    """The interpretation of a change against the original."""
 
     CHANGE = "a real change"
     NOISE = "noise"
@@ -47,11 +47,11 @@ def verdict(p: float, least_p: float) -> Verdict:
     """Whether a change is significant.
 
     Args:
-        p: p-value of the change.
-        least_p: the smallest p that the rows can give, from `min_attainable_p`.
+        p: the p-value of the change.
+        least_p: the smallest p-value that is possible with these rows, from `min_attainable_p`.
 
     Returns:
-        `CANNOT_TELL` where no change on these rows can be significant, else `CHANGE` or `NOISE`.
+        `CANNOT_TELL` if no change on these rows can be significant, else `CHANGE` or `NOISE`.
 
     Example:
         >>> verdict(0.01, least_p=1e-9), verdict(0.4, least_p=1e-9), verdict(0.4, least_p=0.0625)
@@ -63,10 +63,10 @@ def verdict(p: float, least_p: float) -> Verdict:
 
 
 def min_attainable_p(rows: int) -> float:
-    """The smallest two-sided p of a paired test: of all 2ⁿ exchanges of n rows two are as extreme as possible.
+    """The smallest two-sided p-value of a paired test: two of the 2ⁿ exchanges of n rows are the most extreme ones.
 
     Args:
-        rows: that can differ between the models.
+        rows: the number of rows that can differ between the models.
 
     Example:
         >>> min_attainable_p(5), min_attainable_p(6)
@@ -77,17 +77,17 @@ def min_attainable_p(rows: int) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a metric changed.
+    """The change of a metric between a model and its original.
 
     Args:
-        value: metric of the model minus that of the original.
+        value: the metric of the model minus the metric of the original.
         low: lower bound of the 95 % interval of the change.
         high: upper bound.
-        p: two-sided p-value: the probability of a change at least as large between equal models.
-        least_p: the smallest p that these rows can give; from 0.05 on no change can be significant.
-        detectable: the smallest change that these rows show with p < 0.05 in four cases of five (Card et al. 2020,
-            https://aclanthology.org/2020.emnlp-main.745), 2.80 standard errors of the change; None where there are
-            fewer than six rows, or the change has no spread.
+        p: two-sided p-value: the probability of a change at least as large between equally good models.
+        least_p: the smallest p-value that is possible with these rows. From 0.05 on, no change can be significant.
+        detectable: the smallest change that is significant (p < 0.05) with probability 0.8 on these rows: 2.80 standard
+            errors of the change (Card et al. 2020, https://aclanthology.org/2020.emnlp-main.745). None for fewer than
+            six rows, or if the standard error is zero.
     """
 
     value: float
@@ -98,18 +98,18 @@ class Difference:
     detectable: float | None
 
     def to_json(self) -> dict[str, float]:
-        """The change with its interval and its p."""
+        """The change with its interval and its p-value, as JSON values."""
         return {"value": self.value, "low": self.low, "high": self.high, "p": self.p}
 
 
 def difference(metric: Metric, table: Scores, reference: Scores, seed: int = 0) -> Difference:
-    """How much a metric differs between two models on the same rows, with a paired test.
+    """Compare a metric between two models on the same rows, with a paired test.
 
     Args:
-        metric: of a table of scores; for a `Share` the test is McNemar's, else approximate randomization.
-        table: scores of the model.
-        reference: scores of the original; line i is the same row as line i of `table`.
-        seed: of the resampling and of the random exchanges.
+        metric: the metric. The test is McNemar's for a `Share`, else approximate randomization.
+        table: (rows, columns) scores of the model.
+        reference: (rows, columns) scores of the original on the same rows in the same order.
+        seed: the random seed of the resampling and of the exchanges.
 
     Raises:
         ValueError: the tables have different numbers of rows.
@@ -146,12 +146,12 @@ def count_discordant(metric: Share, table: Scores, reference: Scores) -> tuple[i
     """Count the rows that only one of two models has right.
 
     Args:
-        metric: says which rows are right.
+        metric: determines which rows are right.
         table: scores of the model.
         reference: scores of the original, on the same rows.
 
     Returns:
-        How many rows only `table` has right, and how many only `reference`.
+        The number of rows that are right only in `table`, and the number that are right only in `reference`.
 
     Example:
         >>> right = Share(lambda scores: scores[:, 0] == 1)
@@ -163,11 +163,11 @@ def count_discordant(metric: Share, table: Scores, reference: Scores) -> tuple[i
 
 
 def mcnemar_p(won: int, lost: int) -> float:
-    """The exact two-sided p of McNemar's test: 2 P[B ≤ min(won, lost)] with B binomial(won + lost, ½), at most 1.
+    """The exact two-sided p-value of McNemar's test: 2 P[B ≤ min(won, lost)] with B binomial(won + lost, ½), at most 1.
 
     Args:
-        won: rows that only the one model has right.
-        lost: rows that only the other has right.
+        won: the number of rows that only the first model has right.
+        lost: the number of rows that only the second model has right.
 
     Reference:
         McNemar, Psychometrika 12, 1947, pages 153-157.
@@ -182,14 +182,14 @@ def mcnemar_p(won: int, lost: int) -> float:
 
 
 def _detectable_share(differ: int, rows: int) -> float | None:
-    """The detectable change of a share of `rows` rows, of which `differ` differ between the models."""
+    """The detectable change of a share over `rows` rows, if `differ` of them differ between the models."""
     return None if rows < MIN_DISCORDANT else min(1.0, max(MIN_DISCORDANT, DETECTABLE * differ**0.5) / rows)
 
 
 def _randomization_p(
     metric: Metric, table: Scores, reference: Scores, among: Bool[np.ndarray, " rows"], seed: int
 ) -> float:
-    """How often a change as large comes about when lines of the rows `among` are exchanged (Noreen 1989, chapter 2)."""
+    """The p-value of approximate randomization; the rows `among` are exchanged (Noreen 1989, chapter 2)."""
     exact = 2 ** int(among.sum()) <= n_resamples(len(table))
     swaps = _all_swaps(among) if exact else _random_swaps(among, seed)
     shuffled = np.array(
@@ -201,12 +201,12 @@ def _randomization_p(
     value = metric(table) - metric(reference)
     scale = max(float(np.abs(shuffled).max()), abs(value))
     as_large = int(np.sum(np.abs(shuffled) >= abs(value) - ROUNDING * scale))
-    # The observed tables are one of the exchanges that are possible: the first of all, one more than those drawn.
+    # The observed tables count as one exchange. They are among all exchanges, but not among the random ones.
     return as_large / len(shuffled) if exact else (1 + as_large) / (1 + len(shuffled))
 
 
 def _all_swaps(among: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, " rows"]]:
-    """Every choice of rows to exchange, none of them first."""
+    """All subsets of rows to exchange, beginning with the empty one."""
     for chosen in product((False, True), repeat=int(among.sum())):
         swap = np.zeros(len(among), dtype=bool)
         swap[among] = chosen
@@ -214,7 +214,7 @@ def _all_swaps(among: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, " 
 
 
 def _random_swaps(among: Bool[np.ndarray, " rows"], seed: int) -> Iterator[Bool[np.ndarray, " rows"]]:
-    """About half of the rows, drawn anew each time."""
+    """Random subsets with about half of the rows."""
     generator = np.random.default_rng(seed)
     for _ in range(n_resamples(len(among))):
         yield generator.random(len(among)) < 0.5

@@ -1,10 +1,10 @@
 """Perplexity of a causal language model: per token, per word and per byte, with a sliding window.
 
-Each row of the corpus is a document of its own, read after the token that starts documents. One longer than the context
-is read through windows that advance by `stride`; every token is scored once, in the first window that holds it, so
-with at least `context − stride` tokens before it (or all there are). Figures per word and per byte divide the same
-log-likelihood by what does not depend on the tokenizer
-(Gao et al. 2020, section 3.1, https://arxiv.org/abs/2101.00027).
+Each row of the corpus is a separate document, which follows the start token. A document longer than the context is read
+in windows that advance by `stride`. Each token is scored once, in the first window that contains it, with at least
+`context − stride` tokens before it (or all preceding tokens). Perplexities per word and per byte divide the same
+log-likelihood by a count that does not depend on the tokenizer (Gao et al. 2020, section 3.1,
+https://arxiv.org/abs/2101.00027).
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,9 +26,9 @@ from laconic.progress import Track
 
 BATCH = 16
 MAX_CONTEXT = 1024
-"""Tokens of the context at most, for models that can read more."""
+"""The default context in tokens, for models with a longer one."""
 LARGEST_EXPONENT = 700.0
-"""Exponent of the largest exponential that a float can hold."""
+"""The largest exponent whose exponential is a finite float."""
 
 TOKENS, WORDS, BYTES = 1, 2, 3
 """Columns of the table; column 0 is the negative log-likelihood in nats."""
@@ -40,7 +40,7 @@ def _perplexity_per(column: int) -> Metric:
 
 
 def _over_texts(metric: Metric) -> Metric:
-    """The metric over the rows that have tokens to predict; a blank line has none."""
+    """Restrict a metric to the rows with tokens to predict; a blank line has none."""
     return SubsetMetric(metric, lambda table: table[:, TOKENS] > 0)
 
 
@@ -62,8 +62,8 @@ class Perplexity(EvalTask):
 
     Args:
         text: the data source.
-        context: tokens of a window; None for the model's own context, up to 1024.
-        stride: by how many tokens a window advances; None for half of the context.
+        context: the window in tokens; None for the context of the model, up to 1024.
+        stride: the number of tokens by which the window advances; None for half of the context.
     """
 
     prefix = "perplexity"
@@ -88,7 +88,7 @@ class Perplexity(EvalTask):
         return self.text
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """Score a model; the table has the nats, tokens, words and bytes of each row."""
+        """Score a model. The columns of the table are the nats, tokens, words and bytes of each row."""
         self.check_model(lm)
         context, stride = self._window(lm)
         first = start_token(lm)
@@ -135,7 +135,7 @@ def start_token(lm: LanguageModel) -> int | None:
         lm: the model, with its tokenizer.
 
     Returns:
-        The token that begins texts, else the one that ends them, else None.
+        The start token of the tokenizer, else the end token, else None.
     """
     tokenizer = tokenizer_of(lm)
     tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -143,7 +143,7 @@ def start_token(lm: LanguageModel) -> int | None:
 
 
 def _windows(lm: LanguageModel, corpus: Corpus, context: int, stride: int) -> tuple[list[Batch], list[int]]:
-    """Every window of every document as batches, and the document of each."""
+    """All windows of all documents as batches, and the index of the document of each window."""
     first = start_token(lm)
     rows: list[Row] = []
     documents: list[int] = []
@@ -160,15 +160,15 @@ def _windows(lm: LanguageModel, corpus: Corpus, context: int, stride: int) -> tu
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:
-    """The windows through which a document is read.
+    """The windows of a document.
 
     Args:
-        tokens: of the document.
-        context: tokens of a window.
-        stride: by how many tokens a window advances.
+        tokens: the number of tokens of the document.
+        context: the number of tokens in a window.
+        stride: the number of tokens by which the window advances.
 
     Yields:
-        Where a window starts, and the first token that no window before it holds.
+        The position where the window starts, and the position of the first token that is not in an earlier window.
 
     Example:
         >>> list(windows(10, context=4, stride=2))

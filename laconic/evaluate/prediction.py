@@ -1,8 +1,8 @@
-"""Predictions of a model, batch by batch: rows sorted by length, run without gradients, checked for NaN.
+"""Compute predictions batch by batch, without gradients, with rows sorted by length and a check for NaN.
 
-`predict_labelled` runs the head of a language model at labelled positions only: the head is the largest matrix of a
-small model, and many tasks look at few positions. Encoder-decoders and models whose head is no module of its own are
-run in full.
+`predict_labelled` runs the head of a language model only at labelled positions: the head is the largest matrix of a
+small model, and many tasks need few positions. For encoder-decoders, and models whose head is not a separate module, it
+computes all positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ from laconic.progress import Track
 def predict_labelled(
     lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
 ) -> Iterator[tuple[Batch, Predictions]]:
-    """Each batch with the predictions at its labelled positions, both on the CPU.
+    """Yield each batch with the predictions at its labelled positions, both on the CPU.
 
     Args:
-        lm: the model; of a language model `batches` have labels.
-        batches: inputs, and labels that are `IGNORED` at positions of no interest.
-        track: shows progress.
-        what: the name of the work, for progress.
+        lm: the model.
+        batches: inputs. For a language model they contain labels, which are `IGNORED` at positions that are not needed.
+        track: reports progress.
+        what: a description of the work, for progress.
     """
     with evaluating(lm):
         for batch in track(batches, what):
@@ -54,7 +54,7 @@ def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
     finally:
         hook.remove()
     if output["logits"].dim() == 3:
-        # The model multiplied with the matrix itself.
+        # The model used the weight of the head without calling the module, so that the hook did not run.
         predictions = gather_predictions(lm, output, batch)
     else:
         predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], lm.task.distribution)
@@ -63,13 +63,13 @@ def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
 
 
 MAX_LOGITS = 2**26
-"""Logits of one batch at most: 256 MiB in float32."""
+"""The largest number of logits in a batch: 256 MiB in float32."""
 
 
 def predict_batches(
     lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
 ) -> Iterator[tuple[Batch, Predictions]]:
-    """Each batch with the model's predictions, both on the CPU, one batch at a time.
+    """Yield each batch with its predictions, both on the CPU.
 
     Args:
         lm: the model.
@@ -84,15 +84,15 @@ def predict_batches(
 
 @torch.inference_mode()
 def predict_batch(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Tensor]:
-    """The predictions for one batch, on the model's device, without gradients.
+    """Compute the predictions for one batch without gradients. The results are on the device of the model.
 
     Args:
         lm: the model.
         batch: its inputs.
-        hidden: whether the mean last hidden states are wanted too.
+        hidden: whether to return the mean last hidden states as well.
 
     Returns:
-        The predictions, and (rows, width) hidden states, which are empty without `hidden`.
+        The predictions, and (rows, width) mean hidden states, which are empty without `hidden`.
 
     Raises:
         UserError: a prediction is NaN or infinite.
@@ -120,12 +120,12 @@ def to_cpu(predictions: Predictions) -> Predictions:
 
 
 def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:
-    """How many rows fit into a batch.
+    """The number of rows in a batch.
 
     Args:
-        lm: a model; one that predicts every token gets fewer rows where its logits would pass `MAX_LOGITS`.
-        length: tokens of a row.
-        most: rows of a batch where nothing limits them.
+        lm: the model. If it predicts every token, a batch has at most `MAX_LOGITS` logits.
+        length: the number of tokens in a row.
+        most: the largest number of rows.
     """
     if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
         return at_once(lm, most)
@@ -133,12 +133,12 @@ def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:
 
 
 def batch_by_length(lm: LanguageModel, rows: Sequence[Row], most: int) -> tuple[list[list[int]], list[Batch]]:
-    """Batches of rows sorted by length, which need little padding.
+    """Sort rows by length and form batches, so that they need little padding.
 
     Args:
-        lm: the model that reads them.
+        lm: the model.
         rows: tokens and labels.
-        most: rows of a batch where nothing limits them.
+        most: the largest number of rows in a batch.
 
     Returns:
         The indices of the rows in each batch, and the batches.
@@ -150,10 +150,10 @@ def batch_by_length(lm: LanguageModel, rows: Sequence[Row], most: int) -> tuple[
 
 
 def restore_order(lines: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
-    """Puts the lines of the batches of `batch_by_length` into the order of the rows.
+    """Restore the original order of rows after `batch_by_length`.
 
     Args:
-        lines: (rows, ...) of all batches, one after the other.
+        lines: (rows, ...) results of all batches, concatenated.
         parts: the indices of the rows in each batch.
 
     Example:

@@ -1,4 +1,4 @@
-"""The original that compressed models are compared with: its predictions, and checks that the two are comparable."""
+"""The original model in a comparison: its predictions, and checks that a compressed model is comparable with it."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,20 @@ from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 BATCH = 16
 CONTEXT = 128
 CACHE_BYTES = 2**28
-"""Bytes of predictions that are kept in memory; others are computed anew each time."""
+"""The largest size of predictions that are kept in memory, in bytes. Others are recomputed each time."""
 
 
 class Reference:
-    """An original model and rows of text, read with its tokenizer, on which other models are compared with it.
+    """An original model with the rows of text on which other models are compared with it.
 
     Args:
-        original: the model to compare with.
+        original: the original model; its tokenizer encodes the rows.
         corpus: rows of text.
-        seed: of the masked positions of a masked language model.
-        limit: bytes of predictions that are kept in memory.
+        seed: the random seed of the masked positions, for a masked language model.
+        limit: the largest size of predictions that are kept in memory, in bytes.
 
     Attributes:
-        context: tokens of a row at most.
+        context: the largest number of tokens in a row.
         batches: the rows, sorted by length.
         parts: the indices of the rows in each batch.
     """
@@ -49,7 +49,7 @@ class Reference:
             number: index of the batch.
 
         Raises:
-            UserError: it predicts NaN.
+            UserError: the original predicts NaN.
         """
         if number in self._cache:
             return self._cache[number]
@@ -61,18 +61,18 @@ class Reference:
 
 
 class ReferenceCache:
-    """Keeps the last `Reference`, so that several evaluations against one original run it once."""
+    """Keeps the last `Reference`, so that several evaluations against one original run the original once."""
 
     def __init__(self) -> None:
         self._last: Reference | None = None
 
     def get(self, original: LanguageModel, corpus: Corpus, seed: int = 0) -> Reference:
-        """The reference of this original on these rows.
+        """The reference for an original and rows; the kept one, if the arguments are the same as in the last call.
 
         Args:
-            original: compared by identity; its weights may not have changed since the last call.
+            original: the original model, compared by identity. Its weights must not change between calls.
             corpus: rows of text.
-            seed: of masked positions.
+            seed: the random seed of masked positions.
         """
         last = self._last
         if last is None or last.original is not original or (last.corpus, last.seed) != (corpus, seed):
@@ -84,16 +84,16 @@ def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequen
     """Check that two models predict the same things, so that they can be compared row by row.
 
     Args:
-        lm: the compressed model; it may lack its weights.
-        original: the model to compare it with; it may lack its weights.
+        lm: the compressed model, with or without weights.
+        original: the original model, with or without weights.
         classes: names of the classes in the data.
 
     Returns:
-        For each output of the original the index of the same class among the outputs of `lm`; None where the order is
-        the same.
+        For each output of the original, the index of the same class among the outputs of `lm`; None if the order is the
+        same.
 
     Raises:
-        UserError: they predict different kinds of things, or have different vocabularies or classes.
+        UserError: the models have different tasks, vocabularies or classes.
     """
     if lm.task is not original.task:
         ours, theirs = with_article(lm.task.value), with_article(original.task.value)
@@ -111,14 +111,14 @@ def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequen
 
 
 def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
-    """Check that a model can read rows that the original's tokenizer has encoded.
+    """Check that a model can read rows that were encoded by the original's tokenizer.
 
     Args:
         lm: the compressed model.
         reference: the original and the rows.
 
     Raises:
-        UserError: a token means something else to the tokenizer of `lm`, or the rows are longer than `lm` reads.
+        UserError: a token id is another token in the tokenizer of `lm`, or the rows are too long for `lm`.
     """
     original = reference.original
     longest, length = positions(lm), max(batch["input_ids"].shape[1] for batch in reference.batches)
@@ -146,7 +146,7 @@ def _quote(token: str | None) -> str:
 
 
 def _vocabulary_size(lm: LanguageModel) -> int | None:
-    """Size of the vocabulary that the model predicts; None for a model that predicts no tokens."""
+    """The size of the vocabulary that the model predicts; None for a model that does not predict tokens."""
     if lm.task is Task.SEQ2SEQ:
         return target_vocabulary_size(lm.model)
     return vocabulary_size(lm.model) if lm.task in (Task.CAUSAL, Task.MASKED) else None

@@ -1,4 +1,4 @@
-"""A whole evaluation: scores on tasks, cost, and the difference from an original model."""
+"""Evaluate a model: scores on tasks, cost, and the difference from an original model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from laconic.progress import Track, silent
 from laconic.runtime import serve
 
 SEED = 0
-"""Of the bootstrap, and of masked positions."""
+"""The random seed of the bootstrap and of masked positions."""
 
 Intervals = dict[str, dict[str, Interval]]
 Differences = dict[str, dict[str, Difference]]
@@ -31,13 +31,13 @@ class Evaluation:
     """The results of an evaluation.
 
     Args:
-        results: by task and metric, the figure with its interval.
-        settings: by task, what the figures depend on.
-        cost: None where it was not measured.
+        results: the value and the interval of each metric, by task and metric.
+        settings: the settings that the results depend on, by task.
+        cost: the cost of the model; None if it was not measured.
         original: `results` of the original; None without an original.
         original_cost: `cost` of the original.
-        fidelity: distance from the original.
-        difference: by task and metric, the change against the original.
+        fidelity: the distance from the original.
+        difference: the change of each metric against the original, by task and metric.
     """
 
     results: Intervals
@@ -85,16 +85,16 @@ def evaluate(
 
     Args:
         lm: the model.
-        tasks: names of tasks, like `glue/sst2`. The rows for fidelity are those of `fidelity:SOURCE`, else of the first
-            task (of LAMA and BLiMP up to 1,000 sentences).
-        limit: rows of each task at most; None for all of its dev split.
+        tasks: names of tasks, like `glue/sst2`. The rows for fidelity are those of `fidelity:SOURCE`, else those of the
+            first task (up to 1,000 sentences of LAMA and BLiMP).
+        limit: the largest number of rows of each task; None for the whole dev split.
         against: the original to compare with; None for no comparison.
-        cost: whether cost is measured, or under which conditions; quality is measured in the same runtime.
-        compare_cost: whether the cost of `against` is measured as well.
-        resume: whether results of finished tasks are read from the cache of an earlier run, where model, rows and
-            versions are the same. For models that are fully described by their configuration and weights.
-        references: shared by evaluations against one original, which is then run once.
-        track: shows progress.
+        cost: whether to measure cost; or the conditions of the measurement, whose runtime applies to quality as well.
+        compare_cost: whether to measure the cost of `against` as well.
+        resume: whether to use cached results of an earlier run with the same model, rows and versions. The model must
+            be fully described by its configuration and weights.
+        references: a cache to share between evaluations against the same original, so that the original is run once.
+        track: reports progress.
 
     Raises:
         UserError: a task is unknown, has no data, uses the very file that a model was calibrated on, or is not for this
@@ -113,7 +113,7 @@ def evaluate(
     rows = selected.rows_to_compare(corpora, limit)
     under = Conditions.of(cost)
     service = serve(lm, under.runtime)
-    # Stored results are those of torch.
+    # Only results in torch are cached.
     resume = resume and service.lm is lm
     ours = _evaluate_tasks(service.lm, selected.tasks, corpora, resume, track)
     evaluation = {

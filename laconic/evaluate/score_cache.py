@@ -1,8 +1,9 @@
-"""Scores of finished tasks, kept on disk: an evaluation that was stopped goes on at the first task that was not done.
+"""A disk cache for the scores of finished tasks, so that an interrupted evaluation continues with the next task.
 
-An entry is one JSON file, named by a hash of everything that decides the scores: weights, formats, configuration and
-tokenizers of the model, the task, its rows, versions, and laconic's own code. Whatever changes, the name does, so that
-nothing stale is served; a lost, damaged or unwritable entry costs time and no more.
+An entry is one JSON file. Its name is a hash of everything that the scores depend on: weights, formats, configuration
+and tokenizers of the model, the task and its rows, versions, and the code of laconic. If one of these changes, the name
+changes, so that no outdated entry is used. If an entry is missing, damaged or cannot be written, the task is computed
+again.
 """
 
 import hashlib
@@ -30,11 +31,11 @@ from laconic.store.folder import TOKENIZER_FILE
 FOLDER = "judged"
 ENTRIES = DiskCache(FOLDER, ".json")
 PACKAGES = ("numerics", "formats", "model", "calibrate", "store", "evaluate")
-"""The packages of laconic that scores come from."""
+"""The packages of laconic whose code scores depend on."""
 
 
 def versions() -> dict[str, str]:
-    """Of what figures depend on."""
+    """The versions of the libraries that scores depend on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -43,10 +44,16 @@ def versions() -> dict[str, str]:
 
 
 def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult]:
-    """Judges `lm` as each judge does, unless the scores of the same model on the same rows are kept; then keeps them.
+    """Make a function that evaluates a task on `lm`, and reads and writes the cache.
+
+    Args:
+        lm: the model.
+
+    Returns:
+        A function of task, rows and progress. It returns cached scores of the same model on the same rows, if any.
 
     Raises:
-        UserError: $LACONIC_CACHE_GB is no size.
+        UserError: `$LACONIC_CACHE_GB` is not a valid size.
     """
     cache_limit()
     model = fingerprint(lm)
@@ -69,7 +76,7 @@ def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult
 
 
 def fingerprint(lm: LanguageModel) -> str:
-    """A hash of what `lm` computes: numbers and their formats, configuration, names of classes, tokenizers."""
+    """A hash of a model: weights and their formats, configuration, class names and tokenizers."""
     model = lm.model
     hashed = hashlib.blake2b(digest_size=16)
     formats = [
@@ -90,7 +97,7 @@ def fingerprint(lm: LanguageModel) -> str:
 
 
 def _lasting(file: Path) -> bytes:
-    """What a tokenizer's file says but for how the last call cut and padded texts, which every call says anew."""
+    """The content of a tokenizer file without truncation and padding, which each call of the tokenizer sets anew."""
     if file.name != TOKENIZER_FILE:
         return file.read_bytes()
     return json.dumps({**json.loads(file.read_bytes()), "truncation": None, "padding": None}).encode()

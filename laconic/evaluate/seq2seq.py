@@ -1,4 +1,4 @@
-"""Sequence-to-sequence models: how often greedy decoding gives the exact target, and teacher-forced token accuracy."""
+"""Evaluate sequence-to-sequence models: exact match of greedy decoding, and token accuracy with teacher forcing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Seq2Seq(EvalTask):
     """Exact match and token accuracy of an encoder-decoder on pairs of a source and a target.
 
     Args:
-        pairs: the data source. A generated text matches if it equals its target, except for spaces around it.
+        pairs: the data source. A generated text matches if it equals the target after stripping spaces at the ends.
     """
 
     prefix = "seq2seq"
@@ -65,7 +65,11 @@ class Seq2Seq(EvalTask):
         super().check_corpus(lm, corpus)
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        """Score a model; the table has the exact match (0 or 1), the target tokens that are right, and all of them."""
+        """Score a model.
+
+        The table has three columns: exact match (0 or 1), the number of right target tokens, the number of target
+        tokens.
+        """
         self.check_model(lm)
         self.check_corpus(lm, corpus)
         context = min(positions(lm) or CONTEXT, CONTEXT)
@@ -88,7 +92,7 @@ class Seq2Seq(EvalTask):
 
 
 def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:
-    """By its place in the corpus, each row that has text and tokens on both sides."""
+    """The rows whose source and target both have text and tokens, by their index in the corpus."""
     tokenizer = tokenizer_of(lm)
     target_tokenizer = lm.target_tokenizer or tokenizer
     rows: dict[int, Row] = {}
@@ -104,7 +108,7 @@ def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:
 
 @torch.inference_mode()
 def generate(lm: LanguageModel, batch: Batch) -> list[str]:
-    """Texts that the model generates greedily, of at most one token more than the longest target.
+    """Generate texts greedily, with at most one token more than the longest target.
 
     Args:
         lm: an encoder-decoder with its tokenizer.
@@ -115,14 +119,14 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
         inputs["global_attention_mask"] = first_token_mask(inputs["input_ids"])
     longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
     write: Any = lm.model.generate
-    # One token more than the target is enough to tell that a text does not stop where it should.
+    # One token more than the target shows that a text does not end where it should.
     with report_run_errors(lm, inputs["input_ids"], writes=True):
         written = write(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)
     return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
 
 
 def _count_right_tokens(predictions: Predictions, rows: int) -> Tensor:
-    """(rows, 2): target tokens that were the likeliest after the true ones before them, and target tokens."""
+    """(rows, 2): the numbers of rightly predicted target tokens (with teacher forcing) and of all target tokens."""
     assert predictions.labels is not None, "sequence-to-sequence batches carry their targets"
     right = (predictions.values.argmax(-1) == predictions.labels).double()
     sums = torch.zeros(rows, 2, dtype=torch.float64)

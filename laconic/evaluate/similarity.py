@@ -1,7 +1,7 @@
-"""Similarity of texts by an embedding model, with the similarity function that its folder declares.
+"""The similarity of texts in an embedding model, by the similarity function that the folder of the model declares.
 
-As sentence-transformers has it (Reimers & Gurevych, EMNLP 2019, https://arxiv.org/abs/1908.10084): the cosine, the dot
-product, or a distance with its sign turned, so that more is nearer.
+The functions are those of sentence-transformers (Reimers & Gurevych, EMNLP 2019, https://arxiv.org/abs/1908.10084):
+cosine, dot product, or a negative distance.
 """
 
 import torch
@@ -19,7 +19,7 @@ from laconic.progress import Track
 
 BATCH = 32
 DISTANCES = {"euclidean": 2.0, "manhattan": 1.0}
-"""Similarities that are a negative distance, with the order of its norm."""
+"""The similarities that are negative distances, with the order p of the norm."""
 
 
 def similarities(
@@ -30,12 +30,12 @@ def similarities(
     Args:
         lm: the embedding model.
         corpus: rows of two texts.
-        track: shows progress.
+        track: reports progress.
         what: the name of the task, for progress and errors.
-        max_length: tokens of a text at most.
+        max_length: the largest number of tokens in a text.
 
     Raises:
-        UserError: a row has no second text, or a text no tokens; a vector is NaN or infinite.
+        UserError: a row has no second text, a text has no tokens, or an embedding is NaN or infinite.
     """
     rows = rows_of(lm, corpus, max_length=max_length)
     if len(rows) != 2 * len(corpus.examples):
@@ -51,12 +51,12 @@ def similarities(
 
 
 def similarity(one: Float[Tensor, "rows k"], other: Float[Tensor, "rows k"], by: str) -> Float[Tensor, " rows"]:
-    """The similarity of each vector with the vector of the same row.
+    """The similarity of the two vectors in each row.
 
     Args:
         one: (rows, k) vectors.
         other: (rows, k) vectors.
-        by: `cosine`, `dot`, `euclidean` or `manhattan`; of a distance the negative.
+        by: `cosine`, `dot`, `euclidean` or `manhattan`; the latter two are negative distances.
 
     Reference:
         Reimers & Gurevych, EMNLP 2019, https://arxiv.org/abs/1908.10084.

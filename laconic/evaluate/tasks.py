@@ -1,8 +1,8 @@
 """Evaluation tasks by the names that `--tasks` takes, such as `glue/sst2`, `lama/trex` or `perplexity:SOURCE`.
 
-`find_task` is the one place where a name becomes a task: it looks the first part up when it is called. A new
-kind of task is a frozen dataclass that derives from `EvalTask`, with the class variables `prefix`, `spellings` and
-`kinds`, and with `from_name`, `name`, `source` and `evaluate`.
+`find_task` converts a name to a task; it looks up the kind of task by the first part of the name. A new kind of task is
+a frozen dataclass that derives from `EvalTask`, with the class variables `prefix`, `spellings` and `kinds`, and with
+the methods `from_name`, `name`, `source` and `evaluate`.
 """
 
 import re
@@ -85,7 +85,7 @@ def find_task(name: str) -> EvalTask | FidelityRows:
         name: the prefix of a kind, then `/` or `:` and what the kind makes of the rest, like `glue/sst2`.
 
     Raises:
-        UserError: no kind has this prefix, or its kind refuses the name.
+        UserError: no kind has this prefix, or the rest of the name is not valid for the kind.
 
     Example:
         >>> find_task("glue/sst2").source

@@ -1,8 +1,8 @@
-"""Seconds and joules of a forward pass: warmed up, repeated, on a fixed number of threads.
+"""Measure the seconds and joules of a forward pass: after a warm-up, repeatedly, on a fixed number of threads.
 
-Energy is read where the machine counts it: RAPL of the processor on Linux, NVML of an NVIDIA GPU. Both count all that
-the processor or the GPU does meanwhile, so the figures hold on a quiet machine alone. Without a counter, or where only
-an administrator may read it, there is no figure.
+Energy is read from counters of the hardware: RAPL for the CPU on Linux, NVML for an NVIDIA GPU. Both count the energy
+of the whole CPU or GPU, so that results are valid only if nothing else runs. If there is no counter, or only an
+administrator may read it, no energy is reported.
 """
 
 import math
@@ -26,7 +26,7 @@ WARM_UP_RUNS = 3
 RUNS = 30
 MIN_RUNS = 5
 MAX_SECONDS = 30.0
-"""Seconds after which a slow model is not timed any more, once it has run `MIN_RUNS` times."""
+"""Seconds after which timing stops, if the model has run at least `MIN_RUNS` times."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Latency:
     """Time of one forward pass.
 
     Args:
-        batch: rows of the batch.
-        length: tokens of a row.
+        batch: the number of rows.
+        length: the number of tokens in a row.
         median: seconds.
         lower_quartile: seconds.
         upper_quartile: seconds.
-        runs: how many passes were timed.
+        runs: the number of timed passes.
     """
 
     batch: int
@@ -95,11 +95,11 @@ def latency(
 
     Args:
         lm: the model.
-        batch: rows of the batch.
-        length: tokens of a row; cut to what the model can read.
-        threads: of torch on the CPU; None leaves them as they are.
-        runs: how many passes are timed at most; a model that takes over 30 seconds together gets fewer, five at least.
-        track: shows progress.
+        batch: the number of rows.
+        length: the number of tokens in a row; at most the maximum of the model.
+        threads: the number of CPU threads of torch; None does not change it.
+        runs: the largest number of timed passes. After 30 seconds in total timing stops, but not before five passes.
+        track: reports progress.
     """
     inputs = random_batch(lm, batch, length)
     seconds: list[float] = []
@@ -107,7 +107,7 @@ def latency(
     with evaluating(lm), fixed_threads(threads), torch.inference_mode():
         warm_up = track(range(WARM_UP_RUNS), f"Warming up for {rows}")
         first = [seconds_of(lambda: forward(lm, inputs), lm.device) for _ in warm_up]
-        # So many as there will be time for, so that the bar has an end.
+        # Estimate the number of passes that fit into the time, for the progress bar.
         fitting = math.ceil(MAX_SECONDS / max(min(first), 1e-9))
         for _ in track(range(min(runs, max(MIN_RUNS, fitting))), f"Timing {rows}"):
             seconds.append(seconds_of(lambda: forward(lm, inputs), lm.device))
@@ -123,7 +123,7 @@ def fixed_threads(threads: int | None) -> Iterator[None]:
     """A context in which torch uses a fixed number of threads of the CPU.
 
     Args:
-        threads: their number; None changes nothing.
+        threads: the number of threads; None does not change it.
 
     Example:
         >>> with fixed_threads(1):
@@ -140,7 +140,7 @@ def fixed_threads(threads: int | None) -> Iterator[None]:
 
 POWERCAP = Path("/sys/class/powercap")
 METER_SECONDS, MIN_PASSES = 1.0, 3
-"""For how long, and how often at least, a pass is repeated: counters move about once a millisecond."""
+"""The least seconds and the least number of repetitions of a pass; counters are updated about once a millisecond."""
 
 
 class Meter(ABC):
@@ -148,11 +148,11 @@ class Meter(ABC):
 
     @abstractmethod
     def joules(self) -> float:
-        """Joules since some fixed moment in the past."""
+        """Joules since a fixed but arbitrary moment."""
 
 
 class Rapl(Meter):
-    """RAPL counters of all packages of the processor; each starts again at 0 after `max_energy_range_uj`."""
+    """RAPL counters of all CPU packages. Each wraps around to 0 after `max_energy_range_uj`."""
 
     def __init__(self, packages: tuple[Path, ...]) -> None:
         self._packages = packages
@@ -184,14 +184,14 @@ class Nvml(Meter):
 
 
 def find_meter(device: torch.device, powercap: Path = POWERCAP) -> Meter | None:
-    """The counter of the energy of a device.
+    """Find the energy counter of a device.
 
     Args:
         device: a GPU or the CPU.
-        powercap: where Linux has the counters of the processor.
+        powercap: the folder in which Linux has the counters of the CPU.
 
     Returns:
-        None where there is no counter, or only an administrator may read it.
+        The counter; None if there is none, or if only an administrator may read it.
     """
     if device.type == "cuda":
         return _find_nvml(device)
@@ -199,7 +199,7 @@ def find_meter(device: torch.device, powercap: Path = POWERCAP) -> Meter | None:
     try:
         return Rapl(packages) if packages else None
     except OSError:
-        # Linux lets only an administrator read them since CVE-2020-8694.
+        # Since CVE-2020-8694, Linux allows only administrators to read these counters.
         return None
 
 
@@ -211,18 +211,18 @@ def _find_nvml(device: torch.device) -> Meter | None:
         meter = Nvml(nvml, device)
         meter.joules()
     except nvml.NVMLError:
-        # GPUs before Volta count nothing, and in a container the library of the driver may be missing.
+        # GPUs before Volta have no counter, and a container may lack the driver library.
         return None
     return meter
 
 
 def measure_joules(work: Callable[[], object], device: torch.device, meter: Meter) -> float:
-    """Joules of doing some work once: the mean over as many repetitions as a second has, three at least.
+    """The energy of running a function once in joules: the mean over repetitions for at least a second.
 
     Args:
-        work: what to do; a GPU is waited for.
-        device: where it is done.
-        meter: counter of that device.
+        work: the function. On a GPU, its kernels are waited for.
+        device: the device on which it runs.
+        meter: the counter of that device.
     """
     start, before, passes = now(device), meter.joules(), 0
     while passes < MIN_PASSES or now(device) - start < METER_SECONDS:
