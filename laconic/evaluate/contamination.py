@@ -1,4 +1,4 @@
-"""Rows that a model was calibrated on must not be those that it is evaluated on.
+"""Check that a model is not evaluated on rows that it was calibrated on.
 
 A task that reads the calibration file itself is refused. Single rows that both sources share are counted and reported.
 """
@@ -14,7 +14,7 @@ from laconic.yaml_loader import read_yaml
 
 
 def calibration_sources(*models: str) -> tuple[str, ...]:
-    """The data sources that models were calibrated on, read from the recipes beside them.
+    """The data sources that models were calibrated on, read from the recipes in their folders.
 
     Args:
         models: folders or hub names.
@@ -36,12 +36,12 @@ def calibration_sources(*models: str) -> tuple[str, ...]:
 
 
 def _resolve_path(path: str) -> Path:
-    """The path without links; unlike `Path.resolve`, a link to itself is no error."""
+    """The path with symbolic links resolved. Unlike with `Path.resolve`, a link to itself raises no error."""
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def _read_recipe(path: Path) -> dict[str, str]:
-    """The fields of a recipe; none where there is no file, or it is not laconic's."""
+    """The fields of a recipe; empty if there is no file, or it is not a recipe of laconic."""
     try:
         recipe = read_yaml(path, "recipe")
     except UserError:
@@ -70,7 +70,7 @@ def check_disjoint(sources: Iterable[tuple[str, str]], calibration: Sequence[str
 
 
 def count_shared_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, int]:
-    """How many evaluated rows have the same text as a row that was calibrated on.
+    """Count the evaluated rows whose text is also in the calibration data.
 
     Args:
         corpus: the evaluated rows.

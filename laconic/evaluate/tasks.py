@@ -112,7 +112,7 @@ def load_corpus(task: EvalTask, limit: int | None = None) -> Corpus:
 
 @dataclass(frozen=True)
 class TaskSelection:
-    """The tasks that a list of names stands for.
+    """The tasks for a list of names.
 
     Args:
         tasks: those that score a model by itself, by name.
@@ -167,7 +167,7 @@ def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
 
 
 def standalone_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Those names whose tasks score a model by itself, which leaves out `fidelity:SOURCE`.
+    """The names of tasks that need no original to compare with: all except `fidelity:SOURCE`.
 
     Args:
         names: as `find_task` takes them.

@@ -1,4 +1,4 @@
-"""What was measured, for people: tables, plots, one HTML page.
+"""Reports of measurements: tables, plots and HTML pages.
 
 Internal: it may change with any version.
 """

@@ -55,20 +55,20 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a model consists of. Sizes are in the stored dtype; shared parameters count once.
+    """The parts of a model. Sizes are in the stored dtype; shared parameters count once.
 
     Args:
         model: folder or hub name.
         architecture: model type and class.
-        task: what the model predicts.
-        dtype: of the stored weights.
+        task: the task of the model, such as classification.
+        dtype: the dtype of the stored weights.
         stacks: path and number of blocks of each stack.
-        idle: the same of stacks that no run over text calls, like the vision tower of a vision-language model.
+        idle: path and number of blocks of stacks that text input does not use, such as a vision tower.
         vectors: how an encoder without a head pools its last hidden states; None for other models.
         prompts: texts that such an encoder puts before its inputs.
         dense: parameters in the blocks that no method can compress, from `dense_share`; None if there are none.
-        parts: by group.
-        parameters: of the whole model.
+        parts: the size of each part.
+        parameters: the number of parameters of the whole model.
         nbytes: bytes of the whole model in a file.
         sites: every matrix that can be compressed.
     """
@@ -129,7 +129,7 @@ class Inspection:
 
 
 def inspect(lm: LanguageModel) -> Inspection:
-    """The anatomy of a model; nothing is run.
+    """Collect the sizes and parts of a model. The model is not run.
 
     Args:
         lm: the model, with weights.
@@ -183,5 +183,5 @@ def _part(group: Group, matrices: Sequence[tuple[Site, Matrix]], seen: set[int])
 
 
 def _n_stored(site: Site) -> int:
-    """How many numbers of the matrix a file holds."""
+    """The number of stored values of the matrix."""
     return site.module.count if isinstance(site.module, Format) else site.parameter.numel()

@@ -1,4 +1,4 @@
-"""What models cost, as tables: size, bytes by part, speed, kernels, and size against quality."""
+"""Tables of the cost of models: size, bytes by part, speed, kernels, and size against quality."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Point:
 
     @property
     def kept(self) -> float:
-        """The fraction of the bytes of the matrices that is left."""
+        """The bytes of the compressed matrices as a fraction of their bytes in the original."""
         return self.nbytes / self.dense_nbytes
 
 

@@ -16,7 +16,7 @@ def evaluation_tables(result: dict[str, Any]) -> dict[str, Table]:
         result: `Evaluation.to_json`.
 
     Returns:
-        The tables by title, in the order to show them; what was not measured is left out.
+        The tables by title, in the order to show them. There are only tables of what was measured.
     """
     tables = {"Quality": _quality(result["results"])} if result["results"] else {}
     if result.get("difference"):
@@ -33,7 +33,7 @@ def evaluation_tables(result: dict[str, Any]) -> dict[str, Table]:
 
 
 def evaluation_remarks(result: dict[str, Any]) -> list[str]:
-    """Sentences that explain the tables: rows that were calibrated on, what is missing, what the verdicts mean.
+    """Remarks on the tables: rows that are also in the calibration data, missing measurements, meaning of verdicts.
 
     Args:
         result: `Evaluation.to_json`.
@@ -77,7 +77,7 @@ def _quality(results: dict[str, Any]) -> Table:
 
 
 def _change(result: dict[str, Any]) -> Table:
-    """The change of each metric, with its interval, its p, and what that means."""
+    """The change of each metric with its interval, its p-value and the verdict."""
     columns = (
         Column("task"),
         Column("metric"),
@@ -145,7 +145,7 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
 
 
 def export_table(outcome: dict[str, Any]) -> Table:
-    """A table of quantized layers by what they became in the file.
+    """A table of quantized layers by the operator that replaced them in the exported file.
 
     Args:
         outcome: the JSON of `laconic export`.

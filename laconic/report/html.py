@@ -1,4 +1,4 @@
-"""Reports as self-contained HTML pages: a summary, figures, a table, and what became of each matrix."""
+"""Reports as self-contained HTML pages: a summary, figures, a table, and the method of each matrix."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ class Page:
 
     Args:
         title: heading of the page.
-        summary: paragraphs of plain text: what was done, on which data, and the result.
+        summary: paragraphs of plain text on the experiment, the data and the result.
         table: the results; a click on the heading of a column sorts by it.
         heading: title above the table.
         pictures: inline SVG by caption.
         narrow_pictures: other versions of some pictures, by the same captions, for screens below 40 rem.
-        plans: by the name of a model, what became of each of its matrices.
+        plans: for each model by name, the method of each matrix.
     """
 
     title: str
@@ -46,7 +46,7 @@ def render(page: Page) -> str:
 
 
 def load_template(name: str) -> Template:
-    """A template by its path beside this file; values that it is given are escaped."""
+    """Load a template by its path relative to this file. Values in it are escaped."""
     environment = Environment(
         loader=PackageLoader("laconic.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

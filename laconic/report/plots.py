@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from laconic.report.costs import MEGABYTE, Point
 
-# Okabe & Ito's palette, which people of every colour vision tell apart, without its yellow, too pale for a line.
+# The colour-blind safe palette of Okabe & Ito, without yellow, which is too pale for lines.
 COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
@@ -45,7 +45,7 @@ def trade_off(points: Sequence[Point], quality: str, width: float = WIDE) -> Fig
         axes.set_yscale("log")
     _set_limits(axes, points, 0.42 * (WIDE / width) ** 2)
     _label_lines(axes, lines)
-    # Left of nothing there is room for the names alone.
+    # The range below zero is only for names.
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: "" if share < 0 else f"{share:.0%}"))
     axes.set_xlabel("bytes kept of the compressed matrices", color=INK, fontsize=FONT_SIZE)
     axes.set_title(f"{quality}; lower is better", color=INK, fontsize=FONT_SIZE, loc="left")
@@ -110,7 +110,7 @@ def inline_svg(figure: Figure) -> str:
 
 def _svg(figure: Figure, transparent: bool = False) -> str:
     buffer = io.StringIO()
-    # Text stays text, and equal pictures are equal files.
+    # Keep text as text elements, and make the output deterministic.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "laconic"}):
         figure.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None})
     return buffer.getvalue()
@@ -125,7 +125,7 @@ def _set_limits(axes: Axes, points: Sequence[Point], left: float) -> None:
     kept = [point.kept for point in points]
     span = max(max(kept) - min(kept), 0.1)
     axes.set_xlim(min(kept) - left * span, max(kept) + 0.06 * span)
-    # A perfect model has no place on a log axis, and a picture of nothing else still needs one.
+    # Zero cannot be shown on a logarithmic axis; without positive values, use 1 for the limits.
     kls = [point.kl for point in points if point.kl > 0] or [1.0]
     axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
     decades = math.log10(max(kls) / min(kls))
@@ -203,7 +203,7 @@ def curves(lines: Sequence[Mapping[str, Any]], what: str) -> Figure:
     if batches:
         axes.plot(*zip(*batches, strict=True), color=COLOURS[-1], linewidth=1, alpha=0.8)
         _label_curve(axes, max(batches, key=lambda point: point[1]), "training batches", COLOURS[-1])
-    # Beyond the numbers there is nothing to draw.
+    # Without held-out losses, draw an empty line.
     held_out = held_out or [(0, float("nan"))]
     axes.plot(*zip(*held_out, strict=True), color=COLOURS[3], marker="o", linewidth=2, markersize=5)
     _label_curve(axes, held_out[-1], "held-out rows", COLOURS[3])

@@ -1,1 +1,1 @@
-"""What the weights of a model look like and what it does with a text: measured, drawn, and said in words."""
+"""Inspect a model: measure its weights and its activations on texts, and describe them in figures and sentences."""

@@ -1,4 +1,4 @@
-"""What a model does with texts: outliers among the inputs of matrices, and how similar blocks and heads are."""
+"""Measure activations on texts: outliers in the inputs of matrices, and the similarity of blocks and heads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,9 +22,9 @@ from laconic.numerics.inspection import cka
 from laconic.report.inspection.weights import kind_of, layer_labels
 
 MAX_TOKENS = 512
-"""Tokens that are compared with each other at most, drawn at random."""
+"""The largest number of randomly drawn tokens for similarities."""
 MIN_TOKENS = 32
-"""Tokens below which similarities are not computed."""
+"""The least number of tokens for similarities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class BlockSimilarity:
 
     Args:
         stack: name of the stack; `blocks` where there is one.
-        labels: `input`, and the number of each block.
-        influence: of each block, the mean of 1 − cosine between its input and output.
-        similarity: debiased linear CKA between hidden states at each two of the labels; None on too few tokens.
+        labels: `input`, and the index of each block.
+        influence: for each block, the mean of 1 − cosine between its input and output.
+        similarity: debiased linear CKA between the hidden states of each pair of labels; None for too few tokens.
     """
 
     stack: str
@@ -119,7 +119,7 @@ def collect_states(
     """
     found = CollectedStates()
     generator = torch.Generator().manual_seed(data.seed)
-    # Half as many again, for batches that have fewer tokens than their share.
+    # 1.5 times the share of a batch, because other batches may have fewer tokens.
     share = -(-3 * MAX_TOKENS // (2 * len(data.batches)))
     writers = [inner.writer for inner in inners]
     for batch in data.track(data.batches, "Comparing blocks and heads"):
@@ -166,7 +166,7 @@ class Powers(InputStatistic):
 
     @property
     def kurtosis(self) -> float | None:
-        """E[(x − μ)⁴] / σ⁴: 3 for a Gaussian; None where x does not vary."""
+        """E[(x − μ)⁴] / σ⁴: 3 for a Gaussian; None if x is constant."""
         m1, m2, m3, m4 = self._mean().tolist()
         variance = m2 - m1**2
         return None if variance <= 0 else (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2
@@ -178,12 +178,12 @@ class InputStats:
 
     Args:
         name: of the matrix.
-        kind: what it is, like `query` or `ffn in`.
+        kind: the role of the matrix, like `query` or `ffn in`.
         layer: label of its block; None outside the blocks.
-        largest: max |x| of the largest channel.
-        median: max |x| of the median channel.
-        outliers: channels whose max |x| is over six times the median's.
-        channels: number of channels.
+        largest: the largest max |x| over channels.
+        median: the median of max |x| over channels.
+        outliers: the number of channels whose max |x| is more than six times this median.
+        channels: the number of channels.
         kurtosis: of the inputs; None where they are constant.
     """
 
@@ -203,7 +203,7 @@ class InputStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What a model does with texts.
+    """Measurements of activations on texts.
 
     Args:
         source: data source of the texts.

@@ -1,4 +1,4 @@
-"""Heatmaps of what was measured by layer: matrices, their inputs, heads and blocks."""
+"""Heatmaps of measurements by layer: matrices, their inputs, heads and blocks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ SHADES = matplotlib.colormaps["Blues"]
 DARK, LIGHT = "#111111", "#ffffff"
 """Colours of text on a cell; they are the same in a light and in a dark page."""
 MAX_NUMBERED = 12
-"""Columns and rows above which cells have no room for numbers of full size."""
+"""The largest numbers of columns and rows for which numbers in cells have full size."""
 
 Cells = Mapping[tuple[str, str], float | None]
 
@@ -153,7 +153,7 @@ def head_heatmap(found: Sequence[HeadSimilarity]) -> Figure:
     """A heatmap of the similarity of each head with the most similar other head of its layer."""
     names: list[str] = []
     for attention in found:
-        # The second attention of a decoder block is that to what the encoder left.
+        # The second attention of a decoder block is the cross-attention.
         names.append(f"{attention.layer} cross" if attention.layer in names else attention.layer)
     most = max(len(attention.nearest) for attention in found)
     cells: dict[tuple[str, str], float | None] = {

@@ -1,7 +1,6 @@
-"""An inspection in sentences: which fraction of the weights is far from zero, and how that varies by layer.
+"""Describe an inspection in sentences: weights far from zero by layer, ranks, outliers, similarity of blocks and heads.
 
-Then follow ranks, outliers, and similarities of blocks and heads. The sentences are the same for every model; every
-number in them is computed.
+The sentences are the same for every model; only the numbers differ.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +14,15 @@ from laconic.report.inspection.activity import Activity, BlockSimilarity
 from laconic.report.inspection.weights import BIAS, IN_BLOCKS, ModelWeights, combine
 
 TENTH_OF_A_GAUSSIAN = exp(-(norm.ppf(0.95) ** 2) / 2)
-"""Share of E|w| in the largest tenth of Gaussian weights."""
+"""The share of the L1 norm in the largest tenth of Gaussian weights, for comparison."""
 TREND = 0.7
-"""Rank correlation with depth from which there is a trend."""
+"""The least absolute rank correlation with depth that counts as a trend."""
 LONG_ENOUGH = 4
-"""Layers below which there is no trend."""
+"""The least number of layers for a statement about a trend."""
 NAMED = 6
-"""Blocks up to which each is named."""
+"""The largest number of blocks that are listed one by one."""
 REDUNDANT = 0.95
-"""Similarity from which two things are nearly the same."""
+"""The similarity from which two heads or blocks count as nearly the same."""
 
 
 def paragraphs(weights: ModelWeights, found: Activity | None = None) -> list[str]:
@@ -31,7 +30,7 @@ def paragraphs(weights: ModelWeights, found: Activity | None = None) -> list[str
 
     Args:
         weights: statistics of the weights.
-        found: what the model does with texts; None where it was not run.
+        found: measurements of activations; None if the model was not run.
     """
     texts = [_overall(combine(weights.tallies)), _variation(weights), _ranks(weights)]
     if found is not None:
@@ -154,7 +153,7 @@ def _extremes(values: Mapping[str, float]) -> str:
 
 
 def _trend(layers: Mapping[str, float]) -> str:
-    """Only of one stack: an encoder and a decoder are no sequence."""
+    """A clause on the trend with depth; "" for few layers, or for several stacks, which are not one sequence."""
     values: Sequence[float] = list(layers.values())
     if len(values) < LONG_ENOUGH or not all(layer.startswith("layer ") for layer in layers) or len(set(values)) < 2:
         return ""

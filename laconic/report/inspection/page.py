@@ -36,7 +36,7 @@ def draw_figures(seen: Inspection, weights: ModelWeights, found: Activity | None
     Args:
         seen: the anatomy of the model.
         weights: statistics of the weights.
-        found: what the model does with texts; None where it was not run.
+        found: measurements of activations; None if the model was not run.
 
     Returns:
         Figures by the name of their files.
@@ -116,7 +116,7 @@ def inspection_tables(weights: ModelWeights, found: Activity | None) -> dict[str
 
     Args:
         weights: statistics of the weights.
-        found: what the model does with texts; None where it was not run.
+        found: measurements of activations; None if the model was not run.
 
     Returns:
         Tables by title.
@@ -192,7 +192,7 @@ def inspection_page(
     Args:
         seen: the anatomy of the model.
         weights: statistics of the weights.
-        found: what the model does with texts; None where it was not run.
+        found: measurements of activations; None if the model was not run.
         drawn: from `draw_figures`.
     """
     return render(

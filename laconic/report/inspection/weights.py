@@ -1,7 +1,8 @@
-"""The numbers in a model by layer and by role: how large, how concentrated, of which rank, in how many bits.
+"""Statistics of the weights of a model by layer and role: magnitudes, concentration, rank and bits.
 
-Matrices are those that the model multiplies by: decoded, with their zeros, and of a low rank the factors. One is held
-in memory at a time. All that share a layer and a role (a decoder block has two queries) are counted together.
+Matrices are analyzed as the model uses them: dequantized, with pruned weights as zeros, and low-rank layers as their
+factors. Only one matrix is in memory at a time. Matrices with the same layer and role (a decoder block has two queries)
+are counted together.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +26,7 @@ ROLE_NAMES: dict[tuple[Group, Role], str] = {
     (Group.ATTENTION, Role.OUTPUT): "attention out",
     (Group.FFN, Role.INNER): "ffn in",
     (Group.FFN, Role.OUTPUT): "ffn out",
-    # Of a model that was found by its structure nothing more is known.
+    # In a model of unknown architecture, the roles of attention matrices are not known.
     (Group.ATTENTION, Role.OTHER): "attention",
     (Group.FFN, Role.OTHER): "ffn",
 }
@@ -35,7 +36,7 @@ ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
 THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
 TOP = (0.01, 0.1, 0.5)
 MAX_SINGULAR_VALUES = 128
-"""Singular values of a matrix that are kept at most, at equal distances."""
+"""The largest number of singular values that are kept of a matrix, at equally spaced indices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,10 @@ class Spectrum:
     """The singular values of a matrix and its ranks.
 
     Args:
-        values: up to 128 singular values at equal distances, falling.
+        values: up to 128 singular values at equally spaced indices, in falling order.
         effective: effective rank, exp of the entropy of σ / Σσ (Roy & Vetterli 2007).
-        rank_90: how many singular values hold 90 % of Σσ².
-        rank_99: how many hold 99 %.
+        rank_90: the number of singular values that contain 90 % of Σσ².
+        rank_99: the number that contain 99 %.
         full: min(out, in).
     """
 
@@ -83,12 +84,12 @@ class WeightStats:
 
     Args:
         name: of the parameter.
-        kind: what it is, like `query`, `ffn in` or `norm`.
+        kind: the role of the parameter, like `query`, `ffn in` or `norm`.
         layer: label of its block; None outside the blocks.
-        shape: of the tensor.
-        bits: in a file, for each entry, zeros included.
-        magnitudes: distribution of |w|.
-        spectrum: of a matrix; None of a vector.
+        shape: the shape of the tensor.
+        bits: bits in a file per entry, including zeros.
+        magnitudes: the distribution of |w|.
+        spectrum: the singular values of a matrix; None for a vector.
     """
 
     name: str
@@ -241,7 +242,7 @@ def layer_labels(lm: LanguageModel) -> dict[str, str]:
 
 
 def kind_of(site: Site) -> str:
-    """What the matrix does, in two words at most."""
+    """The role of a matrix in one or two words, like `query` or `ffn in`."""
     outside = {Group.EMBEDDING: EMBEDDING, Group.HEAD: HEAD}
     return ROLE_NAMES.get((site.group, site.role), outside.get(site.group, OTHER_MATRIX))
 
@@ -260,7 +261,7 @@ def _site_stats(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Wei
 
 
 def _vector_stats(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[WeightStats]:
-    """Statistics of everything that is no compressible matrix: norms, biases, position embeddings."""
+    """Statistics of all other parameters: norms, biases, position embeddings."""
     places = [place for site in lm.sites(("all",)) for place in site.places]
     held = {f"{place.name}.{name}" for place in places for name in _matrix_names(place.module)}
     for name, parameter in lm.model.named_parameters():

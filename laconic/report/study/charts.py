@@ -1,8 +1,8 @@
-"""Which figures a study has, and what is in each; `scatter` draws them.
+"""Select the charts of a study and their data; `scatter` draws them.
 
-One figure shows one measure of quality of one model against one cost: the size of the file, the time of a forward
-pass, or an axis along which numbers vary. Colours tell families apart, and methods where there is one family; where
-groups of layers were compressed one by one, every figure is there once more with a colour for each group.
+A chart shows one measure of quality of one model against one cost: the size of the file, the time of a forward pass, or
+a numeric axis. Colours distinguish families of methods, or methods if there is only one family. If groups of layers
+were compressed separately, there is a second version of each chart with a colour for each group.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,14 +50,14 @@ class Dot:
         low: lower bound of the 95 % interval of quality over rows, averaged over its cells; None where unknown.
         high: upper bound.
         cells: (cost, quality) of each cell; empty for one cell.
-        colour: what its colour stands for.
-        shape: what its marker stands for.
+        colour: the value that its colour represents, such as the family or the method.
+        shape: the value that its marker represents, such as the method.
         line: dots with the same value are joined by a line.
         order: place on that line.
-        compression: how the group was compressed.
-        amount: how much.
-        title: its name with its numbers.
-        keys: of its cells.
+        compression: the method and other settings of the group, in words.
+        amount: the amount of compression, such as "keep 0.5".
+        title: the name of the group with its values.
+        keys: the keys of its cells.
         on_front: whether it is on the Pareto front.
     """
 
@@ -104,7 +104,7 @@ class Chart:
 
     @property
     def caption(self) -> str:
-        """What the chart shows, in words, with the models on the Pareto front."""
+        """The caption: the two measures, and the models on the Pareto front."""
         better = "higher" if self.quality.higher_is_better else "lower"
         text = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
         if not self.conclusive:
@@ -171,7 +171,7 @@ class _ChartBuilder:
                 every.append((original[0], original[1]))
             best = pareto_front(every, higher_is_better=self.quality.higher_is_better)
             edge = [every[index] for index in best]
-            # Of two that are equal neither beats the other.
+            # Equal points are all on the front.
             dots = [replace(dot, on_front=dot.at in edge) for dot in dots]
         yield Chart(
             stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
@@ -193,7 +193,7 @@ class _ChartBuilder:
         if base is None:
             return None, None
         cost = None if self.kind == "amount" else base.mean(self.cost.column)
-        # The original has no distance from itself.
+        # The KL of the original to itself is 0.
         quality = 0.0 if self.quality.column == "kl" else base.mean(self.quality.column)
         return (None if cost is None else cost * self.cost.scale), quality
 

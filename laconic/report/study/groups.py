@@ -1,4 +1,4 @@
-"""Cells that differ in their seed alone, as one group: means over seeds, the group's name, and its change in words."""
+"""Group the cells that differ only in their seed: means over seeds, names of groups, and their changes in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def group_cells(results: Results) -> list[Group]:
 
 
 SUBJECT = (MODEL, "task")
-"""Axes that say what was compressed, and not how."""
+"""The axes that name the model and the task of a group, and not its compression."""
 NOTHING_MORE = ("then", "nothing")
 HOW = ("method", "recipe")
 

@@ -1,4 +1,4 @@
-"""A study in sentences: what was compared, on which data and machines, and the findings."""
+"""Describe a study in sentences: the compared models, the data, the machines and the findings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from laconic.report.study.measures import KL, SIZE, Measure, quality_measures
 from laconic.report.study.results import DONE, SEED, Record, Results
 
 MANY = 8
-"""Values of an axis from which only some are named."""
+"""The number of values of an axis above which only some are named."""
 
 
 def paragraphs(records: Sequence[Record], results: Results) -> list[str]:

@@ -24,7 +24,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A chart as it stands in the page.
+    """A chart as an element of the page.
 
     Args:
         kind: section of the page.
@@ -51,10 +51,10 @@ class Page:
         sections: charts by heading.
         means: table of means over seeds.
         cells: table of all cells.
-        plans: what became of each matrix.
+        plans: the method of each matrix, for groups of cells.
         saved: whether models were saved.
-        models: what stands before the paths of saved models in links.
-        left: how many pictures, cells and plans did not fit.
+        models: the prefix of the paths of saved models in links.
+        left: the number of pictures, cells and plans that were left out.
     """
 
     title: str
@@ -90,9 +90,9 @@ def study_page(
         records: of the cells of the study.
         results: the same as a table.
         charts: of the study.
-        pictures: the charts as they stand in the page.
+        pictures: the charts as elements of the page.
         title: heading of the page.
-        models: stands before the path of each saved model in links.
+        models: the prefix of the paths of saved models in links.
     """
     all_plans = group_plans((_cell_label(record, results), record) for record in records if record["state"] == DONE)
     fitting, left_pictures = _take_up_to(((one, len(one.svg)) for one in pictures), MAX_PICTURE_BYTES)
@@ -120,7 +120,7 @@ def study_page(
 
 
 def _take_up_to(weighed: Iterable[tuple[T, int]], most: int) -> tuple[list[T], int]:
-    """The first items that weigh `most` bytes together at most, and how many are left."""
+    """The first items whose sizes sum to at most `most` bytes, and the number of the remaining items."""
     kept: list[T] = []
     everything = list(weighed)
     for one, weight in everything:

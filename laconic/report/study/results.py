@@ -152,7 +152,7 @@ def sort_records(records: Sequence[Record]) -> list[Record]:
 
     def place(record: Record) -> tuple[Any, ...]:
         values = [record["axes"].get(name) for name in names]
-        # Nothing stands before numbers, and these before texts.
+        # None sorts before numbers, and numbers before text.
         along = [(value is not None, isinstance(value, str), 0 if value is None else value) for value in values]
         return not record.get("baseline"), *along, str(record["key"])
 
@@ -166,7 +166,7 @@ def results_table(records: Sequence[Record]) -> Results:
         records: one for each cell.
 
     Returns:
-        Rows in the order of `sort_records`; None for what a cell does not have.
+        The table, with rows in the order of `sort_records`. A value that a cell does not have is None.
     """
     records = sort_records(records)
     if not any(MODEL in record["axes"] for record in records):
@@ -195,7 +195,7 @@ def _add_model_axis(record: Record) -> Record:
 
 def _axis_names(records: Sequence[Record]) -> list[str]:
     names = list(dict.fromkeys(name for record in records for name in record["axes"]))
-    # A parameter of a method comes after `keep`, whose kin it is.
+    # Parameters of methods come after `keep`.
     places = {name: (ORDER.index(name) if name in ORDER else ORDER.index("keep") + 0.5) for name in names}
     return sorted(names, key=lambda name: places[name])
 

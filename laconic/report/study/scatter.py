@@ -18,17 +18,17 @@ from laconic.report.study.measures import Measure
 HEIGHT, LEGEND_LINE = 3.5, 0.21
 SMALL = FONT_SIZE - 0.5
 LONG = 48
-"""Characters of a title above which it takes two lines."""
+"""The largest number of characters of a title on one line."""
 HALF = 24
-"""Characters of a name in the legend up to which two fit into one line."""
+"""The largest number of characters of a name for two columns in the legend."""
 ASIDE = 0.05
-"""Fraction of the width between the first and the last of lines with the same amounts."""
+"""The fraction of the width over which lines with the same amounts are spread, so that intervals do not overlap."""
 LEFT = 0.2
-"""Fraction of the width; a point further left has its name on the right."""
+"""The fraction of the width to the left of which the name of a point is on its right."""
 APART = 0.09
-"""Least fraction of the width between two ticks."""
+"""The least distance between two ticks, as a fraction of the width."""
 FEW = 8
-"""Number of amounts up to which each gets a tick."""
+"""The largest number of amounts for which each has a tick."""
 WIDE_RANGE = 20
 """Ratio of the largest and the smallest value above which an axis is logarithmic."""
 PALETTE = (COLOURS[3], COLOURS[0], COLOURS[2], COLOURS[4], COLOURS[1], COLOURS[5], COLOURS[6])
@@ -85,7 +85,7 @@ def chart_svg(chart: Chart, figure: Figure) -> str:
     svg = inline_svg(figure)
     names = [escape(dot.title) for dot in chart.dots]
     svg = re.sub(SERIES, lambda found: f"<g><title>{names[int(found[1])]}</title>", svg)
-    # Several pictures in one page may not have the same names for their parts, which nothing refers to.
+    # Ids must be unique in a page, so ids to which nothing refers are removed.
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -133,15 +133,15 @@ def _original(axes: Axes, chart: Chart) -> None:
     if quality is not None and cost is not None:
         axes.plot(cost, quality, color=INK, marker="*", markersize=11, linestyle="none", zorder=2)
     if cost is not None:
-        # Where lines are least: small models are bad, and the corner opposite to theirs is free.
+        # Small models have low quality, so the opposite corner has few lines.
         height, side = (0.03, "bottom") if chart.quality.higher_is_better else (0.98, "top")
-        # On the left there is no room for it but among the marks of the axis.
+        # On the left the label would overlap the labels of the axis.
         away, end = (4, "left") if _place(axes, cost) < LEFT else (-4, "right")
         axes.annotate(
             "original", (cost, height), (away, 0), xycoords=axes.get_xaxis_transform(), ha=end, va=side, **name
         )
     elif quality is not None:
-        # In the middle lines are far from it, on its worse side.
+        # Elsewhere put the label on the better side, away from the lines.
         up, side = (4, "bottom") if chart.quality.higher_is_better else (-4, "top")
         axes.annotate(
             "original", (0.5, quality), (0, up), xycoords=axes.get_yaxis_transform(), ha="center", va=side, **name
@@ -202,7 +202,7 @@ def _ticks(axes: Axes, which: str, measure: Measure, log: bool) -> None:
 
 
 def _readable(values: Sequence[float], axes: Axes) -> list[float]:
-    """Those of the rising values whose ticks are far enough from the tick before."""
+    """The values whose ticks are far enough from the previous tick; `values` are in rising order."""
     along = [_place(axes, value) for value in values]
     kept: list[int] = []
     for index, place in enumerate(along):

@@ -1,4 +1,4 @@
-"""The tables of a study's page: means over seeds, every cell, and what became of each matrix."""
+"""The tables in the report of a study: means over seeds, all cells, and the method of each matrix."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ class SheetColumn:
         return self.form == "{}"
 
     def show(self, value: Shown) -> str:
-        """A dash for what was not measured."""
+        """The value as text; a dash for None."""
         if value is None or value == "":
             return "–"
         if isinstance(value, (int, float, Spread)) and self.scale != 1:
@@ -49,7 +49,7 @@ class Sheet:
 
     Args:
         name: id of the table in the page.
-        columns: those that are shown.
+        columns: the columns to show.
         rows: values by column.
     """
 
@@ -190,7 +190,7 @@ PLACE = "#"
 
 @dataclass(frozen=True)
 class Plan:
-    """What became of each matrix, in all cells of these names.
+    """The method of each matrix, which is the same in several cells.
 
     Args:
         names: of the cells.
@@ -207,7 +207,7 @@ class Plan:
 
 
 def condense_plan(record: Mapping[str, Any]) -> dict[str, str]:
-    """What became of each matrix, in short.
+    """The method of each matrix, with similar paths joined.
 
     Args:
         record: of a cell.

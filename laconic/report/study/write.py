@@ -1,7 +1,7 @@
-"""The report of a study on disk: its page, tables and figures, and SQL over its results by DuckDB.
+"""Write the report of a study (page, tables and figures), and query its results by SQL with DuckDB.
 
-Each file appears whole or not at all. Figures of an earlier report that this one no longer has are removed. Which files
-a report wrote is kept beside them, with a hash of each: a figure that somebody else added or changed stays.
+Files are written atomically. Figures of an earlier report that no longer exist are removed. A list of the written files
+with their hashes is stored beside them, so that figures which a user added or changed are kept.
 """
 
 import csv
@@ -35,10 +35,10 @@ TYPES = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), 
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all; it replaces what was there, and its folder is made.
+    """Write or replace a file atomically, and create its folder.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         content: text is written in UTF-8.
 
     Raises:
@@ -105,7 +105,7 @@ def write_figures(folder: Path, contents: Mapping[str, bytes]) -> None:
         UserError: the disk is full, or refuses.
     """
     before, now = _read_written(folder), {name: _hash(content) for name, content in contents.items()}
-    # First, so that a report that was killed leaves nothing that no later one knows of.
+    # The list is written first, so that a later report knows all files even if this process is killed.
     write_file(folder / WRITTEN, json.dumps({**before, **now}, indent=1))
     for name, content in contents.items():
         write_file(folder / name, content)
@@ -222,7 +222,7 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
     with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
         try:
             connection.register(TABLE, results)
-            # Of several DuckDB answers the last alone, and of none with nothing.
+            # DuckDB would return only the result of the last statement.
             if len(connection.extract_statements(sql)) != 1:
                 raise must_be("The query", f"one statement, like SELECT * FROM {TABLE}", sql)
             found = connection.execute(sql)
