@@ -20,7 +20,7 @@ def calibration_sources(*models: str) -> tuple[str, ...]:
         models: folders or hub names.
 
     Returns:
-        The sources of the models, and of the models that they were made from; none where there is no recipe.
+        The sources of the models, and of the models that they were made from. A model without a recipe has none.
     """
     sources: dict[str, None] = {}
     seen: set[Path] = set()
@@ -74,7 +74,7 @@ def count_shared_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, i
 
     Args:
         corpus: the evaluated rows.
-        calibration: sources that the model was calibrated on; those that are not local files are left out.
+        calibration: sources that the model was calibrated on. Sources that are not local files are ignored.
 
     Returns:
         The number of shared rows, by source.

@@ -74,7 +74,7 @@ TASK_REGISTRY: Registry[TaskKind] = Registry(
 
 
 def task_kinds() -> tuple[TaskKind, ...]:
-    """Every kind of task that there is now, each with a prefix of its own; plug-ins that fail are left out."""
+    """All kinds of tasks, including those of plug-ins. Plug-ins that cannot be used are left out."""
     return tuple(TASK_REGISTRY.all().values())
 
 
@@ -105,7 +105,7 @@ def load_corpus(task: EvalTask, limit: int | None = None) -> Corpus:
 
     Args:
         task: an evaluation task.
-        limit: how many rows at most; None for all.
+        limit: the largest number of rows; None for all.
     """
     return task.load_corpus(limit)
 
@@ -116,7 +116,7 @@ class TaskSelection:
 
     Args:
         tasks: those that score a model by itself, by name.
-        fidelity: source of the rows on which two models are compared; None where no name says it.
+        fidelity: source of the rows on which two models are compared; None if no task names it.
     """
 
     tasks: dict[str, EvalTask]
@@ -133,10 +133,10 @@ class TaskSelection:
 
         Args:
             corpora: the rows of each task, by its name.
-            limit: how many rows of a named source are read at most; None for all.
+            limit: the largest number of rows to read from a named source; None for all.
 
         Returns:
-            None where there is neither a named source nor a task.
+            The rows; None if there is neither a named source nor a task.
         """
         if self.fidelity is not None:
             return read(self.fidelity, SPLIT).first(limit)

@@ -18,7 +18,7 @@ class Part:
     """One part of a model, such as attention or the head.
 
     Args:
-        name: of the part.
+        name: the name of the part.
         sites: number of matrices that can be compressed.
         shapes: their shapes, each once.
         parameters: number of parameters; pruned weights are not counted.
@@ -39,7 +39,7 @@ class Matrix:
     """One matrix that can be compressed.
 
     Args:
-        name: of its layer.
+        name: the path of its layer.
         group: part of the model.
         shape: (out, in).
         nbytes: bytes in a file.

@@ -31,7 +31,7 @@ def trade_off(points: Sequence[Point], quality: str, width: float = WIDE) -> Fig
     """KL on a logarithmic axis against the fraction of bytes kept, one line for each method, named at its left end.
 
     Args:
-        points: compressed models; those of one method are joined.
+        points: compressed models; points of the same method are joined by a line.
         quality: what `Point.kl` measures, for the title.
         width: inches.
     """

@@ -32,7 +32,7 @@ class BlockSimilarity:
     """How much each block of a stack changes the hidden states.
 
     Args:
-        stack: name of the stack; `blocks` where there is one.
+        stack: name of the stack; `blocks` if there is only one.
         labels: `input`, and the index of each block.
         influence: for each block, the mean of 1 − cosine between its input and output.
         similarity: debiased linear CKA between the hidden states of each pair of labels; None for too few tokens.
@@ -49,7 +49,7 @@ class HeadSimilarity:
     """How similar the heads of one attention are; heads that share their keys count as one.
 
     Args:
-        name: of the attention.
+        name: the path of the attention.
         layer: label of its block.
         similarity: debiased linear CKA between the outputs of each two heads.
     """
@@ -71,7 +71,7 @@ class CollectedStates:
 
     Args:
         turned: by stack, the sum of 1 − cosine over tokens for each block.
-        counts: by stack, how many tokens these sums are over.
+        counts: by stack, the number of tokens in these sums.
         hidden: by stack, sampled hidden states between the blocks, of each batch.
         outputs: by attention, sampled outputs of its heads, of each batch.
     """
@@ -177,14 +177,14 @@ class InputStats:
     """Outliers among the inputs of one matrix.
 
     Args:
-        name: of the matrix.
+        name: the path of the matrix.
         kind: the role of the matrix, like `query` or `ffn in`.
         layer: label of its block; None outside the blocks.
         largest: the largest max |x| over channels.
         median: the median of max |x| over channels.
         outliers: the number of channels whose max |x| is more than six times this median.
         channels: the number of channels.
-        kurtosis: of the inputs; None where they are constant.
+        kurtosis: the kurtosis of the inputs; None if they are constant.
     """
 
     name: str

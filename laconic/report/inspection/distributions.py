@@ -25,8 +25,8 @@ def magnitude_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
     """A histogram of |w| for each kind of weights, with the median.
 
     Args:
-        weights: of a model.
-        width: of the figure in inches.
+        weights: the statistics of a model.
+        width: the width of the figure in inches.
     """
     kinds = weights.kinds
     figure = Figure(figsize=(width, 1.0 + 0.5 * len(kinds)), layout="constrained")
@@ -64,8 +64,8 @@ def spectrum_figure(weights: ModelWeights, width: float = WIDE) -> Figure:
     """The singular values of every matrix in the blocks, one panel for each kind, one line for each layer.
 
     Args:
-        weights: of a model.
-        width: of the figure in inches; a narrow one has two panels beside each other.
+        weights: the statistics of a model.
+        width: the width of the figure in inches; a narrow one has two panels beside each other.
     """
     kinds = [kind for kind in IN_BLOCKS if kind in weights.kinds]
     columns = min(3 if width >= WIDE else 2, len(kinds))

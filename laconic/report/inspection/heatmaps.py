@@ -64,7 +64,7 @@ def heatmap_figure(grid: Heatmap, title: str, rows: str) -> Figure:
 
     Args:
         grid: its values.
-        title: of the figure.
+        title: the title of the figure.
         rows: label of the rows.
     """
     height = 1.1 + (0.32 if len(grid.rows) <= MAX_NUMBERED else 0.24) * len(grid.rows)
@@ -80,7 +80,7 @@ def draw_heatmap(figure: Figure, axes: Axes, grid: Heatmap, numbers: bool) -> No
     """Draw a heatmap on axes.
 
     Args:
-        figure: of the axes.
+        figure: the figure that contains the axes.
         axes: to draw on.
         grid: values.
         numbers: whether cells have numbers; otherwise there is a colour bar.
@@ -122,8 +122,8 @@ def layer_heatmap(weights: ModelWeights, title: str, value: Callable[[list[Weigh
     """A heatmap of the blocks by layer and kind of matrix.
 
     Args:
-        weights: of the model.
-        title: of the figure.
+        weights: the statistics of the model.
+        title: the title of the figure.
         value: a fraction, for the matrices of one layer and kind.
     """
     columns = [kind for kind in IN_BLOCKS if kind in weights.kinds]

@@ -22,7 +22,7 @@ class CaptionedFigure:
     Args:
         figure: as it is saved, and shown on a wide screen.
         caption: what it shows.
-        narrow: the figure for a narrow screen; None where `figure` scrolls in its box.
+        narrow: the figure for a narrow screen; None to scroll `figure` in its box.
     """
 
     figure: Figure

@@ -83,7 +83,7 @@ class WeightStats:
     """Statistics of one matrix or vector.
 
     Args:
-        name: of the parameter.
+        name: the path of the parameter.
         kind: the role of the parameter, like `query`, `ffn in` or `norm`.
         layer: label of its block; None outside the blocks.
         shape: the shape of the tensor.

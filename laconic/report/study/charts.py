@@ -47,7 +47,7 @@ class Dot:
 
     Args:
         at: (cost, quality) in the units of the chart, means over its cells.
-        low: lower bound of the 95 % interval of quality over rows, averaged over its cells; None where unknown.
+        low: lower bound of the 95 % interval of quality over rows, averaged over its cells; None if unknown.
         high: upper bound.
         cells: (cost, quality) of each cell; empty for one cell.
         colour: the value that its colour represents, such as the family or the method.
@@ -236,7 +236,7 @@ class _ChartBuilder:
 
 
 def _join_amounts(amounts: Sequence[str]) -> str:
-    """`keep 0.3, 0.5` for `keep 0.3` and `keep 0.5`; amounts on several axes are left as they are."""
+    """`keep 0.3, 0.5` for `keep 0.3` and `keep 0.5`; amounts on several axes are not joined."""
     axes = {amount.rpartition(" ")[0] for amount in amounts}
     if len(axes) > 1 or "," in amounts[0]:
         return "; ".join(amounts)

@@ -76,7 +76,7 @@ class Group:
         return [float(value) for row in self.done if isinstance(value := row.get(column), (int, float))]
 
     def spread(self, column: str) -> Spread | None:
-        """Mean and deviation of a column over its cells; None where no cell has a value."""
+        """Mean and deviation of a column over its cells; None if no cell has a value."""
         numbers = self.numbers(column)
         return Spread.of(numbers) if numbers else None
 
@@ -184,7 +184,7 @@ def describe_change(group: Group, measures: Sequence[Measure]) -> str:
 
     Args:
         group: its cells.
-        measures: of quality.
+        measures: the measures of quality.
 
     Returns:
         The verdict, by measure where they differ; empty if nothing was compared.
@@ -205,7 +205,7 @@ def describe_change(group: Group, measures: Sequence[Measure]) -> str:
 
 
 def verdict_of(row: Row, measure: Measure) -> Verdict | None:
-    """The verdict on the change of a cell; None where nothing was compared."""
+    """The verdict on the change of a cell; None if it was not compared."""
     p, least = row.get(f"{measure.column} p"), row.get(f"{measure.column} least p")
     if not isinstance(p, (int, float)):
         return None

@@ -19,7 +19,7 @@ class Measure:
         column: name of the column.
         name: shown to readers.
         form: format string of the scaled value.
-        unit: of the scaled value; empty if it has none.
+        unit: the unit of the scaled value; "" if it has none.
         scale: factor from the value in the column to the unit.
         higher_is_better: whether higher values are better.
 

@@ -16,7 +16,7 @@ def paragraphs(records: Sequence[Record], results: Results) -> list[str]:
     """The paragraphs at the top of the page: cells, evaluation data, calibration data, machines.
 
     Args:
-        records: of the study's cells.
+        records: the records of the cells.
         results: the same as a table.
     """
     return list(
@@ -60,7 +60,7 @@ def failures(results: Results) -> dict[str, list[str]]:
 
 
 def listed(values: Iterable[object]) -> str:
-    """The values as a list in words; of more than eight the first six, and how many more.
+    """The values as a list in words. Of more than eight values, the first six and the number of the others.
 
     Example:
         >>> listed(["a", "b", 0.5])

@@ -87,9 +87,9 @@ def study_page(
     """The HTML of the report; it loads nothing from elsewhere.
 
     Args:
-        records: of the cells of the study.
+        records: the records of the study.
         results: the same as a table.
-        charts: of the study.
+        charts: the charts of the study.
         pictures: the charts as elements of the page.
         title: heading of the page.
         models: the prefix of the paths of saved models in links.

@@ -2,7 +2,7 @@
 
 Columns of a task are called `TASK METRIC`, followed by `low` and `high` (the 95 % interval over the rows), `change`
 (against the original), its `p`, `least p` (the smallest that these rows can give), and `detectable` (the smallest
-change that they can show). Those of a forward pass are called `latency BATCHxLENGTH` (median seconds), followed by
+change that they can show). Columns of a forward pass are called `latency BATCHxLENGTH` (median seconds), followed by
 `lower` and `upper` (quartiles), `peak_bytes`, and `joules` where the machine counts them. Those of models that
 generate are `prefill BATCHxPROMPT` and `decode BATCHxPROMPT`, in tokens per second of all rows together, each followed
 by `seconds`: until the first new token, and of each further one.

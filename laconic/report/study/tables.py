@@ -19,7 +19,7 @@ class SheetColumn:
     """A column of a table of results.
 
     Args:
-        name: of the column of the results.
+        name: the name of the column in the results.
         heading: shown above it.
         form: format string of the scaled value; `{}` for text.
         scale: factor from the value to what is shown.
@@ -193,7 +193,7 @@ class Plan:
     """The method of each matrix, which is the same in several cells.
 
     Args:
-        names: of the cells.
+        names: the names of the cells.
         sites: by site, the method and its parameters.
     """
 
@@ -202,7 +202,7 @@ class Plan:
 
     @property
     def weight(self) -> int:
-        """About how many bytes it takes in the page."""
+        """The approximate number of bytes that it takes in the page."""
         return sum(map(len, self.names)) + sum(len(site) + len(what) + 60 for site, what in self.sites.items())
 
 
@@ -210,7 +210,7 @@ def condense_plan(record: Mapping[str, Any]) -> dict[str, str]:
     """The method of each matrix, with similar paths joined.
 
     Args:
-        record: of a cell.
+        record: the record of a cell.
 
     Returns:
         Methods by site, in the order of the sites; `encoder.layer.{0–5}.output.dense` stands for six sites.

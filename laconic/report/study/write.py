@@ -98,7 +98,7 @@ def write_figures(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write figures, and remove those that an earlier call wrote and this one does not.
 
     Args:
-        folder: of the figures.
+        folder: the folder of the figures.
         contents: by the name of the file.
 
     Raises:
