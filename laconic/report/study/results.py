@@ -1,11 +1,11 @@
 """Records of a study as one table: a row for each cell, a column for each axis, setting and measurement.
 
-Columns of a task are called `TASK METRIC`, followed by `low` and `high` (the 95 % interval over the rows), `change`
-(against the original), its `p`, `least p` (the smallest that these rows can give), and `detectable` (the smallest
-change that they can show). Columns of a forward pass are called `latency BATCHxLENGTH` (median seconds), followed by
-`lower` and `upper` (quartiles), `peak_bytes`, and `joules` where the machine counts them. Those of models that
-generate are `prefill BATCHxPROMPT` and `decode BATCHxPROMPT`, in tokens per second of all rows together, each followed
-by `seconds`: until the first new token, and of each further one.
+A task has the column `TASK METRIC`. It is followed by `low` and `high` (the 95 % interval over the rows), `change`
+(against the original), `p`, `least p` (the smallest p-value that is possible with these rows), and `detectable` (the
+smallest change that they can show). A forward pass has the column `latency BATCHxLENGTH` (median seconds), followed by
+`lower` and `upper` (quartiles), `peak_bytes`, and `joules` if the machine measures energy. A model that generates text
+has the columns `prefill BATCHxPROMPT` and `decode BATCHxPROMPT`, in tokens per second of all rows together. Each is
+followed by `seconds`: until the first new token, or for each further token.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
