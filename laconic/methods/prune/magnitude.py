@@ -16,6 +16,12 @@ class Magnitude(UnstructuredPruning):
 
     The score is |w|, as in torch.nn.utils.prune's `l1_unstructured`.
 
+    Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
+        within: compare scores within the whole `matrix`, or within each `row` (output).
+        cap: largest sparsity of any one matrix where one budget is shared by several.
+
     Reference:
         S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks",
         NeurIPS 2015, arXiv 1506.02626.

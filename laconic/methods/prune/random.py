@@ -20,6 +20,10 @@ class Random(UnstructuredPruning):
     one matrix always gets the same mask, two matrices of one shape get different ones.
 
     Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
+        within: compare scores within the whole `matrix`, or within each `row` (output).
+        cap: largest sparsity of any one matrix where one budget is shared by several.
         seed: seed of the random scores.
 
     Example:

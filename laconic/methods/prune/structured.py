@@ -61,6 +61,8 @@ class LnStructured(StructuredPruning):
     """Prunes the rows or columns of the smallest norm; reads no data.
 
     Args:
+        sparsity: the fraction of rows or columns that are pruned; in place of `keep`.
+        dim: 0 for rows (outputs), 1 for columns (inputs).
         n: the order of the norm: 1, 2 or `inf`.
 
     Reference:
@@ -87,6 +89,8 @@ class RandomStructured(StructuredPruning):
     """Prunes random rows or columns; reads no data.
 
     Args:
+        sparsity: the fraction of rows or columns that are pruned; in place of `keep`.
+        dim: 0 for rows (outputs), 1 for columns (inputs).
         seed: seed of the choice. It is drawn from the seed and the content of the matrix, so that two matrices of one
             shape lose different rows.
 

@@ -19,6 +19,10 @@ class Wanda(UnstructuredPruning):
     ½ w_ij² F_ii C_jj, the increase of the predicted loss if that weight alone is removed, so that rows compare too.
 
     Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
+        within: compare scores within the whole `matrix`, or within each `row` (output).
+        cap: largest sparsity of any one matrix where one budget is shared by several.
         gradients: weight the rows by the Fisher information F_ii of their outputs, as optimal brain damage does. It is
             the same for all weights of a row, so it matters only where `within` is matrix.
 

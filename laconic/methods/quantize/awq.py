@@ -22,6 +22,10 @@ class Awq(AffineQuantization):
     into the norm or the matrix before, where one can take it.
 
     Args:
+        bits: bits of each code; in place of `keep`.
+        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
+        symmetric: no zero points are stored; the sign of the scale says on which side the extra value lies.
+        clip: search for the range of each group; otherwise it spans all of the group's weights.
         gradients: weight the outputs by their Fisher information F in the predicted loss.
 
     Reference:

@@ -98,6 +98,13 @@ class Gptq(FeedbackQuantization):
     together, so nothing can compensate, and it is rounded as `rtn` does.
 
     Args:
+        bits: bits of each code; in place of `keep`.
+        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
+        symmetric: no zero points are stored; the sign of the scale says on which side the extra value lies.
+        clip: search for the range of each group; otherwise it spans all of the group's weights.
+        sparsity: fraction of zeros in the result, those of an earlier step included.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, in place of a sparsity.
+        damping: added to the diagonal of C, as a fraction of its mean.
         act_order: round columns in the order of diag C, largest first; otherwise from left to right.
 
     Reference:

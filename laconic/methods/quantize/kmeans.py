@@ -32,6 +32,7 @@ class KMeans(QuantizationMethod):
     are (`laconic.numerics.tied`).
 
     Args:
+        bits: bits of each code; in place of `keep`.
         group_size: weights that share a table of values: `channel` (a row), `tensor`, or a number of columns of a row;
             small groups have tables that cost more than the codes.
         weights: what weights the squared error of each weight: `fisher` (Φ as measured), `moments` (F_ii C_jj) or
