@@ -53,6 +53,18 @@ class CompressResult(Result):
         dense_bytes: bytes of the same matrices before.
         seconds: time from the first check to the result, without its evaluation.
         record: everything else that is known of the run.
+
+    Example:
+        >>> from laconic import compress
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> result = compress(BertModel(BertConfig(vocab_size=50, **shape)), "svd", keep=0.5)
+        >>> result.bytes, result.dense_bytes, len(result.sites)
+        (32512, 65536, 12)
+        >>> result.to_frame().shape
+        (12, 5)
+        >>> result.save("small").name
+        'small'
     """
 
     model: PreTrainedModel

@@ -39,6 +39,15 @@ class EvaluateResult(Result):
         fidelity: distance between the predictions of the model and of the original; None without an original.
         difference: by task and metric the change against the original, with its interval and p; None without one.
         evaluation: everything else that was measured, such as the figures of the original.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> result = evaluate(BertModel(BertConfig(vocab_size=50, **shape)), batch=1, length=8)
+        >>> result.cost.parameters, result.results, result.fidelity
+        (36256, {}, None)
+        >>> result.to_frame()["parameters"].tolist()
+        [36256]
     """
 
     results: Mapping[str, Mapping[str, Interval]]

@@ -32,6 +32,21 @@ class ExportResult(Result):
         bytes: bytes of the weights in it.
         error: the largest difference to the outputs of the model in torch, as a fraction of the largest output.
         outcome: everything else that is known of the export.
+
+    Example:
+        `laconic.export` makes it; here it is made by hand, because an export needs the libraries of the runtime.
+
+        >>> from laconic.export.agreement import Agreement
+        >>> from laconic.export.folder import ExportedModel
+        >>> agreement = Agreement(error=2e-6, tolerance=1e-3, rows=16, batches=4)
+        >>> model = ExportedModel(
+        ...     file="model.onnx", runtime="onnx", library="onnxruntime 1.23", bytes=4096, layers={},
+        ...     inputs=("input_ids",), outputs=("logits",), agreement=agreement,
+        ... )
+        >>> outcome = Outcome(output=Path("served"), model=model, stored_bytes=4000, quality=None, seconds=1.5)
+        >>> result = ExportResult(outcome.output, model.bytes, agreement.error, outcome)
+        >>> result.bytes, result.error, result.to_dict()["file"]
+        (4096, 2e-06, 'model.onnx')
     """
 
     output: Path

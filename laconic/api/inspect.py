@@ -37,6 +37,13 @@ class InspectResult(Result):
         weights: distribution, sparsity and spectrum of the weights by part and by layer.
         activity: what the model does with texts; None without texts.
         words: the figures in a few paragraphs.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> result = inspect(BertModel(BertConfig(vocab_size=50, **shape)))
+        >>> result.anatomy.architecture, len(result.anatomy.sites), result.activity
+        ('bert (BertModel)', 14, None)
     """
 
     anatomy: Inspection

@@ -17,6 +17,14 @@ class LoadResult(NamedTuple):
     Args:
         model: the model, in evaluation mode.
         tokenizer: its tokenizer; None if the folder has none.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> result = load("model")
+        >>> result.model.training, result.tokenizer
+        (False, None)
     """
 
     model: PreTrainedModel

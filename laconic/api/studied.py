@@ -18,6 +18,16 @@ class StudyPlan(Result):
 
     Args:
         cells: of each cell its key, its place on the axes, its state, and about how many seconds it takes.
+
+    Example:
+        >>> from laconic import study
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> axes = {"model": ["model"], "method": ["svd"], "keep": [0.5]}
+        >>> plan = study({"axes": axes, "cost": True}, "studies/sizes", dry_run=True)
+        >>> [cell["state"] for cell in plan.cells]
+        ['to do', 'to do']
     """
 
     cells: Sequence[Mapping[str, Any]]
@@ -66,6 +76,16 @@ class StudyResult(Result):
         failed: the records of cells that failed.
         page: the report; None if the study lies at a URL.
         summary: everything else that is known of this run.
+
+    Example:
+        >>> from laconic import study
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> axes = {"model": ["model"], "method": ["svd"], "keep": [0.5]}
+        >>> result = study({"axes": axes, "cost": True}, "studies/measured")
+        >>> len(result.records), result.failed, result.page.name
+        (2, (), 'report.html')
     """
 
     output: str
