@@ -20,7 +20,17 @@ _WRAPPED = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+':
 
 
 class UserError(ValueError):
-    """An error in the input of the user. Its message is one sentence that names the remedy."""
+    """An error in the input of the user. Its message is one sentence that names the remedy.
+
+    Args:
+        sentence: the message: the place of the mistake, the value and the remedy. It is shortened to 3000 characters.
+
+    Example:
+        >>> from laconic import compress
+        >>> compress("MODEL", "gtpq", keep=0.5)
+        Traceback (most recent call last):
+        laconic.errors.UserError: There is no method 'gtpq': did you mean 'gptq'? known are asvd, awq, ...
+    """
 
     def __init__(self, sentence: str) -> None:
         super().__init__(shortened(sentence, LONGEST_SENTENCE))

@@ -56,7 +56,23 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(ABC, metaclass=Typed):
-    """One entry of a recipe. Types and bounds of its fields are checked at construction (`laconic.typed`)."""
+    """One entry of a recipe. Types and bounds of its fields are checked at construction (`laconic.typed`).
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Freeze(Step):
+        ...     name, needs_data = "freeze", False
+        ...     def check(self, lm): pass
+        ...     def dry_run(self, lm): pass
+        ...     def apply(self, lm, data):
+        ...         lm.model.requires_grad_(False)
+        ...         return Outcome(plan={}, before={}, after={})
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> lm = LanguageModel.of(BertModel(BertConfig(vocab_size=50, **shape)))
+        >>> Freeze().apply(lm, None).nbytes, any(tensor.requires_grad for tensor in lm.model.parameters())
+        (0, False)
+    """
 
     name: ClassVar[str]
     family: ClassVar[str] = ""

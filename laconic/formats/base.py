@@ -203,6 +203,9 @@ def embedding_weight(module: nn.Module) -> Float[Tensor, "width vocabulary"]:
 def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:
     """The matrix (out, in) of a plain linear or of a format.
 
+    Args:
+        module: a module with a `weight` of shape (out, in), or a format.
+
     Example:
         >>> dense_weight(nn.Linear(2, 3)).shape
         torch.Size([3, 2])
@@ -222,6 +225,9 @@ def refit_weight(module: nn.Module, target: Float[Tensor, "out in"], moment: Flo
 def weight_nbytes(module: nn.Module) -> int:
     """Bytes on disk of the weight of a plain linear or of a format, bias excluded.
 
+    Args:
+        module: a module with a `weight`, or a format.
+
     Example:
         >>> weight_nbytes(nn.Linear(2, 3))
         24
@@ -234,6 +240,9 @@ def weight_nbytes(module: nn.Module) -> int:
 
 def weight_macs(module: nn.Module) -> int:
     """Multiply-accumulates of a plain linear or a format for one row of input; 0 for an embedding.
+
+    Args:
+        module: a linear or an embedding, or a format.
 
     Example:
         >>> weight_macs(nn.Linear(2, 3)), weight_macs(nn.Embedding(2, 3))

@@ -44,6 +44,13 @@ class Masked(Format):
         shape: (out, in).
         kept: number of kept weights.
         pattern: (N, M) where exactly N of every M consecutive inputs are kept, else None.
+
+    Example:
+        >>> from laconic.formats import Sparse
+        >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> layer = Sparse.from_dense(weight, weight > 1)
+        >>> isinstance(layer, Masked), layer.kept, layer.support.tolist()
+        (True, 3, [[False, True], [True, True]])
     """
 
     input_modules = ()

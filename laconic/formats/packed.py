@@ -47,6 +47,13 @@ class PackedCodes(Format):
         bits: bits of a code.
         kept: number of nonzero weights, whose codes alone are stored; None if nothing was pruned.
         bias: whether there is a bias.
+
+    Example:
+        >>> from laconic.formats import DynamicInt8
+        >>> codes, scales = torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), torch.tensor([0.5, 1.0])
+        >>> layer = DynamicInt8.from_codes(codes, scales, torch.float32, None)
+        >>> isinstance(layer, PackedCodes), layer.bits, layer.dense().tolist()
+        (True, 8, [[0.5, -1.0], [3.0, 4.0]])
     """
 
     input_modules = ()
@@ -54,7 +61,6 @@ class PackedCodes(Format):
     codes: nn.Parameter
     kept_bits: nn.Parameter | None
     shift: nn.Parameter | None
-    """The bias."""
 
     def __init__(self, shape: tuple[int, int], bits: int, kept: int | None, bias: bool) -> None:
         super().__init__()
@@ -151,10 +157,7 @@ class PackedCodes(Format):
         return None
 
     def kernel_choice(self, rows: int, dtype: torch.dtype = torch.float32) -> Choice | None:
-        """The fastest kernel for a number of input rows on this machine, measured at the first call.
-
-        None where the matrix is always decoded.
-        """
+        """The fastest kernel for `rows` input rows, measured at the first call; None if matrices are always decoded."""
         family = self.kernel_family
         return None if family is None or rows > family.max_rows else autotune(family, rows, self.shape, dtype)
 
