@@ -18,6 +18,11 @@ class Matrix:
         name: what is particular about it.
         weight: (out, in).
         stats: every statistic that laconic's own methods ask for.
+
+    Example:
+        >>> matrix = random_matrix("small", (2, 3))
+        >>> matrix.name, matrix.weight.shape, matrix.stats[InputCovariance].matrix.shape
+        ('small', torch.Size([2, 3]), torch.Size([3, 3]))
     """
 
     name: str
@@ -58,6 +63,11 @@ def random_matrix(name: str, shape: tuple[int, int], tokens: int = 400, dtype: t
         shape: (out, in).
         tokens: how many inputs its statistics are of.
         dtype: of the matrix.
+
+    Example:
+        >>> first, second = random_matrix("a", (2, 3)), random_matrix("b", (2, 3))
+        >>> torch.equal(first.weight, second.weight)
+        True
     """
     m, n = shape
     generator = torch.Generator().manual_seed(m * 1000 + n)

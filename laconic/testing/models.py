@@ -24,6 +24,13 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     Args:
         model: as its class makes it.
         seed: of the weights.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> model = randomize(BertModel(BertConfig(vocab_size=50, **shape)))
+        >>> bool(model.encoder.layer[0].output.dense.bias.any()), model.training
+        (True, False)
     """
     torch.manual_seed(seed)
     for name, tensor in model.eval().named_parameters():
@@ -40,6 +47,13 @@ def random_batch(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
     Args:
         model: whose vocabulary has more than three tokens.
         seed: of the tokens.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> batch = random_batch(BertModel(BertConfig(vocab_size=50, **shape)))
+        >>> batch["input_ids"].shape, batch["attention_mask"].sum(1).tolist()
+        (torch.Size([2, 7]), [7, 5])
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
@@ -65,6 +79,11 @@ def check_architecture(model: PreTrainedModel) -> None:
     Raises:
         AssertionError: something does not hold.
         UserError: laconic cannot use the model; the sentence says why.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> check_architecture(BertModel(BertConfig(vocab_size=50, **shape)))
     """
     lm = LanguageModel.of(randomize(model))
     kind = model.config.model_type
@@ -124,6 +143,10 @@ def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = No
     Raises:
         AssertionError: something does not hold.
 
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> check_step(Compress(method=Svd(multiple=1), keep=0.5), BertModel(BertConfig(vocab_size=50, **shape)))
     """
     lm = LanguageModel.of(model.eval())
     if data is None and step.needs_data:
