@@ -26,14 +26,22 @@ UPPER_BOUND = 0.4
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run both halves, write benchmarks/results/test_suite.json and the table in CONTRIBUTING.md."""
+    """Run the tests, write benchmarks/results/test_suite.json and the table in CONTRIBUTING.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", default="auto", help="processes that pytest starts")
+    parser.add_argument("--only", choices=HALVES, help="run one half and keep the last measurement of the other")
     options = parser.parse_args(argv)
-    halves = {target: run_tests(expression, options.workers) for target, expression in HALVES.items()}
-    print(to_table(halves))
-    print(f"written to {write_json(NAME, {'halves': halves, 'machine': machine()})}")
+    halves = last_measurement()
+    for target in [options.only] if options.only else HALVES:
+        halves[target] = run_tests(HALVES[target], options.workers)
+        print(f"written to {write_json(NAME, {'halves': halves, 'machine': machine()})}")
     write_tables([])
+
+
+def last_measurement() -> dict[str, dict[str, float]]:
+    """Both halves as they were measured last; empty before the first measurement."""
+    path = RESULTS / f"{NAME}.json"
+    return json.loads(path.read_text())["halves"] if path.exists() else {}
 
 
 def run_tests(expression: str, workers: str) -> dict[str, float]:
@@ -78,10 +86,9 @@ def to_table(halves: dict[str, dict[str, float]]) -> str:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write the last measurement into CONTRIBUTING.md."""
+    """Write the last measurement into CONTRIBUTING.md, if both halves were measured."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    path = RESULTS / f"{NAME}.json"
-    if path.exists():
-        result = json.loads(path.read_text())
-        table = f"{to_table(result['halves'])} {result['machine']['processor']}.\n"
-        replace_between(ROOT / "CONTRIBUTING.md", table, BEGIN)
+    halves = last_measurement()
+    if set(halves) == set(HALVES):
+        processor = json.loads((RESULTS / f"{NAME}.json").read_text())["machine"]["processor"]
+        replace_between(ROOT / "CONTRIBUTING.md", f"{to_table(halves)} {processor}.\n", BEGIN)
