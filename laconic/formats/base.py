@@ -71,8 +71,16 @@ class Format(nn.Module, ABC):
 
     def nbytes_in(self, dtype: torch.dtype) -> int:
         """`nbytes` after a cast to `dtype`."""
+        return self._meta_copy().to(dtype).nbytes()
+
+    def _meta_copy(self) -> "Format":
+        """The same format on the meta device, and so the formats within it."""
         with torch.device("meta"):
-            return type(self).empty(**self.spec()).to(dtype).nbytes()
+            copied = type(self).empty(**self.spec())
+        for name, child in self.named_children():
+            if isinstance(child, Format):
+                setattr(copied, name, child._meta_copy())
+        return copied
 
     @abstractmethod
     def macs(self) -> int:

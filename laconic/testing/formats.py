@@ -75,6 +75,8 @@ def weighs_what_it_stores(layer: Format) -> None:
     bias = 0 if layer.bias is None else layer.bias.nbytes
     stored = sum(tensor.nbytes for tensor in layer.state_dict().values()) - bias
     expect(layer.nbytes() == stored, f"'{layer.kind}' tells {layer.nbytes()} bytes and stores {stored}")
+    cast = layer.nbytes_in(layer.dense().dtype)
+    expect(cast == stored, f"'{layer.kind}' tells {cast} bytes in its own dtype and stores {stored}")
 
 
 def leaves_a_sign(layer: Format) -> None:
