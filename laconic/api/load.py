@@ -25,10 +25,16 @@ class LoadResult(NamedTuple):
         >>> result = load("model")
         >>> result.model.training, result.tokenizer
         (False, None)
+        >>> result
+        <LoadResult: BertModel, no tokenizer>
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
+
+    def __repr__(self) -> str:
+        tokenizer = "no tokenizer" if self.tokenizer is None else type(self.tokenizer).__name__
+        return f"<LoadResult: {type(self.model).__name__}, {tokenizer}>"
 
 
 def load(model: str | PathLike[str], *, device: str = "cpu") -> LoadResult:
