@@ -1,4 +1,4 @@
-"""What all benchmarks share: models and data by name, predictions, results in files, and numbers in Markdown tables.
+"""Helpers of the benchmarks: models and data by name, predictions, result files, and numbers in Markdown tables.
 
 A cell is one measurement, and one line of its benchmark's file. It is written when it is finished, so a run that was
 stopped goes on where it was.

@@ -1,4 +1,4 @@
-"""How much knowledge and grammar compression costs: LAMA and BLiMP of a small masked language model.
+"""LAMA and BLiMP scores of a small masked language model before and after compression.
 
 The model is that of `masked_lm`; calibrated on 128 of its training rows, judged on the first facts of each relation of
 LAMA and the first pairs of each paradigm of BLiMP. Each finished cell is one line of

@@ -25,7 +25,7 @@ from laconic.calibrate.corpus import read
 from laconic.methods import Drone, Gptq, Yaqa
 from laconic.numerics.moments import quadratic_loss
 from laconic.progress import silent
-from laconic.recipe.flow import Sampling
+from laconic.recipe.sampling import Sampling
 
 
 def main(argv: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from laconic.compress import Step
 from laconic.model import LanguageModel
 from laconic.progress import silent
 from laconic.recipe import read_recipe
-from laconic.recipe.flow import Sampling
+from laconic.recipe.sampling import Sampling
 from laconic.recover.training import Training
 
 CELLS = Cells("tenth", ("way", "seed"))

@@ -13,9 +13,10 @@ from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
 from laconic.progress import Track, silent
 from laconic.recipe import Recipe
-from laconic.recipe.flow import Sampling, apply_steps, steps_of, takes_keep, walk_of
+from laconic.recipe.flow import apply_steps, steps_of, takes_keep, walk_of
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.run import IN_MEMORY, open_job
+from laconic.recipe.sampling import Sampling
 
 DEFAULT_KEEP = float("0.5")
 """The default of `keep`, an object of its own: unlike a 0.5 that is given, it is for methods that have no size."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.api.arguments import check_kinds, to_corpus, to_folder, to_model_input
 from laconic.api.results import Part, Result
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Sampling
+from laconic.recipe.sampling import Sampling
 from laconic.report import plots
 from laconic.report.anatomy import Inspection
 from laconic.report.anatomy import inspect as inspect_model

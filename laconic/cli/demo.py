@@ -74,7 +74,7 @@ def _measure(folder: Path, track: "Track") -> "Comparison":
     from laconic.calibrate.corpus import read, sample
     from laconic.model import load
     from laconic.recipe.comparison import Comparison, Referee
-    from laconic.recipe.flow import Sampling
+    from laconic.recipe.sampling import Sampling
 
     lm = load(str(folder))
     referee = Referee(original=lm, corpus=sample(read(SOURCE, "dev"), TEST_ROWS, seed=0))

@@ -197,7 +197,8 @@ def _card(lm: LanguageModel, name: str, model: ExportedModel) -> Iterator[str]:
     yield ""
     # Only the name of a local folder is shown, as its path is private.
     origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
-    yield f"{origin}{type(lm.model).__name__}, exported by laconic for {model.library}: {model.bytes:,} bytes."
+    values = asdict(model)
+    yield f"{origin}{type(lm.model).__name__}, exported by laconic for {values['library']}: {values['bytes']:,} bytes."
     yield ""
     yield (
         f"Inputs: {', '.join(map(code, model.inputs))}, int64, any batch size and length. "

@@ -1,26 +1,21 @@
-"""The code that recipes and `laconic.compress` share: it draws calibration data, and applies the steps in order."""
+"""The code that recipes and `laconic.compress` share: it makes steps of methods, and applies the steps in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from laconic import processes
 from laconic.allocate import Plan
-from laconic.calibrate import Calibration, Labels, LayerStats
-from laconic.calibrate.corpus import Corpus, batches, sample
+from laconic.calibrate import Calibration, LayerStats
 from laconic.compress import Allocation, Compress, Outcome, Step
 from laconic.compress.allocators import ALLOCATORS
 from laconic.compress.size_spec import uses_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
-from laconic.model import Batch, LanguageModel
-from laconic.progress import Track
+from laconic.model import LanguageModel
 from laconic.recipe.order import needs_original
-from laconic.typed import Typed
+from laconic.recipe.sampling import draw_again
 
-FROM_DATA: Labels = "data"
-LARGEST_SEED = 2**32 - 1
-"""The Trainer of transformers also seeds NumPy, whose seeds have at most 32 bits."""
 Walk = Literal["sequential", "anchored"]
 """How layers are compressed one block after another, on inputs that come from the blocks compressed before.
 
@@ -62,68 +57,6 @@ class Changes:
     def plan(self) -> Plan:
         """The method of every targeted layer over all steps, including low-rank factors that a later step targeted."""
         return {site: method for plan in self.plans for site, method in plan.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling(metaclass=Typed):
-    """How calibration data are drawn from a corpus.
-
-    Args:
-        samples: the number of rows to draw.
-        seed: the random seed of the drawing, in [0, 2³² − 1].
-        max_length: the largest number of tokens in a row; longer rows are truncated.
-        batch_size: rows in each batch.
-        labels: the source of the labels with which gradients for the Fisher information are computed.
-
-    Example:
-        >>> Sampling(samples=0)
-        Traceback (most recent call last):
-            ...
-        laconic.errors.UserError: samples must be at least 1; got 0.
-    """
-
-    name: ClassVar[str] = "sampling"
-
-    samples: int = 128
-    seed: int = 0
-    max_length: int = 128
-    batch_size: int = 16
-    labels: Labels = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in {"samples": 1, "max_length": 2, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise must_be(name, f"at least {least}", getattr(self, name))
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise must_be("seed", f"in [0, {LARGEST_SEED}]", self.seed)
-
-    def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
-        """Draw rows and tokenize them.
-
-        Args:
-            lm: the model whose tokenizer is used.
-            corpus: the rows.
-            track: reports progress when statistics are collected from the result.
-        """
-        drawn = sample(corpus, self.samples, self.seed)
-        tokens = batches(
-            lm,
-            drawn,
-            batch_size=self.batch_size,
-            max_length=self.max_length,
-            seed=self.seed,
-            labelled=self.labels == FROM_DATA,
-        )
-        return Calibration(
-            tokens,
-            self.labels,
-            self.seed,
-            track,
-            corpus,
-            max_length=self.max_length,
-            batch_size=self.batch_size,
-            samples=self.samples,
-        )
 
 
 def steps_of(
@@ -261,26 +194,11 @@ def apply_steps(
             outcomes.append(step.apply(lm, data) if here is None else step.apply_with(lm, here, data))
         now = outcomes[-1].now
         if now is not None and data is not None and data.corpus is not None:
-            data = replace(data, batches=_read_again(now, data, data.corpus))
+            data = draw_again(now, data, data.corpus)
         lm = now or lm
         lm = replace(lm, dropped=() if lm.original is None else (*lm.dropped, outcomes[-1].dropped))
         processes.copy_from_first({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
     return replace(lm, original=None, dropped=()), _together(outcomes)
-
-
-def _read_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> list[Batch]:
-    """Draw the same calibration rows again and tokenize them for `lm`, after a step replaced the model."""
-    # A plain encoder has a row for each text of a pair.
-    samples = data.samples or sum(len(batch["input_ids"]) for batch in data.batches)
-    drawn = sample(corpus, samples, data.seed)
-    return batches(
-        lm,
-        drawn,
-        batch_size=data.batch_size,
-        max_length=data.max_length,
-        seed=data.seed,
-        labelled=data.labels == FROM_DATA,
-    )
 
 
 def _together(outcomes: Sequence[Outcome]) -> Changes:

@@ -11,8 +11,8 @@ from laconic.calibrate.labels import labels_of
 from laconic.compress import Step
 from laconic.errors import UserError, placed
 from laconic.model import LanguageModel
-from laconic.recipe.flow import FROM_DATA, Sampling
 from laconic.recipe.order import with_original
+from laconic.recipe.sampling import FROM_DATA, Sampling
 
 
 def check_labels(

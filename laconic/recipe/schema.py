@@ -20,7 +20,7 @@ from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import Method
 from laconic.methods.notation import to_config
-from laconic.recipe.flow import LARGEST_SEED, Sampling
+from laconic.recipe.sampling import LARGEST_SEED, Sampling
 from laconic.typed import Typed
 
 Count = Annotated[int, Field(ge=1)]

@@ -17,8 +17,8 @@ from laconic.errors import UserError, must_be, unknown
 from laconic.files import expanded
 from laconic.methods.notation import split_config
 from laconic.methods.registry import METHOD_REGISTRY
-from laconic.recipe.flow import LARGEST_SEED
 from laconic.recipe.parse import read_recipe, steps_from
+from laconic.recipe.sampling import LARGEST_SEED
 from laconic.recipe.steps import STEP_REGISTRY, method_or_step_names
 from laconic.shipped import located
 

@@ -140,7 +140,7 @@ def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
     """On rows that nothing was fitted on."""
     from laconic.calibrate.corpus import read
     from laconic.progress import silent
-    from laconic.recipe.flow import Sampling
+    from laconic.recipe.sampling import Sampling
 
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     lm = load(str(shared_models / "minilm-sst2"))
@@ -159,7 +159,7 @@ def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_da
     """The mean that its second block adds is no help to most predictions, though the states come nearer by it."""
     from laconic.calibrate.corpus import read
     from laconic.progress import silent
-    from laconic.recipe.flow import Sampling
+    from laconic.recipe.sampling import Sampling
 
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     lm = load(str(shared_models / "mico-tinyllama-1m"))

@@ -198,7 +198,7 @@ def drop_at_random(attention: HeadedAttention, size: int, generator: torch.Gener
 def test_a_real_model_hardly_notices(shared_models, shared_data, monkeypatch):
     from laconic.calibrate.corpus import read
     from laconic.progress import silent
-    from laconic.recipe.flow import Sampling
+    from laconic.recipe.sampling import Sampling
 
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     source = str(shared_models / "minilm-sst2")

@@ -5,7 +5,8 @@ import torch
 
 from laconic.calibrate import Calibration, InputCovariance, Mean, Problem, collect_stats
 from laconic.compress import Narrow
-from laconic.compress.width.importance import fluctuations, price_function
+from laconic.compress.width.budget import price_function
+from laconic.compress.width.importance import fluctuations
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
 from laconic.model.prunable_group import PrunableGroup, couple_groups, prunable_groups
 from laconic.numerics.structured import DAMPING
@@ -266,7 +267,7 @@ def test_a_real_model_keeps_its_predictions(shared_models, shared_data, monkeypa
     """Half of heads and channels: obs with its refit loses a fraction of what taylor and magnitude do without."""
     from laconic.calibrate.corpus import read
     from laconic.progress import silent
-    from laconic.recipe.flow import Sampling
+    from laconic.recipe.sampling import Sampling
 
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     source = str(shared_models / "minilm-sst2")

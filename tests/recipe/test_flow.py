@@ -7,7 +7,8 @@ from laconic.errors import UserError
 from laconic.methods import KfacSvd, Rtn, Wanda
 from laconic.progress import silent
 from laconic.recipe import recipe_from
-from laconic.recipe.flow import Sampling, steps_of, walk_of
+from laconic.recipe.flow import steps_of, walk_of
+from laconic.recipe.sampling import Sampling
 from tests.calibrate.test_batching import TEXTS, lm_of
 
 FFN = ("ffn",)

@@ -13,7 +13,8 @@ from laconic.errors import UserError
 from laconic.methods import Rtn
 from laconic.model import LanguageModel, Task, load
 from laconic.progress import silent
-from laconic.recipe.flow import Sampling, apply_steps
+from laconic.recipe.flow import apply_steps
+from laconic.recipe.sampling import Sampling
 from laconic.recover import Finetune, Student
 from tests.architectures import ARCHITECTURES, Architecture, batch_for, outputs
 from tests.recover.ground import SHORT, data_for, lm_of, with_original

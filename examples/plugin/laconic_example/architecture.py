@@ -90,4 +90,4 @@ RELU2 = Anatomy(
     ),
     embeddings=(WordEmbedding("embed_tokens"),),
 )
-"""Where the matrices are; paths in `attention` and `feed_forward` begin at one block."""
+"""The paths of the matrices; those of `attention` and `feed_forward` are relative to one block."""

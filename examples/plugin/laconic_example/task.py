@@ -1,4 +1,4 @@
-"""How often a causal model's first guess is the next token: `next-token:SOURCE`."""
+"""Top-1 accuracy of a causal model's next-token prediction: the task `next-token:SOURCE`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -21,18 +21,15 @@ from laconic.calibrate import (
 from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.step import Outcome, Step
-from laconic.compress.width.importance import (
-    BY_GATES,
-    NEEDS,
+from laconic.compress.width.budget import (
     Currency,
-    Importance,
     global_counts,
-    order_removals,
     price_function,
     share_budget,
     standardise_costs,
     uniform_counts,
 )
+from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, order_removals
 from laconic.compress.width.removal import (
     check_apart,
     check_enough,

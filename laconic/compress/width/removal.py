@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from laconic.calibrate import InputCovariance, LayerStats, Mean, Means, Problem
-from laconic.compress.width.importance import Price, chunk_size
+from laconic.compress.width.budget import Price, chunk_size
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel, Site
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup

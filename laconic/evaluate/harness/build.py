@@ -39,17 +39,19 @@ def isolate_harness() -> Iterator[None]:
 @contextmanager
 def _silence_harness() -> Iterator[None]:
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, task.tqdm
+    # tqdm is a class there, and a function does as well.
+    namespace: Any = task
+    level, bars = logger.level, namespace.tqdm
     logger.setLevel(logging.CRITICAL)
     # The harness has no option to disable its progress bar.
-    task.tqdm = _without_bar  # type: ignore[assignment]
+    namespace.tqdm = _without_bar
     try:
         # The bootstrap of the harness prints to stdout.
         with redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(level)
-        task.tqdm = bars
+        namespace.tqdm = bars
 
 
 @contextmanager
