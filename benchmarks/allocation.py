@@ -163,10 +163,10 @@ def _way(size: str, variant: str) -> Variant:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/pruning.md and docs/lowrank.md."""
+    """Write what is measured by now into docs/figures/pruning.md and docs/figures/low-rank.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    replace_between(ROOT / "docs/pruning.md", table(SPARSITIES, list(ZEROS)), BEGIN)
-    replace_between(ROOT / "docs/lowrank.md", table(KEEPS, list(RANKS)), BEGIN)
+    replace_between(ROOT / "docs/figures/pruning.md", table(SPARSITIES, list(ZEROS)), BEGIN)
+    replace_between(ROOT / "docs/figures/low-rank.md", table(KEEPS, list(RANKS)), BEGIN)
 
 
 def table(sizes: Sequence[str], variants: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ def measured(setup: Setup, key: Key) -> float:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/quantization.md."""
+    """Write what is measured by now into docs/figures/quantization.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     lines = ["| model | grid | group | 4 bits | 3 bits | 2 bits |", "|---|---|---|---:|---:|---:|"]
     for model in TEST_SETS:
@@ -80,7 +80,7 @@ def write_tables(argv: Sequence[str]) -> None:
                     continue
                 kind = "symmetric" if symmetric else "asymmetric"
                 lines.append(f"| {model} | {kind} | {group} | {' | '.join(entries)} |")
-    replace_between(ROOT / "docs/quantization.md", "\n".join([*lines, ""]), BEGIN)
+    replace_between(ROOT / "docs/figures/quantization.md", "\n".join([*lines, ""]), BEGIN)
 
 
 def _keys(model: str, nudges: int) -> Iterator[Key]:

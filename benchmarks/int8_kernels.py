@@ -78,9 +78,9 @@ ENCODERS = "<!-- encoders, made by `python -m benchmarks int8_tables` -->"
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/int8.md."""
+    """Write what is measured by now into docs/figures/int8.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    page = ROOT / "docs/int8.md"
+    page = ROOT / "docs/figures/int8.md"
     if rows := measured():
         replace_between(page, "\n".join(kernels(_of_last(rows))), KERNELS)
     if rows := int8.rows_of_all():

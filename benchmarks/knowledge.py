@@ -65,7 +65,7 @@ def cell(lm: LanguageModel, step: Compress | None, data: Calibration) -> dict:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/knowledge.md."""
+    """Write what is measured by now into docs/facts-and-grammar.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     lines = [
         f"| | of the bytes | {' | '.join(f'{task} {metric}' for task, metric in SHOWN)} |",
@@ -75,7 +75,7 @@ def write_tables(argv: Sequence[str]) -> None:
         for here in CELLS.where(way=variant):
             figures = " | ".join(_figure(here["results"][task][metric]) for task, metric in SHOWN)
             lines.append(f"| {variant} | {here['kept']:.0%} | {figures} |")
-    replace_between(ROOT / "docs/knowledge.md", "\n".join([*lines, ""]), BEGIN)
+    replace_between(ROOT / "docs/facts-and-grammar.md", "\n".join([*lines, ""]), BEGIN)
 
 
 def _figure(found: dict) -> str:

@@ -65,7 +65,7 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/lowrank.md."""
+    """Write what is measured by now into docs/figures/low-rank.md."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     lines = ["| | keep | of the bytes | factors | KL, nats | metric |", "|---|---:|---:|---|---:|---:|"]
     for name in MODELS:
@@ -74,7 +74,7 @@ def write_tables(argv: Sequence[str]) -> None:
             mine = CELLS.where(model=name, keep=keep)
             lines += [_row(name, keep, "16 bits", whole)] if whole else []
             lines += [_row(name, keep, "6 bits", mine)] if mine else []
-    replace_between(ROOT / "docs/lowrank.md", "\n".join([*lines, ""]), BEGIN)
+    replace_between(ROOT / "docs/figures/low-rank.md", "\n".join([*lines, ""]), BEGIN)
 
 
 def _row(name: str, keep: float, factors: str, here: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""The tables and figures of docs/pruning.md on single weights, time and memory, made from benchmarks/results/."""
+"""Write into docs/figures/pruning.md the results on single weights, time and memory from benchmarks/results/."""
 
 import argparse
 import json
@@ -14,20 +14,20 @@ from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
 from laconic.report.costs import Point
 
-PAGE = ROOT / "docs/pruning.md"
+PAGE = ROOT / "docs/figures/pruning.md"
 BEGIN = "<!-- made by `python -m benchmarks prune_tables` -->"
 TIME = "<!-- time, made by `python -m benchmarks prune_tables` -->"
 MEMORY = "<!-- memory, made by `python -m benchmarks prune_tables` -->"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/pruning.md, and the figures beside it."""
+    """Write what is measured by now into docs/figures/pruning.md, and the figures beside it."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
     for name in MODELS:
         mine = CELLS.where(model=name, rows=CALIBRATION_ROWS)
         if mine:
-            plots.save(figure(name, mine), ROOT / f"docs/pruning-{name}")
+            plots.save(figure(name, mine), ROOT / f"docs/figures/pruning-{name}")
             parts.append(everything(name, mine))
     replace_between(PAGE, "\n".join(parts), BEGIN)
     replace_between(PAGE, time(), TIME)

@@ -1,4 +1,4 @@
-"""The tables and figures of docs/quantization.md, made from benchmarks/results/."""
+"""The tables and figures of docs/figures/quantization.md, made from benchmarks/results/."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
 from laconic.report.costs import Point
 
-PAGE = ROOT / "docs/quantization.md"
+PAGE = ROOT / "docs/figures/quantization.md"
 BEGIN = "<!-- made by `python -m benchmarks quantize_tables` -->"
 DRAWN_GROUP, DRAWN_BITS = 64, 4
 """Of the pictures, but for `kmeans`, whose tables are worth their bytes for whole rows alone; at 8 bits all look alike.
@@ -22,13 +22,13 @@ AS_MANY = 0.02
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/quantization.md, and the figures beside it."""
+    """Write what is measured by now into docs/figures/quantization.md, and the figures beside it."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
     for name in TEST_SETS:
         mine = CELLS.where(model=name)
         if mine:
-            plots.save(figure(name, mine), ROOT / f"docs/quantization-{name}")
+            plots.save(figure(name, mine), ROOT / f"docs/figures/quantization-{name}")
             parts.append(everything(name, mine))
     replace_between(PAGE, "\n".join(parts), BEGIN)
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     for name in [options.only] if options.only else MODELS:
         measure(name)
-    print(f"{CELLS}; `python -m benchmarks rank_tables` makes docs/ranks.md of them")
+    print(f"{CELLS}; `python -m benchmarks rank_tables` makes docs/figures/ranks.md of them")
 
 
 def measure(name: str) -> None:
@@ -94,10 +94,10 @@ BEGIN = "<!-- made by `python -m benchmarks rank_tables` -->"
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write the tables into docs/ranks.md."""
+    """Write the tables into docs/figures/ranks.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     parts = [*(rules(name) + sweep(name) for name in MODELS), searched(), budgets()]
-    replace_between(ROOT / "docs/ranks.md", "\n".join(parts), BEGIN)
+    replace_between(ROOT / "docs/figures/ranks.md", "\n".join(parts), BEGIN)
 
 
 def rules(name: str) -> str:

@@ -104,9 +104,9 @@ def drawn(lm: LanguageModel, source: str, seed: int) -> Calibration:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/recovery.md."""
+    """Write what is measured by now into docs/figures/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    replace_between(ROOT / "docs/recovery.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
+    replace_between(ROOT / "docs/figures/recovery.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
 
 
 def table(name: str) -> str:

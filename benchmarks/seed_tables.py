@@ -1,4 +1,4 @@
-"""The tables of docs/seeds.md: what the local variants of the five studies that laconic grew from found here.
+"""Write the tables of docs/figures/five-studies.md: results of the local variants of the five studies.
 
 Each is one command, `laconic study NAME-local -o FOLDER/NAME`. `python -m benchmarks seed_tables
 FOLDER` takes over the results.csv of those that are there, into benchmarks/results/studies/; without a folder it makes
@@ -17,7 +17,7 @@ Row = dict[str, str]
 
 STUDIES = ("000-drone", "001-ranks", "002-l1", "003-width", "004-knowledge")
 KEPT = RESULTS / "studies"
-PAGE = ROOT / "docs/seeds.md"
+PAGE = ROOT / "docs/figures/five-studies.md"
 MEASURES = ("accuracy", "matthews", "pearson", "f1", "perplexity", "token_accuracy", "p@10/trex", "p@10", "acc")
 """The metric that tables show of a task: the first of these that it has."""
 

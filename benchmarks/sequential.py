@@ -164,9 +164,9 @@ def evaluate(setup: Setup, small: LanguageModel) -> dict:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/pruning.md."""
+    """Write what is measured by now into docs/figures/pruning.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, TEST_SETS))), BEGIN)
+    replace_between(ROOT / "docs/figures/pruning.md", "\n".join(filter(None, map(table, TEST_SETS))), BEGIN)
 
 
 def table(model: str) -> str:

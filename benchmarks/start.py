@@ -34,7 +34,7 @@ OF_TORCH, OF_BOTH = 0.5, 1.3
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what was found; write benchmarks/results/start.json and docs/start.md."""
+    """Print what was found; write benchmarks/results/start.json and docs/figures/startup.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(argv)
@@ -100,10 +100,10 @@ def missed(seconds: dict[str, float]) -> list[str]:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what was measured last into docs/start.md."""
+    """Write what was measured last into docs/figures/startup.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     path = RESULTS / f"{NAME}.json"
     if path.exists():
         result = json.loads(path.read_text())
         where = f"Medians of {result['rounds']} rounds, {result['machine']['processor']}."
-        replace_between(ROOT / "docs/start.md", f"{describe(result['seconds'])} {where}\n", BEGIN)
+        replace_between(ROOT / "docs/figures/startup.md", f"{describe(result['seconds'])} {where}\n", BEGIN)

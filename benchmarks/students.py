@@ -81,7 +81,7 @@ def costs(teacher: LanguageModel, student: LanguageModel) -> dict:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/recovery.md."""
+    """Write what is measured by now into docs/figures/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     every = list(CELLS)
     if not every:
@@ -95,7 +95,7 @@ def write_tables(argv: Sequence[str]) -> None:
         f"| {one['dense_file_bytes'] / 1e6:.1f} | {1e3 * SHAPE[0] / dense:.0f} |",
         *(row(variant, CELLS.where(way=variant)) for variant in VARIANTS if CELLS.where(way=variant)),
     ]
-    replace_between(ROOT / "docs/recovery.md", "\n".join([*lines, ""]), BEGIN)
+    replace_between(ROOT / "docs/figures/recovery.md", "\n".join([*lines, ""]), BEGIN)
 
 
 def row(variant: str, here: list[dict]) -> str:

@@ -1,6 +1,6 @@
-"""The tables and the figure of docs/figures.md and docs/lowrank.md, made from benchmarks/results/.
+"""The tables and the figure of docs/figures/index.md and docs/figures/low-rank.md, made from benchmarks/results/.
 
-docs/figures.md carries a summary between two comments; docs/lowrank.md and docs/lowrank-*.png hold everything.
+docs/figures/index.md carries a summary between two comments; docs/figures/low-rank.md and docs/figures/low-rank-*.png hold everything.
 """
 
 import argparse
@@ -33,15 +33,17 @@ BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the tables into docs/figures.md and docs/lowrank.md, and the figures beside the latter."""
+    """Write the tables into docs/figures/index.md and docs/figures/low-rank.md, and the figures beside the latter."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     quality = CELLS.where(rows=CALIBRATION_ROWS)
     timing = json.loads((RESULTS / "latency.json").read_text())["rows"]
     for name in MODELS:
-        plots.save(figure(name, _of(quality, name)), ROOT / f"docs/lowrank-{name}")
-    replace_between(ROOT / "docs/figures.md", "\n".join(summary(name, _of(quality, name), timing) for name in MODELS))
+        plots.save(figure(name, _of(quality, name)), ROOT / f"docs/figures/low-rank-{name}")
+    replace_between(
+        ROOT / "docs/figures/index.md", "\n".join(summary(name, _of(quality, name), timing) for name in MODELS)
+    )
     parts = [everything(name, _of(quality, name), timing) for name in MODELS]
-    replace_between(ROOT / "docs/lowrank.md", "\n".join([*parts, more_rows(), predicted_loss()]))
+    replace_between(ROOT / "docs/figures/low-rank.md", "\n".join([*parts, more_rows(), predicted_loss()]))
 
 
 def summary(name: str, mine: list[dict], timing: list[dict]) -> str:
@@ -69,7 +71,7 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
     lines = [
         f"## {name}",
         "",
-        f"![KL against bytes kept](lowrank-{name}.png)",
+        f"![KL against bytes kept](low-rank-{name}.png)",
         "",
         f"| keep | method | KL, nats | {METRICS[name]} | matrices, MB |",
         "|---|---|---:|---:|---:|",

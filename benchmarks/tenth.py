@@ -74,7 +74,7 @@ def after(lm: LanguageModel, steps: Sequence[Step], data: Calibration, nbytes: i
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/recovery.md."""
+    """Write what is measured by now into docs/figures/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     variants = [name for variant in VARIANTS for name in (variant, f"{variant}{TAUGHT}") if CELLS.where(way=name)]
     if not variants:
@@ -90,4 +90,4 @@ def write_tables(argv: Sequence[str]) -> None:
         accuracy, kl = (spread([cell[what] for cell in here], 4) for what in ("metric", "kl"))
         share = mean_of(here, "bytes") / here[0]["dense_bytes"]
         lines.append(f"| {variant} | {share:.1%} | {accuracy} | {kl} | {mean_of(here, 'seconds') / 60:.1f} |")
-    replace_between(ROOT / "docs/recovery.md", "\n".join([*lines, ""]), BEGIN)
+    replace_between(ROOT / "docs/figures/recovery.md", "\n".join([*lines, ""]), BEGIN)

@@ -91,9 +91,9 @@ def measure(name: str, seed: int, variants: Sequence[str]) -> None:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/pruning.md."""
+    """Write what is measured by now into docs/figures/pruning.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    replace_between(ROOT / "docs/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
+    replace_between(ROOT / "docs/figures/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
 
 
 def table(name: str) -> str:

@@ -28,7 +28,7 @@ PAGES = [
     if page.name != "extend.md" and re.search(r"^```(sh|python)$", page.read_text(), re.MULTILINE)
 ]
 GUIDES = "".join(page.read_text() for page in (DOCS / "guides").glob("*.md"))
-OWN_TESTS = {"models", "processes"}
+OWN_TESTS = {"models", "several-processes"}
 """Pages whose Python needs a test of its own, below."""
 
 
@@ -153,14 +153,14 @@ def launch(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_snippet_of_processes_runs_in_two(model: str, shared_data: Path, pair: Pair) -> None:
-    (snippet,) = blocks("python", (ROOT / "docs" / "processes.md").read_text())
+    (snippet,) = blocks("python", (ROOT / "docs" / "several-processes.md").read_text())
     assert pair(run_snippet, snippet.replace('"MODEL"', repr(model)), Path.cwd(), shared_data) == [True, True]
 
 
 def run_snippet(snippet: str, folder: Path, data: Path) -> bool:
     os.chdir(folder)
     os.environ["LACONIC_DATA"] = str(data)
-    exec(compile(snippet, "processes.md", "exec"), {})
+    exec(compile(snippet, "several-processes.md", "exec"), {})
     barrier()
     return Path("smaller").is_dir()
 
