@@ -1,6 +1,7 @@
-"""The tables and the figure of docs/figures/index.md and docs/figures/low-rank.md, made from benchmarks/results/.
+"""Write the low-rank tables and figures from benchmarks/results/.
 
-docs/figures/index.md carries a summary between two comments; docs/figures/low-rank.md and docs/figures/low-rank-*.png hold everything.
+docs/figures/index.md has a summary between two comments; docs/figures/low-rank.md and docs/figures/low-rank-*.png have
+all results.
 """
 
 import argparse
