@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from laconic.imports import TABLES, lazy, when_imported
+from laconic.imports import TABLES, installed_version, lazy, when_imported
 
 if TYPE_CHECKING:
     from laconic.api.compress import compress
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from laconic.api.study import study
     from laconic.errors import UserError
 
+    __version__: str
+
 __all__ = [
     "CompressResult",
     "EvaluateResult",
@@ -36,6 +38,7 @@ __all__ = [
     "StudyPlan",
     "StudyResult",
     "UserError",
+    "__version__",
     "compress",
     "evaluate",
     "export",
@@ -64,7 +67,11 @@ _HOMES = {
     "run": "laconic.api.run",
     "study": "laconic.api.study",
 }
-__getattr__ = lazy("laconic", _HOMES)
+_import_name = lazy("laconic", _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    return installed_version() if name == "__version__" else _import_name(name)
 
 
 def __dir__() -> list[str]:

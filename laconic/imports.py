@@ -1,4 +1,4 @@
-"""Lazy imports: names of a package (PEP 562), and the quantizer of laconic.
+"""Lazy imports: names of a package (PEP 562), the quantizer of laconic, and its version.
 
 A package imports its lazy names also under `TYPE_CHECKING`, for type checkers. The quantizer is registered when
 transformers imports its own quantizers. These take longer to import than torch, and a program that loads no model does
@@ -13,6 +13,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+from laconic.errors import DISTRIBUTION
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -34,6 +36,16 @@ def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         raise AttributeError(f"module '{package}' has no attribute '{name}'")
 
     return get
+
+
+def installed_version() -> str:
+    """The version of laconic, from the metadata of its distribution; `0+source` if the source is used uninstalled."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 (`import laconic` stays light)
+
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "0+source"
 
 
 QUANT_METHOD = "laconic"

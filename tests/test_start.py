@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 import laconic
+from laconic.errors import DISTRIBUTION
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -37,6 +39,16 @@ def test_the_names_are_there_and_no_others() -> None:
 def test_compress_is_the_function_whatever_was_imported_before(first: str) -> None:
     shown = "print(compress.__module__, laconic.compress is compress)"
     assert said(f"{first}\nimport laconic\nfrom laconic import compress\n{shown}") == "laconic.api.compress True"
+
+
+def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert laconic.__version__ == version(DISTRIBUTION)
+
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    assert laconic.__version__ == "0+source"
 
 
 def test_modules_are_found_by_their_names() -> None:

@@ -16,7 +16,8 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from laconic.cli.terminal import show
-from laconic.errors import DISTRIBUTION, UserError, must_be
+from laconic.errors import UserError, must_be
+from laconic.imports import installed_version
 from laconic.report.tables import Column, Table
 from laconic.shipped import Kind, described
 
@@ -76,13 +77,8 @@ def show_version(is_given: bool) -> None:
     """The callback of `--version`: print the versions of laconic and of what its figures depend on, and end."""
     if not is_given:
         return
-    try:
-        own = version(DISTRIBUTION)
-    except PackageNotFoundError:
-        # The source lies on the path of Python, and nothing was installed.
-        own = "from source"
     others = f"python {platform.python_version()}, torch {_version('torch')}, transformers {_version('transformers')}"
-    typer.echo(f"laconic {own} ({others})")
+    typer.echo(f"laconic {installed_version()} ({others})")
     raise typer.Exit
 
 
