@@ -1,8 +1,8 @@
 """`python -m laconic`, and the script `laconic`."""
 
-from laconic.interrupted import ending_quietly
+from laconic.cli import exit_on_interrupt
 
-with ending_quietly():
+with exit_on_interrupt():
     from laconic.cli.main import main
 
 if __name__ == "__main__":

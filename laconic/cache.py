@@ -1,10 +1,9 @@
-"""The disk cache for results that take long to compute, and a description of the processor for timings."""
+"""The disk cache for results that take long to compute, and files of measurements on one machine."""
 
 import contextlib
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,15 +15,12 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from laconic.errors import must_be
-from laconic.files import expanded, replacing, write_json
+from laconic.files import expand_user, replacing, write_json
 
 GIGABYTES = 8.0
 """The default limit for all entries of one cache; `$LACONIC_CACHE_GB` changes it, and 0 turns caches off."""
 ABANDONED = 24 * 3600.0
 """Seconds after which the half-written file of a killed run is removed."""
-SHORT_NUMBERS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
-"""CPU instruction sets for 8- and 16-bit arithmetic, by their names in `/proc/cpuinfo`."""
-CPUINFO = Path("/proc/cpuinfo")
 DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError)
 """Exceptions that reading a damaged cache entry can raise."""
 
@@ -39,8 +35,8 @@ def cache_folder() -> Path:
     """
     own, shared = os.environ.get("LACONIC_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
-        return expanded(own)
-    return expanded(shared) / "laconic" if shared else user_cache_path("laconic", appauthor=False)
+        return expand_user(own)
+    return expand_user(shared) / "laconic" if shared else user_cache_path("laconic", appauthor=False)
 
 
 def cache_limit() -> int:
@@ -157,17 +153,6 @@ def _sweep(folder: Path, suffix: str) -> None:
             partial.unlink(missing_ok=True)
 
 
-def processor() -> str:
-    """The name of the CPU; timings in the cache are stored under it."""
-    return _cpuinfo("model name") or platform.processor()
-
-
-def short_numbers() -> tuple[str, ...]:
-    """The instruction sets in `SHORT_NUMBERS` that the CPU has; empty if there is no `/proc/cpuinfo`."""
-    flags = f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split()
-    return tuple(name for name in SHORT_NUMBERS if name in flags)
-
-
 def machine_file(kind: str, machine: Mapping[str, Any]) -> Path:
     """The path of a file for measurements on one machine; the file may not exist yet.
 
@@ -199,12 +184,3 @@ def write_measurements(file: Path, key: str, values: Mapping[str, Any], machine:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"machine": dict(machine), key: dict(values)})
-
-
-def _cpuinfo(entry: str) -> str:
-    """The value of a field of `/proc/cpuinfo` for the first core; "" if there is none."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(entry)), "")

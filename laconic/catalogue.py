@@ -13,7 +13,7 @@ from typing import Any
 
 from laconic.errors import UserError, must_be, unknown
 from laconic.registry import plugins
-from laconic.yaml_loader import value_of
+from laconic.yaml_loader import parse_value
 
 PATH = Path(__file__).with_name("catalogue.json")
 STEP = "step"
@@ -103,7 +103,7 @@ def split_name(text: str, place: str) -> tuple[str, dict[str, Any]]:
             raise must_be(place, "NAME:parameter=value,…", item)
         if key.strip() in parameters:
             raise UserError(f"{place}: The parameter '{key.strip()}' is given twice; give it once.")
-        parameters[key.strip()] = value_of(literal, f"{place}, {key.strip()}")
+        parameters[key.strip()] = parse_value(literal, f"{place}, {key.strip()}")
     return name.strip(), parameters
 
 

@@ -33,7 +33,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(shortened(sentence, LONGEST_SENTENCE))
+        super().__init__(truncate(sentence, LONGEST_SENTENCE))
 
 
 class Notice(UserWarning):
@@ -53,10 +53,10 @@ class StructureNotice(Notice):
 
 def must_be(place: str, requirement: str, got: object) -> UserError:
     """A `UserError` of the form "`place` must be `requirement`; got `got`."."""
-    return UserError(f"{place} must be {requirement}; got {shown(got)}.")
+    return UserError(f"{place} must be {requirement}; got {quote(got)}.")
 
 
-def placed(error: UserError, place: str) -> UserError:
+def add_place(error: UserError, place: str) -> UserError:
     """The error with `place` in front of its message, unless the message begins with a place already.
 
     >>> placed(UserError("keep must be in (0, 1]; got 2."), "recipe.steps[0]")
@@ -74,7 +74,7 @@ def unknown(kind: str, name: str, known: Iterable[str], owner: str = "There is")
         known: all names that exist.
         owner: the beginning of the message, such as "The method 'svd' has".
     """
-    names, name = sorted(known), shortened(name, LONGEST_VALUE)
+    names, name = sorted(known), truncate(name, LONGEST_VALUE)
     close = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.5)
     nearest = next((candidate for candidate in names if close and candidate.lower() == close[0]), None)
     hint = f"did you mean '{nearest}'? " if nearest else ""
@@ -90,14 +90,14 @@ def install(extra: str) -> str:
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """`value` as error messages quote it: text in quotes, other values by `repr`. Long values are shortened."""
     if isinstance(value, str):
-        return f"'{shortened(value, LONGEST_VALUE)}'"
-    return shortened(_Quoted().repr(value), LONGEST_VALUE)
+        return f"'{truncate(value, LONGEST_VALUE)}'"
+    return truncate(_Quoted().repr(value), LONGEST_VALUE)
 
 
-def shortened(text: str, longest: int) -> str:
+def truncate(text: str, longest: int) -> str:
     """`text` if it has at most `longest` characters, else its beginning and its end with "…" between them."""
     end = longest // 4
     return text if len(text) <= longest else f"{text[: longest - end - 3]} … {text[-end:]}"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from laconic.errors import UserError, shown
+from laconic.errors import UserError, quote
 
 
-def expanded(path: str | Path) -> Path:
+def expand_user(path: str | Path) -> Path:
     """`path` with a home folder in place of a `~` or `~name` at its beginning.
 
     Raises:
@@ -20,7 +20,7 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(
-            f"The path {shown(str(path))} begins with the home of a user who is not known on this machine; "
+            f"The path {quote(str(path))} begins with the home of a user who is not known on this machine; "
             "write it from the root on."
         ) from error
 

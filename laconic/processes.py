@@ -1,6 +1,6 @@
 """Data parallelism over several processes that `torchrun` or `accelerate launch` started.
 
-Each process holds the whole model and runs a share of the batches; their results are summed. Work for a single process,
+Each process holds the whole model and runs a shard of the batches; their results are summed. Work for a single process,
 such as writing a folder or timing, runs in `on_rank_zero`, while the others wait for its result. A `UserError` in a
 `sync_errors` block of one process is raised in all processes, so that no process waits for one that has failed. In a
 single process all these functions work without communication.
@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from laconic.errors import UserError, must_be, reason_of
-from laconic.launcher import LAUNCHED, launched
+from laconic.system import LAUNCHED, is_launched
 
-MEETING = timedelta(minutes=5)
+JOIN_TIMEOUT = timedelta(minutes=5)
 """The timeout for forming the process group."""
-PATIENCE = timedelta(hours=2)
+WAIT_TIMEOUT = timedelta(hours=2)
 """The timeout while other processes wait for the first one. The death of a process is detected at once."""
 
-# True inside `on_rank_zero`, where the first process behaves as if it were alone.
+# True inside `on_rank_zero`, where the process of rank 0 behaves as if it were alone.
 _ALONE: ContextVar[bool] = ContextVar("laconic-alone", default=False)
 
 Item = TypeVar("Item")
@@ -38,10 +38,10 @@ class _AgreedError(UserError):
     """A `UserError` that all processes raise, because one of them failed."""
 
 
-def count() -> int:
+def world_size() -> int:
     """The number of processes in the group; 1 without a group, and inside `on_rank_zero`.
 
-    >>> count(), rank(), is_first()
+    >>> world_size(), rank(), is_rank_zero()
     (1, 0, True)
     """
     return 1 if _ALONE.get() or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
@@ -49,22 +49,22 @@ def count() -> int:
 
 def rank() -> int:
     """The rank of this process, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the one that writes files and prints."""
     return rank() == 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within the block, the processes that a launcher started form a process group. An existing group is used as it is.
 
     Raises:
         UserError: the group cannot be formed.
     """
-    if not _launched() or dist.is_initialized():
+    if not (is_launched() and dist.is_available()) or dist.is_initialized():
         yield
         return
     _join()
@@ -76,7 +76,7 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def own_device(device: str) -> str:
+def local_device(device: str) -> str:
     """The device of this process: with several processes, `cuda` becomes the GPU of the local rank.
 
     Args:
@@ -85,52 +85,52 @@ def own_device(device: str) -> str:
     Raises:
         UserError: there are several processes, and `device` is neither `cpu` nor `cuda`.
     """
-    if count() == 1 or device == "cpu":
+    if world_size() == 1 or device == "cpu":
         return device
     if device != "cuda":
         raise must_be("device", "cpu or cuda where several processes run, of which each takes a GPU of its own", device)
     return f"cuda:{_local_rank()}"
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
-    """The share of `items` for this process: `items[rank() :: count()]`. It is empty if `rank() >= len(items)`.
+def shard(items: Sequence[Item]) -> Sequence[Item]:
+    """The items of this process: `items[rank() :: world_size()]`. It is empty if `rank() >= len(items)`.
 
-    >>> share([1, 2, 3])
+    >>> shard([1, 2, 3])
     [1, 2, 3]
     """
-    return items[rank() :: count()]
+    return items[rank() :: world_size()]
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, bitwise equal in each of them. `tensor` may be overwritten."""
-    return _reduced(tensor, dist.ReduceOp.SUM)
+    return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
-def largest(tensor: Tensor) -> Tensor:
+def all_reduce_max(tensor: Tensor) -> Tensor:
     """The element-wise maximum of `tensor` over all processes; `tensor` may be overwritten."""
-    return _reduced(tensor, dist.ReduceOp.MAX)
+    return _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
 def barrier() -> None:
     """Wait until every process has reached this call."""
-    _gathered(None)
+    _all_gather(None)
 
 
-def everywhere(here: bool) -> bool:
+def all_true(here: bool) -> bool:
     """Whether `here` is true in every process."""
-    return all(_gathered(here))
+    return all(_all_gather(here))
 
 
-def from_first(value: Result) -> Result:
+def broadcast(value: Result) -> Result:
     """Broadcast the value of the first process to all processes; it must be picklable."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
+def broadcast_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Overwrite tensors in place by the values in the first process.
 
     Args:
@@ -139,10 +139,10 @@ def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: names, dtypes or shapes differ between processes.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     shapes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    if not everywhere(from_first(shapes) == shapes):
+    if not all_true(broadcast(shapes) == shapes):
         raise _AgreedError("The processes came to models of different shapes; start them on machines that are alike.")
     for tensor in tensors.values():
         if tensor.numel():
@@ -152,7 +152,7 @@ def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def sync_errors() -> Iterator[None]:
     """A UserError that one process raises in the block is raised in all processes, at the end of the block."""
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     mistake: UserError | None = None
@@ -162,9 +162,9 @@ def sync_errors() -> Iterator[None]:
         raise
     except UserError as error:
         mistake = error
-    said = next((sentence for sentence in _gathered(mistake and str(mistake)) if sentence is not None), None)
-    if said is not None:
-        raise _AgreedError(said) from mistake
+    sentence = next((other for other in _all_gather(mistake and str(mistake)) if other is not None), None)
+    if sentence is not None:
+        raise _AgreedError(sentence) from mistake
 
 
 def on_rank_zero(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -180,17 +180,17 @@ def on_rank_zero(work: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     """
 
     @wraps(work)
-    def done(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-        if count() == 1:
+    def run_once(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        if world_size() == 1:
             return work(*arguments, **named)
         results: list[Result] = []
         with sync_errors():
-            if is_first():
+            if is_rank_zero():
                 with _alone():
                     results.append(work(*arguments, **named))
-        return from_first(results)[0]
+        return broadcast(results)[0]
 
-    return done
+    return run_once
 
 
 @contextmanager
@@ -202,10 +202,6 @@ def _alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
-def _launched() -> bool:
-    return launched() and dist.is_available()
-
-
 def _join() -> None:
     backend = "gloo"
     if torch.cuda.is_available():
@@ -213,8 +209,8 @@ def _join() -> None:
         if _local_rank() < torch.cuda.device_count():
             torch.cuda.set_device(_local_rank())
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=MEETING))  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
+        store, own_rank, size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=WAIT_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"The processes that were started together do not find each other: {reason_of(error)}; start them by "
@@ -226,32 +222,32 @@ def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", rank()))
 
 
-def _reduced(tensor: Tensor, by: "dist.ReduceOp.RedOpType") -> Tensor:
-    if count() == 1:
+def _all_reduce(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
+    if world_size() == 1:
         return tensor
-    travelling = tensor.to(_travels_on(tensor.device)).contiguous()
-    dist.all_reduce(travelling, by)
-    return travelling.to(tensor.device)
+    sent = tensor.to(_communication_device(tensor.device)).contiguous()
+    dist.all_reduce(sent, operation)
+    return sent.to(tensor.device)
 
 
 def _overwrite(tensor: Tensor) -> None:
     # Tensors are sent as bytes, because no backend supports every dtype.
-    travelling = tensor.to(_travels_on(tensor.device)).contiguous()
-    dist.broadcast(travelling.view(-1).view(torch.uint8), src=0)
-    if travelling.data_ptr() != tensor.data_ptr():
-        tensor.copy_(travelling)
+    sent = tensor.to(_communication_device(tensor.device)).contiguous()
+    dist.broadcast(sent.view(-1).view(torch.uint8), src=0)
+    if sent.data_ptr() != tensor.data_ptr():
+        tensor.copy_(sent)
 
 
-def _travels_on(device: torch.device) -> torch.device:
+def _communication_device(device: torch.device) -> torch.device:
     """The device for communication: `device`, or the GPU if the existing group cannot send CPU tensors."""
-    carried = dist.get_backend_config()
-    return device if f"{device.type}:" in carried else torch.device("cuda" if device.type == "cpu" else "cpu")
+    supported = dist.get_backend_config()
+    return device if f"{device.type}:" in supported else torch.device("cuda" if device.type == "cpu" else "cpu")
 
 
-def _gathered(value: Result) -> list[Result]:
+def _all_gather(value: Result) -> list[Result]:
     """The value of each process, by rank."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Result] = [value] * count()
+    values: list[Result] = [value] * world_size()
     dist.all_gather_object(values, value)
     return values

@@ -2,7 +2,8 @@
 
 Without these checks a wrong value would raise an error later, or none at all (the text "no" is true). Similar types are
 converted: a list to a tuple, a NumPy number to a Python number, 8.0 to 8, a path to text. In recipes, text is also
-converted to numbers and booleans ("2" to 2).
+converted to numbers and booleans ("2" to 2). Numbers are compared with the bounds in their annotation:
+`Annotated[float, Field(gt=0, le=1)]` is a number in (0, 1].
 """
 
 import math
@@ -10,11 +11,15 @@ from abc import ABCMeta
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from numbers import Real
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from laconic.bounds import Search, search_of
-from laconic.errors import UserError, must_be, placed
-from laconic.readers import WrongKindError, anything, readers_of, spelling
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic.fields import FieldInfo
+
+from laconic.errors import UserError, add_place, must_be
+from laconic.field_readers import WrongKindError, anything, converting_text, readers_of
 
 Made = TypeVar("Made")
 
@@ -67,7 +72,7 @@ def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
             ...
         laconic.errors.UserError: size.rank must be a whole number; got 'many'.
     """
-    with spelling(True):
+    with converting_text(True):
         read = _read_all(kind, values, place)
     _check_bounds(kind, read, place, values)
     for name, value in read.items():
@@ -78,15 +83,7 @@ def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
     try:
         return kind(**read)
     except UserError as error:
-        raise placed(error, place) from error
-
-
-@cache
-def searches_of(kind: type) -> Mapping[str, Search]:
-    """For each field with bounds, the function that yields values out of bounds."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = {field.name: search_of(hints[field.name]) for field in fields(kind)}
-    return {name: search for name, search in found.items() if search is not None}
+        raise add_place(error, place) from error
 
 
 def _read_all(kind: type, values: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -100,15 +97,98 @@ def _read_all(kind: type, values: Mapping[str, Any], place: str) -> dict[str, An
             raise must_be(f"{place}.{name}{wrong.inner}", " or ".join(wrong.kinds), wrong.value) from None
         except UserError as error:
             # The error of a nested dataclass.
-            raise placed(error, f"{place}.{name}") from error
+            raise add_place(error, f"{place}.{name}") from error
     return read
 
 
 def _check_bounds(kind: type, values: Mapping[str, Any], place: str, given: Mapping[str, Any]) -> None:
     """Raise UserError if a value is out of bounds; the message quotes the value in `given`, before its conversion."""
-    for name, search in searches_of(kind).items():
-        for inner, value, requirement in search(values[name]) if name in values else ():
+    for name, hint in _bounded_fields(kind).items():
+        for inner, value, requirement in _out_of_bounds(hint, values[name]) if name in values else ():
             raise must_be(f"{place}.{name}{inner}", requirement, value if inner else given[name])
+
+
+@cache
+def _bounded_fields(kind: type) -> Mapping[str, Any]:
+    """The annotation of each field with bounds."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind) if interval_of(hints[field.name]) is not None}
+
+
+def interval_of(hint: object) -> str | None:
+    """The interval of the first number with bounds in an annotation, as text; None if it has no bounds.
+
+    >>> from pydantic import Field
+    >>> interval_of(Annotated[float, Field(gt=0, le=1)] | None)
+    '(0, 1]'
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated and (bounds := _bounds_in(parts[1:])):
+        return _interval(bounds)
+    return next((found for part in parts if (found := interval_of(part))), None)
+
+
+def _out_of_bounds(hint: object, value: Any) -> Iterator[tuple[str, object, str]]:
+    """Yield each number in a value that is out of bounds: its position inside the value, the number, its bounds.
+
+    The position is "" for the value itself, and otherwise such as `[2]` or `.ffn`. Values of other types are skipped.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = _bounds_in(parts[1:])
+        fewest = max((bound.min_length for bound in bounds if isinstance(bound, MinLen)), default=0)
+        if isinstance(value, tuple) and len(value) < fewest:
+            yield "", value, f"a list of at least {fewest}"
+        if isinstance(value, Real) and not isinstance(value, bool) and not all(_fits(value, bound) for bound in bounds):
+            yield "", value, f"in {_interval(bounds)}"
+        yield from _out_of_bounds(parts[0], value)
+    elif origin in (Union, UnionType):
+        for part in parts:
+            yield from _out_of_bounds(part, value)
+    elif origin is tuple and isinstance(value, tuple):
+        for part in parts:
+            for index, item in enumerate(value):
+                yield from _inside(f"[{index}]", part, item)
+    elif origin in (dict, Mapping) and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _inside(f".{key}", parts[1], item)
+
+
+def _inside(place: str, hint: object, item: object) -> Iterator[tuple[str, object, str]]:
+    yield from ((f"{place}{inner}", *found) for inner, *found in _out_of_bounds(hint, item))
+
+
+def _bounds_in(extras: tuple[object, ...]) -> list[Any]:
+    return [bound for extra in extras if isinstance(extra, FieldInfo) for bound in extra.metadata]
+
+
+def _fits(value: Any, bound: Any) -> bool:
+    match bound:
+        case Gt(gt=low):
+            return value > low
+        case Ge(ge=low):
+            return value >= low
+        case Lt(lt=high):
+            return value < high
+        case Le(le=high):
+            return value <= high
+        case _:
+            return True
+
+
+def _interval(bounds: list[Any]) -> str:
+    left, right = "(-∞", "∞)"
+    for bound in bounds:
+        match bound:
+            case Gt(gt=low):
+                left = f"({low}"
+            case Ge(ge=low):
+                left = f"[{low}"
+            case Lt(lt=high):
+                right = f"{high})"
+            case Le(le=high):
+                right = f"{high}]"
+    return f"{left}, {right}"
 
 
 def _scalars(value: object) -> Iterator[tuple[str, object]]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from laconic.errors import UserError, must_be, shown
+from laconic.errors import UserError, must_be, quote
 
 LARGEST_FILE = 2**24
 """The largest accepted file, in bytes; recipes, studies and plans are far smaller."""
@@ -28,7 +28,7 @@ MERGE = "tag:yaml.org,2002:merge"
 INTEGER, REAL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
-def text_of(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
     """Read a text file.
 
     Args:
@@ -91,13 +91,13 @@ def read_yaml(path: Path, what: str) -> Any:
         The value as plain Python objects; None for an empty file.
 
     Raises:
-        UserError: as in `text_of`; or the text is not valid YAML, has a key twice, or has recursive or too many
+        UserError: as in `read_text`; or the text is not valid YAML, has a key twice, or has recursive or too many
             aliases.
     """
-    return parsed(text_of(path, what), f"The {what} '{path}'")
+    return parse_yaml(read_text(path, what), f"The {what} '{path}'")
 
 
-def parsed(text: str, place: str) -> Any:
+def parse_yaml(text: str, place: str) -> Any:
     """Parse YAML text; error messages begin with `place`.
 
     Raises:
@@ -129,7 +129,7 @@ def load(text: str) -> Any:
         loader.dispose()
 
 
-def value_of(text: str, place: str) -> Any:
+def parse_value(text: str, place: str) -> Any:
     """Parse the value of an option or a parameter as YAML; error messages begin with `place`.
 
     Raises:
@@ -218,7 +218,7 @@ def _check_keys(root: yaml.Node) -> None:
             if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
                 first = seen.setdefault((key.tag, key.value), key.start_mark)
                 if first is not key.start_mark:
-                    said = f"the key {shown(key.value)} was given in line {first.line + 1} already"
+                    said = f"the key {quote(key.value)} was given in line {first.line + 1} already"
                     raise ConstructorError(None, None, said, key.start_mark)
 
 

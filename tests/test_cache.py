@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from laconic import cache
-from laconic.cache import DiskCache, cache_folder, short_numbers
+from laconic import system
+from laconic.cache import DiskCache, cache_folder
+from laconic.system import short_numbers
 
 
 def test_the_nearest_variable_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,12 +34,12 @@ def test_instructions_are_those_that_the_processor_tells(
     told: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "cpuinfo").write_text(told)
-    monkeypatch.setattr(cache, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(system, "CPUINFO", tmp_path / "cpuinfo")
     assert short_numbers() == found
 
 
 def test_without_a_list_of_processors_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cache, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(system, "CPUINFO", tmp_path / "none")
     assert short_numbers() == ()
 
 

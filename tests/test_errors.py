@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from laconic.errors import LONGEST_SENTENCE, LONGEST_VALUE, UserError, must_be, reason_of, shortened, shown, unknown
+from laconic.errors import LONGEST_SENTENCE, LONGEST_VALUE, UserError, must_be, quote, reason_of, truncate, unknown
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,14 @@ from laconic.errors import LONGEST_SENTENCE, LONGEST_VALUE, UserError, must_be, 
     ],
 )
 def test_what_is_short_is_quoted_whole(value: object, said: str) -> None:
-    assert shown(value) == said
+    assert quote(value) == said
     assert str(must_be("keep", "in (0, 1]", value)) == f"keep must be in (0, 1]; got {said}."
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, ["x" * 10**6] * 10**3, dict.fromkeys(range(10**5)), 10**4000])
 def test_what_is_long_is_quoted_in_part(value: object) -> None:
-    assert len(shown(value)) <= LONGEST_VALUE + 2
-    assert "…" in shown(value) or "..." in shown(value)
+    assert len(quote(value)) <= LONGEST_VALUE + 2
+    assert "…" in quote(value) or "..." in quote(value)
 
 
 def test_what_nests_is_quoted_in_part() -> None:
@@ -41,7 +41,7 @@ def test_every_sentence_keeps_its_beginning_and_its_remedy() -> None:
     said = str(UserError(f"The place {'x' * 10**5} is wrong; name another."))
     assert len(said) <= LONGEST_SENTENCE
     assert said.startswith("The place xxx") and said.endswith("xxx is wrong; name another.")
-    assert shortened("abc", 3) == "abc"
+    assert truncate("abc", 3) == "abc"
     assert len(str(unknown("method", "x" * 10**6, ["svd", "gptq"]))) < 2 * LONGEST_VALUE
     assert str(pickle.loads(pickle.dumps(UserError("One.")))) == "One."
 

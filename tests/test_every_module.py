@@ -17,7 +17,6 @@ TESTED_BY = {
     "laconic.api.load": "api/test_results.py",
     "laconic.api.run": "api/test_results.py",
     "laconic.api.studied": "api/test_results.py",
-    "laconic.bounds": "test_typed.py",
     "laconic.calibrate.examples": "calibrate/test_corpus.py",
     "laconic.calibrate.sources.files": "calibrate/test_corpus.py",
     "laconic.cli.export": "export/test_export.py",
@@ -36,8 +35,6 @@ TESTED_BY = {
     "laconic.evaluate.harness.scorer": "evaluate/harness/test_task.py",
     "laconic.evaluate.json_lines": "evaluate/lama/test_lama.py",
     "laconic.formats.kernel_cache": "formats/test_quantized.py",
-    "laconic.interrupted": "cli/test_program.py",
-    "laconic.launcher": "cli/test_launched.py",
     "laconic.model.anatomy.encoder_decoders": "model/test_anatomy.py",
     "laconic.model.anatomy.parts": "model/test_anatomy.py",
     "laconic.model.checkpoints": "model/test_loading.py",
@@ -51,7 +48,7 @@ TESTED_BY = {
     "laconic.model.subblocks": "model/test_structure.py",
     "laconic.model.targets": "model/test_sites.py",
     "laconic.model.ties": "compress/test_tied.py",
-    "laconic.readers": "test_typed.py",
+    "laconic.field_readers": "test_typed.py",
     "laconic.recipe.building": "recipe/test_parse.py",
     "laconic.recipe.entry": "api/test_results.py",
     "laconic.recover.student_init": "recover/test_student.py",
@@ -60,7 +57,6 @@ TESTED_BY = {
     "laconic.runtime.layers": "runtime/test_graph.py",
     "laconic.store.card": "store/test_folder.py",
     "laconic.study.axes": "study/test_grid.py",
-    "laconic.wording": "test_doctests.py",
 }
 """Modules that their callers are tested through, and the test that does it."""
 

@@ -10,7 +10,7 @@ import laconic
 from laconic.calibrate.corpus import check_source
 from laconic.cli.main import status
 from laconic.errors import UserError
-from laconic.files import expanded, replacing
+from laconic.files import expand_user, replacing
 from laconic.store import check_output
 
 NOBODY = "~no-such-user"
@@ -19,14 +19,14 @@ SENTENCE = f"The path '{NOBODY}/x' begins with the home of a user who is not kno
 
 def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert expanded("~/model") == tmp_path / "model"
-    assert expanded(Path("a/~/b")) == Path("a/~/b")
+    assert expand_user("~/model") == tmp_path / "model"
+    assert expand_user(Path("a/~/b")) == Path("a/~/b")
 
 
 @pytest.mark.parametrize(
     "use",
     [
-        expanded,
+        expand_user,
         lambda path: check_output(Path(path)),
         lambda path: check_output(Path("out"), path),
         lambda path: check_source(path, "train"),

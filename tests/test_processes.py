@@ -157,9 +157,9 @@ def test_what_one_process_meets_is_the_mistake_of_both(pair):
 
 def where_it_was_done() -> tuple[int, int, int]:
     def work() -> tuple[int, int]:
-        return processes.count(), processes.rank()
+        return processes.world_size(), processes.rank()
 
-    return (*processes.on_rank_zero(work)(), processes.count())
+    return (*processes.on_rank_zero(work)(), processes.world_size())
 
 
 def refused_by_the_first() -> None:
@@ -179,7 +179,7 @@ def tensors_after_a_copy(more: int) -> list[Any]:
     kinds = (torch.int8, torch.int16, torch.bool, torch.bfloat16, torch.float64)
     tensors = {str(kind): mine.to(kind) for kind in kinds}
     tensors |= {"turned": mine.T, "one": mine[0, 0], "none": mine[:0], "wide": torch.zeros(2 + more * processes.rank())}
-    processes.copy_from_first(tensors)
+    processes.broadcast_tensors(tensors)
     return [tensor.tolist() for tensor in tensors.values()]
 
 
@@ -190,6 +190,6 @@ def test_tensors_are_copied_whatever_their_kind(pair):
 
 
 def test_one_gpu_is_not_for_two(pair):
-    assert pair(processes.own_device, "cpu") == ["cpu", "cpu"]
-    assert all(re.search(r"got 'cuda:1'", said) for said in pair(processes.own_device, "cuda:1"))
-    assert processes.own_device("cuda:1") == "cuda:1"
+    assert pair(processes.local_device, "cpu") == ["cpu", "cpu"]
+    assert all(re.search(r"got 'cuda:1'", said) for said in pair(processes.local_device, "cuda:1"))
+    assert processes.local_device("cuda:1") == "cuda:1"

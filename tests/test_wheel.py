@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from laconic.builtin_recipes import builtin_files
 from laconic.errors import DISTRIBUTION, install
-from laconic.shipped import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "laconic"
@@ -48,7 +48,7 @@ def test_it_holds_all_that_is_not_made_by_running(wheel: Path) -> None:
         there = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert there == {path.relative_to(ROOT).as_posix() for path in sources}
-    assert {path.relative_to(ROOT).as_posix() for path in shipped("study").values()} <= there
+    assert {path.relative_to(ROOT).as_posix() for path in builtin_files("study").values()} <= there
 
 
 def test_it_is_called_otherwise_than_the_other_laconic(wheel: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_program_runs_where_it_is_installed(wheel: Path, tmp_path: Path) -> 
     program = str(python.with_name("laconic"))
     assert said(program, "--version").startswith(f"laconic {PROJECT['version']} (python ")
     listed = json.loads(said(program, "run", "--list", "--json"))["recipes"]
-    assert [line["name"] for line in listed] == list(shipped("recipe"))
+    assert [line["name"] for line in listed] == list(builtin_files("recipe"))
 
 
 def texts() -> Iterator[Path]:

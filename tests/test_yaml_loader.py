@@ -9,7 +9,7 @@ from laconic.allocate import read_plan
 from laconic.errors import UserError
 from laconic.recipe import read_recipe
 from laconic.study import read_study
-from laconic.yaml_loader import REPEATED, load, parsed, read_yaml, value_of
+from laconic.yaml_loader import REPEATED, load, parse_value, parse_yaml, read_yaml
 
 # Ten values in each of a few levels: a small nest, which stands for ten times as many values a level.
 LEVELS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
@@ -36,7 +36,7 @@ LEVELS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
 )
 def test_a_mistake_is_told_with_its_line(text: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        parsed(text, "The recipe 'r.yaml'")
+        parse_yaml(text, "The recipe 'r.yaml'")
     assert str(caught.value).startswith("The recipe 'r.yaml' is not YAML that laconic reads: ")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
@@ -94,9 +94,9 @@ def test_a_value_is_quoted_as_it_was_written() -> None:
 
 def test_an_option_says_what_is_wrong_with_its_value() -> None:
     with pytest.raises(UserError, match=rf"^--x must be a YAML value \(.* may have 63 bits\); got '{2**63}'"):
-        value_of(str(2**63), "--x")
+        parse_value(str(2**63), "--x")
     with pytest.raises(UserError, match=r"^--x must be a YAML value; got '\['"):
-        value_of("[", "--x")
+        parse_value("[", "--x")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from laconic.cache import machine_file, processor, read_measurements, write_measurements
+from laconic.cache import machine_file, read_measurements, write_measurements
 from laconic.calibrate.passes import machine, now, seconds_of
+from laconic.system import processor
 
 WARM_UP = 2
 ROUNDS = 25

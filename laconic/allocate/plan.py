@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from laconic.errors import UserError, must_be, placed
+from laconic.errors import UserError, add_place, must_be
 from laconic.methods import Method
 from laconic.methods.notation import parse_method, to_config
 from laconic.yaml_loader import read_yaml
@@ -119,7 +119,7 @@ def _line(line: object, place: str) -> Method:
     try:
         method = parse_method(line, place)
     except UserError as error:
-        raise placed(error, place) from error
+        raise add_place(error, place) from error
     if not method.has_size:
         raise must_be(place, f"a method with a size of its own, like {{svd: {{rank: 64}}}}, or {DENSE}", line)
     return method

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from laconic.api.inputs import own_device
+from laconic.api.inputs import local_device
 from laconic.calibrate.corpus import Corpus, Example, read
 from laconic.compress import Step
 from laconic.errors import UserError, must_be
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.methods import Method
 from laconic.model.task import check_pretrained
 from laconic.recipe.entry import ModelInput
@@ -68,7 +68,7 @@ def to_model_input(
             "tokenizer must be a tokenizer of transformers, as AutoTokenizer.from_pretrained gives; got an object of "
             f"the class {type(tokenizer).__name__}."
         )
-    common = {"tokenizer": tokenizer, "label_order": label_order, "device": own_device(device)}
+    common = {"tokenizer": tokenizer, "label_order": label_order, "device": local_device(device)}
     if isinstance(model, (str, PathLike)):
         return ModelInput(name=fsdecode(model), **common)
     try:
@@ -96,7 +96,7 @@ def to_folder(folder: object, name: str = "output") -> Path:
     """
     if not isinstance(folder, (str, PathLike)) or not fsdecode(folder).strip():
         raise must_be(name, "the name of a folder", folder)
-    return expanded(fsdecode(folder))
+    return expand_user(fsdecode(folder))
 
 
 def to_methods(method: object) -> tuple[Method | Step | str, ...]:

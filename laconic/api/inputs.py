@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from laconic.builtin_recipes import Kind, find_file
 from laconic.errors import UserError, must_be
-from laconic.files import expanded
-from laconic.shipped import Kind, located
-from laconic.yaml_loader import text_of
+from laconic.files import expand_user
+from laconic.yaml_loader import read_text
 
 WIDE = 2**31
 """A line length that no value reaches: what is spelled on one line stays on one line."""
@@ -58,8 +58,8 @@ def read_document(
         return Document(text=_yaml(dict(given), kind), path=Path(kind), overrides=replaced)
     if not isinstance(given, (str, PathLike)):
         raise must_be(kind, f"a file, the name of a {kind} that comes with laconic, or a mapping", given)
-    path = located(fsdecode(given), kind) if isinstance(given, str) else Path(fsdecode(given))
-    return Document(text=text_of(path, kind), path=path, overrides=replaced)
+    path = find_file(fsdecode(given), kind) if isinstance(given, str) else Path(fsdecode(given))
+    return Document(text=read_text(path, kind), path=path, overrides=replaced)
 
 
 def _yaml(value: object, place: str) -> str:
@@ -108,7 +108,7 @@ def local_folder(name: str, place: str) -> Path | None:
     """
     if not place.strip():
         raise must_be(name, "a folder or a URL", place)
-    return None if "://" in place else expanded(place).absolute()
+    return None if "://" in place else expand_user(place).absolute()
 
 
 def check_device(device: object) -> str:
@@ -126,7 +126,7 @@ def check_device(device: object) -> str:
     return device
 
 
-def own_device(device: object) -> str:
+def local_device(device: object) -> str:
     """The device for this process: of `cuda`, each of several processes takes a GPU of its own.
 
     Raises:
@@ -144,7 +144,7 @@ def own_device(device: object) -> str:
     from laconic import processes
 
     try:
-        name = processes.own_device(name)
+        name = processes.local_device(name)
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device '{device}' is not available here; use cpu, or a device that torch sees.") from error

@@ -8,7 +8,7 @@ from typing import Any
 from laconic.allocate import parse_plan, read_plan
 from laconic.api.arguments import check_kinds, to_folder
 from laconic.api.compressed import CompressResult, compress_result
-from laconic.api.inputs import Document, own_device, read_document
+from laconic.api.inputs import Document, local_device, read_document
 from laconic.progress import Track, silent
 from laconic.recipe import parse_recipe
 from laconic.recipe import run as run_recipe
@@ -54,7 +54,7 @@ def run(
         True
     """
     check_kinds(track=track)
-    own = own_device(device)
+    own = local_device(device)
     document = read_document(recipe, "recipe", changes)
     parsed = parse_recipe(document.text, document.path, document.overrides)
     if plan is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from laconic.api.arguments import check_kinds
-from laconic.api.inputs import Document, local_folder, own_device, read_document
+from laconic.api.inputs import Document, local_device, local_folder, read_document
 from laconic.api.studied import StudyPlan, StudyResult
 from laconic.errors import Notice, UserError, must_be
 from laconic.progress import Track, silent
@@ -115,7 +115,7 @@ def study(
         raise must_be("workers", "at least 1", workers)
     place = fsdecode(output)
     folder = local_folder("output", place)
-    own = own_device(device)
+    own = local_device(device)
     if address is not None and executor != "ray":
         raise UserError("address is for the executor ray; leave it out.")
     document = read_document(study, "study", changes)

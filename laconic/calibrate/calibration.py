@@ -53,7 +53,7 @@ class Calibration:
             what: the label of the progress bar.
         """
         seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
-        mine = processes.share(list(zip(self.batches, seeds.tolist(), strict=True)))
+        mine = processes.shard(list(zip(self.batches, seeds.tolist(), strict=True)))
         for batch, seed in self.track(mine, what):
             yield batch, torch.Generator().manual_seed(seed)
 

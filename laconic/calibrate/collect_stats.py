@@ -185,10 +185,10 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
                     # by the square root of the number of losses.
                     found[key].absolute += gradient.abs().sum(0) / len(every) ** 0.5
                     found[key].squared += gradient.square().sum(0)
-    texts = int(processes.summed(torch.tensor(texts)))
+    texts = int(processes.all_reduce_sum(torch.tensor(texts)))
     for key, gates in found.items():
-        gates.absolute = processes.summed(gates.absolute) / texts
-        gates.squared = processes.summed(gates.squared) / texts
+        gates.absolute = processes.all_reduce_sum(gates.absolute) / texts
+        gates.squared = processes.all_reduce_sum(gates.squared) / texts
         if not gates.squared.isfinite().all():
             raise UserError(f"The gradients of the gates of '{key}' are not finite; check the model and the data.")
     return found

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from laconic.errors import UserError, shortened
+from laconic.errors import UserError, truncate
 
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which is possible as a JSON escape but cannot be encoded in UTF-8."""
@@ -47,7 +47,7 @@ class Example:
     def __post_init__(self) -> None:
         for text in filter(None, (self.text, self.pair, self.target)):
             if not text.isascii() and (odd := _HALF.search(text)):
-                where = self.place or f"The row '{shortened(text[: odd.start()], 40)}…'"
+                where = self.place or f"The row '{truncate(text[: odd.start()], 40)}…'"
                 raise UserError(
                     f"{where} has half of a surrogate pair in its text, {odd[0]!a} at character {odd.start() + 1}, "
                     "which no tokenizer reads; mend the row."

@@ -21,7 +21,7 @@ from laconic.calibrate.classes import (
     places_of,
 )
 from laconic.calibrate.examples import Corpus, Label
-from laconic.errors import LONGEST_VALUE, UserError, shortened, shown
+from laconic.errors import LONGEST_VALUE, UserError, quote, truncate
 from laconic.model import LanguageModel, Task
 
 Target = int | float | tuple[float, ...]
@@ -244,4 +244,4 @@ def _beyond(label: Label, where: str, whose: str, classes: Sequence[str], remedy
 def _shown(label: Label) -> str:
     if isinstance(label, tuple):
         return f"[{', '.join(map(_shown, label))}]"
-    return shown(label) if isinstance(label, str) else shortened(_spelled(label), LONGEST_VALUE)
+    return quote(label) if isinstance(label, str) else truncate(_spelled(label), LONGEST_VALUE)

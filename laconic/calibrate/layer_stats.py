@@ -102,10 +102,10 @@ def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> No
 
 def gather(stats: Mapping[str, LayerStats]) -> None:
     """Sum the statistics over all processes, in place; all processes must call this with the same layers."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return
     statistics = [statistic for _, statistic in _each_once(stats)]
-    counts = processes.summed(torch.tensor([statistic.count for statistic in statistics]))
+    counts = processes.all_reduce_sum(torch.tensor([statistic.count for statistic in statistics]))
     for statistic, count in zip(statistics, counts.tolist(), strict=True):
         statistic.gather()
         statistic.count = count

@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from laconic.cache import short_numbers
 from laconic.calibrate.batching import positions, to_device
 from laconic.model import Batch, LanguageModel, Site, Task, first_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import text_config
 from laconic.model.tokens import special_token_ids, vocabulary_size
 from laconic.progress import Track, silent
+from laconic.system import short_numbers
 from laconic.typed import Typed
 
 SHORT = 8

@@ -56,7 +56,7 @@ class Statistic:
 
     def gather(self) -> None:
         """Sum the total over all processes; the caller sums the counts."""
-        self.total = processes.summed(self.total)
+        self.total = processes.all_reduce_sum(self.total)
 
     def _mean(self) -> Tensor:
         return self.total / max(self.count, 1)
@@ -206,7 +206,7 @@ class AbsMax(_ColumnStatistic):
         self.count += other.count
 
     def gather(self) -> None:
-        self.total = processes.largest(self.total)
+        self.total = processes.all_reduce_max(self.total)
 
     @property
     def vector(self) -> Float[Tensor, " in"]:

@@ -15,7 +15,7 @@ from laconic.cli.options import (
     keep_from,
     names_from,
 )
-from laconic.cli.terminal import progress, show_result, silence_libraries
+from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 from laconic.errors import must_be
 
 
@@ -100,7 +100,7 @@ def compress(
     from laconic.api.compress import compress as compress_model
     from laconic.model import DEFAULT_TARGETS
 
-    with progress() as track:
+    with progress_bars() as track:
         result = compress_model(
             model, method, fraction, data=data, allocate=allocate, targets=names or DEFAULT_TARGETS, samples=samples,
             seed=seed, max_length=max_length, batch_size=batch_size, sequential=sequential, anchored=anchored,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laconic.cli.options import JsonOption, OutputOption
-from laconic.cli.terminal import progress, show, silence_libraries
+from laconic.cli.terminal import progress_bars, show, silence_libraries
 from laconic.errors import UserError, install
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def demo(
 
     check_output(output)
     start = time.perf_counter()
-    with progress() as track:
+    with progress_bars() as track:
         comparison = _measure(folder, track)
         original, cells = comparison.original(), comparison.cells(KEEPS, track)
         best = min((cell for cell in cells if cell.point.keep == SAVED_KEEP), key=lambda cell: cell.point.kl)

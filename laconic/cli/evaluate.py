@@ -14,7 +14,7 @@ from laconic.cli.options import (
     names_from,
     numbers_from,
 )
-from laconic.cli.terminal import progress, show_result, silence_libraries
+from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 from laconic.errors import UserError
 
 
@@ -53,7 +53,7 @@ def evaluate(
     silence_libraries()
     from laconic.api.evaluate import evaluate as evaluate_model
 
-    with progress() as track:
+    with progress_bars() as track:
         result = evaluate_model(
             model, names, against=against, limit=limit, label_order=order, batch=batches, length=lengths,
             runtime=runtime, device=device, track=track,

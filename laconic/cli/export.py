@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from laconic.cli.options import JsonOption, LabelOrderOption, LimitOption, ModelArgument, OutputOption, names_from
-from laconic.cli.terminal import progress, show_result, silence_libraries
+from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 
 
 def export(
@@ -28,6 +28,6 @@ def export(
     silence_libraries()
     from laconic.api.export import export as export_model
 
-    with progress() as track:
+    with progress_bars() as track:
         result = export_model(model, to, output, tasks=names, limit=limit, label_order=order, track=track)
     show_result(result, json)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from laconic.cli.options import JsonOption, ModelArgument, new_folder
-from laconic.cli.terminal import progress, show_result, silence_libraries
+from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 
 
 def inspect(
@@ -34,6 +34,6 @@ def inspect(
     silence_libraries()
     from laconic.api.inspect import inspect as inspect_model
 
-    with progress() as track:
+    with progress_bars() as track:
         result = inspect_model(model, data=data, output=output, track=track)
     show_result(result, json)

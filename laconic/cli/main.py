@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from laconic.cli import INTERRUPTED, INTERRUPTED_MESSAGE
 from laconic.cli.compress import compress
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
@@ -20,12 +21,21 @@ from laconic.cli.options import Verb, show_version
 from laconic.cli.report import report
 from laconic.cli.run import run
 from laconic.cli.study import study
-from laconic.cli.terminal import is_first, joined, on_rank_zero, quiet, sync_errors
-from laconic.errors import LONGEST_SENTENCE, UserError, must_be, shortened
-from laconic.interrupted import INTERRUPTED, SAID
-from laconic.wording import in_words
+from laconic.cli.terminal import is_rank_zero, on_rank_zero, process_group, quiet, sync_errors
+from laconic.errors import LONGEST_SENTENCE, UserError, must_be, truncate
 
 MISTAKE = 2
+PLAIN_TYPES = {
+    "a valid tuple": "a list",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid dictionary": "a mapping",
+    "a dictionary": "a mapping",
+    ", got a number with a fractional part": "",
+}
+"""Names of types in the messages of pydantic, and the words for them in errors of laconic."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,7 +77,7 @@ def main() -> None:
 def status(arguments: Sequence[str]) -> int:
     """Run the program with `arguments`, and return its exit status."""
     try:
-        with joined():
+        with process_group():
             code = _run(arguments)
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -80,8 +90,8 @@ def status(arguments: Sequence[str]) -> int:
             return 1
         return _print_error(_system_message(error))
     # Most often typer has turned Ctrl-C into this status.
-    if code == INTERRUPTED and is_first():
-        sys.stderr.write(SAID)
+    if code == INTERRUPTED and is_rank_zero():
+        sys.stderr.write(INTERRUPTED_MESSAGE)
     return code
 
 
@@ -100,7 +110,7 @@ def _run(arguments: Sequence[str]) -> int:
 @contextmanager
 def _first_prints() -> Iterator[None]:
     """Within the block only the first process writes to stdout."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_first() else nowhere):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_rank_zero() else nowhere):
         yield
 
 
@@ -117,9 +127,22 @@ def _option_message(error: typer.TyperException) -> str:
     return str(must_be(place, in_words(problem["msg"]), problem["input"]))
 
 
+def in_words(message: str) -> str:
+    """The requirement in a message of pydantic, in words instead of names of Python types.
+
+    >>> in_words("Input should be a valid integer, unable to parse string as an integer")
+    'a whole number'
+    """
+    requirement = message[:1].lower() + message[1:]
+    requirement = requirement.removeprefix("input should be ").partition(", unable to ")[0]
+    for python, words in PLAIN_TYPES.items():
+        requirement = requirement.replace(python, words)
+    return requirement.partition(" or an instance of ")[0]
+
+
 def _print_error(sentence: str) -> int:
-    if is_first():
-        sys.stderr.write(f"{' '.join(shortened(sentence, LONGEST_SENTENCE).split())}\n")
+    if is_rank_zero():
+        sys.stderr.write(f"{' '.join(truncate(sentence, LONGEST_SENTENCE).split())}\n")
     return MISTAKE
 
 

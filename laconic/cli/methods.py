@@ -9,7 +9,7 @@ import typer
 from laconic.catalogue import Entry, catalogue
 from laconic.cli.options import JsonOption
 from laconic.cli.terminal import show, silence_libraries
-from laconic.errors import UserError, shown, unknown
+from laconic.errors import UserError, quote, unknown
 from laconic.registry import plugins
 from laconic.report.tables import Column, Table
 
@@ -36,7 +36,7 @@ def methods(
         raise unknown("method or step", alone or name, [*catalogue(), *added])
     if rest:
         raise UserError(
-            f"NAME must be a name without parameters; got {shown(name)}; these are for `laconic compress --method`, "
+            f"NAME must be a name without parameters; got {quote(name)}; these are for `laconic compress --method`, "
             f"and `laconic methods {alone}` says which there are."
         )
     if alone not in added:

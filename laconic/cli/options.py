@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from laconic.builtin_recipes import Kind, descriptions
 from laconic.cli.terminal import show
 from laconic.errors import UserError, must_be
 from laconic.imports import installed_version
 from laconic.report.tables import Column, Table
-from laconic.shipped import Kind, described
 
 LARGEST_COUNT = 2**31 - 1
 """The largest batch or sequence length: what fits into 32 bits."""
@@ -64,7 +64,7 @@ def _print_list(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None
     def show_list(context: typer.Context, is_given: bool) -> None:
         if not is_given:
             return
-        sentences = described(kind)
+        sentences = descriptions(kind)
         table = Table((Column("name"), Column("what it does")), tuple(sentences.items()))
         lines = [{"name": name, "what": sentence} for name, sentence in sentences.items()]
         show({plural: lines}, bool(context.meta[GIVEN].get("json")), table.to_rich())

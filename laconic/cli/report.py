@@ -9,7 +9,7 @@ from laconic.api.inputs import local_folder
 from laconic.cli.options import JsonOption, new_folder
 from laconic.cli.terminal import show, silence_libraries
 from laconic.errors import UserError
-from laconic.files import expanded
+from laconic.files import expand_user
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write report.html, figures, results.csv, results.parquet and results.md of a study."""
     place = local_folder("DIR", folder)
-    target = place if output is None else expanded(output)
+    target = place if output is None else expand_user(output)
     if target is None and query is None:
         raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
     silence_libraries()

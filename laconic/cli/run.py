@@ -7,7 +7,7 @@ import typer
 
 from laconic.api.inputs import check_device, read_document
 from laconic.cli.options import DeviceOption, JsonOption, ListOfRecipes, OutputOption
-from laconic.cli.terminal import progress, show_result, silence_libraries
+from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 
 
 def run(
@@ -34,6 +34,6 @@ def run(
     silence_libraries()
     from laconic.api.run import run as run_recipe
 
-    with progress() as track:
+    with progress_bars() as track:
         result = run_recipe(document, output, plan=plan, device=device, track=track)
     show_result(result, json)

@@ -6,7 +6,7 @@ import typer
 
 from laconic.api.inputs import check_device, local_folder, read_document
 from laconic.cli.options import DeviceOption, JsonOption, ListOfStudies
-from laconic.cli.terminal import progress, show_result, silence_libraries
+from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 from laconic.errors import UserError
 
 
@@ -48,7 +48,7 @@ def study(
     from laconic.api.studied import StudyResult
     from laconic.api.study import study as run_study
 
-    with progress() as track:
+    with progress_bars() as track:
         result = run_study(
             document, output, executor=executor, workers=workers, address=address, retry_failed=retry_failed,
             dry_run=dry_run, device=device, track=track,

@@ -17,9 +17,9 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from laconic.errors import LONGEST_SENTENCE, Notice, shortened
-from laconic.launcher import launched
+from laconic.errors import LONGEST_SENTENCE, Notice, truncate
 from laconic.progress import Item, Track, silent
+from laconic.system import is_launched
 
 if TYPE_CHECKING:
     from laconic.api.results import Result
@@ -52,8 +52,8 @@ def show_result(result: "Result", as_json: bool, *before: str) -> None:
 
 def print_notice(text: str) -> None:
     """Print one line on stderr."""
-    if is_first():
-        typer.echo(shortened(text, LONGEST_SENTENCE), err=True)
+    if is_rank_zero():
+        typer.echo(truncate(text, LONGEST_SENTENCE), err=True)
 
 
 @contextmanager
@@ -74,13 +74,14 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def progress() -> Iterator[Track]:
+def progress_bars() -> Iterator[Track]:
     """Show progress on stderr within the block."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"), TimeRemainingColumn())
     _no_bars_of_datasets()
-    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and is_first())) as bars:
-        yield Bars(bars, console.is_terminal) if is_first() else silent
+    hidden = not (console.is_terminal and is_rank_zero())
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
+        yield Bars(bars, console.is_terminal) if is_rank_zero() else silent
 
 
 class Bars:
@@ -140,31 +141,31 @@ def _no_bars_of_datasets() -> None:
     disable_progress_bars()
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process of rank 0, which alone writes and prints."""
-    if not launched():
+    if not is_launched():
         return True
     from laconic import processes
 
-    return processes.is_first()
+    return processes.is_rank_zero()
 
 
-def joined() -> AbstractContextManager[None]:
+def process_group() -> AbstractContextManager[None]:
     """Join the process group of the launcher for the block.
 
     Raises:
         UserError: the processes do not find each other.
     """
-    if not launched():
+    if not is_launched():
         return nullcontext()
     from laconic import processes
 
-    return processes.joined()
+    return processes.process_group()
 
 
 def sync_errors() -> AbstractContextManager[None]:
     """Raise a UserError of one process in all processes of the block."""
-    if not launched():
+    if not is_launched():
         return nullcontext()
     from laconic import processes
 
@@ -176,7 +177,7 @@ def on_rank_zero(verb: Callable[Arguments, Returned]) -> Callable[Arguments, Ret
 
     @wraps(verb)
     def run_once(*arguments: Arguments.args, **named: Arguments.kwargs) -> Returned:
-        if not launched():
+        if not is_launched():
             return verb(*arguments, **named)
         from laconic import processes
 

@@ -34,7 +34,7 @@ class Divergences(NamedTuple):
     @property
     def mean(self) -> float:
         """Mean divergence in nats per prediction, over the texts of all processes; infinite if it is NaN."""
-        total, count = processes.summed(torch.stack((self.totals.sum(), self.counts.sum()))).tolist()
+        total, count = processes.all_reduce_sum(torch.stack((self.totals.sum(), self.counts.sum()))).tolist()
         mean = total / max(count, 1)
         return inf if isnan(mean) else mean
 
@@ -66,10 +66,10 @@ class Divergences(NamedTuple):
         The standard error treats texts as independent samples, because the predictions within a text are correlated.
         """
         gains = other.totals - self.totals
-        count, gained = processes.summed(torch.stack((self.counts.sum(), gains.sum()))).tolist()
+        count, gained = processes.all_reduce_sum(torch.stack((self.counts.sum(), gains.sum()))).tolist()
         mean = gained / max(count, 1)
         off = (gains - mean * self.counts).square().sum()
-        squares, texts = processes.summed(torch.stack((off, off.new_tensor(len(gains))))).tolist()
+        squares, texts = processes.all_reduce_sum(torch.stack((off, off.new_tensor(len(gains))))).tolist()
         return Gain(mean, sqrt(squares * texts / (texts - 1)) / max(count, 1) if texts > 1 else inf)
 
 
@@ -97,7 +97,7 @@ class KLMetric:
 
     def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
         self.original = original
-        mine = processes.share(batches)
+        mine = processes.shard(batches)
         self.batches = [to_device(batch, original.device) for batch in mine]
         self._kept: dict[int, Predictions] = {}
 

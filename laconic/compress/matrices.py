@@ -264,7 +264,7 @@ class Compress(Step):
         job = self._job(lm, groups, problems, data)
         planned = self._allocator.plan(job) if self.plan is None else Allocated(dict(self.plan))
         # Every process solves all units, so all must use the same plan even if their results differ by rounding.
-        plan, predicted, allocated = processes.from_first(planned._replace(record=dict(planned.record)))
+        plan, predicted, allocated = processes.broadcast(planned._replace(record=dict(planned.record)))
         record |= allocated
         units = [unit for unit in planned_units(plan, groups) if plan[unit.name] is not None]
         sites = self.sites(lm)

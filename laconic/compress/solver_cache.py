@@ -77,7 +77,7 @@ def recall(key: str | None, device: torch.device) -> dict[str, LayerStats] | Non
         The statistics and solutions of each unit, by name; None if there is no entry or a process cannot read it.
     """
     stats = None if key is None else ENTRIES.read(key, lambda path: _load(path, device))
-    return stats if processes.everywhere(stats is not None) else None
+    return stats if processes.all_true(stats is not None) else None
 
 
 def keep(key: str | None, stats: Mapping[str, LayerStats], statistics: bool) -> None:
@@ -89,7 +89,7 @@ def keep(key: str | None, stats: Mapping[str, LayerStats], statistics: bool) -> 
         statistics: write the statistics as well as the solutions. Without them, nothing is written unless every unit
             has a solution.
     """
-    if key is None or not processes.is_first() or not (statistics or all(one.solutions for one in stats.values())):
+    if key is None or not processes.is_rank_zero() or not (statistics or all(one.solutions for one in stats.values())):
         return
     tensors: dict[str, Tensor] = {}
     contents = {unit: _listed(one, statistics, tensors) for unit, one in stats.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from laconic.calibrate.sources.records import as_json, content, json_of
-from laconic.errors import UserError, must_be, shown
+from laconic.errors import UserError, must_be, quote
 
 JsonObject = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def text_field(row: JsonObject, names: tuple[str, ...], place: str) -> str:
         if name in row:
             if isinstance(row[name], str) and row[name].strip():
                 return row[name].strip()
-            raise UserError(f"{place} must have text in the field '{name}'; got {shown(as_json(row[name]))}.")
+            raise UserError(f"{place} must have text in the field '{name}'; got {quote(as_json(row[name]))}.")
     fields = ", ".join(f"'{name}'" for name in row) or "none"
     accepted = " or ".join(f"'{name}'" for name in names)
     raise UserError(f"{place} has no field {accepted} (fields: {fields}); add it.")

@@ -13,7 +13,7 @@ from laconic.errors import UserError, unknown
 from laconic.evaluate import Evaluation, evaluate
 from laconic.evaluate.paired import SIGNIFICANT
 from laconic.export.agreement import Agreement, check_agreement
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.markdown import code, plain
 from laconic.model import LanguageModel
 from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
@@ -166,7 +166,7 @@ def export(
         card = "\n".join(_card(lm, Path(output).name, model)) + "\n"
         (partial / CARD).write_text(card, encoding="utf-8")
     return Outcome(
-        output=expanded(output),
+        output=expand_user(output),
         model=model,
         stored_bytes=lm.size()[1],
         quality=quality,

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from laconic.cache import machine_file, processor, read_measurements, short_numbers, write_measurements
+from laconic.cache import machine_file, read_measurements, write_measurements
 from laconic.formats.kernels import DECODED, DENSE, DenseKernel, Kernel, KernelFamily, working_kernels
+from laconic.system import processor, short_numbers
 
 SMALL = 2**16
 """With fewer weights, the call takes longer than the product."""

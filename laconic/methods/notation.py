@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from laconic.catalogue import check_parameters, split_name
-from laconic.errors import must_be, shown
+from laconic.errors import must_be, quote
 from laconic.methods.base import Method
 from laconic.methods.registry import METHOD_REGISTRY
 from laconic.typed import construct
@@ -83,4 +83,4 @@ def _hint(value: object) -> str:
     key = next((key for key, name in value.items() if isinstance(name, str) and name in METHOD_REGISTRY.names()), None)
     if key is None:
         return ""
-    return f", so {shown({value[key]: {other: part for other, part in value.items() if other != key}})}"
+    return f", so {quote({value[key]: {other: part for other, part in value.items() if other != key}})}"

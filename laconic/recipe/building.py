@@ -11,12 +11,12 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from laconic.allocate import Plan, parse_plan, read_plan
-from laconic.errors import UserError, must_be, placed, shown, unknown
+from laconic.errors import UserError, add_place, must_be, quote, unknown
 from laconic.methods import Method
 from laconic.methods.notation import parse_method
 from laconic.methods.registry import METHOD_REGISTRY
 from laconic.typed import construct
-from laconic.yaml_loader import parsed, value_of
+from laconic.yaml_loader import parse_value, parse_yaml
 
 
 def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
         >>> mapping_of("keep: 0.5", "The recipe", "a model")
         {'keep': 0.5}
     """
-    spelled = parsed(text, place)
+    spelled = parse_yaml(text, place)
     if not isinstance(spelled, dict):
         raise must_be(place, f"a mapping with {holds}", spelled)
     return spelled
@@ -62,7 +62,7 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
     known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
-            raise placed(_of_a_method(kind, values, str(key)) or unknown("key", str(key), known), place)
+            raise add_place(_of_a_method(kind, values, str(key)) or unknown("key", str(key), known), place)
     for name, field in known.items():
         if name not in values and _is_required(field):
             raise UserError(f"{place}.{name} is missing; give it a value.")
@@ -82,7 +82,7 @@ def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserEr
     given = {one: value for one, value in values.items() if one in own}
     return UserError(
         f"There is no key '{key}' here: it is a parameter of the method '{name}', so write method: "
-        f"{shown({name: given})}."
+        f"{quote({name: given})}."
     )
 
 
@@ -100,7 +100,7 @@ def _read(hint: object, value: Any, place: str) -> Any:
     try:
         return value if reader is None else reader(value, place)
     except UserError as error:
-        raise placed(error, place) from error
+        raise add_place(error, place) from error
 
 
 def _alternatives(hint: object) -> tuple[object, ...]:
@@ -151,7 +151,7 @@ def put(spelled: dict[str, Any], override: str, root: str) -> None:
     parts = _PATH.findall(path)
     if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
         raise must_be("An override", "key=value, with a key like samples or steps[0].compress.keep", override)
-    value = value_of(literal, f"{root}.{path}")
+    value = parse_value(literal, f"{root}.{path}")
     here: Any = spelled
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         key = _key(here, part, f"{root}.{path}")

@@ -15,7 +15,6 @@ from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laconic.bounds import interval_of
 from laconic.catalogue import PATH, STEP, Entry, Parameter
 from laconic.compress import Step
 from laconic.errors import UserError
@@ -23,6 +22,7 @@ from laconic.methods import METHODS, Method
 from laconic.methods.registry import METHOD_REGISTRY
 from laconic.recipe.steps import STEP_REGISTRY, STEPS, find_method_or_step
 from laconic.registry import plugins
+from laconic.typed import interval_of
 
 BUILTINS: dict[str, type[Method] | type[Step]] = {kind.name: kind for kind in (*METHODS, *STEPS)}
 """All methods and steps of laconic itself by name; those of plug-ins are not included."""

@@ -197,7 +197,7 @@ def apply_steps(
             data = draw_again(now, data, data.corpus)
         lm = now or lm
         lm = replace(lm, dropped=() if lm.original is None else (*lm.dropped, outcomes[-1].dropped))
-        processes.copy_from_first({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
+        processes.broadcast_tensors({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
     return replace(lm, original=None, dropped=()), _together(outcomes)
 
 

@@ -9,7 +9,7 @@ from laconic.calibrate.classes import called, class_names
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.calibrate.labels import labels_of
 from laconic.compress import Step
-from laconic.errors import UserError, placed
+from laconic.errors import UserError, add_place
 from laconic.model import LanguageModel
 from laconic.recipe.order import with_original
 from laconic.recipe.sampling import FROM_DATA, Sampling
@@ -38,7 +38,7 @@ def check_labels(
             try:
                 step.check_labels(here, read(), sampling.seed)
             except UserError as error:
-                raise placed(error, place) from error
+                raise add_place(error, place) from error
         now = step.dry_run(here)
         here = now or here
         models += [] if now is None else [now]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from laconic.compress import Step
-from laconic.errors import UserError, placed
+from laconic.errors import UserError, add_place
 from laconic.model import LanguageModel
 from laconic.store.structure import describe
 
@@ -35,11 +35,11 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
         if error is not None:
             spoiler = _spoiler(lm, step, steps[:number])
             place = places[number] if spoiler is None else f"{places[number]} cannot follow {places[spoiler]}"
-            raise placed(error, place) from error
+            raise add_place(error, place) from error
         here = step.dry_run(here) or here
         error = _why_no_folder_holds(here)
         if error is not None:
-            raise placed(error, places[number]) from error
+            raise add_place(error, places[number]) from error
     return here
 
 

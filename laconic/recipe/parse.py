@@ -12,14 +12,14 @@ from typing import Any
 
 from laconic.catalogue import no_method
 from laconic.compress import Compress, Step
-from laconic.errors import UserError, must_be, placed, shown, unknown
+from laconic.errors import UserError, add_place, must_be, quote, unknown
 from laconic.methods import Method
 from laconic.methods.notation import parse_method, split_config
 from laconic.methods.registry import METHOD_REGISTRY
 from laconic.recipe.building import build, mapping_of, put_all
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEP_REGISTRY, find_method_or_step, method_or_step_names
-from laconic.yaml_loader import text_of
+from laconic.yaml_loader import read_text
 
 ROOT = "recipe"
 
@@ -34,7 +34,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file cannot be read, or its content is not a valid recipe.
     """
-    return parse_recipe(text_of(path, "recipe"), path, overrides)
+    return parse_recipe(read_text(path, "recipe"), path, overrides)
 
 
 def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -107,7 +107,7 @@ def _step(spelled: object, place: str) -> Step:
     if name is None or (kind is None and meant):
         raise must_be(place, f"a step's name or {{name: {{parameter: value}}}}{meant}", spelled)
     if kind is None:
-        raise placed(unknown("step", str(name), STEP_REGISTRY.names()), place)
+        raise add_place(unknown("step", str(name), STEP_REGISTRY.names()), place)
     if name == Compress.name and parameters and not (isinstance(parameters, dict) and "method" in parameters) and meant:
         raise must_be(place, f"{{compress: {{method: …}}}}{meant}", spelled)
     place = f"{place}.{name}"
@@ -125,7 +125,7 @@ def suggestion(line: object) -> str:
     parts = _Parts()
     parts.add(line)
     step = parts.step()
-    return "" if step is None or step == line else f", so {shown(step)}"
+    return "" if step is None or step == line else f", so {quote(step)}"
 
 
 class _Parts:

@@ -19,7 +19,7 @@ from laconic.evaluate.tasks import load_corpus
 from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.model.structure import uncalled_stacks
 from laconic.model.tokens import check_decoder_start
-from laconic.processes import from_first, on_rank_zero, sync_errors
+from laconic.processes import broadcast, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
 from laconic.recipe.entry import ModelInput
 from laconic.recipe.flow import Changes, apply_steps
@@ -120,7 +120,7 @@ class Job:
             key=key_of(recipe),
             lm=lm,
             output=output,
-            seconds=from_first(seconds),
+            seconds=broadcast(seconds),
             changes=changes,
             stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
             idle=dict(uncalled_stacks(lm.model)),

@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from laconic.cache import cache_folder, cache_limit, evict
 from laconic.files import replacing, write_json
-from laconic.processes import is_first, on_rank_zero
+from laconic.processes import is_rank_zero, on_rank_zero
 
 FOLDER = "training"
 STATE = "trainer_state.json"
@@ -54,7 +54,7 @@ def training_folder(key: str | None) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if is_first():
+            if is_rank_zero():
                 shutil.rmtree(folder, ignore_errors=True)
         return
     folder = cache_folder() / FOLDER / key

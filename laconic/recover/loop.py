@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from laconic.errors import UserError, must_be
-from laconic.processes import barrier, count, is_first, on_rank_zero, share, summed
+from laconic.processes import all_reduce_sum, barrier, is_rank_zero, on_rank_zero, shard, world_size
 from laconic.progress import Track
 from laconic.recover.checkpoints import (
     BEFORE,
@@ -73,19 +73,19 @@ def train(
 def _trainer(
     loss_module: DistillationLoss, training_data: TrainingData, config: TrainConfig, folder: Path, anew: bool
 ) -> "DistillationTrainer":
-    if config.batch_size % count():
-        raise must_be("batch_size", f"a multiple of {count()}, the number of processes", config.batch_size)
+    if config.batch_size % world_size():
+        raise must_be("batch_size", f"a multiple of {world_size()}, the number of processes", config.batch_size)
     trainer = DistillationTrainer(
         loss_module,
         _arguments(training_data, config, folder, anew),
         data_collator=partial(collate_rows, student=training_data.student, teacher=training_data.teacher),
         train_dataset=training_data.train,
         eval_dataset=training_data.held_out,
-        callbacks=[TensorBoardCallback(_writer(folder))] if is_first() else [],
+        callbacks=[TensorBoardCallback(_writer(folder))] if is_rank_zero() else [],
     )
-    if trainer.args.world_size != count():
+    if trainer.args.world_size != world_size():
         raise UserError(
-            f"{count()} processes work together, and accelerate knows of {trainer.args.world_size}; "
+            f"{world_size()} processes work together, and accelerate knows of {trainer.args.world_size}; "
             "start them by torchrun or accelerate launch to train on all of them."
         )
     if config.patience is not None:
@@ -100,8 +100,8 @@ def _arguments(training_data: TrainingData, config: TrainConfig, folder: Path, a
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=steps,
-        per_device_train_batch_size=config.batch_size // count(),
-        per_device_eval_batch_size=max(1, 2 * config.batch_size // count()),
+        per_device_train_batch_size=config.batch_size // world_size(),
+        per_device_eval_batch_size=max(1, 2 * config.batch_size // world_size()),
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.decay if config.decay != "constant" else "constant_with_warmup",
@@ -184,7 +184,7 @@ class DistillationTrainer(Trainer):
         """Return the mean loss of the held-out rows; the batches do not depend on the number of processes."""
         lines, size = self.eval_dataset, self.args.eval_batch_size * self.args.world_size
         assert isinstance(lines, RowDataset)
-        starts = share(range(0, len(lines), size))
+        starts = shard(range(0, len(lines), size))
         rows = [range(start, min(start + size, len(lines))) for start in starts]
         total = torch.zeros(2, dtype=torch.float64)
         self._loss_module.eval()
@@ -193,7 +193,7 @@ class DistillationTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = self._loss_module(**inputs)["loss"].item()
             total += torch.tensor((loss * len(numbers), len(numbers)), dtype=torch.float64)
-        summed_loss, count_of_rows = summed(total).tolist()
+        summed_loss, count_of_rows = all_reduce_sum(total).tolist()
         metrics = {"eval_loss": summed_loss / count_of_rows}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -18,7 +18,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.classes import listed, sharing_order
 from laconic.calibrate.passes import check_runs
 from laconic.compress import Outcome, Shorten, Step
-from laconic.errors import UserError, must_be, reason_of, shown, unknown
+from laconic.errors import UserError, must_be, quote, reason_of, unknown
 from laconic.formats import Format
 from laconic.model import LanguageModel, load, load_empty
 from laconic.model.checkpoints.fit import check_layer_counts
@@ -180,7 +180,7 @@ class Student(Step):
         except ModelRunError as error:
             if self.model is not None:
                 raise
-            where = f" with config {shown(self.config)}" if self.config else ""
+            where = f" with config {quote(self.config)}" if self.config else ""
             raise UserError(
                 f"The student does not run{where}: {error.reason}; give values that go together."
             ) from error

@@ -22,7 +22,7 @@ from laconic.errors import UserError, install, must_be
 from laconic.fingerprint import hash_packages
 from laconic.model import LanguageModel
 from laconic.model.tokens import pad_token_id
-from laconic.processes import count, everywhere, on_rank_zero
+from laconic.processes import all_true, on_rank_zero, world_size
 from laconic.recover.checkpoints import load_finished, load_trained, read_logs, save_finished, training_folder
 from laconic.recover.distillation_loss import DistillationLoss, Terms
 from laconic.recover.observe import eager
@@ -225,7 +225,7 @@ class Training(Step):
             loss_module = DistillationLoss(lm, teacher, self.loss_terms(lm, teacher, first, classes), self.dropout)
             loss_module.prepare(first, data.seed)
             done = load_finished(folder, loss_module)
-            if everywhere(done is not None) and done is not None:
+            if all_true(done is not None) and done is not None:
                 history, tensors = done
                 load_trained(loss_module, tensors)
             else:
@@ -283,7 +283,7 @@ class Training(Step):
         # The corpus has labels as the data spells them; their class numbers also depend on label_order.
         classes = repr(lm.label_order)
         code = hash_packages("recover")
-        question = [repr(self), rows, str(data.max_length), taught, classes, str(count()), code, *versions]
+        question = [repr(self), rows, str(data.max_length), taught, classes, str(world_size()), code, *versions]
         return key_of(lm, data, question, [type(self)])
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laconic.errors import UserError
-from laconic.files import expanded
+from laconic.files import expand_user
 
 
 def check_output(folder: Path, *models: str, exist_ok: bool = False) -> Path:
@@ -58,7 +58,7 @@ def _decode(folder: Path) -> Path:
         raise UserError(f"The output {str(folder)!a} is not named in UTF-8; name it so.") from error
     if "\0" in str(folder):
         raise UserError(f"The output {str(folder)!a} has the character NUL in its name; leave it out.")
-    return expanded(folder)
+    return expand_user(folder)
 
 
 def _check_outside(folder: Path, models: Iterable[str]) -> None:
@@ -66,9 +66,9 @@ def _check_outside(folder: Path, models: Iterable[str]) -> None:
     path = os.path.realpath(folder)
     for model in models:
         # Hub names and missing folders are checked when the model is loaded.
-        if not model.strip() or not os.path.isdir(expanded(model)):
+        if not model.strip() or not os.path.isdir(expand_user(model)):
             continue
-        model_path = os.path.realpath(expanded(model))
+        model_path = os.path.realpath(expand_user(model))
         if os.path.commonpath((model_path, path)) == model_path:
             where = "is the folder of the model" if path == model_path else "lies in the folder of the model"
             raise UserError(f"The output '{folder}' {where} '{model}'; name a folder outside of it.")

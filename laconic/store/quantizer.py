@@ -16,7 +16,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from laconic.errors import UserError, shown
+from laconic.errors import UserError, quote
 from laconic.imports import QUANT_METHOD
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LaconicConfig(QuantizationConfigMixin):
             wrong = next(({name: entry} for name, entry in entries if not isinstance(entry, Mapping)), structure)
             raise UserError(
                 "quantization_config.structure in config.json must map layers to their formats; "
-                f"got {shown(wrong)}: take the config.json that was saved with the weights."
+                f"got {quote(wrong)}: take the config.json that was saved with the weights."
             )
         self.quant_method: Any = quant_method
         self.version = version

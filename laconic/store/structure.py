@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from laconic.errors import UserError, reason_of, shown
+from laconic.errors import UserError, quote, reason_of
 from laconic.formats import FORMATS, Format, PackedEmbedding
 from laconic.model import ties
 from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
@@ -171,7 +171,7 @@ def _aliases(name: str, entry: Mapping[str, Any]) -> Sequence[str]:
     if not isinstance(aliases, Sequence) or not all(isinstance(path, str) for path in (*aliases, source)):
         raise UserError(
             f"quantization_config.structure['{name}'] in config.json must have paths as aliases and source; got "
-            f"{shown({key: entry[key] for key in ('aliases', 'source') if key in entry})}: {REMEDY}."
+            f"{quote({key: entry[key] for key in ('aliases', 'source') if key in entry})}: {REMEDY}."
         )
     return aliases
 
@@ -198,7 +198,7 @@ def _empty_format(name: str, entry: Mapping[str, Any]) -> Format:
     kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise UserError(
-            f"The layer '{name}' is stored as {shown(kind)}, which this version of laconic does not know "
+            f"The layer '{name}' is stored as {quote(kind)}, which this version of laconic does not know "
             f"(it knows {', '.join(sorted((*kinds, RESIZED, ATTRIBUTES, MAPPED)))}); upgrade laconic."
         )
     spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}

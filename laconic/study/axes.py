@@ -12,15 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
+from laconic.builtin_recipes import find_file
 from laconic.compress import Allocation
 from laconic.errors import UserError, must_be, unknown
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.methods.notation import split_config
 from laconic.methods.registry import METHOD_REGISTRY
 from laconic.recipe.parse import read_recipe, steps_from
 from laconic.recipe.sampling import LARGEST_SEED
 from laconic.recipe.steps import STEP_REGISTRY, method_or_step_names
-from laconic.shipped import located
 
 PERCENT = 100
 NOTHING = "nothing"
@@ -134,7 +134,7 @@ def _recipe(line: object, place: str, folder: Path) -> AxisValue:
     if not isinstance(path, str):
         raise must_be(place, "the path or the name of a recipe", path)
     try:
-        file = located(_find_beside(path, folder), "recipe")
+        file = find_file(_find_beside(path, folder), "recipe")
         return AxisValue(label or str(file.with_suffix("")), read_recipe(file))
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
@@ -221,7 +221,7 @@ def _parameter(line: object, place: str, folder: Path) -> AxisValue:
 
 def _find_beside(path: str, folder: Path) -> str:
     """The path relative to the folder of the study if it exists there, else the path unchanged."""
-    beside = folder / expanded(path)
+    beside = folder / expand_user(path)
     return str(beside) if beside.exists() else path
 
 

@@ -14,7 +14,7 @@ import torch
 
 from laconic.calibrate.passes import machine as describe_device
 from laconic.compress import Compress, Step
-from laconic.errors import LONGEST_SENTENCE, shortened
+from laconic.errors import LONGEST_SENTENCE, truncate
 from laconic.evaluate.score_cache import versions
 from laconic.formats.autotune import machine
 from laconic.recipe.schema import Recipe, key_of, spell_recipe, spell_step
@@ -132,7 +132,7 @@ def failure(kind: str, message: str) -> dict[str, Any]:
         >>> failure("MemoryError", "")
         {'state': 'failed', 'error': {'kind': 'MemoryError', 'sentence': 'MemoryError'}}
     """
-    sentence = " ".join(shortened(message, LONGEST_SENTENCE).split())
+    sentence = " ".join(truncate(message, LONGEST_SENTENCE).split())
     return {"state": FAILED, "error": {"kind": kind, "sentence": sentence or kind}}
 
 

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from laconic.compress import Compress, Step
-from laconic.errors import UserError, placed
+from laconic.errors import UserError, add_place
 from laconic.evaluate.tasks import select_tasks
 from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
@@ -97,7 +97,7 @@ def _cell(study: Study, point: Point) -> Cell:
         recipe, ignored = _recipe(study, point)
     except UserError as error:
         where = ", ".join(f"{name} {value.label}" for name, value in point.items())
-        raise placed(error, f"study.axes at {where}") from error
+        raise add_place(error, f"study.axes at {where}") from error
     axes = {name: None if name in ignored or name not in point else point[name].label for name in study.axes}
     return Cell(axes=axes, recipe=recipe, prepare=_preparation(study, point), save=study.save)
 

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any
 
 from laconic.errors import UserError
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.study.cells import DONE, FAILED, VERSION, Cell
 from laconic.study.shared_folder import LEASE, Folder, Leases
 
@@ -68,7 +68,7 @@ class Ledger:
     @staticmethod
     def is_at(location: str) -> bool:
         """Whether a folder contains a ledger. Always True for a URL, which is not accessed."""
-        return "://" in location or (expanded(location) / CELLS).is_dir()
+        return "://" in location or (expand_user(location) / CELLS).is_dir()
 
     def read(self, key: str) -> Record | InvalidFile | None:
         """The record of a cell, or a description of the invalid file with its name; None if there is no file."""

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from laconic.errors import UserError, install, must_be, reason_of
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.report.study.groups import cell_name
 from laconic.report.study.results import results_table
 from laconic.study.cells import DONE
@@ -82,7 +82,7 @@ class MlflowLogger:
         mlflow = import_module("mlflow")
         self._entities = import_module("mlflow.entities")
         self._errors: tuple[type[Exception], ...] = (import_module("mlflow.exceptions").MlflowException, OSError)
-        folder = expanded(location).absolute()
+        folder = expand_user(location).absolute()
         # A server decides where artifacts go; for a database MLflow would put them into the working directory.
         beside = f"{location.rstrip('/')}/{ARTIFACTS}" if "://" in location else (folder / ARTIFACTS).as_uri()
         artifacts = beside if uri is None or SQL.match(uri) else None

@@ -9,7 +9,7 @@ from statistics import median
 
 from laconic.calibrate.corpus import Corpus, read
 from laconic.compress import Compress
-from laconic.errors import Notice, UserError, placed
+from laconic.errors import Notice, UserError, add_place
 from laconic.evaluate.tasks import load_corpus, select_tasks
 from laconic.evaluate.timing import latency
 from laconic.model import LanguageModel, load, with_tokenizers
@@ -82,7 +82,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
                 model = _dry_run(cell, model.with_label_order(cell.recipe.label_order), read_cached)
             check_recipe(cell.recipe, model, compared=True, read=read_cached, rows=rows_cached)
         except UserError as error:
-            raise placed(error, cell.describe()) from error
+            raise add_place(error, cell.describe()) from error
 
 
 def _skeletons(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
@@ -93,7 +93,7 @@ def _skeletons(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
             try:
                 models[cell.recipe.model] = skeleton(cell.recipe.model)
             except UserError as error:
-                raise placed(error, cell.describe()) from error
+                raise add_place(error, cell.describe()) from error
     return models
 
 

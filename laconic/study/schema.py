@@ -15,7 +15,7 @@ from laconic.recipe.building import build, mapping_of, put_all
 from laconic.recipe.parse import steps_from
 from laconic.recipe.schema import Count, Name
 from laconic.study.axes import AxisValue, Label, axis_values, to_list
-from laconic.yaml_loader import text_of
+from laconic.yaml_loader import read_text
 
 ROOT = "study"
 OTHERS = "others"
@@ -100,7 +100,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         >>> [value.means for value in read_study(Path("study.yaml"), ["axes.keep=[0.75]"]).axes["keep"]]
         [0.75]
     """
-    return parse_study(text_of(path, "study"), path, overrides)
+    return parse_study(read_text(path, "study"), path, overrides)
 
 
 def parse_study(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:

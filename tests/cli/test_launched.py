@@ -115,8 +115,8 @@ def test_a_mistake_is_told_once_and_is_the_exit_status_of_each(
 
 BREAKS = """
 import sys
-from laconic.processes import barrier, joined, rank
-with joined():
+from laconic.processes import barrier, process_group, rank
+with process_group():
     if rank() == 1:
         sys.exit(3)
     barrier()

@@ -69,7 +69,7 @@ def test_ctrl_c_during_imports_is_one_line(by: str, seen: str, tmp_path: Path) -
 
 
 def test_ctrl_c_during_imports_is_the_callers_where_laconic_is_a_library() -> None:
-    code = "from laconic.interrupted import ending_quietly\nwith ending_quietly():\n    raise KeyboardInterrupt"
+    code = "from laconic.cli import exit_on_interrupt\nwith exit_on_interrupt():\n    raise KeyboardInterrupt"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=False)
     assert "KeyboardInterrupt" in ended.stderr and "Interrupted." not in ended.stderr

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import laconic
+from laconic.builtin_recipes import FOLDER, Kind, builtin_files, descriptions, find_file
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.recipe import read_recipe
-from laconic.shipped import FOLDER, Kind, described, located, shipped
 from laconic.study import read_study
 
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -18,28 +18,28 @@ every_kind = pytest.mark.parametrize("kind", ["recipe", "study"])
 
 def test_every_file_has_a_name_of_its_own() -> None:
     assert Path(laconic.__file__).parent / "recipes" == FOLDER
-    assert sorted([*shipped("recipe").values(), *shipped("study").values()]) == FILES
-    assert not shipped("recipe").keys() & shipped("study").keys()
+    assert sorted([*builtin_files("recipe").values(), *builtin_files("study").values()]) == FILES
+    assert not builtin_files("recipe").keys() & builtin_files("study").keys()
     assert len(FILES) > 50
 
 
 @every_kind
 def test_each_says_what_it_does(kind: Kind) -> None:
-    what = described(kind)
-    assert list(what) == list(shipped(kind))
+    what = descriptions(kind)
+    assert list(what) == list(builtin_files(kind))
     assert all(len(said) > 10 for said in what.values())
-    assert described("study")["quick"] == "Three methods at two sizes on few rows: minutes on a laptop"
+    assert descriptions("study")["quick"] == "Three methods at two sizes on few rows: minutes on a laptop"
 
 
 def test_a_name_is_of_what_is_shipped_whatever_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("sst2-svd", "sst2-kfac-svd", "sst2-kfac-svd.yaml"):
         Path(name).write_text("model: own\nsteps: [{compress: {method: svd, keep: 0.5}}]\n")
-    assert located("sst2-kfac-svd", "recipe") == FOLDER / "sst2-kfac-svd.yaml"
+    assert find_file("sst2-kfac-svd", "recipe") == FOLDER / "sst2-kfac-svd.yaml"
     for given in ("sst2-kfac-svd.yaml", "./sst2-kfac-svd", str(tmp_path / "sst2-svd")):
-        assert read_recipe(located(given, "recipe")).model == "own", given
-    assert located("drone-small", "recipe").parent.name == "seeds"
-    assert read_study(located("quick", "study")).title == "Three methods at two sizes"
+        assert read_recipe(find_file(given, "recipe")).model == "own", given
+    assert find_file("drone-small", "recipe").parent.name == "seeds"
+    assert read_study(find_file("quick", "study")).title == "Three methods at two sizes"
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_other_names_are_told_what_to_do(
     monkeypatch.chdir(tmp_path)
     Path("mine").write_text("model: own\n")
     with pytest.raises(UserError) as raised:
-        located(given, kind)
+        find_file(given, kind)
     assert told in str(raised.value)
 
 
 @pytest.mark.parametrize("given", ["", ".", "..", "own.yaml", "own/", "a/b", "recipe.txt"])
 def test_what_is_no_name_is_a_path(given: str) -> None:
-    assert located(given, "recipe") == Path(given)
+    assert find_file(given, "recipe") == Path(given)
 
 
 def test_a_study_names_recipes_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from laconic.compress import Compress, Step
 from laconic.methods import Magnitude, Svd
-from laconic.processes import is_first
+from laconic.processes import is_rank_zero
 from laconic.recipe.flow import apply_steps
 from laconic.recover import Correct, Distil, Finetune, Match, loop
 from tests.recover.ground import data_for, lm_of
@@ -86,7 +86,7 @@ def slow_to_read(cache: str) -> tuple[Tensor, dict[str, Any]]:
     """As `changed_by`, but whoever is not the first comes late to the best checkpoint."""
 
     def slow(path: Path) -> dict[str, Tensor]:
-        if not is_first():
+        if not is_rank_zero():
             time.sleep(2)
         return load_file(path)
 

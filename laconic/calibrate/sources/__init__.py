@@ -12,7 +12,7 @@ from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, rea
 from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, glue_task_of, read_glue_file
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
 from laconic.errors import UserError, unknown
-from laconic.files import expanded
+from laconic.files import expand_user
 
 __all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "file_of", "find", "glue_task"]
 
@@ -62,7 +62,7 @@ BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
 def data_folder() -> Path | None:
     """Return the folder in the environment variable LACONIC_DATA, which is searched before the hub; None if unset."""
     named = os.environ.get(DATA_FOLDER)
-    return expanded(named) if named else None
+    return expand_user(named) if named else None
 
 
 def find(source: str, split: str) -> Reader:
@@ -121,7 +121,7 @@ def _glue(task: GlueTask, split: str) -> Reader:
 def _local(source: str) -> Path | None:
     """The path of `source` in the working folder or the data folder; None if it does not exist."""
     folder = data_folder()
-    places = [expanded(source), *([folder / source] if folder and source else [])]
+    places = [expand_user(source), *([folder / source] if folder and source else [])]
     return next((place for place in places if source and place.exists()), None)
 
 

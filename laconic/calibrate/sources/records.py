@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from laconic.calibrate.examples import Example, Label
-from laconic.errors import UserError, must_be, shown
+from laconic.errors import UserError, must_be, quote
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -64,7 +64,7 @@ def json_of(text: str, place: str) -> Any:
 def duplicate_field(place: str, names: Sequence[str]) -> UserError:
     """Return the error for a field name that occurs twice in `names`; `place` is the row or header in the message."""
     again = next(name for at, name in enumerate(names) if name in names[:at])
-    return UserError(f"{place} has the field {shown(again)} twice; leave one out.")
+    return UserError(f"{place} has the field {quote(again)} twice; leave one out.")
 
 
 @dataclass(frozen=True)

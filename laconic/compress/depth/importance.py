@@ -205,8 +205,8 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
     finally:
         for parameter in trained:
             parameter.requires_grad_()
-    count = int(processes.summed(torch.tensor(count)))
-    return dict(zip(cuts, (0.5 * processes.summed(total) / max(count, 1)).tolist(), strict=True))
+    count = int(processes.all_reduce_sum(torch.tensor(count)))
+    return dict(zip(cuts, (0.5 * processes.all_reduce_sum(total) / max(count, 1)).tolist(), strict=True))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, 
 from laconic.evaluate.lama.cloze import Boundary, Vocabulary, questions, ranks
 from laconic.evaluate.lama.facts import CORPORA, MASK, corpus_readers
 from laconic.evaluate.metrics import Metric, Scores, limit_evenly, macro_weights, weighted_mean
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.model import LanguageModel, Task
 from laconic.model.tokens import vocabulary_size
 from laconic.progress import Track
@@ -167,7 +167,7 @@ class Lama(EvalTask):
 
 def _vocabulary_file(name: str) -> Path:
     data = data_folder()
-    places = [expanded(name), *([data / name, data / "lama" / name] if data else [])]
+    places = [expand_user(name), *([data / name, data / "lama" / name] if data else [])]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise UserError(

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
-from laconic.files import expanded
+from laconic.files import expand_user
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer, require_package
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location
@@ -172,7 +172,7 @@ def read_base_name(location: Location) -> tuple[str, str | None]:
         raise must_be(f"{where}base_model_name_or_path", "a folder or a hub name", name)
     if not isinstance(revision, (str, type(None))):
         raise must_be(f"{where}revision", "a branch, tag or commit", revision)
-    path = expanded(name)
+    path = expand_user(name)
     beside = path if location.folder is None else location.folder / path
     there = next((one for one in (path, beside) if one.exists()), None)
     if there is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):

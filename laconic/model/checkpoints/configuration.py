@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from laconic.errors import UserError, must_be, reason_of, shown
+from laconic.errors import UserError, must_be, quote, reason_of
 from laconic.model.anatomy import find_entry
 from laconic.model.checkpoints.code import check_model_code, remove_auto_map
 from laconic.model.checkpoints.location import Location
@@ -163,7 +163,7 @@ def _no_architecture(raw: dict[str, Any], source: str) -> str | None:
     if named in CONFIG_MAPPING:
         return None
     return (
-        f"The config.json of '{source}' names the architecture {shown(named)}, which transformers "
+        f"The config.json of '{source}' names the architecture {quote(named)}, which transformers "
         f"{transformers.__version__} does not have; upgrade transformers, or take another model."
     )
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.errors import UserError, must_be, reason_of, shown
+from laconic.errors import UserError, must_be, quote, reason_of
 from laconic.model.anatomy import find_entry
 from laconic.model.checkpoints.report import check_report
 from laconic.model.checkpoints.weights import Weights
@@ -85,7 +85,7 @@ def _unknown_value(config: PreTrainedConfig, error: Exception) -> str:
     said = config.to_dict()
     parts = {"": said} | {f"{name}.": value for name, value in said.items() if isinstance(value, dict)}
     found = [f"{prefix}{name}" for prefix, part in parts.items() for name, value in part.items() if value == wanted]
-    return f"{found[0]} is {shown(wanted)}, which its class does not know" if isinstance(wanted, str) and found else ""
+    return f"{found[0]} is {quote(wanted)}, which its class does not know" if isinstance(wanted, str) and found else ""
 
 
 def _pad_beyond(config: PreTrainedConfig) -> str:

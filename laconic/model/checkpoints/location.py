@@ -15,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import cached_file
 
-from laconic.errors import UserError, reason_of, shown
+from laconic.errors import UserError, quote, reason_of
 from laconic.hub import out_of_reach
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -154,28 +154,28 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
         if is_folder:
             os.listdir(path)
     except (OSError, ValueError, RuntimeError) as error:
-        what = f"The model folder {shown(source)}"
+        what = f"The model folder {quote(source)}"
         raise UserError(f"{what} cannot be read: {_why(error)}; give another path.") from error
     if is_folder:
         return Location(source, path)
     if is_there and not path.is_file():
         # A pipe would be waited for, and a device may have no end.
-        raise UserError(f"{shown(source)} is neither a folder nor a file; give a folder with a config.json.")
+        raise UserError(f"{quote(source)} is neither a folder nor a file; give a folder with a config.json.")
     if is_there:
         return path
     if is_link:
-        raise UserError(f"The model folder {shown(source)} is a link that leads nowhere; give the folder itself.")
+        raise UserError(f"The model folder {quote(source)} is a link that leads nowhere; give the folder itself.")
     if (archive := enclosing_archive(path)) is not None:
         raise UserError(f"'{archive}' is an archive; unpack it, and give the folder with the config.json.")
     if "://" in source:
-        raise UserError(f"{shown(source)} is an address of the web; give the model's name on the hub, as 'owner/name'.")
+        raise UserError(f"{quote(source)} is an address of the web; give the model's name on the hub, as 'owner/name'.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"There is no model folder {shown(source)}; give a folder with a config.json or a hub name.")
+        raise UserError(f"There is no model folder {quote(source)}; give a folder with a config.json or a hub name.")
     try:
         validate_repo_id(source)
     except HFValidationError as error:
         raise UserError(
-            f"There is no model folder {shown(source)}, and no model of the hub can have that name; "
+            f"There is no model folder {quote(source)}, and no model of the hub can have that name; "
             "give a folder with a config.json or a hub name."
         ) from error
     return _on_the_hub(source, revision)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from laconic.errors import UserError, must_be, shown
+from laconic.errors import UserError, must_be, quote
 from laconic.model.checkpoints.location import Location, read_object
 
 
@@ -38,7 +38,7 @@ def find_shards(location: Location, listing: Path) -> tuple[Path, ...]:
     if not isinstance(index.get("metadata"), dict):
         raise must_be(f"{what}: metadata", "an object", index.get("metadata"))
     if (name := _duplicate_key(listing)) is not None:
-        raise UserError(f"{what} names {shown(name)} twice; use the list that was saved with the weights.")
+        raise UserError(f"{what} names {quote(name)} twice; use the list that was saved with the weights.")
     return tuple(_find_shard(location, listing.name, name) for name in sorted(set(files.values())))
 
 
@@ -52,7 +52,7 @@ def _find_shard(location: Location, listing: str, name: str) -> Path:
         found = None
     if found is None:
         raise MissingWeightsError(
-            f"The weights of '{location.source}' are incomplete: '{listing}' names the file {shown(name)}, which is "
+            f"The weights of '{location.source}' are incomplete: '{listing}' names the file {quote(name)}, which is "
             "not there; fetch the missing files."
         )
     return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from laconic.errors import UserError, reason_of, shown
+from laconic.errors import UserError, quote, reason_of
 from laconic.model.checkpoints.location import Location, is_lfs_pointer
 from laconic.model.checkpoints.shards import MissingWeightsError, check_unique, find_shards
 from laconic.model.stock import MODEL_ERRORS
@@ -225,7 +225,7 @@ def _explain_no_weights(location: Location, config: PreTrainedConfig) -> str:
     named = getattr(config, "transformers_weights", None)
     if isinstance(named, str):
         return (
-            f"The weights of '{location.source}' cannot be loaded: its config.json names the file {shown(named)} under "
+            f"The weights of '{location.source}' cannot be loaded: its config.json names the file {quote(named)} under "
             "transformers_weights, which is not there; use a complete checkpoint."
         )
     files = _UNREADABLE_FILES.items()

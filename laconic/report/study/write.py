@@ -21,7 +21,7 @@ import pyarrow
 from pyarrow import ArrowException, parquet
 
 from laconic.errors import UserError, install, must_be, reason_of
-from laconic.files import expanded, replacing
+from laconic.files import expand_user, replacing
 from laconic.markdown import plain
 from laconic.report.plots import png, standalone_svg
 from laconic.report.study.charts import charts
@@ -194,7 +194,7 @@ def _link_prefix(folder: Path, study: Path | str | None) -> str:
         return ""
     if "://" in str(study):
         return f"{str(study).rstrip('/')}/"
-    path = os.path.relpath(expanded(study).absolute(), folder.absolute())
+    path = os.path.relpath(expand_user(study).absolute(), folder.absolute())
     return "" if path == "." else f"{Path(path).as_posix()}/"
 
 
@@ -237,7 +237,7 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
 
 
 def _read_results(folder: Path) -> Any:
-    path = expanded(folder) / PARQUET
+    path = expand_user(folder) / PARQUET
     try:
         return parquet.read_table(path)
     except FileNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.errors import shown
+from laconic.errors import quote
 from laconic.model.checkpoints.quantized.readers import Reader, StoredTensors, UnreadableError
 
 STATE = ".quant_state.bitsandbytes__"
@@ -22,9 +22,9 @@ OF_WEIGHTS = {"weight_input", "weight_output"}
 def _check_compressed(said: Mapping[str, Any]) -> None:
     transforms, sparsity = said.get("transform_config"), said.get("sparsity_config")
     if transforms and _transforms_activations(transforms):
-        raise UnreadableError(f"its transform_config is {shown(transforms)}")
+        raise UnreadableError(f"its transform_config is {quote(transforms)}")
     if isinstance(sparsity, dict) and sparsity and sparsity.get("format") != "dense":
-        raise UnreadableError(f"its sparsity_config is {shown(sparsity)}")
+        raise UnreadableError(f"its sparsity_config is {quote(sparsity)}")
 
 
 def _transforms_activations(transforms: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.errors import shown
+from laconic.errors import quote
 
 
 class UnreadableError(Exception):
@@ -65,7 +65,7 @@ def _check_float8(said: Mapping[str, Any]) -> None:
     block = said.get("weight_block_size", USUAL_BLOCK)
     is_pair = isinstance(block, list) and len(block) == 2
     if block is not None and not (is_pair and all(type(size) is int and size > 0 for size in block)):
-        raise UnreadableError(f"its weight_block_size is {shown(block)}, and known are two whole numbers above 0")
+        raise UnreadableError(f"its weight_block_size is {quote(block)}, and known are two whole numbers above 0")
 
 
 def _float8(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ def _check_gptq(said: Mapping[str, Any]) -> None:
     if layout not in ("gptq", "gptq_v2"):
         raise UnreadableError(f"its checkpoint_format is '{layout}', and known are gptq and gptq_v2")
     if said.get("bits") not in (2, 4, 8):
-        raise UnreadableError(f"its bits are {shown(said.get('bits'))}, and known are 2, 4 and 8")
+        raise UnreadableError(f"its bits are {quote(said.get('bits'))}, and known are 2, 4 and 8")
 
 
 def _gptq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ def _check_awq(said: Mapping[str, Any]) -> None:
     if layout != "gemm":
         raise UnreadableError(f"its version is '{layout}', and known is gemm")
     if said.get("bits", said.get("w_bit", 4)) != 4:
-        raise UnreadableError(f"its bits are {shown(said.get('bits', said.get('w_bit')))}, and known are 4")
+        raise UnreadableError(f"its bits are {quote(said.get('bits', said.get('w_bit')))}, and known are 4")
 
 
 def _awq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def _number(value: Any) -> float:
 
 
 @contextmanager
-def spelling(on: bool) -> Iterator[None]:
+def converting_text(on: bool) -> Iterator[None]:
     """Within the block, readers convert text to numbers and booleans if `on`."""
     token = _SPELLED.set(on)
     try:
@@ -99,7 +99,7 @@ def spelling(on: bool) -> Iterator[None]:
 
 
 def _spelled(value: Any, kind: Callable[[str], Any]) -> Any:
-    """Convert text by `kind` if `spelling` is on; return all other values, and text that does not fit, unchanged."""
+    """Convert text by `kind` in a `converting_text` block; return other values and text that does not fit unchanged."""
     if not _SPELLED.get() or not isinstance(value, str):
         return value
     try:
@@ -217,7 +217,7 @@ def _union(parts: Parts) -> Reader:
         # Text is converted only if no alternative accepts it as text.
         for spelled in (False, True) if _SPELLED.get() else (False,):
             wrongs.clear()
-            with spelling(spelled):
+            with converting_text(spelled):
                 for reader in readers:
                     try:
                         return reader(value)
