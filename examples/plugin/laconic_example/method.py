@@ -1,4 +1,4 @@
-"""COALA: a low rank fitted to the inputs, regularized for when there are few of them.
+"""COALA: low rank by least squares at the layer's outputs, regularized for few calibration inputs.
 
 Paper: U. Parkina and M. Rakhuba, "COALA: Numerically Stable and Efficient Framework for Context-Aware Low-Rank
 Approximation", NeurIPS 2025, the regularized problem:
@@ -45,11 +45,11 @@ class Coala(TruncationMethod):
     mu: Annotated[float, Field(gt=0)] = 0.01
 
     def components(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
-        """W S = U Σ V^T gives A = U Σ and B = V^T S^{-1}, of which the first r terms are the best of rank r."""
+        """A = U Σ and B = V^T S^{-1} from W S = U Σ V^T; their first r terms are the optimum of rank r."""
         C = stats[InputCovariance].matrix.double()
-        # Of a word embedding the second moment is diagonal, and stored as a vector.
+        # The covariance of a word embedding is diagonal, and stored as a vector.
         C = torch.diag(C) if C.ndim == 1 else C
-        # Where no input was seen, this is the plain SVD.
+        # Without any input C is zero, and this is the plain SVD.
         mean = float(C.diagonal().mean()) or 1.0
         variances, Q = torch.linalg.eigh(C + self.mu * mean * torch.eye(len(C), dtype=C.dtype, device=C.device))
         scale = variances.clamp(min=self.mu * mean / 2).sqrt()

@@ -1,4 +1,4 @@
-"""What laconic asks of its own methods and architectures, asked of those of the plug-in."""
+"""The checks of `laconic.testing` for the method and the architecture, and a test of each object."""
 
 import torch
 from laconic_example.architecture import Relu2Config, Relu2ForCausalLM
