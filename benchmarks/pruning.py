@@ -19,7 +19,7 @@ from benchmarks.lowrank import MODELS, SEEDS, Reference, evaluate
 from laconic.calibrate import Calibration, LayerStats, Statistic, collect_stats
 from laconic.compress import Compress
 from laconic.methods import KfacPrune, Magnitude, SparseGpt, Wanda
-from laconic.methods.prune.unstructured import UnstructuredPruning
+from laconic.methods.prune.base import UnstructuredPruning
 from laconic.model import LanguageModel
 
 CALIBRATION_ROWS = 256

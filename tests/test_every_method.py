@@ -31,9 +31,8 @@ from laconic.methods import (
     Wlra,
     Yaqa,
 )
-from laconic.methods.notation import parse_method, to_config
-from laconic.methods.prune.base import PruningMethod
-from laconic.methods.prune.unstructured import UnstructuredPruning
+from laconic.methods.prune.base import PruningMethod, UnstructuredPruning
+from laconic.methods.registry import parse_method, to_config
 from laconic.testing import METHOD_CHECKS
 from laconic.testing.methods import predicts_its_loss
 from tests.matrices import case

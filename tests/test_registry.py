@@ -9,8 +9,7 @@ import pytest
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.methods import Method, Svd
-from laconic.methods.notation import parse_method
-from laconic.methods.registry import METHOD_REGISTRY
+from laconic.methods.registry import METHOD_REGISTRY, parse_method
 from laconic.recipe.parse import method_or_step, steps_from
 from laconic.recipe.steps import STEP_REGISTRY
 from laconic.registry import plugins

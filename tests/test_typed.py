@@ -18,7 +18,7 @@ from laconic.compress import Compress, Shorten
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Gptq, LnStructured, Magnitude, Plus, Rtn, Svd
-from laconic.methods.notation import to_config
+from laconic.methods.registry import to_config
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.sampling import Sampling
 from laconic.recipe.schema import Evaluation, Recipe

@@ -17,7 +17,7 @@ import yaml
 
 from laconic.errors import UserError, add_place, must_be
 from laconic.methods import Method
-from laconic.methods.notation import parse_method, to_config
+from laconic.methods.registry import parse_method, to_config
 from laconic.yaml_loader import read_yaml
 
 Plan = dict[str, Method | None]

@@ -30,9 +30,8 @@ from torch import Tensor
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.layer_stats import LayerStats, Means, Problem
 from laconic.calibrate.statistics import InputCovariance
-from laconic.errors import UserError
 from laconic.model import Stack
-from laconic.numerics.moments import add_gram, root_factor, symmetrize
+from laconic.numerics.moments import add_gram, check_finite, root_factor, symmetrize
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """Candidates for λ, as multiples of the mean of C's diagonal."""
@@ -112,8 +111,10 @@ class Anchor:
             UserError: inputs or outputs are not finite.
         """
         whole = _compute_moments(self._folds, site, centred)
-        if not torch.isfinite(whole.C.sum() + whole.D.sum()):
-            raise UserError(f"The inputs or outputs of '{site}' are not finite; check the model and the data.")
+        check_finite(
+            whole.C.sum() + whole.D.sum(),
+            f"The inputs or outputs of '{site}' are not finite; check the model and the data.",
+        )
         return whole, [_compute_moments([fold], site, centred) for fold in self._folds if fold.count]
 
     def problem(self, site: str, W: Float[Tensor, "out in"], stats: LayerStats, centred: bool) -> Problem:

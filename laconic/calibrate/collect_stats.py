@@ -31,6 +31,7 @@ from laconic.calibrate.statistics import GradientStatistic, Statistic
 from laconic.errors import UserError, must_be
 from laconic.model import Batch, LanguageModel, Predictions, Site, predict
 from laconic.model.prunable_group import PrunableGroup
+from laconic.numerics.moments import check_finite
 from laconic.processes import sync_errors
 
 ENUMERATED_UP_TO = 4
@@ -50,8 +51,7 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
         UserError: a prediction is not finite; `labels` is "data" and the data has none; or `labels` is "enumerated"
             and a row has several predictions, for which enumeration is not exact.
     """
-    if not predictions.values.isfinite().all():
-        raise UserError("The model's predictions are not finite; check the model and the data.")
+    check_finite(predictions.values, "The model's predictions are not finite; check the model and the data.")
     # Predictions of one row share hidden states. With enumeration their gradients would not be independent, as they
     # are with sampled labels, and F would contain cross terms.
     alone = len(predictions.rows.unique()) == len(predictions.rows)
@@ -122,7 +122,7 @@ def collect_stats(
         lm.model.train(was_training)
     stats = recorder.stats()
     gather(stats)
-    check_finite(stats, needs)
+    check_stats(stats, needs)
     return stats
 
 
@@ -131,15 +131,15 @@ def _backpropagate(losses: list[torch.Tensor]) -> None:
         loss.backward(retain_graph=i + 1 < len(losses))
 
 
-def check_finite(stats: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
+def check_stats(stats: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
     """Raise UserError if a statistic of a type in `needs` is not finite; `stats` is by layer name."""
     for name, statistics in stats.items():
         for kind in needs:
-            # One pass: a sum is finite only where every term is.
-            if not torch.isfinite(statistics[kind].total.sum()):
-                raise UserError(
-                    f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data."
-                )
+            # A sum is finite only if every term is, and takes one pass over the numbers.
+            check_finite(
+                statistics[kind].total.sum(),
+                f"The {kind.__name__} statistic of '{name}' is not finite; check the model and the data.",
+            )
 
 
 @dataclass
@@ -189,8 +189,9 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
     for key, gates in found.items():
         gates.absolute = processes.all_reduce_sum(gates.absolute) / texts
         gates.squared = processes.all_reduce_sum(gates.squared) / texts
-        if not gates.squared.isfinite().all():
-            raise UserError(f"The gradients of the gates of '{key}' are not finite; check the model and the data.")
+        check_finite(
+            gates.squared, f"The gradients of the gates of '{key}' are not finite; check the model and the data."
+        )
     return found
 
 

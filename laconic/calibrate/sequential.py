@@ -32,7 +32,7 @@ from laconic.calibrate.anchor import (
 )
 from laconic.calibrate.batching import to_device
 from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.collect_stats import check_finite, collect_stats
+from laconic.calibrate.collect_stats import check_stats, collect_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.statistics import GradientStatistic, InputCovariance, InputStatistic, Statistic
@@ -198,7 +198,7 @@ class _SequentialPass:
             elif kinds:
                 self._run_batches(piece, sites, recorder)
         measured = recorder.stats()
-        check_finite(measured, kinds)
+        check_stats(measured, kinds)
         stats = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
         if anchor is None:
             return [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in sites]

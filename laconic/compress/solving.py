@@ -19,10 +19,10 @@ from laconic.calibrate import (
     stacked,
 )
 from laconic.compress.solve_groups import SolveGroup, TiedGroup, all_units
-from laconic.errors import UserError
 from laconic.formats import Format, LowRank, split_rows
 from laconic.methods import Method
 from laconic.model import LanguageModel, Site
+from laconic.numerics.moments import check_finite
 
 
 class Problems(Mapping[str, Problem]):
@@ -136,8 +136,7 @@ def finite_weight(lm: LanguageModel, unit: SolveGroup, problem: Problem) -> Floa
         UserError: a weight is NaN or infinite.
     """
     weight = problem.weight.to(lm.dtype)
-    if not weight.isfinite().all():
-        raise UserError(f"The weights of '{unit.name}' are not finite; take a checkpoint that is whole.")
+    check_finite(weight, f"The weights of '{unit.name}' are not finite; take a checkpoint that is whole.")
     return weight
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from laconic.calibrate.batching import IGNORED, Row, at_once, collate
 from laconic.calibrate.passes import evaluating
-from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Predictions, Task, predict
 from laconic.model.predictions import gather_predictions, run_model
 from laconic.model.tokens import vocabulary_size
+from laconic.numerics.moments import check_finite
 from laconic.progress import Track
 
 
@@ -58,7 +58,7 @@ def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
         predictions = gather_predictions(lm, output, batch)
     else:
         predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], lm.task.distribution)
-    check_finite(lm, predictions)
+    check_predictions(lm, predictions)
     return predictions
 
 
@@ -98,14 +98,16 @@ def predict_batch(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tupl
         UserError: a prediction is NaN or infinite.
     """
     predictions, pooled = predict(lm, to_device(batch, lm.device), hidden)
-    check_finite(lm, predictions)
+    check_predictions(lm, predictions)
     return predictions, pooled
 
 
-def check_finite(lm: LanguageModel, predictions: Predictions) -> None:
+def check_predictions(lm: LanguageModel, predictions: Predictions) -> None:
     """Raise UserError if a prediction is NaN or infinite."""
-    if not torch.isfinite(predictions.values).all():
-        raise UserError(f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.")
+    check_finite(
+        predictions.values,
+        f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.",
+    )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

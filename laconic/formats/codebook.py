@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from laconic.formats.base import byte_parameter, empty_bytes
 from laconic.formats.packed import PackedCodes
 from laconic.numerics.packing import as_bytes, from_bytes
-from laconic.numerics.tied import TiedWeights
+from laconic.numerics.scaling import TiedWeights
 
 
 class Codebook(PackedCodes):

@@ -27,7 +27,7 @@ from laconic.formats.base import byte_parameter, empty_bytes
 from laconic.formats.kernels import ALIGNED, DECODED, DENSE, DecodingKernel, DenseKernel, Kernel, KernelFamily, align
 from laconic.formats.packed import PackedCodes
 from laconic.numerics.packing import as_bytes, from_bytes
-from laconic.numerics.tied import TiedWeights, grid_indices
+from laconic.numerics.scaling import TiedWeights, grid_indices
 
 
 class LevelledInputs(NamedTuple):

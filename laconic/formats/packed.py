@@ -31,7 +31,7 @@ from laconic.numerics.packing import (
     unpack_at,
     unpack_mask,
 )
-from laconic.numerics.tied import TiedWeights, refit_tied
+from laconic.numerics.scaling import TiedWeights, refit_tied
 
 P = TypeVar("P", bound="PackedCodes")
 

@@ -16,7 +16,7 @@ from laconic.formats.kernels import KernelFamily
 from laconic.formats.packed import PackedCodes
 from laconic.numerics.grid import Grid, dequantize, quantize
 from laconic.numerics.packing import as_bytes, from_bytes, pack, packed_nbytes, unpack
-from laconic.numerics.tied import TiedWeights, grid_indices
+from laconic.numerics.scaling import TiedWeights, grid_indices
 
 
 class Quantized(PackedCodes):

@@ -9,12 +9,10 @@ from laconic.methods.lowrank.kfac_svd import KfacSvd
 from laconic.methods.lowrank.svd import Svd
 from laconic.methods.lowrank.wlra import Wlra
 from laconic.methods.plus import Plus
+from laconic.methods.prune.base import UnstructuredPruning
+from laconic.methods.prune.data_free import LnStructured, Magnitude, Random, RandomStructured
 from laconic.methods.prune.kfac_prune import KfacPrune
-from laconic.methods.prune.magnitude import Magnitude
-from laconic.methods.prune.random import Random
 from laconic.methods.prune.sparsegpt import SparseGpt
-from laconic.methods.prune.structured import LnStructured, RandomStructured
-from laconic.methods.prune.unstructured import UnstructuredPruning
 from laconic.methods.prune.wanda import Wanda
 from laconic.methods.quantize.awq import Awq
 from laconic.methods.quantize.dynamic_int8 import Int8

@@ -1,11 +1,18 @@
-"""The methods by name: those of `laconic.methods`, and those of plug-ins."""
+"""Methods by name: parse one from a recipe or the command line, and write it back. The dataclasses are the schema.
 
+`svd`, `svd:rank=64,multiple=16` and `{svd: {rank: 64, multiple: 16}}` all name a method.
+"""
+
+from dataclasses import fields
 from functools import partial
+from typing import Any
 
-from laconic.catalogue import catalogue
+from laconic.catalogue import catalogue, check_parameters, split_name
+from laconic.errors import must_be, shown
 from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.registry import Registry, check_named_class
+from laconic.typed import construct
 
 METHOD_REGISTRY: Registry[type[Method]] = Registry(
     "laconic.methods",
@@ -14,4 +21,77 @@ METHOD_REGISTRY: Registry[type[Method]] = Registry(
     check=partial(check_named_class, Method),
     reserved=catalogue,
 )
-"""Every class of a method, by the name that recipes give it."""
+"""The methods of laconic and of plug-ins, by the name that recipes give them."""
+
+
+def parse_method(value: object, place: str) -> Method:
+    """The method that a recipe or the command line names.
+
+    Args:
+        value: text such as `svd:rank=64`, or a mapping `{name: {parameter: value}}`.
+        place: where the value stands, for errors.
+
+    Raises:
+        UserError: an unknown name or parameter, or a value out of range. The sentence begins with `place`.
+
+    Example:
+        >>> parse_method("svd:rank=64", "--method")
+        Svd(rank=64, rank_ratio=None, multiple=8)
+    """
+    name, parameters = split_config(value, place)
+    kind = METHOD_REGISTRY.get(name)
+    check_parameters(name, parameters, [field.name for field in fields(kind)])
+    for field in fields(kind):
+        if isinstance(field.default, Method) and field.name in parameters:
+            part = parse_method(parameters[field.name], f"{place}.{name}.{field.name}")
+            parameters = {**parameters, field.name: part}
+    return construct(kind, parameters, f"{place}.{name}")
+
+
+def to_config(method: Method) -> dict[str, dict[str, Any]]:
+    """The recipe's mapping for a method: its name, and the parameters that differ from the defaults.
+
+    Example:
+        >>> to_config(parse_method("svd:rank=64,multiple=8", "--method"))
+        {'svd': {'rank': 64}}
+    """
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    changed = {field.name: values[field.name] for field in fields(method) if values[field.name] != field.default}
+    return {
+        method.name: {key: to_config(value) if isinstance(value, Method) else value for key, value in changed.items()}
+    }
+
+
+def split_config(value: object, place: str) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters of a method or step in a recipe.
+
+    Args:
+        value: text, or a mapping of one name to its parameters.
+        place: where the value stands, for errors.
+
+    Raises:
+        UserError: it is neither. The sentence begins with `place`.
+
+    Example:
+        >>> split_config({"svd": None}, "steps[0]")
+        ('svd', {})
+    """
+    if isinstance(value, str):
+        return split_name(value, place)
+    if isinstance(value, dict) and len(value) == 1:
+        name, parameters = next(iter(value.items()))
+        if parameters is None:
+            parameters = {}
+        if isinstance(parameters, dict):
+            return str(name), parameters
+    raise must_be(place, f"a method's name or {{name: {{parameter: value}}}}{_hint(value)}", value)
+
+
+def _hint(value: object) -> str:
+    """The correct notation, where a mapping has the name of a method as one of its values."""
+    if not isinstance(value, dict):
+        return ""
+    key = next((key for key, name in value.items() if isinstance(name, str) and name in METHOD_REGISTRY.names()), None)
+    if key is None:
+        return ""
+    return f", so {shown({value[key]: {other: part for other, part in value.items() if other != key}})}"

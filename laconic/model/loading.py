@@ -14,7 +14,7 @@ from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import find_anatomy, infer_anatomy
-from laconic.model.task import check_finite, infer_task
+from laconic.model.task import check_weights, infer_task
 
 __all__ = [
     "TARGET_TOKENIZER",
@@ -86,7 +86,7 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     config = _check(checkpoint)
     dtype = checkpoint.stored_dtype(config)
     model = checkpoint.load(config)
-    check_finite(model, source)
+    check_weights(model, source)
     torch.nn.Module.to(model.eval(), device)
     tokenizer, target_tokenizer = checkpoint.tokenizers()
     pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)

@@ -6,13 +6,13 @@ from inspect import Parameter, signature
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN, Distribution
+from laconic.numerics.moments import check_finite
 
 
 class Task(StrEnum):
@@ -221,8 +221,10 @@ def as_classes(entry: type | tuple[type, ...]) -> tuple[type, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def check_finite(model: PreTrainedModel, source: str) -> None:
+def check_weights(model: PreTrainedModel, source: str) -> None:
     """Raise UserError where a tensor of the model is NaN or infinite anywhere; the error names the first."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"The model '{source}' has NaN or infinite values in '{name}'; use a sound checkpoint.")
+        if tensor.is_floating_point():
+            check_finite(
+                tensor, f"The model '{source}' has NaN or infinite values in '{name}'; use a sound checkpoint."
+            )

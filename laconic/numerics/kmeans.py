@@ -5,10 +5,15 @@ one iteration takes k binary searches per row, however long the row is. The best
 Lloyd, "Least squares quantization in PCM", IEEE Trans. Inf. Theory 28, 1982, and then by moving a value from where it
 helps least to where it helps most.
 
+K-means considers the weights of a row one by one. `refit_codebook` then fits the values to the outputs of the layer, in
+which inputs couple the weights. With the codes fixed, a row of Ŵ is T c, c (k, n) telling which of the k values T each
+weight has, and ½ (w − T c) C (w − T c)^T is least at T (c C c^T) = w C c^T. Rows that share a table add up their
+equations, weighted by F.
+
 Starts have a density ∝ f^p, f being that of the weighted numbers: p = 1/3 is best for many values (P. Panter, W. Dite,
 Proc. IRE 39, 1951), 0 spaces them evenly, and 2/3 lies where most of the weight is.
 
-Notation: W (rows, n); h ≥ 0, (rows, n); V (rows, k) the values, ascending.
+Notation: W (rows, n); h ≥ 0, (rows, n); V (rows, k) the values, ascending; C (n, n) moment of the inputs.
 """
 
 from collections.abc import Sequence
@@ -197,3 +202,61 @@ def _energy(mass: Tensor, moment: Tensor) -> Tensor:
 
 def _mean(moment: Tensor, mass: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(mass > 0, moment / mass, otherwise)
+
+
+RIDGE = 1e-8
+"""Keeps a value where it was if no weight has it, or its inputs were never active."""
+
+
+def refit_codebook(
+    W: Float[Tensor, "out in"],
+    indices: Integer[Tensor, "out in"],
+    V: Float[Tensor, "tables k"],
+    C: Float[Tensor, "in in"],
+    F: Float[Tensor, " out"],
+) -> Float[Tensor, "tables k"]:
+    """The values of tables that minimise Σ_i F_i e_i C e_i^T for fixed codes, e_i the error of row i. In fp64.
+
+    Args:
+        W: the matrix.
+        indices: the index of each weight's value; k for a weight that is zero.
+        V: the present values, of each row or, as one row, of all rows together.
+        C: moment of the inputs.
+        F: weight of each row.
+
+    Example:
+        >>> refit_codebook(torch.tensor([[1.0, 3.0]]), torch.tensor([[0, 0]]), torch.zeros(1, 1), torch.eye(2).double(),
+        ...     torch.ones(1)).round(decimals=4)
+        tensor([[2.]], dtype=torch.float64)
+    """
+    k = V.shape[1]
+    WC = W.double() @ C
+    systems = zip(F.tolist(), indices.long(), WC, strict=True)
+    if len(V) == 1:
+        left, right = V.new_zeros(k, k).double(), V.new_zeros(k).double()
+        for weight, here, target in systems:
+            left += weight * _moment(here, C, k)
+            right += weight * _total(here, target, k)
+        return _solve_ridge(left, right, V[0].double())[None]
+    rows = [
+        _solve_ridge(_moment(here, C, k), _total(here, target, k), values)
+        for (_, here, target), values in zip(systems, V.double(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _solve_ridge(left: Tensor, right: Tensor, V: Tensor) -> Float[Tensor, " k"]:
+    level = RIDGE * left.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny / RIDGE)
+    left.diagonal().add_(level)
+    return torch.linalg.solve(left, right + level * V)
+
+
+def _moment(indices: Integer[Tensor, " in"], C: Float[Tensor, "in in"], k: int) -> Float[Tensor, "k k"]:
+    """c C c^T."""
+    rows = C.new_zeros(k + 1, len(C)).index_add_(0, indices, C)
+    return C.new_zeros(k + 1, k + 1).index_add_(1, indices, rows)[:k, :k]
+
+
+def _total(indices: Integer[Tensor, " in"], target: Float[Tensor, " in"], k: int) -> Float[Tensor, " k"]:
+    """The sum of the numbers at each index."""
+    return target.new_zeros(k + 1).index_add_(0, indices, target)[:k]

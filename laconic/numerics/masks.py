@@ -165,11 +165,11 @@ class ScoredMatrix:
         return max(min(count, self.cap), self.floor)
 
 
-def count_pruned(fields: Sequence[ScoredMatrix], k: int) -> list[int]:
+def count_pruned(matrices: Sequence[ScoredMatrix], k: int) -> list[int]:
     """How many weights each matrix loses if the k lowest scores of all are pruned.
 
     Args:
-        fields: the matrices; of scores equal to the threshold, those of earlier matrices are pruned first.
+        matrices: the matrices; of scores equal to the threshold, those of earlier matrices are pruned first.
         k: weights to prune in all.
 
     Raises:
@@ -180,22 +180,18 @@ def count_pruned(fields: Sequence[ScoredMatrix], k: int) -> list[int]:
         >>> count_pruned([ScoredMatrix(lambda: [first], cap=2), ScoredMatrix(lambda: [second], cap=2)], k=3)
         [1, 2]
     """
-    upper = [_histogram(field, upper_digit) for field in fields]
-    digit = _first_reaching(fields, [0] * len(fields), upper, k)
-    below = [int(counts[:digit].sum()) for counts in upper]
-    inside = [int(counts[digit]) for counts in upper]
-    del upper
-    nothing = torch.zeros(DIGIT, dtype=torch.long)
-    # A second pass is not needed where the bucket is empty, or the cap is reached before it.
-    lower = [
-        _histogram(field, lambda ordered_integers: lower_digit(ordered_integers, digit))
-        if more and count < field.cap
-        else nothing
-        for field, count, more in zip(fields, below, inside, strict=True)
-    ]
-    last = _first_reaching(fields, below, lower, k)
-    below = [count + int(counts[:last].sum()) for count, counts in zip(below, lower, strict=True)]
-    return _distribute(fields, below, [int(counts[last]) for counts in lower], k)
+    # Scores below the threshold, and scores whose digits so far equal those of the threshold: at first, all may.
+    below, equal, prefix = [0] * len(matrices), [True] * len(matrices), None
+    for _ in range(2):
+        # A matrix without such scores, or whose cap is reached by those below, need not be counted.
+        counts = [
+            _count_digits(matrix, prefix) if some and count < matrix.cap else torch.zeros(DIGIT, dtype=torch.long)
+            for matrix, count, some in zip(matrices, below, equal, strict=True)
+        ]
+        prefix = _first_reaching(matrices, below, counts, k)
+        below = [count + int(found[:prefix].sum()) for count, found in zip(below, counts, strict=True)]
+        equal = [int(found[prefix]) for found in counts]
+    return _distribute(matrices, below, equal, k)
 
 
 def ordered_integers(scores: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
@@ -210,42 +206,36 @@ def ordered_integers(scores: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
     return ordered.masked_fill_(scores.isnan(), 0x7FFFFFFF)
 
 
-def upper_digit(ordered_integers: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """The upper 16 bits as numbers from 0."""
-    return (ordered_integers >> 16) + DIGIT // 2
-
-
-def lower_digit(ordered_integers: Int[Tensor, "n"], digit: int) -> Int[Tensor, "m"]:
-    """The lower 16 bits of the keys whose upper bits are `digit`."""
-    return ordered_integers[upper_digit(ordered_integers) == digit] & (DIGIT - 1)
-
-
-def _histogram(field: ScoredMatrix, digit: Callable[[Int[Tensor, "n"]], Int[Tensor, "m"]]) -> Int[Tensor, " digits"]:
+def _count_digits(matrix: ScoredMatrix, prefix: int | None) -> Int[Tensor, " digits"]:
+    """How many scores have each upper 16 bits; with a `prefix`, each lower 16 bits after these upper ones."""
     total = torch.zeros(DIGIT, dtype=torch.long)
-    for piece in field.scores():
+    for piece in matrix.scores():
         for chunk in piece.detach().flatten().split(CHUNK):
-            total += torch.bincount(digit(ordered_integers(chunk.float())), minlength=DIGIT).cpu()
+            integers = ordered_integers(chunk.float())
+            upper = (integers >> 16) + DIGIT // 2
+            digits = upper if prefix is None else integers[upper == prefix] & (DIGIT - 1)
+            total += torch.bincount(digits, minlength=DIGIT).cpu()
     return total
 
 
 def _first_reaching(
-    fields: Sequence[ScoredMatrix], below: Sequence[int], counts: Sequence[Int[Tensor, " digits"]], k: int
+    matrices: Sequence[ScoredMatrix], below: Sequence[int], counts: Sequence[Int[Tensor, " digits"]], k: int
 ) -> int:
     """The first digit at which at least `k` weights are pruned; `below` are counted before digit 0."""
     together = torch.zeros(DIGIT, dtype=torch.long)
-    for field, start, mine in zip(fields, below, counts, strict=True):
-        together += (start + mine.cumsum(0)).clamp_(max=field.cap).clamp_(min=field.floor)
-    if not sum(field.floor for field in fields) <= k <= together[-1]:
+    for matrix, start, found in zip(matrices, below, counts, strict=True):
+        together += (start + found.cumsum(0)).clamp_(max=matrix.cap).clamp_(min=matrix.floor)
+    if not sum(matrix.floor for matrix in matrices) <= k <= together[-1]:
         raise ValueError(f"{k} is not between the floors and the caps, which allow {int(together[-1])}")
     return int((together >= k).int().argmax())
 
 
-def _distribute(fields: Sequence[ScoredMatrix], below: Sequence[int], equal: Sequence[int], k: int) -> list[int]:
+def _distribute(matrices: Sequence[ScoredMatrix], below: Sequence[int], equal: Sequence[int], k: int) -> list[int]:
     """Weights that each matrix loses: all `below` the threshold, then those `equal` to it until there are k."""
-    lost = [field.clipped(count) for field, count in zip(fields, below, strict=True)]
+    lost = [matrix.clipped(count) for matrix, count in zip(matrices, below, strict=True)]
     missing = k - sum(lost)
-    for index, field in enumerate(fields):
-        more = min(field.clipped(below[index] + equal[index]) - lost[index], missing)
+    for index, matrix in enumerate(matrices):
+        more = min(matrix.clipped(below[index] + equal[index]) - lost[index], missing)
         lost[index] += more
         missing -= more
     return lost

@@ -20,11 +20,13 @@ Notation: W (m, n) with m = out, n = in; H (n, n) and F (m, m) positive definite
 D direction.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.moments import InputMoment, root_factor
+from laconic.numerics.moments import root_factor
 
 TOLERANCE = 1e-5
 """A row is done once its residual, in the norm of the preconditioner, is below this fraction of what it was at first.
@@ -75,7 +77,11 @@ def refit(
     Z = torch.zeros_like(W)
     kept = M.sum(1)
     for rows in (kept > DIRECT * n).nonzero().squeeze(1).split(max(1, NUMBERS // n)):
-        Z[rows] = _by_gradients(W[rows], M[rows], (H, H_inverse), W[rows] * M[rows], (TOLERANCE, W.shape[1]))
+        first = W[rows] * M[rows]
+        residual = ((W[rows] - first) @ H) * M[rows]
+        Z[rows] = conjugate_gradients(
+            lambda D: D @ H, lambda R: R @ H_inverse, (first, residual), M[rows], (TOLERANCE, n)
+        )
     few = (kept <= DIRECT * n).nonzero().squeeze(1)
     # Rows with similar counts are factored together, so that there is little padding.
     few = few[kept[few].argsort(descending=True)]
@@ -108,10 +114,14 @@ def refine(
         tensor([[0.0000, 2.5000]], dtype=torch.float64)
     """
     W, Z = W.double(), Z.double()
-    system = H.float(), H.diagonal().reciprocal().float()
+    H_single, inverse_diagonal = H.float(), H.diagonal().reciprocal().float()
     better = torch.empty_like(Z)
     for rows in torch.arange(len(W), device=W.device).split(max(1, NUMBERS // W.shape[1])):
-        found = _by_gradients(W[rows].float(), M[rows], system, Z[rows].float(), (NEAR, STEPS)).double()
+        first = Z[rows].float()
+        residual = ((W[rows].float() - first) @ H_single) * M[rows]
+        found = conjugate_gradients(
+            lambda D: D @ H_single, lambda R: R * inverse_diagonal, (first, residual), M[rows], (NEAR, STEPS)
+        ).double()
         lower = _losses(W[rows] - found, H) < _losses(W[rows] - Z[rows], H)
         better[rows] = torch.where(lower[:, None], found, Z[rows])
     return better
@@ -138,47 +148,54 @@ def _by_factoring(
     return torch.zeros_like(B).scatter_(1, columns, z.squeeze(2))
 
 
-def _by_gradients(
-    W: Float[Tensor, "rows in"],
-    M: Bool[Tensor, "rows in"],
-    system: tuple[Float[Tensor, "in in"], InputMoment],
-    Z: Float[Tensor, "rows in"],
+Operator = Callable[[Float[Tensor, "rows n"]], Float[Tensor, "rows n"]]
+
+
+def conjugate_gradients(
+    multiply: Operator,
+    precondition: Operator,
+    start: tuple[Float[Tensor, "rows n"], Float[Tensor, "rows n"]],
+    mask: Bool[Tensor, "rows n"],
     until: tuple[float, int],
-) -> Float[Tensor, "rows in"]:
-    """Conjugate gradients from Z; every row has its own step lengths, and leaves when it is done.
+) -> Float[Tensor, "rows n"]:
+    """Solve one symmetric positive definite system for each row, by preconditioned conjugate gradients.
+
+    Every row has its own step lengths, and leaves when it is done. All rows have the same matrix, restricted to the
+    support of the row.
 
     Args:
-        W: rows of the matrix.
-        M: their mask.
-        system: H, and the preconditioner: H^{-1}, or a diagonal.
-        Z: where to start.
-        until: the fraction of the first residual at which a row is done, and the largest number of steps.
+        multiply: the matrix times some directions, one in each row.
+        precondition: an approximate inverse of the matrix times some residuals.
+        start: the first solution, and its residual, which is zero outside the mask.
+        mask: True at the unknowns; the other numbers do not change.
+        until: the fraction of the first residual, in the norm of the preconditioner, at which a row is done, and the
+            largest number of steps.
+
+    Example:
+        >>> b, every = torch.tensor([[2.0, 8.0]]), torch.ones(1, 2, dtype=torch.bool)
+        >>> conjugate_gradients(lambda D: D * torch.tensor([1.0, 2.0]), lambda R: R, (0 * b, b), every, (1e-6, 10))
+        tensor([[2., 4.]])
     """
-    (H, P), (tolerance, steps) = system, until
-
-    def preconditioned(R: Float[Tensor, "rows in"], mask: Float[Tensor, "rows in"]) -> Float[Tensor, "rows in"]:
-        return R * P if P.ndim == 1 else (R @ P) * mask
-
-    Z, mask = Z.clone(), M.to(W.dtype)
-    R = ((W - Z) @ H) * mask
-    D = preconditioned(R, mask)
+    (X, R), (tolerance, steps) = start, until
+    X, allowed = X.clone(), mask.to(X.dtype)
+    D = precondition(R) * allowed
     energy = (R * D).sum(1, keepdim=True)
     goal = tolerance**2 * energy
     rows = (energy > 0).squeeze(1).nonzero().squeeze(1)
-    R, D, energy, goal, mask = R[rows], D[rows], energy[rows], goal[rows], mask[rows]
+    R, D, energy, goal, allowed = R[rows], D[rows], energy[rows], goal[rows], allowed[rows]
     for _ in range(steps):
         if not len(rows):
             break
-        HD = (D @ H) * mask
-        step = energy / (D * HD).sum(1, keepdim=True)
-        Z[rows] += step * D
-        R = R - step * HD
-        Y = preconditioned(R, mask)
+        AD = multiply(D) * allowed
+        step = energy / (D * AD).sum(1, keepdim=True)
+        X[rows] += step * D
+        R = R - step * AD
+        Y = precondition(R) * allowed
         before, energy = energy, (R * Y).sum(1, keepdim=True)
         D = Y + energy / before * D
         if not (left := (energy > goal).squeeze(1)).all():
-            rows, R, D, energy, goal, mask = rows[left], R[left], D[left], energy[left], goal[left], mask[left]
-    return Z
+            rows, R, D, energy, goal, allowed = rows[left], R[left], D[left], energy[left], goal[left], allowed[left]
+    return X
 
 
 COUPLED_TOLERANCE = 1e-3
@@ -218,23 +235,12 @@ def refit_coupled(
     if scale == 0:
         return W * mask
     F, H = (F * rows * rows.T).float(), (H * columns[:, None] * columns).float()
-    added = _conjugate_gradients((first / scale).float(), mask, F, H)
-    return W * mask + scale * added.double() * rows * columns
-
-
-def _conjugate_gradients(
-    R: Float[Tensor, "out in"], M: Bool[Tensor, "out in"], F: Float[Tensor, "out out"], H: Float[Tensor, "in in"]
-) -> Float[Tensor, "out in"]:
-    """X with M ∘ (F X H) = R, for R of norm 1."""
-    X, D = torch.zeros_like(R), R.clone()
-    energy = R.square().sum()
-    for _ in range(COUPLED_STEPS):
-        if energy <= COUPLED_TOLERANCE**2:
-            break
-        FDH = M * (F @ D @ H)
-        step = energy / (D * FDH).sum()
-        X += step * D
-        R -= step * FDH
-        before, energy = energy, R.square().sum()
-        D = R + energy / before * D
-    return X
+    residual = (first / scale).float().view(1, -1)
+    added = conjugate_gradients(
+        lambda D: (F @ D.view(W.shape) @ H).view(1, -1),
+        lambda R: R,
+        (torch.zeros_like(residual), residual),
+        mask.reshape(1, -1),
+        (COUPLED_TOLERANCE, COUPLED_STEPS),
+    )
+    return W * mask + scale * added.view(W.shape).double() * rows * columns

@@ -1,19 +1,29 @@
-"""Scales for the input columns of a matrix before it is rounded: W x = (W diag s)(diag s)^{-1} x.
+"""Scales of a quantized matrix: those of its input columns, chosen before rounding, and those of its groups, refitted.
 
-Rounding errs by as much in every column of a group, so a column that is scaled up before, and whose input is scaled
-down, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978, equations 4 and 5: s_j = (mean |x_j|)^a, with a the
-best of 20 values in [0, 1).
+Columns: W x = (W diag s)(diag s)^{-1} x. Rounding errs by as much in every column of a group, so a column that is
+    scaled up before, and whose input is scaled down, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978,
+    equations 4 and
+5: s_j = (mean |x_j|)^a, with a the best of 20 values in [0, 1).
+
+Groups: a scale is shared by several weights, and so is an entry of a table. Each weight is one of the shared numbers p
+    times a factor, w_ij = f_ij p[k_ij], so the weights are linear in p, W = L p, and the least tr((W* − L p) H (W* − L
+    p)^T) solves L^T (L p H) = L^T (W* H). `refit_tied` finds it by conjugate gradients from the present p,
+    preconditioned by the diagonal of L^T (L · H); every step lowers the loss.
+
+Notation: W (m, n) the matrix, W* (m, n) the target, C and H (n, n) moments of the inputs, F (m, m) of the output
+gradients, E the error; k (m, n) indices into p, f (m, n) factors.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from laconic.numerics.grid import GridSpec, QuantizedWeight, dequantize, fit_grid, quantize
 from laconic.numerics.moments import InputMoment, OutputMoment, quadratic_loss
+from laconic.numerics.refit import conjugate_gradients
 
 POWERS = tuple(i / 20 for i in range(20))
 FLOOR = 1e-4
@@ -104,3 +114,86 @@ def activation_powers(activity: Float[Tensor, " in"], power: float) -> Float[Ten
 def _loss(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> float:
     E = reader.W.float() - dequantize(*quantize_scaled(reader, s, spec, weighted)) / s
     return quadratic_loss(E if reader.keep is None else E * reader.keep, reader.F, reader.C)
+
+
+TOLERANCE = 1e-3
+"""Done once the residual, in the norm of the preconditioner, is below this fraction of what it was at first."""
+
+STEPS = 30
+"""At most this many; the remaining error is smaller than that of rounding p to 16 bits."""
+
+
+class TiedWeights(NamedTuple):
+    """Which of the shared numbers each weight is, and the factor it is multiplied by.
+
+    Args:
+        indices: the index of each weight's number.
+        factors: the factor of each weight; 0 for a weight that is always zero.
+
+    Example:
+        >>> tied = TiedWeights(torch.tensor([[0, 1, 0]]), torch.tensor([[1.0, 1.0, 2.0]]))
+        >>> tied.weights(torch.tensor([3.0, 5.0]))
+        tensor([[3., 5., 6.]])
+    """
+
+    indices: Integer[Tensor, "out in"]
+    factors: Float[Tensor, "out in"]
+
+    def weights(self, p: Float[Tensor, " k"]) -> Float[Tensor, "out in"]:
+        """L p: the weights for the numbers p."""
+        return p[self.indices] * self.factors
+
+    def sums(self, X: Float[Tensor, "out in"], count: int) -> Float[Tensor, " k"]:
+        """L^T X, the transpose of `weights`; `count` is the length of p."""
+        return X.new_zeros(count).index_add_(0, self.indices.view(-1), (X * self.factors).view(-1))
+
+
+def refit_tied(
+    W: Float[Tensor, "out in"], tied: TiedWeights, p: Float[Tensor, " k"], H: Float[Tensor, "in in"]
+) -> Float[Tensor, " k"]:
+    """The shared numbers whose weights come nearest to a matrix. In fp64.
+
+    Args:
+        W: the target.
+        tied: which weights share which number.
+        p: the present numbers; those that no weight uses do not change.
+        H: moment of the inputs.
+
+    Example:
+        >>> tied = TiedWeights(torch.tensor([[0, 0]]), torch.ones(1, 2))
+        >>> refit_tied(torch.tensor([[1.0, 3.0]]), tied, torch.zeros(1), torch.eye(2))
+        tensor([2.], dtype=torch.float64)
+    """
+    H = H.double()
+    p, tied = p.double(), tied._replace(factors=tied.factors.double())
+    diagonal = tied.sums(tied.factors * H.diagonal(), len(p))
+    inverse = torch.where(diagonal > 0, 1 / diagonal.clamp(min=torch.finfo(H.dtype).tiny), 0)
+    residual = tied.sums((W.double() - tied.weights(p)) @ H, len(p))[None]
+    found = conjugate_gradients(
+        lambda D: tied.sums(tied.weights(D[0]) @ H, len(p))[None],
+        lambda R: R * inverse,
+        (p[None], residual),
+        torch.ones_like(residual, dtype=torch.bool),
+        (TOLERANCE, STEPS),
+    )
+    return found[0]
+
+
+def grid_indices(shape: tuple[int, int], group: int | None, device: torch.device) -> Integer[Tensor, "out in"]:
+    """For each weight, the index of its group's scale in a row-major array of scales (out, groups).
+
+    Args:
+        shape: (out, in).
+        group: columns of a row that share a scale; None where all weights share one.
+        device: where to create the result.
+
+    Example:
+        >>> grid_indices((2, 4), 2, torch.device("cpu"))
+        tensor([[0, 0, 1, 1],
+                [2, 2, 3, 3]])
+    """
+    rows, columns = shape
+    if group is None:
+        return torch.zeros(shape, dtype=torch.int64, device=device)
+    groups = torch.arange(columns, device=device) // group
+    return torch.arange(rows, device=device)[:, None] * -(-columns // group) + groups

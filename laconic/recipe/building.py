@@ -13,8 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from laconic.allocate import Plan, parse_plan, read_plan
 from laconic.errors import UserError, add_place, must_be, quote, unknown
 from laconic.methods import Method
-from laconic.methods.notation import parse_method
-from laconic.methods.registry import METHOD_REGISTRY
+from laconic.methods.registry import METHOD_REGISTRY, parse_method
 from laconic.typed import construct
 from laconic.yaml_loader import parse_value, parse_yaml
 

@@ -14,8 +14,7 @@ from laconic.catalogue import no_method
 from laconic.compress import Compress, Step
 from laconic.errors import UserError, add_place, must_be, quote, unknown
 from laconic.methods import Method
-from laconic.methods.notation import parse_method, split_config
-from laconic.methods.registry import METHOD_REGISTRY
+from laconic.methods.registry import METHOD_REGISTRY, parse_method, split_config
 from laconic.recipe.building import build, mapping_of, put_all
 from laconic.recipe.schema import Evaluation, Recipe
 from laconic.recipe.steps import STEP_REGISTRY, find_method_or_step, method_or_step_names

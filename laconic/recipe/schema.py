@@ -19,7 +19,7 @@ from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import Method
-from laconic.methods.notation import to_config
+from laconic.methods.registry import to_config
 from laconic.recipe.sampling import LARGEST_SEED, Sampling
 from laconic.typed import Typed
 

@@ -8,7 +8,7 @@ import torch
 
 from laconic.calibrate import GradCovariance, InputCovariance
 from laconic.methods import Method
-from laconic.methods.notation import to_config
+from laconic.methods.registry import to_config
 from laconic.numerics.moments import quadratic_loss
 from laconic.testing.formats import expect
 from laconic.testing.matrices import MATRICES, Matrix, random_matrix

@@ -10,8 +10,8 @@ from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStat
 from laconic.errors import UserError
 from laconic.formats import Codebook
 from laconic.methods import KMeans, Rtn
-from laconic.methods.notation import parse_method
 from laconic.methods.quantize.base import QuantizationMethod
+from laconic.methods.registry import parse_method
 from laconic.numerics.moments import floored_diagonal, quadratic_loss
 from tests.matrices import Case, case
 

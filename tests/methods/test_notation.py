@@ -4,7 +4,7 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Svd
-from laconic.methods.notation import parse_method, to_config
+from laconic.methods.registry import parse_method, to_config
 
 
 @pytest.mark.parametrize(

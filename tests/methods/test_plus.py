@@ -10,7 +10,7 @@ from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.errors import UserError
 from laconic.formats import LowRank, PackedCodes, Sum
 from laconic.methods import Gptq, Int8, KfacSvd, Magnitude, Method, Plus, Rtn, SparseGpt, Svd
-from laconic.methods.notation import parse_method, to_config
+from laconic.methods.registry import parse_method, to_config
 from laconic.numerics.moments import quadratic_loss
 from tests.matrices import Case, case
 

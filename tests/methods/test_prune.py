@@ -19,7 +19,7 @@ from laconic.methods import (
     Wanda,
 )
 from laconic.methods.prune.base import PruningMethod
-from laconic.methods.prune.structured import StructuredPruning
+from laconic.methods.prune.data_free import StructuredPruning
 from tests.matrices import CASES, Case, case, stats_of
 
 SCORED: tuple[UnstructuredPruning, ...] = (

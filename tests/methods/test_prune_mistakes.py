@@ -9,7 +9,7 @@ from laconic.methods import (
     RandomStructured,
     SparseGpt,
 )
-from laconic.methods.notation import parse_method, to_config
+from laconic.methods.registry import parse_method, to_config
 from tests.matrices import case
 
 

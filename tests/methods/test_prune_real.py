@@ -8,7 +8,7 @@ import torch
 from laconic.calibrate import Calibration, InputCovariance, LayerStats, collect_stats
 from laconic.calibrate.corpus import batches, read, sample
 from laconic.methods import Magnitude, SparseGpt, UnstructuredPruning, Wanda
-from laconic.methods.prune.unstructured import Within
+from laconic.methods.prune.base import Within
 from laconic.model import LanguageModel, Site, load
 from laconic.numerics.moments import quadratic_loss
 

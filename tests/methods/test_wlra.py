@@ -7,7 +7,7 @@ from laconic.calibrate import AbsMean, Fisher
 from laconic.errors import UserError
 from laconic.methods import Asvd, Fwsvd, Svd, Wlra
 from laconic.methods.lowrank.asvd import LEAST_ACTIVATION, activation_scales
-from laconic.methods.notation import parse_method
+from laconic.methods.registry import parse_method
 from tests.matrices import Case, case, stats_of
 
 

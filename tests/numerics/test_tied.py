@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from laconic.numerics.tied import TiedWeights, grid_indices, refit_codebook, refit_tied
+from laconic.numerics.kmeans import refit_codebook
+from laconic.numerics.scaling import TiedWeights, grid_indices, refit_tied
 from tests.matrices import case
 
 

@@ -26,9 +26,9 @@ from laconic.compress.solve_groups import SolveGroup, split_by_group, stored_fra
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method
-from laconic.methods.prune.unstructured import UnstructuredPruning
+from laconic.methods.prune.base import UnstructuredPruning
 from laconic.numerics.masks import ScoredMatrix, count_pruned, exclude_pruned
-from laconic.numerics.moments import quadratic_loss
+from laconic.numerics.moments import check_finite, quadratic_loss
 from laconic.numerics.packing import packed_nbytes
 
 
@@ -171,11 +171,11 @@ class _Pool:
 
     def _scores(self, unit: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
         problem = self.problems[unit.name]
-        if not torch.isfinite(problem.weight).all():
-            raise UserError(
-                f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
-                "check the model."
-            )
+        check_finite(
+            problem.weight,
+            f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
+            "check the model.",
+        )
         scores = self.method.scores(problem.weight, problem.stats)
         if factor := self.factors.get(block_name(unit)):
             scores = scores * factor

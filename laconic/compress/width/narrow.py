@@ -33,8 +33,8 @@ from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, order
 from laconic.compress.width.removal import (
     check_apart,
     check_enough,
-    check_finite,
     check_several,
+    check_weights,
     output_problems,
     remove_parts,
     sequential_problems,
@@ -176,7 +176,7 @@ class Narrow(Step):
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
         self.check(lm)
         inners = prunable_groups(lm, self._groups)
-        check_finite(inners)
+        check_weights(inners)
         stats: Mapping[str, LayerStats] = {}
         gates: Mapping[str, GateGradients] = {}
         if data is not None and inners and self.importance in BY_GATES:

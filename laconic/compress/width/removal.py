@@ -10,6 +10,7 @@ from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel, Site
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 from laconic.model.width import keep_parts
+from laconic.numerics.moments import check_finite
 from laconic.numerics.structured import damp_active, part_columns, refit_columns
 
 
@@ -111,8 +112,7 @@ def check_apart(lm: LanguageModel, families: Sequence[CoupledGroups]) -> None:
         )
 
 
-def check_finite(inners: Sequence[PrunableGroup]) -> None:
+def check_weights(inners: Sequence[PrunableGroup]) -> None:
     """Raise UserError if a weight is NaN or infinite."""
     for site in (site for inner in inners for site in inner.sites):
-        if not site.weight().isfinite().all():
-            raise UserError(f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")
+        check_finite(site.weight(), f"The weights of '{site.name}' are not finite; take a checkpoint that is whole.")

@@ -1,14 +1,15 @@
-"""What pruning methods share: how many weights become zero, and the sizes that they offer.
+"""Base classes of the pruning methods: the number of zeros, masks, and the sizes offered as candidates.
 
 Sparsity is the fraction of zeros in the whole matrix. Zeros of an earlier step (`LayerStats.support`) stay zero and
 count; if there are more of them than asked for, the matrix is returned unchanged, bit by bit. On disk the result is one
 bit for each weight and the values of the nonzero ones.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.errors import UserError
+from laconic.errors import UserError, must_be
 from laconic.formats import Sparse
 from laconic.methods.base import Candidates, Method, predict_candidates
-from laconic.numerics.masks import zero_count
+from laconic.numerics.masks import exclude_pruned, keep_in_groups, keep_in_matrix, keep_in_rows, zero_count
 from laconic.numerics.moments import check_finite
 
 SPARSITIES = tuple(part / 20 for part in range(2, 20))
@@ -30,6 +31,9 @@ Size = float | tuple[int, int]
 
 Solver = Callable[[Size], Sparse]
 """Prunes one matrix to any size."""
+
+Within = Literal["matrix", "row"]
+_PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +155,137 @@ class PruningMethod(Method):
             for zeros, sparsity in sorted(by_zeros.items(), reverse=True)
             if present < zeros * group and zeros < groups
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnstructuredPruning(PruningMethod):
+    """A method that scores every weight and prunes the lowest scores: a sparsity over the matrix or each row, or N:M.
+
+    A subclass defines `scores`. One that also changes the weights it keeps overrides `solver`.
+
+    Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
+        within: compare scores within the whole `matrix`, or within each `row` (output).
+        cap: largest sparsity of any one matrix where one budget is shared by several.
+
+    Raises:
+        UserError: both sparsity and pattern are given, or the pattern is not N:M with N < M.
+
+    Example:
+        >>> from laconic.methods import Magnitude
+        >>> Magnitude(pattern="2:4").size
+        (2, 4)
+    """
+
+    stride: ClassVar[int] = 1
+    """Every stride-th of the SPARSITIES is offered; more than 1 where each of them takes long to solve."""
+
+    pattern: str | None = None
+    within: Within = "matrix"
+    cap: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None and self.sparsity is not None:
+            raise UserError(f"{self.name} takes either sparsity or pattern; got both.")
+        if self.pattern is not None:
+            parse_pattern(self.name, self.pattern)
+
+    @abstractmethod
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
+        """The importance of each weight, ≥ 0; the lowest are pruned.
+
+        `--allocate global` compares the scores of different matrices.
+        """
+
+    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
+        scores = exclude_pruned(self.scores(weight, stats), stats.support)
+        return lambda size: to_sparse(weight, self.mask_for(scores, size), size)
+
+    @property
+    def size(self) -> Size | None:
+        if self.pattern is not None:
+            return parse_pattern(self.name, self.pattern)
+        return None if self.sparsity is None else float(self.sparsity)
+
+    @property
+    def offered_sparsities(self) -> tuple[float, ...]:
+        return tuple(sparsity for sparsity in SPARSITIES[:: self.stride] if sparsity <= self.cap)
+
+    def granularity(self, shape: tuple[int, int]) -> int:
+        return 1 if self.within == "matrix" else shape[0]
+
+    def without_size(self) -> "UnstructuredPruning":
+        return replace(self, sparsity=None, pattern=None)
+
+    def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+        return pattern_error(self.name, self.size, shape[1], matrix) if isinstance(self.size, tuple) else None
+
+    def mask_for(self, scores: Float[Tensor, "out in"], size: Size) -> Bool[Tensor, "out in"]:
+        """The mask that keeps the highest scores, True where a weight is kept.
+
+        Args:
+            scores: the score of each weight; −∞ for weights that are zero already.
+            size: a sparsity or a pattern (N, M).
+
+        Raises:
+            UserError: the width is no multiple of M.
+        """
+        if isinstance(size, tuple):
+            check_pattern(self.name, size, scores.shape[1])
+            return keep_in_groups(scores, size)
+        return keep_in_matrix(scores, size) if self.within == "matrix" else keep_in_rows(scores, size)
+
+
+def parse_pattern(method: str, pattern: str) -> tuple[int, int]:
+    """(N, M) of a pattern `N:M`.
+
+    Args:
+        method: the name of the method, for the error.
+        pattern: the text.
+
+    Raises:
+        UserError: it is not of this form, or N ≥ M.
+
+    Example:
+        >>> parse_pattern("wanda", "2:4")
+        (2, 4)
+    """
+    matched = _PATTERN.fullmatch(pattern)
+    if matched is None or int(matched[1]) >= int(matched[2]):
+        raise must_be(f"{method}.pattern", "N:M with 0 < N < M, like 2:4", pattern)
+    return int(matched[1]), int(matched[2])
+
+
+def check_pattern(method: str, pattern: tuple[int, int], width: int) -> None:
+    """Raise UserError where M of the pattern (N, M) does not divide `width`, the number of inputs."""
+    error = pattern_error(method, pattern, width, "the matrix")
+    if error is not None:
+        raise error
+
+
+def pattern_error(method: str, pattern: tuple[int, int], width: int, matrix: str) -> UserError | None:
+    """The error of `check_pattern` for a matrix that is called `matrix`; None where the pattern fits.
+
+    Example:
+        >>> pattern_error("wanda", (2, 4), width=8, matrix="fc") is None
+        True
+    """
+    n, m = pattern
+    requirement = f"of a group that divides the inputs of {matrix}, which are {width}"
+    return must_be(f"{method}.pattern", requirement, f"{n}:{m}") if width % m else None
+
+
+def to_sparse(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], size: Size) -> Sparse:
+    """The weights where `mask` is True; `size` says whether they follow a pattern."""
+    return Sparse.from_dense(weight, mask, size if isinstance(size, tuple) else None)
+
+
+def removes_nothing(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> bool:
+    """Whether every weight outside the mask is zero already, so that nothing has to be compensated for.
+
+    Example:
+        >>> removes_nothing(torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))
+        True
+    """
+    return not bool(weight.masked_fill(mask, 0).any())

@@ -28,8 +28,7 @@ from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.formats import Sparse
-from laconic.methods.prune.base import Size, Solver
-from laconic.methods.prune.unstructured import UnstructuredPruning, removes_nothing, to_sparse
+from laconic.methods.prune.base import Size, Solver, UnstructuredPruning, removes_nothing, to_sparse
 from laconic.numerics.masks import exclude_pruned
 from laconic.numerics.moments import InputMoment, Moment, OutputMoment, active_inputs, floored_diagonal, shrink
 from laconic.numerics.obs import Correlations, correlations, damp, residual_curvature

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.formats import Sparse
-from laconic.methods.prune.base import Size, Solver
-from laconic.methods.prune.unstructured import UnstructuredPruning, removes_nothing, to_sparse
+from laconic.methods.prune.base import Size, Solver, UnstructuredPruning, removes_nothing, to_sparse
 from laconic.numerics.masks import exclude_pruned, keep_in_groups, keep_largest
 from laconic.numerics.moments import RELATIVE_FLOOR, active_inputs, floored_diagonal
 from laconic.numerics.obs import BLOCK, MaskRule, PrunedWeight, damp, inverse_cholesky, prune_columns

@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
-from laconic.methods.prune.base import Solver
-from laconic.methods.prune.unstructured import UnstructuredPruning, Within, solver_by_scores
+from laconic.methods.prune.base import UnstructuredPruning, Within
 from laconic.numerics.moments import floored_diagonal
 
 
@@ -55,6 +54,3 @@ class Wanda(UnstructuredPruning):
         if not self.gradients:
             return weight.double().abs() * inputs.sqrt()
         return 0.5 * weight.double().square() * floored_diagonal(stats[GradCovariance].matrix)[:, None] * inputs
-
-    def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
-        return solver_by_scores(self, weight, stats)

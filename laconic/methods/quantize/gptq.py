@@ -11,8 +11,8 @@ from torch import Tensor
 from laconic.calibrate import InputCovariance, LayerStats
 from laconic.errors import UserError
 from laconic.formats import Quantized
+from laconic.methods.prune.base import check_pattern, parse_pattern, pattern_error
 from laconic.methods.prune.kfac_prune import KfacPrune
-from laconic.methods.prune.unstructured import check_pattern, parse_pattern, pattern_error
 from laconic.methods.quantize.base import AffineQuantization, Solver
 from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize

@@ -14,10 +14,9 @@ from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStat
 from laconic.formats import Codebook
 from laconic.methods.quantize.base import QuantizationMethod, Solver
 from laconic.numerics.grid import LARGEST_SCALE, Grid, GridSpec, fit_grid
-from laconic.numerics.kmeans import assign_codes, kmeans
+from laconic.numerics.kmeans import assign_codes, kmeans, refit_codebook
 from laconic.numerics.moments import RELATIVE_FLOOR, floored_diagonal
 from laconic.numerics.obs import damp
-from laconic.numerics.tied import refit_codebook
 
 Weights = Literal["shrunk", "fisher", "moments"]
 
@@ -29,7 +28,7 @@ class KMeans(QuantizationMethod):
     The values of every output channel minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information. Of
     few sequences a single element of Φ is a poor estimate, so by default it is averaged with its Kronecker-factored
     form F_ii C_jj. Beyond the paper, the values are then refitted to the outputs of the layer with the codes as they
-    are (`laconic.numerics.tied`).
+    are (`laconic.numerics.kmeans`).
 
     Args:
         bits: bits of each code; in place of `keep`.

@@ -13,6 +13,7 @@ from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.weights import check_file, read_tensors
 from laconic.model.embedding import WIDTHS
 from laconic.model.embedding_modules import MODES, SENTENCE, TOKENS, Dense, LayerNorm, Normalize, Pooling, Stage
+from laconic.numerics.moments import check_finite
 
 _LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -88,8 +89,7 @@ def read_module_tensors(location: Location, wanted: Mapping[str, Tensor], path: 
                 f"The weights in {where} do not fit its config.json: '{name}' has shape {tuple(tensor.shape)} in the "
                 f"file and {tuple(wanted[name].shape)} in the module; use files that were saved together."
             )
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"The weights in {where} hold NaN or infinite values in '{name}'; use a sound checkpoint.")
+        check_finite(tensor, f"The weights in {where} hold NaN or infinite values in '{name}'; use a sound checkpoint.")
     return stored
 
 

@@ -1,6 +1,8 @@
-"""Pruning of whole rows or columns, as torch.nn.utils.prune's `ln_structured` and `random_structured`.
+"""Pruning by the weights alone or at random: the four methods of torch.nn.utils.prune.
 
-The shape stays. Making a model narrower is the step `narrow`, because other matrices must follow.
+`magnitude` prunes the smallest |w| (S. Han et al., NeurIPS 2015), `random` any weight, `ln-structured` the rows or
+columns of the smallest Lₙ norm (H. Li et al., ICLR 2017), `random-structured` any row or column. The shape of the
+matrix stays. Making a model narrower is the step `narrow`, because other matrices must follow.
 """
 
 from abc import abstractmethod
@@ -14,11 +16,81 @@ from torch import Tensor
 
 from laconic.calibrate import LayerStats
 from laconic.formats import Sparse
-from laconic.methods.prune.base import PruningMethod, Size, Solver
-from laconic.methods.prune.random import generator_for
+from laconic.methods.base import digest
+from laconic.methods.prune.base import PruningMethod, Size, Solver, UnstructuredPruning
 from laconic.numerics.masks import keep_largest, zero_count
 
 Norm = Literal[1, 2, "inf"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(UnstructuredPruning):
+    """Prunes the smallest weights; reads no data.
+
+    The score is |w|, as in torch.nn.utils.prune's `l1_unstructured`.
+
+    Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
+        within: compare scores within the whole `matrix`, or within each `row` (output).
+        cap: largest sparsity of any one matrix where one budget is shared by several.
+
+    Reference:
+        S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks",
+        NeurIPS 2015, arXiv 1506.02626.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, -4.0], [3.0, 2.0]])
+        >>> Magnitude(sparsity=0.5).compress(weight, LayerStats()).dense().tolist()
+        [[0.0, -4.0], [3.0, 0.0]]
+    """
+
+    name = "magnitude"
+    paper = "Han et al., NeurIPS 2015"
+    needs = frozenset()
+
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
+        return weight.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(UnstructuredPruning):
+    """Prunes random weights; reads no data.
+
+    As torch.nn.utils.prune's `random_unstructured`. The scores are drawn from the seed and the content of the matrix:
+    one matrix always gets the same mask, two matrices of one shape get different ones.
+
+    Args:
+        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
+        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
+        within: compare scores within the whole `matrix`, or within each `row` (output).
+        cap: largest sparsity of any one matrix where one budget is shared by several.
+        seed: seed of the random scores.
+
+    Example:
+        >>> Random(sparsity=0.75).compress(torch.ones(4, 4), LayerStats()).dense().sum().item()
+        4.0
+    """
+
+    name = "random"
+    paper = "torch.nn.utils.prune"
+    needs = frozenset()
+
+    seed: int = 0
+
+    def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
+        return torch.rand(weight.shape, generator=generator_for(self.seed, weight)).to(weight.device)
+
+
+def generator_for(seed: int, weight: Float[Tensor, "out in"]) -> torch.Generator:
+    """A random generator that is seeded by `seed` and the content of the matrix.
+
+    Example:
+        >>> weight = torch.ones(2, 2)
+        >>> torch.rand(1, generator=generator_for(0, weight)) == torch.rand(1, generator=generator_for(0, weight))
+        tensor([True])
+    """
+    return torch.Generator().manual_seed((int(digest(weight)[:15], 16) + seed) % 2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
