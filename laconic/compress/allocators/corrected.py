@@ -17,6 +17,8 @@ from math import inf
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from laconic.allocate import Plan
 from laconic.calibrate.passes import evaluating
@@ -27,7 +29,6 @@ from laconic.compress.solving import replace_layers
 from laconic.formats import Format
 from laconic.model import Batch, LanguageModel
 from laconic.model.task import Task
-from laconic.numerics.shrinkage import shrink_estimates
 
 Loss = Callable[[SolveGroup, Format], float]
 """The predicted loss of a unit in a format, in nats."""
@@ -36,6 +37,8 @@ ROWS = 32
 """Calibration rows for measuring blocks; the same number of other rows compares the plans."""
 ROWS_OF_ONE = 256
 """The same for tasks with one prediction per row, which need more rows for the same number of predictions."""
+SIGNIFICANT = 0.05
+"""Probability under chance below which a variation between blocks counts as real."""
 LEAST_FACTOR = 1 / 4
 """Smallest correction factor, so that noise in a measurement cannot make a block free."""
 
@@ -102,7 +105,7 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
     """Compute the ratio of measured to predicted loss of each block, relative to the mean over blocks.
 
     The measured loss of a block is the fall of the KL divergence when only this block gets its original matrices back.
-    With few texts it is noisy, so each ratio is shrunk towards the mean (`laconic.numerics.shrinkage`).
+    With few texts it is noisy, so each ratio is shrunk towards the mean (`shrink_estimates`).
 
     Args:
         job: the budget, the model and its matrices.
@@ -128,6 +131,48 @@ def factors(job: Job, tried: Tried, rows: Sequence[Batch]) -> Mapping[str, float
     if not 0 < usual < inf or not (drawn != usual).any():
         return {}
     return dict(zip(blocks, (drawn / usual).clamp(min=LEAST_FACTOR).tolist(), strict=True))
+
+
+def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[float, Float[Tensor, " k"]]:
+    """Shrink several estimates towards their mean, each by its own standard error (empirical Bayes).
+
+    The estimates yᵢ have errors of variance sᵢ² and true values that vary by τ² about a mean μ. With wᵢ = 1 / sᵢ² and
+    Q = Σ wᵢ (yᵢ − ȳ)², where ȳ = Σ wᵢ yᵢ / Σ wᵢ,
+
+        τ² = max(0, (Q − (k − 1)) / (Σ wᵢ − Σ wᵢ² / Σ wᵢ)),    μ = Σ yᵢ / (τ² + sᵢ²) / Σ 1 / (τ² + sᵢ²).
+
+    The best estimate of a true value is then μ + (yᵢ − μ) τ² / (τ² + sᵢ²). τ² is taken as 0 unless Q is larger than
+    chance makes it in one case of twenty.
+
+    Args:
+        y: the estimates.
+        s: their standard errors; infinite for an estimate without information.
+
+    Returns:
+        μ, and k estimates between it and `y`; all are μ if the estimates differ by chance alone.
+
+    Reference:
+        R. DerSimonian, N. Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7 (1986), 177-188; B.
+        Efron, C. Morris, JASA 68 (1973), 117-130.
+
+    Example:
+        >>> shrink_estimates(torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.1]))
+        (2.0, tensor([1.0050, 2.9950]))
+        >>> shrink_estimates(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+        (2.0, tensor([2., 2.]))
+    """
+    s2 = s.square().clamp(min=1e-12 * y.square().mean().item() + 1e-300)
+    w = 1 / s2
+    around = y - (w * y).sum() / w.sum()
+    q = (w * around.square()).sum()
+    k = len(y)
+    chance = torch.special.gammaincc(torch.tensor((k - 1) / 2, dtype=q.dtype), q / 2) if k > 1 else torch.ones(())
+    tau2 = torch.zeros_like(q)
+    if chance < SIGNIFICANT:
+        tau2 = ((q - (k - 1)) / (w.sum() - w.square().sum() / w.sum())).clamp(min=0)
+    v = 1 / (tau2 + s2)
+    mean = (v * y).sum() / v.sum()
+    return mean.item(), mean + (y - mean) * tau2 / (tau2 + s2)
 
 
 def block_name(unit: SolveGroup) -> str:
