@@ -19,7 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.common import Cells, in_bold, load_model, mean_of
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration, LayerStats, collect_stats
-from laconic.calibrate.corpus import batches, read, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
 from laconic.compress import Allocation, Compress
 from laconic.compress.allocators.corrected import ALLOCATED
 from laconic.compress.kl_metric import KLMetric

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import torch
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.corpus import batches, read, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
 from laconic.model import Batch, LanguageModel, Predictions, divergence, load, predict
 
 RESULTS = Path(__file__).parent / "results"

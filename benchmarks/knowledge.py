@@ -14,7 +14,8 @@ from benchmarks.common import Cells, clone
 from benchmarks.masked_lm import masked_lm, passages
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
-from laconic.calibrate.corpus import batches, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
 from laconic.compress import Compress
 from laconic.evaluate import evaluate
 from laconic.methods import Gptq, KfacSvd, Magnitude, Rtn, Svd, Wanda

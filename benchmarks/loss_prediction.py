@@ -21,7 +21,7 @@ from benchmarks.common import (
     write_json,
 )
 from laconic.calibrate import GradCovariance, InputCovariance, collect_stats
-from laconic.calibrate.corpus import read
+from laconic.calibrate.sources import read
 from laconic.methods import Drone, Gptq, Yaqa
 from laconic.numerics.moments import quadratic_loss
 from laconic.progress import silent

@@ -18,7 +18,9 @@ from benchmarks.common import Cells, clone, development, kl, load_model, predict
 from benchmarks.latency import saved_bytes
 from benchmarks.lowrank import SEEDS, metric
 from laconic.calibrate import Calibration, LayerStats, collect_stats
-from laconic.calibrate.corpus import batches, read, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
 from laconic.compress import Compress
 from laconic.methods import Awq, Gptq, KfacPrune, KfacSvd, KMeans, Plus, Rtn, Yaqa
 from laconic.methods.quantize.base import QuantizationMethod

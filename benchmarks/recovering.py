@@ -16,7 +16,9 @@ from benchmarks.common import Cells, clone, load_model, mean_of, quality
 from benchmarks.lowrank import METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
-from laconic.calibrate.corpus import batches, read, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.methods import Drone, Fwsvd, KfacSvd, Magnitude, Svd
 from laconic.model import LanguageModel

@@ -15,7 +15,7 @@ from benchmarks.common import Cells, clone, load_model, mean_of, spread
 from benchmarks.lowrank import SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
-from laconic.calibrate.corpus import read
+from laconic.calibrate.sources import read
 from laconic.compress import Step
 from laconic.model import LanguageModel
 from laconic.progress import silent

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from laconic.calibrate.corpus import Corpus, read
+from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.sources import read
 
 
 def stories_of(shared_data: Path, part: slice) -> Corpus:

@@ -17,8 +17,6 @@ TESTED_BY = {
     "laconic.api.load": "api/test_results.py",
     "laconic.api.run": "api/test_results.py",
     "laconic.api.studied": "api/test_results.py",
-    "laconic.calibrate.examples": "calibrate/test_corpus.py",
-    "laconic.calibrate.sources.files": "calibrate/test_corpus.py",
     "laconic.cli.export": "export/test_export.py",
     "laconic.cli.inspect": "cli/test_verbs.py",
     "laconic.cli.report": "study/test_program.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import laconic
-from laconic.calibrate.corpus import check_source
+from laconic.calibrate.sources import check_source
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.files import expand_user, replacing

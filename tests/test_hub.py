@@ -14,7 +14,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from laconic.calibrate.corpus import check_source
+from laconic.calibrate.sources import check_source
 from laconic.errors import UserError
 from laconic.hub import out_of_reach
 from laconic.model import check_model, load

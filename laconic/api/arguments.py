@@ -13,7 +13,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from laconic.api.inputs import local_device
-from laconic.calibrate.corpus import Corpus, Example, read
+from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.sources import read
 from laconic.compress import Step
 from laconic.errors import UserError, must_be
 from laconic.files import expand_user

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from laconic.calibrate.examples import Corpus, Example
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.labels import Target, labels_of
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Task

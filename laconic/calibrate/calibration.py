@@ -8,7 +8,7 @@ import torch
 
 from laconic import processes
 from laconic.calibrate.anchor import FOLDS
-from laconic.calibrate.examples import Corpus
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.model import Batch
 from laconic.progress import Track, silent

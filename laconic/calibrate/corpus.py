@@ -1,56 +1,261 @@
-"""Read a corpus by its name: a GLUE task, a local file or folder, a hub data set, or text that ships with Python.
+"""The rows of a corpus, and their conversion from records of files and of hub data sets.
 
-A source is looked for in this order: `builtin:NAME`, `glue/TASK`, a local file or folder, the same path below the
-folder in the environment variable LACONIC_DATA, a hub data set `owner/name[:config]`. A source that is a single file
-gives the same rows for both splits; all other sources have separate rows for `train` and `dev`.
+`laconic.calibrate.sources.read` reads a corpus by its name.
 """
 
-from collections.abc import Callable
+import json
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from laconic.calibrate.batching import batches
-from laconic.calibrate.examples import Corpus, Example, Rows, sample
-from laconic.calibrate.sources import BUILTINS, SPLITS, file_of, find
-from laconic.errors import UserError, must_be
+from laconic.errors import UserError, must_be, quote, truncate
 
-__all__ = ["Corpus", "Example", "batches", "check_source", "file_of", "is_builtin", "read", "sample"]
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which is possible as a JSON escape but cannot be encoded in UTF-8."""
+Label = float | str | tuple[float | str, ...]
+"""A number or a name as the source has it, or several; `laconic.calibrate.labels` converts them for a model."""
 
 
-def read(source: str, split: str = "train") -> Corpus:
-    """Read all rows of one split.
+@dataclass(frozen=True)
+class Example:
+    """One row of a corpus.
 
     Args:
-        source: `builtin:NAME`, `glue/TASK`, a file or folder, or a hub data set.
-        split: `train` or `dev`.
+        text: the text.
+        pair: the second text of a pair; None for a single text.
+        label: a class, several classes, or a score on the scale that models are trained on (STS-B divided by 5); None
+            if there is no label.
+        target: the text to generate, for sequence-to-sequence models.
+        also: other correct targets.
+        group: group of rows whose scores are averaged first, before the mean over groups, such as a relation or a
+            linguistic phenomenon; nested groups are separated by slashes.
+        place: file and line of the row, for error messages; if empty, its number in the corpus is used.
 
     Raises:
-        UserError: there is no such source or split, a row is malformed (the error gives its file and line), or there
-            are no rows of text. Labels are not checked.
+        UserError: a text has half of a surrogate pair.
 
     Example:
-        >>> read("builtin:pydoc", "dev").split
-        'dev'
+        >>> Example("A man eats.", pair="Someone eats.").joined
+        'A man eats. Someone eats.'
     """
-    examples, classes = _find(source, split)()
-    if not any(_has_text(one) for one in examples):
-        raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
-    return Corpus(source, split, tuple(examples), classes)
+
+    text: str
+    pair: str | None = None
+    label: Label | None = None
+    target: str | None = None
+    also: tuple[str, ...] = ()
+    group: str = ""
+    place: str = field(default="", repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for text in filter(None, (self.text, self.pair, self.target)):
+            if not text.isascii() and (odd := _HALF.search(text)):
+                where = self.place or f"The row '{truncate(text[: odd.start()], 40)}…'"
+                raise UserError(
+                    f"{where} has half of a surrogate pair in its text, {odd[0]!a} at character {odd.start() + 1}, "
+                    "which no tokenizer reads; mend the row."
+                )
+
+    @property
+    def joined(self) -> str:
+        """The text, the pair and the target joined by spaces, for models that read a single text."""
+        return " ".join(part for part in (self.text, self.pair, self.target) if part is not None)
 
 
-def _has_text(one: Example) -> bool:
-    return any(part and not part.isspace() for part in (one.text, one.pair, one.target))
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of one split of one source, in order.
+
+    Args:
+        source: name of the source.
+        split: `train` or `dev`.
+        examples: the rows.
+        classes: names of the classes in the order of their numbers; empty if the source does not declare them.
+
+    Example:
+        >>> corpus = Corpus("mine", "train", (Example("a"), Example("b")))
+        >>> len(corpus.first(1).examples)
+        1
+    """
+
+    source: str
+    split: str
+    examples: tuple[Example, ...]
+    classes: tuple[str, ...] = ()
+
+    def first(self, rows: int | None) -> "Corpus":
+        """Return the corpus with its first `rows` rows; None for all."""
+        return replace(self, examples=self.examples[:rows])
 
 
-def is_builtin(source: str) -> bool:
-    """Return whether the source is one that ships with Python, such as `builtin:pydoc`."""
-    return source in BUILTINS
+class Rows(NamedTuple):
+    """The rows of one split.
+
+    Args:
+        examples: the rows.
+        classes: class names that the source declares, in the order of their numbers; empty if it declares none.
+    """
+
+    examples: list[Example]
+    classes: tuple[str, ...] = ()
 
 
-def check_source(source: str, split: str) -> None:
-    """Raise UserError if the source, file, task or split does not exist; no row is read."""
-    _find(source, split)
+def sample(corpus: Corpus, rows: int, seed: int) -> Corpus:
+    """Draw rows without replacement, in random order.
+
+    Args:
+        corpus: the rows.
+        rows: number of rows to draw; if the corpus has fewer, all are returned.
+        seed: seed of the draw.
+
+    Example:
+        >>> corpus = Corpus("mine", "train", tuple(Example(text) for text in "abc"))
+        >>> len(sample(corpus, 2, seed=0).examples)
+        2
+    """
+    drawn = random.Random(seed).sample(range(len(corpus.examples)), min(rows, len(corpus.examples)))
+    return replace(corpus, examples=tuple(corpus.examples[index] for index in drawn))
 
 
-def _find(source: str, split: str) -> Callable[[], Rows]:
-    if split not in SPLITS:
-        raise must_be("split", f"one of {', '.join(SPLITS)}", split)
-    return find(source, split)
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question", "passage"),
+)
+TEXTS = ("text", "sentence", "content")
+LABELS = ("label", "labels", "answer")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def content(path: Path) -> str:
+    """Read a UTF-8 file; line ends become \\n.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
+    # Path.read_text would also break lines at a lone \\r, which some sentences hold.
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"The file '{path}' is not UTF-8 text (byte {error.start}); convert it.") from error
+    except OSError as error:
+        raise UserError(f"The file '{path}' cannot be read: {error.strerror}.") from error
+
+
+def json_of(text: str, place: str) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: the JSON text.
+        place: file and line, for error messages.
+
+    Raises:
+        UserError: it is not JSON, or an object has a field twice.
+    """
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        check_fields(place, [name for name, _ in pairs])
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=to_dict)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}.") from error
+
+
+def check_fields(place: str, names: Sequence[str]) -> None:
+    """Raise UserError if a field name occurs twice in `names`; `place` is the row or header in the message."""
+    if len(set(names)) < len(names):
+        again = next(name for at, name in enumerate(names) if name in names[:at])
+        raise UserError(f"{place} has the field {quote(again)} twice; leave one out.")
+
+
+@dataclass(frozen=True)
+class _Json:
+    """A value whose `str` is its JSON text, for error messages."""
+
+    value: Any
+
+    def __str__(self) -> str:
+        return json.dumps(self.value, ensure_ascii=False, default=str)
+
+
+def as_json(value: Any) -> object:
+    """Wrap a value so that an error message shows it as JSON: null, true, a list."""
+    return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else _Json(value)
+
+
+def example(record: Any, place: str) -> Example:
+    """Convert one row of a file or hub data set.
+
+    Args:
+        record: a text, or a mapping of field names to values.
+        place: file and line of the row, for error messages.
+
+    Raises:
+        UserError: there is no field that is known to hold text, or a text field holds something else.
+    """
+    if isinstance(record, str):
+        return Example(record, place=place)
+    if not isinstance(record, Mapping):
+        raise must_be(place, "text or an object of named fields", as_json(record))
+    if "source" in record and "target" in record:
+        return Example(_text(record, "source", place), target=_text(record, "target", place), place=place)
+    for first, second in PAIRS:
+        if first in record and second in record:
+            pair = _text(record, second, place)
+            return Example(_text(record, first, place), pair, _label(record), place=place)
+    for name in TEXTS:
+        if name in record:
+            return Example(_text(record, name, place), label=_label(record), place=place)
+    fields = ", ".join(f"'{name}'" for name in record) or "none"
+    raise UserError(
+        f"{place} has no field that laconic reads as text (fields: {fields}); "
+        "name it text, sentence1 and sentence2, or source and target."
+    )
+
+
+def label_from(value: Any) -> Label | None:
+    """Convert the value of a label field: a number (also one in a string), a name, or a list of these; None if empty.
+
+    This raises no error for unusual values, because the field may hold something else that is never used as a label.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_inner_label, value))
+    if isinstance(value, str):
+        value = value.strip()
+        return _float(value) if _NUMBER.fullmatch(value) else value or None
+    if isinstance(value, bool):
+        # A model may have classes called true and false.
+        return str(value).lower()
+    return None if value is None else _float(value)
+
+
+def _inner_label(value: Any) -> float | str:
+    label = float(value) if isinstance(value, bool) else label_from(value)
+    return label if isinstance(label, (float, str)) else str(value)
+
+
+def _float(value: Any) -> float | str:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+    return number if math.isfinite(number) else str(value)
+
+
+def _label(record: Mapping[str, Any]) -> Label | None:
+    return label_from(next((record[name] for name in LABELS if name in record), None))
+
+
+def _text(record: Mapping[str, Any], field: str, place: str) -> str:
+    value = record[field]
+    if not isinstance(value, str):
+        raise must_be(f"{place}: the field '{field}'", "text", as_json(value))
+    return value

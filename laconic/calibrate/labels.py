@@ -20,7 +20,7 @@ from laconic.calibrate.classes import (
     place_of,
     places_of,
 )
-from laconic.calibrate.examples import Corpus, Label
+from laconic.calibrate.corpus import Corpus, Label
 from laconic.errors import LONGEST_VALUE, UserError, quote, truncate
 from laconic.model import LanguageModel, Task
 

@@ -71,7 +71,8 @@ def _model_folder() -> Path:
 
 def _measure(folder: Path, track: "Track") -> "Comparison":
     """The original model, the texts that it is tested on, and the statistics that the candidates need."""
-    from laconic.calibrate.corpus import read, sample
+    from laconic.calibrate.corpus import sample
+    from laconic.calibrate.sources import read
     from laconic.model import load
     from laconic.recipe.comparison import Comparison, Referee
     from laconic.recipe.sampling import Sampling

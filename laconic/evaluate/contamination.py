@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from laconic.calibrate.corpus import Corpus, file_of, is_builtin, read
+from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.sources import file_of, is_builtin, read
 from laconic.errors import UserError
 from laconic.store.folder import RECIPE
 from laconic.yaml_loader import read_yaml

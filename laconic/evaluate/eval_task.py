@@ -10,7 +10,8 @@ from torch import Tensor
 
 from laconic.calibrate.batching import check_readable
 from laconic.calibrate.classes import called
-from laconic.calibrate.corpus import Corpus, check_source, read
+from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.sources import check_source, read
 from laconic.errors import UserError
 from laconic.evaluate.metrics import Metric, Scores
 from laconic.model import LanguageModel, Task

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from laconic.calibrate.sources.records import as_json, content, json_of
+from laconic.calibrate.corpus import as_json, content, json_of
 from laconic.errors import UserError, must_be, quote
 
 JsonObject = Mapping[str, Any]

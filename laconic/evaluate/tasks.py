@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from laconic.calibrate.batching import check_readable
-from laconic.calibrate.corpus import Corpus, check_source, read
+from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.sources import check_source, read
 from laconic.errors import UserError, unknown
 from laconic.evaluate.blimp import Blimp
 from laconic.evaluate.contamination import check_disjoint

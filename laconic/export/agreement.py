@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import positions
-from laconic.calibrate.corpus import batches, read
+from laconic.calibrate.batching import batches, positions
 from laconic.calibrate.passes import evaluating, random_batch
+from laconic.calibrate.sources import read
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8
 from laconic.model import Batch, LanguageModel, Task, gather_predictions, run_model

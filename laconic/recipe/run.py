@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from laconic.allocate import plan_text, plan_to_config
-from laconic.calibrate import Calibration, corpus
+from laconic.calibrate import Calibration, sources
 from laconic.calibrate.batching import check_readable, tokenizer_of
 from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
@@ -206,7 +206,7 @@ def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, tra
     # The rows are tokenized and checked before weights are loaded.
     if recipe.data is None:
         return None
-    data = recipe.sampling.of(empty, texts or corpus.read(recipe.data, "train"), track)
+    data = recipe.sampling.of(empty, texts or sources.read(recipe.data, "train"), track)
     for step in recipe.steps:
         step.check_data(data)
     return data
@@ -218,7 +218,7 @@ def check_recipe(
     *,
     compared: bool = False,
     places: Sequence[str] | None = None,
-    read: Callable[..., Corpus] = corpus.read,
+    read: Callable[..., Corpus] = sources.read,
     rows: Callable[..., Corpus] = load_corpus,
 ) -> None:
     """Check all parts of a recipe without reading weights.
@@ -246,7 +246,7 @@ def check_recipe(
             )
     if recipe.data is not None:
         if recipe.data != IN_MEMORY:
-            corpus.check_source(recipe.data, "train")
+            sources.check_source(recipe.data, "train")
         check_decoder_start(model)
         check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
     check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))

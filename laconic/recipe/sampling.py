@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from laconic.calibrate import Calibration, Labels
-from laconic.calibrate.corpus import Corpus, batches, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import must_be
 from laconic.model import LanguageModel
 from laconic.progress import Track

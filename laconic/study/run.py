@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import median
 
-from laconic.calibrate.corpus import Corpus, read
+from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.sources import read
 from laconic.compress import Compress
 from laconic.errors import Notice, UserError, add_place
 from laconic.evaluate.tasks import load_corpus, select_tasks

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from laconic.allocate import plan_text, plan_to_config
 from laconic.cache import cache_folder
 from laconic.calibrate import Calibration, LayerStats, collect_stats
-from laconic.calibrate.corpus import read
+from laconic.calibrate.sources import read
 from laconic.compress import Compress, solver_cache
 from laconic.errors import UserError
 from laconic.evaluate import ReferenceCache, evaluate

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laconic.calibrate.batching import pad_token, positions
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches, pad_token, positions
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.model import LanguageModel, predict
 from tests.architectures import BY_NAME

@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from laconic.calibrate.corpus import Example, read, sample
+from laconic.calibrate.corpus import Example, sample
+from laconic.calibrate.sources import read
 from laconic.calibrate.sources.hub import hub_examples
 from laconic.errors import UserError
 from tests.calibrate.files import write

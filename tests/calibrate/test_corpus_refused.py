@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from laconic.calibrate.corpus import check_source, read
+from laconic.calibrate.sources import check_source, read
 from laconic.errors import UserError
 from tests.calibrate.files import write
 

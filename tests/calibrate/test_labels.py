@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example, label_from
 from laconic.calibrate.labels import labels_of
-from laconic.calibrate.sources.records import label_from
 from laconic.errors import UserError
 from tests.architectures import BY_NAME
 from tests.problems import MULTI_LABEL, classifier

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from laconic.api.compressed import allocation_fallback
 from laconic.calibrate import Calibration, LayerStats, collect_stats
-from laconic.calibrate.corpus import batches, read
+from laconic.calibrate.batching import batches
+from laconic.calibrate.sources import read
 from laconic.cli.main import status
 from laconic.compress import Compress
 from laconic.compress.allocators.corrected import ALLOCATED, ROWS, split_halves

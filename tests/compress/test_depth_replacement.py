@@ -138,7 +138,7 @@ def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
     """On rows that nothing was fitted on."""
-    from laconic.calibrate.corpus import read
+    from laconic.calibrate.sources import read
     from laconic.progress import silent
     from laconic.recipe.sampling import Sampling
 
@@ -157,7 +157,7 @@ def test_a_map_helps_a_real_model(shared_models, shared_data, monkeypatch):
 @pytest.mark.slow
 def test_a_bias_does_not_take_a_real_llama_further_away(shared_models, shared_data, monkeypatch):
     """The mean that its second block adds is no help to most predictions, though the states come nearer by it."""
-    from laconic.calibrate.corpus import read
+    from laconic.calibrate.sources import read
     from laconic.progress import silent
     from laconic.recipe.sampling import Sampling
 

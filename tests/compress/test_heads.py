@@ -196,7 +196,7 @@ def drop_at_random(attention: HeadedAttention, size: int, generator: torch.Gener
 
 @pytest.mark.slow
 def test_a_real_model_hardly_notices(shared_models, shared_data, monkeypatch):
-    from laconic.calibrate.corpus import read
+    from laconic.calibrate.sources import read
     from laconic.progress import silent
     from laconic.recipe.sampling import Sampling
 

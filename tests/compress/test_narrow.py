@@ -265,7 +265,7 @@ def test_dead_channels_go_first_and_cost_nothing():
 @pytest.mark.slow
 def test_a_real_model_keeps_its_predictions(shared_models, shared_data, monkeypatch):
     """Half of heads and channels: obs with its refit loses a fraction of what taylor and magnitude do without."""
-    from laconic.calibrate.corpus import read
+    from laconic.calibrate.sources import read
     from laconic.progress import silent
     from laconic.recipe.sampling import Sampling
 

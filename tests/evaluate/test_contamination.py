@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from laconic.calibrate.corpus import read
+from laconic.calibrate.sources import read
 from laconic.errors import UserError
 from laconic.evaluate import calibration_sources, check_tasks, evaluate
 from laconic.evaluate.contamination import check_disjoint, count_shared_rows

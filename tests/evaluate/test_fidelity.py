@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.evaluate import Reference, ReferenceCache, compare_to_reference, fidelity

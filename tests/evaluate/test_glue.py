@@ -8,8 +8,9 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from laconic.calibrate.corpus import Corpus, Example, batches, read
-from laconic.calibrate.sources import TASKS, glue_task
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.sources import TASKS, glue_task, read
 from laconic.errors import UserError
 from laconic.evaluate.glue import METRICS, Glue, accuracy, f1, matthews, pearson, spearman
 from laconic.model import LanguageModel, predict

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.export import export
 from laconic.export.agreement import check_agreement

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration, InputCovariance, LayerStats, collect_stats
-from laconic.calibrate.corpus import batches, read, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
 from laconic.methods import Magnitude, SparseGpt, UnstructuredPruning, Wanda
 from laconic.methods.prune.base import Within
 from laconic.model import LanguageModel, Site, load

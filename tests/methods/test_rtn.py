@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from laconic.calibrate.corpus import batches
+from laconic.calibrate.batching import batches
 from laconic.compress import Compress
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import Rtn

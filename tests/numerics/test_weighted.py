@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laconic.calibrate import Calibration, Fisher, collect_stats
-from laconic.calibrate.corpus import batches, read, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
 from laconic.model import load
 from laconic.numerics.weighted import SolverName, weighted_low_rank
 from laconic.numerics.weighted_em import LEAST_WEIGHT, raise_floor, rank_one_bound, rank_one_fit

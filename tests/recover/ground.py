@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.corpus import Corpus, Example, batches, sample
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example, sample
 from laconic.model import LanguageModel, Task
 from tests.architectures import BY_NAME
 from tests.tokens import letters

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.compress import Compress
 from laconic.methods import Magnitude, Rtn, Svd
 from laconic.model import LanguageModel

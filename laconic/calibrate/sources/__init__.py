@@ -1,4 +1,9 @@
-"""Sources of text. `find` chooses the reader by the name of the source, before any row is read."""
+"""Read a corpus by its name: a GLUE task, a local file or folder, a hub data set, or text that ships with Python.
+
+A source is looked for in this order: `builtin:NAME`, `glue/TASK`, a local file or folder, the same path below the
+folder in the environment variable LACONIC_DATA, a hub data set `owner/name[:config]`. A source that is a single file
+gives the same rows for both splits; all other sources have separate rows for `train` and `dev`.
+"""
 
 import os
 import re
@@ -7,18 +12,35 @@ from difflib import get_close_matches
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from laconic.calibrate.examples import Example, Rows
-from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file, read_file
-from laconic.calibrate.sources.glue import TASKS, GlueTask, glue_file, glue_task, glue_task_of, read_glue_file
+from laconic.calibrate.corpus import Corpus, Example, Rows
+from laconic.calibrate.sources.files import (
+    READERS,
+    SPLIT_NAMES,
+    TASKS,
+    GlueTask,
+    find_file,
+    glue_file,
+    glue_task,
+    glue_task_of,
+    read_glue_file,
+)
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
-from laconic.errors import UserError, unknown
+from laconic.errors import UserError, must_be, unknown
 from laconic.files import expand_user
 
-__all__ = ["BUILTINS", "SPLITS", "TASKS", "GlueTask", "data_folder", "file_of", "find", "glue_task"]
+__all__ = [
+    "BUILTINS",
+    "TASKS",
+    "GlueTask",
+    "check_source",
+    "data_folder",
+    "file_of",
+    "find",
+    "glue_task",
+    "is_builtin",
+    "read",
+]
 
-Reader = Callable[[], Rows]
-
-SPLITS = tuple(SPLIT_NAMES)
 DATA_FOLDER = "LACONIC_DATA"
 
 DEV_EVERY = 5
@@ -65,27 +87,66 @@ def data_folder() -> Path | None:
     return expand_user(named) if named else None
 
 
-def find(source: str, split: str) -> Reader:
+def read(source: str, split: str = "train") -> Corpus:
+    """Read all rows of one split.
+
+    Args:
+        source: `builtin:NAME`, `glue/TASK`, a file or folder, or a hub data set.
+        split: `train` or `dev`.
+
+    Raises:
+        UserError: there is no such source or split, a row is malformed (the error gives its file and line), or there
+            are no rows of text. Labels are not checked.
+
+    Example:
+        >>> read("builtin:pydoc", "dev").split
+        'dev'
+    """
+    examples, classes = find(source, split)()
+    if not any(text and not text.isspace() for row in examples for text in (row.text, row.pair, row.target)):
+        raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
+    return Corpus(source, split, tuple(examples), classes)
+
+
+def check_source(source: str, split: str) -> None:
+    """Raise UserError if the source, file, task or split does not exist; no row is read."""
+    find(source, split)
+
+
+def is_builtin(source: str) -> bool:
+    """Return whether the source is one that ships with Python, such as `builtin:pydoc`."""
+    return source in BUILTINS
+
+
+def find(source: str, split: str) -> Callable[[], Rows]:
     """Find a source and return a function that reads its rows.
 
     Args:
-        source: name of the source; see `laconic.calibrate.corpus`.
+        source: name of the source.
         split: `train` or `dev`.
 
     Raises:
         UserError: there is no such source, or it lacks the split.
     """
+    if split not in SPLIT_NAMES:
+        raise must_be("split", f"one of {', '.join(SPLIT_NAMES)}", split)
     if source.startswith("builtin:"):
         if source not in BUILTINS:
             raise unknown("built-in corpus", source, BUILTINS)
         return lambda: Rows(BUILTINS[source](split))
     if source.lower().startswith("glue/"):
-        return _glue(glue_task(source[len("glue/") :].rstrip("/")), split)
+        task, folder = glue_task(source[len("glue/") :].rstrip("/")), data_folder()
+        glue = None if folder is None else glue_file(folder / "glue", task, split)
+        return hub_glue(task, split) if glue is None else lambda: Rows(read_glue_file(glue, task), task.classes)
     path = _local(source)
     if path is not None:
         file = find_file(path, split)
-        return lambda: Rows(read_file(file), _folder_classes(path))
-    if source.count("/") == 1 and not _is_path(source):
+        # A folder that is named like a GLUE task has the classes of the task.
+        folder_task = glue_task_of((path if path.is_dir() else path.parent).name)
+        classes = () if folder_task is None else folder_task.classes
+        return lambda: Rows(READERS[file.suffix.lower()](file), classes)
+    is_path = source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
+    if source.count("/") == 1 and not is_path:
         return hub_examples(source, split)
     raise _not_found(source)
 
@@ -104,20 +165,6 @@ def file_of(source: str, split: str) -> Path | None:
     return None if file is None else file.resolve()
 
 
-def _folder_classes(path: Path) -> tuple[str, ...]:
-    """The class names of a GLUE task if the folder is named like one; else empty."""
-    task = glue_task_of((path if path.is_dir() else path.parent).name)
-    return () if task is None else task.classes
-
-
-def _glue(task: GlueTask, split: str) -> Reader:
-    folder = data_folder()
-    path = glue_file(folder / "glue", task, split) if folder else None
-    if path is not None:
-        return lambda: Rows(read_glue_file(path, task), task.classes)
-    return hub_glue(task, split)
-
-
 def _local(source: str) -> Path | None:
     """The path of `source` in the working folder or the data folder; None if it does not exist."""
     folder = data_folder()
@@ -125,19 +172,15 @@ def _local(source: str) -> Path | None:
     return next((place for place in places if source and place.exists()), None)
 
 
-def _is_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
-
-
 def _not_found(source: str) -> UserError:
     folder = data_folder()
     known = [*BUILTINS, *(f"glue/{task.name}" for task in TASKS)]
     if folder and folder.is_dir():
         known += sorted(entry.name for entry in folder.iterdir())
-    search_sizes = f"the working folder and {folder} ({DATA_FOLDER})" if folder else "the working folder"
+    searched = f"the working folder and {folder} ({DATA_FOLDER})" if folder else "the working folder"
     close = get_close_matches(source.lower(), known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return UserError(
-        f"There is no data '{source}' in {search_sizes}: {hint}"
+        f"There is no data '{source}' in {searched}: {hint}"
         "give a file, a folder, builtin:pydoc, glue/TASK or a hub data set owner/name."
     )

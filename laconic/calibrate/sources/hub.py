@@ -1,17 +1,14 @@
 """Data sets of the Hugging Face hub, through the package `datasets`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from laconic.calibrate.examples import Example, Rows
-from laconic.calibrate.sources.files import SPLIT_NAMES
-from laconic.calibrate.sources.glue import GlueTask
-from laconic.calibrate.sources.records import LABELS, example
+from laconic.calibrate.corpus import LABELS, Example, Rows, example
+from laconic.calibrate.sources.files import SPLIT_NAMES, GlueTask
 from laconic.errors import UserError, reason_of
 from laconic.hub import out_of_reach
 
@@ -21,39 +18,13 @@ if TYPE_CHECKING:
 GLUE = "nyu-mll/glue"
 
 
-@dataclass(frozen=True)
-class HubSplit:
-    """A split that exists on the hub or in its local cache.
+def find_split(name: str, config: str | None, split_names: tuple[str, ...]) -> str:
+    """Find the first of several split names that a hub data set has.
 
     Args:
         name: name of the data set, `owner/name`.
         config: configuration of the data set; None for the default.
-        split: name of the split on the hub.
-    """
-
-    name: str
-    config: str | None
-    split: str
-
-    def read(self) -> Rows:
-        """Load the split; returns its rows, and the class names if its label is a `ClassLabel`."""
-        data = self.data()
-        examples = [example(row, f"{self.name}[{at}]") for at, row in enumerate(data)]
-        return Rows(examples, _class_names(data.features))
-
-    def data(self) -> "Dataset":
-        from datasets import load_dataset  # noqa: PLC0415 (slow to import)
-
-        return _ask_hub(self.name, lambda: load_dataset(self.name, self.config, split=self.split))
-
-
-def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit:
-    """Find the first of several split names that a data set has.
-
-    Args:
-        name: name of the data set, `owner/name`.
-        config: configuration of the data set; None for the default.
-        wanted: names of splits, the preferred first.
+        split_names: names of splits, the preferred first.
 
     Raises:
         UserError: the hub cannot be reached, or has no such data set, configuration or split.
@@ -61,34 +32,47 @@ def find_hub(name: str, config: str | None, wanted: tuple[str, ...]) -> HubSplit
     from datasets import get_dataset_split_names  # noqa: PLC0415 (slow to import)
 
     splits = _ask_hub(name, lambda: get_dataset_split_names(name, config))
-    for split in wanted:
+    for split in split_names:
         if split in splits:
-            return HubSplit(name, config, split)
-    raise UserError(f"The hub data set '{name}' has no split {' or '.join(wanted)}; it has {', '.join(splits)}.")
+            return split
+    raise UserError(f"The hub data set '{name}' has no split {' or '.join(split_names)}; it has {', '.join(splits)}.")
+
+
+def _load(name: str, config: str | None, split: str) -> "Dataset":
+    from datasets import load_dataset  # noqa: PLC0415 (slow to import)
+
+    return _ask_hub(name, lambda: load_dataset(name, config, split=split))
 
 
 def hub_examples(source: str, split: str) -> Callable[[], Rows]:
     """Return a function that reads one split, `train` or `dev`, of `owner/name[:config]`."""
     name, _, config = source.partition(":")
-    found = find_hub(name, config or None, SPLIT_NAMES[split])
-    return found.read
+    hub_split = find_split(name, config or None, SPLIT_NAMES[split])
+
+    def read() -> Rows:
+        data = _load(name, config or None, hub_split)
+        return Rows([example(row, f"{name}[{at}]") for at, row in enumerate(data)], _class_names(data.features))
+
+    return read
 
 
 def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
     """Return a function that reads one split, `train` or `dev`, of a GLUE task from the hub."""
+    config, dev = task.hub or task.name, split == "dev"
+    hub_split = task.dev.replace("dev", "validation") if dev else split
     try:
-        found = find_hub(GLUE, task.hub, (task.hub_dev if split == "dev" else split,))
+        find_split(GLUE, config, (hub_split,))
     except UserError as error:
-        missing = f"LACONIC_DATA/glue/{task.folder}/{task.dev if split == 'dev' else split}.tsv"
+        missing = f"LACONIC_DATA/glue/{task.folder}/{task.dev if dev else split}.tsv"
         raise UserError(f"There is no {missing}, and the hub does not help: {error}") from error
 
     def read() -> Rows:
-        rows = cast(Iterable[Mapping[str, Any]], found.data())
+        rows = cast(Iterable[Mapping[str, Any]], _load(GLUE, config, hub_split))
         examples = [
             Example(
-                *(row[field] for field in task.hub_texts),
+                *(row[field] for field in task.hub_texts or task.texts),
                 label=task.label_from(row["label"]),
-                place=f"{GLUE}:{task.hub}[{at}]",
+                place=f"{GLUE}:{config}[{at}]",
             )
             for at, row in enumerate(rows)
         ]

@@ -18,7 +18,7 @@ from lm_eval.api import task
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from laconic.calibrate.sources.hub import find_hub
+from laconic.calibrate.sources.hub import find_split
 from laconic.errors import UserError, reason_of
 from laconic.evaluate.harness.local import SPLIT, LocalData, find_local_data, find_task_file, local_files
 
@@ -119,7 +119,7 @@ def check_task(name: str) -> None:
     if _find_local(config) or dataset.count("/") != 1 or {"custom_dataset", "dataset_kwargs", "class"} & config.keys():
         return
     try:
-        find_hub(dataset, configuration, (_split(config),))
+        find_split(dataset, configuration, (_split(config),))
     except UserError as error:
         files = local_files(dataset, configuration)
         raise UserError(f"There is no {files}, and the hub does not help: {error}") if files else error from error

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from laconic.calibrate.corpus import content
 from laconic.calibrate.sources import data_folder
-from laconic.calibrate.sources.records import content
 from laconic.errors import UserError, install, must_be
 from laconic.evaluate.json_lines import JsonObject, read_objects
 

@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from laconic.calibrate.batching import tokenizer_of
-from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.corpus import Corpus, Example, content
 from laconic.calibrate.sources import data_folder
-from laconic.calibrate.sources.records import content
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, tokenizer_name
 from laconic.evaluate.lama.cloze import Boundary, Vocabulary, questions, ranks

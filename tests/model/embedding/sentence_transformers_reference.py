@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.model import LanguageModel, predict
 
 TEXTS = ("it was the best of times", "A Tale", "of two cities, of the worst", "wisdom", "an age of it")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration, GradCovariance, collect_stats
-from laconic.calibrate.corpus import Corpus, Example, batches
+from laconic.calibrate.batching import batches
+from laconic.calibrate.corpus import Corpus, Example
 from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError
 from laconic.evaluate import evaluate, fidelity
