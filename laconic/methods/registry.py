@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from laconic.catalogue import catalogue, check_parameters, split_name
-from laconic.errors import must_be, shown
+from laconic.errors import must_be, quote
 from laconic.methods import METHODS
 from laconic.methods.base import Method
 from laconic.registry import Registry, check_named_class
@@ -94,4 +94,4 @@ def _hint(value: object) -> str:
     key = next((key for key, name in value.items() if isinstance(name, str) and name in METHOD_REGISTRY.names()), None)
     if key is None:
         return ""
-    return f", so {shown({value[key]: {other: part for other, part in value.items() if other != key}})}"
+    return f", so {quote({value[key]: {other: part for other, part in value.items() if other != key}})}"

@@ -70,7 +70,7 @@ def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
         rows = cast(Iterable[Mapping[str, Any]], _load(GLUE, config, hub_split))
         examples = [
             Example(
-                *(row[field] for field in task.hub_texts or task.texts),
+                *(row[field] for field in map(str, task.hub_texts or task.texts)),
                 label=task.label_from(row["label"]),
                 place=f"{GLUE}:{config}[{at}]",
             )
