@@ -16,7 +16,9 @@ os.environ["LACONIC_CACHE"] = tempfile.mkdtemp(prefix="laconic-tests-")
 import pytest
 import torch
 
+from tests.fresh_python import end_fresh
 from tests.pair import Pair
+from tests.store.readers import end_readers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -51,6 +53,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     pair = Pair(tmp_path_factory.mktemp("meeting") / "store")
     yield pair
     pair.end()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_end() -> Iterator[None]:
+    """Processes that serve many tests end with the session."""
+    yield
+    end_readers()
+    end_fresh()
 
 
 SENTENCES = tuple(f"the {noun} is {quality}" for noun in ("cat", "dog", "house") for quality in ("good", "bad", "old"))

@@ -1,8 +1,6 @@
 """A class that others define has another hash after every edit of what it is computed by, and none without source."""
 
 import importlib
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,8 @@ from torch import Tensor
 
 from laconic.fingerprint import hash_class, hash_classes
 from laconic.methods import Svd
+from tests.fresh_python import run_fresh
 
-ROOT = Path(__file__).parents[1]
 METHOD = """
 from dataclasses import dataclass
 from laconic.methods.lowrank.base import TruncationMethod
@@ -98,9 +96,7 @@ for number, cells in enumerate({sessions!r}):
         exec(compile(cell, name, "exec"), here)
     print(hash_class(here["Own"]))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", run]
-    return subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout.split()
+    return run_fresh(run).split()
 
 
 def test_in_a_notebook_its_functions_and_what_they_refer_to_are_hashed() -> None:

@@ -1,7 +1,5 @@
 """Whenever transformers imports its tables of quantizers, before or after laconic, laconic is in them."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module, invalidate_caches
@@ -11,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from laconic.imports import TABLES, when_imported
+from tests.fresh_python import run_fresh
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 KNOWN = f"from {TABLES} import AUTO_QUANTIZATION_CONFIG_MAPPING as a, AUTO_QUANTIZER_MAPPING as b"
 
 
@@ -65,9 +63,6 @@ def test_a_module_that_is_not_there_is_missed_as_ever(module: str) -> None:
         "import laconic.methods",
     ],
 )
-@pytest.mark.slow
 def test_the_order_of_imports_does_not_matter(order: str) -> None:
     code = f"{order}\n{KNOWN}\nprint(a['laconic'].__name__, b['laconic'].__name__)"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=True)
-    assert ended.stdout.split() == ["LaconicConfig", "LaconicQuantizer"]
+    assert run_fresh(code) == "LaconicConfig LaconicQuantizer"

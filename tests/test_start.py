@@ -10,15 +10,9 @@ import pytest
 
 import laconic
 from laconic.errors import DISTRIBUTION
+from tests.fresh_python import run_fresh
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def said(code: str, *options: str) -> str:
-    """What a fresh process prints that runs `code`."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *options]
-    return subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout.strip()
 
 
 def test_the_names_are_there_and_no_others() -> None:
@@ -38,7 +32,7 @@ def test_the_names_are_there_and_no_others() -> None:
 ])  # fmt: skip
 def test_compress_is_the_function_whatever_was_imported_before(first: str) -> None:
     shown = "print(compress.__module__, laconic.compress is compress)"
-    assert said(f"{first}\nimport laconic\nfrom laconic import compress\n{shown}") == "laconic.api.compress True"
+    assert run_fresh(f"{first}\nimport laconic\nfrom laconic import compress\n{shown}") == "laconic.api.compress True"
 
 
 def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +46,15 @@ def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch
 
 
 def test_modules_are_found_by_their_names() -> None:
-    assert said("import laconic\nprint(laconic.methods.Svd.name, laconic.errors.UserError.__name__)") == "svd UserError"
+    assert (
+        run_fresh("import laconic\nprint(laconic.methods.Svd.name, laconic.errors.UserError.__name__)")
+        == "svd UserError"
+    )
 
 
 def test_what_is_not_asked_for_is_not_imported() -> None:
     code = "import sys, laconic\nprint(*sorted({'scipy', 'matplotlib', 'sklearn', 'datasets'} & sys.modules.keys()))"
-    assert said(code) == ""
+    assert run_fresh(code) == ""
 
 
 @pytest.mark.parametrize("started", ["-m", "laconic", "-c"])

@@ -19,7 +19,7 @@ from laconic.model.layers import find_layers
 from laconic.store import materialize, save
 from tests.architectures import Architecture, batch_for, compress_everything, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
-from tests.store.checkpoints import in_fresh_process
+from tests.store.readers import in_fresh_process
 from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, INNER, SMALL, VOCABULARY, WIDTH
 from tests.unread import spoil
 
@@ -108,7 +108,6 @@ def test_replaced_saved_and_reloaded(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(materialize(lm.model)), outputs(lm.model), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
     wanted, jobs = {}, []
     for name, auto in (("mpnet", "AutoModelForMaskedLM"), ("mbart", "AutoModelForSeq2SeqLM")):

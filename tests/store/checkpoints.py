@@ -1,16 +1,12 @@
-"""Compressed folders of every architecture with what they must compute, and the process that loads them afresh."""
+"""Compressed folders of every architecture with what they must compute."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,9 +16,7 @@ from laconic.model import LanguageModel
 from laconic.model.task import find_auto_class
 from laconic.store import file_bytes, save
 from tests.architectures import ARCHITECTURES, BY_NAME, alike, batch_for, compress_everything, factors, outputs
-
-SCRIPT = Path(__file__).with_name("fresh.py")
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.store.readers import in_fresh_process
 
 TIED = ("bert-masked", "gpt2", "llama-tied", "t5", "bart-scaled")
 HALF = ("bert-masked", "gpt2", "llama", "t5", "t5-gated", "bart")
@@ -72,19 +66,6 @@ def saved_as(lm: LanguageModel, parent: Path, key: str) -> Checkpoint:
     save_file(batch_for(lm.model), f"{folder}.batch")
     auto = find_auto_class(lm.model.config, [type(lm.model).__name__]).__name__
     return Checkpoint(key, folder, auto, lm)
-
-
-def in_fresh_process(
-    jobs: Sequence[dict[str, object]], tmp_path: Path, laconic: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(what each job computed, the complaint of each that did not load as it should)."""
-    list_file, outputs_file = tmp_path / "jobs.json", tmp_path / "outputs"
-    list_file.write_text(json.dumps(jobs))
-    command = [sys.executable, str(SCRIPT), str(list_file), str(outputs_file), *(["laconic"] if laconic else [])]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(outputs_file), json.loads(done.stdout.splitlines()[-1])
 
 
 def job(checkpoint: Checkpoint, auto: str | None = None, dtype: str | None = None) -> dict[str, object]:

@@ -21,7 +21,8 @@ from laconic.store import file_bytes, materialize, save
 from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, alike, batch_for, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
-from tests.store.checkpoints import Checkpoint, in_fresh_process, job
+from tests.store.checkpoints import Checkpoint, job
+from tests.store.readers import in_fresh_process
 
 KEEP_FIRST = ("modernbert-masked",)
 GROUPED = ("albert-groups",)
@@ -91,7 +92,6 @@ def special(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return found
 
 
-@pytest.mark.slow
 def test_stock_checkpoints_load_without_laconic(stock: list[Checkpoint], tmp_path: Path) -> None:
     computed, complaints = in_fresh_process([job(one) for one in stock], tmp_path, laconic=False)
     # The positions of Marian are computed, not stored.
@@ -101,7 +101,6 @@ def test_stock_checkpoints_load_without_laconic(stock: list[Checkpoint], tmp_pat
         assert alike(computed[job(one)["key"]], outputs(one.lm.model)), one.key
 
 
-@pytest.mark.slow
 def test_others_load_with_laconic_and_fail_without(special: list[Checkpoint], tmp_path: Path) -> None:
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()

@@ -13,7 +13,8 @@ from laconic.methods import Int8
 from laconic.model import LanguageModel
 from laconic.store import file_bytes, materialize, save
 from tests.architectures import BY_NAME, outputs
-from tests.store.checkpoints import Checkpoint, in_fresh_process, in_half, job, saved_as
+from tests.store.checkpoints import Checkpoint, in_half, job, saved_as
+from tests.store.readers import in_fresh_process
 from tests.store.test_pruned import pruned
 from tests.store.test_quantized import quantized, wide
 

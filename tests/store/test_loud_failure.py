@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.store.checkpoints import TIED, Checkpoint, in_fresh_process, job
+from tests.store.checkpoints import TIED, Checkpoint, job
+from tests.store.readers import in_fresh_process
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +17,11 @@ def failures(compressed: list[Checkpoint], tmp_path_factory: pytest.TempPathFact
     return in_fresh_process(jobs, tmp_path_factory.mktemp("stock"), laconic=False)[1]
 
 
-@pytest.mark.slow
 def test_stock_transformers_refuses_every_folder(compressed: list[Checkpoint], failures: dict[str, str]) -> None:
     for checkpoint in compressed:
         assert "size" in failures[f"{checkpoint.key}:{checkpoint.auto}:None"], checkpoint.key
 
 
-@pytest.mark.slow
 def test_base_models_too_unless_only_the_head_is_compressed(
     compressed: list[Checkpoint], failures: dict[str, str]
 ) -> None:

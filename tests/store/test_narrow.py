@@ -22,7 +22,8 @@ from tests.architectures import BY_NAME, batch_for, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED
 from tests.narrow import ONE_OF_EACH, STOCK, narrowed
-from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, job, saved_as, unexpected
+from tests.store.checkpoints import Checkpoint, hidden, job, saved_as, unexpected
+from tests.store.readers import in_fresh_process
 
 assert laconic
 
@@ -42,7 +43,6 @@ def is_stock(checkpoint: Checkpoint) -> bool:
     return not describe(checkpoint.lm.model)
 
 
-@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
     jobs = [job(checkpoint) for checkpoint in saved]
     # Without its prefix in the structure, and without its head.
@@ -56,7 +56,6 @@ def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path:
         assert torch.equal(computed[job(checkpoint, "AutoModel")["key"]], hidden(checkpoint.lm.model)), checkpoint.key
 
 
-@pytest.mark.slow
 def test_without_laconic_the_uniform_ones_load_where_their_class_can_hold_them(
     saved: list[Checkpoint], tmp_path: Path
 ) -> None:

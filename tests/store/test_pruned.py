@@ -72,12 +72,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return list(checkpoints(tmp_path_factory.mktemp("pruned")))
 
 
-@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
     check_the_same_outputs(saved, tmp_path)
 
 
-@pytest.mark.slow
 def test_stock_transformers_refuses_every_folder(saved: list[Checkpoint], tmp_path: Path) -> None:
     check_refused_without_laconic(saved, tmp_path)
 

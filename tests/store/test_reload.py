@@ -13,7 +13,8 @@ from laconic.errors import UserError
 from laconic.model import LanguageModel
 from laconic.store import LaconicConfig, attach, skeleton
 from tests.architectures import BY_NAME, alike, compress_everything, factors, outputs
-from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, in_half, job, unexpected
+from tests.store.checkpoints import Checkpoint, hidden, in_half, job, unexpected
+from tests.store.readers import in_fresh_process
 
 assert laconic
 
@@ -29,7 +30,6 @@ def reloaded(saved: list[Checkpoint], tmp_path_factory: pytest.TempPathFactory) 
     return computed
 
 
-@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], reloaded: dict[str, Tensor]) -> None:
     assert len(saved) > 40
     for checkpoint in saved:

@@ -18,7 +18,8 @@ from laconic.store.structure import describe
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED, SIZE
-from tests.store.checkpoints import Checkpoint, hidden, in_fresh_process, job, saved_as, unexpected
+from tests.store.checkpoints import Checkpoint, hidden, job, saved_as, unexpected
+from tests.store.readers import in_fresh_process
 
 assert laconic
 STOCK = ("t5", "t5-gated")
@@ -44,7 +45,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return found
 
 
-@pytest.mark.slow
 def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path: Path) -> None:
     jobs = [job(checkpoint, auto) for checkpoint in saved for auto in dict.fromkeys((checkpoint.auto, "AutoModel"))]
     computed, complaints = in_fresh_process(jobs, tmp_path, laconic=True)
@@ -56,7 +56,6 @@ def test_fresh_process_gives_the_same_outputs(saved: list[Checkpoint], tmp_path:
             assert torch.equal(whole, outputs(checkpoint.lm.model)), checkpoint.key
 
 
-@pytest.mark.slow
 def test_without_laconic_they_fail_unless_the_class_can_hold_them(saved: list[Checkpoint], tmp_path: Path) -> None:
     computed, complaints = in_fresh_process([job(checkpoint) for checkpoint in saved], tmp_path, laconic=False)
     for checkpoint in saved:
