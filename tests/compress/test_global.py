@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import prune
 
 from laconic.allocate import read_plan, write_plan
-from laconic.calibrate import Calibration, collect_stats
+from laconic.calibrate import Calibration, InputCovariance, collect_stats
 from laconic.compress import Compress, Outcome
 from laconic.compress.allocators.global_threshold import sparsity_of
 from laconic.errors import UserError
@@ -54,9 +54,14 @@ def test_the_smallest_of_all_scores_go() -> None:
     data = data_for(lm)
     method = Wanda(sparsity=0.4, within="matrix")
     known = collect_stats(lm, data, method.required_statistics, lm.sites())
-    scores = torch.cat([method.scores(site.weight(), known[site.name]).flatten() for site in lm.sites()])
-    tau = scores.kthvalue(round(0.4 * len(scores))).values
-    expected = {site.name: int((method.scores(site.weight(), known[site.name]) <= tau).sum()) for site in lm.sites()}
+    # Equation 1 of the paper: |w_ij| ‖x_j‖.
+    scores = {
+        site.name: site.weight().abs() * known[site.name][InputCovariance].matrix.diagonal().sqrt()
+        for site in lm.sites()
+    }
+    every = torch.cat([matrix.flatten() for matrix in scores.values()])
+    tau = every.kthvalue(round(0.4 * len(every))).values
+    expected = {name: int((matrix <= tau).sum()) for name, matrix in scores.items()}
     Compress(method=method, allocate="global").apply(lm, data)
     assert zeros(lm) == expected
 
