@@ -94,6 +94,9 @@ def test_what_is_told_beforehand_is_what_happens(model: str, first: str, tmp_pat
         return
     assert refused(empty, [PAIRED[first]]) is None
     for name, second in PAIRED.items():
+        if model != "llama" and isinstance(PAIRED[first], Compress) and isinstance(second, Compress):
+            # Two methods, each of which changes single matrices, meet in the same way in both models.
+            continue
         lm = replace(made, model=copy.deepcopy(made.model))
         said = refused(empty, [PAIRED[first], second])
         if said is not None:
@@ -125,12 +128,14 @@ def every_method() -> Iterator[Method]:
 def test_methods_of_one_form_have_one_verdict() -> None:
     empty = BY_NAME["bert-classifier"].lm().to_meta()
     verdicts: dict[tuple[object, ...], bool] = {}
+    # What is refused of one matrix is refused of all.
+    targets = ("*.layer.0.intermediate.*",)
     for first in every_method():
         here = empty.shallow_copy()
-        Compress(method=first).dry_run(here)
+        Compress(method=first, targets=targets).dry_run(here)
         for second in every_method():
             forms = [(method.meta_format((32, 32)).kind, method.keeps_support) for method in (first, second)]
-            verdict = refused(here, [Compress(method=second)]) is None
+            verdict = refused(here, [Compress(method=second, targets=targets)]) is None
             assert verdicts.setdefault(tuple(forms), verdict) == verdict, (first.name, second.name)
     # Low rank, pruned, codes and their sums, each after low rank and after pruned; low rank only after low rank.
     assert 0 < sum(verdicts.values()) < len(verdicts)
@@ -139,7 +144,7 @@ def test_methods_of_one_form_have_one_verdict() -> None:
 STRUCTURES: tuple[Step, ...] = (
     Compress(method=Svd(multiple=1), keep=0.5, targets=("*",), share_inputs=True),
     Compress(method=Magnitude(sparsity=0.5), targets=("*",)),
-    Compress(method=Rtn(bits=3), targets=("*",)),
+    Compress(method=Rtn(bits=3, clip=False), targets=("*",)),
     Narrow(channels=0.5, importance="magnitude", refit=False),
 )
 

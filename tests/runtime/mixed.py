@@ -1,6 +1,7 @@
 """A tiny model with a format of every kind in it, so that one export tries them all."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from laconic.formats import Codebook, DynamicInt8, Format, LowRank, Quantized, Sparse, Sum
 from laconic.model import LanguageModel
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
+from laconic.runtime import ONNX
+from laconic.runtime.graph import Graph, build_graph
+from tests.architectures import BY_NAME
 
 
 def quantized(bits: int, group: int | None, *, symmetric: bool = False, pruned: bool = False) -> Callable:
@@ -88,3 +92,10 @@ def mixed(lm: LanguageModel, makers: dict[str, Callable], embedding: Callable | 
     for site in lm.sites(("embedding",)) if embedding else ():
         lm.replace(site, embedding(site.weight().contiguous()))
     return lm
+
+
+@cache
+def plain(name: str) -> tuple[LanguageModel, Graph]:
+    """A tiny model and its graph, traced once for all tests. Without codes it is the same for both runtimes."""
+    lm = BY_NAME[name].lm()
+    return lm, build_graph(lm, ONNX)

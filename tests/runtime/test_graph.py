@@ -16,7 +16,7 @@ from laconic.runtime.graph import build_graph
 from laconic.runtime.portable import to_exact
 from laconic.runtime.signature import Signature
 from tests.architectures import BY_NAME, batch_for
-from tests.runtime.mixed import EXACT, ROUNDING, int8, mixed, quantized
+from tests.runtime.mixed import EXACT, ROUNDING, int8, mixed, plain, quantized
 
 for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(name)
@@ -68,9 +68,7 @@ def _by_token(output: Tensor, batch: Batch) -> bool:
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.slow
 def test_every_kind_of_prediction_is_exported(tmp_path: Path, name: str) -> None:
-    lm = BY_NAME[name].lm()
-    graph = build_graph(lm, ONNX)
-    # Without codes it is the same graph for both.
+    lm, graph = plain(name)
     for runtime in (ONNX, OPENVINO):
         ran = load_program(runtime, write_model(lm, graph, runtime, tmp_path))
         assert worst(lm, graph.signature, ran, lm) < CLOSE
@@ -100,9 +98,10 @@ def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
     for name, maker in {"dense": None, "four": quantized(4, 16), "int8": int8}.items():
         folder = tmp_path / name
         folder.mkdir()
-        lm = BY_NAME["bert-classifier"].lm()
-        lm = lm if maker is None else mixed(lm, {name: maker})
-        exported(lm, ONNX, folder)
+        if maker is None:
+            write_model(*plain("bert-classifier"), ONNX, folder)
+        else:
+            exported(mixed(BY_NAME["bert-classifier"].lm(), {name: maker}), ONNX, folder)
         sizes[name] = exported_bytes(folder)
     matrices = sum(site.shape[0] * site.shape[1] for site in BY_NAME["bert-classifier"].lm().sites(("blocks",)))
     assert sizes["dense"] - sizes["int8"] > matrices
@@ -110,8 +109,7 @@ def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
 
 
 def test_nothing_of_this_machine_is_in_the_file(tmp_path: Path) -> None:
-    lm = BY_NAME["bert-classifier"].lm()
-    write_model(lm, build_graph(lm, ONNX), ONNX, tmp_path)
+    write_model(*plain("bert-classifier"), ONNX, tmp_path)
     written = (tmp_path / "model.onnx").read_bytes()
     assert b"site-packages" not in written and b".py" not in written
 
