@@ -205,14 +205,14 @@ def real(shared_data: Path, shared_models: Path) -> Iterator[Matrices]:
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.slow
 def test_on_real_weights_thirty_iterations_are_enough_and_beat_normalised_em(real: Matrices, part: str):
-    W, Phi = real[part]
-    few, many = (weighted_low_rank(W, Phi, 96, "nesterov", iterations).losses for iterations in (30, 300))
+    # A quarter of their rank, as 96 is of the whole matrices.
+    W, Phi = (matrix[:192, :192].contiguous() for matrix in real[part])
+    few, many = (weighted_low_rank(W, Phi, 48, "nesterov", iterations).losses for iterations in (30, 300))
     assert few[-1] <= 1.005 * many[-1]
     assert all(later <= earlier for earlier, later in itertools.pairwise(many.tolist()))
     # Weights divided by their maximum leave most entries where they were: worse than the closed form they could have.
-    em = loss(W, Phi, normalised_em(W.float(), Phi.float(), 96, 30).double())
+    em = loss(W, Phi, normalised_em(W.float(), Phi.float(), 48, 30).double())
     assert few[-1] < 0.8 * em
     assert few[0] < em
 
