@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from laconic.cli.main import status
+from tests.fresh_python import run_fresh
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,9 +26,9 @@ def small(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, started: Sequence[str] = ("-m", "laconic")) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "laconic", *map(str, arguments)]
+    command = [sys.executable, *started, *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -49,8 +51,13 @@ def script(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("by", ["module", "script"])
-@pytest.mark.parametrize("seen", ["pydantic", "torch._C", "transformers.utils.generic", "laconic.formats"])
+@pytest.mark.parametrize(
+    ("by", "seen"),
+    [
+        ("script", "pydantic"),
+        *(("module", seen) for seen in ("pydantic", "torch._C", "transformers.utils.generic", "laconic.formats")),
+    ],
+)
 @pytest.mark.slow
 def test_ctrl_c_during_imports_is_one_line(by: str, seen: str, tmp_path: Path) -> None:
     started = ["-m", "laconic"] if by == "module" else [str(script(tmp_path))]
@@ -75,15 +82,24 @@ def test_ctrl_c_during_imports_is_the_callers_where_laconic_is_a_library() -> No
     assert "KeyboardInterrupt" in ended.stderr and "Interrupted." not in ended.stderr
 
 
+IMPATIENT = """
+from laconic.__main__ import main
+from laconic.cli import terminal
+terminal.SECONDS_BETWEEN_LINES = 0.2
+main()
+"""
+"""The program, which tells of its progress sooner."""
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
-    texts.write_text("the cat is good\n" * 150_000)
+    texts.write_text("the cat is good\n" * 30_000)
     output = tmp_path / "out" / "small"
     output.parent.mkdir()
-    program = start("compress", tiny_model, "--method", "fwsvd", "--keep", "0.5", "--data", texts, "--samples", 150_000,
-                    "-o", output)  # fmt: skip
-    # It is at work once it has told how far it is, which it does where a work takes longer than seconds.
+    program = start("compress", tiny_model, "--method", "fwsvd", "--keep", "0.5", "--data", texts, "--samples", 30_000,
+                    "-o", output, started=("-c", IMPATIENT))  # fmt: skip
+    # It is at work once it has told how far it is.
     assert program.stderr is not None and "Measuring" in program.stderr.readline()
     time.sleep(0.2)
     program.send_signal(signal.SIGINT)
@@ -107,8 +123,16 @@ def test_ctrl_c_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
 def test_what_laconic_saved_is_read_by_a_program_that_has_just_begun(line: str, small: Path, tmp_path: Path) -> None:
     recipe, study = tmp_path / "recipe.yaml", tmp_path / "study.yaml"
     recipe.write_text(f"model: {small}\nsteps:\n- compress: {{method: {{rtn: {{bits: 8}}}}, targets: [attention]}}\n")
-    study.write_text(f"axes: {{recipe: [{recipe}], seed: [0, 1]}}\ntasks: []\ncost: {{batch: [1], length: [8]}}\n")
-    program = start(*line.format(model=small, recipe=recipe, study=study, out=tmp_path / "out").split())
-    out, err = program.communicate(timeout=240)
-    assert program.returncode == 0, err + out
+    study.write_text(f"axes: {{recipe: [{recipe}], seed: [0]}}\ntasks: []\ncost: {{batch: [1], length: [8]}}\n")
+    words = line.format(model=small, recipe=recipe, study=study, out=tmp_path / "out").split()
+    if "--workers" not in words:
+        program = (
+            f"import runpy, sys\nsys.argv = {['laconic', *words]}\nrunpy.run_module('laconic', run_name='__main__')"
+        )
+        assert json.loads(run_fresh(program))
+        return
+    # Its workers are programs of their own.
+    started = start(*words)
+    out, err = started.communicate(timeout=240)
+    assert started.returncode == 0, err + out
     assert json.loads(out)
