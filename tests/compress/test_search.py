@@ -63,7 +63,9 @@ def test_it_works_for_every_method_that_comes_in_sizes(method: Method) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
     small = twin(lm)
-    outcome = search(method, 0.01, targets=("ffn",)).apply(small, data)
+    outcome = search(method, 0.01, targets=("*.layer.0.intermediate.dense", "*.layer.0.output.dense")).apply(
+        small, data
+    )
     assert kl(lm, small, data) <= 0.01 * (1 + 1e-4)
     assert outcome.nbytes < outcome.dense_nbytes
     again = twin(lm)

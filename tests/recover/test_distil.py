@@ -101,8 +101,12 @@ MATCHES = (
 )
 
 
-@pytest.mark.parametrize("match", MATCHES, ids=lambda match: f"{match.feature}-{match.loss_name}")
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize(
+    ("match", "narrow"),
+    # A student as wide as its teacher has no projection, which is one case of each feature.
+    [*((match, True) for match in MATCHES), *((match, False) for match in (MATCHES[0], MATCHES[3], MATCHES[5]))],
+    ids=lambda value: f"{value.feature}-{value.loss_name}" if isinstance(value, Match) else str(value),
+)
 @pytest.mark.slow
 def test_a_narrower_student_comes_near_in_what_is_matched(match: Match, narrow: bool) -> None:
     lm = with_original(lm_of("bert-classifier"))
